@@ -1,0 +1,5 @@
+"""`python -m premed` is `premed`."""
+
+from premed.cli import main
+
+main()

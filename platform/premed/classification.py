@@ -1,0 +1,78 @@
+"""What every classification task shares: views, loss, scores. A task file adds where its images and labels are."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from premed import measure, sampling
+from premed.contracts import Augment, Forward, Row, Sample
+from premed.images import Recipe
+from premed.randomness import Draw
+
+CHUNK = 64  # images per forward when scoring
+
+
+class Classification:
+    """Several yes-or-no labels per image; NaN where an answer is not known."""
+
+    dims: int
+    roi: tuple[int, ...]
+    classes: tuple[str, ...]
+    recipe: Recipe
+    score = "mauc"
+
+    def view(self, sample: Sample, augment: Augment, draw: Draw) -> tuple[np.ndarray, np.ndarray | None]:
+        label = None if sample.case.label is None else np.asarray(sample.case.label, np.float32)
+        if self.dims == 2:
+            return sampling.picture(sample.entry, self.roi, augment, draw), label
+        return sampling.volume(sample.entry, self.roi, augment, draw)[0], label
+
+    def tiles(self, sample: Sample) -> list[np.ndarray]:
+        return sampling.tiles(sample.entry, self.roi)
+
+    def loss(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Binary cross-entropy over the known labels (FACTS 1.3)."""
+        known = ~label.isnan()
+        losses = F.binary_cross_entropy_with_logits(logits.float(), label.nan_to_num(), reduction="none")
+        return ((losses * known).sum(dim=1) / known.sum(dim=1).clamp(min=1)).mean()
+
+    def measure(self, forward: Forward, samples: Sequence[Sample]) -> list[Row]:
+        """Rows with `y/<class>` (0, 1 or NaN) and `p/<class>` (probability)."""
+        rows: list[Row] = []
+        for start in range(0, len(samples), CHUNK):
+            chunk = samples[start : start + CHUNK]
+            image = torch.from_numpy(np.stack([sampling.centre(sample.entry, self.roi) for sample in chunk]))
+            rows += [self.row(sample, p) for sample, p in zip(chunk, forward(image).sigmoid().tolist(), strict=True)]
+        return rows
+
+    def row(self, sample: Sample, probabilities: Sequence[float]) -> Row:
+        assert isinstance(sample.case.label, tuple), f"{sample.case.name} has no label"
+        truth = {f"y/{name}": float(y) for name, y in zip(self.classes, sample.case.label, strict=True)}
+        answer = {f"p/{name}": float(p) for name, p in zip(self.classes, probabilities, strict=True)}
+        return {"case": sample.case.name, "patient": sample.case.patient} | truth | answer
+
+    def summary(self, rows: Sequence[Row]) -> dict[str, float]:
+        """`mauc`, the mean over the classes whose AUC is defined, and `auc/<class>`."""
+        return measure.auc_summary(rows, self.classes)
+
+    def constant(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Row]:
+        """The classes' frequencies in `train`, for every image: an AUC of one half."""
+        frequencies = np.nanmean([sample.case.label for sample in train], axis=0)
+        return [self.row(sample, frequencies) for sample in samples]
+
+    def pictures(self, forward: Forward, samples: Sequence[Sample], folder: Path) -> list[Path]:
+        from premed.figures import probabilities
+
+        if self.dims != 2:
+            return []
+        found = sorted(samples, key=lambda sample: -np.nansum(sample.case.label))[:12]
+        rows = self.measure(forward, found)
+        cases = [
+            (row["case"], sampling.centre(sample.entry, self.roi)[0], {c: (row[f"y/{c}"], row[f"p/{c}"]) for c in self.classes})
+            for sample, row in zip(found, rows, strict=True)
+        ]
+        return [probabilities(folder / "probabilities.png", cases)]

@@ -1,0 +1,135 @@
+"""The commands. Nothing else: each one hands over at once, and imports what it needs when it is called."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from premed.spec import UserError
+
+app = typer.Typer(
+    help="Does self-supervised pre-training on my own medical images help, which kind, and how sure can I be?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data = typer.Typer(help="Phantoms and the prepared cache.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+What = Annotated[list[str], typer.Argument(help="YAML files, then key=value by dotted path; later ones override earlier")]
+Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, everything else on stderr")]
+
+
+@app.command()
+def run(what: What, as_json: Json = False) -> None:
+    """Pre-train (or reuse it), fine-tune, test once; print the scores and where they are."""
+    experiment = experiment_of(what)
+    from premed import console, launch
+
+    outcome = launch.run(experiment, console.Presenter())
+    if as_json:
+        print(json.dumps(outcome))
+    else:
+        console.outcomes([outcome])
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="where phantoms, runs and pictures go")] = Path("demo"),
+    as_json: Json = False,
+) -> None:
+    """Chest X-rays and brain MRI made up on the spot: from scratch against MAE, on 2 Ray workers, in minutes."""
+    from premed import console
+    from premed import demo as demonstration
+
+    outcomes = demonstration.run(folder.absolute())
+    if as_json:
+        print(json.dumps(outcomes))
+    else:
+        console.outcomes(outcomes)
+        print(f"pictures: {folder}/pictures\nruns:     PREMED_HOME={os.environ['PREMED_HOME']} premed ui")
+
+
+@data.command()
+def prepare(what: What, as_json: Json = False) -> None:
+    """Build the prepared cache of an experiment's images (all three parts), so that training starts at once."""
+    experiment = experiment_of(what)
+    from premed import console, launch
+
+    told = launch.prepare(experiment, console.Presenter())
+    if as_json:
+        print(json.dumps(told))
+    else:
+        print(f"{told['num_images']} images prepared in {told['where']} ({told['megabytes']:.0f} MB)")
+
+
+@data.command()
+def phantom(
+    task: Annotated[str, typer.Argument(help="chestxray14 or msd")],
+    folder: Annotated[Path, typer.Argument(help="an empty or new folder")],
+    num: Annotated[int, typer.Option(min=1, help="patients (chestxray14) or cases (msd)")] = 100,
+    seed: int = 0,
+    size: Annotated[int, typer.Option(min=16, help="chestxray14: edge in pixels")] = 64,
+) -> None:
+    """Write made-up images in a data set's own layout."""
+    from premed import phantoms
+
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; name a new folder")
+    if task == "chestxray14":
+        phantoms.write_chestxray14(folder, num, seed, size=size)
+    elif task == "msd":
+        phantoms.write_msd(folder, num, seed)
+    else:
+        raise UserError(f"{task}: there are phantoms for chestxray14 and msd")
+    print(folder)
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000,
+) -> None:
+    """The MLflow UI on the store in use."""
+    from premed.home import home
+
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+    if uri.startswith("http"):
+        print(f"the store in use is a server with its own UI: {uri}")
+        return
+    if uri.startswith("sqlite") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise UserError(f"{uri.removeprefix('sqlite:///')} is not there yet: run something first, or set PREMED_HOME")
+    print(f"http://127.0.0.1:{port}  (Ctrl-C ends it)", file=sys.stderr)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    os.execv(sys.executable, [*command, "--backend-store-uri", uri, "--artifacts-destination", str(home() / "artifacts")])
+
+
+def experiment_of(what: list[str]) -> Any:
+    """YAML files come first, overrides after them."""
+    from premed.experiment import load
+
+    files = [item for item in what if "=" not in item]
+    return load(files, [item for item in what if "=" in item])
+
+
+def main() -> None:
+    """Exit code 0: done; 1: failed midway (what was reached stays); 2: something the user can mend; 130: Ctrl-C."""
+    from premed.spec import StageFailed
+
+    try:
+        app()
+    except UserError as error:
+        print(f"premed: {error}", file=sys.stderr)
+        sys.exit(2)
+    except StageFailed as error:
+        print(f"premed: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("premed: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

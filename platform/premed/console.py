@@ -1,0 +1,146 @@
+"""What a person sees: a progress bar on a terminal, one plain line per interval elsewhere, and tables at the end."""
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+PASSED = "past the gate"
+DOING = {"pretrain": "pre-training", "finetune": "fine-tuning", "test": "testing"}
+EVERY = 10.0  # seconds between two plain lines of the same kind
+
+
+class Presenter:
+    """Takes events (`launch.Show`) and says them on stderr."""
+
+    def __init__(self, prefix: str = ""):
+        self.console = Console(stderr=True, highlight=False)
+        self.prefix, self.kind, self.gate = prefix, "", ""
+        self.last_line = 0.0
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        getattr(self, f"on_{event['event']}", self.ignore)(event)
+
+    def ignore(self, event: dict[str, Any]) -> None:
+        """An event without words."""
+
+    def say(self, text: str) -> None:
+        (self.bar.console if self.bar else self.console).print(f"{self.prefix}{text}", soft_wrap=True, markup=False)
+
+    def on_starting(self, event: dict[str, Any]) -> None:
+        self.say(f"starting {event['what']}")
+
+    def on_prepared(self, event: dict[str, Any]) -> None:
+        self.progress("preparing images", event["done"], event["total"], "")
+
+    def on_stage(self, event: dict[str, Any]) -> None:
+        self.close()
+        self.kind, self.gate = event["kind"], ""
+        self.say(f"{DOING[self.kind]}: {event['where']}")
+
+    def on_training(self, event: dict[str, Any]) -> None:
+        going_on = f", going on after step {event['start']}" if event["start"] else ""
+        self.say(f"{DOING[self.kind]} on {event['num_images']} images, {event['num_steps']} steps{going_on}")
+
+    def on_testing(self, event: dict[str, Any]) -> None:
+        self.say(f"testing once on {event['num_images']} images")
+
+    def on_row(self, event: dict[str, Any]) -> None:
+        numbers = event["metrics"]
+        if "val/gate" in numbers:
+            self.say(gate_words(event["step"], numbers["val/loss"], numbers["val/gate"]))
+        elif any(name.startswith("val/") for name in numbers):
+            told = ", ".join(f"{name[4:]} {value:.3f}" for name, value in numbers.items() if not name.startswith("val/n_"))
+            self.say(f"step {event['step']}: validation {told}")
+        else:
+            self.progress(DOING[self.kind], event["step"], event["num_steps"], f"loss {numbers['train/loss']:.4f}")
+
+    def on_saved(self, event: dict[str, Any]) -> None:
+        self.say(f"step {event['step']}: checkpoint saved")
+
+    def on_reused(self, event: dict[str, Any]) -> None:
+        self.close()
+        self.say(f"{DOING[event['kind']]}: there already, nothing to do ({event['where']})")
+
+    def on_waiting(self, event: dict[str, Any]) -> None:
+        self.say(f"{DOING[event['kind']]}: another command is at it; waiting for its result")
+
+    def on_registering(self, event: dict[str, Any]) -> None:
+        self.say(f"registering the model as {event['name']}")
+
+    def on_gate(self, event: dict[str, Any]) -> None:
+        self.say(
+            f"WARNING: the pre-training never got past its gate (loss {event['loss']:.3f}, a predictor without a network "
+            f"{event['gate']:.3f}): its encoder holds little to transfer; train longer, or with smaller patches"
+        )
+
+    def on_warning(self, event: dict[str, Any]) -> None:
+        self.say(f"WARNING: {event['text']}")
+
+    def progress(self, what: str, done: int, total: int, note: str) -> None:
+        """A bar on a terminal; a line now and then elsewhere."""
+        if not self.console.is_terminal:
+            if time.monotonic() - self.last_line >= EVERY or done == total:
+                self.last_line = time.monotonic()
+                self.say(f"{what}: {done}/{total} {note}".rstrip())
+            return
+        if self.bar is None:
+            columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn()
+            self.bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console, transient=True)
+            self.bar.start()
+            self.task = self.bar.add_task(what, total=total, note=note)
+        assert self.task is not None
+        self.bar.update(self.task, description=f"{self.prefix}{what}", completed=done, total=total, note=note)
+        if done == total:
+            self.close()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+        self.bar = self.task = None
+
+
+def gate_words(step: int, loss: float, gate: float) -> str:
+    """Where a pre-training stands, in words (SIGNAL.md: an encoder not clearly below the gate holds nothing to transfer)."""
+    if loss < 0.95 * gate:
+        stands = f"{PASSED} by {1 - loss / gate:.0%}"
+    else:
+        stands = "not past it yet: so far no better than the mean patch of each position"
+    return f"step {step}: validation loss {loss:.3f}, gate {gate:.3f}: {stands}"
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout."""
+    drawn = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        drawn.add_column(column, justify="left" if i < 2 else "right")
+    for row in rows:
+        drawn.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 120).print(drawn)
+
+
+def outcomes(found: Sequence[dict[str, Any]]) -> None:
+    """One row per experiment: its score on the test part (or val), interval, constant predictor, gate, seconds."""
+    rows = []
+    for outcome in found:
+        last, seconds = outcome["stages"][-1], sum(stage["seconds"] for stage in outcome["stages"])
+        gates = [stage["gate"] for stage in outcome["stages"] if stage.get("gate")]
+        gate = f"{gates[0]['below']:.0%} below" if gates and gates[0]["below"] > 0 else "not reached" if gates else "-"
+        if last["kind"] == "test":
+            score = f"{last['value']:.3f}" if last["value"] is not None else "undefined"
+            interval = "[{:.3f}, {:.3f}]".format(*last["interval"])
+            name, constant = f"test {last['score']}", f"{last['constant']:.3f}"
+        else:
+            name, score = next((k, f"{v:.3f}") for k, v in last["summary"].items() if k in ("val/dice", "val/mauc"))
+            interval = constant = "-"
+        rows.append([outcome["task"], outcome["strategy"], name, score, interval, constant, gate, f"{seconds:.0f}"])
+    columns = ["task", "strategy", "score", "value", "95 % interval", "constant answer", "gate", "seconds"]
+    table("Scores (interval: over patients, one seed; gate: pre-training's validation loss)", columns, rows)
+    for outcome in found:
+        print(f"{outcome['task']} {outcome['strategy']}: {outcome['stages'][-1]['where']}")

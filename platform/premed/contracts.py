@@ -1,0 +1,245 @@
+"""The page to read first: what the parts of premed say to each other.
+
+A **Task** is a data set with a question: it names cases, prepares them, cuts views out of them and measures answers. An
+**Encoder** turns images into Features. An **Objective** is what `fit()` minimises: MAE and its kin in pre-training,
+`supervised.Supervised` (encoder + **Head** + the task's loss) in fine-tuning. A **Source** yields Batches of one data
+set to a device; a **Plan** says which samples of which source make up each step.
+
+Shapes: B batch, C channels, *S spatial axes (H, W or three axes in RAS order), L patches, K visible patches, D width.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from dataclasses import field as default
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor, nn
+
+from premed.cache import Entry
+from premed.images import Recipe
+from premed.randomness import Draw
+from premed.spec import Spec
+
+Part = Literal["train", "val", "test"]
+Row = dict[str, Any]
+"""One line of a table of scores: `case`, `patient`, and numbers."""
+Forward = Callable[[Tensor], Tensor]
+"""Image [B, C, *roi] to logits, both on the CPU, without gradient."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image of a data set and what is known of it."""
+
+    name: str
+    """Unique in its task; what errors and score tables call it."""
+    patient: str
+    image: tuple[Path, ...]
+    """The file(s) the channels are read from."""
+    label: Path | tuple[float, ...] | None = None
+    """A label map, one number per class (NaN: not known), or nothing: then it serves pre-training only."""
+
+
+class Augment(Spec):
+    """How the views of an image vary from epoch to epoch. Chances are per axis and view."""
+
+    crops: int = Field(1, ge=1)
+    """Views of one image in one step; the batch and the learning rate count images (FACTS: num_samples)."""
+    flip: float = Field(0.0, ge=0, le=1)
+    flip_axes: tuple[int, ...] | None = None
+    """The spatial axes that may flip; None: all of a volume's, left-right of a picture."""
+    rotate: float = Field(0.0, ge=0, le=1)
+    """3D: chance of a quarter turn in a random plane."""
+    intensity: float = Field(0.0, ge=0, le=1)
+    """3D: chance of scaling, and of shifting, the values by up to 10 %."""
+    shift: int | None = Field(None, ge=0)
+    """3D: crops lie within so many voxels of the image's centre; None: anywhere."""
+    positive: float | None = Field(None, ge=0, le=1)
+    """3D, with labels: the share of crops centred on a labelled voxel; None: crops do not look at labels."""
+    scale: tuple[float, float] | None = None
+    """2D: random resized crop, share of the area; None: the whole picture."""
+    rand: str | None = None
+    """2D: timm's RandAugment policy."""
+
+
+class Sample(NamedTuple):
+    """A case together with its prepared copy."""
+
+    case: Case
+    entry: Entry
+
+
+@dataclass
+class Batch:
+    """What one rank sees of one step (or of one micro-batch of it)."""
+
+    image: Tensor  # [B, C, *S] float32
+    keys: Tensor  # [B] int64: the samples' draw keys; masks and drop path come from them
+    names: tuple[str, ...]  # the cases' names
+    label: Tensor | None = None  # [B, classes] or [B, *S]
+    weight: float = 1.0  # this batch's share of the step's samples × number of ranks: DDP then averages rightly
+    source: int = 0  # which of the objective's sources it comes from
+
+
+@dataclass
+class Features:
+    """What an encoder says of a batch of images."""
+
+    tokens: Tensor  # [B, L, D] or [B, K, D], after the last norm, without the class token
+    grid: tuple[int, ...]  # patches per axis; prod(grid) == L
+    summary: Tensor | None = None  # [B, D]: the class token, where the encoder has one
+    taps: dict[int, Tensor] = default(default_factory=dict)  # block -> [B, L, D], as the blocks left them
+    pyramid: tuple[Tensor, ...] = ()  # feature maps [B, C_i, *S_i], fine to coarse, of encoders that have them
+
+
+class Encoder(nn.Module):
+    """Turns images into Features. Its parameter names are what a checkpoint's card speaks of."""
+
+    width: int
+    depth: int
+    grid: tuple[int, ...]
+    patch: tuple[int, ...]
+    drop_path: float = 0.0
+    """The deepest block's rate of dropped branches; it grows linearly from 0. Fine-tuning sets it."""
+
+    def forward(
+        self, image: Tensor, *, keep: Tensor | None = None, taps: Sequence[int] = (), keys: Tensor | None = None
+    ) -> Features:
+        """`keep` [B, K]: the patches to look at (all, if None). `keys` [B]: draws of drop path (none, if None)."""
+        raise NotImplementedError
+
+    def layer(self, name: str) -> int:
+        """The layer a parameter belongs to: 0 embeds, i + 1 is block i; layer decay counts by it."""
+        raise NotImplementedError
+
+    def fit_state(self, state: dict[str, Tensor], grid: tuple[int, ...]) -> tuple[dict[str, Tensor], list[str]]:
+        """Weights made on another `grid`, resized to this encoder's; and the names of those that were."""
+        return state, []
+
+
+class Head(nn.Module):
+    """Turns Features into logits: [B, classes] or [B, classes, *S]."""
+
+    taps: tuple[int, ...] = ()
+    """The blocks whose output it wants to see."""
+    loads: tuple[str, ...] = ()
+    """The saved parts, beside the encoder, that it starts from."""
+
+    def forward(self, image: Tensor, features: Features) -> Tensor:
+        raise NotImplementedError
+
+
+class Task(Protocol):
+    """A data set with a question. Paths and numbers come from its Config; nothing is read before it is asked for."""
+
+    name: str
+    dims: int
+    channels: int
+    roi: tuple[int, ...]  # what the network sees at once, in voxels of the prepared grid
+    classes: tuple[str, ...]  # what the head answers, one logit each
+    score: str  # the number, among `summary`'s, that picks the checkpoint on val: higher is better
+    recipe: Recipe  # the deterministic preprocessing, done once by the cache
+
+    def images(self) -> list[Case]:
+        """What pre-training may see: the training part and the unlabelled, stripped of labels."""
+        ...
+
+    def split(self, part: Part) -> list[Case]: ...
+
+    def view(self, sample: Sample, augment: Augment, draw: Draw) -> tuple[np.ndarray, np.ndarray | None]:
+        """One view for training: image [C, *roi] float32, and its label (None where the case has none)."""
+        ...
+
+    def tiles(self, sample: Sample) -> list[np.ndarray]:
+        """The fixed views [C, *roi] on which a pre-training is validated: no draw, no augmentation."""
+        ...
+
+    def loss(self, logits: Tensor, label: Tensor) -> Tensor:
+        """The mean over the batch's samples."""
+        ...
+
+    def measure(self, forward: Forward, samples: Sequence[Sample]) -> list[Row]:
+        """One row per case, in the samples' order."""
+        ...
+
+    def summary(self, rows: Sequence[Row]) -> dict[str, float]:
+        """The numbers that are reported, from the rows of all cases; undefined ones are left out."""
+        ...
+
+    def constant(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Row]:
+        """The rows that one constant answer, the best on `train`, would get on `samples`."""
+        ...
+
+    def pictures(self, forward: Forward, samples: Sequence[Sample], folder: Path) -> list[Path]:
+        """PNG files of images, truth and answers."""
+        ...
+
+
+class Source(Protocol):
+    """Where batches come from: workers reading memory-mapped files, or volumes resident on the device. Same draws."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
+
+    def batches(self, picks: "Iterable[Picks]") -> Iterator[Batch]:
+        """One batch on the device per entry of `picks`, in that order, read ahead where that pays."""
+        ...
+
+
+class Picks(NamedTuple):
+    """The samples of one (micro-)batch: a pure function of the step."""
+
+    epoch: int
+    samples: np.ndarray  # [n] numbers in the source
+    weight: float = 1.0
+    source: int = 0
+
+
+class Plan(Protocol):
+    """Which samples make up which step. Several sources are one plan over all of them."""
+
+    num_steps: int
+
+    def at(self, step: int) -> Picks:
+        """The whole step's samples, over all ranks."""
+        ...
+
+
+class Objective(nn.Module):
+    """What `fit()` minimises. The loss IS the forward, so that DDP sees it."""
+
+    parts: dict[str, nn.Module]
+    """What is saved under which name when training ends: `encoder`, `decoder`, `head`."""
+
+    def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss over the batch's samples, and numbers to log. `progress` runs from 0 to 1."""
+        raise NotImplementedError
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimizer, each with `params`, `weight_decay` and `lr_scale` (the layer decay); frozen: left out."""
+        raise NotImplementedError
+
+    def before_step(self, progress: float) -> dict[str, Tensor]:
+        """After the gradients are there: clipping, freezing. Returns numbers to log."""
+        return {}
+
+    def after_step(self, progress: float) -> None:
+        """After the optimizer moved: EMA teachers."""
+
+    def begin(self, train: Sequence[Sample]) -> None:
+        """Once, before a fresh start: what it wants to know of the training images (the gate)."""
+
+    def measure(self, samples: Sequence[Sample]) -> list[Row]:
+        """One row per validation case, without gradient."""
+        raise NotImplementedError
+
+    def summary(self, rows: Sequence[Row]) -> dict[str, float]:
+        raise NotImplementedError
+
+    def pictures(self, samples: Sequence[Sample], folder: Path) -> list[Path]:
+        """PNG files that show what it has learnt, written into `folder`."""
+        return []

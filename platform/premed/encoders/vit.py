@@ -1,0 +1,202 @@
+"""The vision transformer of ViT (Dosovitskiy 2021) and MAE (He 2022), in 2D and 3D.
+
+Parameter names and arithmetic are timm's (`VisionTransformer` with a class token, LayerNorm eps 1e-6, qkv bias), so its
+2D weights load as they are. Positions are sines and cosines (FACTS: order h, w, d; temperature 10000; a zero row for the
+class token): fixed while a masked autoencoder trains, learnable in fine-tuning.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from premed.contracts import Encoder, Features
+from premed.randomness import fold, uniform
+from premed.spec import Spec, UserError
+
+SIZES = {  # width, depth, heads of timm's tiny, small and base
+    "tiny": {"width": 192, "depth": 12, "heads": 3},
+    "small": {"width": 384, "depth": 12, "heads": 6},
+    "base": {"width": 768, "depth": 12, "heads": 12},
+}
+
+
+class Config(Spec):
+    """`size: tiny | small | base` stands for three numbers; a number given beside it wins."""
+
+    name: Literal["vit"] = "vit"
+    width: int = Field(768, ge=8)
+    depth: int = Field(12, ge=1)
+    heads: int = Field(12, ge=1)
+    patch: int | tuple[int, ...] = 16
+    """Patch edge in voxels: one number, or one per axis."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _size(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "size" not in data:
+            return data
+        if data["size"] not in SIZES:
+            raise ValueError(f"size: {data['size']!r} is not one of {', '.join(SIZES)}")
+        return SIZES[data["size"]] | {name: value for name, value in data.items() if name != "size"}
+
+    @field_validator("patch")
+    @classmethod
+    def _edge(cls, patch: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        if min((patch,) if isinstance(patch, int) else patch) < 1:
+            raise ValueError(f"{patch} is not an edge in voxels: give numbers of at least 1")
+        return patch
+
+    @model_validator(mode="after")
+    def _divides(self) -> "Config":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        return self
+
+
+def build(config: Config, channels: int, roi: Sequence[int]) -> "ViT":
+    """The encoder for images [B, channels, *roi]."""
+    return ViT(config, channels, tuple(roi))
+
+
+class ViT(Encoder):
+    """Images [B, C, *roi] to Features; see `Encoder.forward`."""
+
+    def __init__(self, config: Config, channels: int, roi: tuple[int, ...]):
+        super().__init__()
+        dims = len(roi)
+        patch = (config.patch,) * dims if isinstance(config.patch, int) else config.patch
+        if len(patch) != dims or any(size % edge for size, edge in zip(roi, patch, strict=True)):
+            raise UserError(f"encoder.patch: {config.patch} does not divide the roi {roi}; choose a patch or a roi that fits")
+        self.width, self.depth, self.patch = config.width, config.depth, patch
+        self.grid = tuple(size // edge for size, edge in zip(roi, patch, strict=True))
+        self.patch_embed = PatchEmbed(channels, self.width, patch)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, self.width))
+        self.pos_embed = nn.Parameter(with_class_row(sincos(self.grid, self.width)))
+        self.blocks = nn.ModuleList(Block(self.width, config.heads) for _ in range(self.depth))
+        self.norm = nn.LayerNorm(self.width, eps=1e-6)
+        nn.init.normal_(self.cls_token, std=0.02)
+        init_weights(self)
+
+    def forward(
+        self, image: Tensor, *, keep: Tensor | None = None, taps: Sequence[int] = (), keys: Tensor | None = None
+    ) -> Features:
+        x = self.patch_embed(image) + self.pos_embed[:, 1:]  # [B, L, D]
+        if keep is not None:
+            x = torch.gather(x, 1, keep[..., None].expand(-1, -1, self.width))  # [B, K, D]
+        summary = self.cls_token + self.pos_embed[:, :1]
+        x = torch.cat([summary.expand(len(x), -1, -1), x], dim=1)
+        tapped = {}
+        for i, (block, scale) in enumerate(zip(self.blocks, self.drop_scales(keys, len(x)), strict=True)):
+            x = block(x, scale)
+            if i in taps:
+                tapped[i] = x[:, 1:]
+        x = self.norm(x)
+        return Features(tokens=x[:, 1:], grid=self.grid, summary=x[:, 0], taps=tapped)
+
+    def drop_scales(self, keys: Tensor | None, num_samples: int) -> Sequence[Tensor | None]:
+        """Per block, what its two branches are multiplied by: [depth][2, B, 1, 1]; drop path draws by sample."""
+        if keys is None or not self.training or self.drop_path == 0:
+            return [None] * self.depth
+        rates = torch.linspace(0, self.drop_path, self.depth, device=keys.device)[:, None, None]
+        draws = uniform(fold(keys, "drop path"), 2 * self.depth).T.reshape(self.depth, 2, num_samples)
+        return ((draws >= rates) / (1 - rates))[..., None, None]
+
+    def layer(self, name: str) -> int:
+        if name.startswith(("cls_token", "pos_embed", "patch_embed")):
+            return 0
+        return int(name.split(".")[1]) + 1 if name.startswith("blocks.") else self.depth + 1
+
+    def fit_state(self, state: dict[str, Tensor], grid: tuple[int, ...]) -> tuple[dict[str, Tensor], list[str]]:
+        """Resizes the position embedding from `grid` to this encoder's, axis by axis; the class row stays."""
+        if tuple(grid) == self.grid:
+            return state, []
+        mode = "bicubic" if len(grid) == 2 else "trilinear"
+        summary, places = state["pos_embed"].float().split([1, prod(grid)], dim=1)
+        places = places.transpose(1, 2).unflatten(2, tuple(grid))
+        places = F.interpolate(places, self.grid, mode=mode, align_corners=False).flatten(2).transpose(1, 2)
+        return state | {"pos_embed": torch.cat([summary, places], dim=1)}, ["pos_embed"]
+
+
+class PatchEmbed(nn.Module):
+    """Patches [B, L, D] by a strided convolution (named `proj`, as timm's)."""
+
+    def __init__(self, channels: int, width: int, patch: tuple[int, ...]):
+        super().__init__()
+        convolution = nn.Conv2d if len(patch) == 2 else nn.Conv3d
+        self.proj = convolution(channels, width, patch, stride=patch)
+
+    def forward(self, image: Tensor) -> Tensor:
+        # patches × weight matrix: the strided convolution's sum, without its slow backward pass on CPUs (SPEED.md 1)
+        weight = self.proj.weight.flatten(1)
+        return F.linear(patchify(image, tuple(self.proj.kernel_size)), weight, self.proj.bias)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP: timm's layers and names, with drop path drawn by the caller."""
+
+    def __init__(self, width: int, heads: int):
+        from timm.layers import Mlp  # importing timm takes seconds: the command line's errors should not wait for it
+        from timm.models.vision_transformer import Attention
+
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, num_heads=heads, qkv_bias=True)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, 4 * width)
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """`scale` [2, B, 1, 1]: 0 drops a sample's branch (drop path)."""
+        first, second = (1, 1) if scale is None else scale
+        x = x + first * self.attn(self.norm1(x))
+        return x + second * self.mlp(self.norm2(x))
+
+
+def patchify(image: Tensor, patch: tuple[int, ...]) -> Tensor:
+    """[B, C, *S] to [B, L, C * prod(patch)]: patches in raster order, values in the order of a convolution's weight."""
+    dims = len(patch)
+    for axis, edge in enumerate(patch):
+        image = image.unflatten(2 + 2 * axis, (-1, edge))  # [B, C, S1/p, p, S2/p, p, …]
+    order = (0, *range(2, 2 + 2 * dims, 2), 1, *range(3, 3 + 2 * dims, 2))
+    return image.permute(order).flatten(1 + dims).flatten(1, dims)
+
+
+def unpatchify(patches: Tensor, grid: tuple[int, ...], patch: tuple[int, ...]) -> Tensor:
+    """The inverse of `patchify`: [B, L, C * prod(patch)] to [B, C, *S]."""
+    dims = len(patch)
+    channels = patches.shape[2] // prod(patch)
+    image = patches.unflatten(2, (channels, *patch)).unflatten(1, grid)  # [B, *grid, C, *patch]
+    order = (0, 1 + dims, *(axis for i in range(dims) for axis in (1 + i, 2 + dims + i)))
+    image = image.permute(order)
+    for axis in range(dims):
+        image = image.flatten(2 + axis, 3 + axis)
+    return image
+
+
+def sincos(grid: tuple[int, ...], width: int) -> Tensor:
+    """Fixed positions [1, L, width]: per axis, `width / axes` numbers, sines then cosines (FACTS 1.3; MAE's in 2D)."""
+    dims = len(grid)
+    if width % (2 * dims):
+        raise UserError(f"encoder.width: {width} cannot be split into sines and cosines of {dims} axes; use a multiple of {2 * dims}")
+    frequencies = 10000.0 ** -(torch.arange(width // (2 * dims), dtype=torch.float64) / (width // (2 * dims)))
+    axes = torch.meshgrid(*(torch.arange(size, dtype=torch.float64) for size in grid), indexing="ij")
+    angles = [axis.flatten()[:, None] * frequencies for axis in axes]
+    return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1)[None].float()
+
+
+def with_class_row(positions: Tensor) -> Tensor:
+    """[1, L, D] to [1, 1 + L, D]: zeros for the class token."""
+    return torch.cat([positions.new_zeros(1, 1, positions.shape[2]), positions], dim=1)
+
+
+def init_weights(module: nn.Module) -> None:
+    """Xavier for matrices (patch embedding included), zero biases, as MAE does."""
+    for part in module.modules():
+        if isinstance(part, (nn.Linear, nn.Conv2d, nn.Conv3d)):
+            nn.init.xavier_uniform_(part.weight.data.flatten(1))
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

@@ -1,0 +1,254 @@
+"""Experiment: what one YAML says, as data; and the Stages it comes to.
+
+Later files and then `key=value` override earlier ones by dotted path; a relative `base:` is followed once. A plug-in is
+named by its file: `{name: mae, …}` under `pretext` means `pretext/mae.py` and is checked by that file's `Config`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
+
+import premed
+from premed.contracts import Augment
+from premed.spec import Spec, UserError, elsewhere
+
+
+Kind = Literal["pretrain", "finetune", "test"]
+
+
+def plugin(folder: str, config: Any) -> Any:
+    """The module of `folder` that a configuration's `name` means."""
+    name = config.get("name") if isinstance(config, dict) else getattr(config, "name", config)
+    names = sorted(module.name for module in iter_modules([str(Path(premed.__file__).parent / folder)]))
+    if name not in names:
+        raise ValueError(f"{name!r} is not one of {', '.join(names)}")
+    return import_module(f"premed.{folder}.{name}")
+
+
+def _configured(folder: str, config: Any) -> Any:
+    if isinstance(config, Spec):
+        return config
+    module = plugin(folder, config)
+    return module.Config.model_validate(config if isinstance(config, dict) else {"name": config})
+
+
+def _plugged(folder: str) -> Any:
+    return Annotated[SerializeAsAny[Spec], BeforeValidator(partial(_configured, folder))]
+
+
+class Training(Spec):
+    """How long, how fast, from which seed. The effective learning rate is `lr` × `batch` / 256."""
+
+    epochs: int = Field(ge=1)
+    warmup_epochs: float = Field(0.0, ge=0)
+    max_steps: int | None = Field(None, ge=1)
+    """Ends the schedule (cosine included) after so many steps, if the epochs are more."""
+    batch: int = Field(ge=1)
+    """Images per step over all workers and micro-batches."""
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float | None = Field(None, gt=0)
+    """Limit of the gradient's norm; the papers do not clip."""
+    seed: int = 0
+    validations: int = Field(20, ge=1)
+    """How often val is scored, evenly spread over the steps; the last is at the end."""
+    augment: Augment = Augment()
+
+
+class Pretrain(Training):
+    """Pre-training on the task's training images, without labels."""
+
+    @model_validator(mode="after")
+    def _label_free(self) -> "Pretrain":
+        if self.augment.positive is not None:
+            raise ValueError("augment.positive: crops that look at labels are not self-supervised; leave it out here")
+        return self
+
+
+class Finetune(Training):
+    """Fine-tuning with labels; val picks the checkpoint."""
+
+    head: _plugged("heads")  # type: ignore[valid-type]
+    betas: tuple[float, float] = (0.9, 0.999)
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    label_fraction: float = Field(1.0, gt=0, le=1)
+    """The share of training patients whose labels are used; drawn by `seed`, smaller ones are part of larger ones."""
+
+
+class Train(Spec):
+    """Where and how a stage runs. Nothing here changes a result beyond floating-point order, so nothing is in a digest."""
+
+    workers: int = elsewhere(1, ge=0)
+    """Ray Train workers; 0 trains in this process, without Ray, for debugging."""
+    gpu: bool = elsewhere(False)
+    """One GPU per worker."""
+    cpus: float = elsewhere(1, gt=0)
+    """CPUs per worker."""
+    accumulate: int = elsewhere(1, ge=1)
+    """Micro-batches per step and worker."""
+    precision: Literal["auto", "fp32", "bf16"] = elsewhere("auto")
+    """auto: bf16 autocast on GPUs and on CPUs with bf16 matrix units, fp32 elsewhere."""
+    loaders: int = elsewhere(0, ge=0)
+    """Processes per worker that read ahead."""
+    log_steps: int = elsewhere(20, ge=1)
+    """Steps between two points of a curve; checkpoints fall on these points."""
+    save_minutes: float = elsewhere(5.0, ge=0)
+    """At least so long between two checkpoints; 0 saves at every point."""
+    storage: str | None = elsewhere(None)
+    """Where checkpoints and results go: a path or URL all nodes reach. None: PREMED_HOME/checkpoints."""
+    max_failures: int = elsewhere(2, ge=-1)
+    """How often a failed stage goes on from its newest good checkpoint; -1: always."""
+
+
+class Experiment(Spec):
+    """One strategy on one task."""
+
+    name: str | None = elsewhere(None)
+    """What people call it; the task and the strategy, if nothing is said."""
+    task: _plugged("tasks")  # type: ignore[valid-type]
+    encoder: _plugged("encoders")  # type: ignore[valid-type]
+    pretext: _plugged("pretext")  # type: ignore[valid-type]
+    pretrain: Pretrain | None = None
+    finetune: Finetune
+    train: Train = Train()
+    test: bool = elsewhere(True)
+    """False stops after validation; the test part is not even opened."""
+
+    @model_validator(mode="after")
+    def _trainable(self) -> "Experiment":
+        if self.pretrain is None and plugin("pretext", self.pretext).build is not None:
+            raise ValueError(f"pretrain: is missing, and {self.pretext.name} needs it (epochs, batch, lr, …)")  # type: ignore[attr-defined]
+        return self
+
+    @property
+    def strategy(self) -> str:
+        return self.pretext.name  # type: ignore[attr-defined]
+
+    def stages(self, data: "Callable[[Kind], str]") -> "Iterator[Stage]":
+        """Pre-training (if the strategy has one), fine-tuning and test, in order, each naming its parent.
+
+        data: a stage's kind to the fingerprint of the data that it sees. It is asked when the stage's turn comes, for
+        "test" only after the fine-tuning was taken, and never if `test` is false.
+        """
+        kinds: list[Kind] = ["finetune", "test"] if self.test else ["finetune"]
+        if plugin("pretext", self.pretext).build is not None:
+            kinds.insert(0, "pretrain")
+        parent = None
+        for kind in kinds:
+            stage = Stage(
+                kind=kind,
+                parent=parent,
+                data=data(kind),
+                task=self.task,
+                encoder=self.encoder,
+                pretext=self.pretext if kind == "pretrain" else None,
+                training=self.pretrain if kind == "pretrain" else self.finetune,  # type: ignore[arg-type]
+            )
+            yield stage
+            parent = stage.digest()
+
+
+class Stage(Spec):
+    """What is found by its digest, or run: everything its result depends on."""
+
+    kind: Kind
+    parent: str | None
+    data: str
+    task: SerializeAsAny[Spec]
+    encoder: SerializeAsAny[Spec]
+    pretext: SerializeAsAny[Spec] | None = None
+    training: SerializeAsAny[Spec]
+
+    @property
+    def folder(self) -> str:
+        """Its name below `train.storage`."""
+        return f"{self.kind}-{self.digest()[:16]}"
+
+
+def load(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment that YAML files and `key=value` overrides describe; UserError names the field and the mend."""
+    tree: dict[str, Any] = {}
+    for file in files:
+        tree = merged(tree, read(Path(file)))
+    for override in overrides:
+        path, equals, value = override.partition("=")
+        if not equals:
+            raise UserError(f"{override}: is neither a YAML file nor key=value; overrides read pretext.mask_ratio=0.5")
+        tree = merged(tree, nested(path.split("."), parsed(value, override)))
+    return checked(tree)
+
+
+def checked(tree: dict[str, Any]) -> Experiment:
+    """`tree` as an Experiment, or a UserError of one line for the first thing that is wrong."""
+    try:
+        return Experiment.model_validate(tree)
+    except ValidationError as error:
+        where, what = first_error(error)
+        raise UserError(f"{where}: {what}" if where else what) from None
+
+
+def first_error(error: ValidationError) -> tuple[str, str]:
+    """Dotted path and message of a validation error, through the plug-ins' own."""
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    inner = first.get("ctx", {}).get("error")
+    if isinstance(inner, ValidationError):
+        deeper, what = first_error(inner)
+        return ".".join([*place, deeper] if deeper else place), what
+    known = {"extra_forbidden": "no such field; check its spelling", "missing": "is missing; set it in a YAML or on the command line"}
+    what = known.get(first["type"], first["msg"].removeprefix("Value error, "))
+    if first["type"] not in known and not isinstance(inner, ValueError):
+        what += f" (it is {first['input']!r})"
+    return ".".join(place), what.replace("\n", " ")
+
+
+def read(path: Path, follow: bool = True) -> dict[str, Any]:
+    """One YAML file, on top of the `base:` it names."""
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: must hold `field: value` lines")
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    if not follow:
+        raise UserError(f"{path}: is a base itself and names another (base: {base}); a base is followed once")
+    return merged(read(path.parent / base, follow=False), tree)
+
+
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """`above` over `below`, key by key; another plug-in `name` replaces the whole plug-in."""
+    result = dict(below)
+    for name, value in above.items():
+        old = result.get(name)
+        if isinstance(old, dict) and isinstance(value, dict):
+            swapped = "name" in value and value["name"] != old.get("name")
+            result[name] = value if swapped else merged(old, value)
+        else:
+            result[name] = value
+    return result
+
+
+def nested(path: list[str], value: Any) -> dict[str, Any]:
+    return {path[0]: nested(path[1:], value) if len(path) > 1 else value}
+
+
+def parsed(value: str, override: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"{override}: the value is not YAML; quote it") from None

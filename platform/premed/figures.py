@@ -1,0 +1,261 @@
+"""Pictures for people: each function writes one PNG and returns its path. The same input gives the same bytes.
+
+Images are grey values [H, W], shown as they are, or volumes [X, Y, Z] in RAS order, of which one axial slice is shown
+as radiologists see it: anterior up, the patient's right on the left. Colours are Okabe and Ito's, safe for the colour
+blind, then Paul Tol's where there are more classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 120
+COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+           "#882255", "#44AA99", "#DDCC77", "#332288", "#999933", "#FFAABB", "#661100", "#AA4499")  # fmt: skip
+LINES = (4, 5, 2, 6, 0, 1, 7, 8)  # the colours that are read best as thin lines on white, best first
+HIDDEN = "#8792a5"  # bluish, so that no tissue is taken for a hidden patch
+INK, FAINT = "#222222", "#777777"
+
+
+def reconstruction(path: Path, cases: Sequence[tuple], caption: str = "") -> Path:
+    """What a masked autoencoder sees and predicts, one row per case, as in figure 2 of He et al. 2022.
+
+    A case is (name, original, masked, predicted) or (name, original, masked, predicted, mean patch), arrays of one
+    shape. `masked` is NaN at hidden patches; `predicted` has the visible ones pasted back; the mean patch is what a
+    predictor without a network gives. All of a row share the grey scale of its original.
+    """
+    titles = ("original", "masked", "predicted", "mean patch")[: max(len(case) for case in cases) - 1]
+    slices = [_most_varied_slice(case[1]) for case in cases]
+    planes = [[_plane(array, at) for array in case[1:]] for case, at in zip(cases, slices, strict=True)]
+    figure, axes = _grid(len(cases), len(titles), planes, top=0.3, bottom=0.28 if caption else 0.08)
+    for row, case, images in zip(axes, cases, planes, strict=True):
+        for axis, image in zip(row, images, strict=False):
+            _show(axis, image, _window(images[0]))
+        _name_row(row[0], case[0], volume=case[1].ndim == 3)
+    _name_columns(axes[0], titles)
+    if caption:
+        figure.text(0.5, 0.06 / figure.get_figheight(), caption, fontsize=8, color=FAINT, ha="center", parse_math=False)
+    return _save(figure, path)
+
+
+def overlay(
+    path: Path, cases: Sequence[tuple], classes: Sequence[str], scores: Sequence[float | None] | None = None
+) -> Path:
+    """Segmentations, one row per case: the image, the truth, the prediction with the truth's outline in white.
+
+    A case is (name, image, truth, prediction); label i + 1 is `classes[i]`, 0 is background. Of a volume, the slice
+    with most classes of the truth, then most of its voxels, is shown. `scores`: one Dice per case, for its title.
+    """
+    slices = [_most_labelled_slice(truth if np.any(truth) else prediction) for _, _, truth, prediction in cases]
+    planes = [[_plane(array, at) for array in case[1:]] for case, at in zip(cases, slices, strict=True)]
+    shown = sorted({int(label) for _, *maps in planes for labels in maps for label in np.unique(labels) if label > 0})
+    lacking = 0.18 * len(shown) + 0.1 - 1.6 * len(cases)  # inches that the legend may want beyond the images
+    figure, axes = _grid(len(cases), 3, planes, width=2.3, top=0.3, right=1.75, gap=0.25, bottom=max(0.25, lacking))
+    for number, (row, case, (image, truth, prediction)) in enumerate(zip(axes, cases, planes, strict=True)):
+        for axis in row:
+            _show(axis, image, _window(image))
+        for axis, labels in zip(row[1:], (truth, prediction), strict=True):
+            axis.imshow(_paint(labels), interpolation="nearest")
+        for label in np.unique(truth[truth > 0]):
+            row[2].contour(truth == label, levels=[0.5], colors="white", linewidths=0.7)
+        _name_row(row[0], case[0], volume=case[1].ndim == 3)
+        if scores is not None and scores[number] is not None:
+            row[2].set_xlabel(f"Dice {scores[number]:.3f}", fontsize=8, color=INK, labelpad=3)
+    _name_columns(axes[0], ("image", "truth", "prediction"))
+    _legend(axes[0, 2], {classes[label - 1]: COLOURS[(label - 1) % len(COLOURS)] for label in shown})
+    return _save(figure, path)
+
+
+def curves(
+    path: Path,
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    reference: Mapping[str, float] | None = None,
+    ylabel: str = "",
+    title: str = "",
+) -> Path:
+    """Lines of (steps, values), each named at its end, and horizontal dashed lines to compare with, such as the gate."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), dpi=DPI)
+    axes = figure.add_axes((0.105, 0.135, 0.665, 0.765))
+    ends: list[tuple[float, str, str]] = []
+    for number, (name, (steps, values)) in enumerate(series.items()):
+        colour = COLOURS[LINES[number % len(LINES)]]
+        axes.plot(steps, values, color=colour, linewidth=1.8, marker="o" if len(values) == 1 else None)
+        known = [value for value in values if np.isfinite(value)]
+        ends += [(known[-1], _short(name, 24), colour)] if known else []
+    for name, value in (reference or {}).items():
+        axes.axhline(value, color=FAINT, linestyle=(0, (5, 3)), linewidth=1.2)
+        ends.append((value, f"{_short(name, 18)} {value:.3g}", FAINT))
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(labelsize=8, colors=INK)
+    axes.margins(x=0)
+    axes.grid(axis="y", color="#e5e5e5", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("step", fontsize=9, color=INK)
+    axes.set_ylabel(ylabel, fontsize=9, color=INK, parse_math=False)
+    axes.set_title(title, fontsize=10, color=INK, loc="left", parse_math=False)
+    _label_ends(axes, ends)
+    return _save(figure, path)
+
+
+def probabilities(path: Path, cases: Sequence[tuple[str, np.ndarray, Mapping[str, tuple[float, float]]]]) -> Path:
+    """A grid of images with what is true of them and the three classes held most probable.
+
+    A case is (name, image, {class: (truth, p)}), truth 1, 0 or NaN (not known). Bars of true findings are filled
+    in blue, of others in grey; a finding nobody knows about carries a question mark.
+    """
+    across = min(len(cases), 4)
+    rows = -(-len(cases) // across)
+    planes = [[_plane(image, _most_varied_slice(image))] for _, image, _ in cases]
+    figure, axes = _grid(rows, across, planes, top=0.42, bottom=0.68, left=0.08, gap=1.1)
+    for axis, (image,), (name, _, findings) in zip(axes.ravel(), planes, cases, strict=False):
+        _show(axis, image, _window(image))
+        true = [finding for finding, (truth, _) in findings.items() if truth == 1]
+        nothing = "no finding" if any(truth == 0 for truth, _ in findings.values()) else "not known"
+        axis.set_title(_short(name, 34), fontsize=7, color=FAINT, loc="left", pad=14, parse_math=False)
+        axis.text(0, 1.015, _short(", ".join(true), 27) or nothing, transform=axis.transAxes, fontsize=8,
+                  color=COLOURS[4] if true else INK, weight="bold" if true else "normal", parse_math=False)  # fmt: skip
+        _bars(figure, axis, sorted(findings.items(), key=lambda item: -item[1][1])[:3])
+    for axis in axes.ravel()[len(cases) :]:
+        axis.set_visible(False)
+    return _save(figure, path)
+
+
+def _grid(
+    rows: int,
+    columns: int,
+    planes: Sequence[Sequence[np.ndarray]],
+    top: float,
+    bottom: float,
+    width: float = 1.8,
+    left: float = 0.3,
+    right: float = 0.08,
+    gap: float = 0.08,
+) -> "tuple[Figure, np.ndarray]":
+    """Axes [rows, columns] without ticks, as tall as the tallest of `planes` wants; margins, widths, gaps in inches."""
+    from matplotlib.figure import Figure
+
+    between = 0.06
+    height = width * float(np.clip(max(image.shape[0] / image.shape[1] for image, *_ in planes), 0.4, 1.6))
+    size = np.array([left + columns * (width + between) - between + right, top + rows * (height + gap) - gap + bottom])
+    figure = Figure(figsize=tuple(size), dpi=DPI)
+    axes = np.empty((rows, columns), object)
+    for row, column in np.ndindex(rows, columns):
+        corner = np.array([left + column * (width + between), bottom + (rows - 1 - row) * (height + gap)])
+        axis = figure.add_axes((*(corner / size), *((width, height) / size)))
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+        axes[row, column] = axis
+    return figure, axes
+
+
+def _save(figure: "Figure", path: Path) -> Path:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
+    return path
+
+
+def _most_varied_slice(volume: np.ndarray) -> int:
+    """The axial slice of largest standard deviation in the middle half, where the organ is; 0 of a plane."""
+    if volume.ndim == 2:
+        return 0
+    depth = volume.shape[2]
+    first, last = depth // 4, max(depth - depth // 4, depth // 4 + 1)
+    return first + int(np.argmax(np.nanstd(volume[:, :, first:last], axis=(0, 1))))
+
+
+def _most_labelled_slice(labels: np.ndarray) -> int:
+    """The axial slice with most classes, then with most voxels of them; the middle one if there are none."""
+    if labels.ndim == 2:
+        return 0
+    if not labels.any():
+        return labels.shape[2] // 2
+    present = [(len(np.unique(plane[plane > 0])), np.count_nonzero(plane)) for plane in np.moveaxis(labels, 2, 0)]
+    return max(range(len(present)), key=present.__getitem__)
+
+
+def _plane(image: np.ndarray, slice_: int) -> np.ndarray:
+    """[H, W] as it is; of a volume [X, Y, Z] in RAS order the axial slice, anterior up, right on the left."""
+    return image if image.ndim == 2 else image[::-1, ::-1, slice_].T
+
+
+def _window(image: np.ndarray) -> tuple[float, float]:
+    """The grey scale: black and white at the first and last half per cent."""
+    low, high = np.nanpercentile(image, (0.5, 99.5))
+    return float(low), float(max(high, low + 1e-6))
+
+
+def _show(axis: "Axes", image: np.ndarray, window: tuple[float, float]) -> None:
+    from matplotlib import colormaps
+
+    grey = colormaps["gray"].with_extremes(bad=HIDDEN)
+    axis.imshow(np.ma.masked_invalid(image), cmap=grey, vmin=window[0], vmax=window[1], interpolation="nearest")
+
+
+def _paint(labels: np.ndarray, alpha: float = 0.6) -> np.ndarray:
+    """Label map [H, W] as colours [H, W, 4], background transparent."""
+    from matplotlib.colors import to_rgba_array
+
+    colours = to_rgba_array(COLOURS, alpha)
+    return np.where(labels[..., None] > 0, colours[(labels.astype(int) - 1) % len(COLOURS)], 0.0)
+
+
+def _name_row(axis: "Axes", name: str, volume: bool) -> None:
+    axis.set_ylabel(_short(name, 30), fontsize=7, color=FAINT, labelpad=3, parse_math=False)
+    if volume:
+        behind = {"facecolor": "black", "alpha": 0.5, "edgecolor": "none", "pad": 1.5}
+        axis.text(0.03, 0.5, "R", transform=axis.transAxes, fontsize=6, color="white", va="center", bbox=behind)
+
+
+def _name_columns(axes: "Sequence[Axes]", titles: Sequence[str]) -> None:
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title, fontsize=9, color=INK, pad=4)
+
+
+def _legend(axis: "Axes", colours: Mapping[str, str]) -> None:
+    """Names beside the colours, to the right of an axis, from its top down."""
+    from matplotlib.patches import Patch
+
+    patches = [Patch(color=colour, label=_short(name, 26)) for name, colour in colours.items()]
+    if patches:
+        axis.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.02, 1.02), fontsize=8, frameon=False,
+                    labelcolor=INK, handlelength=1)  # fmt: skip
+
+
+def _label_ends(axes: "Axes", ends: list[tuple[float, str, str]], apart: float = 0.055) -> None:
+    """Names (value, name, colour) at the right of the axes, moved up where they would lie on each other."""
+    low, high = axes.get_ylim()
+    lowest = -np.inf
+    for value, name, colour in sorted(ends):
+        lowest = max((value - low) / (high - low), lowest + apart)
+        axes.text(1.015, lowest, name, transform=axes.transAxes, fontsize=8, color=colour, va="center",
+                  parse_math=False)  # fmt: skip
+
+
+def _bars(figure: "Figure", axis: "Axes", findings: Sequence[tuple[str, tuple[float, float]]]) -> None:
+    """Horizontal bars of probability, 0 to 1, under an image."""
+    place, inch = axis.get_position(), 1 / figure.get_figheight()
+    bars = figure.add_axes((place.x0, place.y0 - 0.6 * inch, place.width, 0.56 * inch))
+    bars.set(xlim=(0, 1), ylim=(2.5, -0.5), xticks=[], yticks=[])
+    bars.spines[:].set_visible(False)
+    for line, (name, (truth, probability)) in enumerate(findings):
+        bars.barh(line, 1, height=0.86, color="#f3f3f3")
+        bars.barh(line, probability, height=0.86, color="#9cc7e4" if truth == 1 else "#d0d0d0")
+        known = "" if truth in (0, 1) else " ?"
+        bars.text(0.02, line, _short(name, 20) + known, fontsize=7, color=INK, va="center", parse_math=False)
+        bars.text(0.98, line, f"{probability:.2f}", fontsize=7, color=INK, va="center", ha="right")
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,0 +1,153 @@
+"""The only training loop: plain torch, no Ray, no MLflow.
+
+One step: every rank takes its share of the step's samples, in one or several micro-batches; the losses are weighted by
+the share of samples they stand for, so that any number of ranks and micro-batches gives the gradient of the step's mean
+loss. What a step trains on is a function of its number (`Plan.at`), what is drawn for a sample is a function of its key,
+so a run that starts again from a checkpoint continues as if it had never stopped.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from math import ceil, cos, pi
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from premed.contracts import Batch, Objective, Picks, Plan, Source
+from premed.randomness import key, permutation
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up from 0, then half a cosine to 0, per step (FACTS 1.3). `lr` is the effective one."""
+
+    num_steps: int
+    warmup_steps: float
+    lr: float
+
+    def at(self, step: int) -> float:
+        """The learning rate of step 0, 1, …"""
+        if step < self.warmup_steps:
+            return self.lr * step / self.warmup_steps
+        rest = (step - self.warmup_steps) / max(self.num_steps - self.warmup_steps, 1)
+        return self.lr * 0.5 * (1 + cos(pi * min(rest, 1.0)))
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """Each epoch is the data set in a new order, in batches; the last, smaller one is kept."""
+
+    num_samples: int
+    batch: int
+    num_steps: int
+    seed: int
+    stage: str
+    source: int = 0
+
+    def at(self, step: int) -> Picks:
+        epoch, i = divmod(step, ceil(self.num_samples / self.batch))
+        order = permutation(key(self.seed, self.stage, "order", epoch), self.num_samples)
+        return Picks(epoch, order[i * self.batch : (i + 1) * self.batch], source=self.source)
+
+
+class Watch(Protocol):
+    """What happens beside the training: reports, validation, checkpoints. Called after every step on every rank."""
+
+    def __call__(self, step: int, loss: Tensor, numbers: dict[str, Tensor | float]) -> None:
+        """`step` steps are done; `loss` is this rank's weighted part of the last one's."""
+        ...
+
+
+def fit(
+    objective: nn.Module,
+    sources: list[Source],
+    plan: Plan,
+    schedule: Schedule,
+    optimizer: AdamW,
+    watch: Watch,
+    *,
+    start: int = 0,
+    accumulate: int = 1,
+    precision: torch.dtype = torch.float32,
+) -> None:
+    """Trains `objective` (bare, or wrapped in DDP) from step `start` to the end of the plan."""
+    module: Objective = objective.module if hasattr(objective, "module") else objective  # type: ignore[assignment]
+    device = next(module.parameters()).device
+    module.train()
+    for step, batches in feed(plan, sources, start, accumulate):
+        progress = step / plan.num_steps
+        lr = set_lr(optimizer, schedule.at(step))
+        total, numbers = torch.zeros((), device=device), {"lr": lr}
+        for i, batch in enumerate(batches):
+            last = i + 1 == len(batches)
+            with objective.no_sync() if hasattr(objective, "no_sync") and not last else nullcontext():  # type: ignore[operator]
+                with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                    loss, logs = objective(batch, progress)
+                (loss * batch.weight).backward()
+            total += loss.detach().float() * batch.weight
+            numbers |= logs
+        numbers |= module.before_step(progress)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        module.after_step(progress)
+        watch(step + 1, total, numbers)
+
+
+def feed(plan: Plan, sources: list[Source], start: int, accumulate: int) -> Iterator[tuple[int, list[Batch]]]:
+    """This rank's micro-batches of every step from `start` on; each source reads ahead on its own."""
+    rank, world = team()
+
+    def picks(source: int) -> Iterable[Picks]:
+        for step in range(start, plan.num_steps):
+            if (whole := plan.at(step)).source == source:
+                yield from share(whole, rank, world, accumulate)
+
+    streams = [source.batches(picks(i)) for i, source in enumerate(sources)]
+    for step in range(start, plan.num_steps):
+        stream = streams[plan.at(step).source]
+        yield step, [next(stream) for _ in range(accumulate)]
+
+
+def share(whole: Picks, rank: int, world: int, accumulate: int = 1) -> list[Picks]:
+    """What `rank` of `world` takes of a step, as `accumulate` micro-batches.
+
+    A weight is the micro-batch's share of the samples times the number of ranks, for DDP takes the mean over ranks. A rank
+    for which no sample is left takes the first one with weight 0, so that all ranks do the same number of passes.
+    """
+    chunks = np.array_split(whole.samples, world * accumulate)[rank::world]
+    return [
+        whole._replace(samples=chunk, weight=len(chunk) / len(whole.samples) * world)
+        if len(chunk)
+        else whole._replace(samples=whole.samples[:1], weight=0.0)
+        for chunk in chunks
+    ]
+
+
+def make_optimizer(objective: Objective, betas: tuple[float, float]) -> AdamW:
+    """AdamW over the objective's groups; their `lr_scale` (layer decay) is applied by `set_lr` at every step."""
+    return AdamW(objective.param_groups(), lr=0.0, betas=betas, fused=torch.cuda.is_available())
+
+
+def set_lr(optimizer: AdamW, lr: float) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+    return lr
+
+
+def clip_gradients(module: nn.Module, limit: float | None) -> dict[str, Tensor]:
+    """Clips the global gradient norm to `limit` (None: leaves it) and returns it to log."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if limit is not None:
+        nn.utils.clip_grads_with_norm_([p for p in module.parameters() if p.grad is not None], limit, norm)
+    return {"gradient_norm": norm}
+
+
+def team() -> tuple[int, int]:
+    """This process's rank and the number of ranks."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)

@@ -1,0 +1,38 @@
+"""One linear layer on the class token (the paper's) or on the mean of the patch tokens: classification."""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from premed.contracts import Encoder, Features, Head, Task
+from premed.spec import Spec, UserError
+
+
+class Config(Spec):
+    """`pool: cls` is timm's and SelfMedMAE's head; `mean` suits short pre-trainings, whose class token learnt little."""
+
+    name: Literal["linear"] = "linear"
+    pool: Literal["cls", "mean"] = "cls"
+
+
+def build(config: Config, encoder: Encoder, task: Task) -> "Linear":
+    """The head for `task`'s classes on `encoder`'s features."""
+    return Linear(config, encoder.width, len(task.classes))
+
+
+class Linear(Head):
+    """Logits [B, classes]."""
+
+    def __init__(self, config: Config, width: int, num_classes: int):
+        super().__init__()
+        self.pool = config.pool
+        self.fc = nn.Linear(width, num_classes)
+        nn.init.trunc_normal_(self.fc.weight, std=2e-5)  # MAE's fine-tuning: start from an even answer
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, image: Tensor, features: Features) -> Tensor:
+        if self.pool == "mean":
+            return self.fc(features.tokens.mean(dim=1))
+        if features.summary is None:
+            raise UserError("finetune.head.pool: this encoder has no class token; use pool: mean")
+        return self.fc(features.summary)

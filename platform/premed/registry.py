@@ -1,0 +1,113 @@
+"""Models in MLflow's registry: without pickle, for any batch size, with the alias `best` on the highest score."""
+
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from mlflow import MlflowClient
+
+BEST = "best"
+_SCORE = "premed.score"
+
+
+def register(
+    client: "MlflowClient",
+    run_id: str,
+    name: str,
+    module: "torch.nn.Module",
+    example: "np.ndarray",
+    score: float,
+    card: dict[str, Any],
+) -> str:
+    """The new version of the registered model `name`, made from `module` as it answers in evaluation.
+
+    `module`: float32 on the CPU. `example` [2, C, *S] float32: the export runs it once; one image would nail the
+    batch size to one. `score`: the validation score, higher is better. `card`: JSON, kept as the model's metadata.
+    """
+    wrong = {
+        f"{p.dtype} on {p.device}"
+        for p in module.parameters()
+        if str(p.dtype) != "torch.float32" or p.device.type != "cpu"
+    }
+    if wrong:
+        raise ValueError(f"{name}: parameters must be float32 on the CPU, not {', '.join(sorted(wrong))}")
+    if len(example) < 2:
+        raise ValueError(f"{name}: the example needs a batch of 2, not {len(example)}")
+    run = client.get_run(run_id)
+    digest = run.data.tags.get("premed.digest", "")
+    logged = client.create_logged_model(
+        run.info.experiment_id, name, run_id, tags={_SCORE: repr(score), "premed.digest": digest}
+    )
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            _write(module.eval(), example, card, logged, run_id, Path(folder) / "model")
+            client.log_model_artifacts(logged.model_id, f"{folder}/model")
+    except BaseException:
+        client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(logged.model_id, "READY")
+    version = _promote(
+        client, name, logged, run_id, {_SCORE: repr(score), "premed.run": run_id, "premed.digest": digest}
+    )
+    _point_best(client, name)
+    return version
+
+
+def _write(
+    module: "torch.nn.Module", example: "np.ndarray", card: dict[str, Any], logged: Any, run_id: str, to: Path
+) -> None:
+    import mlflow
+    import numpy as np
+    import torch
+    from mlflow import pytorch
+    from mlflow.models import Model, infer_signature
+
+    example = np.ascontiguousarray(example, np.float32)
+    with torch.no_grad():
+        output = module(torch.from_numpy(example)).numpy()
+    pytorch.save_model(
+        module,
+        str(to),
+        mlflow_model=Model(logged.artifact_location, run_id, model_uuid=logged.model_id, model_id=logged.model_id),
+        signature=infer_signature(example, output),  # its first axis is free, the others are as they are
+        input_example=(example,),  # in a tuple it is traced but not kept: a volume as JSON text is 100 MB
+        pip_requirements=[
+            f"mlflow=={mlflow.__version__}",
+            f"torch=={torch.__version__.partition('+')[0]}",
+            f"numpy=={np.__version__}",
+        ],  # else MLflow loads the model in another process to find out
+        serialization_format="pt2",
+        metadata=card,
+    )
+
+
+def _promote(client: "MlflowClient", name: str, logged: Any, run_id: str, tags: dict[str, str]) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"):
+            raise
+    # a server refuses a path as the source; a database looks `models:/` up at the global URI, which may be another
+    source = f"models:/{logged.model_id}" if client.tracking_uri.startswith("http") else logged.artifact_location
+    version = client.create_model_version(name, source, run_id, tags=tags, model_id=logged.model_id).version
+    shown = json.dumps([{"name": name, "version": version}])
+    client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": shown})  # the UI's link from run to version
+    return str(version)
+
+
+def _point_best(client: "MlflowClient", name: str) -> None:
+    """Looks at all versions anew, so that two runs which end together agree; the older wins a tie."""
+
+    def rank(version: Any) -> tuple[float, int]:
+        score = float(version.tags.get(_SCORE, "nan"))
+        return (-math.inf if math.isnan(score) else score), -int(version.version)
+
+    best = max(client.search_model_versions(f"name = '{name}'"), key=rank)
+    client.set_registered_model_alias(name, BEST, best.version)

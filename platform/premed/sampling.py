@@ -1,0 +1,56 @@
+"""An Entry and an Augment to what the network sees: [C, *roi] float32, and the label map where there is one."""
+
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+
+from premed import views
+from premed.cache import Entry
+from premed.contracts import Augment
+from premed.randomness import Draw
+
+MOST_TILES = 8  # fixed views per image on which a pre-training is validated
+
+
+def picture(entry: Entry, roi: Sequence[int], augment: Augment, draw: Draw) -> np.ndarray:
+    """2D: a random resized crop (or the centre), mirrored, RandAugment: timm's order."""
+    if augment.scale is None:
+        image = entry.stored(views.centre_start(entry.shape, roi), roi)
+    else:
+        image = views.random_resized_crop(entry.stored(), (roi[0], roi[1]), draw, augment.scale)
+    image = views.horizontal_flip(image, draw, augment.flip)
+    if augment.rand is not None:
+        image = views.rand_augment(image, draw, augment.rand)
+    return entry.values(image)
+
+
+def volume(
+    entry: Entry, roi: Sequence[int], augment: Augment, draw: Draw, with_label: bool = False
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """3D: a crop (anywhere, near the centre, or balanced by label), flips, quarter turns, intensities."""
+    if augment.positive is not None and with_label:
+        start = views.balanced_start(entry, roi, draw, augment.positive)
+    elif augment.shift is not None:
+        start = views.shifted_start(entry.shape, roi, augment.shift, draw)
+    else:
+        start = views.random_box(entry.shape, roi, draw)
+    image, label = entry.image(start, roi), entry.label(start, roi) if with_label else None
+    axes = range(len(roi)) if augment.flip_axes is None else augment.flip_axes
+    flips = [augment.flip if axis in axes else 0.0 for axis in range(len(roi))]
+    image, label = views.flip_rotate(image, label, draw, flips, augment.rotate)
+    return views.scale_shift_intensity(image, draw, chance=augment.intensity), label
+
+
+def centre(entry: Entry, roi: Sequence[int]) -> np.ndarray:
+    """The fixed view in the middle."""
+    return entry.image(views.centre_start(entry.shape, roi), roi)
+
+
+def tiles(entry: Entry, roi: Sequence[int]) -> list[np.ndarray]:
+    """Fixed views side by side over the image, from the middle out, MOST_TILES at the most."""
+    counts = [max(1, n // size) for n, size in zip(entry.shape, roi, strict=True)]
+    first = views.centre_start(entry.shape, [count * size for count, size in zip(counts, roi, strict=True)])
+    places = sorted(product(*map(range, counts)), key=lambda at: sum(abs(2 * i + 1 - n) for i, n in zip(at, counts, strict=True)))
+    starts = [tuple(f + i * size for f, i, size in zip(first, at, roi, strict=True)) for at in places[:MOST_TILES]]
+    return [entry.image(start, roi) for start in starts]

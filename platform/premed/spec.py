@@ -1,0 +1,55 @@
+"""Spec: what a user writes in a YAML, as frozen, checked, digestible data. No torch here."""
+
+import hashlib
+import json
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class UserError(Exception):
+    """What the user can mend: one line naming the file or field and the mend. The CLI exits with code 2."""
+
+
+class StageFailed(Exception):
+    """A stage ended without a result; one line says why. What was reached stays and is gone on from. Exit code 1."""
+
+
+class Spec(BaseModel):
+    """A frozen piece of a configuration; an unknown key, a wrong type or a value out of range is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    version: ClassVar[int] = 1
+    """Raised whenever the same fields come to mean another result (the golden losses change)."""
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of every field that changes a result, nested specs and plug-in versions included."""
+        return hashlib.sha256(canonical(self).encode()).hexdigest()
+
+
+def elsewhere(default: Any, **constraints: Any) -> Any:
+    """A field that says where or how something runs, not what comes out: it stays out of the digest."""
+    return Field(default, json_schema_extra={"digest": False}, **constraints)
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys, without the `elsewhere` fields: equal text means equal meaning."""
+    return json.dumps(_meaning(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _meaning(value: Any) -> Any:
+    if isinstance(value, Spec):
+        fields = {
+            name: _meaning(getattr(value, name))
+            for name, field in type(value).model_fields.items()
+            if (field.json_schema_extra or {}) != {"digest": False}
+        }
+        return {**fields, "version": value.version}
+    if isinstance(value, dict):
+        return {str(name): _meaning(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_meaning(item) for item in value]
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    return str(value)

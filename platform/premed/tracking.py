@@ -1,0 +1,148 @@
+"""Where the run store is and how to speak to it: MLflow's URIs, its client, its errors, what it takes."""
+
+import importlib.util
+import logging
+import math
+import os
+import re
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from premed.spec import UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# A dead server must not hold anyone for MLflow's four minutes, and nobody is told that hospital data are worked on.
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # a server that hands an upload on is silent for as long as that takes
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+_CONNECT_SECONDS = 5
+_REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "NOT_IMPLEMENTED"}
+_REFUSED |= {"RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"}
+
+
+def settle(uri: str) -> tuple[str, Path | None]:
+    """The URI as any process may use it, and the folder of its database if it is a file. Makes that folder.
+
+    Raises UserError for what MLflow no longer serves or has no driver for.
+    """
+    scheme = uri.partition(":")[0]
+    if scheme == "sqlite":
+        path = Path(uri.removeprefix("sqlite:///")).expanduser().absolute()
+        if not uri.startswith("sqlite:///") or path.is_dir():
+            raise UserError(f"MLFLOW_TRACKING_URI={uri} names no file: write sqlite:///path/to/mlflow.db")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return f"sqlite:///{path}", path.parent
+    if scheme in ("postgresql", "postgres"):
+        # SQLAlchemy takes psycopg 3 for a bare postgresql://, which few have
+        drivers = [name for name in ("psycopg2", "psycopg") if importlib.util.find_spec(name)]
+        if not drivers:
+            raise UserError(f"MLFLOW_TRACKING_URI={masked(uri)} needs a driver: pip install psycopg2-binary")
+        return f"postgresql+{drivers[0]}:{uri.partition(':')[2]}", None
+    if scheme == "file" or "://" not in uri and scheme != "databricks":
+        raise UserError(f"MLFLOW_TRACKING_URI={uri} is a folder, which MLflow gave up: write sqlite:///{uri}/mlflow.db")
+    return uri.rstrip("/"), None
+
+
+def connect(uri: str) -> "MlflowClient":
+    """A client of the store at `uri`, whatever MLflow's global URI says. Makes a file's tables; asks no server yet."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    for chatty in ("alembic", "mlflow.store.db.utils"):  # a new database tells of every table
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    # where two processes make the tables of one file at once, MLflow (3.17) leaves a broken database
+    with FileLock(f"{uri.removeprefix('sqlite:///')}.lock") if uri.startswith("sqlite:") else nullcontext():
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def knock(uri: str) -> "MlflowClient":
+    """A client of a store that answers. Raises UserError, within seconds, where none does."""
+    where = f"MLFLOW_TRACKING_URI={masked(uri)}"
+    try:
+        if uri.startswith("http"):
+            _reach(uri)
+        client = connect(uri)
+        client.search_experiments(max_results=1)
+        return client
+    except ImportError as error:
+        raise UserError(f"{where} needs a package: pip install {error.name}") from error
+    except Exception as error:
+        code = getattr(error, "error_code", "")
+        if code in ("PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED"):
+            mend = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            raise UserError(f"{where} does not let you in: {mend}") from error
+        if uri.startswith("http"):
+            raise UserError(f"{where} does not answer: start it or unset the variable") from error
+        reason = masked(str(error).strip().partition("\n")[0])
+        raise UserError(f"{where} cannot be opened: {reason}") from error
+
+
+def _reach(uri: str) -> None:
+    """A connection and no more: an unroutable address would hold a request for much longer."""
+    parts = urllib.parse.urlsplit(uri)
+    host = parts.hostname or ""
+    if parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
+        return
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+
+
+def masked(text: str) -> str:
+    """`text` without the passwords of the URIs in it."""
+    return re.sub(r"(://[^/@:\s]*):[^/@\s]*@", r"\1:***@", text)
+
+
+def transient(error: Exception) -> bool:
+    """Whether trying the same call again may help: an outage, a busy server, a password that someone can mend."""
+    if (response := getattr(error, "response", None)) is not None:  # requests.HTTPError: an upload was answered so
+        return response.status_code in (401, 403, 408, 409, 429) or response.status_code >= 500
+    if code := getattr(error, "error_code", None):  # MlflowException
+        return code not in _REFUSED
+    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+        return False
+    return not isinstance(error, (TypeError, ValueError, LookupError, AttributeError, AssertionError))
+
+
+def flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested mappings, their names joined by dots."""
+    for name, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def key(name: str) -> str:
+    """A name that MLflow takes: a class may be called "Spleen (left)"."""
+    return re.sub(r"[^\w\-./: ]", "_", name)[:250]
+
+
+def cut(value: Any) -> str:
+    """Text within what MLflow stores of a parameter (6000) and of a tag (8000)."""
+    text = str(value)
+    return text if len(text) <= 5000 else text[:4999] + "…"
+
+
+def cell(value: Any) -> Any:
+    """A table's cell as JSON has it: NumPy's numbers as Python's, undefined ones as null."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def batches(items: list[Any], size: int) -> Iterator[list[Any]]:
+    """`items` in lists of at most `size`."""
+    return (items[start : start + size] for start in range(0, len(items), size))

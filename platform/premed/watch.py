@@ -1,0 +1,179 @@
+"""What happens beside a training: the curve, validation, the best weights, checkpoints, and a stop where a loss is no number.
+
+Everything here falls on steps that are the same for any number of workers and after any restart, so that a resumed run
+draws the same curve.
+"""
+
+import math
+import resource
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import AdamW
+
+from premed.contracts import Objective, Picks, Plan, Row, Sample
+from premed.fit import team
+from premed.vault import Vault
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+class NotFinite(Exception):
+    """A loss was no number; the message names the step, the samples and the last good checkpoint."""
+
+
+class Watch:
+    """Called by `fit` after every step; see `fit.Watch`.
+
+    names: a step's Picks to case names. better: whether a validation's numbers beat the best so far's (None: keep the last
+    weights). report: called on every rank with a validation's numbers.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        optimizer: AdamW,
+        plan: Plan,
+        vault: Vault,
+        val: Sequence[Sample],
+        *,
+        validations: int,
+        score: str | None,
+        log_steps: int,
+        save_minutes: float,
+        precision: torch.dtype,
+        names: Callable[[Picks], Sequence[str]],
+        emit: Emit,
+        report: Callable[[dict[str, float]], None],
+    ):
+        self.objective, self.optimizer, self.plan, self.vault, self.val = objective, optimizer, plan, vault, val
+        self.score, self.log_steps, self.save_minutes, self.precision = score, log_steps, save_minutes, precision
+        self.names, self.emit, self.report = names, emit, report
+        self.validation_steps = {math.ceil(plan.num_steps * i / validations) for i in range(1, validations + 1)}
+        self.rank, self.world = team()
+        self.device = next(objective.parameters()).device
+        self.curve: list[dict[str, Any]] = []
+        self.rows: list[Row] = []
+        self.best: dict[str, Any] = {}
+        self.seconds = 0.0
+        self.began = self.saved = time.monotonic()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets the steps since the last point of the curve."""
+        self.total, self.count = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        self.bad = torch.full((), math.inf, dtype=torch.float64, device=self.device)
+
+    def __call__(self, step: int, loss: Tensor, numbers: dict[str, Tensor | float]) -> None:
+        self.total += loss
+        self.count += 1
+        # no look at the value here: on a GPU that would wait for the step
+        self.bad = torch.where(loss.isfinite(), self.bad, self.bad.clamp(max=step))
+        last = step == self.plan.num_steps
+        if step % self.log_steps == 0 or last or step in self.validation_steps:
+            self.point(step, numbers)
+        if step in self.validation_steps:
+            self.validate(step)
+        if step % self.log_steps == 0 and not last and self.due():
+            self.save(step)
+
+    def point(self, step: int, numbers: dict[str, Tensor | float]) -> None:
+        """One point of the training curve: the mean loss of the steps since the last point."""
+        if self.world > 1:
+            dist.all_reduce(self.total)
+            dist.all_reduce(self.bad, op=dist.ReduceOp.MIN)
+        if math.isfinite(bad := float(self.bad)):
+            self.refuse(int(bad))
+        loss = float(self.total) / self.world / self.count
+        self.add(step, {"train/loss": loss} | {f"train/{name}": float(value) for name, value in numbers.items()})
+        self.clear()
+
+    def refuse(self, step: int) -> None:
+        names = ", ".join(self.names(self.plan.at(step - 1)))
+        steps = self.vault.checkpoint_steps()
+        good = f"the last good checkpoint is that of step {steps[-1]}" if steps else "there is no checkpoint yet"
+        raise NotFinite(
+            f"the loss is not a number at step {step} (samples {names}); {good}: look at these images, or lower lr or set clip"
+        )
+
+    def add(self, step: int, metrics: dict[str, float]) -> None:
+        if self.rank == 0:
+            row = {"step": step, "time": int(time.time() * 1000), "metrics": metrics}
+            self.curve.append(row)
+            self.emit({"event": "row", "num_steps": self.plan.num_steps, **row})
+
+    def validate(self, step: int) -> None:
+        """Scores val, all ranks sharing it; keeps the weights if they are the best so far."""
+        rows = measured(self.objective, self.val, self.precision)
+        summary = self.objective.summary(rows)
+        self.add(step, {f"val/{name}": value for name, value in summary.items() if "/" not in name})
+        value = summary.get(self.score, -math.inf) if self.score else step
+        if not self.best or value > self.best["value"] or self.score is None:
+            self.best, self.rows = {"step": step, "value": value, "summary": summary}, rows
+            if self.rank == 0:
+                for name, part in self.objective.parts.items():
+                    self.vault.put_weights(f"best/{name}.safetensors", part.state_dict())
+        self.report({"step": step, **summary})
+
+    def due(self) -> bool:
+        """Rank 0's clock decides, for all."""
+        due = torch.tensor(float(time.monotonic() - self.saved >= self.save_minutes * 60))
+        if self.world > 1:
+            due = due.to(self.device)
+            dist.broadcast(due, 0)
+        return bool(due)
+
+    def save(self, step: int) -> None:
+        if self.rank == 0:
+            state = {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
+            notes = {"curve": self.curve, "best": self.best, "rows": self.rows, "seconds": self.elapsed()}
+            self.vault.save_checkpoint(step, state, notes)
+            self.emit({"event": "saved", "step": step})
+        self.saved = time.monotonic()
+        if self.world > 1:
+            dist.barrier()
+
+    def resume(self) -> int:
+        """Loads the newest good checkpoint, if any; returns the number of steps that are done."""
+        found = self.vault.newest_checkpoint()
+        if found is None:
+            return 0
+        step, state, notes = found
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.curve, self.best, self.rows, self.seconds = notes["curve"], notes["best"], notes["rows"], notes["seconds"]
+        self.emit({"event": "resumed", "step": step, "num_steps": self.plan.num_steps})
+        return step
+
+    def elapsed(self) -> float:
+        """Seconds of training so far, over all restarts."""
+        return self.seconds + time.monotonic() - self.began
+
+
+@torch.no_grad()
+def measured(objective: Objective, samples: Sequence[Sample], precision: torch.dtype) -> list[Row]:
+    """The rows of all samples, in their order, on every rank; each rank measures its share."""
+    rank, world = team()
+    training = objective.training
+    objective.eval()
+    device = next(objective.parameters()).device
+    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        mine = objective.measure(samples[rank::world]) if len(samples[rank::world]) else []
+    objective.train(training)
+    if world == 1:
+        return mine
+    shares: list[Any] = [None] * world
+    dist.all_gather_object(shares, mine)
+    by_case = {row["case"]: row for share in shares for row in share}
+    return [by_case[sample.case.name] for sample in samples]
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory this process held: the GPU's where there is one."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
