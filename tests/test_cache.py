@@ -293,6 +293,16 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_nothing_half(cache, cases, m
     assert files(cache) == []
 
 
+def test_an_entry_appears_whole_or_not_at_all(cache, cases, monkeypatch):
+    def dies(*_):
+        raise OSError(errno.EIO, "the power went")
+
+    monkeypatch.setattr(entry_module.os, "replace", dies)
+    with pytest.raises(UserError, match="cannot be written"):
+        cache.prepare(cases, ZSCORE)
+    assert files(cache) == []
+
+
 def race(root: Path, cases: list[Case], barrier) -> None:
     barrier.wait(60)
     assert [entry.shape for entry in Cache(root).prepare(cases, ZSCORE)] == [(9, 10, 11)] * 3

@@ -36,6 +36,10 @@ class Presenter:
     def on_starting(self, event: dict[str, Any]) -> None:
         self.say(f"starting {event['what']}")
 
+    def on_experiment(self, event: dict[str, Any]) -> None:
+        self.close()
+        self.say(f"== {event['number']}/{event['total']}: {event['what']}")
+
     def on_prepared(self, event: dict[str, Any]) -> None:
         self.progress("preparing images", event["done"], event["total"], "")
 

@@ -18,7 +18,6 @@ import premed
 from premed.contracts import Augment
 from premed.spec import Spec, UserError, elsewhere
 
-
 Kind = Literal["pretrain", "finetune", "test"]
 
 
@@ -42,6 +41,9 @@ def _plugged(folder: str) -> Any:
     return Annotated[SerializeAsAny[Spec], BeforeValidator(partial(_configured, folder))]
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Training(Spec):
     """How long, how fast, from which seed. The effective learning rate is `lr` × `batch` / 256."""
 
@@ -53,13 +55,13 @@ class Training(Spec):
     """Images per step over all workers and micro-batches."""
     lr: float = Field(gt=0)
     weight_decay: float = Field(0.05, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     clip: float | None = Field(None, gt=0)
     """Limit of the gradient's norm; the papers do not clip."""
     seed: int = 0
     validations: int = Field(20, ge=1)
     """How often val is scored, evenly spread over the steps; the last is at the end."""
-    augment: Augment = Augment()
+    augment: Augment = Field(default_factory=Augment)
 
 
 class Pretrain(Training):
@@ -76,7 +78,7 @@ class Finetune(Training):
     """Fine-tuning with labels; val picks the checkpoint."""
 
     head: _plugged("heads")  # type: ignore[valid-type]
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     layer_decay: float = Field(1.0, gt=0, le=1)
     drop_path: float = Field(0.0, ge=0, lt=1)
     label_fraction: float = Field(1.0, gt=0, le=1)
@@ -84,7 +86,7 @@ class Finetune(Training):
 
 
 class Train(Spec):
-    """Where and how a stage runs. Nothing here changes a result beyond floating-point order, so nothing is in a digest."""
+    """Where and how a stage runs. A result depends on none of it beyond floating-point order: none is in a digest."""
 
     workers: int = elsewhere(1, ge=0)
     """Ray Train workers; 0 trains in this process, without Ray, for debugging."""
@@ -118,7 +120,7 @@ class Experiment(Spec):
     pretext: _plugged("pretext")  # type: ignore[valid-type]
     pretrain: Pretrain | None = None
     finetune: Finetune
-    train: Train = Train()
+    train: Train = Field(default_factory=Train)
     test: bool = elsewhere(True)
     """False stops after validation; the test part is not even opened."""
 
@@ -182,6 +184,8 @@ def load(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> Experime
         path, equals, value = override.partition("=")
         if not equals:
             raise UserError(f"{override}: is neither a YAML file nor key=value; overrides read pretext.mask_ratio=0.5")
+        if not all(path.split(".")):
+            raise UserError(f"{override}: names no field; overrides read pretext.mask_ratio=0.5")
         tree = merged(tree, nested(path.split("."), parsed(value, override)))
     return checked(tree)
 
@@ -203,7 +207,10 @@ def first_error(error: ValidationError) -> tuple[str, str]:
     if isinstance(inner, ValidationError):
         deeper, what = first_error(inner)
         return ".".join([*place, deeper] if deeper else place), what
-    known = {"extra_forbidden": "no such field; check its spelling", "missing": "is missing; set it in a YAML or on the command line"}
+    known = {
+        "extra_forbidden": "no such field; check its spelling",
+        "missing": "is missing; set it in a YAML or on the command line",
+    }
     what = known.get(first["type"], first["msg"].removeprefix("Value error, "))
     if first["type"] not in known and not isinstance(inner, ValueError):
         what += f" (it is {first['input']!r})"
@@ -213,10 +220,10 @@ def first_error(error: ValidationError) -> tuple[str, str]:
 def read(path: Path, follow: bool = True) -> dict[str, Any]:
     """One YAML file, on top of the `base:` it names."""
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
     if tree is None:
         return {}
@@ -225,16 +232,25 @@ def read(path: Path, follow: bool = True) -> dict[str, Any]:
     base = tree.pop("base", None)
     if base is None:
         return tree
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base is {base!r}; name one YAML file, relative to this one")
     if not follow:
         raise UserError(f"{path}: is a base itself and names another (base: {base}); a base is followed once")
     return merged(read(path.parent / base, follow=False), tree)
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` over `below`, key by key; another plug-in `name` replaces the whole plug-in."""
+    """`above` over `below`, key by key; another plug-in `name` replaces the whole plug-in.
+
+    A word stands for the plug-in of that name: `pretext: mae` means `pretext: {name: mae}`.
+    """
     result = dict(below)
     for name, value in above.items():
         old = result.get(name)
+        if isinstance(old, str) and isinstance(value, dict):
+            old = {"name": old}
+        elif isinstance(old, dict) and "name" in old and isinstance(value, str):
+            value = {"name": value}
         if isinstance(old, dict) and isinstance(value, dict):
             swapped = "name" in value and value["name"] != old.get("name")
             result[name] = value if swapped else merged(old, value)

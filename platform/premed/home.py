@@ -10,7 +10,7 @@ def home() -> Path:
     """The folder of everything premed keeps: $PREMED_HOME, else ./.premed."""
     path = os.environ.get("PREMED_HOME")
     if not path and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-        raise UserError("PREMED_HOME is not set: inside a Ray job the working directory is thrown away; set it to a path outside")
+        raise UserError("PREMED_HOME is not set: a Ray job's working directory is thrown away; set it to a path outside")
     return Path(path or ".premed").absolute()
 
 
@@ -19,7 +19,7 @@ def data_root(root: Path | None, folder: str) -> Path:
     if root is None:
         data = os.environ.get("PREMED_DATA")
         if not data:
-            raise UserError(f"task.root is not set: give task.root=PATH, or set PREMED_DATA to the folder that holds {folder}/")
+            raise UserError(f"task.root is not set: set it, or PREMED_DATA to the folder that holds {folder}/")
         root = Path(data) / folder
     root = Path(root).expanduser().absolute()
     if not root.is_dir():
@@ -28,7 +28,7 @@ def data_root(root: Path | None, folder: str) -> Path:
 
 
 def portable(path: Path) -> str:
-    """`path` as a run records it: relative to ${PREMED_DATA} where it lies there, so that no machine's paths are kept."""
+    """`path` as a run records it, below ${PREMED_DATA}, so that no machine's paths are kept."""
     data = os.environ.get("PREMED_DATA")
     if data and path.absolute().is_relative_to(Path(data).absolute()):
         return str(Path("${PREMED_DATA}") / path.absolute().relative_to(Path(data).absolute()))

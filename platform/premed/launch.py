@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -30,9 +30,21 @@ Show = Callable[[dict[str, Any]], None]
 
 def run(experiment: Experiment, show: Show) -> dict[str, Any]:
     """Runs what is not there yet and returns the outcome: stages, scores, and where they are."""
-    experiment = rooted(experiment)
-    with session(experiment.train, show) as (ledger, mapper):
-        return Launch(experiment, ledger, mapper, show).run()
+    return run_all([experiment], show)[0]
+
+
+def run_all(experiments: Sequence[Experiment], show: Show) -> list[dict[str, Any]]:
+    """One after the other, on one Ray and one ledger: those of the first one's `train`."""
+    experiments = [rooted(experiment) for experiment in experiments]
+    outcomes = []
+    with session(experiments[0].train, show) as (ledger, mapper):
+        for i, experiment in enumerate(experiments):
+            launch = Launch(experiment, ledger, mapper, show)
+            if len(experiments) > 1:
+                what = f"{launch.task.name} {experiment.strategy}"
+                show({"event": "experiment", "what": what, "number": i + 1, "total": len(experiments)})
+            outcomes.append(launch.run())
+    return outcomes
 
 
 def prepare(experiment: Experiment, show: Show) -> dict[str, Any]:

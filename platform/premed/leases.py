@@ -61,12 +61,12 @@ class Lease:
         if self.mine:
             raise ValueError(f"this lease is held already, by claim {self.mine}")
         for attempt in range(_ROUNDS):
-            if any(map(self.live, self._claims(digest))):
+            if self._busy(self._claims(digest)):
                 return False
             mine = self._put(digest, holder)
             try:
                 others = [claim for claim in self._claims(digest) if claim.run_id != mine]
-                held = not any(map(self.live, others))
+                held = not self._busy(others)
             except BaseException:
                 self._drop(mine)
                 raise
@@ -107,6 +107,9 @@ class Lease:
         self._seen[claim.run_id] = (claim.beat, now, unchanged)
         return unchanged < self.stale_after
 
+    def _busy(self, claims: list[Claim]) -> bool:
+        return sum(map(self.live, claims)) > 0  # every one is looked at: silence is counted by looks
+
     def _put(self, digest: str, holder: str) -> str:
         tags = {"premed.digest": digest, "premed.holder": holder, "premed.beat": uuid.uuid4().hex} | process_tags()
         client, experiment = self.store.client, self.store.experiment(LEASES)
@@ -123,8 +126,9 @@ class Lease:
         for claim in dead:
             self._drop(claim.run_id)
         if dead:
-            for run in list(self.store.search({"premed.digest": digest}, status="RUNNING")):
-                self.store.finish(run.run_id, "KILLED")
+            with suppress(Exception):  # the lease is held; that the store went down now must not lose it
+                for run in list(self.store.search({"premed.digest": digest}, status="RUNNING")):
+                    self.store.finish(run.run_id, "KILLED")
 
 
 def sweep_dead(store: "RunStore") -> list[str]:

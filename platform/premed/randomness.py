@@ -1,9 +1,9 @@
 """Every random draw as a pure function of (seed, stage, epoch, sample): nothing random is ever saved.
 
 A *key* is a 64-bit integer (signed, as torch has no other); `fold` derives a key from a key and a name or number,
-`bits` and `uniform` turn keys into numbers. The arithmetic is integer arithmetic, the same in NumPy and in torch, on the
-CPU and on a GPU: the same key gives the same bits everywhere. The mixing function is SplitMix64's finaliser (Steele,
-Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+`bits` and `uniform` turn keys into numbers. The arithmetic is integer arithmetic, the same in NumPy and in torch, on
+the CPU and on a GPU: the same key gives the same bits everywhere. The mixing function is SplitMix64's finaliser
+(Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
 """
 
 import hashlib
@@ -66,7 +66,9 @@ class Draw:
 
     def uniform(self, name: str, n: int = 1, low: float = 0.0, high: float = 1.0) -> np.ndarray:
         """`n` numbers in [low, high), float32."""
-        return low + (high - low) * uniform(fold(self.key, name), n)
+        low, high = float(low), float(high)  # a NumPy number would make the result float64
+        drawn = low + (high - low) * uniform(fold(self.key, name), n)
+        return np.minimum(drawn, np.nextafter(np.float32(high), np.float32(low)))  # the sum may round up to `high`
 
     def chance(self, name: str, probability: float) -> bool:
         return bool(self.uniform(name)[0] < probability)
@@ -80,7 +82,7 @@ class Draw:
 
 
 def _mix(x: Keys) -> Keys:
-    # int64 products wrap in NumPy and in torch alike, which is what the mixing wants; NumPy's callers silence its warning
+    # int64 products wrap in NumPy and in torch alike, as the mixing wants; NumPy's callers silence its warning
     x = (x ^ _shift(x, 30)) * -4658895280553007687
     x = (x ^ _shift(x, 27)) * -7723592293110705685
     return x ^ _shift(x, 31)

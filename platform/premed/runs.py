@@ -207,7 +207,7 @@ class RunStore:
     # ---- what a run brings forth
 
     def log_rows(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Rows `{"step": int, "time": ms, "metrics": {name: float}}`: each metric at each step once, however often told.
+        """Rows `{"step": int, "time": ms, "metrics": {name: float}}`: each metric's step once, however often told.
 
         A resumed stage tells its last steps again, at new times and with slightly other values: a metric's step that
         is not above its last stored one is left out. NaN and infinity are left out and named in a tag.
@@ -239,10 +239,10 @@ class RunStore:
         return next((each.step for each in stored if each.key == key(metric)), None)
 
     def log_scores(self, run_id: str, rows: Sequence["Row"]) -> None:
-        """The table of scores, one row per case: `scores.json`, which MLflow's UI shows as a table, and `scores.csv`."""
+        """The table of scores, one row per case: `scores.json`, a table in MLflow's UI, and `scores.csv`."""
         import pandas as pd
 
-        # MlflowClient.log_table would append when told twice and keep ten digits; this is the file and the tag it makes.
+        # MlflowClient.log_table would append when told twice and keep ten digits; these are its file and its tag.
         frame = pd.DataFrame(list(rows))
         cells = [[cell(value) for value in row] for row in frame.itertuples(index=False, name=None)]
         shown = {"columns": list(frame.columns), "data": cells}

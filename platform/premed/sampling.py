@@ -51,6 +51,10 @@ def tiles(entry: Entry, roi: Sequence[int]) -> list[np.ndarray]:
     """Fixed views side by side over the image, from the middle out, MOST_TILES at the most."""
     counts = [max(1, n // size) for n, size in zip(entry.shape, roi, strict=True)]
     first = views.centre_start(entry.shape, [count * size for count, size in zip(counts, roi, strict=True)])
-    places = sorted(product(*map(range, counts)), key=lambda at: sum(abs(2 * i + 1 - n) for i, n in zip(at, counts, strict=True)))
+
+    def outwards(at: tuple[int, ...]) -> int:
+        return sum(abs(2 * i + 1 - n) for i, n in zip(at, counts, strict=True))
+
+    places = sorted(product(*map(range, counts)), key=outwards)
     starts = [tuple(f + i * size for f, i, size in zip(first, at, roi, strict=True)) for at in places[:MOST_TILES]]
     return [entry.image(start, roi) for start in starts]

@@ -101,7 +101,7 @@ class Segmentation:
                 torch.from_numpy(entry.image()), self.roi, forward, overlap=self.overlap, batch=self.window_batch
             )
             cases.append((sample.case.name, entry.image()[0], entry.label(), logits.argmax(dim=0).numpy()))
-        return [overlay(folder / "overlay.png", cases, self.classes)]
+        return [overlay(folder / "overlay.png", cases, self.classes[1:])]
 
 
 def read_labels(path: Path) -> np.ndarray:

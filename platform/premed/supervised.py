@@ -28,7 +28,9 @@ class Supervised(Objective):
     layer_decay^(depth + 1 - i). weight_decay: on matrices, not on biases, norms, positions and the class token.
     """
 
-    def __init__(self, network: Network, task: Task, *, weight_decay: float, layer_decay: float = 1.0, drop_path: float = 0.0):
+    def __init__(
+        self, network: Network, task: Task, *, weight_decay: float, layer_decay: float = 1.0, drop_path: float = 0.0
+    ):
         super().__init__()
         self.network, self.task = network, task
         self.weight_decay, self.layer_decay = weight_decay, layer_decay

@@ -1,7 +1,8 @@
 """Random views of an image: where to cut, and what to do to the cut. Each is a pure function of its Draw.
 
 A *start* is the first voxel of a crop of the size `roi`; it may lie outside the image, and the crop is then padded with
-air (`Entry.image` does that). What changes an image gives a new C-contiguous array of the dtype it got.
+air (`Entry.image` does that). What changes an image keeps its dtype and gives a C-contiguous array: the
+same one, where chance leaves it alone.
 """
 
 import random
@@ -89,6 +90,9 @@ def flip_rotate(
     plane = planes[draw.integer("plane", len(planes))] if turn else (0, 1)
     quarters = 1 + draw.integer("quarters", 3) if turn else 0
 
+    if not axes and not turn:
+        return image, label
+
     def moved(array: np.ndarray, first: int) -> np.ndarray:
         array = np.flip(array, tuple(first + i for i in axes))
         array = np.rot90(array, quarters, (first + plane[0], first + plane[1])) if turn else array
@@ -102,7 +106,7 @@ def scale_shift_intensity(image: np.ndarray, draw: Draw, amount: float = 0.1, ch
     assert image.dtype == np.float32, "intensities are changed in the network's units"
     factor = 1 + float(draw.uniform("scale", 1, -amount, amount)[0]) if draw.chance("scales", chance) else 1.0
     shift = float(draw.uniform("shift", 1, -amount, amount)[0]) if draw.chance("shifts", chance) else 0.0
-    return np.ascontiguousarray(image * factor + shift)
+    return image if factor == 1 and shift == 0 else image * factor + shift
 
 
 def random_resized_crop(

@@ -1,8 +1,8 @@
 """The vision transformer of ViT (Dosovitskiy 2021) and MAE (He 2022), in 2D and 3D.
 
 Parameter names and arithmetic are timm's (`VisionTransformer` with a class token, LayerNorm eps 1e-6, qkv bias), so its
-2D weights load as they are. Positions are sines and cosines (FACTS: order h, w, d; temperature 10000; a zero row for the
-class token): fixed while a masked autoencoder trains, learnable in fine-tuning.
+2D weights load as they are. Positions are sines and cosines (FACTS: order h, w, d; temperature 10000; a zero row for
+the class token): fixed while a masked autoencoder trains, learnable in fine-tuning.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ class Config(Spec):
     def _size(cls, data: Any) -> Any:
         if not isinstance(data, dict) or "size" not in data:
             return data
-        if data["size"] not in SIZES:
+        if not isinstance(data["size"], str) or data["size"] not in SIZES:
             raise ValueError(f"size: {data['size']!r} is not one of {', '.join(SIZES)}")
         return SIZES[data["size"]] | {name: value for name, value in data.items() if name != "size"}
 
@@ -71,7 +71,9 @@ class ViT(Encoder):
         dims = len(roi)
         patch = (config.patch,) * dims if isinstance(config.patch, int) else config.patch
         if len(patch) != dims or any(size % edge for size, edge in zip(roi, patch, strict=True)):
-            raise UserError(f"encoder.patch: {config.patch} does not divide the roi {roi}; choose a patch or a roi that fits")
+            raise UserError(
+                f"encoder.patch: {config.patch} does not divide the roi {roi}; choose a patch or a roi that fits"
+            )
         self.width, self.depth, self.patch = config.width, config.depth, patch
         self.grid = tuple(size // edge for size, edge in zip(roi, patch, strict=True))
         self.patch_embed = PatchEmbed(channels, self.width, patch)
@@ -115,10 +117,11 @@ class ViT(Encoder):
         """Resizes the position embedding from `grid` to this encoder's, axis by axis; the class row stays."""
         if tuple(grid) == self.grid:
             return state, []
-        mode = "bicubic" if len(grid) == 2 else "trilinear"
+        # 2D as timm does it; without antialiasing torch's bicubic bends a ramp
+        how = {"mode": "bicubic", "antialias": True} if len(grid) == 2 else {"mode": "trilinear"}
         summary, places = state["pos_embed"].float().split([1, prod(grid)], dim=1)
         places = places.transpose(1, 2).unflatten(2, tuple(grid))
-        places = F.interpolate(places, self.grid, mode=mode, align_corners=False).flatten(2).transpose(1, 2)
+        places = F.interpolate(places, self.grid, **how, align_corners=False).flatten(2).transpose(1, 2)
         return state | {"pos_embed": torch.cat([summary, places], dim=1)}, ["pos_embed"]
 
 
@@ -177,11 +180,16 @@ def unpatchify(patches: Tensor, grid: tuple[int, ...], patch: tuple[int, ...]) -
     return image
 
 
-def sincos(grid: tuple[int, ...], width: int) -> Tensor:
-    """Fixed positions [1, L, width]: per axis, `width / axes` numbers, sines then cosines (FACTS 1.3; MAE's in 2D)."""
+def sincos(grid: tuple[int, ...], width: int, field: str = "encoder.width") -> Tensor:
+    """Fixed positions [1, L, width]: per axis, `width / axes` numbers, sines then cosines (FACTS 1.3; MAE's in 2D).
+
+    Raises UserError, naming the `field` that the width comes from, where it cannot be split so.
+    """
     dims = len(grid)
     if width % (2 * dims):
-        raise UserError(f"encoder.width: {width} cannot be split into sines and cosines of {dims} axes; use a multiple of {2 * dims}")
+        raise UserError(
+            f"{field}: {width} cannot be split into sines and cosines of {dims} axes; use a multiple of {2 * dims}"
+        )
     frequencies = 10000.0 ** -(torch.arange(width // (2 * dims), dtype=torch.float64) / (width // (2 * dims)))
     axes = torch.meshgrid(*(torch.arange(size, dtype=torch.float64) for size in grid), indexing="ij")
     angles = [axis.flatten()[:, None] * frequencies for axis in axes]

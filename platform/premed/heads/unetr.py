@@ -25,9 +25,13 @@ def build(config: Config, encoder: Encoder, task: Task) -> "UNETR":
     edges = set(encoder.patch)
     levels = max(edges).bit_length() - 1
     if len(edges) != 1 or 2**levels != max(edges) or levels < 2:
-        raise UserError(f"encoder.patch: {encoder.patch} does not suit the head unetr; use one power of two of at least 4")
+        raise UserError(
+            f"encoder.patch: {encoder.patch} does not suit the head unetr; use one power of two of at least 4"
+        )
     if encoder.depth < levels:
-        raise UserError(f"encoder.depth: {encoder.depth} is too shallow for unetr at patch {max(edges)}; use at least {levels}")
+        raise UserError(
+            f"encoder.depth: {encoder.depth} is too shallow for unetr at patch {max(edges)}; use at least {levels}"
+        )
     return UNETR(config, encoder, task.channels, len(task.classes), levels)
 
 

@@ -162,9 +162,10 @@ class Decoder(nn.Module):
         width = config.decoder_width
         if width % config.decoder_heads:
             raise UserError(f"pretext.decoder_width: {width} is not a multiple of decoder_heads {config.decoder_heads}")
+        positions = sincos(encoder.grid, width, "pretext.decoder_width")
         self.embed = nn.Linear(encoder.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_buffer("positions", with_class_row(sincos(encoder.grid, width)), persistent=False)
+        self.register_buffer("positions", with_class_row(positions), persistent=False)
         self.blocks = nn.ModuleList(Block(width, config.decoder_heads) for _ in range(config.decoder_depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.predict = nn.Linear(width, channels * prod(encoder.patch))

@@ -1,0 +1,111 @@
+"""`premed demo`: two tasks on phantoms, from scratch against MAE, with a small ViT on two Ray workers."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from premed import launch, phantoms
+from premed.console import Presenter
+from premed.experiment import Experiment, checked
+
+ENCODER = {"name": "vit", "width": 144, "depth": 4, "heads": 3, "patch": 8}
+MAE = {"name": "mae", "mask_ratio": 0.75, "decoder_width": 96, "decoder_depth": 2, "decoder_heads": 3}
+TRAIN = {"workers": 2, "log_steps": 10}
+
+CHEST = {
+    "task": {"name": "chestxray14", "size": 64, "stored": 64},
+    "encoder": ENCODER,
+    "pretrain": {
+        "epochs": 24,
+        "warmup_epochs": 2,
+        "batch": 32,
+        "lr": 8.0e-3,
+        "clip": 1.0,
+        "validations": 6,
+        "augment": {"scale": (0.6, 1.0), "flip": 0.5},
+    },
+    "finetune": {
+        "head": {"name": "linear", "pool": "mean"},
+        "epochs": 10,
+        "warmup_epochs": 1,
+        "batch": 32,
+        "lr": 8.0e-3,
+        "layer_decay": 0.75,
+        "drop_path": 0.1,
+        "validations": 5,
+        "augment": {"scale": (0.6, 1.0), "flip": 0.5},
+    },
+    "train": TRAIN,
+}
+MRI = {
+    "task": {"name": "msd", "folder": "phantom_mri", "roi": (32, 48, 32)},
+    "encoder": ENCODER,
+    "pretrain": {
+        "epochs": 60,
+        "warmup_epochs": 3,
+        "batch": 16,
+        "lr": 1.6e-2,
+        "clip": 1.0,
+        "validations": 6,
+        "augment": {"flip": 0.5, "shift": 4},
+    },
+    "finetune": {
+        "head": {"name": "unetr", "feature_size": 8},
+        "epochs": 10,
+        "warmup_epochs": 1,
+        "batch": 4,
+        "lr": 0.192,
+        "clip": 1.0,
+        "layer_decay": 0.75,
+        "drop_path": 0.1,
+        "validations": 5,
+        "augment": {"flip": 0.5, "shift": 4},
+    },
+    "train": TRAIN,
+}
+
+
+def run(folder: Path) -> list[dict[str, Any]]:
+    """Writes phantoms, runs the experiments, copies their pictures; what is there already is not done again."""
+    os.environ.setdefault("PREMED_HOME", str(folder / "home"))
+    os.environ["PREMED_DATA"] = str(folder / "data")
+    presenter = Presenter()
+    presenter.say(f"phantoms, runs and pictures: {folder}")
+    write_phantoms(folder / "data", presenter)
+    outcomes = launch.run_all(experiments(), presenter)
+    for outcome in outcomes:
+        copy_pictures(outcome, folder / "pictures")
+    return outcomes
+
+
+def write_phantoms(folder: Path, presenter: Presenter) -> None:
+    """Each data set as a whole or not at all."""
+    writers = {
+        "chestxray14": lambda path: phantoms.write_chestxray14(path, 320, seed=0, size=64),
+        "phantom_mri": lambda path: phantoms.write_msd(path, 120, seed=0),
+    }
+    for name, write in writers.items():
+        if (folder / name).is_dir():
+            continue
+        presenter.say(f"drawing {name}")
+        unfinished = folder / f".{name}"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        write(unfinished)
+        unfinished.rename(folder / name)
+
+
+def experiments() -> list[Experiment]:
+    """`none` and `mae` on both data sets; everything but the strategy is the same."""
+    return [
+        checked(tree | {"pretext": strategy, "pretrain": tree["pretrain"] if strategy["name"] == "mae" else None})
+        for tree in (CHEST, MRI)
+        for strategy in ({"name": "none"}, MAE)
+    ]
+
+
+def copy_pictures(outcome: dict[str, Any], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for stage in outcome["stages"]:
+        for picture in sorted(Path(stage["where"]).glob("pictures/*.png")):
+            shutil.copy(picture, folder / f"{outcome['task']}-{outcome['strategy']}-{stage['kind']}-{picture.name}")

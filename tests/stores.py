@@ -1,0 +1,30 @@
+"""What tests do with run stores; the fixtures are beside it."""
+
+import socket
+
+from premed.runs import RunStore
+
+
+def start(store, digest="d", kind="test", **more):
+    return store.start("chest", "a run", digest=digest, kind=kind, **more)
+
+
+def rows(*steps, time=0, metric="loss", value=None):
+    return [{"step": s, "time": time + s, "metrics": {metric: s / 2 if value is None else value}} for s in steps]
+
+
+def steps(store, run_id, metric="loss"):
+    return [each.step for each in store.client.get_metric_history(run_id, metric)]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def unreachable(port=None):
+    """A store that answered once, as another process got it, and now does not."""
+    store = RunStore.__new__(RunStore)
+    store.__dict__.update(uri=f"http://127.0.0.1:{port or free_port()}", artifacts=None)
+    return store
