@@ -9,6 +9,10 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("premed", deadline=None, derandomize=True)  # no clocks, and the same examples for everybody
+settings.load_profile("premed")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REAL_DATA = Path(os.environ.get("PREMED_DATA") or REPOSITORY.parent / "shared" / "data")

@@ -249,11 +249,15 @@ def test_the_interval_depends_on_the_seed_and_not_on_the_rows_order():
 
 
 def test_undefined_resamples_are_skipped_and_too_many_give_no_interval():
-    auc = lambda rows: measure.auc_summary(rows, ("x",)).get("mauc", float("nan"))
+    def auc(rows):
+        return measure.auc_summary(rows, ("x",)).get("mauc", float("nan"))
+
+    def seldom(rows):  # 1 resample of 9
+        return 1.0 if len({row["patient"] for row in rows}) == 1 else float("nan")
+
     assert np.isfinite(measure.bootstrap_interval(findings([0, 0, 1, 1], [0.1, 0.5, 0.4, 0.9]), auc)).all()
     assert np.isnan(measure.bootstrap_interval(findings([0, 0, 0], [0.1, 0.5, 0.4]), auc)).all()
     assert np.isnan(measure.bootstrap_interval([], auc)).all()
-    seldom = lambda rows: 1.0 if len({row["patient"] for row in rows}) == 1 else float("nan")  # 1 resample of 9
     assert np.isnan(measure.bootstrap_interval(findings([0, 0, 0], [0.1, 0.5, 0.4]), seldom)).all()
 
 
@@ -261,7 +265,10 @@ def test_undefined_resamples_are_skipped_and_too_many_give_no_interval():
 @pytest.mark.parametrize("mode", ["constant", "gaussian"])
 def test_a_voxelwise_network_gives_the_same_through_windows(size, roi, mode):
     image = torch.rand(2, *size, generator=torch.Generator().manual_seed(0))
-    network = lambda windows: torch.cat([windows * 2, windows[:, :1] - 1], 1)
+
+    def network(windows):
+        return torch.cat([windows * 2, windows[:, :1] - 1], 1)
+
     assert torch.allclose(measure.sliding_window(image, roi, network, mode=mode), network(image[None])[0], atol=1e-5)
 
 
@@ -269,7 +276,7 @@ def test_windows_are_monais():
     from monai.inferers.utils import sliding_window_inference
 
     image = torch.rand(1, 20, 18, generator=torch.Generator().manual_seed(0))
-    network = lambda windows: windows.cumsum(-1)
+    network = partial(torch.cumsum, dim=-1)
     reference = sliding_window_inference(image[None], (8, 8), 4, network, overlap=0.5, mode="gaussian")
     assert torch.equal(measure.sliding_window(image, (8, 8), network, mode="gaussian"), reference[0])
 

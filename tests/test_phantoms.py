@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from premed.phantoms import FINDINGS, chest, hippocampus, write_chestxray14, write_msd
 from premed.randomness import Draw, key
 from premed.shapes import noise, turned

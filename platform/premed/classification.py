@@ -61,7 +61,9 @@ class Classification:
 
     def constant(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Row]:
         """The classes' frequencies in `train`, for every image: an AUC of one half."""
-        frequencies = np.nanmean([sample.case.label for sample in train], axis=0)
+        labels = np.array([sample.case.label for sample in train], float)
+        known = ~np.isnan(labels)
+        frequencies = np.where(known, labels, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
         return [self.row(sample, frequencies) for sample in samples]
 
     def pictures(self, forward: Forward, samples: Sequence[Sample], folder: Path) -> list[Path]:
@@ -69,10 +71,9 @@ class Classification:
 
         if self.dims != 2:
             return []
-        found = sorted(samples, key=lambda sample: -np.nansum(sample.case.label))[:12]
-        rows = self.measure(forward, found)
-        cases = [
-            (row["case"], sampling.centre(sample.entry, self.roi)[0], {c: (row[f"y/{c}"], row[f"p/{c}"]) for c in self.classes})
-            for sample, row in zip(found, rows, strict=True)
-        ]
+        found = sorted(samples, key=lambda sample: -np.nansum(np.array(sample.case.label, float)))[:12]
+        cases = []
+        for sample, row in zip(found, self.measure(forward, found), strict=True):
+            answers = {name: (row[f"y/{name}"], row[f"p/{name}"]) for name in self.classes}
+            cases.append((row["case"], sampling.centre(sample.entry, self.roi)[0], answers))
         return [probabilities(folder / "probabilities.png", cases)]

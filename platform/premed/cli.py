@@ -1,14 +1,18 @@
 """The commands. Nothing else: each one hands over at once, and imports what it needs when it is called."""
 
 import json
+import math
 import os
+import signal
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from premed.spec import UserError
+from premed.spec import StageFailed, UserError
 
 app = typer.Typer(
     help="Does self-supervised pre-training on my own medical images help, which kind, and how sure can I be?",
@@ -19,7 +23,9 @@ app = typer.Typer(
 data = typer.Typer(help="Phantoms and the prepared cache.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
-What = Annotated[list[str], typer.Argument(help="YAML files, then key=value by dotted path; later ones override earlier")]
+What = Annotated[
+    list[str], typer.Argument(help="YAML files, then key=value by dotted path; later ones override earlier")
+]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, everything else on stderr")]
 
 
@@ -29,11 +35,9 @@ def run(what: What, as_json: Json = False) -> None:
     experiment = experiment_of(what)
     from premed import console, launch
 
-    outcome = launch.run(experiment, console.Presenter())
-    if as_json:
-        print(json.dumps(outcome))
-    else:
-        console.outcomes([outcome])
+    with console.Presenter() as show, quiet(as_json):
+        outcome = launch.run(experiment, show)
+    tell(outcome, as_json, lambda told: console.outcomes([told]))
 
 
 @app.command()
@@ -45,11 +49,10 @@ def demo(
     from premed import console
     from premed import demo as demonstration
 
-    outcomes = demonstration.run(folder.absolute())
-    if as_json:
-        print(json.dumps(outcomes))
-    else:
-        console.outcomes(outcomes)
+    with quiet(as_json):
+        outcomes = demonstration.run(folder.absolute())
+    tell({"outcomes": outcomes}, as_json, lambda told: console.outcomes(told["outcomes"]))
+    if not as_json:
         print(f"pictures: {folder}/pictures\nruns:     PREMED_HOME={os.environ['PREMED_HOME']} premed ui")
 
 
@@ -59,11 +62,10 @@ def prepare(what: What, as_json: Json = False) -> None:
     experiment = experiment_of(what)
     from premed import console, launch
 
-    told = launch.prepare(experiment, console.Presenter())
-    if as_json:
-        print(json.dumps(told))
-    else:
-        print(f"{told['num_images']} images prepared in {told['where']} ({told['megabytes']:.0f} MB)")
+    with console.Presenter() as show, quiet(as_json):
+        told = launch.prepare(experiment, show)
+    line = f"{told['num_images']} images prepared in {told['where']} ({told['megabytes']:.0f} MB)"
+    tell(told, as_json, lambda _: print(line))
 
 
 @data.command()
@@ -103,7 +105,9 @@ def ui(
         raise UserError(f"{uri.removeprefix('sqlite:///')} is not there yet: run something first, or set PREMED_HOME")
     print(f"http://127.0.0.1:{port}  (Ctrl-C ends it)", file=sys.stderr)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    os.execv(sys.executable, [*command, "--backend-store-uri", uri, "--artifacts-destination", str(home() / "artifacts")])
+    os.execv(
+        sys.executable, [*command, "--backend-store-uri", uri, "--artifacts-destination", str(home() / "artifacts")]
+    )
 
 
 def experiment_of(what: list[str]) -> Any:
@@ -114,21 +118,48 @@ def experiment_of(what: list[str]) -> Any:
     return load(files, [item for item in what if "=" in item])
 
 
+def quiet(as_json: bool) -> Any:
+    """Whatever a library prints meanwhile goes to stderr, if stdout is to hold one JSON object."""
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
+
+
+def tell(what: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
+    """The answer on stdout: one JSON object, or as people read it."""
+    if as_json:
+        print(json.dumps(defined(what), allow_nan=False))
+    else:
+        show(what)
+
+
+def defined(value: Any) -> Any:
+    """`value` with null for numbers that JSON has no word for."""
+    if isinstance(value, dict):
+        return {name: defined(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [defined(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def main() -> None:
     """Exit code 0: done; 1: failed midway (what was reached stays); 2: something the user can mend; 130: Ctrl-C."""
-    from premed.spec import StageFailed
-
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C
     try:
-        app()
+        code, told = app(standalone_mode=False) or 0, ""
     except UserError as error:
-        print(f"premed: {error}", file=sys.stderr)
-        sys.exit(2)
+        code, told = 2, str(error)
     except StageFailed as error:
-        print(f"premed: {error}", file=sys.stderr)
-        sys.exit(1)
+        code, told = 1, str(error)
     except KeyboardInterrupt:
-        print("premed: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        code, told = 130, ""
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # typer's own: a wrong option, a missing argument
+            raise
+        code, told = 2, error.format_message()  # type: ignore[attr-defined]
+    if code == 130:
+        told = "stopped; the same command goes on from the last checkpoint"
+    if told:
+        print(f"premed: {told}", file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

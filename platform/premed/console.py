@@ -1,28 +1,37 @@
 """What a person sees: a progress bar on a terminal, one plain line per interval elsewhere, and tables at the end."""
 
+import math
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-PASSED = "past the gate"
+from premed.worker import PAST
+
 DOING = {"pretrain": "pre-training", "finetune": "fine-tuning", "test": "testing"}
 EVERY = 10.0  # seconds between two plain lines of the same kind
 
 
 class Presenter:
-    """Takes events (`launch.Show`) and says them on stderr."""
+    """Takes events (`driver.Show`) and says them on stderr, or on another console. Leaving its context ends the bar."""
 
-    def __init__(self, prefix: str = ""):
-        self.console = Console(stderr=True, highlight=False)
-        self.prefix, self.kind, self.gate = prefix, "", ""
+    def __init__(self, prefix: str = "", console: Console | None = None):
+        self.console = console or Console(stderr=True, highlight=False)
+        self.prefix, self.kind, self.what = prefix, "", ""
         self.last_line = 0.0
         self.bar: Progress | None = None
         self.task: TaskID | None = None
+
+    def __enter__(self) -> "Presenter":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
 
     def __call__(self, event: dict[str, Any]) -> None:
         getattr(self, f"on_{event['event']}", self.ignore)(event)
@@ -41,11 +50,13 @@ class Presenter:
         self.say(f"== {event['number']}/{event['total']}: {event['what']}")
 
     def on_prepared(self, event: dict[str, Any]) -> None:
-        self.progress("preparing images", event["done"], event["total"], "")
+        what = "preparing images"
+        if self.what == what or event["done"] < event["total"]:  # else all of them were there already
+            self.progress(what, event["done"], event["total"], "")
 
     def on_stage(self, event: dict[str, Any]) -> None:
         self.close()
-        self.kind, self.gate = event["kind"], ""
+        self.kind = event["kind"]
         self.say(f"{DOING[self.kind]}: {event['where']}")
 
     def on_training(self, event: dict[str, Any]) -> None:
@@ -60,7 +71,9 @@ class Presenter:
         if "val/gate" in numbers:
             self.say(gate_words(event["step"], numbers["val/loss"], numbers["val/gate"]))
         elif any(name.startswith("val/") for name in numbers):
-            told = ", ".join(f"{name[4:]} {value:.3f}" for name, value in numbers.items() if not name.startswith("val/n_"))
+            told = ", ".join(
+                f"{name[4:]} {value:.3f}" for name, value in numbers.items() if not name.startswith("val/n_")
+            )
             self.say(f"step {event['step']}: validation {told}")
         else:
             self.progress(DOING[self.kind], event["step"], event["num_steps"], f"loss {numbers['train/loss']:.4f}")
@@ -79,9 +92,10 @@ class Presenter:
         self.say(f"registering the model as {event['name']}")
 
     def on_gate(self, event: dict[str, Any]) -> None:
+        numbers = f"loss {event['loss']:.3f}, a predictor without a network {event['gate']:.3f}"
         self.say(
-            f"WARNING: the pre-training never got past its gate (loss {event['loss']:.3f}, a predictor without a network "
-            f"{event['gate']:.3f}): its encoder holds little to transfer; train longer, or with smaller patches"
+            f"WARNING: the pre-training never got past its gate ({numbers}): "
+            "its encoder holds little to transfer; train longer, or with smaller patches"
         )
 
     def on_warning(self, event: dict[str, Any]) -> None:
@@ -89,14 +103,20 @@ class Presenter:
 
     def progress(self, what: str, done: int, total: int, note: str) -> None:
         """A bar on a terminal; a line now and then elsewhere."""
+        if what != self.what:
+            self.close()
+            self.what, self.last_line = what, -math.inf
         if not self.console.is_terminal:
             if time.monotonic() - self.last_line >= EVERY or done == total:
                 self.last_line = time.monotonic()
                 self.say(f"{what}: {done}/{total} {note}".rstrip())
+            if done == total:
+                self.close()
             return
         if self.bar is None:
-            columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn()
-            self.bar = Progress(*columns, TextColumn("{task.fields[note]}"), console=self.console, transient=True)
+            parts = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")
+            more = TimeRemainingColumn(), TextColumn("{task.fields[note]}")
+            self.bar = Progress(*parts, *more, console=self.console, transient=True)
             self.bar.start()
             self.task = self.bar.add_task(what, total=total, note=note)
         assert self.task is not None
@@ -108,43 +128,51 @@ class Presenter:
         if self.bar is not None:
             self.bar.stop()
         self.bar = self.task = None
+        self.what = ""
 
 
 def gate_words(step: int, loss: float, gate: float) -> str:
-    """Where a pre-training stands, in words (SIGNAL.md: an encoder not clearly below the gate holds nothing to transfer)."""
-    if loss < 0.95 * gate:
-        stands = f"{PASSED} by {1 - loss / gate:.0%}"
+    """Where a pre-training stands, in words: an encoder not clearly below the gate holds nothing to transfer."""
+    if loss < PAST * gate:
+        stands = f"past the gate by {1 - loss / gate:.0%}"
     else:
         stands = "not past it yet: so far no better than the mean patch of each position"
     return f"step {step}: validation loss {loss:.3f}, gate {gate:.3f}: {stands}"
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout."""
-    drawn = Table(title=title, title_justify="left")
+    """A table on stdout, no wider than it need be; numbers stand on the right."""
+    drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
     for i, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if i < 2 else "right")
+        drawn.add_column(column, justify="left" if i < 2 else "right", overflow="fold")
     for row in rows:
         drawn.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 120).print(drawn)
+    Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(drawn)
 
 
 def outcomes(found: Sequence[dict[str, Any]]) -> None:
-    """One row per experiment: its score on the test part (or val), interval, constant predictor, gate, seconds."""
-    rows = []
-    for outcome in found:
-        last, seconds = outcome["stages"][-1], sum(stage["seconds"] for stage in outcome["stages"])
-        gates = [stage["gate"] for stage in outcome["stages"] if stage.get("gate")]
-        gate = f"{gates[0]['below']:.0%} below" if gates and gates[0]["below"] > 0 else "not reached" if gates else "-"
-        if last["kind"] == "test":
-            score = f"{last['value']:.3f}" if last["value"] is not None else "undefined"
-            interval = "[{:.3f}, {:.3f}]".format(*last["interval"])
-            name, constant = f"test {last['score']}", f"{last['constant']:.3f}"
-        else:
-            name, score = next((k, f"{v:.3f}") for k, v in last["summary"].items() if k in ("val/dice", "val/mauc"))
-            interval = constant = "-"
-        rows.append([outcome["task"], outcome["strategy"], name, score, interval, constant, gate, f"{seconds:.0f}"])
-    columns = ["task", "strategy", "score", "value", "95 % interval", "constant answer", "gate", "seconds"]
-    table("Scores (interval: over patients, one seed; gate: pre-training's validation loss)", columns, rows)
+    """One row per experiment: its score on the test part (or val), interval, constant answer, gate, seconds."""
+    columns = ["task", "strategy", "score", "value", "95 % interval", "constant", "gate", "seconds"]
+    table("Scores", columns, [outcome_row(outcome) for outcome in found])
+    print("interval: over patients, one seed; constant: the best answer that looks at no image;")
+    print("gate: how far pre-training's validation loss is below that of a predictor without a network")
     for outcome in found:
         print(f"{outcome['task']} {outcome['strategy']}: {outcome['stages'][-1]['where']}")
+
+
+def outcome_row(outcome: dict[str, Any]) -> list[str]:
+    stages = outcome["stages"]
+    last, seconds = stages[-1], sum(stage["seconds"] for stage in stages)
+    gate = next((stage["gate"] for stage in stages if stage.get("gate")), None)
+    past = "-" if gate is None else f"{gate['below']:.0%}" if gate["passed"] else "not past"
+    part, interval, constant = "val", "-", "-"
+    if last["kind"] == "test":
+        part, constant = "test", number(last["constant"])
+        interval = f"[{number(last['interval'][0])}, {number(last['interval'][1])}]"
+    value = number(last["summary"].get(f"{part}/{outcome['score']}"))
+    score = f"{part} {outcome['score']}"
+    return [outcome["task"], outcome["strategy"], score, value, interval, constant, past, f"{seconds:.0f}"]
+
+
+def number(value: float | None) -> str:
+    return "undefined" if value is None or not math.isfinite(value) else f"{value:.3f}"

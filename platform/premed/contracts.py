@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from premed.cache import Entry
@@ -46,23 +46,30 @@ class Case:
 class Augment(Spec):
     """How the views of an image vary from epoch to epoch. Chances are per axis and view."""
 
-    crops: int = Field(1, ge=1)
+    crops: int = Field(default=1, ge=1)
     """Views of one image in one step; the batch and the learning rate count images (FACTS: num_samples)."""
-    flip: float = Field(0.0, ge=0, le=1)
+    flip: float = Field(default=0.0, ge=0, le=1)
     flip_axes: tuple[int, ...] | None = None
     """The spatial axes that may flip; None: all of a volume's, left-right of a picture."""
-    rotate: float = Field(0.0, ge=0, le=1)
+    rotate: float = Field(default=0.0, ge=0, le=1)
     """3D: chance of a quarter turn in a random plane."""
-    intensity: float = Field(0.0, ge=0, le=1)
+    intensity: float = Field(default=0.0, ge=0, le=1)
     """3D: chance of scaling, and of shifting, the values by up to 10 %."""
-    shift: int | None = Field(None, ge=0)
+    shift: int | None = Field(default=None, ge=0)
     """3D: crops lie within so many voxels of the image's centre; None: anywhere."""
-    positive: float | None = Field(None, ge=0, le=1)
+    positive: float | None = Field(default=None, ge=0, le=1)
     """3D, with labels: the share of crops centred on a labelled voxel; None: crops do not look at labels."""
     scale: tuple[float, float] | None = None
     """2D: random resized crop, share of the area; None: the whole picture."""
-    rand: str | None = None
-    """2D: timm's RandAugment policy."""
+    rand: str | None = Field(default=None, pattern=r"^rand(-[a-z]+[0-9.]*)*$")
+    """2D: timm's RandAugment policy, such as rand-m9-mstd0.5-inc1."""
+
+    @field_validator("scale")
+    @classmethod
+    def _share(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
+        if scale is not None and not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"{list(scale)} are not shares of the area: give [low, high] with 0 < low <= high <= 1")
+        return scale
 
 
 class Sample(NamedTuple):
@@ -202,7 +209,8 @@ class Picks(NamedTuple):
 class Plan(Protocol):
     """Which samples make up which step. Several sources are one plan over all of them."""
 
-    num_steps: int
+    @property
+    def num_steps(self) -> int: ...
 
     def at(self, step: int) -> Picks:
         """The whole step's samples, over all ranks."""
@@ -220,7 +228,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Groups for the optimizer, each with `params`, `weight_decay` and `lr_scale` (the layer decay); frozen: left out."""
+        """Groups for the optimizer: `params`, `weight_decay`, `lr_scale` (layer decay). What is frozen is left out."""
         raise NotImplementedError
 
     def before_step(self, progress: float) -> dict[str, Tensor]:

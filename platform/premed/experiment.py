@@ -1,7 +1,8 @@
 """Experiment: what one YAML says, as data; and the Stages it comes to.
 
-Later files and then `key=value` override earlier ones by dotted path; a relative `base:` is followed once. A plug-in is
-named by its file: `{name: mae, …}` under `pretext` means `pretext/mae.py` and is checked by that file's `Config`.
+Later files and then `key=value` override earlier ones by dotted path; a relative `base:` is followed once; what stands
+under `only: {mae: …}` holds for that strategy. A plug-in is named by its file: `{name: mae, …}` under `pretext` means
+`pretext/mae.py` and is checked by that file's `Config`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -49,8 +50,8 @@ class Training(Spec):
 
     epochs: int = Field(ge=1)
     warmup_epochs: float = Field(0.0, ge=0)
-    max_steps: int | None = Field(None, ge=1)
-    """Ends the schedule (cosine included) after so many steps, if the epochs are more."""
+    steps: int | None = Field(None, ge=1)
+    """So many steps in place of the epochs' (warm-up keeps its share): the same for any number of images."""
     batch: int = Field(ge=1)
     """Images per step over all workers and micro-batches."""
     lr: float = Field(gt=0)
@@ -61,7 +62,7 @@ class Training(Spec):
     seed: int = 0
     validations: int = Field(20, ge=1)
     """How often val is scored, evenly spread over the steps; the last is at the end."""
-    augment: Augment = Field(default_factory=Augment)
+    augment: Augment = Augment()
 
 
 class Pretrain(Training):
@@ -120,7 +121,7 @@ class Experiment(Spec):
     pretext: _plugged("pretext")  # type: ignore[valid-type]
     pretrain: Pretrain | None = None
     finetune: Finetune
-    train: Train = Field(default_factory=Train)
+    train: Train = Train()
     test: bool = elsewhere(True)
     """False stops after validation; the test part is not even opened."""
 
@@ -177,17 +178,35 @@ class Stage(Spec):
 
 def load(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> Experiment:
     """The experiment that YAML files and `key=value` overrides describe; UserError names the field and the mend."""
-    tree: dict[str, Any] = {}
+    below: dict[str, Any] = {}
     for file in files:
-        tree = merged(tree, read(Path(file)))
+        below = merged(below, read(Path(file)))
+    above: dict[str, Any] = {}
     for override in overrides:
         path, equals, value = override.partition("=")
         if not equals:
             raise UserError(f"{override}: is neither a YAML file nor key=value; overrides read pretext.mask_ratio=0.5")
         if not all(path.split(".")):
             raise UserError(f"{override}: names no field; overrides read pretext.mask_ratio=0.5")
-        tree = merged(tree, nested(path.split("."), parsed(value, override)))
-    return checked(tree)
+        above = merged(above, nested(path.split("."), parsed(value, override)))
+    only = strategies(below.pop("only", None) or {})
+    strategy = merged(below, above).get("pretext")
+    strategy = strategy.get("name") if isinstance(strategy, dict) else strategy
+    if isinstance(strategy, str) and strategy in only:
+        below = merged(below, merged({"pretext": {"name": strategy}}, only[strategy]))
+    return checked(merged(below, above))
+
+
+def strategies(only: Any) -> dict[str, dict[str, Any]]:
+    """What a file that suits several strategies sets for each: `only: {mae: {pretext: {decoder_depth: 2}}}`."""
+    if not isinstance(only, dict) or not all(isinstance(part, dict) for part in only.values()):
+        raise UserError("only: must hold fields by strategy, as in only: {mae: {pretext: {decoder_depth: 2}}}")
+    for name in only:
+        try:
+            plugin("pretext", name)
+        except ValueError as error:
+            raise UserError(f"only: {error}") from None
+    return only
 
 
 def checked(tree: dict[str, Any]) -> Experiment:

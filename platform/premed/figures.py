@@ -79,7 +79,7 @@ def curves(
     ylabel: str = "",
     title: str = "",
 ) -> Path:
-    """Lines of (steps, values), each named at its end, and horizontal dashed lines to compare with, such as the gate."""
+    """Lines of (steps, values), each named at its end, and dashed horizontal lines to compare with: the gate."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), dpi=DPI)

@@ -2,13 +2,14 @@
 
 One step: every rank takes its share of the step's samples, in one or several micro-batches; the losses are weighted by
 the share of samples they stand for, so that any number of ranks and micro-batches gives the gradient of the step's mean
-loss. What a step trains on is a function of its number (`Plan.at`), what is drawn for a sample is a function of its key,
-so a run that starts again from a checkpoint continues as if it had never stopped.
+loss. What a step trains on is a function of its number (`Plan.at`), what is drawn for a sample is a function of its
+key, so a run that starts again from a checkpoint continues as if it had never stopped.
 """
 
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from inspect import signature
 from math import ceil, cos, pi
 from typing import Protocol
 
@@ -73,9 +74,13 @@ def fit(
     *,
     start: int = 0,
     accumulate: int = 1,
+    clip: float | None = None,
     precision: torch.dtype = torch.float32,
 ) -> None:
-    """Trains `objective` (bare, or wrapped in DDP) from step `start` to the end of the plan."""
+    """Trains `objective` (bare, or wrapped in DDP) from step `start` to the end of the plan.
+
+    accumulate: micro-batches per step. clip: limit of the gradient's norm.
+    """
     module: Objective = objective.module if hasattr(objective, "module") else objective  # type: ignore[assignment]
     device = next(module.parameters()).device
     module.train()
@@ -92,6 +97,8 @@ def fit(
             total += loss.detach().float() * batch.weight
             numbers |= logs
         numbers |= module.before_step(progress)
+        if clip is not None:
+            numbers |= clip_gradients(module, clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         module.after_step(progress)
@@ -116,8 +123,8 @@ def feed(plan: Plan, sources: list[Source], start: int, accumulate: int) -> Iter
 def share(whole: Picks, rank: int, world: int, accumulate: int = 1) -> list[Picks]:
     """What `rank` of `world` takes of a step, as `accumulate` micro-batches.
 
-    A weight is the micro-batch's share of the samples times the number of ranks, for DDP takes the mean over ranks. A rank
-    for which no sample is left takes the first one with weight 0, so that all ranks do the same number of passes.
+    A weight is the micro-batch's share of the samples times the number of ranks, for DDP takes the mean over ranks. A
+    rank for which no sample is left takes the first one with weight 0, so that all ranks do the same number of passes.
     """
     chunks = np.array_split(whole.samples, world * accumulate)[rank::world]
     return [
@@ -130,7 +137,7 @@ def share(whole: Picks, rank: int, world: int, accumulate: int = 1) -> list[Pick
 
 def make_optimizer(objective: Objective, betas: tuple[float, float]) -> AdamW:
     """AdamW over the objective's groups; their `lr_scale` (layer decay) is applied by `set_lr` at every step."""
-    return AdamW(objective.param_groups(), lr=0.0, betas=betas, fused=torch.cuda.is_available())
+    return AdamW(objective.param_groups(), lr=0.0, betas=betas, fused=next(objective.parameters()).is_cuda)
 
 
 def set_lr(optimizer: AdamW, lr: float) -> float:
@@ -139,15 +146,21 @@ def set_lr(optimizer: AdamW, lr: float) -> float:
     return lr
 
 
-def clip_gradients(module: nn.Module, limit: float | None) -> dict[str, Tensor]:
-    """Clips the global gradient norm to `limit` (None: leaves it) and returns it to log."""
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
-    if limit is not None:
-        nn.utils.clip_grads_with_norm_([p for p in module.parameters() if p.grad is not None], limit, norm)
-    return {"gradient_norm": norm}
+def clip_gradients(module: nn.Module, limit: float) -> dict[str, Tensor]:
+    """Scales the gradients down where their global norm is above `limit`; returns the norm that they had, to log."""
+    return {"gradient_norm": nn.utils.clip_grad_norm_(module.parameters(), limit)}
 
 
 def team() -> tuple[int, int]:
     """This process's rank and the number of ranks."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def distributed(objective: Objective) -> nn.Module:
+    """DDP where there are several ranks. The same buckets at every step keep a resumed run's sums in their order."""
+    if team()[1] == 1:
+        return objective
+    wrapper = nn.parallel.DistributedDataParallel
+    newer = "forward_sync_buffers" in signature(wrapper).parameters  # torch 2.15's name
+    once = {"forward_sync_buffers" if newer else "broadcast_buffers": False}  # buffers are the same on all ranks
+    return wrapper(objective, find_unused_parameters=True, **once)

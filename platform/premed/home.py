@@ -10,7 +10,9 @@ def home() -> Path:
     """The folder of everything premed keeps: $PREMED_HOME, else ./.premed."""
     path = os.environ.get("PREMED_HOME")
     if not path and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
-        raise UserError("PREMED_HOME is not set: a Ray job's working directory is thrown away; set it to a path outside")
+        raise UserError(
+            "PREMED_HOME is not set: a Ray job's working directory is thrown away; set it to a path outside"
+        )
     return Path(path or ".premed").absolute()
 
 

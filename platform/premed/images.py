@@ -34,7 +34,7 @@ class Recipe(Spec):
     """2D: resized to (H, W), antialiased; None keeps the file's."""
     equalize: bool = False
     """2D: histogram equalisation of 8-bit images, before resizing."""
-    orientation: str = Field("RAS", pattern="^[RLAPSI]{3}$")
+    orientation: str = Field(default="RAS", pattern="^[RLAPSI]{3}$")
     """3D: where the numbers of each axis grow to; axes are flipped and permuted to the closest, never rotated."""
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     """3D: mm between voxels; linear for the image, nearest for the label; None keeps the file's."""

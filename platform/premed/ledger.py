@@ -1,20 +1,25 @@
 """The ledger: who may run which stage, every write to MLflow, and what is shown of a stage while it runs.
 
-A plain object; on Ray it lives in an actor of its own (`launch.py`), so that workers, trials and the driver all speak to
-one. Training never waits for it: rows go to the spool, which keeps them on disk until MLflow has heard them.
+A plain object; on Ray it lives in an actor of its own (`launch.py`), so that workers, trials and the driver all speak
+to one. Training never waits for it: rows go to the spool, which keeps them on disk until MLflow has heard them.
 """
 
+import json
 import os
 import subprocess
 import threading
+import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from premed.leases import Lease, sweep_dead
 from premed.runs import RunStore
+from premed.spec import StageFailed
 from premed.spool import Spool
+from premed.tracking import transient
 
 BEAT = 10.0  # seconds between heartbeats; a lease is stale after 60
 PACKAGES = ("premed", "torch", "timm", "monai", "ray", "mlflow", "numpy")
@@ -57,37 +62,69 @@ class Ledger:
 
     # ---- runs
 
-    def open(self, experiment: str, name: str, digest: str, kind: str, parent: str | None, tags: dict, params: dict) -> str:
-        """The run of that digest: the unfinished one goes on, else a new one starts."""
+    def newest(self, experiment: str, digest: str, kind: str, ended: bool = True) -> str | None:
+        """The id of the newest run of that digest; only among the unfinished ones, unless `ended`."""
         wanted = {"premed.digest": digest, "premed.kind": kind}
-        for run in self.store.search(wanted, experiment=experiment):
-            if kind == "experiment" or run.status != "FINISHED":
-                self.store.reopen(run.run_id)
-                self.store.set_tags(run.run_id, tags)
-                return run.run_id
-        return self.store.start(
-            experiment, name, digest=digest, kind=kind, parent=parent, tags=tags | provenance(), params=params
-        )
+        found = self.store.search(wanted, experiment=experiment)
+        return next((run.run_id for run in found if ended or run.status != "FINISHED"), None)
+
+    def open(
+        self, experiment: str, name: str, digest: str, kind: str, parent: str | None, tags: dict, params: dict
+    ) -> str:
+        """The run of that digest: the unfinished one goes on, else a new one starts."""
+        if (run_id := self.newest(experiment, digest, kind, ended=False)) is not None:
+            self.reopen(run_id)
+            self.store.set_tags(run_id, tags)
+            return run_id
+        tags = tags | provenance()
+        return self.store.start(experiment, name, digest=digest, kind=kind, parent=parent, tags=tags, params=params)
+
+    def reopen(self, run_id: str) -> None:
+        self.store.reopen(run_id)
 
     def finished(self, digest: str, kind: str) -> str | None:
         """The id of the finished run of that digest."""
         found = self.store.find(digest, kind)
         return found.run_id if found else None
 
-    def download(self, run_id: str, folder: str) -> None:
-        """All of a run's files, into `folder`."""
-        self.store.download(run_id, "", Path(folder))
+    def holds(self, run_id: str, tags: dict[str, str]) -> bool:
+        """Whether the run is finished and has these tags."""
+        run = self.store.get(run_id)
+        return run.status == "FINISHED" and tags.items() <= run.tags.items()
+
+    def fetch(self, run_id: str, folder: str) -> bool:
+        """A finished stage's files, as its vault had them, into `folder`; False where MLflow no longer has them."""
+        try:
+            self.store.download(run_id, "", folder)
+            rows = self.store.scores(run_id)  # MLflow's file of that name is laid out for its UI
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with them, the stage can be run again
+            self.warn(f"the files of run {run_id} cannot be had: {first_line(error)}")
+            return False
+        (Path(folder) / "scores.json").write_text(json.dumps(rows))
+        (Path(folder) / "scores.csv").unlink(missing_ok=True)
+        return True
 
     def call(self, method: str, run_id: str, *args: Any) -> None:
         """A write to MLflow, some time: see `Spool.call`."""
         self.spool.call(method, run_id, *args)
 
+    def settle(self, run_id: str, timeout: float = 10.0) -> bool:
+        """Waits until MLflow has heard all of a run that was told to end; False: not yet, it waits on disk."""
+        deadline = time.monotonic() + timeout
+        # the spool leaves no file of a run that ended and was delivered
+        while any((self.spool.folder / f"{run_id}{suffix}").exists() for suffix in (".jsonl", ".lock")):
+            if time.monotonic() > deadline or self.closing.wait(0.02):
+                return False
+        return True
+
     def register(self, *args: Any) -> str | None:
-        """Registers a model (see `RunStore.register`); without MLflow the run is kept and the model is not registered."""
+        """Registers a model (see `RunStore.register`); one that MLflow will not have costs nobody a training."""
         try:
             return self.store.register(*args)
-        except Exception as error:  # noqa: BLE001 - a model that cannot be registered must not lose a training
-            self.events.append({"event": "warning", "text": f"the model was not registered: {first_line(error)}"})
+        except Exception as error:
+            if away(error):
+                raise
+            self.warn(f"the model was not registered: {first_line(error)}")
             return None
 
     # ---- what workers tell
@@ -97,6 +134,9 @@ class Ledger:
         if event["event"] == "row":
             self.spool.call("log_rows", run_id, [{name: event[name] for name in ("step", "time", "metrics")}])
         self.events.append(event)
+
+    def warn(self, text: str) -> None:
+        self.events.append({"event": "warning", "text": text})
 
     def drain(self) -> list[dict[str, Any]]:
         """The events since the last call."""
@@ -110,6 +150,42 @@ class Ledger:
         return self.spool.close(timeout)
 
 
+class Patient:
+    """A ledger that waits while MLflow is away: an outage between two stages ends no experiment.
+
+    waits: seconds before each new try. StageFailed when they are used up.
+    """
+
+    def __init__(
+        self, ledger: Any, show: Callable[[dict[str, Any]], None], waits: Sequence[float] = (1, 2, 4, 8, *[15] * 40)
+    ):
+        self.ledger, self.show, self.waits = ledger, show, waits
+
+    def __getattr__(self, method: str) -> Any:
+        asked = getattr(self.ledger, method)
+        return (lambda *args: self.ask(asked, args)) if callable(asked) else asked
+
+    def ask(self, asked: Callable, args: tuple) -> Any:
+        for number, wait in enumerate((*self.waits, None)):
+            try:
+                return asked(*args)
+            except Exception as error:
+                if not away(error):
+                    raise
+                said = f"MLflow does not answer ({first_line(error)})"
+                if wait is None:
+                    raise StageFailed(f"{said}; the same command goes on") from error
+            if number == 0:
+                self.show({"event": "warning", "text": f"{said}; waiting"})
+            time.sleep(wait)
+        return None
+
+
+def away(error: Exception) -> bool:
+    """Whether MLflow, or what it stands on, may answer later."""
+    return transient(error) and (isinstance(error, OSError) or hasattr(error, "error_code"))
+
+
 def provenance() -> dict[str, str]:
     """Tags: the commit premed runs from, and the versions of what it stands on."""
     versions = {}
@@ -118,12 +194,26 @@ def provenance() -> dict[str, str]:
             versions[f"version.{package}"] = version(package)
         except PackageNotFoundError:
             continue
+    return versions | ({"mlflow.source.git.commit": found} if (found := commit()) else {})
+
+
+def commit() -> str | None:
+    """The commit of premed's own checkout, `-dirty` where it was changed; None of an installed copy."""
     here = Path(__file__).parent
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"], cwd=here, capture_output=True, text=True
-    )
-    return versions | ({"mlflow.source.git.commit": commit.stdout.strip()} if commit.returncode == 0 else {})
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # else it is somebody else's repository around us
+        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def first_line(error: BaseException) -> str:
+    """What went wrong, in a line: of Ray's errors on workers, what the first of them raised."""
+    if failures := getattr(error, "worker_failures", None):
+        told = [line for line in str(failures[min(failures)]).splitlines() if line.strip()]
+        return told[-1].strip() if told else type(error).__name__
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -132,7 +132,7 @@ def accuracy_summary(rows: Rows, classes: Sequence[str]) -> dict[str, float]:
 def bootstrap_interval(
     rows: Rows, statistic: Callable[[Rows], float], level: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of `statistic(rows)` when patients (`row["patient"]`), not images, are drawn with replacement.
+    """Percentile interval of `statistic(rows)` when patients (`row["patient"]`) are drawn with replacement, not images.
 
     `statistic` returns NaN where it is undefined: such resamples are skipped, and if they are more than half, or there
     are no rows, the interval is (NaN, NaN). The order of `rows` does not matter.

@@ -111,7 +111,7 @@ def _scan(draw: Draw, brain: np.ndarray) -> np.ndarray:
 def write_chestxray14(
     folder: Path | str, num_patients: int, seed: int, size: int = 64, prevalence: float = 0.15
 ) -> Path:
-    """Chests in NIH's layout: 1-5 pictures of each patient, the CSV, two lists without a common patient (a quarter test)."""
+    """Chests in NIH's layout: 1-5 pictures a patient, the CSV, two lists without a common patient (a quarter test)."""
     folder = _made_up(folder, "Data_Entry_2017_v2020.csv", "num_patients", num_patients, 2, seed)
     (folder / "images").mkdir(exist_ok=True)
     tested = set(permutation(key(seed, "test list"), num_patients)[: max(1, num_patients // 4)].tolist())

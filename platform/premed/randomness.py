@@ -8,7 +8,7 @@ the CPU and on a GPU: the same key gives the same bits everywhere. The mixing fu
 
 import hashlib
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor, arange
@@ -39,9 +39,9 @@ def fold(keys: Keys, value: "int | str | Keys") -> Keys:
 
 def bits(keys: Keys, n: int) -> Keys:
     """`n` 64-bit draws for each key: [..., n], int64."""
-    counter = arange(1, n + 1, device=keys.device) if isinstance(keys, Tensor) else np.arange(1, n + 1, dtype=np.int64)
+    one_to_n: Any = arange(1, n + 1, device=keys.device) if isinstance(keys, Tensor) else np.arange(1, n + 1)
     with np.errstate(over="ignore"):
-        return _mix(keys[..., None] + counter * _GOLDEN)
+        return _mix(keys[..., None] + one_to_n * _GOLDEN)
 
 
 def uniform(keys: Keys, n: int) -> Keys:

@@ -71,13 +71,18 @@ class Segmentation:
         return measure.segmentation_summary(rows, tuple(self.regions))
 
     def constant(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Row]:
-        """The mean label map of `train` in each image's frame, cut at the share that scores best on `train`."""
-        atlas = np.mean([self.frame(read_labels(sample.case.label)) for sample in train], axis=0)  # type: ignore[arg-type]
+        """The mean label map of `train` in each image's frame, cut at the share that scores best on `train`.
+
+        Laid out on the prepared grids, whose axes all point the same way.
+        """
+        atlas = np.mean([self.frame(sample.entry.label()) for sample in train], axis=0)
 
         def answer(sample: Sample, share: float) -> Row:
-            places = np.ix_(*(np.arange(size) * ATLAS // size for size in sample.entry.native_shape))
+            entry = sample.entry
+            places = np.ix_(*((2 * np.arange(size) + 1) * ATLAS // (2 * size) for size in entry.shape))
             some, best = 1 - atlas[0] >= share, 1 + atlas[1:].argmax(axis=0)
-            return self.row(sample, (some * best)[places])
+            labels = (some * best)[places].astype(np.uint8)
+            return self.row(sample, to_native(labels, entry.affine, entry.native_affine, entry.native_shape))
 
         def score(share: float) -> float:
             return self.summary([answer(sample, share) for sample in train[:8]])[self.score]
@@ -87,7 +92,7 @@ class Segmentation:
 
     def frame(self, labels: np.ndarray) -> np.ndarray:
         """One map per class, [classes, ATLAS, …], of a label map sampled on a fixed number of places."""
-        places = np.ix_(*((np.arange(ATLAS) * size + size // 2) // ATLAS for size in labels.shape))
+        places = np.ix_(*((2 * np.arange(ATLAS) + 1) * size // (2 * ATLAS) for size in labels.shape))
         return np.stack([labels[places] == label for label in range(len(self.classes))])
 
     def pictures(self, forward: Forward, samples: Sequence[Sample], folder: Path) -> list[Path]:

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from premed.contracts import Augment, Batch, Picks, Sample, Task
 from premed.randomness import Draw, sample_keys
+from premed.spec import UserError
 
 
 class Mapped:
@@ -43,15 +44,19 @@ class Mapped:
             num_workers=self.num_loaders,
             pin_memory=self.device.type == "cuda",
         )
-        for image, label, keys, names, weight, source in loader:
-            yield Batch(
-                image=image.to(self.device, non_blocking=True),
-                keys=keys.to(self.device, non_blocking=True),
-                names=tuple(names),
-                label=None if label is None else label.to(self.device, non_blocking=True),
-                weight=weight,
-                source=source,
-            )
+        try:
+            for image, label, keys, names, weight, source in loader:
+                yield Batch(
+                    image=image.to(self.device, non_blocking=True),
+                    keys=keys.to(self.device, non_blocking=True),
+                    names=tuple(names),
+                    label=None if label is None else label.to(self.device, non_blocking=True),
+                    weight=weight,
+                    source=source,
+                )
+        except UserError as error:
+            # a loader process wraps a message in its traceback, of which it is the last line
+            raise UserError(str(error).strip().splitlines()[-1].removeprefix("premed.spec.UserError: ")) from None
 
 
 class Views(Dataset):

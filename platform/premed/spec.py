@@ -18,7 +18,7 @@ class StageFailed(Exception):
 class Spec(BaseModel):
     """A frozen piece of a configuration; an unknown key, a wrong type or a value out of range is refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     version: ClassVar[int] = 1
     """Raised whenever the same fields come to mean another result (the golden losses change)."""
@@ -52,4 +52,6 @@ def _meaning(value: Any) -> Any:
         return [_meaning(item) for item in value]
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
+    if isinstance(value, (set, frozenset)):
+        raise TypeError("a set has no order that a digest could rely on: use a tuple")
     return str(value)

@@ -1,8 +1,8 @@
 """Vault: one stage's folder in `train.storage`, on a disk or behind a URL: checkpoints, the best weights, the result.
 
-A file counts only once it is whole: on a disk by renaming, behind a URL because a put is all or nothing; a checkpoint only
-with its manifest, which is written last and holds the content's hash. Weights are safetensors; the state to resume from
-is torch's own format, read with `weights_only=True`.
+A file counts only once it is whole: on a disk by renaming, in an object store because a put is all or nothing; a
+checkpoint only with its manifest, which is written last and holds the hash of everything. Weights are safetensors; the
+state to resume from is torch's own format, read with `weights_only=True`.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import io
 import json
 import os
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ KEPT = 2  # checkpoints: the newest may turn out damaged
 
 
 class Vault:
-    """The folder `name` below `storage` (a path, or a URL that pyarrow can open)."""
+    """The folder `name` below `storage` (a path, or a URL that pyarrow can open; `file://` is a path)."""
 
     def __init__(self, storage: str, name: str):
-        self.where = f"{storage.rstrip('/')}/{name}"
+        self.where = f"{storage.removeprefix('file://').rstrip('/')}/{name}"
         self._filesystem = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -34,11 +35,10 @@ class Vault:
     def local(self) -> bool:
         return "://" not in self.where
 
-    def put(self, name: str, content: bytes) -> None:
+    def put(self, name: str, content: bytes | memoryview) -> None:
         """Writes a whole file, or none."""
         if not self.local:
-            files, root = self.filesystem()
-            with files.open_output_stream(f"{root}/{name}") as file:
+            with self._output(name) as file:
                 file.write(content)
             return
         path = Path(self.where) / name
@@ -52,6 +52,21 @@ class Vault:
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
+
+    def _output(self, name: str):
+        files, root = self.filesystem()
+        path = f"{root}/{name}"
+        try:
+            return files.open_output_stream(path)
+        except FileNotFoundError:  # not an object store: there are folders to make
+            files.create_dir(path.rpartition("/")[0], recursive=True)
+            return files.open_output_stream(path)
+
+    def sweep(self) -> None:
+        """Removes what killed writers left half-written. Only for whoever alone writes here."""
+        if self.local:
+            for leftover in Path(self.where).rglob(".*.part"):
+                leftover.unlink(missing_ok=True)
 
     def get(self, name: str) -> bytes | None:
         """A file's content; None if it is not there."""
@@ -69,7 +84,9 @@ class Vault:
         """All files' names below the folder, sorted."""
         if self.local:
             root = Path(self.where)
-            return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and path.suffix != ".part")
+            return sorted(
+                str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and path.suffix != ".part"
+            )
         from pyarrow.fs import FileSelector
 
         files, root = self.filesystem()
@@ -81,7 +98,8 @@ class Vault:
             (Path(self.where) / name).unlink(missing_ok=True)
         else:
             files, root = self.filesystem()
-            files.delete_file(f"{root}/{name}")
+            with suppress(FileNotFoundError):
+                files.delete_file(f"{root}/{name}")
 
     def filesystem(self):
         """pyarrow's file system of the URL, and the path in it."""
@@ -108,32 +126,48 @@ class Vault:
         return None if content is None else load(content)
 
     def save_checkpoint(self, step: int, state: dict[str, Any], notes: dict[str, Any]) -> None:
-        """`state` (tensors and plain values) and `notes` (JSON) after `step` steps; older ones than KEPT are removed."""
+        """`state` (tensors and plain values) and `notes` (JSON) after `step` steps; the KEPT newest up to it stay."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        content = buffer.getvalue()
-        name = f"checkpoints/{step:09d}"
-        self.put(f"{name}.pt", content)
-        self.put_json(f"{name}.json", {"step": step, "hash": hashlib.blake2b(content).hexdigest(), "notes": notes})
-        for old in self.checkpoint_steps()[:-KEPT]:
-            self.remove(f"checkpoints/{old:09d}.json")
-            self.remove(f"checkpoints/{old:09d}.pt")
+        content = buffer.getbuffer()
+        self.put(f"checkpoints/{step:09d}.pt", content)
+        self.put_json(f"checkpoints/{step:09d}.json", {"step": step, "hash": _hash(content, notes), "notes": notes})
+        # later ones are of a past that was given up because they were damaged
+        kept = {f"{kept:09d}" for kept in [old for old in self.checkpoint_steps() if old <= step][-KEPT:]}
+        for name in self.names():
+            if name.startswith("checkpoints/") and Path(name).stem not in kept:
+                self.remove(name)
 
     def checkpoint_steps(self) -> list[int]:
         """The steps after which there is a checkpoint, damaged or not, in order."""
-        return [int(Path(name).stem) for name in self.names() if name.startswith("checkpoints/") and name.endswith(".json")]
+        return [
+            int(Path(name).stem) for name in self.names() if name.startswith("checkpoints/") and name.endswith(".json")
+        ]
+
+    def manifest(self, step: int) -> dict[str, Any]:
+        """What was written beside the checkpoint of a step: `hash` and `notes`; empty where it cannot be read."""
+        try:
+            return self.get_json(f"checkpoints/{step:09d}.json") or {}
+        except ValueError:
+            return {}
 
     def newest_checkpoint(self) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
         """(step, state, notes) of the newest checkpoint that is whole."""
         for step in reversed(self.checkpoint_steps()):
-            name = f"checkpoints/{step:09d}"
-            manifest, content = self.get_json(f"{name}.json"), self.get(f"{name}.pt")
-            if content is not None and manifest and hashlib.blake2b(content).hexdigest() == manifest["hash"]:
-                return step, torch.load(io.BytesIO(content), weights_only=True, map_location="cpu"), manifest["notes"]
+            manifest, content = self.manifest(step), self.get(f"checkpoints/{step:09d}.pt")
+            if content is not None and manifest and _hash(content, manifest.get("notes")) == manifest.get("hash"):
+                state = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+                return step, state, manifest["notes"]
         return None
 
-    def drop_checkpoints(self) -> None:
-        """Once a result stands, nothing is resumed."""
+    def clear(self, folder: str) -> None:
+        """Removes all files of a folder."""
         for name in self.names():
-            if name.startswith("checkpoints/"):
+            if name.startswith(f"{folder}/"):
                 self.remove(name)
+
+
+def _hash(content: bytes | memoryview, notes: Any) -> str:
+    hashed = hashlib.blake2b(content)
+    hashed.update(json.dumps(notes).encode())
+    return hashed.hexdigest()

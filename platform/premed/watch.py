@@ -1,36 +1,41 @@
-"""What happens beside a training: the curve, validation, the best weights, checkpoints, and a stop where a loss is no number.
+"""What happens beside a training: the curve, validation, best weights, checkpoints, a stop where a loss is no number.
 
 Everything here falls on steps that are the same for any number of workers and after any restart, so that a resumed run
 draws the same curve.
 """
 
 import math
-import resource
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from premed.contracts import Objective, Picks, Plan, Row, Sample
 from premed.fit import team
+from premed.spec import UserError
 from premed.vault import Vault
 
 Emit = Callable[[dict[str, Any]], None]
+SHOWN = 20  # names of samples in a message
 
 
 class NotFinite(Exception):
     """A loss was no number; the message names the step, the samples and the last good checkpoint."""
 
+    def __init__(self, message: str, step: int, samples: Sequence[str]):
+        super().__init__(message)
+        self.step, self.samples = step, list(samples)
+
 
 class Watch:
     """Called by `fit` after every step; see `fit.Watch`.
 
-    names: a step's Picks to case names. better: whether a validation's numbers beat the best so far's (None: keep the last
-    weights). report: called on every rank with a validation's numbers.
+    names: a step's Picks to case names. score: the number of a validation that picks the weights to keep, higher is
+    better (None: the last ones are kept). report: called on every rank with a validation's numbers.
     """
 
     def __init__(
@@ -87,18 +92,21 @@ class Watch:
             dist.all_reduce(self.total)
             dist.all_reduce(self.bad, op=dist.ReduceOp.MIN)
         if math.isfinite(bad := float(self.bad)):
-            self.refuse(int(bad))
+            self.refuse(int(bad), "the loss is not a number")
+        # a finite loss can have a gradient that is none: such weights must never become a checkpoint
+        if not nn.utils.get_total_norm(list(self.objective.parameters())).isfinite():
+            self.refuse(step, "the weights are no numbers")
         loss = float(self.total) / self.world / self.count
         self.add(step, {"train/loss": loss} | {f"train/{name}": float(value) for name, value in numbers.items()})
         self.clear()
 
-    def refuse(self, step: int) -> None:
-        names = ", ".join(self.names(self.plan.at(step - 1)))
+    def refuse(self, step: int, what: str) -> None:
+        names = self.names(self.plan.at(step - 1))
+        shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
         steps = self.vault.checkpoint_steps()
         good = f"the last good checkpoint is that of step {steps[-1]}" if steps else "there is no checkpoint yet"
-        raise NotFinite(
-            f"the loss is not a number at step {step} (samples {names}); {good}: look at these images, or lower lr or set clip"
-        )
+        mend = "look at these images, or lower lr or set clip"
+        raise NotFinite(f"{what} at step {step} (samples {shown}); {good}: {mend}", step, names)
 
     def add(self, step: int, metrics: dict[str, float]) -> None:
         if self.rank == 0:
@@ -111,13 +119,27 @@ class Watch:
         rows = measured(self.objective, self.val, self.precision)
         summary = self.objective.summary(rows)
         self.add(step, {f"val/{name}": value for name, value in summary.items() if "/" not in name})
-        value = summary.get(self.score, -math.inf) if self.score else step
-        if not self.best or value > self.best["value"] or self.score is None:
+        # without a score (or with one that is undefined on val) later is better
+        value = summary.get(self.score, -math.inf) if self.score else -math.inf
+        if not self.best or value > self.best["value"] or self.best["value"] == -math.inf:
             self.best, self.rows = {"step": step, "value": value, "summary": summary}, rows
-            if self.rank == 0:
+            if self.rank == 0 and (self.score or step == self.plan.num_steps):
                 for name, part in self.objective.parts.items():
-                    self.vault.put_weights(f"best/{name}.safetensors", part.state_dict())
+                    self.vault.put_weights(self.best_file(name), part.state_dict())
+                self.forget()
         self.report({"step": step, **summary})
+
+    def best_file(self, part: str) -> str:
+        """Where the best weights so far are; the step is in the name, for a resumed run may find another best."""
+        return f"best/{self.best['step']:09d}/{part}.safetensors"
+
+    def forget(self) -> None:
+        """Removes weights that are neither the best so far nor were when a checkpoint was written."""
+        then = [self.vault.manifest(step).get("notes", {}).get("best", {}) for step in self.vault.checkpoint_steps()]
+        steps = {f"{best['step']:09d}" for best in [self.best, *then] if best}
+        for name in self.vault.names():
+            if name.startswith("best/") and name.split("/")[1] not in steps:
+                self.vault.remove(name)
 
     def due(self) -> bool:
         """Rank 0's clock decides, for all."""
@@ -139,7 +161,10 @@ class Watch:
 
     def resume(self) -> int:
         """Loads the newest good checkpoint, if any; returns the number of steps that are done."""
+        if self.rank == 0:
+            self.vault.sweep()
         found = self.vault.newest_checkpoint()
+        self.agree(found[0] if found else 0)
         if found is None:
             return 0
         step, state, notes = found
@@ -148,6 +173,16 @@ class Watch:
         self.curve, self.best, self.rows, self.seconds = notes["curve"], notes["best"], notes["rows"], notes["seconds"]
         self.emit({"event": "resumed", "step": step, "num_steps": self.plan.num_steps})
         return step
+
+    def agree(self, start: int) -> None:
+        if self.world > 1:
+            starts: list[Any] = [None] * self.world
+            dist.all_gather_object(starts, start)
+            if len(set(starts)) > 1:
+                raise UserError(
+                    f"train.storage: {self.vault.where} is another folder on each machine (their newest checkpoints "
+                    f"are of steps {starts}); name one that all nodes reach"
+                )
 
     def elapsed(self) -> float:
         """Seconds of training so far, over all restarts."""
@@ -170,10 +205,3 @@ def measured(objective: Objective, samples: Sequence[Sample], precision: torch.d
     dist.all_gather_object(shares, mine)
     by_case = {row["case"]: row for share in shares for row in share}
     return [by_case[sample.case.name] for sample in samples]
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """The most memory this process held: the GPU's where there is one."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -1,27 +1,30 @@
-"""What runs on each Ray worker (or in this process): a Stage to data, objective, checkpoint, `fit`, result. Never MLflow."""
+"""What runs on each Ray worker (or in this process): a Stage to data, objective, checkpoint, fit, result. No MLflow."""
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-from torch import nn
+import torch.distributed as dist
 
 from premed.cache import Cache
-from premed.contracts import Case, Encoder, Objective, Row, Sample, Task
+from premed.contracts import Case, Objective, Sample, Task
+from premed.device import device_of, peak_memory_mb, precision_of
 from premed.experiment import Finetune, Pretrain, Stage, Train, plugin
-from premed.fit import EpochPlan, Schedule, fit, make_optimizer, team
+from premed.fit import EpochPlan, Schedule, distributed, fit, make_optimizer, team
 from premed.measure import bootstrap_interval
+from premed.parts import card, drawn, load_encoder, load_strictly, weights_of
 from premed.randomness import key, permutation
 from premed.sources import Mapped
 from premed.spec import UserError
 from premed.supervised import Network, Supervised
 from premed.vault import Vault
-from premed.watch import NotFinite, Watch, measured, peak_memory_mb
+from premed.watch import NotFinite, Watch, measured
 
 PAST = 0.95
 """A pre-training is past its gate when its validation loss is below this share of it ("clearly below", SIGNAL.md)."""
@@ -43,36 +46,58 @@ class Job:
 
 
 def run_stage(job: Job, emit: Callable[[dict[str, Any]], None], report: Callable[[dict[str, float]], None]) -> None:
-    """Trains (or tests) what `job` says and writes `result.json` last; a failure that a retry cannot mend into `failure.json`."""
+    """Trains (or tests) what `job` says and writes `result.json` last; what no retry can mend into `failure.json`.
+
+    emit: takes events, on the first rank. report: takes each validation's numbers, on every rank.
+    """
     rank, _ = team()
     emit = emit if rank == 0 else lambda event: None
     try:
         test(job, emit) if job.stage.kind == "test" else learn(job, emit, report)
     except (NotFinite, UserError) as error:
         if rank == 0:
-            job.vault.put_json("failure.json", {"kind": type(error).__name__, "message": str(error)})
+            job.vault.put_json("failure.json", {"kind": type(error).__name__, "message": str(error), **vars(error)})
+
+
+@contextmanager
+def agreed() -> Iterator[None]:
+    """A rank that cannot go on takes the others along, which would wait for it in vain."""
+    error = None
+    try:
+        yield
+    except UserError as caught:
+        error = str(caught)
+    errors: list[str | None] = [error]
+    if team()[1] > 1:
+        errors *= team()[1]
+        dist.all_gather_object(errors, error)
+    if said := [error for error in errors if error]:
+        raise UserError(said[0])
 
 
 def learn(job: Job, emit: Callable, report: Callable) -> None:
     """Pre-training or fine-tuning."""
     stage, settings = job.stage, job.stage.training
     assert isinstance(settings, (Pretrain, Finetune))
-    task = plugin("tasks", stage.task).build(stage.task)
-    train, val = cases(stage, task)
-    train, val = prepared(job, task, train), prepared(job, task, val)
-    device, precision = device_of(job.train), precision_of(job.train)
-    objective, loaded = make_objective(job, task)
-    objective.to(device)
-    if job.stage.kind == "pretrain":
-        objective.begin(train)
+    with agreed():
+        task = plugin("tasks", stage.task).build(stage.task)
+        train, val = (prepared(job, task, part) for part in cases(stage, task))
+        for part, samples in (("train", train), ("val", val)):
+            if not samples:
+                raise UserError(f"task: {task.name} has no {part} images for this stage; mend its split")
+        device, precision = device_of(job.train), precision_of(job.train)
+        objective, loaded = make_objective(job, task)
+        objective.to(device)
 
-    num_steps = settings.epochs * ceil(len(train) / settings.batch)
-    num_steps = min(num_steps, settings.max_steps or num_steps)
-    warmup = settings.warmup_epochs * ceil(len(train) / settings.batch)
-    schedule = Schedule(num_steps, min(warmup, num_steps), settings.lr * settings.batch / 256)
-    plan = EpochPlan(len(train), settings.batch, num_steps, settings.seed, stage.kind)
+    plan, schedule = planned(stage, len(train))
     source = Mapped(
-        task, train, settings.augment, seed=settings.seed, stage=stage.kind, device=device, num_loaders=job.train.loaders
+        task,
+        train,
+        settings.augment,
+        seed=settings.seed,
+        stage=stage.kind,
+        device=device,
+        num_loaders=job.train.loaders,
     )
     optimizer = make_optimizer(objective, settings.betas)
     watch = Watch(
@@ -90,11 +115,19 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
         emit=emit,
         report=report,
     )
-    start = watch.resume()
-    emit({"event": "training", "num_images": len(train), "num_val": len(val), "num_steps": num_steps, "start": start})
-    wrapped = distributed(objective)
+    if (start := watch.resume()) == 0:
+        objective.begin(train)
+    emit(
+        {
+            "event": "training",
+            "num_images": len(train),
+            "num_val": len(val),
+            "num_steps": plan.num_steps,
+            "start": start,
+        }
+    )
     fit(
-        wrapped,
+        distributed(objective),
         [source],
         plan,
         schedule,
@@ -102,29 +135,36 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
         watch,
         start=start,
         accumulate=job.train.accumulate,
+        clip=settings.clip,
         precision=precision,
     )
     if team()[0] == 0:
         finish(job, task, watch, val, loaded, num_cases=len(train))
 
 
+def planned(stage: Stage, num_samples: int) -> tuple[EpochPlan, Schedule]:
+    """The steps of a training, and their learning rates: lr × batch / 256 at the top (FACTS 1.3)."""
+    settings = stage.training
+    assert isinstance(settings, (Pretrain, Finetune))
+    num_steps = settings.steps or settings.epochs * ceil(num_samples / settings.batch)
+    warmup = num_steps * min(settings.warmup_epochs / settings.epochs, 1.0)
+    plan = EpochPlan(num_samples, settings.batch, num_steps, settings.seed, stage.kind)
+    return plan, Schedule(num_steps, warmup, settings.lr * settings.batch / 256)
+
+
 def finish(job: Job, task: Task, watch: Watch, val: Sequence[Sample], loaded: dict[str, Any], num_cases: int) -> None:
     """Parts, pictures, scores and, last of all, the result."""
     stage, vault, objective = job.stage, job.vault, watch.objective
     for name, part in objective.parts.items():
-        weights = vault.get_weights(f"best/{name}.safetensors")
+        weights = vault.get_weights(watch.best_file(name))
         assert weights is not None, "the last step is always validated"
         part.load_state_dict(weights)
-    objective.eval()
+        vault.put_weights(f"parts/{name}.safetensors", weights)
     draw_pictures(vault, objective, val)
     summary = watch.best["summary"]
     gate = passed_gate(summary)
-    for name in objective.parts:
-        weights = vault.get(f"best/{name}.safetensors")
-        assert weights is not None
-        vault.put(f"parts/{name}.safetensors", weights)
     vault.put_json("parts/card.json", card(stage, task, objective, gate))
-    vault.put("curve.jsonl", "\n".join(map(to_json, watch.curve)).encode())
+    vault.put("curve.jsonl", "\n".join(map(json.dumps, watch.curve)).encode())
     vault.put_json("scores.json", watch.rows)
     result = {
         "kind": stage.kind,
@@ -139,16 +179,18 @@ def finish(job: Job, task: Task, watch: Watch, val: Sequence[Sample], loaded: di
         "peak_memory_mb": peak_memory_mb(watch.device),
     }
     vault.put_json("result.json", result)
-    vault.drop_checkpoints()
+    vault.clear("checkpoints")  # nothing is resumed any more
+    vault.clear("best")
 
 
 def test(job: Job, emit: Callable) -> None:
     """Scores the test part once, with the weights that val picked."""
     began = time.monotonic()
-    task = plugin("tasks", job.stage.task).build(job.stage.task)
-    samples = prepared(job, task, task.split("test"))
-    objective, loaded = make_objective(job, task)
-    objective.to(device_of(job.train))
+    with agreed():
+        task = plugin("tasks", job.stage.task).build(job.stage.task)
+        samples = prepared(job, task, task.split("test"))
+        objective, loaded = make_objective(job, task)
+        objective.to(device_of(job.train))
     emit({"event": "testing", "num_images": len(samples)})
     rows = measured(objective, samples, precision_of(job.train))
     if team()[0] != 0:
@@ -192,7 +234,8 @@ def fraction(labelled: list[Case], share: float, seed: int) -> list[Case]:
 
 def prepared(job: Job, task: Task, wanted: Sequence[Case]) -> list[Sample]:
     """The cases with their prepared copies; made here where this machine has none yet."""
-    return [Sample(case, entry) for case, entry in zip(wanted, Cache(job.cache).prepare(wanted, task.recipe), strict=True)]
+    entries = Cache(job.cache).prepare(wanted, task.recipe)
+    return [Sample(case, entry) for case, entry in zip(wanted, entries, strict=True)]
 
 
 def make_objective(job: Job, task: Task) -> tuple[Objective, dict[str, Any]]:
@@ -214,7 +257,8 @@ def make_objective(job: Job, task: Task) -> tuple[Objective, dict[str, Any]]:
         vault = Vault(job.storage, job.parent.folder)
         loaded["encoder"] = load_encoder(encoder, vault)
         for part in ("head",) if stage.kind == "test" else head.loads:
-            loaded[part] = load_strictly(head if part == "head" else head.get_submodule(part), weights_of(vault, part), part)
+            module = head if part == "head" else head.get_submodule(part)
+            loaded[part] = load_strictly(module, weights_of(vault, part), part)
     network = Network(encoder, head)
     objective = Supervised(
         network,
@@ -226,45 +270,6 @@ def make_objective(job: Job, task: Task) -> tuple[Objective, dict[str, Any]]:
     return objective, loaded
 
 
-class drawn:  # noqa: N801 (a context, used like a function)
-    """Initial weights from a seed and a name; torch's own generator is left as it was."""
-
-    def __init__(self, seed: int, name: str):
-        self.fork, self.key = torch.random.fork_rng(devices=[]), key(seed, "init", name)
-
-    def __enter__(self) -> None:
-        self.fork.__enter__()
-        torch.manual_seed(self.key)
-
-    def __exit__(self, *error: Any) -> None:
-        self.fork.__exit__(*error)
-
-
-def load_encoder(encoder: Encoder, vault: Vault) -> dict[str, Any]:
-    about = vault.get_json("parts/card.json")
-    assert about is not None, f"{vault.where} has no card"
-    state, resized = encoder.fit_state(weights_of(vault, "encoder"), tuple(about["grid"]))
-    return load_strictly(encoder, state, "encoder") | {"resized": resized}
-
-
-def weights_of(vault: Vault, part: str) -> dict[str, torch.Tensor]:
-    weights = vault.get_weights(f"parts/{part}.safetensors")
-    if weights is None:
-        raise UserError(f"{vault.where}/parts/{part}.safetensors is missing: remove that folder and pre-train again")
-    return weights
-
-
-def load_strictly(module: nn.Module, state: dict[str, torch.Tensor], part: str) -> dict[str, Any]:
-    """Loads all of `state` into all of `module`, or names what does not fit."""
-    own = module.state_dict()
-    wrong = [name for name in own if name in state and own[name].shape != state[name].shape]
-    if (missing := sorted(set(own) - set(state))) or (extra := sorted(set(state) - set(own))) or wrong:
-        said = f"missing {missing[:3]}" if missing else f"not wanted {extra[:3]}" if extra else f"other shapes {wrong[:3]}"
-        raise UserError(f"{part}: the saved weights do not fit the network ({said}); encoder and head must be those of the YAML")
-    module.load_state_dict(state)
-    return {"loaded": len(own), "missing": []}
-
-
 def passed_gate(summary: dict[str, float]) -> dict[str, Any] | None:
     """How a pre-training stands to its network-free predictor; None for other stages."""
     if "gate" not in summary:
@@ -273,58 +278,10 @@ def passed_gate(summary: dict[str, float]) -> dict[str, Any] | None:
     return {"loss": summary["loss"], "gate": summary["gate"], "below": 1 - share, "passed": share < PAST}
 
 
-def card(stage: Stage, task: Task, objective: Objective, gate: dict[str, Any] | None) -> dict[str, Any]:
-    """What somebody needs to use the parts elsewhere."""
-    encoder = objective.parts["encoder"]
-    assert isinstance(encoder, Encoder)
-    return {
-        "digest": stage.digest(),
-        "parts": sorted(objective.parts),
-        "encoder": stage.encoder.model_dump(mode="json"),
-        "grid": encoder.grid,
-        "patch": encoder.patch,
-        "width": encoder.width,
-        "channels": task.channels,
-        "classes": task.classes,
-        "roi": task.roi,
-        "preprocessing": task.recipe.model_dump(mode="json"),
-        "gate": gate,
-    }
-
-
 def draw_pictures(vault: Vault, objective: Objective, samples: Sequence[Sample]) -> None:
     with TemporaryDirectory() as folder:
         for path in objective.eval().pictures(samples, Path(folder)):
             vault.put(f"pictures/{path.name}", path.read_bytes())
-
-
-def distributed(objective: Objective) -> nn.Module:
-    """DDP where there are several ranks. The same buckets at every step keep a resumed run's sums in their order."""
-    if team()[1] == 1:
-        return objective
-    return nn.parallel.DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=True)
-
-
-def device_of(train: Train) -> torch.device:
-    if not train.gpu:
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise UserError("train.gpu: this machine has no usable GPU; set train.gpu=false")
-    return torch.device("cuda", torch.cuda.current_device())
-
-
-def precision_of(train: Train) -> torch.dtype:
-    """bf16 where the hardware multiplies it: GPUs, and CPUs with AMX tiles."""
-    if train.precision == "auto":
-        fast = train.gpu or torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if train.precision == "bf16" else torch.float32
-
-
-def to_json(row: Row) -> str:
-    import json
-
-    return json.dumps(row)
 
 
 def train_loop(config: dict[str, Any]) -> None:

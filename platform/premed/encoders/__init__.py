@@ -1,1 +1,1 @@
-"""Encoders: `{name: vit, …}` in a YAML means vit.py here. Each file has a `Config` and `build(config, channels, roi)`."""
+"""Encoders: `{name: vit, …}` in a YAML means vit.py here. Each has a `Config` and `build(config, channels, roi)`."""

@@ -29,9 +29,9 @@ class Config(Spec):
     """`size: tiny | small | base` stands for three numbers; a number given beside it wins."""
 
     name: Literal["vit"] = "vit"
-    width: int = Field(768, ge=8)
-    depth: int = Field(12, ge=1)
-    heads: int = Field(12, ge=1)
+    width: int = Field(default=768, ge=8)
+    depth: int = Field(default=12, ge=1)
+    heads: int = Field(default=12, ge=1)
     patch: int | tuple[int, ...] = 16
     """Patch edge in voxels: one number, or one per axis."""
 
@@ -100,7 +100,7 @@ class ViT(Encoder):
         x = self.norm(x)
         return Features(tokens=x[:, 1:], grid=self.grid, summary=x[:, 0], taps=tapped)
 
-    def drop_scales(self, keys: Tensor | None, num_samples: int) -> Sequence[Tensor | None]:
+    def drop_scales(self, keys: Tensor | None, num_samples: int) -> Sequence[Tensor | None] | Tensor:
         """Per block, what its two branches are multiplied by: [depth][2, B, 1, 1]; drop path draws by sample."""
         if keys is None or not self.training or self.drop_path == 0:
             return [None] * self.depth
@@ -117,12 +117,12 @@ class ViT(Encoder):
         """Resizes the position embedding from `grid` to this encoder's, axis by axis; the class row stays."""
         if tuple(grid) == self.grid:
             return state, []
-        # 2D as timm does it; without antialiasing torch's bicubic bends a ramp
-        how = {"mode": "bicubic", "antialias": True} if len(grid) == 2 else {"mode": "trilinear"}
+        flat = len(grid) == 2  # then as timm does it; without antialiasing torch's bicubic bends a ramp
+        mode = "bicubic" if flat else "trilinear"
         summary, places = state["pos_embed"].float().split([1, prod(grid)], dim=1)
         places = places.transpose(1, 2).unflatten(2, tuple(grid))
-        places = F.interpolate(places, self.grid, **how, align_corners=False).flatten(2).transpose(1, 2)
-        return state | {"pos_embed": torch.cat([summary, places], dim=1)}, ["pos_embed"]
+        places = F.interpolate(places, self.grid, mode=mode, align_corners=False, antialias=flat)
+        return state | {"pos_embed": torch.cat([summary, places.flatten(2).transpose(1, 2)], dim=1)}, ["pos_embed"]
 
 
 class PatchEmbed(nn.Module):
@@ -131,7 +131,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, channels: int, width: int, patch: tuple[int, ...]):
         super().__init__()
         convolution = nn.Conv2d if len(patch) == 2 else nn.Conv3d
-        self.proj = convolution(channels, width, patch, stride=patch)
+        self.proj = convolution(channels, width, patch, stride=patch)  # type: ignore[arg-type]
 
     def forward(self, image: Tensor) -> Tensor:
         # patches × weight matrix: the strided convolution's sum, without its slow backward pass on CPUs (SPEED.md 1)

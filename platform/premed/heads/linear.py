@@ -9,7 +9,7 @@ from premed.spec import Spec, UserError
 
 
 class Config(Spec):
-    """`pool: cls` is timm's and SelfMedMAE's head; `mean` suits short pre-trainings: their class token has learnt little."""
+    """`pool: cls` is timm's and SelfMedMAE's head; `mean` suits short pre-trainings, whose class token knows little."""
 
     name: Literal["linear"] = "linear"
     pool: Literal["cls", "mean"] = "cls"

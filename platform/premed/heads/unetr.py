@@ -7,7 +7,7 @@ For patch 16 and 12 blocks this is MONAI's `UNETR` to the name of each weight: s
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from premed.contracts import Encoder, Features, Head, Task
 from premed.spec import Spec, UserError
@@ -17,7 +17,7 @@ class Config(Spec):
     """`feature_size` channels at full resolution, doubled at each level below (FACTS: 16)."""
 
     name: Literal["unetr"] = "unetr"
-    feature_size: int = Field(16, ge=1)
+    feature_size: int = Field(default=16, ge=1)
 
 
 def build(config: Config, encoder: Encoder, task: Task) -> "UNETR":
@@ -37,6 +37,8 @@ def build(config: Config, encoder: Encoder, task: Task) -> "UNETR":
 
 class UNETR(Head):
     """Logits [B, classes, *S] at the image's own resolution."""
+
+    decoder2: nn.Module
 
     def __init__(self, config: Config, encoder: Encoder, channels: int, num_classes: int, levels: int):
         from monai.networks.blocks.dynunet_block import UnetOutBlock

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from premed.contracts import Batch, Encoder, Objective, Row, Sample, Task
+from premed.contracts import Batch, Encoder, Features, Objective, Row, Sample, Task
 from premed.encoders.vit import Block, init_weights, patchify, sincos, unpatchify, with_class_row
 from premed.randomness import bits, fold, key
 from premed.spec import Spec, UserError
@@ -26,11 +26,11 @@ class Config(Spec):
     """The paper's ratio is 0.75 in 2D; SelfMedMAE's scripts hide 0.125 in 3D."""
 
     name: Literal["mae"] = "mae"
-    mask_ratio: float = Field(0.75, gt=0, lt=1)
-    decoder_width: int = Field(256, ge=8)
-    decoder_depth: int = Field(8, ge=1)
-    decoder_heads: int = Field(8, ge=1)
-    gate_images: int = Field(2000, ge=1)
+    mask_ratio: float = Field(default=0.75, gt=0, lt=1)
+    decoder_width: int = Field(default=256, ge=8)
+    decoder_depth: int = Field(default=8, ge=1)
+    decoder_heads: int = Field(default=8, ge=1)
+    gate_images: int = Field(default=2000, ge=1)
     """How many training images the network-free predictor (the gate) is made from, at the most."""
 
 
@@ -41,6 +41,8 @@ def build(config: Config, encoder: Encoder, task: Task, weight_decay: float) -> 
 
 class MAE(Objective):
     """`forward` is the loss of the paper; `measure` scores it on val beside the gate."""
+
+    mean_patch: Tensor
 
     def __init__(self, config: Config, encoder: Encoder, task: Task, weight_decay: float):
         super().__init__()
@@ -157,6 +159,8 @@ class MAE(Objective):
 class Decoder(nn.Module):
     """Fills the hidden places with a learnt token, looks at all places, and predicts the hidden patches."""
 
+    positions: Tensor
+
     def __init__(self, config: Config, encoder: Encoder, channels: int):
         super().__init__()
         width = config.decoder_width
@@ -172,7 +176,7 @@ class Decoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
         init_weights(self)
 
-    def forward(self, features, keep: Tensor, hide: Tensor) -> Tensor:
+    def forward(self, features: Features, keep: Tensor, hide: Tensor) -> Tensor:
         """Predictions [B, L - K, P] for the hidden places, in the order of `hide`."""
         assert features.summary is not None, "the decoder wants a class token"
         visible = self.embed(features.tokens) + take(self.positions[:, 1:].expand(len(keep), -1, -1), keep)

@@ -1,7 +1,7 @@
 """NIH ChestX-ray14 (Wang 2017): 14 findings in frontal chest X-rays, as the data set is downloaded (FACTS 5.1).
 
-The folder holds `images/` (or `images_001/images/` …), `Data_Entry_2017*.csv`, `train_val_list.txt` and `test_list.txt`;
-val is carved from the former by patient. "No Finding" is all zeros, not a class.
+The folder holds `images/` (or `images_001/images/` …), `Data_Entry_2017*.csv` and the official lists; val is carved
+from `train_val_list.txt` by patient. "No Finding" is all zeros, not a class.
 """
 
 import csv
@@ -18,9 +18,9 @@ from premed.images import Recipe
 from premed.randomness import key, permutation
 from premed.spec import Spec, UserError, elsewhere
 
-FINDINGS = tuple(
-    "Atelectasis Cardiomegaly Effusion Infiltration Mass Nodule Pneumonia Pneumothorax Consolidation Edema Emphysema "
-    "Fibrosis Pleural_Thickening Hernia".split()
+FINDINGS = (
+    *("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax"),
+    *("Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia"),
 )
 """The data set's canonical order."""
 
@@ -54,7 +54,7 @@ class ChestXray14(Classification):
 
     def __init__(self, config: Config):
         if config.size > config.stored:
-            raise UserError(f"task.size: {config.size} is larger than task.stored {config.stored}; store at least what is used")
+            raise UserError(f"task.size: {config.size} is larger than task.stored {config.stored}; set both alike")
         self.config = config
         self.roi = (config.size, config.size)
         self.recipe = Recipe(
@@ -65,12 +65,20 @@ class ChestXray14(Classification):
         return [Case(case.name, case.patient, case.image) for case in self.split("train")]
 
     def split(self, part: Part) -> list[Case]:
-        if part == "test":
-            return self.cases(self.names("test_list.txt"))
         cases = self.cases(self.names("train_val_list.txt"))
         patients = sorted({case.patient for case in cases})
+        if part == "test":  # the test list is opened here and nowhere else
+            tested = self.cases(self.names("test_list.txt"))
+            if shared := {case.patient for case in tested} & set(patients):
+                raise UserError(
+                    f"{self.root / 'test_list.txt'}: patient {min(shared)} is in train_val_list.txt too; drop one"
+                )
+            return tested
+        if len(patients) < 2:
+            raise UserError(f"{self.root / 'train_val_list.txt'}: one patient cannot be both train and val; list more")
         order = permutation(key(self.config.split_seed, self.name, "val"), len(patients))
-        val = {patients[i] for i in order[: max(1, round(self.config.val_share * len(patients)))]}
+        num_val = min(max(1, round(self.config.val_share * len(patients))), len(patients) - 1)
+        val = {patients[i] for i in order[:num_val]}
         return [case for case in cases if (case.patient in val) == (part == "val")]
 
     @cached_property
@@ -81,7 +89,7 @@ class ChestXray14(Classification):
         path = self.root / listing
         if not path.is_file():
             raise UserError(f"{path} is missing: put NIH's official list there, one image name per line")
-        return path.read_text().split()
+        return list(dict.fromkeys(path.read_text(encoding="utf-8").split()))
 
     def cases(self, names: list[str]) -> list[Case]:
         found = []
@@ -114,14 +122,14 @@ class ChestXray14(Classification):
     def rows(self) -> dict[str, tuple[str, tuple[float, ...]]]:
         """Image name to (patient, labels). Only the first columns are named: later names contain commas."""
         rows = {}
-        with self.table.open(newline="") as file:
+        with self.table.open(newline="", encoding="utf-8-sig") as file:
             lines = csv.reader(file)
             header = next(lines, [])
             try:
-                image, labels, patient = (header.index(column) for column in ("Image Index", "Finding Labels", "Patient ID"))
+                image, labels, patient = map(header.index, ("Image Index", "Finding Labels", "Patient ID"))
             except ValueError as missing:
                 raise UserError(f"{self.table}: {missing}; its first line must be NIH's header") from None
-            for line in lines:
+            for line in filter(None, lines):
                 if len(line) <= patient:
                     raise UserError(f"{self.table}, line {lines.line_num}: too few columns; download the table again")
                 said = set(line[labels].split("|")) - {"No Finding"}

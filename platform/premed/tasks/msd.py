@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from premed.contracts import Case, Part
 from premed.home import data_root
@@ -25,8 +25,8 @@ class Config(Spec):
     name: Literal["msd"] = "msd"
     root: Path | None = elsewhere(None)
     folder: str = elsewhere("Task04_Hippocampus")
-    roi: tuple[int, int, int] = (96, 96, 96)
-    spacing: tuple[float, float, float] | None = None
+    roi: tuple[PositiveInt, PositiveInt, PositiveInt] = (96, 96, 96)
+    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     """None keeps each image's own."""
     window: tuple[float, float] | None = None
     percentiles: tuple[float, float] | None = (0.5, 99.5)
@@ -35,9 +35,31 @@ class Config(Spec):
     overlap: float = Field(0.5, ge=0, lt=1)
     window_batch: int = elsewhere(4, ge=1)
     split_seed: int = 0
-    shares: tuple[float, float, float] = (0.6, 0.15, 0.25)
+    shares: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.6, 0.15, 0.25)
+    """Of the labelled cases: train, val, test."""
     split: dict[Part, tuple[str, ...]] | None = None
     """Case names (hippocampus_001, …) per part, in place of the dealing."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Config":
+        if abs(sum(self.shares) - 1) > 1e-6:
+            raise ValueError(f"shares: {list(self.shares)} do not add up to 1")
+        if self.window and self.percentiles:
+            raise ValueError("window and percentiles exclude each other; set percentiles: null")
+        self.recipe(1)
+        return self
+
+    def recipe(self, channels: int) -> Recipe:
+        """The preprocessing these fields ask for."""
+        return Recipe(
+            dims=3,
+            channels=channels,
+            spacing=self.spacing,
+            window=self.window,
+            percentiles=self.percentiles,
+            normalise=self.normalise,
+            crop_foreground=self.crop_foreground,
+        )
 
 
 def build(config: Config) -> "MSD":
@@ -54,27 +76,21 @@ class MSD(Segmentation):
         self.name = config.folder if config.root is None else Path(config.root).name
         self.config, self.roi = config, config.roi
         self.overlap, self.window_batch = config.overlap, config.window_batch
-        self.channels = len(self.about.get("modality", self.about.get("channel_names", {})))
+        channels = self.about.get("modality", self.about.get("channel_names"))
+        self.channels = len(channels) if isinstance(channels, dict) else 0
         self.classes = self.read_classes()
-        self.recipe = Recipe(
-            dims=3,
-            channels=self.channels,
-            spacing=config.spacing,
-            window=config.window,
-            percentiles=config.percentiles,
-            normalise=config.normalise,
-            crop_foreground=config.crop_foreground,
-        )
+        self.recipe = config.recipe(self.channels)
 
     def images(self) -> list[Case]:
-        training = {case.name for case in self.split("train")}
+        labelled = any(case.label is not None for case in self.entries)
+        training = {case.name for case in self.split("train")} if labelled else set()
         wanted = [case for case in self.entries if case.label is None or case.name in training]
         return [Case(case.name, case.patient, case.image) for case in wanted]
 
     def split(self, part: Part) -> list[Case]:
         labelled = {case.name: case for case in self.entries if case.label is not None}
         if not labelled:
-            raise UserError(f"{self.root / 'dataset.json'}: no entry has a label; these images can only be pre-trained on")
+            raise UserError(f"{self.listing}: no entry has a label; these images can only be pre-trained on")
         if self.config.split is not None:
             return self.listed(part, labelled)
         names = sorted(labelled)
@@ -82,7 +98,9 @@ class MSD(Segmentation):
         train, val = (max(1, round(share * len(order))) for share in self.config.shares[:2])
         dealt = {"train": order[:train], "val": order[train : train + val], "test": order[train + val :]}
         if not dealt[part]:
-            raise UserError(f"{self.root}: {len(names)} labelled cases are too few for a {part} part; list them in task.split")
+            raise UserError(
+                f"{self.listing}: {len(names)} labelled cases leave none for {part}; list them in task.split"
+            )
         return [labelled[name] for name in sorted(dealt[part])]
 
     def listed(self, part: Part, labelled: dict[str, Case]) -> list[Case]:
@@ -100,40 +118,57 @@ class MSD(Segmentation):
     def root(self) -> Path:
         return data_root(self.config.root, self.config.folder)
 
+    @property
+    def listing(self) -> Path:
+        return self.root / "dataset.json"
+
     @cached_property
     def about(self) -> dict:
-        path = self.root / "dataset.json"
         try:
-            return json.loads(path.read_text())
+            about = json.loads(self.listing.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise UserError(f"{path} is missing: task.root must be a folder in the decathlon's layout") from None
+            raise UserError(
+                f"{self.listing} is missing: task.root must be a folder in the decathlon's layout"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{self.listing}: cannot be read ({error.strerror}); mend its permissions") from None
         except ValueError as error:
-            raise UserError(f"{path} is not JSON ({error}): download it again") from None
+            raise UserError(f"{self.listing} is not JSON ({error}): download it again") from None
+        if not isinstance(about, dict):
+            raise UserError(f"{self.listing}: must be an object with `labels`, `modality` and `training`")
+        return about
 
     @cached_property
     def entries(self) -> list[Case]:
         """All of `training` (and `test`, unlabelled), in the file's order."""
-        cases = []
+        cases: dict[str, Case] = {}
         for entry in [*self.about.get("training", []), *self.about.get("test", [])]:
             entry = {"image": entry} if isinstance(entry, str) else entry
+            if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
+                raise UserError(f"{self.listing}: {entry!r} names no image; entries read {{image: …, label: …}}")
             image = self.inside(entry["image"])
             label = self.inside(entry["label"]) if entry.get("label") else None
             name = image.name.removesuffix(".gz").removesuffix(".nii")
             if label is None and not image.is_file():
                 continue  # the decathlon lists its test images also where they were not downloaded
-            cases.append(Case(name, name, (image,), label))
-        return cases
+            if name in cases:
+                raise UserError(f"{self.listing}: {name} is listed twice; keep one")
+            cases[name] = Case(name, name, (image,), label)
+        return list(cases.values())
 
     def inside(self, path: str) -> Path:
         whole = (self.root / path).resolve()
         if not whole.is_relative_to(self.root.resolve()):
-            raise UserError(f"{self.root / 'dataset.json'}: {path} leads out of the folder; keep images inside it")
+            raise UserError(f"{self.listing}: {path} leads out of the folder; keep images inside it")
         return self.root / path
 
     def read_classes(self) -> tuple[str, ...]:
-        """Class names by label number; both directions of `labels` are in use ({"0": "background"}, {"background": 0})."""
-        labels = self.about.get("labels", {})
-        numbered = {int(k): str(v) for k, v in labels.items()} if all(k.isdigit() for k in labels) else {v: k for k, v in labels.items()}
-        if sorted(numbered) != list(range(len(numbered))) or len(numbered) < 2 or not self.channels:
-            raise UserError(f"{self.root / 'dataset.json'}: `labels` must number 0 (background), 1, … and `modality` name each channel")
-        return tuple(numbered[i].replace(" ", "_") for i in range(len(numbered)))
+        """Class names by label number; both ways round are in use: {"0": "background"} and {"background": 0}."""
+        labels = self.about.get("labels")
+        pairs = labels.items() if isinstance(labels, dict) else ()
+        numbered = {str(k): str(v) for k, v in pairs} if "0" in dict(pairs) else {str(v): str(k) for k, v in pairs}
+        if set(numbered) != set(map(str, range(len(numbered)))) or len(numbered) < 2:
+            raise UserError(f"{self.listing}: `labels` must number 0 (background), 1, 2, … without a gap")
+        if not self.channels:
+            raise UserError(f"{self.listing}: `modality` must name each channel, as in {{0: MRI}}")
+        return tuple(numbered[str(i)].replace(" ", "_") for i in range(len(numbered)))

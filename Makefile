@@ -1,0 +1,55 @@
+# make demo | test | check | test-pythons | lock. Each makes its environment first; a second call installs nothing.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST ?= -n 2 --dist loadfile
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+export MLFLOW_DISABLE_TELEMETRY ?= true
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check pytest test-pythons lock
+
+help:
+	@sed -n '1s/^# //p' Makefile
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/premed demo
+
+test: check pytest
+
+check: $(VENV)/.installed
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/pyright
+	$(VENV)/bin/lint-imports
+
+pytest: $(VENV)/.installed
+	$(VENV)/bin/pytest $(PYTEST)
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || \
+		{ echo "premed needs Python 3.11, 3.12 or 3.13: make $(or $(MAKECMDGOALS),test) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "installing into $(VENV) (some minutes, once)"
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(or $(INSTALL),-c constraints.txt) -e '.[dev]'
+	@touch $@
+
+# the locked versions on the other Pythons, and the oldest torch that is supported on the oldest Python
+test-pythons:
+	@for version in 3.12 3.13; do \
+		if python$$version -c '' 2>/dev/null; then \
+			$(MAKE) --no-print-directory pytest PYTHON=python$$version VENV=.venv-$$version || exit 1; \
+		else echo "python$$version is not on PATH: skipped"; fi; \
+	done
+	@if python3.11 -c '' 2>/dev/null; then \
+		mkdir -p .venv-oldest; \
+		grep -vE '^(torch|triton|nvidia|cuda)' constraints.txt > .venv-oldest/constraints.txt; \
+		$(MAKE) --no-print-directory pytest PYTHON=python3.11 VENV=.venv-oldest \
+			INSTALL='-c .venv-oldest/constraints.txt torch==2.11.*' || exit 1; \
+	else echo "python3.11 is not on PATH: skipped"; fi
+
+lock:
+	@test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv; }
+	.venv-lock/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade --quiet \
+		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file constraints.txt

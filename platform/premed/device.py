@@ -1,0 +1,31 @@
+"""What this process computes on, how precisely, and how much memory that took."""
+
+import resource
+
+import torch
+
+from premed.experiment import Train
+from premed.spec import UserError
+
+
+def device_of(train: Train) -> torch.device:
+    if not train.gpu:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("train.gpu: this machine has no usable GPU; set train.gpu=false")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def precision_of(train: Train) -> torch.dtype:
+    """bf16 where the hardware multiplies it: GPUs, and CPUs with AMX tiles."""
+    if train.precision == "auto":
+        fast = train.gpu or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if train.precision == "bf16" else torch.float32
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory this process held: the GPU's where there is one."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

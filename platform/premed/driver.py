@@ -1,0 +1,163 @@
+"""The driver: one experiment through its stages, each found or trained, and recorded. Neither Ray nor MLflow here."""
+
+import time
+import traceback
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from premed.cache import Cache
+from premed.contracts import Case, Task
+from premed.experiment import Experiment, Kind, Stage, Train, plugin
+from premed.home import home
+from premed.ledger import first_line
+from premed.records import Records
+from premed.spec import StageFailed
+from premed.worker import Job
+
+Show = Callable[[dict[str, Any]], None]
+"""Takes the events of a run, as they happen: `{"event": …}`."""
+Trainer = Callable[[Job, str], None]
+"""Runs a stage to its result in the vault; what it tells goes to the ledger, under the run's id."""
+POLL = 1.0  # seconds between two looks at a stage that another command is at
+
+
+class Data:
+    """The images of an experiment, prepared when a stage asks for them and not before."""
+
+    def __init__(self, experiment: Experiment, mapper: Any, show: Show):
+        self.task: Task = plugin("tasks", experiment.task).build(experiment.task)
+        self.root, self.mapper, self.show = home() / "cache", mapper, show
+        self.files: set[Path] = set()
+
+    def fingerprint(self, kind: Kind) -> str:
+        """Prepares what a stage of that kind sees, and says what it is: `part:hash part:hash`."""
+        if kind == "test":
+            groups = {"test": self.task.split("test")}
+        elif kind == "pretrain":
+            blind = [Case(case.name, case.patient, case.image) for case in self.task.split("val")]
+            groups = {"images": self.task.images(), "val": blind}
+        else:
+            groups = {"train": self.task.split("train"), "val": self.task.split("val")}
+        store = Cache(self.root)
+        entries = store.prepare(
+            [case for group in groups.values() for case in group],
+            self.task.recipe,
+            mapper=self.mapper,
+            progress=lambda done, total: self.show({"event": "prepared", "done": done, "total": total}),
+        )
+        self.files |= {entry.path for entry in entries}
+        labels = kind != "pretrain"
+        return " ".join(f"{name}:{store.fingerprint(group, labels)}" for name, group in groups.items())
+
+
+class Driver:
+    """One experiment on its way through its stages."""
+
+    def __init__(self, experiment: Experiment, ledger: Any, mapper: Any, trainer: Trainer, show: Show):
+        self.experiment, self.ledger, self.trainer, self.show = experiment, ledger, trainer, show
+        self.data = Data(experiment, mapper, show)
+        self.fingerprint = cache(self.data.fingerprint)
+        self.task = self.data.task
+        self.records = Records(experiment, self.task, ledger, show)
+        self.storage = storage_of(experiment.train)
+
+    def run(self) -> dict[str, Any]:
+        """What came of it: task, strategy, the score's name, the MLflow run, and each stage's result."""
+        self.records.open(self.fingerprint("finetune"))
+        stages: list[dict[str, Any]] = []
+        try:
+            before: Stage | None = None
+            for stage in self.experiment.stages(self.fingerprint):
+                stages.append(self.find_or_train(stage, before))
+                before = stage
+            self.records.close(stages)
+        except BaseException as error:
+            self.records.fail("FAILED" if isinstance(error, Exception) else "KILLED")
+            raise
+        about = {"task": self.task.name, "strategy": self.experiment.strategy, "score": self.task.score}
+        return about | {"run_id": self.records.run_id, "stages": stages}
+
+    def find_or_train(self, stage: Stage, before: Stage | None) -> dict[str, Any]:
+        """The stage's result: the one that is there, or another command's once it is done, or a new one."""
+        job = Job(stage, before, self.experiment.train, self.storage, self.data.root)
+        digest, waiting = stage.digest(), False
+        while (found := self.find(job)) is None:
+            if self.ledger.acquire(digest):
+                try:  # whoever held the lease may just have ended
+                    return self.find(job) or self.restore(job) or self.train(job)
+                finally:
+                    self.ledger.release(digest)
+            if not waiting:
+                self.show({"event": "waiting", "kind": stage.kind})
+            waiting = True
+            time.sleep(POLL)
+        return found
+
+    def find(self, job: Job) -> dict[str, Any] | None:
+        """A stage that is finished, in storage and in MLflow."""
+        result = job.vault.get_json("result.json")
+        run_id = self.ledger.finished(job.stage.digest(), job.stage.kind) if result else None
+        return self.reused(job, run_id, result) if result and run_id else None
+
+    def restore(self, job: Job) -> dict[str, Any] | None:
+        """A stage that is finished in one of the two: storage was cleaned, or MLflow is another (or missed the end)."""
+        stage, vault = job.stage, job.vault
+        result = vault.get_json("result.json")
+        run_id = self.ledger.finished(stage.digest(), stage.kind)
+        if result is None and run_id is not None:
+            with TemporaryDirectory() as folder:
+                if self.ledger.fetch(run_id, folder):
+                    files = [path for path in Path(folder).rglob("*") if path.is_file()]
+                    for path in sorted(files, key=lambda path: path.name == "result.json"):  # it says that all is there
+                        vault.put(path.relative_to(folder).as_posix(), path.read_bytes())
+            result = vault.get_json("result.json")
+        if result is None:
+            return None
+        if run_id is None:
+            run_id = self.records.open_stage(stage)
+            self.records.record(job, run_id, result)
+        return self.reused(job, run_id, result)
+
+    def reused(self, job: Job, run_id: str, result: dict[str, Any]) -> dict[str, Any]:
+        self.show({"event": "reused", "kind": job.stage.kind, "where": job.vault.where})
+        return self.done(job, run_id, result, reused=True)
+
+    def done(self, job: Job, run_id: str, result: dict[str, Any], reused: bool) -> dict[str, Any]:
+        if (gate := result.get("gate")) and not gate["passed"]:
+            self.show({"event": "gate", **gate})
+        return {"run_id": run_id, "reused": reused, "where": job.vault.where} | result
+
+    def train(self, job: Job) -> dict[str, Any]:
+        """Runs the stage to its result and records it."""
+        kind, vault = job.stage.kind, job.vault
+        run_id = self.records.open_stage(job.stage)
+        self.show({"event": "stage", "kind": kind, "where": vault.where})
+        if vault.get("failure.json"):  # of an earlier try
+            vault.remove("failure.json")
+        try:
+            self.trainer(job, run_id)
+        except Exception as error:
+            vault.put("traceback.txt", traceback.format_exc().encode())
+            message = f"{first_line(error)} ({vault.where}/traceback.txt has the whole story)"
+            self.records.end(run_id, "FAILED", {"premed.failure": message})
+            raise StageFailed(f"{kind}: {message}; the same command goes on from the last checkpoint") from error
+        except BaseException:  # Ctrl-C
+            self.records.end(run_id, "KILLED")
+            raise
+        result, failure = vault.get_json("result.json"), vault.get_json("failure.json")
+        if result is None:
+            message = failure["message"] if failure else f"the workers ended without a result in {vault.where}"
+            self.records.end(run_id, "FAILED", {"premed.failure": message})
+            raise StageFailed(f"{kind}: {message}")
+        self.records.record(job, run_id, result)
+        return self.done(job, run_id, result, reused=False)
+
+
+def storage_of(train: Train) -> str:
+    """Where checkpoints and results go: a URL, or an absolute path."""
+    if train.storage is None:
+        return str(home() / "checkpoints")
+    return train.storage if "://" in train.storage else str(Path(train.storage).absolute())

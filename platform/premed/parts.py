@@ -1,0 +1,71 @@
+"""The named parts of a network that one stage saves and the next one loads: strictly, or not at all."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from premed.contracts import Encoder, Objective, Task
+from premed.experiment import Stage
+from premed.randomness import key
+from premed.spec import UserError
+from premed.vault import Vault
+
+
+@contextmanager
+def drawn(seed: int, name: str) -> Iterator[None]:
+    """Initial weights from a seed and a name; torch's own generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(key(seed, "init", name))
+        yield
+
+
+def load_encoder(encoder: Encoder, vault: Vault) -> dict[str, Any]:
+    """Loads the encoder that `vault` holds, its positions resized where the grid is another; says what was."""
+    about = vault.get_json("parts/card.json")
+    assert about is not None, f"{vault.where} has no card"
+    state, resized = encoder.fit_state(weights_of(vault, "encoder"), tuple(about["grid"]))
+    return load_strictly(encoder, state, "encoder") | {"resized": resized}
+
+
+def weights_of(vault: Vault, part: str) -> dict[str, torch.Tensor]:
+    """A saved part's weights."""
+    weights = vault.get_weights(f"parts/{part}.safetensors")
+    if weights is None:
+        raise UserError(f"{vault.where}/parts/{part}.safetensors is missing: remove that folder and pre-train again")
+    return weights
+
+
+def load_strictly(module: nn.Module, state: dict[str, torch.Tensor], part: str) -> dict[str, Any]:
+    """Loads all of `state` into all of `module`, or names what does not fit."""
+    own = module.state_dict()
+    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    wrong = [name for name in own if name in state and own[name].shape != state[name].shape]
+    if missing or extra or wrong:
+        lists = {"missing": missing, "not wanted": extra, "of another shape": wrong}
+        said = "; ".join(f"{what}: {', '.join(names[:3])}" for what, names in lists.items() if names)
+        mend = "encoder and head must be those of the YAML that it was trained with"
+        raise UserError(f"{part}: the saved weights do not fit the network ({said}); {mend}")
+    module.load_state_dict(state)
+    return {"loaded": len(own), "missing": []}
+
+
+def card(stage: Stage, task: Task, objective: Objective, gate: dict[str, Any] | None) -> dict[str, Any]:
+    """What somebody needs to use the parts elsewhere."""
+    encoder = objective.parts["encoder"]
+    assert isinstance(encoder, Encoder)
+    return {
+        "digest": stage.digest(),
+        "parts": sorted(objective.parts),
+        "encoder": stage.encoder.model_dump(mode="json"),
+        "grid": encoder.grid,
+        "patch": encoder.patch,
+        "width": encoder.width,
+        "channels": task.channels,
+        "classes": task.classes,
+        "roi": task.roi,
+        "preprocessing": task.recipe.model_dump(mode="json"),
+        "gate": gate,
+    }

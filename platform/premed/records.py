@@ -1,0 +1,214 @@
+"""What MLflow is told of an experiment: a run of its own, a run below it for each stage, and what the stages came to.
+
+A run has one writer at a time: whoever holds the lease of its digest, until MLflow has heard that it ended.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from premed.contracts import Task
+from premed.experiment import Experiment, Stage
+from premed.home import home, portable
+from premed.spec import StageFailed
+from premed.vault import Vault
+from premed.worker import Job, cases, make_objective
+
+CONTEXTS = {"images": "training", "train": "training", "val": "validation", "test": "testing"}
+
+
+class Records:
+    """One experiment in MLflow, written through the ledger."""
+
+    def __init__(self, experiment: Experiment, task: Task, ledger: Any, show: Callable[[dict[str, Any]], None]):
+        self.experiment, self.task, self.ledger, self.show = experiment, task, ledger, show
+        self.run_id, self.digest = "", ""
+        self.writing = False
+
+    # ---- the experiment's own run
+
+    def open(self, data: str) -> None:
+        """Finds the experiment's run on that data, or makes it. A finished one stays as it is until there is news."""
+        self.digest = hashlib.sha256(f"{self.experiment.digest()} {data}".encode()).hexdigest()
+        name = self.experiment.name or f"{self.experiment.strategy} seed {self.experiment.finetune.seed}"
+        tags = self.tags("experiment") | {"seed": str(self.experiment.finetune.seed)}
+        wanted = self.task.name, name, self.digest, "experiment", None, tags, tree(self.experiment)
+        named = self.task.name, self.digest, "experiment"
+        found = self.ledger.newest(*named)
+        if found is None:
+            with self.alone():
+                found = self.ledger.newest(*named) or self.ledger.open(*wanted)
+        self.run_id = found
+
+    def close(self, stages: list[dict[str, Any]]) -> None:
+        """Scores and the resolved YAML on the experiment's run, unless they are there."""
+        tags = {f"{done['kind']}_run": done["run_id"] for done in stages}
+        if self.ledger.holds(self.run_id, tags):
+            return
+        with self.alone():
+            if self.ledger.holds(self.run_id, tags):
+                return
+            self.ledger.reopen(self.run_id)
+            self.ledger.call("set_tags", self.run_id, tags)
+            self.ledger.call("log_rows", self.run_id, [row(0, totals(stages))])
+            folder = home() / "outbox" / self.run_id
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "experiment.yaml").write_text(yaml.safe_dump(tree(self.experiment), sort_keys=False))
+            self.ledger.call("log_files", self.run_id, str(folder / "experiment.yaml"))
+            self.end(self.run_id, "FINISHED")
+
+    def fail(self, status: str) -> None:
+        """The experiment ended early; says so if it was this command that ran it."""
+        if self.writing:
+            self.end(self.run_id, status)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else opens or closes the experiment's run."""
+        while not self.ledger.acquire(self.digest):
+            time.sleep(0.2)
+        try:
+            yield
+        finally:
+            self.ledger.release(self.digest)
+
+    # ---- its stages
+
+    def open_stage(self, stage: Stage) -> str:
+        """The stage's run, below the experiment's: the unfinished one goes on, else a new one starts."""
+        training: Any = stage.training
+        if not self.writing:
+            self.ledger.reopen(self.run_id)
+            self.writing = True
+        name = f"{self.experiment.strategy} {stage.kind} seed {training.seed}"
+        params = {"stage": stage.model_dump(mode="json", exclude={"task": {"root"}})}
+        tags = {"seed": str(training.seed), "premed.data": stage.data, "premed.parent_digest": stage.parent or ""}
+        tags = self.tags(stage.kind) | tags
+        run_id = self.ledger.open(self.task.name, name, stage.digest(), stage.kind, self.run_id, tags, params)
+        self.ledger.call("log_datasets", run_id, self.datasets(stage))
+        return run_id
+
+    def tags(self, kind: str) -> dict[str, str]:
+        tags = {"task": self.task.name, "strategy": self.experiment.strategy, "stage": kind}
+        if kind == "pretrain":  # it has no labels, and others may share it
+            return tags
+        pretrain = self.experiment.pretrain
+        tags |= {"label_fraction": f"{self.experiment.finetune.label_fraction:g}"}
+        return tags | ({"pretrain_seed": str(pretrain.seed)} if pretrain and self.experiment.strategy != "none" else {})
+
+    def datasets(self, stage: Stage) -> list[dict[str, Any]]:
+        source = portable(Path(getattr(self.experiment.task, "root", self.task.name)))
+        parts = [part.split(":") for part in stage.data.split(" ")]
+        seen = [self.task.split("test")] if stage.kind == "test" else cases(stage, self.task)
+        return [
+            {
+                "name": f"{self.task.name} {name}",
+                "digest": digest[:32],
+                "context": CONTEXTS[name],
+                "source": source,
+                "num_cases": len(some),
+            }
+            for (name, digest), some in zip(parts, seen, strict=True)
+        ]
+
+    def record(self, job: Job, run_id: str, result: dict[str, Any]) -> None:
+        """Everything of a finished stage: curve, scores, pictures, weights, cost and, of a fine-tuning, the model."""
+        vault, call = job.vault, self.ledger.call
+        folder = local_copy(vault)
+        curve = [json.loads(line) for line in (vault.get("curve.jsonl") or b"").splitlines()]
+        if curve:
+            call("log_rows", run_id, curve)
+        call("log_rows", run_id, [row(result.get("num_steps", 0), numbers_of(result))])
+        call("log_scores", run_id, vault.get_json("scores.json"))
+        for name in ("pictures", "parts"):
+            if (folder / name).is_dir():
+                call("log_files", run_id, str(folder / name), name)
+        for name in ("result.json", "curve.jsonl"):
+            if (folder / name).is_file():
+                call("log_files", run_id, str(folder / name))
+        call("set_tags", run_id, {"premed.where": place(vault)})
+        if job.stage.kind == "finetune":
+            self.register(job, run_id, result)
+        self.end(run_id, "FINISHED")
+
+    def register(self, job: Job, run_id: str, result: dict[str, Any]) -> None:
+        """The fine-tuned network as a model under the task's name; `best` is the one with the highest val score."""
+        import numpy as np
+
+        self.show({"event": "registering", "name": self.task.name})
+        # as a test stage does it: the parts that val picked
+        stage = job.stage.model_copy(update={"kind": "test"})
+        objective, _ = make_objective(Job(stage, job.stage, job.train, job.storage, job.cache), self.task)
+        example = np.zeros((2, self.task.channels, *self.task.roi), np.float32)
+        about = job.vault.get_json("parts/card.json")
+        score = result["summary"].get(f"val/{self.task.score}", float("-inf"))
+        try:
+            self.ledger.register(run_id, self.task.name, objective.network, example, score, about)
+        except StageFailed as error:
+            self.show({"event": "warning", "text": f"the model was not registered: {error}"})
+
+    def end(self, run_id: str, status: str, tags: dict[str, str] | None = None) -> None:
+        """The run is over; back when MLflow has heard of it, or has been silent for a while (it will hear later)."""
+        if tags:
+            self.ledger.call("set_tags", run_id, tags)
+        self.ledger.call("finish", run_id, status)
+        self.ledger.settle(run_id)
+
+
+def row(step: int, metrics: dict[str, float]) -> dict[str, Any]:
+    return {"step": step, "time": int(time.time() * 1000), "metrics": metrics}
+
+
+def numbers_of(result: dict[str, Any]) -> dict[str, float]:
+    """The few numbers of a stage's result that a run is listed with; those of each class are in its files."""
+    few = {name: value for name, value in result["summary"].items() if name.count("/") == 1}
+    few |= {"seconds": result["seconds"], "peak_memory_mb": result["peak_memory_mb"]}
+    if result["kind"] == "test":
+        few |= {"test/low": result["interval"][0], "test/high": result["interval"][1]}
+        few |= {"test/constant": result["constant"]}
+    # a curve's own last point is already at the last step: the summary of the chosen weights goes by other names
+    return {(f"best/{name}" if name.startswith("val/") else name): value for name, value in few.items()}
+
+
+def totals(stages: list[dict[str, Any]]) -> dict[str, float]:
+    """The scores and seconds of all stages, for the experiment's run."""
+    numbers: dict[str, float] = {}
+    for done in stages:
+        prefix = "pretrain_" if done["kind"] == "pretrain" else ""
+        numbers |= {f"{prefix}{name}": value for name, value in done["summary"].items() if name.count("/") == 1}
+        numbers[f"{done['kind']}_seconds"] = done["seconds"]
+    return numbers
+
+
+def local_copy(vault: Vault) -> Path:
+    """The vault's files on this machine: its own folder, or a copy that stays until MLflow has heard of it."""
+    if vault.local:
+        return Path(vault.where)
+    folder = home() / "outbox" / Path(vault.where).name
+    for name in vault.names():
+        content = None if name.startswith(("checkpoints/", "best/")) else vault.get(name)
+        if content is not None:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+    return folder
+
+
+def place(vault: Vault) -> str:
+    """Where a vault is, as a run records it: below ${PREMED_HOME} where it lies there, so that the home can move."""
+    inside = vault.local and Path(vault.where).is_relative_to(home())
+    return os.path.join("${PREMED_HOME}", os.path.relpath(vault.where, home())) if inside else vault.where
+
+
+def tree(experiment: Experiment) -> dict[str, Any]:
+    """The resolved experiment, its data root as ${PREMED_DATA}/…."""
+    whole = experiment.model_dump(mode="json")
+    if whole["task"].get("root"):
+        whole["task"]["root"] = portable(Path(whole["task"]["root"]))
+    return whole

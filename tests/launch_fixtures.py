@@ -1,0 +1,40 @@
+"""Fixtures of the tests that run whole experiments: made-up X-rays, and homes with an empty MLflow in them."""
+
+import shutil
+
+import pytest
+
+from premed.phantoms import write_chestxray14
+
+pytest_plugins = ["store_fixtures"]
+
+
+@pytest.fixture(scope="session")
+def chest(tmp_path_factory):
+    return write_chestxray14(tmp_path_factory.mktemp("data") / "chestxray14", 30, 0, size=32)
+
+
+@pytest.fixture(scope="session")
+def new_home(empty_database, tmp_path_factory):
+    """Makes a home whose MLflow is empty."""
+
+    def make():
+        home = tmp_path_factory.mktemp("home")
+        shutil.copy(empty_database, home / "mlflow.db")
+        return home
+
+    return make
+
+
+@pytest.fixture
+def home(new_home, monkeypatch):
+    """A new home, in use."""
+    home = new_home()
+    settle_in(monkeypatch, home)
+    return home
+
+
+def settle_in(monkeypatch, home):
+    monkeypatch.setenv("PREMED_HOME", str(home))
+    for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)

@@ -1,0 +1,125 @@
+"""What tests do with whole experiments: a tiny one, in this process, in a fork of it, or as a command."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+
+import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - and all that takes time to import, once for all forks
+import timm.models.vision_transformer  # noqa: F401
+import torch
+import torch.export  # noqa: F401
+import yaml
+
+from premed import launch
+from premed.experiment import checked, merged
+from premed.runs import RunStore
+
+_TRAINING = {"epochs": 4, "batch": 16, "lr": 1e-3, "validations": 2, "augment": {"flip": 0.5}}
+TINY = {
+    "task": {"name": "chestxray14", "size": 16, "stored": 32},
+    "encoder": {"name": "vit", "width": 24, "depth": 2, "heads": 2, "patch": 8},
+    "pretext": {"name": "mae", "decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2},
+    "pretrain": _TRAINING,
+    "finetune": _TRAINING | {"head": {"name": "linear", "pool": "mean"}, "drop_path": 0.1},
+    "train": {"workers": 0, "log_steps": 2, "save_minutes": 0, "precision": "fp32"},
+}
+SCRATCH = {"pretext": {"name": "none"}}
+
+
+fork = multiprocessing.get_context("forkserver")
+fork.set_forkserver_preload(["launching", "premed.tasks.chestxray14", "premed.pretext.mae", "premed.heads.linear"])
+
+
+def tree(chest, *changes):
+    """The tiny experiment on the X-rays in the folder `chest`, with `changes` (trees), as a YAML would hold it."""
+    whole = merged(TINY, {"task": {"root": str(chest)}})
+    for change in changes:
+        whole = merged(whole, change)
+    return whole
+
+
+def experiment(chest, *changes):
+    return checked(tree(chest, *changes))
+
+
+def run(chest, *changes, show=lambda event: None):
+    return launch.run(experiment(chest, *changes), show)
+
+
+def beside(home, chest, *changes):
+    """(process, connection) of the same in another process: the connection gives its events, then the outcome."""
+    ours, theirs = fork.Pipe(duplex=False)
+    process = fork.Process(target=_beside, args=(home, tree(chest, *changes), theirs))
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def _beside(home, tree, connection):
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    os.environ["PREMED_HOME"] = str(home)
+    torch.set_num_threads(1)
+    connection.send(launch.run(checked(tree), connection.send))
+
+
+def last(connection):
+    """The last of what a process sends."""
+    told = None
+    while True:
+        try:
+            told = connection.recv()
+        except EOFError:
+            return told
+
+
+def command(folder, home, chest, *changes, arguments=()):
+    """`premed run --json` of the tiny experiment, as a user starts it; its stderr comes by the line."""
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tree(chest, *changes)))
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "premed", "run", "--json", str(folder / "tiny.yaml"), *arguments],
+        env=environment | {"PREMED_HOME": str(home), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background shell ignores it
+    )
+
+
+def until(process, text):
+    """Reads what a command says until it says `text`."""
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if text in line:
+            return
+    raise AssertionError(f"it never said {text!r}: {''.join(said)}")
+
+
+def outcome(process):
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return json.loads(out)
+
+
+def store_of(home):
+    return RunStore(f"sqlite:///{home}/mlflow.db", str(home / "artifacts"))
+
+
+def runs_of(home, kind, **more):
+    return list(store_of(home).search({"premed.kind": kind}, **more))
+
+
+def curve(home, run_id):
+    """All that MLflow has of a run's training and validation: {name: [(step, value), …]}, in the order of telling."""
+    client = store_of(home).client
+    names = [name for name in client.get_run(run_id).data.metrics if name.startswith(("train/", "val/"))]
+    return {name: [(point.step, point.value) for point in client.get_metric_history(run_id, name)] for name in names}
+
+
+def results(outcome):
+    """The scores of all stages: what must not depend on how they came about."""
+    return [{name: stage[name] for name in ("digest", "summary", "num_cases")} for stage in outcome["stages"]]

@@ -1,0 +1,221 @@
+"""Beside a training: points of the curve, validations, which weights are kept, what is said of a loss that is none."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import on_ranks
+from torch import nn
+
+from premed.contracts import Case, Objective, Sample
+from premed.fit import EpochPlan, make_optimizer
+from premed.spec import UserError
+from premed.vault import Vault
+from premed.watch import NotFinite, Watch, measured
+
+FP32 = torch.float32
+
+
+class Fixed(Objective):
+    """Its weight is the number of the step; its scores on val are given."""
+
+    def __init__(self, scores=()):
+        super().__init__()
+        self.w, self.scores = nn.Parameter(torch.zeros(1)), list(scores)
+        self.parts = {"encoder": self}
+
+    def param_groups(self):
+        return [{"params": [self.w], "weight_decay": 0.0, "lr_scale": 1.0}]
+
+    def measure(self, samples):
+        assert not self.training
+        assert samples, "nobody is asked to measure nothing"
+        return [{"case": sample.case.name, "n": int(sample.case.patient)} for sample in samples]
+
+    def summary(self, rows):
+        score = self.scores.pop(0) if self.scores else 0.5
+        return {"n/each": len(rows)} if score is None else {"score": score, "n/each": len(rows)}
+
+
+def samples(num):
+    return [Sample(Case(f"case {i}", str(i), ()), None) for i in range(num)]
+
+
+def watching(folder, scores=(), *, num_steps=10, validations=5, score="score", log_steps=5, batch=4):
+    objective, events = Fixed(scores), []
+    objective.train()
+    plan = EpochPlan(8, batch, num_steps, 0, "finetune")
+    watch = Watch(
+        objective,
+        make_optimizer(objective, (0.9, 0.999)),
+        plan,
+        Vault(str(folder), "stage"),
+        samples(3),
+        validations=validations,
+        score=score,
+        log_steps=log_steps,
+        save_minutes=0,
+        precision=FP32,
+        names=lambda picks: [f"case {i}" for i in picks.samples],
+        emit=events.append,
+        report=lambda numbers: events.append({"event": "report", **numbers}),
+    )
+    return watch, events
+
+
+def steps(watch, first=1, last=None, losses=None):
+    for step in range(first, (last or watch.plan.num_steps) + 1):
+        with torch.no_grad():
+            watch.objective.w.fill_(step)
+        watch(step, torch.tensor(losses[step] if losses else float(step)), {"lr": step / 10})
+
+
+def weights(watch):
+    return {name: watch.vault.get_weights(name)["w"].item() for name in watch.vault.names() if name.startswith("best/")}
+
+
+# ---- the curve
+
+
+def test_a_point_is_the_mean_loss_since_the_last_point(tmp_path):
+    watch, _ = watching(tmp_path, validations=1, log_steps=4)
+    steps(watch)
+    curve = [(row["step"], row["metrics"]) for row in watch.curve if "train/loss" in row["metrics"]]
+    assert curve == [
+        (4, {"train/loss": 2.5, "train/lr": 0.4}),
+        (8, {"train/loss": 6.5, "train/lr": 0.8}),
+        (10, {"train/loss": 9.5, "train/lr": 1.0}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("validations", "num_steps", "expected"),
+    [(1, 10, [10]), (3, 10, [4, 7, 10]), (5, 10, [2, 4, 6, 8, 10]), (50, 3, [1, 2, 3]), (20, 1, [1])],
+)
+def test_validations_are_spread_evenly_and_end_at_the_last_step(tmp_path, validations, num_steps, expected):
+    watch, events = watching(tmp_path, num_steps=num_steps, validations=validations)
+    steps(watch)
+    assert [event["step"] for event in events if event["event"] == "report"] == expected
+    assert [row["step"] for row in watch.curve if "val/score" in row["metrics"]] == expected
+
+
+def test_per_class_numbers_stay_out_of_the_curve(tmp_path):
+    watch, _ = watching(tmp_path)
+    steps(watch)
+    assert {name for row in watch.curve for name in row["metrics"]} == {"train/loss", "train/lr", "val/score"}
+    assert watch.objective.training
+
+
+# ---- the weights that are kept
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ([0.1, 0.4, 0.3, 0.4, 0.2], 4),  # of equals the first
+        ([0.1, 0.2, 0.3, 0.4, 0.5], 10),
+        ([None, None, 0.1, None, None], 6),  # undefined beats nothing
+        ([None] * 5, 10),
+    ],
+)
+def test_the_highest_score_picks_the_weights(tmp_path, scores, best):
+    watch, _ = watching(tmp_path, scores)
+    steps(watch)
+    assert (watch.best["step"], weights(watch)[watch.best_file("encoder")]) == (best, best)
+    assert [row["case"] for row in watch.rows] == ["case 0", "case 1", "case 2"]
+
+
+def test_without_a_score_the_last_weights_are_kept_and_written_once(tmp_path):
+    watch, _ = watching(tmp_path, [0.9, 0.1, 0.1, 0.1, 0.1], score=None)
+    steps(watch, last=9)
+    assert weights(watch) == {}
+    steps(watch, first=10)
+    assert weights(watch) == {"best/000000010/encoder.safetensors": 10}
+
+
+def test_weights_that_a_checkpoint_speaks_of_outlive_better_ones(tmp_path):
+    watch, _ = watching(tmp_path, [0.1, 0.2, 0.3, 0.4, 0.5])
+    steps(watch, last=6)  # the checkpoint is of step 5, when 4 was best
+    assert sorted(weights(watch).values()) == [4, 6]
+    again, _ = watching(tmp_path, [0.1, 0.1, 0.1])
+    assert (again.resume(), again.best["step"], again.objective.w.item()) == (5, 4, 5)
+    steps(again, first=6)
+    assert weights(again)[again.best_file("encoder")] == 4
+
+
+def test_a_resumed_run_tells_the_same_curve(tmp_path):
+    whole, _ = watching(tmp_path / "whole")
+    steps(whole)
+    watch, _ = watching(tmp_path / "cut")
+    steps(watch, last=7)
+    again, _ = watching(tmp_path / "cut")
+    steps(again, first=again.resume() + 1)
+    assert [(row["step"], row["metrics"]) for row in again.curve] == [(r["step"], r["metrics"]) for r in whole.curve]
+    assert again.elapsed() >= again.seconds > 0
+
+
+# ---- what is no number
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_the_first_loss_that_is_no_number_is_named_with_its_samples(tmp_path, bad):
+    watch, _ = watching(tmp_path, validations=1)
+    losses = {step: bad if step >= 7 else 1.0 for step in range(1, 11)}
+    expected = [f"case {i}" for i in watch.plan.at(6).samples]
+    with pytest.raises(NotFinite, match="at step 7 .*; the last good checkpoint is that of step 5: look at") as caught:
+        steps(watch, losses=losses)
+    assert (caught.value.step, caught.value.samples) == (7, expected)
+    assert all(name in str(caught.value) for name in expected)
+    assert watch.vault.checkpoint_steps() == [5]
+
+
+def test_a_large_batch_names_twenty_and_counts_the_rest(tmp_path):
+    watch, _ = watching(tmp_path)
+    watch.names = lambda picks: [f"case {i}" for i in range(256)]
+    with pytest.raises(NotFinite, match=r"case 19 and 236 more\)") as caught:
+        watch.refuse(1, "the loss is not a number")
+    assert len(caught.value.samples) == 256
+
+
+def test_weights_that_are_no_numbers_stop_the_run_before_they_are_saved(tmp_path):
+    watch, _ = watching(tmp_path, validations=1)
+    with torch.no_grad():
+        watch.objective.w.fill_(math.nan)
+    with pytest.raises(NotFinite, match="the weights are no numbers at step 5 .*there is no checkpoint yet"):
+        watch(5, torch.tensor(1.0), {})
+    assert watch.vault.names() == []
+
+
+# ---- several ranks
+
+
+def measure_on_ranks(num_samples):
+    rows = measured(Fixed(), samples(num_samples), FP32)
+    assert [row["n"] for row in rows] == list(range(num_samples))
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 7])
+def test_ranks_share_the_validation_even_if_it_is_smaller_than_they_are_many(num_samples):
+    assert on_ranks(3, measure_on_ranks, num_samples) == [0, 0, 0]
+
+
+def resume_in_a_folder_of_its_own(folder):
+    import torch.distributed as dist
+
+    rank = dist.get_rank()
+    if rank == 0:  # as on a machine that trained alone before
+        alone, _ = watching(folder / "0")
+        alone.vault.save_checkpoint(5, {"objective": {}, "optimizer": {}}, {"curve": []})
+    dist.barrier()
+    watch, _ = watching(folder / str(rank))
+    with pytest.raises(UserError, match=r"train.storage: .* of steps \[5, 0\]"):
+        watch.resume()
+
+
+def test_a_folder_that_is_not_shared_is_refused_on_all_ranks(tmp_path):
+    assert on_ranks(2, resume_in_a_folder_of_its_own, tmp_path) == [0, 0]
+
+
+def test_val_rows_come_in_the_samples_order():
+    assert [row["n"] for row in measured(Fixed(), samples(5), FP32)] == list(np.arange(5))
