@@ -13,7 +13,7 @@ import torch
 import torch.export  # noqa: F401
 import yaml
 
-from premed import launch
+from premed import cli, launch
 from premed.experiment import checked, merged
 from premed.runs import RunStore
 
@@ -75,6 +75,27 @@ def last(connection):
             return told
 
 
+def forked(home, *arguments):
+    """(process, its stderr by the line) of `premed …` in another process, without the time its imports take."""
+    ours, theirs = fork.Pipe(duplex=False)
+    process = fork.Process(target=_forked, args=(home, [str(each) for each in arguments], theirs))
+    process.start()
+    theirs.close()
+    return process, os.fdopen(os.dup(ours.fileno()))
+
+
+def _forked(home, arguments, stderr):
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    os.environ["PREMED_HOME"] = str(home)
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
+    os.dup2(stderr.fileno(), 2)
+    stderr.close()
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115 - as long as the process
+    sys.argv = ["premed", *arguments]
+    cli.main()
+
+
 def command(folder, home, chest, *changes, arguments=()):
     """`premed run --json` of the tiny experiment, as a user starts it; its stderr comes by the line."""
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tree(chest, *changes)))
@@ -85,14 +106,13 @@ def command(folder, home, chest, *changes, arguments=()):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background shell ignores it
     )
 
 
-def until(process, text):
-    """Reads what a command says until it says `text`."""
+def until(lines, text):
+    """Reads what a command says on stderr until it says `text`."""
     said = []
-    for line in process.stderr:
+    for line in lines:
         said.append(line)
         if text in line:
             return

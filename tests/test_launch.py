@@ -288,9 +288,9 @@ def test_what_can_never_be_placed_is_refused_in_one_line(monkeypatch, train, wor
 
 @pytest.mark.slow
 def test_a_killed_worker_on_ray_changes_nothing_and_no_process_stays(home, chest, tmp_path, new_home, monkeypatch):
-    changes = SCRATCH, {"test": False, "finetune": {"epochs": 10}, "train": {"max_failures": 3}}
+    changes = SCRATCH, {"test": False, "finetune": {"epochs": 50}, "train": {"max_failures": 3, "log_steps": 10}}
     process = command(tmp_path, home, chest, *changes, arguments=["train.workers=2"])
-    until(process, "step 8: checkpoint saved")
+    until(process.stderr, "checkpoint saved")
     children = psutil.Process(process.pid).children(recursive=True)
     worker = next(child for child in children if "RayTrainWorker" in " ".join(child.cmdline()))
     os.kill(worker.pid, signal.SIGKILL)

@@ -200,6 +200,7 @@ def test_biases_and_norms_do_not_decay():
     model = objective()
     decaying, free = model.param_groups()
     assert (decaying["weight_decay"], free["weight_decay"]) == (0.05, 0.0)
+    assert not {id(p) for p in decaying["params"]} & {id(p) for p in free["params"]}
     named = {name for name, p in model.named_parameters() if any(p is some for some in free["params"])}
     assert named == {name for name, _ in model.named_parameters() if name.endswith(".bias") or "norm" in name}
 
@@ -266,6 +267,15 @@ def test_a_network_that_predicts_the_mean_patch_is_at_the_gate(monkeypatch):
     monkeypatch.setattr(model.decoder, "forward", lambda features, keep, hide: model.mean_patch[hide])
     summary = model.summary(model.measure(samples(5, 8)))
     assert summary["loss"] == pytest.approx(summary["gate"]) and set(summary) == {"loss", "gate"}
+
+
+def test_val_hides_other_patches_in_each_case_and_tile_and_the_same_ones_each_time(monkeypatch):
+    model, seen = objective((64, 64)), []
+    mask = model.mask
+    monkeypatch.setattr(model, "mask", lambda of: seen.append(mask(of)) or seen[-1])
+    first, again = model.measure(samples(0, 6)), model.measure(samples(0, 6))
+    assert first == again
+    assert len({tuple(sorted(row)) for row in seen[0][1].tolist()}) == len(seen[0][1]) == 12
 
 
 def test_a_cases_row_is_the_same_whoever_is_measured_beside_it(monkeypatch):

@@ -40,7 +40,7 @@ def test_what_is_unknown_of_another_type_or_out_of_range_is_refused_by_name(sett
 
 def test_a_wrong_default_is_refused_too():
     class Wrong(Spec):
-        rate: float = Field(2.0, le=1)
+        rate: float = Field(default=2.0, le=1)
 
     with pytest.raises(ValidationError):
         Wrong()

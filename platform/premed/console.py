@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from premed.worker import PAST
 
@@ -146,7 +147,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     for i, column in enumerate(columns):
         drawn.add_column(column, justify="left" if i < 2 else "right", overflow="fold")
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(Text, row))  # as it is: [a, b] is not rich's markup here
     Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(drawn)
 
 

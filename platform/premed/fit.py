@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from inspect import signature
 from math import ceil, cos, pi
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -162,5 +162,7 @@ def distributed(objective: Objective) -> nn.Module:
         return objective
     wrapper = nn.parallel.DistributedDataParallel
     newer = "forward_sync_buffers" in signature(wrapper).parameters  # torch 2.15's name
-    once = {"forward_sync_buffers" if newer else "broadcast_buffers": False}  # buffers are the same on all ranks
+    once: dict[str, Any] = {
+        "forward_sync_buffers" if newer else "broadcast_buffers": False
+    }  # buffers are the same on all ranks
     return wrapper(objective, find_unused_parameters=True, **once)

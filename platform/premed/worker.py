@@ -77,27 +77,18 @@ def agreed() -> Iterator[None]:
 
 def learn(job: Job, emit: Callable, report: Callable) -> None:
     """Pre-training or fine-tuning."""
-    stage, settings = job.stage, job.stage.training
+    stage, settings, how = job.stage, job.stage.training, job.train
     assert isinstance(settings, (Pretrain, Finetune))
     with agreed():
         task = plugin("tasks", stage.task).build(stage.task)
         train, val = (prepared(job, task, part) for part in cases(stage, task))
-        for part, samples in (("train", train), ("val", val)):
-            if not samples:
-                raise UserError(f"task: {task.name} has no {part} images for this stage; mend its split")
-        device, precision = device_of(job.train), precision_of(job.train)
+        device, precision = device_of(how), precision_of(how)
         objective, loaded = make_objective(job, task)
         objective.to(device)
 
     plan, schedule = planned(stage, len(train))
     source = Mapped(
-        task,
-        train,
-        settings.augment,
-        seed=settings.seed,
-        stage=stage.kind,
-        device=device,
-        num_loaders=job.train.loaders,
+        task, train, settings.augment, seed=settings.seed, stage=stage.kind, device=device, num_loaders=how.loaders
     )
     optimizer = make_optimizer(objective, settings.betas)
     watch = Watch(
@@ -108,8 +99,8 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
         val,
         validations=settings.validations,
         score=task.score if stage.kind == "finetune" else None,
-        log_steps=job.train.log_steps,
-        save_minutes=job.train.save_minutes,
+        log_steps=how.log_steps,
+        save_minutes=how.save_minutes,
         precision=precision,
         names=lambda picks: [train[i].case.name for i in picks.samples],
         emit=emit,
@@ -134,7 +125,7 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
         optimizer,
         watch,
         start=start,
-        accumulate=job.train.accumulate,
+        accumulate=how.accumulate,
         clip=settings.clip,
         precision=precision,
     )
@@ -219,9 +210,15 @@ def test(job: Job, emit: Callable) -> None:
 def cases(stage: Stage, task: Task) -> tuple[list[Case], list[Case]]:
     """What the stage trains on and what it is validated on. A pre-training's have no labels."""
     if stage.kind == "pretrain":
-        return task.images(), [Case(case.name, case.patient, case.image) for case in task.split("val")]
-    assert isinstance(stage.training, Finetune)
-    return fraction(task.split("train"), stage.training.label_fraction, stage.training.seed), task.split("val")
+        train, val = task.images(), [Case(case.name, case.patient, case.image) for case in task.split("val")]
+    else:
+        assert isinstance(stage.training, Finetune)
+        train = fraction(task.split("train"), stage.training.label_fraction, stage.training.seed)
+        val = task.split("val")
+    for part, found in (("train", train), ("val", val)):
+        if not found:
+            raise UserError(f"task: {task.name} has no {part} images for this stage; mend its split")
+    return train, val
 
 
 def fraction(labelled: list[Case], share: float, seed: int) -> list[Case]:

@@ -1,0 +1,174 @@
+"""The command line: exit codes, one line on stderr, one JSON object on stdout."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import yaml
+from launching import SCRATCH, forked, results, run, runs_of, store_of, tree, until
+from stores import free_port
+
+from premed import cli, console
+from premed.leases import LEASES
+
+pytest_plugins = ["launch_fixtures"]
+
+
+@pytest.fixture
+def premed(monkeypatch, capsys):
+    """`premed …` in this process: (exit code, stdout, the lines of stderr)."""
+    monkeypatch.setattr(signal, "signal", lambda *args: None)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["premed", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        told = capsys.readouterr()
+        return end.value.code or 0, told.out, told.err.splitlines()
+
+    return call
+
+
+@pytest.fixture
+def written(tmp_path, chest):
+    """Writes the tiny experiment, with changes, as a YAML."""
+
+    def write(*changes):
+        (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree(chest, *changes)))
+        return tmp_path / "tiny.yaml"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run"], "Missing argument"),
+        (["frobnicate"], "No such command"),
+        (["run", "--frobnicate"], "No such option"),
+        (["run", "absent.yaml"], "absent.yaml: cannot be read"),
+        (["run", "task=nothing"], "'nothing' is not one of chestxray14"),
+        (["data", "phantom", "btcv", "absent"], "btcv: there are phantoms for"),
+        (["data", "phantom", "msd", "absent", "--num", "none"], "--num"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_exit_code_2(premed, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = premed(*arguments)
+    assert code == 2 and out == "" and len(err) == 1
+    assert err[0].startswith("premed: ") and words in err[0]
+
+
+@pytest.mark.parametrize("change", ["pretrain.lr=fast", "pretext.mask=0.5", "train.workers=-1", "task.root=/absent"])
+def test_a_wrong_field_is_named(premed, written, home, change):
+    code, out, err = premed("run", written(), change)
+    assert code == 2 and out == "" and len(err) == 1 and change.split("=")[0] in err[0]
+
+
+def test_phantoms_are_not_written_among_other_files(premed, tmp_path):
+    (tmp_path / "mine").touch()
+    code, out, err = premed("data", "phantom", "msd", tmp_path)
+    assert code == 2 and err == [f"premed: {tmp_path} is not empty; name a new folder"]
+
+
+def test_an_mlflow_that_does_not_answer_is_one_line(premed, written, home, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    for workers in (0, 2):
+        code, _, err = premed("run", written(), f"train.workers={workers}")
+        assert code == 2 and err[-1].endswith("does not answer: start it or unset the variable")
+    assert len(err) == 1  # and Ray was not started for it
+
+
+def test_a_home_that_cannot_be_made_is_one_line(premed, written, home, monkeypatch):
+    monkeypatch.setenv("PREMED_HOME", str(home / "mlflow.db" / "below"))
+    code, _, err = premed("run", written())
+    assert code == 2 and len(err) == 1 and "PREMED_HOME" in err[0]
+
+
+def test_a_ray_job_must_say_where_its_home_is(premed, written, monkeypatch):
+    monkeypatch.delenv("PREMED_HOME", raising=False)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    code, _, err = premed("run", written())
+    assert code == 2 and len(err) == 1 and "PREMED_HOME is not set" in err[0]
+
+
+def test_json_is_the_only_thing_on_stdout(premed, written, home):
+    code, out, err = premed("run", written(SCRATCH, {"test": False}), "--json")
+    assert code == 0 and len(out.splitlines()) == 1 and "fine-tuning: " in "\n".join(err)
+    told = json.loads(out)
+    assert told["strategy"] == "none" and told["score"] == "mauc" and told["run_id"]
+    assert [stage["kind"] for stage in told["stages"]] == ["finetune"]
+
+
+def test_what_a_library_prints_does_not_get_into_the_json(premed, written, home, monkeypatch):
+    def chatty(*args):
+        print("Downloading…")
+        return {"where": "x", "num_images": 1, "megabytes": math.nan}
+
+    monkeypatch.setattr("premed.launch.prepare", chatty)
+    code, out, err = premed("data", "prepare", written(), "--json")
+    assert json.loads(out) == {"where": "x", "num_images": 1, "megabytes": None}
+    assert code == 0 and err == ["Downloading…"]
+
+
+def test_numbers_that_json_cannot_say_are_null():
+    numbers = {"a": [math.nan, 1.5], "b": (math.inf, {"c": -math.inf}), "d": True}
+    assert cli.defined(numbers) == {"a": [None, 1.5], "b": [None, {"c": None}], "d": True}
+
+
+def test_a_run_that_fails_midway_is_one_line_and_exit_code_1(premed, written, home):
+    code, out, err = premed("run", written(SCRATCH), "finetune.lr=1e30", "--json")
+    assert code == 1 and out == ""
+    assert err[-1].startswith("premed: finetune: the loss is not a number at step") and "Traceback" not in str(err)
+
+
+def test_ctrl_c_in_a_command_is_exit_code_130(premed, written, home, monkeypatch):
+    monkeypatch.setattr("premed.launch.run", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    code, out, err = premed("run", written())
+    assert code == 130 and err == ["premed: stopped; the same command goes on from the last checkpoint"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_command_leaves_everything_in_order_and_goes_on(home, chest, written, number):
+    changes = SCRATCH, {"test": False, "finetune": {"epochs": 30}}
+    process, said = forked(home, "run", written(*changes))
+    until(said, "step 4: checkpoint saved")
+    os.kill(process.pid, number)
+    rest = said.read().splitlines()
+    process.join()
+    assert process.exitcode == 130 and rest[-1].startswith("premed: stopped") and "Traceback" not in str(rest)
+    (begun,) = runs_of(home, "finetune")
+    assert begun.status == "KILLED" and not list(store_of(home).search({}, experiment=LEASES))
+    again = run(chest, *changes)
+    assert again["stages"][0]["run_id"] == begun.run_id and len(results(again)) == 1
+
+
+def test_the_ui_opens_the_store_in_use_to_this_machine_alone(premed, home, monkeypatch):
+    called = []
+    monkeypatch.setattr(os, "execv", lambda program, command: called.append(command))
+    code, _, err = premed("ui", "--port", "5055")
+    (command,) = called
+    assert code == 0 and err == ["http://127.0.0.1:5055  (Ctrl-C ends it)"]
+    assert command[command.index("--host") + 1] == "127.0.0.1" and f"sqlite:///{home}/mlflow.db" in command
+
+
+def test_the_ui_of_nothing_is_one_line(premed, tmp_path, monkeypatch):
+    monkeypatch.setenv("PREMED_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    code, _, err = premed("ui")
+    assert code == 2 and len(err) == 1 and "run something first" in err[0]
+
+
+def test_help_and_versions_do_not_wait_for_torch():
+    code = "import sys; from premed import cli; sys.exit('torch' in sys.modules or 'mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_table_is_what_people_get(premed, written, home, monkeypatch):
+    monkeypatch.setattr("premed.launch.run", lambda experiment, show: {"stages": []})
+    monkeypatch.setattr(console, "outcomes", lambda found: print(f"a table of {len(found)}"))
+    assert premed("run", written()) == (0, "a table of 1\n", [])

@@ -1,0 +1,154 @@
+"""What a person sees: on a terminal, elsewhere, and in the table at the end."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from premed import console
+from premed.console import Presenter, gate_words, outcomes
+from premed.worker import PAST, passed_gate
+
+ROW = {"event": "row", "num_steps": 40, "time": 0}
+GATE = {"loss": 0.6, "gate": 0.9, "below": 1 / 3, "passed": True}
+
+
+def shown(events, terminal=False):
+    """What comes of events: (all that was written, the lines that stay)."""
+    told = io.StringIO()
+    with Presenter(console=Console(file=told, force_terminal=terminal, width=100, highlight=False)) as show:
+        for event in events:
+            show(event)
+    return told.getvalue()
+
+
+def training(step, **metrics):
+    return ROW | {"step": step, "metrics": {f"train/{name}": value for name, value in metrics.items()}}
+
+
+def prepared(*done, total=3):
+    return [{"event": "prepared", "done": each, "total": total} for each in done]
+
+
+def test_a_stage_is_told_in_plain_lines_where_there_is_no_terminal():
+    events = [
+        {"event": "stage", "kind": "finetune", "where": "/x"},
+        {"event": "training", "num_images": 62, "num_steps": 40, "start": 20},
+        training(22, loss=0.5),
+        training(24, loss=0.4),
+        ROW | {"step": 24, "metrics": {"val/mauc": 0.7}},
+        {"event": "saved", "step": 24},
+        training(40, loss=0.3),
+    ]
+    assert shown(events).splitlines() == [
+        "fine-tuning: /x",
+        "fine-tuning on 62 images, 40 steps, going on after step 20",
+        "fine-tuning: 22/40 loss 0.5000",
+        "step 24: validation mauc 0.700",
+        "step 24: checkpoint saved",
+        "fine-tuning: 40/40 loss 0.3000",
+    ]
+
+
+def test_a_line_comes_now_and_then_as_time_goes_by(monkeypatch):
+    clock = iter(range(0, 1000, 4))  # seconds; a step takes 4 or more
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    events = [training(step, loss=0.5) for step in range(1, 12)]
+    lines = shown([{"event": "stage", "kind": "test", "where": "/x"}, *events]).splitlines()[1:]
+    assert 2 < len(lines) < 8 and lines[0].startswith("testing: 1/40")
+
+
+def test_a_terminal_has_a_bar_that_goes_away():
+    events = [
+        {"event": "stage", "kind": "pretrain", "where": "/x"},
+        training(20, loss=0.5),
+        {"event": "saved", "step": 20},
+    ]
+    told = shown(events, terminal=True)
+    assert "━" in told and "20/40" in told and "loss 0.5000" in told
+    assert told.endswith("\x1b[2K") or "\x1b[?25h" in told  # the cursor is back, whatever happened
+
+
+def test_a_bar_ends_even_where_the_work_was_cut_short():
+    told = io.StringIO()
+    with pytest.raises(KeyboardInterrupt), Presenter(console=Console(file=told, force_terminal=True)) as show:
+        show(prepared(1)[0])
+        raise KeyboardInterrupt
+    assert show.bar is None and "\x1b[?25h" in told.getvalue()
+
+
+def test_images_that_were_prepared_before_are_not_worth_a_word():
+    assert shown(prepared(3) + prepared(3)) == ""
+    assert shown(prepared(1, 2, 3) + prepared(3)).splitlines() == ["preparing images: 1/3", "preparing images: 3/3"]
+
+
+def test_an_unknown_event_is_passed_over():
+    assert shown([{"event": "something new"}]) == ""
+
+
+@pytest.mark.parametrize("loss", [0.5, PAST * 0.9 - 1e-6, PAST * 0.9, 0.9, 1.2])
+def test_the_words_and_the_result_agree_on_who_is_past_the_gate(loss):
+    assert ("not past" not in gate_words(1, loss, 0.9)) == passed_gate({"loss": loss, "gate": 0.9})["passed"]
+
+
+def test_a_pre_training_says_how_it_stands_to_its_gate():
+    event = ROW | {"step": 9, "metrics": {"val/loss": 0.6, "val/gate": 0.9}}
+    assert shown([event]) == "step 9: validation loss 0.600, gate 0.900: past the gate by 33%\n"
+    assert shown([{"event": "gate", **GATE}]).startswith("WARNING: the pre-training never got past its gate")
+
+
+# ---- the table
+
+TESTED = {
+    "task": "chestxray14",
+    "strategy": "imagenet",
+    "score": "mauc",
+    "stages": [
+        {"kind": "pretrain", "seconds": 11111.0, "gate": GATE, "summary": {"val/loss": 0.6}},
+        {"kind": "finetune", "seconds": 1.0, "gate": None, "summary": {"val/mauc": 0.6}},
+        {
+            "kind": "test",
+            "seconds": 1.0,
+            "summary": {"test/mauc": 0.594},
+            "interval": [0.532, 0.701],
+            "constant": 0.5,
+            "where": "/tested",
+        },
+    ],
+}
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_row_of_the_table_is_one_line(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    outcomes([TESTED])
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = [line for line in lines if "test mauc" in line]
+    assert row.split() == [
+        "chestxray14",
+        "imagenet",
+        "test",
+        "mauc",
+        "0.594",
+        "[0.532,",
+        "0.701]",
+        "0.500",
+        "33%",
+        "11113",
+    ]
+    assert max(map(len, lines)) <= columns + 10 and "/tested" in lines[-1]
+
+
+def test_a_validated_outcome_shows_its_own_score(capsys):
+    stage = {"kind": "finetune", "seconds": 1.0, "summary": {"val/accuracy": 0.75}, "where": "/x"}
+    outcomes([{"task": "images", "strategy": "none", "score": "accuracy", "stages": [stage]}])
+    assert "val accuracy 0.750" in capsys.readouterr().out
+
+
+def test_scores_that_are_undefined_are_called_so(capsys):
+    test = TESTED["stages"][2] | {"summary": {}, "interval": [float("nan"), float("nan")], "constant": None}
+    failed = {"kind": "pretrain", "seconds": 1, "gate": GATE | {"below": 0.03, "passed": False}, "summary": {}}
+    outcomes([TESTED | {"stages": [failed, test]}])
+    row = next(line for line in capsys.readouterr().out.splitlines() if "test mauc" in line)
+    assert row.count("undefined") == 4 and "not past" in row
