@@ -59,14 +59,10 @@ def test_a_line_comes_now_and_then_as_time_goes_by(monkeypatch):
 
 
 def test_a_terminal_has_a_bar_that_goes_away():
-    events = [
-        {"event": "stage", "kind": "pretrain", "where": "/x"},
-        training(20, loss=0.5),
-        {"event": "saved", "step": 20},
-    ]
-    told = shown(events, terminal=True)
+    stage = {"event": "stage", "kind": "pretrain", "where": "/x"}
+    told = shown([stage, training(20, loss=0.5), {"event": "saved", "step": 20}], terminal=True)
     assert "━" in told and "20/40" in told and "loss 0.5000" in told
-    assert told.endswith("\x1b[2K") or "\x1b[?25h" in told  # the cursor is back, whatever happened
+    assert "\x1b[?25h" in told  # the cursor is back
 
 
 def test_a_bar_ends_even_where_the_work_was_cut_short():
@@ -125,19 +121,9 @@ def test_a_row_of_the_table_is_one_line(capsys, monkeypatch, columns):
     outcomes([TESTED])
     lines = capsys.readouterr().out.splitlines()
     (row,) = [line for line in lines if "test mauc" in line]
-    assert row.split() == [
-        "chestxray14",
-        "imagenet",
-        "test",
-        "mauc",
-        "0.594",
-        "[0.532,",
-        "0.701]",
-        "0.500",
-        "33%",
-        "11113",
-    ]
-    assert max(map(len, lines)) <= columns + 10 and "/tested" in lines[-1]
+    words = "chestxray14 imagenet test mauc 0.594 [0.532, 0.701] 0.500 33% 11113"
+    assert " ".join(row.split()) == words and len(row) <= 80
+    assert lines[-1].endswith("/tested")
 
 
 def test_a_validated_outcome_shows_its_own_score(capsys):

@@ -52,9 +52,10 @@ def copied(finished, monkeypatch, tmp_path):
 
 
 def everything(home):
-    """All that MLflow holds of the runs of a home."""
-    found = store_of(home).search({})
-    return {run.run_id: (run.status, run.tags, run.metrics, run.params) for run in found}
+    """All that MLflow holds of the runs of a home, and when each ended."""
+    store = store_of(home)
+    ended = {run.run_id: store.client.get_run(run.run_id).info.end_time for run in store.search({})}
+    return {run.run_id: (run.status, run.tags, run.metrics, ended[run.run_id]) for run in store.search({})}
 
 
 # ---- found rather than trained

@@ -1,5 +1,6 @@
 """Experiments on Ray, or in this process: the session with its ledger, and a stage on Ray Train workers."""
 
+import logging
 import os
 import shutil
 import signal
@@ -127,7 +128,7 @@ def ray_or_not(train: Train, show: Show) -> Iterator[Callable[[Callable, Iterabl
     address = os.environ.get("RAY_ADDRESS") or "local"
     try:
         with own_signals():
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, TimeoutError) as error:
         raise UserError(f"RAY_ADDRESS={address} does not answer: start that cluster or unset the variable") from error
     try:
@@ -154,7 +155,8 @@ def ray_map(function: Callable, items: Iterable[Any]) -> Iterator[Any]:
     """`function` over `items` as Ray tasks, results as they come; never more under way than there are CPUs."""
     import ray
 
-    task = ray.remote(num_cpus=1)(function)
+    remote: Any = ray.remote
+    task = remote(num_cpus=1)(function)
     most = max(1, int(ray.cluster_resources().get("CPU", 1)))
     running: list[Any] = []
     for item in items:
@@ -173,7 +175,8 @@ def actor(kind: type, *args: Any) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, max_concurrency=8, scheduling_strategy=here)(kind).remote(*args)
+    remote: Any = ray.remote
+    return remote(num_cpus=0, max_concurrency=8, scheduling_strategy=here)(kind).remote(*args)
 
 
 class Remote:
