@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from launching import settle_in
 
 from premed.phantoms import write_chestxray14
 
@@ -32,9 +33,3 @@ def home(new_home, monkeypatch):
     home = new_home()
     settle_in(monkeypatch, home)
     return home
-
-
-def settle_in(monkeypatch, home):
-    monkeypatch.setenv("PREMED_HOME", str(home))
-    for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)

@@ -45,6 +45,13 @@ def experiment(chest, *changes):
     return checked(tree(chest, *changes))
 
 
+def settle_in(monkeypatch, home):
+    """Makes `home` the home in use."""
+    monkeypatch.setenv("PREMED_HOME", str(home))
+    for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def run(chest, *changes, show=lambda event: None):
     return launch.run(experiment(chest, *changes), show)
 

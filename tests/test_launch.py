@@ -12,8 +12,21 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from launch_fixtures import settle_in
-from launching import SCRATCH, beside, command, curve, experiment, last, outcome, results, run, runs_of, store_of, until
+from launching import (
+    SCRATCH,
+    beside,
+    command,
+    curve,
+    experiment,
+    last,
+    outcome,
+    results,
+    run,
+    runs_of,
+    settle_in,
+    store_of,
+    until,
+)
 
 from premed import launch
 from premed.experiment import Train, plugin

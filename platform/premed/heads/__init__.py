@@ -1,1 +1,1 @@
-"""Heads: `{name: linear, …}` in a YAML means linear.py here. Each file has a `Config` and `build(config, encoder, task)`."""
+"""Heads: `{name: linear, …}` in a YAML means linear.py here. Each has a `Config` and `build(config, encoder, task)`."""
