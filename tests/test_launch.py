@@ -301,6 +301,7 @@ def test_what_can_never_be_placed_is_refused_in_one_line(monkeypatch, train, wor
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a busy machine takes minutes to start Ray
 def test_a_killed_worker_on_ray_changes_nothing_and_no_process_stays(home, chest, tmp_path, new_home, monkeypatch):
     changes = SCRATCH, {"test": False, "finetune": {"epochs": 50}, "train": {"max_failures": 3, "log_steps": 10}}
     process = command(tmp_path, home, chest, *changes, arguments=["train.workers=2"])

@@ -91,9 +91,9 @@ class ViT(Encoder):
         if keep is not None:
             x = torch.gather(x, 1, keep[..., None].expand(-1, -1, self.width))  # [B, K, D]
         summary = self.cls_token + self.pos_embed[:, :1]
-        x = torch.cat([summary.expand(len(x), -1, -1), x], dim=1)
+        x = torch.cat([summary.expand(x.shape[0], -1, -1), x], dim=1)
         tapped = {}
-        for i, (block, scale) in enumerate(zip(self.blocks, self.drop_scales(keys, len(x)), strict=True)):
+        for i, (block, scale) in enumerate(zip(self.blocks, self.drop_scales(keys, x.shape[0]), strict=True)):
             x = block(x, scale)
             if i in taps:
                 tapped[i] = x[:, 1:]
