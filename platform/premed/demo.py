@@ -70,10 +70,10 @@ def run(folder: Path) -> list[dict[str, Any]]:
     """Writes phantoms, runs the experiments, copies their pictures; what is there already is not done again."""
     os.environ.setdefault("PREMED_HOME", str(folder / "home"))
     os.environ["PREMED_DATA"] = str(folder / "data")
-    presenter = Presenter()
-    presenter.say(f"phantoms, runs and pictures: {folder}")
-    write_phantoms(folder / "data", presenter)
-    outcomes = launch.run_all(experiments(), presenter)
+    with Presenter() as presenter:
+        presenter.say(f"phantoms, runs and pictures: {folder}")
+        write_phantoms(folder / "data", presenter)
+        outcomes = launch.run_all(experiments(), presenter)
     for outcome in outcomes:
         copy_pictures(outcome, folder / "pictures")
     return outcomes

@@ -91,6 +91,7 @@ class ViT(Encoder):
         if keep is not None:
             x = torch.gather(x, 1, keep[..., None].expand(-1, -1, self.width))  # [B, K, D]
         summary = self.cls_token + self.pos_embed[:, :1]
+        # x.shape[0], for len(x) would fix the batch size of an exported network
         x = torch.cat([summary.expand(x.shape[0], -1, -1), x], dim=1)
         tapped = {}
         for i, (block, scale) in enumerate(zip(self.blocks, self.drop_scales(keys, x.shape[0]), strict=True)):
