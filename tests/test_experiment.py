@@ -285,3 +285,9 @@ def test_a_shared_file_sets_what_only_one_strategy_has(base, write):
 def test_only_names_strategies_that_there_are(base, write):
     with pytest.raises(UserError, match="only: 'mea' is not one of mae, none"):
         load([base, write("small", "only: {mea: {}}\n")])
+
+
+def test_a_later_file_overrides_what_an_earlier_one_sets_for_one_strategy(base, write):
+    shared = write("small", "only: {mae: {pretext: {decoder_depth: 3}}}\n")
+    mine = write("mine", "pretext: {decoder_depth: 4}\n")
+    assert load([base, shared, mine], ["pretext.name=mae"]).pretext.decoder_depth == 4

@@ -35,7 +35,7 @@ class Classification:
         return sampling.tiles(sample.entry, self.roi)
 
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Binary cross-entropy over the known labels (FACTS 1.3)."""
+        """Binary cross-entropy over the known labels."""
         known = ~label.isnan()
         losses = F.binary_cross_entropy_with_logits(logits.float(), label.nan_to_num(), reduction="none")
         return ((losses * known).sum(dim=1) / known.sum(dim=1).clamp(min=1)).mean()

@@ -47,7 +47,7 @@ class Augment(Spec):
     """How the views of an image vary from epoch to epoch. Chances are per axis and view."""
 
     crops: int = Field(default=1, ge=1)
-    """Views of one image in one step; the batch and the learning rate count images (FACTS: num_samples)."""
+    """Views of one image in one step; the batch and the learning rate count images (MONAI: num_samples)."""
     flip: float = Field(default=0.0, ge=0, le=1)
     flip_axes: tuple[int, ...] | None = None
     """The spatial axes that may flip; None: all of a volume's, left-right of a picture."""

@@ -1,5 +1,6 @@
 """The driver: one experiment through its stages, each found or trained, and recorded. Neither Ray nor MLflow here."""
 
+import hashlib
 import time
 import traceback
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from premed.experiment import Experiment, Kind, Stage, Train, plugin
 from premed.home import home
 from premed.ledger import first_line
 from premed.records import Records
-from premed.spec import StageFailed
+from premed.spec import StageFailed, UserError, canonical
 from premed.worker import Job
 
 Show = Callable[[dict[str, Any]], None]
@@ -49,8 +50,15 @@ class Data:
             progress=lambda done, total: self.show({"event": "prepared", "done": done, "total": total}),
         )
         self.files |= {entry.path for entry in entries}
-        labels = kind != "pretrain"
-        return " ".join(f"{name}:{store.fingerprint(group, labels)}" for name, group in groups.items())
+        # beside the files' content: what the task makes of them, whose they are, and the order that draws go by
+        about = [self.task.name, self.task.classes, self.task.channels, self.task.recipe.digest()]
+
+        def told(group: list[Case]) -> str:
+            listed = [[case.name, case.patient] for case in group]
+            content = store.fingerprint(group, labels=kind != "pretrain")
+            return hashlib.sha256(canonical([about, listed, content]).encode()).hexdigest()
+
+        return " ".join(f"{name}:{told(group)}" for name, group in groups.items())
 
 
 class Driver:
@@ -151,6 +159,8 @@ class Driver:
         if result is None:
             message = failure["message"] if failure else f"the workers ended without a result in {vault.where}"
             self.records.end(run_id, "FAILED", {"premed.failure": message})
+            if failure and failure["kind"] == "UserError":
+                raise UserError(message)
             raise StageFailed(f"{kind}: {message}")
         self.records.record(job, run_id, result)
         return self.done(job, run_id, result, reused=False)

@@ -6,7 +6,7 @@ under `only: {mae: …}` holds for that strategy. A plug-in is named by its file
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import partial, reduce
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -178,9 +178,7 @@ class Stage(Spec):
 
 def load(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> Experiment:
     """The experiment that YAML files and `key=value` overrides describe; UserError names the field and the mend."""
-    below: dict[str, Any] = {}
-    for file in files:
-        below = merged(below, read(Path(file)))
+    trees = [read(Path(file)) for file in files]
     above: dict[str, Any] = {}
     for override in overrides:
         path, equals, value = override.partition("=")
@@ -189,11 +187,14 @@ def load(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> Experime
         if not all(path.split(".")):
             raise UserError(f"{override}: names no field; overrides read pretext.mask_ratio=0.5")
         above = merged(above, nested(path.split("."), parsed(value, override)))
-    only = strategies(below.pop("only", None) or {})
-    strategy = merged(below, above).get("pretext")
+    strategy = reduce(merged, [*trees, above], {}).get("pretext")
     strategy = strategy.get("name") if isinstance(strategy, dict) else strategy
-    if isinstance(strategy, str) and strategy in only:
-        below = merged(below, merged({"pretext": {"name": strategy}}, only[strategy]))
+    below: dict[str, Any] = {}
+    for tree in trees:  # a file's own `only:` right after the file, so that later files override it too
+        only = strategies(tree.pop("only", None) or {})
+        below = merged(below, tree)
+        if isinstance(strategy, str) and strategy in only:
+            below = merged(below, merged({"pretext": {"name": strategy}}, only[strategy]))
     return checked(merged(below, above))
 
 

@@ -25,7 +25,7 @@ from premed.randomness import key, permutation
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up from 0, then half a cosine to 0, per step (FACTS 1.3). `lr` is the effective one."""
+    """Linear warm-up from 0, then half a cosine to 0, per step, as MAE has it. `lr` is the effective one."""
 
     num_steps: int
     warmup_steps: float

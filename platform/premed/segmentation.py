@@ -12,6 +12,7 @@ from premed.contracts import Augment, Forward, Row, Sample
 from premed.grid import to_native
 from premed.images import Recipe, read_image
 from premed.randomness import Draw
+from premed.views import centre_start
 
 ATLAS = 32  # edge of the grid on which the constant predictor averages the training labels
 
@@ -39,7 +40,7 @@ class Segmentation:
         return sampling.tiles(sample.entry, self.roi)
 
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Dice + cross-entropy with FACTS 1.3's settings; the mean over samples and classes."""
+        """Dice + cross-entropy as SelfMedMAE sets it for BTCV; the mean over samples and classes."""
         from monai.losses import DiceCELoss
 
         combined = DiceCELoss(to_onehot_y=True, softmax=True, squared_pred=True, smooth_nr=0.0, smooth_dr=1e-6)
@@ -52,9 +53,20 @@ class Segmentation:
     def predict(self, forward: Forward, sample: Sample) -> np.ndarray:
         """Labels on the image's own grid."""
         entry = sample.entry
-        image = torch.from_numpy(entry.image())
+        return to_native(self.logits(forward, sample), entry.affine, entry.native_affine, entry.native_shape)
+
+    def logits(self, forward: Forward, sample: Sample) -> np.ndarray:
+        """Scores [K, *S] on the prepared grid, by sliding windows.
+
+        An image smaller than the roi is padded as in training, with its own air (MONAI would pad with 0).
+        """
+        shape = sample.entry.shape
+        size = tuple(max(n, edge) for n, edge in zip(shape, self.roi, strict=True))
+        start = centre_start(shape, size)
+        image = torch.from_numpy(sample.entry.image(start, size))
         logits = measure.sliding_window(image, self.roi, forward, overlap=self.overlap, batch=self.window_batch)
-        return to_native(logits.numpy(), entry.affine, entry.native_affine, entry.native_shape)
+        inside = tuple(slice(-first, n - first) for first, n in zip(start, shape, strict=True))
+        return logits[(slice(None), *inside)].numpy()
 
     def row(self, sample: Sample, prediction: np.ndarray) -> Row:
         assert isinstance(sample.case.label, Path), f"{sample.case.name} has no label"
@@ -67,7 +79,7 @@ class Segmentation:
         return {name: np.isin(labels, united) for name, united in self.regions.items()}
 
     def summary(self, rows: Sequence[Row]) -> dict[str, float]:
-        """Per case, then over cases per region, then over regions (DESIGN.md 5)."""
+        """Per case, then over cases per region, then over regions."""
         return measure.segmentation_summary(rows, tuple(self.regions))
 
     def constant(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Row]:
@@ -102,10 +114,8 @@ class Segmentation:
         for sample in samples[:4]:
             assert isinstance(sample.case.label, Path)
             entry = sample.entry
-            logits = measure.sliding_window(
-                torch.from_numpy(entry.image()), self.roi, forward, overlap=self.overlap, batch=self.window_batch
-            )
-            cases.append((sample.case.name, entry.image()[0], entry.label(), logits.argmax(dim=0).numpy()))
+            answer = self.logits(forward, sample).argmax(axis=0)
+            cases.append((sample.case.name, entry.image()[0], entry.label(), answer))
         return [overlay(folder / "overlay.png", cases, self.classes[1:])]
 
 

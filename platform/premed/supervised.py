@@ -35,7 +35,7 @@ class Supervised(Objective):
         self.network, self.task = network, task
         self.weight_decay, self.layer_decay = weight_decay, layer_decay
         network.encoder.drop_path = drop_path
-        network.encoder.requires_grad_(True)  # positions are learnt from here on (FACTS 1.3)
+        network.encoder.requires_grad_(True)  # positions are learnt from here on, as in SelfMedMAE
         self.parts = {"encoder": network.encoder, "head": network.head}
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:

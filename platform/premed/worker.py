@@ -27,7 +27,7 @@ from premed.vault import Vault
 from premed.watch import NotFinite, Watch, measured
 
 PAST = 0.95
-"""A pre-training is past its gate when its validation loss is below this share of it ("clearly below", SIGNAL.md)."""
+"""A pre-training is past its gate when its validation loss is below this share of it."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
 
 
 def planned(stage: Stage, num_samples: int) -> tuple[EpochPlan, Schedule]:
-    """The steps of a training, and their learning rates: lr × batch / 256 at the top (FACTS 1.3)."""
+    """The steps of a training, and their learning rates: lr × batch / 256 at the top."""
     settings = stage.training
     assert isinstance(settings, (Pretrain, Finetune))
     num_steps = settings.steps or settings.epochs * ceil(num_samples / settings.batch)
@@ -283,11 +283,15 @@ def draw_pictures(vault: Vault, objective: Objective, samples: Sequence[Sample])
 
 def train_loop(config: dict[str, Any]) -> None:
     """What Ray Train calls on every worker: `config` has the job, the ledger's handle and the run's id."""
+    import ray
     import ray.train
 
     ledger, run_id = config["ledger"], config["run_id"]
-    run_stage(
-        config["job"],
-        emit=lambda event: ledger.event.remote(run_id, event),
-        report=lambda numbers: ray.train.report(numbers),
-    )
+    told: list[Any] = []
+
+    def emit(event: dict[str, Any]) -> None:
+        # one after the other: the ledger has several threads, and a point that comes late would be left out
+        ray.get(told)
+        told[:] = [ledger.event.remote(run_id, event)]
+
+    run_stage(config["job"], emit=emit, report=lambda numbers: ray.train.report(numbers))

@@ -1,7 +1,7 @@
 """The vision transformer of ViT (Dosovitskiy 2021) and MAE (He 2022), in 2D and 3D.
 
 Parameter names and arithmetic are timm's (`VisionTransformer` with a class token, LayerNorm eps 1e-6, qkv bias), so its
-2D weights load as they are. Positions are sines and cosines (FACTS: order h, w, d; temperature 10000; a zero row for
+2D weights load as they are. Positions are sines and cosines (order h, w, d; temperature 10000; a zero row for
 the class token): fixed while a masked autoencoder trains, learnable in fine-tuning.
 """
 
@@ -135,7 +135,7 @@ class PatchEmbed(nn.Module):
         self.proj = convolution(channels, width, patch, stride=patch)  # type: ignore[arg-type]
 
     def forward(self, image: Tensor) -> Tensor:
-        # patches × weight matrix: the strided convolution's sum, without its slow backward pass on CPUs (SPEED.md 1)
+        # patches × weight matrix: the strided convolution's sum, without its slow backward pass on CPUs
         weight = self.proj.weight.flatten(1)
         return F.linear(patchify(image, tuple(self.proj.kernel_size)), weight, self.proj.bias)
 
@@ -182,7 +182,7 @@ def unpatchify(patches: Tensor, grid: tuple[int, ...], patch: tuple[int, ...]) -
 
 
 def sincos(grid: tuple[int, ...], width: int, field: str = "encoder.width") -> Tensor:
-    """Fixed positions [1, L, width]: per axis, `width / axes` numbers, sines then cosines (FACTS 1.3; MAE's in 2D).
+    """Fixed positions [1, L, width]: per axis, `width / axes` numbers, sines then cosines.
 
     Raises UserError, naming the `field` that the width comes from, where it cannot be split so.
     """

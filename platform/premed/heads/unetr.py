@@ -14,7 +14,7 @@ from premed.spec import Spec, UserError
 
 
 class Config(Spec):
-    """`feature_size` channels at full resolution, doubled at each level below (FACTS: 16)."""
+    """`feature_size` channels at full resolution, doubled at each level below (SelfMedMAE: 16)."""
 
     name: Literal["unetr"] = "unetr"
     feature_size: int = Field(default=16, ge=1)

@@ -1,7 +1,7 @@
 """Masked autoencoder (He 2022), in 2D and 3D, on the task's own training images (SelfMedMAE).
 
 The encoder sees the visible patches only; a light decoder predicts the hidden ones, each normalised by its own mean and
-variance; the loss is on hidden patches alone. Sizes of FACTS 1.3: decoder 256 × 8 × 8 heads in 2D, 384 × 8 × 12 in 3D.
+variance; the loss is on hidden patches alone. SelfMedMAE's sizes: decoder 256 × 8 × 8 heads in 2D, 384 × 8 × 12 in 3D.
 """
 
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ class MAE(Objective):
         self.decoder = Decoder(config, encoder, task.channels)
         self.parts = {"encoder": encoder, "decoder": self.decoder}
         encoder.get_parameter("pos_embed").requires_grad_(False)
-        # the network-free predictor: the mean normalised patch of each position, [L, P] (SIGNAL.md, the gate)
+        # the network-free predictor: the mean normalised patch of each position, [L, P]: the gate
         self.register_buffer("mean_patch", torch.zeros(num_patches, task.channels * prod(encoder.patch)))
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -94,7 +94,7 @@ class MAE(Objective):
 
     @torch.no_grad()
     def begin(self, train: Sequence[Sample]) -> None:
-        """Averages the normalised patches of the training images (FACTS: the gate is scored on val, made on train)."""
+        """Averages the normalised patches of the training images (the gate is made on train and scored on val)."""
         total, count = torch.zeros_like(self.mean_patch, dtype=torch.float64), 0
         for sample in train[: self.config.gate_images]:
             for tile in self.task.tiles(sample):

@@ -1,4 +1,4 @@
-"""NIH ChestX-ray14 (Wang 2017): 14 findings in frontal chest X-rays, as the data set is downloaded (FACTS 5.1).
+"""NIH ChestX-ray14 (Wang 2017): 14 findings in frontal chest X-rays, as the data set is downloaded.
 
 The folder holds `images/` (or `images_001/images/` …), `Data_Entry_2017*.csv` and the official lists; val is carved
 from `train_val_list.txt` by patient. "No Finding" is all zeros, not a class.
@@ -26,7 +26,7 @@ FINDINGS = (
 
 
 class Config(Spec):
-    """`size` is what the network sees; images are kept at `stored` and cropped from there (FACTS: 256, then 224)."""
+    """`size` is what the network sees; images are kept at `stored` and cropped there (SelfMedMAE: 256, then 224)."""
 
     name: Literal["chestxray14"] = "chestxray14"
     root: Path | None = elsewhere(None)
@@ -35,7 +35,7 @@ class Config(Spec):
     equalize: bool = True
     """Histogram equalisation, as the paper does for all X-rays."""
     val_share: float = Field(0.13, gt=0, lt=1)
-    """Of the training list's patients; the 11,212 of 86,524 images of the split in FACTS 5.1 are 13 %."""
+    """Of the training list's patients; the 11,212 of 86,524 images of Medical MAE's split are 13 %."""
     split_seed: int = 0
     partial: bool = False
     """Listed images that are not on disk are left out rather than refused."""
