@@ -54,6 +54,8 @@ class MAE(Objective):
                 f"pretext.mask_ratio: {config.mask_ratio} of {num_patches} patches leaves {self.num_visible} visible; "
                 "at least one must be visible and one hidden"
             )
+        if "pos_embed" not in dict(encoder.named_parameters()):
+            raise UserError("encoder: mae needs one that sees some patches only, at known positions; use vit")
         self.encoder = encoder
         self.decoder = Decoder(config, encoder, task.channels)
         self.parts = {"encoder": encoder, "decoder": self.decoder}
