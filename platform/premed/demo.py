@@ -54,7 +54,7 @@ MRI = {
     },
     "finetune": {
         "head": {"name": "unetr", "feature_size": 8},
-        "epochs": 14,
+        "epochs": 10,
         "warmup_epochs": 1,
         "batch": 4,
         "lr": 0.192,
