@@ -139,10 +139,19 @@ class Head(nn.Module):
         raise NotImplementedError
 
 
+class Finding(NamedTuple):
+    """Something that `premed data check` has to say."""
+
+    severity: Literal["error", "note"]
+    where: str  # a file or a field
+    what: str  # what is wrong with it, and the mend
+
+
 class Task(Protocol):
     """A data set with a question. Paths and numbers come from its Config; nothing is read before it is asked for."""
 
     name: str
+    root: Path
     dims: int
     channels: int
     roi: tuple[int, ...]  # what the network sees at once, in voxels of the prepared grid
@@ -155,6 +164,10 @@ class Task(Protocol):
         ...
 
     def split(self, part: Part) -> list[Case]: ...
+
+    def check(self) -> Iterator[Finding]:
+        """What its listings give away, all of it, without opening an image: missing files, patients in two parts, …"""
+        ...
 
     def view(self, sample: Sample, augment: Augment, draw: Draw) -> tuple[np.ndarray, np.ndarray | None]:
         """One view for training: image [C, *roi] float32, and its label (None where the case has none)."""
