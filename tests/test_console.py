@@ -7,7 +7,7 @@ from rich.console import Console
 
 from premed import console
 from premed.console import Presenter, gate_words, outcomes
-from premed.worker import PAST, passed_gate
+from premed.watch import PAST, passed_gate
 
 ROW = {"event": "row", "num_steps": 40, "time": 0}
 GATE = {"loss": 0.6, "gate": 0.9, "below": 1 / 3, "passed": True}
@@ -130,6 +130,12 @@ def test_a_validated_outcome_shows_its_own_score(capsys):
     stage = {"kind": "finetune", "seconds": 1.0, "summary": {"val/accuracy": 0.75}, "where": "/x"}
     outcomes([{"task": "images", "strategy": "none", "score": "accuracy", "stages": [stage]}])
     assert "val accuracy 0.750" in capsys.readouterr().out
+
+
+def test_a_class_without_an_auc_is_named(capsys):
+    *before, test = TESTED["stages"]
+    outcomes([TESTED | {"stages": [*before, test | {"undefined": ["Hernia", "Edema"]}]}])
+    assert "no AUC, and left out of the mean: Hernia, Edema" in capsys.readouterr().out
 
 
 def test_scores_that_are_undefined_are_called_so(capsys):

@@ -291,3 +291,19 @@ def test_a_later_file_overrides_what_an_earlier_one_sets_for_one_strategy(base, 
     shared = write("small", "only: {mae: {pretext: {decoder_depth: 3}}}\n")
     mine = write("mine", "pretext: {decoder_depth: 4}\n")
     assert load([base, shared, mine], ["pretext.name=mae"]).pretext.decoder_depth == 4
+
+
+def test_how_answers_are_scored_is_no_part_of_a_pre_training(tmp_path):
+    def digests(**task):
+        tree = {
+            "task": {"name": "msd", "root": str(tmp_path), **task},
+            "encoder": {"name": "vit", "width": 24, "depth": 3, "heads": 2, "patch": 8},
+            "pretext": "mae",
+            "pretrain": {"epochs": 1, "batch": 4, "lr": 1e-3},
+            "finetune": {"head": "unetr", "epochs": 1, "batch": 4, "lr": 1e-3},
+        }
+        return {stage.kind: stage.digest() for stage in checked(tree).stages(lambda kind: "data")}
+
+    plain, other, roi = digests(), digests(overlap=0.7), digests(roi=[64, 64, 64])
+    assert plain["pretrain"] == other["pretrain"] != roi["pretrain"]
+    assert plain["finetune"] != other["finetune"] and plain["test"] != other["test"]

@@ -10,7 +10,7 @@ from helpers import jobs, on_ranks, outcome, run
 from safetensors.torch import load
 from torch import nn
 
-from premed import parts, worker
+from premed import parts, watch, worker
 from premed.contracts import Case
 from premed.phantoms import write_chestxray14
 from premed.pretext.mae import MAE
@@ -204,6 +204,26 @@ def test_a_rank_that_cannot_start_takes_the_others_along():
     assert on_ranks(3, give_up_on_one_rank) == [FINE] * 3
 
 
+def lose_an_image_on_one_rank(job):
+    from premed.sources import Views
+
+    if worker.team()[0] == 1:
+
+        def gone(self, picks):
+            raise UserError("cache/ab: is gone")
+
+        Views.__getitem__ = gone
+    worker.run_stage(job, lambda event: None, lambda numbers: None)
+
+
+def test_what_one_rank_alone_meets_in_mid_training_is_told_and_does_not_hang_the_others(chest, tmp_path):
+    job = jobs(chest, tmp_path, **SCRATCH)["finetune"]
+    assert on_ranks(2, lose_an_image_on_one_rank, job)[1] == 1  # it tears the others from their wait
+    assert job.vault.get_json("failure.json") == {"kind": "UserError", "message": "cache/ab: is gone"}
+    assert run(job, 2) == [FINE] * 2  # started again for its sake: nothing is tried once more
+    assert job.vault.get_json("result.json") is None
+
+
 def test_a_part_without_images_is_refused_by_name(chest, tmp_path, monkeypatch):
     monkeypatch.setattr(ChestXray14, "split", lambda self, part: [])
     job = jobs(chest, tmp_path)["pretrain"]
@@ -341,10 +361,11 @@ def test_a_label_fraction_is_drawn_by_its_seed():
 
 @pytest.mark.parametrize(("loss", "passed"), [(0.5, True), (0.949, True), (0.96, False), (1.2, False)])
 def test_a_pretraining_is_past_its_gate_when_clearly_below_it(loss, passed):
-    gate = worker.passed_gate({"loss": loss, "gate": 1.0})
+    gate = watch.passed_gate({"loss": loss, "gate": 1.0})
     assert gate["passed"] is passed
     assert math.isclose(gate["below"], 1 - loss)
-    assert worker.passed_gate({"mauc": 0.6}) is None
+    assert watch.passed_gate({"mauc": 0.6}) is None
+    assert watch.passed_gate({"loss": 0.0, "gate": 0.0})["passed"] is False  # all images alike
 
 
 def test_the_learning_rate_grows_with_the_batch_and_steps_replace_the_epochs(chest, tmp_path):

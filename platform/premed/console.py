@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
-from premed.worker import PAST
+from premed.watch import PAST
 
 DOING = {"pretrain": "pre-training", "finetune": "fine-tuning", "test": "testing"}
 EVERY = 10.0  # seconds between two plain lines of the same kind
@@ -158,7 +158,10 @@ def outcomes(found: Sequence[dict[str, Any]]) -> None:
     print("interval: over patients, one seed; constant: the best answer that looks at no image;")
     print("gate: how far pre-training's validation loss is below that of a predictor without a network")
     for outcome in found:
-        print(f"{outcome['task']} {outcome['strategy']}: {outcome['stages'][-1]['where']}")
+        last = outcome["stages"][-1]
+        print(f"{outcome['task']} {outcome['strategy']}: {last['where']}")
+        if last.get("undefined"):
+            print(f"  no AUC, and left out of the mean: {', '.join(last['undefined'])} (one kind of label only)")
 
 
 def outcome_row(outcome: dict[str, Any]) -> list[str]:

@@ -64,6 +64,11 @@ class Augment(Spec):
     rand: str | None = Field(default=None, pattern=r"^rand(-[a-z]+[0-9.]*)*$")
     """2D: timm's RandAugment policy, such as rand-m9-mstd0.5-inc1."""
 
+    def misfits(self, dims: int) -> list[str]:
+        """The fields that are set and mean nothing for images of so many dimensions."""
+        others = ("scale", "rand") if dims == 3 else ("rotate", "intensity", "shift", "positive")
+        return [name for name in others if getattr(self, name) != type(self).model_fields[name].default]
+
     @field_validator("scale")
     @classmethod
     def _share(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NoReturn
+
+import torch
 
 from premed.cache import Cache
 from premed.contracts import Case, Task
@@ -15,8 +17,9 @@ from premed.experiment import Experiment, Kind, Stage, Train, plugin
 from premed.home import home
 from premed.ledger import first_line
 from premed.records import Records
-from premed.spec import StageFailed, UserError, canonical
-from premed.worker import Job
+from premed.spec import LeaseLost, StageFailed, UserError, canonical
+from premed.supervised import Supervised
+from premed.worker import Job, make_objective
 
 Show = Callable[[dict[str, Any]], None]
 """Takes the events of a run, as they happen: `{"event": …}`."""
@@ -96,6 +99,8 @@ class Driver:
             if self.ledger.acquire(digest):
                 try:  # whoever held the lease may just have ended
                     return self.find(job) or self.restore(job) or self.train(job)
+                except LeaseLost as error:
+                    self.show({"event": "warning", "text": f"{stage.kind}: {error}"})
                 finally:
                     self.ledger.release(digest)
             if not waiting:
@@ -141,6 +146,8 @@ class Driver:
     def train(self, job: Job) -> dict[str, Any]:
         """Runs the stage to its result and records it."""
         kind, vault = job.stage.kind, job.vault
+        if kind == "pretrain":
+            self.rehearse()
         run_id = self.records.open_stage(job.stage)
         self.show({"event": "stage", "kind": kind, "where": vault.where})
         if vault.get("failure.json"):  # of an earlier try
@@ -148,6 +155,10 @@ class Driver:
         try:
             self.trainer(job, run_id)
         except Exception as error:
+            if self.ledger.taken(job.stage.digest()):  # no record from here: the run is the other command's now
+                raise LeaseLost(str(error)) from None
+            if vault.get("failure.json"):
+                return self.refuse(job, run_id)
             vault.put("traceback.txt", traceback.format_exc().encode())
             message = f"{first_line(error)} ({vault.where}/traceback.txt has the whole story)"
             self.records.end(run_id, "FAILED", {"premed.failure": message})
@@ -155,15 +166,28 @@ class Driver:
         except BaseException:  # Ctrl-C
             self.records.end(run_id, "KILLED")
             raise
-        result, failure = vault.get_json("result.json"), vault.get_json("failure.json")
+        result = vault.get_json("result.json")
         if result is None:
-            message = failure["message"] if failure else f"the workers ended without a result in {vault.where}"
-            self.records.end(run_id, "FAILED", {"premed.failure": message})
-            if failure and failure["kind"] == "UserError":
-                raise UserError(message)
-            raise StageFailed(f"{kind}: {message}")
+            self.refuse(job, run_id)
         self.records.record(job, run_id, result)
         return self.done(job, run_id, result, reused=False)
+
+    def refuse(self, job: Job, run_id: str) -> NoReturn:
+        """The workers ended without a result, and have said why in `failure.json` (or have not)."""
+        failure = job.vault.get_json("failure.json")
+        message = failure["message"] if failure else f"the workers ended without a result in {job.vault.where}"
+        self.records.end(run_id, "FAILED", {"premed.failure": message})
+        if failure and failure["kind"] == "UserError":
+            raise UserError(message)
+        raise StageFailed(f"{job.stage.kind}: {message}")
+
+    def rehearse(self) -> None:
+        """Builds all networks without memory for their weights: a mistake in a later stage costs no earlier one."""
+        with torch.device("meta"):
+            for stage in self.experiment.stages(lambda kind: ""):
+                objective, _ = make_objective(Job(stage, None, self.experiment.train, "", self.data.root), self.task)
+                if isinstance(objective, Supervised):
+                    objective.network(torch.zeros(1, self.task.channels, *self.task.roi))
 
 
 def storage_of(train: Train) -> str:

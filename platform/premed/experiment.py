@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, mo
 
 import premed
 from premed.contracts import Augment
-from premed.spec import Spec, UserError, elsewhere
+from premed.spec import Spec, UserError, elsewhere, unscored
 
 Kind = Literal["pretrain", "finetune", "test"]
 
@@ -150,7 +150,7 @@ class Experiment(Spec):
                 kind=kind,
                 parent=parent,
                 data=data(kind),
-                task=self.task,
+                task=unscored(self.task) if kind == "pretrain" else self.task,
                 encoder=self.encoder,
                 pretext=self.pretext if kind == "pretrain" else None,
                 training=self.pretrain if kind == "pretrain" else self.finetune,  # type: ignore[arg-type]

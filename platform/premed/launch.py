@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from premed.contracts import Task
 from premed.driver import Data, Driver, Show, Trainer
 from premed.experiment import Experiment, Train, plugin
 from premed.home import home
@@ -26,7 +27,7 @@ def run(experiment: Experiment, show: Show) -> dict[str, Any]:
 
 def run_all(experiments: Sequence[Experiment], show: Show) -> list[dict[str, Any]]:
     """One after the other, on one Ray and one ledger: those of the first one's `train`."""
-    experiments = [rooted(experiment) for experiment in experiments]
+    experiments = [settled(experiment) for experiment in experiments]
     outcomes = []
     with session(experiments[0].train, show) as (ledger, mapper, trainer):
         for i, experiment in enumerate(experiments):
@@ -40,7 +41,7 @@ def run_all(experiments: Sequence[Experiment], show: Show) -> list[dict[str, Any
 
 def prepare(experiment: Experiment, show: Show) -> dict[str, Any]:
     """Prepares the images of an experiment's stages (those of the test part too, unless `test` is false)."""
-    experiment = rooted(experiment)
+    experiment = settled(experiment)
     with ray_or_not(experiment.train, show) as mapper:
         data = Data(experiment, mapper, show)
         for _ in experiment.stages(data.fingerprint):
@@ -49,9 +50,16 @@ def prepare(experiment: Experiment, show: Show) -> dict[str, Any]:
     return {"where": str(data.root), "num_images": len(data.files), "megabytes": megabytes}
 
 
-def rooted(experiment: Experiment) -> Experiment:
-    """The data's folder as an absolute path, so that every worker looks in the same place."""
-    task = plugin("tasks", experiment.task).build(experiment.task)
+def settled(experiment: Experiment) -> Experiment:
+    """The data's folder as an absolute path, so that every worker looks in the same place.
+
+    UserError where an augmentation is for images of another number of dimensions than the task's.
+    """
+    task: Task = plugin("tasks", experiment.task).build(experiment.task)
+    for name, training in (("pretrain", experiment.pretrain), ("finetune", experiment.finetune)):
+        for field in training.augment.misfits(task.dims) if training else []:
+            kind = "pictures" if task.dims == 3 else "volumes"
+            raise UserError(f"{name}.augment.{field}: is for {kind}, which {task.name} has not; leave it out")
     return experiment.model_copy(update={"task": experiment.task.model_copy(update={"root": task.root})})
 
 

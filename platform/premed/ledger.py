@@ -17,7 +17,7 @@ from typing import Any
 
 from premed.leases import Lease, sweep_dead
 from premed.runs import RunStore
-from premed.spec import StageFailed
+from premed.spec import LeaseLost, StageFailed
 from premed.spool import Spool
 from premed.tracking import transient
 
@@ -35,6 +35,8 @@ class Ledger:
         sweep_dead(self.store)
         self.leases: dict[str, Lease] = {}
         self.held: set[str] = set()
+        self.lost: set[str] = set()
+        self.digests: dict[str, str] = {}  # of the runs that were opened here
         self.events: deque[dict[str, Any]] = deque(maxlen=10_000)
         self.closing = threading.Event()
         threading.Thread(target=self._beat, name="premed heartbeat", daemon=True).start()
@@ -45,6 +47,7 @@ class Ledger:
         """Whether this command may now run the stage; nobody else does then."""
         if self.leases.setdefault(digest, Lease(self.store)).acquire(digest, f"premed {os.getpid()}"):
             self.held.add(digest)
+            self.lost.discard(digest)
         return digest in self.held
 
     def release(self, digest: str) -> None:
@@ -54,11 +57,22 @@ class Ledger:
 
     def _beat(self) -> None:
         while not self.closing.wait(BEAT):
-            for digest in list(self.held):
-                try:
-                    self.leases[digest].heartbeat()
-                except Exception:  # noqa: BLE001 - MLflow may be away for a while; the next beat tells
-                    continue
+            self.beat()
+
+    def beat(self) -> None:
+        """Says for each lease that its holder lives; one that was taken away is let go."""
+        for digest in list(self.held):
+            try:
+                alive = self.leases[digest].heartbeat()
+            except Exception:  # noqa: BLE001 - MLflow may be away for a while; the next beat tells
+                continue
+            if not alive and digest in self.held:  # it slept, or was cut off
+                self.lost.add(digest)
+                self.release(digest)
+
+    def taken(self, digest: str) -> bool:
+        """Whether another command took the lease over while this one was silent."""
+        return digest in self.lost
 
     # ---- runs
 
@@ -75,9 +89,11 @@ class Ledger:
         if (run_id := self.newest(experiment, digest, kind, ended=False)) is not None:
             self.reopen(run_id)
             self.store.set_tags(run_id, tags)
-            return run_id
-        tags = tags | provenance()
-        return self.store.start(experiment, name, digest=digest, kind=kind, parent=parent, tags=tags, params=params)
+        else:
+            about: dict[str, Any] = {"digest": digest, "kind": kind, "parent": parent, "params": params}
+            run_id = self.store.start(experiment, name, tags=tags | provenance(), **about)
+        self.digests[run_id] = digest
+        return run_id
 
     def reopen(self, run_id: str) -> None:
         self.store.reopen(run_id)
@@ -93,11 +109,16 @@ class Ledger:
         return run.status == "FINISHED" and tags.items() <= run.tags.items()
 
     def fetch(self, run_id: str, folder: str) -> bool:
-        """A finished stage's files, as its vault had them, into `folder`; False where MLflow no longer has them."""
+        """A finished stage's files, as its vault had them, into `folder`; False where MLflow no longer has them.
+
+        An outage is no answer and is raised: a download is waited for, not paid for with a training.
+        """
         try:
             self.store.download(run_id, "", folder)
             rows = self.store.scores(run_id)  # MLflow's file of that name is laid out for its UI
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with them, the stage can be run again
+        except Exception as error:
+            if away(error):
+                raise
             self.warn(f"the files of run {run_id} cannot be had: {first_line(error)}")
             return False
         (Path(folder) / "scores.json").write_text(json.dumps(rows))
@@ -130,7 +151,9 @@ class Ledger:
     # ---- what workers tell
 
     def event(self, run_id: str, event: dict[str, Any]) -> None:
-        """From a stage's first worker, as it happens."""
+        """From a stage's first worker, as it happens. LeaseLost stops it where another command has taken over."""
+        if self.taken(self.digests.get(run_id, "")):
+            raise LeaseLost("another command took this stage over while this one was silent")
         if event["event"] == "row":
             self.spool.call("log_rows", run_id, [{name: event[name] for name in ("step", "time", "metrics")}])
         self.events.append(event)

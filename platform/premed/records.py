@@ -6,6 +6,7 @@ A run has one writer at a time: whoever holds the lease of its digest, until MLf
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ class Records:
         self.experiment, self.task, self.ledger, self.show = experiment, task, ledger, show
         self.run_id, self.digest = "", ""
         self.writing = False
+        self.copies: dict[str, list[str]] = {}  # by run: folders of the outbox that MLflow is still to read
 
     # ---- the experiment's own run
 
@@ -59,6 +61,7 @@ class Records:
             self.ledger.call("set_tags", self.run_id, tags)
             self.ledger.call("log_rows", self.run_id, [row(0, totals(stages))])
             folder = home() / "outbox" / self.run_id
+            self.copies[self.run_id] = [folder.name]
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "experiment.yaml").write_text(yaml.safe_dump(tree(self.experiment), sort_keys=False))
             self.ledger.call("log_files", self.run_id, str(folder / "experiment.yaml"))
@@ -122,6 +125,8 @@ class Records:
         """Everything of a finished stage: curve, scores, pictures, weights, cost and, of a fine-tuning, the model."""
         vault, call = job.vault, self.ledger.call
         folder = local_copy(vault)
+        if not vault.local:
+            self.copies[run_id] = [folder.name]
         curve = [json.loads(line) for line in (vault.get("curve.jsonl") or b"").splitlines()]
         if curve:
             call("log_rows", run_id, curve)
@@ -159,7 +164,9 @@ class Records:
         if tags:
             self.ledger.call("set_tags", run_id, tags)
         self.ledger.call("finish", run_id, status)
-        self.ledger.settle(run_id)
+        if self.ledger.settle(run_id):
+            for name in self.copies.pop(run_id, []):
+                shutil.rmtree(home() / "outbox" / name, ignore_errors=True)
 
 
 def row(step: int, metrics: dict[str, float]) -> dict[str, Any]:

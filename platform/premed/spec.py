@@ -15,6 +15,10 @@ class StageFailed(Exception):
     """A stage ended without a result; one line says why. What was reached stays and is gone on from. Exit code 1."""
 
 
+class LeaseLost(StageFailed):
+    """Another command took the stage over while this one was silent; it is that one's now, records and all."""
+
+
 class Spec(BaseModel):
     """A frozen piece of a configuration; an unknown key, a wrong type or a value out of range is refused."""
 
@@ -31,6 +35,19 @@ class Spec(BaseModel):
 def elsewhere(default: Any, **constraints: Any) -> Any:
     """A field that says where or how something runs, not what comes out: it stays out of the digest."""
     return Field(default, json_schema_extra={"digest": False}, **constraints)
+
+
+def scoring(default: Any, **constraints: Any) -> Any:
+    """A field that changes how an answer is scored and nothing in how an encoder is pre-trained: see `unscored`."""
+    return Field(default, json_schema_extra={"scoring": True}, **constraints)
+
+
+def unscored(spec: Spec) -> Spec:
+    """`spec` with its `scoring` fields as they are by default: what a pre-training depends on."""
+    fields = type(spec).model_fields.items()
+    return spec.model_copy(
+        update={name: field.default for name, field in fields if (field.json_schema_extra or {}) == {"scoring": True}}
+    )
 
 
 def canonical(value: Any) -> str:

@@ -21,6 +21,8 @@ from premed.vault import Vault
 
 Emit = Callable[[dict[str, Any]], None]
 SHOWN = 20  # names of samples in a message
+PAST = 0.95
+"""A pre-training is past its gate when its validation loss is below this share of it."""
 
 
 class NotFinite(Exception):
@@ -29,6 +31,10 @@ class NotFinite(Exception):
     def __init__(self, message: str, step: int, samples: Sequence[str]):
         super().__init__(message)
         self.step, self.samples = step, list(samples)
+
+
+class Everywhere(UserError):
+    """What every rank meets at once; none has to be torn from its wait for the others."""
 
 
 class Watch:
@@ -179,7 +185,7 @@ class Watch:
             starts: list[Any] = [None] * self.world
             dist.all_gather_object(starts, start)
             if len(set(starts)) > 1:
-                raise UserError(
+                raise Everywhere(
                     f"train.storage: {self.vault.where} is another folder on each machine (their newest checkpoints "
                     f"are of steps {starts}); name one that all nodes reach"
                 )
@@ -205,3 +211,12 @@ def measured(objective: Objective, samples: Sequence[Sample], precision: torch.d
     dist.all_gather_object(shares, mine)
     by_case = {row["case"]: row for share in shares for row in share}
     return [by_case[sample.case.name] for sample in samples]
+
+
+def passed_gate(summary: dict[str, float]) -> dict[str, Any] | None:
+    """How a pre-training stands to its network-free predictor; None for other stages."""
+    if "gate" not in summary:
+        return None
+    # a gate of 0: all images are alike, and there is nothing to learn beyond it
+    share = summary["loss"] / summary["gate"] if summary["gate"] > 0 else 1.0
+    return {"loss": summary["loss"], "gate": summary["gate"], "below": 1 - share, "passed": share < PAST}

@@ -17,17 +17,14 @@ from premed.contracts import Case, Objective, Sample, Task
 from premed.device import device_of, peak_memory_mb, precision_of
 from premed.experiment import Finetune, Pretrain, Stage, Train, plugin
 from premed.fit import EpochPlan, Schedule, distributed, fit, make_optimizer, team
-from premed.measure import bootstrap_interval
+from premed.measure import bootstrap_interval, undefined_classes
 from premed.parts import card, drawn, load_encoder, load_strictly, weights_of
 from premed.randomness import key, permutation
 from premed.sources import Mapped
 from premed.spec import UserError
 from premed.supervised import Network, Supervised
 from premed.vault import Vault
-from premed.watch import NotFinite, Watch, measured
-
-PAST = 0.95
-"""A pre-training is past its gate when its validation loss is below this share of it."""
+from premed.watch import Everywhere, NotFinite, Watch, measured, passed_gate
 
 
 @dataclass(frozen=True)
@@ -50,13 +47,19 @@ def run_stage(job: Job, emit: Callable[[dict[str, Any]], None], report: Callable
 
     emit: takes events, on the first rank. report: takes each validation's numbers, on every rank.
     """
-    rank, _ = team()
+    rank, world = team()
     emit = emit if rank == 0 else lambda event: None
+    if job.vault.get("failure.json"):  # of one rank alone, for whose sake all were started again
+        return
     try:
         test(job, emit) if job.stage.kind == "test" else learn(job, emit, report)
     except (NotFinite, UserError) as error:
-        if rank == 0:
-            job.vault.put_json("failure.json", {"kind": type(error).__name__, "message": str(error), **vars(error)})
+        everywhere = isinstance(error, (NotFinite, Everywhere))
+        if rank == 0 or not everywhere:
+            kind = "NotFinite" if isinstance(error, NotFinite) else "UserError"
+            job.vault.put_json("failure.json", {"kind": kind, "message": str(error), **vars(error)})
+        if world > 1 and not everywhere:
+            raise  # the others wait for this rank
 
 
 @contextmanager
@@ -72,7 +75,7 @@ def agreed() -> Iterator[None]:
         errors *= team()[1]
         dist.all_gather_object(errors, error)
     if said := [error for error in errors if error]:
-        raise UserError(said[0])
+        raise Everywhere(said[0])
 
 
 def learn(job: Job, emit: Callable, report: Callable) -> None:
@@ -166,6 +169,7 @@ def finish(job: Job, task: Task, watch: Watch, val: Sequence[Sample], loaded: di
         "num_cases": num_cases,
         "gate": gate,
         "loaded": loaded,
+        "precision": str(watch.precision).removeprefix("torch."),
         "seconds": watch.elapsed(),
         "peak_memory_mb": peak_memory_mb(watch.device),
     }
@@ -194,6 +198,7 @@ def test(job: Job, emit: Callable) -> None:
         "kind": "test",
         "digest": job.stage.digest(),
         "summary": {f"test/{name}": value for name, value in summary.items()},
+        "undefined": undefined_classes(rows, task.classes) if "n_undefined" in summary else [],
         "score": task.score,
         "value": summary.get(task.score),
         "interval": bootstrap_interval(rows, lambda some: task.summary(some).get(task.score, float("nan"))),
@@ -265,14 +270,6 @@ def make_objective(job: Job, task: Task) -> tuple[Objective, dict[str, Any]]:
         drop_path=settings.drop_path,
     )
     return objective, loaded
-
-
-def passed_gate(summary: dict[str, float]) -> dict[str, Any] | None:
-    """How a pre-training stands to its network-free predictor; None for other stages."""
-    if "gate" not in summary:
-        return None
-    share = summary["loss"] / summary["gate"]
-    return {"loss": summary["loss"], "gate": summary["gate"], "below": 1 - share, "passed": share < PAST}
 
 
 def draw_pictures(vault: Vault, objective: Objective, samples: Sequence[Sample]) -> None:

@@ -9,14 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from premed.contracts import Case, Part
 from premed.home import data_root
 from premed.images import Recipe
 from premed.randomness import key, permutation
 from premed.segmentation import Segmentation
-from premed.spec import Spec, UserError, elsewhere
+from premed.spec import Spec, UserError, elsewhere, scoring
 
 
 class Config(Spec):
@@ -32,7 +32,7 @@ class Config(Spec):
     percentiles: tuple[float, float] | None = (0.5, 99.5)
     normalise: Literal["window", "zscore", "zscore_nonzero"] = "zscore"
     crop_foreground: bool = False
-    overlap: float = Field(0.5, ge=0, lt=1)
+    overlap: float = scoring(0.5, ge=0, lt=1)
     window_batch: int = elsewhere(4, ge=1)
     split_seed: int = 0
     shares: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.6, 0.15, 0.25)
