@@ -92,6 +92,14 @@ def test_a_stage_comes_back_from_mlflow_as_its_vault_had_it(ledger, tmp_path):
     assert not (tmp_path / "back" / "scores.csv").exists()
 
 
+def test_an_outage_during_a_download_is_not_an_answer(ledger, tmp_path, monkeypatch):
+    """Else a finished stage would be trained again for it."""
+    monkeypatch.setattr(ledger.store, "download", lambda *_: (_ for _ in ()).throw(ConnectionError("away")))
+    with pytest.raises(ConnectionError):
+        ledger.fetch(opened(ledger), str(tmp_path / "back"))
+    assert ledger.drain() == []
+
+
 def test_files_that_mlflow_lost_are_a_warning(ledger, tmp_path):
     assert not ledger.fetch(opened(ledger), str(tmp_path / "back"))
     (warning,) = ledger.drain()

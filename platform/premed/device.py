@@ -1,6 +1,8 @@
 """What this process computes on, how precisely, and how much memory that took."""
 
 import resource
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -24,8 +26,20 @@ def precision_of(train: Train) -> torch.dtype:
     return torch.bfloat16 if train.precision == "bf16" else torch.float32
 
 
+def forget_peak_memory() -> None:
+    """Begins to look for the most memory anew: a process may run several stages."""
+    with suppress(OSError):  # Linux alone has it
+        Path("/proc/self/clear_refs").write_text("5")
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory this process held: the GPU's where there is one."""
+    """The most memory this process held since `forget_peak_memory`: the GPU's where there is one."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    with suppress(OSError, StopIteration):
+        status = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in status if line.startswith("VmHWM:")).split()[1]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -1,23 +1,22 @@
-"""Experiments on Ray, or in this process: the session with its ledger, and a stage on Ray Train workers."""
+"""Experiments on Ray, or in this process: the session with its ledger, its mapper and its workers."""
 
 import logging
 import os
-import shutil
 import signal
 import threading
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from premed.contracts import Task
+from premed.crew import Crew, actor
 from premed.driver import Data, Driver, Show, Trainer
 from premed.experiment import Experiment, Train, plugin
 from premed.home import home
 from premed.ledger import Ledger, Patient
 from premed.runs import RunStore
 from premed.spec import StageFailed, UserError
-from premed.worker import Job, run_stage, train_loop
+from premed.worker import Job, run_stage
 
 
 def run(experiment: Experiment, show: Show) -> dict[str, Any]:
@@ -91,7 +90,10 @@ def session(train: Train, show: Show) -> Iterator[Session]:
         return
     RunStore(*settings[:2])  # makes the database, and says in one line that a store does not answer, before Ray starts
     with ray_or_not(train, show) as mapper, closing(Remote(actor(Ledger, *settings)), show) as ledger:
-        yield Session(ledger, mapper, lambda job, run_id: on_ray(job, ledger, run_id, show))
+        workers = Workers(ledger, show)
+        assert mapper is not None
+        yield Session(ledger, lambda *args: mapper(*args, held=workers.held), workers)
+        workers.go_home()
 
 
 @contextmanager
@@ -124,7 +126,7 @@ def in_process(job: Job, ledger: Any, run_id: str, show: Show) -> None:
 
 
 @contextmanager
-def ray_or_not(train: Train, show: Show) -> Iterator[Callable[[Callable, Iterable], Iterable] | None]:
+def ray_or_not(train: Train, show: Show) -> Iterator[Callable[..., Iterable] | None]:
     """Ray for as long as the context lasts, and its mapper; nothing where `train.workers` is 0."""
     if train.workers == 0:
         yield None
@@ -159,13 +161,16 @@ def admit(train: Train) -> None:
             )
 
 
-def ray_map(function: Callable, items: Iterable[Any]) -> Iterator[Any]:
-    """`function` over `items` as Ray tasks, results as they come; never more under way than there are CPUs."""
+def ray_map(function: Callable, items: Iterable[Any], held: float = 0) -> Iterator[Any]:
+    """`function` over `items` as Ray tasks, results as they come; never more under way than there are CPUs.
+
+    held: CPUs that workers of this session hold without using them now; then it is those that are used.
+    """
     import ray
 
     remote: Any = ray.remote
-    task = remote(num_cpus=1)(function)
-    most = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    task = remote(num_cpus=0 if held else 1, scheduling_strategy="SPREAD")(function)
+    most = max(1, int(held or ray.cluster_resources().get("CPU", 1)))
     running: list[Any] = []
     for item in items:
         if len(running) >= most:
@@ -175,16 +180,6 @@ def ray_map(function: Callable, items: Iterable[Any]) -> Iterator[Any]:
     while running:
         done, running = ray.wait(running)
         yield ray.get(done[0])
-
-
-def actor(kind: type, *args: Any) -> Any:
-    """An object in a process of its own on this node, where its files are; it takes no worker's place."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    remote: Any = ray.remote
-    return remote(num_cpus=0, max_concurrency=8, scheduling_strategy=here)(kind).remote(*args)
 
 
 class Remote:
@@ -210,35 +205,31 @@ class Remote:
         return call
 
 
-def on_ray(job: Job, ledger: Any, run_id: str, show: Show) -> None:
-    """The stage on `train.workers` Ray Train workers."""
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # it gates report(), whose default is 2 s
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+class Workers:
+    """Runs stages (`driver.Trainer`) on Ray Train workers, which stay between two stages that want the same ones."""
 
-    train = job.train
-    resources = {"CPU": train.cpus} | ({"GPU": 1} if train.gpu else {})
-    # a name of its own: Ray would take an old one's state for this run's, and resuming is the vault's business
-    name = f"{job.stage.folder}-{uuid.uuid4().hex[:8]}"
-    trainer = TorchTrainer(
-        train_loop,
-        train_loop_config={"job": job, "ledger": ledger.handle, "run_id": run_id},
-        scaling_config=ScalingConfig(num_workers=train.workers, use_gpu=train.gpu, resources_per_worker=resources),
-        run_config=RunConfig(
-            name=name,
-            storage_path=f"{job.storage}/ray",
-            failure_config=FailureConfig(max_failures=train.max_failures),
-        ),
-    )
-    try:
-        with relayed(ledger, show), own_signals():
-            trainer.fit()
-    except SystemExit as error:  # how Ray Train answers Ctrl-C
-        raise KeyboardInterrupt from error
-    finally:
-        if "://" not in job.storage:
-            shutil.rmtree(f"{job.storage}/ray/{name}", ignore_errors=True)
+    def __init__(self, ledger: Any, show: Show):
+        self.ledger, self.show = ledger, show
+        self.crew: Crew | None = None
+
+    def __call__(self, job: Job, run_id: str) -> None:
+        with relayed(self.ledger, self.show):
+            while True:
+                if self.crew is None or not self.crew.suits(job):
+                    self.go_home()
+                    self.crew = Crew(job.train, job.storage, self.ledger.handle)
+                if self.crew.run(job, run_id):
+                    return
+
+    @property
+    def held(self) -> float:
+        """The CPUs that idle workers hold."""
+        return self.crew.train.workers * self.crew.train.cpus if self.crew and self.crew.thread.is_alive() else 0
+
+    def go_home(self) -> None:
+        if self.crew:
+            self.crew.close()
+        self.crew = None
 
 
 @contextmanager

@@ -117,7 +117,7 @@ class Ledger:
             self.store.download(run_id, "", folder)
             rows = self.store.scores(run_id)  # MLflow's file of that name is laid out for its UI
         except Exception as error:
-            if away(error):
+            if away(error) and type(error) is not OSError:  # MLflow's word for files of its own that are gone
                 raise
             self.warn(f"the files of run {run_id} cannot be had: {first_line(error)}")
             return False

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from premed.cache import Cache
 from premed.contracts import Case, Objective, Sample, Task
-from premed.device import device_of, peak_memory_mb, precision_of
+from premed.device import device_of, forget_peak_memory, peak_memory_mb, precision_of
 from premed.experiment import Finetune, Pretrain, Stage, Train, plugin
 from premed.fit import EpochPlan, Schedule, distributed, fit, make_optimizer, team
 from premed.measure import bootstrap_interval, undefined_classes
@@ -49,8 +49,9 @@ def run_stage(job: Job, emit: Callable[[dict[str, Any]], None], report: Callable
     """
     rank, world = team()
     emit = emit if rank == 0 else lambda event: None
-    if job.vault.get("failure.json"):  # of one rank alone, for whose sake all were started again
-        return
+    if any(job.vault.get(name) for name in ("result.json", "failure.json")):
+        return  # all were started again for the sake of one that ended after the result, or failed alone
+    forget_peak_memory()
     try:
         test(job, emit) if job.stage.kind == "test" else learn(job, emit, report)
     except (NotFinite, UserError) as error:
@@ -276,19 +277,3 @@ def draw_pictures(vault: Vault, objective: Objective, samples: Sequence[Sample])
     with TemporaryDirectory() as folder:
         for path in objective.eval().pictures(samples, Path(folder)):
             vault.put(f"pictures/{path.name}", path.read_bytes())
-
-
-def train_loop(config: dict[str, Any]) -> None:
-    """What Ray Train calls on every worker: `config` has the job, the ledger's handle and the run's id."""
-    import ray
-    import ray.train
-
-    ledger, run_id = config["ledger"], config["run_id"]
-    told: list[Any] = []
-
-    def emit(event: dict[str, Any]) -> None:
-        # one after the other: the ledger has several threads, and a point that comes late would be left out
-        ray.get(told)
-        told[:] = [ledger.event.remote(run_id, event)]
-
-    run_stage(config["job"], emit=emit, report=lambda numbers: ray.train.report(numbers))

@@ -1,0 +1,172 @@
+"""Workers that go from stage to stage: one Ray Train run for as long as there is work, since it takes long to start.
+
+The driver puts jobs on a desk (an actor), every rank takes them from it in order. A rank that dies ends the group; Ray
+starts it again, and it goes on with the first job that is not done.
+"""
+
+import os
+import shutil
+import threading
+import time
+import uuid
+from typing import Any
+
+from premed.experiment import Train
+from premed.spec import StageFailed
+from premed.worker import Job, run_stage
+
+IDLE = 30.0  # seconds without a job after which the workers' CPUs and GPUs are given back
+LOOK = 0.1  # seconds between two looks at the desk
+
+
+class Desk:
+    """The jobs, in order, and which of them are done. It closes for good when told to, or after IDLE seconds."""
+
+    def __init__(self, world: int):
+        self.world = world
+        self.jobs: list[tuple[Job, str]] = []
+        self.finished: list[set[int]] = []  # by job: the ranks that are through with it
+        self.starts = 0
+        self.closed = False
+        self.since = time.monotonic()
+
+    def put(self, job: Job, run_id: str) -> int | None:
+        """The job's number; None where the desk is closed."""
+        if self.closed:
+            return None
+        self.jobs.append((job, run_id))
+        self.finished.append(set())
+        return len(self.jobs) - 1
+
+    def first(self) -> int:
+        """Where a rank begins that was just started."""
+        self.starts += 1
+        return sum(self.done(number) for number in range(len(self.jobs)))
+
+    def take(self, number: int) -> tuple[Job, str] | str:
+        """The job; or `wait`, or `go home`."""
+        if number < len(self.jobs):
+            return self.jobs[number]
+        self.closed = self.closed or time.monotonic() - self.since > IDLE
+        return "go home" if self.closed else "wait"
+
+    def finish(self, number: int, rank: int) -> None:
+        self.finished[number].add(rank)
+        self.since = time.monotonic()
+
+    def done(self, number: int) -> bool:
+        return len(self.finished[number]) == self.world
+
+    def fresh(self) -> bool:
+        """Open still, and no rank was ever started again: each stage has all of `max_failures` before it."""
+        return not self.closed and self.starts <= self.world
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Crew:
+    """The driver's side: `run` hands a job to the workers and waits for it."""
+
+    def __init__(self, train: Train, storage: str, ledger: Any):
+        self.train, self.storage, self.ledger = train, storage, ledger
+        self.desk = actor(Desk, train.workers)
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._fit, name="premed crew", daemon=True)
+        self.thread.start()
+
+    def suits(self, job: Job) -> bool:
+        """Whether it works still, in the way and the place that the job wants."""
+        import ray
+
+        as_wanted = (self.train, self.storage) == (job.train, job.storage)
+        return as_wanted and self.thread.is_alive() and ray.get(self.desk.fresh.remote())
+
+    def run(self, job: Job, run_id: str) -> bool:
+        """Back when every rank is through with the job; False where the crew had gone home. Raises what ended it."""
+        import ray
+
+        number = ray.get(self.desk.put.remote(job, run_id))
+        while number is not None and not ray.get(self.desk.done.remote(number)):
+            self.thread.join(LOOK)
+            if not self.thread.is_alive() and not ray.get(self.desk.done.remote(number)):
+                raise self.error or StageFailed("the workers went home in the middle of a stage")
+        return number is not None
+
+    def close(self) -> None:
+        """Lets the workers go, and waits until they have: their CPUs and GPUs are free then."""
+        import ray
+
+        ray.get(self.desk.close.remote())
+        self.thread.join()
+        ray.kill(self.desk)
+
+    def _fit(self) -> None:
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # it gates report(), whose default is 2 s
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        train = self.train
+        resources = {"CPU": train.cpus} | ({"GPU": 1} if train.gpu else {})
+        # a name of its own: Ray would take an old one's state for this run's, and resuming is the vault's business
+        name = f"premed-{uuid.uuid4().hex[:8]}"
+        trainer = TorchTrainer(
+            work,
+            train_loop_config={"desk": self.desk, "ledger": self.ledger},
+            scaling_config=ScalingConfig(num_workers=train.workers, use_gpu=train.gpu, resources_per_worker=resources),
+            run_config=RunConfig(
+                name=name,
+                storage_path=f"{self.storage}/ray",
+                failure_config=FailureConfig(max_failures=train.max_failures),
+            ),
+        )
+        try:
+            trainer.fit()
+        except BaseException as error:  # noqa: BLE001 - it is the driver's thread that has to hear of it
+            self.error = error
+        finally:
+            if "://" not in self.storage:
+                shutil.rmtree(f"{self.storage}/ray/{name}", ignore_errors=True)
+
+
+def work(config: dict[str, Any]) -> None:
+    """What Ray Train calls on every worker: `config` has the desk and the ledger."""
+    import ray
+    import ray.train
+
+    desk, ledger = config["desk"], config["ledger"]
+    rank: int = ray.train.get_context().get_world_rank()
+    number: int = ray.get(desk.first.remote())
+    while (found := ray.get(desk.take.remote(number))) != "go home":
+        if found == "wait":
+            time.sleep(LOOK)
+            continue
+        job, run_id = found
+        run_stage(job, teller(ledger, run_id), lambda numbers: ray.train.report(numbers))
+        ray.get(desk.finish.remote(number, rank))
+        number += 1
+
+
+def teller(ledger: Any, run_id: str) -> Any:
+    """Hands a stage's events to the ledger's actor, one after the other."""
+    import ray
+
+    told: list[Any] = []
+
+    def emit(event: dict[str, Any]) -> None:
+        # the ledger has several threads, and a point that comes late would be left out
+        ray.get(told)
+        told[:] = [ledger.event.remote(run_id, event)]
+
+    return emit
+
+
+def actor(kind: type, *args: Any) -> Any:
+    """An object in a process of its own on this node, where its files are; it takes no worker's place."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    remote: Any = ray.remote
+    return remote(num_cpus=0, max_concurrency=8, scheduling_strategy=here)(kind).remote(*args)

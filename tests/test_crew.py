@@ -1,0 +1,61 @@
+"""The desk between the driver and the workers: every rank does every job, in order, and none is lost to a restart."""
+
+import pytest
+
+from premed import crew
+from premed.crew import Desk
+
+RANKS = (0, 1)
+
+
+def through(desk, number):
+    for rank in RANKS:
+        assert isinstance(desk.take(number), tuple)
+        desk.finish(number, rank)
+
+
+@pytest.fixture
+def desk():
+    desk = Desk(world=2)
+    assert [desk.first() for _ in RANKS] == [0, 0]
+    return desk
+
+
+def test_jobs_are_taken_in_order_and_done_when_every_rank_is_through(desk):
+    assert desk.take(0) == "wait"
+    assert desk.put("pretrain", "a") == 0
+    assert desk.take(0) == ("pretrain", "a")
+    desk.finish(0, 1)
+    assert not desk.done(0)
+    desk.finish(0, 0)
+    assert desk.done(0)
+    assert desk.take(1) == "wait"
+    assert desk.put("finetune", "b") == 1 and desk.take(1) == ("finetune", "b")
+
+
+def test_a_group_that_was_started_again_goes_on_with_the_first_job_that_is_not_done(desk):
+    for job in ("pretrain", "finetune"):
+        desk.put(job, job)
+    through(desk, 0)
+    desk.finish(1, 0)  # rank 1 died on the way
+    assert desk.fresh()
+    assert [desk.first() for _ in RANKS] == [1, 1]
+    assert not desk.fresh() and desk.take(1) == ("finetune", "finetune")
+
+
+def test_a_closed_desk_takes_no_job_and_sends_everybody_home_after_the_last(desk):
+    desk.put("pretrain", "a")
+    desk.close()
+    assert desk.put("finetune", "b") is None
+    assert desk.take(0) == ("pretrain", "a") and desk.take(1) == "go home"
+
+
+def test_nobody_waits_longer_for_work_than_is_worth_the_resources(desk, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(crew.time, "monotonic", lambda: clock[0])
+    desk.put("pretrain", "a")
+    through(desk, 0)
+    clock[0] += crew.IDLE - 1
+    assert desk.take(1) == "wait"
+    clock[0] += 2
+    assert desk.take(1) == "go home" and desk.put("finetune", "b") is None
