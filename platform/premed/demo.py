@@ -1,7 +1,10 @@
 """`premed demo`: two tasks on phantoms, from scratch against MAE, with a small ViT on two Ray workers."""
 
+import multiprocessing
 import os
 import shutil
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +69,11 @@ MRI = {
     "train": TRAIN,
 }
 
+WRITERS = {
+    "chestxray14": partial(phantoms.write_chestxray14, num_patients=500, seed=0, size=64, prevalence=0.3),
+    "phantom_mri": partial(phantoms.write_msd, num_cases=120, seed=0, shape=(26, 36, 26)),
+}
+
 
 def run(folder: Path) -> list[dict[str, Any]]:
     """Writes phantoms, runs the experiments, copies their pictures; what is there already is not done again."""
@@ -81,19 +89,19 @@ def run(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_phantoms(folder: Path, presenter: Presenter) -> None:
-    """Each data set as a whole or not at all."""
-    writers = {
-        "chestxray14": lambda path: phantoms.write_chestxray14(path, 500, seed=0, size=64, prevalence=0.3),
-        "phantom_mri": lambda path: phantoms.write_msd(path, 120, seed=0, shape=(26, 36, 26)),
-    }
-    for name, write in writers.items():
-        if (folder / name).is_dir():
-            continue
-        presenter.say(f"drawing {name}")
-        unfinished = folder / f".{name}"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        write(unfinished)
-        unfinished.rename(folder / name)
+    """Each data set as a whole or not at all, side by side."""
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        missing = [name for name in WRITERS if not (folder / name).is_dir()]
+        for name in missing:
+            presenter.say(f"drawing {name}")
+        list(pool.map(partial(draw, folder), missing))
+
+
+def draw(folder: Path, name: str) -> None:
+    unfinished = folder / f".{name}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    WRITERS[name](unfinished)
+    unfinished.rename(folder / name)
 
 
 def experiments() -> list[Experiment]:
