@@ -25,28 +25,25 @@ __all__ = ["FINDINGS", "chest", "hippocampus", "write_chestxray14", "write_msd"]
 FLUID, GREY, WHITE = 0.06, 0.42, 0.80  # brightness of the tissues in a T1-weighted MRI
 
 
-def hippocampus(
-    draw: Draw, shape: Sequence[int] | None = None, spread: float = 1.0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def hippocampus(draw: Draw, shape: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A block of T1-weighted MRI around one hippocampus, as in MSD's Task04.
 
     Returns the image [X, Y, Z] float32 in RAS order on an arbitrary scale, the label [X, Y, Z] uint8 (1 anterior,
     2 posterior) and the affine [4, 4] in millimetres. `shape`: about 35 × 50 × 36 voxels where not given.
-    `spread`: how far its place, its angles and the folds around it vary from case to case, 1 at the most.
     """
     shape = tuple(shape or np.array([31, 45, 32]) + [draw.integer(f"size {i}", n) for i, n in enumerate((9, 11, 9))])
     spacing = draw.uniform("spacing", 3, 0.92, 1.08)
     place = grid(shape, spacing)
     side = 1 if draw.chance("side", 0.5) else -1  # left or right: the mirror image
-    pitch, roll, yaw = (spread * between(draw, name, -18, 18) for name in ("pitch", "roll", "yaw"))
+    pitch, roll, yaw = (between(draw, name, -18, 18) for name in ("pitch", "roll", "yaw"))
     rotation = Rotation.from_euler("xyz", [pitch - 32, roll, yaw - 12], degrees=True).as_matrix()
-    shift = spread * draw.uniform("shift", 3, -1, 1) * (4.5, 6.5, 5)
+    shift = draw.uniform("shift", 3, -1, 1) * (4.5, 6.5, 5)
     mirrored = place * np.array([side, 1, 1], np.float32).reshape(3, 1, 1, 1)
     warp = np.stack([noise(draw, f"warp {axis}", shape, 5.0) for axis in range(3)])
     points = turned(mirrored, rotation, shift) + 1.1 * warp
 
     depth, along, above, head = _sausage(draw, points)
-    brain = _surroundings(draw, points, depth, along, above, spread)
+    brain = _surroundings(draw, points, depth, along, above)
     inner = GREY + 0.05 * noise(draw, "subfields", shape, 1.6)
     brain = blend(brain, inner, soft(depth, 0.7))
     cut = np.average(place[1], weights=(depth > 0) * bump(along - head, 1.0) + 1e-9)  # a coronal plane, as raters cut
@@ -74,13 +71,13 @@ def _sausage(draw: Draw, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np
 
 
 def _surroundings(
-    draw: Draw, points: np.ndarray, depth: np.ndarray, along: np.ndarray, above: np.ndarray, spread: float
+    draw: Draw, points: np.ndarray, depth: np.ndarray, along: np.ndarray, above: np.ndarray
 ) -> np.ndarray:
     """Folded cortex below, white matter above, the ventricle's horn over the head: brightness [X, Y, Z]."""
     shape = depth.shape
     out, _, up = points
     # sheets of fluid, grey and white matter in turn, as the folded cortex lies; above it white matter alone
-    folds = 2.6 * spread * noise(draw, "folds", shape, between(draw, "fold size", 3.4, 4.6)) + 0.25 * up
+    folds = 2.6 * noise(draw, "folds", shape, between(draw, "fold size", 3.4, 4.6)) + 0.25 * up
     wave = np.sin(folds)
     brain = FLUID + (GREY - FLUID) * soft(wave + 0.88, 0.2) + (WHITE - GREY) * soft(wave - 0.15, 0.35)
     roof = up - between(draw, "roof", 3, 9) - 0.2 * out + 2 * np.cos(folds / 2)
@@ -143,12 +140,7 @@ def write_chestxray14(
 
 
 def write_msd(
-    folder: Path | str,
-    num_cases: int,
-    seed: int,
-    num_unlabelled: int = 0,
-    shape: Sequence[int] | None = None,
-    spread: float = 1.0,
+    folder: Path | str, num_cases: int, seed: int, num_unlabelled: int = 0, shape: Sequence[int] | None = None
 ) -> Path:
     """Hippocampi in the layout of MSD's Task04: `num_cases` with a label, then `num_unlabelled` without.
 
@@ -160,7 +152,7 @@ def write_msd(
     entries = []
     for number in range(num_cases + num_unlabelled):
         draw = Draw(key(seed, "hippocampus", number))
-        image, label, affine = hippocampus(draw, shape, spread)
+        image, label, affine = hippocampus(draw, shape)
         name = f"hippocampus_{number + 1:03d}.nii.gz"
         axes = ("RAS", "RAS", "LPS", "ASR")[draw.integer("orientation", 4)]
         if draw.chance("whole numbers", 0.5):
