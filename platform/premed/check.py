@@ -150,7 +150,7 @@ class Check:
             self.facts.append(facts)
             progress(len(self.facts), len(self.jobs))
         self.facts.sort(key=lambda facts: facts.number)
-        told = {each.where for each in self.findings if not Path(each.where).is_file()}  # missing: is said once
+        told = {each.where for each in self.findings if not Path(each.where).exists()}  # missing: is said once
         self.findings += [each for facts in self.facts for each in facts.findings if each.where not in told]
         for rule in (self.twice, self.empty_classes, self.small, self.turned, self.far):
             self.findings += rule()
@@ -187,8 +187,9 @@ class Check:
             if len(labels):
                 counts[part] = dict(zip(self.task.classes, (labels > 0).sum(axis=0).tolist(), strict=True))
             elif any(isinstance(case.label, Path) for case in cases):
-                held = Counter(i for f in self.facts if self.cases[f.number][0] == part for i in f.counts)
-                counts[part] = {name: held[i] for i, name in enumerate(self.task.classes) if i}
+                held = [facts.counts.keys() for facts in self.facts if self.cases[facts.number][0] == part]
+                for name, united in self.task.regions.items():
+                    counts.setdefault(part, {})[name] = sum(not found.isdisjoint(united) for found in held)
         return counts
 
     def small(self) -> Iterator[Finding]:
@@ -253,7 +254,9 @@ class Check:
         drawn = dict((mapper or map)(picture, jobs))
         pictures = [self.captioned(number, png) for number in dict.fromkeys(chosen) if (png := drawn[number])]
         told = self.outcome()
-        legend = dict(zip(self.task.classes[1:], COLOURS, strict=False)) if told["classes"] and self.task.labels else {}
+        names = {united[0]: name for name, united in self.task.regions.items() if len(united) == 1} if self.jobs else {}
+        counted = {label for facts in self.facts for label in facts.counts if label}
+        legend = {names.get(label, f"label {label}"): COLOURS[(label - 1) % len(COLOURS)] for label in sorted(counted)}
         return page(told, summed_up(told), list(alike(told, 100)), pictures, legend)
 
     def captioned(self, number: int, png: bytes) -> Picture:

@@ -1,7 +1,8 @@
 """What every classification task shares: views, loss, scores. A task file adds where its images and labels are."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ class Classification:
     roi: tuple[int, ...]
     classes: tuple[str, ...]
     labels: tuple[int, ...] = ()
+    regions: Mapping[str, tuple[int, ...]] = MappingProxyType({})
     lenient = False
     recipe: Recipe
     score = "mauc"

@@ -8,7 +8,7 @@ set to a device; a **Plan** says which samples of which source make up each step
 Shapes: B batch, C channels, *S spatial axes (H, W or three axes in RAS order), L patches, K visible patches, D width.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as default
 from pathlib import Path
@@ -162,7 +162,7 @@ def missing(cases: Iterable[Case]) -> Iterator[Finding]:
     """The files of `cases` that are not there."""
     for case in cases:
         for path in case.files:
-            if not path.is_file():
+            if not path.exists():  # a folder may be one volume
                 yield Finding("error", str(path), "is listed and missing; put it there, or take it off the list")
 
 
@@ -176,6 +176,7 @@ class Task(Protocol):
     roi: tuple[int, ...]  # what the network sees at once, in voxels of the prepared grid
     classes: tuple[str, ...]  # what the head answers, one logit each
     labels: tuple[int, ...]  # the values its label maps may hold; () where labels are not maps
+    regions: Mapping[str, tuple[int, ...]]  # what of these maps is scored: name to the values it unites
     score: str  # the number, among `summary`'s, that picks the checkpoint on val: higher is better
     recipe: Recipe  # the deterministic preprocessing, done once by the cache
     lenient: bool  # set to have `split` leave out what it would refuse: `premed data check` then opens all the rest
