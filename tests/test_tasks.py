@@ -208,6 +208,21 @@ def test_partial_leaves_out_what_is_not_on_disk(nih, copied):
     assert names(chest(root, partial=True).split("test")) == names(chest(nih).split("test"))[1:]
 
 
+def test_partial_deals_the_rest_as_if_all_were_there(decathlon, copied):
+    root = copied(decathlon)
+    gone = {names(brain(decathlon).split(part))[0] for part in PARTS} | {"hippocampus_021"}
+    for number, name in enumerate(sorted(gone)):
+        (root / ("imagesTr" if number % 2 else "labelsTr") / f"{name}.nii.gz").unlink(missing_ok=True)
+    (root / "imagesTr" / "hippocampus_021.nii.gz").unlink(missing_ok=True)
+    task = brain(root, partial=True)
+    for part in PARTS:
+        assert names(task.split(part)) == [name for name in names(brain(decathlon).split(part)) if name not in gone]
+    assert set(names(task.images())) == {*names(task.split("train")), "hippocampus_022"}
+    shutil.rmtree(root / "imagesTr")
+    refused(lambda: task.split("train"), "none of the 12 cases of train is there")
+    assert task.config.digest() == brain(root).config.digest()  # the data's fingerprint says which cases there are
+
+
 def test_the_test_list_is_opened_for_the_test_part_alone(nih, copied):
     root = copied(nih)
     (root / "test_list.txt").unlink()
@@ -241,6 +256,12 @@ SPOILT_CHEST = {
     "columns": (lambda r: write_lines(r / TABLE, HEADER, "a.png,Mass"), [TABLE, "line 2", "too few columns"]),
     "no row": (lambda r: write_lines(r / "train_val_list.txt", "a.png"), ["a.png is listed", TABLE, "mend the list"]),
     "no image": (lambda r: (r / "images" / first(r)).unlink(), ["images/", "is missing", "task.partial=true"]),
+    "list not UTF-8": (lambda r: (r / "train_val_list.txt").write_bytes(b"\xff"), ["train_val_list.txt", "not UTF-8"]),
+    "table not UTF-8": (lambda r: (r / TABLE).write_bytes(b"\xff"), [TABLE, "is not UTF-8", "save it as UTF-8"]),
+    "two rows": (
+        lambda r: write_lines(r / TABLE, HEADER, "a.png,Mass,0,1", "a.png,Mass,0,2"),
+        [TABLE, "line 3: a.png has another row", "keep one"],
+    ),
     "one patient": (lambda r: write_lines(r / "train_val_list.txt", first(r)), ["train_val_list.txt", "list more"]),
 }
 
@@ -279,6 +300,9 @@ SPOILT_MSD = {
     "regions": (about(labels={"background": 0, "whole": [1, 2]}), ["dataset.json", "without a gap"]),
     "modality": (about(modality="MRI"), ["dataset.json", "`modality` must name each channel"]),
     "no training": (about(training=[]), ["dataset.json", "no entry has a label"]),
+    "null": (about(training=None), ["dataset.json: `training` must be a list", "not null"]),
+    "labels alike": (about(labels={"0": "b", "1": "a b", "2": "a_b"}), ["dataset.json", "'a b' and 'a_b'", "rename"]),
+    "label no file": (about(training=[{"image": "x", "label": 1}]), ["dataset.json", "names no label file"]),
     "entry": (about(training=[{"label": "x"}]), ["dataset.json", "names no image"]),
     "outside": (about(training=[{"image": "../x.nii.gz", "label": "y"}]), ["../x.nii.gz leads out of the folder"]),
     "absolute": (about(training=[{"image": "/x.nii.gz", "label": "y"}]), ["/x.nii.gz leads out of the folder"]),

@@ -1,7 +1,8 @@
 """What every classification task shares: views, loss, scores. A task file adds where its images and labels are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from premed import measure, sampling
-from premed.contracts import Augment, Forward, Row, Sample
+from premed.contracts import Augment, Case, Finding, Forward, Part, Row, Sample, missing
 from premed.images import Recipe
 from premed.randomness import Draw
 
@@ -22,8 +23,20 @@ class Classification:
     dims: int
     roi: tuple[int, ...]
     classes: tuple[str, ...]
+    labels: tuple[int, ...] = ()
+    regions: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+    lenient = False
     recipe: Recipe
     score = "mauc"
+
+    def check(self, test: bool = True) -> Iterator[Finding]:
+        """See `Task.check`; a task with listings of its own has more to tell."""
+        parts: tuple[Part, ...] = ("train", "val", "test") if test else ("train", "val")
+        for part in parts:
+            yield from missing(self.split(part))
+
+    def split(self, part: Part) -> list[Case]:
+        raise NotImplementedError
 
     def view(self, sample: Sample, augment: Augment, draw: Draw) -> tuple[np.ndarray, np.ndarray | None]:
         label = None if sample.case.label is None else np.asarray(sample.case.label, np.float32)

@@ -20,7 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data = typer.Typer(help="Phantoms and the prepared cache.", no_args_is_help=True)
+data = typer.Typer(help="Phantoms, a check of the data, and the prepared cache.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 What = Annotated[
@@ -66,6 +66,29 @@ def prepare(what: What, as_json: Json = False) -> None:
         told = launch.prepare(experiment, show)
     line = f"{told['num_images']} images prepared in {told['where']} ({told['megabytes']:.0f} MB)"
     tell(told, as_json, lambda _: print(line))
+
+
+@data.command()
+def check(
+    what: What,
+    as_json: Json = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="one page with the findings and a contact sheet")
+    ] = None,
+) -> None:
+    """Find what is wrong with an experiment's images, labels and listings before any training.
+
+    Errors are what a run would refuse or what would make its numbers false: exit code 2. Notes are what one should
+    know: exit code 0. Every image is opened, those of the test part too (unless test=false).
+    """
+    experiment = experiment_of(what)
+    from premed import console, launch
+
+    with console.Presenter() as show, quiet(as_json):
+        told = launch.check(experiment, show, html)
+    tell(told, as_json, console.findings)
+    if told["num_errors"]:
+        raise typer.Exit(2)
 
 
 @data.command()

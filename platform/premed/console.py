@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from premed.check import alike, summed_up
 from premed.watch import PAST
 
 DOING = {"pretrain": "pre-training", "finetune": "fine-tuning", "test": "testing"}
@@ -54,6 +55,9 @@ class Presenter:
         what = "preparing images"
         if self.what == what or event["done"] < event["total"]:  # else all of them were there already
             self.progress(what, event["done"], event["total"], "")
+
+    def on_checked(self, event: dict[str, Any]) -> None:
+        self.progress("checking images", event["done"], event["total"], "")
 
     def on_stage(self, event: dict[str, Any]) -> None:
         self.close()
@@ -141,11 +145,11 @@ def gate_words(step: int, loss: float, gate: float) -> str:
     return f"step {step}: validation loss {loss:.3f}, gate {gate:.3f}: {stands}"
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout, no wider than it need be; numbers stand on the right."""
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], words: int = 2) -> None:
+    """A table on stdout, no wider than it need be; after the first `words` columns, numbers stand on the right."""
     drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
     for i, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if i < 2 else "right", overflow="fold")
+        drawn.add_column(column, justify="left" if i < words else "right", overflow="fold")
     for row in rows:
         drawn.add_row(*map(Text, row))  # as it is: [a, b] is not rich's markup here
     Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(drawn)
@@ -176,6 +180,14 @@ def outcome_row(outcome: dict[str, Any]) -> list[str]:
     value = number(last["summary"].get(f"{part}/{outcome['score']}"))
     score = f"{part} {outcome['score']}"
     return [outcome["task"], outcome["strategy"], score, value, interval, constant, past, f"{seconds:.0f}"]
+
+
+def findings(told: dict[str, Any]) -> None:
+    """What `premed data check` found, errors first; of many files with the same trouble, ten."""
+    title = f"{told['task']} in {told['root']}" if told["root"] else told["task"]
+    if told["findings"]:
+        table(title, ["", "where", "what"], list(alike(told, 10)), words=3)
+    print(f"{told['task']}: {summed_up(told)}")
 
 
 def number(value: float | None) -> str:

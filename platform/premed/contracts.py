@@ -8,7 +8,7 @@ set to a device; a **Plan** says which samples of which source make up each step
 Shapes: B batch, C channels, *S spatial axes (H, W or three axes in RAS order), L patches, K visible patches, D width.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as default
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from premed.cache import Entry
 from premed.images import Recipe
 from premed.randomness import Draw
-from premed.spec import Spec
+from premed.spec import Spec, UserError
 
 Part = Literal["train", "val", "test"]
 Row = dict[str, Any]
@@ -41,6 +41,11 @@ class Case:
     """The file(s) the channels are read from."""
     label: Path | tuple[float, ...] | None = None
     """A label map, one number per class (NaN: not known), or nothing: then it serves pre-training only."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Of the image and, where it is a map, of the label."""
+        return (*self.image, self.label) if isinstance(self.label, Path) else self.image
 
 
 class Augment(Spec):
@@ -151,6 +156,20 @@ class Finding(NamedTuple):
     where: str  # a file or a field
     what: str  # what is wrong with it, and the mend
 
+    @classmethod
+    def of(cls, error: UserError) -> "Finding":
+        """A refusal as a finding: what stands before the first colon is the file or field."""
+        where, _, what = str(error).partition(": ")
+        return cls("error", where, what)
+
+
+def missing(cases: Iterable[Case]) -> Iterator[Finding]:
+    """The files of `cases` that are not there."""
+    for case in cases:
+        for path in case.files:
+            if not path.exists():  # a folder may be one volume
+                yield Finding("error", str(path), "is listed and missing; put it there, or take it off the list")
+
 
 class Task(Protocol):
     """A data set with a question. Paths and numbers come from its Config; nothing is read before it is asked for."""
@@ -161,8 +180,11 @@ class Task(Protocol):
     channels: int
     roi: tuple[int, ...]  # what the network sees at once, in voxels of the prepared grid
     classes: tuple[str, ...]  # what the head answers, one logit each
+    labels: tuple[int, ...]  # the values its label maps may hold; () where labels are not maps
+    regions: Mapping[str, tuple[int, ...]]  # what of these maps is scored: name to the values it unites
     score: str  # the number, among `summary`'s, that picks the checkpoint on val: higher is better
     recipe: Recipe  # the deterministic preprocessing, done once by the cache
+    lenient: bool  # set to have `split` leave out what it would refuse: `premed data check` then opens all the rest
 
     def images(self) -> list[Case]:
         """What pre-training may see: the training part and the unlabelled, stripped of labels."""
@@ -170,8 +192,11 @@ class Task(Protocol):
 
     def split(self, part: Part) -> list[Case]: ...
 
-    def check(self) -> Iterator[Finding]:
-        """What its listings give away, all of it, without opening an image: missing files, patients in two parts, …"""
+    def check(self, test: bool = True) -> Iterator[Finding]:
+        """What its listings give away, all of it, without opening an image: missing files, patients in two parts, …
+
+        test: false leaves the test part alone, its list too.
+        """
         ...
 
     def view(self, sample: Sample, augment: Augment, draw: Draw) -> tuple[np.ndarray, np.ndarray | None]:

@@ -3,7 +3,7 @@
 import hashlib
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +13,7 @@ import torch
 
 from premed.cache import Cache
 from premed.contracts import Case, Task
+from premed.entry import Entry
 from premed.experiment import Experiment, Kind, Stage, Train, plugin
 from premed.home import home
 from premed.ledger import first_line
@@ -52,6 +53,7 @@ class Data:
             mapper=self.mapper,
             progress=lambda done, total: self.show({"event": "prepared", "done": done, "total": total}),
         )
+        refuse_unnamed([case for group in groups.values() for case in group], entries, self.task.labels)
         self.files |= {entry.path for entry in entries}
         # beside the files' content: what the task makes of them, whose they are, and the order that draws go by
         about = [self.task.name, self.task.classes, self.task.channels, self.task.recipe.digest()]
@@ -62,6 +64,17 @@ class Data:
             return hashlib.sha256(canonical([about, listed, content]).encode()).hexdigest()
 
         return " ".join(f"{name}:{told(group)}" for name, group in groups.items())
+
+
+def refuse_unnamed(cases: Sequence[Case], entries: Sequence[Entry], labels: Sequence[int]) -> None:
+    """Refuses a label map with a value that no class has: in the loss that would be an index error at best."""
+    for case, entry in zip(cases, entries, strict=True):
+        if isinstance(case.label, Path) and (unknown := set(entry.labels_present) - set(labels)):
+            held = ", ".join(map(str, sorted(unknown)))
+            raise UserError(
+                f"{case.label}: holds the label {held}, which no class has (they are {labels[0]} to {labels[-1]}); "
+                "mend the map (premed data check finds all such files)"
+            )
 
 
 class Driver:

@@ -129,6 +129,34 @@ def probabilities(path: Path, cases: Sequence[tuple[str, np.ndarray, Mapping[str
     return _save(figure, path)
 
 
+def thumbnail(
+    image: np.ndarray, labels: np.ndarray | None = None, spacing: tuple[float, float] = (1.0, 1.0), edge: int = 176
+) -> bytes:
+    """A PNG, held in memory, of one image; beside it, where there are labels, the same with their colours.
+
+    Of a volume, the slice with most labels, else the most varied one. `spacing` (right, front) gives the proportions;
+    the longer side has `edge` pixels.
+    """
+    from io import BytesIO
+
+    from PIL import Image
+
+    at = _most_varied_slice(image) if labels is None or not labels.any() else _most_labelled_slice(labels)
+    plane = _plane(image, at).astype(np.float64)
+    low, high = _window(plane)
+    grey = np.nan_to_num((plane - low) / (high - low)).clip(0, 1) * 255
+    extent = np.array([plane.shape[1] * spacing[0], plane.shape[0] * spacing[1]])
+    size = tuple(np.maximum(np.rint(extent / extent.max() * edge), 1).astype(int).tolist())
+    picture = Image.fromarray(grey.astype(np.uint8)).resize(size, Image.Resampling.BILINEAR).convert("RGBA")
+    sheet = Image.new("RGB", (size[0] * (1 if labels is None else 2), size[1]))
+    sheet.paste(picture, (0, 0))
+    if labels is not None:
+        paint = Image.fromarray((_paint(_plane(labels, at), 0.5) * 255).astype(np.uint8))
+        sheet.paste(Image.alpha_composite(picture, paint.resize(size, Image.Resampling.NEAREST)), (size[0], 0))
+    sheet.save(file := BytesIO(), "PNG")
+    return file.getvalue()
+
+
 def _grid(
     rows: int,
     columns: int,

@@ -109,7 +109,15 @@ def prepare(images: Sequence[Path], label: Path | None, recipe: Recipe) -> Prepa
 
 
 def read_image(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """A file's numbers, [*S] or [*S, C], uint8 or float32, and its affine."""
+    """A file's numbers, [*S] or [*S, C], uint8 or float32, all of them finite, and its affine."""
+    values, affine = read_values(path)
+    if not np.isfinite(values).all():
+        raise UserError(f"{path}: {np.count_nonzero(~np.isfinite(values))} values are NaN or infinite; mend the file")
+    return values, affine
+
+
+def read_values(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The same with whatever is in the file, NaN too: for `premed data check`, which tells all that is wrong."""
     reader = next((read for suffix, read in _READERS.items() if path.name.lower().endswith(suffix)), None)
     if reader is None:
         raise UserError(f"{path}: not a kind of image that can be read; these can: {', '.join(_READERS)}")
@@ -118,14 +126,11 @@ def read_image(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty (0 bytes); copy it again")
     try:
-        values, affine = reader(path)
+        return reader(path)
     except PermissionError:
         raise UserError(f"{path}: may not be read; change its permissions") from None
     except (OSError, EOFError, ValueError, SyntaxError, zlib.error, ImageFileError, HeaderDataError) as error:
         raise UserError(f"{path}: damaged, truncated or not an image ({error}); copy it again") from None
-    if not np.isfinite(values).all():
-        raise UserError(f"{path}: {np.count_nonzero(~np.isfinite(values))} values are NaN or infinite; mend the file")
-    return values, affine
 
 
 def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:

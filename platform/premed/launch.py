@@ -5,9 +5,11 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from premed.check import Check, refuse
 from premed.contracts import Task
 from premed.crew import Crew, actor
 from premed.driver import Data, Driver, Show, Trainer
@@ -27,6 +29,11 @@ def run(experiment: Experiment, show: Show) -> dict[str, Any]:
 def run_all(experiments: Sequence[Experiment], show: Show) -> list[dict[str, Any]]:
     """One after the other, on one Ray and one ledger: those of the first one's `train`."""
     experiments = [settled(experiment) for experiment in experiments]
+    looked_at: list[tuple[Any, bool]] = []
+    for experiment in experiments:  # before Ray starts
+        if (experiment.task, experiment.test) not in looked_at:
+            refuse(plugin("tasks", experiment.task).build(experiment.task), experiment.test)
+            looked_at.append((experiment.task, experiment.test))
     outcomes = []
     with session(experiments[0].train, show) as (ledger, mapper, trainer):
         for i, experiment in enumerate(experiments):
@@ -47,6 +54,21 @@ def prepare(experiment: Experiment, show: Show) -> dict[str, Any]:
             continue  # asking for the data is what prepares it
     megabytes = sum(path.stat().st_size for path in data.files) / 1e6
     return {"where": str(data.root), "num_images": len(data.files), "megabytes": megabytes}
+
+
+def check(experiment: Experiment, show: Show, html: Path | None = None) -> dict[str, Any]:
+    """What is wrong with an experiment's data (the test part too, unless `test` is false); `html`: as a page, too."""
+    if html is not None and not html.absolute().parent.is_dir():
+        raise UserError(f"{html}: there is no such folder to write it into; make it")
+    checked = Check(experiment)
+    with ray_or_not(experiment.train, show) if checked.jobs else nullcontext() as mapper:
+        checked.open_images(mapper, lambda done, total: show({"event": "checked", "done": done, "total": total}))
+        if html is not None:
+            try:
+                html.write_text(checked.page(mapper), encoding="utf-8")
+            except OSError as error:
+                raise UserError(f"{html}: cannot be written ({error.strerror}); name another file") from None
+    return checked.outcome()
 
 
 def settled(experiment: Experiment) -> Experiment:

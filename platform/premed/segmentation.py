@@ -1,6 +1,6 @@
 """What every segmentation task shares: views, loss, sliding windows, scores on the native grid, overlays."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from premed import measure, sampling
-from premed.contracts import Augment, Forward, Row, Sample
+from premed.contracts import Augment, Case, Finding, Forward, Part, Row, Sample, missing
 from premed.grid import to_native
 from premed.images import Recipe, read_image
 from premed.randomness import Draw
@@ -26,12 +26,27 @@ class Segmentation:
     recipe: Recipe
     overlap: float = 0.5
     window_batch: int = 4
+    lenient = False
     score = "dice"
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The values that its label maps may hold."""
+        return tuple(range(len(self.classes)))
 
     @property
     def regions(self) -> dict[str, tuple[int, ...]]:
         """What is scored: name to the labels it unites."""
         return {name: (label,) for label, name in enumerate(self.classes) if label}
+
+    def check(self, test: bool = True) -> Iterator[Finding]:
+        """See `Task.check`; a task with listings of its own has more to tell."""
+        parts: tuple[Part, ...] = ("train", "val", "test") if test else ("train", "val")
+        for part in parts:
+            yield from missing(self.split(part))
+
+    def split(self, part: Part) -> list[Case]:
+        raise NotImplementedError
 
     def view(self, sample: Sample, augment: Augment, draw: Draw) -> tuple[np.ndarray, np.ndarray | None]:
         return sampling.volume(sample.entry, self.roi, augment, draw, with_label=sample.case.label is not None)

@@ -5,14 +5,16 @@ from `train_val_list.txt` by patient. "No Finding" is all zeros, not a class.
 """
 
 import csv
+from collections import Counter
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
 from premed.classification import Classification
-from premed.contracts import Case, Part
+from premed.contracts import Case, Finding, Part
 from premed.home import data_root
 from premed.images import Recipe
 from premed.randomness import key, permutation
@@ -23,6 +25,7 @@ FINDINGS = (
     *("Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia"),
 )
 """The data set's canonical order."""
+LISTS = ("train_val_list.txt", "test_list.txt")
 
 
 class Config(Spec):
@@ -44,6 +47,13 @@ class Config(Spec):
 def build(config: Config) -> "ChestXray14":
     """The task; its folder is looked at when cases are asked for."""
     return ChestXray14(config)
+
+
+class Table(NamedTuple):
+    """NIH's table as read, and what is wrong with its lines."""
+
+    rows: dict[str, tuple[str, tuple[float, ...]]]  # image name to (patient, labels)
+    wrong: list[Finding]
 
 
 class ChestXray14(Classification):
@@ -69,7 +79,7 @@ class ChestXray14(Classification):
         patients = sorted({case.patient for case in cases})
         if part == "test":  # the test list is opened here and nowhere else
             tested = self.cases(self.names("test_list.txt"))
-            if shared := {case.patient for case in tested} & set(patients):
+            if not self.lenient and (shared := {case.patient for case in tested} & set(patients)):
                 raise UserError(
                     f"{self.root / 'test_list.txt'}: patient {min(shared)} is in train_val_list.txt too; drop one"
                 )
@@ -86,18 +96,28 @@ class ChestXray14(Classification):
         return data_root(self.config.root, "chestxray14")
 
     def names(self, listing: str) -> list[str]:
+        return list(dict.fromkeys(self.lines(listing)))
+
+    def lines(self, listing: str) -> list[str]:
         path = self.root / listing
-        if not path.is_file():
-            raise UserError(f"{path} is missing: put NIH's official list there, one image name per line")
-        return list(dict.fromkeys(path.read_text(encoding="utf-8").split()))
+        try:
+            return path.read_text(encoding="utf-8-sig").split()
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing: put NIH's official list there, one image name per line") from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); mend its permissions") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
 
     def cases(self, names: list[str]) -> list[Case]:
         found = []
         for name in names:
             if name not in self.rows:
+                if self.lenient:
+                    continue
                 raise UserError(f"{name} is listed but has no row in {self.table.name}: mend the list or the table")
             if name not in self.files:
-                if self.config.partial:
+                if self.config.partial or self.lenient:
                     continue
                 raise UserError(f"{self.root / 'images' / name} is missing: download it, or set task.partial=true")
             patient, labels = self.rows[name]
@@ -118,23 +138,96 @@ class ChestXray14(Classification):
             raise UserError(f"{self.root}: there is no Data_Entry_2017*.csv; put NIH's table there")
         return tables[-1]  # the corrected _v2020 sorts after the first one
 
-    @cached_property
+    @property
     def rows(self) -> dict[str, tuple[str, tuple[float, ...]]]:
-        """Image name to (patient, labels). Only the first columns are named: later names contain commas."""
-        rows = {}
-        with self.table.open(newline="", encoding="utf-8-sig") as file:
-            lines = csv.reader(file)
-            header = next(lines, [])
+        """Image name to (patient, labels)."""
+        if self.read.wrong and not self.lenient:
+            first = self.read.wrong[0]
+            raise UserError(f"{first.where}: {first.what}")
+        return self.read.rows
+
+    @cached_property
+    def read(self) -> Table:
+        """Only the first columns are named: later names contain commas."""
+        try:
+            with self.table.open(newline="", encoding="utf-8-sig") as file:
+                return self.parsed(csv.reader(file))
+        except OSError as error:
+            raise UserError(f"{self.table}: cannot be read ({error.strerror}); mend its permissions") from None
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{self.table}: is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
+            ) from None
+        except csv.Error as error:
+            raise UserError(f"{self.table}: is not a table ({error}); download it again") from None
+
+    def parsed(self, lines) -> Table:
+        table, header = Table({}, []), next(lines, [])
+        try:
+            image, labels, patient = map(header.index, ("Image Index", "Finding Labels", "Patient ID"))
+        except ValueError as missing:
+            raise UserError(f"{self.table}: {missing}; its first line must be NIH's header") from None
+        for line in filter(None, lines):
+            where = f"{self.table}, line {lines.line_num}"
+            if len(line) <= patient:
+                table.wrong.append(Finding("error", where, "too few columns; download the table again"))
+                continue
+            said = set(line[labels].split("|")) - {"No Finding"}
+            if unknown := ", ".join(sorted(said - set(FINDINGS))):
+                table.wrong.append(Finding("error", where, f"{unknown} is none of the 14 findings"))
+            row = line[patient], tuple(float(name in said) for name in FINDINGS)
+            if table.rows.setdefault(line[image], row) != row:
+                what = f"{line[image]} has another row with another patient or other findings; keep one"
+                table.wrong.append(Finding("error", where, what))
+        return table
+
+    def check(self, test: bool = True) -> Iterator[Finding]:
+        rows: dict[str, tuple[str, tuple[float, ...]]] = {}
+        lists: dict[str, list[str]] = {}
+        try:
+            rows = self.read.rows
+            yield from self.read.wrong
+        except UserError as error:
+            yield Finding.of(error)
+        for listing in LISTS if test else LISTS[:1]:
             try:
-                image, labels, patient = map(header.index, ("Image Index", "Finding Labels", "Patient ID"))
-            except ValueError as missing:
-                raise UserError(f"{self.table}: {missing}; its first line must be NIH's header") from None
-            for line in filter(None, lines):
-                if len(line) <= patient:
-                    raise UserError(f"{self.table}, line {lines.line_num}: too few columns; download the table again")
-                said = set(line[labels].split("|")) - {"No Finding"}
-                if said - set(FINDINGS):
-                    unknown = ", ".join(sorted(said - set(FINDINGS)))
-                    raise UserError(f"{self.table}, line {lines.line_num}: {unknown} is none of the 14 findings")
-                rows[line[image]] = (line[patient], tuple(float(name in said) for name in FINDINGS))
-        return rows
+                lists[listing] = self.lines(listing)
+            except UserError as error:
+                yield Finding.of(error)
+        if not self.files:
+            yield Finding("error", str(self.root / "images"), "holds no image; put NIH's images there")
+        for listing, names in lists.items():
+            yield from self.check_list(listing, names, rows)
+        if len(lists) == len(LISTS):
+            yield from self.check_lists(lists[LISTS[0]], lists[LISTS[1]], rows)
+            listed = {name for names in lists.values() for name in names}
+            for name in sorted(rows.keys() - listed):
+                yield Finding("note", f"{self.table}, {name}", "is in neither list: it is not used")
+        for name in sorted(self.files.keys() - rows.keys() if rows else ()):
+            yield Finding("note", str(self.files[name]), f"has no row in {self.table.name}: it is not used")
+
+    def check_list(self, listing: str, names: list[str], rows: dict) -> Iterator[Finding]:
+        for name, number in Counter(names).items():
+            where = f"{self.root / listing}, {name}"
+            if number > 1:
+                yield Finding("note", where, f"is listed {number} times: it counts once")
+            if rows and name not in rows:
+                yield Finding("error", where, f"is listed but has no row in {self.table.name}; mend the list or table")
+            if self.files and name not in self.files:
+                if self.config.partial:
+                    yield Finding("note", str(self.root / "images" / name), "is listed and not there: it is left out")
+                else:
+                    what = f"is in {listing} and missing; download it, or set task.partial=true"
+                    yield Finding("error", str(self.root / "images" / name), what)
+
+    def check_lists(self, trained: list[str], tested: list[str], rows: dict) -> Iterator[Finding]:
+        """No image and no patient may be in both lists."""
+        where, others = self.root / LISTS[1], set(trained)
+        owners = {rows[name][0] for name in trained if name in rows}
+        for name in dict.fromkeys(tested):
+            if name in others:
+                yield Finding("error", f"{where}, {name}", f"is in {LISTS[0]} too; keep it in one list")
+        for patient in dict.fromkeys(rows[name][0] for name in tested if name in rows):
+            if patient in owners:
+                what = f"has images in {LISTS[0]} too; keep each patient in one list"
+                yield Finding("error", f"{where}, patient {patient}", what)

@@ -5,13 +5,14 @@ The decathlon's own test images have no labels, so the labelled ones are dealt 6
 """
 
 import json
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from premed.contracts import Case, Part
+from premed.contracts import Case, Finding, Part
 from premed.home import data_root
 from premed.images import Recipe
 from premed.randomness import key, permutation
@@ -39,6 +40,8 @@ class Config(Spec):
     """Of the labelled cases: train, val, test."""
     split: dict[Part, tuple[str, ...]] | None = None
     """Case names (hippocampus_001, …) per part, in place of the dealing."""
+    partial: bool = elsewhere(False)
+    """Listed cases that are not on disk are left out of the part they belong to, rather than refused."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
@@ -67,6 +70,14 @@ def build(config: Config) -> "MSD":
     return MSD(config)
 
 
+class Listing(NamedTuple):
+    """dataset.json's entries as read, and what is wrong with them."""
+
+    cases: list[Case]
+    absent: list[Path]  # of `test`, and not on disk
+    wrong: list[Finding]
+
+
 class MSD(Segmentation):
     """Images [C, *roi]; scored by the mean Dice over the labels."""
 
@@ -84,16 +95,20 @@ class MSD(Segmentation):
     def images(self) -> list[Case]:
         labelled = any(case.label is not None for case in self.entries)
         training = {case.name for case in self.split("train")} if labelled else set()
-        wanted = [case for case in self.entries if case.label is None or case.name in training]
+        wanted = [case for case in self.entries if case.name in training or (case.label is None and self.kept(case))]
         return [Case(case.name, case.patient, case.image) for case in wanted]
 
     def split(self, part: Part) -> list[Case]:
         labelled = {case.name: case for case in self.entries if case.label is not None}
         if not labelled:
             raise UserError(f"{self.listing}: no entry has a label; these images can only be pre-trained on")
-        if self.config.split is not None:
-            return self.listed(part, labelled)
-        names = sorted(labelled)
+        names = self.names(part, labelled)
+        cases = [labelled[name] for name in names if self.kept(labelled[name])]
+        if not cases:
+            raise UserError(f"{self.root}: none of the {len(names)} cases of {part} is there; check the folder")
+        return cases
+
+    def dealt(self, part: Part, names: list[str]) -> list[str]:
         order = [names[i] for i in permutation(key(self.config.split_seed, "msd", "split"), len(names))]
         train, val = (max(1, round(share * len(order))) for share in self.config.shares[:2])
         dealt = {"train": order[:train], "val": order[train : train + val], "test": order[train + val :]}
@@ -101,9 +116,12 @@ class MSD(Segmentation):
             raise UserError(
                 f"{self.listing}: {len(names)} labelled cases leave none for {part}; list them in task.split"
             )
-        return [labelled[name] for name in sorted(dealt[part])]
+        return sorted(dealt[part])
 
-    def listed(self, part: Part, labelled: dict[str, Case]) -> list[Case]:
+    def names(self, part: Part, labelled: dict[str, Case]) -> Sequence[str]:
+        return self.listed(part, labelled) if self.config.split is not None else self.dealt(part, sorted(labelled))
+
+    def listed(self, part: Part, labelled: dict[str, Case]) -> tuple[str, ...]:
         assert self.config.split is not None
         names = [name for listed in self.config.split.values() for name in listed]
         if twice := {name for name in names if names.count(name) > 1}:
@@ -112,7 +130,10 @@ class MSD(Segmentation):
             raise UserError(f"task.split.{part}: {min(unknown)} is not a labelled case of {self.root}")
         if not self.config.split.get(part):
             raise UserError(f"task.split.{part} is empty: name at least one case")
-        return [labelled[name] for name in self.config.split[part]]
+        return self.config.split[part]
+
+    def kept(self, case: Case) -> bool:
+        return self.lenient or not self.config.partial or all(path.is_file() for path in case.files)
 
     @cached_property
     def root(self) -> Path:
@@ -138,23 +159,79 @@ class MSD(Segmentation):
             raise UserError(f"{self.listing}: must be an object with `labels`, `modality` and `training`")
         return about
 
-    @cached_property
+    @property
     def entries(self) -> list[Case]:
         """All of `training` (and `test`, unlabelled), in the file's order."""
+        if self.read.wrong and not self.lenient:
+            first = self.read.wrong[0]
+            raise UserError(f"{first.where}: {first.what}")
+        return self.read.cases
+
+    @cached_property
+    def read(self) -> Listing:
         cases: dict[str, Case] = {}
-        for entry in [*self.about.get("training", []), *self.about.get("test", [])]:
-            entry = {"image": entry} if isinstance(entry, str) else entry
-            if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
-                raise UserError(f"{self.listing}: {entry!r} names no image; entries read {{image: …, label: …}}")
-            image = self.inside(entry["image"])
-            label = self.inside(entry["label"]) if entry.get("label") else None
-            name = image.name.removesuffix(".gz").removesuffix(".nii")
-            if label is None and not image.is_file():
-                continue  # the decathlon lists its test images also where they were not downloaded
-            if name in cases:
-                raise UserError(f"{self.listing}: {name} is listed twice; keep one")
-            cases[name] = Case(name, name, (image,), label)
-        return list(cases.values())
+        absent, wrong = [], []
+        for field in ("training", "test"):
+            entries = self.about.get(field, [])
+            if not isinstance(entries, list):
+                what = f"`{field}` must be a list of {{image: …, label: …}}, not {json.dumps(entries)[:40]}"
+                wrong.append(Finding("error", str(self.listing), what))
+                continue
+            for entry in entries:
+                try:
+                    case = self.case(entry)
+                except UserError as error:
+                    wrong.append(Finding.of(error))
+                    continue
+                if field == "test" and case.label is None and not case.image[0].is_file():
+                    absent.append(case.image[0])  # the decathlon lists them also where they were not downloaded
+                elif case.name in cases:
+                    wrong.append(Finding("error", str(self.listing), f"{case.name} is listed twice; keep one"))
+                else:
+                    cases[case.name] = case
+        return Listing(list(cases.values()), absent, wrong)
+
+    def case(self, entry: object) -> Case:
+        entry = {"image": entry} if isinstance(entry, str) else entry
+        if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
+            raise UserError(f"{self.listing}: {entry!r} names no image; entries read {{image: …, label: …}}")
+        if not isinstance(entry.get("label") or "", str):
+            raise UserError(f"{self.listing}: {entry!r} names no label file; entries read {{image: …, label: …}}")
+        image = self.inside(entry["image"])
+        label = self.inside(entry["label"]) if entry.get("label") else None
+        name = image.name.removesuffix(".gz").removesuffix(".nii")
+        return Case(name, name, (image,), label)
+
+    def check(self, test: bool = True) -> Iterator[Finding]:
+        yield from self.read.wrong
+        cases, hidden = self.read.cases, set()
+        labelled = {case.name: case for case in cases if case.label is not None}
+        if not test and labelled:
+            try:
+                hidden = set(self.names("test", labelled))
+            except UserError:  # `split` says it
+                hidden = set(labelled)
+        for case in cases:
+            for path in case.files if case.name not in hidden else ():
+                if path.is_file():
+                    continue
+                if self.config.partial:
+                    yield Finding("note", str(path), f"is listed and not there: {case.name} is left out")
+                else:
+                    yield Finding("error", str(path), "is listed and missing; download it, or set task.partial=true")
+        for path in self.read.absent:
+            yield Finding("note", str(path), "is listed under `test` and not there: it is left out")
+        known = {path.resolve() for case in cases for path in case.files} | {p.resolve() for p in self.read.absent}
+        for folder in ("imagesTr", "labelsTr", "imagesTs"):
+            for path in sorted((self.root / folder).glob("[!.]*.nii*")):
+                if path.resolve() not in known:
+                    yield Finding("note", str(path), "is in no entry of dataset.json: it is not used")
+        users: dict[Path, list[str]] = {}
+        for case in labelled.values():
+            users.setdefault(case.files[-1], []).append(case.name)
+        for label, names in users.items():
+            if len(names) > 1:
+                yield Finding("note", str(label), f"is the label of {', '.join(names)}: one patient in several cases?")
 
     def inside(self, path: str) -> Path:
         whole = (self.root / path).resolve()
@@ -167,8 +244,13 @@ class MSD(Segmentation):
         labels = self.about.get("labels")
         pairs = labels.items() if isinstance(labels, dict) else ()
         numbered = {str(k): str(v) for k, v in pairs} if "0" in dict(pairs) else {str(v): str(k) for k, v in pairs}
-        if set(numbered) != set(map(str, range(len(numbered)))) or len(numbered) < 2:
+        if len(numbered) < max(2, len(pairs)) or set(numbered) != set(map(str, range(len(numbered)))):
             raise UserError(f"{self.listing}: `labels` must number 0 (background), 1, 2, … without a gap")
         if not self.channels:
             raise UserError(f"{self.listing}: `modality` must name each channel, as in {{0: MRI}}")
-        return tuple(numbered[str(i)].replace(" ", "_") for i in range(len(numbered)))
+        names = tuple(numbered[str(i)].replace(" ", "_") for i in range(len(numbered)))
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                both = f"{numbered[str(names.index(name))]!r} and {numbered[str(i)]!r}"
+                raise UserError(f"{self.listing}: `labels` {both} are both scored as {name}; rename one")
+        return names
