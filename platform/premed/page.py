@@ -14,8 +14,8 @@ table { border-collapse: collapse } th, td { text-align: left; padding: .3rem .8
   border-bottom: 1px solid #e5e5e5; overflow-wrap: anywhere } td.number, th.number { text-align: right }
 .error { color: #a00; font-weight: 600 } .note { color: #777 }
 td.where { min-width: 16rem } td.error, td.note { white-space: nowrap }
-.sheet { display: flex; flex-wrap: wrap; gap: 1rem } figure { margin: 0; width: min-content; min-width: 11rem;
-  font-size: 13px }
+.sheet { display: flex; flex-wrap: wrap; gap: 1rem }
+figure { margin: 0; width: min-content; min-width: 11rem; max-width: 24rem; font-size: 13px }
 figure img { display: block; background: #000 } figcaption { overflow-wrap: anywhere }
 figcaption span { color: #777 } .swatch { display: inline-block; width: .8em; height: .8em; margin: 0 .3em 0 1em }
 """
