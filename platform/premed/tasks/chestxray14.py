@@ -89,7 +89,10 @@ class ChestXray14(Classification):
         path = self.root / listing
         if not path.is_file():
             raise UserError(f"{path} is missing: put NIH's official list there, one image name per line")
-        return list(dict.fromkeys(path.read_text(encoding="utf-8").split()))
+        try:
+            return list(dict.fromkeys(path.read_text(encoding="utf-8").split()))
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: is not UTF-8 (byte {error.start}); download the list again") from None
 
     def cases(self, names: list[str]) -> list[Case]:
         found = []
@@ -120,7 +123,16 @@ class ChestXray14(Classification):
 
     @cached_property
     def rows(self) -> dict[str, tuple[str, tuple[float, ...]]]:
-        """Image name to (patient, labels). Only the first columns are named: later names contain commas."""
+        """Image name to (patient, labels)."""
+        try:
+            return self.read_rows()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.table}: is not UTF-8 (byte {error.start}); download the table again") from None
+        except csv.Error as error:
+            raise UserError(f"{self.table}: is no table ({error}); download the table again") from None
+
+    def read_rows(self) -> dict[str, tuple[str, tuple[float, ...]]]:
+        """Only the first columns are named: later names contain commas."""
         rows = {}
         with self.table.open(newline="", encoding="utf-8-sig") as file:
             lines = csv.reader(file)
