@@ -42,7 +42,7 @@ def ct_series(
     tilt: float = 0.0,
     order: Any = None,
 ) -> Path:
-    """Hounsfield units int16 [X, Y, Z] as slices; `order`: which number each slice's file gets; tilt: mm of y per slice."""
+    """Hounsfield units int16 [X, Y, Z] as slices. order: the number of each slice's file; tilt: mm of y per slice."""
     row, column = np.array(along, float).reshape(2, 3)
     normal, series = np.cross(row, column), generate_uid(entropy_srcs=[str(folder)])
     for k in range(values.shape[2]):

@@ -1,4 +1,4 @@
-"""docs/own-data.md: every YAML on the page is run on made-up images, with the CSV columns that the page shows above it."""
+"""docs/own-data.md: every YAML on the page is run on made-up images, with the CSV columns that it shows."""
 
 import csv
 import json

@@ -1,5 +1,6 @@
 """DICOM as numbers: one picture as a screen shows it or as it was measured, and a folder of slices as one volume."""
 
+import logging
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,7 @@ def read_picture(path: Path, shown: bool) -> tuple[np.ndarray, np.ndarray]:
     neither). Else grey values as float32 in the units of the rescale slope and intercept (or the modality table).
     MONOCHROME1 is inverted either way, so that air is dark; padding takes the darkest value of the rest.
     """
-    with _warnings_kept():
+    with _quiet():
         return _pixels(path, _dataset(path), shown), np.eye(4)
 
 
@@ -45,7 +46,7 @@ def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
     Slices are put in the order of their ImagePositionPatient; they must be of one series, alike, and evenly spaced.
     """
-    with _warnings_kept():
+    with _quiet():
         files = [path for path in members(folder) if path.suffix.lower() == ".dcm" or is_dicom(path)]
         heads = {path: _dataset(path, stop_before_pixels=True) for path in files}
         if len(heads) < 2:
@@ -65,11 +66,17 @@ def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 @contextmanager
-def _warnings_kept():
-    """pydicom warns of every oddity that it reads past; a thousand files would bury what matters."""
-    with warnings.catch_warnings(), np.errstate(over="ignore"):
-        warnings.simplefilter("ignore")
-        yield
+def _quiet():
+    """pydicom tells of every oddity that it reads past; a thousand files would bury what matters."""
+    logger = logging.getLogger("pydicom")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), np.errstate(over="ignore"):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _dataset(path: Path, **how: Any) -> Any:
@@ -85,7 +92,8 @@ def _dataset(path: Path, **how: Any) -> Any:
         raise UserError(f"{path}: a deflated data set; inflate it with dcmtk's dcmconv +te")
     dataset = pydicom.dcmread(path, **how)
     if not dataset.get("Rows") or not dataset.get("Columns"):
-        raise UserError(f"{path}: holds no picture (it is {dataset.get('SOPClassUID', 'unnamed')!s}); leave it out")
+        kind = getattr(dataset.get("SOPClassUID"), "name", "of an unnamed kind")
+        raise UserError(f"{path}: holds no picture ({kind}); leave it out")
     frames, pixels = int(dataset.get("NumberOfFrames") or 1), int(dataset.Rows) * int(dataset.Columns)
     if frames != 1:
         raise UserError(f"{path}: holds {frames} frames; save the one that is meant, or the volume as NIfTI (dcm2niix)")

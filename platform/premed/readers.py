@@ -6,12 +6,14 @@ makes of a damaged file becomes one line that names it.
 
 import gzip
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 from nibabel.fileholders import FileHolder
+from nibabel.imageglobals import LoggingOutputSuppressor
 from PIL import Image, ImageOps
 
 from premed import dicom, grid
@@ -95,9 +97,15 @@ def _read_picture(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def _deep_colour(path: Path) -> np.ndarray:
     """16-bit PNG in colours or with transparency, which is dropped: [H, W] or [H, W, 3] float32."""
     import torch
-    from torchvision.io import decode_image
 
-    values = decode_image(torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)).numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision means to drop this; nothing else that is installed has it
+        try:
+            from torchvision.io import decode_image
+        except ImportError:
+            said = "16 bits in colour cannot be read here; save it in 8 bits or as 16-bit grey"
+            raise UserError(f"{path}: {said}") from None
+        values = decode_image(torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)).numpy()
     values = values[: {2: 1, 4: 3}.get(len(values), len(values))].transpose(1, 2, 0).astype(np.float32)
     return values[..., 0] if values.shape[-1] == 1 else values
 
@@ -107,7 +115,7 @@ def _deep_colour(path: Path) -> np.ndarray:
 
 def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     zipped = path.name.lower().endswith(".gz")
-    with gzip.open(path) if zipped else open(path, "rb") as file:
+    with LoggingOutputSuppressor(), gzip.open(path) if zipped else open(path, "rb") as file:
         kind, end = _nifti_claims(path, file.read(540), path.stat().st_size * (DEFLATE if zipped else 1))
         image = kind.from_file_map({"image": FileHolder(fileobj=file)}, mmap=False)
         affine = np.asarray(image.affine, np.float64)
