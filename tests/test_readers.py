@@ -489,6 +489,38 @@ def test_the_headers_that_are_tried_are_not_all_refused(tmp_path):
     assert sum(read) > 15 < len(read) - sum(read)
 
 
+# Damage --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> dict[str, bytes]:
+    """Files of every kind, by name."""
+    folder = tmp_path_factory.mktemp("whole")
+    for name, picture in PICTURES.items():
+        picture.save(folder / name)
+    png(folder / "deep.png", rng.integers(0, 65536, (6, 5, 3)), 2)
+    names = ("MR_small", "MR_small_RLE", "MR_small_jp2klossless", "SC_rgb_small_odd_jpeg", "CT_small")
+    dicoms = {f"{name}.dcm": shipped(f"{name}.dcm").read_bytes() for name in names}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())} | dicoms
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_damage_to_a_picture_gives_numbers_or_one_line(whole, tmp_path, data):
+    name = data.draw(st.sampled_from(sorted(whole)))
+    content = bytearray(whole[name])
+    places = st.integers(0, min(len(content), 2500) - 1) | st.integers(0, len(content) - 1)
+    for place, byte in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), max_size=4)):
+        content[place] = byte
+    (tmp_path / name).write_bytes(content[: data.draw(st.just(len(content)) | places)])
+    for shown in (True, False):
+        try:
+            values, _ = read_image(tmp_path / name, shown)
+            assert values.dtype in (np.uint8, np.float32) and np.isfinite(values).all()
+        except UserError as error:
+            assert str(error).startswith(f"{tmp_path / name}: ") and "\n" not in str(error)
+
+
 # Bombs ---------------------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,6 @@ makes of a damaged file becomes one line that names it.
 
 import gzip
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -95,19 +94,22 @@ def _read_picture(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _deep_colour(path: Path) -> np.ndarray:
-    """16-bit PNG in colours or with transparency, which is dropped: [H, W] or [H, W, 3] float32."""
-    import torch
+    """16-bit PNG in colours or with transparency, which is dropped: [H, W] or [H, W, 3] float32.
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchvision means to drop this; nothing else that is installed has it
-        try:
-            from torchvision.io import decode_image
-        except ImportError:
-            said = "16 bits in colour cannot be read here; save it in 8 bits or as 16-bit grey"
-            raise UserError(f"{path}: {said}") from None
-        values = decode_image(torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)).numpy()
-    values = values[: {2: 1, 4: 3}.get(len(values), len(values))].transpose(1, 2, 0).astype(np.float32)
-    return values[..., 0] if values.shape[-1] == 1 else values
+    Pillow keeps the upper byte of each number; told that the lower one comes first, it keeps that.
+    """
+
+    def bytes_as(raw_mode: str) -> np.ndarray:
+        with Image.open(path, formats=("PNG",)) as picture:
+            picture.tile = [tile._replace(args=raw_mode) for tile in picture.tile]
+            return np.asarray(picture).astype(np.float32)
+
+    with Image.open(path, formats=("PNG",)) as picture:
+        mode = str(picture.tile[0][3]).partition(";")[0]
+    if mode == "LA":
+        pairs = bytes_as("RGBA")
+        return 256 * pairs[..., 0] + pairs[..., 1]
+    return (256 * bytes_as(f"{mode};16B") + bytes_as(f"{mode};16L"))[..., :3]
 
 
 # NIfTI ---------------------------------------------------------------------------------------------------------------
