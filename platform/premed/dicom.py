@@ -93,7 +93,7 @@ def _dataset(path: Path, **how: Any) -> Any:
     dataset = pydicom.dcmread(path, **how)
     if not dataset.get("Rows") or not dataset.get("Columns"):
         kind = getattr(dataset.get("SOPClassUID"), "name", "of an unnamed kind")
-        raise UserError(f"{path}: holds no picture ({_line(kind)}); leave it out")
+        raise UserError(f"{path}: holds no picture ({_line(kind)}); leave it out, or copy it again if it should")
     frames, pixels = int(dataset.get("NumberOfFrames") or 1), int(dataset.Rows) * int(dataset.Columns)
     if frames != 1:
         raise UserError(f"{path}: holds {frames} frames; save the one that is meant, or the volume as NIfTI (dcm2niix)")

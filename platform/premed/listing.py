@@ -38,7 +38,9 @@ def read(path: Path, delimiter: str = ",") -> pandas.DataFrame:
         raise UserError(f"{path}: is empty; its first line must name the columns") from None
     except (pandas.errors.ParserError, ValueError) as error:
         said = " ".join(str(error).split())
-        raise UserError(f"{path}: is no table ({said}); each line must have the header's columns") from None
+        raise UserError(
+            f"{path}: is no table ({said}); each line must have the header's columns, or set task.delimiter"
+        ) from None
     cells = cells.fillna("").apply(lambda column: column.str.strip())
     cells.index += 1
     frame = cells.iloc[1:].set_axis(cells.iloc[0], axis=1)
@@ -53,7 +55,7 @@ def column(path: Path, frame: pandas.DataFrame, name: str, field: str) -> pandas
     there = [str(name) for name in frame.columns]
     if there.count(name) != 1:
         found = "is there twice" if name in there else f"is not among {', '.join(there[:20])}"
-        raise UserError(f"{path}: column {name!r} {found}; mend the table or {field}")
+        raise UserError(f"{path}: column {name!r} {found}; mend the table, {field} or task.delimiter")
     return frame.iloc[:, there.index(name)]
 
 
