@@ -108,9 +108,16 @@ def test_no_tracked_file_holds(what):
     assert [relative(path) for path in paths if FORBIDDEN[what].search(path.read_text(errors="replace"))] == []
 
 
+PICKLED = "allow_pickle|import (cloud)?pickle|from (cloud)?pickle|pickle[.]load|read_pickle|joblib|weights_only=False"
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_nothing_is_pickled(path):
-    assert not re.search("allow_pickle|import pickle|pickle[.]load|weights_only=False", path.read_text())
+    text = path.read_text()
+    assert not re.search(PICKLED, text)
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    loads = [call for call in calls if ast.unparse(call.func) == "torch.load"]
+    assert all("weights_only=True" in [ast.unparse(word) for word in call.keywords] for call in loads)
 
 
 # The command line waits for nothing heavy ----------------------------------------------------------------------------

@@ -190,15 +190,22 @@ def test_a_table_with_a_trailing_column_a_mark_and_a_blank_line_reads_the_same(n
     assert [case.label for case in chest(root).split("test")] == [case.label for case in chest(nih).split("test")]
 
 
-def test_the_whole_table_of_112120_rows_is_read(tmp_path):
-    rows = [f"{i // 4:08d}_{i % 4:03d}.png,Mass|Hernia,0,{i // 4},50,M,PA,2500,2048,0.17,0.17" for i in range(112_120)]
-    (tmp_path / "Data_Entry_2017_v2020.csv").write_text("\n".join([HEADER, *rows]) + "\n")
-    found = chest(tmp_path).rows
-    assert len(found) == 112_120
-    assert found["00028029_003.png"] == (
-        "28029",
-        tuple(float(name in ("Mass", "Hernia")) for name in chest(tmp_path).classes),
-    )
+@pytest.mark.parametrize(("table", "end"), [("Data_Entry_2017_v2020.csv", ""), ("Data_Entry_2017.csv", ",")])
+def test_the_whole_data_set_of_112120_rows_is_read_and_dealt(tmp_path, table, end):
+    """Both tables (the older one has an empty column at the end), the official lists' sizes, images where they lie."""
+    every = [f"{i // 4:08d}_{i % 4:03d}.png" for i in range(112_120)]
+    about = "50,M,PA,2500,2048,0.17,0.17"
+    rows = [f"{name},Mass|Hernia,{i % 4},{i // 4},{about}{end}" for i, name in enumerate(every)]
+    (tmp_path / table).write_text("\n".join([HEADER + end, *rows]) + "\n")
+    write_lines(tmp_path / "train_val_list.txt", *every[:86_524])
+    write_lines(tmp_path / "test_list.txt", *every[-25_596:])
+    for number, name in enumerate(every[::1000]):
+        folder = tmp_path / ("images" if number % 3 == 0 else f"images_{number % 12 + 1:03d}/images")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    task = chest(tmp_path, partial=True)
+    assert len(task.rows) == 112_120 and sum(len(task.split(part)) for part in PARTS) == 87 + 26
+    assert task.rows["00028029_003.png"] == ("28029", tuple(float(name in ("Mass", "Hernia")) for name in task.classes))
 
 
 def test_partial_leaves_out_what_is_not_on_disk(nih, copied):

@@ -8,12 +8,14 @@ import hashlib
 import math
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from premed.dicom import members
 from premed.entry import Entry, is_whole, write
 from premed.images import Recipe, prepare
 from premed.spec import UserError, canonical
@@ -180,12 +182,28 @@ def _path(root: Path, hashes: Sequence[str | None], has_map: bool, recipe: Recip
 
 def _content(file: Path) -> _Content:
     try:
-        with open(file, "rb") as stream:
-            state = os.fstat(stream.fileno())
-            digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=20)).hexdigest()
+        size, mtime_ns, parts = _state(file)
+        if parts is None:
+            return _Content(file, size, mtime_ns, _digest(file))
+        whole = hashlib.blake2b(canonical([[part.name, _digest(part)] for part in parts]).encode(), digest_size=20)
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); mend the path or its permissions") from None
-    return _Content(file, state.st_size, state.st_mtime_ns, digest)
+    return _Content(file, size, mtime_ns, whole.hexdigest())
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=20)).hexdigest()
+
+
+def _state(file: Path) -> tuple[int, int, list[Path] | None]:
+    """Size and time of change; those of a folder of slices are its files', which are named too."""
+    state = file.stat()
+    if not stat.S_ISDIR(state.st_mode):
+        return state.st_size, state.st_mtime_ns, None
+    parts = members(file)
+    states = [part.stat() for part in parts]
+    return sum(part.st_size for part in states), max([state.st_mtime_ns, *(part.st_mtime_ns for part in states)]), parts
 
 
 def _hash(hashes: "_Hashes", file: Path) -> str:
@@ -222,8 +240,8 @@ class _Hashes:
 
     def recall(self, file: Path) -> str | None:
         with suppress(OSError, sqlite3.Error):
-            state = file.stat()
-            known = (str(file), state.st_size, state.st_mtime_ns)
+            size, mtime_ns, _ = _state(file)
+            known = (str(file), size, mtime_ns)
             query = "SELECT hash FROM contents WHERE file = ? AND size = ? AND mtime_ns = ?"
             row = self._base.execute(query, known).fetchone() if self._base else None
             return row[0] if row else None

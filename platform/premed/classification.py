@@ -1,6 +1,8 @@
 """What every classification task shares: views, loss, scores. A task file adds where its images and labels are."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from math import prod
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,11 +16,14 @@ from premed.contracts import Augment, Case, Finding, Forward, Part, Row, Sample,
 from premed.images import Recipe
 from premed.randomness import Draw
 
-CHUNK = 64  # images per forward when scoring
+CHUNK, CHUNK_VOXELS = 64, 2**22  # images that are scored together at most, and the voxels of one view of each
 
 
 class Classification:
-    """Several yes-or-no labels per image; NaN where an answer is not known."""
+    """Several yes-or-no labels per image, NaN where an answer is not known; or one class each, if they are `exclusive`.
+
+    A label has one number per class either way: an image of the second of three exclusive classes has (0, 1, 0).
+    """
 
     dims: int
     roi: tuple[int, ...]
@@ -27,7 +32,9 @@ class Classification:
     regions: Mapping[str, tuple[int, ...]] = MappingProxyType({})
     lenient = False
     recipe: Recipe
-    score = "mauc"
+    score: str = "mauc"
+    exclusive: bool = False
+    """One answer per image: softmax and cross-entropy, `accuracy` beside the AUCs."""
 
     def check(self, test: bool = True) -> Iterator[Finding]:
         """See `Task.check`; a task with listings of its own has more to tell."""
@@ -48,18 +55,28 @@ class Classification:
         return sampling.tiles(sample.entry, self.roi)
 
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Binary cross-entropy over the known labels."""
+        """Cross-entropy: of the true class, if they are exclusive, else binary, over the known labels."""
+        if self.exclusive:
+            return F.cross_entropy(logits.float(), label)
         known = ~label.isnan()
         losses = F.binary_cross_entropy_with_logits(logits.float(), label.nan_to_num(), reduction="none")
         return ((losses * known).sum(dim=1) / known.sum(dim=1).clamp(min=1)).mean()
 
     def measure(self, forward: Forward, samples: Sequence[Sample]) -> list[Row]:
-        """Rows with `y/<class>` (0, 1 or NaN) and `p/<class>` (probability)."""
+        """Rows with `y/<class>` (0, 1 or NaN) and `p/<class>`: the mean over the image's fixed views.
+
+        A picture has one such view, its centre, unless it is stored at twice the roi; a large volume has several.
+        """
         rows: list[Row] = []
-        for start in range(0, len(samples), CHUNK):
-            chunk = samples[start : start + CHUNK]
-            image = torch.from_numpy(np.stack([sampling.centre(sample.entry, self.roi) for sample in chunk]))
-            rows += [self.row(sample, p) for sample, p in zip(chunk, forward(image).sigmoid().tolist(), strict=True)]
+        num = max(1, min(CHUNK, CHUNK_VOXELS // prod(self.roi)))
+        for start in range(0, len(samples), num):
+            chunk = samples[start : start + num]
+            views = [self.tiles(sample) for sample in chunk]
+            logits = forward(torch.from_numpy(np.stack(list(chain(*views)))))
+            answers = (logits.softmax(dim=1) if self.exclusive else logits.sigmoid()).split(
+                [len(some) for some in views]
+            )
+            rows += [self.row(sample, p.mean(dim=0).tolist()) for sample, p in zip(chunk, answers, strict=True)]
         return rows
 
     def row(self, sample: Sample, probabilities: Sequence[float]) -> Row:
@@ -69,11 +86,12 @@ class Classification:
         return {"case": sample.case.name, "patient": sample.case.patient} | truth | answer
 
     def summary(self, rows: Sequence[Row]) -> dict[str, float]:
-        """`mauc`, the mean over the classes whose AUC is defined, and `auc/<class>`."""
-        return measure.auc_summary(rows, self.classes)
+        """`mauc`, the mean over the classes whose AUC is defined, and `auc/<class>`; `accuracy`, if exclusive."""
+        accuracy = measure.accuracy_summary(rows, self.classes) if self.exclusive else {}
+        return accuracy | measure.auc_summary(rows, self.classes)
 
     def constant(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Row]:
-        """The classes' frequencies in `train`, for every image: an AUC of one half."""
+        """The classes' frequencies in `train`, for every image: an AUC of one half, the most frequent's accuracy."""
         labels = np.array([sample.case.label for sample in train], float)
         known = ~np.isnan(labels)
         frequencies = np.where(known, labels, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
@@ -82,8 +100,6 @@ class Classification:
     def pictures(self, forward: Forward, samples: Sequence[Sample], folder: Path) -> list[Path]:
         from premed.figures import probabilities
 
-        if self.dims != 2:
-            return []
         found = sorted(samples, key=lambda sample: -np.nansum(np.array(sample.case.label, float)))[:12]
         cases = []
         for sample, row in zip(found, self.measure(forward, found), strict=True):

@@ -38,7 +38,7 @@ class Case:
     """Unique in its task; what errors and score tables call it."""
     patient: str
     image: tuple[Path, ...]
-    """The file(s) the channels are read from."""
+    """The file(s) the channels are read from; a folder is one volume of DICOM slices."""
     label: Path | tuple[float, ...] | None = None
     """A label map, one number per class (NaN: not known), or nothing: then it serves pre-training only."""
 

@@ -1,25 +1,21 @@
-"""Images as networks want them: read, put on one grid, clipped, normalised, stored small.
+"""Images as networks want them: put on one grid, clipped, normalised, stored small.
 
 Axes: C channels; *S spatial axes, (H, W) of a picture or three axes in the recipe's orientation (RAS: the numbers grow
 to the right, the front, the top). An affine [4, 4] takes voxel numbers to millimetres (a picture's: to its file's
 pixels).
 """
 
-import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import nibabel
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from PIL import Image, ImageOps
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from premed import grid
+from premed.readers import read_image
 from premed.spec import Spec, UserError
 
 TOLERANCE = 1e-3  # mm, between the affines of an image and of its label or of its other channels
@@ -70,6 +66,11 @@ class Recipe(Spec):
             raise ValueError("percentiles: between 0 and 100")
         return self
 
+    @property
+    def shown(self) -> bool:
+        """Whether DICOM pictures are taken as a screen shows them (8 bit) rather than as they were measured."""
+        return self.equalize or self.normalise == "grey"
+
 
 @dataclass
 class Prepared:
@@ -105,74 +106,14 @@ def prepare(images: Sequence[Path], label: Path | None, recipe: Recipe) -> Prepa
     return Prepared(image, scale, offset, target, affine, native, shape)
 
 
-# Reading -----------------------------------------------------------------------------------------------------------
-
-
-def read_image(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """A file's numbers, [*S] or [*S, C], uint8 or float32, all of them finite, and its affine."""
-    values, affine = read_values(path)
-    if not np.isfinite(values).all():
-        raise UserError(f"{path}: {np.count_nonzero(~np.isfinite(values))} values are NaN or infinite; mend the file")
-    return values, affine
-
-
-def read_values(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The same with whatever is in the file, NaN too: for `premed data check`, which tells all that is wrong."""
-    reader = next((read for suffix, read in _READERS.items() if path.name.lower().endswith(suffix)), None)
-    if reader is None:
-        raise UserError(f"{path}: not a kind of image that can be read; these can: {', '.join(_READERS)}")
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty (0 bytes); copy it again")
-    try:
-        return reader(path)
-    except PermissionError:
-        raise UserError(f"{path}: may not be read; change its permissions") from None
-    except (OSError, EOFError, ValueError, SyntaxError, zlib.error, ImageFileError, HeaderDataError) as error:
-        raise UserError(f"{path}: damaged, truncated or not an image ({error}); copy it again") from None
-
-
-def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    image = nibabel.load(path)
-    assert isinstance(image, nibabel.Nifti1Pair)
-    _refuse_absurd(path, image.shape)
-    dtype = np.dtype(image.get_data_dtype())
-    if dtype.kind not in "iuf":
-        raise UserError(f"{path}: holds {dtype}, not plain numbers; convert it to int16 or float32")
-    affine = np.asarray(image.affine, np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-12:
-        raise UserError(f"{path}: its affine cannot be inverted; mend the header")
-    with np.errstate(over="ignore"):  # too large for float32 becomes infinite and is refused as such
-        return image.get_fdata(caching="unchanged", dtype=np.float32), affine
-
-
-def _read_png(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        with Image.open(path) as picture:
-            _refuse_absurd(path, picture.size)
-            if picture.mode in ("1", "LA"):
-                picture = picture.convert("L")
-            deep = picture.mode.startswith("I")  # 16 bit
-            values = np.asarray(picture if deep or picture.mode == "L" else picture.convert("RGB"))
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{path}: {error}; make it smaller") from None
-    return values.astype(np.float32) if deep else values, np.eye(4)
-
-
-_READERS = {".png": _read_png, ".nii": _read_nifti, ".nii.gz": _read_nifti}
-
-
-def _refuse_absurd(path: Path, shape: tuple[int, ...]) -> None:
-    if not 0 < math.prod(shape) <= grid.MAX_VOXELS:
-        raise UserError(f"{path}: its header claims the shape {tuple(shape)}; mend or leave out the file")
+# Channels and labels -------------------------------------------------------------------------------------------------
 
 
 def _read_channels(paths: Sequence[Path], recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
     """[C, *S] and the affine: channels last in one file, or one file each."""
     parts = []
     for path in paths:
-        values, affine = read_image(path)
+        values, affine = read_image(path, recipe.shown)
         if values.ndim == recipe.dims:
             values = values[..., None]
         if values.ndim != recipe.dims + 1:
@@ -182,6 +123,8 @@ def _read_channels(paths: Sequence[Path], recipe: Recipe) -> tuple[np.ndarray, n
         if parts and (values.shape[:-1] != parts[0][0].shape[:-1] or not _close(affine, parts[0][1])):
             raise UserError(f"{path}: its shape or affine is not that of {paths[0]}; resample it onto that grid")
         parts.append((values, affine))
+    if recipe.dims == 2 and recipe.channels == 3 and len(parts) == 1 and parts[0][0].shape[-1] == 1:
+        parts[0] = parts[0][0].repeat(3, axis=-1), parts[0][1]  # grey among coloured pictures
     channels = sum(values.shape[-1] for values, _ in parts)
     if channels != recipe.channels:
         raise UserError(f"{paths[0]}: {channels} channel(s), where {recipe.channels} are wanted; mend the list")

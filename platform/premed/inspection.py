@@ -18,7 +18,8 @@ from nibabel.orientations import aff2axcodes
 
 from premed import figures, grid
 from premed.contracts import Finding
-from premed.images import TOLERANCE, Recipe, read_values
+from premed.images import TOLERANCE, Recipe
+from premed.readers import LARGEST, read_values
 from premed.spec import UserError
 
 ROUNDING = 1e-5  # mm: so far apart come two affines that mean the same, being float32 in the files
@@ -81,10 +82,10 @@ def inspect(job: Job) -> Facts:
     return facts
 
 
-def opened(path: Path, facts: Facts) -> Volume | None:
+def opened(path: Path, facts: Facts, shown: bool = False) -> Volume | None:
     """A file's numbers; nothing where it cannot be read, which is told."""
     try:
-        volume = Volume(path, *read_values(path))
+        volume = Volume(path, *read_values(path, shown))
         if path.name.lower().endswith(".gz"):
             unpacked_to_the_end(path, 2 * volume.values.nbytes + 2**20)
     except UserError as error:
@@ -93,7 +94,7 @@ def opened(path: Path, facts: Facts) -> Volume | None:
     except Exception as error:  # whatever a library says of one file: the others are still to be looked at
         facts.say("error", path, f"cannot be read ({type(error).__name__}: {error}); copy it again")
         return None
-    if lost := np.count_nonzero(~np.isfinite(volume.values)):
+    if lost := np.count_nonzero(~(np.abs(volume.values) < LARGEST)):
         facts.say("error", path, f"{lost} values are NaN or infinite; mend the file")
     return volume
 
@@ -115,7 +116,7 @@ def opened_image(job: Job, facts: Facts) -> Volume | None:
     """All channels as [*S, C], where each file can be read and they fit together."""
     recipe, parts, whole = job.recipe, [], True
     for path in job.images:
-        part = opened(path, facts)
+        part = opened(path, facts, recipe.shown)
         if part is None:
             whole = False
             continue
@@ -134,6 +135,8 @@ def opened_image(job: Job, facts: Facts) -> Volume | None:
         parts.append(part)
     if not whole:
         return None
+    if recipe.dims == 2 and recipe.channels == 3 and len(parts) == 1 and parts[0].values.shape[-1] == 1:
+        parts[0] = parts[0]._replace(values=parts[0].values.repeat(3, axis=-1))  # as `images.prepare` does
     channels = sum(part.values.shape[-1] for part in parts)
     if channels != recipe.channels:
         what = f"{channels} channel(s), where {recipe.channels} are wanted; mend the file or the list of channels"

@@ -116,7 +116,8 @@ def accuracy_summary(rows: Rows, classes: Sequence[str]) -> dict[str, float]:
 
     Cases with an unknown label are left out; so is what then has no case.
     """
-    known = [row for row in rows if not np.isnan(_columns([row], "y", classes)).any()]
+    unknown = np.isnan(_columns(rows, "y", classes)).sum(axis=1)
+    known = [row for row, num in zip(rows, unknown, strict=True) if not num]
     if not known:
         return {}
     truth = _columns(known, "y", classes).argmax(1)
