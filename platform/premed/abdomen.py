@@ -34,7 +34,7 @@ def abdomen(draw: Draw, shape: Sequence[int] | None = None) -> tuple[np.ndarray,
     build *= between(draw, "stature", 0.93, 1.07)
     flesh = between(draw, "fat", 10, 34)  # mm beneath the skin
     field = np.array([2 * (max(WALL) + flesh) * build[0] * between(draw, "field", 1.04, 1.16)] * 2 + [0.0])
-    low, high = between(draw, "lowest", -125, -95), between(draw, "highest", 135, 160)  # standard mm
+    low, high = between(draw, "lowest", -165, -72), between(draw, "highest", 118, 178)  # standard mm
     field[2] = (high - low) * build[2]
     spacing = field / shape
     middle = np.array([*draw.uniform("middle", 2, -8, 8), (low + high) / 2 * build[2]])
@@ -42,7 +42,7 @@ def abdomen(draw: Draw, shape: Sequence[int] | None = None) -> tuple[np.ndarray,
         ((np.arange(n) - (n - 1) / 2) * step + m) / s
         for n, step, m, s in zip(shape, spacing, middle, build, strict=True)
     ]
-    warp = np.stack([3.5 * field_of(draw, f"warp {axis}", shape, field, 28) for axis in range(3)])
+    warp = np.stack([6.0 * field_of(draw, f"warp {axis}", shape, field, 30) for axis in range(3)])
     image, label = np.full(shape, -1000, np.float32), np.zeros(shape, np.uint8)
     contrast = between(draw, "contrast", 0.55, 1.0) if draw.chance("enhanced", 0.85) else 0.05
     edge = 0.6 * float(np.cbrt(np.prod(spacing)))
@@ -57,8 +57,8 @@ def abdomen(draw: Draw, shape: Sequence[int] | None = None) -> tuple[np.ndarray,
 
 def _liver(patient: Patient) -> None:
     draw = patient.draw
-    centre, size = patient.place("liver", (68, 2, 50), 6), between(draw, "liver", 0.82, 1.02)
-    left = patient.place("left lobe", (-2, 44, 70), 8)
+    centre, size = patient.place("liver", (68, 2, 50), 10), between(draw, "liver", 0.78, 1.04)
+    left = patient.place("left lobe", (-2, 44, 70), 12)
     reach = between(draw, "left lobe", 55, 85)
     tip = between(draw, "liver tip", 70, 90)
 
@@ -93,7 +93,7 @@ def _stomach(patient: Patient) -> None:
     draw = patient.draw
     fill = between(draw, "stomach", 0.65, 1.15)
     nodes = [(-52, -2, 96), (-68, 16, 72), (-66, 36, 40), (-40, 54, 16), (2, 46, 10), (24, 34, 18)]
-    path = [np.array(node) + draw.uniform(f"stomach {i}", 3, -7, 7) for i, node in enumerate(nodes)]
+    path = [np.array(node) + draw.uniform(f"stomach {i}", 3, -10, 10) for i, node in enumerate(nodes)]
     radii = np.array([26, 33, 28, 22, 16, 11]) * fill
     surface = float(path[2][1] + between(draw, "meal", -8, 26))  # the patient lies on the back: gas is in front
 
@@ -108,7 +108,7 @@ def _stomach(patient: Patient) -> None:
 
 def _spleen(patient: Patient) -> None:
     draw = patient.draw
-    centre, size = patient.place("spleen", (-98, -22, 58), 7), between(draw, "spleen", 0.75, 1.2)
+    centre, size = patient.place("spleen", (-98, -22, 58), 12), between(draw, "spleen", 0.7, 1.25)
     hilum = centre + (34, 22, -4)
 
     def level(points: np.ndarray) -> np.ndarray:
@@ -126,8 +126,8 @@ def _kidneys(patient: Patient) -> None:
     cortex = patient.enhanced("kidney", 32, 150)
     medulla = cortex - 45 * patient.contrast
     for label, name, side, height in ((RIGHT_KIDNEY, "right", 1, -8.0), (LEFT_KIDNEY, "left", -1, 6.0)):
-        centre = patient.place(f"{name} kidney", (side * 61, -34, height), 6)
-        radii = np.array((28, 25, 54)) * between(draw, f"{name} kidney", 0.84, 1.12)
+        centre = patient.place(f"{name} kidney", (side * 61, -34, height), 11)
+        radii = np.array((28, 25, 54)) * between(draw, f"{name} kidney", 0.8, 1.16)
 
         def level(points: np.ndarray, centre=centre, radii=radii, side=side) -> np.ndarray:
             x, y, z = points - centre.reshape(3, 1, 1, 1)
@@ -170,7 +170,7 @@ def _pancreas(patient: Patient) -> None:
     """The pancreas, with the splenic vein along its back and the portal vein up to the liver."""
     draw = patient.draw
     nodes = [(31, 18, -14), (32, 20, 4), (10, 27, 18), (-24, 22, 30), (-58, 2, 42), (-76, -10, 50)]
-    path = [np.array(node) + draw.uniform(f"pancreas {i}", 3, -4, 4) for i, node in enumerate(nodes)]
+    path = [np.array(node) + draw.uniform(f"pancreas {i}", 3, -6, 6) for i, node in enumerate(nodes)]
     radii = np.array([9, 13.5, 9.5, 9, 8.5, 7]) * between(draw, "pancreas", 0.8, 1.15)
     lobes = between(draw, "lobes", 0.8, 2.0)
 
@@ -193,7 +193,7 @@ def _pancreas(patient: Patient) -> None:
 def _small_organs(patient: Patient) -> None:
     """Gallbladder, oesophagus, adrenal glands."""
     draw = patient.draw
-    neck = patient.place("gallbladder", (44, 26, 22), 5)
+    neck = patient.place("gallbladder", (44, 26, 22), 9)
     length, wide = between(draw, "gallbladder length", 22, 40), between(draw, "gallbladder", 9, 17)
     sack = [neck, neck + np.array((6, 0.6 * length, -0.5 * length)), neck + np.array((8, length, -0.9 * length))]
     patient.organ(
@@ -209,7 +209,7 @@ def _small_organs(patient: Patient) -> None:
         (RIGHT_ADRENAL, "right", 1, (27, -16, 56)),
         (LEFT_ADRENAL, "left", -1, (-31, -9, 46)),
     ):
-        middle = patient.place(f"{name} adrenal", centre, 3)
+        middle = patient.place(f"{name} adrenal", centre, 5)
         thick = between(draw, f"{name} adrenal", 3.2, 4.6)
         limbs = [(9 * side, -15, -10), (-2 * side, -17, -8), (0, 8, 13)]  # from the body outwards, inwards, forwards
         ends = [middle + np.array(limb) for limb in limbs]
