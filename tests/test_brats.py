@@ -178,6 +178,7 @@ def test_a_check_says_by_file_what_is_wrong_and_a_split_refuses_it(tmp_path, wha
 NOT_TASK01 = {
     "swapped": ({"labels": {**ABOUT["labels"], "2": "enhancing tumour", "3": "non-enhancing tumor"}}, "1 edema, 2 non"),
     "BraTS 18": ({"labels": {"0": "background", "1": "necrosis", "2": "edema", "3": "enhancing"}}, "1 edema, 2 non"),
+    "no enhancing": ({"labels": {**ABOUT["labels"], "3": "non-enhancing too"}}, "3 enhancing tumour"),
     "one channel": ({"modality": {"0": "FLAIR"}}, "`modality` must be Task01's four"),
     "no labels": ({"labels": None}, "`labels` must number 0 (background)"),
     "no channels": ({"modality": "MRI"}, "`modality` must name each channel"),

@@ -8,6 +8,7 @@ import pytest
 from premed.cache import Cache
 from premed.contracts import Case
 from premed.images import Recipe
+from premed.partition import carved
 from premed.spec import UserError
 from premed.tasks import btcv
 
@@ -63,6 +64,15 @@ def test_val_is_drawn_by_the_seed_and_its_share_is_documented(tmp_path):
     drawn = [numbers(task(root, split_seed=seed).split("val")) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(task(root, val_share=0.5).split("val")) == 9
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_a_carved_val_leaves_a_training_case_and_takes_one_if_there_are_two(share):
+    names = ["a", "b", "c", "d"]
+    for there in (names, ["b", "d"]):
+        train, val = carved(names, there, share, of=7)
+        assert train and val and sorted(train + val) == there
+    assert carved(names, ["c"], share, of=7) == (["c"], []) and carved(names, [], share, of=7) == ([], [])
 
 
 def test_what_is_missing_is_named_and_partial_leaves_it_out(tmp_path):

@@ -153,8 +153,8 @@ def test_flipped_permuted_and_oblique_files_get_the_same_scores(drawn, tmp_path_
     other = scores(name, folder / "other", volume, axes, turn, spacing)
     assert len({value for key, value in plain.items() if key.startswith("dice/")}) > 2  # it is not all 0
     for key, value in plain.items():
-        if isinstance(value, float):
-            assert other[key] == pytest.approx(value, rel=1e-4, nan_ok=True), key
+        if isinstance(value, float):  # a header's float32 may turn a voxel that two classes tie for
+            assert other[key] == pytest.approx(value, rel=0.02, abs=0.002, nan_ok=True), key
 
 
 # Regions -------------------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ class Config(Spec):
     """Of the other folds' cases: 39 of 387."""
     split: partition.Split | None = None
     """Case names (BRATS_001, …) per part, in place of the folds."""
-    partial: bool = False
+    partial: bool = elsewhere(False)
     """Listed cases that are not on disk are left out rather than refused; the folds stay what they are."""
     test_images: bool = False
     """The decathlon's unlabelled test images join the pre-training; SelfMedMAE leaves them out."""
@@ -130,7 +130,7 @@ class Brats(Regions):
         """Refused unless labels and channels are Task01's: the regions count on their numbers."""
         folder = Decathlon(self.root)
         names = [name.lower() for name in folder.classes[1:]]
-        if not (len(names) == 3 and "edema" in names[0] and "non" in names[1] and "non" not in names[2]):
+        if not (len(names) == 3 and "edema" in names[0] and "non" in names[1] and names[2].startswith("enhanc")):
             raise UserError(
                 f"{folder.listing}: `labels` are {', '.join(folder.classes)}; they must be Task01's: "
                 "1 edema, 2 non-enhancing tumor, 3 enhancing tumour"

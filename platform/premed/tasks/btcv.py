@@ -51,7 +51,7 @@ class Config(Spec):
     """Of the training cases, the first of an order drawn by `split_seed`: 3 of TransUNet's 18."""
     split: partition.Split | None = None
     """Case names (img0005, …) per part, in place of TransUNet's."""
-    partial: bool = False
+    partial: bool = elsewhere(False)
     """Cases of TransUNet's split that are not on disk are left out rather than refused."""
     test_images: bool = False
     """The unlabelled images of `Testing/img` join the pre-training; SelfMedMAE leaves them out."""
