@@ -422,7 +422,7 @@ def labelled_volumes(folder: Path, axes: str, spacing: tuple[float, float, float
         for part in ("imagesTr", "labelsTr"):
             (folder / part).mkdir(parents=True, exist_ok=True)
             voxels = label if part == "labelsTr" else label.astype(np.float32)
-            phantoms._save_nifti(voxels, np.diag([*spacing, 1.0]), axes, folder / part / f"case_{number}.nii.gz")
+            phantoms.save_nifti(voxels, np.diag([*spacing, 1.0]), axes, folder / part / f"case_{number}.nii.gz")
         entries.append({"image": f"imagesTr/case_{number}.nii.gz", "label": f"labelsTr/case_{number}.nii.gz"})
     labels = {"0": "background", "1": "one", "2": "two"}
     (folder / "dataset.json").write_text(json.dumps({"modality": {"0": "MRI"}, "labels": labels, "training": entries}))

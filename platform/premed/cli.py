@@ -93,23 +93,32 @@ def check(
 
 @data.command()
 def phantom(
-    task: Annotated[str, typer.Argument(help="chestxray14 or msd")],
+    task: Annotated[str, typer.Argument(help="brats, btcv, chestxray14 or msd")],
     folder: Annotated[Path, typer.Argument(help="an empty or new folder")],
-    num: Annotated[int, typer.Option(min=1, help="patients (chestxray14) or cases (msd)")] = 100,
+    num: Annotated[int | None, typer.Option(min=1, help="patients or cases [default: the task's]")] = None,
     seed: int = 0,
-    size: Annotated[int, typer.Option(min=16, help="chestxray14: edge in pixels")] = 64,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=16, help="voxels along an edge [default: brats 96, btcv 128, chestxray14 64; msd has its own]"
+        ),
+    ] = None,
 ) -> None:
     """Write made-up images in a data set's own layout."""
-    from premed import phantoms
+    from premed import abdomen, brain, phantoms
 
+    ct, mri = size or 128, size or 96
+    writers: dict[str, Callable[[], object]] = {
+        "brats": lambda: brain.write_brats(folder, num or 20, seed, shape=(mri, mri, mri * 155 // 240)),
+        "btcv": lambda: abdomen.write_btcv(folder, num or 30, seed, shape=(ct, ct, max(ct // 2, 48))),
+        "chestxray14": lambda: phantoms.write_chestxray14(folder, num or 100, seed, size=size or 64),
+        "msd": lambda: phantoms.write_msd(folder, num or 100, seed),
+    }
+    if task not in writers:
+        raise UserError(f"{task}: there are phantoms for {', '.join(writers)}")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; name a new folder")
-    if task == "chestxray14":
-        phantoms.write_chestxray14(folder, num, seed, size=size)
-    elif task == "msd":
-        phantoms.write_msd(folder, num, seed)
-    else:
-        raise UserError(f"{task}: there are phantoms for chestxray14 and msd")
+    writers[task]()
     print(folder)
 
 

@@ -96,6 +96,18 @@ def to_native(
     return labels.astype(np.uint8, copy=False)
 
 
+def regions_to_native(
+    scores: np.ndarray, affine: np.ndarray, native_affine: np.ndarray, native_shape: tuple[int, ...]
+) -> np.ndarray:
+    """Scores [K, *S] of regions that may overlap, on a prepared grid, as masks [K, *native_shape] bool; none outside.
+
+    A region is where its score is above 0 (its sigmoid above one half). A sigmoid is a choice of two, the score against
+    0, so each region is carried over as `to_native` carries two classes.
+    """
+    pairs = (np.stack([np.zeros_like(score), score]) for score in scores)
+    return np.stack([to_native(pair, affine, native_affine, native_shape) > 0 for pair in pairs])
+
+
 def _to_native_oblique(answer, matrix, shift, native_shape, has_scores) -> np.ndarray:
     from scipy.ndimage import affine_transform
 

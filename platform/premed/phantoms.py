@@ -1,7 +1,8 @@
 """Made-up but instructive images, by seed, in the folders of real data sets: what the demo and the tests train on.
 
 The anatomy moves and varies from case to case, so that position alone tells little and context tells much. The same
-seed gives the same bytes. `radiograph.py` draws the chest; the blocks of MRI and the folders are here.
+seed gives the same bytes. `radiograph.py` draws the chest; the blocks of MRI and what all folders share are here;
+`abdomen.py` and `brain.py` draw whole volumes and write theirs.
 """
 
 import csv
@@ -112,7 +113,7 @@ def write_chestxray14(
     folder: Path | str, num_patients: int, seed: int, size: int = 64, prevalence: float = 0.15
 ) -> Path:
     """Chests in NIH's layout: 1-5 pictures a patient, the CSV, two lists without a common patient (a quarter test)."""
-    folder = _made_up(folder, "Data_Entry_2017_v2020.csv", "num_patients", num_patients, 2, seed)
+    folder = made_up(folder, "Data_Entry_2017_v2020.csv", "num_patients", num_patients, 2, seed)
     (folder / "images").mkdir(exist_ok=True)
     tested = set(permutation(key(seed, "test list"), num_patients)[: max(1, num_patients // 4)].tolist())
     lists: dict[str, list[str]] = {"train_val_list.txt": [], "test_list.txt": []}
@@ -146,7 +147,7 @@ def write_msd(
 
     The files lie in several orientations (RAS, LPS, and with permuted axes), as float32 or int16.
     """
-    folder = _made_up(folder, "dataset.json", "num_cases", num_cases + num_unlabelled, 1, seed)
+    folder = made_up(folder, "dataset.json", "num_cases", num_cases + num_unlabelled, 1, seed)
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(exist_ok=True)
     entries = []
@@ -157,10 +158,10 @@ def write_msd(
         axes = ("RAS", "RAS", "LPS", "ASR")[draw.integer("orientation", 4)]
         if draw.chance("whole numbers", 0.5):
             image = np.round(image).astype(np.int16)
-        _save_nifti(image, affine, axes, folder / "imagesTr" / name)
+        save_nifti(image, affine, axes, folder / "imagesTr" / name)
         entries.append({"image": f"./imagesTr/{name}"})
         if number < num_cases:
-            _save_nifti(label, affine, axes, folder / "labelsTr" / name)
+            save_nifti(label, affine, axes, folder / "labelsTr" / name)
             entries[-1]["label"] = f"./labelsTr/{name}"
     about = {"name": "Hippocampus", "description": f"Made-up hippocampi of premed, seed {seed}", "reference": "premed"}
     about |= {"licence": "none needed", "release": "1.0", "tensorImageSize": "3D", "modality": {"0": "MRI"}}
@@ -170,7 +171,7 @@ def write_msd(
     return folder
 
 
-def _made_up(folder: Path | str, index: str, field: str, count: int, least: int, seed: int) -> Path:
+def made_up(folder: Path | str, index: str, field: str, count: int, least: int, seed: int) -> Path:
     """The folder, marked as made up. Never one that holds somebody's data."""
     folder = Path(folder)
     if count < least:
@@ -190,7 +191,7 @@ def _save_png(image: np.ndarray, path: Path) -> None:
     Image.fromarray(image).save(path)
 
 
-def _save_nifti(voxels: np.ndarray, affine: np.ndarray, axes: str, path: Path) -> None:
+def save_nifti(voxels: np.ndarray, affine: np.ndarray, axes: str, path: Path) -> None:
     """RAS voxels, stored with their axes in the order and direction `axes`."""
     stored = nib.Nifti1Image(voxels, affine)
     turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(axes))

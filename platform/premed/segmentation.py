@@ -1,4 +1,9 @@
-"""What every segmentation task shares: views, loss, sliding windows, scores on the native grid, overlays."""
+"""What every segmentation task shares: views, loss, sliding windows, scores on the native grid, overlays.
+
+`Segmentation` is one label per voxel. `Regions` is overlapping regions, a sigmoid each: it differs in what a logit
+means (loss, native, masks, frame, cut) and in nothing else. Label maps on disk and in the cache hold whole numbers for
+both; a task's `regions` say which of them each region unites.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +14,8 @@ from torch import Tensor
 
 from premed import measure, sampling
 from premed.contracts import Augment, Case, Finding, Forward, Part, Row, Sample, missing
-from premed.grid import to_native
+from premed.entry import Entry
+from premed.grid import regions_to_native, to_native
 from premed.images import Recipe, read_image
 from premed.randomness import Draw
 from premed.views import centre_start
@@ -66,9 +72,12 @@ class Segmentation:
         return [self.row(sample, self.predict(forward, sample)) for sample in samples]
 
     def predict(self, forward: Forward, sample: Sample) -> np.ndarray:
-        """Labels on the image's own grid."""
-        entry = sample.entry
-        return to_native(self.logits(forward, sample), entry.affine, entry.native_affine, entry.native_shape)
+        """The answer on the image's own grid, as `native` gives it."""
+        return self.native(self.logits(forward, sample), sample.entry)
+
+    def native(self, answer: np.ndarray, entry: Entry) -> np.ndarray:
+        """Labels [*S] uint8 on the image's own grid, of scores [K, *S] or labels [*S] on the prepared one."""
+        return to_native(answer, entry.affine, entry.native_affine, entry.native_shape)
 
     def logits(self, forward: Forward, sample: Sample) -> np.ndarray:
         """Scores [K, *S] on the prepared grid, by sliding windows.
@@ -83,14 +92,20 @@ class Segmentation:
         inside = tuple(slice(-first, n - first) for first, n in zip(start, shape, strict=True))
         return logits[(slice(None), *inside)].numpy()
 
-    def row(self, sample: Sample, prediction: np.ndarray) -> Row:
+    def row(self, sample: Sample, answer: np.ndarray) -> Row:
+        """The scores of an answer on the image's own grid."""
         assert isinstance(sample.case.label, Path), f"{sample.case.name} has no label"
-        truth = read_labels(sample.case.label)
+        truth = self.united(read_labels(sample.case.label))
         spacing = np.linalg.norm(sample.entry.native_affine[:3, :3], axis=0)
-        scores = measure.region_row(self.masks(prediction), self.masks(truth), tuple(spacing))
+        scores = measure.region_row(self.masks(answer), truth, tuple(spacing))
         return {"case": sample.case.name, "patient": sample.case.patient} | scores
 
-    def masks(self, labels: np.ndarray) -> Mapping[str, np.ndarray]:
+    def masks(self, answer: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Each region of an answer, as `native` or `cut` gives it."""
+        return self.united(answer)
+
+    def united(self, labels: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Each region of a label map."""
         return {name: np.isin(labels, united) for name, united in self.regions.items()}
 
     def summary(self, rows: Sequence[Row]) -> dict[str, float]:
@@ -107,9 +122,7 @@ class Segmentation:
         def answer(sample: Sample, share: float) -> Row:
             entry = sample.entry
             places = np.ix_(*((2 * np.arange(size) + 1) * ATLAS // (2 * size) for size in entry.shape))
-            some, best = 1 - atlas[0] >= share, 1 + atlas[1:].argmax(axis=0)
-            labels = (some * best)[places].astype(np.uint8)
-            return self.row(sample, to_native(labels, entry.affine, entry.native_affine, entry.native_shape))
+            return self.row(sample, self.native(self.cut(atlas, share)[(..., *places)], entry))
 
         def score(share: float) -> float:
             return self.summary([answer(sample, share) for sample in train[:8]])[self.score]
@@ -119,8 +132,13 @@ class Segmentation:
 
     def frame(self, labels: np.ndarray) -> np.ndarray:
         """One map per class, [classes, ATLAS, …], of a label map sampled on a fixed number of places."""
-        places = np.ix_(*((2 * np.arange(ATLAS) + 1) * size // (2 * ATLAS) for size in labels.shape))
-        return np.stack([labels[places] == label for label in range(len(self.classes))])
+        some = sampled(labels)
+        return np.stack([some == label for label in range(len(self.classes))])
+
+    def cut(self, atlas: np.ndarray, share: float) -> np.ndarray:
+        """The answer where an atlas (a mean of `frame`s) holds at least `share`, on its own grid."""
+        some, best = 1 - atlas[0] >= share, 1 + atlas[1:].argmax(axis=0)
+        return (some * best).astype(np.uint8)
 
     def pictures(self, forward: Forward, samples: Sequence[Sample], folder: Path) -> list[Path]:
         from premed.figures import overlay
@@ -129,9 +147,55 @@ class Segmentation:
         for sample in samples[:4]:
             assert isinstance(sample.case.label, Path)
             entry = sample.entry
-            answer = self.logits(forward, sample).argmax(axis=0)
-            cases.append((sample.case.name, entry.image()[0], entry.label(), answer))
-        return [overlay(folder / "overlay.png", cases, self.classes[1:])]
+            truth, answer = self.united(entry.label()), self.masks(self.decided(self.logits(forward, sample)))
+            cases.append((sample.case.name, entry.image()[0], self.painted(truth), self.painted(answer)))
+        return [overlay(folder / "overlay.png", cases, tuple(self.regions))]
+
+    def decided(self, logits: np.ndarray) -> np.ndarray:
+        """What logits [K, *S] answer, on their own grid."""
+        return logits.argmax(axis=0).astype(np.uint8)
+
+    def painted(self, masks: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Masks as one map uint8 for the eye: i + 1 is the i-th region; those of fewer labels lie on top."""
+        numbers = {name: number for number, name in enumerate(self.regions, start=1)}
+        painted = np.zeros(next(iter(masks.values())).shape, np.uint8)
+        for name in sorted(self.regions, key=lambda name: -len(self.regions[name])):
+            painted[masks[name]] = numbers[name]
+        return painted
+
+
+class Regions(Segmentation):
+    """Regions that may overlap, one sigmoid each: `classes` are the regions' names, `regions` the labels they unite."""
+
+    def loss(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Dice as SelfMedMAE sets it for BraTS; the mean over samples and regions."""
+        from monai.losses import DiceLoss
+
+        truth = torch.stack([torch.isin(label, label.new_tensor(united)) for united in self.regions.values()], dim=1)
+        dice = DiceLoss(sigmoid=True, squared_pred=True, smooth_nr=0.0, smooth_dr=1e-6)
+        return dice(logits.float(), truth.float())
+
+    def native(self, answer: np.ndarray, entry: Entry) -> np.ndarray:
+        """Masks [K, *S] bool on the image's own grid, of scores [K, *S] on the prepared one."""
+        return regions_to_native(answer, entry.affine, entry.native_affine, entry.native_shape)
+
+    def masks(self, answer: np.ndarray) -> Mapping[str, np.ndarray]:
+        return dict(zip(self.regions, answer, strict=True))
+
+    def frame(self, labels: np.ndarray) -> np.ndarray:
+        return np.stack([*self.united(sampled(labels)).values()])
+
+    def cut(self, atlas: np.ndarray, share: float) -> np.ndarray:
+        """Scores: above 0 where the atlas holds at least `share`."""
+        return atlas - (share - 1e-6)
+
+    def decided(self, logits: np.ndarray) -> np.ndarray:
+        return logits > 0
+
+
+def sampled(labels: np.ndarray) -> np.ndarray:
+    """A label map on ATLAS places along each axis."""
+    return labels[np.ix_(*((2 * np.arange(ATLAS) + 1) * size // (2 * ATLAS) for size in labels.shape))]
 
 
 def read_labels(path: Path) -> np.ndarray:

@@ -5,10 +5,14 @@ how much of each pixel is covered, so that edges have partial volume at any size
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from premed.grid import linear
 from premed.randomness import Draw
+
+STEP = 6.0  # mm, the finest grid on which `field_of` draws
 
 
 def between(draw: Draw, name: str, low: float, high: float) -> float:
@@ -22,7 +26,7 @@ def grid(shape: Sequence[int], spacing: Sequence[float] | np.ndarray) -> np.ndar
     return np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
 
 
-def noise(draw: Draw, name: str, shape: Sequence[int], smooth: float | Sequence[float]) -> np.ndarray:
+def noise(draw: Draw, name: str, shape: Sequence[int], smooth: float | Sequence[float] | np.ndarray) -> np.ndarray:
     """A random field [*shape] float32, mean 0 and deviation 1, without detail finer than `smooth` (sigma, in pixels).
 
     It is periodic, being white noise filtered in the frequency domain: five times as fast as a filter in space.
@@ -37,6 +41,16 @@ def noise(draw: Draw, name: str, shape: Sequence[int], smooth: float | Sequence[
     spectrum.flat[0] = 0  # the mean
     field = np.fft.irfftn(spectrum, s=shape, axes=range(len(shape)))
     return field / (field.std() + np.float32(1e-12))
+
+
+def field_of(draw: Draw, name: str, shape: Sequence[int], room: Sequence[float] | np.ndarray, smooth: float):
+    """`noise` over a room of so many mm, without detail finer than `smooth` mm: the same at any shape [*shape]."""
+    step = max(STEP, smooth / 3)
+    coarse = np.maximum(np.ceil(np.asarray(room) / step).astype(int), 4)
+    values = noise(draw, name, coarse.tolist(), smooth / step)
+    for axis, (n, m) in enumerate(zip(shape, coarse.tolist(), strict=True)):
+        values = linear(values, (np.arange(n) + 0.5) * m / n - 0.5, axis)
+    return values
 
 
 def soft(level: np.ndarray, edge: float) -> np.ndarray:
@@ -55,6 +69,17 @@ def ellipsoid(
     """The level of an ellipsoid: 1 at its centre, 0 on its surface. A higher power makes it boxier."""
     terms = (abs((p - c) / r) ** power for p, c, r in zip(points, centre, radii, strict=True))
     return 1 - np.sum(list(terms), axis=0)
+
+
+def tube(points: np.ndarray, path: Sequence[Any], radii: Sequence[float] | np.ndarray) -> np.ndarray:
+    """The level, in mm, of a tube through the points of `path`; its radius runs from one of `radii` to the next."""
+    level, nodes = np.full(points.shape[1:], -np.inf, np.float32), np.array(path, np.float32)
+    for a, b, r, s in zip(nodes[:-1], nodes[1:], radii[:-1], radii[1:], strict=True):
+        away = points - a.reshape(-1, 1, 1, 1)
+        along = np.clip(np.tensordot((b - a) / ((b - a) @ (b - a)), away, 1), 0, 1)
+        away -= along * (b - a).reshape(-1, 1, 1, 1)
+        level = np.maximum(level, np.float32(r) + np.float32(s - r) * along - np.sqrt((away**2).sum(axis=0)))
+    return level
 
 
 def turned(points: np.ndarray, rotation: np.ndarray, shift: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -1,0 +1,50 @@
+"""Who is in which part: as `task.split` lists it, or a share of the training cases carved out as val."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import get_args
+
+from premed.contracts import Case, Finding, Part
+from premed.randomness import permutation
+from premed.spec import UserError
+
+PARTS: tuple[Part, ...] = get_args(Part)
+Split = dict[Part, tuple[str, ...]]
+"""Case names per part."""
+
+
+def listed(split: Split, part: Part, labelled: Mapping[str, Case], root: Path, lenient: bool = False) -> list[Case]:
+    """The cases of a part, in the order they are listed. Raises UserError for the first fault, unless `lenient`."""
+    refuse(() if lenient else faults(split, labelled, root, [part]))
+    if not split.get(part):
+        raise UserError(f"task.split.{part} is empty: name at least one case")
+    return [labelled[name] for name in split[part] if name in labelled]
+
+
+def faults(split: Split, labelled: Collection[str], root: Path, parts: Sequence[Part] = PARTS) -> Iterator[Finding]:
+    """Names that stand in two parts (of all), then names of `parts` that no labelled case has."""
+    names = [name for listed in split.values() for name in listed]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield Finding("error", "task.split", f"{name} stands in two parts; keep it in one")
+    for part in parts:
+        for name in sorted(set(split.get(part, ())) - set(labelled)):
+            yield Finding("error", f"task.split.{part}", f"{name} is not a labelled case of {root}")
+
+
+def refuse(findings: Iterable[Finding]) -> None:
+    """Raises the first error among `findings` as a UserError."""
+    for finding in findings:
+        if finding.severity == "error":
+            raise UserError(f"{finding.where}: {finding.what}")
+
+
+def carved(names: Sequence[str], there: Collection[str], share: float, of: int) -> tuple[list[str], list[str]]:
+    """(train, val) of those of `names` that are `there`, both in the order of `names`.
+
+    `of` is a draw key: it puts all of `names` in an order, and val is the first of them, so that what is not there
+    changes little. Val gets at least one, if there are two.
+    """
+    order = [names[i] for i in permutation(of, len(names)) if names[i] in there]
+    val = set(order[: min(max(1, round(share * len(order))), len(order) - 1)] if order else [])
+    some = [name for name in names if name in there]
+    return [name for name in some if name not in val], [name for name in some if name in val]

@@ -1,0 +1,170 @@
+"""Brain tumours of the Medical Segmentation Decathlon's Task01 (BraTS 2016 and 2017): four MRI channels, three regions.
+
+The labels are 1 edema, 2 non-enhancing and 3 enhancing tumour; what is scored are the regions that the challenge asks
+for, which lie in each other: enhancing tumour (ET), tumour core (TC), whole tumour (WT). The test part is one of five
+folds of the labelled cases, as in SelfMedMAE, where the same fold picks the checkpoint; here val is carved from the
+other four.
+"""
+
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from premed import partition
+from premed.contracts import Case, Finding, Part
+from premed.decathlon import Decathlon
+from premed.home import data_root
+from premed.images import Recipe
+from premed.randomness import key, permutation
+from premed.segmentation import Regions
+from premed.spec import Spec, UserError, elsewhere
+
+FOLDS = 5
+CHANNELS = ("flair", "t1w", "t1gd", "t2w")
+
+
+class Config(Spec):
+    """SelfMedMAE's preprocessing: each channel normalised over what is not 0; `roi` in voxels, `spacing` in mm."""
+
+    name: Literal["brats"] = "brats"
+    root: Path | None = elsewhere(None)
+    roi: tuple[PositiveInt, PositiveInt, PositiveInt] = (128, 128, 128)
+    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1.0, 1.0, 1.0)
+    crop_foreground: bool = False
+    """Only the box of the brain: smaller, and crops hold less air."""
+    overlap: float = Field(0.5, ge=0, lt=1)
+    window_batch: int = elsewhere(4, ge=1)
+    split_seed: int = 0
+    fold: int = Field(0, ge=0, lt=FOLDS)
+    """The one that is tested on."""
+    val_share: float = Field(0.1, gt=0, lt=1)
+    """Of the other folds' cases: 39 of 387."""
+    split: partition.Split | None = None
+    """Case names (BRATS_001, …) per part, in place of the folds."""
+    partial: bool = elsewhere(False)
+    """Listed cases that are not on disk are left out rather than refused; the folds stay what they are."""
+    test_images: bool = False
+    """The decathlon's unlabelled test images join the pre-training; SelfMedMAE leaves them out."""
+    legacy_et_label2: bool = False
+    """ET as SelfMedMAE and a MONAI tutorial have it: label 2, which is the non-enhancing tumour."""
+
+
+def build(config: Config) -> "Brats":
+    """The task; `dataset.json` is looked at when cases are asked for."""
+    return Brats(config)
+
+
+class Brats(Regions):
+    """Images [4, *roi]; scored by the mean Dice over TC, WT and ET."""
+
+    name = "brats"
+    dims, channels, classes = 3, 4, ("TC", "WT", "ET")
+
+    def __init__(self, config: Config):
+        self.config, self.roi = config, config.roi
+        self.overlap, self.window_batch = config.overlap, config.window_batch
+        self.recipe = Recipe(
+            dims=3,
+            channels=4,
+            spacing=config.spacing,
+            crop_foreground=config.crop_foreground,
+            normalise="zscore_nonzero",
+        )
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The values that its label maps may hold."""
+        return 0, 1, 2, 3
+
+    @property
+    def regions(self) -> dict[str, tuple[int, ...]]:
+        return {"TC": (2, 3), "WT": (1, 2, 3), "ET": (2,) if self.config.legacy_et_label2 else (3,)}
+
+    def images(self) -> list[Case]:
+        """Training cases, and listed images without a label."""
+        kinds = ("training", "test") if self.config.test_images else ("training",)
+        blind = [e.case for e in self.folder.entries if e.case.label is None and e.listed_as in kinds and e.is_there]
+        train = [] if blind and not self.labelled else self.split("train")
+        return [Case(case.name, case.patient, case.image) for case in [*train, *blind]]
+
+    def split(self, part: Part) -> list[Case]:
+        partition.refuse(() if self.lenient else self.folder.faults())
+        if not self.labelled:
+            raise UserError(f"{self.folder.listing}: no entry has a label; these images can only be pre-trained on")
+        if self.config.split is not None:
+            cases = partition.listed(self.config.split, part, self.labelled, self.root, self.lenient)
+        else:
+            cases = [self.labelled[name] for name in self.dealt()[part]]
+        partition.refuse(() if self.lenient else self.missing(cases))
+        there = [case for case in cases if not [*self.missing([case])]]
+        if not there:
+            raise UserError(
+                f"{self.folder.listing}: {len(self.labelled)} labelled cases leave none on disk for {part}; "
+                "set task.fold, or list cases in task.split"
+            )
+        return there
+
+    def dealt(self) -> dict[Part, list[str]]:
+        """The names of each part: fold i holds places i, i + 5, i + 10, … of a seeded order, whatever is on disk.
+
+        So 484 cases make folds of 97, 97, 97, 97 and 96, as MONAI's CrossValidation does, though not of the same cases:
+        the order is premed's own.
+        """
+        names, seed = sorted(self.labelled), self.config.split_seed
+        test = {names[i] for i in permutation(key(seed, "brats folds"), len(names))[self.config.fold :: FOLDS]}
+        rest = [name for name in names if name not in test]
+        train, val = partition.carved(rest, rest, self.config.val_share, key(seed, "brats val", self.config.fold))
+        return {"train": train, "val": val, "test": sorted(test)}
+
+    # What is there --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def root(self) -> Path:
+        return data_root(self.config.root, "Task01_BrainTumour")
+
+    @cached_property
+    def folder(self) -> Decathlon:
+        """Refused unless labels and channels are Task01's: the regions count on their numbers."""
+        folder = Decathlon(self.root)
+        names = [name.lower() for name in folder.classes[1:]]
+        if not (len(names) == 3 and "edema" in names[0] and "non" in names[1] and names[2].startswith("enhanc")):
+            raise UserError(
+                f"{folder.listing}: `labels` are {', '.join(folder.classes)}; they must be Task01's: "
+                "1 edema, 2 non-enhancing tumor, 3 enhancing tumour"
+            )
+        if folder.channels != len(CHANNELS):
+            raise UserError(f"{folder.listing}: `modality` must be Task01's four: {', '.join(CHANNELS)}")
+        return folder
+
+    @cached_property
+    def labelled(self) -> dict[str, Case]:
+        """All that are listed with a label."""
+        return {e.case.name: e.case for e in self.folder.entries if e.case.label is not None}
+
+    # What is wrong with it ------------------------------------------------------------------------------------------
+
+    def check(self, test: bool = True) -> Iterator[Finding]:
+        """See `Task.check`. `test`: look at the cases of the test part as well."""
+        yield from self.folder.faults()
+        for entry in self.folder.entries:
+            if entry.case.label is None and entry.listed_as == "training":
+                said = "has no label; it serves" if entry.is_there else "is missing, nor has it a label; it would serve"
+                yield Finding("note", str(entry.case.image[0]), f"{said} pre-training only")
+        if self.config.split is not None:
+            yield from partition.faults(self.config.split, self.labelled, self.root)
+            listed = {name for names in self.config.split.values() for name in names}
+        else:
+            listed = {name for part, names in self.dealt().items() if test or part != "test" for name in names}
+        yield from self.missing([case for name, case in self.labelled.items() if name in listed])
+
+    def missing(self, cases: Iterable[Case]) -> Iterator[Finding]:
+        """Files that are not on disk; notes where `partial` allows that."""
+        partial = self.config.partial
+        for case in cases:
+            for file in (case.image[0], case.label):
+                if isinstance(file, Path) and not file.is_file():
+                    mend = f"{case.name} is left out (task.partial)" if partial else "get it, or set task.partial=true"
+                    yield Finding("note" if partial else "error", str(file), f"is listed and missing: {mend}")

@@ -1,0 +1,199 @@
+"""BTCV (Landman 2015; Synapse syn3193805): 13 organs in abdominal CT.
+
+The folder holds `img/` and `label/`, or `Training/img/` and `Training/label/` as downloaded, with imgNNNN.nii.gz and
+labelNNNN.nii.gz. The parts are TransUNet's: its 12 "validation" cases are the test here, and val is carved from its 18
+training cases. Other cases are used where `split` lists them.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from premed import measure, partition
+from premed.contracts import Case, Finding, Part, Row
+from premed.home import data_root
+from premed.images import Recipe
+from premed.randomness import key
+from premed.segmentation import Segmentation
+from premed.spec import Spec, elsewhere
+
+ORGANS = (
+    *("spleen", "right_kidney", "left_kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta"),
+    *("inferior_vena_cava", "portal_and_splenic_veins", "pancreas", "right_adrenal_gland", "left_adrenal_gland"),
+)
+"""Labels 1 to 13."""
+EIGHT = tuple(ORGANS[label - 1] for label in (1, 2, 3, 4, 6, 7, 8, 11))
+"""The organs that TransUNet and SelfMedMAE report."""
+TRAIN = tuple(
+    f"img{number:04d}" for number in (5, 6, 7, 9, 10, 21, 23, 24, 26, 27, 28, 30, 31, 33, 34, 37, 39, 40)
+)  # TransUNet's lists_Synapse
+TEST = tuple(f"img{number:04d}" for number in (1, 2, 3, 4, 8, 22, 25, 29, 32, 35, 36, 38))
+FOLDERS = ("", "Training")
+
+
+class Config(Spec):
+    """SelfMedMAE's preprocessing; `roi` in voxels, `spacing` in mm, `window` in Hounsfield units."""
+
+    name: Literal["btcv"] = "btcv"
+    root: Path | None = elsewhere(None)
+    roi: tuple[PositiveInt, PositiveInt, PositiveInt] = (96, 96, 96)
+    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1.5, 1.5, 2.0)
+    window: tuple[float, float] = (-175, 250)
+    crop_foreground: bool = True
+    overlap: float = Field(0.5, ge=0, lt=1)
+    window_batch: int = elsewhere(4, ge=1)
+    split_seed: int = 0
+    val_share: float = Field(0.17, gt=0, lt=1)
+    """Of the training cases, the first of an order drawn by `split_seed`: 3 of TransUNet's 18."""
+    split: partition.Split | None = None
+    """Case names (img0005, …) per part, in place of TransUNet's."""
+    partial: bool = elsewhere(False)
+    """Cases of TransUNet's split that are not on disk are left out rather than refused."""
+    test_images: bool = False
+    """The unlabelled images of `Testing/img` join the pre-training; SelfMedMAE leaves them out."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Config":
+        self.recipe()
+        return self
+
+    def recipe(self) -> Recipe:
+        """The preprocessing these fields ask for."""
+        return Recipe(
+            dims=3,
+            spacing=self.spacing,
+            window=self.window,
+            normalise="window",
+            crop_foreground=self.crop_foreground,
+        )
+
+
+def build(config: Config) -> "BTCV":
+    """The task; its folder is looked at when cases are asked for."""
+    return BTCV(config)
+
+
+class BTCV(Segmentation):
+    """Images [1, *roi]; scored by the mean Dice over the 13 organs."""
+
+    name = "btcv"
+    dims, channels, classes = 3, 1, ("background", *ORGANS)
+
+    def __init__(self, config: Config):
+        self.config, self.roi, self.recipe = config, config.roi, config.recipe()
+        self.overlap, self.window_batch = config.overlap, config.window_batch
+
+    @cached_property
+    def root(self) -> Path:
+        return data_root(self.config.root, "btcv")
+
+    def images(self) -> list[Case]:
+        """Training cases, and images without a label that no part claims."""
+        claimed = {*TRAIN, *TEST} if self.config.split is None else set(sum(self.config.split.values(), ()))
+        blind = [case for case in self.cases.values() if case.label is None and case.name not in claimed]
+        if self.config.test_images:
+            blind += [Case(name, name, paths[:1]) for name, paths in self.files("img", ("Testing",)).items()]
+        train = [] if blind and not self.labelled else self.split("train")
+        return [Case(case.name, case.patient, case.image) for case in [*train, *blind]]
+
+    def split(self, part: Part) -> list[Case]:
+        if self.config.split is not None:
+            return partition.listed(self.config.split, part, self.labelled, self.root, self.lenient)
+        partition.refuse(() if self.lenient else self.faults(TEST if part == "test" else TRAIN))
+        if part == "test":
+            return [self.labelled[name] for name in TEST if name in self.labelled]
+        of = key(self.config.split_seed, "btcv val")
+        train, val = partition.carved(TRAIN, self.labelled, self.config.val_share, of)
+        return [self.labelled[name] for name in (train if part == "train" else val)]
+
+    # What is there --------------------------------------------------------------------------------------------------
+
+    def files(self, kind: Literal["img", "label"], folders: Sequence[str] = FOLDERS) -> dict[str, tuple[Path, ...]]:
+        """The files of each case, by the name of its image."""
+        found: dict[str, tuple[Path, ...]] = {}
+        for path in self.listing(kind, folders):
+            if number := re.fullmatch(rf"{kind}(\d{{4}})\.nii(\.gz)?", path.name):
+                name = f"img{number[1]}"
+                found[name] = (*found.get(name, ()), path)
+        return found
+
+    def listing(self, kind: str, folders: Sequence[str] = FOLDERS) -> list[Path]:
+        """All that lies in the folders of one kind."""
+        there = [self.root / folder / kind for folder in folders if (self.root / folder / kind).is_dir()]
+        return [path for folder in there for path in sorted(folder.iterdir())]
+
+    @cached_property
+    def cases(self) -> dict[str, Case]:
+        images, labels = self.files("img"), self.files("label")
+        return {
+            name: Case(name, name, images[name][:1], labels[name][0] if name in labels else None)
+            for name in sorted(images)
+        }
+
+    @cached_property
+    def labelled(self) -> dict[str, Case]:
+        return {name: case for name, case in self.cases.items() if case.label is not None}
+
+    # What is wrong with it ------------------------------------------------------------------------------------------
+
+    def check(self, test: bool = True) -> Iterator[Finding]:
+        """See `Task.check`. `test`: look at the cases of the test part as well."""
+        listed = self.config.split
+        for kind in ("img", "label"):
+            for path in self.listing(kind):
+                if not re.fullmatch(rf"{kind}\d{{4}}\.nii(\.gz)?", path.name):
+                    yield Finding("note", str(path), f"is not named {kind}NNNN.nii.gz; it is left out")
+            for name, paths in self.files(kind).items():
+                if len(paths) > 1:
+                    yield Finding("error", str(paths[1]), f"{name} is there twice ({paths[0]} too); keep one")
+        if listed is None:
+            yield from self.faults(TRAIN)
+            yield from self.faults(TEST) if test else ()
+        else:
+            yield from partition.faults(listed, self.labelled, self.root)
+        claimed = {*TRAIN, *TEST} if listed is None else set(sum(listed.values(), ()))
+        for name in sorted({*self.cases, *self.files("label")} - claimed):
+            yield self.unclaimed(name)
+
+    def unclaimed(self, name: str) -> Finding:
+        """What becomes of a case that is in no part."""
+        if name not in self.cases:
+            label = self.files("label")[name][0]
+            return Finding("note", str(label), f"has no image {name}.nii.gz; it is left out")
+        image = str(self.cases[name].image[0])
+        if name not in self.labelled:
+            return Finding("note", image, "has no label; it serves pre-training only")
+        whose = "TransUNet's split" if self.config.split is None else "task.split"
+        return Finding("note", image, f"is not in {whose} and is not used; list it in task.split to use it")
+
+    def faults(self, wanted: Sequence[str]) -> Iterator[Finding]:
+        """Cases of TransUNet's split that lack something; notes where `partial` allows that."""
+        severity = "note" if self.config.partial else "error"
+        folder = "Training/" if (self.root / "Training").is_dir() else ""
+        here = [name for name in wanted if name in self.labelled]
+        mend = "is left out (task.partial)" if self.config.partial else "get it, or set task.partial=true"
+        if not here:
+            what = f"has none of TransUNet's cases ({wanted[0]}, …) with a label; list your own cases in task.split"
+            yield Finding("error", str(self.root), what)
+            return
+        for name in wanted:
+            number = name.removeprefix("img")
+            if name not in self.cases:
+                yield Finding(severity, str(self.root / f"{folder}img/{name}.nii.gz"), f"is missing: {mend}")
+            elif name not in self.labelled:
+                label = self.root / f"{folder}label/label{number}.nii.gz"
+                yield Finding(severity, str(label), f"is missing, and {name}.nii.gz is there: {mend}")
+        if self.config.partial and wanted is TRAIN and len(here) == 1:
+            what = f"{here[0]} alone cannot be both train and val; get more, or list your own cases in task.split"
+            yield Finding("error", str(self.root), what)
+
+    # Scores ---------------------------------------------------------------------------------------------------------
+
+    def summary(self, rows: Sequence[Row]) -> dict[str, float]:
+        """Over the 13 organs, and `dice_8` and `hd95_8` over the 8 that are reported elsewhere."""
+        eight = measure.segmentation_summary(rows, EIGHT)
+        return super().summary(rows) | {f"{name}_8": eight[name] for name in ("dice", "hd95") if name in eight}
