@@ -125,10 +125,10 @@ def test_the_test_part_is_opened_by_the_test_stage_alone(home, chest, tmp_path):
     root = shutil.copytree(chest, tmp_path / "chest")
     for name in (root / "test_list.txt").read_text().split():
         (root / "images" / name).unlink()
-        (root / "images" / name).mkdir()  # cannot be read as an image, whoever tries
+        (root / "images" / name).mkdir()  # no image, whoever tries
     validated = run(root, SCRATCH, {"test": False})
     assert [stage["kind"] for stage in validated["stages"]] == ["finetune"]
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="holds 0 DICOM slice"):
         run(root, SCRATCH)
     shutil.rmtree(root)
     shutil.copytree(chest, root)
