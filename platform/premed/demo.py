@@ -48,7 +48,7 @@ MRI = {
     "pretrain": {
         "epochs": 20,
         "warmup_epochs": 1,
-        "steps": 1000,
+        "steps": 2000,  # past the gate only after more than 1,000
         "batch": 16,
         "lr": 2.4e-2,
         "clip": 1.0,
