@@ -52,8 +52,9 @@ def written(tmp_path, chest):
         (["run", "--frobnicate"], "No such option"),
         (["run", "absent.yaml"], "absent.yaml: cannot be read"),
         (["run", "task=nothing"], "'nothing' is not one of brats"),
-        (["data", "phantom", "heart", "absent"], "heart: there are phantoms for brats, btcv, chestxray14, msd"),
+        (["data", "phantom", "heart", "absent"], "heart: there are phantoms for brats, btcv, chestxray14, images, msd"),
         (["data", "phantom", "msd", "absent", "--num", "none"], "--num"),
+        (["data", "phantom", "images", "absent", "--kind", "bmp"], "kind: bmp is none of png, dicom, nifti"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_exit_code_2(premed, tmp_path, monkeypatch, arguments, words):
@@ -75,8 +76,11 @@ def test_phantoms_are_not_written_among_other_files(premed, tmp_path):
     assert code == 2 and err == [f"premed: {tmp_path} is not empty; name a new folder"]
 
 
-@pytest.mark.parametrize(("task", "file"), [("btcv", "Training/label/label0005.nii.gz"), ("brats", "dataset.json")])
-def test_phantoms_of_volumes_are_written_where_they_were_asked_for(premed, tmp_path, task, file):
+PLACES = {"btcv": "Training/label/label0005.nii.gz", "brats": "dataset.json", "images": "images/p0002_0.png"}
+
+
+@pytest.mark.parametrize(("task", "file"), PLACES.items())
+def test_phantoms_are_written_where_they_were_asked_for(premed, tmp_path, task, file):
     code, out, err = premed("data", "phantom", task, tmp_path / "new", "--num", 2, "--size", 16, "--seed", 3)
     assert (code, out, err) == (0, f"{tmp_path / 'new'}\n", []) and (tmp_path / "new" / file).is_file()
     assert "with seed 3" in (tmp_path / "new" / "PHANTOMS.txt").read_text()

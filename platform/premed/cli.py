@@ -93,25 +93,28 @@ def check(
 
 @data.command()
 def phantom(
-    task: Annotated[str, typer.Argument(help="brats, btcv, chestxray14 or msd")],
+    task: Annotated[str, typer.Argument(help="brats, btcv, chestxray14, images or msd")],
     folder: Annotated[Path, typer.Argument(help="an empty or new folder")],
     num: Annotated[int | None, typer.Option(min=1, help="patients or cases [default: the task's]")] = None,
     seed: int = 0,
     size: Annotated[
         int | None,
         typer.Option(
-            min=16, help="voxels along an edge [default: brats 96, btcv 128, chestxray14 64; msd has its own]"
+            min=16,
+            help="voxels along an edge [default: brats 96, btcv 128, chestxray14 and images 64; msd has its own]",
         ),
     ] = None,
+    kind: Annotated[str, typer.Option(help="of files, for images: png or dicom (X-rays), nifti (CT volumes)")] = "png",
 ) -> None:
     """Write made-up images in a data set's own layout."""
-    from premed import abdomen, brain, phantoms
+    from premed import abdomen, brain, clinic, phantoms
 
     ct, mri = size or 128, size or 96
     writers: dict[str, Callable[[], object]] = {
         "brats": lambda: brain.write_brats(folder, num or 20, seed, shape=(mri, mri, mri * 155 // 240)),
         "btcv": lambda: abdomen.write_btcv(folder, num or 30, seed, shape=(ct, ct, max(ct // 2, 48))),
         "chestxray14": lambda: phantoms.write_chestxray14(folder, num or 100, seed, size=size or 64),
+        "images": lambda: clinic.write_images(folder, num or 100, seed, kind, size or 64),
         "msd": lambda: phantoms.write_msd(folder, num or 100, seed),
     }
     if task not in writers:

@@ -125,7 +125,7 @@ def write_chestxray14(
             draw = patient.child(visit)
             name = f"{number + 1:08d}_{visit:03d}.png"
             image, found = chest(draw, size, patient=patient, prevalence=prevalence)
-            _save_png(image, folder / "images" / name)
+            save_png(image, folder / "images" / name)
             labels = "|".join(label for label in FINDINGS if found[label]) or "No Finding"
             view = "PA" if draw.chance("view", 0.6) else "AP"
             rows.append([name, labels, visit, number + 1, age, gender, view, size, size, 360 / size, 360 / size])
@@ -185,7 +185,7 @@ def made_up(folder: Path | str, index: str, field: str, count: int, least: int, 
     return folder
 
 
-def _save_png(image: np.ndarray, path: Path) -> None:
+def save_png(image: np.ndarray, path: Path) -> None:
     from PIL import Image
 
     Image.fromarray(image).save(path)
