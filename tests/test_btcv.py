@@ -160,8 +160,8 @@ def spoilt(root: Path) -> dict[str, tuple]:
             ("error", "label/label0005.nii.gz", "img0005 is there twice"),
         ),
         "name": (
-            lambda: (root / "img/._img0005.nii.gz").touch(),
-            ("note", "img/._img0005.nii.gz", "is not named imgNNNN.nii.gz"),
+            lambda: (root / "img/img5.nii.gz").touch(),
+            ("note", "img/img5.nii.gz", "is not named imgNNNN.nii.gz"),
         ),
         "more": (
             lambda: laid_out(root, ["0041"]),
@@ -172,6 +172,13 @@ def spoilt(root: Path) -> dict[str, tuple]:
             ("note", "label/label0041.nii.gz", "has no image img0041.nii.gz"),
         ),
     }
+
+
+def test_hidden_files_are_not_spoken_of(tmp_path):
+    root = laid_out(tmp_path, TRAINING + TESTING)
+    for name in ("img/._img0005.nii.gz", "label/.DS_Store"):
+        (root / name).touch()
+    assert told(task(root)) == []
 
 
 @pytest.mark.parametrize("what", spoilt(Path()))

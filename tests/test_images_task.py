@@ -2,6 +2,7 @@
 
 import csv
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -400,6 +401,31 @@ def test_nothing_on_disk_is_said_in_one_line(folder):
     for path in (root / "pictures").iterdir():
         path.unlink()
     refused(lambda: task(root, partial=True).split("train"), "none of 14 listed images is there", "task.columns.path")
+
+
+WINDOWS = "\\"  # between folders
+MISSPELT = {
+    "pictures/0.PNG": "pictures/0.PNG: is missing; 0.png is there: spell it so in the table",
+    f"pictures{WINDOWS}0.png": f"pictures{WINDOWS}0.png: is missing; write / in place of {WINDOWS} in the table",
+    unicodedata.normalize("NFC", "pictures/ä.png"): "ä.png is there: spell it so in the table",
+}
+
+
+@pytest.mark.parametrize("path", MISSPELT)
+def test_a_name_that_is_spelt_otherwise_on_disk_is_said(folder, path):
+    root = folder()
+    (root / unicodedata.normalize("NFD", "pictures/ä.png")).write_bytes((root / "pictures/0.png").read_bytes())
+    write_table(root, [{**rows()[0], "path": path}, *rows()[1:]])
+    said = next(line for line in told(root) if line.startswith("error"))
+    assert unicodedata.normalize("NFC", MISSPELT[path]) in unicodedata.normalize("NFC", said)
+
+
+def test_absolute_paths_are_taken_where_the_root_is_a_link(folder, tmp_path):
+    root = folder()
+    write_table(root, [{**row, "path": str(root / row["path"])} for row in rows()])
+    (tmp_path / "link").symlink_to(root)
+    assert [case.name for case in task(tmp_path / "link").cases] == [row["path"] for row in rows()]
+    assert not [line for line in told(tmp_path / "link") if line.startswith("error")]
 
 
 # Training ------------------------------------------------------------------------------------------------------------

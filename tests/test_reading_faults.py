@@ -256,7 +256,7 @@ FAULTS: dict[str, tuple[str, Spoil, list[str]]] = {
     "nifti cut in its header": ("volumes", cut("1.nii.gz", 0.002), ["1.nii.gz", "copy it again"]),
     "a flipped bit in the zip": ("volumes", bytes_at("1.nii.gz", 9000, b"\x55\xaa"), ["1.nii.gz", DAMAGED]),
     "a wrong checksum": ("volumes", bytes_at("1.nii.gz", -8, b"\x55\xaa"), ["1.nii.gz", "CRC"]),
-    "no zip": ("volumes", written("1.nii.gz", b"hello " * 200), ["1.nii.gz", DAMAGED]),
+    "no zip": ("volumes", written("1.nii.gz", b"hello " * 200), ["1.nii.gz", "not NIfTI; copy it again"]),
     "a header of another size": ("volumes", bytes_at("1.nii.gz", 0, b"\x07\0\0\0", True), ["1.nii.gz", "not NIfTI"]),
     "an absurd shape": (
         "volumes",
@@ -377,6 +377,24 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_fault(pictures):
     table = (pictures / TABLE).read_text()
     (pictures / TABLE).write_bytes(("\ufeff" + table.replace("\n", "\r\n") + "\r\n").encode())
     prepared(pictures)
+
+
+def test_a_listing_in_json_may_begin_with_a_byte_order_mark(decathlon):
+    (decathlon / "dataset.json").write_text((decathlon / "dataset.json").read_text(), encoding="utf-8-sig")
+    prepared(decathlon)
+
+
+def test_a_volume_is_read_whether_its_name_says_that_it_is_zipped_or_not(volumes):
+    """Browsers unpack what they save and keep its name."""
+    (volumes / "1.nii.gz").write_bytes(gzip.decompress((volumes / "1.nii.gz").read_bytes()))
+    (volumes / "2.nii.gz").rename(volumes / "2.nii")
+    line(3, "2.nii,p2,train,0")(volumes)
+    prepared(volumes)
+
+
+def test_an_empty_slope_in_a_dicom_header_is_none(dicoms):
+    fields("1.dcm", RescaleSlope="", RescaleIntercept=None)(dicoms)
+    prepared(dicoms)
 
 
 @pytest.mark.parametrize("name", ["Data_Entry_2017_v2020.csv", "train_val_list.txt", "test_list.txt"])

@@ -183,6 +183,13 @@ def test_images_are_found_in_the_folders_of_the_archives(nih, copied):
     assert {part: names(chest(root).split(part)) for part in PARTS} == expected
 
 
+def test_hidden_files_among_the_images_are_not_spoken_of(nih, copied):
+    root = copied(nih)
+    for image in sorted((root / "images").iterdir())[:3]:
+        (image.parent / f"._{image.name}").touch()
+    assert list(chest(root).check()) == list(chest(nih).check()) == []
+
+
 def test_a_table_with_a_trailing_column_a_mark_and_a_blank_line_reads_the_same(nih, copied):
     root = copied(nih)
     lines = (root / "Data_Entry_2017_v2020.csv").read_text().splitlines()

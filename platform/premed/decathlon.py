@@ -32,7 +32,7 @@ class Decathlon:
     @cached_property
     def about(self) -> dict[str, Any]:
         try:
-            about = json.loads(self.listing.read_text(encoding="utf-8"))
+            about = json.loads(self.listing.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             raise UserError(
                 f"{self.listing} is missing: task.root must be a folder in the decathlon's layout"

@@ -94,6 +94,9 @@ def _dataset(path: Path, **how: Any) -> Any:
     if not dataset.get("Rows") or not dataset.get("Columns"):
         kind = getattr(dataset.get("SOPClassUID"), "name", "of an unnamed kind")
         raise UserError(f"{path}: holds no picture ({_line(kind)}); leave it out, or copy it again if it should")
+    for name in ("RescaleSlope", "RescaleIntercept"):
+        if dataset.get(name, 0) in (None, ""):  # some writers name what they do not know
+            del dataset[name]
     frames, pixels = int(dataset.get("NumberOfFrames") or 1), int(dataset.Rows) * int(dataset.Columns)
     if frames != 1:
         raise UserError(f"{path}: holds {frames} frames; save the one that is meant, or the volume as NIfTI (dcm2niix)")

@@ -18,6 +18,7 @@ from premed import grid
 from premed.readers import read_image
 from premed.spec import Spec, UserError
 
+CHANNELS = "mend the file, what lists its channels, or task.channels"
 TOLERANCE = 1e-3  # mm, between the affines of an image and of its label or of its other channels
 
 
@@ -127,7 +128,7 @@ def _read_channels(paths: Sequence[Path], recipe: Recipe) -> tuple[np.ndarray, n
         parts[0] = parts[0][0].repeat(3, axis=-1), parts[0][1]  # grey among coloured pictures
     channels = sum(values.shape[-1] for values, _ in parts)
     if channels != recipe.channels:
-        raise UserError(f"{paths[0]}: {channels} channel(s), where {recipe.channels} are wanted; mend the list")
+        raise UserError(f"{paths[0]}: {channels} channel(s), where {recipe.channels} are wanted; {CHANNELS}")
     values = parts[0][0] if len(parts) == 1 else np.concatenate([values for values, _ in parts], axis=-1)
     return np.moveaxis(values, -1, 0), parts[0][1]
 

@@ -4,9 +4,7 @@
 image's size, so that any number of cases fits into memory.
 """
 
-import gzip
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -18,7 +16,7 @@ from nibabel.orientations import aff2axcodes
 
 from premed import figures, grid
 from premed.contracts import Finding
-from premed.images import TOLERANCE, Recipe
+from premed.images import CHANNELS, TOLERANCE, Recipe
 from premed.readers import LARGEST, read_values
 from premed.spec import UserError
 
@@ -86,8 +84,6 @@ def opened(path: Path, facts: Facts, shown: bool = False) -> Volume | None:
     """A file's numbers; nothing where it cannot be read, which is told."""
     try:
         volume = Volume(path, *read_values(path, shown))
-        if path.name.lower().endswith(".gz"):
-            unpacked_to_the_end(path, 2 * volume.values.nbytes + 2**20)
     except UserError as error:
         facts.say("error", path, str(error).removeprefix(f"{path}: "))
         return None
@@ -97,19 +93,6 @@ def opened(path: Path, facts: Facts, shown: bool = False) -> Volume | None:
     if lost := np.count_nonzero(~(np.abs(volume.values) < LARGEST)):
         facts.say("error", path, f"{lost} values are NaN or infinite; mend the file")
     return volume
-
-
-def unpacked_to_the_end(path: Path, most: int) -> None:
-    """Raises UserError where a gzip file's checksum is wrong: nibabel stops reading before it."""
-    try:
-        with gzip.open(path) as file:
-            total = 0
-            while block := file.read(2**20):
-                total += len(block)
-                if total > most:
-                    raise UserError(f"{path}: holds far more than its header says; copy it again")
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: damaged or truncated ({error}); copy it again") from None
 
 
 def opened_image(job: Job, facts: Facts) -> Volume | None:
@@ -139,7 +122,7 @@ def opened_image(job: Job, facts: Facts) -> Volume | None:
         parts[0] = parts[0]._replace(values=parts[0].values.repeat(3, axis=-1))  # as `images.prepare` does
     channels = sum(part.values.shape[-1] for part in parts)
     if channels != recipe.channels:
-        what = f"{channels} channel(s), where {recipe.channels} are wanted; mend the file or the list of channels"
+        what = f"{channels} channel(s), where {recipe.channels} are wanted; {CHANNELS}"
         facts.say("error", job.images[0], what)
     facts.content = blake2b(b"".join(map(content, parts)), digest_size=16).hexdigest()
     values = parts[0].values if len(parts) == 1 else np.concatenate([part.values for part in parts], axis=-1)

@@ -2,6 +2,7 @@
 seconds. What is wrong is told by line and value."""
 
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -123,16 +124,24 @@ def wrong_paths(table: Path, paths: pandas.Series, names: Sequence[str]) -> Iter
         lines.setdefault(name, line)
 
 
+def plain(name: str) -> str:
+    """A name without what differs between file systems: case, and how accents are composed."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 class Folder:
     """What of a folder is on disk, looked up directory by directory."""
 
     def __init__(self, root: Path):
         self.root = Path(os.path.normpath(root))
         self.listed: dict[str, dict[str, bool] | None] = {}
+        self.plainly: dict[str, dict[str, str]] = {}
 
     def name(self, path: str) -> str:
         """A path of the table, relative to the root: `..` where it leads out of it."""
         whole, root = os.path.normpath(os.path.join(self.root, path)), str(self.root)
+        if whole.startswith(self.home + os.sep):  # an absolute path, where the root is a link
+            root = self.home
         return whole[len(root) + 1 :] if whole.startswith(root + os.sep) else os.path.relpath(whole, root)
 
     def trouble(self, name: str) -> str:
@@ -143,7 +152,16 @@ class Folder:
         entries = self.listed[parent]
         if entries is None or (entries.get(base) and not self.inside(os.path.join(parent, base))):
             return "leads out of the folder, by a link; keep images inside it"
-        return "" if base in entries else "is missing; copy it there, or set task.partial=true"
+        return "" if base in entries else f"is missing; {self.mend(parent, base)}, or set task.partial=true"
+
+    def mend(self, parent: str, base: str) -> str:
+        """What to do about a missing file: its name may be there in other signs."""
+        if "\\" in base and os.path.lexists(os.path.join(parent, base.replace("\\", "/"))):
+            return "write / in place of \\ in the table"
+        if parent not in self.plainly:
+            self.plainly[parent] = {plain(name): name for name in self.listed[parent] or ()}
+        there = self.plainly[parent].get(plain(base))
+        return f"{there} is there: spell it so in the table" if there else "copy it there"
 
     def entries(self, folder: str) -> dict[str, bool] | None:
         """The names in a folder and whether each is a link; None for a folder that is elsewhere."""

@@ -122,7 +122,8 @@ def _deep_colour(path: Path) -> np.ndarray:
 
 
 def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    zipped = path.name.lower().endswith(".gz")
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"  # names lie: browsers unpack what they save, and keep its name
     with LoggingOutputSuppressor(), gzip.open(path) if zipped else open(path, "rb") as file:
         kind, end = _nifti_claims(path, file.read(540), path.stat().st_size * (DEFLATE if zipped else 1))
         image = kind.from_file_map({"image": FileHolder(fileobj=file)}, mmap=False)

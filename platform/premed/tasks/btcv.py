@@ -122,9 +122,9 @@ class BTCV(Segmentation):
         return found
 
     def listing(self, kind: str, folders: Sequence[str] = FOLDERS) -> list[Path]:
-        """All that lies in the folders of one kind."""
+        """All that lies in the folders of one kind, but for hidden files (macOS leaves a ._ beside each)."""
         there = [self.root / folder / kind for folder in folders if (self.root / folder / kind).is_dir()]
-        return [path for folder in there for path in sorted(folder.iterdir())]
+        return [path for folder in there for path in sorted(folder.glob("[!.]*"))]
 
     @cached_property
     def cases(self) -> dict[str, Case]:

@@ -129,7 +129,9 @@ class ChestXray14(Classification):
     @cached_property
     def files(self) -> dict[str, Path]:
         folders = [self.root / "images", *sorted(self.root.glob("images_*/images"))]
-        return {path.name: path for folder in folders if folder.is_dir() for path in folder.iterdir()}
+        return {
+            path.name: path for folder in folders if folder.is_dir() for path in folder.iterdir() if path.name[0] != "."
+        }
 
     @cached_property
     def table(self) -> Path:

@@ -146,7 +146,7 @@ class MSD(Segmentation):
     @cached_property
     def about(self) -> dict:
         try:
-            about = json.loads(self.listing.read_text(encoding="utf-8"))
+            about = json.loads(self.listing.read_text(encoding="utf-8-sig"))
         except FileNotFoundError:
             raise UserError(
                 f"{self.listing} is missing: task.root must be a folder in the decathlon's layout"
