@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 import shutil
 import signal
@@ -263,6 +264,12 @@ MSD_FAULTS = {
     "number twice": (about(labels={"background": 0, "a": 1, "b": 1}), ["dataset.json: `labels` must number"]),
     "listed twice": (entry(lambda t: t.append(t[0])), ["dataset.json: hippocampus_001 is listed twice; keep one"]),
     "no image named": (entry(lambda t: t.append({"label": "x"})), ["dataset.json: {'label': 'x'} names no image"]),
+    "no name of a file": (entry(lambda t: t.append({"image": "a\0b"})), [r"dataset.json: a\x00b is no name of a file"]),
+    "too long a name": (
+        entry(lambda t: t.append({"image": "a" * 999})),
+        ["dataset.json: aaaa", "is no name of a file"],
+    ),
+    "half a sign": (entry(lambda t: t.append({"image": "\ud800"})), [r"dataset.json: \ud800 is no name of a file"]),
     "out of the folder": (
         entry(lambda t: t.append({"image": "../x.nii.gz"})),
         ["dataset.json: ../x.nii.gz leads out of the folder"],
@@ -596,6 +603,17 @@ def test_names_on_the_page_are_text_whatever_they_hold(hippocampi, copied, check
     page = Page((tmp_path / "check.html").read_text())
     assert page.tags.count("img") == 12 and "script" not in page.tags and "b" not in page.tags
     assert "<script>alert(1)</script>" in page.words and "<b>x" in page.words
+
+
+def test_a_name_that_no_terminal_can_print_is_escaped(hippocampi, checked, tmp_path):
+    """Names in Latin-1, as old archives have them; with signs that steer a terminal; with what rich takes as markup."""
+    root = Path(shutil.copytree(hippocampi, tmp_path / "scans [red]"))
+    for name in (b"H\xfcfte.nii.gz", b"a\nb.nii.gz", b"\x1b[2Jc.nii.gz"):
+        (Path(os.fsdecode(os.fsencode(root / "imagesTr") + b"/" + name))).touch()
+    code, out, _ = checked(MSD, root, "--html", tmp_path / "page.html")
+    assert code == 0 and "scans [red]" in out
+    for name in (r"H\udcfcfte.nii.gz", r"a\nb.nii.gz", r"\x1b[2Jc.nii.gz"):
+        assert f"imagesTr/{name}" in out and f"imagesTr/{name}" in (tmp_path / "page.html").read_text()
 
 
 def test_the_pictures_show_the_labels_on_the_right_hand_copy(hippocampi):

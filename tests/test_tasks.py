@@ -160,6 +160,21 @@ def test_the_decathlon_s_test_images_count_where_they_were_downloaded(decathlon,
     assert "hippocampus_102" not in names(brain(root).images())
 
 
+def test_where_each_patient_has_a_folder_and_all_files_are_called_alike_cases_have_their_paths(decathlon, copied):
+    root = copied(decathlon)
+    about = json.loads((root / "dataset.json").read_text())
+    for number, entry in enumerate(about["training"][:3]):
+        for kind in entry.keys() & {"image", "label"}:
+            path = f"patient {number}/{kind}.nii.gz"
+            (root / path).parent.mkdir(exist_ok=True)
+            (root / entry[kind]).rename(root / path)
+            entry[kind] = f"./{path}"
+    (root / "dataset.json").write_text(json.dumps(about))
+    assert [finding for finding in brain(root).check() if finding.severity == "error"] == []
+    found = [case.name for case in brain(root).entries]
+    assert found[:3] == [f"patient {number}/image" for number in range(3)] and found[3] == "hippocampus_004"
+
+
 @pytest.mark.parametrize("labels", [{"0": "background", "1": "a b", "2": "c"}, {"background": 0, "c": 2, "a b": 1}])
 def test_classes_stand_in_the_order_of_their_numbers(decathlon, copied, labels):
     root = copied(decathlon)

@@ -25,7 +25,7 @@ from premed.experiment import Experiment, plugin
 from premed.figures import COLOURS
 from premed.inspection import Facts, Job, inspect, picture
 from premed.page import Picture, page
-from premed.spec import UserError
+from premed.spec import UserError, printable
 
 FEW = 5  # images with a class: with fewer in a part, its score there says little
 SHEET = 24  # pictures on the contact sheet
@@ -285,7 +285,7 @@ def alike(told: dict[str, Any], most: int) -> Iterator[tuple[str, str, str]]:
     root = f"{told['root']}/"
     for finding in told["findings"]:
         where, what = (finding[name].replace(root, "") if told["root"] else finding[name] for name in ("where", "what"))
-        groups[finding["severity"], what].append(where)
+        groups[finding["severity"], printable(what)].append(printable(where))
     for (severity, what), places in groups.items():
         yield from ((severity, where, what) for where in places[:most])
         if len(places) > most:

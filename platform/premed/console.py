@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from premed.check import alike, summed_up
+from premed.spec import printable
 from premed.watch import PAST
 
 DOING = {"pretrain": "pre-training", "finetune": "fine-tuning", "test": "testing"}
@@ -147,7 +148,7 @@ def gate_words(step: int, loss: float, gate: float) -> str:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], words: int = 2) -> None:
     """A table on stdout, no wider than it need be; after the first `words` columns, numbers stand on the right."""
-    drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
+    drawn = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
     for i, column in enumerate(columns):
         drawn.add_column(column, justify="left" if i < words else "right", overflow="fold")
     for row in rows:
@@ -184,10 +185,11 @@ def outcome_row(outcome: dict[str, Any]) -> list[str]:
 
 def findings(told: dict[str, Any]) -> None:
     """What `premed data check` found, errors first; of many files with the same trouble, ten."""
-    title = f"{told['task']} in {told['root']}" if told["root"] else told["task"]
+    name = printable(told["task"])
+    title = f"{name} in {printable(told['root'])}" if told["root"] else name
     if told["findings"]:
         table(title, ["", "where", "what"], list(alike(told, 10)), words=3)
-    print(f"{told['task']}: {summed_up(told)}")
+    print(f"{name}: {summed_up(told)}")
 
 
 def number(value: float | None) -> str:

@@ -1,13 +1,15 @@
 """The layout of the Medical Segmentation Decathlon: what a folder's `dataset.json` says and lists."""
 
 import json
-from collections.abc import Iterator
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from premed.contracts import Case, Finding
-from premed.spec import UserError
+from premed.spec import UserError, printable
 
 
 class Entry(NamedTuple):
@@ -21,6 +23,36 @@ class Entry(NamedTuple):
         """Are its files on disk?"""
         label = self.case.label
         return self.case.image[0].is_file() and (not isinstance(label, Path) or label.is_file())
+
+
+def case_names(about: Mapping[str, Any]) -> dict[str, str]:
+    """Listed images to cases' names: the file's without its suffix; its path, where several files are called alike."""
+    entries = [entry for part in ("training", "test") for entry in listed(about, part)]
+    images = [entry.get("image") if isinstance(entry, dict) else entry for entry in entries]
+    paths = {image: os.path.normpath(image) for image in images if isinstance(image, str)}
+    alike = Counter(stem(PurePath(path).name) for path in set(paths.values()))
+    return {
+        image: stem(path) if alike[stem(PurePath(path).name)] > 1 else stem(PurePath(path).name)
+        for image, path in paths.items()
+    }
+
+
+def listed(about: Mapping[str, Any], part: str) -> list[Any]:
+    return entries if isinstance(entries := about.get(part), list) else []
+
+
+def stem(name: str) -> str:
+    return name.removesuffix(".gz").removesuffix(".nii")
+
+
+def misplaced(root: Path, home: Path, file: str) -> str:
+    """What is wrong with a file that a listing names, and the mend; empty, if it may be looked for. home: real root."""
+    try:
+        inside = (root / file).resolve().is_relative_to(home)
+        (root / file).is_file()
+    except (OSError, ValueError):  # too long, or with signs that no name can have
+        return f"{printable(file)[:80]} is no name of a file; mend the entry"
+    return "" if inside else f"{file} leads out of the folder; keep images inside it"
 
 
 class Decathlon:
@@ -44,6 +76,10 @@ class Decathlon:
         if not isinstance(about, dict):
             raise UserError(f"{self.listing}: must be an object with `labels`, `modality` and `training`")
         return about
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        return case_names(self.about)
 
     @cached_property
     def channels(self) -> int:
@@ -97,8 +133,9 @@ class Decathlon:
             return None, f"{line!r} names no image; entries read {{image: …, label: …}}"
         files = [line["image"], *([line["label"]] if line.get("label") else [])]
         for file in files:
-            if not isinstance(file, str) or not (self.root / file).resolve().is_relative_to(self.home):
-                return None, f"{file} leads out of the folder; keep images inside it"
+            wrong = misplaced(self.root, self.home, file) if isinstance(file, str) else f"{file!r} is no name of a file"
+            if wrong:
+                return None, wrong
         image, *label = (self.root / file for file in files)
-        name = image.name.removesuffix(".gz").removesuffix(".nii")
+        name = self.names[line["image"]]
         return Entry(Case(name, name, (image,), label[0] if label else None), listed_as), ""

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
+from premed.spec import printable
+
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff; margin: 2rem auto; max-width: 76rem;
   padding: 0 1rem }
@@ -55,7 +57,7 @@ def page(
 
 
 def text(value: Any) -> str:
-    return escape(str(value), quote=True)
+    return escape(printable(value), quote=True)
 
 
 def found(findings: Sequence[tuple[str, str, str]]) -> str:

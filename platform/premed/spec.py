@@ -7,8 +7,16 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 
+def printable(said: object) -> str:
+    """On one line and fit for any terminal and encoding, whatever file names hold: what cannot be seen is escaped."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in str(said))
+
+
 class UserError(Exception):
     """What the user can mend: one line naming the file or field and the mend. The CLI exits with code 2."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class StageFailed(Exception):

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from premed.contracts import Case, Finding, Part
+from premed.decathlon import case_names, misplaced
 from premed.home import data_root
 from premed.images import Recipe
 from premed.randomness import key, permutation
@@ -139,6 +140,14 @@ class MSD(Segmentation):
     def root(self) -> Path:
         return data_root(self.config.root, self.config.folder)
 
+    @cached_property
+    def home(self) -> Path:
+        return self.root.resolve()
+
+    @cached_property
+    def case_names(self) -> dict[str, str]:
+        return case_names(self.about)
+
     @property
     def listing(self) -> Path:
         return self.root / "dataset.json"
@@ -199,7 +208,7 @@ class MSD(Segmentation):
             raise UserError(f"{self.listing}: {entry!r} names no label file; entries read {{image: …, label: …}}")
         image = self.inside(entry["image"])
         label = self.inside(entry["label"]) if entry.get("label") else None
-        name = image.name.removesuffix(".gz").removesuffix(".nii")
+        name = self.case_names[entry["image"]]
         return Case(name, name, (image,), label)
 
     def check(self, test: bool = True) -> Iterator[Finding]:
@@ -234,9 +243,8 @@ class MSD(Segmentation):
                 yield Finding("note", str(label), f"is the label of {', '.join(names)}: one patient in several cases?")
 
     def inside(self, path: str) -> Path:
-        whole = (self.root / path).resolve()
-        if not whole.is_relative_to(self.root.resolve()):
-            raise UserError(f"{self.listing}: {path} leads out of the folder; keep images inside it")
+        if wrong := misplaced(self.root, self.home, path):
+            raise UserError(f"{self.listing}: {wrong}")
         return self.root / path
 
     def read_classes(self) -> tuple[str, ...]:
