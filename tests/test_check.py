@@ -269,6 +269,14 @@ MSD_FAULTS = {
         entry(lambda t: t.append({"image": "a" * 999})),
         ["dataset.json: aaaa", "is no name of a file"],
     ),
+    "a link to itself": (
+        image(lambda p: (p.unlink(), p.symlink_to(p))),
+        ["dataset.json: ./imagesTr/{1} is no name of a file"],
+    ),
+    "brackets without end": (
+        lambda root: (root / "dataset.json").write_text("[" * 10**5),
+        ["dataset.json is not JSON"],
+    ),
     "half a sign": (entry(lambda t: t.append({"image": "\ud800"})), [r"dataset.json: \ud800 is no name of a file"]),
     "out of the folder": (
         entry(lambda t: t.append({"image": "../x.nii.gz"})),

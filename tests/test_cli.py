@@ -76,7 +76,13 @@ def test_phantoms_are_not_written_among_other_files(premed, tmp_path):
     assert code == 2 and err == [f"premed: {tmp_path} is not empty; name a new folder"]
 
 
-PLACES = {"btcv": "Training/label/label0005.nii.gz", "brats": "dataset.json", "images": "images/p0002_0.png"}
+PLACES = {
+    "btcv": "Training/label/label0005.nii.gz",
+    "brats": "dataset.json",
+    "chestxray14": "images/00000001_000.png",
+    "images": "images/p0002_0.png",
+    "msd": "imagesTr/hippocampus_001.nii.gz",
+}
 
 
 @pytest.mark.parametrize(("task", "file"), PLACES.items())

@@ -101,7 +101,7 @@ def phantom(
         int | None,
         typer.Option(
             min=16,
-            help="voxels along an edge [default: brats 96, btcv 128, chestxray14 and images 64; msd has its own]",
+            help="voxels along an edge [default: brats 96, btcv 128, chestxray14, images 64; msd about 35 × 50 × 36]",
         ),
     ] = None,
     kind: Annotated[str, typer.Option(help="of files, for images: png or dicom (X-rays), nifti (CT volumes)")] = "png",
@@ -115,7 +115,7 @@ def phantom(
         "btcv": lambda: abdomen.write_btcv(folder, num or 30, seed, shape=(ct, ct, max(ct // 2, 48))),
         "chestxray14": lambda: phantoms.write_chestxray14(folder, num or 100, seed, size=size or 64),
         "images": lambda: clinic.write_images(folder, num or 100, seed, kind, size or 64),
-        "msd": lambda: phantoms.write_msd(folder, num or 100, seed),
+        "msd": lambda: phantoms.write_msd(folder, num or 100, seed, shape=size and (size,) * 3),
     }
     if task not in writers:
         raise UserError(f"{task}: there are phantoms for {', '.join(writers)}")

@@ -50,7 +50,7 @@ def misplaced(root: Path, home: Path, file: str) -> str:
     try:
         inside = (root / file).resolve().is_relative_to(home)
         (root / file).is_file()
-    except (OSError, ValueError):  # too long, or with signs that no name can have
+    except (OSError, ValueError, RuntimeError):  # too long, with signs that no name can have, a link to itself
         return f"{printable(file)[:80]} is no name of a file; mend the entry"
     return "" if inside else f"{file} leads out of the folder; keep images inside it"
 
@@ -71,7 +71,7 @@ class Decathlon:
             ) from None
         except OSError as error:
             raise UserError(f"{self.listing}: cannot be read ({error.strerror}); mend its permissions") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{self.listing} is not JSON ({error}): download it again") from None
         if not isinstance(about, dict):
             raise UserError(f"{self.listing}: must be an object with `labels`, `modality` and `training`")

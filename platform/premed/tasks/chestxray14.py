@@ -129,9 +129,7 @@ class ChestXray14(Classification):
     @cached_property
     def files(self) -> dict[str, Path]:
         folders = [self.root / "images", *sorted(self.root.glob("images_*/images"))]
-        return {
-            path.name: path for folder in folders if folder.is_dir() for path in folder.iterdir() if path.name[0] != "."
-        }
+        return {path.name: path for folder in folders for path in folder.glob("[!.]*")}
 
     @cached_property
     def table(self) -> Path:

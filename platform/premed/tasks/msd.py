@@ -7,6 +7,7 @@ The decathlon's own test images have no labels, so the labelled ones are dealt 6
 import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from os.path import realpath  # unlike Path.resolve, of a link to itself too
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -162,7 +163,7 @@ class MSD(Segmentation):
             ) from None
         except OSError as error:
             raise UserError(f"{self.listing}: cannot be read ({error.strerror}); mend its permissions") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{self.listing} is not JSON ({error}): download it again") from None
         if not isinstance(about, dict):
             raise UserError(f"{self.listing}: must be an object with `labels`, `modality` and `training`")
@@ -230,10 +231,10 @@ class MSD(Segmentation):
                     yield Finding("error", str(path), "is listed and missing; download it, or set task.partial=true")
         for path in self.read.absent:
             yield Finding("note", str(path), "is listed under `test` and not there: it is left out")
-        known = {path.resolve() for case in cases for path in case.files} | {p.resolve() for p in self.read.absent}
+        known = {realpath(path) for path in [*self.read.absent, *(path for case in cases for path in case.files)]}
         for folder in ("imagesTr", "labelsTr", "imagesTs"):
             for path in sorted((self.root / folder).glob("[!.]*.nii*")):
-                if path.resolve() not in known:
+                if realpath(path) not in known:
                     yield Finding("note", str(path), "is in no entry of dataset.json: it is not used")
         users: dict[Path, list[str]] = {}
         for case in labelled.values():
