@@ -1,6 +1,6 @@
 """The named parts of a network that one stage saves and the next one loads: strictly, or not at all."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,7 +52,7 @@ def load_strictly(module: nn.Module, state: dict[str, torch.Tensor], part: str) 
     return {"loaded": len(own), "missing": []}
 
 
-def card(stage: Stage, task: Task, parts: dict[str, nn.Module], gate: dict[str, Any] | None) -> dict[str, Any]:
+def card(stage: Stage, task: Task, parts: Mapping[str, nn.Module], gate: dict[str, Any] | None) -> dict[str, Any]:
     """What somebody needs to use the parts elsewhere."""
     encoder = parts["encoder"]
     assert isinstance(encoder, Encoder)
