@@ -30,6 +30,15 @@ def prepared(*done, total=3):
     return [{"event": "prepared", "done": each, "total": total} for each in done]
 
 
+def test_an_import_is_told_in_one_line():
+    stage = {"event": "stage", "kind": "import", "where": "/x"}
+    report = {"file": "vit.bin", "kept": 70, "changed": {"pos_embed": "14x14 to 4x4"}, "dropped": ["head.bias"]}
+    assert shown([stage, {"event": "imported", **report}]).splitlines() == [
+        "importing weights: /x",
+        "vit.bin: 70 tensors as they are; pos_embed: 14x14 to 4x4; left out: head.bias",
+    ]
+
+
 def test_a_stage_is_told_in_plain_lines_where_there_is_no_terminal():
     events = [
         {"event": "stage", "kind": "finetune", "where": "/x"},

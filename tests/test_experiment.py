@@ -110,8 +110,8 @@ MISTAKES = {
     "pretext.mask_ration=0.5": r"pretext\.mask_ration: no such field; check its spelling",
     "pretext.mask_ratio=1.5": r"pretext\.mask_ratio: Input should be less than 1 \(it is 1\.5\)",
     "pretext.mask_ratio=much": r"pretext\.mask_ratio: .*valid number.* \(it is 'much'\)",
-    "pretext.name=mea": r"pretext: 'mea' is not one of mae, none",
-    "pretext=": r"pretext: None is not one of mae, none",
+    "pretext.name=mea": r"pretext: 'mea' is not one of imagenet, mae, none",
+    "pretext=": r"pretext: None is not one of imagenet, mae, none",
     "task.name=chest": r"task: 'chest' is not one of brats, btcv, chestxray14, images, msd",
     "encoder.name=resnet": r"encoder: 'resnet' is not one of vit",
     "encoder.heads=5": r"encoder: width 48 is not a multiple of heads 5",
@@ -272,6 +272,19 @@ def test_a_strategy_without_training_has_no_pretraining_stage(base):
     assert [*stages(load([base], ["pretext=none", "pretrain="]))] == ["finetune", "test"]
 
 
+def test_a_strategy_that_brings_weights_imports_them_once_for_all_fine_tunings(base):
+    imported = ["pretext={name: imagenet, weights: a.bin}", "pretrain="]
+    found = stages(load([base], imported))
+    assert [*found] == ["import", "finetune", "test"] and found["finetune"].parent == found["import"].digest()
+    assert found["import"].training is None and found["finetune"].pretext is None
+    assert found["import"].folder == f"import-{found['import'].digest()[:16]}"
+    before = digests(*imported, path=base)
+    assert digests(*imported, "pretext.weights=b.bin", path=base) == before  # it is the content that counts
+    for change, same in (("finetune.seed=1", True), ("encoder.patch=16", False), ("pretext.mean=[0,0,0]", False)):
+        assert (digests(*imported, change, path=base)["import"] == before["import"]) is same
+    assert digests(*imported, path=base, data="other")["import"] != before["import"]
+
+
 def test_a_plugin_is_the_file_of_its_name():
     assert experiment.plugin("pretext", {"name": "mae"}) is mae
 
@@ -283,7 +296,7 @@ def test_a_shared_file_sets_what_only_one_strategy_has(base, write):
 
 
 def test_only_names_strategies_that_there_are(base, write):
-    with pytest.raises(UserError, match="only: 'mea' is not one of mae, none"):
+    with pytest.raises(UserError, match="only: 'mea' is not one of imagenet, mae, none"):
         load([base, write("small", "only: {mea: {}}\n")])
 
 

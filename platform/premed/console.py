@@ -16,7 +16,7 @@ from premed.check import alike, summed_up
 from premed.spec import printable
 from premed.watch import PAST
 
-DOING = {"pretrain": "pre-training", "finetune": "fine-tuning", "test": "testing"}
+DOING = {"pretrain": "pre-training", "import": "importing weights", "finetune": "fine-tuning", "test": "testing"}
 EVERY = 10.0  # seconds between two plain lines of the same kind
 
 
@@ -68,6 +68,11 @@ class Presenter:
     def on_training(self, event: dict[str, Any]) -> None:
         going_on = f", going on after step {event['start']}" if event["start"] else ""
         self.say(f"{DOING[self.kind]} on {event['num_images']} images, {event['num_steps']} steps{going_on}")
+
+    def on_imported(self, event: dict[str, Any]) -> None:
+        changed = "".join(f"; {name}: {how}" for name, how in event["changed"].items())
+        dropped = f"; left out: {', '.join(event['dropped'])}" if event["dropped"] else ""
+        self.say(f"{event['file']}: {event['kept']} tensors as they are{changed}{dropped}")
 
     def on_testing(self, event: dict[str, Any]) -> None:
         self.say(f"testing once on {event['num_images']} images")

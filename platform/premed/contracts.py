@@ -261,7 +261,10 @@ class Plan(Protocol):
 
 
 class Objective(nn.Module):
-    """What `fit()` minimises. The loss IS the forward, so that DDP sees it."""
+    """What `fit()` minimises. The loss IS the forward, so that DDP sees it.
+
+    A strategy that trains nothing may bring an encoder's weights instead: `pretext/__init__.py` has that contract.
+    """
 
     parts: dict[str, nn.Module]
     """What is saved under which name when training ends: `encoder`, `decoder`, `head`."""

@@ -20,12 +20,13 @@ from premed.ledger import first_line
 from premed.records import Records
 from premed.spec import LeaseLost, StageFailed, UserError, canonical
 from premed.supervised import Supervised
-from premed.worker import Job, make_objective
+from premed.worker import Job, make_objective, run_stage
 
 Show = Callable[[dict[str, Any]], None]
 """Takes the events of a run, as they happen: `{"event": …}`."""
 Trainer = Callable[[Job, str], None]
 """Runs a stage to its result in the vault; what it tells goes to the ledger, under the run's id."""
+KNOWN_BY = ("import", "finetune")  # the kinds of stages whose data tell two experiments of the same fields apart
 POLL = 1.0  # seconds between two looks at a stage that another command is at
 
 
@@ -34,11 +35,16 @@ class Data:
 
     def __init__(self, experiment: Experiment, mapper: Any, show: Show):
         self.task: Task = plugin("tasks", experiment.task).build(experiment.task)
+        self.pretext = experiment.pretext
         self.root, self.mapper, self.show = home() / "cache", mapper, show
         self.files: set[Path] = set()
 
     def fingerprint(self, kind: Kind) -> str:
         """Prepares what a stage of that kind sees, and says what it is: `part:hash part:hash`."""
+        if kind == "import":  # weights, made to fit the task's channels and values
+            content = plugin("pretext", self.pretext).content(self.pretext)
+            seen = canonical([content, self.task.channels, self.task.recipe.digest()])
+            return f"weights:{hashlib.sha256(seen.encode()).hexdigest()}"
         if kind == "test":
             groups = {"test": self.task.split("test")}
         elif kind == "pretrain":
@@ -90,7 +96,8 @@ class Driver:
 
     def run(self) -> dict[str, Any]:
         """What came of it: task, strategy, the score's name, the MLflow run, and each stage's result."""
-        self.records.open(self.fingerprint("finetune"))
+        # what the experiment as a whole is known by, beside its fields
+        self.records.open(" ".join(self.fingerprint(kind) for kind in self.experiment.kinds if kind in KNOWN_BY))
         stages: list[dict[str, Any]] = []
         try:
             before: Stage | None = None
@@ -135,7 +142,7 @@ class Driver:
         run_id = self.ledger.finished(stage.digest(), stage.kind)
         if result is None and run_id is not None:
             with TemporaryDirectory() as folder:
-                if self.ledger.fetch(run_id, folder):
+                if self.ledger.fetch(run_id, folder, stage.kind != "import"):
                     files = [path for path in Path(folder).rglob("*") if path.is_file()]
                     for path in sorted(files, key=lambda path: path.name == "result.json"):  # it says that all is there
                         vault.put(path.relative_to(folder).as_posix(), path.read_bytes())
@@ -166,7 +173,10 @@ class Driver:
         if vault.get("failure.json"):  # of an earlier try
             vault.remove("failure.json")
         try:
-            self.trainer(job, run_id)
+            if kind == "import":  # here, where the file is
+                run_stage(job, self.show, lambda numbers: None)
+            else:
+                self.trainer(job, run_id)
         except Exception as error:
             if self.ledger.taken(job.stage.digest()):  # no record from here: the run is the other command's now
                 raise LeaseLost(str(error)) from None

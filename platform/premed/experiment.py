@@ -19,7 +19,9 @@ import premed
 from premed.contracts import Augment
 from premed.spec import Spec, UserError, elsewhere, unscored
 
-Kind = Literal["pretrain", "finetune", "test"]
+Kind = Literal["pretrain", "import", "finetune", "test"]
+BLIND: tuple[Kind, ...] = ("pretrain", "import")
+"""They make an encoder and see no label, so that any number of fine-tunings may share them."""
 
 
 def plugin(folder: str, config: Any) -> Any:
@@ -135,25 +137,30 @@ class Experiment(Spec):
     def strategy(self) -> str:
         return self.pretext.name  # type: ignore[attr-defined]
 
+    @property
+    def kinds(self) -> list[Kind]:
+        """Of its stages, in order: pre-training or import (if the strategy has one), fine-tuning, test."""
+        strategy = plugin("pretext", self.pretext)
+        first: list[Kind] = ["pretrain"] if strategy.build else ["import"] if hasattr(strategy, "weights") else []
+        return [*first, "finetune", "test"] if self.test else [*first, "finetune"]
+
     def stages(self, data: "Callable[[Kind], str]") -> "Iterator[Stage]":
-        """Pre-training (if the strategy has one), fine-tuning and test, in order, each naming its parent.
+        """Its stages in order, each naming its parent.
 
         data: a stage's kind to the fingerprint of the data that it sees. It is asked when the stage's turn comes, for
         "test" only after the fine-tuning was taken, and never if `test` is false.
         """
-        kinds: list[Kind] = ["finetune", "test"] if self.test else ["finetune"]
-        if plugin("pretext", self.pretext).build is not None:
-            kinds.insert(0, "pretrain")
+        trainings = {"pretrain": self.pretrain, "import": None}
         parent = None
-        for kind in kinds:
+        for kind in self.kinds:
             stage = Stage(
                 kind=kind,
                 parent=parent,
                 data=data(kind),
-                task=unscored(self.task) if kind == "pretrain" else self.task,
+                task=unscored(self.task) if kind in BLIND else self.task,
                 encoder=self.encoder,
-                pretext=self.pretext if kind == "pretrain" else None,
-                training=self.pretrain if kind == "pretrain" else self.finetune,  # type: ignore[arg-type]
+                pretext=self.pretext if kind in BLIND else None,
+                training=trainings.get(kind, self.finetune),
             )
             yield stage
             parent = stage.digest()
@@ -168,7 +175,7 @@ class Stage(Spec):
     task: SerializeAsAny[Spec]
     encoder: SerializeAsAny[Spec]
     pretext: SerializeAsAny[Spec] | None = None
-    training: SerializeAsAny[Spec]
+    training: SerializeAsAny[Spec] | None
 
     @property
     def folder(self) -> str:

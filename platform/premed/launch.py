@@ -15,6 +15,7 @@ from premed.crew import Crew, actor
 from premed.driver import Data, Driver, Show, Trainer
 from premed.experiment import Experiment, Train, plugin
 from premed.home import home
+from premed.importing import foresee
 from premed.ledger import Ledger, Patient
 from premed.runs import RunStore
 from premed.spec import StageFailed, UserError
@@ -34,6 +35,7 @@ def run_all(experiments: Sequence[Experiment], show: Show) -> list[dict[str, Any
         if (experiment.task, experiment.test) not in looked_at:
             refuse(plugin("tasks", experiment.task).build(experiment.task), experiment.test)
             looked_at.append((experiment.task, experiment.test))
+        foresee(experiment)
     outcomes = []
     with session(experiments[0].train, show) as (ledger, mapper, trainer):
         for i, experiment in enumerate(experiments):
@@ -50,8 +52,9 @@ def prepare(experiment: Experiment, show: Show) -> dict[str, Any]:
     experiment = settled(experiment)
     with ray_or_not(experiment.train, show) as mapper:
         data = Data(experiment, mapper, show)
-        for _ in experiment.stages(data.fingerprint):
-            continue  # asking for the data is what prepares it
+        for kind in experiment.kinds:
+            if kind != "import":  # weights are no images
+                data.fingerprint(kind)  # asking for it is what prepares it
     megabytes = sum(path.stat().st_size for path in data.files) / 1e6
     return {"where": str(data.root), "num_images": len(data.files), "megabytes": megabytes}
 

@@ -108,20 +108,23 @@ class Ledger:
         run = self.store.get(run_id)
         return run.status == "FINISHED" and tags.items() <= run.tags.items()
 
-    def fetch(self, run_id: str, folder: str) -> bool:
+    def fetch(self, run_id: str, folder: str, scored: bool = True) -> bool:
         """A finished stage's files, as its vault had them, into `folder`; False where MLflow no longer has them.
+
+        scored: it has a row of scores for each case.
 
         An outage is no answer and is raised: a download is waited for, not paid for with a training.
         """
         try:
             self.store.download(run_id, "", folder)
-            rows = self.store.scores(run_id)  # MLflow's file of that name is laid out for its UI
+            rows = self.store.scores(run_id) if scored else None  # MLflow's file of that name is laid out for its UI
         except Exception as error:
             if away(error) and type(error) is not OSError:  # MLflow's word for files of its own that are gone
                 raise
             self.warn(f"the files of run {run_id} cannot be had: {first_line(error)}")
             return False
-        (Path(folder) / "scores.json").write_text(json.dumps(rows))
+        if rows is not None:
+            (Path(folder) / "scores.json").write_text(json.dumps(rows))
         (Path(folder) / "scores.csv").unlink(missing_ok=True)
         return True
 

@@ -1,13 +1,13 @@
 """The named parts of a network that one stage saves and the next one loads: strictly, or not at all."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from premed.contracts import Encoder, Objective, Task
+from premed.contracts import Encoder, Task
 from premed.experiment import Stage
 from premed.randomness import key
 from premed.spec import UserError
@@ -52,13 +52,13 @@ def load_strictly(module: nn.Module, state: dict[str, torch.Tensor], part: str) 
     return {"loaded": len(own), "missing": []}
 
 
-def card(stage: Stage, task: Task, objective: Objective, gate: dict[str, Any] | None) -> dict[str, Any]:
+def card(stage: Stage, task: Task, parts: Mapping[str, nn.Module], gate: dict[str, Any] | None) -> dict[str, Any]:
     """What somebody needs to use the parts elsewhere."""
-    encoder = objective.parts["encoder"]
+    encoder = parts["encoder"]
     assert isinstance(encoder, Encoder)
     return {
         "digest": stage.digest(),
-        "parts": sorted(objective.parts),
+        "parts": sorted(parts),
         "encoder": stage.encoder.model_dump(mode="json"),
         "grid": encoder.grid,
         "patch": encoder.patch,

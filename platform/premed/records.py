@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from premed.contracts import Task
-from premed.experiment import Experiment, Stage
+from premed.experiment import BLIND, Experiment, Stage
 from premed.home import home, portable
 from premed.spec import StageFailed
 from premed.vault import Vault
@@ -86,25 +86,27 @@ class Records:
 
     def open_stage(self, stage: Stage) -> str:
         """The stage's run, below the experiment's: the unfinished one goes on, else a new one starts."""
-        training: Any = stage.training
+        seed = stage.training and stage.training.seed  # type: ignore[attr-defined]
         if not self.writing:
             self.ledger.reopen(self.run_id)
             self.writing = True
-        name = f"{self.experiment.strategy} {stage.kind} seed {training.seed}"
-        params = {"stage": stage.model_dump(mode="json", exclude={"task": {"root"}})}
-        tags = {"seed": str(training.seed), "premed.data": stage.data, "premed.parent_digest": stage.parent or ""}
-        tags = self.tags(stage.kind) | tags
+        name = f"{self.experiment.strategy} {stage.kind}" + ("" if seed is None else f" seed {seed}")
+        params = {"stage": stage.model_dump(mode="json", exclude={"task": {"root"}, "pretext": {"weights"}})}
+        tags = {"premed.data": stage.data, "premed.parent_digest": stage.parent or ""}
+        tags = self.tags(stage.kind) | tags | ({} if seed is None else {"seed": str(seed)})
         run_id = self.ledger.open(self.task.name, name, stage.digest(), stage.kind, self.run_id, tags, params)
-        self.ledger.call("log_datasets", run_id, self.datasets(stage))
+        if stage.training is not None:  # an import sees no images
+            self.ledger.call("log_datasets", run_id, self.datasets(stage))
         return run_id
 
     def tags(self, kind: str) -> dict[str, str]:
         tags = {"task": self.task.name, "strategy": self.experiment.strategy, "stage": kind}
-        if kind == "pretrain":  # it has no labels, and others may share it
+        if kind in BLIND:  # others may share it
             return tags
         pretrain = self.experiment.pretrain
         tags |= {"label_fraction": f"{self.experiment.finetune.label_fraction:g}"}
-        return tags | ({"pretrain_seed": str(pretrain.seed)} if pretrain and self.experiment.strategy != "none" else {})
+        trained = pretrain and "pretrain" in self.experiment.kinds
+        return tags | ({"pretrain_seed": str(pretrain.seed)} if pretrain and trained else {})
 
     def datasets(self, stage: Stage) -> list[dict[str, Any]]:
         source = portable(Path(getattr(self.experiment.task, "root", self.task.name)))
@@ -131,7 +133,8 @@ class Records:
         if curve:
             call("log_rows", run_id, curve)
         call("log_rows", run_id, [row(result.get("num_steps", 0), numbers_of(result))])
-        call("log_scores", run_id, vault.get_json("scores.json"))
+        if scores := vault.get_json("scores.json"):  # an import has none
+            call("log_scores", run_id, scores)
         for name in ("pictures", "parts"):
             if (folder / name).is_dir():
                 call("log_files", run_id, str(folder / name), name)
@@ -214,8 +217,9 @@ def place(vault: Vault) -> str:
 
 
 def tree(experiment: Experiment) -> dict[str, Any]:
-    """The resolved experiment, its data root as ${PREMED_DATA}/…."""
+    """The resolved experiment, its data root (and a file of weights) as ${PREMED_DATA}/…."""
     whole = experiment.model_dump(mode="json")
-    if whole["task"].get("root"):
-        whole["task"]["root"] = portable(Path(whole["task"]["root"]))
+    for part, field in (("task", "root"), ("pretext", "weights")):
+        if whole[part].get(field):
+            whole[part][field] = portable(Path(whole[part][field]))
     return whole

@@ -110,7 +110,7 @@ class RunStore:
         tags: Mapping[str, str] | None = None,
         params: Mapping[str, Any] | None = None,
     ) -> str:
-        """A new run's id. `kind`: experiment, pretrain, finetune or test; `params` may be nested, names get dots."""
+        """A new run's id. `kind`: experiment, or a stage's; `params` may be nested, names get dots."""
         from mlflow.entities import Param
 
         everything = {"premed.digest": digest, "premed.kind": kind, "mlflow.source.name": "premed"}

@@ -17,6 +17,7 @@ from premed.contracts import Case, Objective, Sample, Task
 from premed.device import device_of, forget_peak_memory, peak_memory_mb, precision_of
 from premed.experiment import Finetune, Pretrain, Stage, Train, plugin
 from premed.fit import EpochPlan, Schedule, distributed, fit, make_optimizer, team
+from premed.importing import bring
 from premed.measure import bootstrap_interval, undefined_classes
 from premed.parts import card, drawn, load_encoder, load_strictly, weights_of
 from premed.randomness import key, permutation
@@ -43,7 +44,8 @@ class Job:
 
 
 def run_stage(job: Job, emit: Callable[[dict[str, Any]], None], report: Callable[[dict[str, float]], None]) -> None:
-    """Trains (or tests) what `job` says and writes `result.json` last; what no retry can mend into `failure.json`.
+    """Trains what `job` says (or imports, or tests it) and writes `result.json` last; or, where no retry can mend what
+    went wrong, `failure.json`.
 
     emit: takes events, on the first rank. report: takes each validation's numbers, on every rank.
     """
@@ -53,7 +55,12 @@ def run_stage(job: Job, emit: Callable[[dict[str, Any]], None], report: Callable
         return  # all were started again for the sake of one that ended after the result, or failed alone
     forget_peak_memory()
     try:
-        test(job, emit) if job.stage.kind == "test" else learn(job, emit, report)
+        if job.stage.kind == "import":
+            bring(job.stage, job.vault, emit)
+        elif job.stage.kind == "test":
+            test(job, emit)
+        else:
+            learn(job, emit, report)
     except (NotFinite, UserError) as error:
         everywhere = isinstance(error, (NotFinite, Everywhere))
         if rank == 0 or not everywhere:
@@ -158,7 +165,7 @@ def finish(job: Job, task: Task, watch: Watch, val: Sequence[Sample], loaded: di
     draw_pictures(vault, objective, val)
     summary = watch.best["summary"]
     gate = passed_gate(summary)
-    vault.put_json("parts/card.json", card(stage, task, objective, gate))
+    vault.put_json("parts/card.json", card(stage, task, objective.parts, gate))
     vault.put("curve.jsonl", "\n".join(map(json.dumps, watch.curve)).encode())
     vault.put_json("scores.json", watch.rows)
     result = {

@@ -1,0 +1,52 @@
+"""What a strategy brings in place of a pre-training: weights from elsewhere, saved once as a stage's encoder.
+
+Runs where the command runs: the file need be on that machine alone, all others load what the stage saved.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from premed.contracts import Encoder, Task
+from premed.device import peak_memory_mb
+from premed.experiment import Experiment, Stage, plugin
+from premed.parts import card, load_strictly
+from premed.vault import Vault
+
+
+def foresee(experiment: Experiment) -> None:
+    """UserError where the weights that an experiment starts from cannot be had or do not fit. Nothing is saved."""
+    first = next(experiment.stages(lambda kind: ""))
+    if first.kind == "import":
+        brought(first)
+
+
+def bring(stage: Stage, vault: Vault, emit: Callable[[dict[str, Any]], None]) -> None:
+    """Saves the encoder that an import stage brings, its card and, last, the result."""
+    began = time.monotonic()
+    task, encoder, state, report = brought(stage)
+    load_strictly(encoder.to_empty(device="cpu"), state, "encoder")
+    vault.put_weights("parts/encoder.safetensors", encoder.state_dict())
+    vault.put_json("parts/card.json", card(stage, task, {"encoder": encoder}, None))
+    emit({"event": "imported", **report})
+    result = {
+        "kind": stage.kind,
+        "digest": stage.digest(),
+        "summary": {},
+        "num_cases": 0,
+        "gate": None,
+        "loaded": {"encoder": report},
+        "seconds": time.monotonic() - began,
+        "peak_memory_mb": peak_memory_mb(torch.device("cpu")),
+    }
+    vault.put_json("result.json", result)
+
+
+def brought(stage: Stage) -> tuple[Task, Encoder, dict[str, torch.Tensor], dict[str, Any]]:
+    """The task, its encoder (without memory), the encoder's state, and what was done to make it."""
+    task = plugin("tasks", stage.task).build(stage.task)
+    with torch.device("meta"):
+        encoder = plugin("encoders", stage.encoder).build(stage.encoder, task.channels, task.roi)
+    return task, encoder, *plugin("pretext", stage.pretext).weights(stage.pretext, encoder, task)
