@@ -103,6 +103,14 @@ class Encoder(nn.Module):
         return state, []
 
 
+class Solution(NamedTuple):
+    """What there is to tell of weights that were solved."""
+
+    loss: float  # the mean over the rows that they were solved on
+    numbers: dict[str, float]  # by which one solution differs from another
+    said: list[str]  # what the user ought to hear
+
+
 class Head(nn.Module):
     """Turns Features into logits: [B, classes] or [B, classes, *S]."""
 
@@ -110,9 +118,9 @@ class Head(nn.Module):
     """The blocks whose output it wants to see."""
     loads: tuple[str, ...] = ()
     """The saved parts, beside the encoder, that it starts from."""
-    strengths: tuple[float, ...] = ()
-    """Not empty: its weights are solved, not descended, once for each of these (the smaller, the stronger the
-    regularisation), while the encoder stays as it is; val picks. `rows` and `solve` are for such heads alone."""
+    num_solutions: int = 0
+    """Not 0: its weights are solved, not descended, in so many ways, of which val picks one; the encoder stays as is.
+    `rows` and `solve` are for such heads alone."""
 
     def forward(self, image: Tensor, features: Features) -> Tensor:
         raise NotImplementedError
@@ -121,10 +129,10 @@ class Head(nn.Module):
         """What its logits are linear in, [B, N, D]: one row per image, or one per patch."""
         raise NotImplementedError
 
-    def solve(self, rows: Tensor, shares: Tensor, strength: float) -> tuple[float, list[str]]:
-        """Sets its weights from `rows` [n, D] and the `shares` of classes in them [n, classes], NaN where not known.
+    def solve(self, rows: Tensor, shares: Tensor) -> Iterator[Solution]:
+        """Sets its weights to one solution after the other, and tells of it.
 
-        Returns the mean loss on these rows, and what the user ought to hear.
+        From `rows` [n, D] and the shares of the classes in them [n, classes], NaN where not known; both on the CPU.
         """
         raise NotImplementedError
 
@@ -250,8 +258,8 @@ class Objective(nn.Module):
 
     parts: dict[str, nn.Module]
     """What is saved under which name when training ends: `encoder`, `decoder`, `head`."""
-    strengths: tuple[float, ...] = ()
-    """Not empty: a closed form stands in for the descent (`Head.strengths`)."""
+    num_solutions: int = 0
+    """Not 0: a closed form stands in for the descent (`Head.num_solutions`)."""
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss over the batch's samples, and numbers to log. `progress` runs from 0 to 1."""

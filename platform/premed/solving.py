@@ -1,11 +1,11 @@
 """The closed form of `fit`: a head's weights are solved on what the encoder, as it is, says of the training images.
 
-One step per strength of the head, so that `watch` validates, keeps the best and saves as it does in a descent. The
-first rank solves; all have its weights.
+One step per solution, so that `watch` validates, keeps the best and saves as it does in a descent. The first rank
+solves; all have its weights.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import chain
+from itertools import chain, islice, repeat
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from premed import sampling
-from premed.contracts import Sample
+from premed.contracts import Sample, Solution
 from premed.fit import Watch, team
 from premed.spec import UserError
 from premed.supervised import Supervised
@@ -29,16 +29,17 @@ def solve(
     precision: torch.dtype = torch.float32,
     emit: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Solves `objective`'s head for each of its strengths from number `start` on, in their order.
+    """Takes `objective`'s head through its solutions, of which the first `start` are done.
 
     emit: takes a warning where the head has something to say, once.
     """
     objective.eval()
     head, told = objective.network.head, set()
     rows, shares = gathered(objective, train, precision)
-    for step, strength in enumerate(head.strengths[start:], start + 1):
-        loss, said = head.solve(rows, shares, strength) if team()[0] == 0 else (0.0, [])
-        for text in said:
+    elsewhere = repeat(Solution(0.0, {}, []), head.num_solutions)
+    solutions = head.solve(rows, shares) if team()[0] == 0 else elsewhere
+    for step, (loss, numbers, said) in islice(enumerate(solutions, 1), start, None):
+        for text in dict.fromkeys(said):
             if text not in told:
                 emit({"event": "warning", "text": text})
         told.update(said)
@@ -46,7 +47,7 @@ def solve(
         if team()[1] > 1:
             for tensor in (total, *head.state_dict().values()):
                 dist.broadcast(tensor, 0)
-        watch(step, total, {"strength": strength})
+        watch(step, total, dict(numbers))
 
 
 def gathered(objective: Supervised, train: Sequence[Sample], precision: torch.dtype) -> tuple[Tensor, Tensor]:

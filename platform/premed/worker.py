@@ -91,7 +91,7 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
         objective, loaded = make_objective(job, task)
         objective.to(device)
 
-    plan, schedule = planned(stage, len(train), len(objective.strengths))
+    plan, schedule = planned(stage, len(train), objective.num_solutions)
     source = Mapped(
         task, train, settings.augment, seed=settings.seed, stage=stage.kind, device=device, num_loaders=how.loaders
     )
@@ -102,7 +102,7 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
         plan,
         job.vault,
         val,
-        validations=len(objective.strengths) or settings.validations,
+        validations=objective.num_solutions or settings.validations,
         score=task.score if stage.kind == "finetune" else None,
         log_steps=how.log_steps,
         save_minutes=how.save_minutes,
@@ -115,7 +115,7 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
         objective.begin(train)
     sizes = {"num_images": len(train), "num_val": len(val), "num_steps": plan.num_steps}
     emit({"event": "training", "start": start, **sizes})
-    if objective.strengths:
+    if objective.num_solutions:
         assert isinstance(objective, Supervised)
         solve(objective, train, watch, start=start, precision=precision, emit=emit)
     else:
@@ -135,16 +135,16 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
         finish(job, task, watch, val, loaded, num_cases=len(train))
 
 
-def planned(stage: Stage, num_samples: int, num_strengths: int = 0) -> tuple[EpochPlan, Schedule]:
+def planned(stage: Stage, num_samples: int, num_solutions: int = 0) -> tuple[EpochPlan, Schedule]:
     """The steps of a training, and their learning rates: lr × batch / 256 at the top.
 
-    Where weights are solved, a step is one strength and sees all samples.
+    Where weights are solved, a step is one solution and sees all samples.
     """
     settings = stage.training
     assert isinstance(settings, (Pretrain, Finetune))
-    if num_strengths:
-        plan = EpochPlan(num_samples, num_samples, num_strengths, settings.seed, stage.kind)
-        return plan, Schedule(num_strengths, 0, 0.0)
+    if num_solutions:
+        plan = EpochPlan(num_samples, num_samples, num_solutions, settings.seed, stage.kind)
+        return plan, Schedule(num_solutions, 0, 0.0)
     num_steps = settings.steps or settings.epochs * ceil(num_samples / settings.batch)
     warmup = num_steps * min(settings.warmup_epochs / settings.epochs, 1.0)
     plan = EpochPlan(num_samples, settings.batch, num_steps, settings.seed, stage.kind)

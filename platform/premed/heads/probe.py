@@ -7,7 +7,8 @@ regression, others (findings, regions) one binary regression each, over the labe
 """
 
 import warnings
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,12 +16,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from premed.contracts import Encoder, Features, Head, Task
+from premed.contracts import Encoder, Features, Head, Solution, Task
 from premed.spec import Spec, UserError
 
 ITERATIONS = 1000  # scikit-learn's L-BFGS ends far earlier where the regularisation is of any strength
 
 Strength = Annotated[float, Field(gt=0)]
+Prior = Annotated[float, Field(ge=0, le=1)]
 
 
 class Config(Spec):
@@ -30,6 +32,9 @@ class Config(Spec):
     pool: Literal["mean", "cls"] = "mean"
     """Classification: the mean of the patch tokens, or the class token."""
     strengths: tuple[Strength, ...] = Field((1e-4, 1e-3, 0.01, 0.1, 1.0), min_length=1)
+    priors: tuple[Prior, ...] = Field((0.0, 0.5, 0.75, 1.0), min_length=1)
+    """Label maps: how much of the classes' log frequency is taken off the logits (1: as if all were equally frequent),
+    of which val picks one too. With none taken off, a patch that is background by half answers background alone."""
 
 
 def build(config: Config, encoder: Encoder, task: Task) -> "Probe":
@@ -44,10 +49,13 @@ class Probe(Head):
 
     def __init__(self, config: Config, encoder: Encoder, task: Task):
         super().__init__()
-        self.pool, self.strengths = config.pool, config.strengths
         self.classes, self.exclusive = task.classes, task.exclusive
         self.grid = encoder.grid if task.labels else None
-        self.fc = nn.Linear(encoder.width, len(task.classes))
+        self.pool, self.strengths = config.pool, config.strengths
+        self.priors = config.priors if task.labels else (0.0,)
+        self.num_solutions = len(self.strengths) * len(self.priors)
+        # double, which autocast leaves alone: with the standardisation folded in, large terms cancel
+        self.fc = nn.Linear(encoder.width, len(task.classes), dtype=torch.float64)
         nn.init.zeros_(self.fc.weight)
         nn.init.zeros_(self.fc.bias)
 
@@ -61,50 +69,49 @@ class Probe(Head):
         return features.summary.float()[:, None]
 
     def forward(self, image: Tensor, features: Features) -> Tensor:
-        logits = self.linear(self.rows(features)).float()  # [B, N, classes]
+        logits = self.fc(self.rows(features).double()).float()  # [B, N, classes]
         if self.grid is None:
             return logits[:, 0]
         maps = logits.transpose(1, 2).unflatten(2, self.grid)
         mode = "bilinear" if len(self.grid) == 2 else "trilinear"
         return F.interpolate(maps, size=image.shape[2:], mode=mode, align_corners=False)
 
-    def linear(self, rows: Tensor) -> Tensor:
-        # double, which autocast leaves alone: with the standardisation folded in, large terms cancel
-        return F.linear(rows.double(), self.fc.weight.double(), self.fc.bias.double())
-
-    def solve(self, rows: Tensor, shares: Tensor, strength: float) -> tuple[float, list[str]]:
+    def solve(self, rows: Tensor, shares: Tensor) -> Iterator[Solution]:
         from sklearn.preprocessing import StandardScaler
 
         scaler, y = StandardScaler(), shares.double().numpy()
         x = scaler.fit_transform(rows.double().numpy())
-        weight, bias, said = (self.multinomial if self.exclusive else self.binary)(x, y, strength)
-        weight /= scaler.scale_
-        with torch.no_grad():
-            self.fc.weight.copy_(torch.from_numpy(weight))
-            self.fc.bias.copy_(torch.from_numpy(bias - weight @ scaler.mean_))
-            return self.loss(self.linear(rows.to(self.fc.weight.device)).cpu(), shares.double()), said
+        for strength in self.strengths:
+            weight, bias, frequency, said = (self.multinomial if self.exclusive else self.binary)(x, y, strength)
+            weight /= scaler.scale_
+            for prior in self.priors:
+                with torch.no_grad():
+                    self.fc.weight.copy_(torch.from_numpy(weight))
+                    self.fc.bias.copy_(torch.from_numpy(bias - weight @ scaler.mean_ - prior * frequency))
+                    loss = self.loss(self.fc(rows.to(self.fc.weight.device).double()).cpu(), shares.double())
+                yield Solution(loss, {"strength": strength} | ({"prior": prior} if self.grid else {}), said)
 
-    def multinomial(self, x: np.ndarray, y: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """Weights [classes, D], biases [classes] and warnings, of rows `x` [n, D] and shares `y` [n, classes]."""
-        weight, bias, ended = regression(x, y, strength)
+    def multinomial(self, x: np.ndarray, y: np.ndarray, strength: float) -> "Answer":
+        """One softmax, of standardised rows `x` [n, D] and shares `y` [n, classes]."""
+        weight, bias, frequency, ended = regression(x, y, strength)
         absent = [name for name, total in zip(self.classes, y.sum(axis=0), strict=True) if not total]
         said = [f"probe: {name} is in no training case: its answer is the frequency of half a case" for name in absent]
-        return weight, bias, said + ([] if ended else [unfinished("all classes", strength)])
+        return Answer(weight, bias, frequency, said + ([] if ended else [unfinished("the regression", strength)]))
 
-    def binary(self, x: np.ndarray, y: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray, list[str]]:
-        """The same of classes that do not exclude each other, each over the rows in which it is known."""
-        weights, biases, said = [], [], []
+    def binary(self, x: np.ndarray, y: np.ndarray, strength: float) -> "Answer":
+        """One sigmoid per class, each from the rows in which it is known."""
+        found, said = [], []
         for name, share in zip(self.classes, y.T, strict=True):
             known = ~np.isnan(share)
             pair = np.stack([1 - share[known], share[known]], axis=1)
-            weight, bias, ended = regression(x[known], pair, strength)
-            weights.append(weight[1] - weight[0])
-            biases.append(bias[1] - bias[0])
+            *both, ended = regression(x[known], pair, strength)
+            found.append([yes - no for no, yes in both])
             if not pair.any(axis=0).all():
                 said.append(f"probe: {name} has one kind of label only in training: its answer is its frequency there")
             if not ended:
                 said.append(unfinished(name, strength))
-        return np.stack(weights), np.array(biases), said
+        weight, bias, frequency = map(np.stack, zip(*found, strict=True))
+        return Answer(weight, bias, frequency, said)
 
     def loss(self, logits: Tensor, shares: Tensor) -> float:
         """The mean over the rows of the (known) classes' cross-entropy, without the regularisation."""
@@ -114,8 +121,17 @@ class Probe(Head):
         return float(F.binary_cross_entropy_with_logits(logits[known], shares[known])) if known.any() else 0.0
 
 
-def regression(x: np.ndarray, shares: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Softmax weights [K, D] and biases [K] of standardised rows `x` [n, D] and shares [n, K]; whether it converged.
+class Answer(NamedTuple):
+    """A regression on standardised rows."""
+
+    weight: np.ndarray  # [classes, D]
+    bias: np.ndarray  # [classes]
+    frequency: np.ndarray  # [classes]: the classes' log frequencies, or log odds; 0 where there was nothing to solve
+    said: list[str]
+
+
+def regression(x: np.ndarray, shares: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+    """Softmax weights [K, D], biases and log frequencies [K] of rows `x` [n, D] and shares [n, K]; if it converged.
 
     A class that no row has a share in gets weights of 0, and a bias that is its frequency at the mean row, counted as
     if there were half a row more of each class; so do all, if no two have a share.
@@ -125,9 +141,9 @@ def regression(x: np.ndarray, shares: np.ndarray, strength: float) -> tuple[np.n
 
     totals = shares.sum(axis=0)
     weight, bias = np.zeros((len(totals), x.shape[1])), np.log((totals + 0.5) / (totals.sum() + len(totals) / 2))
-    present = totals > 0
+    frequency, present = np.zeros(len(totals)), totals > 0
     if present.sum() < 2:
-        return weight, bias, True
+        return weight, bias, frequency, True
     at, which = np.nonzero(shares)
     model = LogisticRegression(C=strength, max_iter=ITERATIONS)
     with warnings.catch_warnings():
@@ -139,7 +155,8 @@ def regression(x: np.ndarray, shares: np.ndarray, strength: float) -> tuple[np.n
     weight[present] = weights
     bias[~present] += np.logaddexp.reduce(biases)
     bias[present] = biases
-    return weight, bias, bool((model.n_iter_ < ITERATIONS).all())
+    frequency[present] = np.log(totals[present] / totals.sum())
+    return weight, bias, frequency, bool((model.n_iter_ < ITERATIONS).all())
 
 
 def unfinished(what: str, strength: float) -> str:
