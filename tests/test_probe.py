@@ -36,7 +36,7 @@ def head(num_classes: int, width: int = 5, exclusive: bool = False, labels=(), g
 def features(n: int = 80, width: int = 5) -> np.ndarray:
     """Of very different means and sizes."""
     generator = np.random.default_rng(0)
-    return (generator.normal(size=(n, width)) * [0.01, 1, 5, 0.2, 30] + [3, 0, -20, 1, 100]).astype(np.float32)
+    return (generator.normal(size=(n, width)) * [0.1, 1, 5, 0.2, 30] + [3, 0, -20, 1, 100]).astype(np.float32)
 
 
 def findings(x: np.ndarray, num_classes: int = 3) -> np.ndarray:
@@ -164,7 +164,7 @@ def test_a_share_weighs_as_if_every_voxel_had_its_patchs_features():
     model = LogisticRegression(C=0.1 / 20, max_iter=1000, tol=1e-8).fit(voxels, labels)
     of = head(3, exclusive=True, labels=(0, 1, 2), grid=(80, 1), strengths=(0.1,), priors=(0.0,))
     next(of.solve(torch.from_numpy(x), torch.from_numpy(counts / 20)))
-    ours = of.fc(torch.from_numpy(x).double()).softmax(dim=1).detach().numpy()
+    ours = of.linear(torch.from_numpy(x)).softmax(dim=1).detach().numpy()
     np.testing.assert_allclose(ours, model.predict_proba(scaled), atol=1e-3)
 
 
@@ -174,7 +174,7 @@ def test_the_logits_of_patches_are_interpolated_to_voxels(grid):
     torch.nn.init.normal_(of.fc.weight)
     tokens, size = torch.randn(2, int(np.prod(grid)), 5), tuple(4 * n for n in grid)
     answer = of(torch.empty(2, 1, *size), Features(tokens=tokens, grid=grid))
-    maps = of.fc(tokens.double()).float().transpose(1, 2).reshape(2, 3, *grid)
+    maps = of.linear(tokens).float().transpose(1, 2).reshape(2, 3, *grid)
     expected = F.interpolate(maps, size=size, mode="bilinear" if len(grid) == 2 else "trilinear")
     torch.testing.assert_close(answer, expected)
 
@@ -184,7 +184,7 @@ def test_a_prior_that_is_taken_off_shifts_the_logits_by_the_classes_frequencies(
     x, y = features(), soft(3)
     of = head(3, exclusive=exclusive, labels=(0, 1, 2), grid=(80, 1), strengths=(0.1,), priors=(0.0, 0.5, 1.0))
     found = [
-        of.fc(torch.from_numpy(x).double()).detach().numpy() for _ in of.solve(torch.from_numpy(x), torch.from_numpy(y))
+        of.linear(torch.from_numpy(x)).detach().numpy() for _ in of.solve(torch.from_numpy(x), torch.from_numpy(y))
     ]
     shift = np.log(y.mean(axis=0)) if exclusive else logit(y.mean(axis=0))
     for prior, logits in zip((0.0, 0.5, 1.0), found, strict=True):

@@ -54,8 +54,7 @@ class Probe(Head):
         self.pool, self.strengths = config.pool, config.strengths
         self.priors = config.priors if task.labels else (0.0,)
         self.num_solutions = len(self.strengths) * len(self.priors)
-        # double, which autocast leaves alone: with the standardisation folded in, large terms cancel
-        self.fc = nn.Linear(encoder.width, len(task.classes), dtype=torch.float64)
+        self.fc = nn.Linear(encoder.width, len(task.classes))
         nn.init.zeros_(self.fc.weight)
         nn.init.zeros_(self.fc.bias)
 
@@ -69,12 +68,16 @@ class Probe(Head):
         return features.summary.float()[:, None]
 
     def forward(self, image: Tensor, features: Features) -> Tensor:
-        logits = self.fc(self.rows(features).double()).float()  # [B, N, classes]
+        logits = self.linear(self.rows(features)).float()  # [B, N, classes]
         if self.grid is None:
             return logits[:, 0]
         maps = logits.transpose(1, 2).unflatten(2, self.grid)
         mode = "bilinear" if len(self.grid) == 2 else "trilinear"
         return F.interpolate(maps, size=image.shape[2:], mode=mode, align_corners=False)
+
+    def linear(self, rows: Tensor) -> Tensor:
+        # double, which autocast leaves alone: with the standardisation folded in, large terms cancel
+        return F.linear(rows.double(), self.fc.weight.double(), self.fc.bias.double())
 
     def solve(self, rows: Tensor, shares: Tensor) -> Iterator[Solution]:
         from sklearn.preprocessing import StandardScaler
@@ -83,12 +86,14 @@ class Probe(Head):
         x = scaler.fit_transform(rows.double().numpy())
         for strength in self.strengths:
             weight, bias, frequency, said = (self.multinomial if self.exclusive else self.binary)(x, y, strength)
-            weight /= scaler.scale_
+            weight = (weight / scaler.scale_).astype(
+                np.float32
+            )  # as it is kept: the bias then makes up for the rounding
             for prior in self.priors:
                 with torch.no_grad():
                     self.fc.weight.copy_(torch.from_numpy(weight))
                     self.fc.bias.copy_(torch.from_numpy(bias - weight @ scaler.mean_ - prior * frequency))
-                    loss = self.loss(self.fc(rows.to(self.fc.weight.device).double()).cpu(), shares.double())
+                    loss = self.loss(self.linear(rows.to(self.fc.weight.device)).cpu(), shares.double())
                 yield Solution(loss, {"strength": strength} | ({"prior": prior} if self.grid else {}), said)
 
     def multinomial(self, x: np.ndarray, y: np.ndarray, strength: float) -> "Answer":
