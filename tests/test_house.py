@@ -15,8 +15,9 @@ from premed.spec import Spec
 PACKAGE = REPOSITORY / "platform" / "premed"
 FOLDERS = ("tasks", "encoders", "pretext", "heads")
 PLUGINS = [(folder, path.stem) for folder in FOLDERS for path in sorted((PACKAGE / folder).glob("[!_]*.py"))]
+LAST = ("small", "probe", "pixels")  # files to give after a strategy file
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-EXPERIMENTS = sorted(path for path in (REPOSITORY / "experiments").glob("*/*.yaml") if path.stem != "small")
+EXPERIMENTS = sorted(path for path in (REPOSITORY / "experiments").glob("*/*.yaml") if path.stem not in LAST)
 HEAVY = ("monai", "mlflow", "ray", "sklearn", "matplotlib", "timm", "torchvision")
 
 
@@ -76,10 +77,10 @@ def test_nothing_branches_on_a_plugin_s_name(path):
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=relative)
-def test_every_experiment_loads_and_knows_its_stages_with_or_without_its_small_version(path, monkeypatch):
+def test_every_experiment_loads_and_knows_its_stages_with_or_without_what_is_given_after_it(path, monkeypatch):
     monkeypatch.delenv("PREMED_DATA", raising=False)
-    small = path.with_name("small.yaml")
-    for files in [path], [path, small] if small.is_file() else [path]:
+    after = [path.with_name(f"{name}.yaml") for name in LAST]
+    for files in [[path], *([path, small] for small in after if small.is_file())]:
         kinds = [stage.kind for stage in load(files).stages(lambda kind: kind)]
         assert kinds[-2:] == ["finetune", "test"]
 

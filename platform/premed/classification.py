@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from math import prod
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,8 +14,6 @@ from premed import measure, sampling
 from premed.contracts import Augment, Case, Finding, Forward, Part, Row, Sample, missing
 from premed.images import Recipe
 from premed.randomness import Draw
-
-CHUNK, CHUNK_VOXELS = 64, 2**22  # images that are scored together at most, and the voxels of one view of each
 
 
 class Classification:
@@ -54,6 +51,10 @@ class Classification:
     def tiles(self, sample: Sample) -> list[np.ndarray]:
         return sampling.tiles(sample.entry, self.roi)
 
+    def shares(self, sample: Sample, patch: Sequence[int]) -> list[np.ndarray]:
+        """Each of an image's tiles has the image's label."""
+        return [np.array(sample.case.label, float)] * len(sampling.tile_starts(sample.entry.shape, self.roi))
+
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
         """Cross-entropy: of the true class, if they are exclusive, else binary, over the known labels."""
         if self.exclusive:
@@ -68,9 +69,7 @@ class Classification:
         A picture has one such view, its centre, unless it is stored at twice the roi; a large volume has several.
         """
         rows: list[Row] = []
-        num = max(1, min(CHUNK, CHUNK_VOXELS // prod(self.roi)))
-        for start in range(0, len(samples), num):
-            chunk = samples[start : start + num]
+        for chunk in sampling.chunks(samples, self.roi):
             views = [self.tiles(sample) for sample in chunk]
             logits = forward(torch.from_numpy(np.stack(list(chain(*views)))))
             answers = (logits.softmax(dim=1) if self.exclusive else logits.sigmoid()).split(

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from premed.cache import Entry
 from premed.images import Recipe
 from premed.randomness import Draw
-from premed.spec import Spec, UserError
+from premed.spec import UserError
+from premed.views import Augment
 
 Part = Literal["train", "val", "test"]
 Row = dict[str, Any]
@@ -46,40 +46,6 @@ class Case:
     def files(self) -> tuple[Path, ...]:
         """Of the image and, where it is a map, of the label."""
         return (*self.image, self.label) if isinstance(self.label, Path) else self.image
-
-
-class Augment(Spec):
-    """How the views of an image vary from epoch to epoch. Chances are per axis and view."""
-
-    crops: int = Field(default=1, ge=1)
-    """Views of one image in one step; the batch and the learning rate count images (MONAI: num_samples)."""
-    flip: float = Field(default=0.0, ge=0, le=1)
-    flip_axes: tuple[int, ...] | None = None
-    """The spatial axes that may flip; None: all of a volume's, left-right of a picture."""
-    rotate: float = Field(default=0.0, ge=0, le=1)
-    """3D: chance of a quarter turn in a random plane."""
-    intensity: float = Field(default=0.0, ge=0, le=1)
-    """3D: chance of scaling, and of shifting, the values by up to 10 %."""
-    shift: int | None = Field(default=None, ge=0)
-    """3D: crops lie within so many voxels of the image's centre; None: anywhere."""
-    positive: float | None = Field(default=None, ge=0, le=1)
-    """3D, with labels: the share of crops centred on a labelled voxel; None: crops do not look at labels."""
-    scale: tuple[float, float] | None = None
-    """2D: random resized crop, share of the area; None: the whole picture."""
-    rand: str | None = Field(default=None, pattern=r"^rand(-[a-z]+[0-9.]*)*$")
-    """2D: timm's RandAugment policy, such as rand-m9-mstd0.5-inc1."""
-
-    def misfits(self, dims: int) -> list[str]:
-        """The fields that are set and mean nothing for images of so many dimensions."""
-        others = ("scale", "rand") if dims == 3 else ("rotate", "intensity", "shift", "positive")
-        return [name for name in others if getattr(self, name) != type(self).model_fields[name].default]
-
-    @field_validator("scale")
-    @classmethod
-    def _share(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
-        if scale is not None and not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f"{list(scale)} are not shares of the area: give [low, high] with 0 < low <= high <= 1")
-        return scale
 
 
 class Sample(NamedTuple):
@@ -137,6 +103,14 @@ class Encoder(nn.Module):
         return state, []
 
 
+class Solution(NamedTuple):
+    """What there is to tell of weights that were solved."""
+
+    loss: float  # the mean over the rows that they were solved on
+    numbers: dict[str, float]  # by which one solution differs from another
+    said: list[str]  # what the user ought to hear
+
+
 class Head(nn.Module):
     """Turns Features into logits: [B, classes] or [B, classes, *S]."""
 
@@ -144,8 +118,22 @@ class Head(nn.Module):
     """The blocks whose output it wants to see."""
     loads: tuple[str, ...] = ()
     """The saved parts, beside the encoder, that it starts from."""
+    num_solutions: int = 0
+    """Not 0: its weights are solved, not descended, in so many ways, of which val picks one; the encoder stays as is.
+    `rows` and `solve` are for such heads alone."""
 
     def forward(self, image: Tensor, features: Features) -> Tensor:
+        raise NotImplementedError
+
+    def rows(self, features: Features) -> Tensor:
+        """What its logits are linear in, [B, N, D]: one row per image, or one per patch."""
+        raise NotImplementedError
+
+    def solve(self, rows: Tensor, shares: Tensor) -> Iterator[Solution]:
+        """Sets its weights to one solution after the other, and tells of it.
+
+        From `rows` [n, D] and the shares of the classes in them [n, classes], NaN where not known; both on the CPU.
+        """
         raise NotImplementedError
 
 
@@ -180,6 +168,7 @@ class Task(Protocol):
     channels: int
     roi: tuple[int, ...]  # what the network sees at once, in voxels of the prepared grid
     classes: tuple[str, ...]  # what the head answers, one logit each
+    exclusive: bool  # softmax over the classes; else a sigmoid each
     labels: tuple[int, ...]  # the values its label maps may hold; () where labels are not maps
     regions: Mapping[str, tuple[int, ...]]  # what of these maps is scored: name to the values it unites
     score: str  # the number, among `summary`'s, that picks the checkpoint on val: higher is better
@@ -205,6 +194,10 @@ class Task(Protocol):
 
     def tiles(self, sample: Sample) -> list[np.ndarray]:
         """The fixed views [C, *roi] on which a pre-training is validated: no draw, no augmentation."""
+        ...
+
+    def shares(self, sample: Sample, patch: Sequence[int]) -> list[np.ndarray]:
+        """The truth on each of `tiles`: its label [classes], or the classes' shares in each patch [classes, *grid]."""
         ...
 
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
@@ -268,6 +261,8 @@ class Objective(nn.Module):
 
     parts: dict[str, nn.Module]
     """What is saved under which name when training ends: `encoder`, `decoder`, `head`."""
+    num_solutions: int = 0
+    """Not 0: a closed form stands in for the descent (`Head.num_solutions`)."""
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss over the batch's samples, and numbers to log. `progress` runs from 0 to 1."""

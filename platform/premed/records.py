@@ -138,7 +138,7 @@ class Records:
         for name in ("pictures", "parts"):
             if (folder / name).is_dir():
                 call("log_files", run_id, str(folder / name), name)
-        for name in ("result.json", "curve.jsonl"):
+        for name in ("result.json", "curve.jsonl", "constant.json"):
             if (folder / name).is_file():
                 call("log_files", run_id, str(folder / name))
         call("set_tags", run_id, {"premed.where": place(vault)})

@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from itertools import product
+from math import prod
 
 import numpy as np
 
 from premed import views
 from premed.cache import Entry
-from premed.contracts import Augment
+from premed.contracts import Augment, Sample
 from premed.randomness import Draw
 
 MOST_TILES = 8  # fixed views per image on which a pre-training is validated
+CHUNK, CHUNK_VOXELS = 64, 2**22  # images that are looked at together at most, and the voxels of one view of each
 
 
 def picture(entry: Entry, roi: Sequence[int], augment: Augment, draw: Draw) -> np.ndarray:
@@ -49,12 +51,22 @@ def centre(entry: Entry, roi: Sequence[int]) -> np.ndarray:
 
 def tiles(entry: Entry, roi: Sequence[int]) -> list[np.ndarray]:
     """Fixed views side by side over the image, from the middle out, MOST_TILES at the most."""
-    counts = [max(1, n // size) for n, size in zip(entry.shape, roi, strict=True)]
-    first = views.centre_start(entry.shape, [count * size for count, size in zip(counts, roi, strict=True)])
+    return [entry.image(start, roi) for start in tile_starts(entry.shape, roi)]
+
+
+def tile_starts(shape: Sequence[int], roi: Sequence[int]) -> list[views.Start]:
+    """Where the tiles of an image of that shape begin."""
+    counts = [max(1, n // size) for n, size in zip(shape, roi, strict=True)]
+    first = views.centre_start(shape, [count * size for count, size in zip(counts, roi, strict=True)])
 
     def outwards(at: tuple[int, ...]) -> int:
         return sum(abs(2 * i + 1 - n) for i, n in zip(at, counts, strict=True))
 
     places = sorted(product(*map(range, counts)), key=outwards)
-    starts = [tuple(f + i * size for f, i, size in zip(first, at, roi, strict=True)) for at in places[:MOST_TILES]]
-    return [entry.image(start, roi) for start in starts]
+    return [tuple(f + i * size for f, i, size in zip(first, at, roi, strict=True)) for at in places[:MOST_TILES]]
+
+
+def chunks(samples: Sequence[Sample], roi: Sequence[int]) -> list[Sequence[Sample]]:
+    """The samples, so many at a time that the tiles of all of them may go through a network at once."""
+    num = max(1, min(CHUNK, CHUNK_VOXELS // prod(roi)))
+    return [samples[start : start + num] for start in range(0, len(samples), num)]

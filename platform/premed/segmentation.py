@@ -1,7 +1,7 @@
 """What every segmentation task shares: views, loss, sliding windows, scores on the native grid, overlays.
 
 `Segmentation` is one label per voxel. `Regions` is overlapping regions, a sigmoid each: it differs in what a logit
-means (loss, native, masks, frame, cut) and in nothing else. Label maps on disk and in the cache hold whole numbers for
+means (loss, native, masks, layers, cut) and in nothing else. Label maps on disk and in the cache hold whole numbers for
 both; a task's `regions` say which of them each region unites.
 """
 
@@ -30,6 +30,7 @@ class Segmentation:
     roi: tuple[int, ...]
     classes: tuple[str, ...]
     recipe: Recipe
+    exclusive = True
     overlap: float = 0.5
     window_batch: int = 4
     lenient = False
@@ -59,6 +60,11 @@ class Segmentation:
 
     def tiles(self, sample: Sample) -> list[np.ndarray]:
         return sampling.tiles(sample.entry, self.roi)
+
+    def shares(self, sample: Sample, patch: Sequence[int]) -> list[np.ndarray]:
+        starts = sampling.tile_starts(sample.entry.shape, self.roi)
+        labels = [sample.entry.label(start, self.roi) for start in starts]
+        return [np.stack([patch_means(mask, patch) for mask in self.layers(some)]) for some in labels]
 
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
         """Dice + cross-entropy as SelfMedMAE sets it for BTCV; the mean over samples and classes."""
@@ -132,8 +138,11 @@ class Segmentation:
 
     def frame(self, labels: np.ndarray) -> np.ndarray:
         """One map per class, [classes, ATLAS, …], of a label map sampled on a fixed number of places."""
-        some = sampled(labels)
-        return np.stack([some == label for label in range(len(self.classes))])
+        return np.stack([*self.layers(sampled(labels))])
+
+    def layers(self, labels: np.ndarray) -> Iterator[np.ndarray]:
+        """Each class of a label map, as its logits have them, one mask after the other."""
+        return (labels == label for label in self.labels)
 
     def cut(self, atlas: np.ndarray, share: float) -> np.ndarray:
         """The answer where an atlas (a mean of `frame`s) holds at least `share`, on its own grid."""
@@ -167,6 +176,8 @@ class Segmentation:
 class Regions(Segmentation):
     """Regions that may overlap, one sigmoid each: `classes` are the regions' names, `regions` the labels they unite."""
 
+    exclusive = False
+
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
         """Dice as SelfMedMAE sets it for BraTS; the mean over samples and regions."""
         from monai.losses import DiceLoss
@@ -182,8 +193,8 @@ class Regions(Segmentation):
     def masks(self, answer: np.ndarray) -> Mapping[str, np.ndarray]:
         return dict(zip(self.regions, answer, strict=True))
 
-    def frame(self, labels: np.ndarray) -> np.ndarray:
-        return np.stack([*self.united(sampled(labels)).values()])
+    def layers(self, labels: np.ndarray) -> Iterator[np.ndarray]:
+        return (np.isin(labels, united) for united in self.regions.values())
 
     def cut(self, atlas: np.ndarray, share: float) -> np.ndarray:
         """Scores: above 0 where the atlas holds at least `share`."""
@@ -196,6 +207,12 @@ class Regions(Segmentation):
 def sampled(labels: np.ndarray) -> np.ndarray:
     """A label map on ATLAS places along each axis."""
     return labels[np.ix_(*((2 * np.arange(ATLAS) + 1) * size // (2 * ATLAS) for size in labels.shape))]
+
+
+def patch_means(mask: np.ndarray, patch: Sequence[int]) -> np.ndarray:
+    """The mean [*grid] of each patch of a mask [*S]."""
+    pairs = [(size // edge, edge) for size, edge in zip(mask.shape, patch, strict=True)]
+    return mask.reshape([n for pair in pairs for n in pair]).mean(axis=tuple(range(1, 2 * mask.ndim, 2)))
 
 
 def read_labels(path: Path) -> np.ndarray:

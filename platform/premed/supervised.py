@@ -37,6 +37,7 @@ class Supervised(Objective):
         network.encoder.drop_path = drop_path
         network.encoder.requires_grad_(True)  # positions are learnt from here on, as in SelfMedMAE
         self.parts = {"encoder": network.encoder, "head": network.head}
+        self.num_solutions = network.head.num_solutions
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.label is not None, "fine-tuning needs labels"

@@ -21,6 +21,7 @@ from premed.importing import bring
 from premed.measure import bootstrap_interval, undefined_classes
 from premed.parts import card, drawn, load_encoder, load_strictly, weights_of
 from premed.randomness import key, permutation
+from premed.solving import solve
 from premed.sources import Mapped
 from premed.spec import UserError
 from premed.supervised import Network, Supervised
@@ -97,7 +98,7 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
         objective, loaded = make_objective(job, task)
         objective.to(device)
 
-    plan, schedule = planned(stage, len(train))
+    plan, schedule = planned(stage, len(train), objective.num_solutions)
     source = Mapped(
         task, train, settings.augment, seed=settings.seed, stage=stage.kind, device=device, num_loaders=how.loaders
     )
@@ -108,7 +109,7 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
         plan,
         job.vault,
         val,
-        validations=settings.validations,
+        validations=objective.num_solutions or settings.validations,
         score=task.score if stage.kind == "finetune" else None,
         log_steps=how.log_steps,
         save_minutes=how.save_minutes,
@@ -119,35 +120,38 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
     )
     if (start := watch.resume()) == 0:
         objective.begin(train)
-    emit(
-        {
-            "event": "training",
-            "num_images": len(train),
-            "num_val": len(val),
-            "num_steps": plan.num_steps,
-            "start": start,
-        }
-    )
-    fit(
-        distributed(objective),
-        [source],
-        plan,
-        schedule,
-        optimizer,
-        watch,
-        start=start,
-        accumulate=how.accumulate,
-        clip=settings.clip,
-        precision=precision,
-    )
+    sizes = {"num_images": len(train), "num_val": len(val), "num_steps": plan.num_steps}
+    emit({"event": "training", "start": start, **sizes})
+    if objective.num_solutions:
+        assert isinstance(objective, Supervised)
+        solve(objective, train, watch, start=start, precision=precision, emit=emit)
+    else:
+        fit(
+            distributed(objective),
+            [source],
+            plan,
+            schedule,
+            optimizer,
+            watch,
+            start=start,
+            accumulate=how.accumulate,
+            clip=settings.clip,
+            precision=precision,
+        )
     if team()[0] == 0:
         finish(job, task, watch, val, loaded, num_cases=len(train))
 
 
-def planned(stage: Stage, num_samples: int) -> tuple[EpochPlan, Schedule]:
-    """The steps of a training, and their learning rates: lr × batch / 256 at the top."""
+def planned(stage: Stage, num_samples: int, num_solutions: int = 0) -> tuple[EpochPlan, Schedule]:
+    """The steps of a training, and their learning rates: lr × batch / 256 at the top.
+
+    Where weights are solved, a step is one solution and sees all samples.
+    """
     settings = stage.training
     assert isinstance(settings, (Pretrain, Finetune))
+    if num_solutions:
+        plan = EpochPlan(num_samples, num_samples, num_solutions, settings.seed, stage.kind)
+        return plan, Schedule(num_solutions, 0, 0.0)
     num_steps = settings.steps or settings.epochs * ceil(num_samples / settings.batch)
     warmup = num_steps * min(settings.warmup_epochs / settings.epochs, 1.0)
     plan = EpochPlan(num_samples, settings.batch, num_steps, settings.seed, stage.kind)
@@ -202,6 +206,7 @@ def test(job: Job, emit: Callable) -> None:
     vault, summary = job.vault, task.summary(rows)
     draw_pictures(vault, objective, samples)
     vault.put_json("scores.json", rows)
+    vault.put_json("constant.json", constant)
     result = {
         "kind": "test",
         "digest": job.stage.digest(),

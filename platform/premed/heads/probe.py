@@ -1,0 +1,168 @@
+"""Logistic regression on the features of an encoder that stays as it is: solved in seconds, with no rate to choose.
+
+Classification: a row per view, the mean of its patch tokens or its class token. Segmentation: a row per patch, and the
+patches' logits are interpolated to voxels; a patch in which several classes have a share counts for each of them with
+it (soft labels), which is the same as giving every voxel its patch's features. Exclusive classes are one multinomial
+regression, others (findings, regions) one binary regression each, over the labels that are known.
+"""
+
+import warnings
+from collections.abc import Iterator
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from premed.contracts import Encoder, Features, Head, Solution, Task
+from premed.spec import Spec, UserError
+
+ITERATIONS = 1000  # scikit-learn's L-BFGS ends far earlier where the regularisation is of any strength
+
+Strength = Annotated[float, Field(gt=0)]
+Prior = Annotated[float, Field(ge=0, le=1)]
+
+
+class Config(Spec):
+    """`strengths` are scikit-learn's C, of which val picks one (of equals the first); features are standardised."""
+
+    name: Literal["probe"] = "probe"
+    pool: Literal["mean", "cls"] = "mean"
+    """Classification: the mean of the patch tokens, or the class token."""
+    strengths: tuple[Strength, ...] = Field((1e-4, 1e-3, 0.01, 0.1, 1.0), min_length=1)
+    priors: tuple[Prior, ...] = Field((0.0, 0.5, 0.75, 1.0), min_length=1)
+    """Label maps: how much of the classes' log frequency is taken off the logits (1: as if all were equally frequent),
+    of which val picks one too. With none taken off, a patch that is background by half answers background alone."""
+
+
+def build(config: Config, encoder: Encoder, task: Task) -> "Probe":
+    """The head for `task`'s classes on `encoder`'s features."""
+    if task.labels and config.pool == "cls":
+        raise UserError("finetune.head.pool: cls is one row per image, and label maps need one per patch; leave it out")
+    return Probe(config, encoder, task)
+
+
+class Probe(Head):
+    """Logits [B, classes], or [B, classes, *S] where labels are maps."""
+
+    def __init__(self, config: Config, encoder: Encoder, task: Task):
+        super().__init__()
+        self.classes, self.exclusive = task.classes, task.exclusive
+        self.grid = encoder.grid if task.labels else None
+        self.pool, self.strengths = config.pool, config.strengths
+        self.priors = config.priors if task.labels else (0.0,)
+        self.num_solutions = len(self.strengths) * len(self.priors)
+        self.fc = nn.Linear(encoder.width, len(task.classes))
+        nn.init.zeros_(self.fc.weight)
+        nn.init.zeros_(self.fc.bias)
+
+    def rows(self, features: Features) -> Tensor:
+        if self.grid is not None:
+            return features.tokens.float()
+        if self.pool == "mean":
+            return features.tokens.float().mean(dim=1, keepdim=True)
+        if features.summary is None:
+            raise UserError("finetune.head.pool: this encoder has no class token; use pool: mean")
+        return features.summary.float()[:, None]
+
+    def forward(self, image: Tensor, features: Features) -> Tensor:
+        logits = self.linear(self.rows(features)).float()  # [B, N, classes]
+        if self.grid is None:
+            return logits[:, 0]
+        maps = logits.transpose(1, 2).unflatten(2, self.grid)
+        mode = "bilinear" if len(self.grid) == 2 else "trilinear"
+        return F.interpolate(maps, size=image.shape[2:], mode=mode, align_corners=False)
+
+    def linear(self, rows: Tensor) -> Tensor:
+        # double, which autocast leaves alone: with the standardisation folded in, large terms cancel
+        return F.linear(rows.double(), self.fc.weight.double(), self.fc.bias.double())
+
+    def solve(self, rows: Tensor, shares: Tensor) -> Iterator[Solution]:
+        from sklearn.preprocessing import StandardScaler
+
+        scaler, y = StandardScaler(), shares.double().numpy()
+        x = scaler.fit_transform(rows.double().numpy())
+        for strength in self.strengths:
+            weight, bias, frequency, said = (self.multinomial if self.exclusive else self.binary)(x, y, strength)
+            weight = (weight / scaler.scale_).astype(
+                np.float32
+            )  # as it is kept: the bias then makes up for the rounding
+            for prior in self.priors:
+                with torch.no_grad():
+                    self.fc.weight.copy_(torch.from_numpy(weight))
+                    self.fc.bias.copy_(torch.from_numpy(bias - weight @ scaler.mean_ - prior * frequency))
+                    loss = self.loss(self.linear(rows.to(self.fc.weight.device)).cpu(), shares.double())
+                yield Solution(loss, {"strength": strength} | ({"prior": prior} if self.grid else {}), said)
+
+    def multinomial(self, x: np.ndarray, y: np.ndarray, strength: float) -> "Answer":
+        """One softmax, of standardised rows `x` [n, D] and shares `y` [n, classes]."""
+        weight, bias, frequency, ended = regression(x, y, strength)
+        absent = [name for name, total in zip(self.classes, y.sum(axis=0), strict=True) if not total]
+        said = [f"probe: {name} is in no training case: its answer is the frequency of half a case" for name in absent]
+        return Answer(weight, bias, frequency, said + ([] if ended else [unfinished("the regression", strength)]))
+
+    def binary(self, x: np.ndarray, y: np.ndarray, strength: float) -> "Answer":
+        """One sigmoid per class, each from the rows in which it is known."""
+        found, said = [], []
+        for name, share in zip(self.classes, y.T, strict=True):
+            known = ~np.isnan(share)
+            pair = np.stack([1 - share[known], share[known]], axis=1)
+            *both, ended = regression(x[known], pair, strength)
+            found.append([yes - no for no, yes in both])
+            if not pair.any(axis=0).all():
+                said.append(f"probe: {name} has one kind of label only in training: its answer is its frequency there")
+            if not ended:
+                said.append(unfinished(name, strength))
+        weight, bias, frequency = map(np.stack, zip(*found, strict=True))
+        return Answer(weight, bias, frequency, said)
+
+    def loss(self, logits: Tensor, shares: Tensor) -> float:
+        """The mean over the rows of the (known) classes' cross-entropy, without the regularisation."""
+        if self.exclusive:
+            return float(F.cross_entropy(logits, shares))
+        known = ~shares.isnan()
+        return float(F.binary_cross_entropy_with_logits(logits[known], shares[known])) if known.any() else 0.0
+
+
+class Answer(NamedTuple):
+    """A regression on standardised rows."""
+
+    weight: np.ndarray  # [classes, D]
+    bias: np.ndarray  # [classes]
+    frequency: np.ndarray  # [classes]: the classes' log frequencies, or log odds; 0 where there was nothing to solve
+    said: list[str]
+
+
+def regression(x: np.ndarray, shares: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+    """Softmax weights [K, D], biases and log frequencies [K] of rows `x` [n, D] and shares [n, K]; if it converged.
+
+    A class that no row has a share in gets weights of 0, and a bias that is its frequency at the mean row, counted as
+    if there were half a row more of each class; so do all, if no two have a share.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    totals = shares.sum(axis=0)
+    weight, bias = np.zeros((len(totals), x.shape[1])), np.log((totals + 0.5) / (totals.sum() + len(totals) / 2))
+    frequency, present = np.zeros(len(totals)), totals > 0
+    if present.sum() < 2:
+        return weight, bias, frequency, True
+    at, which = np.nonzero(shares)
+    model = LogisticRegression(C=strength, max_iter=ITERATIONS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(x[at], which, sample_weight=shares[at, which])
+    weights, biases = model.coef_, model.intercept_
+    if present.sum() == 2:  # scikit-learn gives the second class's logit against the first's
+        weights, biases = np.concatenate([-weights, weights]) / 2, np.concatenate([-biases, biases]) / 2
+    weight[present] = weights
+    bias[~present] += np.logaddexp.reduce(biases)
+    bias[present] = biases
+    frequency[present] = np.log(totals[present] / totals.sum())
+    return weight, bias, frequency, bool((model.n_iter_ < ITERATIONS).all())
+
+
+def unfinished(what: str, strength: float) -> str:
+    return f"probe: {what} did not converge at strength {strength:g}; leave it out of finetune.head.strengths"
