@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from premed.contracts import Task
-from premed.experiment import Experiment, Stage
+from premed.experiment import Experiment, Stage, Train
 from premed.home import home, portable
 from premed.spec import StageFailed
 from premed.vault import Vault
@@ -93,6 +93,7 @@ class Records:
         name = f"{self.experiment.strategy} {stage.kind} seed {training.seed}"
         params = {"stage": stage.model_dump(mode="json", exclude={"task": {"root"}})}
         tags = {"seed": str(training.seed), "premed.data": stage.data, "premed.parent_digest": stage.parent or ""}
+        tags |= {"compute": computed_on(self.experiment.train)}
         tags = self.tags(stage.kind) | tags
         run_id = self.ledger.open(self.task.name, name, stage.digest(), stage.kind, self.run_id, tags, params)
         self.ledger.call("log_datasets", run_id, self.datasets(stage))
@@ -103,7 +104,7 @@ class Records:
         if kind == "pretrain":  # it has no labels, and others may share it
             return tags
         pretrain = self.experiment.pretrain
-        tags |= {"label_fraction": f"{self.experiment.finetune.label_fraction:g}"}
+        tags |= {"label_fraction": f"{self.experiment.finetune.label_fraction:g}", "score": self.task.score}
         return tags | ({"pretrain_seed": str(pretrain.seed)} if pretrain and self.experiment.strategy != "none" else {})
 
     def datasets(self, stage: Stage) -> list[dict[str, Any]]:
@@ -182,6 +183,12 @@ def numbers_of(result: dict[str, Any]) -> dict[str, float]:
         few |= {"test/constant": result["constant"]}
     # a curve's own last point is already at the last step: the summary of the chosen weights goes by other names
     return {(f"best/{name}" if name.startswith("val/") else name): value for name, value in few.items()}
+
+
+def computed_on(train: Train) -> str:
+    """What a second of a stage takes: `2 CPU`, `4 GPU`."""
+    workers = max(train.workers, 1)
+    return f"{workers} GPU" if train.gpu else f"{workers * train.cpus:g} CPU"
 
 
 def totals(stages: list[dict[str, Any]]) -> dict[str, float]:
