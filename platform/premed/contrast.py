@@ -126,10 +126,10 @@ def told(found: Interval) -> dict[str, Any]:
 def verdict(difference: Mapping[str, Any], higher_is_better: bool) -> str:
     """In words. The interval is for this one comparison; to be called better or worse takes the corrected p-value."""
     low, high = difference["interval"]
+    if difference["value"] == 0 or low <= 0 <= high:
+        return "not separable"
     if np.isnan(low):
         return "no interval"
-    if low <= 0 <= high:
-        return "not separable"
     if difference["p_holm"] >= LEVEL:
         return "not separable after correction"
     word = "better" if (difference["value"] > 0) == higher_is_better else "worse"
