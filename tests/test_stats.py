@@ -195,4 +195,4 @@ def test_five_hundred_simulations_stay_within_bounds(score, num_seeds, num_patie
     holds, difference, _ = simulation.run(replace(world, gain=0.3), "seeds and patients")
     *_, false = simulation.run(world, "seeds and patients", seed=1)
     assert 0.92 <= holds <= 0.98 and 0.92 <= difference <= 0.98
-    assert 0.02 <= false <= 0.07
+    assert (0.03 if paired else 0.01) <= false <= 0.07
