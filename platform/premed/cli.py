@@ -56,6 +56,40 @@ def demo(
         print(f"pictures: {folder}/pictures\nruns:     PREMED_HOME={os.environ['PREMED_HOME']} premed ui")
 
 
+@app.command()
+def compare(
+    task: Annotated[str | None, typer.Option(help="one task [default: all that the store has]")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="NAME", help="what the others are set against [default: none]")
+    ] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(metavar="FIELD", help="may differ between runs, as finetune.lr; may be repeated")
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="FIELD=VALUE", help="only runs that have it; may be repeated")
+    ] = None,
+    part: Annotated[str | None, typer.Option(help="test or val [default: test where runs have it]")] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="all numbers, one line per row and class")] = None,
+    as_json: Json = False,
+) -> None:
+    """Strategies side by side, over seeds: mean, interval, difference to a baseline, cost, classes.
+
+    Intervals are for a new patient and a new seed; docs/compare.md says what each column means.
+    """
+    if part not in (None, "test", "val"):
+        raise UserError(f"--part {part}: is neither test nor val")
+    from premed import compare as comparison
+    from premed import scoreboard
+
+    with quiet(as_json):
+        store = comparison.store_in_use()
+        asked: dict[str, Any] = {"task": task, "baseline": baseline, "allow": allow or (), "where": where or ()}
+        outcome = comparison.compare(store, part=part, **asked)
+    if csv is not None:
+        scoreboard.write_csv(outcome, csv)
+    tell(outcome, as_json, scoreboard.show)
+
+
 @data.command()
 def prepare(what: What, as_json: Json = False) -> None:
     """Build the prepared cache of an experiment's images (all three parts), so that training starts at once."""

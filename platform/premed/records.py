@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from premed.contracts import Task
-from premed.experiment import BLIND, Experiment, Stage
+from premed.experiment import BLIND, Experiment, Stage, Train
 from premed.home import home, portable
 from premed.spec import StageFailed
 from premed.vault import Vault
@@ -93,6 +93,7 @@ class Records:
         name = f"{self.experiment.strategy} {stage.kind}" + ("" if seed is None else f" seed {seed}")
         params = {"stage": stage.model_dump(mode="json", exclude={"task": {"root"}, "pretext": {"weights"}})}
         tags = {"premed.data": stage.data, "premed.parent_digest": stage.parent or ""}
+        tags |= {"compute": computed_on(self.experiment.train)}
         tags = self.tags(stage.kind) | tags | ({} if seed is None else {"seed": str(seed)})
         run_id = self.ledger.open(self.task.name, name, stage.digest(), stage.kind, self.run_id, tags, params)
         if stage.training is not None:  # an import sees no images
@@ -104,7 +105,7 @@ class Records:
         if kind in BLIND:  # others may share it
             return tags
         pretrain = self.experiment.pretrain
-        tags |= {"label_fraction": f"{self.experiment.finetune.label_fraction:g}"}
+        tags |= {"label_fraction": f"{self.experiment.finetune.label_fraction:g}", "score": self.task.score}
         trained = pretrain and "pretrain" in self.experiment.kinds
         return tags | ({"pretrain_seed": str(pretrain.seed)} if pretrain and trained else {})
 
@@ -185,6 +186,12 @@ def numbers_of(result: dict[str, Any]) -> dict[str, float]:
         few |= {"test/constant": result["constant"]}
     # a curve's own last point is already at the last step: the summary of the chosen weights goes by other names
     return {(f"best/{name}" if name.startswith("val/") else name): value for name, value in few.items()}
+
+
+def computed_on(train: Train) -> str:
+    """What a second of a stage takes: `2 CPU`, `4 GPU`."""
+    workers = max(train.workers, 1)
+    return f"{workers} GPU" if train.gpu else f"{workers * train.cpus:g} CPU"
 
 
 def totals(stages: list[dict[str, Any]]) -> dict[str, float]:

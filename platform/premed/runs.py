@@ -7,7 +7,6 @@ One parent run per experiment, one child per stage, found again by the stage's d
 import getpass
 import json
 import math
-import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -47,6 +46,7 @@ class Run:
     params: dict[str, str]
     artifact_uri: str
     parent: str | None
+    experiment_id: str
 
 
 class RunStore:
@@ -78,7 +78,8 @@ class RunStore:
 
         if not (found := self.client.get_experiment_by_name(name)):
             try:
-                self.client.create_experiment(name, self._artifact_location(name))
+                ours = None if self.uri.startswith(_SERVERS) else self.artifacts
+                self.client.create_experiment(name, ours and tracking.artifact_location(ours, name))
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":  # that somebody else made it in between is fine
                     raise
@@ -88,14 +89,6 @@ class RunStore:
             mend = f"mlflow experiments restore -x {found.experiment_id}"
             raise UserError(f"experiment {name!r} was deleted in MLflow: bring it back ({mend}) or choose another name")
         return found.experiment_id
-
-    def _artifact_location(self, experiment: str) -> str | None:
-        if self.uri.startswith(_SERVERS) or not self.artifacts:
-            return None
-        folder = re.sub(r"[^\w.-]+", "_", experiment)
-        if "://" in self.artifacts:
-            return f"{self.artifacts.rstrip('/')}/{folder}"
-        return (Path(self.artifacts).absolute() / folder).as_uri()
 
     # ---- a run's life
 
@@ -201,8 +194,8 @@ class RunStore:
         if info.experiment_id not in self._names:
             self._names[info.experiment_id] = self.client.get_experiment(info.experiment_id).name
         experiment, parent = self._names[info.experiment_id], data.tags.get("mlflow.parentRunId")
-        told = (data.tags, data.metrics, data.params)
-        return Run(info.run_id, info.run_name, experiment, info.status, *told, info.artifact_uri, parent)
+        told = info.status, data.tags, data.metrics, data.params, info.artifact_uri, parent, info.experiment_id
+        return Run(info.run_id, info.run_name, experiment, *told)
 
     # ---- what a run brings forth
 
@@ -252,12 +245,19 @@ class RunStore:
 
     def scores(self, run_id: str) -> "list[Row]":
         """The rows of `log_scores`; an undefined number is NaN again."""
+        columns = self.columns(self.get(run_id))
+        told = [[math.nan if value is None else value for value in column] for column in columns.values()]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*told, strict=True)]
+
+    def columns(self, run: Run) -> dict[str, list[Any]]:
+        """The table of `log_scores` by columns; an undefined number is None."""
         with tempfile.TemporaryDirectory() as folder:
-            table = json.loads(self.download(run_id, "scores.json", Path(folder)).read_text())
-        return [
-            {name: math.nan if value is None else value for name, value in zip(table["columns"], row, strict=True)}
-            for row in table["data"]
-        ]
+            table = json.loads(self.file(run, "scores.json", folder).read_bytes())
+        return dict(zip(table["columns"], map(list, zip(*table["data"], strict=True)), strict=True))
+
+    def file(self, run: Run, path: str, to: Path | str) -> Path:
+        """Where the run's file or folder `path` lies: on this disk as it is, else now under the folder `to`."""
+        return tracking.on_disk(run.artifact_uri, path) or self.download(run.run_id, path, to)
 
     def log_files(self, run_id: str, folder_or_file: Path | str, path: str = "") -> None:
         """A file, or all that a folder holds, put at `path` among the run's artifacts."""

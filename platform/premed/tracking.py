@@ -101,6 +101,21 @@ def _reach(uri: str) -> None:
     socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
 
 
+def artifact_location(artifacts: str, experiment: str) -> str:
+    """Where an experiment's files go, below the folder or URI `artifacts`."""
+    folder = re.sub(r"[^\w.-]+", "_", experiment)
+    if "://" in artifacts:
+        return f"{artifacts.rstrip('/')}/{folder}"
+    return (Path(artifacts).absolute() / folder).as_uri()
+
+
+def on_disk(uri: str, path: str) -> Path | None:
+    """The file or folder `path` below an artifact URI, where that is on this machine's disk and has it."""
+    parts = urllib.parse.urlsplit(uri)
+    here = Path(urllib.parse.unquote(parts.path)) / path
+    return here if parts.scheme in ("file", "") and here.exists() else None
+
+
 def masked(text: str) -> str:
     """`text` without the passwords of the URIs in it."""
     return re.sub(r"(://[^/@:\s]*):[^/@\s]*@", r"\1:***@", text)
