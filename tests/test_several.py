@@ -77,20 +77,16 @@ def test_a_pre_training_that_fails_is_tried_once_and_fails_only_what_stands_on_i
 def test_a_command_of_which_something_failed_ends_with_1_and_tells_all(home, chest, tmp_path, monkeypatch, capsys):
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(tree(chest, QUICK)))
     monkeypatch.setattr(cli.signal, "signal", lambda *args: None)
-    failing = f"pretrain.lr={NOT_A_NUMBER}"
-    monkeypatch.setattr(
-        sys, "argv", ["premed", "run", str(tmp_path / "a.yaml"), "pretext=[none,mae]", failing, "--json"]
-    )
+    arguments = ["run", str(tmp_path / "a.yaml"), "pretext=[none,mae]", f"pretrain.lr={NOT_A_NUMBER}", "--json"]
+    monkeypatch.setattr(sys, "argv", ["premed", *arguments])
     with pytest.raises(SystemExit) as end:
         cli.main()
     out, err = capsys.readouterr()
     none, mae = json.loads(out)["outcomes"]
     assert end.value.code == 1 and none["stages"] and "failure" not in none and "not a number" in mae["failure"]
     lines = err.splitlines()
-    assert any(
-        line.startswith("[mae] FAILED: pretrain: the loss") and line.endswith("experiments done)") for line in lines
-    )
-    assert any(line.startswith("[none] val mauc ") for line in lines)
+    assert any(line.startswith("[mae] FAILED: pretrain: the loss is not a number") for line in lines)
+    assert any(line.startswith("[none] val mauc ") and line.endswith("(2/2 experiments done)") for line in lines)
 
 
 def test_a_bug_in_one_experiment_stops_no_other(home, chest, monkeypatch):
@@ -158,12 +154,13 @@ def test_on_ray_two_run_at_once_one_fails_alone_and_nothing_is_held_in_the_end(h
     one = {"train": {"workers": 1, "cpus": 1}}
     experiments = both(chest, one, {"seeds": [0, 1], "test": True})
     experiments += fan_out(tree(chest, QUICK, one, {"pretext": {"name": "none"}, "finetune": {"lr": NOT_A_NUMBER}}))
-    at_once, here = [], None
+    fleets, at_once = [], []
 
     def show(event):
-        at_once.append(len(here.fleet.busy) if here else 0)
+        at_once.extend(len(fleet.busy) for fleet in fleets)
 
     with session([each.train for each in experiments], show) as here:
+        fleets.append(here.fleet)
         found = launch.Several(experiments, here).at_once()
         here.fleet.close()
         total = ray.cluster_resources()["CPU"]

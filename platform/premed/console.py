@@ -217,7 +217,13 @@ def outcomes(found: Sequence[dict[str, Any]]) -> None:
     """
     several = ["labels", "seed"] if len(found) > 1 else []
     columns = ["task", "strategy", *several, "score", "value", "95 % interval", "constant", "gate", "seconds"]
-    table("Scores", columns, [outcome_row(outcome, several) for outcome in found])
+    rows, title = [outcome_row(outcome, several) for outcome in found], "Scores"
+    scores = {score_of(outcome)[0] for outcome in found if outcome["stages"]}
+    if several and len(scores) == 1:  # once is enough, and 80 columns are few
+        title, at = f"Scores: {scores.pop()}", columns.index("score")
+        rows = [row[:at] + row[at + 1 :] for row in [columns, *rows]]
+        columns = rows.pop(0)
+    table(title, columns, rows)
     print("interval: over patients, one seed; constant: the best answer that looks at no image;")
     print("gate: how far pre-training's validation loss is below that of a predictor without a network")
     over_seeds(found)
