@@ -1,6 +1,7 @@
 """What a person sees: on a terminal, elsewhere, and in the table at the end."""
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from rich.console import Console
@@ -102,6 +103,50 @@ def test_a_pre_training_says_how_it_stands_to_its_gate():
     assert shown([{"event": "gate", **GATE}]).startswith("WARNING: the pre-training never got past its gate")
 
 
+def test_of_several_each_is_told_with_its_name():
+    def of(who, event):
+        return event | {"who": who}
+
+    stage = {"event": "stage", "kind": "finetune", "where": "/x"}
+    ended = {"event": "ended", "total": 2}
+    events = [
+        {"event": "experiments", "total": 2},
+        of("none", stage),
+        of("mae", stage),
+        of("none", training(22, loss=0.5)),
+        of("mae", training(24, loss=0.4)),
+        of("mae", ended | {"done": 1, "outcome": {"failure": "no memory"}}),
+        of("none", ended | {"done": 2, "outcome": TESTED}),
+    ]
+    assert shown(events).splitlines() == [
+        "2 experiments",
+        "[none] fine-tuning: /x",
+        "[mae] fine-tuning: /x",
+        "[none] fine-tuning: 22/40 loss 0.5000",
+        "[mae] fine-tuning: 24/40 loss 0.4000",
+        "[mae] FAILED: no memory (1/2 experiments done)",
+        "[none] test mauc 0.594 (2/2 experiments done)",
+    ]
+    bars = shown(events[:-2], terminal=True)
+    assert "[none] fine-tuning" in bars and "[mae] fine-tuning" in bars and "0/2" in bars
+
+
+def test_many_threads_may_speak_at_once_and_no_line_is_torn():
+    told = io.StringIO()
+    with Presenter(console=Console(file=told, width=100)) as show:
+        speak = lambda who: [show({"event": "saved", "step": step, "who": f"{who}"}) for step in range(50)]  # noqa: E731
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(speak, range(8)))
+    expected = sorted(f"[{who}] step {step}: checkpoint saved" for who in range(8) for step in range(50))
+    assert sorted(told.getvalue().splitlines()) == expected
+
+
+def test_classes_that_no_image_of_a_training_shows_are_named():
+    stage = {"event": "stage", "kind": "finetune", "where": "/x"}
+    event = {"event": "training", "num_images": 2, "num_steps": 4, "start": 0, "absent": ["Hernia", "Mass"]}
+    assert shown([stage, event]).splitlines()[-1] == "none of these images shows: Hernia, Mass"
+
+
 # ---- the table
 
 TESTED = {
@@ -139,6 +184,28 @@ def test_a_validated_outcome_shows_its_own_score(capsys):
     stage = {"kind": "finetune", "seconds": 1.0, "summary": {"val/accuracy": 0.75}, "where": "/x"}
     outcomes([{"task": "images", "strategy": "none", "score": "accuracy", "stages": [stage]}])
     assert "val accuracy 0.750" in capsys.readouterr().out
+
+
+def seeded(seed, mauc, **more):
+    *before, test = TESTED["stages"]
+    about = {"name": f"mae 5 % seed {seed}", "label_fraction": 0.05, "seed": seed}
+    return TESTED | about | {"stages": [*before, test | {"summary": {"test/mauc": mauc}}]} | more
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_several_have_their_share_of_labels_their_seed_and_the_mean_over_seeds(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    failed = seeded(2, 0.0, stages=[], failure="finetune: the loss is not a number")
+    outcomes([seeded(0, 0.6), seeded(1, 0.7), failed])
+    told = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in told.splitlines()]
+    assert "Scores: test mauc" in lines[0]
+    assert "chestxray14 imagenet 5 % 1 0.700 [0.532, 0.701] 0.500 33% 11113" in lines
+    assert "chestxray14 imagenet 5 % 2 failed - - - -" in lines
+    assert "chestxray14 imagenet 5 % test mauc 2 0.650 ± 0.071" in lines  # of those that did not fail
+    assert "mae 5 % seed 2 FAILED: finetune: the loss is not a number" in lines
+    assert "premed compare" in lines[-1]
 
 
 def test_a_class_without_an_auc_is_named(capsys):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from premed import launch, phantoms
+from premed import launch, phantoms, session
 from premed.driver import Data
 from premed.experiment import checked, merged
 from premed.ledger import Ledger
@@ -111,7 +111,7 @@ def test_a_stage_that_another_command_took_over_is_left_to_it_and_waited_for(tre
     seen: dict = {}
     init = Ledger.__init__
     monkeypatch.setattr(Ledger, "__init__", lambda self, *args: (init(self, *args), seen.update(ledger=self))[0])
-    monkeypatch.setattr(launch, "run_stage", sleepy)
+    monkeypatch.setattr(session, "run_stage", sleepy)
     outcome = launch.run(checked(tree), told.append)
     assert tries == ["finetune", "finetune", "test"]
     assert ["took this stage over" in event["text"] for event in told if event["event"] == "warning"] == [True]

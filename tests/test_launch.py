@@ -31,6 +31,7 @@ from launching import (
 from premed import launch
 from premed.experiment import Train, plugin
 from premed.leases import LEASES
+from premed.session import admit
 from premed.spec import StageFailed, UserError
 from premed.supervised import Network
 
@@ -142,10 +143,16 @@ def test_the_test_part_is_opened_by_the_test_stage_alone(home, chest, tmp_path):
 # ---- what MLflow holds
 
 
-def test_an_experiment_is_a_run_with_one_child_per_stage(used):
+def test_an_experiment_is_a_run_above_its_stages_and_names_the_pre_training_that_others_may_share(used):
     home, before = used
     parent, *stages = (store_of(home).get(stage["run_id"]) for stage in [before, *before["stages"]])
-    assert parent.parent is None and [stage.parent for stage in stages] == [parent.run_id] * 3
+    assert [run.parent for run in (parent, *stages)] == [None, None, parent.run_id, parent.run_id]
+    names = ["", " fine-tuning", " test"]
+    assert stages[0].name == "mae pre-training seed 0"
+    assert [run.name for run in (parent, *stages[1:])] == [f"mae 100 % seed 0{name}" for name in names]
+    assert {run.tags["pretrain_run"] for run in (parent, *stages[1:])} == {stages[0].run_id}
+    assert {run.tags["encoder"] for run in (parent, *stages)} == {"vit"}
+    assert [run.tags.get("head") for run in (parent, *stages)] == ["linear", None, "linear", "linear"]
     assert [stage.tags["stage"] for stage in stages] == KINDS and parent.tags["stage"] == "experiment"
     assert {run.status for run in (parent, *stages)} == {"FINISHED"}
     for run_ in (parent, *stages):
@@ -298,7 +305,7 @@ def test_prepare_makes_every_part_ready_and_needs_no_mlflow(home, chest, monkeyp
 def test_what_can_never_be_placed_is_refused_in_one_line(monkeypatch, train, words):
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0})
     with pytest.raises(UserError, match=f"^train.workers: .*{words} and the cluster has [40]; lower .*$"):
-        launch.admit(Train(**train))
+        admit(Train(**train))
 
 
 @pytest.mark.slow

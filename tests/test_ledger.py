@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from stores import free_port, rows, start, steps
@@ -122,6 +123,14 @@ def test_one_of_two_ledgers_holds_a_stage_until_it_lets_go(ledger, store, tmp_pa
     assert other.acquire("d")
     other.close()
     assert ledger.acquire("d") and ledger.acquire("e")
+
+
+def test_of_several_threads_that_ask_one_ledger_one_holds_the_stage(ledger):
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(ledger.acquire, ["d"] * 8)) == 1
+    assert not ledger.acquire("d")
+    ledger.release("d")
+    assert ledger.acquire("d")
 
 
 def test_a_held_lease_beats(store, tmp_path, monkeypatch):

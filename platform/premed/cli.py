@@ -31,13 +31,22 @@ Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, e
 
 @app.command()
 def run(what: What, as_json: Json = False) -> None:
-    """Pre-train (or reuse it), fine-tune, test once; print the scores and where they are."""
-    experiment = experiment_of(what)
+    """Pre-train (or reuse it), fine-tune, test once; print the scores and where they are.
+
+    Lists fan out: 'pretext=[none,mae]' 'finetune.label_fraction=[0.05,1.0]' 'seeds=[0,1,2]' are twelve experiments that
+    share one pre-training ('vary=[pretrain]': one for each seed).
+    """
+    experiments = experiments_of(what)
     from premed import console, launch
 
+    if len(experiments) == 1:
+        with console.Presenter() as show, quiet(as_json):
+            outcome = launch.run(experiments[0], show)
+        tell(outcome, as_json, lambda told: console.outcomes([told]))
+        return
     with console.Presenter() as show, quiet(as_json):
-        outcome = launch.run(experiment, show)
-    tell(outcome, as_json, lambda told: console.outcomes([told]))
+        outcomes = launch.run_all(experiments, show)
+    tell_all(outcomes, as_json)
 
 
 @app.command()
@@ -46,14 +55,13 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Chest X-rays and brain MRI made up on the spot: from scratch against MAE, on 2 Ray workers, in minutes."""
-    from premed import console
     from premed import demo as demonstration
 
     with quiet(as_json):
         outcomes = demonstration.run(folder.absolute())
-    tell({"outcomes": outcomes}, as_json, lambda told: console.outcomes(told["outcomes"]))
     if not as_json:
         print(f"pictures: {folder}/pictures\nruns:     PREMED_HOME={os.environ['PREMED_HOME']} premed ui")
+    tell_all(outcomes, as_json)
 
 
 @app.command()
@@ -179,12 +187,26 @@ def ui(
     )
 
 
-def experiment_of(what: list[str]) -> Any:
+def experiments_of(what: list[str]) -> Any:
     """YAML files come first, overrides after them."""
-    from premed.experiment import load
+    from premed.fanout import load_all
 
     files = [item for item in what if "=" not in item]
-    return load(files, [item for item in what if "=" in item])
+    return load_all(files, [item for item in what if "=" in item])
+
+
+def experiment_of(what: list[str]) -> Any:
+    """The first, where there are several: the data are the same for all."""
+    return experiments_of(what)[0]
+
+
+def tell_all(outcomes: list[dict[str, Any]], as_json: bool) -> None:
+    """The answer of several experiments; exit code 1 where one failed."""
+    from premed import console
+
+    tell({"outcomes": outcomes}, as_json, lambda told: console.outcomes(told["outcomes"]))
+    if any("failure" in outcome for outcome in outcomes):
+        raise typer.Exit(1)
 
 
 def quiet(as_json: bool) -> Any:

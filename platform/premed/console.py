@@ -1,9 +1,14 @@
 """What a person sees: a progress bar on a terminal, one plain line per interval elsewhere, and tables at the end."""
 
 import math
+import statistics
 import sys
+import threading
 import time
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from rich import box
@@ -13,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from premed.check import alike, summed_up
+from premed.fanout import percent
 from premed.spec import printable
 from premed.watch import PAST
 
@@ -20,41 +26,76 @@ DOING = {"pretrain": "pre-training", "import": "importing weights", "finetune": 
 EVERY = 10.0  # seconds between two plain lines of the same kind
 
 
-class Presenter:
-    """Takes events (`driver.Show`) and says them on stderr, or on another console. Leaving its context ends the bar."""
+@dataclass
+class Voice:
+    """What one experiment is at: its stage, what its bar or its lines count, and when it last had a line."""
 
-    def __init__(self, prefix: str = "", console: Console | None = None):
+    kind: str = ""
+    what: str = ""
+    last_line: float = 0.0
+    task: TaskID | None = None
+
+
+class Presenter:
+    """Takes events (`driver.Show`) and says them on stderr, or on another console. Leaving its context ends the bars.
+
+    Any thread may call it. What is of one experiment among several is told with its name (`who`) before it.
+    """
+
+    def __init__(self, console: Console | None = None):
         self.console = console or Console(stderr=True, highlight=False)
-        self.prefix, self.kind, self.what = prefix, "", ""
-        self.last_line = 0.0
+        self.lock = threading.RLock()
+        self.who, self.voices = "", defaultdict[str, Voice](Voice)
         self.bar: Progress | None = None
-        self.task: TaskID | None = None
+        self.experiments: TaskID | None = None
 
     def __enter__(self) -> "Presenter":
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.close()
+        if self.bar is not None:
+            self.bar.stop()
+        self.bar = None
 
     def __call__(self, event: dict[str, Any]) -> None:
-        getattr(self, f"on_{event['event']}", self.ignore)(event)
+        with self.lock:
+            self.who = event.get("who", "")
+            getattr(self, f"on_{event['event']}", self.ignore)(event)
+
+    @property
+    def voice(self) -> Voice:
+        """Who is speaking."""
+        return self.voices[self.who]
 
     def ignore(self, event: dict[str, Any]) -> None:
         """An event without words."""
 
     def say(self, text: str) -> None:
-        (self.bar.console if self.bar else self.console).print(f"{self.prefix}{text}", soft_wrap=True, markup=False)
+        (self.bar.console if self.bar else self.console).print(self.named(text), soft_wrap=True, markup=False)
+
+    def named(self, text: str) -> str:
+        return f"[{self.who}] {text}" if self.who else text
 
     def on_starting(self, event: dict[str, Any]) -> None:
         self.say(f"starting {event['what']}")
 
-    def on_experiment(self, event: dict[str, Any]) -> None:
+    def on_experiments(self, event: dict[str, Any]) -> None:
+        self.say(f"{event['total']} experiments")
+        if self.console.is_terminal:
+            self.experiments = self.bars().add_task("experiments done", total=event["total"], note="")
+
+    def on_ended(self, event: dict[str, Any]) -> None:
         self.close()
-        self.say(f"== {event['number']}/{event['total']}: {event['what']}")
+        done, outcome = f"{event['done']}/{event['total']} experiments done", event["outcome"]
+        self.say(
+            f"FAILED: {outcome['failure']} ({done})" if "failure" in outcome else f"{score_words(outcome)} ({done})"
+        )
+        if self.bar is not None and self.experiments is not None:
+            self.bar.update(self.experiments, completed=event["done"])
 
     def on_prepared(self, event: dict[str, Any]) -> None:
         what = "preparing images"
-        if self.what == what or event["done"] < event["total"]:  # else all of them were there already
+        if self.voice.what == what or event["done"] < event["total"]:  # else all of them were there already
             self.progress(what, event["done"], event["total"], "")
 
     def on_checked(self, event: dict[str, Any]) -> None:
@@ -62,12 +103,14 @@ class Presenter:
 
     def on_stage(self, event: dict[str, Any]) -> None:
         self.close()
-        self.kind = event["kind"]
-        self.say(f"{DOING[self.kind]}: {event['where']}")
+        self.voice.kind = event["kind"]
+        self.say(f"{DOING[event['kind']]}: {event['where']}")
 
     def on_training(self, event: dict[str, Any]) -> None:
         going_on = f", going on after step {event['start']}" if event["start"] else ""
-        self.say(f"{DOING[self.kind]} on {event['num_images']} images, {event['num_steps']} steps{going_on}")
+        self.say(f"{DOING[self.voice.kind]} on {event['num_images']} images, {event['num_steps']} steps{going_on}")
+        if event.get("absent"):
+            self.say(f"none of these images shows: {', '.join(event['absent'])}")
 
     def on_imported(self, event: dict[str, Any]) -> None:
         changed = "".join(f"; {name}: {how}" for name, how in event["changed"].items())
@@ -87,7 +130,9 @@ class Presenter:
             )
             self.say(f"step {event['step']}: validation {told}")
         else:
-            self.progress(DOING[self.kind], event["step"], event["num_steps"], f"loss {numbers['train/loss']:.4f}")
+            self.progress(
+                DOING[self.voice.kind], event["step"], event["num_steps"], f"loss {numbers['train/loss']:.4f}"
+            )
 
     def on_saved(self, event: dict[str, Any]) -> None:
         self.say(f"step {event['step']}: checkpoint saved")
@@ -97,7 +142,7 @@ class Presenter:
         self.say(f"{DOING[event['kind']]}: there already, nothing to do ({event['where']})")
 
     def on_waiting(self, event: dict[str, Any]) -> None:
-        self.say(f"{DOING[event['kind']]}: another command is at it; waiting for its result")
+        self.say(f"{DOING[event['kind']]}: another {event['whose']} is at it; waiting for its result")
 
     def on_registering(self, event: dict[str, Any]) -> None:
         self.say(f"registering the model as {event['name']}")
@@ -114,32 +159,42 @@ class Presenter:
 
     def progress(self, what: str, done: int, total: int, note: str) -> None:
         """A bar on a terminal; a line now and then elsewhere."""
-        if what != self.what:
+        voice = self.voice
+        if what != voice.what:
             self.close()
-            self.what, self.last_line = what, -math.inf
-        if not self.console.is_terminal:
-            if time.monotonic() - self.last_line >= EVERY or done == total:
-                self.last_line = time.monotonic()
-                self.say(f"{what}: {done}/{total} {note}".rstrip())
-            if done == total:
-                self.close()
-            return
-        if self.bar is None:
-            parts = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")
-            more = TimeRemainingColumn(), TextColumn("{task.fields[note]}")
-            self.bar = Progress(*parts, *more, console=self.console, transient=True)
-            self.bar.start()
-            self.task = self.bar.add_task(what, total=total, note=note)
-        assert self.task is not None
-        self.bar.update(self.task, description=f"{self.prefix}{what}", completed=done, total=total, note=note)
+            voice.what, voice.last_line = what, -math.inf
+        if self.console.is_terminal:
+            if voice.task is None:
+                voice.task = self.bars().add_task(self.named(what), total=total, note=note)
+            self.bars().update(voice.task, completed=done, total=total, note=note)
+        elif time.monotonic() - voice.last_line >= EVERY or done == total:
+            voice.last_line = time.monotonic()
+            self.say(f"{what}: {done}/{total} {note}".rstrip())
         if done == total:
             self.close()
 
+    def bars(self) -> Progress:
+        """The bars of all that is under way, one display."""
+        if self.bar is None:
+            parts = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}"),
+            )
+            more = TimeRemainingColumn(), TextColumn("{task.fields[note]}")
+            self.bar = Progress(*parts, *more, console=self.console, transient=True)
+            self.bar.start()
+        return self.bar
+
     def close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-        self.bar = self.task = None
-        self.what = ""
+        """Ends the bar of who is speaking."""
+        voice = self.voice
+        if self.bar is not None and voice.task is not None:
+            self.bar.remove_task(voice.task)
+            if not self.bar.tasks:
+                self.bar.stop()
+                self.bar = None
+        voice.task, voice.what = None, ""
 
 
 def gate_words(step: int, loss: float, gate: float) -> str:
@@ -162,30 +217,81 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], wor
 
 
 def outcomes(found: Sequence[dict[str, Any]]) -> None:
-    """One row per experiment: its score on the test part (or val), interval, constant answer, gate, seconds."""
-    columns = ["task", "strategy", "score", "value", "95 % interval", "constant", "gate", "seconds"]
-    table("Scores", columns, [outcome_row(outcome) for outcome in found])
+    """One row per experiment: its score on the test part (or val), interval, constant answer, gate, seconds.
+
+    Of several, the labels' share and the seed too, and the mean over seeds.
+    """
+    several = ["labels", "seed"] if len(found) > 1 else []
+    columns = ["task", "strategy", *several, "score", "value", "95 % interval", "constant", "gate", "seconds"]
+    rows, title = [outcome_row(outcome, several) for outcome in found], "Scores"
+    scores = {score_of(outcome)[0] for outcome in found if outcome["stages"]}
+    if several and len(scores) == 1:  # once is enough, and 80 columns are few
+        title, at = f"Scores: {scores.pop()}", columns.index("score")
+        rows = [row[:at] + row[at + 1 :] for row in [columns, *rows]]
+        columns = rows.pop(0)
+    table(title, columns, rows)
     print("interval: over patients, one seed; constant: the best answer that looks at no image;")
     print("gate: how far pre-training's validation loss is below that of a predictor without a network")
+    over_seeds(found)
     for outcome in found:
+        name = outcome.get("name") or f"{outcome['task']} {outcome['strategy']}"
+        if "failure" in outcome:
+            print(f"{name} FAILED: {outcome['failure']}")
+            continue
         last = outcome["stages"][-1]
-        print(f"{outcome['task']} {outcome['strategy']}: {last['where']}")
+        if not several:
+            print(f"{name}: {last['where']}")
         if last.get("undefined"):
             print(f"  no AUC, and left out of the mean: {', '.join(last['undefined'])} (one kind of label only)")
+    if folders := sorted(
+        {str(PurePosixPath(o["stages"][-1]["where"]).parent) for o in found if several and o["stages"]}
+    ):
+        print(f"weights and pictures: {', '.join(folders)}; side by side, with intervals and tests: premed compare")
 
 
-def outcome_row(outcome: dict[str, Any]) -> list[str]:
+def outcome_row(outcome: dict[str, Any], several: Sequence[str]) -> list[str]:
     stages = outcome["stages"]
+    which = [percent(outcome["label_fraction"]), str(outcome["seed"])] if several else []
+    which = [outcome["task"], outcome["strategy"], *which]
+    if "failure" in outcome:
+        return [*which, "-", "failed", "-", "-", "-", "-"]
     last, seconds = stages[-1], sum(stage["seconds"] for stage in stages)
     gate = next((stage["gate"] for stage in stages if stage.get("gate")), None)
     past = "-" if gate is None else f"{gate['below']:.0%}" if gate["passed"] else "not past"
-    part, interval, constant = "val", "-", "-"
+    interval, constant = "-", "-"
     if last["kind"] == "test":
-        part, constant = "test", number(last["constant"])
+        constant = number(last["constant"])
         interval = f"[{number(last['interval'][0])}, {number(last['interval'][1])}]"
-    value = number(last["summary"].get(f"{part}/{outcome['score']}"))
-    score = f"{part} {outcome['score']}"
-    return [outcome["task"], outcome["strategy"], score, value, interval, constant, past, f"{seconds:.0f}"]
+    score, value = score_of(outcome)
+    return [*which, score, number(value), interval, constant, past, f"{seconds:.0f}"]
+
+
+def score_of(outcome: dict[str, Any]) -> tuple[str, float | None]:
+    """The name and the value of an outcome's score, on the part that it was measured on last."""
+    last = outcome["stages"][-1]
+    part = "test" if last["kind"] == "test" else "val"
+    return f"{part} {outcome['score']}", last["summary"].get(f"{part}/{outcome['score']}")
+
+
+def score_words(outcome: dict[str, Any]) -> str:
+    score, value = score_of(outcome)
+    return f"{score} {number(value)}"
+
+
+def over_seeds(found: Sequence[dict[str, Any]]) -> None:
+    """Mean and standard deviation where there are several seeds of the same task, strategy and share of labels."""
+    groups = defaultdict(list)
+    for outcome in found:
+        if "failure" not in outcome and (scored := score_of(outcome))[1] is not None:
+            share = percent(outcome["label_fraction"]) if "label_fraction" in outcome else ""
+            groups[outcome["task"], outcome["strategy"], share, scored[0]].append(scored[1])
+    rows = [
+        [*group, str(len(values)), f"{number(statistics.mean(values))} ± {number(statistics.stdev(values))}"]
+        for group, values in groups.items()
+        if len(values) > 1
+    ]
+    if rows:
+        table("Over seeds", ["task", "strategy", "labels", "score", "seeds", "mean ± std"], rows)
 
 
 def findings(told: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from premed.experiment import Train
@@ -82,22 +83,35 @@ class Crew:
         as_wanted = (self.train, self.storage) == (job.train, job.storage)
         return as_wanted and self.thread.is_alive() and ray.get(self.desk.fresh.remote())
 
-    def run(self, job: Job, run_id: str) -> bool:
-        """Back when every rank is through with the job; False where the crew had gone home. Raises what ended it."""
+    @property
+    def alive(self) -> bool:
+        """Whether its workers are there, or about to be; their CPUs and GPUs are free once they are not."""
+        return self.thread.is_alive()
+
+    def run(self, job: Job, run_id: str, pause: Callable[[float], None]) -> bool:
+        """Back when every rank is through with the job; False where the crew had gone home. Raises what ended it.
+
+        pause: called between two looks; what it raises ends the wait.
+        """
         import ray
 
         number = ray.get(self.desk.put.remote(job, run_id))
         while number is not None and not ray.get(self.desk.done.remote(number)):
             self.thread.join(LOOK)
+            pause(0)
             if not self.thread.is_alive() and not ray.get(self.desk.done.remote(number)):
                 raise self.error or StageFailed("the workers went home in the middle of a stage")
         return number is not None
 
+    def dismiss(self) -> None:
+        """Lets the workers go when they are through; they take some seconds."""
+        self.desk.close.remote()
+
     def close(self) -> None:
-        """Lets the workers go, and waits until they have: their CPUs and GPUs are free then."""
+        """Lets the workers go, and waits until they have."""
         import ray
 
-        ray.get(self.desk.close.remote())
+        self.dismiss()
         self.thread.join()
         ray.kill(self.desk)
 

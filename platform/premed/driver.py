@@ -1,10 +1,13 @@
 """The driver: one experiment through its stages, each found or trained, and recorded. Neither Ray nor MLflow here."""
 
 import hashlib
+import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
@@ -14,7 +17,7 @@ import torch
 from premed.cache import Cache
 from premed.contracts import Case, Task
 from premed.entry import Entry
-from premed.experiment import Experiment, Kind, Stage, Train, plugin
+from premed.experiment import BLIND, Experiment, Kind, Stage, Train, plugin
 from premed.home import home
 from premed.ledger import first_line
 from premed.records import Records
@@ -30,21 +33,42 @@ KNOWN_BY = ("import", "finetune")  # the kinds of stages whose data tell two exp
 POLL = 1.0  # seconds between two looks at a stage that another command is at
 
 
+class Once:
+    """What several threads of a command want: the first to ask does it, the others wait for what comes of it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.known: dict[Hashable, Future] = {}
+
+    def __call__(self, name: Hashable, work: Callable[[], Any], wait: Callable[[], Any] = lambda: None) -> Any:
+        """What `work()` gave (or raised) for the first to ask, and whether this one was it; `wait()` before a wait."""
+        with self.lock:
+            first = name not in self.known
+            result = self.known.setdefault(name, Future())
+        if first:
+            try:
+                result.set_result(work())
+            except BaseException as error:
+                result.set_exception(error)
+        elif not result.done():
+            wait()
+        return result.result(), first
+
+
 class Data:
-    """The images of an experiment, prepared when a stage asks for them and not before."""
+    """The images of a task, prepared when a stage asks for them and not before; any number of experiments may ask."""
 
     def __init__(self, experiment: Experiment, mapper: Any, show: Show):
         self.task: Task = plugin("tasks", experiment.task).build(experiment.task)
-        self.pretext = experiment.pretext
         self.root, self.mapper, self.show = home() / "cache", mapper, show
         self.files: set[Path] = set()
+        self.once = Once()
 
     def fingerprint(self, kind: Kind) -> str:
         """Prepares what a stage of that kind sees, and says what it is: `part:hash part:hash`."""
-        if kind == "import":  # weights, made to fit the task's channels and values
-            content = plugin("pretext", self.pretext).content(self.pretext)
-            seen = canonical([content, self.task.channels, self.task.recipe.digest()])
-            return f"weights:{hashlib.sha256(seen.encode()).hexdigest()}"
+        return self.once(kind, partial(self.prepared, kind))[0]
+
+    def prepared(self, kind: Kind) -> str:
         if kind == "test":
             groups = {"test": self.task.split("test")}
         elif kind == "pretrain":
@@ -83,36 +107,82 @@ def refuse_unnamed(cases: Sequence[Case], entries: Sequence[Entry], labels: Sequ
             )
 
 
-class Driver:
-    """One experiment on its way through its stages."""
+@dataclass
+class Common:
+    """What all experiments of a command share."""
 
-    def __init__(self, experiment: Experiment, ledger: Any, mapper: Any, trainer: Trainer, show: Show):
-        self.experiment, self.ledger, self.trainer, self.show = experiment, ledger, trainer, show
-        self.data = Data(experiment, mapper, show)
-        self.fingerprint = cache(self.data.fingerprint)
+    ledger: Any
+    mapper: Any
+    """Prepares images: called like `map`, or None."""
+    show: Show
+    pause: Callable[[float], None] = time.sleep
+    """Waits so many seconds; raises KeyboardInterrupt where the command was stopped."""
+    once: Once = field(default_factory=Once)
+
+    def data(self, experiment: Experiment) -> Data:
+        """One for all experiments on the same task."""
+        task = "data", experiment.task.model_dump_json()
+        return self.once(task, lambda: Data(experiment, self.mapper, self.show))[0]
+
+
+class Driver:
+    """One experiment on its way through its stages. Several may be on theirs at once, a thread each."""
+
+    rehearsing = threading.Lock()  # torch's `meta` is a word to the whole process
+
+    def __init__(self, experiment: Experiment, common: Common, trainer: Trainer, show: Show):
+        self.experiment, self.common, self.trainer, self.show = experiment, common, trainer, show
+        self.ledger, self.data = common.ledger, common.data(experiment)
         self.task = self.data.task
-        self.records = Records(experiment, self.task, ledger, show)
+        self.records = Records(experiment, self.task, self.ledger, show, common.pause)
         self.storage = storage_of(experiment.train)
 
     def run(self) -> dict[str, Any]:
         """What came of it: task, strategy, the score's name, the MLflow run, and each stage's result."""
-        # what the experiment as a whole is known by, beside its fields
         self.records.open(" ".join(self.fingerprint(kind) for kind in self.experiment.kinds if kind in KNOWN_BY))
         stages: list[dict[str, Any]] = []
         try:
             before: Stage | None = None
             for stage in self.experiment.stages(self.fingerprint):
                 stages.append(self.find_or_train(stage, before))
+                if stage.kind in BLIND:
+                    self.records.pretrain_run = stages[-1]["run_id"]
                 before = stage
             self.records.close(stages)
-        except BaseException as error:
-            self.records.fail("FAILED" if isinstance(error, Exception) else "KILLED")
+        except Exception as error:
+            self.records.fail("FAILED", first_line(error))
+            raise
+        except BaseException:  # Ctrl-C
+            self.records.fail("KILLED")
             raise
         about = {"task": self.task.name, "strategy": self.experiment.strategy, "score": self.task.score}
         return about | {"run_id": self.records.run_id, "stages": stages}
 
+    def fingerprint(self, kind: Kind) -> str:
+        """What a stage of that kind sees: images; or weights, made to fit the task's channels and values."""
+        if kind != "import":
+            return self.data.fingerprint(kind)
+        content = plugin("pretext", self.experiment.pretext).content(self.experiment.pretext)
+        seen = canonical([content, self.task.channels, self.task.recipe.digest()])
+        return f"weights:{hashlib.sha256(seen.encode()).hexdigest()}"
+
     def find_or_train(self, stage: Stage, before: Stage | None) -> dict[str, Any]:
-        """The stage's result: the one that is there, or another command's once it is done, or a new one."""
+        """The stage's result: what another experiment of this command made of it, its failure too, or our own."""
+
+        def wait() -> None:
+            self.show({"event": "waiting", "kind": stage.kind, "whose": "experiment"})
+            if stage.kind == "pretrain":
+                self.rehearse()
+
+        work = partial(self.found_or_trained, stage, before)
+        result, ours = self.common.once((stage.digest(), self.storage), work, wait)
+        if ours:
+            return result
+        self.show({"event": "reused", "kind": stage.kind, "where": result["where"]})
+        return result | {"reused": True}
+
+    def found_or_trained(self, stage: Stage, before: Stage | None) -> dict[str, Any]:
+        """The result that is there, or another command's once it is done, or a new one."""
         job = Job(stage, before, self.experiment.train, self.storage, self.data.root)
         digest, waiting = stage.digest(), False
         while (found := self.find(job)) is None:
@@ -124,9 +194,9 @@ class Driver:
                 finally:
                     self.ledger.release(digest)
             if not waiting:
-                self.show({"event": "waiting", "kind": stage.kind})
+                self.show({"event": "waiting", "kind": stage.kind, "whose": "command"})
             waiting = True
-            time.sleep(POLL)
+            self.common.pause(POLL)
         return found
 
     def find(self, job: Job) -> dict[str, Any] | None:
@@ -206,7 +276,7 @@ class Driver:
 
     def rehearse(self) -> None:
         """Builds all networks without memory for their weights: a mistake in a later stage costs no earlier one."""
-        with torch.device("meta"):
+        with self.rehearsing, torch.device("meta"):
             for stage in self.experiment.stages(lambda kind: ""):
                 objective, _ = make_objective(Job(stage, None, self.experiment.train, "", self.data.root), self.task)
                 if isinstance(objective, Supervised):

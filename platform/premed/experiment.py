@@ -13,11 +13,11 @@ from pkgutil import iter_modules
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 import premed
 from premed.contracts import Augment
-from premed.spec import Spec, UserError, elsewhere, unscored
+from premed.spec import Spec, UserError, elsewhere, unscored, validated
 
 Kind = Literal["pretrain", "import", "finetune", "test"]
 BLIND: tuple[Kind, ...] = ("pretrain", "import")
@@ -185,6 +185,11 @@ class Stage(Spec):
 
 def load(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> Experiment:
     """The experiment that YAML files and `key=value` overrides describe; UserError names the field and the mend."""
+    return checked(gathered(*given(files, overrides)))
+
+
+def given(files: Sequence[Path | str], overrides: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What each file says, and what the overrides say together."""
     trees = [read(Path(file)) for file in files]
     above: dict[str, Any] = {}
     for override in overrides:
@@ -194,15 +199,20 @@ def load(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> Experime
         if not all(path.split(".")):
             raise UserError(f"{override}: names no field; overrides read pretext.mask_ratio=0.5")
         above = merged(above, nested(path.split("."), parsed(value, override)))
+    return trees, above
+
+
+def gathered(trees: Sequence[dict[str, Any]], above: dict[str, Any]) -> dict[str, Any]:
+    """One tree of all: later files over earlier ones, `above` over all, and what stands under `only:` in its place."""
     strategy = reduce(merged, [*trees, above], {}).get("pretext")
     strategy = strategy.get("name") if isinstance(strategy, dict) else strategy
     below: dict[str, Any] = {}
     for tree in trees:  # a file's own `only:` right after the file, so that later files override it too
-        only = strategies(tree.pop("only", None) or {})
-        below = merged(below, tree)
+        only = strategies(tree.get("only") or {})
+        below = merged(below, {name: value for name, value in tree.items() if name != "only"})
         if isinstance(strategy, str) and strategy in only:
             below = merged(below, merged({"pretext": {"name": strategy}}, only[strategy]))
-    return checked(merged(below, above))
+    return merged(below, above)
 
 
 def strategies(only: Any) -> dict[str, dict[str, Any]]:
@@ -219,29 +229,7 @@ def strategies(only: Any) -> dict[str, dict[str, Any]]:
 
 def checked(tree: dict[str, Any]) -> Experiment:
     """`tree` as an Experiment, or a UserError of one line for the first thing that is wrong."""
-    try:
-        return Experiment.model_validate(tree)
-    except ValidationError as error:
-        where, what = first_error(error)
-        raise UserError(f"{where}: {what}" if where else what) from None
-
-
-def first_error(error: ValidationError) -> tuple[str, str]:
-    """Dotted path and message of a validation error, through the plug-ins' own."""
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"]]
-    inner = first.get("ctx", {}).get("error")
-    if isinstance(inner, ValidationError):
-        deeper, what = first_error(inner)
-        return ".".join([*place, deeper] if deeper else place), what
-    known = {
-        "extra_forbidden": "no such field; check its spelling",
-        "missing": "is missing; set it in a YAML or on the command line",
-    }
-    what = known.get(first["type"], first["msg"].removeprefix("Value error, "))
-    if first["type"] not in known and not isinstance(inner, ValueError):
-        what += f" (it is {first['input']!r})"
-    return ".".join(place), what.replace("\n", " ")
+    return validated(Experiment, tree)
 
 
 def read(path: Path, follow: bool = True) -> dict[str, Any]:
@@ -278,6 +266,10 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
             old = {"name": old}
         elif isinstance(old, dict) and "name" in old and isinstance(value, str):
             value = {"name": value}
+        elif isinstance(old, list) and isinstance(value, dict) and "name" not in value:
+            raise UserError(
+                f"{name}: is a list, which {name}.{next(iter(value), '')} cannot be set on; set it in its items"
+            )
         if isinstance(old, dict) and isinstance(value, dict):
             swapped = "name" in value and value["name"] != old.get("name")
             result[name] = value if swapped else merged(old, value)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -35,25 +36,36 @@ class Ledger:
         sweep_dead(self.store)
         self.leases: dict[str, Lease] = {}
         self.held: set[str] = set()
+        self.claiming: set[str] = set()
         self.lost: set[str] = set()
         self.digests: dict[str, str] = {}  # of the runs that were opened here
         self.events: deque[dict[str, Any]] = deque(maxlen=10_000)
+        self.lock = threading.Lock()  # on Ray it has several threads
         self.closing = threading.Event()
         threading.Thread(target=self._beat, name="premed heartbeat", daemon=True).start()
 
     # ---- who may run what
 
     def acquire(self, digest: str) -> bool:
-        """Whether this command may now run the stage; nobody else does then."""
-        if self.leases.setdefault(digest, Lease(self.store)).acquire(digest, f"premed {os.getpid()}"):
-            self.held.add(digest)
-            self.lost.discard(digest)
-        return digest in self.held
+        """Whether whoever asks may now run the stage; nobody else does then, in this command or another."""
+        with self.lock:
+            if digest in self.held | self.claiming:
+                return False
+            self.claiming.add(digest)
+        try:
+            held = self.leases.setdefault(digest, Lease(self.store)).acquire(digest, f"premed {os.getpid()}")
+            if held:
+                self.held.add(digest)
+                self.lost.discard(digest)
+        finally:
+            self.claiming.discard(digest)
+        return held
 
     def release(self, digest: str) -> None:
         if digest in self.held:
+            lease = self.leases.pop(digest)  # before others may ask for a new one
             self.held.discard(digest)
-            self.leases.pop(digest).release()
+            lease.release()
 
     def _beat(self) -> None:
         while not self.closing.wait(BEAT):
@@ -96,6 +108,9 @@ class Ledger:
         return run_id
 
     def reopen(self, run_id: str) -> None:
+        """An ended run goes on; why it failed is no longer true."""
+        with suppress(Exception):  # most have not failed
+            self.store.client.delete_tag(run_id, "premed.failure")
         self.store.reopen(run_id)
 
     def finished(self, digest: str, kind: str) -> str | None:
@@ -159,14 +174,15 @@ class Ledger:
             raise LeaseLost("another command took this stage over while this one was silent")
         if event["event"] == "row":
             self.spool.call("log_rows", run_id, [{name: event[name] for name in ("step", "time", "metrics")}])
-        self.events.append(event)
+        self.events.append(event | {"run": run_id})
 
     def warn(self, text: str) -> None:
         self.events.append({"event": "warning", "text": text})
 
     def drain(self) -> list[dict[str, Any]]:
-        """The events since the last call."""
-        return [self.events.popleft() for _ in range(len(self.events))]
+        """The events since the last call; those of a stage name its `run`."""
+        with self.lock:
+            return [self.events.popleft() for _ in range(len(self.events))]
 
     def close(self, timeout: float = 60.0) -> int:
         """Ends everything; the number of records that MLflow has not heard (they wait on disk)."""
@@ -179,13 +195,17 @@ class Ledger:
 class Patient:
     """A ledger that waits while MLflow is away: an outage between two stages ends no experiment.
 
-    waits: seconds before each new try. StageFailed when they are used up.
+    waits: seconds before each new try. StageFailed when they are used up. pause: what waits so long.
     """
 
     def __init__(
-        self, ledger: Any, show: Callable[[dict[str, Any]], None], waits: Sequence[float] = (1, 2, 4, 8, *[15] * 40)
+        self,
+        ledger: Any,
+        show: Callable[[dict[str, Any]], None],
+        waits: Sequence[float] = (1, 2, 4, 8, *[15] * 40),
+        pause: Callable[[float], None] = time.sleep,
     ):
-        self.ledger, self.show, self.waits = ledger, show, waits
+        self.ledger, self.show, self.waits, self.pause = ledger, show, waits, pause
 
     def __getattr__(self, method: str) -> Any:
         asked = getattr(self.ledger, method)
@@ -203,7 +223,7 @@ class Patient:
                     raise StageFailed(f"{said}; the same command goes on") from error
             if number == 0:
                 self.show({"event": "warning", "text": f"{said}; waiting"})
-            time.sleep(wait)
+            self.pause(wait)
         return None
 
 

@@ -1,5 +1,6 @@
 """The named parts of a network that one stage saves and the next one loads: strictly, or not at all."""
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,11 +14,14 @@ from premed.randomness import key
 from premed.spec import UserError
 from premed.vault import Vault
 
+DRAWING = threading.RLock()
+"""torch's generator is one for all threads of a process."""
+
 
 @contextmanager
 def drawn(seed: int, name: str) -> Iterator[None]:
     """Initial weights from a seed and a name; torch's own generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
+    with DRAWING, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(key(seed, "init", name))
         yield
 

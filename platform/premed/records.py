@@ -1,12 +1,15 @@
-"""What MLflow is told of an experiment: a run of its own, a run below it for each stage, and what the stages came to.
+"""What MLflow is told of an experiment: a run of its own, its fine-tuning and test below it, and what they came to.
 
-A run has one writer at a time: whoever holds the lease of its digest, until MLflow has heard that it ended.
+A pre-training is nobody's child, for many experiments may share it: they, their fine-tunings and their tests name it
+in the tag `pretrain_run`. A run has one writer at a time: whoever holds the lease of its digest, until MLflow has heard
+that it ended.
 """
 
 import hashlib
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,22 +19,33 @@ from typing import Any
 import yaml
 
 from premed.contracts import Task
-from premed.experiment import BLIND, Experiment, Stage, Train
+from premed.experiment import BLIND, Experiment, Kind, Stage, Train
+from premed.fanout import title
 from premed.home import home, portable
 from premed.spec import StageFailed
 from premed.vault import Vault
 from premed.worker import Job, cases, make_objective
 
+DOING: dict[Kind, str] = {"pretrain": "pre-training", "import": "weights", "finetune": "fine-tuning", "test": "test"}
+REGISTERING = threading.Lock()  # torch exports one network at a time, and the ledger's threads are for other things
 CONTEXTS = {"images": "training", "train": "training", "val": "validation", "test": "testing"}
 
 
 class Records:
     """One experiment in MLflow, written through the ledger."""
 
-    def __init__(self, experiment: Experiment, task: Task, ledger: Any, show: Callable[[dict[str, Any]], None]):
-        self.experiment, self.task, self.ledger, self.show = experiment, task, ledger, show
+    def __init__(
+        self,
+        experiment: Experiment,
+        task: Task,
+        ledger: Any,
+        show: Callable[[dict[str, Any]], None],
+        pause: Callable[[float], None] = time.sleep,
+    ):
+        self.experiment, self.task, self.ledger, self.show, self.pause = experiment, task, ledger, show, pause
         self.run_id, self.digest = "", ""
         self.writing = False
+        self.pretrain_run: str | None = None  # the run of the pre-training that the experiment stands on, once known
         self.copies: dict[str, list[str]] = {}  # by run: folders of the outbox that MLflow is still to read
 
     # ---- the experiment's own run
@@ -39,14 +53,14 @@ class Records:
     def open(self, data: str) -> None:
         """Finds the experiment's run on that data, or makes it. A finished one stays as it is until there is news."""
         self.digest = hashlib.sha256(f"{self.experiment.digest()} {data}".encode()).hexdigest()
-        name = self.experiment.name or f"{self.experiment.strategy} seed {self.experiment.finetune.seed}"
         tags = self.tags("experiment") | {"seed": str(self.experiment.finetune.seed)}
-        wanted = self.task.name, name, self.digest, "experiment", None, tags, tree(self.experiment)
+        wanted = self.task.name, title(self.experiment), self.digest, "experiment", None, tags, tree(self.experiment)
         named = self.task.name, self.digest, "experiment"
         found = self.ledger.newest(*named)
         if found is None:
             with self.alone():
-                found = self.ledger.newest(*named) or self.ledger.open(*wanted)
+                if (found := self.ledger.newest(*named)) is None:
+                    found, self.writing = self.ledger.open(*wanted), True
         self.run_id = found
 
     def close(self, stages: list[dict[str, Any]]) -> None:
@@ -67,16 +81,16 @@ class Records:
             self.ledger.call("log_files", self.run_id, str(folder / "experiment.yaml"))
             self.end(self.run_id, "FINISHED")
 
-    def fail(self, status: str) -> None:
-        """The experiment ended early; says so if it was this command that ran it."""
+    def fail(self, status: str, reason: str = "") -> None:
+        """The experiment ended early; says so, and why, if it was this command that ran it."""
         if self.writing:
-            self.end(self.run_id, status)
+            self.end(self.run_id, status, {"premed.failure": reason} if reason else None)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Nobody else opens or closes the experiment's run."""
         while not self.ledger.acquire(self.digest):
-            time.sleep(0.2)
+            self.pause(0.2)
         try:
             yield
         finally:
@@ -85,28 +99,34 @@ class Records:
     # ---- its stages
 
     def open_stage(self, stage: Stage) -> str:
-        """The stage's run, below the experiment's: the unfinished one goes on, else a new one starts."""
+        """The stage's run: the unfinished one goes on, else a new one starts."""
         seed = stage.training and stage.training.seed  # type: ignore[attr-defined]
         if not self.writing:
             self.ledger.reopen(self.run_id)
             self.writing = True
-        name = f"{self.experiment.strategy} {stage.kind}" + ("" if seed is None else f" seed {seed}")
+        if stage.kind in BLIND:  # others may share it
+            seeded = "" if seed is None else f" seed {seed}"
+            name, parent = f"{self.experiment.strategy} {DOING[stage.kind]}{seeded}", None
+        else:
+            name, parent = f"{title(self.experiment)} {DOING[stage.kind]}", self.run_id
         params = {"stage": stage.model_dump(mode="json", exclude={"task": {"root"}, "pretext": {"weights"}})}
         tags = {"premed.data": stage.data, "premed.parent_digest": stage.parent or ""}
         tags |= {"compute": computed_on(self.experiment.train)}
         tags = self.tags(stage.kind) | tags | ({} if seed is None else {"seed": str(seed)})
-        run_id = self.ledger.open(self.task.name, name, stage.digest(), stage.kind, self.run_id, tags, params)
+        run_id = self.ledger.open(self.task.name, name, stage.digest(), stage.kind, parent, tags, params)
         if stage.training is not None:  # an import sees no images
             self.ledger.call("log_datasets", run_id, self.datasets(stage))
         return run_id
 
     def tags(self, kind: str) -> dict[str, str]:
-        tags = {"task": self.task.name, "strategy": self.experiment.strategy, "stage": kind}
-        if kind in BLIND:  # others may share it
+        experiment, pretrain = self.experiment, self.experiment.pretrain
+        tags = {"task": self.task.name, "strategy": experiment.strategy, "stage": kind}
+        tags |= {"encoder": experiment.encoder.name}
+        if kind in BLIND:  # it has neither labels nor a head
             return tags
-        pretrain = self.experiment.pretrain
-        tags |= {"label_fraction": f"{self.experiment.finetune.label_fraction:g}", "score": self.task.score}
-        trained = pretrain and "pretrain" in self.experiment.kinds
+        tags |= {"head": experiment.finetune.head.name, "label_fraction": f"{experiment.finetune.label_fraction:g}"}
+        tags |= {"score": self.task.score} | ({"pretrain_run": self.pretrain_run} if self.pretrain_run else {})
+        trained = pretrain and "pretrain" in experiment.kinds
         return tags | ({"pretrain_seed": str(pretrain.seed)} if pretrain and trained else {})
 
     def datasets(self, stage: Stage) -> list[dict[str, Any]]:
@@ -159,7 +179,9 @@ class Records:
         about = job.vault.get_json("parts/card.json")
         score = result["summary"].get(f"val/{self.task.score}", float("-inf"))
         try:
-            self.ledger.register(run_id, self.task.name, objective.network, example, score, about)
+            with REGISTERING:
+                self.pause(0)  # the command may have been stopped meanwhile
+                self.ledger.register(run_id, self.task.name, objective.network, example, score, about)
         except StageFailed as error:
             self.show({"event": "warning", "text": f"the model was not registered: {error}"})
 

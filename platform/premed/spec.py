@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
 def printable(said: object) -> str:
@@ -38,6 +38,36 @@ class Spec(BaseModel):
     def digest(self) -> str:
         """SHA-256 (hex) of every field that changes a result, nested specs and plug-in versions included."""
         return hashlib.sha256(canonical(self).encode()).hexdigest()
+
+
+Kind = TypeVar("Kind", bound=Spec)
+
+
+def validated(kind: type[Kind], tree: Any) -> Kind:
+    """`tree` as a Spec of that kind, or a UserError of one line for the first thing that is wrong."""
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        where, what = first_error(error)
+        raise UserError(f"{where}: {what}" if where else what) from None
+
+
+def first_error(error: ValidationError) -> tuple[str, str]:
+    """Dotted path and message of a validation error, through the plug-ins' own."""
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    inner = first.get("ctx", {}).get("error")
+    if isinstance(inner, ValidationError):
+        deeper, what = first_error(inner)
+        return ".".join([*place, deeper] if deeper else place), what
+    known = {
+        "extra_forbidden": "no such field; check its spelling",
+        "missing": "is missing; set it in a YAML or on the command line",
+    }
+    what = known.get(first["type"], first["msg"].removeprefix("Value error, "))
+    if first["type"] not in known and not isinstance(inner, ValueError):
+        what += f" (it is {first['input']!r})"
+    return ".".join(place), what.replace("\n", " ")
 
 
 def elsewhere(default: Any, **constraints: Any) -> Any:

@@ -121,7 +121,8 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
     if (start := watch.resume()) == 0:
         objective.begin(train)
     sizes = {"num_images": len(train), "num_val": len(val), "num_steps": plan.num_steps}
-    emit({"event": "training", "start": start, **sizes})
+    missing = absent(task, train) if stage.kind == "finetune" else []
+    emit({"event": "training", "start": start, "absent": missing, **sizes})
     if objective.num_solutions:
         assert isinstance(objective, Supervised)
         solve(objective, train, watch, start=start, precision=precision, emit=emit)
@@ -245,6 +246,15 @@ def fraction(labelled: list[Case], share: float, seed: int) -> list[Case]:
     order = permutation(key(seed, "label fraction"), len(patients))
     chosen = {patients[i] for i in order[: max(1, round(share * len(patients)))]}
     return [case for case in labelled if case.patient in chosen]
+
+
+def absent(task: Task, train: Sequence[Sample]) -> list[str]:
+    """The classes that no image of `train` shows, as may be where few labels are used."""
+    if task.labels:
+        present = {value for sample in train for value in sample.entry.labels_present}
+        return [name for name, united in task.regions.items() if not present & set(united)]
+    labels = [sample.case.label for sample in train if isinstance(sample.case.label, tuple)]
+    return [name for i, name in enumerate(task.classes) if not any(label[i] > 0 for label in labels)]
 
 
 def prepared(job: Job, task: Task, wanted: Sequence[Case]) -> list[Sample]:

@@ -1,0 +1,129 @@
+"""Who trains next, and on which workers: stages stand in line for a crew, as many at once as the cluster has room for.
+
+A test goes before a pre-training, and that before a fine-tuning, for others wait for it; then the experiments' order
+counts. Only the first in line is served, so that a large stage does not starve behind small ones. A crew that is
+through with a fine-tuning stays with its experiment, whose test comes next, until that ends or has to wait.
+"""
+
+import threading
+from bisect import insort
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import count
+
+from premed.crew import Crew
+from premed.experiment import Kind, Train
+from premed.worker import Job
+
+ORDER: dict[Kind, int] = {"test": 0, "pretrain": 1, "finetune": 2}
+LOOK = 0.2  # seconds between two looks at whether there is room now
+Resources = Mapping[str, float]
+
+
+class Fleet:
+    """The crews of a command. Called by the threads of its experiments, it runs a stage to its end.
+
+    hire: makes a crew for a job. nodes: what each node of the cluster has. pause: see `driver.Common`.
+    """
+
+    def __init__(
+        self, hire: Callable[[Job], Crew], nodes: Callable[[], Sequence[Resources]], pause: Callable[[float], None]
+    ):
+        self.hire, self.nodes, self.pause = hire, nodes, pause
+        self.change = threading.Condition()
+        self.line: list[tuple[int, int, int]] = []
+        self.tickets = count()
+        self.crews: list[Crew] = []
+        self.busy: list[Crew] = []
+        self.kept: dict[int, Crew] = {}  # by experiment
+
+    def run(self, job: Job, run_id: str, number: int = 0) -> None:
+        """Trains the stage of experiment `number`, waiting for its turn. Raises what ended the workers."""
+        through = False
+        while not through:
+            crew = self.take(job, number)
+            try:
+                through = crew.run(job, run_id, self.pause)
+            finally:
+                with self.change:
+                    self.busy.remove(crew)
+                    if job.stage.kind == "finetune":
+                        self.kept[number] = crew
+                    self.change.notify_all()
+
+    def leave(self, number: int) -> None:
+        """The experiment wants no crew for now."""
+        with self.change:
+            self.kept.pop(number, None)
+            self.change.notify_all()
+
+    def take(self, job: Job, number: int) -> Crew:
+        """A crew for the job, once it is its turn."""
+        with self.change:
+            ticket = (ORDER[job.stage.kind], number, next(self.tickets))
+            insort(self.line, ticket)
+            try:
+                while True:
+                    if (crew := self.kept.pop(number, None)) and crew.suits(job):
+                        break
+                    if self.line[0] == ticket and (crew := self.found(job)):
+                        break
+                    self.change.wait(LOOK)
+                    self.pause(0)
+            finally:
+                self.line.remove(ticket)
+                self.change.notify_all()
+            self.busy.append(crew)
+            return crew
+
+    def found(self, job: Job) -> Crew | None:
+        """An idle crew that suits, or a new one if there is room; where there is none, idle ones make it."""
+        for crew in [crew for crew in self.crews if not crew.alive and crew not in self.busy]:
+            self.crews.remove(crew)
+            crew.close()
+        idle = [crew for crew in self.crews if crew not in self.busy and crew not in self.kept.values()]
+        if crew := next((crew for crew in idle if crew.suits(job)), None):
+            return crew
+        held = [worker for crew in self.crews for worker in workers_of(crew.train)]
+        if not self.crews or fits(self.nodes(), [*held, *workers_of(job.train)]):
+            self.crews.append(crew := self.hire(job))
+            return crew
+        for crew in idle:
+            crew.dismiss()
+        return None
+
+    def held(self) -> float:
+        """The CPUs that the workers hold."""
+        with self.change:
+            return sum(crew.train.workers * crew.train.cpus for crew in self.crews if crew.alive)
+
+    def idle(self) -> float:
+        """Those of them that do nothing now."""
+        with self.change:
+            idle = [crew for crew in self.crews if crew.alive and crew not in self.busy]
+            return sum(crew.train.workers * crew.train.cpus for crew in idle)
+
+    def close(self) -> None:
+        """Lets all workers go, and waits until they have."""
+        for crew in self.crews:
+            crew.dismiss()
+        for crew in self.crews:
+            crew.close()
+
+
+def workers_of(train: Train) -> list[Resources]:
+    """What each worker of a crew holds."""
+    return [{"CPU": train.cpus, "GPU": float(train.gpu)}] * train.workers
+
+
+def fits(nodes: Iterable[Resources], workers: Iterable[Resources]) -> bool:
+    """Whether all workers find a place on the nodes at once: the largest first, each on the first node with room."""
+    left = [dict(node) for node in nodes]
+    for worker in sorted(workers, key=lambda worker: (worker["GPU"], worker["CPU"]), reverse=True):
+        for node in left:
+            if all(node.get(name, 0) >= needed - 1e-9 for name, needed in worker.items()):
+                break
+        else:
+            return False
+        for name, needed in worker.items():
+            node[name] = node.get(name, 0) - needed
+    return True

@@ -1,0 +1,226 @@
+"""A session: what all experiments of a command share, on Ray or in this process."""
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+
+from premed.crew import Crew, actor
+from premed.driver import Common, Show, Trainer
+from premed.experiment import Train
+from premed.fleet import Fleet
+from premed.home import home
+from premed.ledger import Ledger, Patient
+from premed.runs import RunStore
+from premed.spec import StageFailed, UserError
+from premed.worker import Job, run_stage
+
+TOLD = 0.5  # seconds between two looks at what the ledger has heard
+
+
+class Session:
+    """Ledger and data (`common`), the workers (`fleet`) where there is a Ray, and the word that all is over."""
+
+    def __init__(self, show: Show, ledger: Callable[[], Any], mapper: Callable[..., Iterable] | None):
+        """ledger: makes it. mapper: Ray's, where there is one."""
+        self.show, self.stopped, self.relaying = show, threading.Event(), threading.Lock()
+        self.names: dict[str, str] = {}  # of the experiments, by their stages' runs
+        self.ledger = Patient(ledger(), show, pause=self.pause)
+        self.fleet: Fleet | None = None
+        if mapper is not None:
+            self.fleet = Fleet(lambda job: Crew(job.train, job.storage, self.ledger.handle), nodes, self.pause)
+            mapper = partial(mapper, fleet=self.fleet)
+        self.common = Common(self.ledger, mapper, self.show_or_stop, self.pause)
+
+    def pause(self, seconds: float) -> None:
+        """Waits; raises KeyboardInterrupt where the command was stopped, in threads too that no signal reaches."""
+        if self.stopped.wait(seconds):
+            raise KeyboardInterrupt
+
+    def show_or_stop(self, event: dict[str, Any]) -> None:
+        self.pause(0)
+        self.show(event)
+
+    def trainer(self, number: int = 0, name: str = "", begun: Callable[[], None] = lambda: None) -> Trainer:
+        """Trains the stages of experiment `number`, whose events name it; calls `begun` when a stage is in line."""
+
+        def train(job: Job, run_id: str) -> None:
+            self.names[run_id] = name
+            begun()
+            try:
+                if self.fleet is not None:
+                    self.fleet.run(job, run_id, number)
+                else:
+                    run_stage(job, partial(self.tell, run_id), lambda numbers: None)
+            finally:
+                self.relay()
+
+        return train
+
+    def tell(self, run_id: str, event: dict[str, Any]) -> None:
+        self.ledger.event(run_id, event)
+        self.relay()
+
+    def relay(self) -> None:
+        """Shows what the ledger has heard, with the name of the experiment that it is of."""
+        with self.relaying:
+            for event in self.ledger.drain():
+                name = self.names.get(event.pop("run", ""))
+                self.show(event | {"who": name} if name else event)
+
+    def keep_relaying(self, over: threading.Event) -> None:
+        with suppress(StageFailed):  # the ledger ended: whoever asks it something hears of it
+            while not over.wait(TOLD):
+                self.relay()
+
+    def close(self) -> None:
+        """Shows and delivers what is left to tell."""
+        self.stopped.clear()  # it ends in order, even where it was stopped
+        self.relay()
+        if left := self.ledger.close():
+            told = f"MLflow has not heard {left} records; the next start delivers them"
+            self.show({"event": "warning", "text": told})
+
+
+@contextmanager
+def session(trains: Sequence[Train], show: Show) -> Iterator[Session]:
+    """In this process where the first one's `train.workers` is 0, else on Ray.
+
+    UserError where MLflow does not answer, or where the cluster can never place the workers.
+    """
+    try:
+        home().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"PREMED_HOME: {home()} cannot be made ({error.strerror}); name a folder you may write"
+        ) from None
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+    settings = uri, str(home() / "artifacts") if uri.startswith("sqlite") else None, str(home() / "spool")
+    if trains[0].workers:
+        RunStore(*settings[:2])  # makes the database, and says in one line that a store does not answer, before Ray
+    with ray_or_not(trains, show) as mapper:
+        ledger = partial(Ledger, *settings)
+        here = Session(show, ledger if mapper is None else lambda: Remote(actor(Ledger, *settings)), mapper)
+        over = threading.Event()
+        relay = threading.Thread(target=here.keep_relaying, args=(over,), name="premed relay", daemon=True)
+        try:
+            if here.fleet is None:
+                yield here
+            else:
+                relay.start()
+                yield here
+                here.fleet.close()
+        finally:
+            over.set()
+            if relay.is_alive():
+                relay.join()
+            here.close()
+
+
+# ---- Ray
+
+
+def nodes() -> list[dict[str, float]]:
+    """What each node of the cluster has."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+@contextmanager
+def ray_or_not(trains: Sequence[Train], show: Show) -> Iterator[Callable[..., Iterable] | None]:
+    """Ray for as long as the context lasts, and its mapper; nothing where the first one's `train.workers` is 0."""
+    if trains[0].workers == 0:
+        yield None
+        return
+    import ray
+
+    show({"event": "starting", "what": "Ray"})
+    # never a cluster nobody named: RAY_ADDRESS, or one of our own
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    try:
+        with own_signals():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, TimeoutError) as error:
+        raise UserError(f"RAY_ADDRESS={address} does not answer: start that cluster or unset the variable") from error
+    try:
+        for train in trains:
+            admit(train)
+        yield ray_map
+    finally:
+        ray.shutdown()
+
+
+def admit(train: Train) -> None:
+    """Refuses what this cluster can never place, saying what it needs and what there is."""
+    import ray
+
+    there = ray.cluster_resources()
+    for resource, needed in (("CPU", train.workers * train.cpus), ("GPU", float(train.workers * train.gpu))):
+        if needed > there.get(resource, 0):
+            raise UserError(
+                f"train.workers: {train.workers} workers need {needed:g} {resource}s and the cluster has "
+                f"{there.get(resource, 0):g}; lower train.workers, or train.cpus per worker, or add nodes"
+            )
+
+
+def ray_map(function: Callable, items: Iterable[Any], fleet: Fleet | None = None) -> Iterator[Any]:
+    """`function` over `items` as Ray tasks, results as they come; never more under way than there are CPUs.
+
+    fleet: where it holds CPUs, those count that are free or that its workers do not use now.
+    """
+    import ray
+
+    remote: Any = ray.remote
+    held = fleet is not None and fleet.held() > 0
+    task = remote(num_cpus=0 if held else 1, scheduling_strategy="SPREAD")(function)
+    free = ray.available_resources() if held else ray.cluster_resources()
+    most = max(1, int(free.get("CPU", 0 if held else 1) + (fleet.idle() if fleet and held else 0)))
+    running: list[Any] = []
+    for item in items:
+        if len(running) >= most:
+            done, running = ray.wait(running)
+            yield ray.get(done[0])
+        running.append(task.remote(item))
+    while running:
+        done, running = ray.wait(running)
+        yield ray.get(done[0])
+
+
+class Remote:
+    """An actor's handle that is called like the object itself, and fails like it."""
+
+    def __init__(self, handle: Any):
+        self.handle = handle
+
+    def __getattr__(self, method: str) -> Callable:
+        import ray
+        from ray.exceptions import RayActorError, RayTaskError
+
+        def call(*args: Any) -> Any:
+            try:
+                return ray.get(getattr(self.handle, method).remote(*args))
+            except RayTaskError as error:
+                raise error.cause from None
+            except RayActorError as error:
+                raise StageFailed(
+                    "the ledger's process ended; the same command goes on from the last checkpoint"
+                ) from error
+
+        return call
+
+
+@contextmanager
+def own_signals() -> Iterator[None]:
+    """Ray puts its own handlers in; afterwards Ctrl-C and SIGTERM do again what they did."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)

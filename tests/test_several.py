@@ -1,0 +1,174 @@
+"""Several experiments of one command: what they share, what one that fails costs, and as many at once as have room."""
+
+import json
+import sys
+import threading
+
+import pytest
+import yaml
+from launching import results, runs_of, store_of, tree
+
+from premed import cli, launch
+from premed.driver import Once
+from premed.fanout import fan_out
+from premed.leases import LEASES
+from premed.session import session
+
+pytest_plugins = ["launch_fixtures"]
+
+SHORT = {"epochs": 1, "validations": 1}
+QUICK = {"pretrain": SHORT, "finetune": SHORT, "test": False}
+NOT_A_NUMBER = 1e30  # as a learning rate
+
+
+def both(chest, *changes):
+    """`none` and `mae`, each fanned out."""
+    whole = tree(chest, QUICK, *changes)
+    scratch = {name: value for name, value in whole.items() if name != "pretrain"} | {"pretext": "none"}
+    return [*fan_out(scratch), *fan_out(whole)]
+
+
+def tags_of(home, kind, *names):
+    return sorted(tuple(run.tags.get(name) for name in names) for run in runs_of(home, kind))
+
+
+@pytest.mark.timeout(900)
+def test_two_seeds_two_fractions_and_two_strategies_cost_one_pre_training(home, chest):
+    told = []
+    experiments = both(chest, {"seeds": [0, 1], "finetune": {"label_fraction": [0.3, 1.0]}})
+    found = launch.run_all(experiments, told.append)
+    expected = [(s, f, seed) for s in ("none", "mae") for f in (0.3, 1.0) for seed in (0, 1)]
+    assert [(each["strategy"], each["label_fraction"], each["seed"]) for each in found] == expected
+    assert len(list((home / "checkpoints").glob("pretrain-*"))) == 1
+    (pretrain,) = runs_of(home, "pretrain")
+    assert {each["stages"][0]["run_id"] for each in found[4:]} == {pretrain.run_id}
+    assert sorted(each["stages"][0]["reused"] for each in found[4:]) == [False, True, True, True]
+
+    shares = {each["stages"][-1]["num_cases"] for each in found[::2]}
+    assert len(shares) == 2 and len({each["stages"][-1]["digest"] for each in found}) == 8
+    for kind in ("experiment", "finetune"):
+        rows = tags_of(home, kind, "strategy", "label_fraction", "seed")
+        assert rows == sorted((s, f"{f:g}", str(seed)) for s, f, seed in expected)
+        assert {run.tags.get("pretrain_run") for run in runs_of(home, kind)} == {None, pretrain.run_id}
+    names = {run.name for run in runs_of(home, "finetune")}
+    assert "mae 30 % seed 1 fine-tuning" in names and len(names) == 8
+    assert [event["done"] for event in told if event["event"] == "ended"] == list(range(1, 9))
+    prepared = [event for event in told if event["event"] == "prepared"]
+    assert len({event["total"] for event in prepared}) == len([e for e in prepared if e["done"] == e["total"]]) == 2
+
+    again = launch.run_all(experiments, lambda event: None)
+    assert list(map(results, again)) == list(map(results, found))
+    assert all(stage["reused"] for each in again for stage in each["stages"])
+
+
+def test_a_pre_training_that_fails_is_tried_once_and_fails_only_what_stands_on_it(home, chest):
+    told = []
+    changes = {"seeds": [0, 1], "pretrain": {"lr": NOT_A_NUMBER}}
+    found = launch.run_all(both(chest, changes), told.append)
+    assert ["failure" in each for each in found] == [False, False, True, True]
+    assert len([event for event in told if event["event"] == "training"]) == 3
+    for each in found[2:]:
+        assert each["failure"].startswith("pretrain: the loss is not a number at step") and each["stages"] == []
+        run = store_of(home).get(each["run_id"])
+        assert run.status == "FAILED" and run.tags["premed.failure"] == each["failure"]
+    assert list(store_of(home).search({}, experiment=LEASES)) == []
+
+
+def test_a_command_of_which_something_failed_ends_with_1_and_tells_all(home, chest, tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(tree(chest, QUICK)))
+    monkeypatch.setattr(cli.signal, "signal", lambda *args: None)
+    arguments = ["run", str(tmp_path / "a.yaml"), "pretext=[none,mae]", f"pretrain.lr={NOT_A_NUMBER}", "--json"]
+    monkeypatch.setattr(sys, "argv", ["premed", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    out, err = capsys.readouterr()
+    none, mae = json.loads(out)["outcomes"]
+    assert end.value.code == 1 and none["stages"] and "failure" not in none and "not a number" in mae["failure"]
+    lines = err.splitlines()
+    assert any(line.startswith("[mae] FAILED: pretrain: the loss is not a number") for line in lines)
+    assert any(line.startswith("[none] val mauc ") and line.endswith("(2/2 experiments done)") for line in lines)
+
+
+def test_a_bug_in_one_experiment_stops_no_other(home, chest, monkeypatch):
+    from premed.records import Records
+
+    close = Records.close
+    broken = lambda self, stages: 1 / 0 if self.experiment.finetune.seed == 0 else close(self, stages)  # noqa: E731
+    monkeypatch.setattr(Records, "close", broken)
+    told = []
+    scratch = tree(chest, QUICK, {"pretext": {"name": "none"}, "seeds": [0, 1]})
+    found = launch.run_all(fan_out(scratch), told.append)
+    assert [each.get("failure") for each in found] == ["ZeroDivisionError: division by zero", None]
+    assert "Traceback" in next(event["text"] for event in told if event["event"] == "warning")
+
+
+def test_ctrl_c_ends_all(home, chest):
+    def interrupt(event):
+        if event["event"] == "row":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        launch.run_all(both(chest), interrupt)
+    assert {run.status for kind in ("experiment", "pretrain") for run in runs_of(home, kind)} == {"KILLED"}
+    assert runs_of(home, "finetune") == [] and list(store_of(home).search({}, experiment=LEASES)) == []
+
+
+# ---- what several want is done once
+
+
+def test_the_first_to_ask_does_it_and_the_others_wait_for_it():
+    once, going, waiting, got = Once(), threading.Event(), threading.Semaphore(0), []
+    work = lambda: going.wait(10) and "done"  # noqa: E731
+    threads = [threading.Thread(target=lambda: got.append(once("a", work, waiting.release))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    assert waiting.acquire(timeout=10) and waiting.acquire(timeout=10) and got == []
+    going.set()
+    for thread in threads:
+        thread.join(10)
+    assert sorted(got) == [("done", False), ("done", False), ("done", True)]
+
+
+def test_what_failed_for_the_first_has_failed_for_all_and_is_not_tried_again():
+    once, tried = Once(), []
+
+    def fails():
+        tried.append(1)
+        raise RuntimeError("no")
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no"):
+            once("a", fails)
+    assert tried == [1] and once("b", lambda: 2) == (2, True)
+
+
+# ---- Ray
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # a busy machine takes minutes to start Ray
+def test_on_ray_two_run_at_once_one_fails_alone_and_nothing_is_held_in_the_end(home, chest):
+    import ray
+    from ray.util import placement_group_table
+
+    one = {"train": {"workers": 1, "cpus": 1}}
+    experiments = both(chest, one, {"seeds": [0, 1], "test": True})
+    experiments += fan_out(tree(chest, QUICK, one, {"pretext": {"name": "none"}, "finetune": {"lr": NOT_A_NUMBER}}))
+    fleets, at_once = [], []
+
+    def show(event):
+        at_once.extend(len(fleet.busy) for fleet in fleets)
+
+    with session([each.train for each in experiments], show) as here:
+        fleets.append(here.fleet)
+        found = launch.Several(experiments, here).at_once()
+        here.fleet.close()
+        total = ray.cluster_resources()["CPU"]
+        while ray.available_resources().get("CPU") != total:  # it is told a moment later
+            continue
+        assert {group["state"] for group in placement_group_table().values()} <= {"REMOVED"}
+    assert ["failure" in each for each in found] == [False, False, False, False, True]
+    assert max(at_once) == min(2, total) and len(runs_of(home, "pretrain")) == 1
+    kinds = [["finetune", "test"]] * 2 + [["pretrain", "finetune", "test"]] * 2
+    assert [[stage["kind"] for stage in each["stages"]] for each in found[:4]] == kinds
+    assert list(store_of(home).search({}, experiment=LEASES)) == []
