@@ -56,6 +56,30 @@ def demo(
         print(f"pictures: {folder}/pictures\nruns:     PREMED_HOME={os.environ['PREMED_HOME']} premed ui")
 
 
+@app.command()
+def predict(
+    reference: Annotated[str, typer.Argument(metavar="RUN", help="a run's id, models:/NAME@best or models:/NAME/3")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="files, folders of them, DICOM series")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="where the answers go")],
+    masks: Annotated[bool, typer.Option("--masks", help="beside each label map, a mask of each region")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="compute on this machine's GPU")] = False,
+    precision: Annotated[str, typer.Option(help="as train.precision: auto, fp32 or bf16")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Segment or classify images that were never seen: NIfTI in each input's own grid, or a CSV of probabilities.
+
+    A bad file is named and left out, the others are done: exit code 1.
+    """
+    from premed import console
+    from premed import predict as prediction
+
+    with console.Presenter() as show, quiet(as_json):
+        told = prediction.run(reference, images, out, show, masks=masks, train=train_of(gpu=gpu, precision=precision))
+    tell(told, as_json, console.predictions)
+    if told["failed"]:
+        raise typer.Exit(1)
+
+
 @data.command()
 def prepare(what: What, as_json: Json = False) -> None:
     """Build the prepared cache of an experiment's images (all three parts), so that training starts at once."""
@@ -148,6 +172,19 @@ def experiment_of(what: list[str]) -> Any:
 
     files = [item for item in what if "=" not in item]
     return load(files, [item for item in what if "=" in item])
+
+
+def train_of(**fields: Any) -> Any:
+    """The part of an experiment that says on what to compute."""
+    from pydantic import ValidationError
+
+    from premed.experiment import Train, first_error
+
+    try:
+        return Train(**fields)
+    except ValidationError as error:
+        where, what = first_error(error)
+        raise UserError(f"--{where}: {what}") from None
 
 
 def quiet(as_json: bool) -> Any:

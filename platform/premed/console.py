@@ -59,6 +59,12 @@ class Presenter:
     def on_checked(self, event: dict[str, Any]) -> None:
         self.progress("checking images", event["done"], event["total"], "")
 
+    def on_predicted(self, event: dict[str, Any]) -> None:
+        self.progress("predicting", event["done"], event["total"], "")
+
+    def on_skipped(self, event: dict[str, Any]) -> None:
+        self.say(f"skipped: {event['why']}")
+
     def on_stage(self, event: dict[str, Any]) -> None:
         self.close()
         self.kind = event["kind"]
@@ -180,6 +186,13 @@ def outcome_row(outcome: dict[str, Any]) -> list[str]:
     value = number(last["summary"].get(f"{part}/{outcome['score']}"))
     score = f"{part} {outcome['score']}"
     return [outcome["task"], outcome["strategy"], score, value, interval, constant, past, f"{seconds:.0f}"]
+
+
+def predictions(told: dict[str, Any]) -> None:
+    """What came of `premed predict`."""
+    what = "label maps" if "files" in told["outputs"][0] else "rows of probabilities"
+    left = f"; {len(told['failed'])} skipped" if told["failed"] else ""
+    print(f"{told['task']}: {what} of {len(told['outputs'])} images in {told['folder']}{left}")
 
 
 def findings(told: dict[str, Any]) -> None:
