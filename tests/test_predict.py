@@ -19,6 +19,7 @@ from premed.brain import write_brats
 from premed.segmentation import Regions, read_labels
 from premed.spec import UserError
 from premed.tasks import brats, msd
+from premed.unseen import Input
 
 pytest_plugins = ["trained_fixtures"]
 
@@ -167,7 +168,7 @@ def test_regions_that_do_not_lie_in_each_other_have_masks_only():
     apart = type("Apart", (Regions,), {"regions": {"left": (1, 2), "right": (2, 3)}, "classes": ("left", "right")})()
     assert apart.nesting is None and apart.label_map(np.ones((2, 2, 2, 2), bool)) is None
     maps = predict.LabelMaps(apart, lambda x: x, Path("out"), "", masks=False)
-    assert maps.names(predict.Input(Path("a.nii"), "a")) == ["a.left.nii.gz", "a.right.nii.gz"]
+    assert maps.names(Input(Path("a.nii"), "a")) == ["a.left.nii.gz", "a.right.nii.gz"]
 
 
 # Runs ----------------------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ def finished(new_home, whole) -> Finished:
 @pytest.fixture(scope="session")
 def chest_run(new_home, chest) -> Finished:
     """Pictures, several labels; pre-trained by MAE."""
-    return finished(new_home, experiment(chest, {"finetune": {"lr": 0.1, "epochs": 20}}))
+    return finished(new_home, experiment(chest, {"task": {"stored": 20}, "finetune": {"lr": 0.1, "epochs": 20}}))
 
 
 @pytest.fixture(scope="session")

@@ -80,6 +80,28 @@ def predict(
         raise typer.Exit(1)
 
 
+@app.command()
+def export(
+    reference: Annotated[str, typer.Argument(metavar="RUN", help="a run's id, models:/NAME@best or models:/NAME/3")],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="a new folder")],
+    form: Annotated[str, typer.Option("--format", help="safetensors, onnx or monai (a bundle)")],
+    check: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="IMAGE", help="compare onnx and monai with torch on it; may be repeated"),
+    ] = None,
+    part: Annotated[list[str] | None, typer.Option(help="safetensors: this part alone; may be repeated")] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="safetensors: all parts in one file")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a trained network as files that others read, with how to prepare images for it."""
+    from premed import console
+    from premed import export as exporting
+
+    with quiet(as_json):
+        told = exporting.run(reference, to, form, check=check or (), part=part or (), whole=whole)
+    tell(told, as_json, console.exported)
+
+
 @data.command()
 def prepare(what: What, as_json: Json = False) -> None:
     """Build the prepared cache of an experiment's images (all three parts), so that training starts at once."""

@@ -195,6 +195,13 @@ def predictions(told: dict[str, Any]) -> None:
     print(f"{told['task']}: {what} of {len(told['outputs'])} images in {told['folder']}{left}")
 
 
+def exported(told: dict[str, Any]) -> None:
+    """What came of `premed export`."""
+    print(f"{told['task']} as {told['format']} in {told['folder']}: {', '.join(told['files'])}")
+    if found := told.get("check"):
+        print(f"largest difference of a logit from torch's: {found['largest_difference']:.2g}, on {found['on']}")
+
+
 def findings(told: dict[str, Any]) -> None:
     """What `premed data check` found, errors first; of many files with the same trouble, ten."""
     title = f"{told['task']} in {told['root']}" if told["root"] else told["task"]

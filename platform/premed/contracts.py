@@ -136,6 +136,10 @@ class Encoder(nn.Module):
         """Weights made on another `grid`, resized to this encoder's; and the names of those that were."""
         return state, []
 
+    def timm(self) -> dict[str, Any] | None:
+        """The arguments of `timm.create_model` that make a model with the same parameters; None: timm has none."""
+        return None
+
 
 class Head(nn.Module):
     """Turns Features into logits: [B, classes] or [B, classes, *S]."""
