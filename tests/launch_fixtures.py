@@ -1,10 +1,13 @@
-"""Fixtures of the tests that run whole experiments: made-up X-rays, and homes with an empty MLflow in them."""
+"""Fixtures of the tests that run whole experiments: made-up X-rays, homes with an empty MLflow, the command line."""
 
 import shutil
+import signal
+import sys
 
 import pytest
 from launching import settle_in
 
+from premed import cli
 from premed.phantoms import write_chestxray14
 
 pytest_plugins = ["store_fixtures"]
@@ -33,3 +36,18 @@ def home(new_home, monkeypatch):
     home = new_home()
     settle_in(monkeypatch, home)
     return home
+
+
+@pytest.fixture
+def premed(monkeypatch, capsys):
+    """`premed …` in this process: (exit code, stdout, the lines of stderr)."""
+    monkeypatch.setattr(signal, "signal", lambda *args: None)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["premed", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        told = capsys.readouterr()
+        return end.value.code or 0, told.out, told.err.splitlines()
+
+    return call

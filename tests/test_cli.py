@@ -19,21 +19,6 @@ pytest_plugins = ["launch_fixtures"]
 
 
 @pytest.fixture
-def premed(monkeypatch, capsys):
-    """`premed …` in this process: (exit code, stdout, the lines of stderr)."""
-    monkeypatch.setattr(signal, "signal", lambda *args: None)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["premed", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        told = capsys.readouterr()
-        return end.value.code or 0, told.out, told.err.splitlines()
-
-    return call
-
-
-@pytest.fixture
 def written(tmp_path, chest):
     """Writes the tiny experiment, with changes, as a YAML."""
 

@@ -88,7 +88,8 @@ def test_mlflow_holds_the_import_as_a_run_of_its_own_without_a_path_of_this_mach
     home, outcome, _ = finished
     store = store_of(home)
     parent, imported = store.get(outcome["run_id"]), store.get(outcome["stages"][0]["run_id"])
-    assert imported.parent == parent.run_id and imported.name == "imagenet import" and imported.status == "FINISHED"
+    assert (imported.parent, imported.name, imported.status) == (None, "imagenet weights", "FINISHED")
+    assert parent.tags["pretrain_run"] == imported.run_id
     assert imported.tags["premed.data"].startswith("weights:") and imported.tags["strategy"] == "imagenet"
     assert {"seed", "label_fraction"}.isdisjoint(imported.tags) and imported.metrics["seconds"] > 0
     assert parent.tags["import_run"] == imported.run_id and "import_seconds" in parent.metrics

@@ -64,19 +64,24 @@ class Classification:
         return ((losses * known).sum(dim=1) / known.sum(dim=1).clamp(min=1)).mean()
 
     def measure(self, forward: Forward, samples: Sequence[Sample]) -> list[Row]:
-        """Rows with `y/<class>` (0, 1 or NaN) and `p/<class>`: the mean over the image's fixed views.
+        """Rows with `y/<class>` (0, 1 or NaN) and `p/<class>`: see `probabilities`."""
+        answers = self.probabilities(forward, samples)
+        return [self.row(sample, p) for sample, p in zip(samples, answers, strict=True)]
+
+    def probabilities(self, forward: Forward, samples: Sequence[Sample]) -> list[list[float]]:
+        """For each sample one number per class: the mean over the image's fixed views.
 
         A picture has one such view, its centre, unless it is stored at twice the roi; a large volume has several.
         """
-        rows: list[Row] = []
+        found: list[list[float]] = []
         for chunk in sampling.chunks(samples, self.roi):
             views = [self.tiles(sample) for sample in chunk]
             logits = forward(torch.from_numpy(np.stack(list(chain(*views)))))
             answers = (logits.softmax(dim=1) if self.exclusive else logits.sigmoid()).split(
                 [len(some) for some in views]
             )
-            rows += [self.row(sample, p.mean(dim=0).tolist()) for sample, p in zip(chunk, answers, strict=True)]
-        return rows
+            found += [p.mean(dim=0).tolist() for p in answers]
+        return found
 
     def row(self, sample: Sample, probabilities: Sequence[float]) -> Row:
         assert isinstance(sample.case.label, tuple), f"{sample.case.name} has no label"

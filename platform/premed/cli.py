@@ -98,6 +98,52 @@ def compare(
     tell(outcome, as_json, scoreboard.show)
 
 
+@app.command()
+def predict(
+    reference: Annotated[str, typer.Argument(metavar="RUN", help="a run's id, models:/NAME@best or models:/NAME/3")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="files, folders of them, DICOM series")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="where the answers go")],
+    masks: Annotated[bool, typer.Option("--masks", help="beside each label map, a mask of each region")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="compute on this machine's GPU")] = False,
+    precision: Annotated[str, typer.Option(help="as train.precision: auto, fp32 or bf16")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Segment or classify images that were never seen: NIfTI in each input's own grid, or a CSV of probabilities.
+
+    A bad file is named and left out, the others are done: exit code 1.
+    """
+    from premed import console
+    from premed import predict as prediction
+
+    with console.Presenter() as show, quiet(as_json):
+        told = prediction.run(reference, images, out, show, masks=masks, train=train_of(gpu=gpu, precision=precision))
+    tell(told, as_json, console.predictions)
+    if told["failed"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    reference: Annotated[str, typer.Argument(metavar="RUN", help="a run's id, models:/NAME@best or models:/NAME/3")],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="a new folder")],
+    form: Annotated[str, typer.Option("--format", help="safetensors, onnx or monai (a bundle)")],
+    check: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="IMAGE", help="compare onnx and monai with torch on it; may be repeated"),
+    ] = None,
+    part: Annotated[list[str] | None, typer.Option(help="safetensors: this part alone; may be repeated")] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="safetensors: all parts in one file")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a trained network as files that others read, with how to prepare images for it."""
+    from premed import console
+    from premed import export as exporting
+
+    with quiet(as_json):
+        told = exporting.run(reference, to, form, check=check or (), part=part or (), whole=whole)
+    tell(told, as_json, console.exported)
+
+
 @data.command()
 def prepare(what: What, as_json: Json = False) -> None:
     """Build the prepared cache of an experiment's images (all three parts), so that training starts at once."""
@@ -207,6 +253,19 @@ def tell_all(outcomes: list[dict[str, Any]], as_json: bool) -> None:
     tell({"outcomes": outcomes}, as_json, lambda told: console.outcomes(told["outcomes"]))
     if any("failure" in outcome for outcome in outcomes):
         raise typer.Exit(1)
+
+
+def train_of(**fields: Any) -> Any:
+    """The part of an experiment that says on what to compute."""
+    from pydantic import ValidationError
+
+    from premed.experiment import Train, first_error
+
+    try:
+        return Train(**fields)
+    except ValidationError as error:
+        where, what = first_error(error)
+        raise UserError(f"--{where}: {what}") from None
 
 
 def quiet(as_json: bool) -> Any:

@@ -101,6 +101,12 @@ class Presenter:
     def on_checked(self, event: dict[str, Any]) -> None:
         self.progress("checking images", event["done"], event["total"], "")
 
+    def on_predicted(self, event: dict[str, Any]) -> None:
+        self.progress("predicting", event["done"], event["total"], "")
+
+    def on_skipped(self, event: dict[str, Any]) -> None:
+        self.say(f"skipped: {event['why']}")
+
     def on_stage(self, event: dict[str, Any]) -> None:
         self.close()
         self.voice.kind = event["kind"]
@@ -292,6 +298,20 @@ def over_seeds(found: Sequence[dict[str, Any]]) -> None:
     ]
     if rows:
         table("Over seeds", ["task", "strategy", "labels", "score", "seeds", "mean ± std"], rows)
+
+
+def predictions(told: dict[str, Any]) -> None:
+    """What came of `premed predict`."""
+    what = "label maps" if "files" in told["outputs"][0] else "rows of probabilities"
+    left = f"; {len(told['failed'])} skipped" if told["failed"] else ""
+    print(f"{told['task']}: {what} of {len(told['outputs'])} images in {told['folder']}{left}")
+
+
+def exported(told: dict[str, Any]) -> None:
+    """What came of `premed export`."""
+    print(f"{told['task']} as {told['format']} in {told['folder']}: {', '.join(told['files'])}")
+    if found := told.get("check"):
+        print(f"largest difference of a logit from torch's: {found['largest_difference']:.2g}, on {found['on']}")
 
 
 def findings(told: dict[str, Any]) -> None:

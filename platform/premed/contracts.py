@@ -102,6 +102,10 @@ class Encoder(nn.Module):
         """Weights made on another `grid`, resized to this encoder's; and the names of those that were."""
         return state, []
 
+    def timm(self) -> dict[str, Any] | None:
+        """The arguments of `timm.create_model` that make a model with the same parameters; None: timm has none."""
+        return None
+
 
 class Solution(NamedTuple):
     """What there is to tell of weights that were solved."""

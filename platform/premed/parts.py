@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from premed.answers import described
 from premed.contracts import Encoder, Task
 from premed.experiment import Stage
 from premed.randomness import key
@@ -57,19 +58,17 @@ def load_strictly(module: nn.Module, state: dict[str, torch.Tensor], part: str) 
 
 
 def card(stage: Stage, task: Task, parts: Mapping[str, nn.Module], gate: dict[str, Any] | None) -> dict[str, Any]:
-    """What somebody needs to use the parts elsewhere."""
-    encoder = parts["encoder"]
+    """What somebody needs to use the parts elsewhere, without the data they were trained on."""
+    encoder, head = parts["encoder"], getattr(stage.training, "head", None)
     assert isinstance(encoder, Encoder)
-    return {
+    return described(task) | {
         "digest": stage.digest(),
+        "kind": stage.kind,
         "parts": sorted(parts),
         "encoder": stage.encoder.model_dump(mode="json"),
+        "head": head.model_dump(mode="json") if head else None,
         "grid": encoder.grid,
         "patch": encoder.patch,
         "width": encoder.width,
-        "channels": task.channels,
-        "classes": task.classes,
-        "roi": task.roi,
-        "preprocessing": task.recipe.model_dump(mode="json"),
         "gate": gate,
     }

@@ -6,12 +6,16 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from premed.spec import UserError
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from mlflow import MlflowClient
 
 BEST = "best"
+UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
+"""MLflow's words for what it has not got."""
 _SCORE = "premed.score"
 
 
@@ -111,3 +115,22 @@ def _point_best(client: "MlflowClient", name: str) -> None:
 
     best = max(client.search_model_versions(f"name = '{name}'"), key=rank)
     client.set_registered_model_alias(name, BEST, best.version)
+
+
+def run_of(client: "MlflowClient", reference: str) -> str:
+    """The id of the run that `models:/NAME@ALIAS` or `models:/NAME/VERSION` came from."""
+    from mlflow.exceptions import MlflowException
+
+    name, mark, which = reference.removeprefix("models:/").rpartition("@" if "@" in reference else "/")
+    if not (name and which):
+        raise UserError(f"{reference}: names no model; write models:/NAME@{BEST} or models:/NAME/VERSION")
+    try:
+        find = client.get_model_version_by_alias if mark == "@" else client.get_model_version
+        found = find(name, which)
+    except MlflowException as error:
+        if error.error_code not in UNKNOWN:
+            raise
+        raise UserError(f"{reference}: no such model or version; `premed ui` lists them under Models") from None
+    if not found.run_id:
+        raise UserError(f"{reference}: does not say which run it came from; name the run itself")
+    return found.run_id

@@ -110,6 +110,10 @@ class Segmentation:
         """Each region of an answer, as `native` or `cut` gives it."""
         return self.united(answer)
 
+    def label_map(self, answer: np.ndarray) -> np.ndarray | None:
+        """An answer, as `native` gives it, with the values of the task's label maps: uint8 [*S]."""
+        return answer
+
     def united(self, labels: np.ndarray) -> Mapping[str, np.ndarray]:
         """Each region of a label map."""
         return {name: np.isin(labels, united) for name, united in self.regions.items()}
@@ -195,6 +199,27 @@ class Regions(Segmentation):
 
     def layers(self, labels: np.ndarray) -> Iterator[np.ndarray]:
         return (np.isin(labels, united) for united in self.regions.values())
+
+    def label_map(self, answer: np.ndarray) -> np.ndarray | None:
+        """Painted from the outermost region to the innermost; None where the regions do not lie in each other.
+
+        A voxel that is answered to lie in an inner region lies in the outer ones then, whatever they say of it.
+        """
+        if self.nesting is None:
+            return None
+        painted, masks = np.zeros(answer.shape[1:], np.uint8), self.masks(answer)
+        for name, label in self.nesting:
+            painted[masks[name]] = label
+        return painted
+
+    @property
+    def nesting(self) -> list[tuple[str, int]] | None:
+        """Regions from the outermost to the innermost, each with a label that no region inside it has."""
+        names = sorted(self.regions, key=lambda name: -len(self.regions[name]))
+        sets = [*({*self.regions[name]} for name in names), set()]
+        if not all(inner < outer for outer, inner in zip(sets, sets[1:], strict=False)):
+            return None
+        return [(name, min(outer - inner)) for name, outer, inner in zip(names, sets, sets[1:], strict=False)]
 
     def cut(self, atlas: np.ndarray, share: float) -> np.ndarray:
         """Scores: above 0 where the atlas holds at least `share`."""

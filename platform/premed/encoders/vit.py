@@ -125,6 +125,21 @@ class ViT(Encoder):
         places = F.interpolate(places, self.grid, mode=mode, align_corners=False, antialias=flat)
         return state | {"pos_embed": torch.cat([summary, places.flatten(2).transpose(1, 2)], dim=1)}, ["pos_embed"]
 
+    def timm(self) -> dict[str, Any] | None:
+        """Any of timm's plain ViTs, with its numbers set. It has 2D ones alone."""
+        if len(self.grid) != 2:
+            return None
+        return {
+            "model_name": "vit_base_patch16_224",
+            "img_size": [size * edge for size, edge in zip(self.grid, self.patch, strict=True)],
+            "patch_size": list(self.patch),
+            "in_chans": self.patch_embed.proj.in_channels,
+            "embed_dim": self.width,
+            "depth": self.depth,
+            "num_heads": self.blocks[0].attn.num_heads,  # type: ignore[union-attr]
+            "num_classes": 0,
+        }
+
 
 class PatchEmbed(nn.Module):
     """Patches [B, L, D] by a strided convolution (named `proj`, as timm's)."""

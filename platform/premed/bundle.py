@@ -1,0 +1,284 @@
+"""A MONAI bundle that answers as `premed predict` does, without premed: a graph, and MONAI's transforms around it.
+
+The configuration is plain MONAI: `python -m monai.bundle run --config_file configs/inference.json --bundle_root .
+--dataset_dir DIR --output_dir DIR`. It needs no engine beside MONAI, and nibabel or Pillow to read with.
+"""
+
+import json
+import logging
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from premed.images import Recipe
+from premed.segmentation import Segmentation
+from premed.spec import UserError
+from premed.supervised import Network
+
+MODEL = "models/model.ts"
+SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
+
+
+def write(network: Network, task: Any, card: dict[str, Any], folder: Path) -> list[str]:
+    """All of the bundle but its graph (`models/model.ts`); returns what there is to know beside it."""
+    refuse(task)
+    for name in ("configs", "models", "docs"):
+        (folder / name).mkdir()
+    volumes = isinstance(task, Segmentation)
+    config = common(task) | (segmentation(task) if volumes else classification(task))
+    for name, content in (("metadata", metadata(task, card)), ("inference", config)):
+        (folder / "configs" / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    # the specification asks for the plain weights too; they are the graph's, name by name
+    torch.save({name: value.contiguous() for name, value in network.state_dict().items()}, folder / "models/model.pt")
+    remarks = ["`models/model.ts` is TorchScript and `models/model.pt` its weights (`weights_only=True` reads them)."]
+    remarks.append(
+        "NIfTI is read, not DICOM; values are not rounded to the 16 bits that premed's cache keeps, and MONAI carries "
+        "the logits back step by step: single voxels at a border may differ from `premed predict`."
+        if volumes
+        else "8-bit PNG and JPEG are read, not DICOM; colours become grey where one channel is wanted, which premed "
+        "refuses. The columns of predictions.csv are the file's path and the classes in their order."
+    )
+    return remarks
+
+
+def verify(folder: Path) -> None:
+    """MONAI's own check that the network takes and gives what the metadata says."""
+    from monai.bundle.scripts import verify_net_in_out
+
+    logging.disable(logging.INFO)  # it tells each of its arguments
+    try:
+        verify_net_in_out(
+            net_id="network",
+            meta_file=str(folder / "configs/metadata.json"),
+            config_file=str(folder / "configs/inference.json"),
+            device="cpu",
+            bundle_root=str(folder),
+        )
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def refuse(task: Any) -> None:
+    """Raises UserError for what MONAI has no transform for."""
+    recipe: Recipe = task.recipe
+    mend = "take --format onnx or safetensors"
+    if recipe.normalise == "zscore_nonzero" and (recipe.window or recipe.percentiles):
+        raise UserError(f"--format monai: MONAI cannot clip non-zero voxels alone, as {task.name} does; {mend}")
+    if not isinstance(task, Segmentation):
+        if (
+            task.dims == 3
+            or not recipe.size
+            or any(n >= 2 * size for n, size in zip(recipe.size, task.roi, strict=True))
+        ):
+            raise UserError(
+                f"--format monai: MONAI cannot average over views of one image, as {task.name} does; {mend}"
+            )
+        if recipe.channels not in (1, 3):
+            raise UserError(f"--format monai: pictures of {recipe.channels} channels are no PNG or JPEG; {mend}")
+
+
+# The configuration ---------------------------------------------------------------------------------------------------
+
+
+def common(task: Any) -> dict[str, Any]:
+    kinds = ["*.nii.gz", "*.nii"] if task.dims == 3 else ["*.png", "*.jpg", "*.jpeg"]
+    find = " + ".join(f"glob.glob(os.path.join(@dataset_dir, '{kind}'))" for kind in kinds)
+    return {
+        "imports": [
+            "$import glob",
+            "$import os",
+            "$import torch",
+            "$from PIL import Image",
+            "$from PIL import ImageOps",
+        ],
+        "bundle_root": ".",
+        "dataset_dir": "$os.path.join(@bundle_root, 'images')",
+        "output_dir": "$os.path.join(@bundle_root, 'predictions')",
+        "images": f"$sorted({find})",
+        "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
+        "network": f"$torch.jit.load(os.path.join(@bundle_root, '{MODEL}'), map_location=@device).eval()",
+        "roi": list(task.roi),
+        "preprocessing": {"_target_": "Compose", "transforms": [*reading(task), *normalising(task.recipe)]},
+        "dataset": {
+            "_target_": "Dataset",
+            "data": "$[{'image': each} for each in @images]",
+            "transform": "@preprocessing",
+        },
+    }
+
+
+def transform(target: str, **arguments: Any) -> dict[str, Any]:
+    return {"_target_": target, "keys": "image", **arguments}
+
+
+def reading(task: Any) -> list[dict[str, Any]]:
+    """From a file to its prepared grid."""
+    recipe: Recipe = task.recipe
+    if recipe.dims == 2:
+        modes = dict.fromkeys(("1", "L", "LA", "P", "RGB", "RGBA"), "L" if recipe.channels == 1 else "RGB")
+        picture = f"(p if p.format == 'PNG' else ImageOps.exif_transpose(p)).convert({modes}[p.mode])"
+        picture = f"ImageOps.equalize({picture})" if recipe.equalize else picture
+        assert recipe.size
+        picture = f"({picture}).resize(({recipe.size[1]}, {recipe.size[0]}), Image.Resampling.BILINEAR)"
+        start = [(n - size) // 2 for n, size in zip(recipe.size, task.roi, strict=True)]
+        end = [first + size for first, size in zip(start, task.roi, strict=True)]
+        read = {"reader": "PILReader", "converter": f"$lambda p: {picture}", "reverse_indexing": False}
+        return [
+            transform("LoadImaged", ensure_channel_first=True, **read),
+            transform("SpatialCropd", roi_start=start, roi_end=end),
+        ]
+    steps = [
+        transform("LoadImaged", ensure_channel_first=True, reader="NibabelReader"),
+        transform("Orientationd", axcodes=recipe.orientation),
+    ]
+    if recipe.spacing:
+        steps.append(transform("Spacingd", pixdim=list(recipe.spacing), mode="bilinear", padding_mode="border"))
+    if recipe.crop_foreground:
+        low = recipe.window[0] if recipe.window else 0
+        above = f"$lambda x: x > {low}"
+        steps.append(transform("CropForegroundd", source_key="image", select_fn=above, allow_smaller=True))
+    return steps
+
+
+def normalising(recipe: Recipe) -> list[dict[str, Any]]:
+    """Values as the network sees them."""
+    if recipe.normalise == "grey":
+        mean, std = [255 * recipe.mean] * recipe.channels, [255 * recipe.std] * recipe.channels
+        return [transform("NormalizeIntensityd", subtrahend=mean, divisor=std, channel_wise=True)]
+    steps = []
+    if recipe.window:
+        low, high = recipe.window
+        to = (0.0, 1.0) if recipe.normalise == "window" else recipe.window
+        scale = {"a_min": low, "a_max": high, "b_min": to[0], "b_max": to[1]}
+        steps.append(transform("ScaleIntensityRanged", **scale, clip=True))
+    if recipe.percentiles:
+        low, high = recipe.percentiles
+        steps.append(transform("ClipIntensityPercentilesd", lower=low, upper=high, channel_wise=True))
+    if recipe.normalise != "window":
+        nonzero = recipe.normalise == "zscore_nonzero"
+        steps.append(transform("NormalizeIntensityd", nonzero=nonzero, channel_wise=True))
+    return steps
+
+
+def segmentation(task: Any) -> dict[str, Any]:
+    """Sliding windows over the image, padded as premed does it; logits back to the file's grid; labels."""
+    air = "x.amin(dim=(1, 2, 3), keepdim=True)" if task.recipe.normalise == "zscore" else "0 * x[:, :1, :1, :1]"
+    lack = "max(r - n, 0)"
+    sides = f"[side for r, n in zip(@roi[::-1], x.shape[:0:-1]) for side in ({lack} - {lack} // 2, {lack} // 2)]"
+    decide = {"_target_": "Lambdad", "keys": "pred", "func": f"$lambda x: {decision(task)}", "track_meta": False}
+    # where Invertd gives a plain tensor (seen with torch 2.15), the file's name and affine are told beside it
+    meta = "{**each['image'].meta, 'affine': each['image'].meta['original_affine']}"
+    each = f"{{'image': each['image'], 'pred': @answer(each['image']), 'pred_meta_dict': {meta}}}"
+    save = {"output_postfix": "", "output_ext": ".nii.gz", "output_dtype": "$torch.uint8", "resample": False}
+    return {
+        "inferer": {
+            "_target_": "SlidingWindowInferer",
+            "roi_size": "@roi",
+            "sw_batch_size": task.window_batch,
+            "overlap": task.overlap,
+            "mode": "constant",
+        },
+        "air": f"$lambda x: {air}",
+        "sides": f"$lambda x: {sides}",
+        "padded": "$lambda x, p: torch.nn.functional.pad(x - @air(x), p) + @air(x)",
+        "cut": "$lambda y, p: y[:, p[4]:y.shape[1] - p[5], p[2]:y.shape[2] - p[3], p[0]:y.shape[3] - p[1]]",
+        "logits": "$lambda x, p: @cut(@inferer(@padded(x, p)[None], @network)[0], p)",
+        "answer": "$torch.no_grad()(lambda x: @logits(x.as_tensor().to(@device), @sides(x)).cpu())",
+        "postprocessing": {
+            "_target_": "Compose",
+            "transforms": [
+                {
+                    "_target_": "Invertd",
+                    "keys": "pred",
+                    "transform": "@preprocessing",
+                    "orig_keys": "image",
+                    "nearest_interp": False,
+                    "to_tensor": True,
+                },
+                decide,
+                {"_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", **save}
+                | {"separate_folder": False, "print_log": False},
+            ],
+        },
+        "finish": f"$lambda each: @postprocessing({each})",
+        "run": ["$[bool(@finish(each)) for each in @dataset]"],
+    }
+
+
+def decision(task: Any) -> str:
+    """Logits `x` [K, *S] on the file's grid to a label map [1, *S]; to masks [K, *S], where no map can say it."""
+    nesting = getattr(task, "nesting", ())
+    if nesting == ():
+        return "x.argmax(dim=0, keepdim=True)"
+    if nesting is None:
+        return "(x > 0).to(torch.uint8)"
+    painted, names = "0", list(task.regions)
+    for name, label in nesting:
+        at = names.index(name)
+        painted = f"torch.where(x[{at}:{at + 1}] > 0, {label}, {painted})"
+    return painted
+
+
+def classification(task: Any) -> dict[str, Any]:
+    answer = f"@network(x.as_tensor()[None].to(@device)).{'softmax(dim=1)' if task.exclusive else 'sigmoid()'}[0].cpu()"
+    save = {"filename": "predictions.csv", "overwrite": True}
+    return {
+        "answer": f"$torch.no_grad()(lambda x: {answer})",
+        "writer": {"_target_": "CSVSaver", "output_dir": "@output_dir", **save},
+        "finish": "$lambda each: @writer.save(@answer(each['image']), each['image'].meta)",
+        "run": ["$[@finish(each) for each in @dataset]", "$@writer.finalize()"],
+    }
+
+
+# The metadata --------------------------------------------------------------------------------------------------------
+
+
+def metadata(task: Any, card: dict[str, Any]) -> dict[str, Any]:
+    volumes = isinstance(task, Segmentation)
+    kind = {"labels": "labels", "regions": "classes", "classes": "classes"}[card["answer"]]
+    reads = "nibabel" if task.dims == 3 else "pillow"
+    tensor = {"dtype": "float32", "value_range": [], "is_patch_data": volumes}
+    channels = {str(number): f"channel {number}" for number in range(task.channels)}
+    classes = {str(number): name for number, name in enumerate(task.classes)}
+    what = "segments" if volumes else "classifies"
+    return {
+        "schema": SCHEMA,
+        "version": "1.0.0",
+        "changelog": {"1.0.0": f"exported by premed {version('premed')}"},
+        "monai_version": version("monai"),
+        "pytorch_version": torch.__version__.partition("+")[0],
+        "numpy_version": np.__version__,
+        "required_packages_version": {reads: version(reads)},
+        "task": f"{task.name}: {what} {', '.join(task.regions or task.classes)}",
+        "description": f"A network that premed fine-tuned (stage {card['digest'][:16]}); docs/README.md says the rest.",
+        "authors": "not stated",
+        "copyright": "not stated",
+        "data_type": reads,
+        "intended_use": "Research. Not for diagnosis.",
+        "network_data_format": {
+            "inputs": {
+                "image": {
+                    "type": "image",
+                    "format": "magnitude",
+                    "modality": "n/a",
+                    "num_channels": task.channels,
+                    "spatial_shape": list(task.roi),
+                    **tensor,
+                    "channel_def": channels,
+                }
+            },
+            "outputs": {
+                "pred": {
+                    "type": "image" if volumes else "probabilities",
+                    "format": kind,
+                    "num_channels": len(task.classes),
+                    "spatial_shape": list(task.roi) if volumes else [],
+                    **tensor,
+                    "channel_def": classes,
+                }
+            },
+        },
+    }

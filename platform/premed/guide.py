@@ -1,0 +1,119 @@
+"""A card in words: how an image must be prepared for a network, in order, and what its answer means."""
+
+from typing import Any
+
+from premed.images import Recipe
+
+MEANS = {
+    "classes": "one logit per class: {how}",
+    "labels": "one logit map per label, [batch, classes, *roi]: the voxel's label is the class with the highest",
+    "regions": "one logit map per region, [batch, regions, *roi]: a voxel is in a region where its logit is above 0",
+    None: "see the task",
+}
+
+
+def steps(card: dict[str, Any]) -> list[str]:
+    """From a file to what the network sees, in words and numbers."""
+    recipe, roi = Recipe.model_validate(card["preprocessing"]), " × ".join(map(str, card["roi"]))
+    told = picture_steps(recipe) if recipe.dims == 2 else volume_steps(recipe)
+    if recipe.window:
+        told.append(f"clip to {recipe.window[0]:g} … {recipe.window[1]:g}")
+    if recipe.percentiles:
+        of = "non-zero voxels" if recipe.normalise == "zscore_nonzero" else "values"
+        told.append("clip each channel to the percentiles {:g} and {:g} of its {}".format(*recipe.percentiles, of))
+    told.append(
+        {
+            "grey": f"divide by 255, subtract {recipe.mean:g}, divide by {recipe.std:g}",
+            "window": "scale that window to 0 … 1",
+            "zscore": "subtract each channel's mean, divide by its standard deviation (population)",
+            "zscore_nonzero": "of each channel's non-zero voxels, subtract the mean and divide by the standard "
+            "deviation (population); 0 stays 0",
+        }[recipe.normalise]
+    )
+    settings = card["settings"]
+    if "overlap" in settings:
+        told.append(
+            f"slide a window of {roi} over the image, overlapping by {settings['overlap']:g}, and average the logits "
+            "evenly; an image smaller than that is padded alike on both sides with its own air (the lowest value of "
+            "the clipped channel; 0 for zscore_nonzero)"
+        )
+        told.append("carry the logits back to the file's grid, linearly, and decide there; outside the crop: nothing")
+    else:
+        told.append(
+            f"cut {roi} out of the middle; an image that holds several such views side by side is answered by the mean "
+            "of their probabilities (8 at most, from the middle out)"
+        )
+    return told
+
+
+def picture_steps(recipe: Recipe) -> list[str]:
+    kind = "8-bit grey" if recipe.channels == 1 else "8-bit colours (RGB)" if recipe.channels == 3 else "8-bit channels"
+    told = [
+        f"read {kind} as [channels, height, width]; DICOM as a screen shows it"
+        if recipe.shown
+        else "read as [channels, height, width]; DICOM in its own units"
+    ]
+    if recipe.equalize:
+        told.append("equalise the histogram of each channel (Pillow's ImageOps.equalize)")
+    if recipe.size:
+        told.append(
+            "resize to {} × {} (height × width), bilinear with antialiasing, as Pillow does".format(*recipe.size)
+        )
+    return told
+
+
+def volume_steps(recipe: Recipe) -> list[str]:
+    four = f"; the {recipe.channels} channels are the last axis of one file" if recipe.channels > 1 else ""
+    told = [f"read as [channels, x, y, z]{four}"]
+    told.append(f"flip and permute the axes to {recipe.orientation}")
+    if recipe.spacing:
+        told.append("resample to {:g} × {:g} × {:g} mm, linearly; the first voxel stays".format(*recipe.spacing))
+    if recipe.crop_foreground:
+        low = recipe.window[0] if recipe.window else 0
+        told.append(f"cut out the smallest box that holds all voxels above {low:g}")
+    return told
+
+
+def meaning(card: dict[str, Any]) -> str:
+    how = "softmax over the classes" if card["settings"].get("exclusive") else "a sigmoid each"
+    return MEANS[card["answer"]].format(how=how)
+
+
+def readme(card: dict[str, Any]) -> str:
+    """The whole card for people."""
+    lines = [f"# {card['task']}: {card['kind']} by premed {card['premed']}", ""]
+    lines += [f"Run {card['run_id']}, stage {card['digest'][:16]}; format {card['format']}.", ""]
+    lines += ["## Input", "", f"float32 [batch, {card['channels']}, {', '.join(map(str, card['roi']))}], made so:", ""]
+    lines += [f"{number}. {step}" for number, step in enumerate(card["steps"], start=1)]
+    lines += [
+        "",
+        "## Output",
+        "",
+        card["meaning"] if card["head"] else "the encoder's features: no head was trained",
+        "",
+    ]
+    named = card["classes"] if card["head"] else ()
+    lines += [f"- {number}: {name}{united(card, name)}" for number, name in enumerate(named)]
+    if card.get("timm"):
+        lines += ["", "## In timm", "", "```python", card["timm"]["call"]]
+        lines += ['encoder.load_state_dict(safetensors.torch.load_file("encoder.safetensors"), strict=True)', "```"]
+    if found := card.get("check"):
+        lines += [
+            "",
+            "## Checked",
+            "",
+            f"On {found['views']} views of {found['on']}, the largest difference of a logit",
+        ]
+        lines += [
+            f"from torch's is {found['largest_difference']:.2g} (the largest logit is {found['largest_logit']:.3g})."
+        ]
+    for remark in card.get("remarks", ()):
+        lines += ["", remark]
+    return "\n".join(lines) + "\n"
+
+
+def united(card: dict[str, Any], name: str) -> str:
+    """The labels that a region unites."""
+    if card["answer"] != "regions":
+        return ""
+    return f" (labels {', '.join(map(str, card['regions'][name]))})"

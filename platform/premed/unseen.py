@@ -1,0 +1,94 @@
+"""Images that no task lists: named by files and folders, prepared one at a time."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from premed.contracts import Case, Sample
+from premed.dicom import is_dicom, members
+from premed.entry import Entry, write
+from premed.images import Recipe, prepare
+from premed.readers import DICOM, PICTURES, VOLUMES
+from premed.spec import UserError
+
+
+class Input(NamedTuple):
+    """An image to answer."""
+
+    path: Path
+    name: str  # what its label map is called, without the suffix; of what lies in a folder, its path there
+
+
+def inputs(images: Sequence[Path], dims: int, out: Path) -> tuple[list[Input], list[dict[str, str]]]:
+    """The images that are meant, each once and in order; and arguments that mean none, with the reason."""
+    found: dict[Path, Input] = {}
+    failed = []
+    kind = "picture (.png, .jpg, DICOM)" if dims == 2 else "volume (.nii, .nii.gz, a folder of DICOM slices)"
+    for path in images:
+        if not path.exists():
+            failed.append({"path": str(path), "why": f"{path}: there is no such file or folder"})
+        elif path.is_dir():
+            below = list(images_in(path, dims, out.absolute()))
+            if not below:
+                failed.append({"path": str(path), "why": f"{path}: holds no {kind}; name another folder"})
+            for each in below:
+                name = stem(each.relative_to(path)) if each != path else path.absolute().name
+                found.setdefault(Path(os.path.abspath(each)), Input(each, name))
+        else:
+            found.setdefault(Path(os.path.abspath(path)), Input(path, stem(Path(path.name))))
+    return list(found.values()), failed
+
+
+def images_in(folder: Path, dims: int, out: Path) -> Iterator[Path]:
+    """All images in a folder and below it, in alphabetical order; not what lies in `out`, which are answers."""
+    if folder.absolute() == out:
+        return
+    if dims == 3 and any(path.name.lower().endswith(DICOM) or unmarked(path) for path in members(folder)):
+        yield folder  # one volume
+        return
+    for path in sorted(folder.iterdir()):
+        name = path.name.lower()
+        if name[0] == ".":
+            continue
+        if path.is_dir():
+            yield from images_in(path, dims, out)
+        elif name.endswith(VOLUMES if dims == 3 else (*PICTURES, *DICOM)) or (dims == 2 and unmarked(path)):
+            yield path
+
+
+def unmarked(path: Path) -> bool:
+    """Is it DICOM without a suffix?"""
+    with suppress(OSError):
+        return not path.suffix.strip(".0123456789") and is_dicom(path)
+    return False
+
+
+def stem(path: Path) -> str:
+    """A path without the suffixes of images."""
+    name = str(path)
+    suffix = next(
+        (end for end in (*sorted(VOLUMES, key=len, reverse=True), *PICTURES, *DICOM) if name.lower().endswith(end)), ""
+    )
+    return name[: len(name) - len(suffix)]
+
+
+def nothing(failed: Sequence[dict[str, str]]) -> UserError:
+    more = f" (and {len(failed) - 1} more like it)" if len(failed) > 1 else ""
+    return UserError(f"{failed[0]['why']}{more}")
+
+
+@contextmanager
+def sample_of(path: Path, recipe: Recipe) -> Iterator[Sample]:
+    """An image prepared as those it was trained on, for as long as the context lasts."""
+    try:
+        prepared = prepare([path], None, recipe)
+    except MemoryError:
+        raise UserError(f"{path}: does not fit in memory; make it smaller or take a larger machine") from None
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "image.safetensors"
+        write(file, prepared)
+        del prepared  # from here on, what is looked at is read
+        yield Sample(Case(str(path), str(path), (path,)), Entry(file))
