@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from premed import console
-from premed.console import Presenter, gate_words, outcomes
+from premed.console import outcomes
+from premed.presenter import Presenter, gate_words
 from premed.watch import PAST, passed_gate
 
 ROW = {"event": "row", "num_steps": 40, "time": 0}

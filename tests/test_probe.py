@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
-from premed import parts, solving, worker
+from premed import cohort, parts, solving, worker
 from premed.contracts import Features, Sample
 from premed.encoders import pixels
 from premed.experiment import merged
@@ -272,7 +272,7 @@ def test_few_labels_are_those_that_fine_tuning_would_see(chest, tmp_path):
     for share in (0.3, 1.0):
         job = jobs(chest, tmp_path, **together(PROBE, {"finetune": {"label_fraction": share}}))["finetune"]
         task = worker.plugin("tasks", job.stage.task).build(job.stage.task)
-        assert staged(job)["num_cases"] == len(worker.fraction(task.split("train"), share, job.stage.training.seed))
+        assert staged(job)["num_cases"] == len(cohort.fraction(task.split("train"), share, job.stage.training.seed))
 
 
 def test_features_that_are_no_numbers_are_refused_by_the_images_name(chest, tmp_path, monkeypatch):
@@ -289,7 +289,7 @@ def test_what_a_head_has_to_say_is_said_once(chest, tmp_path):
     solve = probe.Probe.solve
     task = worker.plugin("tasks", job.stage.task).build(job.stage.task)
     objective, _ = worker.make_objective(job, task)
-    train, _ = (worker.prepared(job, task, part) for part in worker.cases(job.stage, task))
+    train, _ = (worker.prepared(job, task, part) for part in cohort.cases(job.stage, task))
 
     class Warned(probe.Probe):
         def solve(self, rows, shares):
@@ -312,7 +312,7 @@ def test_pixels_and_the_probe_are_logistic_regression_on_the_averaged_pixels(che
     job = jobs(chest, tmp_path, **PIXELS)["finetune"]
     result = staged(job)
     task = worker.plugin("tasks", job.stage.task).build(job.stage.task)
-    train, val = (worker.prepared(job, task, part) for part in worker.cases(job.stage, task))
+    train, val = (worker.prepared(job, task, part) for part in cohort.cases(job.stage, task))
 
     def averaged(samples):
         return np.stack([task.tiles(s)[0].reshape(8, 4, 8, 4).mean(axis=(1, 3)).ravel() for s in samples]).astype(float)

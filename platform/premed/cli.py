@@ -38,13 +38,14 @@ def run(what: What, as_json: Json = False) -> None:
     """
     experiments = experiments_of(what)
     from premed import console, launch
+    from premed.presenter import Presenter
 
     if len(experiments) == 1:
-        with console.Presenter() as show, quiet(as_json):
+        with Presenter() as show, quiet(as_json):
             outcome = launch.run(experiments[0], show)
         tell(outcome, as_json, lambda told: console.outcomes([told]))
         return
-    with console.Presenter() as show, quiet(as_json):
+    with Presenter() as show, quiet(as_json):
         outcomes = launch.run_all(experiments, show)
     tell_all(outcomes, as_json)
 
@@ -114,8 +115,9 @@ def predict(
     """
     from premed import console
     from premed import predict as prediction
+    from premed.presenter import Presenter
 
-    with console.Presenter() as show, quiet(as_json):
+    with Presenter() as show, quiet(as_json):
         told = prediction.run(reference, images, out, show, masks=masks, train=train_of(gpu=gpu, precision=precision))
     tell(told, as_json, console.predictions)
     if told["failed"]:
@@ -148,9 +150,10 @@ def export(
 def prepare(what: What, as_json: Json = False) -> None:
     """Build the prepared cache of an experiment's images (all three parts), so that training starts at once."""
     experiment = experiment_of(what)
-    from premed import console, launch
+    from premed import launch
+    from premed.presenter import Presenter
 
-    with console.Presenter() as show, quiet(as_json):
+    with Presenter() as show, quiet(as_json):
         told = launch.prepare(experiment, show)
     line = f"{told['num_images']} images prepared in {told['where']} ({told['megabytes']:.0f} MB)"
     tell(told, as_json, lambda _: print(line))
@@ -171,8 +174,9 @@ def check(
     """
     experiment = experiment_of(what)
     from premed import console, launch
+    from premed.presenter import Presenter
 
-    with console.Presenter() as show, quiet(as_json):
+    with Presenter() as show, quiet(as_json):
         told = launch.check(experiment, show, html)
     tell(told, as_json, console.findings)
     if told["num_errors"]:

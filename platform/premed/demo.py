@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from premed import abdomen, brain, launch, phantoms
-from premed.console import Presenter
 from premed.experiment import Experiment, checked, merged
+from premed.presenter import Presenter
 
 ENCODER = {"name": "vit", "width": 144, "depth": 4, "heads": 3, "patch": 8}
 MAE = {"name": "mae", "mask_ratio": 0.75, "decoder_width": 96, "decoder_depth": 2, "decoder_heads": 3}

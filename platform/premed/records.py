@@ -18,13 +18,14 @@ from typing import Any
 
 import yaml
 
+from premed.cohort import cases
 from premed.contracts import Task
 from premed.experiment import BLIND, Experiment, Kind, Stage, Train
 from premed.fanout import title
 from premed.home import home, portable
 from premed.spec import StageFailed
 from premed.vault import Vault
-from premed.worker import Job, cases, make_objective
+from premed.worker import Job, make_objective
 
 DOING: dict[Kind, str] = {"pretrain": "pre-training", "import": "weights", "finetune": "fine-tuning", "test": "test"}
 REGISTERING = threading.Lock()  # torch exports one network at a time, and the ledger's threads are for other things

@@ -13,6 +13,7 @@ from typing import Any
 import torch.distributed as dist
 
 from premed.cache import Cache
+from premed.cohort import absent, cases
 from premed.contracts import Case, Objective, Sample, Task
 from premed.device import device_of, forget_peak_memory, peak_memory_mb, precision_of
 from premed.experiment import Finetune, Pretrain, Stage, Train, plugin
@@ -20,7 +21,6 @@ from premed.fit import EpochPlan, Schedule, distributed, fit, make_optimizer, te
 from premed.importing import bring
 from premed.measure import bootstrap_interval, undefined_classes
 from premed.parts import card, drawn, load_encoder, load_strictly, weights_of
-from premed.randomness import key, permutation
 from premed.solving import solve
 from premed.sources import Mapped
 from premed.spec import UserError
@@ -224,37 +224,6 @@ def test(job: Job, emit: Callable) -> None:
         "peak_memory_mb": peak_memory_mb(device_of(job.train)),
     }
     vault.put_json("result.json", result)
-
-
-def cases(stage: Stage, task: Task) -> tuple[list[Case], list[Case]]:
-    """What the stage trains on and what it is validated on. A pre-training's have no labels."""
-    if stage.kind == "pretrain":
-        train, val = task.images(), [Case(case.name, case.patient, case.image) for case in task.split("val")]
-    else:
-        assert isinstance(stage.training, Finetune)
-        train = fraction(task.split("train"), stage.training.label_fraction, stage.training.seed)
-        val = task.split("val")
-    for part, found in (("train", train), ("val", val)):
-        if not found:
-            raise UserError(f"task: {task.name} has no {part} images for this stage; mend its split")
-    return train, val
-
-
-def fraction(labelled: list[Case], share: float, seed: int) -> list[Case]:
-    """The cases of the first `share` of the patients, in an order drawn by `seed`: 5 % are part of 10 %."""
-    patients = sorted({case.patient for case in labelled})
-    order = permutation(key(seed, "label fraction"), len(patients))
-    chosen = {patients[i] for i in order[: max(1, round(share * len(patients)))]}
-    return [case for case in labelled if case.patient in chosen]
-
-
-def absent(task: Task, train: Sequence[Sample]) -> list[str]:
-    """The classes that no image of `train` shows, as may be where few labels are used."""
-    if task.labels:
-        present = {value for sample in train for value in sample.entry.labels_present}
-        return [name for name, united in task.regions.items() if not present & set(united)]
-    labels = [sample.case.label for sample in train if isinstance(sample.case.label, tuple)]
-    return [name for i, name in enumerate(task.classes) if not any(label[i] > 0 for label in labels)]
 
 
 def prepared(job: Job, task: Task, wanted: Sequence[Case]) -> list[Sample]:
