@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
-from premed import cohort, parts, solving, worker
+from premed import cohort, solving, worker
 from premed.contracts import Features, Sample
 from premed.encoders import pixels
 from premed.experiment import merged
@@ -358,6 +358,5 @@ def test_a_strategy_that_hides_patches_is_refused_by_name_for_pixels(chest, tmp_
         pixels.build(pixels.Config(), 1, (8, 8))(torch.empty(1, 1, 8, 8), keep=torch.zeros(1, 1, dtype=torch.int64))
 
 
-def test_initial_weights_of_the_probe_draw_nothing():
-    with parts.drawn(0, "head"):
-        assert not any(weight.any() for weight in head(3).state_dict().values())
+def test_the_probes_weights_are_float32_as_the_registry_of_models_wants_them():
+    assert {weight.dtype for weight in head(3).parameters()} == {torch.float32}

@@ -86,9 +86,7 @@ class Probe(Head):
         x = scaler.fit_transform(rows.double().numpy())
         for strength in self.strengths:
             weight, bias, frequency, said = (self.multinomial if self.exclusive else self.binary)(x, y, strength)
-            weight = (weight / scaler.scale_).astype(
-                np.float32
-            )  # as it is kept: the bias then makes up for the rounding
+            weight = (weight / scaler.scale_).astype(np.float32)  # as kept: the bias then makes up for the rounding
             for prior in self.priors:
                 with torch.no_grad():
                     self.fc.weight.copy_(torch.from_numpy(weight))
