@@ -119,7 +119,7 @@ def test_what_a_library_prints_does_not_get_into_the_json(premed, written, home,
 
 def test_numbers_that_json_cannot_say_are_null():
     numbers = {"a": [math.nan, 1.5], "b": (math.inf, {"c": -math.inf}), "d": True}
-    assert cli.defined(numbers) == {"a": [None, 1.5], "b": [None, {"c": None}], "d": True}
+    assert asked.defined(numbers) == {"a": [None, 1.5], "b": [None, {"c": None}], "d": True}
 
 
 def test_a_run_that_fails_midway_is_one_line_and_exit_code_1(premed, written, home):

@@ -1,17 +1,15 @@
 """The commands. Nothing else: each one hands over at once, and imports what it needs when it is called."""
 
-import json
-import math
 import os
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from premed import commands_data
+from premed.asked import Json, What, experiments_of, quiet, tell, tell_all, train_of
 from premed.spec import StageFailed, UserError
 
 app = typer.Typer(
@@ -20,13 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-data = typer.Typer(help="Phantoms, a check of the data, and the prepared cache.", no_args_is_help=True)
-app.add_typer(data, name="data")
-
-What = Annotated[
-    list[str], typer.Argument(help="YAML files, then key=value by dotted path; later ones override earlier")
-]
-Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, everything else on stderr")]
+app.add_typer(commands_data.app, name="data")
 
 
 @app.command()
@@ -55,7 +47,7 @@ def demo(
     folder: Annotated[Path, typer.Option(help="where phantoms, runs and pictures go")] = Path("demo"),
     as_json: Json = False,
 ) -> None:
-    """Chest X-rays and brain MRI made up on the spot: from scratch against MAE, on 2 Ray workers, in minutes."""
+    """Chest X-rays, abdominal CT and brain MRI, made up on the spot: from scratch against MAE, on 2 Ray workers."""
     from premed import demo as demonstration
 
     with quiet(as_json):
@@ -146,77 +138,6 @@ def export(
     tell(told, as_json, console.exported)
 
 
-@data.command()
-def prepare(what: What, as_json: Json = False) -> None:
-    """Build the prepared cache of an experiment's images (all three parts), so that training starts at once."""
-    experiment = experiment_of(what)
-    from premed import launch
-    from premed.presenter import Presenter
-
-    with Presenter() as show, quiet(as_json):
-        told = launch.prepare(experiment, show)
-    line = f"{told['num_images']} images prepared in {told['where']} ({told['megabytes']:.0f} MB)"
-    tell(told, as_json, lambda _: print(line))
-
-
-@data.command()
-def check(
-    what: What,
-    as_json: Json = False,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="one page with the findings and a contact sheet")
-    ] = None,
-) -> None:
-    """Find what is wrong with an experiment's images, labels and listings before any training.
-
-    Errors are what a run would refuse or what would make its numbers false: exit code 2. Notes are what one should
-    know: exit code 0. Every image is opened, those of the test part too (unless test=false).
-    """
-    experiment = experiment_of(what)
-    from premed import console, launch
-    from premed.presenter import Presenter
-
-    with Presenter() as show, quiet(as_json):
-        told = launch.check(experiment, show, html)
-    tell(told, as_json, console.findings)
-    if told["num_errors"]:
-        raise typer.Exit(2)
-
-
-@data.command()
-def phantom(
-    task: Annotated[str, typer.Argument(help="brats, btcv, chestxray14, images or msd")],
-    folder: Annotated[Path, typer.Argument(help="an empty or new folder")],
-    num: Annotated[int | None, typer.Option(min=1, help="patients or cases [default: the task's]")] = None,
-    seed: int = 0,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            min=16,
-            help="voxels along an edge [default: brats 96, btcv 128, chestxray14, images 64; msd about 35 × 50 × 36]",
-        ),
-    ] = None,
-    kind: Annotated[str, typer.Option(help="of files, for images: png or dicom (X-rays), nifti (CT volumes)")] = "png",
-) -> None:
-    """Write made-up images in a data set's own layout."""
-    from premed import abdomen, brain, clinic, phantoms
-
-    ct, mri = size or 128, size or 96
-    writers: dict[str, Callable[[], object]] = {
-        "brats": lambda: brain.write_brats(folder, num or 20, seed, shape=(mri, mri, mri * 155 // 240)),
-        "btcv": lambda: abdomen.write_btcv(folder, num or 30, seed, shape=(ct, ct, max(ct // 2, 48))),
-        "chestxray14": lambda: phantoms.write_chestxray14(folder, num or 100, seed, size=size or 64),
-        "images": lambda: clinic.write_images(folder, num or 100, seed, kind, size or 64),
-        "msd": lambda: phantoms.write_msd(folder, num or 100, seed, shape=size and (size,) * 3),
-    }
-    if task not in writers:
-        raise UserError(f"{task}: there are phantoms for {', '.join(writers)}")
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; name a new folder")
-    writers[task]()
-    print(folder)
-
-
 @app.command()
 def ui(
     port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000,
@@ -235,63 +156,6 @@ def ui(
     os.execv(
         sys.executable, [*command, "--backend-store-uri", uri, "--artifacts-destination", str(home() / "artifacts")]
     )
-
-
-def experiments_of(what: list[str]) -> Any:
-    """YAML files come first, overrides after them."""
-    from premed.fanout import load_all
-
-    files = [item for item in what if "=" not in item]
-    return load_all(files, [item for item in what if "=" in item])
-
-
-def experiment_of(what: list[str]) -> Any:
-    """The first, where there are several: the data are the same for all."""
-    return experiments_of(what)[0]
-
-
-def tell_all(outcomes: list[dict[str, Any]], as_json: bool) -> None:
-    """The answer of several experiments; exit code 1 where one failed."""
-    from premed import console
-
-    tell({"outcomes": outcomes}, as_json, lambda told: console.outcomes(told["outcomes"]))
-    if any("failure" in outcome for outcome in outcomes):
-        raise typer.Exit(1)
-
-
-def train_of(**fields: Any) -> Any:
-    """The part of an experiment that says on what to compute."""
-    from pydantic import ValidationError
-
-    from premed.experiment import Train, first_error
-
-    try:
-        return Train(**fields)
-    except ValidationError as error:
-        where, what = first_error(error)
-        raise UserError(f"--{where}: {what}") from None
-
-
-def quiet(as_json: bool) -> Any:
-    """Whatever a library prints meanwhile goes to stderr, if stdout is to hold one JSON object."""
-    return redirect_stdout(sys.stderr) if as_json else nullcontext()
-
-
-def tell(what: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
-    """The answer on stdout: one JSON object, or as people read it."""
-    if as_json:
-        print(json.dumps(defined(what), allow_nan=False))
-    else:
-        show(what)
-
-
-def defined(value: Any) -> Any:
-    """`value` with null for numbers that JSON has no word for."""
-    if isinstance(value, dict):
-        return {name: defined(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [defined(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def main() -> None:
