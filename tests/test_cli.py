@@ -12,7 +12,7 @@ import yaml
 from launching import SCRATCH, forked, results, run, runs_of, store_of, tree, until
 from stores import free_port
 
-from premed import cli, console
+from premed import asked, console
 from premed.leases import LEASES
 
 pytest_plugins = ["launch_fixtures"]
