@@ -294,3 +294,11 @@ class Objective(nn.Module):
     def pictures(self, samples: Sequence[Sample], folder: Path) -> list[Path]:
         """PNG files that show what it has learnt, written into `folder`."""
         return []
+
+    def snapshot(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """What it makes of the first validation cases by now; kept at a few validations, for `film`. Often nothing."""
+        return {}
+
+    def film(self, samples: Sequence[Sample], snapshots: Mapping[int, dict[str, Tensor]], folder: Path) -> list[Path]:
+        """PNG files that show what it learnt from step to step. snapshots: by the number of steps done."""
+        return []

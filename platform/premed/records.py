@@ -207,7 +207,7 @@ def local_copy(vault: Vault) -> Path:
         return Path(vault.where)
     folder = home() / "outbox" / Path(vault.where).name
     for name in vault.names():
-        content = None if name.startswith(("checkpoints/", "best/")) else vault.get(name)
+        content = None if name.startswith(("checkpoints/", "best/", "snapshots/")) else vault.get(name)
         if content is not None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
