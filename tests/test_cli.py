@@ -179,3 +179,29 @@ def test_the_table_is_what_people_get(premed, written, home, monkeypatch):
     monkeypatch.setattr("premed.launch.run", lambda experiment, show: {"stages": []})
     monkeypatch.setattr(console, "outcomes", lambda found: print(f"a table of {len(found)}"))
     assert premed("run", written()) == (0, "a table of 1\n", [])
+
+
+# ---- compare
+
+
+def test_compare_tells_of_real_runs_as_a_table_json_and_csv(premed, chest, home, tmp_path):
+    for seed in (0, 1):
+        run(chest, SCRATCH, {"finetune": {"epochs": 1, "seed": seed}})
+    tested = runs_of(home, "test")
+    code, out, err = premed("compare", "--json", "--csv", tmp_path / "all.csv")
+    (row,) = json.loads(out)["tasks"][0]["blocks"][0]["rows"]
+    assert code == 0 and row["num_seeds"] == 2 and row["strategy"] == "none"
+    found = sorted(each["value"] for each in row["runs"])
+    assert found == pytest.approx(sorted(each.metrics["test/mauc"] for each in tested))
+    assert row["cost"]["finetune"]["device"] == "CPU" and row["cost"]["finetune"]["seconds"] > 0
+    assert (tmp_path / "all.csv").read_text().startswith("task,part,head")
+    code, out, err = premed("compare")
+    assert code == 0 and "fewer than 3 seeds" in out and "none" in out
+
+
+def test_compare_without_a_store_is_one_line(premed, tmp_path, monkeypatch):
+    monkeypatch.setenv("PREMED_HOME", str(tmp_path / "absent"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    code, out, err = premed("compare")
+    assert code == 2 and out == "" and len(err) == 1 and "is not there yet: run something first" in err[0]
+    assert premed("compare", "--part", "train")[2] == ["premed: --part train: is neither test nor val"]

@@ -148,7 +148,7 @@ def shared(blocks: list[Block]) -> list[str]:
     for row in chain.from_iterable(block.rows for block in blocks):
         for kind, ids in first_stages(row).items():
             for run_id in ids:
-                rows.setdefault(f"{kind} {run_id}", set()).add(f"{row.label} {row.fraction:.4g}")
+                rows.setdefault(f"{kind} {run_id}", set()).add(f"{row.label} at {row.fraction}")
     many = [key for key, some in rows.items() if len(some) > 1]
     return [f"{counted(len(many), 'pre-training')} served several rows and stand in the cost of each"] if many else []
 

@@ -126,10 +126,10 @@ def told(found: Interval) -> dict[str, Any]:
 def verdict(difference: Mapping[str, Any], higher_is_better: bool) -> str:
     """In words. The interval is for this one comparison; to be called better or worse takes the corrected p-value."""
     low, high = difference["interval"]
+    if difference["value"] == 0 or low <= 0 <= high:
+        return "not separable"
     if np.isnan(low):
         return "no interval"
-    if low <= 0 <= high:
-        return "not separable"
     if difference["p_holm"] >= LEVEL:
         return "not separable after correction"
     word = "better" if (difference["value"] > 0) == higher_is_better else "worse"
@@ -174,16 +174,13 @@ def spent(runs: Sequence[Run]) -> dict[str, Any]:
 def words(rows: Sequence[Row], found: Sequence[Mapping[str, Any]], main: str) -> list[str]:
     """What a reader of the table must know of its rows."""
     said: list[str] = []
-    few = [f"{name(row)} ({len(row.units)})" for row in rows if len(row.units) < SEEDS]
-    if few:
+    if few := [row for row in rows if len(row.units) < SEEDS]:
         said.append(
-            f"fewer than {SEEDS} seeds, so how another seed would come out is not in the interval: {', '.join(few)}"
+            f"fewer than {SEEDS} seeds, so how another seed would come out is not in the interval: {named(few, rows)}"
         )
-    once = [
-        name(row) for row in rows if len({m.pretrain_seed for m in row.members} - {None}) == 1 and len(row.units) > 1
-    ]
-    if once:
-        said.append(f"one pre-training, so how another would come out is not in the interval: {', '.join(once)}")
+    once = [row for row in rows if len({member.pretrain_seed for member in row.members} - {None}) == 1]
+    if once := [row for row in once if len(row.units) > 1]:
+        said.append(f"one pre-training, so how another would come out is not in the interval: {named(once, rows)}")
     for row, told in zip(rows, found, strict=True):
         if not (apart := told["scores"][main]["difference"]):
             continue
@@ -195,4 +192,11 @@ def words(rows: Sequence[Row], found: Sequence[Mapping[str, Any]], main: str) ->
 
 
 def name(row: Row) -> str:
-    return f"{row.label} at {row.fraction:.4g}"
+    return f"{row.label} at {100 * row.fraction:.4g} %"
+
+
+def named(some: Sequence[Row], rows: Sequence[Row]) -> str:
+    """The names of some rows; a label alone where it is all of its rows."""
+    labels = {row.label: [each for each in rows if each.label == row.label] for row in some}
+    whole = {label for label, kin in labels.items() if all(each in some for each in kin)}
+    return ", ".join(dict.fromkeys(row.label if row.label in whole else name(row) for row in some))

@@ -95,7 +95,7 @@ def _pretrain_seed(member: Member) -> str | None:
 
 def lineup(members: list[Member], part: Part, allow: Sequence[str]) -> tuple[list[Block], list[str]]:
     """A task's members, newest first, in rows and blocks; UserError where their protocols differ and may not."""
-    members = placeless(members)
+    members = placeless(members, part)
     newest: dict[tuple, Member] = {}
     for member in members:
         newest.setdefault((member.variant, member.fields.get(FRACTION), member.seed, member.pretrain_seed), member)
@@ -118,18 +118,18 @@ def lineup(members: list[Member], part: Part, allow: Sequence[str]) -> tuple[lis
     return blocks, said
 
 
-def placeless(members: list[Member]) -> list[Member]:
-    """The members without those of their task's fields that differ and change no result: where a file lies, …"""
+def placeless(members: list[Member], part: Part) -> list[Member]:
+    """The members without the fields that change no score: where a file lies; what test part a score on val has."""
     names = {name for member in members for name in member.fields if name.startswith("task.")}
     differing = {name for name in names if len({member.fields.get(name) for member in members}) > 1}
-    places = set()
+    places = {"data.test"} if part == "val" else set()
     if differing:
         with_name = members[0].fields.get("task.name", "")
         try:
             config = plugin("tasks", with_name).Config.model_fields
         except ValueError:  # of a task that is no longer there nothing is known
             return members
-        places = {
+        places |= {
             name
             for name in differing
             if (field := config.get(name.split(".")[1])) and (field.json_schema_extra or {}) == {"digest": False}

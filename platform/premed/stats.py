@@ -8,7 +8,8 @@ A pseudo-value is θ + P · dθ/dw, w being the weight of a patient with all the
 Jaeckel 1972; Efron 1982). So images of one patient count as the cluster that they are, and a class that only one
 patient has needs no rule of its own. For AUCs it comes to DeLong's placement values, summed by patient (DeLong et al.:
 Biometrics 44, 1988; Obuchowski: Biometrics 53, 1997). Leaving patients out one by one, as the first of these papers
-does, tells nearly the same from 60 patients on; with 12 its intervals of AUC differences are too wide (docs/compare.md).
+does, tells nearly the same from 60 patients on; with 12, its intervals of AUC differences are too wide
+(docs/compare.md).
 
 Shapes: N images, K columns (classes), P patients, S seeds.
 """
@@ -22,6 +23,8 @@ import numpy as np
 Scale = Literal["plain", "share", "positive"]
 SEEDS = 3
 """Fewer say nothing of the variance between seeds."""
+TINY = 1e-24
+"""A variance that is rounding."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,8 @@ def interval(value: float, groups: Sequence[np.ndarray], scale: Scale = "plain",
         variance = over_seeds + rest
     else:
         parts, over_seeds, rest, variance = [], 0.0, over_patients, over_patients
-    if variance == 0:
-        return Interval(value, value, value, np.inf, 0.0 if value else 1.0, with_seeds)
+    if variance < TINY:  # all are perfect, or the same: nothing tells how others would be
+        return Interval(value, np.nan, np.nan, np.nan, np.nan, with_seeds)
     inverse = (rest / variance) ** 2 / (num_patients - 1)
     if over_seeds:
         squares = sum(seeds**2 / (size - 1) for (seeds, _), size in zip(parts, sizes, strict=True))

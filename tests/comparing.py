@@ -1,0 +1,84 @@
+"""What tests of comparisons do: made-up experiments in a run store, as `records.py` leaves them."""
+
+import numpy as np
+
+TREE = {
+    "task": {"name": "chestxray14", "size": 16},
+    "encoder": {"name": "vit", "width": 24},
+    "training": {"epochs": 4, "lr": 1e-3, "head": {"name": "linear", "pool": "mean"}, "label_fraction": 1.0, "seed": 0},
+}
+MAE = {"pretext": {"name": "mae", "mask_ratio": 0.75}, "training": {"epochs": 9, "lr": 1e-3, "seed": 0}}
+CLASSES = ("heart", "lung")
+
+
+def xrays(value, seed=0, num=30, patients=10):
+    """Rows of a classification that is the better the higher `value`."""
+    rng = np.random.default_rng([num, seed])
+    rows = []
+    for i in range(num):
+        row = {"case": f"c{i:03d}", "patient": f"p{i % patients}"}
+        for k, name in enumerate(CLASSES):
+            y = float((i + k) % 3 == 0)
+            row |= {f"y/{name}": y, f"p/{name}": float(1 / (1 + np.exp(-value * y - rng.normal())))}
+        rows.append(row)
+    return rows
+
+
+def volumes(value, seed=0, num=8):
+    """Rows of a segmentation around a Dice of `value`; the second case has no lung, and its first organ is missed."""
+    rng = np.random.default_rng([num, seed])
+    rows = []
+    for i in range(num):
+        row = {"case": f"v{i}", "patient": f"p{i}"}
+        for k, name in enumerate(CLASSES):
+            state = {(1, 0): "missed", (1, 1): "absent"}.get((i, k), "both")
+            score = float(np.clip(value + 0.05 * rng.normal(), 0, 1))
+            row |= {f"dice/{name}": {"missed": 0.0, "absent": np.nan}.get(state, score)}
+            row |= {f"hd95/{name}": {"missed": 99.0, "absent": np.nan}.get(state, 10 * (1 - score))}
+            row[f"state/{name}"] = state
+        rows.append(row)
+    return rows
+
+
+def merged(tree, change):
+    return {
+        name: merged(tree[name], change[name])
+        if isinstance(tree.get(name), dict) and isinstance(change.get(name), dict)
+        else change.get(name, tree.get(name))
+        for name in {**tree, **change}
+    }
+
+
+def add(store, strategy="none", seed=0, rows=None, *, change=None, pretrain=None, pretrain_seed=0, **more):
+    """An experiment with its stages; `pretrain`: what to change of its pre-training. The experiment's run id."""
+    tree = merged(TREE, {"training": {"seed": seed, "label_fraction": more.get("fraction", 1.0)}})
+    tree = merged(tree, change or {})
+    task, tested, status = tree["task"]["name"], more.get("tested", True), more.get("status", "FINISHED")
+    rows = rows if rows is not None else xrays(1 + (strategy != "none"), seed)
+    tags = {"task": task, "strategy": strategy, "seed": str(seed), "score": more.get("score", "mauc")}
+    about = {"tags": tags | {"label_fraction": f"{more.get('fraction', 1.0):g}"}}
+    parent = store.start(task, f"{strategy} seed {seed}", digest=f"{strategy} {seed}", kind="experiment", **about)
+    stages = {}
+
+    def stage(kind, params, data, **metrics):
+        tags = about["tags"] | {"premed.data": data, "compute": more.get("compute", "2 CPU")}
+        run_id = store.start(task, kind, digest=kind, kind=kind, parent=parent, tags=tags, params={"stage": params})
+        metrics = {"seconds": 60.0, "peak_memory_mb": 512.0} | metrics
+        store.log_rows(run_id, [{"step": 0, "time": 0, "metrics": metrics}])
+        if kind in ("finetune", "test"):
+            store.log_scores(run_id, rows)
+        store.finish(run_id)
+        stages[f"{kind}_run"] = run_id
+
+    if more.get("shared"):
+        stages["pretrain_run"] = more["shared"]
+    elif strategy != "none":
+        params = merged(merged(MAE, {"training": {"seed": pretrain_seed}}), pretrain or {})
+        stage("pretrain", params, "images:aa val:bb", seconds=3600.0)
+    stage("finetune", tree, more.get("data", "train:cc val:dd"))
+    if tested:
+        stage("test", tree, f"test:{more.get('test', 'ee')}", **{"test/constant": 0.5})
+    store.set_tags(parent, stages)
+    if status != "RUNNING":
+        store.finish(parent, status)
+    return parent

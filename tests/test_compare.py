@@ -1,0 +1,401 @@
+"""What `premed compare` makes of a store: which runs it sets beside each other, and what it says of them."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+from comparing import add, volumes, xrays
+
+from premed import scoreboard
+from premed.compare import compare
+from premed.contrast import verdict
+from premed.measure import accuracy_summary, auc_summary, segmentation_summary
+from premed.scorecards import card
+from premed.spec import UserError
+
+pytest_plugins = ["store_fixtures"]
+
+
+def block_of(outcome, number=0):
+    (task,) = outcome["tasks"]
+    return task["blocks"][number]
+
+
+def row_of(outcome, label="mae", number=0, fraction=1.0):
+    found = [
+        row for row in block_of(outcome, number)["rows"] if (row["label"], row["label_fraction"]) == (label, fraction)
+    ]
+    (row,) = found
+    return row
+
+
+def main_of(outcome, label="mae", **more):
+    return row_of(outcome, label, **more)["scores"][outcome["tasks"][0]["score"]]
+
+
+def apart(outcome, label="mae", **more):
+    return main_of(outcome, label, **more)["difference"]
+
+
+@pytest.fixture
+def trained(store):
+    """Three seeds of `none` and of `mae`."""
+    for seed in range(3):
+        add(store, "none", seed)
+        add(store, "mae", seed, xrays(2.5, seed))
+    return store
+
+
+# ---- the numbers
+
+
+def columns(rows):
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def test_scores_are_the_task_s_own_numbers():
+    rows, classes = xrays(1), ("heart", "lung")
+    found = card(columns(rows), "accuracy")
+    summary = auc_summary(rows, classes) | accuracy_summary(rows, classes)
+    told = {name: found.sheets["mauc"].full[k] for k, name in enumerate(["mauc", "auc/heart", "auc/lung"])}
+    told |= {"accuracy": found.sheets["accuracy"].full[0], "accuracy/lung": found.sheets["accuracy"].full[2]}
+    assert told == pytest.approx({name: summary[name] for name in told})
+
+
+def test_a_missed_organ_counts_and_an_absent_one_does_not():
+    rows = volumes(0.8)
+    found, summary = card(columns(rows), "dice"), segmentation_summary(rows, ("heart", "lung"))
+    for name in ("dice", "hd95"):
+        told = dict(zip([name, f"{name}/heart", f"{name}/lung"], found.sheets[name].full, strict=True))
+        assert told == pytest.approx({key: summary[key] for key in told})
+    assert found.counts == {name: summary[name] for name in ("n_missed", "n_invented", "n_excluded")}
+
+
+def test_the_order_of_the_cases_does_not_matter():
+    rows = xrays(1)
+    one, two = (card(columns(some), "mauc") for some in (rows, rows[::-1]))
+    np.testing.assert_allclose(one.sheets["mauc"].pseudo, two.sheets["mauc"].pseudo)
+
+
+def test_a_row_has_mean_and_spread_over_seeds_and_its_paired_difference(trained):
+    found = compare(trained)
+    values = [auc_summary(xrays(2.5, seed), ("heart", "lung"))["mauc"] for seed in range(3)]
+    base = [auc_summary(xrays(1, seed), ("heart", "lung"))["mauc"] for seed in range(3)]
+    main = main_of(found)
+    assert (main["mean"], main["std"]) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+    assert main["interval"][0] < main["mean"] < main["interval"][1] and main["with_seeds"]
+    assert apart(found)["value"] == pytest.approx(np.mean(values) - np.mean(base))
+    assert (apart(found)["pairing"], apart(found)["num_seeds"]) == ("paired", 3)
+    assert apart(found)["verdict"] == "better" and apart(found, "none") is None
+    assert row_of(found)["constant"] == 0.5
+
+
+def test_equal_runs_are_not_separable(store):
+    for seed in range(3):
+        add(store, "none", seed, xrays(1, seed))
+        add(store, "mae", seed, xrays(1, seed + 10))
+    assert apart(compare(store))["verdict"] == "not separable"
+
+
+def test_a_p_value_is_corrected_for_all_comparisons_of_the_table(trained):
+    for seed in range(3):
+        add(trained, "other", seed, xrays(1, seed + 10))
+    found = compare(trained)
+    one, two = apart(found), apart(found, "other")
+    assert one["p"] < two["p"] and one["p_holm"] == pytest.approx(2 * one["p"]) and two["p_holm"] == two["p"]
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "p_holm", "words"),
+    [
+        (0.1, [0.02, 0.18], 0.03, "better"),
+        (-0.1, [-0.18, -0.02], 0.03, "worse"),
+        (0.1, [-0.02, 0.22], 0.2, "not separable"),
+        (0.1, [0.02, 0.18], 0.06, "not separable after correction"),
+        (0.1, [math.nan, math.nan], math.nan, "no interval"),
+        (0.0, [math.nan, math.nan], math.nan, "not separable"),
+    ],
+)
+def test_the_verdict_takes_the_interval_and_the_corrected_p_value(value, interval, p_holm, words):
+    told = {"value": value, "interval": interval, "p_holm": p_holm, "with_seeds": True}
+    assert verdict(told, True) == words
+    if words == "better":
+        assert verdict(told, False) == "worse" and verdict(told | {"with_seeds": False}, True) == "better, these seeds"
+
+
+def test_of_distances_the_lower_is_better(store):
+    for seed in range(3):
+        add(store, "none", seed, volumes(0.5, seed), score="hd95")
+        add(store, "mae", seed, volumes(0.9, seed), score="hd95")
+    found = compare(store)
+    assert apart(found)["value"] < 0 and not main_of(found)["higher_is_better"]
+    assert row_of(found)["counts"] == {"n_missed": 1, "n_invented": 0, "n_excluded": 1}
+
+
+# ---- seeds
+
+
+def test_fewer_than_three_seeds_are_said_not_to_tell_of_another(store):
+    for seed in range(2):
+        add(store, "none", seed)
+        add(store, "mae", seed, xrays(5, seed))
+    found = compare(store)
+    assert apart(found)["pairing"] == "patients" and not main_of(found)["with_seeds"]
+    assert apart(found)["verdict"] == "better, these seeds"
+    assert "fewer than 3 seeds" in block_of(found)["notes"][0] and block_of(found)["notes"][0].endswith("none, mae")
+
+
+def test_seeds_that_the_baseline_has_not_are_left_out_of_the_difference_or_compared_unpaired(store):
+    for seed in range(3):
+        add(store, "none", seed)
+    for seed in (0, 1, 2, 7):
+        add(store, "mae", seed)
+    for seed in (4, 5, 6):
+        add(store, "other", seed)
+    found = compare(store)
+    assert (apart(found)["pairing"], apart(found)["num_seeds"]) == ("paired", 3)
+    assert apart(found, "other")["pairing"] == "unpaired"
+    assert "mae at 100 %: compared on the 3 seeds that the baseline has too" in block_of(found)["notes"]
+    assert "other at 100 %: its seeds are not the baseline's, compared unpaired" in block_of(found)["notes"]
+
+
+def test_fine_tunings_of_one_of_several_pretrainings_are_no_seeds_of_their_own(store):
+    for pretraining in range(3):
+        add(store, "none", pretraining)
+        for seed in range(2):
+            add(store, "mae", seed, pretrain_seed=pretraining)
+    row = row_of(compare(store))
+    assert (row["num_seeds"], len(row["runs"])) == (3, 6)
+    assert row["varied"] == "pre-training and fine-tuning seed"
+
+
+def test_one_pretraining_is_said_not_to_tell_of_another(trained):
+    assert any(
+        note.startswith("one pre-training") and note.endswith("mae") for note in block_of(compare(trained))["notes"]
+    )
+
+
+def test_the_same_twice_counts_once_the_newest(trained):
+    newest = add(trained, "mae", 0, xrays(2, 0))
+    found = compare(trained)
+    assert row_of(found)["num_seeds"] == 3
+    assert newest in [run["run_id"] for run in row_of(found)["runs"]]
+    assert any("there twice" in note for note in found["tasks"][0]["notes"])
+
+
+# ---- rows, blocks and the baseline
+
+
+def test_label_fractions_have_a_baseline_each(trained):
+    for seed in range(3):
+        add(trained, "none", seed, xrays(0.5, seed), fraction=0.1)
+        add(trained, "mae", seed, xrays(0.6, seed), fraction=0.1)
+    found = compare(trained)
+    order = [(row["label_fraction"], row["label"]) for row in block_of(found)["rows"]]
+    assert order == [(0.1, "none"), (0.1, "mae"), (1.0, "none"), (1.0, "mae")]
+    assert abs(apart(found, fraction=0.1)["value"]) < apart(found)["value"]
+
+
+def test_two_pretrainings_that_differ_are_two_rows_called_by_what_differs(trained):
+    for seed in range(3):
+        add(trained, "mae", seed, pretrain={"pretext": {"mask_ratio": 0.5}})
+    labels = [row["label"] for row in block_of(compare(trained))["rows"]]
+    assert labels == ["none", "mae mask_ratio=0.5", "mae mask_ratio=0.75"]
+    assert apart(compare(trained, baseline="mae mask_ratio=0.5"), "none")["value"] < 1
+    with pytest.raises(UserError, match=r"--baseline mae: may be mae mask_ratio=0.5 or mae mask_ratio=0.75; name one"):
+        compare(trained, baseline="mae")
+
+
+def test_another_architecture_is_marked_and_no_baseline(trained):
+    for seed in range(3):
+        add(trained, "none", seed, change={"encoder": {"name": "pixels", "width": None}})
+    found = compare(trained)
+    assert {row["label"]: row["same_architecture"] for row in block_of(found)["rows"]} == {
+        "none vit": True,
+        "mae": True,
+        "none pixels": False,
+    }
+    assert row_of(found, "none vit")["is_baseline"] and apart(found, "none pixels") is not None
+
+
+PROBE = {"training": {"head": {"name": "probe"}, "epochs": 1}}
+
+
+def test_probes_stand_below_compared_with_each_other(trained):
+    for strategy in ("none", "mae"):
+        for seed in range(2):
+            add(trained, strategy, seed, change=PROBE)
+    found = compare(trained)
+    assert [block["head"] for block in found["tasks"][0]["blocks"]] == ["linear", "probe"]
+    assert row_of(found, number=1)["num_seeds"] == 2 and apart(found, number=1)["num_seeds"] == 2
+
+
+def test_another_head_that_keeps_a_strategy_from_the_baseline_is_refused_unless_allowed(trained):
+    for seed in range(3):
+        add(trained, "imagenet", seed, change={"training": {"head": {"name": "unetr"}}})
+    with pytest.raises(
+        UserError, match=r"differ in finetune.head.name: linear \(6 runs\), unetr \(3 runs\), and imagenet"
+    ):
+        compare(trained)
+    found = compare(trained, allow=["head"])
+    assert apart(found, "imagenet") is not None
+    assert any("finetune.head.name differs and was allowed to" in note for note in found["tasks"][0]["notes"])
+    assert len(block_of(compare(trained, where=["head=linear"]))["rows"]) == 2
+
+
+def test_without_the_baseline_rows_stand_alone_and_a_named_one_must_be_there(store):
+    for seed in range(3):
+        add(store, "mae", seed)
+    found = compare(store)
+    assert apart(found) is None and found["tasks"][0]["baseline"] is None
+    assert any("no run of none" in note for note in found["tasks"][0]["notes"])
+    with pytest.raises(UserError, match="--baseline imagenet: no run is called so; there are mae"):
+        compare(store, baseline="imagenet")
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"change": {"task": {"size": 32}}}, "task.size"),
+        ({"change": {"training": {"lr": 0.5}}}, "finetune.lr"),
+        ({"change": {"training": {"head": {"pool": "cls"}}}}, "finetune.head.pool"),
+        ({"data": "train:zz val:dd"}, "data.train"),
+        ({"test": "zz"}, "data.test"),
+    ],
+)
+def test_runs_of_another_protocol_are_refused_in_one_line_that_names_the_field(trained, change, field):
+    add(trained, "mae", 9, **change)
+    with pytest.raises(
+        UserError, match=rf"^chestxray14: runs differ in {field}: .*\(6 runs\), .*\(1 run\); --where {field}="
+    ) as told:
+        compare(trained)
+    assert "\n" not in str(told.value)
+    usual = {"size": 16, "lr": 0.001, "pool": "mean", "train": "cc", "test": "ee"}[field.rpartition(".")[2]]
+    assert row_of(compare(trained, where=[f"{field}={usual}"]))["num_seeds"] == 3
+
+
+def test_what_is_allowed_to_differ_tells_rows_apart_and_is_said(trained):
+    add(trained, "mae", 0, change={"training": {"lr": 0.5}})
+    found = compare(trained, allow=["finetune.lr"])
+    assert {row["label"] for row in block_of(found)["rows"]} == {"none", "mae lr=0.001", "mae lr=0.5"}
+    assert "finetune.lr differs and was allowed to: 0.001 and 0.5" in found["tasks"][0]["notes"]
+
+
+def test_scores_of_other_cases_are_refused_whatever_is_allowed(trained):
+    add(trained, "mae", 9, test="zz")
+    with pytest.raises(UserError, match="for other cases cannot be paired"):
+        compare(trained, allow=["data"])
+
+
+def test_a_field_that_only_says_where_data_lies_may_differ(trained):
+    add(trained, "mae", 3, change={"task": {"root": "elsewhere"}})
+    assert row_of(compare(trained))["num_seeds"] == 4
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"where": ["finetune.lr"]}, "reads FIELD=VALUE"),
+        ({"where": ["lr=0.1"]}, r"--where lr: no run has such a field; is it finetune.lr or pretrain.lr\?"),
+        ({"where": ["finetune.lr=7"]}, "no run has it; finetune.lr is 0.001"),
+        ({"allow": ["nonsense"]}, "--allow nonsense: no run has such a field; they are called as in the YAML"),
+        ({"task": "btcv"}, "--task btcv: the store has none of it; it has chestxray14"),
+        ({"baseline": "imagenet"}, "--baseline imagenet: no run is called so; there are mae and none"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line_with_the_mend(trained, asked, words):
+    with pytest.raises(UserError, match=words):
+        compare(trained, **asked)
+
+
+def test_an_empty_store_says_so(store):
+    with pytest.raises(UserError, match="holds no finished run to compare; premed run makes one"):
+        compare(store)
+    add(store, "none", status="RUNNING")
+    with pytest.raises(UserError, match=r"compare; 1 run not finished, left out .*; premed run"):
+        compare(store)
+
+
+# ---- parts and tasks
+
+
+def test_runs_that_were_not_tested_are_compared_on_val_or_left_out(store):
+    for seed in range(3):
+        add(store, "none", seed, tested=False)
+        add(store, "mae", seed, tested=False)
+    found = compare(store)
+    assert found["part"] == "val" and any("no run was tested" in note for note in found["tasks"][0]["notes"])
+    with pytest.raises(UserError, match="--part test: no run of chestxray14 was tested"):
+        compare(store, part="test")
+    add(store, "none", 0)
+    assert row_of(compare(store, part="val"), "none")["num_seeds"] == 3
+    found = compare(store)
+    assert found["part"] == "test" and any("6 runs without a test part" in note for note in found["tasks"][0]["notes"])
+
+
+def test_tasks_are_compared_each_on_its_own(trained):
+    for seed in range(3):
+        add(trained, "none", seed, volumes(0.6, seed), change={"task": {"name": "btcv"}}, score="dice")
+    assert [task["task"] for task in compare(trained)["tasks"]] == ["btcv", "chestxray14"]
+    assert [task["task"] for task in compare(trained, task="btcv")["tasks"]] == ["btcv"]
+
+
+# ---- cost
+
+
+def test_a_shared_pretraining_is_paid_once(store):
+    add(store, "none", 0)
+    add(store, "mae", 0)
+    shared = next(run for run in store.search({"premed.kind": "pretrain"})).run_id
+    for seed in (1, 2):
+        add(store, "mae", seed, shared=shared)
+    cost = row_of(compare(store))["cost"]
+    assert (cost["pretrain"]["runs"], cost["pretrain"]["device_hours"]) == (1, 2.0)
+    assert (cost["finetune"]["runs"], cost["finetune"]["seconds"], cost["finetune"]["device"]) == (3, 180.0, "CPU")
+    assert row_of(compare(store), "none")["cost"]["pretrain"] is None
+
+
+# ---- what people see
+
+
+def test_the_table_fits_120_columns_and_says_all(trained, capsys):
+    for seed in range(3):
+        add(trained, "none", seed, volumes(0.6, seed), change={"task": {"name": "btcv"}}, score="dice")
+    scoreboard.show(compare(trained))
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 120
+    for words in (
+        "baseline",
+        "better",
+        "95 % interval",
+        "3 x 0.033 CPU-h",
+        "CPU-h",
+        "mean AUC by class",
+        "HD95, mm",
+        "missed",
+    ):
+        assert words in out, words
+
+
+def test_the_csv_has_every_number_once(trained, tmp_path):
+    found = compare(trained)
+    scoreboard.write_csv(found, tmp_path / "all.csv")
+    lines = list(csv.DictReader((tmp_path / "all.csv").open()))
+    assert [(line["label"], line["class"]) for line in lines] == [
+        (label, name) for label in ("none", "mae") for name in ("", "heart", "lung")
+    ]
+    assert float(lines[3]["difference"]) == apart(found)["value"] and lines[3]["verdict"] == "better"
+    assert lines[0]["difference"] == "" and lines[0]["is_baseline"] == "True"
+    with pytest.raises(UserError, match="cannot be written"):
+        scoreboard.write_csv(found, tmp_path / "absent" / "all.csv")
+
+
+def test_the_outcome_is_json(trained):
+    from premed.cli import defined
+
+    json.dumps(defined(compare(trained)), allow_nan=False)
