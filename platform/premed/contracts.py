@@ -163,14 +163,6 @@ class Finding(NamedTuple):
         return cls("error", where, what)
 
 
-def missing(cases: Iterable[Case]) -> Iterator[Finding]:
-    """The files of `cases` that are not there."""
-    for case in cases:
-        for path in case.files:
-            if not path.exists():  # a folder may be one volume
-                yield Finding("error", str(path), "is listed and missing; put it there, or take it off the list")
-
-
 class Task(Protocol):
     """A data set with a question. Paths and numbers come from its Config; nothing is read before it is asked for."""
 

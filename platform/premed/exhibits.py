@@ -73,7 +73,7 @@ def cases(store: RunStore, part: str, rows: Sequence[Told]) -> Cases:
     found = {label: [dict(number(table)) for table in some] for label, some in tables.items()}
     names = sorted({name for some in found.values() for table in some for name in table})
     values = {
-        label: np.mean([[table.get(name, np.nan) for name in names] for table in some], axis=0)
+        label: np.array([[table.get(name, np.nan) for name in names] for table in some]).mean(axis=0)
         for label, some in found.items()
     }
     what = "mean Dice of the case" if organs else "share of the images without a finding that are ranked below the case"
@@ -98,9 +98,10 @@ def placements(table: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, float]
         without = np.sort(answer[truth == 0])
         if not len(without):
             continue
-        for i in np.flatnonzero(truth == 1):
-            below, upto = (np.searchsorted(without, answer[i], side) for side in ("left", "right"))  # type: ignore[call-overload]
-            yield f"{table['case'][i]}, {name}", float(below + upto) / 2 / len(without)
+        found = np.flatnonzero(truth == 1)
+        below, upto = np.searchsorted(without, answer[found]), np.searchsorted(without, answer[found], "right")
+        for i, share in zip(found.tolist(), (below + upto) / 2 / len(without), strict=True):
+            yield f"{table['case'][i]}, {name}", float(share)
 
 
 # ---- what was drawn and logged
@@ -133,7 +134,7 @@ def before(rows: Sequence[Told]) -> Iterator[tuple[str, str, str]]:
 
 
 def pictures(store: RunStore, part: str, rows: Sequence[Told]) -> tuple[list[Picture], list[Picture]]:
-    """Those of pre-training, each once, and those of answers: of every row's lowest seed."""
+    """Those of pre-training, each once, the long ones first, and those of answers: of every row's lowest seed."""
     early: dict[tuple[str, str], Picture] = {}
     late: list[Picture] = []
     with TemporaryDirectory() as folder:
@@ -146,7 +147,7 @@ def pictures(store: RunStore, part: str, rows: Sequence[Told]) -> tuple[list[Pic
                     early.setdefault((run_id, name), Picture(label, seed, name, png))
             for name, png in drawn(store, first["stages"][SCORING[part == "test"]], folder):
                 late.append(Picture(row["label"], first["seed"], name, png))
-    return list(early.values()), late
+    return sorted(early.values(), key=lambda each: (not each.is_long, each.name)), late
 
 
 def drawn(store: RunStore, run_id: str, folder: str) -> Iterator[tuple[str, bytes]]:

@@ -58,7 +58,7 @@ def overlay(
     planes = [[_plane(array, at) for array in case[1:]] for case, at in zip(cases, slices, strict=True)]
     shown = sorted({int(label) for _, *maps in planes for labels in maps for label in np.unique(labels) if label > 0})
     lacking = 0.2 * len(shown) + 0.1 - 1.6 * len(cases)  # inches that the legend may want beyond the images
-    figure, axes = _grid(len(cases), 3, planes, width=2.1, top=0.32, right=1.95, gap=0.25, bottom=max(0.25, lacking))
+    figure, axes = _grid(len(cases), 3, planes, width=2.1, top=0.32, right=2.2, gap=0.25, bottom=max(0.25, lacking))
     for number, (row, case, (image, truth, prediction)) in enumerate(zip(axes, cases, planes, strict=True)):
         for axis in row:
             _show(axis, image, _window(image))

@@ -21,7 +21,8 @@ class Group:
     def __init__(self, task: Told, block: Told, ui: str | None):
         self.task, self.block, self.ui = task, block, ui and ui.rstrip("/")
         self.rows: Sequence[Told] = block["rows"]
-        self.score, self.part = task["score"], task["part"]
+        self.score: str = task["score"]
+        self.part: str = task["part"]
         self.word = NAMES.get(self.score, self.score)
         largest = max(row["label_fraction"] for row in self.rows)
         self.last = [row for row in self.rows if row["label_fraction"] == largest]
