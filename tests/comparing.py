@@ -72,6 +72,8 @@ def add(store, strategy="none", seed=0, rows=None, *, change=None, pretrain=None
 
     if more.get("shared"):
         stages["pretrain_run"] = more["shared"]
+    elif more.get("weights"):
+        stage("import", {"pretext": {"name": strategy}, "training": None}, f"weights:{more['weights']}", seconds=1.0)
     elif strategy != "none":
         params = merged(merged(MAE, {"training": {"seed": pretrain_seed}}), pretrain or {})
         stage("pretrain", params, "images:aa val:bb", seconds=3600.0)

@@ -220,6 +220,15 @@ def test_another_architecture_is_marked_and_no_baseline(trained):
     assert row_of(found, "none vit")["is_baseline"] and apart(found, "none pixels") is not None
 
 
+def test_weights_that_were_brought_in_stand_beside_others_and_tell_rows_apart(trained):
+    for weights in ("aaa", "bbb"):
+        for seed in range(3):
+            add(trained, "imagenet", seed, weights=weights)
+    found = compare(trained)
+    assert apart(found, "imagenet weights=aaa")["pairing"] == "paired"
+    assert row_of(found, "imagenet weights=bbb")["varied"] == "fine-tuning seed"
+
+
 PROBE = {"training": {"head": {"name": "probe"}, "epochs": 1}}
 
 

@@ -15,6 +15,7 @@ from premed.contracts import Part
 from premed.experiment import plugin
 from premed.spec import UserError
 
+PROTOCOL = ("task.", "data.train", "data.val", "data.test", "finetune.")
 Pairing = Literal["paired", "unpaired", "patients"]
 
 
@@ -102,13 +103,13 @@ def lineup(members: list[Member], part: Part, allow: Sequence[str]) -> tuple[lis
     twice = len(members) - len(newest)
     said = [f"{counted(twice, 'run')} there twice with all fields the same: the newest counts"] if twice else []
     members = list(newest.values())
-    refuse(members, ("task.", "data.train", "data.val", "data.test"), part, allow)
+    refuse(members, PROTOCOL[:-1], part, allow)
     heads: dict[str, list[Member]] = defaultdict(list)
     for member in members:
         heads["" if allowed(HEAD, allow) else member.fields.get(HEAD, "")].append(member)
     blocks = []
     for head, some in sorted(heads.items(), key=lambda item: -len(item[1])):
-        refuse(some, ("finetune.",), part, allow)
+        refuse(some, PROTOCOL[-1:], part, allow)
         blocks.append(Block(head or some[0].fields.get(HEAD, ""), rows_of(some)))
     for name in sorted(
         {name for member in members for name in member.fields if protocol(name) and allowed(name, allow)}
@@ -141,8 +142,8 @@ def placeless(members: list[Member], part: Part) -> list[Member]:
 
 
 def protocol(name: str) -> bool:
-    """Whether members must agree on a field."""
-    return name.startswith(("task.", "data.", "finetune.")) and name not in (*SEEDS, FRACTION, "data.images")
+    """Whether members must agree on a field. What pre-training saw (`data.images`, `data.weights`) tells rows apart."""
+    return name.startswith(PROTOCOL) and name not in (*SEEDS, FRACTION)
 
 
 def allowed(name: str, allow: Sequence[str]) -> bool:

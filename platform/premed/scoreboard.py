@@ -95,7 +95,10 @@ def show_classes(task: Told, rows: Sequence[Told]) -> None:
     cells = [[name, *(classed(row["scores"][main]["classes"][name]) for row in some)] for name in names]
     left = f"; {len(rows) - 5} more strategies in --csv" if len(rows) > 5 else ""
     table(
-        f"{NAMES.get(main, main)} by class, labels {largest:.4g}{left}", ["class", *map(called, some)], cells, words=1
+        f"{NAMES.get(main, main)} by class, {share(rows[0])} of the labels{left}",
+        ["class", *map(called, some)],
+        cells,
+        words=1,
     )
     explain(["^ v above or below the baseline by its own 95 % interval, not corrected for the number of classes"])
 
