@@ -108,6 +108,14 @@ def test_the_slice_shown_without_labels_is_the_most_varied_of_the_middle_half():
     assert figures._most_varied_slice(np.zeros((8, 8, 1))) == 0
 
 
+def test_of_a_few_hidden_patches_the_slice_shown_holds_some():
+    volume, masked = np.random.default_rng(0).normal(size=(8, 8, 16)), np.zeros((8, 8, 16))
+    volume[..., 9] *= 9
+    masked[:4, :4, 4:6] = np.nan
+    assert figures._most_hidden_slice(volume, masked) in (4, 5)
+    assert figures._most_hidden_slice(volume, np.zeros((8, 8, 16))) == 9
+
+
 def test_a_legend_names_the_classes_that_are_there_and_no_others(tmp_path):
     path = figures.overlay(tmp_path / "a.png", [("a", VOLUME, LABELS, LABELS)], ["a", "b", "c"])
     assert [holds(path, colour) for colour in figures.COLOURS[:3]] == [True, True, False]

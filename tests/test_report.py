@@ -26,7 +26,7 @@ class Page(HTMLParser):
 
     def __init__(self, text: str):
         super().__init__()
-        self.tags, self.loads, self.links, self.open, self.words = [], [], [], [], ""
+        self.tags, self.loads, self.links, self.open, self.rows, self.words = [], [], [], [], [], ""
         self.feed(text)
         self.headings = re.findall("<h3>(.*?)</h3>", text)
 
@@ -36,6 +36,10 @@ class Page(HTMLParser):
         self.links += [value for name, value in attrs if name in ("href", "xlink:href")]
         if tag not in VOID:
             self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
 
     def handle_endtag(self, tag):
         if tag not in VOID:
@@ -43,6 +47,8 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         self.words += data
+        if {"td", "th"} & {*self.open}:
+            self.rows[-1][-1] += data
 
 
 def png(width=40, height=20) -> bytes:
@@ -94,16 +100,21 @@ def built(store, **more) -> Page:
 
 
 def test_every_number_of_the_main_table_is_on_the_page(trained):
-    page = built(trained)
+    expected = []
     for row in compare(trained)["tasks"][0]["blocks"][0]["rows"]:
         found = row["scores"]["mauc"]
-        numbers = [number(x) for x in (found["mean"], *found["interval"])]
-        numbers.append(f"± {found['std']:.3f}")
+        cells = [row["label"], str(row["num_seeds"]), f"{number(found['mean'])} ± {found['std']:.3f}"]
+        cells += [f"[{number(found['interval'][0])}, {number(found['interval'][1])}]"]
         if apart := found["difference"]:
-            numbers += [signed(x) for x in (apart["value"], *apart["interval"])]
-            numbers += [chance(apart["p"]), chance(apart["p_holm"]), apart["verdict"]]
-        assert [each for each in numbers if each not in page.words] == []
-        assert row["label"] in page.words
+            low, high = map(signed, apart["interval"])
+            cells += [signed(apart["value"]), f"[{low}, {high}]", chance(apart["p"]), chance(apart["p_holm"])]
+            cells += [apart["verdict"]]
+        else:
+            cells += ["baseline", "", "", "", ""]
+        expected.append(cells)
+    head, *lines = built(trained).rows[: 1 + len(expected)]
+    assert head[-1] == "verdict" and [line[1:] for line in lines] == expected
+    assert [line[0] for line in lines] == ["10 %", "", "100 %", ""]
 
 
 def test_the_verdict_is_said_in_words(trained):
@@ -293,7 +304,9 @@ def test_a_page_that_cannot_be_written_is_one_line(trained, tmp_path):
         report.write(compare(trained), trained, tmp_path, None)
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:5000", "javascript:alert(1)", "http://", "file:///x"])
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:5000", "javascript:alert(1)", "http://", "file:///x", "javascript://x/%0aalert(1)"]
+)
 def test_an_address_that_is_none_is_refused(tmp_path, address):
     with pytest.raises(UserError, match="is no address; it reads http://127.0.0.1:5000"):
         report.refuse(tmp_path / "page.html", address)

@@ -28,12 +28,13 @@ def reconstruction(path: Path, cases: Sequence[tuple], caption: str = "", steps:
 
     A case is (name, original, masked, predicted) or (name, original, masked, predicted, mean patch), arrays of one
     shape. `masked` is NaN at hidden patches; `predicted` has the visible ones pasted back; the mean patch is what a
-    predictor without a network gives. All of a row share the grey scale of its original. steps: there is one
+    predictor without a network gives. Of a volume, the slice is shown whose hidden patches hold most, for of a few none
+    may lie in the most varied one. All of a row share the grey scale of its original. steps: there is one
     prediction for each, made after so many steps of training.
     """
     predicted = [f"step {step:,}" for step in steps] or ["predicted"]
     titles = ["original", "masked", *predicted, "mean patch"][: max(len(case) for case in cases) - 1]
-    slices = [_most_varied_slice(case[1]) for case in cases]
+    slices = [_most_hidden_slice(case[1], case[2]) for case in cases]
     planes = [[_plane(array, at) for array in case[1:]] for case, at in zip(cases, slices, strict=True)]
     figure, axes = _grid(len(cases), len(titles), planes, top=0.3, bottom=0.28 if caption else 0.08)
     for row, case, images in zip(axes, cases, planes, strict=True):
@@ -166,9 +167,24 @@ def _most_varied_slice(volume: np.ndarray) -> int:
     """The axial slice of largest standard deviation in the middle half, where the organ is; 0 of a plane."""
     if volume.ndim == 2:
         return 0
+    middle = _middle_half(volume)
+    return middle.start + int(np.argmax(np.nanstd(volume[:, :, middle], axis=(0, 1))))
+
+
+def _most_hidden_slice(volume: np.ndarray, masked: np.ndarray) -> int:
+    """The one of the middle half whose hidden voxels differ most from the slice's mean; the most varied if none has."""
+    if volume.ndim == 2:
+        return 0
+    middle = _middle_half(volume)
+    image = volume[:, :, middle]
+    held = np.where(np.isnan(masked[:, :, middle]), (image - image.mean(axis=(0, 1))) ** 2, 0).sum(axis=(0, 1))
+    return middle.start + int(np.argmax(held)) if held.any() else _most_varied_slice(volume)
+
+
+def _middle_half(volume: np.ndarray) -> slice:
+    """The axial slices in the middle, where the organ is; one at least."""
     depth = volume.shape[2]
-    first, last = depth // 4, max(depth - depth // 4, depth // 4 + 1)
-    return first + int(np.argmax(np.nanstd(volume[:, :, first:last], axis=(0, 1))))
+    return slice(depth // 4, max(depth - depth // 4, depth // 4 + 1))
 
 
 def _most_labelled_slice(labels: np.ndarray) -> int:

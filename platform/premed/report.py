@@ -21,7 +21,7 @@ ul { padding-left: 1.2rem; margin: .4rem 0; color: #555 }
 ul.verdicts { list-style: none; padding: 0; color: #222 } ul.verdicts li { margin: .25rem 0 }
 .wide { overflow-x: auto } .small { color: #777; font-size: 13px } .faint { color: #777 }
 th { font-weight: 600; font-size: 13px; vertical-align: bottom } th, td { overflow-wrap: normal; white-space: nowrap }
-td.name, th.name { min-width: 8rem; max-width: 20rem; overflow-wrap: anywhere; white-space: normal }
+td.name, th.name { min-width: 10rem; max-width: 20rem; overflow-wrap: anywhere; white-space: normal }
 td.number { font-variant-numeric: tabular-nums } td.words { min-width: 7rem; white-space: normal }
 td.interval { color: #555; font-size: 13px } td svg { display: block; margin-top: .15em }
 tr:has(td.first) td { border-top: 2px solid #bbb }
