@@ -194,6 +194,19 @@ def test_compare_tells_of_real_runs_as_a_table_json_and_csv(premed, chest, home,
     assert code == 0 and "fewer than 3 seeds" in out and "none" in out
 
 
+def test_the_page_of_real_runs_shows_their_pre_training_and_their_answers(premed, chest, home, tmp_path):
+    for changes in (SCRATCH, {}):
+        run(chest, changes)
+    code, _, _ = premed("compare", "--html", tmp_path / "page.html", "--ui", "http://127.0.0.1:5000")
+    text = (tmp_path / "page.html").read_text()
+    (tested, _) = runs_of(home, "test")
+    assert code == 0 and f"/runs/{tested.run_id}" in text and text.count("data:image/png") == 4
+    for shown in ("Pre-training and its gate", "seed 0: progress", "seed 0: reconstruction", "seed 0: probabilities"):
+        assert shown in text
+    code, _, err = premed("compare", "--html", tmp_path / "absent" / "page.html")
+    assert code == 2 and len(err) == 1 and "there is no such folder" in err[0]
+
+
 def test_compare_without_a_store_is_one_line(premed, tmp_path, monkeypatch):
     monkeypatch.setenv("PREMED_HOME", str(tmp_path / "absent"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

@@ -405,6 +405,6 @@ def test_the_csv_has_every_number_once(trained, tmp_path):
 
 
 def test_the_outcome_is_json(trained):
-    from premed.cli import defined
+    from premed.asked import defined
 
     json.dumps(defined(compare(trained)), allow_nan=False)

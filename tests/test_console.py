@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from rich.console import Console
 
-from premed import console
+from premed import presenter
 from premed.console import outcomes
 from premed.presenter import Presenter, gate_words
 from premed.watch import PAST, passed_gate
@@ -63,7 +63,7 @@ def test_a_stage_is_told_in_plain_lines_where_there_is_no_terminal():
 
 def test_a_line_comes_now_and_then_as_time_goes_by(monkeypatch):
     clock = iter(range(0, 1000, 4))  # seconds; a step takes 4 or more
-    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(presenter.time, "monotonic", lambda: next(clock))
     events = [training(step, loss=0.5) for step in range(1, 12)]
     lines = shown([{"event": "stage", "kind": "test", "where": "/x"}, *events]).splitlines()[1:]
     assert 2 < len(lines) < 8 and lines[0].startswith("testing: 1/40")

@@ -27,7 +27,6 @@ DRAWINGS = {
     "reconstruction 3D": lambda path: figures.reconstruction(path, [("a", VOLUME, hide(VOLUME), VOLUME, VOLUME)] * 2),
     "overlay": lambda path: figures.overlay(path, [("a", RAMP, RAMP > 0.5, RAMP > 0.6)], ["bright"], [0.9]),
     "overlay 3D": lambda path: figures.overlay(path, [("a", VOLUME, LABELS, LABELS)] * 2, ["a", "b"], [0.9, None]),
-    "curves": lambda path: figures.curves(path, {"val": ([0, 1, 2], [3, 2, 1])}, {"gate": 1.5}, "loss", "title"),
     "probabilities": lambda path: figures.probabilities(path, [("a", RAMP, {"x": (1, 0.9), "y": (np.nan, 0.2)})] * 5),
 }
 
@@ -81,6 +80,13 @@ def test_a_mean_patch_makes_a_fourth_column(tmp_path):
     assert pixels(four).shape[1] > pixels(three).shape[1]
 
 
+def test_a_prediction_for_each_step_stands_between_the_masked_and_the_mean_patch(tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(figures, "_name_columns", lambda axes, names: titles.extend(names))
+    figures.reconstruction(tmp_path / "a.png", [("a", RAMP, hide(RAMP), RAMP, RAMP, RAMP)], "what", [500, 1000])
+    assert titles == ["original", "masked", "step 500", "step 1,000", "mean patch"]
+
+
 def test_a_volume_is_shown_as_radiologists_do():
     volume = np.zeros((4, 5, 3))  # left to right, posterior to anterior, bottom to top
     volume[3, 4, 1] = 1
@@ -102,6 +108,14 @@ def test_the_slice_shown_without_labels_is_the_most_varied_of_the_middle_half():
     assert figures._most_varied_slice(np.zeros((8, 8, 1))) == 0
 
 
+def test_of_a_few_hidden_patches_the_slice_shown_holds_some():
+    volume, masked = np.random.default_rng(0).normal(size=(8, 8, 16)), np.zeros((8, 8, 16))
+    volume[..., 9] *= 9
+    masked[:4, :4, 4:6] = np.nan
+    assert figures._most_hidden_slice(volume, masked) in (4, 5)
+    assert figures._most_hidden_slice(volume, np.zeros((8, 8, 16))) == 9
+
+
 def test_a_legend_names_the_classes_that_are_there_and_no_others(tmp_path):
     path = figures.overlay(tmp_path / "a.png", [("a", VOLUME, LABELS, LABELS)], ["a", "b", "c"])
     assert [holds(path, colour) for colour in figures.COLOURS[:3]] == [True, True, False]
@@ -112,20 +126,6 @@ def test_a_case_without_labels_and_more_classes_than_colours_are_drawn(tmp_path)
     nothing = np.zeros((20, 20), int)
     cases = [("none", RAMP[:20, :20], nothing, nothing), ("many", RAMP[:20, :20], many, nothing)]
     assert figures.overlay(tmp_path / "a.png", cases, [f"class {i}" for i in range(20)]).stat().st_size > 0
-
-
-def test_names_are_taken_literally_and_gaps_in_a_curve_are_gaps(tmp_path):
-    series = {"loss_$a^": ([0, 1, 2], [1.0, np.nan, 0.5]), "one": ([0], [0.7]), "none": ([0], [np.nan])}
-    assert figures.curves(tmp_path / "a.png", series, {"$gate_": 0.6}, "$x_", "$y^").exists()
-
-
-def test_labels_of_lines_that_end_together_do_not_lie_on_each_other(tmp_path):
-    from matplotlib.figure import Figure
-
-    axes = Figure().add_subplot()
-    figures._label_ends(axes, [(0.5, "a", "k"), (0.5, "b", "k"), (0.9, "c", "k")])
-    heights = sorted(text.get_position()[1] for text in axes.texts)
-    assert min(np.diff(heights)) > 0.05
 
 
 def test_real_chest_x_rays_with_their_findings(real, tmp_path):

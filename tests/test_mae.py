@@ -296,3 +296,25 @@ def test_a_picture_of_reconstructions_is_written(tmp_path):
     model = objective((16, 16, 16))
     (path,) = model.pictures(samples(0, 2), tmp_path)
     assert path.parent == tmp_path and path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("roi", ROIS)
+def test_the_film_shows_each_step_s_prediction_of_the_same_cases_beside_the_mean_patch(roi, tmp_path, monkeypatch):
+    model, drawn = objective(roi), []
+    monkeypatch.setattr("premed.figures.reconstruction", lambda *told: drawn.append(told) or told[0])
+    model.mean_patch.fill_(0.5)
+    early = model.snapshot(samples(0, 5))
+    torch.nn.init.constant_(model.decoder.predict.bias, 2.0)
+    late = model.snapshot(samples(0, 5))
+    (path,) = model.film(samples(0, 5), {20: late, 10: early}, tmp_path)
+    _, cases, _, steps = drawn[0]
+    assert path == tmp_path / "progress.png" and steps == [10, 20] and [case[0] for case in cases] == ["case0", "case1"]
+    for (name, original, masked, first, second, mean_patch), sample in zip(cases, samples(0, 2), strict=True):
+        hidden = np.isnan(masked)
+        assert (first == early[name].numpy()).all() and (second == late[name].numpy()).all()
+        assert (first[~hidden] == original[~hidden]).all() and (first[hidden] != second[hidden]).all()
+        patches, mean = (patchify(torch.from_numpy(x)[None, None], model.encoder.patch) for x in (original, mean_patch))
+        restored = patches.mean(-1, keepdim=True) + 0.5 * patches.std(-1, keepdim=True, correction=0)
+        mask = patchify(torch.from_numpy(hidden)[None, None].float(), model.encoder.patch).bool()
+        torch.testing.assert_close(mean[mask], restored.expand_as(mean)[mask], rtol=1e-4, atol=1e-4)
+        assert sample.case.name == name

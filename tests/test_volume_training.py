@@ -13,7 +13,7 @@ from premed import launch
 from premed.abdomen import write_btcv
 from premed.brain import write_brats
 from premed.cache import Cache
-from premed.contracts import Augment, Sample
+from premed.contracts import Augment, Objective, Sample
 from premed.encoders import vit
 from premed.experiment import Stage, checked, load
 from premed.fit import EpochPlan, Schedule, fit, make_optimizer
@@ -121,7 +121,7 @@ def test_a_recipe_takes_the_paper_s_steps_at_its_effective_rates(file, num, pret
     assert found["finetune"].training.augment.positive == 0.5 and found["pretrain"].training.augment.positive is None
 
 
-class Still(torch.nn.Module):
+class Still(Objective):
     """Something to watch that costs nothing."""
 
     def __init__(self):

@@ -22,7 +22,7 @@ class Fixed(Objective):
 
     def __init__(self, scores=()):
         super().__init__()
-        self.w, self.scores = nn.Parameter(torch.zeros(1)), list(scores)
+        self.w, self.scores, self.seen = nn.Parameter(torch.zeros(1)), list(scores), True
         self.parts = {"encoder": self}
 
     def param_groups(self):
@@ -32,6 +32,10 @@ class Fixed(Objective):
         assert not self.training
         assert samples, "nobody is asked to measure nothing"
         return [{"case": sample.case.name, "n": int(sample.case.patient)} for sample in samples]
+
+    def snapshot(self, samples):
+        assert not self.training
+        return {samples[0].case.name: self.w.detach().clone()} if self.seen else {}
 
     def summary(self, rows):
         score = self.scores.pop(0) if self.scores else 0.5
@@ -153,6 +157,36 @@ def test_a_resumed_run_tells_the_same_curve(tmp_path):
     steps(again, first=again.resume() + 1)
     assert [(row["step"], row["metrics"]) for row in again.curve] == [(r["step"], r["metrics"]) for r in whole.curve]
     assert again.elapsed() >= again.seconds > 0
+
+
+def snapshots(watch):
+    names = [name for name in watch.vault.names() if name.startswith("snapshots/")]
+    return {int(name[10:19]): watch.vault.get_weights(name)["case 0"].item() for name in names}
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "validations", "expected"), [(40, 20, [10, 20, 30, 40]), (10, 5, [4, 6, 8, 10]), (10, 2, [5, 10])]
+)
+def test_what_becomes_of_fixed_cases_is_kept_after_each_quarter(tmp_path, num_steps, validations, expected):
+    watch, _ = watching(tmp_path, num_steps=num_steps, validations=validations)
+    steps(watch)
+    assert snapshots(watch) == {step: step for step in expected}
+    assert watch.objective.training
+
+
+def test_a_resumed_run_keeps_what_was_seen_before_and_sees_nothing_twice(tmp_path):
+    watch, _ = watching(tmp_path)
+    steps(watch, last=9)  # the checkpoint is of step 5
+    again, _ = watching(tmp_path)
+    steps(again, first=again.resume() + 1)
+    assert snapshots(again) == {4: 4, 6: 6, 8: 8, 10: 10}
+
+
+def test_an_objective_that_shows_nothing_leaves_nothing(tmp_path):
+    watch, _ = watching(tmp_path)
+    watch.objective.seen = False
+    steps(watch)
+    assert snapshots(watch) == {}
 
 
 # ---- what is no number

@@ -271,6 +271,25 @@ def test_a_resumed_pretraining_does_not_look_at_all_images_again(chest, tmp_path
     assert 0.3 < job.vault.get_json("result.json")["gate"]["gate"] < 1
 
 
+def test_an_interrupted_pretraining_draws_the_same_film_and_keeps_no_snapshot(chest, tmp_path):
+    def film(home, interruptions):
+        job, left = jobs(chest, home)["pretrain"], list(interruptions)
+
+        def interrupt(event):
+            if left and (event["event"], event.get("step")) == ("saved", left[0]):
+                raise KeyboardInterrupt(left.pop(0))
+
+        while left:
+            with pytest.raises(KeyboardInterrupt):
+                worker.run_stage(job, interrupt, print)
+        worker.run_stage(job, interrupt, print)
+        assert not [name for name in job.vault.names() if name.startswith("snapshots/")]
+        return job.vault.get("pictures/progress.png")
+
+    whole = film(tmp_path / "whole", [])
+    assert whole.startswith(b"\x89PNG") and film(tmp_path / "cut", [4, 6]) == whole
+
+
 def test_a_gradient_beyond_clip_is_scaled_down(chest, tmp_path):
     job, events = jobs(chest, tmp_path, pretrain={"steps": 2, "clip": 1e-3})["pretrain"], []
     worker.run_stage(job, events.append, lambda numbers: None)

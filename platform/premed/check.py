@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from premed.contactsheet import Picture, page
 from premed.contracts import Case, Finding, Part, Task
 from premed.experiment import Experiment, plugin
 from premed.figures import COLOURS
 from premed.inspection import Facts, Job, inspect, picture
-from premed.page import Picture, page
 from premed.spec import UserError, printable
 
 FEW = 5  # images with a class: with fewer in a part, its score there says little

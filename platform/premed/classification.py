@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from premed import measure, sampling
-from premed.contracts import Augment, Case, Finding, Forward, Part, Row, Sample, missing
+from premed.contracts import Augment, Case, Finding, Forward, Part, Row, Sample
 from premed.images import Recipe
+from premed.partition import missing
 from premed.randomness import Draw
 
 

@@ -71,6 +71,12 @@ def compare(
     ] = None,
     part: Annotated[str | None, typer.Option(help="test or val [default: test where runs have it]")] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="all numbers, one line per row and class")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="one page: tables, charts, cases, pictures, links to the runs")
+    ] = None,
+    ui: Annotated[
+        str | None, typer.Option(metavar="URL", help="the MLflow UI the page links to [default: the server in use]")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Strategies side by side, over seeds: mean, interval, difference to a baseline, cost, classes.
@@ -80,14 +86,18 @@ def compare(
     if part not in (None, "test", "val"):
         raise UserError(f"--part {part}: is neither test nor val")
     from premed import compare as comparison
-    from premed import scoreboard
+    from premed import report, scoreboard
 
+    if html is not None:
+        report.refuse(html, ui)
     with quiet(as_json):
         store = comparison.store_in_use()
         asked: dict[str, Any] = {"task": task, "baseline": baseline, "allow": allow or (), "where": where or ()}
         outcome = comparison.compare(store, part=part, **asked)
     if csv is not None:
         scoreboard.write_csv(outcome, csv)
+    if html is not None:
+        report.write(outcome, store, html, ui)
     tell(outcome, as_json, scoreboard.show)
 
 

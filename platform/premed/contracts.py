@@ -155,14 +155,6 @@ class Finding(NamedTuple):
         return cls("error", where, what)
 
 
-def missing(cases: Iterable[Case]) -> Iterator[Finding]:
-    """The files of `cases` that are not there."""
-    for case in cases:
-        for path in case.files:
-            if not path.exists():  # a folder may be one volume
-                yield Finding("error", str(path), "is listed and missing; put it there, or take it off the list")
-
-
 class Task(Protocol):
     """A data set with a question. Paths and numbers come from its Config; nothing is read before it is asked for."""
 
@@ -295,4 +287,12 @@ class Objective(nn.Module):
 
     def pictures(self, samples: Sequence[Sample], folder: Path) -> list[Path]:
         """PNG files that show what it has learnt, written into `folder`."""
+        return []
+
+    def snapshot(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """What it makes of the first validation cases by now; kept at a few validations, for `film`. Often nothing."""
+        return {}
+
+    def film(self, samples: Sequence[Sample], snapshots: Mapping[int, dict[str, Tensor]], folder: Path) -> list[Path]:
+        """PNG files that show what it learnt from step to step. snapshots: by the number of steps done."""
         return []

@@ -23,15 +23,18 @@ HIDDEN = "#8792a5"  # bluish, so that no tissue is taken for a hidden patch
 INK, FAINT = "#222222", "#777777"
 
 
-def reconstruction(path: Path, cases: Sequence[tuple], caption: str = "") -> Path:
+def reconstruction(path: Path, cases: Sequence[tuple], caption: str = "", steps: Sequence[int] = ()) -> Path:
     """What a masked autoencoder sees and predicts, one row per case, as in figure 2 of He et al. 2022.
 
     A case is (name, original, masked, predicted) or (name, original, masked, predicted, mean patch), arrays of one
     shape. `masked` is NaN at hidden patches; `predicted` has the visible ones pasted back; the mean patch is what a
-    predictor without a network gives. All of a row share the grey scale of its original.
+    predictor without a network gives. Of a volume, the slice is shown whose hidden patches hold most, for of a few none
+    may lie in the most varied one. All of a row share the grey scale of its original. steps: there is one
+    prediction for each, made after so many steps of training.
     """
-    titles = ("original", "masked", "predicted", "mean patch")[: max(len(case) for case in cases) - 1]
-    slices = [_most_varied_slice(case[1]) for case in cases]
+    predicted = [f"step {step:,}" for step in steps] or ["predicted"]
+    titles = ["original", "masked", *predicted, "mean patch"][: max(len(case) for case in cases) - 1]
+    slices = [_most_hidden_slice(case[1], case[2]) for case in cases]
     planes = [[_plane(array, at) for array in case[1:]] for case, at in zip(cases, slices, strict=True)]
     figure, axes = _grid(len(cases), len(titles), planes, top=0.3, bottom=0.28 if caption else 0.08)
     for row, case, images in zip(axes, cases, planes, strict=True):
@@ -55,8 +58,8 @@ def overlay(
     slices = [_most_labelled_slice(truth if np.any(truth) else prediction) for _, _, truth, prediction in cases]
     planes = [[_plane(array, at) for array in case[1:]] for case, at in zip(cases, slices, strict=True)]
     shown = sorted({int(label) for _, *maps in planes for labels in maps for label in np.unique(labels) if label > 0})
-    lacking = 0.18 * len(shown) + 0.1 - 1.6 * len(cases)  # inches that the legend may want beyond the images
-    figure, axes = _grid(len(cases), 3, planes, width=2.3, top=0.3, right=1.75, gap=0.25, bottom=max(0.25, lacking))
+    lacking = 0.2 * len(shown) + 0.1 - 1.6 * len(cases)  # inches that the legend may want beyond the images
+    figure, axes = _grid(len(cases), 3, planes, width=2.1, top=0.32, right=2.2, gap=0.25, bottom=max(0.25, lacking))
     for number, (row, case, (image, truth, prediction)) in enumerate(zip(axes, cases, planes, strict=True)):
         for axis in row:
             _show(axis, image, _window(image))
@@ -69,40 +72,6 @@ def overlay(
             row[2].set_xlabel(f"Dice {scores[number]:.3f}", fontsize=8, color=INK, labelpad=3)
     _name_columns(axes[0], ("image", "truth", "prediction"))
     _legend(axes[0, 2], {classes[label - 1]: COLOURS[(label - 1) % len(COLOURS)] for label in shown})
-    return _save(figure, path)
-
-
-def curves(
-    path: Path,
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    reference: Mapping[str, float] | None = None,
-    ylabel: str = "",
-    title: str = "",
-) -> Path:
-    """Lines of (steps, values), each named at its end, and dashed horizontal lines to compare with: the gate."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.6), dpi=DPI)
-    axes = figure.add_axes((0.105, 0.135, 0.665, 0.765))
-    ends: list[tuple[float, str, str]] = []
-    for number, (name, (steps, values)) in enumerate(series.items()):
-        colour = COLOURS[LINES[number % len(LINES)]]
-        axes.plot(steps, values, color=colour, linewidth=1.8, marker="o" if len(values) == 1 else None)
-        known = [value for value in values if np.isfinite(value)]
-        ends += [(known[-1], _short(name, 24), colour)] if known else []
-    for name, value in (reference or {}).items():
-        axes.axhline(value, color=FAINT, linestyle=(0, (5, 3)), linewidth=1.2)
-        ends.append((value, f"{_short(name, 18)} {value:.3g}", FAINT))
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.tick_params(labelsize=8, colors=INK)
-    axes.margins(x=0)
-    axes.grid(axis="y", color="#e5e5e5", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.set_xlabel("step", fontsize=9, color=INK)
-    axes.set_ylabel(ylabel, fontsize=9, color=INK, parse_math=False)
-    axes.set_title(title, fontsize=10, color=INK, loc="left", parse_math=False)
-    _label_ends(axes, ends)
     return _save(figure, path)
 
 
@@ -120,8 +89,8 @@ def probabilities(path: Path, cases: Sequence[tuple[str, np.ndarray, Mapping[str
         _show(axis, image, _window(image))
         true = [finding for finding, (truth, _) in findings.items() if truth == 1]
         nothing = "no finding" if any(truth == 0 for truth, _ in findings.values()) else "not known"
-        axis.set_title(_short(name, 34), fontsize=7, color=FAINT, loc="left", pad=14, parse_math=False)
-        axis.text(0, 1.015, _short(", ".join(true), 27) or nothing, transform=axis.transAxes, fontsize=8,
+        axis.set_title(short(name, 34), fontsize=7, color=FAINT, loc="left", pad=14, parse_math=False)
+        axis.text(0, 1.015, short(", ".join(true), 27) or nothing, transform=axis.transAxes, fontsize=8,
                   color=COLOURS[4] if true else INK, weight="bold" if true else "normal", parse_math=False)  # fmt: skip
         _bars(figure, axis, sorted(findings.items(), key=lambda item: -item[1][1])[:3])
     for axis in axes.ravel()[len(cases) :]:
@@ -198,9 +167,24 @@ def _most_varied_slice(volume: np.ndarray) -> int:
     """The axial slice of largest standard deviation in the middle half, where the organ is; 0 of a plane."""
     if volume.ndim == 2:
         return 0
+    middle = _middle_half(volume)
+    return middle.start + int(np.argmax(np.nanstd(volume[:, :, middle], axis=(0, 1))))
+
+
+def _most_hidden_slice(volume: np.ndarray, masked: np.ndarray) -> int:
+    """The one of the middle half whose hidden voxels differ most from the slice's mean; the most varied if none has."""
+    if volume.ndim == 2:
+        return 0
+    middle = _middle_half(volume)
+    image = volume[:, :, middle]
+    held = np.where(np.isnan(masked[:, :, middle]), (image - image.mean(axis=(0, 1))) ** 2, 0).sum(axis=(0, 1))
+    return middle.start + int(np.argmax(held)) if held.any() else _most_varied_slice(volume)
+
+
+def _middle_half(volume: np.ndarray) -> slice:
+    """The axial slices in the middle, where the organ is; one at least."""
     depth = volume.shape[2]
-    first, last = depth // 4, max(depth - depth // 4, depth // 4 + 1)
-    return first + int(np.argmax(np.nanstd(volume[:, :, first:last], axis=(0, 1))))
+    return slice(depth // 4, max(depth - depth // 4, depth // 4 + 1))
 
 
 def _most_labelled_slice(labels: np.ndarray) -> int:
@@ -240,7 +224,7 @@ def _paint(labels: np.ndarray, alpha: float = 0.6) -> np.ndarray:
 
 
 def _name_row(axis: "Axes", name: str, volume: bool) -> None:
-    axis.set_ylabel(_short(name, 30), fontsize=7, color=FAINT, labelpad=3, parse_math=False)
+    axis.set_ylabel(short(name, 24), fontsize=8, color=FAINT, labelpad=3, parse_math=False)
     if volume:
         behind = {"facecolor": "black", "alpha": 0.5, "edgecolor": "none", "pad": 1.5}
         axis.text(0.03, 0.5, "R", transform=axis.transAxes, fontsize=6, color="white", va="center", bbox=behind)
@@ -248,27 +232,17 @@ def _name_row(axis: "Axes", name: str, volume: bool) -> None:
 
 def _name_columns(axes: "Sequence[Axes]", titles: Sequence[str]) -> None:
     for axis, title in zip(axes, titles, strict=True):
-        axis.set_title(title, fontsize=9, color=INK, pad=4)
+        axis.set_title(title, fontsize=10, color=INK, pad=4)
 
 
 def _legend(axis: "Axes", colours: Mapping[str, str]) -> None:
     """Names beside the colours, to the right of an axis, from its top down."""
     from matplotlib.patches import Patch
 
-    patches = [Patch(color=colour, label=_short(name, 26)) for name, colour in colours.items()]
+    patches = [Patch(color=colour, label=short(name, 26)) for name, colour in colours.items()]
     if patches:
-        axis.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.02, 1.02), fontsize=8, frameon=False,
+        axis.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.02, 1.02), fontsize=9, frameon=False,
                     labelcolor=INK, handlelength=1)  # fmt: skip
-
-
-def _label_ends(axes: "Axes", ends: list[tuple[float, str, str]], apart: float = 0.055) -> None:
-    """Names (value, name, colour) at the right of the axes, moved up where they would lie on each other."""
-    low, high = axes.get_ylim()
-    lowest = -np.inf
-    for value, name, colour in sorted(ends):
-        lowest = max((value - low) / (high - low), lowest + apart)
-        axes.text(1.015, lowest, name, transform=axes.transAxes, fontsize=8, color=colour, va="center",
-                  parse_math=False)  # fmt: skip
 
 
 def _bars(figure: "Figure", axis: "Axes", findings: Sequence[tuple[str, tuple[float, float]]]) -> None:
@@ -281,9 +255,9 @@ def _bars(figure: "Figure", axis: "Axes", findings: Sequence[tuple[str, tuple[fl
         bars.barh(line, 1, height=0.86, color="#f3f3f3")
         bars.barh(line, probability, height=0.86, color="#9cc7e4" if truth == 1 else "#d0d0d0")
         known = "" if truth in (0, 1) else " ?"
-        bars.text(0.02, line, _short(name, 20) + known, fontsize=7, color=INK, va="center", parse_math=False)
+        bars.text(0.02, line, short(name, 20) + known, fontsize=7, color=INK, va="center", parse_math=False)
         bars.text(0.98, line, f"{probability:.2f}", fontsize=7, color=INK, va="center", ha="right")
 
 
-def _short(text: str, most: int) -> str:
+def short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"

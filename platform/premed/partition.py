@@ -48,3 +48,11 @@ def carved(names: Sequence[str], there: Collection[str], share: float, of: int) 
     val = set(order[: min(max(1, round(share * len(order))), len(order) - 1)] if order else [])
     some = [name for name in names if name in there]
     return [name for name in some if name not in val], [name for name in some if name in val]
+
+
+def missing(cases: Iterable[Case]) -> Iterator[Finding]:
+    """The files of `cases` that are not there."""
+    for case in cases:
+        for path in case.files:
+            if not path.exists():  # a folder may be one volume
+                yield Finding("error", str(path), "is listed and missing; put it there, or take it off the list")

@@ -67,6 +67,7 @@ class Records:
     def close(self, stages: list[dict[str, Any]]) -> None:
         """Scores and the resolved YAML on the experiment's run, unless they are there."""
         tags = {f"{done['kind']}_run": done["run_id"] for done in stages}
+        tags |= {"pretrain_run": self.pretrain_run} if self.pretrain_run else {}
         if self.ledger.holds(self.run_id, tags):
             return
         with self.alone():
@@ -233,7 +234,7 @@ def local_copy(vault: Vault) -> Path:
         return Path(vault.where)
     folder = home() / "outbox" / Path(vault.where).name
     for name in vault.names():
-        content = None if name.startswith(("checkpoints/", "best/")) else vault.get(name)
+        content = None if name.startswith(("checkpoints/", "best/", "snapshots/")) else vault.get(name)
         if content is not None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)

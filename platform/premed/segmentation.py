@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from premed import measure, sampling
-from premed.contracts import Augment, Case, Finding, Forward, Part, Row, Sample, missing
+from premed.contracts import Augment, Case, Finding, Forward, Part, Row, Sample
 from premed.entry import Entry
 from premed.grid import regions_to_native, to_native
 from premed.images import Recipe, read_image
+from premed.partition import missing
 from premed.randomness import Draw
 from premed.views import centre_start
 

@@ -21,6 +21,7 @@ from premed.vault import Vault
 
 Emit = Callable[[dict[str, Any]], None]
 SHOWN = 20  # names of samples in a message
+SNAPSHOTS = 4  # of what a training makes of fixed cases: after a quarter, half, three quarters and all of it
 PAST = 0.95
 """A pre-training is past its gate when its validation loss is below this share of it."""
 
@@ -65,6 +66,8 @@ class Watch:
         self.score, self.log_steps, self.save_minutes, self.precision = score, log_steps, save_minutes, precision
         self.names, self.emit, self.report = names, emit, report
         self.validation_steps = {math.ceil(plan.num_steps * i / validations) for i in range(1, validations + 1)}
+        steps = sorted(self.validation_steps)
+        self.snapshot_steps = {steps[math.ceil(len(steps) * i / SNAPSHOTS) - 1] for i in range(1, SNAPSHOTS + 1)}
         self.rank, self.world = team()
         self.device = next(objective.parameters()).device
         self.curve: list[dict[str, Any]] = []
@@ -133,7 +136,18 @@ class Watch:
                 for name, part in self.objective.parts.items():
                     self.vault.put_weights(self.best_file(name), part.state_dict())
                 self.forget()
+        if step in self.snapshot_steps and self.rank == 0:
+            self.snapshot(step)
         self.report({"step": step, **summary})
+
+    def snapshot(self, step: int) -> None:
+        """Keeps what the objective makes of fixed cases; the file is the step's, so a resumed run has each once."""
+        with torch.no_grad():
+            self.objective.eval()
+            seen = self.objective.snapshot(self.val)
+            self.objective.train()
+        if seen:
+            self.vault.put_weights(f"snapshots/{step:09d}.safetensors", seen)
 
     def best_file(self, part: str) -> str:
         """Where the best weights so far are; the step is in the name, for a resumed run may find another best."""

@@ -189,6 +189,7 @@ def finish(job: Job, task: Task, watch: Watch, val: Sequence[Sample], loaded: di
     vault.put_json("result.json", result)
     vault.clear("checkpoints")  # nothing is resumed any more
     vault.clear("best")
+    vault.clear("snapshots")
 
 
 def test(job: Job, emit: Callable) -> None:
@@ -265,6 +266,10 @@ def make_objective(job: Job, task: Task) -> tuple[Objective, dict[str, Any]]:
 
 
 def draw_pictures(vault: Vault, objective: Objective, samples: Sequence[Sample]) -> None:
+    names = [name for name in vault.names() if name.startswith("snapshots/")]
+    snapshots = {int(Path(name).stem): vault.get_weights(name) or {} for name in names}
+    objective.eval()
     with TemporaryDirectory() as folder:
-        for path in objective.eval().pictures(samples, Path(folder)):
+        paths = objective.pictures(samples, Path(folder))
+        for path in paths + (objective.film(samples, snapshots, Path(folder)) if snapshots else []):
             vault.put(f"pictures/{path.name}", path.read_bytes())

@@ -4,7 +4,7 @@ The encoder sees the visible patches only; a light decoder predicts the hidden o
 variance; the loss is on hidden patches alone. SelfMedMAE's sizes: decoder 256 × 8 × 8 heads in 2D, 384 × 8 × 12 in 3D.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,9 @@ from premed.encoders.vit import Block, init_weights, patchify, sincos, unpatchif
 from premed.randomness import bits, fold, key
 from premed.spec import Spec, UserError
 
+FILMED = 2  # cases whose reconstruction is kept through the training
 CHUNK = 32  # validation views per forward; the rows do not depend on it
+CAPTION = "hidden patches predicted, visible ones pasted back; true mean and contrast of each patch put back"
 
 
 class Config(Spec):
@@ -124,18 +126,34 @@ class MAE(Objective):
     def summary(self, rows: Sequence[Row]) -> dict[str, float]:
         return {name: float(np.mean([row[name] for row in rows])) for name in ("loss", "gate")}
 
-    @torch.no_grad()
     def pictures(self, samples: Sequence[Sample], folder: Path) -> list[Path]:
         """The paper's figure 2 on fixed cases: original, masked, predicted, and the network-free prediction."""
         from premed.figures import reconstruction
 
+        cases = [(sample.case.name, *(picture.numpy() for picture in self.shown(sample))) for sample in samples[:4]]
+        return [reconstruction(folder / "reconstruction.png", cases, CAPTION)]
+
+    def snapshot(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """What is predicted of the first cases: [*S] each, by name."""
+        return {sample.case.name: self.shown(sample)[2] for sample in samples[:FILMED]}
+
+    def film(self, samples: Sequence[Sample], snapshots: Mapping[int, dict[str, Tensor]], folder: Path) -> list[Path]:
+        """The same cases again, predicted as training went on."""
+        from premed.figures import reconstruction
+
         cases = []
-        for sample in samples[:4]:
-            image = torch.from_numpy(self.task.tiles(sample)[0])[None].to(self.mean_patch.device)
-            shown = self.reconstruct(image, torch.tensor([key("val", sample.case.name, 0)], device=image.device))
-            cases.append((sample.case.name, *(picture[0, 0].cpu().numpy() for picture in shown)))
-        caption = "hidden patches predicted, visible ones pasted back; true mean and contrast of each patch put back"
-        return [reconstruction(folder / "reconstruction.png", cases, caption)]
+        for sample in samples[:FILMED]:
+            original, masked, _, mean_patch = self.shown(sample)
+            predicted = [snapshots[step][sample.case.name] for step in sorted(snapshots)]
+            cases.append((sample.case.name, *(x.numpy() for x in (original, masked, *predicted, mean_patch))))
+        return [reconstruction(folder / "progress.png", cases, CAPTION, sorted(snapshots))]
+
+    @torch.no_grad()
+    def shown(self, sample: Sample) -> list[Tensor]:
+        """`reconstruct` of the first channel [*S] of a case's first fixed view, always behind the same mask."""
+        image = torch.from_numpy(self.task.tiles(sample)[0])[None].to(self.mean_patch.device)
+        keys = torch.tensor([key("val", sample.case.name, 0)], device=image.device)
+        return [picture[0, 0].cpu() for picture in self.reconstruct(image, keys)]
 
     def reconstruct(self, image: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Original, masked (hidden patches NaN), predicted, mean patch: [B, C, *S] each.
