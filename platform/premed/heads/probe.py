@@ -90,7 +90,7 @@ class Probe(Head):
             for prior in self.priors:
                 with torch.no_grad():
                     self.fc.weight.copy_(torch.from_numpy(weight))
-                    self.fc.bias.copy_(torch.from_numpy(bias - weight @ scaler.mean_ - prior * frequency))
+                    self.fc.bias.copy_(torch.from_numpy(bias - weight @ np.asarray(scaler.mean_) - prior * frequency))
                     loss = self.loss(self.linear(rows.to(self.fc.weight.device)).cpu(), shares.double())
                 yield Solution(loss, {"strength": strength} | ({"prior": prior} if self.grid else {}), said)
 
