@@ -56,7 +56,7 @@ class Mapped:
                 )
         except UserError as error:
             # a loader process wraps a message in its traceback, of which it is the last line
-            raise UserError(str(error).strip().splitlines()[-1].removeprefix("premed.spec.UserError: ")) from None
+            raise UserError(error.args[0].strip().splitlines()[-1].removeprefix("premed.spec.UserError: ")) from None
 
 
 class Views(Dataset):
