@@ -23,6 +23,9 @@ DRAWINGS = {
     "strips": lambda: charts.strips([MAE, MAE], NONE, ["a", "b", "c"], "cases", "Dice"),
     "a strip alone": lambda: charts.strips([NONE], None, ["a", "b", "c"], "cases", "Dice"),
     "many": lambda: charts.strips([MAE._replace(values=np.arange(999))], None, ["x"] * 999, "cases", "Dice"),
+    "many, paired": lambda: charts.strips(
+        [MAE._replace(values=np.arange(999))], NONE._replace(values=np.arange(999)), ["x"] * 999, "cases", "Dice"
+    ),  # fmt: skip
     "odd names": lambda: charts.fractions([LINES[0]._replace(name="$a_<&> ^{")], "$x_<b>"),
     "undefined": lambda: charts.fractions([LINES[0]._replace(values=[np.nan, np.nan])], "mean AUC"),
 }

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 8.8  # inches
-MANY = 300  # dots of a strip: more are drawn as pixels
+MANY = 300  # places of a strip: of more, the dots are small, in pixels, and the baseline is a line
 NAMED = 30  # places of a strip: more have no names
 
 
@@ -87,7 +87,7 @@ def strips(rows: Sequence[Strip], base: Strip | None, places: Sequence[str], xla
     height, bottom = 1.05, 0.4 + (0.05 * max(len(short(place, 24)) for place in places) if named else 0)
     size = WIDTH, 0.1 + height * len(rows) + bottom
     figure = _figure(size)
-    x, pixels = np.arange(len(places)), len(places) > MANY
+    x, many = np.arange(len(places)), len(places) > MANY
     everything = np.concatenate([np.asarray(row.values, float) for row in (*rows, *([base] if base else []))])
     low, high = np.nanmin(everything), np.nanmax(everything)
     for number, row in enumerate(rows):
@@ -97,11 +97,14 @@ def strips(rows: Sequence[Strip], base: Strip | None, places: Sequence[str], xla
         values, said = np.asarray(row.values, float), short(row.name, 28)
         if base is not None:
             other = np.asarray(base.values, float)
-            axes.vlines(x, other, values, color=row.colour, linewidth=1, alpha=0.55, rasterized=pixels)
-            axes.plot(x, other, ".", color=FAINT, markersize=4, rasterized=pixels)
+            if many:
+                axes.plot(x, other, color=INK, linewidth=1.2, zorder=3)
+            else:
+                axes.vlines(x, other, values, color=row.colour, linewidth=1, alpha=0.55)
+                axes.plot(x, other, ".", color=FAINT, markersize=4)
             both = np.isfinite(values) & np.isfinite(other)
             said += f"\nabove {base.name} in {int((values > other)[both].sum())} of {int(both.sum())}"
-        axes.plot(x, values, ".", color=row.colour, markersize=6, rasterized=pixels)
+        axes.plot(x, values, ".", color=row.colour, markersize=2 if many else 6, rasterized=many)
         last = number == len(rows) - 1
         _dress(axes, xlabel if last else "", ylabel if number == (len(rows) - 1) // 2 else "")
         axes.set(xlim=(-0.6, len(places) - 0.4), ylim=(low - 0.06 * (high - low or 1), high + 0.06 * (high - low or 1)))

@@ -139,7 +139,9 @@ def strips(group: Group, found: exhibits.Cases) -> str:
     rows = [charts.Strip(label, group.colours[label], [each[i] for i in places]) for label, each in numbers.items()]
     base = next((row for row in rows if row.name == group.base and len(rows) > 1), None)
     words = f"Each {over} has its place from left to right, in the order of {first}; means over seeds."
-    words += f" Grey is {first}, and a stem leads from there." if base else ""
+    if base:
+        many = len(places) > charts.MANY
+        words += f" The dark line is {first}." if many else f" Grey is {first}, and a stem leads from there."
     some = [row for row in rows if row is not base]
     svg = charts.strips(some, base, [names[i] for i in places], f"each {over}, ordered by {first}", word)
     return drawn(f"{word} by {over}", words, svg)
