@@ -53,8 +53,8 @@ def test_two_seeds_two_fractions_and_two_strategies_cost_one_pre_training(home, 
     names = {run.name for run in runs_of(home, "finetune")}
     assert "mae 30 % seed 1 fine-tuning" in names and len(names) == 8
     assert [event["done"] for event in told if event["event"] == "ended"] == list(range(1, 9))
-    prepared = [event for event in told if event["event"] == "prepared" and event["done"] == event["total"]]
-    assert len(prepared) == 2  # what a pre-training sees, and a fine-tuning: once each, not eight times
+    looks = [event for event in told if event["event"] == "prepared" and event["done"] == event["total"]]
+    assert len(looks) == 2  # the pre-training's images and the fine-tuning's, however many experiments look at them
 
     again = launch.run_all(experiments, lambda event: None)
     assert list(map(results, again)) == list(map(results, found))
