@@ -91,8 +91,8 @@ def common(task: Any) -> dict[str, Any]:
             "$import glob",
             "$import os",
             "$import torch",
-            "$from PIL import Image",
-            "$from PIL import ImageOps",
+            "$from monai.data import MetaTensor",
+            *(["$import nibabel"] if task.dims == 3 else ["$from PIL import Image", "$from PIL import ImageOps"]),
         ],
         "bundle_root": ".",
         "dataset_dir": "$os.path.join(@bundle_root, 'images')",
@@ -135,7 +135,15 @@ def reading(task: Any) -> list[dict[str, Any]]:
         transform("Orientationd", axcodes=recipe.orientation),
     ]
     if recipe.spacing:
+        # MONAI's Spacing moves the first voxel of an oblique image: it is shown one that lies straight
+        rows = ["RL".find, "AP".find, "SI".find]
+        axes = [[1 - 2 * at if (at := find(letter)) >= 0 else 0 for letter in recipe.orientation] for find in rows]
+        straight = f"torch.block_diag(torch.tensor({axes}) * x.affine[:3, :3].norm(dim=0), torch.ones(1, 1))"
+        told = "meta=x.meta, applied_operations=x.applied_operations"
+        steps.append(transform("Lambdad", func=f"$lambda x: MetaTensor(x.as_tensor(), {straight}, {told})"))
         steps.append(transform("Spacingd", pixdim=list(recipe.spacing), mode="bilinear", padding_mode="border"))
+        # its weights are 0 but for some 1e-16: what was 0 is 0 again, for boxes and averages that leave it out
+        steps.append(transform("Lambdad", func="$lambda x: x * (x.abs() > 1e-10 * x.abs().max())"))
     if recipe.crop_foreground:
         low = recipe.window[0] if recipe.window else 0
         above = f"$lambda x: x > {low}"
@@ -168,11 +176,8 @@ def segmentation(task: Any) -> dict[str, Any]:
     air = "x.amin(dim=(1, 2, 3), keepdim=True)" if task.recipe.normalise == "zscore" else "0 * x[:, :1, :1, :1]"
     lack = "max(r - n, 0)"
     sides = f"[side for r, n in zip(@roi[::-1], x.shape[:0:-1]) for side in ({lack} - {lack} // 2, {lack} // 2)]"
-    decide = {"_target_": "Lambdad", "keys": "pred", "func": f"$lambda x: {decision(task)}", "track_meta": False}
-    # where Invertd gives a plain tensor (seen with torch 2.15), the file's name and affine are told beside it
-    meta = "{**each['image'].meta, 'affine': each['image'].meta['original_affine']}"
-    each = f"{{'image': each['image'], 'pred': @answer(each['image']), 'pred_meta_dict': {meta}}}"
-    save = {"output_postfix": "", "output_ext": ".nii.gz", "output_dtype": "$torch.uint8", "resample": False}
+    name = "os.path.basename(meta['filename_or_obj']).removesuffix('.gz').removesuffix('.nii') + '.nii.gz'"
+    pred = "@postprocessing({'image': each['image'], 'pred': @answer(each['image'])})['pred']"
     return {
         "inferer": {
             "_target_": "SlidingWindowInferer",
@@ -186,39 +191,34 @@ def segmentation(task: Any) -> dict[str, Any]:
         "padded": "$lambda x, p: torch.nn.functional.pad(x - @air(x), p) + @air(x)",
         "cut": "$lambda y, p: y[:, p[4]:y.shape[1] - p[5], p[2]:y.shape[2] - p[3], p[0]:y.shape[3] - p[1]]",
         "logits": "$lambda x, p: @cut(@inferer(@padded(x, p)[None], @network)[0], p)",
-        "answer": "$torch.no_grad()(lambda x: @logits(x.as_tensor().to(@device), @sides(x)).cpu())",
+        # Invertd passes over what is no MetaTensor
+        "answer": "$torch.no_grad()(lambda x: MetaTensor(@logits(x.as_tensor().to(@device), @sides(x)).cpu()))",
         "postprocessing": {
-            "_target_": "Compose",
-            "transforms": [
-                {
-                    "_target_": "Invertd",
-                    "keys": "pred",
-                    "transform": "@preprocessing",
-                    "orig_keys": "image",
-                    "nearest_interp": False,
-                    "to_tensor": True,
-                },
-                decide,
-                {"_target_": "SaveImaged", "keys": "pred", "output_dir": "@output_dir", **save}
-                | {"separate_folder": False, "print_log": False},
-            ],
+            "_target_": "Invertd",
+            "keys": "pred",
+            "transform": "@preprocessing",
+            "orig_keys": "image",
+            "nearest_interp": False,
         },
-        "finish": f"$lambda each: @postprocessing({each})",
-        "run": ["$[bool(@finish(each)) for each in @dataset]"],
+        "decided": f"$lambda x: {decision(task)}",
+        "label_map": "$lambda x, meta: nibabel.Nifti1Image(x.numpy().astype('uint8'), meta['original_affine'])",
+        "path": f"$lambda meta: os.path.join(@output_dir, {name})",
+        "save": "$lambda x, meta: nibabel.save(@label_map(@decided(x), meta), @path(meta))",
+        "finish": f"$lambda each: @save({pred}.as_tensor(), each['image'].meta)",
+        "run": ["$os.makedirs(@output_dir, exist_ok=True)", "$[@finish(each) for each in @dataset]"],
     }
 
 
 def decision(task: Any) -> str:
-    """Logits `x` [K, *S] on the file's grid to a label map [1, *S]; to masks [K, *S], where no map can say it."""
+    """Logits `x` [K, *S] on the file's grid to a label map [*S]; to masks [*S, K], where no map can say it."""
     nesting = getattr(task, "nesting", ())
     if nesting == ():
-        return "x.argmax(dim=0, keepdim=True)"
+        return "x.argmax(dim=0)"
     if nesting is None:
-        return "(x > 0).to(torch.uint8)"
+        return "(x > 0).movedim(0, -1)"
     painted, names = "0", list(task.regions)
     for name, label in nesting:
-        at = names.index(name)
-        painted = f"torch.where(x[{at}:{at + 1}] > 0, {label}, {painted})"
+        painted = f"torch.where(x[{names.index(name)}] > 0, {label}, {painted})"
     return painted
 
 
