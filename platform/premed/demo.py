@@ -56,12 +56,12 @@ VOLUMES = {
         "head": {"name": "unetr", "feature_size": 8},
         "epochs": 20,
         "warmup_epochs": 2,
-        "steps": 200,
+        "steps": 150,
         "batch": 4,
         "lr": 0.192,
         "clip": 1.0,
-        "layer_decay": 0.9,
-        "validations": 4,
+        "betas": (0.9, 0.95),
+        "validations": 3,
         "augment": {"shift": 4},
     },
     "train": TRAIN,
@@ -72,12 +72,12 @@ CT = merged(
     {
         "task": {
             "name": "btcv",
-            "roi": (48, 40, 32),
-            "spacing": (7.0, 7.0, 7.0),
+            "roi": (40, 32, 32),
+            "spacing": (8.0, 8.0, 8.0),
             "val_share": 0.2,
             "test_images": True,
         },
-        "pretrain": {"steps": 1100},  # past its gate after about 800
+        "pretrain": {"steps": 1100},
         "finetune": {"head": {"feature_size": 16}, "lr": 1.5, "augment": {"shift": 0}},
     },
 )
@@ -91,7 +91,7 @@ MRI = merged(
             "val_share": 0.2,
             "test_images": True,
         },
-        "pretrain": {"steps": 2000, "augment": {"flip": 0.5, "flip_axes": (0,)}},  # past its gate after about 1,500
+        "pretrain": {"steps": 1500, "augment": {"flip": 0.5, "flip_axes": (0,)}},
     },
 )
 WRITERS = {
