@@ -77,7 +77,7 @@ CT = merged(
             "val_share": 0.2,
             "test_images": True,
         },
-        "pretrain": {"steps": 1100},
+        "pretrain": {"steps": 1300},
         "finetune": {"head": {"feature_size": 16}, "lr": 1.5, "augment": {"shift": 0}},
     },
 )
