@@ -56,9 +56,9 @@ VOLUMES = {
         "head": {"name": "unetr", "feature_size": 8},
         "epochs": 20,
         "warmup_epochs": 2,
-        "steps": 150,
-        "batch": 4,
-        "lr": 0.192,
+        "steps": 180,
+        "batch": 2,
+        "lr": 0.384,
         "clip": 1.0,
         "betas": (0.9, 0.95),
         "validations": 3,
@@ -78,7 +78,7 @@ CT = merged(
             "test_images": True,
         },
         "pretrain": {"steps": 1300},
-        "finetune": {"head": {"feature_size": 16}, "lr": 1.5, "augment": {"shift": 0}},
+        "finetune": {"head": {"feature_size": 16}, "lr": 3.0, "augment": {"shift": 0}},
     },
 )
 MRI = merged(
