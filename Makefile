@@ -1,4 +1,4 @@
-# make demo | test | check | test-pythons | lock. Each makes its environment first; a second call installs nothing.
+# make demo | test | test-cluster | check | test-pythons | lock. Each makes its environment; a second call installs nothing.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +8,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check pytest test-pythons lock
+.PHONY: help demo test test-cluster check pytest test-pythons lock browser
 
 help:
 	@sed -n '1s/^# //p' Makefile
@@ -34,6 +34,19 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(or $(INSTALL),-c constraints.txt) -e '.[dev]'
 	@touch $@
+
+# what needs more than Python; each test says by name what it misses, and is skipped
+test-cluster: $(VENV)/.installed browser
+	$(VENV)/bin/pytest -m browser
+
+# Debian's Chromium and its driver, where they are absent and may be installed
+browser: export DEBIAN_FRONTEND := noninteractive
+browser:
+	@if ! { command -v chromium && command -v chromedriver; } >/dev/null \
+		&& [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing chromium and chromium-driver"; \
+		{ apt-get -qq update && apt-get -qq install --no-install-recommends chromium chromium-driver; } >/dev/null || true; \
+	fi
 
 # the locked versions on the other Pythons, and the oldest torch that is supported on the oldest Python
 test-pythons:

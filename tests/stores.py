@@ -1,6 +1,10 @@
 """What tests do with run stores; the fixtures are beside it."""
 
+import os
+import signal
 import socket
+import subprocess
+import urllib.request
 
 from premed.runs import RunStore
 
@@ -28,3 +32,24 @@ def unreachable(port=None):
     store = RunStore.__new__(RunStore)
     store.__dict__.update(uri=f"http://127.0.0.1:{port or free_port()}", artifacts=None)
     return store
+
+
+def come_up(server, port):
+    """Waits until the process answers there, as MLflow's server."""
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+            return
+        except OSError:
+            try:
+                server.wait(0.5)
+                raise RuntimeError("the server ended")
+            except subprocess.TimeoutExpired:
+                continue
+    raise TimeoutError("the server did not come up")
+
+
+def stop(server):
+    """Kills the process and all that it started; it leads a session of its own."""
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
