@@ -215,6 +215,14 @@ def test_a_class_without_an_auc_is_named(capsys):
     assert "no AUC, and left out of the mean: Hernia, Edema" in capsys.readouterr().out
 
 
+def test_classes_without_an_auc_are_named_once_for_all_experiments_on_a_task(capsys):
+    found = [seeded(seed, 0.6) for seed in (0, 1)]
+    for outcome in found:
+        outcome["stages"][-1]["undefined"] = ["Hernia"]
+    outcomes(found)
+    assert capsys.readouterr().out.count("chestxray14: no AUC, and left out of the mean: Hernia") == 1
+
+
 def test_scores_that_are_undefined_are_called_so(capsys):
     test = TESTED["stages"][2] | {"summary": {}, "interval": [float("nan"), float("nan")], "constant": None}
     failed = {"kind": "pretrain", "seconds": 1, "gate": GATE | {"below": 0.03, "passed": False}, "summary": {}}

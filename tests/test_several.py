@@ -1,12 +1,14 @@
 """Several experiments of one command: what they share, what one that fails costs, and as many at once as have room."""
 
 import json
+import os
+import signal
 import sys
 import threading
 
 import pytest
 import yaml
-from launching import results, runs_of, store_of, tree
+from launching import forked, results, runs_of, store_of, tree, until
 
 from premed import cli, launch
 from premed.driver import Once
@@ -172,3 +174,24 @@ def test_on_ray_two_run_at_once_one_fails_alone_and_nothing_is_held_in_the_end(h
     kinds = [["finetune", "test"]] * 2 + [["pretrain", "finetune", "test"]] * 2
     assert [[stage["kind"] for stage in each["stages"]] for each in found[:4]] == kinds
     assert list(store_of(home).search({}, experiment=LEASES)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_ctrl_c_on_ray_ends_all_that_is_under_way_and_the_same_experiments_go_on(home, chest, tmp_path):
+    long = {"epochs": 40}
+    changes = QUICK, {"pretrain": long, "finetune": long, "train": {"log_steps": 1}}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(tree(chest, *changes)))
+    process, said = forked(home, "run", tmp_path / "a.yaml", "pretext=[none,mae]", "train.workers=1")
+    until(said, "[none] step 1: checkpoint saved")  # the pre-training was before it in line
+    os.kill(process.pid, signal.SIGINT)
+    rest = said.read().splitlines()
+    process.join()
+    assert process.exitcode == 130 and rest[-1].startswith("premed: stopped") and "Traceback" not in str(rest)
+    begun = [*runs_of(home, "experiment"), *runs_of(home, "pretrain"), *runs_of(home, "finetune")]
+    assert len(begun) == 4 and {run.status for run in begun} <= {"KILLED", "FINISHED"}
+    assert begun[0].status == "KILLED" and list(store_of(home).search({}, experiment=LEASES)) == []
+    found = launch.run_all(both(chest, *changes), lambda event: None)
+    ours = {run.run_id for run in begun}
+    assert {each["run_id"] for each in found} <= ours
+    assert {each["stages"][0]["run_id"] for each in found} <= ours

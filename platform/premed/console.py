@@ -53,8 +53,11 @@ def outcomes(found: Sequence[dict[str, Any]]) -> None:
         last = outcome["stages"][-1]
         if not several:
             print(f"{name}: {last['where']}")
-        if last.get("undefined"):
-            print(f"  no AUC, and left out of the mean: {', '.join(last['undefined'])} (one kind of label only)")
+    unknown = {
+        (o["task"], *o["stages"][-1]["undefined"]) for o in found if o["stages"] and o["stages"][-1].get("undefined")
+    }
+    for task, *classes in sorted(unknown):  # the same test part, the same classes
+        print(f"{task}: no AUC, and left out of the mean: {', '.join(classes)} (one kind of label only)")
     if folders := sorted(
         {str(PurePosixPath(o["stages"][-1]["where"]).parent) for o in found if several and o["stages"]}
     ):
