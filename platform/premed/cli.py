@@ -43,6 +43,32 @@ def run(what: What, as_json: Json = False) -> None:
 
 
 @app.command()
+def sweep(
+    what: Annotated[
+        list[str], typer.Argument(metavar="SWEEP.yaml", help="the sweep, more YAMLs over its base, then key=value")
+    ],
+    as_report: Annotated[bool, typer.Option("--report", help="only tell what there is so far")] = False,
+    as_json: Json = False,
+) -> None:
+    """Ray Tune and Optuna over any fields, scored on val; the same command goes on where it was stopped.
+
+    Each pre-training is trained once, however many trials stand on it. docs/sweeps.md shows one.
+    """
+    from premed.space import load_sweep
+
+    files = [item for item in what if "=" not in item]
+    if not files:
+        raise UserError("name the sweep's YAML file first")
+    asked = load_sweep(files[0], files[1:], [item for item in what if "=" in item])
+    from premed import sweep as sweeping
+    from premed.presenter import Presenter
+
+    with Presenter() as show, quiet(as_json):
+        outcome = sweeping.report(asked) if as_report else sweeping.run(asked, show)
+    tell(outcome, as_json, print)
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="where phantoms, runs and pictures go")] = Path("demo"),
     as_json: Json = False,

@@ -4,16 +4,19 @@ The driver puts jobs on a desk (an actor), every rank takes them from it in orde
 starts it again, and it goes on with the first job that is not done.
 """
 
+import math
 import os
 import shutil
 import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from premed.experiment import Train
-from premed.spec import StageFailed
+from premed.spec import CalledOff, StageFailed
 from premed.worker import Job, run_stage
 
 IDLE = 30.0  # seconds without a job after which the workers' CPUs and GPUs are given back
@@ -27,16 +30,20 @@ class Desk:
         self.world = world
         self.jobs: list[tuple[Job, str]] = []
         self.finished: list[set[int]] = []  # by job: the ranks that are through with it
+        self.ruled: list[float] = []  # by job: the last validated step that it may go on from
+        self.called_off: set[int] = set()
+        self.said: dict[tuple[int, int], bool] = {}  # by job and step: what its ranks were told
         self.starts = 0
         self.closed = False
         self.since = time.monotonic()
 
-    def put(self, job: Job, run_id: str) -> int | None:
-        """The job's number; None where the desk is closed."""
+    def put(self, job: Job, run_id: str, ruled: bool = False) -> int | None:
+        """The job's number; None where the desk is closed. ruled: it waits after each validation for leave to go on."""
         if self.closed:
             return None
         self.jobs.append((job, run_id))
         self.finished.append(set())
+        self.ruled.append(0 if ruled else math.inf)
         return len(self.jobs) - 1
 
     def first(self) -> int:
@@ -50,6 +57,22 @@ class Desk:
             return self.jobs[number]
         self.closed = self.closed or time.monotonic() - self.since > IDLE
         return "go home" if self.closed else "wait"
+
+    def may_go_on(self, number: int, step: int) -> bool | None:
+        """After the validation at `step`; the same for all ranks. None: that is not known yet."""
+        if (number, step) not in self.said:
+            if number not in self.called_off and step > self.ruled[number]:
+                return None
+            self.said[number, step] = number not in self.called_off
+        return self.said[number, step]
+
+    def rule(self, number: int, step: float) -> None:
+        """The job may go on from the validation at `step`."""
+        self.ruled[number] = max(self.ruled[number], step)
+
+    def call_off(self, number: int) -> None:
+        """The job ends at its next validation, with nothing to show."""
+        self.called_off.add(number)
 
     def finish(self, number: int, rank: int) -> None:
         self.finished[number].add(rank)
@@ -88,20 +111,38 @@ class Crew:
         """Whether its workers are there, or about to be; their CPUs and GPUs are free once they are not."""
         return self.thread.is_alive()
 
-    def run(self, job: Job, run_id: str, pause: Callable[[float], None]) -> bool:
+    def run(
+        self, job: Job, run_id: str, pause: Callable[[float], None], ruling: Callable[[], float] | None = None
+    ) -> bool:
         """Back when every rank is through with the job; False where the crew had gone home. Raises what ended it.
 
-        pause: called between two looks; what it raises ends the wait.
+        pause: called between two looks; what it raises ends the wait (CalledOff: once the workers have let go).
+        ruling: the last validated step that the job may go on from; without it, from all.
         """
         import ray
 
-        number = ray.get(self.desk.put.remote(job, run_id))
-        while number is not None and not ray.get(self.desk.done.remote(number)):
-            self.thread.join(LOOK)
-            pause(0)
-            if not self.thread.is_alive() and not ray.get(self.desk.done.remote(number)):
-                raise self.error or StageFailed("the workers went home in the middle of a stage")
+        number, ruled = ray.get(self.desk.put.remote(job, run_id, ruling is not None)), 0.0
+        while number is not None and not self.through(number):
+            try:
+                pause(0)
+            except CalledOff:
+                self.desk.call_off.remote(number)
+                while not self.through(number):
+                    pass
+                raise
+            if ruling and ruling() > ruled:
+                self.desk.rule.remote(number, ruled := ruling())
         return number is not None
+
+    def through(self, number: int) -> bool:
+        """Whether every rank is through with the job, after a short wait. Raises what ended the workers before."""
+        import ray
+
+        self.thread.join(LOOK)
+        done, alive = ray.get(self.desk.done.remote(number)), self.thread.is_alive()
+        if not done and not alive and not ray.get(self.desk.done.remote(number)):
+            raise self.error or StageFailed("the workers went home in the middle of a stage")
+        return done
 
     def dismiss(self) -> None:
         """Lets the workers go when they are through; they take some seconds."""
@@ -157,9 +198,22 @@ def work(config: dict[str, Any]) -> None:
             time.sleep(LOOK)
             continue
         job, run_id = found
-        run_stage(job, teller(ledger, run_id), lambda numbers: ray.train.report(numbers))
+        with suppress(CalledOff):
+            run_stage(job, teller(ledger, run_id), partial(reported, desk, number))
         ray.get(desk.finish.remote(number, rank))
         number += 1
+
+
+def reported(desk: Any, number: int, numbers: dict[str, float]) -> None:
+    """Tells Ray of a validation, and raises CalledOff on all ranks alike where the job is not wanted any more."""
+    import ray
+    import ray.train
+
+    ray.train.report(numbers)
+    while (going_on := ray.get(desk.may_go_on.remote(number, numbers["step"]))) is None:
+        time.sleep(LOOK)
+    if not going_on:
+        raise CalledOff
 
 
 def teller(ledger: Any, run_id: str) -> Any:

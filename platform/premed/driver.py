@@ -4,8 +4,7 @@ import hashlib
 import threading
 import time
 import traceback
-from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from premed.entry import Entry
 from premed.experiment import BLIND, Experiment, Kind, Stage, Train, plugin
 from premed.home import home
 from premed.ledger import first_line
+from premed.once import Once
 from premed.records import Records
 from premed.spec import LeaseLost, StageFailed, UserError, canonical
 from premed.supervised import Supervised
@@ -31,28 +31,6 @@ Trainer = Callable[[Job, str], None]
 """Runs a stage to its result in the vault; what it tells goes to the ledger, under the run's id."""
 KNOWN_BY = ("import", "finetune")  # the kinds of stages whose data tell two experiments of the same fields apart
 POLL = 1.0  # seconds between two looks at a stage that another command is at
-
-
-class Once:
-    """What several threads of a command want: the first to ask does it, the others wait for what comes of it."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.known: dict[Hashable, Future] = {}
-
-    def __call__(self, name: Hashable, work: Callable[[], Any], wait: Callable[[], Any] = lambda: None) -> Any:
-        """What `work()` gave (or raised) for the first to ask, and whether this one was it; `wait()` before a wait."""
-        with self.lock:
-            first = name not in self.known
-            result = self.known.setdefault(name, Future())
-        if first:
-            try:
-                result.set_result(work())
-            except BaseException as error:
-                result.set_exception(error)
-        elif not result.done():
-            wait()
-        return result.result(), first
 
 
 class Data:
@@ -118,6 +96,8 @@ class Common:
     pause: Callable[[float], None] = time.sleep
     """Waits so many seconds; raises KeyboardInterrupt where the command was stopped."""
     once: Once = field(default_factory=Once)
+    register: bool = True
+    """Whether a fine-tuned network becomes a version of the task's model in MLflow."""
 
     def data(self, experiment: Experiment) -> Data:
         """One for all experiments on the same task."""
@@ -134,7 +114,7 @@ class Driver:
         self.experiment, self.common, self.trainer, self.show = experiment, common, trainer, show
         self.ledger, self.data = common.ledger, common.data(experiment)
         self.task = self.data.task
-        self.records = Records(experiment, self.task, self.ledger, show, common.pause)
+        self.records = Records(experiment, self.task, self.ledger, show, common.pause, common.register)
         self.storage = storage_of(experiment.train)
 
     def run(self) -> dict[str, Any]:
@@ -175,7 +155,7 @@ class Driver:
                 self.rehearse()
 
         work = partial(self.found_or_trained, stage, before)
-        result, ours = self.common.once((stage.digest(), self.storage), work, wait)
+        result, ours = self.common.once((stage.digest(), self.storage), work, wait, self.common.pause)
         if ours:
             return result
         self.show({"event": "reused", "kind": stage.kind, "where": result["where"]})

@@ -232,8 +232,8 @@ def checked(tree: dict[str, Any]) -> Experiment:
     return validated(Experiment, tree)
 
 
-def read(path: Path, follow: bool = True) -> dict[str, Any]:
-    """One YAML file, on top of the `base:` it names."""
+def loaded(path: Path) -> dict[str, Any]:
+    """What one YAML file says."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -244,6 +244,12 @@ def read(path: Path, follow: bool = True) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict):
         raise UserError(f"{path}: must hold `field: value` lines")
+    return tree
+
+
+def read(path: Path, follow: bool = True) -> dict[str, Any]:
+    """One YAML file, on top of the `base:` it names."""
+    tree = loaded(path)
     base = tree.pop("base", None)
     if base is None:
         return tree

@@ -8,6 +8,7 @@ through with a fine-tuning stays with its experiment, whose test comes next, unt
 import threading
 from bisect import insort
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
 
 from premed.crew import Crew
@@ -19,16 +20,28 @@ LOOK = 0.2  # seconds between two looks at whether there is room now
 Resources = Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class Member:
+    """Who asks for a crew: one of a command's experiments."""
+
+    number: int
+    """Its place in their order."""
+    pause: Callable[[float], None]
+    """See `driver.Common`."""
+    tested: bool = True
+    """Its test follows its fine-tuning."""
+    ruling: Callable[[], float] | None = None
+    """See `Crew.run`."""
+
+
 class Fleet:
     """The crews of a command. Called by the threads of its experiments, it runs a stage to its end.
 
-    hire: makes a crew for a job. nodes: what each node of the cluster has. pause: see `driver.Common`.
+    hire: makes a crew for a job. nodes: what each node of the cluster has.
     """
 
-    def __init__(
-        self, hire: Callable[[Job], Crew], nodes: Callable[[], Sequence[Resources]], pause: Callable[[float], None]
-    ):
-        self.hire, self.nodes, self.pause = hire, nodes, pause
+    def __init__(self, hire: Callable[[Job], Crew], nodes: Callable[[], Sequence[Resources]]):
+        self.hire, self.nodes = hire, nodes
         self.change = threading.Condition()
         self.line: list[tuple[int, int, int]] = []
         self.tickets = count()
@@ -36,17 +49,17 @@ class Fleet:
         self.busy: list[Crew] = []
         self.kept: dict[int, Crew] = {}  # by experiment
 
-    def run(self, job: Job, run_id: str, number: int = 0) -> None:
-        """Trains the stage of experiment `number`, waiting for its turn. Raises what ended the workers."""
-        through = False
+    def run(self, job: Job, run_id: str, of: "Member") -> None:
+        """Trains the stage of an experiment, waiting for its turn. Raises what ended the workers."""
+        through, number = False, of.number
         while not through:
-            crew = self.take(job, number)
+            crew = self.take(job, of)
             try:
-                through = crew.run(job, run_id, self.pause)
+                through = crew.run(job, run_id, of.pause, of.ruling)
             finally:
                 with self.change:
                     self.busy.remove(crew)
-                    if job.stage.kind == "finetune":
+                    if job.stage.kind == "finetune" and of.tested:
                         self.kept[number] = crew
                     self.change.notify_all()
 
@@ -56,8 +69,9 @@ class Fleet:
             self.kept.pop(number, None)
             self.change.notify_all()
 
-    def take(self, job: Job, number: int) -> Crew:
+    def take(self, job: Job, of: "Member") -> Crew:
         """A crew for the job, once it is its turn."""
+        number = of.number
         with self.change:
             ticket = (ORDER[job.stage.kind], number, next(self.tickets))
             insort(self.line, ticket)
@@ -68,7 +82,7 @@ class Fleet:
                     if self.line[0] == ticket and (crew := self.found(job)):
                         break
                     self.change.wait(LOOK)
-                    self.pause(0)
+                    of.pause(0)
             finally:
                 self.line.remove(ticket)
                 self.change.notify_all()

@@ -23,7 +23,7 @@ def run(experiment: Experiment, show: Show) -> dict[str, Any]:
     """Runs what is not there yet and returns the outcome: stages, scores, and where they are."""
     (experiment,) = looked_over([experiment])
     with session([experiment.train], show) as here:
-        return Driver(experiment, here.common, here.trainer(), show).run()
+        return Driver(experiment, here.common, here.trainer(here.member()), show).run()
 
 
 def run_all(experiments: Sequence[Experiment], show: Show) -> list[dict[str, Any]]:
@@ -85,7 +85,8 @@ class Several:
                 rest()
             here.show(event | {"who": name})
 
-        driver = Driver(experiment, here.common, here.trainer(number, name, begun), show)
+        trainer = here.trainer(here.member(number), name, begun)
+        driver = Driver(experiment, here.common, trainer, show)
         outcome = {
             "name": name,
             "task": task.name,

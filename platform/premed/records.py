@@ -42,8 +42,11 @@ class Records:
         ledger: Any,
         show: Callable[[dict[str, Any]], None],
         pause: Callable[[float], None] = time.sleep,
+        register: bool = True,
     ):
+        """register: a fine-tuned network becomes a version of the task's model."""
         self.experiment, self.task, self.ledger, self.show, self.pause = experiment, task, ledger, show, pause
+        self.registers = register
         self.run_id, self.digest = "", ""
         self.writing = False
         self.pretrain_run: str | None = None  # the run of the pre-training that the experiment stands on, once known
@@ -165,7 +168,7 @@ class Records:
             if (folder / name).is_file():
                 call("log_files", run_id, str(folder / name))
         call("set_tags", run_id, {"premed.where": place(vault)})
-        if job.stage.kind == "finetune":
+        if job.stage.kind == "finetune" and self.registers:
             self.register(job, run_id, result)
         self.end(run_id, "FINISHED")
 

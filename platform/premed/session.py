@@ -12,7 +12,7 @@ from typing import Any
 from premed.crew import Crew, actor
 from premed.driver import Common, Show, Trainer
 from premed.experiment import Train
-from premed.fleet import Fleet
+from premed.fleet import Fleet, Member, fits, workers_of
 from premed.home import home
 from premed.ledger import Ledger, Patient
 from premed.runs import RunStore
@@ -32,7 +32,7 @@ class Session:
         self.ledger = Patient(ledger(), show, pause=self.pause)
         self.fleet: Fleet | None = None
         if mapper is not None:
-            self.fleet = Fleet(lambda job: Crew(job.train, job.storage, self.ledger.handle), nodes, self.pause)
+            self.fleet = Fleet(lambda job: Crew(job.train, job.storage, self.ledger.handle), nodes)
             mapper = partial(mapper, fleet=self.fleet)
         self.common = Common(self.ledger, mapper, self.show_or_stop, self.pause)
 
@@ -45,15 +45,18 @@ class Session:
         self.pause(0)
         self.show(event)
 
-    def trainer(self, number: int = 0, name: str = "", begun: Callable[[], None] = lambda: None) -> Trainer:
-        """Trains the stages of experiment `number`, whose events name it; calls `begun` when a stage is in line."""
+    def member(self, number: int = 0, **about: Any) -> Member:
+        return Member(number, **{"pause": self.pause} | about)
+
+    def trainer(self, member: Member, name: str = "", begun: Callable[[], None] = lambda: None) -> Trainer:
+        """Trains the stages of an experiment, whose events name it; calls `begun` when a stage is in line."""
 
         def train(job: Job, run_id: str) -> None:
             self.names[run_id] = name
             begun()
             try:
                 if self.fleet is not None:
-                    self.fleet.run(job, run_id, number)
+                    self.fleet.run(job, run_id, member)
                 else:
                     run_stage(job, partial(self.tell, run_id), lambda numbers: None)
             finally:
@@ -166,6 +169,12 @@ def admit(train: Train) -> None:
                 f"train.workers: {train.workers} workers need {needed:g} {resource}s and the cluster has "
                 f"{there.get(resource, 0):g}; lower train.workers, or train.cpus per worker, or add nodes"
             )
+    if not fits(nodes(), workers_of(train)):
+        room = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes())
+        raise UserError(
+            f"train.cpus: {train.workers} workers of {train.cpus:g} CPUs{' and a GPU' * train.gpu} find no place on "
+            f"nodes with {room}; lower train.cpus or train.workers"
+        )
 
 
 def ray_map(function: Callable, items: Iterable[Any], fleet: Fleet | None = None) -> Iterator[Any]:

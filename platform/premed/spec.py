@@ -23,6 +23,10 @@ class StageFailed(Exception):
     """A stage ended without a result; one line says why. What was reached stays and is gone on from. Exit code 1."""
 
 
+class CalledOff(BaseException):
+    """Nobody wants this work any more. No Exception, so that nothing on its way takes it for a failure."""
+
+
 class LeaseLost(StageFailed):
     """Another command took the stage over while this one was silent; it is that one's now, records and all."""
 

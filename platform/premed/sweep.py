@@ -1,0 +1,364 @@
+"""`premed sweep`: trials of a base experiment over a space, chosen by a search, scored on val, gone on with if stopped.
+
+Two things are its memory: the study (what was tried, and what came of it) and the stages that are there. Started again,
+it tries what the study has not seen the end of, and every stage that is finished is found.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from statistics import pstdev
+from typing import Any
+
+import yaml
+
+from premed.driver import Show
+from premed.experiment import Train, plugin
+from premed.home import home
+from premed.launch import looked_over, settled
+from premed.ledger import first_line
+from premed.records import row, tree
+from premed.session import Session, session
+from premed.space import COSTS, Choice, Sweep
+from premed.spec import CalledOff, StageFailed, UserError, canonical
+from premed.study import Study, Told
+from premed.trial import Trial, Validations
+from premed.tuning import conduct, rungs, scheduler_of
+
+WAIT = 0.5  # seconds between two looks at whether all trials are through
+
+
+def run(sweep: Sweep, show: Show) -> dict[str, Any]:
+    """Runs what is not there yet, and returns the outcome so far. UserError before anything starts where it cannot."""
+    sweep.look()
+    plan = Plan(sweep)
+    if plan.base.train.workers == 0:
+        raise UserError("train.workers: a sweep runs on Ray; set 1 or more")
+    looked_over([plan.base])
+    study = plan.study()
+    hearing = Hearing(show)
+    with session(trains_of(sweep), hearing) as here:
+        running = Running(plan, study, here, hearing)
+        with running.alone():
+            running.run()
+    return plan.outcome(study)
+
+
+def report(sweep: Sweep) -> dict[str, Any]:
+    """The outcome so far, of a sweep that runs, was stopped or is over. UserError where it never began."""
+    plan = Plan(sweep)
+    study = plan.study(begun=True)
+    return plan.outcome(study)
+
+
+class Plan:
+    """What follows from a sweep file: names, places, what its trials are scored by."""
+
+    def __init__(self, sweep: Sweep):
+        self.sweep, self.base = sweep, settled(sweep.base)
+        self.task = plugin("tasks", self.base.task).build(self.base.task)
+        self.metrics = sweep.search.metric or (f"val/{self.task.score}",)
+        self.modes = sweep.search.mode or tuple("min" if name in COSTS else "max" for name in self.metrics)
+        told = canonical([sweep.search, self.base, self.metrics, self.modes])
+        self.digest = hashlib.sha256(told.encode()).hexdigest()
+        self.name = sweep.search.name
+        self.where = home() / "sweeps" / f"{self.name}-{self.digest[:8]}"
+
+    def study(self, begun: bool = False) -> Study:
+        directions = [f"{mode}imize" for mode in self.modes]
+        home().mkdir(parents=True, exist_ok=True)
+        url = self.sweep.search.study or f"sqlite:///{home() / 'sweeps.db'}"
+        return Study(self.sweep, f"{self.name} {self.digest[:16]}", url, directions, begun)
+
+    @cached_property
+    def validations(self) -> int:
+        """How often a fine-tuning is scored on val."""
+        return self.base.finetune.validations
+
+    def outcome(self, study: Study) -> dict[str, Any]:
+        """All that a report is made of; writes the best trial's YAML."""
+        search, trials = self.sweep.search, study.trials()
+        front = study.front()
+        best = front[0] if len(self.metrics) == 1 and front else None
+        self.where.mkdir(parents=True, exist_ok=True)
+        if best is not None:
+            self.write_best(next(told for told in trials if told.number == best))
+        return {
+            "name": self.name,
+            "task": self.task.name,
+            "strategy": self.base.strategy,
+            "score": self.task.score,
+            "search": search.search,
+            "scheduler": search.scheduler and search.scheduler.name,
+            "metrics": list(self.metrics),
+            "modes": list(self.modes),
+            "space": {path: said(values) for path, values in search.space.items()},
+            "seeds": list(search.seeds),
+            "num_trials": self.sweep.num_trials,
+            "where": str(self.where),
+            "run_id": study.note("run_id"),
+            "trials": [told_of(told) for told in trials],
+            "best": best,
+            "front": front,
+            "importances": study.importances(),
+        }
+
+    def write_best(self, told: Told) -> None:
+        """The best trial's experiment, of its first seed, for `premed run`: which finds what is there, and tests."""
+        text = yaml.safe_dump(tree(self.sweep.whole(told.setting)[0]), sort_keys=False)
+        head = f"# trial {told.number} of {self.name}: {self.sweep.label(told.setting)}\n"
+        (self.where / "best.yaml").write_text(head + text, encoding="utf-8")
+
+
+def said(values: Any) -> Any:
+    """A field's values as the file has them."""
+    return list(values.choice) if isinstance(values, Choice) else values.model_dump(exclude_none=True)
+
+
+def told_of(told: Told) -> dict[str, Any]:
+    return {
+        "number": told.number,
+        "setting": told.setting,
+        "state": told.state,
+        "values": told.values and list(told.values),
+        "by_seed": told.notes.get("by_seed", {}),
+        "curve": {str(number): value for number, value in told.curve.items()},
+        "stages": told.notes.get("stages", []),
+        "failure": told.notes.get("failure"),
+        "run_id": told.notes.get("run_id"),
+    }
+
+
+def trains_of(sweep: Sweep) -> list[Train]:
+    """How the trials may run: what can never be placed is refused before anything starts."""
+    trains = [sweep.base.train]
+    for path, values in sweep.search.space.items():
+        for value in values.corners if path.startswith("train.") else ():
+            with suppress(UserError):
+                trains.append(sweep.experiments({**next(sweep.combinations()), path: value})[0].train)
+    return trains
+
+
+class Hearing:
+    """A session's events on their way to who shows them; the rows of a trial's first seed are its validations."""
+
+    def __init__(self, show: Show):
+        self.show = show
+        self.ears: dict[str, Validations] = {}
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        self.show(event)
+        if event["event"] == "row" and (ear := self.ears.get(event.get("who", ""))):
+            ear(event)
+
+
+class Running:
+    """A sweep under way: `tuning.Work`, done by a thread for each trial."""
+
+    def __init__(self, plan: Plan, study: Study, here: Session, hearing: Hearing):
+        self.plan, self.study, self.here, self.hearing = plan, study, here, hearing
+        self.sweep, self.search = plan.sweep, plan.sweep.search
+        self.rungs = rungs(self.search.scheduler, plan.validations)
+        self.trials: dict[int, Trial] = {}
+        self.threads: list[threading.Thread] = []
+        self.errors: list[BaseException] = []
+        self.news: Any = None
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other command runs this sweep."""
+        waiting = False
+        while not self.here.ledger.acquire(self.plan.digest):
+            if not waiting:
+                self.here.show({"event": "warning", "text": "another command runs this sweep; waiting for its end"})
+            waiting = True
+            self.here.pause(1.0)
+        try:
+            yield
+        finally:
+            self.here.ledger.release(self.plan.digest)
+
+    def run(self) -> None:
+        """All trials; the last of them is through when this is back."""
+        self.study.begin(self.here.common.data(self.plan.base).fingerprint("finetune"))
+        self.open()
+        ended = [told for told in self.study.trials() if told.state in ("done", "stopped")]
+        scheduler = scheduler_of(self.search.scheduler, self.plan.modes[0], self.plan.validations, ended)
+        left = self.sweep.num_trials - sum(told.state in ("done", "stopped", "failed") for told in self.study.trials())
+        self.here.show({"event": "trials", "total": self.sweep.num_trials, "left": left})
+        folder = self.plan.where / "tune"
+        tune = threading.Thread(
+            target=self.guarded,
+            args=(conduct, self, self.heed, scheduler, self.search.concurrency, folder),
+            daemon=True,
+        )
+        tune.start()
+        try:
+            while tune.is_alive() or any(thread.is_alive() for thread in self.threads):
+                self.here.pause(WAIT)
+                if self.errors:
+                    raise self.errors[0]
+        except BaseException:
+            self.here.stopped.set()
+            self.close()
+            tune.join()
+            raise
+        self.end()
+
+    def guarded(self, work: Callable, *args: Any) -> None:
+        """What goes wrong in a thread ends the sweep."""
+        try:
+            work(*args)
+        except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt, too: the command was stopped
+            self.errors.append(error)
+
+    def heed(self, news: Any) -> None:
+        self.news = news
+        if self.errors or self.here.stopped.is_set():
+            self.close()
+
+    def close(self) -> None:
+        """Nothing more begins; Tune's processes end."""
+        if self.news is not None:
+            self.news.close.remote()
+        for thread in self.threads:
+            thread.join()
+
+    # ---- tuning.Work
+
+    def next(self) -> Told | None:
+        if self.here.stopped.is_set():
+            return None
+        return self.study.next()
+
+    def begin(self, number: int) -> None:
+        if number in self.trials:  # Tune's process was started again
+            return
+        told = self.study.told(number)
+        validations = None
+        if self.search.scheduler:
+            known = {int(at): value for at, value in told.curve.items()}
+            heard = lambda *what: self.heard(number, *what)  # noqa: E731
+            validations = Validations(self.plan.metrics[0], self.plan.modes[0], self.plan.validations, known, heard)
+        self.trials[number] = trial = Trial(
+            number=number,
+            seeds=self.search.seeds,
+            experiments=lambda: [settled(each) for each in self.sweep.experiments(told.setting)],
+            here=self.here,
+            metrics=self.plan.metrics,
+            show=self.hearing,
+            validations=validations,
+        )
+        if validations is not None:
+            self.hearing.ears[trial.who(0)] = validations
+            for validation, value in told.curve.items():  # of an earlier start
+                self.tell(number, validation, value, 0)
+        thread = threading.Thread(target=self.guarded, args=(self.work, trial, told), name=f"premed {trial.who(0)}")
+        self.threads.append(thread)
+        thread.start()
+        trial.begun.wait()
+
+    def heard(self, number: int, validation: int, value: float, step: int) -> None:
+        """A trial's validation is in the study before its training goes on."""
+        self.study.heard(number, validation, value)
+        if validation in self.rungs:
+            self.tell(number, validation, value, step)  # Tune's answer is `rule` or `stop`
+        else:
+            self.trials[number].rule(step)
+
+    def tell(self, number: int, validation: int, value: float, step: int) -> None:
+        if validation in self.rungs:
+            self.news.tell.remote(number, {"validation": validation, "value": value, "step": step})
+
+    def rule(self, number: int, step: int) -> None:
+        self.trials[number].rule(step)
+
+    def stop(self, number: int) -> None:
+        """Tune is through with it; early, where it is still at work."""
+        if self.study.end(number, "stopped", **self.trials[number].notes):
+            self.trials[number].called_off.set()
+
+    # ---- a trial
+
+    def work(self, trial: Trial, told: Told) -> None:
+        """A trial's thread, from its start to its record."""
+        label = self.sweep.label(told.setting)
+        self.here.show({"event": "trial", "number": trial.number, "label": label})
+        run_id = self.open_trial(told, label)
+        trial.notes["run_id"] = run_id
+        state, values, reason = "done", None, ""
+        try:
+            values = trial.run(self.search.retries)
+        except CalledOff:
+            state = "stopped"
+        except KeyboardInterrupt:
+            self.close_run(run_id, "KILLED")
+            raise
+        except (UserError, StageFailed) as error:
+            state, reason = "failed", first_line(error)
+        notes = trial.notes | ({"failure": reason} if reason else {})
+        if not self.study.end(trial.number, state, values, **notes):  # type: ignore[arg-type]
+            state, values = "stopped", None
+        self.record(trial, run_id, state, values, reason)
+        self.news.end.remote(trial.number)
+        shown = {"number": trial.number, "label": label, "state": state, "values": values, "failure": reason}
+        self.here.show({"event": "trial_ended", "metrics": self.plan.metrics, **shown})
+
+    # ---- MLflow: a run for the sweep, one for each trial below it
+
+    def open(self) -> None:
+        about = {"sweep": self.plan.name, "search": self.search.search, "trials": str(self.sweep.num_trials)}
+        tags = {"task": self.plan.task.name, "strategy": self.plan.base.strategy, "stage": "sweep"} | about
+        params = {path: str(said(values)) for path, values in self.search.space.items()}
+        named = self.plan.task.name, self.plan.digest, "sweep"
+        found = self.here.ledger.newest(*named)
+        if found is None:
+            opened = self.plan.name, self.plan.digest, "sweep", None, tags, params
+            found = self.here.ledger.open(self.plan.task.name, *opened)
+        else:
+            self.here.ledger.reopen(found)
+        self.run_id = found
+        self.study.set_note("run_id", found)
+
+    def open_trial(self, told: Told, label: str) -> str:
+        digest = hashlib.sha256(f"{self.plan.digest} {told.number}".encode()).hexdigest()
+        tags = {"task": self.plan.task.name, "strategy": self.plan.base.strategy, "stage": "trial"}
+        tags |= {"sweep": self.plan.name, "trial": str(told.number)}
+        opened = f"trial {told.number} {label}", digest, "trial", self.run_id, tags, told.setting
+        return self.here.ledger.open(self.plan.task.name, *opened)
+
+    def record(self, trial: Trial, run_id: str, state: str, values: list[float] | None, reason: str) -> None:
+        call, by_seed = self.here.ledger.call, list(trial.notes.get("by_seed", {}).values())
+        numbers: dict[str, float] = {}
+        for place, (metric, value) in enumerate(zip(self.plan.metrics, values or (), strict=False)):
+            numbers[metric] = value
+            if len(by_seed) > 1:
+                numbers[f"{metric}_std"] = pstdev([each[place] for each in by_seed])
+        ours = [stage for stage in trial.notes.get("stages", []) if not stage["reused"]]
+        numbers["seconds"] = sum(stage["seconds"] for stage in ours)
+        call("log_rows", run_id, [row(0, numbers)])
+        mark = {"sweep": self.plan.name, "trial": str(trial.number)}
+        for stage in [*ours, *({"run_id": each} for each in trial.notes.get("runs", []))]:
+            call("set_tags", stage["run_id"], mark)
+        tags = {"state": state} | ({"premed.failure": reason} if reason else {})
+        if runs := trial.notes.get("runs"):
+            tags["experiment_run"] = runs[0]
+        call("set_tags", run_id, tags)
+        self.close_run(run_id, "FAILED" if state == "failed" else "FINISHED")
+
+    def close_run(self, run_id: str, status: str) -> None:
+        self.here.ledger.call("finish", run_id, status)
+
+    def end(self) -> None:
+        """The sweep's run: its best values, and the best trial's YAML."""
+        outcome, call = self.plan.outcome(self.study), self.here.ledger.call
+        for place, metric in enumerate(self.plan.metrics):
+            found = [trial["values"][place] for trial in outcome["trials"] if trial["number"] in outcome["front"]]
+            if found:
+                best = max if self.plan.modes[place] == "max" else min
+                call("log_rows", self.run_id, [row(self.sweep.num_trials, {metric: best(found)})])
+        if (file := self.plan.where / "best.yaml").is_file():
+            call("log_files", self.run_id, str(file))
+        self.close_run(self.run_id, "FINISHED")

@@ -1,0 +1,155 @@
+"""One trial of a sweep: its experiments, a seed each, from their first stage to the numbers that the search goes by."""
+
+import json
+import math
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+from typing import Any
+
+from premed.driver import Driver, Show, storage_of
+from premed.experiment import Experiment
+from premed.ledger import first_line
+from premed.session import Session
+from premed.spec import CalledOff, StageFailed, UserError
+from premed.vault import Vault
+
+STAGES = {"pretrain_seconds": ("pretrain", "trunk", "cooldown"), "finetune_seconds": ("finetune",)}
+
+
+@dataclass
+class Validations:
+    """What the first seed's fine-tuning came to at each validation: the best so far, by the validation's number.
+
+    known: those of an earlier start. heard: takes each new one (number, best so far, at which step).
+    """
+
+    metric: str
+    mode: str
+    total: int
+    known: dict[int, float]
+    heard: Callable[[int, float, int], None]
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        """A row of a curve; those that hold no validation, or one that is known, are passed over."""
+        value = row["metrics"].get(self.metric)
+        if value is None or not math.isfinite(value):
+            return
+        number = int(row["step"] * self.total // row["num_steps"])
+        if number not in self.known:
+            best = max if self.mode == "max" else min
+            self.known[number] = best([value, *self.known.values()])
+            self.heard(number, self.known[number], row["step"])
+
+
+@dataclass
+class Trial:
+    """The work of a thread. Others call it off (`called_off`), and let its training go on (`rule`)."""
+
+    number: int
+    seeds: Sequence[int]
+    experiments: Callable[[], Sequence[Experiment]]
+    """Makes them, one for each seed; UserError where the setting comes to none."""
+    here: Session
+    metrics: Sequence[str]
+    show: Show
+    validations: Validations | None
+    """Where a scheduler reads them."""
+    called_off: threading.Event = field(default_factory=threading.Event)
+    ruled: float = 0.0
+    """The last step with a validation that the first seed's training may go on from."""
+    begun: threading.Event = field(default_factory=threading.Event)
+    """It stands in line, waits for another, or has ended: the next one may begin."""
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def pause(self, seconds: float) -> None:
+        if self.called_off.wait(seconds):
+            raise CalledOff
+        self.here.pause(0)
+
+    def rule(self, step: float) -> None:
+        """Training may go on from the validation at that step."""
+        self.ruled = max(self.ruled, step)
+
+    def run(self, retries: int) -> list[float]:
+        """The value of each metric, the mean over seeds. UserError or StageFailed where it came to none."""
+        for attempt in range(retries + 1):
+            try:
+                return self.attempt()
+            except (UserError, StageFailed) as error:
+                failure: Exception = error
+            except Exception as error:  # noqa: BLE001 - a bug ends a trial, not the sweep; its whole story is told
+                self.show({"event": "warning", "text": traceback.format_exc(), "who": self.who(0)})
+                failure = StageFailed(f"{type(error).__name__}: {first_line(error)}")
+            finally:
+                self.begun.set()
+            if attempt < retries:
+                self.show({"event": "warning", "text": f"{failure}; trying again", "who": self.who(0)})
+                self.here.common.once.forget_failures()
+        raise failure
+
+    def attempt(self) -> list[float]:
+        self.notes |= {"stages": [], "by_seed": {}}
+        first, *rest = list(enumerate(self.experiments()))
+        outcomes = [self.one(*first)]
+        if rest:  # a scheduler has seen the first by now
+            with ThreadPoolExecutor(len(rest), "premed seed") as pool:
+                outcomes += [each.result() for each in [pool.submit(self.one, *each) for each in rest]]
+        values = []
+        for seed, outcome in zip(self.seeds, outcomes, strict=True):
+            self.notes["stages"] += [told(stage) for stage in outcome["stages"]]
+            values.append([value_of(metric, outcome["stages"]) for metric in self.metrics])
+            self.notes["by_seed"][str(seed)] = values[-1]
+        self.notes["runs"] = [outcome["run_id"] for outcome in outcomes]
+        return [fmean(of_seeds) for of_seeds in zip(*values, strict=True)]
+
+    def who(self, place: int) -> str:
+        """What the trial, or its experiment of one seed, is called in events."""
+        return f"trial {self.number}" + (f" seed {self.seeds[place]}" if len(self.seeds) > 1 else "")
+
+    def one(self, place: int, experiment: Experiment) -> dict[str, Any]:
+        """The experiment of one seed."""
+        who, heeded = self.who(place), self.validations if place == 0 else None
+        ruling = (lambda: self.ruled) if heeded else None
+        number = self.number * len(self.seeds) + place
+        trainer = self.here.trainer(
+            self.here.member(number, pause=self.pause, tested=False, ruling=ruling), who, self.begun.set
+        )
+
+        def show(event: dict[str, Any]) -> None:
+            if event["event"] == "waiting":
+                self.begun.set()
+            self.show(event | {"who": who})
+
+        common = replace(self.here.common, pause=self.pause, show=show, register=False)
+        outcome = Driver(experiment, common, trainer, show).run()
+        last = outcome["stages"][-1]
+        if heeded and last["reused"]:  # nobody told of its validations
+            curve = Vault(storage_of(experiment.train), last["where"].rsplit("/", 1)[-1]).get("curve.jsonl") or b""
+            for row in map(json.loads, curve.splitlines()):
+                heeded(row | {"num_steps": last["num_steps"]})
+        return outcome
+
+
+def told(stage: dict[str, Any]) -> dict[str, Any]:
+    """What a trial keeps of a stage."""
+    return {name: stage.get(name) for name in ("kind", "digest", "seconds", "peak_memory_mb", "run_id", "reused")}
+
+
+def value_of(metric: str, stages: Sequence[dict[str, Any]]) -> float:
+    """A metric of one experiment. StageFailed where the fine-tuning has no such number."""
+    if metric == "peak_memory_mb":
+        return max(stage["peak_memory_mb"] for stage in stages)
+    if metric.endswith("seconds"):
+        kinds = STAGES.get(metric)
+        return sum(stage["seconds"] for stage in stages if kinds is None or stage["kind"] in kinds)
+    summary = stages[-1]["summary"]
+    value = summary.get(metric)
+    if value is None:
+        raise UserError(f"metric: there is no {metric}; the fine-tuning has {', '.join(sorted(summary))}")
+    if not math.isfinite(value):
+        raise StageFailed(f"{metric} is undefined on val")
+    return value
