@@ -161,7 +161,7 @@ class Study:
             number=trial.number,
             setting={path: read(values, said[path]) for path, values in space.items() if path in said},
             state=states.get(trial.state.name, "failed"),
-            values=tuple(trial.values) if trial.values is not None else None,
+            values=tuple(trial.values) if trial.values and trial.state.name == "COMPLETE" else None,
             curve=dict(sorted(trial.intermediate_values.items())),
             notes=dict(trial.user_attrs),
         )

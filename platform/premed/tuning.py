@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
 
-from ray.tune import Callback
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 from premed.crew import actor
@@ -96,10 +96,11 @@ class Suggestions(Searcher):
         """The study is kept elsewhere."""
 
 
-class Conductor(Callback):
-    """Begins a trial's work with it, and stops it with it."""
+class Conductor(TrialProgressCallback):
+    """Begins a trial's work with it, and stops it with it. It has the place of the callback that would print."""
 
     def __init__(self, work: Work):
+        super().__init__()
         self.work = work
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
@@ -158,6 +159,7 @@ def conduct(work: Work, told: Callable[[Any], None], scheduler: Any, concurrency
     folder: for what Tune writes; removed afterwards.
     """
     for name, value in {
+        "RAY_AIR_NEW_OUTPUT": "0",  # it prints even where it is to be silent
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_MAX_PENDING_TRIALS_PG": str(concurrency),
         "TUNE_GLOBAL_CHECKPOINT_S": "3600",
