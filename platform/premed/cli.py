@@ -61,9 +61,9 @@ def sweep(
         raise UserError("name the sweep's YAML file first")
     asked = load_sweep(files[0], files[1:], [item for item in what if "=" in item])
     from premed import sweep as sweeping
-    from premed.presenter import Presenter
+    from premed.livetable import LiveTable
 
-    with Presenter() as show, quiet(as_json):
+    with LiveTable() as show, quiet(as_json):
         outcome = sweeping.report(asked) if as_report else sweeping.run(asked, show)
     tell(outcome, as_json, print)
 

@@ -187,7 +187,7 @@ class Running:
         ended = [told for told in self.study.trials() if told.state in ("done", "stopped")]
         scheduler = scheduler_of(self.search.scheduler, self.plan.modes[0], self.plan.validations, ended)
         left = self.sweep.num_trials - sum(told.state in ("done", "stopped", "failed") for told in self.study.trials())
-        self.here.show({"event": "trials", "total": self.sweep.num_trials, "left": left})
+        self.here.show({"event": "trials", "total": self.sweep.num_trials, "left": left, "modes": self.plan.modes})
         folder = self.plan.where / "tune"
         tune = threading.Thread(
             target=self.guarded,

@@ -1,0 +1,143 @@
+"""What a person sees of a sweep while it goes: on a terminal a table of its trials, elsewhere plain lines."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from premed.presenter import DOING, Presenter
+
+LOUD = ("starting", "trials", "trial_ended", "warning", "gate")
+"""What is said above the table; the rest is in it."""
+SHOWN = 5  # ended trials in the table, the best of them
+
+
+@dataclass
+class Line:
+    """A trial in the table."""
+
+    number: int
+    label: str
+    doing: dict[str, str] = field(default_factory=dict)
+    """Stage and step, by seed."""
+    score: str = ""
+    values: Sequence[float] | None = None
+    ended: bool = False
+
+
+class LiveTable(Presenter):
+    """Takes the events of a sweep. Leaving its context ends the table."""
+
+    def __init__(self, console: Any = None):
+        super().__init__(console)
+        self.lines: dict[int, Line] = {}
+        self.live: Live | None = None
+        self.total = self.left = self.ended = 0
+        self.began = time.monotonic()
+        self.modes: Sequence[str] = ()
+
+    def __exit__(self, *error: Any) -> None:
+        if self.live is not None:
+            self.live.stop()
+        self.live = None
+        super().__exit__(*error)
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        with self.lock:
+            self.event = event["event"]
+            super().__call__(event)
+            if self.console.is_terminal and (line := self.line_of(event.get("who", ""))):
+                self.note(line, event)
+                self.draw()
+
+    def say(self, text: str) -> None:
+        if self.console.is_terminal and self.lines and self.event not in LOUD:
+            return
+        super().say(text)
+
+    def progress(self, what: str, done: int, total: int, note: str) -> None:
+        if not (self.console.is_terminal and self.who):
+            super().progress(what, done, total, note)
+
+    # ---- events of a sweep
+
+    def on_trials(self, event: dict[str, Any]) -> None:
+        self.total, self.left, self.modes = event["total"], event["left"], event["modes"]
+        self.began = time.monotonic()
+        before = f", {self.total - self.left} of them ended before" if self.left < self.total else ""
+        self.say(f"{self.total} trials{before}")
+
+    def on_trial(self, event: dict[str, Any]) -> None:
+        self.lines[event["number"]] = Line(event["number"], event["label"])
+        self.say(f"trial {event['number']}: {event['label']}")
+        self.draw()
+
+    def on_trial_ended(self, event: dict[str, Any]) -> None:
+        self.ended += 1
+        line = self.lines[event["number"]]
+        line.ended, line.values = True, event["values"]
+        told = {"stopped": "stopped, behind the others", "failed": f"FAILED: {event['failure']}"}.get(event["state"])
+        line.score = told or scores(event["metrics"], event["values"])
+        self.say(f"trial {event['number']} ({event['label']}): {line.score} ({self.standing()})")
+        self.draw()
+
+    def standing(self) -> str:
+        """How far the sweep is."""
+        done = f"{self.total - self.left + self.ended}/{self.total} trials"
+        if not 0 < self.ended < self.left:
+            return done
+        return f"{done}, about {spell((time.monotonic() - self.began) / self.ended * (self.left - self.ended))} left"
+
+    # ---- the table
+
+    def line_of(self, who: str) -> Line | None:
+        words = who.split()
+        return self.lines.get(int(words[1])) if len(words) > 1 and words[0] == "trial" else None
+
+    def note(self, line: Line, event: dict[str, Any]) -> None:
+        """What the event says of the trial, in a word or two."""
+        seed = event["who"].partition(" seed ")[2]
+        kind = event.get("kind") or self.voice.kind
+        if event["event"] == "waiting":
+            line.doing[seed] = f"waits for {DOING[kind]}"
+        elif event["event"] == "stage":
+            line.doing[seed] = f"{DOING[kind]}: in line"
+        elif event["event"] == "row":
+            line.doing[seed] = f"{DOING[kind]} {event['step']}/{event['num_steps']}"
+            told = [f"{name[4:]} {value:.3f}" for name, value in event["metrics"].items() if name.startswith("val/")]
+            line.score = told[0] if told else line.score
+
+    def draw(self) -> None:
+        if not self.console.is_terminal:
+            return
+        if self.live is None:
+            self.live = Live(console=self.console, transient=True, refresh_per_second=4)
+            self.live.start()
+        self.live.update(self.table())
+
+    def table(self) -> Group:
+        table = Table("trial", "settings", "at", "score", box=None, pad_edge=False)
+        going = [line for line in self.lines.values() if not line.ended]
+        done = [line for line in self.lines.values() if line.ended and line.values]
+        if len(self.modes) == 1:
+            done.sort(key=lambda line: line.values[0], reverse=self.modes[0] == "max")  # type: ignore[index]
+        for line in going + done[:SHOWN]:
+            at = ", ".join(f"{seed} {doing}".strip() for seed, doing in sorted(line.doing.items()))
+            table.add_row(str(line.number), Text(line.label), Text("done" if line.ended else at), Text(line.score))
+        return Group(Text(self.standing()), table)
+
+
+def scores(metrics: Sequence[str], values: Sequence[float]) -> str:
+    return ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in zip(metrics, values, strict=True))
+
+
+def spell(seconds: float) -> str:
+    """So many seconds in words."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

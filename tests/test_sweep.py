@@ -1,0 +1,177 @@
+"""Whole sweeps on a real Ray: what comes of them, what they share, and that nothing of them is left behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from launching import forked, runs_of, store_of, tree, until
+
+from premed import sweep as sweeping
+from premed.experiment import load
+from premed.leases import LEASES
+from premed.space import load_sweep
+from premed.spec import UserError
+
+pytest_plugins = ["launch_fixtures"]
+
+QUICK = {
+    "pretrain": {"epochs": 2, "validations": 1},
+    "finetune": {"epochs": 4, "validations": 4},
+    "train": {"workers": 1, "save_minutes": 0, "log_steps": 1},
+}
+NOT_A_NUMBER = 1e30  # as a learning rate
+GRID = {"space": {"pretext.mask_ratio": [0.5, 0.75], "finetune.lr": [1e-3, 1e-2]}}
+ASHA = {
+    "space": {"pretext.mask_ratio": [0.5, 0.75], "finetune.lr": {"loguniform": [1e-4, 1e-1]}},
+    "search": "optuna",
+    "scheduler": {"name": "asha", "grace": 1, "reduction": 2},
+    "trials": 6,
+    "concurrency": 1,
+}
+
+
+def written(folder, chest, sweep, *changes):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "base.yaml").write_text(yaml.safe_dump(tree(chest, QUICK, *changes)))
+    (folder / "sweep.yaml").write_text(yaml.safe_dump({"base": "base.yaml"} | sweep, sort_keys=False))
+    return folder / "sweep.yaml"
+
+
+def table(outcome):
+    """What must not depend on how the sweep came about."""
+    return [(each["setting"], each["state"], each["values"], each["curve"]) for each in outcome["trials"]]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # a busy machine takes minutes to start Ray
+def test_a_grid_shares_its_pre_trainings_never_opens_the_test_part_and_outlives_a_trial_that_fails(
+    home, chest, tmp_path
+):
+    sealed = shutil.copytree(chest, tmp_path / "chestxray14")
+    for name in (sealed / "test_list.txt").read_text().split():
+        (sealed / "images" / name).write_bytes(b"sealed")
+    space = {"pretext.mask_ratio": [0.5, 0.75], "finetune.lr": [1e-3, NOT_A_NUMBER]}
+    file, told = written(tmp_path, sealed, {"space": space, "retries": 1}), []
+    found = sweeping.run(load_sweep(file), told.append)
+
+    assert [each["state"] for each in found["trials"]] == ["done", "failed", "done", "failed"]
+    assert "not a number at step" in found["trials"][1]["failure"] and found["best"] in (0, 2)
+    assert len([event for event in told if "trying again" in event.get("text", "")]) == 2
+    assert len(runs_of(home, "pretrain")) == 2 and runs_of(home, "test") == []
+    (parent,) = runs_of(home, "sweep")
+    below = runs_of(home, "trial")
+    assert {run.parent for run in below} == {parent.run_id} and len(below) == 4
+    assert sorted(run.status for run in below) == ["FAILED", "FAILED", "FINISHED", "FINISHED"]
+    assert {run.params["finetune.lr"] for run in below} == {"0.001", "1e+30"}
+    for each in found["trials"]:
+        run = store_of(home).get(each["run_id"])
+        assert run.metrics.get("val/mauc") == (each["values"] or [None])[0]
+        assert run.tags["state"] == each["state"] and run.tags.get("premed.failure") == each["failure"]
+    assert list(store_of(home).search({}, experiment=LEASES)) == []
+
+    best = load([f"{found['where']}/best.yaml"])
+    assert best.test and best.finetune.lr == 1e-3 and list(found["trials"][0]["by_seed"]) == ["0"]
+    assert sweeping.report(load_sweep(file)) == found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_what_can_never_be_placed_is_refused_at_once(home, chest, tmp_path):
+    space = {"train.cpus": [1.0, 1e6]}
+    with pytest.raises(UserError, match="workers need 1e[+]06 CPUs and the cluster has"):
+        sweeping.run(load_sweep(written(tmp_path, chest, {"space": space})), lambda event: None)
+
+
+# ---- on a Ray that stays: nothing may be left on it
+
+
+@pytest.fixture(scope="module")
+def ray_that_stays():
+    """The address of a Ray of two CPUs, and what is free on it and which placement groups there are."""
+    code = """
+import json, sys, ray
+from ray.util import placement_group_table
+print(ray.init(address="local", num_cpus=2, log_to_driver=False).address_info["address"], flush=True)
+for line in sys.stdin:
+    states = sorted(group["state"] for group in placement_group_table().values() if group["state"] != "REMOVED")
+    print(json.dumps([ray.available_resources().get("CPU", 0), states]), flush=True)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    address = process.stdout.readline().strip()
+
+    def left():
+        process.stdin.write("\n")
+        process.stdin.flush()
+        return json.loads(process.stdout.readline())
+
+    yield address, left
+    process.stdin.close()
+    process.wait()
+
+
+def emptied(left, seconds=120):
+    """What is held on the cluster, once it is nothing or after so long."""
+    until = time.monotonic() + seconds
+    while (held := left()) != [2.0, []] and time.monotonic() < until:
+        time.sleep(0.5)
+    return held
+
+
+def killed_once(home, file, said, number=signal.SIGKILL):
+    """Starts the sweep, ends it so as soon as it says `said`, and starts it again; what it comes to."""
+    process, lines = forked(home, "sweep", file)
+    until(lines, said)
+    os.kill(process.pid, number)
+    process.join()
+    return process.exitcode
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [(GRID, "[trial 2] fine-tuning on"), (ASHA, "[trial 3] fine-tuning on"), (ASHA, "[trial 1] step ")],
+)
+def test_killed_in_the_middle_the_same_command_ends_as_if_it_had_not_been_and_leaves_nothing(
+    new_home, chest, tmp_path, monkeypatch, ray_that_stays, asked, said
+):
+    address, left = ray_that_stays
+    whole, ours = new_home(), new_home()
+    file = written(tmp_path, chest, asked)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setenv("PREMED_HOME", str(whole))
+    expected = sweeping.run(load_sweep(file), lambda event: None)
+    assert emptied(left) == [2.0, []]
+
+    monkeypatch.setenv("PREMED_HOME", str(ours))
+    killed_once(ours, file, said)
+    before = {(run.run_id, run.status) for run in runs_of(ours, "finetune", status="FINISHED")}
+    found = sweeping.run(load_sweep(file), lambda event: None)
+    assert table(found) == table(expected)
+    assert len(runs_of(ours, "pretrain")) == len(runs_of(whole, "pretrain")) <= 2
+    assert len(runs_of(ours, "finetune")) == len(found["trials"])
+    assert before <= {(run.run_id, run.status) for run in runs_of(ours, "finetune", status="FINISHED")}
+    if "scheduler" in asked:
+        assert "stopped" in {each["state"] for each in found["trials"]}
+    assert emptied(left) == [2.0, []]
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(900)
+def test_ctrl_c_leaves_nothing_on_the_cluster_and_a_report_tells_how_far_it_came(
+    home, chest, tmp_path, monkeypatch, ray_that_stays
+):
+    address, left = ray_that_stays
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    file = written(tmp_path, chest, GRID)
+    assert killed_once(home, file, "[trial 1] fine-tuning on", signal.SIGINT) == 130
+    assert emptied(left) == [2.0, []] and list(store_of(home).search({}, experiment=LEASES)) == []
+    told = sweeping.report(load_sweep(file))
+    assert {each["state"] for each in told["trials"]} <= {"running", "waiting", "done"}
+    assert "RUNNING" not in {run.status for kind in ("finetune", "trial") for run in runs_of(home, kind)}
