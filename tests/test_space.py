@@ -1,5 +1,7 @@
 """A sweep file: what its space comes to, and what is refused by name before anything starts."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 from hypothesis import given
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from premed.space import MOST, load_sweep
 from premed.spec import UserError
 
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 STEPS = {"epochs": 2, "batch": 4, "lr": 1e-3}
 BASE = {
     "task": "msd",
@@ -154,3 +157,18 @@ def test_of_a_range_of_whole_numbers_every_one_is_looked_at(tmp_path_factory, lo
     (folder / "sweep.yaml").write_text(yaml.safe_dump(tree))
     values = load_sweep(folder / "sweep.yaml").search.space["pretrain.epochs"]
     assert list(values.corners) == list(range(low, low + more + 1))
+
+
+SWEEPS = sorted(path for path in EXPERIMENTS.glob("*/*.yaml") if "\nspace:" in path.read_text())
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_the_sweeps_in_experiments_are_right(file):
+    sweep = looked_at(file)
+    assert sweep.num_trials > 2 and sweep.label(next(sweep.combinations()))
+
+
+def test_what_is_set_holds_for_all_trials_and_gives_way_to_the_space(write):
+    sweep = looked_at(write({"set": {"finetune": {"steps": 7, "layer_decay": 0.5}, "pretrain": {"batch": 2}}}))
+    found = sweep.experiments(next(sweep.combinations()))[0]
+    assert (found.finetune.steps, found.finetune.layer_decay, found.pretrain.batch) == (7, 0.65, 2)

@@ -61,7 +61,7 @@ def test_a_grid_shares_its_pre_trainings_never_opens_the_test_part_and_outlives_
     found = sweeping.run(load_sweep(file), told.append)
 
     assert [each["state"] for each in found["trials"]] == ["done", "failed", "done", "failed"]
-    assert "not a number at step" in found["trials"][1]["failure"] and found["best"] in (0, 2)
+    assert "at step 1 (samples " in found["trials"][1]["failure"] and found["best"] in (0, 2)
     assert len([event for event in told if "trying again" in event.get("text", "")]) == 2
     assert len(runs_of(home, "pretrain")) == 2 and runs_of(home, "test") == []
     (parent,) = runs_of(home, "sweep")

@@ -56,9 +56,9 @@ VOLUMES = {
         "head": {"name": "unetr", "feature_size": 8},
         "epochs": 20,
         "warmup_epochs": 2,
-        "steps": 180,
+        "steps": 100,
         "batch": 2,
-        "lr": 0.384,
+        "lr": 1.0,
         "clip": 1.0,
         "betas": (0.9, 0.95),
         "validations": 3,
@@ -72,13 +72,13 @@ CT = merged(
     {
         "task": {
             "name": "btcv",
-            "roi": (40, 32, 32),
-            "spacing": (8.0, 8.0, 8.0),
+            "roi": (32, 24, 24),
+            "spacing": (10.0, 10.0, 10.0),
             "val_share": 0.2,
             "test_images": True,
         },
-        "pretrain": {"steps": 1300},
-        "finetune": {"head": {"feature_size": 16}, "lr": 3.0, "augment": {"shift": 0}},
+        "pretrain": {"steps": 1100},
+        "finetune": {"head": {"feature_size": 16}, "steps": 300, "lr": 3.0, "augment": {"shift": 0}},
     },
 )
 MRI = merged(

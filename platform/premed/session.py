@@ -145,6 +145,8 @@ def ray_or_not(trains: Sequence[Train], show: Show) -> Iterator[Callable[..., It
     show({"event": "starting", "what": "Ray"})
     # never a cluster nobody named: RAY_ADDRESS, or one of our own
     address = os.environ.get("RAY_ADDRESS") or "local"
+    # else Ray warns of more processes than CPUs, and most of ours only wait and listen
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "32")
     try:
         with own_signals():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

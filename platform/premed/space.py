@@ -1,6 +1,7 @@
 """What one sweep file asks for: a base experiment, a space of values over any of its fields, and how to search it.
 
 base: [mae.yaml, small.yaml]                  # as for `premed run`, relative to this file
+set: {finetune: {steps: 60}}                  # what else is to hold for all trials
 space:
   pretext.mask_ratio: [0.5, 0.75]             # one of these; all of them where search is grid
   finetune.layer_decay: {uniform: [0.6, 1.0]}
@@ -250,7 +251,9 @@ def load_sweep(file: Path | str, files: Sequence[Path | str] = (), overrides: Se
         raise UserError(
             f"{file}: has no space: {{field: values}}, so that it is no sweep (`premed run` is for experiments)"
         )
-    base = tree.pop("base", None)
+    base, over = tree.pop("base", None), tree.pop("set", None) or {}
+    if not isinstance(over, dict):
+        raise UserError(f"{file}: set: must hold fields of the experiment, as in set: {{finetune: {{steps: 60}}}}")
     bases = [base] if isinstance(base, str) else base
     if not isinstance(bases, list) or not bases or not all(isinstance(each, str) for each in bases):
         raise UserError(f"{file}: base: must name the YAML files of an experiment, relative to this one")
@@ -269,5 +272,5 @@ def load_sweep(file: Path | str, files: Sequence[Path | str] = (), overrides: Se
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     folder = Path(file).parent
-    trees = tuple(read(path) for path in [*(folder / each for each in bases), *map(Path, files)])
-    return Sweep(search, trees, above)
+    trees = [*(read(folder / each) for each in bases), over, *(read(Path(each)) for each in files)]
+    return Sweep(search, tuple(trees), above)
