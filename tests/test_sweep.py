@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import time
 
 import pytest
 import yaml
-from launching import forked, runs_of, store_of, tree, until
+from launching import runs_of, store_of, tree, until
 
 from premed import sweep as sweeping
 from premed.experiment import load
@@ -92,8 +93,12 @@ def test_what_can_never_be_placed_is_refused_at_once(home, chest, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def ray_that_stays():
-    """The address of a Ray of two CPUs, and what is free on it and which placement groups there are."""
+def ray_that_stays(tmp_path_factory):
+    """What the environment needs for a Ray of two CPUs, and what is free on it and which placement groups there are."""
+    token = tmp_path_factory.mktemp("token") / "token"
+    token.write_text(secrets.token_hex(32))
+    token.chmod(0o600)
+    environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     code = """
 import json, sys, ray
 from ray.util import placement_group_table
@@ -102,15 +107,21 @@ for line in sys.stdin:
     states = sorted(group["state"] for group in placement_group_table().values() if group["state"] != "REMOVED")
     print(json.dumps([ray.available_resources().get("CPU", 0), states]), flush=True)
 """
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+    )
     address = process.stdout.readline().strip()
 
     def left():
         process.stdin.write("\n")
         process.stdin.flush()
-        return json.loads(process.stdout.readline())
+        return json.loads(next(line for line in process.stdout if line.startswith("[")))  # Ray has its say there, too
 
-    yield address, left
+    yield environment | {"RAY_ADDRESS": address}, left
     process.stdin.close()
     process.wait()
 
@@ -123,13 +134,30 @@ def emptied(left, seconds=120):
     return held
 
 
-def killed_once(home, file, said, number=signal.SIGKILL):
-    """Starts the sweep, ends it so as soon as it says `said`, and starts it again; what it comes to."""
-    process, lines = forked(home, "sweep", file)
-    until(lines, said)
-    os.kill(process.pid, number)
-    process.join()
-    return process.exitcode
+def killed_once(file, said, number=signal.SIGKILL):
+    """Starts the sweep, and ends it so as soon as it says `said`; its exit code."""
+    process = subprocess.Popen([sys.executable, "-m", "premed", "sweep", str(file)], stderr=subprocess.PIPE, text=True)
+    until(process.stderr, said)
+    process.send_signal(number)
+    process.communicate()
+    return process.returncode
+
+
+def whole(file):
+    """The outcome of the sweep, by a command of its own: Ray reads its token's place when it is imported."""
+    command = [sys.executable, "-m", "premed", "sweep", "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def cluster(ray_that_stays, monkeypatch):
+    """What is held on the Ray that is now in use."""
+    environment, left = ray_that_stays
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return left
 
 
 @pytest.mark.cluster
@@ -139,39 +167,34 @@ def killed_once(home, file, said, number=signal.SIGKILL):
     [(GRID, "[trial 2] fine-tuning on"), (ASHA, "[trial 3] fine-tuning on"), (ASHA, "[trial 1] step ")],
 )
 def test_killed_in_the_middle_the_same_command_ends_as_if_it_had_not_been_and_leaves_nothing(
-    new_home, chest, tmp_path, monkeypatch, ray_that_stays, asked, said
+    new_home, chest, tmp_path, monkeypatch, cluster, asked, said
 ):
-    address, left = ray_that_stays
-    whole, ours = new_home(), new_home()
+    theirs, ours = new_home(), new_home()
     file = written(tmp_path, chest, asked)
-    monkeypatch.setenv("RAY_ADDRESS", address)
-    monkeypatch.setenv("PREMED_HOME", str(whole))
-    expected = sweeping.run(load_sweep(file), lambda event: None)
-    assert emptied(left) == [2.0, []]
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("PREMED_HOME", str(theirs))
+    expected = whole(file)
+    assert emptied(cluster) == [2.0, []]
 
     monkeypatch.setenv("PREMED_HOME", str(ours))
-    killed_once(ours, file, said)
+    killed_once(file, said)
     before = {(run.run_id, run.status) for run in runs_of(ours, "finetune", status="FINISHED")}
-    found = sweeping.run(load_sweep(file), lambda event: None)
+    found = whole(file)
     assert table(found) == table(expected)
-    assert len(runs_of(ours, "pretrain")) == len(runs_of(whole, "pretrain")) <= 2
+    assert len(runs_of(ours, "pretrain")) == len(runs_of(theirs, "pretrain")) <= 2
     assert len(runs_of(ours, "finetune")) == len(found["trials"])
     assert before <= {(run.run_id, run.status) for run in runs_of(ours, "finetune", status="FINISHED")}
     if "scheduler" in asked:
         assert "stopped" in {each["state"] for each in found["trials"]}
-    assert emptied(left) == [2.0, []]
+    assert emptied(cluster) == [2.0, []]
 
 
 @pytest.mark.cluster
 @pytest.mark.timeout(900)
-def test_ctrl_c_leaves_nothing_on_the_cluster_and_a_report_tells_how_far_it_came(
-    home, chest, tmp_path, monkeypatch, ray_that_stays
-):
-    address, left = ray_that_stays
-    monkeypatch.setenv("RAY_ADDRESS", address)
+def test_ctrl_c_leaves_nothing_on_the_cluster_and_a_report_tells_how_far_it_came(home, chest, tmp_path, cluster):
     file = written(tmp_path, chest, GRID)
-    assert killed_once(home, file, "[trial 1] fine-tuning on", signal.SIGINT) == 130
-    assert emptied(left) == [2.0, []] and list(store_of(home).search({}, experiment=LEASES)) == []
+    assert killed_once(file, "[trial 1] fine-tuning on", signal.SIGINT) == 130
+    assert emptied(cluster) == [2.0, []] and list(store_of(home).search({}, experiment=LEASES)) == []
     told = sweeping.report(load_sweep(file))
     assert {each["state"] for each in told["trials"]} <= {"running", "waiting", "done"}
     assert "RUNNING" not in {run.status for kind in ("finetune", "trial") for run in runs_of(home, kind)}

@@ -151,6 +151,9 @@ def ray_or_not(trains: Sequence[Train], show: Show) -> Iterator[Callable[..., It
         with own_signals():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, TimeoutError) as error:
+        if "InvalidAuthToken" in f"{error.__cause__} {error.__context__}":
+            mend = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) to its own"
+            raise UserError(f"RAY_ADDRESS={address} wants a token: {mend}") from error
         raise UserError(f"RAY_ADDRESS={address} does not answer: start that cluster or unset the variable") from error
     try:
         for train in trains:
