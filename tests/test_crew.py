@@ -2,8 +2,8 @@
 
 import pytest
 
-from premed import crew
-from premed.crew import Desk
+from premed import desk as room
+from premed.desk import Desk
 
 RANKS = (0, 1)
 
@@ -52,10 +52,30 @@ def test_a_closed_desk_takes_no_job_and_sends_everybody_home_after_the_last(desk
 
 def test_nobody_waits_longer_for_work_than_is_worth_the_resources(desk, monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr(crew.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(room.time, "monotonic", lambda: clock[0])
     desk.put("pretrain", "a")
     through(desk, 0)
-    clock[0] += crew.IDLE - 1
+    clock[0] += room.IDLE - 1
     assert desk.take(1) == "wait"
     clock[0] += 2
     assert desk.take(1) == "go home" and desk.put("finetune", "b") is None
+
+
+def test_a_job_waits_after_each_validation_for_leave_and_all_ranks_hear_the_same():
+    desk = Desk(world=2)
+    desk.put("finetune", "a", True)
+    assert desk.may_go_on(0, 10) is None
+    desk.rule(0, 10)
+    assert desk.may_go_on(0, 10) is True and desk.may_go_on(0, 20) is None
+    desk.rule(0, 20)
+    assert desk.may_go_on(0, 20) is True
+    desk.call_off(0)  # one rank went on from here: so do the others
+    assert desk.may_go_on(0, 20) is True and desk.may_go_on(0, 30) is False
+
+
+def test_a_job_without_a_scheduler_goes_on_by_itself_until_it_is_called_off():
+    desk = Desk(world=1)
+    desk.put("pretrain", "a")
+    assert desk.may_go_on(0, 10) is True
+    desk.call_off(0)
+    assert desk.may_go_on(0, 20) is False

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from premed.experiment import Train
-from premed.fleet import Fleet, fits, workers_of
+from premed.fleet import Fleet, Member, fits, workers_of
 
 TWO = [{"CPU": 2.0}]
 
@@ -23,7 +23,7 @@ class Crew:
     def suits(self, job):
         return self.alive and self.train == job.train
 
-    def run(self, job, run_id, pause):
+    def run(self, job, run_id, pause, ruling=None):
         self.said(run_id, self)
         self.through.acquire()
         if self.fails:
@@ -44,7 +44,7 @@ class Yard:
         self.stopped = threading.Event()
         self.hired, self.begun, self.threads, self.ended = [], [], {}, []
         self.change = threading.Condition()
-        self.fleet = Fleet(self.hire, lambda: nodes, self.pause)
+        self.fleet = Fleet(self.hire, lambda: nodes)
 
     def hire(self, job):
         self.hired.append(crew := Crew(job, self.said))
@@ -65,7 +65,7 @@ class Yard:
 
         def work():
             try:
-                self.fleet.run(job, f"{kind} {number}", number)
+                self.fleet.run(job, f"{kind} {number}", Member(number, self.pause))
                 self.ended.append(f"{kind} {number}")
             except BaseException as error:  # noqa: BLE001
                 self.ended.append(error)

@@ -11,10 +11,11 @@ import yaml
 from launching import forked, results, runs_of, store_of, tree, until
 
 from premed import cli, launch
-from premed.driver import Once
 from premed.fanout import fan_out
 from premed.leases import LEASES
+from premed.once import Once
 from premed.session import session
+from premed.spec import CalledOff
 
 pytest_plugins = ["launch_fixtures"]
 
@@ -142,6 +143,53 @@ def test_what_failed_for_the_first_has_failed_for_all_and_is_not_tried_again():
         with pytest.raises(RuntimeError, match="no"):
             once("a", fails)
     assert tried == [1] and once("b", lambda: 2) == (2, True)
+    once.forget_failures()
+    with pytest.raises(RuntimeError, match="no"):
+        once("a", fails)
+    assert tried == [1, 1] and once("b", fails) == (2, False)
+
+
+def test_where_the_first_is_called_off_one_of_those_who_wait_takes_over():
+    once, holding, waiting, got = Once(), threading.Event(), threading.Semaphore(0), []
+
+    def called_off():
+        assert holding.wait(10)
+        raise CalledOff
+
+    def first():
+        with pytest.raises(CalledOff):
+            once("a", called_off)
+
+    threads = [threading.Thread(target=first)]
+    threads[0].start()
+    while "a" not in once.known:
+        continue
+    ask = lambda: got.append(once("a", lambda: "done", waiting.release))  # noqa: E731
+    threads += [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads[1:]:
+        thread.start()
+    assert waiting.acquire(timeout=10) and waiting.acquire(timeout=10) and got == []
+    holding.set()
+    for thread in threads:
+        thread.join(10)
+    assert sorted(got) == [("done", False), ("done", True)]
+
+
+def test_who_waits_for_another_s_work_can_be_called_off_alone():
+    once, going = Once(), threading.Event()
+    worker = threading.Thread(target=lambda: once("a", lambda: going.wait(10)))
+    worker.start()
+    while "a" not in once.known:
+        continue
+
+    def pause(seconds):
+        raise CalledOff
+
+    with pytest.raises(CalledOff):
+        once("a", lambda: None, pause=pause)
+    going.set()
+    worker.join(10)
+    assert once("a", lambda: None) == (True, False)
 
 
 # ---- Ray

@@ -4,7 +4,6 @@ The driver puts jobs on a desk (an actor), every rank takes them from it in orde
 starts it again, and it goes on with the first job that is not done.
 """
 
-import math
 import os
 import shutil
 import threading
@@ -15,78 +14,12 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from premed.desk import Desk
 from premed.experiment import Train
 from premed.spec import CalledOff, StageFailed
 from premed.worker import Job, run_stage
 
-IDLE = 30.0  # seconds without a job after which the workers' CPUs and GPUs are given back
 LOOK = 0.1  # seconds between two looks at the desk
-
-
-class Desk:
-    """The jobs, in order, and which of them are done. It closes for good when told to, or after IDLE seconds."""
-
-    def __init__(self, world: int):
-        self.world = world
-        self.jobs: list[tuple[Job, str]] = []
-        self.finished: list[set[int]] = []  # by job: the ranks that are through with it
-        self.ruled: list[float] = []  # by job: the last validated step that it may go on from
-        self.called_off: set[int] = set()
-        self.said: dict[tuple[int, int], bool] = {}  # by job and step: what its ranks were told
-        self.starts = 0
-        self.closed = False
-        self.since = time.monotonic()
-
-    def put(self, job: Job, run_id: str, ruled: bool = False) -> int | None:
-        """The job's number; None where the desk is closed. ruled: it waits after each validation for leave to go on."""
-        if self.closed:
-            return None
-        self.jobs.append((job, run_id))
-        self.finished.append(set())
-        self.ruled.append(0 if ruled else math.inf)
-        return len(self.jobs) - 1
-
-    def first(self) -> int:
-        """Where a rank begins that was just started."""
-        self.starts += 1
-        return sum(self.done(number) for number in range(len(self.jobs)))
-
-    def take(self, number: int) -> tuple[Job, str] | str:
-        """The job; or `wait`, or `go home`."""
-        if number < len(self.jobs):
-            return self.jobs[number]
-        self.closed = self.closed or time.monotonic() - self.since > IDLE
-        return "go home" if self.closed else "wait"
-
-    def may_go_on(self, number: int, step: int) -> bool | None:
-        """After the validation at `step`; the same for all ranks. None: that is not known yet."""
-        if (number, step) not in self.said:
-            if number not in self.called_off and step > self.ruled[number]:
-                return None
-            self.said[number, step] = number not in self.called_off
-        return self.said[number, step]
-
-    def rule(self, number: int, step: float) -> None:
-        """The job may go on from the validation at `step`."""
-        self.ruled[number] = max(self.ruled[number], step)
-
-    def call_off(self, number: int) -> None:
-        """The job ends at its next validation, with nothing to show."""
-        self.called_off.add(number)
-
-    def finish(self, number: int, rank: int) -> None:
-        self.finished[number].add(rank)
-        self.since = time.monotonic()
-
-    def done(self, number: int) -> bool:
-        return len(self.finished[number]) == self.world
-
-    def fresh(self) -> bool:
-        """Open still, and no rank was ever started again: each stage has all of `max_failures` before it."""
-        return not self.closed and self.starts <= self.world
-
-    def close(self) -> None:
-        self.closed = True
 
 
 class Crew:
@@ -121,7 +54,7 @@ class Crew:
         """
         import ray
 
-        number, ruled = ray.get(self.desk.put.remote(job, run_id, ruling is not None)), 0.0
+        number, ruled = ray.get(self.desk.put.remote([ray.put(job)], run_id, ruling is not None)), 0.0
         while number is not None and not self.through(number):
             try:
                 pause(0)
@@ -197,7 +130,8 @@ def work(config: dict[str, Any]) -> None:
         if found == "wait":
             time.sleep(LOOK)
             continue
-        job, run_id = found
+        (job,), run_id = found
+        job: Job = ray.get(job)
         with suppress(CalledOff):
             run_stage(job, teller(ledger, run_id), partial(reported, desk, number))
         ray.get(desk.finish.remote(number, rank))
