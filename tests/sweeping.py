@@ -13,7 +13,7 @@ def stage(kind, digest, seconds=60.0, memory=900.0, reused=False):
 def trial(number, setting, by_seed=None, **more):
     """A trial that is done, with the mean over its seeds, unless `more` says something else."""
     by_seed = {seed: value if isinstance(value, list) else [value] for seed, value in (by_seed or {}).items()}
-    values = np.mean(list(by_seed.values()), axis=0).tolist() if by_seed else None
+    values = np.asarray(list(by_seed.values()), float).mean(axis=0).tolist() if by_seed else None
     about = {"number": number, "setting": setting, "state": "done", "values": values, "by_seed": by_seed, "curve": {}}
     return about | {"stages": [], "failure": None, "run_id": f"run of {number}"} | more
 

@@ -7,6 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from premed.spec import printable
+
 Told = Mapping[str, Any]
 Scale = Literal["words", "linear", "log"]
 BINS = 4  # parts of a range, each as wide as the others on its scale
@@ -42,7 +44,7 @@ def short(paths: Sequence[str]) -> dict[str, str]:
         return [".".join(parts[-i:]) for i in range(1, len(parts) + 1) if (i, parts[-1]) != (1, "name")] or [path]
 
     taken = [ending for path in dict.fromkeys(paths) for ending in endings(path)]
-    return {path: next((each for each in endings(path) if taken.count(each) == 1), path) for path in paths}
+    return {path: printable(next((x for x in endings(path) if taken.count(x) == 1), path)) for path in paths}
 
 
 def word(value: Any, digits: int = 12) -> str:
@@ -56,7 +58,7 @@ def word(value: Any, digits: int = 12) -> str:
 
 def called(outcome: Told, path: str, value: Any) -> str:
     """A trial's value of a field; of one that was drawn from a range, the digits that matter."""
-    return word(value, 3 if _range(outcome, path) else 12)
+    return printable(word(value, 3 if _range(outcome, path) else 12))
 
 
 def axis(outcome: Told, path: str) -> Axis:

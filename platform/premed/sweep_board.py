@@ -16,6 +16,7 @@ from premed.findings import Grid, cost, grid, kinds, pairs, scored, seeds
 from premed.settings import Told, fields, short, word
 from premed.spec import UserError, printable
 from premed.sweep_words import (
+    about,
     answer,
     caveats,
     changing,
@@ -24,7 +25,6 @@ from premed.sweep_words import (
     constant,
     failures,
     front_lines,
-    heading,
     is_cost,
     joined,
     label,
@@ -41,7 +41,7 @@ from premed.sweep_words import (
 
 def show(outcome: Told) -> None:
     """The whole sweep on stdout."""
-    say(heading(outcome))
+    say(f"Sweep {printable(outcome['name'])}: {about(outcome)}")
     show_trials(outcome)
     for metric in range(len(outcome["metrics"])):
         for rows, columns in pairs(outcome)[: not is_cost(outcome, metric)]:
@@ -74,10 +74,11 @@ def show_trials(outcome: Told) -> None:
         rows.append([*row, f"{cost(trial).total:.0f}"] if timed else row)
     columns = ["trial", *(names[path] for path in some), "state", *(label(outcome, i) for i in metrics)]
     columns += ["seconds"] * timed
-    wide = 1 + sum(max(map(len, column)) + 1 for column in zip(columns, *rows, strict=True))
-    if wide > room() and some:
-        end = 1 + len(some)
-        rows = [[row[0], joined(columns[1:end], row[1:end]), *row[end:]] for row in rows]
+    wide = [max(map(len, column)) + 1 for column in zip(columns, *rows, strict=True)]
+    end = 1 + len(some)
+    if some and 1 + sum(wide) > room():
+        left = max(room() - 2 - wide[0] - sum(wide[end:]), 20)
+        rows = [[row[0], fill(joined(columns[1:end], row[1:end]), left), *row[end:]] for row in rows]
         columns = ["trial", "setting", *columns[end:]]
     table("", columns, rows, words=columns.index("state") + 1)
     said = "*: on the front" if several(outcome) else "*: the best"
@@ -136,14 +137,14 @@ def lines(outcome: Told) -> Iterator[list[str]]:
            "failure", "run_id"]  # fmt: skip
     for trial in outcome["trials"]:
         spent = cost(trial)
-        about = [outcome["name"], outcome["task"], outcome["strategy"], trial["number"], trial["state"]]
-        about += [trial["number"] in chosen(outcome)]
-        about += [trial["setting"].get(path, "") for path in paths]
+        head = [outcome["name"], outcome["task"], outcome["strategy"], trial["number"], trial["state"]]
+        head += [trial["number"] in chosen(outcome)]
+        head += [trial["setting"].get(path, "") for path in paths]
         after = [spent.total, *(spent.seconds.get(kind, "") for kind in stages), spent.peak_memory_mb]
         after += [" ".join(sorted(spent.reused)), trial["failure"] or "", trial["run_id"] or ""]
         for seed in trial["by_seed"] or [""]:
             scores = [seeds(trial, i).get(seed, "") if seed else scored(trial, i).mean for i in metrics]
-            yield [plain(cell) for cell in [*about, seed, *scores, *after]]
+            yield [plain(cell) for cell in [*head, seed, *scores, *after]]
 
 
 def plain(cell: Any) -> str:

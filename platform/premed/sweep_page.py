@@ -12,6 +12,7 @@ from premed.settings import Told, fields, short, varied
 from premed.spec import UserError
 from premed.sweep_charts import BEST, DONE, Curve, Rivals
 from premed.sweep_words import (
+    about,
     answer,
     by_number,
     caveats,
@@ -22,7 +23,6 @@ from premed.sweep_words import (
     decimals,
     failures,
     front_lines,
-    heading,
     is_cost,
     label,
     ordered,
@@ -63,7 +63,7 @@ def page(outcome: Told) -> str:
 
 def section(outcome: Told) -> Iterator[str]:
     """All that is shown; what there is nothing of is left out."""
-    yield f"<h1>Sweep: {text(outcome['name'])}</h1><p>{text(heading(outcome).partition(': ')[2])}</p>"
+    yield f"<h1>Sweep: {text(outcome['name'])}</h1><p>{text(about(outcome))}</p>"
     yield f'<p class="answer"><b>{text(answer(outcome))}</b></p>'
     if outcome["best"] is not None:
         yield f"<pre>{text(command(outcome))}</pre>"
@@ -102,10 +102,10 @@ def trials(outcome: Told) -> str:
     for trial in ordered(outcome):
         is_best, is_done = trial["number"] in chosen(outcome), trial["state"] == "done"
         colour = BEST if is_best else DONE if is_done else FAINT
-        about = f"<b>{trial['number']}</b>" if is_best else str(trial["number"])
-        cells = [Cell(f"{dot(colour)}{about}", "" if is_done else "over")]
+        number = f"<b>{trial['number']}</b>" if is_best else str(trial["number"])
+        cells = [Cell(f"{dot(colour)}{number}", "" if is_done else "over")]
         cells += [Cell(text(value(outcome, trial, path)), "number") for path in some]
-        cells.append(text(trial["state"]))
+        cells.append(Cell(text(trial["state"]), "error" if trial["state"] == "failed" else ""))
         for i in metrics:
             found = scored(trial, i)
             bar = charts.bar(found.mean, (found.mean - found.std, found.mean + found.std), scales[i] or (0, 1), colour)
@@ -114,7 +114,7 @@ def trials(outcome: Told) -> str:
     words = f"{dot(BEST)}{'on the front' if several(outcome) else 'the best'}; {dot(DONE)}done"
     if any(trial["state"] != "done" for trial in outcome["trials"]):
         words += f"; {dot(FAINT)}other: a stopped trial's score is what it had reached"
-    words += ". Seconds: of all stages that a trial needed, shared ones too."
+    words += ". Seconds: of all stages that a trial needed, shared ones too." if timed else "."
     words += text(f" The same in all: {constant(outcome)}.") * bool(constant(outcome))
     held = table([*heads, *[Cell("seconds", "number")] * timed], lines)
     return f'<h3>Trials</h3><div class="wide">{held}</div><p class="small">{words}</p>'
@@ -220,7 +220,8 @@ def panels(outcome: Told, metric: int) -> str:
     shown = [each for each in shown if each.points]
     if not shown:
         return ""
-    words = f"A point per trial; the most important field comes first. {'Grey: stopped early.' * stopped(outcome)}"
+    words = "A point per trial" + "; the most important field comes first" * bool(outcome["importances"])
+    words += ". Grey: stopped early." if any(point.stopped for each in shown for point in each.points) else "."
     words += " Lines go through the means of those that are done." * any(each.scale == "words" for each in shown)
     chart = sweep_charts.panels(shown, short(fields(outcome)), label(outcome, metric), chosen(outcome))
     return drawn(f"{label(outcome, metric)} against each field", words, chart)
@@ -235,13 +236,11 @@ def curves(outcome: Told) -> str:
             lines.append(Curve(trial["number"], trial["state"], x, values))
     if not lines:
         return ""
-    words = "The best so far of each trial's first seed. "
-    words += "Grey: stopped or failed, with the trial's number at the end." * stopped(outcome)
+    states = {line.state for line in lines}
+    words = "The best so far of each trial's first seed."
+    words += " Grey: stopped or failed, with the trial's number at the end." * bool(states & {"stopped", "failed"})
+    words += " Dashed: still running." * ("running" in states)
     return drawn("Learning curves", words, sweep_charts.curves(lines, chosen(outcome), label(outcome)))
-
-
-def stopped(outcome: Told) -> bool:
-    return any(trial["state"] in ("stopped", "failed") and trial["curve"] for trial in outcome["trials"])
 
 
 def rivals(outcome: Told) -> str:

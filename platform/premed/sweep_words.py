@@ -23,14 +23,14 @@ STATES = ("done", "stopped", "running", "waiting", "failed")
 LIGHT, DARK = (240, 245, 250), (0, 88, 143)  # of a grid's worst cell and of its best
 
 
-def heading(outcome: Told) -> str:
+def about(outcome: Told) -> str:
     """What was searched, and how far that has come."""
     how = {"grid": "a grid", "random": "at random", "optuna": "Optuna"}.get(outcome["search"], "")
     how += f" with {str(outcome['scheduler']).upper()}" if outcome["scheduler"] else ""
     counts = {state: sum(trial["state"] == state for trial in outcome["trials"]) for state in STATES}
     states = [f"{counts['done']} of {counted(outcome['num_trials'], 'trial')} done"]
     states += [f"{counts[state]} {state}" for state in STATES[1:] if counts[state]]
-    return printable(f"Sweep {outcome['name']}: {outcome['task']}, {outcome['strategy']}; {how}; {', '.join(states)}")
+    return printable(f"{outcome['task']}, {outcome['strategy']}; {how}; {', '.join(states)}")
 
 
 def answer(outcome: Told) -> str:
@@ -81,7 +81,7 @@ def caveats(outcome: Told) -> Iterator[str]:
     if outcome["metrics"][0].startswith("val/") and len(ranked) > 1:
         yield (
             f"The best of {len(ranked)} validation scores is optimistic, for it was chosen by being the best. No trial"
-            " saw the test part; a run of the best setting opens it once."
+            " saw the test part; premed run opens it once."
         )
     if stopped := [trial for trial in outcome["trials"] if trial["state"] == "stopped"]:
         yield f"{counted(len(stopped), 'trial')} stopped early, after fewer steps; no mean counts them."
@@ -106,14 +106,13 @@ def reused(outcome: Told) -> list[str]:
     spent, alone = sum(found.spent.values()), sum(found.alone.values())
     if not alone:
         return []
-    lines = [f"All stages took {lasting(spent)}; had every trial trained its own, {lasting(alone)}:"
-             f" reuse saved {lasting(found.saved)} ({found.share:.0%})."]  # fmt: skip
-    for kind in found.spent:
+    saved = f"reuse saved {lasting(found.saved, alone)} ({found.share:.0%})"
+    lines = [f"All stages took {lasting(spent, alone)}; had every trial trained its own, {lasting(alone)}: {saved}."]
+    for kind, seconds in found.spent.items():
         if found.num_alone[kind] > found.num_spent[kind]:
-            lines.append(
-                f"{stage(kind)}: {found.num_spent[kind]} in place of {found.num_alone[kind]},"
-                f" {lasting(found.spent[kind])} in place of {lasting(found.alone[kind])}"
-            )
+            count = f"{found.num_spent[kind]} in place of {found.num_alone[kind]}"
+            times = f"{lasting(seconds, found.alone[kind])} in place of {lasting(found.alone[kind])}"
+            lines.append(f"{stage(kind)}: {count}, {times}")
     return lines
 
 
@@ -166,7 +165,7 @@ def told(outcome: Told, found: Spread, metric: int = 0) -> str:
 
 
 def value(outcome: Told, trial: Told, path: str) -> str:
-    return printable(called(outcome, path, trial["setting"][path])) if path in trial["setting"] else "-"
+    return called(outcome, path, trial["setting"][path]) if path in trial["setting"] else "-"
 
 
 def weights(outcome: Told) -> dict[str, float]:
@@ -205,19 +204,20 @@ def stage(kind: str) -> str:
 
 def over(outcome: Told, found: Grid) -> str:
     """What the mean and the deviation in a cell are over."""
+    if all(cell.num < 2 for row in found.cells for cell in row):
+        return "one number a cell"
     names = short(fields(outcome))
     what = [counted(found.num_seeds, "seed")] if found.num_seeds > 1 else []
     what += [f"all {names[path]}" for path in found.over]
-    if not what and any(cell.num > 1 for row in found.cells for cell in row):
-        what = ["the trials of a cell"]
-    return f"mean ± std over {listed(what)}" if what else "one number a cell"
+    return f"mean ± std over {listed(what) or 'the trials of a cell'}"
 
 
-def lasting(seconds: float) -> str:
-    """A time in the unit that suits it."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+def lasting(seconds: float, beside: float | None = None) -> str:
+    """A time in the unit that suits it, or the one that it stands beside."""
+    most = seconds if beside is None else beside
+    size, unit = (1, "s") if most < 120 else (60, "min") if most < 7200 else (3600, "h")
+    digits = 1 if size > 1 and seconds < 10 * size else 0
+    return f"{seconds / size:.{digits}f} {unit}"
 
 
 def shade(share: float) -> tuple[tuple[int, int, int], str]:
