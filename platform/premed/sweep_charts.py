@@ -74,7 +74,7 @@ def curves(lines: Sequence[Curve], best: Sequence[int], ylabel: str) -> bytes:
                   linestyle=(0, (4, 2)) if line.state == "running" else "-", alpha=0.75 if ended else 0.9,
                   marker="o" if len(line.x) == 1 or ended else None, markersize=3,
                   markevery=[-1], zorder=4 if line.number in best else 2 if ended else 3)  # fmt: skip
-        if ended:
+        if line.state != "done":
             axes.annotate(str(line.number), (line.x[-1], line.values[-1]), (3, -2), textcoords="offset points",
                           fontsize=7, color=FAINT)  # fmt: skip
         else:

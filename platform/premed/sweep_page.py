@@ -191,7 +191,7 @@ def costs(outcome: Told) -> str:
         memory = f"{each.peak_memory_mb / 1024:.1f} GB" if math.isfinite(each.peak_memory_mb) else "–"
         lines.append([*cells, Cell(f"{each.total:.0f}", "number"), Cell(memory, "number")])
     said = "".join(f"<li>{text(line)}</li>" for line in reused(outcome))
-    shared = " Shared: another trial had trained it." * any(each.reused for each in found)
+    shared = " Shared: it was there already, and not trained again." * any(each.reused for each in found)
     held = f'<details{" open" * (len(found) <= 24)}><summary>Seconds by trial</summary><div class="wide">'
     held += f'{table(heads, lines)}</div><p class="small">Seconds of all of a trial\'s seeds.{shared}</p></details>'
     title = "What it cost, and what reuse saved" if reuse(outcome).saved else "What it cost"
@@ -238,7 +238,7 @@ def curves(outcome: Told) -> str:
         return ""
     states = {line.state for line in lines}
     words = "The best so far of each trial's first seed."
-    words += " Grey: stopped or failed, with the trial's number at the end." * bool(states & {"stopped", "failed"})
+    words += " Grey: stopped or failed." * bool(states & {"stopped", "failed"})
     words += " Dashed: still running." * ("running" in states)
     return drawn("Learning curves", words, sweep_charts.curves(lines, chosen(outcome), label(outcome)))
 

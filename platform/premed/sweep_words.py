@@ -216,8 +216,7 @@ def lasting(seconds: float, beside: float | None = None) -> str:
     """A time in the unit that suits it, or the one that it stands beside."""
     most = seconds if beside is None else beside
     size, unit = (1, "s") if most < 120 else (60, "min") if most < 7200 else (3600, "h")
-    digits = 1 if size > 1 and seconds < 10 * size else 0
-    return f"{seconds / size:.{digits}f} {unit}"
+    return f"{seconds / size:.{int(size > 1)}f} {unit}"
 
 
 def shade(share: float) -> tuple[tuple[int, int, int], str]:
