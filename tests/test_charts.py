@@ -34,7 +34,7 @@ DRAWINGS = {
 @pytest.fixture
 def figure(monkeypatch):
     """What a chart is made of, in place of the SVG."""
-    monkeypatch.setattr(charts, "_svg", lambda figure: figure)
+    monkeypatch.setattr(charts, "svg", lambda figure: figure)
 
 
 def words(figure: Figure) -> list[str]:
@@ -82,7 +82,7 @@ def test_a_stem_leads_from_the_baseline_to_the_row_at_every_place(figure):
 
 def test_names_of_lines_that_end_together_do_not_lie_on_each_other():
     axes = Figure().add_subplot()
-    charts._label_ends(axes, [(value, "a", "k") for value in (0.5, 0.5, 0.9, 1.0, 1.0, 1.0)])
+    charts.label_ends(axes, [(value, "a", "k") for value in (0.5, 0.5, 0.9, 1.0, 1.0, 1.0)])
     heights = sorted(text.get_position()[1] for text in axes.texts)
     assert min(np.diff(heights)) > 0.05 and heights[-1] <= 1.02
 

@@ -41,7 +41,7 @@ class Strip(NamedTuple):
 
 def fractions(lines: Sequence[Line], ylabel: str) -> bytes:
     """Scores against the share of labels that was used, with bands for their intervals."""
-    figure, axes = _canvas(WIDTH, 3.8)
+    figure, axes = canvas(WIDTH, 3.8)
     ends = []
     for line in lines:
         axes.plot(line.x, line.values, color=line.colour, linewidth=1.8, marker="o", markersize=4)
@@ -55,15 +55,15 @@ def fractions(lines: Sequence[Line], ylabel: str) -> bytes:
         axes.set_xscale("log")
         axes.minorticks_off()
     axes.set_xticks(shares, [f"{100 * share:.4g} %" for share in shares])
-    _dress(axes, "share of the labels used in fine-tuning", ylabel)
+    dress(axes, "share of the labels used in fine-tuning", ylabel)
     axes.margins(x=0.02)
-    _label_ends(axes, ends)
-    return _svg(figure)
+    label_ends(axes, ends)
+    return svg(figure)
 
 
 def pretraining(lines: Sequence[Line], ylabel: str, gate: float | None = None) -> bytes:
     """Validation losses over steps. Lines of one name are seeds and are named once. gate: a level to compare with."""
-    figure, axes = _canvas(WIDTH, 3.4)
+    figure, axes = canvas(WIDTH, 3.4)
     ends = {}
     for line in lines:
         axes.plot(line.x, line.values, color=line.colour, linewidth=1.4, marker="o" if len(line.x) == 1 else None)
@@ -73,9 +73,9 @@ def pretraining(lines: Sequence[Line], ylabel: str, gate: float | None = None) -
         axes.axhline(gate, color=FAINT, linestyle=(0, (5, 3)), linewidth=1.2)
         last.append((gate, "gate: no network", FAINT))
     axes.margins(x=0)
-    _dress(axes, "step", ylabel)
-    _label_ends(axes, last)
-    return _svg(figure)
+    dress(axes, "step", ylabel)
+    label_ends(axes, last)
+    return svg(figure)
 
 
 def strips(rows: Sequence[Strip], base: Strip | None, places: Sequence[str], xlabel: str, ylabel: str) -> bytes:
@@ -86,7 +86,7 @@ def strips(rows: Sequence[Strip], base: Strip | None, places: Sequence[str], xla
     named = len(places) <= NAMED
     height, bottom = 1.05, 0.4 + (0.05 * max(len(short(place, 24)) for place in places) if named else 0)
     size = WIDTH, 0.1 + height * len(rows) + bottom
-    figure = _figure(size)
+    figure = sheet(size)
     x, many = np.arange(len(places)), len(places) > MANY
     everything = np.concatenate([np.asarray(row.values, float) for row in (*rows, *([base] if base else []))])
     low, high = np.nanmin(everything), np.nanmax(everything)
@@ -106,13 +106,13 @@ def strips(rows: Sequence[Strip], base: Strip | None, places: Sequence[str], xla
             said += f"\nabove {base.name} in {int((values > other)[both].sum())} of {int(both.sum())}"
         axes.plot(x, values, ".", color=row.colour, markersize=2 if many else 6, rasterized=many)
         last = number == len(rows) - 1
-        _dress(axes, xlabel if last else "", ylabel if number == (len(rows) - 1) // 2 else "")
+        dress(axes, xlabel if last else "", ylabel if number == (len(rows) - 1) // 2 else "")
         axes.set(xlim=(-0.6, len(places) - 0.4), ylim=(low - 0.06 * (high - low or 1), high + 0.06 * (high - low or 1)))
         axes.set_xticks(x if named else [], [short(place, 24) for place in places] if named and last else None)
         axes.tick_params(axis="x", rotation=90, length=0, labelsize=7, labelbottom=last)
         axes.text(1.015, 0.5, said, transform=axes.transAxes, fontsize=8, color=row.colour, va="center",
                   parse_math=False)  # fmt: skip
-    return _svg(figure)
+    return svg(figure)
 
 
 def bar(
@@ -156,19 +156,19 @@ def spanning(numbers: Sequence[float], marks: Sequence[float] = ()) -> tuple[flo
     return min(known) - air, max(known) + air
 
 
-def _figure(size: tuple[float, float]) -> "Figure":
+def sheet(size: tuple[float, float]) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=size)
 
 
-def _canvas(width: float, height: float) -> "tuple[Figure, Axes]":
+def canvas(width: float, height: float) -> "tuple[Figure, Axes]":
     """A figure with room for names at its right."""
-    figure = _figure((width, height))
+    figure = sheet((width, height))
     return figure, figure.add_axes((0.085, 0.15, 0.67, 0.81))
 
 
-def _dress(axes: "Axes", xlabel: str, ylabel: str) -> None:
+def dress(axes: "Axes", xlabel: str, ylabel: str) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.tick_params(labelsize=8, colors=INK)
@@ -184,7 +184,7 @@ def _end(line: Line) -> list[tuple[float, str, str]]:
     return [(known[-1], short(line.name, 32), line.colour)] if known else []
 
 
-def _label_ends(axes: "Axes", ends: Sequence[tuple[float, str, str]], apart: float = 0.06) -> None:
+def label_ends(axes: "Axes", ends: Sequence[tuple[float, str, str]], apart: float = 0.06) -> None:
     """Names (value, name, colour) at the right of the axes, moved where they would lie on each other."""
     low, high = axes.get_ylim()
     ends = sorted(ends)
@@ -200,7 +200,7 @@ def _label_ends(axes: "Axes", ends: Sequence[tuple[float, str, str]], apart: flo
                   parse_math=False)  # fmt: skip
 
 
-def _svg(figure: "Figure") -> bytes:
+def svg(figure: "Figure") -> bytes:
     from io import BytesIO
 
     from matplotlib import rc_context

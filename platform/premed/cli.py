@@ -61,11 +61,12 @@ def sweep(
         raise UserError("name the sweep's YAML file first")
     asked = load_sweep(files[0], files[1:], [item for item in what if "=" in item])
     from premed import sweep as sweeping
+    from premed import sweep_board
     from premed.livetable import LiveTable
 
     with LiveTable() as show, quiet(as_json):
         outcome = sweeping.report(asked) if as_report else sweeping.run(asked, show)
-    tell(outcome, as_json, print)
+    tell(outcome, as_json, sweep_board.show)
 
 
 @app.command()

@@ -17,15 +17,22 @@ from premed.check import alike, summed_up
 from premed.fanout import percent
 from premed.spec import printable
 
+NAMES = {"dice": "Dice", "hd95": "HD95, mm", "mauc": "mean AUC", "accuracy": "accuracy"}  # of scores
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], words: int = 2) -> None:
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], words: int = 2) -> None:
     """A table on stdout, no wider than it need be; after the first `words` columns, numbers stand on the right."""
     drawn = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
     for i, column in enumerate(columns):
         drawn.add_column(column, justify="left" if i < words else "right", overflow="fold")
     for row in rows:
-        drawn.add_row(*map(Text, row))  # as it is: [a, b] is not rich's markup here
-    Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(drawn)
+        drawn.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))  # [a, b] is no markup here
+    Console(width=width(), highlight=False).print(drawn)
+
+
+def width() -> int | None:
+    """Columns that a line may have; None: as many as the terminal has."""
+    return None if sys.stdout.isatty() else 120
 
 
 def outcomes(found: Sequence[dict[str, Any]]) -> None:

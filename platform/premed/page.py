@@ -16,6 +16,26 @@ table { border-collapse: collapse } th, td { text-align: left; padding: .3rem .8
   border-bottom: 1px solid #e5e5e5; overflow-wrap: anywhere } td.number, th.number { text-align: right }
 .error { color: #a00; font-weight: 600 } .note { color: #777 }
 """
+CHARTED = """
+h2 { border-top: 3px solid #222; padding-top: .6rem; margin-top: 3rem } h3 { font-size: 1rem; margin: 2rem 0 .4rem }
+p, li, figcaption { max-width: 62rem; overflow-wrap: anywhere }
+ul { padding-left: 1.2rem; margin: .4rem 0; color: #555 }
+ul.verdicts { list-style: none; padding: 0; color: #222 } ul.verdicts li { margin: .25rem 0 }
+.wide { overflow-x: auto } .small { color: #777; font-size: 13px } .faint { color: #777 }
+th { font-weight: 600; font-size: 13px; vertical-align: bottom } th, td { overflow-wrap: normal; white-space: nowrap }
+td.name, th.name { min-width: 10rem; max-width: 20rem; overflow-wrap: anywhere; white-space: normal }
+td.number { font-variant-numeric: tabular-nums } td.words { min-width: 7rem; white-space: normal }
+td.interval { color: #555; font-size: 13px } td svg { display: block; margin-top: .15em }
+tr:has(td.first) td { border-top: 2px solid #bbb }
+.dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .4em }
+.up { color: #00704f } .down { color: #a63c00 } details { margin: .8rem 0 } summary { cursor: pointer; color: #333 }
+figure { margin: .8rem 0 } figure img { max-width: 100%; height: auto; display: block }
+figcaption { font-size: 13px; color: #555; margin-bottom: .3rem } figcaption b { color: #222 }
+.beside { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 32rem), 1fr)); gap: 1rem }
+figure.long { grid-column: 1 / -1 }
+code { font-size: 12px }
+"""
+"""What a page of wide tables and charts needs beyond STYLE."""
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -54,3 +74,11 @@ def image(content: bytes, alt: str) -> str:
     """A PNG or an SVG, in the page itself."""
     kind = "png" if content.startswith(b"\x89PNG") else "svg+xml"
     return f'<img alt="{text(alt)}" src="data:image/{kind};base64,{b64encode(content).decode()}">'
+
+
+def drawn(title: str, words: str, chart: bytes) -> str:
+    return f"<h3>{text(title)}</h3><figure><figcaption>{text(words)}</figcaption>{image(chart, title)}</figure>"
+
+
+def bullets(title: str, lines: Sequence[str]) -> str:
+    return f"<h3>{text(title)}</h3><ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>" if lines else ""

@@ -8,31 +8,12 @@ from urllib.parse import urlsplit
 from premed import charts, exhibits, tables
 from premed.console import number
 from premed.contenders import counted, listed
-from premed.page import Cell, document, image, table, text
+from premed.page import CHARTED, Cell, bullets, document, drawn, image, table, text
 from premed.runs import RunStore
 from premed.scoreboard import NAMES, Told, signed
 from premed.spec import UserError
 from premed.tables import Cells, Group
 
-STYLE = """
-h2 { border-top: 3px solid #222; padding-top: .6rem; margin-top: 3rem } h3 { font-size: 1rem; margin: 2rem 0 .4rem }
-p, li, figcaption { max-width: 62rem; overflow-wrap: anywhere }
-ul { padding-left: 1.2rem; margin: .4rem 0; color: #555 }
-ul.verdicts { list-style: none; padding: 0; color: #222 } ul.verdicts li { margin: .25rem 0 }
-.wide { overflow-x: auto } .small { color: #777; font-size: 13px } .faint { color: #777 }
-th { font-weight: 600; font-size: 13px; vertical-align: bottom } th, td { overflow-wrap: normal; white-space: nowrap }
-td.name, th.name { min-width: 10rem; max-width: 20rem; overflow-wrap: anywhere; white-space: normal }
-td.number { font-variant-numeric: tabular-nums } td.words { min-width: 7rem; white-space: normal }
-td.interval { color: #555; font-size: 13px } td svg { display: block; margin-top: .15em }
-tr:has(td.first) td { border-top: 2px solid #bbb }
-.dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .4em }
-.up { color: #00704f } .down { color: #a63c00 } details { margin: .8rem 0 } summary { cursor: pointer; color: #333 }
-figure { margin: .8rem 0 } figure img { max-width: 100%; height: auto; display: block }
-figcaption { font-size: 13px; color: #555; margin-bottom: .3rem } figcaption b { color: #222 }
-.beside { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 32rem), 1fr)); gap: 1rem }
-figure.long { grid-column: 1 / -1 }
-code { font-size: 12px }
-"""
 EXTREMES = 3  # largest gains and losses that are shown
 
 
@@ -66,7 +47,7 @@ def page(outcome: Told, store: RunStore, ui: str | None = None) -> str:
             body += [f"<h3>Head {text(block['head'])}</h3>"] if len(task["blocks"]) > 1 else []
             body += section(Group(task, block, ui), store)
         body.append(bullets("What to know of this task", task["notes"]))
-    return document(f"premed compare: {listed(names)}", STYLE, filter(None, body))
+    return document(f"premed compare: {listed(names)}", CHARTED, filter(None, body))
 
 
 def about(task: Told) -> str:
@@ -96,15 +77,7 @@ def section(group: Group, store: RunStore) -> Iterator[str]:
     yield tables.runs(group)
 
 
-def bullets(title: str, lines: Sequence[str]) -> str:
-    return f"<h3>{text(title)}</h3><ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>" if lines else ""
-
-
 # ---- charts
-
-
-def drawn(title: str, words: str, chart: bytes) -> str:
-    return f"<h3>{text(title)}</h3><figure><figcaption>{text(words)}</figcaption>{image(chart, title)}</figure>"
 
 
 def fractions(group: Group) -> str:

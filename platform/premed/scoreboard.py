@@ -7,11 +7,10 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from premed.console import number, table
+from premed.console import NAMES, number, table
 from premed.spec import UserError
 
 Told = Mapping[str, Any]
-NAMES = {"dice": "Dice", "hd95": "HD95, mm", "mauc": "mean AUC", "accuracy": "accuracy"}
 COLUMNS = [
     "labels",
     "strategy",

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictInt, model_validator
 
+from premed import settings
 from premed.experiment import Experiment, gathered, given, loaded, merged, nested, parsed, read
 from premed.fanout import fan_out, listed
 from premed.spec import Spec, UserError, elsewhere, validated
@@ -223,21 +224,14 @@ class Sweep:
 
     def label(self, setting: Setting) -> str:
         """The setting in few words: `mask_ratio=0.5 epochs=20`."""
-        paths = list(self.search.space)
-        ends = [path.rsplit(".", 1)[-1] for path in paths]
-        short = {path: path if ends.count(end) > 1 else end for path, end in zip(paths, ends, strict=True)}
-        return " ".join(f"{short[path]}={shown(value)}" for path, value in setting.items())
+        short = settings.short(list(self.search.space))
+        return " ".join(f"{short[path]}={settings.word(value, 4)}" for path, value in setting.items())
 
     @property
     def num_trials(self) -> int:
         if self.search.trials is not None:
             return self.search.trials
         return sum(1 for _ in self.combinations())
-
-
-def shown(value: Any) -> str:
-    """A value in few signs."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def load_sweep(file: Path | str, files: Sequence[Path | str] = (), overrides: Sequence[str] = ()) -> Sweep:

@@ -7,22 +7,18 @@ it tries what the study has not seen the end of, and every stage that is finishe
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from functools import cached_property
+from contextlib import contextmanager
 from statistics import pstdev
 from typing import Any
 
-import yaml
-
 from premed.driver import Show
-from premed.experiment import Train, plugin
-from premed.home import home
 from premed.launch import looked_over, settled
 from premed.ledger import first_line
-from premed.records import row, tree
+from premed.plan import Plan, said, trains_of
+from premed.records import row
 from premed.session import Session, session
-from premed.space import COSTS, Choice, Sweep
-from premed.spec import CalledOff, StageFailed, UserError, canonical
+from premed.space import Sweep
+from premed.spec import CalledOff, StageFailed, UserError
 from premed.study import Study, Told
 from premed.trial import Trial, Validations
 from premed.tuning import conduct, rungs, scheduler_of
@@ -31,7 +27,10 @@ WAIT = 0.5  # seconds between two looks at whether all trials are through
 
 
 def run(sweep: Sweep, show: Show) -> dict[str, Any]:
-    """Runs what is not there yet, and returns the outcome so far. UserError before anything starts where it cannot."""
+    """Runs what is not there yet, and returns the outcome, of which a report is written.
+
+    UserError before anything starts where it cannot.
+    """
     sweep.look()
     plan = Plan(sweep)
     if plan.base.train.workers == 0:
@@ -49,96 +48,9 @@ def run(sweep: Sweep, show: Show) -> dict[str, Any]:
 def report(sweep: Sweep) -> dict[str, Any]:
     """The outcome so far, of a sweep that runs, was stopped or is over. UserError where it never began."""
     plan = Plan(sweep)
-    study = plan.study(begun=True)
-    return plan.outcome(study)
-
-
-class Plan:
-    """What follows from a sweep file: names, places, what its trials are scored by."""
-
-    def __init__(self, sweep: Sweep):
-        self.sweep, self.base = sweep, settled(sweep.base)
-        self.task = plugin("tasks", self.base.task).build(self.base.task)
-        self.metrics = sweep.search.metric or (f"val/{self.task.score}",)
-        self.modes = sweep.search.mode or tuple("min" if name in COSTS else "max" for name in self.metrics)
-        told = canonical([sweep.search, self.base, self.metrics, self.modes])
-        self.digest = hashlib.sha256(told.encode()).hexdigest()
-        self.name = sweep.search.name
-        self.where = home() / "sweeps" / f"{self.name}-{self.digest[:8]}"
-
-    def study(self, begun: bool = False) -> Study:
-        directions = [f"{mode}imize" for mode in self.modes]
-        home().mkdir(parents=True, exist_ok=True)
-        url = self.sweep.search.study or f"sqlite:///{home() / 'sweeps.db'}"
-        return Study(self.sweep, f"{self.name} {self.digest[:16]}", url, directions, begun)
-
-    @cached_property
-    def validations(self) -> int:
-        """How often a fine-tuning is scored on val."""
-        return self.base.finetune.validations
-
-    def outcome(self, study: Study) -> dict[str, Any]:
-        """All that a report is made of; writes the best trial's YAML."""
-        search, trials = self.sweep.search, study.trials()
-        front = study.front()
-        best = front[0] if len(self.metrics) == 1 and front else None
-        self.where.mkdir(parents=True, exist_ok=True)
-        if best is not None:
-            self.write_best(next(told for told in trials if told.number == best))
-        return {
-            "name": self.name,
-            "task": self.task.name,
-            "strategy": self.base.strategy,
-            "score": self.task.score,
-            "search": search.search,
-            "scheduler": search.scheduler and search.scheduler.name,
-            "metrics": list(self.metrics),
-            "modes": list(self.modes),
-            "space": {path: said(values) for path, values in search.space.items()},
-            "seeds": list(search.seeds),
-            "num_trials": self.sweep.num_trials,
-            "where": str(self.where),
-            "run_id": study.note("run_id"),
-            "trials": [told_of(told) for told in trials],
-            "best": best,
-            "front": front,
-            "importances": study.importances(),
-        }
-
-    def write_best(self, told: Told) -> None:
-        """The best trial's experiment, of its first seed, for `premed run`: which finds what is there, and tests."""
-        text = yaml.safe_dump(tree(self.sweep.whole(told.setting)[0]), sort_keys=False)
-        head = f"# trial {told.number} of {self.name}: {self.sweep.label(told.setting)}\n"
-        (self.where / "best.yaml").write_text(head + text, encoding="utf-8")
-
-
-def said(values: Any) -> Any:
-    """A field's values as the file has them."""
-    return list(values.choice) if isinstance(values, Choice) else values.model_dump(exclude_none=True)
-
-
-def told_of(told: Told) -> dict[str, Any]:
-    return {
-        "number": told.number,
-        "setting": told.setting,
-        "state": told.state,
-        "values": told.values and list(told.values),
-        "by_seed": told.notes.get("by_seed", {}),
-        "curve": {str(number): value for number, value in told.curve.items()},
-        "stages": told.notes.get("stages", []),
-        "failure": told.notes.get("failure"),
-        "run_id": told.notes.get("run_id"),
-    }
-
-
-def trains_of(sweep: Sweep) -> list[Train]:
-    """How the trials may run: what can never be placed is refused before anything starts."""
-    trains = [sweep.base.train]
-    for path, values in sweep.search.space.items():
-        for value in values.corners if path.startswith("train.") else ():
-            with suppress(UserError):
-                trains.append(sweep.experiments({**next(sweep.combinations()), path: value})[0].train)
-    return trains
+    outcome = plan.outcome(plan.study(begun=True))
+    plan.write(outcome)
+    return outcome
 
 
 class Hearing:
@@ -359,6 +271,6 @@ class Running:
             if found:
                 best = max if self.plan.modes[place] == "max" else min
                 call("log_rows", self.run_id, [row(self.sweep.num_trials, {metric: best(found)})])
-        if (file := self.plan.where / "best.yaml").is_file():
+        for file in self.plan.write(outcome):
             call("log_files", self.run_id, str(file))
         self.close_run(self.run_id, "FINISHED")

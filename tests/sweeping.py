@@ -1,0 +1,99 @@
+"""What tests of a sweep's findings do: made-up outcomes, as `premed sweep --json` prints them."""
+
+from itertools import product
+
+import numpy as np
+
+
+def stage(kind, digest, seconds=60.0, memory=900.0, reused=False):
+    return {"kind": kind, "digest": digest, "seconds": seconds, "peak_memory_mb": memory, "run_id": f"run of {digest}",
+            "reused": reused}  # fmt: skip
+
+
+def trial(number, setting, by_seed=None, **more):
+    """A trial that is done, with the mean over its seeds, unless `more` says something else."""
+    by_seed = {seed: value if isinstance(value, list) else [value] for seed, value in (by_seed or {}).items()}
+    values = np.asarray(list(by_seed.values()), float).mean(axis=0).tolist() if by_seed else None
+    about = {"number": number, "setting": setting, "state": "done", "values": values, "by_seed": by_seed, "curve": {}}
+    return about | {"stages": [], "failure": None, "run_id": f"run of {number}"} | more
+
+
+def outcome(space, trials, **more):
+    """A sweep of them; the best is the one of the highest value."""
+    values = {each["number"]: each["values"][0] for each in trials if each["state"] == "done" and each["values"]}
+    best = max(values, key=values.__getitem__, default=None)
+    about = {"name": "sweep", "task": "Task04_Hippocampus", "strategy": "mae", "score": "dice", "search": "grid"}
+    about |= {"scheduler": None, "metrics": ["val/dice"], "modes": ["max"], "space": space, "seeds": [0, 1]}
+    about |= {"num_trials": len(trials), "where": "/premed/sweeps/sweep", "run_id": "run of the sweep"}
+    about |= {"trials": trials, "best": best, "front": [best] if best is not None else [], "importances": None}
+    return about | more
+
+
+def table(seeds=(0, 1)):
+    """3 x 2 x 3 trials, whose 6 pre-trainings each serve three."""
+    space = {"pretext.mask_ratio": [0.5, 0.1 + 0.2, 0.75], "pretrain.epochs": [20, 40]}
+    space |= {"finetune.layer_decay": [0.65, 0.75, 0.85]}
+    trials, rng = [], np.random.default_rng(0)
+    for number, values in enumerate(product(*space.values())):
+        ratio, epochs, decay = values
+        mean = 0.70 + 0.04 * (epochs == 40) - 0.8 * (ratio - 0.6) ** 2 + 0.1 * (decay - 0.65)
+        by_seed = {str(seed): float(mean + 0.008 * rng.normal()) for seed in seeds}
+        first = stage("pretrain", f"p {ratio} {epochs}", 3.1 * epochs, 1400.0, reused=number % 3 != 0)
+        stages = [first, *(stage("finetune", f"f {number} {seed}", 24 + rng.normal()) for seed in seeds)]
+        first_curve = np.maximum.accumulate(mean - 0.3 / np.arange(1, 7) + 0.01 * rng.normal(size=6))
+        curve = {str(at): float(value) for at, value in enumerate(first_curve, 1)}
+        trials.append(trial(number, dict(zip(space, values, strict=True)), by_seed, stages=stages, curve=curve))
+    importances = {"pretext.mask_ratio": 0.41, "pretrain.epochs": 0.52, "finetune.layer_decay": 0.07}
+    return outcome(space, trials, name="mask_ratio_epochs", seeds=[*seeds], importances=importances)
+
+
+def searched(num=12):
+    """Optuna and ASHA: most are stopped, one fails, one is running."""
+    space = {"finetune.lr": {"loguniform": [1e-4, 1e-1]}, "finetune.layer_decay": {"uniform": [0.6, 1.0]}}
+    space |= {"finetune.epochs": {"int": [10, 40]}, "finetune.head.name": ["linear", "mlp"]}
+    trials, rng = [], np.random.default_rng(1)
+    for number in range(num):
+        lr, decay = float(10 ** rng.uniform(-4, -1)), float(rng.uniform(0.6, 1))
+        setting = dict(zip(space, (lr, decay, int(rng.integers(10, 41)), ["linear", "mlp"][number % 2]), strict=True))
+        mean = 0.62 - 0.05 * (np.log10(lr) + 2.5) ** 2 + 0.05 * decay
+        state = "failed" if number == 4 else "running" if number == 11 else "done" if number % 3 == 0 else "stopped"
+        length = {"done": 9, "running": 4, "failed": 2}.get(state, 1 if number % 2 else 3)
+        curve = np.maximum.accumulate(mean - 0.2 / np.arange(1, length + 1) + 0.01 * rng.normal(size=length))
+        stages = [stage("pretrain", "p", 610.0, 1400.0, reused=number > 0)]
+        stages += [stage("finetune", f"f {number}", 11.0 * length, 700.0)]
+        more = {"curve": {str(i): float(x) for i, x in enumerate(curve, 1)}, "stages": stages, "state": state}
+        more |= (
+            {"failure": "finetune: the loss is not a number at step 41; lower finetune.lr"} if state == "failed" else {}
+        )
+        more |= {"values": [float(curve[-1])] if state == "stopped" else None} if state != "done" else {}
+        trials.append(trial(number, setting, {"0": float(mean)} if state == "done" else {}, **more))
+    importances = {
+        "finetune.lr": 0.83,
+        "finetune.layer_decay": 0.1,
+        "finetune.head.name": 0.04,
+        "finetune.epochs": 0.03,
+    }
+    about = {"search": "optuna", "scheduler": "asha", "seeds": [0], "importances": importances, "score": "mauc"}
+    return outcome(space, trials, name="fine-tuning", task="chestxray14", metrics=["val/mauc"], **about)
+
+
+def weighed(num=14):
+    """Two objectives, three seeds."""
+    space = {"pretrain.epochs": {"int": [5, 80]}, "encoder.name": ["vit", "mit"], "finetune.lr": [1e-3, 3e-3]}
+    trials, rng = [], np.random.default_rng(2)
+    for number in range(num):
+        epochs, encoder = int(rng.integers(5, 81)), ["vit", "mit"][number % 2]
+        seconds = epochs * (4.0 if encoder == "vit" else 6.0) + 70
+        mean = 0.6 + 0.06 * np.log(epochs) / np.log(80) + 0.02 * (encoder == "mit") + 0.015 * rng.normal()
+        by_seed = {str(seed): [float(mean + 0.01 * rng.normal()), seconds] for seed in range(3)}
+        stages = [
+            stage("pretrain", f"p {epochs} {encoder}", seconds - 70),
+            *(stage("finetune", f"f {number} {s}", 23.0) for s in range(3)),
+        ]
+        setting = dict(zip(space, (epochs, encoder, [1e-3, 3e-3][number // 2 % 2]), strict=True))
+        trials.append(trial(number, setting, by_seed, stages=stages))
+    from premed.findings import front
+
+    about = {"metrics": ["val/dice", "seconds"], "modes": ["max", "min"], "seeds": [0, 1, 2], "search": "optuna"}
+    found = outcome(space, trials, name="score against cost", **about)
+    return found | {"best": None, "front": front(found)}
