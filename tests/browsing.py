@@ -29,9 +29,9 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",
-    "--window-size=1600,1000",
+    "--window-size=2400,1400",  # a table renders the columns that are in sight
 )
-PATIENCE = 120  # seconds for a page; the first takes long where the machine is busy
+PATIENCE = 300  # seconds for a page; the first takes long where the machine is busy
 
 
 # ---- the runs
@@ -124,6 +124,12 @@ class Browser:
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(Keys.DELETE, text, Keys.ENTER)
 
+    def escape(self):
+        """Closes the menu that is open."""
+        from selenium.webdriver.common.keys import Keys
+
+        self.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
+
     def table(self, css):
         """The texts of all rows' cells."""
         script = (
@@ -137,7 +143,8 @@ class Browser:
         return self.driver.execute_script(script)
 
     def forget(self):
-        """What the page before told and asked for."""
+        """Leaves the page, whose scripts may go on asking, and what it told and asked for."""
+        self.driver.get("about:blank")
         self.errors(), self.requests()
 
     def errors(self):

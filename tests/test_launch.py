@@ -162,6 +162,13 @@ def test_an_experiment_is_a_run_above_its_stages_and_names_the_pre_training_that
     assert parent.params["pretext.mask_ratio"] == stages[0].params["stage.pretext.mask_ratio"] == "0.75"
 
 
+def test_parameters_are_what_a_yaml_can_say(used):
+    for stage in used[1]["stages"]:
+        run = store_of(used[0]).get(stage["run_id"])
+        assert not {"stage.kind", "stage.parent", "stage.data"} & run.params.keys()
+        assert run.tags["premed.kind"] == stage["kind"] and run.tags["premed.data"]
+
+
 def test_a_run_says_which_commit_it_comes_from(used):
     tags = store_of(used[0]).get(used[1]["run_id"]).tags
     folder = os.path.dirname(launch.__file__)

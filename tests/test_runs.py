@@ -73,6 +73,12 @@ def test_a_stage_is_a_child_of_its_experiment_with_flat_parameters(store):
     assert run.params == {"task.roi": "[96, 96]", "task.at.lr": "0.001"}
 
 
+def test_what_a_run_is_about_comes_before_what_premed_keeps_for_itself(store):
+    about = {"task": "chest", "strategy": "mae", "compute": "2 CPU"}
+    tags = list(store.get(start(store, parent=start(store, "p"), tags=about)).tags)
+    assert tags[:3] == list(about)
+
+
 def test_hundreds_of_long_parameters_and_tags_fit(store):
     long = {f"name {i}": "x" * 9000 for i in range(250)}
     run = store.get(start(store, tags={"yaml": "y" * 9000}, params=long))
@@ -213,11 +219,14 @@ def test_the_best_model_loads_without_pickle_for_any_batch_size(store, module, m
         torch.testing.assert_close(loaded(image), module(image), rtol=0, atol=0)
 
 
-def test_a_version_says_where_it_comes_from(store, module):
+def test_a_version_and_its_run_name_each_other(store, module):
     run_id = start(store, "abc")
     version = store.register(run_id, "chest", module, np.zeros((2, 1, 8, 8), np.float32), 0.5, {})
     found = store.client.get_model_version("chest", version)
-    assert found.run_id == run_id
+    assert found.run_id == run_id and found.description == "a run"
+    (output,) = store.client.get_run(run_id).outputs.model_outputs
+    versions = json.loads(store.client.get_logged_model(output.model_id).tags["mlflow.modelVersions"])
+    assert versions == [{"name": "chest", "version": int(version)}]
     assert found.tags == {"premed.run": run_id, "premed.score": "0.5", "premed.digest": "abc"}
 
 

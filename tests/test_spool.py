@@ -3,15 +3,13 @@
 import json
 import math
 import multiprocessing
-import os
 import signal
 import subprocess
 import sys
-import urllib.request
 
 import numpy as np
 import pytest
-from stores import free_port, rows, start, steps, unreachable
+from stores import come_up, free_port, rows, start, steps, stop, unreachable
 
 from premed.leases import Lease
 from premed.runs import RunStore
@@ -103,22 +101,8 @@ def serve(folder, port):
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder}/m.db", "--artifacts-destination", f"{folder}/files"]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
-            return server
-        except OSError:
-            try:
-                server.wait(0.5)
-                raise RuntimeError("the server ended")
-            except subprocess.TimeoutExpired:
-                continue
-    raise TimeoutError("the server did not come up")
-
-
-def stop(server):
-    os.killpg(server.pid, signal.SIGKILL)
-    server.wait()
+    come_up(server, port)
+    return server
 
 
 @pytest.mark.slow

@@ -114,10 +114,12 @@ class Records:
             name, parent = f"{self.experiment.strategy} {DOING[stage.kind]}{seeded}", None
         else:
             name, parent = f"{title(self.experiment)} {DOING[stage.kind]}", self.run_id
-        params = {"stage": stage.model_dump(mode="json", exclude={"task": {"root"}, "pretext": {"weights"}})}
-        tags = {"premed.data": stage.data, "premed.parent_digest": stage.parent or ""}
+        # the first three are tags: as parameters they would crowd the UI's comparisons
+        hidden: Any = {"kind": True, "parent": True, "data": True, "task": {"root"}, "pretext": {"weights"}}
+        params = {"stage": stage.model_dump(mode="json", exclude=hidden)}
+        tags = self.tags(stage.kind) | ({} if seed is None else {"seed": str(seed)})
         tags |= {"compute": computed_on(self.experiment.train)}
-        tags = self.tags(stage.kind) | tags | ({} if seed is None else {"seed": str(seed)})
+        tags |= {"premed.data": stage.data, "premed.parent_digest": stage.parent or ""}
         run_id = self.ledger.open(self.task.name, name, stage.digest(), stage.kind, parent, tags, params)
         if stage.training is not None:  # an import sees no images
             self.ledger.call("log_datasets", run_id, self.datasets(stage))

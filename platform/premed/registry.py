@@ -42,6 +42,8 @@ def register(
         raise ValueError(f"{name}: parameters must be float32 on the CPU, not {', '.join(sorted(wrong))}")
     if len(example) < 2:
         raise ValueError(f"{name}: the example needs a batch of 2, not {len(example)}")
+    from mlflow.entities import LoggedModelOutput
+
     run = client.get_run(run_id)
     digest = run.data.tags.get("premed.digest", "")
     logged = client.create_logged_model(
@@ -55,9 +57,8 @@ def register(
         client.finalize_logged_model(logged.model_id, "FAILED")
         raise
     client.finalize_logged_model(logged.model_id, "READY")
-    version = _promote(
-        client, name, logged, run_id, {_SCORE: repr(score), "premed.run": run_id, "premed.digest": digest}
-    )
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])  # else the UI's page of the run knows no model
+    version = _promote(client, name, logged, run, {_SCORE: repr(score), "premed.run": run_id, "premed.digest": digest})
     _point_best(client, name)
     return version
 
@@ -90,7 +91,7 @@ def _write(
     )
 
 
-def _promote(client: "MlflowClient", name: str, logged: Any, run_id: str, tags: dict[str, str]) -> str:
+def _promote(client: "MlflowClient", name: str, logged: Any, run: Any, tags: dict[str, str]) -> str:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -100,7 +101,8 @@ def _promote(client: "MlflowClient", name: str, logged: Any, run_id: str, tags: 
             raise
     # a server refuses a path as the source; a database looks `models:/` up at the global URI, which may be another
     source = f"models:/{logged.model_id}" if client.tracking_uri.startswith("http") else logged.artifact_location
-    version = client.create_model_version(name, source, run_id, tags=tags, model_id=logged.model_id).version
+    about = {"description": run.info.run_name, "tags": tags, "model_id": logged.model_id}
+    version = client.create_model_version(name, source, run.info.run_id, **about).version
     shown = json.dumps([{"name": name, "version": version}])
     client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": shown})  # the UI's link from run to version
     return str(version)

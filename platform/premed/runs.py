@@ -106,12 +106,11 @@ class RunStore:
         """A new run's id. `kind`: experiment, or a stage's; `params` may be nested, names get dots."""
         from mlflow.entities import Param
 
-        everything = {"premed.digest": digest, "premed.kind": kind, "mlflow.source.name": "premed"}
+        everything = {name: cut(value) for name, value in (tags or {}).items()}  # first: the UI keeps this order
+        everything |= {"premed.digest": digest, "premed.kind": kind, "mlflow.source.name": "premed"}
         with suppress(OSError, KeyError):  # a container's user may have no name
             everything["mlflow.user"] = getpass.getuser()
-        if parent:
-            everything["mlflow.parentRunId"] = parent
-        everything |= process_tags() | {name: cut(value) for name, value in (tags or {}).items()}
+        everything |= process_tags() | ({"mlflow.parentRunId": parent} if parent else {})
         run = self.client.create_run(self.experiment(experiment), tags=everything, run_name=name)
         for batch in batches([Param(key(name), cut(value)) for name, value in flat(params or {})], 100):
             self.client.log_batch(run.info.run_id, params=batch)
