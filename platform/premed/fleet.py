@@ -31,7 +31,7 @@ class Member:
     tested: bool = True
     """Its test follows its fine-tuning."""
     ruling: Callable[[], float] | None = None
-    """See `Crew.run`."""
+    """Of its fine-tuning; see `Crew.run`."""
 
 
 class Fleet:
@@ -55,7 +55,7 @@ class Fleet:
         while not through:
             crew = self.take(job, of)
             try:
-                through = crew.run(job, run_id, of.pause, of.ruling)
+                through = crew.run(job, run_id, of.pause, of.ruling if job.stage.kind == "finetune" else None)
             finally:
                 with self.change:
                     self.busy.remove(crew)
