@@ -68,6 +68,7 @@ def test_an_experiment_on_a_trunk_is_its_segments_a_cool_down_and_a_fine_tuning(
     found = stages(tmp_path, **TWO)
     assert [stage.kind for stage in found] == ["trunk", "trunk", "cooldown", "finetune", "test"]
     assert [stage.training.epochs for stage in found[:3]] == [2, 4, 4]
+    assert [stage.draws for stage in found] == ["pretrain"] * 3 + ["finetune", "test"]
     assert [stage.parent for stage in found] == [None, *(stage.digest() for stage in found[:-1])]
     plans = [planned(stage, 40) for stage in found[:3]]  # five steps an epoch
     assert [plan.num_steps for plan, _ in plans] == [8, 16, 20]
@@ -309,7 +310,7 @@ def test_a_cool_down_s_run_shows_the_whole_curve(grown):
 
 
 def test_the_cost_of_a_pre_training_is_all_that_it_took_to_get_there(grown, home):
-    found = compare(store_of(home), None)["tasks"][0]
+    found = compare(store_of(home))["tasks"][0]
     rows = {row["label"]: row for row in found["blocks"][0]["rows"]}
     assert [*rows] == ["mae epochs=2", "mae epochs=4"]
     for row, (_, outcomes) in zip(rows.values(), zip((2, 4), grown[1], strict=True), strict=True):

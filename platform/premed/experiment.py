@@ -48,7 +48,8 @@ class Experiment(Spec):
 
     def trainings(self) -> list[tuple[Kind, Spec | None]]:
         """Kind and settings of its stages: pre-training or import (if the strategy has one), fine-tuning, test."""
-        strategy, first = plugin("pretext", self.pretext), []
+        strategy = plugin("pretext", self.pretext)
+        first: Sequence[tuple[Kind, Spec | None]] = []
         if strategy.build:
             assert self.pretrain is not None
             first = self.pretrain.stretches()
