@@ -14,8 +14,8 @@ from pages import Page
 from sweeping import outcome, searched, stage, table, trial, weighed
 
 from premed import findings, sweep_board, sweep_charts, sweep_page
+from premed.axes import axis, scale, short, varied, word
 from premed.findings import Spread, against, cost, front, grid, pairs, ranking, reuse, scored
-from premed.settings import axis, scale, short, varied, word
 from premed.spec import UserError
 from premed.sweep_words import answer, caveats, reused
 

@@ -134,6 +134,7 @@ RANDOM = {"search": "random", "trials": 3}
         ({"scheduler": "hyperband"}, "scheduler.name"),
         ({"base": None}, "base: must name the YAML files"),
         ({"base": "absent.yaml"}, "absent.yaml: cannot be read"),
+        ({"snapshots": "trunk"}, "snapshots: a trunk needs space.pretrain.epochs as a list of values"),
         ({"space": None}, "has no space"),
         ({"trails": 3}, "trails: no such field"),
     ],
@@ -172,3 +173,12 @@ def test_what_is_set_holds_for_all_trials_and_gives_way_to_the_space(write):
     sweep = looked_at(write({"set": {"finetune": {"steps": 7, "layer_decay": 0.5}, "pretrain": {"batch": 2}}}))
     found = sweep.experiments(next(sweep.combinations()))[0]
     assert (found.finetune.steps, found.finetune.layer_decay, found.pretrain.batch) == (7, 0.65, 2)
+
+
+def test_several_lengths_of_pre_training_are_whole_ones_unless_a_trunk_is_asked_for(write):
+    lengths = {"space": {"pretrain.epochs": [40, 10, 20], "finetune.lr": [0.1, 0.2]}}
+    kinds = {"full": ["pretrain", "finetune"], "trunk": ["trunk", "trunk", "cooldown", "finetune"]}
+    for snapshots, expected in kinds.items():
+        sweep = looked_at(write(lengths | {"snapshots": snapshots}))
+        (found,) = sweep.experiments({"pretrain.epochs": 20, "finetune.lr": 0.1})
+        assert found.kinds == expected

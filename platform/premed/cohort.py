@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 
 from premed.contracts import Case, Sample, Task
-from premed.experiment import Finetune, Stage
+from premed.experiment import Stage
 from premed.randomness import key, permutation
+from premed.settings import PRETRAINING, Finetune
 from premed.spec import UserError
 
 
 def cases(stage: Stage, task: Task) -> tuple[list[Case], list[Case]]:
     """What the stage trains on and what it is validated on. A pre-training's have no labels."""
-    if stage.kind == "pretrain":
+    if stage.kind in PRETRAINING:
         train, val = task.images(), [Case(case.name, case.patient, case.image) for case in task.split("val")]
     else:
         assert isinstance(stage.training, Finetune)

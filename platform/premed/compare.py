@@ -15,6 +15,7 @@ from premed.home import home
 from premed.lineup import Block, Row, lineup
 from premed.runs import RunStore
 from premed.scorecards import Card, card
+from premed.settings import TRUNK
 from premed.spec import UserError
 from premed.tracking import masked
 
@@ -150,10 +151,15 @@ def shared(blocks: list[Block]) -> list[str]:
             for run_id in ids:
                 rows.setdefault(f"{kind} {run_id}", set()).add(f"{row.label} at {row.fraction}")
     many = [key for key, some in rows.items() if len(some) > 1]
-    return [f"{counted(len(many), 'pre-training')} served several rows and stand in the cost of each"] if many else []
+    trunk = [key for key in many if key.startswith(TRUNK)]
+    numbers = {"pre-training": len(many) - len(trunk), "trunk segment": len(trunk)}
+    told = [counted(number, word) for word, number in numbers.items() if number]
+    return [f"{each} served several rows and stand in the cost of each" for each in told]
 
 
 def first_stages(row: Row) -> dict[str, set[str]]:
     """The runs of what came before fine-tuning, by kind."""
     kinds = {kind for member in row.members for kind in member.stages} - {"finetune", "test"}
-    return {kind: {member.stages[kind].run_id for member in row.members} for kind in sorted(kinds)}
+    return {
+        kind: {member.stages[kind].run_id for member in row.members if kind in member.stages} for kind in sorted(kinds)
+    }

@@ -10,6 +10,7 @@ from functools import cached_property
 
 from premed.contracts import Part
 from premed.runs import Run, RunStore
+from premed.settings import TRUNK
 from premed.spec import UserError
 
 SEEDS = ("finetune.seed", "pretrain.seed")
@@ -20,7 +21,7 @@ SHORT = {"seed": SEEDS[0], "label_fraction": FRACTION, "head": "finetune.head", 
 
 @dataclass(frozen=True)
 class Member:
-    """One experiment that ran: its own run, those of its stages by kind, and its fields."""
+    """One experiment that ran: its own run, those of its stages by kind (a trunk's by `trunk_<epochs>`), its fields."""
 
     run: Run
     stages: dict[str, Run]
@@ -77,6 +78,8 @@ def fields_of(run: Run, stages: dict[str, Run]) -> dict[str, str]:
     """What an experiment's stages were told, under the names that a YAML has for it."""
     fields = {"strategy": run.tags.get("strategy", "none")}
     for kind, stage in stages.items():
+        if kind.startswith(TRUNK):  # the cool-down says it all; where the segments before it ended changes nothing
+            continue
         hashes = dict(part.split(":", 1) for part in stage.tags.get("premed.data", "").split(" ") if ":" in part)
         if kind in ("finetune", "test"):
             names = {"task": "task", "encoder": "encoder", "training": "finetune"} if kind == "finetune" else {}
@@ -85,7 +88,7 @@ def fields_of(run: Run, stages: dict[str, Run]) -> dict[str, str]:
         fields |= {f"data.{name}": value[:12] for name, value in hashes.items() if value}
         for param, value in stage.params.items():
             top, _, rest = param.removeprefix("stage.").partition(".")
-            if top in names and rest:
+            if top in names and rest and param != "stage.training.trunk":
                 fields[f"{names[top]}.{rest}"] = value
     return fields
 

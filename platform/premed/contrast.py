@@ -8,6 +8,7 @@ import numpy as np
 from premed.lineup import Block, Row
 from premed.runs import Run
 from premed.scorecards import LOWER_IS_BETTER, SCALES, Card
+from premed.settings import TRUNK
 from premed.stats import SEEDS, Interval, Scale, holm, interval
 
 LEVEL = 0.05  # of a Holm-corrected p-value, below which a row is called better or worse
@@ -140,15 +141,18 @@ def verdict(difference: Mapping[str, Any], higher_is_better: bool) -> str:
 
 
 def cost(row: Row) -> dict[str, Any]:
-    """What went before fine-tuning, each run once, and the fine-tunings: seconds, device hours, peak memory."""
-    before = {
-        stage.run_id: stage
-        for member in row.members
-        for kind, stage in member.stages.items()
-        if kind not in ("finetune", "test")
-    }
+    """What went before fine-tuning, each run once, and the fine-tunings: seconds, device hours, peak memory.
+
+    A pre-training is what it took to get there: the trunk's segments on its path, and the cool-down.
+    """
+    before, whole = {}, set()
+    for member in row.members:
+        for kind, stage in member.stages.items():
+            if kind not in ("finetune", "test"):
+                before[stage.run_id] = stage
+                whole |= set() if kind.startswith(TRUNK) else {stage.run_id}
     return {
-        "pretrain": spent([*before.values()]) if before else None,
+        "pretrain": spent([*before.values()]) | {"runs": len(whole)} if before else None,
         "finetune": spent([member.stages["finetune"] for member in row.members]),
     }
 

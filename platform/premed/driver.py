@@ -4,7 +4,7 @@ import hashlib
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,76 +13,23 @@ from typing import Any, NoReturn
 
 import torch
 
-from premed.cache import Cache
-from premed.contracts import Case, Task
-from premed.entry import Entry
-from premed.experiment import BLIND, Experiment, Kind, Stage, Train, plugin
+from premed.cohort import cases
+from premed.data import Data, Show
+from premed.experiment import Experiment, Stage
 from premed.home import home
 from premed.ledger import first_line
 from premed.once import Once
+from premed.planning import planned
 from premed.records import Records
+from premed.settings import BLIND, PRETRAINING, Kind, Train, plugin
 from premed.spec import LeaseLost, StageFailed, UserError, canonical
 from premed.supervised import Supervised
 from premed.worker import Job, make_objective, run_stage
 
-Show = Callable[[dict[str, Any]], None]
-"""Takes the events of a run, as they happen: `{"event": …}`."""
 Trainer = Callable[[Job, str], None]
 """Runs a stage to its result in the vault; what it tells goes to the ledger, under the run's id."""
 KNOWN_BY = ("import", "finetune")  # the kinds of stages whose data tell two experiments of the same fields apart
 POLL = 1.0  # seconds between two looks at a stage that another command is at
-
-
-class Data:
-    """The images of a task, prepared when a stage asks for them and not before; any number of experiments may ask."""
-
-    def __init__(self, experiment: Experiment, mapper: Any, show: Show):
-        self.task: Task = plugin("tasks", experiment.task).build(experiment.task)
-        self.root, self.mapper, self.show = home() / "cache", mapper, show
-        self.files: set[Path] = set()
-        self.once = Once()
-
-    def fingerprint(self, kind: Kind) -> str:
-        """Prepares what a stage of that kind sees, and says what it is: `part:hash part:hash`."""
-        return self.once(kind, partial(self.prepared, kind))[0]
-
-    def prepared(self, kind: Kind) -> str:
-        if kind == "test":
-            groups = {"test": self.task.split("test")}
-        elif kind == "pretrain":
-            blind = [Case(case.name, case.patient, case.image) for case in self.task.split("val")]
-            groups = {"images": self.task.images(), "val": blind}
-        else:
-            groups = {"train": self.task.split("train"), "val": self.task.split("val")}
-        store = Cache(self.root)
-        entries = store.prepare(
-            [case for group in groups.values() for case in group],
-            self.task.recipe,
-            mapper=self.mapper,
-            progress=lambda done, total: self.show({"event": "prepared", "done": done, "total": total}),
-        )
-        refuse_unnamed([case for group in groups.values() for case in group], entries, self.task.labels)
-        self.files |= {entry.path for entry in entries}
-        # beside the files' content: what the task makes of them, whose they are, and the order that draws go by
-        about = [self.task.name, self.task.classes, self.task.channels, self.task.recipe.digest()]
-
-        def told(group: list[Case]) -> str:
-            listed = [[case.name, case.patient] for case in group]
-            content = store.fingerprint(group, labels=kind != "pretrain")
-            return hashlib.sha256(canonical([about, listed, content]).encode()).hexdigest()
-
-        return " ".join(f"{name}:{told(group)}" for name, group in groups.items())
-
-
-def refuse_unnamed(cases: Sequence[Case], entries: Sequence[Entry], labels: Sequence[int]) -> None:
-    """Refuses a label map with a value that no class has: in the loss that would be an index error at best."""
-    for case, entry in zip(cases, entries, strict=True):
-        if isinstance(case.label, Path) and (unknown := set(entry.labels_present) - set(labels)):
-            held = ", ".join(map(str, sorted(unknown)))
-            raise UserError(
-                f"{case.label}: holds the label {held}, which no class has (they are {labels[0]} to {labels[-1]}); "
-                "mend the map (premed data check finds all such files)"
-            )
 
 
 @dataclass
@@ -116,6 +63,7 @@ class Driver:
         self.task = self.data.task
         self.records = Records(experiment, self.task, self.ledger, show, common.pause, common.register)
         self.storage = storage_of(experiment.train)
+        self.jobs: dict[str, Job] = {}  # by digest, of the stages that were asked for so far
 
     def run(self) -> dict[str, Any]:
         """What came of it: task, strategy, the score's name, the MLflow run, and each stage's result."""
@@ -148,40 +96,56 @@ class Driver:
 
     def find_or_train(self, stage: Stage, before: Stage | None) -> dict[str, Any]:
         """The stage's result: what another experiment of this command made of it, its failure too, or our own."""
-
-        def wait() -> None:
-            self.show({"event": "waiting", "kind": stage.kind, "whose": "experiment"})
-            if stage.kind == "pretrain":
-                self.rehearse()
-
-        work = partial(self.found_or_trained, stage, before)
+        job = Job(stage, before, self.experiment.train, self.storage, self.data.root)
+        self.jobs[stage.digest()] = job
+        work, wait = partial(self.found_or_trained, job), partial(self.wait, stage)
         result, ours = self.common.once((stage.digest(), self.storage), work, wait, self.common.pause)
         if ours:
             return result
         self.show({"event": "reused", "kind": stage.kind, "where": result["where"]})
         return result | {"reused": True}
 
-    def found_or_trained(self, stage: Stage, before: Stage | None) -> dict[str, Any]:
-        """The result that is there, or another command's once it is done, or a new one."""
-        job = Job(stage, before, self.experiment.train, self.storage, self.data.root)
-        digest, waiting = stage.digest(), False
-        while (found := self.find(job)) is None:
+    def wait(self, stage: Stage) -> None:
+        """Another experiment of this command is at the stage."""
+        self.show({"event": "waiting", "kind": stage.kind, "whose": "experiment"})
+        if stage.kind in PRETRAINING:
+            self.rehearse()
+
+    def found_or_trained(self, job: Job, whole: bool = False) -> dict[str, Any]:
+        """The result that is there, or another command's once it is done, or a new one.
+
+        whole: what the next segment of a trunk goes on from is there, too.
+        """
+        kind, digest, waiting = job.stage.kind, job.stage.digest(), False
+        while (found := self.find(job, whole)) is None:
             if self.ledger.acquire(digest):
                 try:  # whoever held the lease may just have ended
-                    return self.find(job) or self.restore(job) or self.train(job)
+                    return self.find(job, whole) or (None if whole else self.restore(job)) or self.train(job)
                 except LeaseLost as error:
-                    self.show({"event": "warning", "text": f"{stage.kind}: {error}"})
+                    self.show({"event": "warning", "text": f"{kind}: {error}"})
                 finally:
                     self.ledger.release(digest)
             if not waiting:
-                self.show({"event": "waiting", "kind": stage.kind, "whose": "command"})
+                self.show({"event": "waiting", "kind": kind, "whose": "command"})
             waiting = True
             self.common.pause(POLL)
         return found
 
-    def find(self, job: Job) -> dict[str, Any] | None:
+    def regain(self, job: Job) -> None:
+        """Makes sure of the state that a segment of a trunk ended with.
+
+        It is in the storage alone and in no MLflow: where that was cleaned, the segment is trained again.
+        """
+        work = partial(self.found_or_trained, job, whole=True)
+        if not job.vault.checkpoint_steps():
+            self.show({"event": "warning", "text": f"{job.vault.where}: its state is gone, so it is trained again"})
+            self.common.once((job.stage.digest(), self.storage, "whole"), work, partial(self.wait, job.stage))
+
+    def find(self, job: Job, whole: bool = False) -> dict[str, Any] | None:
         """A stage that is finished, in storage and in MLflow."""
         result = job.vault.get_json("result.json")
+        if whole and not job.vault.checkpoint_steps():
+            return None
         run_id = self.ledger.finished(job.stage.digest(), job.stage.kind) if result else None
         return self.reused(job, run_id, result) if result and run_id else None
 
@@ -192,7 +156,7 @@ class Driver:
         run_id = self.ledger.finished(stage.digest(), stage.kind)
         if result is None and run_id is not None:
             with TemporaryDirectory() as folder:
-                if self.ledger.fetch(run_id, folder, stage.kind != "import"):
+                if self.ledger.fetch(run_id, folder, stage.kind not in ("import", "trunk")):
                     files = [path for path in Path(folder).rglob("*") if path.is_file()]
                     for path in sorted(files, key=lambda path: path.name == "result.json"):  # it says that all is there
                         vault.put(path.relative_to(folder).as_posix(), path.read_bytes())
@@ -216,12 +180,15 @@ class Driver:
     def train(self, job: Job) -> dict[str, Any]:
         """Runs the stage to its result and records it."""
         kind, vault = job.stage.kind, job.vault
-        if kind == "pretrain":
+        if kind in PRETRAINING:
             self.rehearse()
-        run_id = self.records.open_stage(job.stage)
+        if job.origin:
+            self.regain(self.jobs[job.stage.parent or ""])
+        run_id = self.records.open_stage(job.stage, job.origin)
         self.show({"event": "stage", "kind": kind, "where": vault.where})
-        if vault.get("failure.json"):  # of an earlier try
-            vault.remove("failure.json")
+        for name in ("failure.json", "result.json"):  # of an earlier try; of a segment whose state is gone
+            if vault.get(name):
+                vault.remove(name)
         try:
             if kind == "import":  # here, where the file is
                 run_stage(job, self.show, lambda numbers: None)
@@ -256,6 +223,9 @@ class Driver:
 
     def rehearse(self) -> None:
         """Builds all networks without memory for their weights: a mistake in a later stage costs no earlier one."""
+        for stage in self.experiment.stages(lambda kind: ""):
+            if stage.kind == "trunk":
+                planned(stage, len(cases(stage, self.task)[0]))
         with self.rehearsing, torch.device("meta"):
             for stage in self.experiment.stages(lambda kind: ""):
                 objective, _ = make_objective(Job(stage, None, self.experiment.train, "", self.data.root), self.task)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from premed.runs import Run, RunStore
+from premed.settings import TRUNK
 
 Told = Mapping[str, Any]
 LONG = 1200  # pixels
@@ -125,11 +126,11 @@ def curve(label: str, points: Iterator[Told]) -> Curve:
 
 
 def before(rows: Sequence[Told]) -> Iterator[tuple[str, str, str]]:
-    """(label, seed, run) of all stages before fine-tuning."""
+    """(label, seed, run) of all stages before fine-tuning; a trunk's segments are in the cool-down's curve."""
     for row in rows:
         for run in row["runs"]:
             for kind, run_id in run["stages"].items():
-                if kind not in SCORING:
+                if kind not in SCORING and not kind.startswith(TRUNK):
                     yield row["label"], run["pretrain_seed"] or run["seed"], run_id
 
 

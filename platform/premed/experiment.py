@@ -6,111 +6,15 @@ under `only: {mae: …}` holds for that strategy. A plug-in is named by its file
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial, reduce
-from importlib import import_module
+from functools import reduce
 from pathlib import Path
-from pkgutil import iter_modules
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import SerializeAsAny, model_validator
 
-import premed
-from premed.contracts import Augment
+from premed.settings import BLIND, PRETRAINING, Finetune, Kind, Pretrain, Train, plugged, plugin
 from premed.spec import Spec, UserError, elsewhere, unscored, validated
-
-Kind = Literal["pretrain", "import", "finetune", "test"]
-BLIND: tuple[Kind, ...] = ("pretrain", "import")
-"""They make an encoder and see no label, so that any number of fine-tunings may share them."""
-
-
-def plugin(folder: str, config: Any) -> Any:
-    """The module of `folder` that a configuration's `name` means."""
-    name = config.get("name") if isinstance(config, dict) else getattr(config, "name", config)
-    names = sorted(module.name for module in iter_modules([str(Path(premed.__file__).parent / folder)]))
-    if name not in names:
-        raise ValueError(f"{name!r} is not one of {', '.join(names)}")
-    return import_module(f"premed.{folder}.{name}")
-
-
-def _configured(folder: str, config: Any) -> Any:
-    if isinstance(config, Spec):
-        return config
-    module = plugin(folder, config)
-    return module.Config.model_validate(config if isinstance(config, dict) else {"name": config})
-
-
-def _plugged(folder: str) -> Any:
-    return Annotated[SerializeAsAny[Spec], BeforeValidator(partial(_configured, folder))]
-
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Training(Spec):
-    """How long, how fast, from which seed. The effective learning rate is `lr` × `batch` / 256."""
-
-    epochs: int = Field(ge=1)
-    warmup_epochs: float = Field(0.0, ge=0)
-    steps: int | None = Field(None, ge=1)
-    """So many steps in place of the epochs' (warm-up keeps its share): the same for any number of images."""
-    batch: int = Field(ge=1)
-    """Images per step over all workers and micro-batches."""
-    lr: float = Field(gt=0)
-    weight_decay: float = Field(0.05, ge=0)
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
-    clip: float | None = Field(None, gt=0)
-    """Limit of the gradient's norm; the papers do not clip."""
-    seed: int = 0
-    validations: int = Field(20, ge=1)
-    """How often val is scored, evenly spread over the steps; the last is at the end."""
-    augment: Augment = Augment()
-
-
-class Pretrain(Training):
-    """Pre-training on the task's training images, without labels."""
-
-    @model_validator(mode="after")
-    def _label_free(self) -> "Pretrain":
-        if self.augment.positive is not None:
-            raise ValueError("augment.positive: crops that look at labels are not self-supervised; leave it out here")
-        return self
-
-
-class Finetune(Training):
-    """Fine-tuning with labels; val picks the checkpoint."""
-
-    head: _plugged("heads")  # type: ignore[valid-type]
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    layer_decay: float = Field(1.0, gt=0, le=1)
-    drop_path: float = Field(0.0, ge=0, lt=1)
-    label_fraction: float = Field(1.0, gt=0, le=1)
-    """The share of training patients whose labels are used; drawn by `seed`, smaller ones are part of larger ones."""
-
-
-class Train(Spec):
-    """Where and how a stage runs. A result depends on none of it beyond floating-point order: none is in a digest."""
-
-    workers: int = elsewhere(1, ge=0)
-    """Ray Train workers; 0 trains in this process, without Ray, for debugging."""
-    gpu: bool = elsewhere(False)
-    """One GPU per worker."""
-    cpus: float = elsewhere(1, gt=0)
-    """CPUs per worker."""
-    accumulate: int = elsewhere(1, ge=1)
-    """Micro-batches per step and worker."""
-    precision: Literal["auto", "fp32", "bf16"] = elsewhere("auto")
-    """auto: bf16 autocast on GPUs and on CPUs with bf16 matrix units, fp32 elsewhere."""
-    loaders: int = elsewhere(0, ge=0)
-    """Processes per worker that read ahead."""
-    log_steps: int = elsewhere(20, ge=1)
-    """Steps between two points of a curve; checkpoints fall on these points."""
-    save_minutes: float = elsewhere(5.0, ge=0)
-    """At least so long between two checkpoints; 0 saves at every point."""
-    storage: str | None = elsewhere(None)
-    """Where checkpoints and results go: a path or URL all nodes reach. None: PREMED_HOME/checkpoints."""
-    max_failures: int = elsewhere(2, ge=-1)
-    """How often a failed stage goes on from its newest good checkpoint; -1: always."""
 
 
 class Experiment(Spec):
@@ -118,9 +22,9 @@ class Experiment(Spec):
 
     name: str | None = elsewhere(None)
     """What people call it; the task and the strategy, if nothing is said."""
-    task: _plugged("tasks")  # type: ignore[valid-type]
-    encoder: _plugged("encoders")  # type: ignore[valid-type]
-    pretext: _plugged("pretext")  # type: ignore[valid-type]
+    task: plugged("tasks")  # type: ignore[valid-type]
+    encoder: plugged("encoders")  # type: ignore[valid-type]
+    pretext: plugged("pretext")  # type: ignore[valid-type]
     pretrain: Pretrain | None = None
     finetune: Finetune
     train: Train = Train()
@@ -139,10 +43,19 @@ class Experiment(Spec):
 
     @property
     def kinds(self) -> list[Kind]:
-        """Of its stages, in order: pre-training or import (if the strategy has one), fine-tuning, test."""
+        """Of its stages, in order."""
+        return [kind for kind, _ in self.trainings()]
+
+    def trainings(self) -> list[tuple[Kind, Spec | None]]:
+        """Kind and settings of its stages: pre-training or import (if the strategy has one), fine-tuning, test."""
         strategy = plugin("pretext", self.pretext)
-        first: list[Kind] = ["pretrain"] if strategy.build else ["import"] if hasattr(strategy, "weights") else []
-        return [*first, "finetune", "test"] if self.test else [*first, "finetune"]
+        first: Sequence[tuple[Kind, Spec | None]] = []
+        if strategy.build:
+            assert self.pretrain is not None
+            first = self.pretrain.stretches()
+        elif hasattr(strategy, "weights"):
+            first = [("import", None)]
+        return [*first, ("finetune", self.finetune), *([("test", self.finetune)] if self.test else [])]
 
     def stages(self, data: "Callable[[Kind], str]") -> "Iterator[Stage]":
         """Its stages in order, each naming its parent.
@@ -150,9 +63,8 @@ class Experiment(Spec):
         data: a stage's kind to the fingerprint of the data that it sees. It is asked when the stage's turn comes, for
         "test" only after the fine-tuning was taken, and never if `test` is false.
         """
-        trainings = {"pretrain": self.pretrain, "import": None}
         parent = None
-        for kind in self.kinds:
+        for kind, training in self.trainings():
             stage = Stage(
                 kind=kind,
                 parent=parent,
@@ -160,7 +72,7 @@ class Experiment(Spec):
                 task=unscored(self.task) if kind in BLIND else self.task,
                 encoder=self.encoder,
                 pretext=self.pretext if kind in BLIND else None,
-                training=trainings.get(kind, self.finetune),
+                training=training,
             )
             yield stage
             parent = stage.digest()
@@ -176,6 +88,11 @@ class Stage(Spec):
     encoder: SerializeAsAny[Spec]
     pretext: SerializeAsAny[Spec] | None = None
     training: SerializeAsAny[Spec] | None
+
+    @property
+    def draws(self) -> str:
+        """What its draws are keyed by: the same for all that pre-trains, so that a trunk goes on across its stages."""
+        return "pretrain" if self.kind in PRETRAINING else self.kind
 
     @property
     def folder(self) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from premed.settings import Axis, Scale, Told, axis, fields, finite, scale, varied
+from premed.axes import Axis, Scale, Told, axis, fields, finite, scale, varied
 
 NEVER = ("waiting", "running", "failed")  # states in which a trial has no score to show
 

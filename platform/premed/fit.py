@@ -38,6 +38,29 @@ class Schedule:
         rest = (step - self.warmup_steps) / max(self.num_steps - self.warmup_steps, 1)
         return self.lr * 0.5 * (1 + cos(pi * min(rest, 1.0)))
 
+    def progress(self, step: int) -> float:
+        """What an objective is told of how far the training is at step 0, 1, …"""
+        return step / self.num_steps
+
+
+@dataclass(frozen=True)
+class Trapezoid(Schedule):
+    """Linear warm-up from 0, a constant rate, and from step `turn` on a straight line to 0.
+
+    The first two are a trunk's (WSD: Hu 2024, arXiv:2404.06395; Hägele 2024, arXiv:2405.18392). Up to `turn` nothing
+    here depends on `num_steps`, so that trainings of any length have it in common.
+    """
+
+    turn: int
+
+    def at(self, step: int) -> float:
+        rise = min(step / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
+        return self.lr * rise * min((self.num_steps - step) / (self.num_steps - self.turn), 1.0)
+
+    def progress(self, step: int) -> float:
+        """0 on the trunk, which knows no end; to 1 along the cool-down."""
+        return max(step - self.turn, 0) / (self.num_steps - self.turn)
+
 
 @dataclass(frozen=True)
 class EpochPlan:
@@ -85,7 +108,7 @@ def fit(
     device = next(module.parameters()).device
     module.train()
     for step, batches in feed(plan, sources, start, accumulate):
-        progress = step / plan.num_steps
+        progress = schedule.progress(step)
         lr = set_lr(optimizer, schedule.at(step))
         total, numbers = torch.zeros((), device=device), {"lr": lr}
         for i, batch in enumerate(batches):

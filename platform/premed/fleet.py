@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from itertools import count
 
 from premed.crew import Crew
-from premed.experiment import Kind, Train
+from premed.settings import Kind, Train
 from premed.worker import Job
 
-ORDER: dict[Kind, int] = {"test": 0, "pretrain": 1, "finetune": 2}
+ORDER: dict[Kind, int] = {"test": 0, "trunk": 1, "pretrain": 1, "cooldown": 1, "finetune": 2}
 LOOK = 0.2  # seconds between two looks at whether there is room now
 Resources = Mapping[str, float]
 

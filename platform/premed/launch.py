@@ -10,12 +10,14 @@ from typing import Any
 
 from premed.check import Check, refuse
 from premed.contracts import Task
-from premed.driver import Data, Driver, Show
-from premed.experiment import Experiment, plugin
+from premed.data import Data, Show
+from premed.driver import Driver
+from premed.experiment import Experiment
 from premed.fanout import told_apart
 from premed.importing import foresee
 from premed.ledger import first_line
 from premed.session import Session, ray_or_not, session
+from premed.settings import plugin
 from premed.spec import StageFailed, UserError
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 
 from premed import sweep_board, sweep_page
-from premed.experiment import Train, plugin
 from premed.home import home
 from premed.launch import settled
 from premed.records import tree
+from premed.settings import Train, plugin
 from premed.space import COSTS, Choice, Sweep
 from premed.spec import UserError, canonical
 from premed.study import Study, Told

@@ -13,7 +13,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from premed.console import score_words
 from premed.watch import PAST
 
-DOING = {"pretrain": "pre-training", "import": "importing weights", "finetune": "fine-tuning", "test": "testing"}
+DOING = {
+    "pretrain": "pre-training",
+    "trunk": "pre-training, trunk",
+    "cooldown": "pre-training, cool-down",
+    "import": "importing weights",
+    "finetune": "fine-tuning",
+    "test": "testing",
+}
 EVERY = 10.0  # seconds between two plain lines of the same kind
 
 

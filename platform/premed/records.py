@@ -1,7 +1,8 @@
 """What MLflow is told of an experiment: a run of its own, its fine-tuning and test below it, and what they came to.
 
 A pre-training is nobody's child, for many experiments may share it: they, their fine-tunings and their tests name it
-in the tag `pretrain_run`. A run has one writer at a time: whoever holds the lease of its digest, until MLflow has heard
+in the tag `pretrain_run`; on a trunk that is the cool-down's, and the experiment names the segments before it in
+`trunk_<epochs>_run`. A run has one writer at a time: whoever holds the lease of its digest, until MLflow has heard
 that it ended.
 """
 
@@ -20,14 +21,22 @@ import yaml
 
 from premed.cohort import cases
 from premed.contracts import Task
-from premed.experiment import BLIND, Experiment, Kind, Stage, Train
+from premed.experiment import Experiment, Stage
 from premed.fanout import title
 from premed.home import home, portable
+from premed.settings import BLIND, PRETRAINING, TRUNK, Kind, Pretrain, Train
 from premed.spec import StageFailed
 from premed.vault import Vault
 from premed.worker import Job, make_objective
 
-DOING: dict[Kind, str] = {"pretrain": "pre-training", "import": "weights", "finetune": "fine-tuning", "test": "test"}
+DOING: dict[Kind, str] = {
+    "pretrain": "pre-training",
+    "trunk": "trunk",
+    "cooldown": "cool-down",
+    "import": "weights",
+    "finetune": "fine-tuning",
+    "test": "test",
+}
 REGISTERING = threading.Lock()  # torch exports one network at a time, and the ledger's threads are for other things
 CONTEXTS = {"images": "training", "train": "training", "val": "validation", "test": "testing"}
 
@@ -69,7 +78,7 @@ class Records:
 
     def close(self, stages: list[dict[str, Any]]) -> None:
         """Scores and the resolved YAML on the experiment's run, unless they are there."""
-        tags = {f"{done['kind']}_run": done["run_id"] for done in stages}
+        tags = {f"{known_as(done)}_run": done["run_id"] for done in stages}
         tags |= {"pretrain_run": self.pretrain_run} if self.pretrain_run else {}
         if self.ledger.holds(self.run_id, tags):
             return
@@ -103,19 +112,22 @@ class Records:
 
     # ---- its stages
 
-    def open_stage(self, stage: Stage) -> str:
-        """The stage's run: the unfinished one goes on, else a new one starts."""
+    def open_stage(self, stage: Stage, origin: Vault | None = None) -> str:
+        """The stage's run: the unfinished one goes on, else a new one starts. origin: see `Job.origin`."""
         seed = stage.training and stage.training.seed  # type: ignore[attr-defined]
         if not self.writing:
             self.ledger.reopen(self.run_id)
             self.writing = True
         if stage.kind in BLIND:  # others may share it
             seeded = "" if seed is None else f" seed {seed}"
-            name, parent = f"{self.experiment.strategy} {DOING[stage.kind]}{seeded}", None
+            on_trunk = isinstance(stage.training, Pretrain) and stage.training.trunk
+            which = f" {stage.training.epochs} epochs" if on_trunk else ""  # type: ignore[union-attr]
+            name, parent = f"{self.experiment.strategy} {DOING[stage.kind]}{which}{seeded}", None
         else:
             name, parent = f"{title(self.experiment)} {DOING[stage.kind]}", self.run_id
         # the first three are tags: as parameters they would crowd the UI's comparisons
         hidden: Any = {"kind": True, "parent": True, "data": True, "task": {"root"}, "pretext": {"weights"}}
+        hidden |= {"training": stage.training.unsaid()} if isinstance(stage.training, Pretrain) else {}
         params = {"stage": stage.model_dump(mode="json", exclude=hidden)}
         tags = self.tags(stage.kind) | ({} if seed is None else {"seed": str(seed)})
         tags |= {"compute": computed_on(self.experiment.train)}
@@ -123,6 +135,8 @@ class Records:
         run_id = self.ledger.open(self.task.name, name, stage.digest(), stage.kind, parent, tags, params)
         if stage.training is not None:  # an import sees no images
             self.ledger.call("log_datasets", run_id, self.datasets(stage))
+        if origin:  # before the stage's own points, for MLflow takes them in order
+            self.ledger.call("log_rows", run_id, curve_of(origin))
         return run_id
 
     def tags(self, kind: str) -> dict[str, str]:
@@ -133,7 +147,7 @@ class Records:
             return tags
         tags |= {"head": experiment.finetune.head.name, "label_fraction": f"{experiment.finetune.label_fraction:g}"}
         tags |= {"score": self.task.score} | ({"pretrain_run": self.pretrain_run} if self.pretrain_run else {})
-        trained = pretrain and "pretrain" in experiment.kinds
+        trained = pretrain and experiment.kinds[0] in PRETRAINING
         return tags | ({"pretrain_seed": str(pretrain.seed)} if pretrain and trained else {})
 
     def datasets(self, stage: Stage) -> list[dict[str, Any]]:
@@ -157,11 +171,10 @@ class Records:
         folder = local_copy(vault)
         if not vault.local:
             self.copies[run_id] = [folder.name]
-        curve = [json.loads(line) for line in (vault.get("curve.jsonl") or b"").splitlines()]
-        if curve:
+        if curve := curve_of(vault):
             call("log_rows", run_id, curve)
         call("log_rows", run_id, [row(result.get("num_steps", 0), numbers_of(result))])
-        if scores := vault.get_json("scores.json"):  # an import has none
+        if scores := vault.get_json("scores.json"):  # an import and a trunk have none
             call("log_scores", run_id, scores)
         for name in ("pictures", "parts"):
             if (folder / name).is_dir():
@@ -227,10 +240,22 @@ def totals(stages: list[dict[str, Any]]) -> dict[str, float]:
     """The scores and seconds of all stages, for the experiment's run."""
     numbers: dict[str, float] = {}
     for done in stages:
-        prefix = "pretrain_" if done["kind"] == "pretrain" else ""
+        which = "pretrain" if done["kind"] in PRETRAINING else done["kind"]
+        prefix = "pretrain_" if which == "pretrain" else ""
         numbers |= {f"{prefix}{name}": value for name, value in done["summary"].items() if name.count("/") == 1}
-        numbers[f"{done['kind']}_seconds"] = done["seconds"]
+        numbers[f"{which}_seconds"] = numbers.get(f"{which}_seconds", 0.0) + done["seconds"]
     return numbers
+
+
+def known_as(done: dict[str, Any]) -> str:
+    """What an experiment calls a stage of its own, by its result."""
+    if done["kind"] == "trunk":
+        return f"{TRUNK}{done['epochs']}"
+    return "pretrain" if done["kind"] in PRETRAINING else done["kind"]
+
+
+def curve_of(vault: Vault) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (vault.get("curve.jsonl") or b"").splitlines()]
 
 
 def local_copy(vault: Vault) -> Path:

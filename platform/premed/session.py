@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any
 
 from premed.crew import Crew, actor
-from premed.driver import Common, Show, Trainer
+from premed.data import Show
+from premed.driver import Common, Trainer
 from premed.experiment import Train
 from premed.fleet import Fleet, Member, fits, workers_of
 from premed.home import home

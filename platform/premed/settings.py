@@ -1,126 +1,150 @@
-"""The fields that a sweep varies and the values that its trials have: as words, as places in a table, as a scale."""
+"""What a stage is told: how long, how fast, from which seed; and plug-ins, which are named by their files."""
 
-import json
-import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Annotated, Any, Literal
 
-import numpy as np
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
-from premed.spec import printable
+import premed
+from premed.contracts import Augment
+from premed.spec import Spec, elsewhere
 
-Told = Mapping[str, Any]
-Scale = Literal["words", "linear", "log"]
-BINS = 4  # parts of a range, each as wide as the others on its scale
-SINGLE = 6  # so many different values of a range, or fewer, stand each for themselves
-
-
-class Axis(NamedTuple):
-    """A field's values as places in a table: what each is called, and which one every trial belongs to."""
-
-    field: str
-    labels: Sequence[str]
-    places: Mapping[int, int]
-    """By the trial's number; a trial without the field is not in it."""
+Kind = Literal["pretrain", "trunk", "cooldown", "import", "finetune", "test"]
+PRETRAINING: tuple[Kind, ...] = ("pretrain", "trunk", "cooldown")
+"""Training on images without labels: whole, or as segments of a trunk and the cool-down that makes an encoder of it."""
+BLIND: tuple[Kind, ...] = (*PRETRAINING, "import")
+"""They make an encoder and see no label, so that any number of fine-tunings may share them."""
+TRUNK = "trunk_"
+"""With its epochs after it: what an experiment calls a segment of the trunk that its pre-training stands on."""
 
 
-def fields(outcome: Told) -> list[str]:
-    """Dotted paths: the space's, in its order, then what settings hold besides."""
-    return list(dict.fromkeys([*outcome["space"], *(path for t in outcome["trials"] for path in t["setting"])]))
+def plugin(folder: str, config: Any) -> Any:
+    """The module of `folder` that a configuration's `name` means."""
+    name = config.get("name") if isinstance(config, dict) else getattr(config, "name", config)
+    names = sorted(module.name for module in iter_modules([str(Path(premed.__file__).parent / folder)]))
+    if name not in names:
+        raise ValueError(f"{name!r} is not one of {', '.join(names)}")
+    return import_module(f"premed.{folder}.{name}")
 
 
-def varied(outcome: Told) -> list[str]:
-    """Fields that have several values, in the space or among the trials; the most important first, if that is known."""
-    several = [path for path in fields(outcome) if _range(outcome, path) or len(_labels(outcome, path)) > 1]
-    known = outcome["importances"] or {}
-    return sorted(several, key=lambda path: -finite(known.get(path, 0.0), 0.0))
+def _configured(folder: str, config: Any) -> Any:
+    if isinstance(config, Spec):
+        return config
+    module = plugin(folder, config)
+    return module.Config.model_validate(config if isinstance(config, dict) else {"name": config})
 
 
-def short(paths: Sequence[str]) -> dict[str, str]:
-    """By path, its last part or parts: as many as tell it apart; a `name` alone says nothing."""
-
-    def endings(path: str) -> list[str]:
-        parts = path.split(".")
-        return [".".join(parts[-i:]) for i in range(1, len(parts) + 1) if (i, parts[-1]) != (1, "name")] or [path]
-
-    taken = [ending for path in dict.fromkeys(paths) for ending in endings(path)]
-    return {path: printable(next((x for x in endings(path) if taken.count(x) == 1), path)) for path in paths}
+def plugged(folder: str) -> Any:
+    """The type of a field that holds a plug-in's configuration, by its name alone or with more."""
+    return Annotated[SerializeAsAny[Spec], BeforeValidator(partial(_configured, folder))]
 
 
-def word(value: Any, digits: int = 12) -> str:
-    """A value as a YAML has it, without the noise of binary fractions."""
-    if isinstance(value, bool) or value is None:
-        return json.dumps(value)
-    if isinstance(value, float):
-        return f"{value:.{digits}g}"
-    return value if isinstance(value, str) else json.dumps(_quiet(value), ensure_ascii=False)
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-def called(outcome: Told, path: str, value: Any) -> str:
-    """A trial's value of a field; of one that was drawn from a range, the digits that matter."""
-    return printable(word(value, 3 if _range(outcome, path) else 12))
+class Training(Spec):
+    """How long, how fast, from which seed. The effective learning rate is `lr` × `batch` / 256."""
+
+    epochs: int = Field(ge=1)
+    warmup_epochs: float = Field(0.0, ge=0)
+    steps: int | None = Field(None, ge=1)
+    """So many steps in place of the epochs' (warm-up keeps its share): the same for any number of images."""
+    batch: int = Field(ge=1)
+    """Images per step over all workers and micro-batches."""
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    clip: float | None = Field(None, gt=0)
+    """Limit of the gradient's norm; the papers do not clip."""
+    seed: int = 0
+    validations: int = Field(20, ge=1)
+    """How often val is scored, evenly spread over the steps; the last is at the end."""
+    augment: Augment = Augment()
 
 
-def axis(outcome: Told, path: str) -> Axis:
-    """The places of a field: its values, or equal parts of its range where a range has many."""
-    held = {trial["number"]: trial["setting"][path] for trial in outcome["trials"] if path in trial["setting"]}
-    if _range(outcome, path):
-        known = {number: float(value) for number, value in held.items() if math.isfinite(finite(value))}
-        if len(set(known.values())) > SINGLE:
-            edges = _edges(outcome, path, list(known.values()))
-            whole = (_range(outcome, path) or ("",))[0] == "int"  # whose parts do not share their ends
-            ends = zip(edges[:-1].tolist(), (edges[1:] - whole).tolist(), strict=True)
-            names = [f"{word(low, 3)} … {word(high, 3)}" if low < high else word(low, 3) for low, high in ends]
-            last = len(names) - 1
-            places = {n: int(np.clip(np.searchsorted(edges, x, "right") - 1, 0, last)) for n, x in known.items()}
-            return Axis(path, names, places)
-    labels = _labels(outcome, path)
-    return Axis(path, labels, {number: labels.index(called(outcome, path, value)) for number, value in held.items()})
+class Pretrain(Training):
+    """Pre-training on the task's training images, without labels."""
+
+    trunk: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    """Values of `epochs`, its own among them, that share one training at a constant rate and each cool down from it;
+    those above its own are dropped. None: a training of its own, by half a cosine. See docs/trunk.md."""
+    cooldown: float = Field(0.2, gt=0, lt=1)
+    """The share of the epochs over which the rate falls from the trunk's to 0; of no account without `trunk`."""
+
+    @field_validator("trunk")
+    @classmethod
+    def _up_to_its_own(cls, trunk: tuple[int, ...] | None, info: ValidationInfo) -> tuple[int, ...] | None:
+        if trunk is None or "epochs" not in info.data:
+            return trunk
+        if list(trunk) != sorted({*trunk}):
+            raise ValueError(f"must be different numbers of epochs in rising order, as in [10, 20] (it is {[*trunk]})")
+        if (epochs := info.data["epochs"]) not in trunk:
+            raise ValueError(f"{[*trunk]} does not hold the pre-training's own epochs, {epochs}; add them there")
+        return tuple(mark for mark in trunk if mark <= epochs)
+
+    @model_validator(mode="after")
+    def _on_a_trunk(self) -> "Pretrain":
+        if self.trunk and self.steps is not None:
+            raise ValueError("steps: a trunk's values are epochs; leave steps out, or trunk")
+        if self.trunk and self.warmup_epochs > (most := self.trunk[0] * (1 - self.cooldown)):
+            mend = f"make it {most:g} at the most, or leave the smallest value out"
+            raise ValueError(f"warmup_epochs: {self.warmup_epochs:g} do not end before trunk's first cool-down; {mend}")
+        return self
+
+    @model_validator(mode="after")
+    def _label_free(self) -> "Pretrain":
+        if self.augment.positive is not None:
+            raise ValueError("augment.positive: crops that look at labels are not self-supervised; leave it out here")
+        return self
+
+    def unsaid(self) -> set[str]:
+        return {"trunk", "cooldown"} if self.trunk is None else set()
+
+    def stretches(self) -> "list[tuple[Kind, Pretrain]]":
+        """The stages it comes to, in order. Those of a trunk depend on no value above their own."""
+        if self.trunk is None:
+            return [("pretrain", self)]
+        marks = [mark for mark in self.trunk if mark <= self.epochs]
+        segments = [
+            self.model_copy(update={"epochs": mark, "trunk": tuple(marks[: i + 1])}) for i, mark in enumerate(marks)
+        ]
+        return [*(("trunk", segment) for segment in segments), ("cooldown", segments[-1])]
 
 
-def scale(outcome: Told, path: str) -> Scale:
-    """How a field's values are laid out: as words, or as numbers of a range."""
-    kind, ends = _range(outcome, path) or ("", ())
-    if not kind or not all(math.isfinite(finite(end)) for end in ends):
-        return "words"
-    return "log" if kind == "loguniform" and min(ends) > 0 else "linear"
+class Finetune(Training):
+    """Fine-tuning with labels; val picks the checkpoint."""
+
+    head: plugged("heads")  # type: ignore[valid-type]
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    label_fraction: float = Field(1.0, gt=0, le=1)
+    """The share of training patients whose labels are used; drawn by `seed`, smaller ones are part of larger ones."""
 
 
-def _range(outcome: Told, path: str) -> tuple[str, Sequence[float]] | None:
-    """The kind and the ends of a range that values are drawn from; None of a list of values."""
-    said = outcome["space"].get(path)
-    kind, ends = next(iter(said.items())) if isinstance(said, Mapping) and len(said) == 1 else ("", None)
-    return (kind, ends) if kind in ("uniform", "loguniform", "int") and ends else None
+class Train(Spec):
+    """Where and how a stage runs. A result depends on none of it beyond floating-point order: none is in a digest."""
 
-
-def _edges(outcome: Told, path: str, values: Sequence[float]) -> np.ndarray:
-    kind, ends = _range(outcome, path) or ("", values)
-    low, high = min(*ends, *values), max(*ends, *values)
-    if kind == "int":
-        return np.unique(np.rint(np.linspace(low, high + 1, BINS + 1)))
-    return (np.geomspace if kind == "loguniform" and low > 0 else np.linspace)(low, high, BINS + 1)
-
-
-def _labels(outcome: Told, path: str) -> list[str]:
-    """A field's different values, numbers in their order, others as the space or the trials name them first."""
-    said = outcome["space"].get(path)
-    listed = said.get("choice", []) if isinstance(said, Mapping) else said or []
-    values = [*listed, *(trial["setting"][path] for trial in outcome["trials"] if path in trial["setting"])]
-    if all(math.isfinite(finite(value)) for value in values):
-        values.sort()
-    return list(dict.fromkeys(called(outcome, path, value) for value in values))
-
-
-def finite(value: Any, otherwise: float = math.nan) -> float:
-    """A finite number as it is; anything else (a word, a truth value, None, infinity) is `otherwise`."""
-    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else otherwise
-
-
-def _quiet(value: Any) -> Any:
-    """Numbers without noise, however deep."""
-    if isinstance(value, float):
-        return float(word(value))
-    if isinstance(value, Mapping):
-        return {str(name): _quiet(each) for name, each in value.items()}
-    return [_quiet(each) for each in value] if isinstance(value, (list, tuple)) else value
+    workers: int = elsewhere(1, ge=0)
+    """Ray Train workers; 0 trains in this process, without Ray, for debugging."""
+    gpu: bool = elsewhere(False)
+    """One GPU per worker."""
+    cpus: float = elsewhere(1, gt=0)
+    """CPUs per worker."""
+    accumulate: int = elsewhere(1, ge=1)
+    """Micro-batches per step and worker."""
+    precision: Literal["auto", "fp32", "bf16"] = elsewhere("auto")
+    """auto: bf16 autocast on GPUs and on CPUs with bf16 matrix units, fp32 elsewhere."""
+    loaders: int = elsewhere(0, ge=0)
+    """Processes per worker that read ahead."""
+    log_steps: int = elsewhere(20, ge=1)
+    """Steps between two points of a curve; checkpoints fall on these points."""
+    save_minutes: float = elsewhere(5.0, ge=0)
+    """At least so long between two checkpoints; 0 saves at every point."""
+    storage: str | None = elsewhere(None)
+    """Where checkpoints and results go: a path or URL all nodes reach. None: PREMED_HOME/checkpoints."""
+    max_failures: int = elsewhere(2, ge=-1)
+    """How often a failed stage goes on from its newest good checkpoint; -1: always."""

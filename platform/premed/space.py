@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictInt, model_validator
 
-from premed import settings
+from premed import axes
 from premed.experiment import Experiment, gathered, given, loaded, merged, nested, parsed, read
 from premed.fanout import fan_out, listed
 from premed.spec import Spec, UserError, elsewhere, validated
@@ -160,6 +160,8 @@ class Search(Spec):
                 raise ValueError(f"metric: {name!r} is neither a val/… score nor one of {', '.join(COSTS)}")
         if len(self.metric) > 1 and self.scheduler:
             raise ValueError("scheduler: asha goes by one metric, and there are several; set scheduler: none")
+        if self.snapshots == "trunk" and not isinstance(self.space.get("pretrain.epochs"), Choice):
+            raise ValueError("snapshots: a trunk needs space.pretrain.epochs as a list of values")
         if self.scheduler and self.metric and self.metric[0] in COSTS:
             raise ValueError(f"scheduler: asha goes by a score, and {self.metric[0]} is a cost; set scheduler: none")
         return self
@@ -189,6 +191,9 @@ class Sweep:
     def whole(self, setting: Setting) -> list[Experiment]:
         """The same, with the test as the base has it."""
         above = self.above
+        if self.search.snapshots == "trunk":
+            epochs = self.search.space["pretrain.epochs"]
+            above = merged(above, {"pretrain": {"trunk": sorted(epochs.corners)}})
         for path, value in setting.items():
             above = merged(above, nested(path.split("."), value))
         tree = gathered(self.trees, above)
@@ -224,8 +229,8 @@ class Sweep:
 
     def label(self, setting: Setting) -> str:
         """The setting in few words: `mask_ratio=0.5 epochs=20`."""
-        short = settings.short(list(self.search.space))
-        return " ".join(f"{short[path]}={settings.word(value, 4)}" for path, value in setting.items())
+        short = axes.short(list(self.search.space))
+        return " ".join(f"{short[path]}={axes.word(value, 4)}" for path, value in setting.items())
 
     @property
     def num_trials(self) -> int:

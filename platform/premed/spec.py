@@ -39,6 +39,10 @@ class Spec(BaseModel):
     version: ClassVar[int] = 1
     """Raised whenever the same fields come to mean another result (the golden losses change)."""
 
+    def unsaid(self) -> set[str]:
+        """Fields that mean nothing as the others stand: they stay out of the digest."""
+        return set()
+
     def digest(self) -> str:
         """SHA-256 (hex) of every field that changes a result, nested specs and plug-in versions included."""
         return hashlib.sha256(canonical(self).encode()).hexdigest()
@@ -99,10 +103,11 @@ def canonical(value: Any) -> str:
 
 def _meaning(value: Any) -> Any:
     if isinstance(value, Spec):
+        unsaid = value.unsaid()
         fields = {
             name: _meaning(getattr(value, name))
             for name, field in type(value).model_fields.items()
-            if (field.json_schema_extra or {}) != {"digest": False}
+            if (field.json_schema_extra or {}) != {"digest": False} and name not in unsaid
         }
         return {**fields, "version": value.version}
     if isinstance(value, dict):

@@ -10,10 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from premed.axes import Told, fields, short, word
 from premed.console import table, width
 from premed.figures import short as shortened
 from premed.findings import Grid, cost, grid, kinds, pairs, scored, seeds
-from premed.settings import Told, fields, short, word
 from premed.spec import UserError, printable
 from premed.sweep_words import (
     about,

@@ -5,10 +5,10 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from premed.axes import Told, called, fields, finite, short, varied
 from premed.console import NAMES, number
 from premed.contenders import counted, listed
 from premed.findings import Grid, Spread, done, ranking, reuse, scored
-from premed.settings import Told, called, fields, finite, short, varied
 from premed.spec import printable
 from premed.stats import SEEDS
 

@@ -110,7 +110,9 @@ def stage_of(store: RunStore, reference: str) -> Run:
         if found is None:
             raise UserError(f"{reference}: the fine-tuning that it tested is not in this store; name another run")
         run = found
-    if run.tags.get("premed.kind") not in ("pretrain", "finetune") or run.status != "FINISHED":
+    if run.tags.get("premed.kind") == "trunk":
+        raise UserError(f"{reference}: is a segment of a trunk, which leaves no encoder; name a cool-down from it")
+    if run.tags.get("premed.kind") not in ("pretrain", "cooldown", "finetune") or run.status != "FINISHED":
         raise UserError(f"{reference}: is no finished run of premed ({run.status.lower()}); name another, or run it")
     return run
 

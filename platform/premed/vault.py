@@ -125,17 +125,17 @@ class Vault:
         content = self.get(name)
         return None if content is None else load(content)
 
-    def save_checkpoint(self, step: int, state: dict[str, Any], notes: dict[str, Any]) -> None:
-        """`state` (tensors and plain values) and `notes` (JSON) after `step` steps; the KEPT newest up to it stay."""
+    def save_checkpoint(self, step: int, state: dict[str, Any], notes: dict[str, Any], kept: int = KEPT) -> None:
+        """`state` (tensors and plain values) and `notes` (JSON) after `step` steps; the `kept` newest up to it stay."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
         content = buffer.getbuffer()
         self.put(f"checkpoints/{step:09d}.pt", content)
         self.put_json(f"checkpoints/{step:09d}.json", {"step": step, "hash": _hash(content, notes), "notes": notes})
         # later ones are of a past that was given up because they were damaged
-        kept = {f"{kept:09d}" for kept in [old for old in self.checkpoint_steps() if old <= step][-KEPT:]}
+        stay = {f"{old:09d}" for old in [old for old in self.checkpoint_steps() if old <= step][-kept:]}
         for name in self.names():
-            if name.startswith("checkpoints/") and Path(name).stem not in kept:
+            if name.startswith("checkpoints/") and Path(name).stem not in stay:
                 self.remove(name)
 
     def checkpoint_steps(self) -> list[int]:

@@ -17,7 +17,7 @@ from torch.optim import AdamW
 from premed.contracts import Objective, Picks, Plan, Row, Sample
 from premed.fit import team
 from premed.spec import UserError
-from premed.vault import Vault
+from premed.vault import KEPT, Vault
 
 Emit = Callable[[dict[str, Any]], None]
 SHOWN = 20  # names of samples in a message
@@ -43,6 +43,7 @@ class Watch:
 
     names: a step's Picks to case names. score: the number of a validation that picks the weights to keep, higher is
     better (None: the last ones are kept). report: called on every rank with a validation's numbers.
+    whole: the steps that the validations are spread over, where the plan is a part of them.
     """
 
     def __init__(
@@ -61,11 +62,13 @@ class Watch:
         names: Callable[[Picks], Sequence[str]],
         emit: Emit,
         report: Callable[[dict[str, float]], None],
+        whole: int | None = None,
     ):
         self.objective, self.optimizer, self.plan, self.vault, self.val = objective, optimizer, plan, vault, val
         self.score, self.log_steps, self.save_minutes, self.precision = score, log_steps, save_minutes, precision
         self.names, self.emit, self.report = names, emit, report
-        self.validation_steps = {math.ceil(plan.num_steps * i / validations) for i in range(1, validations + 1)}
+        spread = {math.ceil((whole or plan.num_steps) * i / validations) for i in range(1, validations + 1)}
+        self.validation_steps = {step for step in spread if step <= plan.num_steps} | {plan.num_steps}
         steps = sorted(self.validation_steps)
         self.snapshot_steps = {steps[math.ceil(len(steps) * i / SNAPSHOTS) - 1] for i in range(1, SNAPSHOTS + 1)}
         self.rank, self.world = team()
@@ -169,29 +172,41 @@ class Watch:
             dist.broadcast(due, 0)
         return bool(due)
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, kept: int = KEPT) -> None:
         if self.rank == 0:
             state = {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
             notes = {"curve": self.curve, "best": self.best, "rows": self.rows, "seconds": self.elapsed()}
-            self.vault.save_checkpoint(step, state, notes)
+            self.vault.save_checkpoint(step, state, notes, kept)
             self.emit({"event": "saved", "step": step})
         self.saved = time.monotonic()
         if self.world > 1:
             dist.barrier()
 
-    def resume(self) -> int:
-        """Loads the newest good checkpoint, if any; returns the number of steps that are done."""
+    def resume(self, origin: Vault | None = None) -> int:
+        """Loads the newest good checkpoint, if any; returns the number of steps that are done.
+
+        origin: of the stage that this one goes on from, as if they were one, where it has no checkpoint of its own yet.
+        """
         if self.rank == 0:
             self.vault.sweep()
-        found = self.vault.newest_checkpoint()
+        own = self.vault.newest_checkpoint()
+        found = own or (origin.newest_checkpoint() if origin else None)
         self.agree(found[0] if found else 0)
+        if found is None and origin:
+            raise Everywhere(f"{origin.where}: the state it ended with is damaged; remove that folder and run again")
         if found is None:
             return 0
         step, state, notes = found
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.curve, self.best, self.rows, self.seconds = notes["curve"], notes["best"], notes["rows"], notes["seconds"]
-        self.emit({"event": "resumed", "step": step, "num_steps": self.plan.num_steps})
+        self.curve = notes["curve"]
+        if own:
+            self.best, self.rows, self.seconds = notes["best"], notes["rows"], notes["seconds"]
+            self.emit({"event": "resumed", "step": step, "num_steps": self.plan.num_steps})
+        elif origin and self.rank == 0:
+            for name in origin.names():
+                if name.startswith("snapshots/") and (content := origin.get(name)):
+                    self.vault.put(name, content)
         return step
 
     def agree(self, start: int) -> None:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,17 +15,19 @@ from premed.cache import Cache
 from premed.cohort import absent, cases
 from premed.contracts import Case, Objective, Sample, Task
 from premed.device import device_of, forget_peak_memory, peak_memory_mb, precision_of
-from premed.experiment import Finetune, Pretrain, Stage, Train, plugin
-from premed.fit import EpochPlan, Schedule, distributed, fit, make_optimizer, team
+from premed.experiment import Stage
+from premed.fit import distributed, fit, make_optimizer, team
 from premed.importing import bring
 from premed.measure import bootstrap_interval, undefined_classes
 from premed.parts import card, drawn, load_encoder, load_strictly, weights_of
+from premed.planning import planned
+from premed.settings import Finetune, Pretrain, Train, plugin
 from premed.solving import solve
 from premed.sources import Mapped
 from premed.spec import UserError
 from premed.supervised import Network, Supervised
 from premed.vault import Vault
-from premed.watch import Everywhere, NotFinite, Watch, measured, passed_gate
+from premed.watch import SNAPSHOTS, Everywhere, NotFinite, Watch, measured, passed_gate
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,12 @@ class Job:
     @property
     def vault(self) -> Vault:
         return Vault(self.storage, self.stage.folder)
+
+    @property
+    def origin(self) -> Vault | None:
+        """Where the segment of a trunk lies that this stage goes on from."""
+        on_trunk = self.parent is not None and self.parent.kind == "trunk"
+        return Vault(self.storage, self.parent.folder) if self.parent is not None and on_trunk else None
 
 
 def run_stage(job: Job, emit: Callable[[dict[str, Any]], None], report: Callable[[dict[str, float]], None]) -> None:
@@ -97,10 +104,10 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
         device, precision = device_of(how), precision_of(how)
         objective, loaded = make_objective(job, task)
         objective.to(device)
+        plan, schedule = planned(stage, len(train), objective.num_solutions)
 
-    plan, schedule = planned(stage, len(train), objective.num_solutions)
     source = Mapped(
-        task, train, settings.augment, seed=settings.seed, stage=stage.kind, device=device, num_loaders=how.loaders
+        task, train, settings.augment, seed=settings.seed, stage=stage.draws, device=device, num_loaders=how.loaders
     )
     optimizer = make_optimizer(objective, settings.betas)
     watch = Watch(
@@ -117,8 +124,9 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
         names=lambda picks: [train[i].case.name for i in picks.samples],
         emit=emit,
         report=report,
+        whole=schedule.num_steps,
     )
-    if (start := watch.resume()) == 0:
+    if (start := watch.resume(job.origin)) == 0:
         objective.begin(train)
     sizes = {"num_images": len(train), "num_val": len(val), "num_steps": plan.num_steps}
     missing = absent(task, train) if stage.kind == "finetune" else []
@@ -139,24 +147,10 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
             clip=settings.clip,
             precision=precision,
         )
-    if team()[0] == 0:
+    if stage.kind == "trunk":
+        hand_on(job, watch, num_cases=len(train))
+    elif team()[0] == 0:
         finish(job, task, watch, val, loaded, num_cases=len(train))
-
-
-def planned(stage: Stage, num_samples: int, num_solutions: int = 0) -> tuple[EpochPlan, Schedule]:
-    """The steps of a training, and their learning rates: lr × batch / 256 at the top.
-
-    Where weights are solved, a step is one solution and sees all samples.
-    """
-    settings = stage.training
-    assert isinstance(settings, (Pretrain, Finetune))
-    if num_solutions:
-        plan = EpochPlan(num_samples, num_samples, num_solutions, settings.seed, stage.kind)
-        return plan, Schedule(num_solutions, 0, 0.0)
-    num_steps = settings.steps or settings.epochs * ceil(num_samples / settings.batch)
-    warmup = num_steps * min(settings.warmup_epochs / settings.epochs, 1.0)
-    plan = EpochPlan(num_samples, settings.batch, num_steps, settings.seed, stage.kind)
-    return plan, Schedule(num_steps, warmup, settings.lr * settings.batch / 256)
 
 
 def finish(job: Job, task: Task, watch: Watch, val: Sequence[Sample], loaded: dict[str, Any], num_cases: int) -> None:
@@ -168,28 +162,37 @@ def finish(job: Job, task: Task, watch: Watch, val: Sequence[Sample], loaded: di
         part.load_state_dict(weights)
         vault.put_weights(f"parts/{name}.safetensors", weights)
     draw_pictures(vault, objective, val)
-    summary = watch.best["summary"]
-    gate = passed_gate(summary)
+    gate = passed_gate(watch.best["summary"])
     vault.put_json("parts/card.json", card(stage, task, objective.parts, gate))
-    vault.put("curve.jsonl", "\n".join(map(json.dumps, watch.curve)).encode())
     vault.put_json("scores.json", watch.rows)
+    conclude(job, watch, num_cases, {"gate": gate, "loaded": loaded})
+    vault.clear("checkpoints")  # nothing is resumed any more
+    vault.clear("snapshots")
+
+
+def hand_on(job: Job, watch: Watch, num_cases: int) -> None:
+    """A segment of a trunk, whose rate never fell, leaves no parts but the state that the next stages go on from."""
+    watch.save(watch.plan.num_steps, kept=1)
+    if team()[0] == 0:
+        conclude(job, watch, num_cases, {"epochs": job.stage.training.epochs})  # type: ignore[union-attr]
+
+
+def conclude(job: Job, watch: Watch, num_cases: int, more: dict[str, Any]) -> None:
+    """The curve and, last of all, the result."""
+    job.vault.put("curve.jsonl", "\n".join(map(json.dumps, watch.curve)).encode())
     result = {
-        "kind": stage.kind,
-        "digest": stage.digest(),
-        "summary": {f"val/{name}": value for name, value in summary.items()},
+        "kind": job.stage.kind,
+        "digest": job.stage.digest(),
+        "summary": {f"val/{name}": value for name, value in watch.best["summary"].items()},
         "best_step": watch.best["step"],
         "num_steps": watch.plan.num_steps,
         "num_cases": num_cases,
-        "gate": gate,
-        "loaded": loaded,
         "precision": str(watch.precision).removeprefix("torch."),
         "seconds": watch.elapsed(),
         "peak_memory_mb": peak_memory_mb(watch.device),
     }
-    vault.put_json("result.json", result)
-    vault.clear("checkpoints")  # nothing is resumed any more
-    vault.clear("best")
-    vault.clear("snapshots")
+    job.vault.put_json("result.json", result | more)
+    job.vault.clear("best")
 
 
 def test(job: Job, emit: Callable) -> None:
@@ -266,8 +269,11 @@ def make_objective(job: Job, task: Task) -> tuple[Objective, dict[str, Any]]:
 
 
 def draw_pictures(vault: Vault, objective: Objective, samples: Sequence[Sample]) -> None:
-    names = [name for name in vault.names() if name.startswith("snapshots/")]
-    snapshots = {int(Path(name).stem): vault.get_weights(name) or {} for name in names}
+    files = {int(Path(name).stem): name for name in vault.names() if name.startswith("snapshots/")}
+    if len(files) > SNAPSHOTS:  # a trunk's segments each left some
+        wanted = [max(files) * i / SNAPSHOTS for i in range(1, SNAPSHOTS + 1)]
+        files = {step: files[step] for step in (min(files, key=lambda step: abs(step - each)) for each in wanted)}
+    snapshots = {step: vault.get_weights(name) or {} for step, name in files.items()}
     objective.eval()
     with TemporaryDirectory() as folder:
         paths = objective.pictures(samples, Path(folder))

@@ -1,0 +1,72 @@
+"""The images of a task as a command's experiments share them: prepared once, and known by what they hold."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from premed.cache import Cache
+from premed.contracts import Case, Task
+from premed.entry import Entry
+from premed.experiment import Experiment
+from premed.home import home
+from premed.once import Once
+from premed.settings import PRETRAINING, Kind, plugin
+from premed.spec import UserError, canonical
+
+Show = Callable[[dict[str, Any]], None]
+"""Takes the events of a run, as they happen: `{"event": …}`."""
+
+
+class Data:
+    """The images of a task, prepared when a stage asks for them and not before; any number of experiments may ask."""
+
+    def __init__(self, experiment: Experiment, mapper: Any, show: Show):
+        self.task: Task = plugin("tasks", experiment.task).build(experiment.task)
+        self.root, self.mapper, self.show = home() / "cache", mapper, show
+        self.files: set[Path] = set()
+        self.once = Once()
+
+    def fingerprint(self, kind: Kind) -> str:
+        """Prepares what a stage of that kind sees, and says what it is: `part:hash part:hash`."""
+        kind = "pretrain" if kind in PRETRAINING else kind
+        return self.once(kind, partial(self.prepared, kind))[0]
+
+    def prepared(self, kind: Kind) -> str:
+        if kind == "test":
+            groups = {"test": self.task.split("test")}
+        elif kind == "pretrain":
+            blind = [Case(case.name, case.patient, case.image) for case in self.task.split("val")]
+            groups = {"images": self.task.images(), "val": blind}
+        else:
+            groups = {"train": self.task.split("train"), "val": self.task.split("val")}
+        store = Cache(self.root)
+        entries = store.prepare(
+            [case for group in groups.values() for case in group],
+            self.task.recipe,
+            mapper=self.mapper,
+            progress=lambda done, total: self.show({"event": "prepared", "done": done, "total": total}),
+        )
+        refuse_unnamed([case for group in groups.values() for case in group], entries, self.task.labels)
+        self.files |= {entry.path for entry in entries}
+        # beside the files' content: what the task makes of them, whose they are, and the order that draws go by
+        about = [self.task.name, self.task.classes, self.task.channels, self.task.recipe.digest()]
+
+        def told(group: list[Case]) -> str:
+            listed = [[case.name, case.patient] for case in group]
+            content = store.fingerprint(group, labels=kind != "pretrain")
+            return hashlib.sha256(canonical([about, listed, content]).encode()).hexdigest()
+
+        return " ".join(f"{name}:{told(group)}" for name, group in groups.items())
+
+
+def refuse_unnamed(cases: Sequence[Case], entries: Sequence[Entry], labels: Sequence[int]) -> None:
+    """Refuses a label map with a value that no class has: in the loss that would be an index error at best."""
+    for case, entry in zip(cases, entries, strict=True):
+        if isinstance(case.label, Path) and (unknown := set(entry.labels_present) - set(labels)):
+            held = ", ".join(map(str, sorted(unknown)))
+            raise UserError(
+                f"{case.label}: holds the label {held}, which no class has (they are {labels[0]} to {labels[-1]}); "
+                "mend the map (premed data check finds all such files)"
+            )
