@@ -261,9 +261,7 @@ class Objective(nn.Module):
     """Not 0: a closed form stands in for the descent (`Head.num_solutions`)."""
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean loss over the batch's samples, and numbers to log.
-
-        progress: runs from 0 to 1; on a trunk (docs/trunk.md), which knows no end, it is 0."""
+        """The mean loss over the batch's samples, and numbers to log. `progress`: 0 to 1 (see docs/trunk.md)."""
         raise NotImplementedError
 
     def param_groups(self) -> list[dict[str, Any]]:
