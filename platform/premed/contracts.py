@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from premed.cache import Entry
 from premed.images import Recipe
-from premed.randomness import Draw
+from premed.randomness import Draw, fold, uniform
 from premed.spec import UserError
 from premed.views import Augment
 
@@ -75,7 +76,14 @@ class Features:
     grid: tuple[int, ...]  # patches per axis; prod(grid) == L
     summary: Tensor | None = None  # [B, D]: the class token, where the encoder has one
     taps: dict[int, Tensor] = default(default_factory=dict)  # block -> [B, L, D], as the blocks left them
-    pyramid: tuple[Tensor, ...] = ()  # feature maps [B, C_i, *S_i], fine to coarse, of encoders that have them
+    pyramid: tuple[Tensor, ...] = ()  # feature maps [B, C_i, *S_i], fine to coarse, as `Encoder.pyramid` tells
+
+
+class Scale(NamedTuple):
+    """A feature map of a pyramid."""
+
+    channels: int
+    stride: tuple[int, ...]  # voxels of the image per voxel of the map, axis by axis
 
 
 class Encoder(nn.Module):
@@ -85,6 +93,10 @@ class Encoder(nn.Module):
     depth: int
     grid: tuple[int, ...]
     patch: tuple[int, ...]
+    pyramid: tuple[Scale, ...] = ()
+    """What `Features.pyramid` holds, fine to coarse. Not (): blocks differ in grid and width, and so do their taps."""
+    decoded: int = 0
+    """The pyramid's finest map that the encoder's own decoder made: heads go on from it, with finer ones as skips."""
     drop_path: float = 0.0
     """The deepest block's rate of dropped branches; it grows linearly from 0. Fine-tuning sets it."""
 
@@ -99,8 +111,19 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def fit_state(self, state: dict[str, Tensor], grid: tuple[int, ...]) -> tuple[dict[str, Tensor], list[str]]:
-        """Weights made on another `grid`, resized to this encoder's; and the names of those that were."""
+        """Weights made on another `grid`, resized to this encoder's; and the names of those that were.
+
+        What is left out of `state` here is told of; what this encoder lacks beyond it is refused.
+        """
         return state, []
+
+    def drop_scales(self, keys: Tensor | None, num_samples: int) -> Sequence[Tensor | None] | Tensor:
+        """Per block, what its two branches are multiplied by: [depth][2, B, 1, 1]; drop path draws by sample."""
+        if keys is None or not self.training or self.drop_path == 0:
+            return [None] * self.depth
+        rates = torch.linspace(0, self.drop_path, self.depth, device=keys.device)[:, None, None]
+        draws = uniform(fold(keys, "drop path"), 2 * self.depth).T.reshape(self.depth, 2, num_samples)
+        return ((draws >= rates) / (1 - rates))[..., None, None]
 
     def timm(self) -> dict[str, Any] | None:
         """The arguments of `timm.create_model` that make a model with the same parameters; None: timm has none."""
