@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from premed.cache import Entry
 from premed.images import Recipe
-from premed.randomness import Draw, fold, uniform
-from premed.spec import UserError
+from premed.randomness import Draw, drop_path
+from premed.spec import Finding
 from premed.views import Augment
 
 Part = Literal["train", "val", "test"]
@@ -111,19 +110,13 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def fit_state(self, state: dict[str, Tensor], grid: tuple[int, ...]) -> tuple[dict[str, Tensor], list[str]]:
-        """Weights made on another `grid`, resized to this encoder's; and the names of those that were.
-
-        What is left out of `state` here is told of; what this encoder lacks beyond it is refused.
-        """
+        """Weights made on another `grid`, resized to this one's, less what it has no use for; and the names resized."""
         return state, []
 
-    def drop_scales(self, keys: Tensor | None, num_samples: int) -> Sequence[Tensor | None] | Tensor:
-        """Per block, what its two branches are multiplied by: [depth][2, B, 1, 1]; drop path draws by sample."""
-        if keys is None or not self.training or self.drop_path == 0:
-            return [None] * self.depth
-        rates = torch.linspace(0, self.drop_path, self.depth, device=keys.device)[:, None, None]
-        draws = uniform(fold(keys, "drop path"), 2 * self.depth).T.reshape(self.depth, 2, num_samples)
-        return ((draws >= rates) / (1 - rates))[..., None, None]
+    def drop_scales(self, keys: Tensor | None) -> Sequence[Tensor | None] | Tensor:
+        """Per block, what its two branches are multiplied by, [depth][2, B, 1, 1]: in training with `keys` alone."""
+        drops = self.training and self.drop_path > 0
+        return drop_path(keys, self.drop_path, self.depth) if drops and keys is not None else [None] * self.depth
 
     def timm(self) -> dict[str, Any] | None:
         """The arguments of `timm.create_model` that make a model with the same parameters; None: timm has none."""
@@ -162,20 +155,6 @@ class Head(nn.Module):
         From `rows` [n, D] and the shares of the classes in them [n, classes], NaN where not known; both on the CPU.
         """
         raise NotImplementedError
-
-
-class Finding(NamedTuple):
-    """Something that `premed data check` has to say."""
-
-    severity: Literal["error", "note"]
-    where: str  # a file or a field
-    what: str  # what is wrong with it, and the mend
-
-    @classmethod
-    def of(cls, error: UserError) -> "Finding":
-        """A refusal as a finding: what stands before the first colon is the file or field."""
-        where, _, what = str(error).partition(": ")
-        return cls("error", where, what)
 
 
 class Task(Protocol):

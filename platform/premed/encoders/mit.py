@@ -137,7 +137,7 @@ class MiT(Encoder):
         if keep is not None:
             raise UserError("encoder: mit sees whole images; choose a strategy that hides no patches")
         grids = self.config.grids(tuple(image.shape[2:]))
-        scales, states = iter(self.drop_scales(keys, image.shape[0])), []
+        scales, states = iter(self.drop_scales(keys)), []
         stem = x = self.stem[branch(len(grids[0]))](image)
         summary, encoded = self.cls_token.expand(image.shape[0], -1, -1), []
         for stage, grid in zip(self.stages, grids, strict=True):

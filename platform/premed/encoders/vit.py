@@ -93,7 +93,7 @@ class ViT(Encoder):
         # x.shape[0], for len(x) would fix the batch size of an exported network
         x = torch.cat([summary.expand(x.shape[0], -1, -1), x], dim=1)
         tapped = {}
-        for i, (block, scale) in enumerate(zip(self.blocks, self.drop_scales(keys, x.shape[0]), strict=True)):
+        for i, (block, scale) in enumerate(zip(self.blocks, self.drop_scales(keys), strict=True)):
             x = block(x, scale)
             if i in taps:
                 tapped[i] = x[:, 1:]
