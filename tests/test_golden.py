@@ -18,10 +18,10 @@ import torch
 
 from premed.classification import Classification
 from premed.contracts import Augment, Case, Objective, Sample
-from premed.encoders import vit
+from premed.encoders import mit, vit
 from premed.entry import Entry, write
 from premed.fit import EpochPlan, Schedule, fit, make_optimizer
-from premed.heads import linear, unetr
+from premed.heads import conv, linear, unetr
 from premed.images import Prepared
 from premed.pretext import mae
 from premed.randomness import Draw, key
@@ -40,6 +40,10 @@ class Pictures(Classification):
 
 class Volumes(Segmentation):
     dims, channels, roi, classes = 3, 2, (16, 16, 16), ("background", "a", "b")
+
+
+class Slabs(Volumes):
+    roi = (32, 16, 16)
 
 
 def sample(task: Pictures | Volumes, i: int, folder: Path) -> Sample:
@@ -64,14 +68,18 @@ def sample(task: Pictures | Volumes, i: int, folder: Path) -> Sample:
 # What is trained ------------------------------------------------------------------------------------------------------
 
 
+VIT = vit.Config(width=48, depth=3, heads=3, patch=8)
+MIT = mit.Config.model_validate({"size": "tiny", "stem_stride": (1, 1, 1), "stem_width": 16})
+
+
 def pretraining(task: Pictures | Volumes) -> Objective:
-    encoder = vit.build(vit.Config(width=48, depth=3, heads=3, patch=8), task.channels, task.roi)
+    encoder = vit.build(VIT, task.channels, task.roi)
     config = mae.Config(mask_ratio=0.6, decoder_width=24, decoder_depth=2, decoder_heads=2)
     return mae.build(config, encoder, task, weight_decay=0.05)  # type: ignore[arg-type]
 
 
-def finetuning(task: Pictures | Volumes, head) -> Objective:
-    encoder = vit.build(vit.Config(width=48, depth=3, heads=3, patch=8), task.channels, task.roi)
+def finetuning(task: Pictures | Volumes, head, encoders=vit) -> Objective:
+    encoder = encoders.build(VIT if encoders is vit else MIT, task.channels, task.roi)
     config = head.Config(**({"feature_size": 4} if head is unetr else {}))
     network = Network(encoder, head.build(config, encoder, task))
     return Supervised(network, task, weight_decay=0.05, layer_decay=0.75, drop_path=0.1)  # type: ignore[arg-type]
@@ -91,6 +99,8 @@ KINDS = {
     "linear": Kind(Pictures, partial(finetuning, head=linear), Augment(flip=0.5), (linear, vit)),
     # slower: at 2e-3 rounding errors grow to 4e-5 within the 20 steps, at 2e-4 to 2e-6
     "unetr": Kind(Volumes, partial(finetuning, head=unetr), Augment(flip=0.2, rotate=0.2, crops=2), (unetr, vit), 2e-4),
+    "mit-2d": Kind(Pictures, partial(finetuning, head=linear, encoders=mit), Augment(flip=0.5), (linear, mit), 5e-4),
+    "mit-3d": Kind(Slabs, partial(finetuning, head=conv, encoders=mit), Augment(flip=0.2), (conv, mit), 2e-4),
 }
 
 

@@ -1,4 +1,4 @@
-"""heads/: the linear layer is timm's and MAE's, UNETR is MONAI's."""
+"""heads/: the linear layer is timm's and MAE's, UNETR is MONAI's, conv ends at full resolution."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from premed.contracts import Encoder, Features
-from premed.encoders import vit
+from premed.contracts import Encoder, Features, Scale
+from premed.encoders import mit, vit
 from premed.experiment import plugin
-from premed.heads import linear, unetr
+from premed.heads import conv, linear, unetr
 from premed.spec import UserError
 
 
@@ -114,10 +114,58 @@ def test_an_encoder_without_a_class_token_is_told_to_use_the_mean():
     linear.Linear(linear.Config(pool="mean"), 24, 3)(torch.empty(0), seen)
 
 
-# Both -----------------------------------------------------------------------------------------------------------------
+# Conv -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["linear", "unetr"])
+def pyramid(roi, channels=1, stem_stride=(2, 2, 1)) -> Encoder:
+    torch.manual_seed(0)
+    numbers = {"widths": (8, 16, 16, 32), "heads": (1, 1, 2, 2), "decoder_heads": (1, 1, 1), "stem_width": 4}
+    config = mit.Config.model_validate({"size": "tiny", "stem_stride": stem_stride, **numbers})
+    return mit.build(config, channels, roi).eval()
+
+
+@pytest.mark.parametrize("stem_stride", [(2, 2, 1), (1, 1, 1)])
+@pytest.mark.parametrize("roi", [(64, 32), (32, 64, 16)])
+def test_conv_answers_at_full_resolution_and_every_weight_takes_part(roi, stem_stride):
+    model = pyramid(roi, channels=2, stem_stride=stem_stride)
+    head = conv.build(conv.Config(feature_size=2), model, task(len(roi), channels=2))
+    image = torch.randn(2, 2, *roi)
+    logits = head(image, model(image))
+    assert logits.shape == (2, 3, *roi) and logits.isfinite().all()
+    logits.square().mean().backward()
+    assert {name for part in (model, head) for name, p in part.named_parameters() if p.grad is None} == set()
+
+
+def test_conv_reads_the_finest_decoded_map_and_the_early_ones_beside_it():
+    model = pyramid((64, 32))
+    head = conv.build(conv.Config(), model, task(2))
+    seen = model(torch.randn(2, 1, 64, 32))
+    maps = tuple(part.detach().requires_grad_() for part in seen.pyramid)
+    head(torch.empty(0), Features(seen.tokens, seen.grid, pyramid=maps)).square().mean().backward()
+    assert [part.grad is not None for part in maps] == [True, True, False, False, False]
+
+
+def test_conv_is_one_layer_where_the_decoder_ends_at_full_resolution():
+    """As a U-Net's does: its decoder has made even the finest map."""
+    other: Any = SimpleNamespace(pyramid=(Scale(6, (1, 1)), Scale(9, (2, 2))), decoded=0)
+    head = conv.build(conv.Config(), other, task(2))
+    maps = (torch.randn(2, 6, 8, 8), torch.randn(2, 9, 4, 4))
+    weight, bias = (p.detach() for p in head.parameters())
+    expected = torch.einsum("bchw,kc->bkhw", maps[0], weight[..., 0, 0]) + bias[:, None, None]
+    torch.testing.assert_close(head(torch.empty(0), Features(torch.empty(0), (8, 8), pyramid=maps)), expected)
+
+
+def test_an_encoder_that_does_not_suit_a_segmentation_head_is_refused_by_name():
+    with pytest.raises(UserError, match=r"finetune\.head: conv goes on from feature maps.*use unetr"):
+        conv.build(conv.Config(), encoder((32, 32)), task(2))
+    with pytest.raises(UserError, match=r"finetune\.head: unetr wants one grid.*use conv"):
+        unetr.build(unetr.Config(), pyramid((64, 32)), task(2))
+
+
+# All ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["conv", "linear", "unetr"])
 def test_a_head_is_found_by_its_name_and_takes_no_unknown_setting(name):
     module = plugin("heads", {"name": name})
     assert module.Config().name == name

@@ -66,7 +66,7 @@ def test_fine_tuning_starts_from_the_files_weights(finished, file):
     assert [stage["kind"] for stage in outcome["stages"]] == KINDS and outcome["strategy"] == "imagenet"
     saved, theirs = load_file(f"{imported['where']}/parts/encoder.safetensors"), load_file(file)
     assert all(torch.equal(w, theirs[name]) for name, w in saved.items() if name.startswith(("blocks", "norm", "cls")))
-    assert finetune["loaded"]["encoder"] == {"loaded": len(saved), "missing": [], "resized": []}
+    assert finetune["loaded"]["encoder"] == {"loaded": len(saved), "missing": [], "resized": [], "dropped": []}
     assert 0 <= test["value"] <= 1
 
 

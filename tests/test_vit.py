@@ -215,7 +215,7 @@ def dropping(rate: float) -> ViT:
 
 def scales(model: ViT, of: torch.Tensor) -> torch.Tensor:
     """[depth, 2, B]"""
-    return torch.stack([s for s in model.drop_scales(of, len(of)) if s is not None])[..., 0, 0]
+    return torch.stack([s for s in model.drop_scales(of) if s is not None])[..., 0, 0]
 
 
 def test_drop_path_grows_from_none_to_its_rate_and_keeps_the_mean():

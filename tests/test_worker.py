@@ -306,7 +306,9 @@ def test_a_chain_of_stages_hands_its_parts_on(chest, tmp_path):
         worker.run_stage(job, lambda event: None, lambda numbers: None)
     results = {kind: job.vault.get_json("result.json") for kind, job in chain.items()}
     encoder = load(chain["pretrain"].vault.get("parts/encoder.safetensors"))
-    assert results["finetune"]["loaded"] == {"encoder": {"loaded": len(encoder), "missing": [], "resized": []}}
+    assert results["finetune"]["loaded"] == {
+        "encoder": {"loaded": len(encoder), "missing": [], "resized": [], "dropped": []}
+    }
     assert set(results["test"]["loaded"]) == {"encoder", "head"}
     assert results["test"]["constant"] == 0.5
     assert len(chain["test"].vault.get_json("scores.json")) == results["test"]["num_cases"]

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from premed.cache import Entry
 from premed.images import Recipe
-from premed.randomness import Draw
-from premed.spec import UserError
+from premed.randomness import Draw, drop_path
+from premed.spec import Finding
 from premed.views import Augment
 
 Part = Literal["train", "val", "test"]
@@ -75,7 +75,14 @@ class Features:
     grid: tuple[int, ...]  # patches per axis; prod(grid) == L
     summary: Tensor | None = None  # [B, D]: the class token, where the encoder has one
     taps: dict[int, Tensor] = default(default_factory=dict)  # block -> [B, L, D], as the blocks left them
-    pyramid: tuple[Tensor, ...] = ()  # feature maps [B, C_i, *S_i], fine to coarse, of encoders that have them
+    pyramid: tuple[Tensor, ...] = ()  # feature maps [B, C_i, *S_i], fine to coarse, as `Encoder.pyramid` tells
+
+
+class Scale(NamedTuple):
+    """A feature map of a pyramid."""
+
+    channels: int
+    stride: tuple[int, ...]  # voxels of the image per voxel of the map, axis by axis
 
 
 class Encoder(nn.Module):
@@ -85,6 +92,10 @@ class Encoder(nn.Module):
     depth: int
     grid: tuple[int, ...]
     patch: tuple[int, ...]
+    pyramid: tuple[Scale, ...] = ()
+    """What `Features.pyramid` holds, fine to coarse. Not (): blocks differ in grid and width, and so do their taps."""
+    decoded: int = 0
+    """The pyramid's finest map that the encoder's own decoder made: heads go on from it, with finer ones as skips."""
     drop_path: float = 0.0
     """The deepest block's rate of dropped branches; it grows linearly from 0. Fine-tuning sets it."""
 
@@ -99,8 +110,13 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def fit_state(self, state: dict[str, Tensor], grid: tuple[int, ...]) -> tuple[dict[str, Tensor], list[str]]:
-        """Weights made on another `grid`, resized to this encoder's; and the names of those that were."""
+        """Weights made on another `grid`, resized to this one's, less what it has no use for; and the names resized."""
         return state, []
+
+    def drop_scales(self, keys: Tensor | None) -> Sequence[Tensor | None] | Tensor:
+        """Per block, what its two branches are multiplied by, [depth][2, B, 1, 1]: in training with `keys` alone."""
+        drops = self.training and self.drop_path > 0
+        return drop_path(keys, self.drop_path, self.depth) if drops and keys is not None else [None] * self.depth
 
     def timm(self) -> dict[str, Any] | None:
         """The arguments of `timm.create_model` that make a model with the same parameters; None: timm has none."""
@@ -139,20 +155,6 @@ class Head(nn.Module):
         From `rows` [n, D] and the shares of the classes in them [n, classes], NaN where not known; both on the CPU.
         """
         raise NotImplementedError
-
-
-class Finding(NamedTuple):
-    """Something that `premed data check` has to say."""
-
-    severity: Literal["error", "note"]
-    where: str  # a file or a field
-    what: str  # what is wrong with it, and the mend
-
-    @classmethod
-    def of(cls, error: UserError) -> "Finding":
-        """A refusal as a finding: what stands before the first colon is the file or field."""
-        where, _, what = str(error).partition(": ")
-        return cls("error", where, what)
 
 
 class Task(Protocol):

@@ -28,11 +28,13 @@ def drawn(seed: int, name: str) -> Iterator[None]:
 
 
 def load_encoder(encoder: Encoder, vault: Vault) -> dict[str, Any]:
-    """Loads the encoder that `vault` holds, its positions resized where the grid is another; says what was."""
+    """Loads the encoder that `vault` holds, made to fit where the grid is another; says what was done."""
     about = vault.get_json("parts/card.json")
     assert about is not None, f"{vault.where} has no card"
-    state, resized = encoder.fit_state(weights_of(vault, "encoder"), tuple(about["grid"]))
-    return load_strictly(encoder, state, "encoder") | {"resized": resized}
+    saved = weights_of(vault, "encoder")
+    state, resized = encoder.fit_state(saved, tuple(about["grid"]))
+    dropped = sorted(saved.keys() - state.keys())
+    return load_strictly(encoder, state, "encoder") | {"resized": resized, "dropped": dropped}
 
 
 def weights_of(vault: Vault, part: str) -> dict[str, torch.Tensor]:

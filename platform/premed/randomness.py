@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
-from torch import Tensor, arange
+from torch import Tensor, arange, linspace
 
 Keys = TypeVar("Keys", np.ndarray, Tensor)  # int64
 
@@ -48,6 +48,16 @@ def uniform(keys: Keys, n: int) -> Keys:
     """`n` draws in [0, 1) for each key: [..., n], float32, multiples of 2^-24 so that no rounding differs anywhere."""
     top = _shift(bits(keys, n), 40)
     return top.float() * 2.0**-24 if isinstance(top, Tensor) else top.astype(np.float32) * np.float32(2.0**-24)
+
+
+def drop_path(keys: Tensor, rate: float, depth: int) -> Tensor:
+    """Per block and key, what the block's two branches are multiplied by, so that the mean stays: [depth, 2, B, 1, 1].
+
+    0, with a probability that grows linearly from none in the first block to `rate` in the last.
+    """
+    rates = linspace(0, rate, depth, device=keys.device)[:, None, None]
+    draws = uniform(fold(keys, "drop path"), 2 * depth).T.reshape(depth, 2, len(keys))
+    return ((draws >= rates) / (1 - rates))[..., None, None]
 
 
 @lru_cache(maxsize=8)  # an epoch's order is asked for at each of its steps

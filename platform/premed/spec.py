@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,6 +17,20 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return printable(super().__str__())
+
+
+class Finding(NamedTuple):
+    """Something that `premed data check` has to say."""
+
+    severity: Literal["error", "note"]
+    where: str  # a file or a field
+    what: str  # what is wrong with it, and the mend
+
+    @classmethod
+    def of(cls, error: UserError) -> "Finding":
+        """A refusal as a finding: what stands before the first colon is the file or field."""
+        where, _, what = str(error).partition(": ")
+        return cls("error", where, what)
 
 
 class StageFailed(Exception):

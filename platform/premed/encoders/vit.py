@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from premed.contracts import Encoder, Features
-from premed.randomness import fold, uniform
 from premed.spec import Spec, UserError
 
 SIZES = {  # width, depth, heads of timm's tiny, small and base
@@ -94,20 +93,12 @@ class ViT(Encoder):
         # x.shape[0], for len(x) would fix the batch size of an exported network
         x = torch.cat([summary.expand(x.shape[0], -1, -1), x], dim=1)
         tapped = {}
-        for i, (block, scale) in enumerate(zip(self.blocks, self.drop_scales(keys, x.shape[0]), strict=True)):
+        for i, (block, scale) in enumerate(zip(self.blocks, self.drop_scales(keys), strict=True)):
             x = block(x, scale)
             if i in taps:
                 tapped[i] = x[:, 1:]
         x = self.norm(x)
         return Features(tokens=x[:, 1:], grid=self.grid, summary=x[:, 0], taps=tapped)
-
-    def drop_scales(self, keys: Tensor | None, num_samples: int) -> Sequence[Tensor | None] | Tensor:
-        """Per block, what its two branches are multiplied by: [depth][2, B, 1, 1]; drop path draws by sample."""
-        if keys is None or not self.training or self.drop_path == 0:
-            return [None] * self.depth
-        rates = torch.linspace(0, self.drop_path, self.depth, device=keys.device)[:, None, None]
-        draws = uniform(fold(keys, "drop path"), 2 * self.depth).T.reshape(self.depth, 2, num_samples)
-        return ((draws >= rates) / (1 - rates))[..., None, None]
 
     def layer(self, name: str) -> int:
         if name.startswith(("cls_token", "pos_embed", "patch_embed")):

@@ -22,6 +22,8 @@ class Config(Spec):
 
 def build(config: Config, encoder: Encoder, task: Task) -> "UNETR":
     """The head for `task`'s classes on `encoder`'s features."""
+    if encoder.pyramid:
+        raise UserError("finetune.head: unetr wants one grid in all blocks, and this encoder has several; use conv")
     edges = set(encoder.patch)
     levels = max(edges).bit_length() - 1
     if len(edges) != 1 or 2**levels != max(edges) or levels < 2:

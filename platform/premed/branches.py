@@ -1,0 +1,164 @@
+"""Transformer layers for pictures and volumes alike: what depends on the number of axes is there once per branch.
+
+Attention, MLPs, norms and the class token's way are shared by the branches `2d` and `3d`; patch embeddings, positions
+and the convolutions that thin out keys are not, and have their branch in their name.
+
+Shapes: B batch, C channels, *S spatial axes, L patches, D width; of tokens, the class token is the first.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Stage(nn.Module):
+    """One resolution: a way into it per branch, the class token's way, and blocks.
+
+    embed: makes the convolution from `before` to `width` channels, of so many axes. grids: one per branch.
+    """
+
+    def __init__(
+        self,
+        embed: Callable[[int, int, int], nn.Module],
+        before: int,
+        width: int,
+        grids: Sequence[tuple[int, ...]],
+        carry: nn.Module,
+        blocks: Sequence["Block"],
+    ):
+        super().__init__()
+        ways = {branch(len(grid)): Embedding(embed(before, width, len(grid)), width, grid) for grid in grids}
+        self.embed, self.carry, self.blocks = nn.ModuleDict(ways), carry, nn.ModuleList(blocks)
+
+    def forward(
+        self, x: Tensor, summary: Tensor, grid: tuple[int, ...], scales: Iterator, skip: Tensor | float = 0
+    ) -> list[Tensor]:
+        """The tokens [B, 1 + L, D] that each block leaves, of the map [B, C, *S] of the stage before."""
+        embed = self.embed[branch(len(grid))]
+        assert isinstance(embed, Embedding)
+        x = (embed.conv(x) + skip).flatten(2).transpose(1, 2)
+        x = torch.cat([self.carry(summary), x], dim=1) + embed.positions(grid)
+        states = []
+        for block in self.blocks:
+            x = block(x, grid, next(scales))
+            states.append(x)
+        return states
+
+
+class Embedding(nn.Module):
+    """One branch's way into a stage: a convolution, and learnable positions on a grid."""
+
+    def __init__(self, conv: nn.Module, width: int, grid: tuple[int, ...]):
+        super().__init__()
+        self.conv = conv
+        self.pos_embed = nn.Parameter(torch.empty(1, *grid, width))
+        self.cls_pos_embed = nn.Parameter(torch.empty(1, 1, width))
+
+    def positions(self, grid: tuple[int, ...]) -> Tensor:
+        """[1, 1 + L, D]"""
+        return torch.cat([self.cls_pos_embed, resized(self.pos_embed, grid).flatten(1, -2)], dim=1)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, with drop path drawn by the caller."""
+
+    def __init__(self, width: int, heads: int, reduction: int, branches: Sequence[str], bias: bool = True):
+        from timm.layers import Mlp  # importing timm takes seconds: the command line's errors should not wait for it
+
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads, reduction, branches, bias)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, 4 * width)
+
+    def forward(self, x: Tensor, grid: tuple[int, ...], scale: Tensor | None = None) -> Tensor:
+        """`scale` [2, B, 1, 1]: 0 drops a sample's branch (drop path)."""
+        first, second = (1, 1) if scale is None else scale
+        x = x + first * self.attn(self.norm1(x), grid)
+        return x + second * self.mlp(self.norm2(x))
+
+
+class Attention(nn.Module):
+    """Spatial-reduction attention (PVT, Wang 2021), to which timm's lacks the class token and volumes.
+
+    All tokens ask; the class token and a strided convolution of the patches answer. A rest at the far end of an axis
+    that fills no stride is not seen.
+    """
+
+    def __init__(self, width: int, heads: int, reduction: int, branches: Sequence[str], bias: bool = True):
+        super().__init__()
+        self.heads, self.reduction = heads, reduction
+        self.q = nn.Linear(width, width, bias=bias)
+        self.kv = nn.Linear(width, 2 * width, bias=bias)
+        self.proj = nn.Linear(width, width)
+        if reduction > 1:
+            kinds = {"2d": nn.Conv2d, "3d": nn.Conv3d}
+            self.reduce = nn.ModuleDict({name: kinds[name](width, width, reduction, reduction) for name in branches})
+            self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(self, x: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """[B, 1 + L, D] to the same."""
+        q = self.by_head(self.q(x))
+        k, v = self.kv(self.context(x, grid)).chunk(2, dim=2)
+        x = F.scaled_dot_product_attention(q, self.by_head(k), self.by_head(v))
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+    def context(self, x: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """What is asked: [B, 1 + L / reduction^axes, D]."""
+        if self.reduction == 1:
+            return x
+        summary, places = split(x, grid)
+        places = self.reduce[branch(len(grid))](places).flatten(2).transpose(1, 2)
+        return self.norm(torch.cat([summary, places], dim=1))
+
+    def by_head(self, x: Tensor) -> Tensor:
+        """[B, N, D] to [B, heads, N, D / heads]."""
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+def branch(dims: int) -> str:
+    """The part of a parameter's name that tells that it is for images of so many axes."""
+    return f"{dims}d"
+
+
+def split(x: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Tokens [B, 1 + L, D] to the class token [B, 1, D] and the patches as a map [B, D, *grid]."""
+    return x[:, :1], x[:, 1:].transpose(1, 2).unflatten(2, grid)
+
+
+def resized(positions: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """[1, *S, D] to [1, *grid, D], along each axis of its own."""
+    if tuple(positions.shape[1:-1]) == tuple(grid):
+        return positions
+    flat = len(grid) == 2  # without antialiasing, torch's bicubic bends a ramp
+    mode = "bicubic" if flat else "trilinear"
+    return F.interpolate(positions.movedim(-1, 1), grid, mode=mode, align_corners=False, antialias=flat).movedim(1, -1)
+
+
+def convolution(before: int, width: int, kernel: int, stride: Sequence[int]) -> nn.Module:
+    """Strided convolution, instance norm, leaky ReLU: a patch embedding, in which patches overlap."""
+    from monai.networks.blocks.convolutions import Convolution
+
+    return Convolution(
+        len(stride),
+        before,
+        width,
+        strides=stride,
+        kernel_size=kernel,
+        bias=False,
+        norm=("instance", {"affine": True}),
+        act=("leakyrelu", {"negative_slope": 0.01}),
+        adn_ordering="NA",
+    )
+
+
+def halving(before: int, width: int, dims: int) -> nn.Module:
+    """To half the patches per axis."""
+    return convolution(before, width, 3, (2,) * dims)
+
+
+def doubling(before: int, width: int, dims: int) -> nn.Module:
+    """To twice the patches per axis, by a transposed convolution."""
+    return (nn.ConvTranspose2d if dims == 2 else nn.ConvTranspose3d)(before, width, 2, stride=2)
