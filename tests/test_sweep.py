@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import yaml
 from launching import runs_of, store_of, tree, until
@@ -135,12 +136,11 @@ def emptied(left, seconds=120):
 
 
 def killed_once(file, said, number=signal.SIGKILL):
-    """Starts the sweep, and ends it so as soon as it says `said`; its exit code."""
+    """Starts the sweep, and ends it so as soon as it says `said`; its exit code, and what it said then."""
     process = subprocess.Popen([sys.executable, "-m", "premed", "sweep", str(file)], stderr=subprocess.PIPE, text=True)
     until(process.stderr, said)
     process.send_signal(number)
-    process.communicate()
-    return process.returncode
+    return process.communicate()[1], process.returncode
 
 
 def whole(file):
@@ -193,8 +193,46 @@ def test_killed_in_the_middle_the_same_command_ends_as_if_it_had_not_been_and_le
 @pytest.mark.timeout(900)
 def test_ctrl_c_leaves_nothing_on_the_cluster_and_a_report_tells_how_far_it_came(home, chest, tmp_path, cluster):
     file = written(tmp_path, chest, GRID)
-    assert killed_once(file, "[trial 1] fine-tuning on", signal.SIGINT) == 130
+    said, code = killed_once(file, "[trial 1] fine-tuning on", signal.SIGINT)
+    assert code == 130 and said.splitlines()[-1].startswith("premed: stopped"), said
     assert emptied(cluster) == [2.0, []] and list(store_of(home).search({}, experiment=LEASES)) == []
     told = sweeping.report(load_sweep(file))
-    assert {each["state"] for each in told["trials"]} <= {"running", "waiting", "done"}
+    assert "running" in {each["state"] for each in told["trials"]} <= {"running", "waiting", "done"}
     assert "RUNNING" not in {run.status for kind in ("finetune", "trial") for run in runs_of(home, kind)}
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("which", ["ImplicitFunc", "RayTrainWorker"])
+def test_a_killed_process_of_a_trial_ends_no_trial(home, chest, tmp_path, cluster, which):
+    """Tune's process of a trial is started again, and so are workers, which go on from their checkpoint."""
+    file = written(tmp_path, chest, GRID)
+    command = [sys.executable, "-m", "premed", "sweep", "--json", str(file)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until(process.stderr, "[trial 1] fine-tuning on")
+    mine = [each for each in psutil.Process().children(recursive=True) if which in " ".join(each.cmdline())]
+    assert mine
+    mine[0].kill()
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    found = json.loads(out)
+    assert [each["state"] for each in found["trials"]] == ["done"] * 4
+    assert len(runs_of(home, "finetune")) == 4 and len(runs_of(home, "pretrain")) == 2
+    assert emptied(cluster) == [2.0, []]
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(1800)
+def test_when_all_of_ray_is_killed_the_command_ends_and_the_same_one_goes_on(home, chest, tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)  # a Ray of its own
+    file = written(tmp_path, chest, GRID)
+    command = [sys.executable, "-m", "premed", "sweep", str(file)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    until(process.stderr, "[trial 2] fine-tuning on")
+    for each in psutil.Process(process.pid).children(recursive=True):
+        each.kill()
+    process.communicate()
+    assert process.returncode not in (0, 2)
+    found = whole(file)
+    assert [each["state"] for each in found["trials"]] == ["done"] * 4
+    assert len(runs_of(home, "finetune")) == 4 and len(runs_of(home, "pretrain")) == 2

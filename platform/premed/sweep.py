@@ -149,6 +149,7 @@ class Running:
         if number in self.trials:  # Tune's process was started again
             return
         told = self.study.told(number)
+        named = {"name": self.sweep.label(told.setting)}
         validations = None
         if self.search.scheduler:
             known = {int(at): value for at, value in told.curve.items()}
@@ -157,7 +158,9 @@ class Running:
         self.trials[number] = trial = Trial(
             number=number,
             seeds=self.search.seeds,
-            experiments=lambda: [settled(each) for each in self.sweep.experiments(told.setting)],
+            experiments=lambda: [
+                settled(each).model_copy(update=named) for each in self.sweep.experiments(told.setting)
+            ],
             here=self.here,
             metrics=self.plan.metrics,
             show=self.hearing,
@@ -188,8 +191,8 @@ class Running:
         self.trials[number].rule(step)
 
     def stop(self, number: int) -> None:
-        """Tune is through with it; early, where it is still at work."""
-        if self.study.end(number, "stopped", **self.trials[number].notes):
+        """Tune is through with it; early, where it is still at work (and the sweep is)."""
+        if not self.here.stopped.is_set() and self.study.end(number, "stopped", **self.trials[number].notes):
             self.trials[number].called_off.set()
 
     # ---- a trial
