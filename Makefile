@@ -37,7 +37,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 # what needs more than Python; each test says by name what it misses, and is skipped
 test-cluster: $(VENV)/.installed browser
-	$(VENV)/bin/pytest -m browser
+	$(VENV)/bin/pytest -m "browser or cluster"
 
 # Debian's Chromium and its driver, where they are absent and may be installed
 browser: export DEBIAN_FRONTEND := noninteractive

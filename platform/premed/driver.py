@@ -17,8 +17,8 @@ import torch
 from premed.cache import Cache
 from premed.contracts import Case, Task
 from premed.entry import Entry
-from premed.experiment import BLIND, Experiment, Kind, Stage, Train, plugin
-from premed.home import home
+from premed.experiment import BLIND, Experiment, Kind, Stage, plugin
+from premed.home import home, storage
 from premed.ledger import first_line
 from premed.records import Records
 from premed.spec import LeaseLost, StageFailed, UserError, canonical
@@ -135,7 +135,7 @@ class Driver:
         self.ledger, self.data = common.ledger, common.data(experiment)
         self.task = self.data.task
         self.records = Records(experiment, self.task, self.ledger, show, common.pause)
-        self.storage = storage_of(experiment.train)
+        self.storage = storage(experiment.train.storage)
 
     def run(self) -> dict[str, Any]:
         """What came of it: task, strategy, the score's name, the MLflow run, and each stage's result."""
@@ -281,10 +281,3 @@ class Driver:
                 objective, _ = make_objective(Job(stage, None, self.experiment.train, "", self.data.root), self.task)
                 if isinstance(objective, Supervised):
                     objective.network(torch.zeros(1, self.task.channels, *self.task.roi))
-
-
-def storage_of(train: Train) -> str:
-    """Where checkpoints and results go: a URL, or an absolute path."""
-    if train.storage is None:
-        return str(home() / "checkpoints")
-    return train.storage if "://" in train.storage else str(Path(train.storage).absolute())

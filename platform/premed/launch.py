@@ -13,6 +13,7 @@ from premed.contracts import Task
 from premed.driver import Data, Driver, Show
 from premed.experiment import Experiment, plugin
 from premed.fanout import told_apart
+from premed.home import storage
 from premed.importing import foresee
 from premed.ledger import first_line
 from premed.session import Session, ray_or_not, session
@@ -119,6 +120,7 @@ def looked_over(experiments: Sequence[Experiment]) -> list[Experiment]:
             refuse(plugin("tasks", experiment.task).build(experiment.task), experiment.test)
             looked_at.append((experiment.task, experiment.test))
         foresee(experiment)
+        storage(experiment.train.storage)
     return experiments
 
 

@@ -23,6 +23,10 @@ class StageFailed(Exception):
     """A stage ended without a result; one line says why. What was reached stays and is gone on from. Exit code 1."""
 
 
+class Left(Exception):
+    """The user went away from something that goes on without them; one line says how to come back. Exit code 130."""
+
+
 class LeaseLost(StageFailed):
     """Another command took the stage over while this one was silent; it is that one's now, records and all."""
 
