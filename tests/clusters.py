@@ -23,6 +23,13 @@ from stores import free_port
 
 BIN = Path(sys.executable).parent
 ONLY_OURS = ("PYTHONPATH", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "MLFLOW_TRACKING_URI", "PREMED_HOME")
+PATIENT = {  # where other work keeps a machine busy, a process that is slow is not dead
+    "RAY_health_check_timeout_ms": "60000",
+    "RAY_health_check_failure_threshold": "20",
+    "RAY_agent_register_timeout_ms": "300000",
+    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_gcs_server_request_timeout_seconds": "120",
+}
 
 
 @dataclass
@@ -61,7 +68,8 @@ class Cluster:
 
     def listed(self, what: str) -> list[dict[str, Any]]:
         """`ray list …`: placement-groups, actors, nodes, jobs."""
-        return json.loads(self.ray("list", what, "--format", "json", "--limit", "1000") or "[]")
+        told = self.ray("list", what, "--format", "json", "--limit", "1000")
+        return [] if told.startswith("No resource") else json.loads(told)
 
     def node(self, *options: str, inside: Sequence[str] = (), **more: str) -> subprocess.Popen:
         """Starts one more node. options: `ray start`'s. inside: the words before a command that runs elsewhere, as in a
@@ -73,7 +81,7 @@ class Cluster:
 
 @contextmanager
 def cluster(*options: str, inside: Sequence[str] = (), host: str = "127.0.0.1", **more: str) -> Iterator[Cluster]:
-    """A head with a token, in a folder of its own, on free ports; its dashboard on `host`. Arguments as `Cluster.node`."""
+    """A head with a token, in a folder of its own, on free ports, its dashboard on `host`; else as `Cluster.node`."""
     folder = Path(tempfile.mkdtemp(prefix="premed-"))  # Ray's sockets have no room for a test's long path
     token = folder / "token"
     token.write_text(secrets.token_hex(32))
@@ -82,8 +90,9 @@ def cluster(*options: str, inside: Sequence[str] = (), host: str = "127.0.0.1", 
     port, gcs = free_port(), free_port()
     found = Cluster(folder, f"http://{host}:{port}", f"{host}:{gcs}", secret)
     head = ["--head", f"--port={gcs}", f"--dashboard-host={host}", f"--dashboard-port={port}"]
+    head += [f"--ray-client-server-port={free_port()}"]
     try:
-        found.nodes.append(ray_start(found, *head, "--ray-client-server-port=0", *options, inside=inside, **more))
+        found.nodes.append(ray_start(found, *head, *options, inside=inside, **more))
         come_up(found)
         yield found
     finally:
@@ -95,7 +104,7 @@ def cluster(*options: str, inside: Sequence[str] = (), host: str = "127.0.0.1", 
 def ray_start(where: Cluster, *options: str, inside: Sequence[str] = (), **more: str) -> subprocess.Popen:
     """A node that lives as long as its process. `python` in a job is this one, and premed what came with the job."""
     environment = {name: value for name, value in os.environ.items() if name not in ONLY_OURS}
-    environment |= where.environment | {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"} | more
+    environment |= PATIENT | where.environment | {"PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"} | more
     ports = [f"--{name}={free_port()}" for name in ("dashboard-agent-listen-port", "dashboard-agent-grpc-port")]
     ports += [f"--metrics-export-port={free_port()}", "--min-worker-port=0", "--max-worker-port=0"]
     number = len(where.nodes)

@@ -1,6 +1,5 @@
 """The files in cluster/: each is what its own tool takes, and what they say of each other is so."""
 
-import importlib.util
 import json
 import os
 import re
@@ -13,6 +12,8 @@ import jsonschema
 import pytest
 import yaml
 from conftest import REPOSITORY
+
+from premed.session import autoscaling
 
 CLUSTER = REPOSITORY / "cluster"
 KUBERAY = CLUSTER / "kuberay"
@@ -47,7 +48,7 @@ def test_ray_takes_the_runtime_environment_and_the_uploaded_code_is_what_runs():
     assert RuntimeEnv(**found).env_vars() == {"PYTHONPATH": "platform"}
 
 
-def test_ray_up_takes_the_cluster_of_spot_workers_and_a_head_that_only_drives():
+def test_ray_up_takes_the_cluster_of_spot_workers_and_a_head_that_only_drives(monkeypatch):
     import ray.autoscaler
 
     (config,) = documents(CLUSTER / "ray-cluster.yaml")
@@ -57,6 +58,9 @@ def test_ray_up_takes_the_cluster_of_spot_workers_and_a_head_that_only_drives():
     assert head["resources"]["CPU"] == 0
     assert workers["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert workers["max_workers"] == config["max_workers"]
+    grows = next(each.split("=", 1)[1] for each in config["docker"]["run_options"] if "PREMED_NODES" in each)
+    monkeypatch.setenv("PREMED_NODES", grows.strip('"'))
+    assert autoscaling() == (workers["max_workers"], workers["resources"])
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in config["head_start_ray_commands"][-1]
     with pytest.raises(jsonschema.ValidationError, match="max_wrokers"):
         jsonschema.validate(config | {"max_wrokers": 1}, schema)
@@ -73,7 +77,7 @@ def kuberay():
 
 
 @pytest.mark.parametrize("name", ["raycluster", "rayjob"])
-def test_kuberay_takes_it_with_a_token_and_gpu_workers(kuberay, name):
+def test_kuberay_takes_it_with_a_token_and_gpu_workers(kuberay, monkeypatch, name):
     (thing,) = documents(KUBERAY / f"{name}.yaml")
     kuberay(thing)
     cluster = thing["spec"].get("rayClusterSpec", thing["spec"])
@@ -81,6 +85,13 @@ def test_kuberay_takes_it_with_a_token_and_gpu_workers(kuberay, name):
     (worker,) = cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"]
     assert worker["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    (head,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+    if cluster.get("enableInTreeAutoscaling"):
+        monkeypatch.setenv(
+            "PREMED_NODES", next(each["value"] for each in head["env"] if each["name"] == "PREMED_NODES")
+        )
+        limits, most = worker["resources"]["limits"], cluster["workerGroupSpecs"][0]["maxReplicas"]
+        assert autoscaling() == (most, {"CPU": float(limits["cpu"]), "GPU": float(limits["nvidia.com/gpu"])})
     worker["volumeMount"] = worker.pop("volumeMounts")
     with pytest.raises(jsonschema.ValidationError, match="volumeMount"):
         kuberay(thing)
@@ -200,7 +211,7 @@ def test_hadolint_finds_nothing_in_the_dockerfile():
     assert done.returncode == 0, done.stdout
 
 
-def test_the_server_for_mlflow_asks_for_what_its_database_and_passwords_need():
-    needed = set((CLUSTER / "mlflow" / "requirements.txt").read_text().split("\n")[1:])
-    assert {"mlflow[auth]", "psycopg2-binary", "boto3"} <= needed
-    assert importlib.util.find_spec("mlflow.server.auth") is not None
+def test_the_server_is_the_mlflow_that_is_pinned():
+    needed = (CLUSTER / "mlflow" / "requirements.txt").read_text().splitlines()[1:]
+    (pinned,) = re.findall(r"^mlflow==(\S+)", (REPOSITORY / "constraints.txt").read_text(), re.M)
+    assert needed == [f"mlflow[auth]=={pinned}", "psycopg2-binary", "boto3"]

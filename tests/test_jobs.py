@@ -30,7 +30,8 @@ def ray():
 def small(tmp_path_factory):
     """What makes a tiny experiment of the one in the checkout: overrides."""
     root = write_chestxray14(tmp_path_factory.mktemp("data") / "chestxray14", 30, 0, size=32)
-    fields = {"task": {"root": str(root)}, "train": {"workers": 2, "log_steps": 2}, "pretrain": {"epochs": 40}}
+    fields = {"task": {"root": str(root)}, "train": {"workers": 2}, "pretrain": {"epochs": 25}, "test": False}
+    fields["finetune"] = {"epochs": 1, "augment": {"rand": None}}
     return [f"{key}={value}" for key, value in (flat(TINY) | flat(fields)).items()]
 
 

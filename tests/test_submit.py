@@ -119,6 +119,9 @@ def test_a_yaml_above_the_folder_in_use_is_found_there_too(premed, elsewhere, mo
     monkeypatch.chdir(elsewhere / "mine")
     told = dry(premed, "run", "a.yaml", "../shared/base.yaml", "--json")
     assert told["entrypoint"] == "python -m premed run mine/a.yaml shared/base.yaml --json"
+    monkeypatch.chdir(REPOSITORY / "experiments")
+    told = dry(premed, elsewhere / "shared" / "base.yaml")
+    assert told["entrypoint"] == "python -m premed run base.yaml"
 
 
 @pytest.mark.parametrize("checkout", [True, False])

@@ -36,7 +36,7 @@ python=${PYTHON:-$folder/venv/bin/python}
 if [[ ! -x $python ]]; then
     echo "installing MLflow into $folder/venv (some minutes, once)" >&2
     python3 -m venv "$folder/venv"
-    "$python" -m pip install --quiet --disable-pip-version-check -c "$here/../../constraints.txt" -r "$here/requirements.txt"
+    "$python" -m pip install --quiet --disable-pip-version-check -r "$here/requirements.txt"
 fi
 "$python" -c 'import flask_wtf, mlflow, psycopg2' || fail "$python lacks what $here/requirements.txt names"
 
@@ -95,6 +95,7 @@ done
 address=postgresql+psycopg2://mlflow:$postgres_password@127.0.0.1:$postgres_port
 sed -e "s|@DATABASE@|$address/mlflow_auth|" -e "s|@PASSWORD@|$admin_password|" "$here/basic_auth.ini" >"$folder/basic_auth.ini"
 export MLFLOW_AUTH_CONFIG_PATH=$folder/basic_auth.ini MLFLOW_BACKEND_STORE_URI=$address/mlflow MLFLOW_DISABLE_TELEMETRY=true
+export MLFLOW_UVICORN_OPTS=${MLFLOW_UVICORN_OPTS:---timeout-worker-healthcheck 60} # 5 s, and a busy machine's are killed
 cd "$folder"
 setsid "$python" -m mlflow server --app-name basic-auth --host "$host" --port "$port" --workers "${MLFLOW_WORKERS:-2}" \
     --artifacts-destination "$artifacts" &

@@ -31,12 +31,13 @@ def storage(where: str | None) -> str:
     """
     if where is not None:
         return where if "://" in where else str(lasting("train.storage", where))
+    folder = home() / "checkpoints"
     if in_job() and not os.environ.get("PREMED_HOME"):
         raise UserError(
             "train.storage is not set, nor PREMED_HOME: a Ray job's working directory is thrown away; set one of them "
             "to a path outside"
         )
-    return str(home() / "checkpoints")
+    return str(folder)
 
 
 def in_job() -> bool:

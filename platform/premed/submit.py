@@ -92,7 +92,9 @@ def packed(words: Sequence[str], runtime_env: Path | None, env: Sequence[str]) -
         return
     with TemporaryDirectory() as folder:
         files = named(words)
-        root = Path(os.path.commonpath([here, *(file.parent for file in files)]))
+        root = here
+        if not all(file.is_relative_to(here) for file in files):
+            root = Path(os.path.commonpath([file.parent for file in files]))
         for file in files:
             to = Path(folder) / file.relative_to(root)
             to.parent.mkdir(parents=True, exist_ok=True)
