@@ -415,6 +415,12 @@ def test_resized_crops_follow_torchvisions_rule():
     assert views._box((10, 1000), Draw(0), (0.5, 1.0), (3 / 4, 4 / 3)) == (0, 493, 10, 13)
 
 
+def test_rand_augment_s_strongest_step_leaves_a_black_picture():
+    policy = views._augment("rand-m10-inc1", 24)
+    posterize = next(op for op in policy.ops if "Posterize" in op.name)
+    assert not np.asarray(posterize.aug_fn(Image.new("RGB", (24, 24), "white"), *posterize.level_fn(10, {}))).any()
+
+
 def test_rand_augment_leaves_the_global_generators_alone():
     before = random.getstate(), np.random.get_state()[1].tolist()
     made = {views.rand_augment(noise(1, 24, 24).astype(np.uint8), Draw(i)).tobytes() for i in range(10)}

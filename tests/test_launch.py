@@ -31,7 +31,7 @@ from launching import (
 from premed import launch
 from premed.experiment import Train, plugin
 from premed.leases import LEASES
-from premed.session import admit
+from premed.session import admit, nodes
 from premed.spec import StageFailed, UserError
 from premed.supervised import Network
 
@@ -310,9 +310,24 @@ def test_prepare_makes_every_part_ready_and_needs_no_mlflow(home, chest, monkeyp
     ("train", "words"), [({"workers": 64}, "64 workers need 64 CPUs"), ({"workers": 2, "gpu": True}, "2 GPUs")]
 )
 def test_what_can_never_be_placed_is_refused_in_one_line(monkeypatch, train, words):
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0})
+    alive, dead = ({"Resources": {"CPU": 4.0}, "Alive": alive} for alive in (True, False))
+    monkeypatch.setattr("ray.nodes", lambda: [alive, dead])
     with pytest.raises(UserError, match=f"^train.workers: .*{words} and the cluster has [40]; lower .*$"):
         admit(Train(**train))
+
+
+def test_workers_that_an_autoscaler_may_still_start_count_as_there(monkeypatch):
+    head, worker = {"CPU": 0.0, "memory": 9.0}, {"CPU": 8.0, "GPU": 1.0, "memory": 9.0}
+    monkeypatch.setattr("ray.nodes", lambda: [{"Resources": each, "Alive": True} for each in (head, worker)])
+    assert nodes() == [head, worker]
+    monkeypatch.setenv("PREMED_NODES", "3 CPU=8 GPU=1")
+    assert nodes() == [head, worker, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0}]
+    admit(Train(workers=3, cpus=8, gpu=True))
+    with pytest.raises(UserError, match="4 workers need 4 GPUs and the cluster has 3;"):
+        admit(Train(workers=4, gpu=True))
+    monkeypatch.setenv("PREMED_NODES", "many")
+    with pytest.raises(UserError, match="^PREMED_NODES=many: say how many workers"):
+        nodes()
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import typer
 
 from premed import commands_data
 from premed.asked import Json, What, experiments_of, quiet, tell, tell_all, train_of
-from premed.spec import StageFailed, UserError
+from premed.spec import Left, StageFailed, UserError
 
 app = typer.Typer(
     help="Does self-supervised pre-training on my own medical images help, which kind, and how sure can I be?",
@@ -176,6 +176,47 @@ def export(
     tell(told, as_json, console.exported)
 
 
+@app.command(context_settings={"allow_interspersed_args": False})
+def submit(
+    words: Annotated[
+        list[str], typer.Argument(metavar="COMMAND…", help="a command with all that it is given; `run` may be left out")
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list what would travel, and its size")] = False,
+    address: Annotated[
+        str | None, typer.Option(metavar="URL", help="of the cluster's dashboard [default: $RAY_ADDRESS]")
+    ] = None,
+    env: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="for the job and its workers; may be repeated")
+    ] = None,
+    runtime_env: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="[default: in a checkout cluster/runtime_env.yaml]")
+    ] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="print the job's name and leave")] = False,
+    as_json: Json = False,
+) -> None:
+    """The same command as a Ray job; follows its log and ends with its exit code.
+
+    From the root of a checkout that travels whole (less what .gitignore and .rayignore name); from anywhere else the
+    YAMLs and premed itself, and the cluster must have what premed needs: docs/cluster.md.
+    """
+    from premed import console
+    from premed import submit as submission
+
+    commands = {str(each.name or each.callback.__name__) for each in app.registered_commands if each.callback} | {
+        "data"
+    }
+    words = submission.command(words, commands)
+    if words[0] == "run":
+        experiments_of([word for word in words[1:] if not word.startswith("-")])  # a mistake need not travel
+    with submission.packed(words, runtime_env, env or ()) as job:
+        if dry_run:
+            tell(submission.upload(job), as_json, console.upload)
+            return
+        told = submission.submit(job, address, follow=not no_wait, log=sys.stderr if as_json else sys.stdout)
+    tell(told, as_json, lambda told: print(told["job"]) if no_wait else None)
+    raise typer.Exit(told["exit_code"])
+
+
 @app.command()
 def ui(
     port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000,
@@ -205,13 +246,15 @@ def main() -> None:
         code, told = 2, str(error)
     except StageFailed as error:
         code, told = 1, str(error)
+    except Left as error:
+        code, told = 130, str(error)
     except KeyboardInterrupt:
         code, told = 130, ""
     except Exception as error:
         if not hasattr(error, "format_message"):  # typer's own: a wrong option, a missing argument
             raise
         code, told = 2, error.format_message()  # type: ignore[attr-defined]
-    if code == 130:
+    if code == 130 and not told:
         told = "stopped; the same command goes on from the last checkpoint"
     if told:
         print(f"premed: {told}", file=sys.stderr)

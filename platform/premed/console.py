@@ -130,6 +130,16 @@ def exported(told: dict[str, Any]) -> None:
         print(f"largest difference of a logit from torch's: {found['largest_difference']:.2g}, on {found['on']}")
 
 
+def upload(told: dict[str, Any]) -> None:
+    """What `premed submit` would send."""
+    print(told["entrypoint"])
+    for name, value in told["env_vars"].items():
+        print(f"with {name}={value}")
+    for file in told["files"]:
+        print(f"{file['bytes']:>12,} {printable(file['name'])}")
+    print(f"{told['megabytes'] * 1e6:>12,.0f} bytes in all, as Ray packs {len(told['files'])} files")
+
+
 def findings(told: dict[str, Any]) -> None:
     """What `premed data check` found, errors first; of many files with the same trouble, ten."""
     name = printable(told["task"])

@@ -16,12 +16,12 @@ import torch
 from premed.cohort import cases
 from premed.data import Data, Show
 from premed.experiment import Experiment, Stage
-from premed.home import home
+from premed.home import storage
 from premed.ledger import first_line
 from premed.once import Once
 from premed.planning import planned
 from premed.records import Records
-from premed.settings import BLIND, PRETRAINING, Kind, Train, plugin
+from premed.settings import BLIND, PRETRAINING, Kind, plugin
 from premed.spec import LeaseLost, StageFailed, UserError, canonical
 from premed.supervised import Supervised
 from premed.worker import Job, make_objective, run_stage
@@ -62,7 +62,7 @@ class Driver:
         self.ledger, self.data = common.ledger, common.data(experiment)
         self.task = self.data.task
         self.records = Records(experiment, self.task, self.ledger, show, common.pause, common.register)
-        self.storage = storage_of(experiment.train)
+        self.storage = storage(experiment.train.storage)
         self.jobs: dict[str, Job] = {}  # by digest, of the stages that were asked for so far
 
     def run(self) -> dict[str, Any]:
@@ -231,10 +231,3 @@ class Driver:
                 objective, _ = make_objective(Job(stage, None, self.experiment.train, "", self.data.root), self.task)
                 if isinstance(objective, Supervised):
                     objective.network(torch.zeros(1, self.task.channels, *self.task.roi))
-
-
-def storage_of(train: Train) -> str:
-    """Where checkpoints and results go: a URL, or an absolute path."""
-    if train.storage is None:
-        return str(home() / "checkpoints")
-    return train.storage if "://" in train.storage else str(Path(train.storage).absolute())

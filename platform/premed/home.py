@@ -5,15 +5,52 @@ from pathlib import Path
 
 from premed.spec import UserError
 
+UPLOADS = "working_dir_files"  # where Ray unpacks what came with a job, below its session's runtime_resources/
+
 
 def home() -> Path:
-    """The folder of everything premed keeps: $PREMED_HOME, else ./.premed."""
+    """The folder of everything premed keeps: $PREMED_HOME, else ./.premed.
+
+    UserError where a Ray job would lose it. One whose runs go to a server (MLFLOW_TRACKING_URI) may do without: what is
+    then kept here can be made again (`storage` asks for the rest).
+    """
     path = os.environ.get("PREMED_HOME")
-    if not path and "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
+    if path:
+        return lasting("PREMED_HOME", path)
+    if in_job() and os.environ.get("MLFLOW_TRACKING_URI", "sqlite").startswith("sqlite"):
         raise UserError(
             "PREMED_HOME is not set: a Ray job's working directory is thrown away; set it to a path outside"
         )
-    return Path(path or ".premed").absolute()
+    return Path(".premed").absolute()
+
+
+def storage(where: str | None) -> str:
+    """Where checkpoints and results go, as a URL or an absolute path: `train.storage`, else $PREMED_HOME/checkpoints.
+
+    UserError where a Ray job would lose them.
+    """
+    if where is not None:
+        return where if "://" in where else str(lasting("train.storage", where))
+    folder = home() / "checkpoints"
+    if in_job() and not os.environ.get("PREMED_HOME"):
+        raise UserError(
+            "train.storage is not set, nor PREMED_HOME: a Ray job's working directory is thrown away; set one of them "
+            "to a path outside"
+        )
+    return str(folder)
+
+
+def in_job() -> bool:
+    """Whether this process is a Ray job's: its job manager says so by this variable."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def lasting(name: str, where: str) -> Path:
+    """`where` as an absolute path; UserError, naming the field, where that is in a Ray job's upload."""
+    path = Path(where).absolute()
+    if in_job() and UPLOADS in Path(os.path.normpath(path)).parts:
+        raise UserError(f"{name}: {where} is in the Ray job's upload, which is thrown away; name a path outside")
+    return path
 
 
 def data_root(root: Path | None, folder: str) -> Path:

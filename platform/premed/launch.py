@@ -14,6 +14,7 @@ from premed.data import Data, Show
 from premed.driver import Driver
 from premed.experiment import Experiment
 from premed.fanout import told_apart
+from premed.home import storage
 from premed.importing import foresee
 from premed.ledger import first_line
 from premed.session import Session, ray_or_not, session
@@ -122,6 +123,7 @@ def looked_over(experiments: Sequence[Experiment]) -> list[Experiment]:
             refuse(plugin("tasks", experiment.task).build(experiment.task), experiment.test)
             looked_at.append((experiment.task, experiment.test))
         foresee(experiment)
+        storage(experiment.train.storage)
     return experiments
 
 

@@ -244,7 +244,10 @@ def provenance() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of premed's own checkout, `-dirty` where it was changed; None of an installed copy."""
+    """The commit of premed's own checkout, `-dirty` where it was changed; None of an installed copy.
+
+    In a job that `premed submit` sent, whose files came without their history: as PREMED_COMMIT says.
+    """
     here = Path(__file__).parent
 
     def git(*args: str) -> str:
@@ -254,7 +257,7 @@ def commit() -> str | None:
         git("ls-files", "--error-unmatch", Path(__file__).name)  # else it is somebody else's repository around us
         return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        return os.environ.get("PREMED_COMMIT")
 
 
 def first_line(error: BaseException) -> str:

@@ -129,10 +129,26 @@ def session(trains: Sequence[Train], show: Show) -> Iterator[Session]:
 
 
 def nodes() -> list[dict[str, float]]:
-    """What each node of the cluster has."""
+    """What each node of the cluster has: those that are there, and those that its autoscaler may still start."""
     import ray
 
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    most, worker = autoscaling()
+    alike = sum(all(node.get(name, 0) >= value for name, value in worker.items()) for node in there)
+    return there + [dict(worker)] * (most - alike)
+
+
+def autoscaling() -> tuple[int, dict[str, float]]:
+    """How many workers there may be, and what each has, by PREMED_NODES (`8 CPU=8 GPU=1`): Ray does not tell."""
+    said = os.environ.get("PREMED_NODES", "0")
+    most, *resources = said.split()
+    try:
+        pairs = [each.split("=") for each in resources]
+        return int(most), {name: float(value) for name, value in pairs}
+    except ValueError:
+        raise UserError(
+            f"PREMED_NODES={said}: say how many workers there may be and what each has: 8 CPU=8 GPU=1"
+        ) from None
 
 
 @contextmanager
@@ -166,14 +182,12 @@ def ray_or_not(trains: Sequence[Train], show: Show) -> Iterator[Callable[..., It
 
 def admit(train: Train) -> None:
     """Refuses what this cluster can never place, saying what it needs and what there is."""
-    import ray
-
-    there = ray.cluster_resources()
+    there = nodes()
     for resource, needed in (("CPU", train.workers * train.cpus), ("GPU", float(train.workers * train.gpu))):
-        if needed > there.get(resource, 0):
+        if needed > (most := sum(node.get(resource, 0) for node in there)):
             raise UserError(
                 f"train.workers: {train.workers} workers need {needed:g} {resource}s and the cluster has "
-                f"{there.get(resource, 0):g}; lower train.workers, or train.cpus per worker, or add nodes"
+                f"{most:g}; lower train.workers, or train.cpus per worker, or add nodes"
             )
     if not fits(nodes(), workers_of(train)):
         room = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes())

@@ -41,6 +41,10 @@ class CalledOff(BaseException):
     """Nobody wants this work any more. No Exception, so that nothing on its way takes it for a failure."""
 
 
+class Left(Exception):
+    """The user went away from something that goes on without them; one line says how to come back. Exit code 130."""
+
+
 class LeaseLost(StageFailed):
     """Another command took the stage over while this one was silent; it is that one's now, records and all."""
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-from premed.driver import Driver, Show, storage_of
+from premed.driver import Driver, Show
 from premed.experiment import Experiment
+from premed.home import storage
 from premed.ledger import first_line
 from premed.session import Session
 from premed.spec import CalledOff, StageFailed, UserError
@@ -128,7 +129,7 @@ class Trial:
         outcome = Driver(experiment, common, trainer, show).run()
         last = outcome["stages"][-1]
         if heeded and last["reused"]:  # nobody told of its validations
-            curve = Vault(storage_of(experiment.train), last["where"].rsplit("/", 1)[-1]).get("curve.jsonl") or b""
+            curve = Vault(storage(experiment.train.storage), last["where"].rsplit("/", 1)[-1]).get("curve.jsonl") or b""
             for row in map(json.loads, curve.splitlines()):
                 heeded(row | {"num_steps": last["num_steps"]})
         return outcome

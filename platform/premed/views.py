@@ -208,6 +208,14 @@ def rand_augment(image: np.ndarray, draw: Draw, spec: str = "rand-m9-mstd0.5-inc
 
 @lru_cache(maxsize=8)
 def _augment(spec: str, side: int):
-    from timm.data.auto_augment import rand_augment_transform
+    from timm.data import auto_augment
 
-    return rand_augment_transform(spec, {"translate_const": int(side * 0.45), "img_mean": (128, 128, 128)})
+    def posterize(picture, bits, **how):  # the strongest leaves no bit, which Pillow took for black and 13 refuses
+        return auto_augment.posterize(picture, bits, **how) if bits else picture.point(lambda value: 0)
+
+    settings = {"translate_const": int(side * 0.45), "img_mean": (128, 128, 128)}
+    transform = auto_augment.rand_augment_transform(spec, settings)
+    for op in transform.ops:
+        if op.aug_fn is auto_augment.posterize:
+            op.aug_fn = posterize
+    return transform
