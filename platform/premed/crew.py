@@ -54,7 +54,8 @@ class Crew:
         """
         import ray
 
-        number, ruled = ray.get(self.desk.put.remote([ray.put(job)], run_id, ruling is not None)), 0.0
+        number: Any = ray.get(self.desk.put.remote([ray.put(job)], run_id, ruling is not None))
+        ruled = 0.0
         while number is not None and not self.through(number):
             try:
                 pause(0)
@@ -72,7 +73,8 @@ class Crew:
         import ray
 
         self.thread.join(LOOK)
-        done, alive = ray.get(self.desk.done.remote(number)), self.thread.is_alive()
+        done: Any = ray.get(self.desk.done.remote(number))
+        alive = self.thread.is_alive()
         if not done and not alive and not ray.get(self.desk.done.remote(number)):
             raise self.error or StageFailed("the workers went home in the middle of a stage")
         return done
@@ -130,8 +132,8 @@ def work(config: dict[str, Any]) -> None:
         if found == "wait":
             time.sleep(LOOK)
             continue
-        (job,), run_id = found
-        job: Job = ray.get(job)
+        (reference,), run_id = found
+        job: Any = ray.get(reference)
         with suppress(CalledOff):
             run_stage(job, teller(ledger, run_id), partial(reported, desk, number))
         ray.get(desk.finish.remote(number, rank))

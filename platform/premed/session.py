@@ -46,8 +46,9 @@ class Session:
         self.pause(0)
         self.show(event)
 
-    def member(self, number: int = 0, **about: Any) -> Member:
-        return Member(number, **{"pause": self.pause} | about)
+    def member(self, number: int = 0) -> Member:
+        """Experiment `number` as the fleet knows it."""
+        return Member(number, self.pause)
 
     def trainer(self, member: Member, name: str = "", begun: Callable[[], None] = lambda: None) -> Trainer:
         """Trains the stages of an experiment, whose events name it; calls `begun` when a stage is in line."""

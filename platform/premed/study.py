@@ -40,7 +40,7 @@ class Told:
 class Study:
     """One sweep's trials. One command at a time holds it (by a lease); any number may read it."""
 
-    def __init__(self, sweep: Sweep, name: str, url: str, directions: Sequence[str], begun: bool = False):
+    def __init__(self, sweep: Sweep, name: str, url: str, directions: Sequence[Any], begun: bool = False):
         """UserError where no database answers at `url`; where `begun`, also if it was never begun."""
         import optuna
 

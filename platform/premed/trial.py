@@ -12,6 +12,7 @@ from typing import Any
 
 from premed.driver import Driver, Show
 from premed.experiment import Experiment
+from premed.fleet import Member
 from premed.home import storage
 from premed.ledger import first_line
 from premed.session import Session
@@ -77,11 +78,12 @@ class Trial:
 
     def run(self, retries: int) -> list[float]:
         """The value of each metric, the mean over seeds. UserError or StageFailed where it came to none."""
+        failure: Exception = StageFailed("it was never tried")
         for attempt in range(retries + 1):
             try:
                 return self.attempt()
             except (UserError, StageFailed) as error:
-                failure: Exception = error
+                failure = error
             except Exception as error:  # noqa: BLE001 - a bug ends a trial, not the sweep; its whole story is told
                 self.show({"event": "warning", "text": traceback.format_exc(), "who": self.who(0)})
                 failure = StageFailed(f"{type(error).__name__}: {first_line(error)}")
@@ -116,9 +118,7 @@ class Trial:
         who, heeded = self.who(place), self.validations if place == 0 else None
         ruling = (lambda: self.ruled) if heeded else None
         number = self.number * len(self.seeds) + place
-        trainer = self.here.trainer(
-            self.here.member(number, pause=self.pause, tested=False, ruling=ruling), who, self.begun.set
-        )
+        trainer = self.here.trainer(Member(number, self.pause, tested=False, ruling=ruling), who, self.begun.set)
 
         def show(event: dict[str, Any]) -> None:
             if event["event"] == "waiting":
