@@ -143,7 +143,7 @@ class Shelf:
     def __init__(self):
         self.checkpoints: list[int] = []
 
-    def save_checkpoint(self, step, state, notes):
+    def save_checkpoint(self, step, state, notes, kept=2):
         self.checkpoints.append(step)
 
     def put_weights(self, name, state):
