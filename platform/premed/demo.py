@@ -78,7 +78,7 @@ CT = merged(
             "test_images": True,
         },
         "pretrain": {"steps": 1100},
-        "finetune": {"head": {"feature_size": 16}, "steps": 300, "lr": 3.0, "augment": {"shift": 0}},
+        "finetune": {"head": {"feature_size": 16}, "steps": 200, "lr": 5.0, "augment": {"shift": 0}},
     },
 )
 MRI = merged(
