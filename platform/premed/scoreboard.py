@@ -148,7 +148,10 @@ def spent(cost: Told | None) -> str:
     if cost is None:
         return "-"
     hours = cost["device_hours"]
-    return f"{cost['runs']} x {hours / cost['runs']:.2g} {cost['device']}-h" if math.isfinite(hours) else "not known"
+    if not math.isfinite(hours):
+        return "not known"
+    each = hours / cost["runs"]
+    return f"{cost['runs']} x {f'{each:.2g}' if each >= 0.001 else '< 0.001'} {cost['device']}-h"
 
 
 # ---- CSV
