@@ -56,7 +56,7 @@ VOLUMES = {
         "head": {"name": "unetr", "feature_size": 8},
         "epochs": 20,
         "warmup_epochs": 2,
-        "steps": 100,
+        "steps": 75,
         "batch": 2,
         "lr": 1.0,
         "clip": 1.0,
@@ -77,8 +77,8 @@ CT = merged(
             "val_share": 0.2,
             "test_images": True,
         },
-        "pretrain": {"steps": 1100},
-        "finetune": {"head": {"feature_size": 16}, "steps": 200, "lr": 5.0, "augment": {"shift": 0}},
+        "pretrain": {"steps": 850},
+        "finetune": {"head": {"feature_size": 16}, "steps": 160, "lr": 6.0, "augment": {"shift": 0}},
     },
 )
 MRI = merged(
