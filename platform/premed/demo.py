@@ -77,7 +77,7 @@ CT = merged(
             "val_share": 0.2,
             "test_images": True,
         },
-        "pretrain": {"steps": 850},
+        "pretrain": {"steps": 1100},
         "finetune": {"head": {"feature_size": 16}, "steps": 160, "lr": 6.0, "augment": {"shift": 0}},
     },
 )
