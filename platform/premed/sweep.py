@@ -47,6 +47,7 @@ def run(sweep: Sweep, show: Show) -> dict[str, Any]:
 
 def report(sweep: Sweep) -> dict[str, Any]:
     """The outcome so far, of a sweep that runs, was stopped or is over. UserError where it never began."""
+    sweep.look()
     plan = Plan(sweep)
     outcome = plan.outcome(plan.study(begun=True))
     plan.write(outcome)
