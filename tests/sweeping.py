@@ -92,8 +92,13 @@ def weighed(num=14):
         ]
         setting = dict(zip(space, (epochs, encoder, [1e-3, 3e-3][number // 2 % 2]), strict=True))
         trials.append(trial(number, setting, by_seed, stages=stages))
-    from premed.findings import front
-
     about = {"metrics": ["val/dice", "seconds"], "modes": ["max", "min"], "seeds": [0, 1, 2], "search": "optuna"}
     found = outcome(space, trials, name="score against cost", **about)
-    return found | {"best": None, "front": front(found)}
+    front = [number for number in range(num) if not any(beats(each, trials[number]) for each in trials)]
+    return found | {"best": None, "front": front}
+
+
+def beats(one, other):
+    """Of a score and a cost: better in one, and no worse in the other."""
+    (score, cost), (its_score, its_cost) = one["values"], other["values"]
+    return score >= its_score and cost <= its_cost and (score, cost) != (its_score, its_cost)

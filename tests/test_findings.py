@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pages import Page
 from sweeping import outcome, searched, stage, table, trial, weighed
 
-from premed import findings, sweep_board, sweep_charts, sweep_page
+from premed import sweep_board, sweep_charts, sweep_page
 from premed.axes import axis, scale, short, varied, word
-from premed.findings import Spread, against, cost, front, grid, pairs, ranking, reuse, scored
+from premed.findings import Spread, against, cost, grid, pairs, ranking, reuse, scored
 from premed.spec import UserError
 from premed.sweep_words import answer, caveats, reused
 
@@ -168,13 +168,6 @@ def test_trials_are_ranked_by_the_mode(mode, numbers):
     values = [0.5, 0.4, 0.6, math.nan]
     told = outcome({}, [trial(i, {}, {"0": value}) for i, value in enumerate(values)], modes=[mode])
     assert [each["number"] for each in ranking(told)] == numbers
-
-
-def test_the_front_is_of_those_that_none_beats():
-    values = [[0.7, 100], [0.8, 200], [0.7, 150], [0.6, 50], [0.8, 200], [math.nan, 1]]
-    trials = [trial(i, {}, {"0": each}) for i, each in enumerate(values)]
-    trials.append(trial(6, {}, {"0": [0.99, 1]}, state="stopped"))
-    assert front(outcome({}, trials, metrics=["val/dice", "seconds"], modes=["max", "min"])) == [0, 1, 3, 4]
 
 
 # ---- costs
@@ -346,7 +339,7 @@ def test_a_chart_is_drawn_from_the_findings_and_is_the_same_each_time(monkeypatc
     monkeypatch.setattr(sweep_charts, "rivals", lambda *given: drawn.append(given) or b"<svg/>")
     built(told)
     (((rival,), name, on_front),) = drawn
-    assert (name, rival.name, on_front) == ("val Dice", "seconds", front(told))
+    assert (name, rival.name, on_front) == ("val Dice", "seconds", told["front"])
     assert list(rival.y) == [each["values"][0] for each in told["trials"]]
 
 
@@ -425,7 +418,7 @@ def outcomes(draw):
     told = outcome(space, trials, **about)
     first = [each["number"] for each in ranking(told)]
     best = first[0] if first and len(metrics) == 1 else None
-    return told | {"best": best, "front": front(told) if len(metrics) > 1 else first[:1]}
+    return told | {"best": best, "front": first[:1] if len(metrics) == 1 else first[:2]}
 
 
 @settings(max_examples=30, deadline=None)
@@ -445,18 +438,3 @@ def test_no_outcome_is_too_odd_for_the_terminal_and_the_csv(tmp_path_factory, to
 def test_no_outcome_is_too_odd_for_the_page(told):
     page = built(json.loads(json.dumps(told)))
     assert {str(each["number"]) for each in told["trials"]} <= {row[0] for row in page.rows}
-
-
-@settings(max_examples=50, deadline=None)
-@given(outcomes())
-def test_nobody_on_the_front_is_beaten_and_everybody_else_is(told):
-    signs = [1 if mode == "max" else -1 for mode in told["modes"]]
-
-    def beats(one, other):
-        pairs_ = [(s * a, s * b) for s, a, b in zip(signs, one, other, strict=True)]
-        return all(a >= b for a, b in pairs_) and any(a > b for a, b in pairs_)
-
-    known = {t["number"]: t["values"] for t in told["trials"] if t["state"] == "done" and t["values"]
-             and all(isinstance(x, float) and math.isfinite(x) for x in t["values"])}  # fmt: skip
-    expected = [n for n, mine in known.items() if not any(beats(other, mine) for other in known.values())]
-    assert findings.front(told) == expected

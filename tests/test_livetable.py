@@ -5,10 +5,10 @@ import io
 import pytest
 from rich.console import Console
 
-from premed.livetable import LiveTable, spell
+from premed.livetable import LiveTable
 
-ROW = {"event": "row", "num_steps": 60, "metrics": {"train/loss": 0.5}}
-VALIDATED = {"event": "row", "num_steps": 60, "metrics": {"val/dice": 0.512, "val/hd95": 3.0}}
+ROW = {"event": "row", "kind": "finetune", "num_steps": 60, "metrics": {"train/loss": 0.5}}
+VALIDATED = {"event": "row", "kind": "finetune", "num_steps": 60, "metrics": {"val/dice": 0.512, "val/hd95": 3.0}}
 EVENTS = [
     {"event": "starting", "what": "Ray"},
     {"event": "trials", "total": 4, "left": 3, "modes": ["max"]},
@@ -76,7 +76,3 @@ def test_a_job_s_log_has_plain_lines_each_naming_its_trial():
         "[trial 1] step 40: validation dice 0.512, hd95 3.000",
         "[trial 1] WARNING: the disk is nearly full",
     ]
-
-
-def test_seconds_in_words():
-    assert [spell(0.2), spell(80), spell(150), spell(7000)] == ["1 s", "80 s", "2 min", "1.9 h"]

@@ -58,7 +58,7 @@ def go_on(study, trials=99):
     for _ in range(trials):
         if (told := study.next()) is None:
             return
-        study.end(told.number, "done", [score(told.setting)])
+        study.end(told.number, "done", [score(told.setting)], {})
 
 
 def table(study):
@@ -86,7 +86,7 @@ def test_stopped_in_the_middle_of_any_trial_it_ends_as_if_it_had_not_been(shared
     if unfinished:
         first = again.next()
         assert (first.number, first.setting) == (unfinished.number, unfinished.setting)
-        again.end(first.number, "done", [score(first.setting)])
+        again.end(first.number, "done", [score(first.setting)], {})
     go_on(again)
     assert table(again) == table(whole)
 
@@ -105,9 +105,9 @@ def test_validations_are_kept_and_a_trial_that_ended_early_has_no_value(tmp_path
     first, second, third = (ours.next().number for _ in range(3))
     ours.heard(first, 1, 0.3)
     ours.heard(first, 2, 0.4)
-    assert ours.end(first, "stopped", stages=[{"seconds": 3.0}])
-    assert ours.end(second, "failed", failure="the loss is not a number")
-    assert ours.end(third, "done", [0.2]) and not ours.end(third, "stopped")
+    assert ours.end(first, "stopped", None, {"stages": [{"seconds": 3.0}]})
+    assert ours.end(second, "failed", None, {"failure": "the loss is not a number"})
+    assert ours.end(third, "done", [0.2], {}) and not ours.end(third, "stopped", None, {})
     ours.heard(third, 9, 1.0)  # too late
     stopped, failed, done, *rest = study(tmp_path, GRID).trials()
     assert (stopped.state, stopped.values, stopped.curve) == ("stopped", None, {1: 0.3, 2: 0.4})
@@ -119,9 +119,10 @@ def test_validations_are_kept_and_a_trial_that_ended_early_has_no_value(tmp_path
 
 def test_of_several_metrics_the_front_is_what_no_other_beats_in_all(tmp_path):
     ours = study(tmp_path, GRID | {"metric": ["val/dice", "seconds"]}, directions=("maximize", "minimize"))
-    for values in ([0.5, 10.0], [0.6, 20.0], [0.4, 15.0]):
-        ours.end(ours.next().number, "done", values)
-    assert ours.front() == [0, 1]
+    for values in ([0.5, 10.0], [0.6, 20.0], [0.4, 15.0], [0.6, 20.0], [0.6, 21.0]):
+        ours.end(ours.next().number, "done", values, {})
+    ours.end(ours.next().number, "stopped", None, {})
+    assert ours.front() == [0, 1, 3]
 
 
 def test_a_study_is_of_the_data_that_it_began_with(tmp_path):
@@ -170,7 +171,7 @@ def test_a_scheduler_told_of_the_trials_before_judges_as_one_that_saw_them(share
             ours.heard(told.number, number, value)
             if number in at:
                 witness.on_trial_result(None, trial, {TIME: number, VALUE: value})
-        ours.end(told.number, "stopped")
+        ours.end(told.number, "stopped", None, {})
     told = scheduler_of(asha, "max", 8, ours.trials())
     trial = SimpleNamespace(trial_id="last")
     for judge in (witness, told):

@@ -115,6 +115,14 @@ def test_from_elsewhere_yamls_with_their_bases_and_the_premed_in_use_travel_and_
     assert told["entrypoint"] == "python -m premed run mine/a.yaml train.workers=2"
 
 
+def test_all_bases_of_a_sweep_travel_and_theirs(premed, elsewhere):
+    (elsewhere / "mine" / "small.yaml").write_text("train: {workers: 1}")
+    (elsewhere / "mine" / "sweep.yaml").write_text("base: [a.yaml, small.yaml]\nspace: {finetune.lr: [0.1, 0.2]}")
+    told = dry(premed, "sweep", "mine/sweep.yaml")
+    yamls = {file["name"] for file in told["files"] if file["name"].endswith(".yaml")}
+    assert yamls == {"mine/sweep.yaml", "mine/a.yaml", "mine/small.yaml", "shared/base.yaml"}
+
+
 def test_a_yaml_above_the_folder_in_use_is_found_there_too(premed, elsewhere, monkeypatch):
     monkeypatch.chdir(elsewhere / "mine")
     told = dry(premed, "run", "a.yaml", "../shared/base.yaml", "--json")

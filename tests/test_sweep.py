@@ -17,6 +17,7 @@ from launching import runs_of, store_of, tree, until
 from premed import sweep as sweeping
 from premed.experiment import load
 from premed.leases import LEASES
+from premed.plan import trains_of
 from premed.space import load_sweep
 from premed.spec import UserError
 
@@ -88,6 +89,15 @@ def test_what_can_never_be_placed_is_refused_at_once(home, chest, tmp_path):
     space = {"train.cpus": [1.0, 1e6]}
     with pytest.raises(UserError, match="workers need 1e[+]06 CPUs and the cluster has"):
         sweeping.run(load_sweep(written(tmp_path, chest, {"space": space})), lambda event: None)
+
+
+def test_all_ways_that_trials_may_run_are_looked_at_together(home, chest, tmp_path):
+    """2 workers fit on 2 CPUs, and so does 1 that wants both, but not 2 of these."""
+    space = {"train.workers": [1, 2], "finetune.lr": [0.1, 0.2], "train.cpus": [1.0, 2.0]}
+    trains = trains_of(load_sweep(written(tmp_path, chest, {"space": space})))
+    assert {(train.workers, train.cpus) for train in trains} == {(1, 1.0), (1, 2.0), (2, 1.0), (2, 2.0)}
+    with pytest.raises(UserError, match="train.workers: a sweep runs on Ray; set 1 or more"):
+        sweeping.run(load_sweep(written(tmp_path, chest, {"space": {"train.workers": [1, 0]}})), lambda event: None)
 
 
 # ---- on a Ray that stays: nothing may be left on it
@@ -163,14 +173,18 @@ def cluster(ray_that_stays, monkeypatch):
 @pytest.mark.cluster
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("asked", "said"),
-    [(GRID, "[trial 2] fine-tuning on"), (ASHA, "[trial 3] fine-tuning on"), (ASHA, "[trial 1] step ")],
+    ("asked", "said", "save_minutes"),
+    [
+        (GRID, "[trial 2] fine-tuning on", 0),
+        (ASHA, "[trial 3] fine-tuning on", 0),
+        (ASHA, "[trial 0] step 8: validation", 5),  # which comes again, for there is no checkpoint yet
+    ],
 )
 def test_killed_in_the_middle_the_same_command_ends_as_if_it_had_not_been_and_leaves_nothing(
-    new_home, chest, tmp_path, monkeypatch, cluster, asked, said
+    new_home, chest, tmp_path, monkeypatch, cluster, asked, said, save_minutes
 ):
     theirs, ours = new_home(), new_home()
-    file = written(tmp_path, chest, asked)
+    file = written(tmp_path, chest, asked, {"train": {"save_minutes": save_minutes}})
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("PREMED_HOME", str(theirs))
     expected = whole(file)

@@ -63,20 +63,21 @@ class Driver:
         self.task = self.data.task
         self.records = Records(experiment, self.task, self.ledger, show, common.pause, common.register)
         self.storage = storage(experiment.train.storage)
+        self.stages: list[dict[str, Any]] = []
+        """The results of those that are finished so far."""
         self.jobs: dict[str, Job] = {}  # by digest, of the stages that were asked for so far
 
     def run(self) -> dict[str, Any]:
         """What came of it: task, strategy, the score's name, the MLflow run, and each stage's result."""
         self.records.open(" ".join(self.fingerprint(kind) for kind in self.experiment.kinds if kind in KNOWN_BY))
-        stages: list[dict[str, Any]] = []
         try:
             before: Stage | None = None
             for stage in self.experiment.stages(self.fingerprint):
-                stages.append(self.find_or_train(stage, before))
+                self.stages.append(self.find_or_train(stage, before))
                 if stage.kind in BLIND:
-                    self.records.pretrain_run = stages[-1]["run_id"]
+                    self.records.pretrain_run = self.stages[-1]["run_id"]
                 before = stage
-            self.records.close(stages)
+            self.records.close(self.stages)
         except Exception as error:
             self.records.fail("FAILED", first_line(error))
             raise
@@ -84,7 +85,7 @@ class Driver:
             self.records.fail("KILLED")
             raise
         about = {"task": self.task.name, "strategy": self.experiment.strategy, "score": self.task.score}
-        return about | {"run_id": self.records.run_id, "stages": stages}
+        return about | {"run_id": self.records.run_id, "stages": self.stages}
 
     def fingerprint(self, kind: Kind) -> str:
         """What a stage of that kind sees: images; or weights, made to fit the task's channels and values."""

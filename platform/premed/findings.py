@@ -1,4 +1,4 @@
-"""What a sweep found, in numbers: its grid, scores against each field, costs and what reuse saved, ranking and front.
+"""What a sweep found, in numbers: its grid, scores against each field, costs, what reuse saved, and who leads.
 
 Everything is told from the outcome, the dictionary that `premed sweep --json` prints. Only trials that are done count
 for a mean: one that was stopped has had fewer steps, and would make its setting look worse than it is. What is not
@@ -136,19 +136,6 @@ def ranking(outcome: Told, metric: int = 0) -> list[Told]:
     """Trials that are done, the best first."""
     sign = -1 if outcome["modes"][metric] == "max" else 1
     return sorted(done(outcome, metric), key=lambda trial: sign * _at(trial["values"], metric))
-
-
-def front(outcome: Told) -> list[int]:
-    """The done trials to which no other is better in one metric and no worse in any (Pareto)."""
-    signs = np.array([1.0 if mode == "max" else -1.0 for mode in outcome["modes"]])
-    held = {t["number"]: signs * [_at(t["values"], i) for i in range(len(signs))] for t in outcome["trials"]
-            if t["state"] == "done"}  # fmt: skip
-    known = {number: values for number, values in held.items() if np.isfinite(values).all()}
-    return [
-        number
-        for number, mine in known.items()
-        if not any((other >= mine).all() and (other > mine).any() for other in known.values())
-    ]
 
 
 def grid(outcome: Told, rows: str, columns: str | None, metric: int = 0) -> Grid:

@@ -24,6 +24,16 @@ def home() -> Path:
     return Path(".premed").absolute()
 
 
+def settled_in() -> Path:
+    """The same, made where it is not there. UserError where it cannot be."""
+    try:
+        home().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        told = f"PREMED_HOME: {home()} cannot be made ({error.strerror}); name a folder you may write"
+        raise UserError(told) from None
+    return home()
+
+
 def storage(where: str | None) -> str:
     """Where checkpoints and results go, as a URL or an absolute path: `train.storage`, else $PREMED_HOME/checkpoints.
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from premed.presenter import DOING, Presenter
+from premed.sweep_words import lasting
 
 LOUD = ("starting", "trials", "trial_ended", "warning", "gate")
 """What is said above the table; the rest is in it."""
@@ -91,7 +92,7 @@ class LiveTable(Presenter):
         done = f"{self.total - self.left + self.ended}/{self.total} trials"
         if not 0 < self.ended < self.left:
             return done
-        return f"{done}, about {spell((time.monotonic() - self.began) / self.ended * (self.left - self.ended))} left"
+        return f"{done}, about {lasting((time.monotonic() - self.began) / self.ended * (self.left - self.ended))} left"
 
     # ---- the table
 
@@ -102,7 +103,7 @@ class LiveTable(Presenter):
     def note(self, line: Line, event: dict[str, Any]) -> None:
         """What the event says of the trial, in a word or two."""
         seed = event["who"].partition(" seed ")[2]
-        kind = event.get("kind") or self.voice.kind
+        kind = event.get("kind", "")
         if event["event"] == "waiting":
             line.doing[seed] = f"waits for {DOING[kind]}"
         elif event["event"] == "stage":
@@ -134,10 +135,3 @@ class LiveTable(Presenter):
 
 def scores(metrics: Sequence[str], values: Sequence[float]) -> str:
     return ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in zip(metrics, values, strict=True))
-
-
-def spell(seconds: float) -> str:
-    """So many seconds in words."""
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -3,17 +3,18 @@
 import hashlib
 from contextlib import suppress
 from functools import cached_property
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from premed import sweep_board, sweep_page
-from premed.home import home
+from premed.home import home, settled_in
 from premed.launch import settled
 from premed.records import tree
 from premed.settings import Train, plugin
-from premed.space import COSTS, Choice, Sweep
+from premed.space import COSTS, MOST, Choice, Sweep
 from premed.spec import UserError, canonical
 from premed.study import Study, Told
 
@@ -33,8 +34,7 @@ class Plan:
 
     def study(self, begun: bool = False) -> Study:
         directions = [f"{mode}imize" for mode in self.modes]
-        home().mkdir(parents=True, exist_ok=True)
-        url = self.sweep.search.study or f"sqlite:///{home() / 'sweeps.db'}"
+        url = self.sweep.search.study or f"sqlite:///{settled_in() / 'sweeps.db'}"
         return Study(self.sweep, f"{self.name} {self.digest[:16]}", url, directions, begun)
 
     @cached_property
@@ -102,10 +102,11 @@ def told_of(told: Told) -> dict[str, Any]:
 
 
 def trains_of(sweep: Sweep) -> list[Train]:
-    """How the trials may run: what can never be placed is refused before anything starts."""
+    """All ways that the trials may run: what can never be placed is refused before anything starts."""
+    first = next(sweep.combinations())
+    space = {path: values for path, values in sweep.search.space.items() if path.startswith("train.")}
     trains = [sweep.base.train]
-    for path, values in sweep.search.space.items():
-        for value in values.corners if path.startswith("train.") else ():
-            with suppress(UserError):
-                trains.append(sweep.experiments({**next(sweep.combinations()), path: value})[0].train)
-    return trains
+    for values in islice(product(*(each.corners for each in space.values())), MOST):
+        with suppress(UserError):  # values that do not fit each other are a trial's failure
+            trains.append(sweep.experiments(first | dict(zip(space, values, strict=True)))[0].train)
+    return list(dict.fromkeys(trains))

@@ -14,7 +14,7 @@ from premed.data import Show
 from premed.driver import Common, Trainer
 from premed.experiment import Train
 from premed.fleet import Fleet, Member, fits, workers_of
-from premed.home import home
+from premed.home import settled_in
 from premed.ledger import Ledger, Patient
 from premed.runs import RunStore
 from premed.spec import StageFailed, UserError
@@ -29,7 +29,7 @@ class Session:
     def __init__(self, show: Show, ledger: Callable[[], Any], mapper: Callable[..., Iterable] | None):
         """ledger: makes it. mapper: Ray's, where there is one."""
         self.show, self.stopped, self.relaying = show, threading.Event(), threading.Lock()
-        self.names: dict[str, str] = {}  # of the experiments, by their stages' runs
+        self.about: dict[str, dict[str, str]] = {}  # by the run of a stage: its kind, and of which experiment it is
         self.ledger = Patient(ledger(), show, pause=self.pause)
         self.fleet: Fleet | None = None
         if mapper is not None:
@@ -54,7 +54,7 @@ class Session:
         """Trains the stages of an experiment, whose events name it; calls `begun` when a stage is in line."""
 
         def train(job: Job, run_id: str) -> None:
-            self.names[run_id] = name
+            self.about[run_id] = {"kind": job.stage.kind} | ({"who": name} if name else {})
             begun()
             try:
                 if self.fleet is not None:
@@ -71,11 +71,10 @@ class Session:
         self.relay()
 
     def relay(self) -> None:
-        """Shows what the ledger has heard, with the name of the experiment that it is of."""
+        """Shows what the ledger has heard, with the kind of stage and the name of the experiment that it is of."""
         with self.relaying:
             for event in self.ledger.drain():
-                name = self.names.get(event.pop("run", ""))
-                self.show(event | {"who": name} if name else event)
+                self.show(event | self.about.get(event.pop("run", ""), {}))
 
     def keep_relaying(self, over: threading.Event) -> None:
         with suppress(StageFailed):  # the ledger ended: whoever asks it something hears of it
@@ -97,14 +96,9 @@ def session(trains: Sequence[Train], show: Show) -> Iterator[Session]:
 
     UserError where MLflow does not answer, or where the cluster can never place the workers.
     """
-    try:
-        home().mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"PREMED_HOME: {home()} cannot be made ({error.strerror}); name a folder you may write"
-        ) from None
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
-    settings = uri, str(home() / "artifacts") if uri.startswith("sqlite") else None, str(home() / "spool")
+    home = settled_in()
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+    settings = uri, str(home / "artifacts") if uri.startswith("sqlite") else None, str(home / "spool")
     if trains[0].workers:
         RunStore(*settings[:2])  # makes the database, and says in one line that a store does not answer, before Ray
     with ray_or_not(trains, show) as mapper:

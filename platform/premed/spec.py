@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -94,6 +95,15 @@ def first_error(error: ValidationError) -> tuple[str, str]:
     if first["type"] not in known and not isinstance(inner, ValueError):
         what += f" (it is {first['input']!r})"
     return ".".join(place), what.replace("\n", " ")
+
+
+def preset(data: Any, field: str, presets: Mapping[str, Mapping[str, Any]]) -> Any:
+    """A configuration in which a word stands for several numbers (`size: tiny`); a number given beside it wins."""
+    if not isinstance(data, dict) or field not in data:
+        return data
+    if not isinstance(data[field], str) or data[field] not in presets:
+        raise ValueError(f"{field}: {data[field]!r} is not one of {', '.join(presets)}")
+    return {**presets[data[field]], **{name: value for name, value in data.items() if name != field}}
 
 
 def elsewhere(default: Any, **constraints: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from premed.randomness import key
 from premed.space import Choice, Range, Setting, Sweep
 from premed.spec import UserError, canonical
+from premed.tracking import masked
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -59,7 +60,7 @@ class Study:
             raise UserError(f"{sweep.search.name}: this sweep was never begun; leave --report out to run it") from None
         except Exception as error:  # SQLAlchemy's, its driver's, or a missing driver's
             said = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(f"study: {url} does not answer ({said[0]}); name a database URL") from None
+            raise UserError(masked(f"study: {url} does not answer ({said[0]}); name a database URL")) from None
         self.live: dict[int, Trial] = {}
         self.ending = threading.Lock()
         self.left: list[FrozenTrial] = []
@@ -124,7 +125,7 @@ class Study:
             if number in self.live:
                 self.live[number].report(value, validation)
 
-    def end(self, number: int, state: State, values: Sequence[float] | None = None, **notes: Any) -> bool:
+    def end(self, number: int, state: State, values: Sequence[float] | None, notes: dict[str, Any]) -> bool:
         """The trial is done (with its values), stopped or failed. False: it had ended before."""
         from optuna.trial import TrialState
 

@@ -113,17 +113,21 @@ def variables(env: Sequence[str]) -> dict[str, str]:
 
 
 def named(words: Sequence[str]) -> list[Path]:
-    """The YAMLs that the words name and the bases of these, as absolute paths."""
+    """The YAMLs that the words name and their bases (a sweep's are several, with bases of their own), absolute."""
     found: list[Path] = []
-    for word in filter(is_yaml, words):
-        file = Path(os.path.abspath(word))
+    left = [Path(os.path.abspath(word)) for word in words if is_yaml(word)]
+    while left:
+        file = left.pop(0)
+        if file in found:
+            continue
         found.append(file)
         with suppress(yaml.YAMLError, AttributeError, TypeError):  # whoever reads it there says what is wrong
             try:
-                if base := yaml.safe_load(file.read_text(encoding="utf-8")).get("base"):
-                    found.append(Path(os.path.abspath(file.parent / base)))
+                bases = yaml.safe_load(file.read_text(encoding="utf-8")).get("base") or []
             except OSError as error:
-                raise UserError(f"{word}: cannot be read ({error.strerror}); check the path") from None
+                raise UserError(f"{file}: cannot be read ({error.strerror}); check the path") from None
+            bases = [bases] if isinstance(bases, str) else bases
+            left += [Path(os.path.abspath(file.parent / base)) for base in bases]
     return found
 
 

@@ -8,10 +8,11 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from statistics import pstdev
 from typing import Any
 
-from premed.driver import Show
+from premed.data import Show
 from premed.launch import looked_over, settled
 from premed.ledger import first_line
 from premed.plan import Plan, said, trains_of
@@ -19,7 +20,7 @@ from premed.records import row
 from premed.session import Session, session
 from premed.space import Sweep
 from premed.spec import CalledOff, StageFailed, UserError
-from premed.study import Study, Told
+from premed.study import State, Study, Told
 from premed.trial import Trial, Validations
 from premed.tuning import conduct, rungs, scheduler_of
 
@@ -32,13 +33,13 @@ def run(sweep: Sweep, show: Show) -> dict[str, Any]:
     UserError before anything starts where it cannot.
     """
     sweep.look()
-    plan = Plan(sweep)
-    if plan.base.train.workers == 0:
+    plan, trains = Plan(sweep), trains_of(sweep)
+    if any(train.workers == 0 for train in trains):
         raise UserError("train.workers: a sweep runs on Ray; set 1 or more")
     looked_over([plan.base])
     study = plan.study()
     hearing = Hearing(show)
-    with session(trains_of(sweep), hearing) as here:
+    with session(trains, hearing) as here:
         running = Running(plan, study, here, hearing)
         with running.alone():
             running.run()
@@ -63,7 +64,8 @@ class Hearing:
 
     def __call__(self, event: dict[str, Any]) -> None:
         self.show(event)
-        if event["event"] == "row" and (ear := self.ears.get(event.get("who", ""))):
+        ear = self.ears.get(event.get("who", ""))
+        if ear and event["event"] == "row" and event["kind"] == "finetune":
             ear(event)
 
 
@@ -154,8 +156,8 @@ class Running:
         validations = None
         if self.search.scheduler:
             known = {int(at): value for at, value in told.curve.items()}
-            heard = lambda *what: self.heard(number, *what)  # noqa: E731
-            validations = Validations(self.plan.metrics[0], self.plan.modes[0], self.plan.validations, known, heard)
+            asked = self.plan.metrics[0], self.plan.modes[0], self.plan.validations
+            validations = Validations(*asked, known, partial(self.heard, number), partial(self.rule, number))
         self.trials[number] = trial = Trial(
             number=number,
             seeds=self.search.seeds,
@@ -182,7 +184,7 @@ class Running:
         if validation in self.rungs:
             self.tell(number, validation, value, step)  # Tune's answer is `rule` or `stop`
         else:
-            self.trials[number].rule(step)
+            self.rule(number, step)
 
     def tell(self, number: int, validation: int, value: float, step: int) -> None:
         if validation in self.rungs:
@@ -191,10 +193,13 @@ class Running:
     def rule(self, number: int, step: int) -> None:
         self.trials[number].rule(step)
 
-    def stop(self, number: int) -> None:
-        """Tune is through with it; early, where it is still at work (and the sweep is)."""
-        if not self.here.stopped.is_set() and self.study.end(number, "stopped", **self.trials[number].notes):
-            self.trials[number].called_off.set()
+    def stop(self, number: int, failure: str = "") -> None:
+        """Tune is through with it: early, where it is still at work (and the sweep is), or because of a `failure`."""
+        trial = self.trials[number]
+        notes = trial.notes | ({"failure": failure} if failure else {})
+        if not self.here.stopped.is_set() and self.study.end(number, "failed" if failure else "stopped", None, notes):
+            trial.failure = failure
+            trial.called_off.set()
 
     # ---- a trial
 
@@ -202,24 +207,24 @@ class Running:
         """A trial's thread, from its start to its record."""
         label = self.sweep.label(told.setting)
         self.here.show({"event": "trial", "number": trial.number, "label": label})
-        run_id = self.open_trial(told, label)
-        trial.notes["run_id"] = run_id
-        state, values, reason = "done", None, ""
+        trial.run_id = self.open_trial(told, label)
+        state: State = "done"
+        values, failure = None, ""
         try:
             values = trial.run(self.search.retries)
         except CalledOff:
-            state = "stopped"
+            pass
         except KeyboardInterrupt:
-            self.close_run(run_id, "KILLED")
+            self.close_run(trial.run_id, "KILLED")
             raise
         except (UserError, StageFailed) as error:
-            state, reason = "failed", first_line(error)
-        notes = trial.notes | ({"failure": reason} if reason else {})
-        if not self.study.end(trial.number, state, values, **notes):  # type: ignore[arg-type]
-            state, values = "stopped", None
-        self.record(trial, run_id, state, values, reason)
+            state, failure = "failed", first_line(error)
+        notes = trial.notes | ({"failure": failure} if failure else {})
+        if trial.called_off.is_set() or not self.study.end(trial.number, state, values, notes):  # `stop` was first
+            state, values, failure = "failed" if trial.failure else "stopped", None, trial.failure
+        self.record(trial, state, values, failure)
         self.news.end.remote(trial.number)
-        shown = {"number": trial.number, "label": label, "state": state, "values": values, "failure": reason}
+        shown = {"number": trial.number, "label": label, "state": state, "values": values, "failure": failure}
         self.here.show({"event": "trial_ended", "metrics": self.plan.metrics, **shown})
 
     # ---- MLflow: a run for the sweep, one for each trial below it
@@ -245,24 +250,23 @@ class Running:
         opened = f"trial {told.number} {label}", digest, "trial", self.run_id, tags, told.setting
         return self.here.ledger.open(self.plan.task.name, *opened)
 
-    def record(self, trial: Trial, run_id: str, state: str, values: list[float] | None, reason: str) -> None:
-        call, by_seed = self.here.ledger.call, list(trial.notes.get("by_seed", {}).values())
+    def record(self, trial: Trial, state: State, values: list[float] | None, failure: str) -> None:
+        call, by_seed = self.here.ledger.call, list(trial.by_seed.values())
         numbers: dict[str, float] = {}
         for place, (metric, value) in enumerate(zip(self.plan.metrics, values or (), strict=False)):
             numbers[metric] = value
             if len(by_seed) > 1:
                 numbers[f"{metric}_std"] = pstdev([each[place] for each in by_seed])
-        ours = [stage for stage in trial.notes.get("stages", []) if not stage["reused"]]
+        ours = [stage for stage in trial.stages if not stage["reused"]]
         numbers["seconds"] = sum(stage["seconds"] for stage in ours)
-        call("log_rows", run_id, [row(0, numbers)])
-        mark = {"sweep": self.plan.name, "trial": str(trial.number)}
-        for stage in [*ours, *({"run_id": each} for each in trial.notes.get("runs", []))]:
-            call("set_tags", stage["run_id"], mark)
-        tags = {"state": state} | ({"premed.failure": reason} if reason else {})
-        if runs := trial.notes.get("runs"):
-            tags["experiment_run"] = runs[0]
-        call("set_tags", run_id, tags)
-        self.close_run(run_id, "FAILED" if state == "failed" else "FINISHED")
+        call("log_rows", trial.run_id, [row(0, numbers)])
+        runs = [driver.records.run_id for driver in trial.drivers]
+        for run_id in [*runs, *(stage["run_id"] for stage in ours)]:
+            call("set_tags", run_id, {"sweep": self.plan.name, "trial": str(trial.number)})
+        tags = {"state": state} | ({"premed.failure": failure} if failure else {})
+        tags |= {"experiment_run": runs[0]} if runs else {}
+        call("set_tags", trial.run_id, tags)
+        self.close_run(trial.run_id, "FAILED" if state == "failed" else "FINISHED")
 
     def close_run(self, run_id: str, status: str) -> None:
         self.here.ledger.call("finish", run_id, status)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-from premed.driver import Driver, Show
+from premed.data import Show
+from premed.driver import Driver
 from premed.experiment import Experiment
 from premed.fleet import Member
 from premed.home import storage
@@ -26,7 +27,8 @@ STAGES = {"pretrain_seconds": ("pretrain", "trunk", "cooldown"), "finetune_secon
 class Validations:
     """What the first seed's fine-tuning came to at each validation: the best so far, by the validation's number.
 
-    known: those of an earlier start. heard: takes each new one (number, best so far, at which step).
+    known: those of an earlier start. heard: takes each new one (number, best so far, at which step). passed: takes the
+    step of one that says nothing new, so that training goes on.
     """
 
     metric: str
@@ -34,17 +36,19 @@ class Validations:
     total: int
     known: dict[int, float]
     heard: Callable[[int, float, int], None]
+    passed: Callable[[int], None]
 
     def __call__(self, row: dict[str, Any]) -> None:
-        """A row of a curve; those that hold no validation, or one that is known, are passed over."""
-        value = row["metrics"].get(self.metric)
-        if value is None or not math.isfinite(value):
+        """A row of the fine-tuning's curve."""
+        if not any(name.startswith("val/") for name in row["metrics"]):
             return
-        number = int(row["step"] * self.total // row["num_steps"])
-        if number not in self.known:
-            best = max if self.mode == "max" else min
-            self.known[number] = best([value, *self.known.values()])
-            self.heard(number, self.known[number], row["step"])
+        number, value = int(row["step"] * self.total // row["num_steps"]), row["metrics"].get(self.metric)
+        if value is None or not math.isfinite(value) or number in self.known:
+            self.passed(row["step"])
+            return
+        best = max if self.mode == "max" else min
+        self.known[number] = best([value, *self.known.values()])
+        self.heard(number, self.known[number], row["step"])
 
 
 @dataclass
@@ -61,11 +65,26 @@ class Trial:
     validations: Validations | None
     """Where a scheduler reads them."""
     called_off: threading.Event = field(default_factory=threading.Event)
+    failure: str = ""
+    """Why it was called off, if not for falling behind."""
     ruled: float = 0.0
     """The last step with a validation that the first seed's training may go on from."""
     begun: threading.Event = field(default_factory=threading.Event)
     """It stands in line, waits for another, or has ended: the next one may begin."""
-    notes: dict[str, Any] = field(default_factory=dict)
+    drivers: list[Driver] = field(default_factory=list)
+    by_seed: dict[str, list[float]] = field(default_factory=dict)
+    run_id: str = ""
+    """Its own in MLflow."""
+
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        """Those that are finished so far, of all seeds."""
+        return [told(stage) for driver in self.drivers for stage in driver.stages]
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the study keeps of it."""
+        return {"run_id": self.run_id, "stages": self.stages, "by_seed": self.by_seed}
 
     def pause(self, seconds: float) -> None:
         if self.called_off.wait(seconds):
@@ -95,7 +114,7 @@ class Trial:
         raise failure
 
     def attempt(self) -> list[float]:
-        self.notes |= {"stages": [], "by_seed": {}}
+        self.drivers, self.by_seed = [], {}
         first, *rest = list(enumerate(self.experiments()))
         outcomes = [self.one(*first)]
         if rest:  # a scheduler has seen the first by now
@@ -103,10 +122,8 @@ class Trial:
                 outcomes += [each.result() for each in [pool.submit(self.one, *each) for each in rest]]
         values = []
         for seed, outcome in zip(self.seeds, outcomes, strict=True):
-            self.notes["stages"] += [told(stage) for stage in outcome["stages"]]
             values.append([value_of(metric, outcome["stages"]) for metric in self.metrics])
-            self.notes["by_seed"][str(seed)] = values[-1]
-        self.notes["runs"] = [outcome["run_id"] for outcome in outcomes]
+            self.by_seed[str(seed)] = values[-1]
         return [fmean(of_seeds) for of_seeds in zip(*values, strict=True)]
 
     def who(self, place: int) -> str:
@@ -126,7 +143,9 @@ class Trial:
             self.show(event | {"who": who})
 
         common = replace(self.here.common, pause=self.pause, show=show, register=False)
-        outcome = Driver(experiment, common, trainer, show).run()
+        driver = Driver(experiment, common, trainer, show)
+        self.drivers.append(driver)
+        outcome = driver.run()
         last = outcome["stages"][-1]
         if heeded and last["reused"]:  # nobody told of its validations
             curve = Vault(storage(experiment.train.storage), last["where"].rsplit("/", 1)[-1]).get("curve.jsonl") or b""
@@ -141,7 +160,7 @@ def told(stage: dict[str, Any]) -> dict[str, Any]:
 
 
 def value_of(metric: str, stages: Sequence[dict[str, Any]]) -> float:
-    """A metric of one experiment. StageFailed where the fine-tuning has no such number."""
+    """A metric of one experiment. UserError where the fine-tuning has none such, StageFailed where it is undefined."""
     if metric == "peak_memory_mb":
         return max(stage["peak_memory_mb"] for stage in stages)
     if metric.endswith("seconds"):

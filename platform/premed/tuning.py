@@ -35,7 +35,7 @@ class Work(Protocol):
 
     def rule(self, number: int, step: int) -> None: ...
 
-    def stop(self, number: int) -> None: ...
+    def stop(self, number: int, failure: str = "") -> None: ...
 
 
 class Suggestions(Searcher):
@@ -74,7 +74,7 @@ class Conductor(TrialProgressCallback):
         self.work.stop(trial.config["number"])
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self.work.stop(trial.config["number"])
+        self.work.stop(trial.config["number"], "its process ended again and again")
 
 
 def rungs(asha: Asha | None, total: int) -> set[int]:

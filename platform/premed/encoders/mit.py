@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from premed.branches import Block, Stage, branch, convolution, doubling, halving, resized, split
 from premed.contracts import Encoder, Features, Scale
-from premed.spec import Spec, UserError
+from premed.spec import Spec, UserError, preset
 
 SIZES = {  # blocks per stage, of the encoder and of the decoder
     "tiny": {"depths": (1, 1, 1, 1), "decoder_depths": (1, 1, 1)},
@@ -48,11 +48,7 @@ class Config(Spec):
     @model_validator(mode="before")
     @classmethod
     def _size(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or "size" not in data:
-            return data
-        if not isinstance(data["size"], str) or data["size"] not in SIZES:
-            raise ValueError(f"size: {data['size']!r} is not one of {', '.join(SIZES)}")
-        return SIZES[data["size"]] | {name: value for name, value in data.items() if name != "size"}
+        return preset(data, "size", SIZES)
 
     @model_validator(mode="after")
     def _divides(self) -> "Config":

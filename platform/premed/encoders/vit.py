@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from premed.contracts import Encoder, Features
-from premed.spec import Spec, UserError
+from premed.spec import Spec, UserError, preset
 
 SIZES = {  # width, depth, heads of timm's tiny, small and base
     "tiny": {"width": 192, "depth": 12, "heads": 3},
@@ -37,11 +37,7 @@ class Config(Spec):
     @model_validator(mode="before")
     @classmethod
     def _size(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or "size" not in data:
-            return data
-        if not isinstance(data["size"], str) or data["size"] not in SIZES:
-            raise ValueError(f"size: {data['size']!r} is not one of {', '.join(SIZES)}")
-        return SIZES[data["size"]] | {name: value for name, value in data.items() if name != "size"}
+        return preset(data, "size", SIZES)
 
     @field_validator("patch")
     @classmethod
