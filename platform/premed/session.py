@@ -46,6 +46,10 @@ class Session:
         self.pause(0)
         self.show(event)
 
+    def alive(self) -> None:
+        """StageFailed where Ray is gone, and the ledger with it: what fails then does not fail by itself."""
+        self.ledger.taken("")
+
     def member(self, number: int = 0) -> Member:
         """Experiment `number` as the fleet knows it."""
         return Member(number, self.pause)

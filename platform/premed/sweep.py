@@ -196,6 +196,8 @@ class Running:
     def stop(self, number: int, failure: str = "") -> None:
         """Tune is through with it: early, where it is still at work (and the sweep is), or because of a `failure`."""
         trial = self.trials[number]
+        if failure:
+            self.here.alive()
         notes = trial.notes | ({"failure": failure} if failure else {})
         if not self.here.stopped.is_set() and self.study.end(number, "failed" if failure else "stopped", None, notes):
             trial.failure = failure
@@ -218,6 +220,7 @@ class Running:
             self.close_run(trial.run_id, "KILLED")
             raise
         except (UserError, StageFailed) as error:
+            self.here.alive()
             state, failure = "failed", first_line(error)
         notes = trial.notes | ({"failure": failure} if failure else {})
         if trial.called_off.is_set() or not self.study.end(trial.number, state, values, notes):  # `stop` was first
