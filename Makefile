@@ -57,7 +57,7 @@ test-pythons:
 	done
 	@if python3.11 -c '' 2>/dev/null; then \
 		mkdir -p .venv-oldest; \
-		grep -vE '^(torch|triton|nvidia|cuda)' constraints.txt > .venv-oldest/constraints.txt; \
+		grep -vE '^(torch|triton|nvidia|cuda|setuptools)' constraints.txt > .venv-oldest/constraints.txt; \
 		$(MAKE) --no-print-directory pytest PYTHON=python3.11 VENV=.venv-oldest \
 			INSTALL='-c .venv-oldest/constraints.txt torch==2.11.*' || exit 1; \
 	else echo "python3.11 is not on PATH: skipped"; fi
