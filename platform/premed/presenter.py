@@ -158,6 +158,9 @@ class Presenter:
             "its encoder holds little to transfer; train longer, or with smaller patches"
         )
 
+    def on_starving(self, event: dict[str, Any]) -> None:
+        self.say(f"WARNING: {starving_words(**event)}")
+
     def on_warning(self, event: dict[str, Any]) -> None:
         self.say(f"WARNING: {event['text']}")
 
@@ -199,6 +202,14 @@ class Presenter:
                 self.bar.stop()
                 self.bar = None
         voice.task, voice.what = None, ""
+
+
+def starving_words(share: float, num_loaders: int, mend: int, **event: Any) -> str:
+    """That a training waits for images, and what to do about it."""
+    told = f"{share:.0%} of the time goes into waiting for images; "
+    if mend > num_loaders:
+        return f"{told}set train.loaders={mend} (and train.cpus={mend + 1}, so that each has a CPU)"
+    return f"{told}no CPU is left for train.loaders: take fewer workers per node, or put PREMED_HOME on a faster disk"
 
 
 def gate_words(step: int, loss: float, gate: float) -> str:

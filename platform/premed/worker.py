@@ -19,6 +19,7 @@ from premed.experiment import Stage
 from premed.fit import distributed, fit, make_optimizer, team
 from premed.importing import bring
 from premed.measure import bootstrap_interval, undefined_classes
+from premed.pace import Pace
 from premed.parts import card, drawn, load_encoder, load_strictly, weights_of
 from premed.planning import planned
 from premed.settings import Finetune, Pretrain, Train, plugin
@@ -109,7 +110,7 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
     source = Mapped(
         task, train, settings.augment, seed=settings.seed, stage=stage.draws, device=device, num_loaders=how.loaders
     )
-    optimizer = make_optimizer(objective, settings.betas)
+    optimizer, pace = make_optimizer(objective, settings.betas), Pace(device, how.loaders)
     watch = Watch(
         objective,
         optimizer,
@@ -125,6 +126,7 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
         emit=emit,
         report=report,
         whole=schedule.num_steps,
+        pace=None if objective.num_solutions else pace,
     )
     if (start := watch.resume(job.origin)) == 0:
         objective.begin(train)
@@ -137,7 +139,7 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
     else:
         fit(
             distributed(objective),
-            [source],
+            [pace.timed(source)],
             plan,
             schedule,
             optimizer,
