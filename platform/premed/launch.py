@@ -135,7 +135,7 @@ def prepare(experiment: Experiment, show: Show) -> dict[str, Any]:
         for kind in experiment.kinds:
             if kind != "import":  # weights are no images
                 data.fingerprint(kind)  # asking for it is what prepares it
-    megabytes = sum(path.stat().st_size for path in data.files) / 1e6
+    megabytes = sum(path.stat().st_size for path in data.files if path.is_file()) / 1e6  # else in other nodes' caches
     return {"where": str(data.root), "num_images": len(data.files), "megabytes": megabytes}
 
 

@@ -1,6 +1,7 @@
 """What runs on each Ray worker (or in this process): a Stage to data, objective, checkpoint, fit, result. No MLflow."""
 
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from premed.cache import Cache
 from premed.cohort import absent, cases
 from premed.contracts import Case, Objective, Sample, Task
+from premed.data import refuse_unnamed
 from premed.device import device_of, forget_peak_memory, peak_memory_mb, precision_of
 from premed.experiment import Stage
 from premed.fit import distributed, fit, make_optimizer, team
@@ -87,12 +89,13 @@ def agreed() -> Iterator[None]:
         yield
     except UserError as caught:
         error = str(caught)
-    errors: list[str | None] = [error]
+    met: list[Any] = [(error, socket.gethostname())]
     if team()[1] > 1:
-        errors *= team()[1]
-        dist.all_gather_object(errors, error)
-    if said := [error for error in errors if error]:
-        raise Everywhere(said[0])
+        met *= team()[1]
+        dist.all_gather_object(met, met[0])
+    if said := [(error, node) for error, node in met if error]:
+        error, node = said[0]
+        raise Everywhere(error if len(said) == len(met) else f"{error} (on node {node})")
 
 
 def learn(job: Job, emit: Callable, report: Callable) -> None:
@@ -132,7 +135,8 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
         objective.begin(train)
     sizes = {"num_images": len(train), "num_val": len(val), "num_steps": plan.num_steps}
     missing = absent(task, train) if stage.kind == "finetune" else []
-    emit({"event": "training", "start": start, "absent": missing, **sizes})
+    workers = {"workers": team()[1]} if how.elastic else {}
+    emit({"event": "training", "start": start, "absent": missing, **workers, **sizes})
     if objective.num_solutions:
         assert isinstance(objective, Supervised)
         solve(objective, train, watch, start=start, precision=precision, emit=emit)
@@ -145,7 +149,7 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
             optimizer,
             watch,
             start=start,
-            accumulate=how.accumulate,
+            accumulate=how.micro_batches(team()[1]),
             clip=settings.clip,
             precision=precision,
         )
@@ -235,6 +239,7 @@ def test(job: Job, emit: Callable) -> None:
 def prepared(job: Job, task: Task, wanted: Sequence[Case]) -> list[Sample]:
     """The cases with their prepared copies; made here where this machine has none yet."""
     entries = Cache(job.cache).prepare(wanted, task.recipe)
+    refuse_unnamed(wanted, entries, task.labels)
     return [Sample(case, entry) for case, entry in zip(wanted, entries, strict=True)]
 
 
