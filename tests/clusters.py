@@ -78,6 +78,16 @@ class Cluster:
         self.nodes.append(ray_start(self, f"--address={self.gcs}", *options, inside=inside, **more))
         return self.nodes[-1]
 
+    def wait_for(self, number: int) -> None:
+        """Until so many nodes are there."""
+        for _ in range(300):
+            if sum(node["state"] == "ALIVE" for node in self.listed("nodes")) >= number:
+                return
+            for each, process in enumerate(self.nodes):
+                if process.poll() is not None:
+                    raise RuntimeError((self.folder / f"node{each}.log").read_text())
+        raise TimeoutError(f"{number} nodes did not come up")
+
 
 @contextmanager
 def cluster(*options: str, inside: Sequence[str] = (), host: str = "127.0.0.1", **more: str) -> Iterator[Cluster]:

@@ -54,6 +54,14 @@ def test_overrides_reach_a_field_by_its_dotted_path_and_win_over_the_files(base)
     assert (loaded.finetune.head.pool, loaded.test) == ("cls", False)
 
 
+def test_workers_may_be_the_fewest_and_the_most_and_hold_no_more_at_once_where_they_are_few(base):
+    train = load([base], ["train.workers=[2,8]", "train.accumulate=3"]).train
+    assert (train.workers, train.fewest, train.most, train.elastic) == ((2, 8), 2, 8, True)
+    assert [train.micro_batches(workers) for workers in (8, 5, 2)] == [3, 5, 12]
+    train = load([base], ["train.workers=4", "train.accumulate=3"]).train
+    assert (train.fewest, train.most, train.elastic, train.micro_batches(4)) == (4, 4, False, 3)
+
+
 def test_later_files_win_key_by_key(base, write):
     later = write("later.yaml", {"finetune": {"epochs": 9}, "task": {"size": 16}})
     loaded = load([base, later], ["finetune.epochs=11"])
@@ -119,6 +127,11 @@ MISTAKES = {
     "encoder.patch=0": r"encoder\.patch: 0 is not an edge in voxels",
     "finetune.head.name=liner": r"finetune\.head: 'liner' is not one of conv, linear, probe, unetr",
     "finetune.head.pool=max": r"finetune\.head\.pool: Input should be 'cls' or 'mean' \(it is 'max'\)",
+    "train.workers=[2]": r"train\.workers: must be a number, or the fewest and the most, as in \[2, 8\] \(it is .*",
+    "train.workers=[8, 2]": r"train\.workers: must be a number, or the fewest and the most",
+    "train.workers=[0, 2]": r"train\.workers: must be a number, or the fewest and the most",
+    "train.workers=[a, 2]": r"train\.workers: .*valid integer.* \(it is 'a'\)",
+    "train.workers=-1": r"train\.workers: Input should be greater than or equal to 0 \(it is -1\)",
     "finetune.epochs=0": r"finetune\.epochs: Input should be greater than or equal to 1 \(it is 0\)",
     "finetune.epochs=2.5": r"finetune\.epochs: .*valid integer.* \(it is 2\.5\)",
     "finetune.lr=-1": r"finetune\.lr: Input should be greater than 0",

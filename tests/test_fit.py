@@ -169,6 +169,12 @@ def test_clip_scales_the_gradient_and_tells_the_norm_it_had():
     assert optimizer.state[objective.w]["exp_avg"].item() == pytest.approx(0.1 * 0.5, rel=1e-4)
 
 
+def test_the_gradient_s_norm_is_told_without_clip_too_and_changes_nothing():
+    objective, optimizer, told = trained()
+    assert told[0][2]["gradient_norm"].item() == pytest.approx(2.5)
+    assert optimizer.state[objective.w]["exp_avg"].item() == pytest.approx(0.1 * 2.5)
+
+
 def test_progress_and_hooks_come_step_by_step_from_where_it_starts():
     objective, _, told = trained(num_steps=4, start=2)
     assert objective.calls == [0.2, "after", 0.3, "after"]  # of the schedule's ten steps

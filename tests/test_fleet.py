@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from premed import fleet as module
 from premed.experiment import Train
-from premed.fleet import Fleet, Member, fits, workers_of
+from premed.fleet import Fleet, Member, Shortage, fits, workers_of
+from premed.presenter import short_words
 
 TWO = [{"CPU": 2.0}]
 
@@ -23,7 +25,7 @@ class Crew:
     def suits(self, job):
         return self.alive and self.train == job.train
 
-    def run(self, job, run_id, pause, ruling=None):
+    def run(self, job, run_id, pause, ruling=None, short=None):
         self.said(run_id, self)
         self.through.acquire()
         if self.fails:
@@ -44,7 +46,8 @@ class Yard:
         self.stopped = threading.Event()
         self.hired, self.begun, self.threads, self.ended = [], [], {}, []
         self.change = threading.Condition()
-        self.fleet = Fleet(self.hire, lambda: nodes)
+        self.fleet = Fleet(self.hire, lambda: nodes, lambda: {"CPU": 0.5})
+        self.told = []
 
     def hire(self, job):
         self.hired.append(crew := Crew(job, self.said))
@@ -65,7 +68,7 @@ class Yard:
 
         def work():
             try:
-                self.fleet.run(job, f"{kind} {number}", Member(number, self.pause))
+                self.fleet.run(job, f"{kind} {number}", Member(number, self.pause, tell=self.told.append))
                 self.ended.append(f"{kind} {number}")
             except BaseException as error:  # noqa: BLE001
                 self.ended.append(error)
@@ -210,6 +213,46 @@ def test_what_stands_in_line_ends_when_the_command_is_stopped(yard):
 # ---- room
 
 
+def test_a_stage_that_waits_for_room_says_what_it_needs_and_what_there_is(yard, monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE", -1)
+    monkeypatch.setattr(module, "GLANCE", 0)
+    yard = yard()
+    yard.ask("pretrain", 0)
+    yard.at(1)
+    yard.ask("finetune", 1)
+    yard.through("pretrain 0")
+    yard.at(2)
+    (told,) = yard.told
+    assert told["event"] == "short" and told["kind"] == "finetune"
+    assert short_words(told) == "2 workers of 1 CPU; the cluster has 0.5 of 2 CPUs free"
+
+
+def test_a_gpu_that_is_waited_for_is_named(yard):
+    job = SimpleNamespace(train=Train(workers=1, cpus=8, gpu=True), stage=SimpleNamespace(kind="pretrain"))
+    told = yard([{"CPU": 8.0, "GPU": 1.0}]).fleet.shortage(job)
+    assert short_words(told) == "1 worker of 8 CPUs and a GPU; the cluster has 0.5 of 8 CPUs and 0 of 1 GPUs free"
+
+
+def test_a_lack_is_told_after_a_while_and_again_only_after_it_was_over(monkeypatch):
+    now, said = [0.0], []
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    short = Shortage(lambda: said.append(now[0]))
+    for lacking, seconds in ((True, 100), (False, 10), (True, 30), (False, 10), (True, 60)):
+        for _ in range(seconds):
+            now[0] += 1
+            short(lambda lacking=lacking: lacking)
+    assert said == [35, 185]
+
+
+def test_a_crew_of_changing_size_is_hired_where_the_fewest_find_room(yard):
+    yard = yard([{"CPU": 4.0}])
+    yard.ask("finetune", 0, workers=2)
+    yard.ask("finetune", 1, workers=(2, 8))
+    assert yard.at(2) == ["finetune 0", "finetune 1"] and yard.fleet.held() == 10
+    yard.ask("finetune", 2, workers=1)
+    assert len(yard.fleet.line) == 1  # it may want all that is left
+
+
 @pytest.mark.parametrize(
     ("nodes", "train", "num", "room"),
     [
@@ -223,7 +266,7 @@ def test_what_stands_in_line_ends_when_the_command_is_stopped(yard):
     ],
 )
 def test_workers_find_a_place_on_nodes_or_do_not(nodes, train, num, room):
-    assert fits(nodes, workers_of(train) * num) == room
+    assert fits(nodes, workers_of(train, train.workers) * num) == room
 
 
 @given(st.lists(st.integers(0, 4), max_size=4), st.lists(st.integers(1, 3), max_size=5))

@@ -64,6 +64,14 @@ def test_what_workers_tell_is_recorded_and_shown_once(ledger):
     assert ledger.settle(run_id) and steps(ledger.store, run_id) == [1, 2]
 
 
+def test_what_is_told_beside_a_point_is_recorded_with_it(ledger):
+    run_id = opened(ledger)
+    (row,) = rows(1)
+    ledger.event(run_id, {"event": "row", "num_steps": 1, "beside": {"pace/data_wait": 0.25}, **row})
+    ledger.call("finish", run_id, "FINISHED")
+    assert ledger.settle(run_id) and ledger.store.get(run_id).metrics == {"loss": 0.5, "pace/data_wait": 0.25}
+
+
 def test_settle_comes_back_only_when_mlflow_has_heard_the_end(ledger):
     run_id = opened(ledger)
     ledger.call("log_rows", run_id, rows(*range(50)))

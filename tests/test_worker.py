@@ -1,6 +1,7 @@
 """Stages as users run them: killed and gone on with, on one rank and on several; what is loaded; what is refused."""
 
 import math
+import socket
 from itertools import product
 
 import numpy as np
@@ -195,9 +196,11 @@ def test_weights_that_are_no_numbers_never_become_a_checkpoint(chest, tmp_path):
 
 
 def give_up_on_one_rank():
-    with pytest.raises(UserError, match="^chest: is not here$"), worker.agreed():
+    with pytest.raises(UserError, match=rf"^chest: is not here \(on node {socket.gethostname()}\)$"), worker.agreed():
         if worker.team()[0] == 1:
             raise UserError("chest: is not here")
+    with pytest.raises(UserError, match="^chest: is nowhere$"), worker.agreed():
+        raise UserError("chest: is nowhere")
 
 
 def test_a_rank_that_cannot_start_takes_the_others_along():

@@ -7,6 +7,7 @@ a changed file makes a new entry; a moved or touched file does not. Any number o
 import hashlib
 import math
 import os
+import socket
 import sqlite3
 import stat
 import time
@@ -89,7 +90,8 @@ class Cache:
                 for content in result.contents:
                     hashes.remember(content)
                 if result.error is not None:
-                    failures[result.number] = result.error
+                    elsewhere = "" if result.node == socket.gethostname() else f" (on node {result.node})"
+                    failures[result.number] = f"{result.error}{elsewhere}"
                     continue
                 paths[result.number] = result.path
                 done += 1
@@ -145,6 +147,7 @@ class _Result(NamedTuple):
     path: Path | None
     contents: list[_Content]  # newly hashed
     error: str | None
+    node: str  # where it was done
 
 
 def prepare_one(job: _Job) -> _Result:
@@ -159,8 +162,8 @@ def prepare_one(job: _Job) -> _Result:
             images, label = (job.files[:-1], job.files[-1]) if job.has_map else (job.files, None)
             write(path, prepare(images, label, job.recipe), job.num_left)
     except UserError as error:
-        return _Result(job.number, None, contents, str(error))
-    return _Result(job.number, path, contents, None)
+        return _Result(job.number, None, contents, str(error), socket.gethostname())
+    return _Result(job.number, path, contents, None, socket.gethostname())
 
 
 def _files(case: Case) -> tuple[Path, ...]:

@@ -8,6 +8,9 @@ that it learns from, a **Source** yields Batches of them, a **Plan** says which 
 Shapes: B batch, C channels, *S spatial axes (H, W or three axes in RAS order), L patches, K visible patches, D width.
 """
 
+# pyright: reportReturnType=false
+# (the Protocols' methods have a docstring for a body)
+
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as default

@@ -16,7 +16,8 @@ from typing import Any
 
 from premed.desk import Desk
 from premed.experiment import Train
-from premed.spec import CalledOff, StageFailed
+from premed.network import speak_over
+from premed.spec import CalledOff, StageFailed, UserError
 from premed.worker import Job, run_stage
 
 LOOK = 0.1  # seconds between two looks at the desk
@@ -27,7 +28,7 @@ class Crew:
 
     def __init__(self, train: Train, storage: str, ledger: Any):
         self.train, self.storage, self.ledger = train, storage, ledger
-        self.desk = actor(Desk, train.workers)
+        self.desk = actor(Desk)
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._fit, name="premed crew", daemon=True)
         self.thread.start()
@@ -45,18 +46,25 @@ class Crew:
         return self.thread.is_alive()
 
     def run(
-        self, job: Job, run_id: str, pause: Callable[[float], None], ruling: Callable[[], float] | None = None
+        self,
+        job: Job,
+        run_id: str,
+        pause: Callable[[float], None],
+        ruling: Callable[[], float] | None = None,
+        short: Callable[[Callable[[], bool]], None] = lambda lacking: None,
     ) -> bool:
         """Back when every rank is through with the job; False where the crew had gone home. Raises what ended it.
 
         pause: called between two looks; what it raises ends the wait (CalledOff: once the workers have let go).
-        ruling: the last validated step that the job may go on from; without it, from all.
+        ruling: the last validated step that the job may go on from; without it, from all. short: called between two
+        looks, with a function that says whether the workers lack a place.
         """
         import ray
 
         number: Any = ray.get(self.desk.put.remote([ray.put(job)], run_id, ruling is not None))
         ruled = 0.0
         while number is not None and not self.through(number):
+            short(self.lacking)
             try:
                 pause(0)
             except CalledOff:
@@ -67,6 +75,19 @@ class Crew:
             if ruling and ruling() > ruled:
                 self.desk.rule.remote(number, ruled := ruling())
         return number is not None
+
+    def lacking(self) -> bool:
+        """Whether the workers wait for a place: of those of their size some wait, or none is there."""
+        import ray
+
+        groups: Any = ray.util.placement_group_table()
+        states = {group["state"] for group in groups.values() if self.resources in group["bundles"].values()}
+        return "CREATED" not in states or not states <= {"CREATED", "REMOVED"}
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What each worker holds."""
+        return {"CPU": float(self.train.cpus)} | ({"GPU": 1.0} if self.train.gpu else {})
 
     def through(self, number: int) -> bool:
         """Whether every rank is through with the job, after a short wait. Raises what ended the workers before."""
@@ -98,13 +119,19 @@ class Crew:
         from ray.train.torch import TorchTrainer
 
         train = self.train
-        resources = {"CPU": train.cpus} | ({"GPU": 1} if train.gpu else {})
         # a name of its own: Ray would take an old one's state for this run's, and resuming is the vault's business
         name = f"premed-{uuid.uuid4().hex[:8]}"
         trainer = TorchTrainer(
             work,
             train_loop_config={"desk": self.desk, "ledger": self.ledger},
-            scaling_config=ScalingConfig(num_workers=train.workers, use_gpu=train.gpu, resources_per_worker=resources),
+            torch_config=networked() if not train.gpu else None,  # NCCL has its own ways
+            scaling_config=ScalingConfig(
+                num_workers=train.workers,
+                use_gpu=train.gpu,
+                resources_per_worker=self.resources,
+                # others join after a checkpoint at the earliest, else they would cost more than they bring
+                elastic_resize_monitor_interval_s=max(60 * train.save_minutes, 30),
+            ),
             run_config=RunConfig(
                 name=name,
                 storage_path=f"{self.storage}/ray",
@@ -114,10 +141,30 @@ class Crew:
         try:
             trainer.fit()
         except BaseException as error:  # noqa: BLE001 - it is the driver's thread that has to hear of it
-            self.error = error
+            cause = getattr(getattr(error, "controller_failure", None), "cause", None)
+            self.error = cause if isinstance(cause, UserError) else error
         finally:
             if "://" not in self.storage:
                 shutil.rmtree(f"{self.storage}/ray/{name}", ignore_errors=True)
+
+
+def networked() -> Any:
+    """Ray's settings of torch, with a look at each node's networks before its workers meet over one."""
+    import ray
+    from ray.train.torch import TorchConfig
+
+    class Backend(TorchConfig().backend_cls):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            addresses = worker_group.execute(ray.util.get_node_ip_address)
+            worker_group.execute(lambda: speak_over(ray.util.get_node_ip_address(), len(set(addresses)) > 1))
+            super().on_start(worker_group, backend_config)
+
+    class Config(TorchConfig):
+        @property
+        def backend_cls(self) -> type:
+            return Backend
+
+    return Config()
 
 
 def work(config: dict[str, Any]) -> None:
@@ -125,9 +172,9 @@ def work(config: dict[str, Any]) -> None:
     import ray
     import ray.train
 
-    desk, ledger = config["desk"], config["ledger"]
-    rank: int = ray.train.get_context().get_world_rank()
-    number: int = ray.get(desk.first.remote())
+    desk, ledger, context = config["desk"], config["ledger"], ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    number: int = ray.get(desk.first.remote(rank))
     while (found := ray.get(desk.take.remote(number))) != "go home":
         if found == "wait":
             time.sleep(LOOK)
@@ -136,7 +183,7 @@ def work(config: dict[str, Any]) -> None:
         job: Any = ray.get(reference)
         with suppress(CalledOff):
             run_stage(job, teller(ledger, run_id), partial(reported, desk, number))
-        ray.get(desk.finish.remote(number, rank))
+        ray.get(desk.finish.remote(number, rank, world))
         number += 1
 
 

@@ -70,9 +70,16 @@ def joined(fingerprints: Sequence[str]) -> str:
 
 
 def refuse_unnamed(cases: Sequence[Case], entries: Sequence[Entry], labels: Sequence[int]) -> None:
-    """Refuses a label map with a value that no class has: in the loss that would be an index error at best."""
+    """Refuses a label map with a value that no class has: in the loss that would be an index error at best.
+
+    An entry that another node made in a cache of its own is not here to be looked at; its workers look.
+    """
     for case, entry in zip(cases, entries, strict=True):
-        if isinstance(case.label, Path) and (unknown := set(entry.labels_present) - set(labels)):
+        if (
+            isinstance(case.label, Path)
+            and entry.path.is_file()
+            and (unknown := set(entry.labels_present) - set(labels))
+        ):
             held = ", ".join(map(str, sorted(unknown)))
             raise UserError(
                 f"{case.label}: holds the label {held}, which no class has (they are {labels[0]} to {labels[-1]}); "

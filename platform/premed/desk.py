@@ -10,14 +10,13 @@ IDLE = 30.0  # seconds without a job after which the workers' CPUs and GPUs are 
 class Desk:
     """The jobs, in order, and which of them are done. It closes for good when told to, or after IDLE seconds."""
 
-    def __init__(self, world: int):
-        self.world = world
+    def __init__(self) -> None:
         self.jobs: list[tuple[Any, str]] = []
-        self.finished: list[set[int]] = []  # by job: the ranks that are through with it
+        self.finished: list[set[tuple[int, int]]] = []  # by job: the ranks (of how many) that are through with it
         self.ruled: list[float] = []  # by job: the last validated step that it may go on from
         self.called_off: set[int] = set()
         self.said: dict[tuple[int, int], bool] = {}  # by job and step: what its ranks were told
-        self.starts = 0
+        self.starts = 0  # of all ranks together
         self.closed = False
         self.since = time.monotonic()
 
@@ -30,9 +29,9 @@ class Desk:
         self.ruled.append(0 if ruled else math.inf)
         return len(self.jobs) - 1
 
-    def first(self) -> int:
+    def first(self, rank: int) -> int:
         """Where a rank begins that was just started."""
-        self.starts += 1
+        self.starts += rank == 0
         return sum(self.done(number) for number in range(len(self.jobs)))
 
     def take(self, number: int) -> tuple[Any, str] | str:
@@ -58,16 +57,18 @@ class Desk:
         """The job ends at its next validation, with nothing to show."""
         self.called_off.add(number)
 
-    def finish(self, number: int, rank: int) -> None:
-        self.finished[number].add(rank)
+    def finish(self, number: int, rank: int, world: int) -> None:
+        """Rank `rank` of `world` is through: after a start they may be fewer or more than before."""
+        self.finished[number].add((rank, world))
         self.since = time.monotonic()
 
     def done(self, number: int) -> bool:
-        return len(self.finished[number]) == self.world
+        worlds = [world for _, world in self.finished[number]]
+        return any(worlds.count(world) == world for world in worlds)
 
     def fresh(self) -> bool:
         """Open still, and no rank was ever started again: each stage has all of `max_failures` before it."""
-        return not self.closed and self.starts <= self.world
+        return not self.closed and self.starts <= 1
 
     def close(self) -> None:
         self.closed = True

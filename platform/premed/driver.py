@@ -212,6 +212,9 @@ class Driver:
                 raise LeaseLost(str(error)) from None
             if vault.get("failure.json"):
                 return self.refuse(job, run_id)
+            if isinstance(error, UserError):  # what is wrong with a node is no stage's failure
+                self.records.end(run_id, "FAILED", {"premed.failure": str(error)})
+                raise
             vault.put("traceback.txt", traceback.format_exc().encode())
             message = f"{first_line(error)} ({vault.where}/traceback.txt has the whole story)"
             self.records.end(run_id, "FAILED", {"premed.failure": message})

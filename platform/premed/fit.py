@@ -102,8 +102,7 @@ def fit(
             total += loss.detach().float() * batch.weight
             numbers |= logs
         numbers |= module.before_step(progress)
-        if clip is not None:
-            numbers |= clip_gradients(module, clip)
+        numbers |= gradient_norm(module, clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         module.after_step(progress)
@@ -143,9 +142,12 @@ def set_lr(optimizer: AdamW, lr: float) -> float:
     return lr
 
 
-def clip_gradients(module: nn.Module, limit: float) -> dict[str, Tensor]:
-    """Scales the gradients down where their global norm is above `limit`; returns the norm that they had, to log."""
-    return {"gradient_norm": nn.utils.clip_grad_norm_(module.parameters(), limit)}
+def gradient_norm(module: nn.Module, limit: float | None) -> dict[str, Tensor]:
+    """The gradients' global norm, to log; where it is above `limit`, they are scaled down to that."""
+    norm = nn.utils.get_total_norm([each.grad for each in module.parameters() if each.grad is not None])
+    if limit is not None:
+        nn.utils.clip_grads_with_norm_(module.parameters(), limit, norm)
+    return {"gradient_norm": norm}
 
 
 def team() -> tuple[int, int]:

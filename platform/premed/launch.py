@@ -167,7 +167,7 @@ def prepare(experiment: Experiment, show: Show) -> dict[str, Any]:
                 data = Data(origin.task, mapper, show)
                 data.fingerprint(kind)  # asking for it is what prepares it
                 files |= data.files
-    megabytes = sum(path.stat().st_size for path in files) / 1e6
+    megabytes = sum(path.stat().st_size for path in files if path.is_file()) / 1e6  # else in other nodes' caches
     return {"where": str(home() / "cache"), "num_images": len(files), "megabytes": megabytes}
 
 

@@ -173,7 +173,8 @@ class Ledger:
         if self.taken(self.digests.get(run_id, "")):
             raise LeaseLost("another command took this stage over while this one was silent")
         if event["event"] == "row":
-            self.spool.call("log_rows", run_id, [{name: event[name] for name in ("step", "time", "metrics")}])
+            row = {"step": event["step"], "time": event["time"], "metrics": event["metrics"] | event.get("beside", {})}
+            self.spool.call("log_rows", run_id, [row])
         self.events.append(event | {"run": run_id})
 
     def warn(self, text: str) -> None:

@@ -6,7 +6,7 @@ A *row* holds the numbers of one case. Segmentation: `dice/<class>`, `hd95/<clas
 
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from premed.randomness import fold, key, uniform
 
+Row = TypeVar("Row", bound=Mapping[str, Any])
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -131,14 +132,18 @@ def accuracy_summary(rows: Rows, classes: Sequence[str]) -> dict[str, float]:
 
 
 def bootstrap_interval(
-    rows: Rows, statistic: Callable[[Rows], float], level: float = 0.95, resamples: int = 1000, seed: int = 0
+    rows: Sequence[Row],
+    statistic: Callable[[list[Row]], float],
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """Percentile interval of `statistic(rows)` when patients (`row["patient"]`) are drawn with replacement, not images.
 
     `statistic` returns NaN where it is undefined: such resamples are skipped, and if they are more than half, or there
     are no rows, the interval is (NaN, NaN). The order of `rows` does not matter.
     """
-    patients: dict[str, list[Mapping[str, Any]]] = {}
+    patients: dict[str, list[Row]] = {}
     for row in rows:
         patients.setdefault(str(row["patient"]), []).append(row)
     groups = [patients[name] for name in sorted(patients)]

@@ -112,6 +112,8 @@ class Presenter:
 
     def on_training(self, event: dict[str, Any]) -> None:
         going_on = f", going on after step {event['start']}" if event["start"] else ""
+        if workers := event.get("workers"):
+            going_on += f", {workers} worker{'s' * (workers != 1)}"
         self.say(f"{DOING[self.voice.kind]} on {event['num_images']} images, {event['num_steps']} steps{going_on}")
         if event.get("absent"):
             self.say(f"none of these images shows: {', '.join(event['absent'])}")
@@ -158,6 +160,12 @@ class Presenter:
             "its encoder holds little to transfer; train longer, or with smaller patches"
         )
 
+    def on_starving(self, event: dict[str, Any]) -> None:
+        self.say(f"WARNING: {starving_words(**event)}")
+
+    def on_short(self, event: dict[str, Any]) -> None:
+        self.say(f"{DOING[event['kind']]} waits for {short_words(event)}")
+
     def on_warning(self, event: dict[str, Any]) -> None:
         self.say(f"WARNING: {event['text']}")
 
@@ -199,6 +207,22 @@ class Presenter:
                 self.bar.stop()
                 self.bar = None
         voice.task, voice.what = None, ""
+
+
+def starving_words(share: float, num_loaders: int, mend: int, **event: Any) -> str:
+    """That a training waits for images, and what to do about it."""
+    told = f"{share:.0%} of the time goes into waiting for images; "
+    if mend > num_loaders:
+        return f"{told}set train.loaders={mend} (and train.cpus={mend + 1}, so that each has a CPU)"
+    return f"{told}no CPU is left for train.loaders: take fewer workers per node, or put PREMED_HOME on a faster disk"
+
+
+def short_words(event: dict[str, Any]) -> str:
+    """What a stage needs, and what of it the cluster has."""
+    workers, cpus = event["workers"], event["cpus"]
+    each = f"{workers} worker{'s' * (workers != 1)} of {cpus:g} CPU{'s' * (cpus != 1)}{' and a GPU' * event['gpu']}"
+    left = " and ".join(f"{free:g} of {event['there'][kind]:g} {kind}s" for kind, free in event["free"].items())
+    return f"{each}; the cluster has {left} free"
 
 
 def gate_words(step: int, loss: float, gate: float) -> str:

@@ -237,7 +237,7 @@ def numbers_of(result: dict[str, Any]) -> dict[str, float]:
 
 def computed_on(train: Train) -> str:
     """What a second of a stage takes: `2 CPU`, `4 GPU`."""
-    workers = max(train.workers, 1)
+    workers = max(train.most, 1)  # where their number changes, at the most
     return f"{workers} GPU" if train.gpu else f"{workers * train.cpus:g} CPU"
 
 

@@ -4,8 +4,9 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -33,7 +34,7 @@ class Session:
         self.ledger = Patient(ledger(), show, pause=self.pause)
         self.fleet: Fleet | None = None
         if mapper is not None:
-            self.fleet = Fleet(lambda job: Crew(job.train, job.storage, self.ledger.handle), nodes)
+            self.fleet = Fleet(lambda job: Crew(job.train, job.storage, self.ledger.handle), nodes, free)
             mapper = partial(mapper, fleet=self.fleet)
         self.common = Common(self.ledger, mapper, self.show_or_stop, self.pause)
 
@@ -62,7 +63,7 @@ class Session:
             begun()
             try:
                 if self.fleet is not None:
-                    self.fleet.run(job, run_id, member)
+                    self.fleet.run(job, run_id, replace(member, tell=partial(self.tell, run_id)))
                 else:
                     run_stage(job, partial(self.tell, run_id), lambda numbers: None)
             finally:
@@ -137,6 +138,13 @@ def nodes() -> list[dict[str, float]]:
     return there + [dict(worker)] * (most - alike)
 
 
+def free() -> Mapping[str, float]:
+    """What nobody holds of what the cluster's nodes have."""
+    import ray
+
+    return ray.available_resources()
+
+
 def autoscaling() -> tuple[int, dict[str, float]]:
     """How many workers there may be, and what each has, by PREMED_NODES (`8 CPU=8 GPU=1`): Ray does not tell."""
     said = os.environ.get("PREMED_NODES", "0")
@@ -182,16 +190,17 @@ def ray_or_not(trains: Sequence[Train], show: Show) -> Iterator[Callable[..., It
 def admit(train: Train) -> None:
     """Refuses what this cluster can never place, saying what it needs and what there is."""
     there = nodes()
-    for resource, needed in (("CPU", train.workers * train.cpus), ("GPU", float(train.workers * train.gpu))):
+    workers = train.fewest
+    for resource, needed in (("CPU", workers * train.cpus), ("GPU", float(workers * train.gpu))):
         if needed > (most := sum(node.get(resource, 0) for node in there)):
             raise UserError(
-                f"train.workers: {train.workers} workers need {needed:g} {resource}s and the cluster has "
+                f"train.workers: {workers} workers need {needed:g} {resource}s and the cluster has "
                 f"{most:g}; lower train.workers, or train.cpus per worker, or add nodes"
             )
-    if not fits(nodes(), workers_of(train)):
-        room = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes())
+    if not fits(there, workers_of(train, workers)):
+        room = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in there)
         raise UserError(
-            f"train.cpus: {train.workers} workers of {train.cpus:g} CPUs{' and a GPU' * train.gpu} find no place on "
+            f"train.cpus: {workers} workers of {train.cpus:g} CPUs{' and a GPU' * train.gpu} find no place on "
             f"nodes with {room}; lower train.cpus or train.workers"
         )
 

@@ -2,11 +2,20 @@
 
 from functools import partial
 from importlib import import_module
+from math import ceil
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    TypeAdapter,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 import premed
 from premed.contracts import Augment
@@ -152,11 +161,22 @@ class Finetune(Training):
     """The share of training patients whose labels are used; drawn by `seed`, smaller ones are part of larger ones."""
 
 
+def _counted(said: Any) -> int | tuple[int, int]:
+    count = TypeAdapter(Annotated[int, Field(ge=0)]).validate_python
+    if not isinstance(said, (list, tuple)):
+        return count(said)
+    fewest, most = map(count, said if len(said) == 2 else (0, 0))
+    if not 1 <= fewest <= most:
+        raise ValueError(f"must be a number, or the fewest and the most, as in [2, 8] (it is {[*said]})")
+    return fewest, most
+
+
 class Train(Spec):
     """Where and how a stage runs. A result depends on none of it beyond floating-point order: none is in a digest."""
 
-    workers: int = elsewhere(1, ge=0)
-    """Ray Train workers; 0 trains in this process, without Ray, for debugging."""
+    workers: Annotated[int | tuple[int, int], BeforeValidator(_counted)] = elsewhere(1)
+    """Ray Train workers; 0 trains in this process, without Ray, for debugging. [2, 8]: as many of these as find a
+    place, more or fewer as nodes come and go."""
     gpu: bool = elsewhere(False)
     """One GPU per worker."""
     cpus: float = elsewhere(1, gt=0)
@@ -175,3 +195,20 @@ class Train(Spec):
     """Where checkpoints and results go: a path or URL all nodes reach. None: PREMED_HOME/checkpoints."""
     max_failures: int = elsewhere(2, ge=-1)
     """How often a failed stage goes on from its newest good checkpoint; -1: always."""
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change while a stage runs."""
+        return isinstance(self.workers, tuple)
+
+    @property
+    def fewest(self) -> int:
+        return self.workers[0] if isinstance(self.workers, tuple) else self.workers
+
+    @property
+    def most(self) -> int:
+        return self.workers[1] if isinstance(self.workers, tuple) else self.workers
+
+    def micro_batches(self, workers: int) -> int:
+        """Per step and worker, so that none holds more at once than where there are as many workers as may be."""
+        return ceil(self.accumulate * self.most / workers) if self.elastic else self.accumulate

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from premed.randomness import key
 from premed.space import Choice, Range, Setting, Sweep
 from premed.spec import UserError, canonical
-from premed.tracking import masked
+from premed.tracking import driven, masked
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -47,7 +47,7 @@ class Study:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.getLogger("alembic").setLevel(logging.ERROR)
-        self.sweep = sweep
+        self.sweep, url = sweep, driven(url, "study: ")
         try:
             storage = optuna.storages.RDBStorage(url, engine_kwargs=engine_settings(url))
             if begun:

@@ -29,6 +29,7 @@ _ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 _CONNECT_SECONDS = 5
+POSTGRES = ("postgresql", "postgres")
 _REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "NOT_IMPLEMENTED"}
 _REFUSED |= {"RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"}
 
@@ -45,15 +46,25 @@ def settle(uri: str) -> tuple[str, Path | None]:
             raise UserError(f"MLFLOW_TRACKING_URI={uri} names no file: write sqlite:///path/to/mlflow.db")
         path.parent.mkdir(parents=True, exist_ok=True)
         return f"sqlite:///{path}", path.parent
-    if scheme in ("postgresql", "postgres"):
-        # SQLAlchemy takes psycopg 3 for a bare postgresql://, which few have
-        drivers = [name for name in ("psycopg2", "psycopg") if importlib.util.find_spec(name)]
-        if not drivers:
-            raise UserError(f"MLFLOW_TRACKING_URI={masked(uri)} needs a driver: pip install psycopg2-binary")
-        return f"postgresql+{drivers[0]}:{uri.partition(':')[2]}", None
+    if scheme in POSTGRES:
+        return driven(uri, "MLFLOW_TRACKING_URI="), None
     if scheme == "file" or "://" not in uri and scheme != "databricks":
         raise UserError(f"MLFLOW_TRACKING_URI={uri} is a folder, which MLflow gave up: write sqlite:///{uri}/mlflow.db")
     return uri.rstrip("/"), None
+
+
+def driven(url: str, field: str) -> str:
+    """A database's URL with the driver that is there: for a bare postgresql:// SQLAlchemy takes one that few have.
+
+    UserError, beginning with the field's name, where there is none.
+    """
+    scheme, _, rest = url.partition(":")
+    if scheme not in POSTGRES:
+        return url
+    drivers = [name for name in ("psycopg2", "psycopg") if importlib.util.find_spec(name)]
+    if not drivers:
+        raise UserError(f"{field}{masked(url)} needs a driver: pip install psycopg2-binary")
+    return f"postgresql+{drivers[0]}:{rest}"
 
 
 def connect(uri: str) -> "MlflowClient":

@@ -16,6 +16,7 @@ from torch.optim import AdamW
 
 from premed.contracts import Objective, Picks, Plan, Row, Sample
 from premed.fit import team
+from premed.pace import Pace
 from premed.spec import UserError
 from premed.vault import KEPT, Vault
 
@@ -44,6 +45,7 @@ class Watch:
     names: a step's Picks to case names. score: the number of a validation that picks the weights to keep, higher is
     better (None: the last ones are kept). report: called on every rank with a validation's numbers.
     whole: the steps that the validations are spread over, where the plan is a part of them.
+    pace: of a descent; its numbers are told beside the curve's, and are no part of it.
     """
 
     def __init__(
@@ -63,10 +65,11 @@ class Watch:
         emit: Emit,
         report: Callable[[dict[str, float]], None],
         whole: int | None = None,
+        pace: Pace | None = None,
     ):
         self.objective, self.optimizer, self.plan, self.vault, self.val = objective, optimizer, plan, vault, val
         self.score, self.log_steps, self.save_minutes, self.precision = score, log_steps, save_minutes, precision
-        self.names, self.emit, self.report = names, emit, report
+        self.names, self.emit, self.report, self.pace = names, emit, report, pace
         spread = {math.ceil((whole or plan.num_steps) * i / validations) for i in range(1, validations + 1)}
         self.validation_steps = {step for step in spread if step <= plan.num_steps} | {plan.num_steps}
         steps = sorted(self.validation_steps)
@@ -97,6 +100,8 @@ class Watch:
             self.validate(step)
         if step % self.log_steps == 0 and not last and self.due():
             self.save(step)
+        if self.pace and self.count == 0:
+            self.pace.begin()
 
     def point(self, step: int, numbers: dict[str, Tensor | float]) -> None:
         """One point of the training curve: the mean loss of the steps since the last point."""
@@ -109,8 +114,18 @@ class Watch:
         if not nn.utils.get_total_norm(list(self.objective.parameters())).isfinite():
             self.refuse(step, "the weights are no numbers")
         loss = float(self.total) / self.world / self.count
-        self.add(step, {"train/loss": loss} | {f"train/{name}": float(value) for name, value in numbers.items()})
+        told = {"train/loss": loss} | {f"train/{name}": float(value) for name, value in numbers.items()}
+        self.add(step, told, self.paced(step))
         self.clear()
+
+    def paced(self, step: int) -> dict[str, float]:
+        """How the steps since the last point went; says, once, that they go too slow for want of images."""
+        if self.pace is None:
+            return {}
+        numbers = self.pace.point(sum(len(self.plan.at(done).samples) for done in range(step - self.count, step)))
+        if starving := self.pace.starving():
+            self.emit(starving)
+        return numbers
 
     def refuse(self, step: int, what: str) -> None:
         names = self.names(self.plan.at(step - 1))
@@ -120,11 +135,12 @@ class Watch:
         mend = "look at these images, or lower lr or set clip"
         raise NotFinite(f"{what} at step {step} (samples {shown}); {good}: {mend}", step, names)
 
-    def add(self, step: int, metrics: dict[str, float]) -> None:
+    def add(self, step: int, metrics: dict[str, float], beside: dict[str, float] | None = None) -> None:
+        """A point of the curve. beside: numbers that are told with it and not kept."""
         if self.rank == 0:
             row = {"step": step, "time": int(time.time() * 1000), "metrics": metrics}
             self.curve.append(row)
-            self.emit({"event": "row", "num_steps": self.plan.num_steps, **row})
+            self.emit({"event": "row", "num_steps": self.plan.num_steps, "beside": beside or {}, **row})
 
     def validate(self, step: int) -> None:
         """Scores val, all ranks sharing it; keeps the weights if they are the best so far."""

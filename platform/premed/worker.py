@@ -1,6 +1,7 @@
 """What runs on each Ray worker (or in this process): a Stage to data, objective, checkpoint, fit, result. No MLflow."""
 
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,11 +15,13 @@ import torch.distributed as dist
 from premed.cache import Cache
 from premed.cohort import absent, cases, domains
 from premed.contracts import Case, Domain, Objective, Sample, Task
+from premed.data import refuse_unnamed
 from premed.device import device_of, forget_peak_memory, peak_memory_mb, precision_of
 from premed.experiment import Stage
 from premed.fit import distributed, fit, make_optimizer, team
 from premed.importing import bring
 from premed.measure import bootstrap_interval, undefined_classes
+from premed.pace import Pace
 from premed.parts import card, drawn, load_encoder, load_strictly, weights_of
 from premed.planning import planned
 from premed.settings import Finetune, Pretrain, Train, plugin
@@ -86,12 +89,13 @@ def agreed() -> Iterator[None]:
         yield
     except UserError as caught:
         error = str(caught)
-    errors: list[str | None] = [error]
+    met: list[Any] = [(error, socket.gethostname())]
     if team()[1] > 1:
-        errors *= team()[1]
-        dist.all_gather_object(errors, error)
-    if said := [error for error in errors if error]:
-        raise Everywhere(said[0])
+        met *= team()[1]
+        dist.all_gather_object(met, met[0])
+    if said := [(error, node) for error, node in met if error]:
+        error, node = said[0]
+        raise Everywhere(error if len(said) == len(met) else f"{error} (on node {node})")
 
 
 def learn(job: Job, emit: Callable, report: Callable) -> None:
@@ -111,7 +115,7 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
         plan, schedule = planned(stage, list(map(len, parts[0])), objective.num_solutions)
 
     source = Mapped(seen, train, seed=settings.seed, stage=stage.draws, device=device, num_loaders=how.loaders)
-    optimizer = make_optimizer(objective, settings.betas)
+    optimizer, pace = make_optimizer(objective, settings.betas), Pace(device, how.loaders)
     watch = Watch(
         objective,
         optimizer,
@@ -127,25 +131,27 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
         emit=emit,
         report=report,
         whole=schedule.num_steps,
+        pace=None if objective.num_solutions else pace,
     )
     if (start := watch.resume(job.origin)) == 0:
         objective.begin(train)
     sizes = {"num_images": len(train), "num_val": len(val), "num_steps": plan.num_steps}
     missing = absent(task, train) if stage.kind == "finetune" else []
-    emit({"event": "training", "start": start, "absent": missing, **sizes})
+    workers = {"workers": team()[1]} if how.elastic else {}
+    emit({"event": "training", "start": start, "absent": missing, **workers, **sizes})
     if objective.num_solutions:
         assert isinstance(objective, Supervised)
         solve(objective, train, watch, start=start, precision=precision, emit=emit)
     else:
         fit(
             distributed(objective),
-            source,
+            pace.timed(source),
             plan,
             schedule,
             optimizer,
             watch,
             start=start,
-            accumulate=how.accumulate,
+            accumulate=how.micro_batches(team()[1]),
             clip=settings.clip,
             precision=precision,
         )
@@ -238,6 +244,7 @@ def test(job: Job, emit: Callable) -> None:
 def prepared(job: Job, task: Task, wanted: Sequence[Case], domain: int = 0) -> list[Sample]:
     """The cases with their prepared copies; made here where this machine has none yet."""
     entries = Cache(job.cache).prepare(wanted, task.recipe)
+    refuse_unnamed(wanted, entries, task.labels)
     return [Sample(case, entry, domain) for case, entry in zip(wanted, entries, strict=True)]
 
 
