@@ -8,7 +8,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster check pytest test-pythons lock browser
+.PHONY: help demo test test-cluster check pytest test-pythons lock debian
 
 help:
 	@sed -n '1s/^# //p' Makefile
@@ -36,16 +36,17 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 # what needs more than Python; each test says by name what it misses, and is skipped
-test-cluster: $(VENV)/.installed browser
+test-cluster: $(VENV)/.installed debian
 	$(VENV)/bin/pytest -m 'browser or cluster'
 
-# Debian's Chromium and its driver, where they are absent and may be installed
-browser: export DEBIAN_FRONTEND := noninteractive
-browser:
-	@if ! { command -v chromium && command -v chromedriver; } >/dev/null \
-		&& [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		echo "installing chromium and chromium-driver"; \
-		{ apt-get -qq update && apt-get -qq install --no-install-recommends chromium chromium-driver; } >/dev/null || true; \
+# Debian's browser, database and networks, where they are absent and may be installed
+debian: export DEBIAN_FRONTEND := noninteractive
+debian:
+	@absent() { ! PATH="$$PATH:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)" command -v "$$1" >/dev/null && echo "$$2"; }; \
+	packages="$$(absent chromium chromium; absent chromedriver chromium-driver; absent ip iproute2; absent initdb postgresql)"; \
+	if [ -n "$$packages" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo installing $$packages; \
+		{ apt-get -qq update && apt-get -qq install --no-install-recommends $$packages; } >/dev/null || true; \
 	fi
 
 # the locked versions on the other Pythons, and the oldest torch that is supported on the oldest Python

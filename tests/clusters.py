@@ -29,6 +29,7 @@ PATIENT = {  # where other work keeps a machine busy, a process that is slow is 
     "RAY_agent_register_timeout_ms": "300000",
     "RAY_raylet_start_wait_time_s": "300",
     "RAY_gcs_server_request_timeout_seconds": "120",
+    "RAY_memory_monitor_refresh_ms": "0",  # nor is it for us to die where others fill the memory
 }
 
 
@@ -83,9 +84,9 @@ class Cluster:
         for _ in range(300):
             if sum(node["state"] == "ALIVE" for node in self.listed("nodes")) >= number:
                 return
-            for each, process in enumerate(self.nodes):
-                if process.poll() is not None:
-                    raise RuntimeError((self.folder / f"node{each}.log").read_text())
+            if any(process.poll() is not None for process in self.nodes):
+                logs = [*self.folder.glob("node*.log"), *self.folder.glob("*/session_latest/logs/raylet.*")]
+                raise RuntimeError("\n".join(f"{log}:\n{log.read_text()[-5000:]}" for log in logs))
         raise TimeoutError(f"{number} nodes did not come up")
 
 

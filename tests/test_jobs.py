@@ -103,3 +103,16 @@ def test_a_stopped_job_leaves_no_placement_group_keeps_its_checkpoint_and_goes_o
     assert list(RunStore(f"sqlite:///{stopped}/mlflow.db").search({}, experiment=LEASES)) == []
     assert re.search(r"pre-training on 62 images, 1200 steps, going on after step [1-9]", said)
     assert weights(stopped) == weights(straight)
+
+
+def test_a_job_that_waits_for_another_s_cpus_says_what_it_needs_and_what_is_free(ray, small, tmp_path):
+    one, two = (["submit", "--env", f"PREMED_HOME={tmp_path}/{name}", YAML, *small] for name in ("one", "two"))
+    first = ray.command(*one, "train.workers=1", "pretrain.epochs=100000", cwd=REPOSITORY)
+    (name,) = re.findall(r"job (\S+) is sent", first.stdout.readline())
+    until(first.stdout, "checkpoint saved")
+    second = ray.command(*two, "pretext=none", cwd=REPOSITORY)
+    until(second.stdout, "fine-tuning waits for 2 workers of 1 CPU; the cluster has 1 of 2 CPUs free")
+    ray.ray("job", "stop", name)
+    said, _ = second.communicate()
+    first.communicate()
+    assert second.returncode == 0 and "waits for" not in said, said

@@ -77,10 +77,11 @@ class Crew:
         return number is not None
 
     def lacking(self) -> bool:
-        """Whether the workers wait for a place: of those of their size some wait, or none is there."""
+        """Whether the workers wait for a place: of this command's places of their size some are not there, or none."""
         import ray
 
-        groups: Any = ray.util.placement_group_table()
+        ours = ray.get_runtime_context().get_job_id()  # which the names of all places end with that it asked for
+        groups = {name: group for name, group in ray.util.placement_group_table().items() if name.endswith(ours)}
         states = {group["state"] for group in groups.values() if self.resources in group["bundles"].values()}
         return "CREATED" not in states or not states <= {"CREATED", "REMOVED"}
 
