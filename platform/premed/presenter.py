@@ -158,6 +158,13 @@ class Presenter:
             "its encoder holds little to transfer; train longer, or with smaller patches"
         )
 
+    def on_collapse(self, event: dict[str, Any]) -> None:
+        into = "the same answer" if event["into"] == "one" else "an answer that prefers nothing"
+        self.say(
+            f"WARNING: the pre-training collapsed: its teacher gives all images {into} (entropy {event['entropy']:.2f} "
+            f"of 1, {event['same']:.0%} alike): its encoder holds little to transfer; lower pretrain.lr, or train on"
+        )
+
     def on_warning(self, event: dict[str, Any]) -> None:
         self.say(f"WARNING: {event['text']}")
 
