@@ -229,3 +229,10 @@ def test_scores_that_are_undefined_are_called_so(capsys):
     outcomes([TESTED | {"stages": [failed, test]}])
     row = next(line for line in capsys.readouterr().out.splitlines() if "test mauc" in line)
     assert row.count("undefined") == 4 and "not past" in row
+
+
+def test_a_pre_training_that_collapsed_is_called_so(capsys):
+    *_, test = TESTED["stages"]
+    collapsed = {"kind": "pretrain", "seconds": 1, "gate": None, "collapse": {"into": "one"}, "summary": {}}
+    outcomes([TESTED | {"stages": [collapsed, test]}])
+    assert "collapsed" in next(line for line in capsys.readouterr().out.splitlines() if "test mauc" in line)

@@ -18,7 +18,7 @@ PLUGINS = [(folder, path.stem) for folder in FOLDERS for path in sorted((PACKAGE
 LAST = ("small", "probe", "pixels", "mit")  # files to give after a strategy file
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 RECIPES = [path for path in (REPOSITORY / "experiments").glob("*/*.yaml") if "\nspace:" not in path.read_text()]
-EXPERIMENTS = sorted(path for path in RECIPES if path.stem not in LAST)
+EXPERIMENTS = sorted(path for path in RECIPES if path.stem not in LAST and path.parent.name != "unimiss")
 HEAVY = ("monai", "mlflow", "ray", "sklearn", "matplotlib", "timm", "torchvision")
 
 
@@ -84,6 +84,22 @@ def test_every_experiment_loads_and_knows_its_stages_with_or_without_what_is_giv
     for files in [[path], *([path, small] for small in after if small.is_file())]:
         kinds = [stage.kind for stage in load(files).stages(lambda kind: kind)]
         assert kinds[-2:] == ["finetune", "test"]
+
+
+ON = {"small": [["chestxray14", "small"], ["hippocampus", "small"]], "": [["chestxray14"], ["btcv"]]}
+"""The tasks, with what stands between their own file and MiT's; experiments/unimiss/*.yaml come after all of these."""
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "experiments" / "unimiss").glob("*.yaml")), ids=relative)
+def test_what_is_pre_trained_for_several_tasks_is_one_pre_training_of_them_all(path, monkeypatch):
+    monkeypatch.delenv("PREMED_DATA", raising=False)
+    known = set()
+    for folder, *more in ON["small" if path.stem.startswith("small_") else ""]:
+        task = REPOSITORY / "experiments" / folder
+        files = [*(task / f"{name}.yaml" for name in ("none", *more, "mit")), path]
+        pretrain, *_ = load(files).stages(lambda kind: kind)
+        known.add((pretrain.kind, pretrain.digest()))
+    assert len(known) == 1 and known.pop()[0] == "pretrain"
 
 
 # Sizes, words and places ---------------------------------------------------------------------------------------------

@@ -162,4 +162,4 @@ def test_a_timed_source_gives_what_the_source_gives(clock):
     ours = Pace(CPU, 0)
     picks = [Picks(epoch, torch.zeros(1)) for epoch in range(3)]
     assert [pick.epoch for pick in ours.timed(Endless(clock)).batches(picks)] == [0, 1, 2]
-    assert (ours.waited, len(ours.timed(Endless(clock)))) == (2.0, 1)
+    assert ours.waited == 2.0

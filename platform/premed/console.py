@@ -80,6 +80,7 @@ def outcome_row(outcome: dict[str, Any], several: Sequence[str]) -> list[str]:
     last, seconds = stages[-1], sum(stage["seconds"] for stage in stages)
     gate = next((stage["gate"] for stage in stages if stage.get("gate")), None)
     past = "-" if gate is None else f"{gate['below']:.0%}" if gate["passed"] else "not past"
+    past = "collapsed" if any(stage.get("collapse") for stage in stages) else past
     interval, constant = "-", "-"
     if last["kind"] == "test":
         constant = number(last["constant"])

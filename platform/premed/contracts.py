@@ -262,7 +262,10 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Groups for the optimizer: `params`, `weight_decay`, `lr_scale` (layer decay). What is frozen is left out."""
+        """Groups for the optimizer: `params`, `weight_decay`, `lr_scale` (layer decay). What is frozen is left out.
+
+        A `decay` (first, last) in place of a constant weight decay: see `fit.set_decay`.
+        """
         raise NotImplementedError
 
     def before_step(self, progress: float) -> dict[str, Tensor]:

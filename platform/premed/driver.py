@@ -188,6 +188,8 @@ class Driver:
     def done(self, job: Job, run_id: str, result: dict[str, Any], reused: bool) -> dict[str, Any]:
         if (gate := result.get("gate")) and not gate["passed"]:
             self.show({"event": "gate", **gate})
+        if collapse := result.get("collapse"):
+            self.show({"event": "collapse", **collapse})
         return {"run_id": run_id, "reused": reused, "where": job.vault.where} | result
 
     def train(self, job: Job) -> dict[str, Any]:

@@ -92,6 +92,7 @@ def fit(
     for step, batches in feed(plan, source, start, accumulate):
         progress = schedule.progress(step)
         lr = set_lr(optimizer, schedule.at(step))
+        set_decay(optimizer, progress)
         total, numbers = torch.zeros((), device=device), {"lr": lr}
         for i, batch in enumerate(batches):
             last = i + 1 == len(batches)
@@ -140,6 +141,14 @@ def set_lr(optimizer: AdamW, lr: float) -> float:
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
     return lr
+
+
+def set_decay(optimizer: AdamW, progress: float) -> None:
+    """Groups with `decay` (first, last) have their weight decay go from the one to the other by half a cosine."""
+    for group in optimizer.param_groups:
+        if "decay" in group:
+            first, last = group["decay"]
+            group["weight_decay"] = last + (first - last) * 0.5 * (1 + cos(pi * progress))
 
 
 def gradient_norm(module: nn.Module, limit: float | None) -> dict[str, Tensor]:

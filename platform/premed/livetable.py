@@ -13,7 +13,7 @@ from rich.text import Text
 from premed.presenter import DOING, Presenter
 from premed.sweep_words import lasting
 
-LOUD = ("starting", "trials", "trial_ended", "warning", "starving", "gate")
+LOUD = ("starting", "trials", "trial_ended", "warning", "starving", "gate", "collapse")
 """What is said above the table; the rest is in it."""
 SHOWN = 5  # ended trials in the table, the best of them
 

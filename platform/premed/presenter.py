@@ -166,6 +166,13 @@ class Presenter:
     def on_short(self, event: dict[str, Any]) -> None:
         self.say(f"{DOING[event['kind']]} waits for {short_words(event)}")
 
+    def on_collapse(self, event: dict[str, Any]) -> None:
+        into = "the same answer" if event["into"] == "one" else "an answer that prefers nothing"
+        self.say(
+            f"WARNING: the pre-training collapsed: its teacher gives all images {into} (entropy {event['entropy']:.2f} "
+            f"of 1, {event['same']:.0%} alike): its encoder holds little to transfer; lower pretrain.lr, or train on"
+        )
+
     def on_warning(self, event: dict[str, Any]) -> None:
         self.say(f"WARNING: {event['text']}")
 

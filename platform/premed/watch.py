@@ -25,6 +25,8 @@ SHOWN = 20  # names of samples in a message
 SNAPSHOTS = 4  # of what a training makes of fixed cases: after a quarter, half, three quarters and all of it
 PAST = 0.95
 """A pre-training is past its gate when its validation loss is below this share of it."""
+UNIFORM, SAME = 0.98, 0.95
+"""A teacher says nothing whose answers have this share of the entropy they can have, or are one for so many images."""
 
 
 class NotFinite(Exception):
@@ -267,3 +269,14 @@ def passed_gate(summary: dict[str, float]) -> dict[str, Any] | None:
     # a gate of 0: all images are alike, and there is nothing to learn beyond it
     share = summary["loss"] / summary["gate"] if summary["gate"] > 0 else 1.0
     return {"loss": summary["loss"], "gate": summary["gate"], "below": 1 - share, "passed": share < PAST}
+
+
+def collapsed(summary: dict[str, float]) -> dict[str, Any] | None:
+    """Into what a self-distillation collapsed: `uniform` answers, or `one` for all images; None if it did not.
+
+    Of `entropy`, the answers' as a share of what it can be, and `same`, the share of images with the most frequent one.
+    """
+    if "entropy" not in summary or "same" not in summary:
+        return None
+    into = "uniform" if summary["entropy"] > UNIFORM else "one" if summary["same"] > SAME else None
+    return into and {"into": into, "entropy": summary["entropy"], "same": summary["same"]}

@@ -30,7 +30,7 @@ from premed.sources import Mapped
 from premed.spec import UserError
 from premed.supervised import Network, Supervised
 from premed.vault import Vault
-from premed.watch import SNAPSHOTS, Everywhere, NotFinite, Watch, measured, passed_gate
+from premed.watch import SNAPSHOTS, Everywhere, NotFinite, Watch, collapsed, measured, passed_gate
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def finish(
     gate = passed_gate(watch.best["summary"])
     vault.put_json("parts/card.json", card(stage, seen, objective.parts, gate))
     vault.put_json("scores.json", watch.rows)
-    conclude(job, watch, num_cases, {"gate": gate, "loaded": loaded})
+    conclude(job, watch, num_cases, {"gate": gate, "collapse": collapsed(watch.best["summary"]), "loaded": loaded})
     vault.clear("checkpoints")  # nothing is resumed any more
     vault.clear("snapshots")
 
