@@ -740,7 +740,7 @@ def test_a_run_refuses_a_label_that_no_class_has_before_training(hippocampi, cop
     root = copied(hippocampi)
     voxels(at(root, "labelsTr", 1), put(7))
     monkeypatch.setenv("PREMED_HOME", str(tmp_path / "home"))
-    data = Data(experiment(MSD, root), None, lambda event: None)
+    data = Data(experiment(MSD, root).task, None, lambda event: None)
     assert data.fingerprint("pretrain")
     with pytest.raises(UserError) as caught:
         data.fingerprint("finetune")

@@ -330,6 +330,28 @@ def test_an_empty_store_says_so(store):
         compare(store)
 
 
+def named(*tasks):
+    return {
+        "training": {
+            "sources": [{"task": {"name": name, "folder": folder}, "group": group} for name, folder, group in tasks]
+        }
+    }
+
+
+def test_rows_that_differ_in_what_was_pre_trained_on_are_called_by_the_data_sets(store):
+    chest, brain = ("chestxray14", None, None), ("msd", "Task04_Hippocampus", None)
+    add(store, "none", 0)
+    for pretrain in ({}, named(chest, brain), named(chest), named(brain, ("btcv", None, "CT"))):
+        add(store, "mae", 0, pretrain=pretrain)
+    assert {row["label"] for row in block_of(compare(store))["rows"]} == {
+        "none",
+        "mae sources=own",
+        "mae sources=chestxray14+Task04_Hippocampus",
+        "mae sources=chestxray14",
+        "mae sources=Task04_Hippocampus+CT",
+    }
+
+
 # ---- parts and tasks
 
 

@@ -25,7 +25,7 @@ def tree(tmp_path, monkeypatch):
 
 
 def known_by(tree) -> str:
-    return Data(checked(tree), None, lambda event: None).fingerprint("finetune")
+    return Data(checked(tree).task, None, lambda event: None).fingerprint("finetune")
 
 
 def test_other_classes_in_dataset_json_are_other_data(tree, tmp_path):
@@ -40,7 +40,7 @@ def test_the_same_folder_is_the_same_data(tree):
 
 
 def test_the_order_that_draws_go_by_is_part_of_the_data(tree):
-    names = [case.name for case in Data(checked(tree), None, lambda event: None).task.split("train")]
+    names = [case.name for case in Data(checked(tree).task, None, lambda event: None).task.split("train")]
     parts = {"train": names[:4], "val": names[4:]}
     one = known_by(tree | {"task": tree["task"] | {"split": parts}})
     other = known_by(tree | {"task": tree["task"] | {"split": parts | {"train": names[3::-1]}}})

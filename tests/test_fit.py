@@ -11,7 +11,9 @@ from torch import nn
 
 from premed import fit as loop
 from premed.contracts import Batch, Objective, Picks
-from premed.fit import EpochPlan, Schedule, fit, make_optimizer, share
+from premed.fit import Schedule, fit, make_optimizer, share
+from premed.plans import EpochPlan
+from premed.randomness import permutation
 
 
 def test_the_learning_rate_is_the_papers_formula():
@@ -50,7 +52,7 @@ def test_each_epoch_seed_and_stage_has_an_order_of_its_own():
 def test_a_step_does_not_depend_on_what_was_asked_before():
     ahead = EpochPlan(7, 2, 100, 0, "pretrain")
     in_order = [ahead.at(step).samples.tolist() for step in range(40)]
-    loop.permutation.cache_clear()
+    permutation.cache_clear()
     assert [ahead.at(step).samples.tolist() for step in reversed(range(40))] == in_order[::-1]
 
 
@@ -65,7 +67,7 @@ def test_every_sample_is_taken_once_with_its_share_of_the_weight(num, world, acc
     assert sorted(np.concatenate([picks.samples for picks in dealt if picks.weight])) == whole.samples.tolist()
     assert sum(picks.weight for picks in dealt) == pytest.approx(world)
     for picks in dealt:
-        assert (picks.epoch, len(picks.samples) >= 1) == (3, True)
+        assert set(picks.epoch) == {3} and len(picks.samples) >= 1
         assert picks.weight in (0, pytest.approx(len(picks.samples) * world / num))
 
 
@@ -90,9 +92,7 @@ class Numbers:
         for pick in picks:
             self.read.append(pick.samples.tolist())
             image = torch.tensor([[float(self.values[i])] for i in pick.samples])
-            yield Batch(
-                image, torch.tensor(pick.samples), tuple(map(str, pick.samples)), None, pick.weight, pick.source
-            )
+            yield Batch(image, torch.tensor(pick.samples), tuple(map(str, pick.samples)), None, pick.weight)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
@@ -102,27 +102,18 @@ def test_any_number_of_ranks_sees_the_same_global_batches(world, accumulate, mon
     seen = {step: [] for step in range(2, 9)}
     for rank in range(world):
         monkeypatch.setattr(loop, "team", lambda rank=rank: (rank, world))
-        for step, batches in loop.feed(plan, [Numbers()], 2, accumulate):
+        for step, batches in loop.feed(plan, Numbers(), 2, accumulate):
             seen[step] += [number for batch in batches if batch.weight for number in batch.keys.tolist()]
     assert {step: sorted(numbers) for step, numbers in seen.items()} == {
         step: sorted(plan.at(step).samples.tolist()) for step in seen
     }
 
 
-class Turns:
-    """Two sources by turns, as a plan over several data sets is."""
-
-    num_steps = 6
-
-    def at(self, step):
-        return Picks(0, np.array([step, step + 1]), source=step % 2)
-
-
-def test_each_step_reads_from_its_own_source_only():
-    even, odd = Numbers(), Numbers()
-    sources = [batches[0].source for _, batches in loop.feed(Turns(), [even, odd], 1, 1)]
-    assert sources == [1, 0, 1, 0, 1]
-    assert (even.read, odd.read) == ([[2, 3], [4, 5]], [[1, 2], [3, 4], [5, 6]])
+@given(st.integers(1, 30), st.integers(1, 4), st.integers(1, 3))
+def test_each_sample_keeps_the_epoch_that_it_has_of_its_own(num, world, accumulate):
+    whole = Picks(np.arange(num) // 3, np.arange(num))
+    dealt = [picks for rank in range(world) for picks in share(whole, rank, world, accumulate)]
+    assert all((picks.epoch == picks.samples // 3).all() for picks in dealt)
 
 
 # ---- the loop
@@ -155,7 +146,7 @@ def trained(**options):
     objective, told = Line(), []
     optimizer = make_optimizer(objective, (0.9, 0.999))
     plan = EpochPlan(6, 6, options.pop("num_steps", 1), 0, "finetune")
-    fit(objective, [Numbers()], plan, Schedule(10, 0, 0.1), optimizer, lambda *row: told.append(row), **options)
+    fit(objective, Numbers(), plan, Schedule(10, 0, 0.1), optimizer, lambda *row: told.append(row), **options)
     return objective, optimizer, told
 
 

@@ -17,12 +17,13 @@ import pytest
 import torch
 
 from premed.classification import Classification
-from premed.contracts import Augment, Case, Objective, Sample
+from premed.contracts import Augment, Case, Domain, Objective, Sample
 from premed.encoders import mit, vit
 from premed.entry import Entry, write
-from premed.fit import EpochPlan, Schedule, fit, make_optimizer
+from premed.fit import Schedule, fit, make_optimizer
 from premed.heads import conv, linear, unetr
 from premed.images import Prepared
+from premed.plans import EpochPlan
 from premed.pretext import mae
 from premed.randomness import Draw, key
 from premed.segmentation import Segmentation
@@ -75,7 +76,7 @@ MIT = mit.Config.model_validate({"size": "tiny", "stem_stride": (1, 1, 1), "stem
 def pretraining(task: Pictures | Volumes) -> Objective:
     encoder = vit.build(VIT, task.channels, task.roi)
     config = mae.Config(mask_ratio=0.6, decoder_width=24, decoder_depth=2, decoder_heads=2)
-    return mae.build(config, encoder, task, weight_decay=0.05)  # type: ignore[arg-type]
+    return mae.build(config, encoder, [Domain(task, "")], weight_decay=0.05)  # type: ignore[arg-type]
 
 
 def finetuning(task: Pictures | Volumes, head, encoders=vit) -> Objective:
@@ -115,7 +116,7 @@ def losses(kind: str, folder: Path) -> list[float]:
     seen: list[float] = []
     fit(
         objective,
-        [Mapped(task, samples, of.augment, seed=0, stage=kind, device=torch.device("cpu"))],  # type: ignore[arg-type]
+        Mapped([Domain(task, "", of.augment)], samples, seed=0, stage=kind, device=torch.device("cpu")),  # type: ignore[arg-type]
         EpochPlan(NUM_IMAGES, BATCH, NUM_STEPS, seed=0, stage=kind),
         Schedule(NUM_STEPS, warmup_steps=4, lr=of.lr),
         make_optimizer(objective, (0.9, 0.95)),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from premed.contracts import Batch
+from premed.contracts import Batch, Domain
 from premed.encoders import vit
 from premed.encoders.vit import patchify
 from premed.pretext import mae
@@ -41,7 +41,7 @@ def samples(start: int, stop: int) -> list:
 def objective(roi=(32, 24), channels=1, patch=8, **changes) -> MAE:
     torch.manual_seed(0)
     encoder = vit.build(vit.Config(width=24, depth=2, heads=2, patch=patch), channels, roi)
-    return mae.build(Config.model_validate(SMALL | changes), encoder, Images(roi, channels), weight_decay=0.05)  # type: ignore[arg-type]
+    return mae.build(Config.model_validate(SMALL | changes), encoder, [Domain(Images(roi, channels), "")], 0.05)  # type: ignore[arg-type]
 
 
 def keys(n: int, epoch: int = 0, seed: int = 0) -> torch.Tensor:

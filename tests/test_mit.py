@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from premed import launch
 from premed.branches import Attention, Block, resized
 from premed.clinic import write_images
+from premed.contracts import Domain
 from premed.encoders import mit
 from premed.encoders.mit import Config, MiT
 from premed.experiment import checked
@@ -304,6 +305,24 @@ def test_images_of_any_size_that_the_strides_divide_are_taken():
     assert model(image((1, (16, 32, 48)))).grid == (8, 16, 24)
 
 
+def test_data_sets_with_equally_many_axes_share_a_branch():
+    model = mit.build(SMALLER, *PICTURE, VOLUME, (1, (16, 32)), (1, (32, 32, 32)))
+    assert model.branches == ["2d", "3d"] and model.grid == encoder(PICTURE, VOLUME).grid
+    assert model.state_dict().keys() == encoder(PICTURE, VOLUME).state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ((3, (32, 48)), r"^pretrain\.sources: images of 2 axes have 1 and 3 channels; mit has one way in"),
+        ((1, (32, 20)), r"^encoder\.stem_stride: .*\(32, 20\)"),
+    ],
+)
+def test_data_sets_that_cannot_share_a_branch_are_refused(more, message):
+    with pytest.raises(UserError, match=message):
+        mit.build(SMALLER, *PICTURE, VOLUME, more)
+
+
 @pytest.mark.parametrize(
     ("size", "config", "message"),
     [
@@ -355,7 +374,7 @@ def test_hidden_patches_are_refused_by_name():
 def test_mae_on_it_is_refused_before_anything_is_trained():
     task: Any = type("Task", (), {"channels": 1})()
     with pytest.raises(UserError, match="encoder: mae needs one that sees some patches only"):
-        mae.build(mae.Config(), encoder(), task, 0.05)
+        mae.build(mae.Config(), encoder(), [Domain(task, "")], 0.05)
 
 
 def test_layers_count_from_the_stem_through_the_decoder_to_the_last_norm():

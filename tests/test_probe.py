@@ -220,8 +220,7 @@ def staged(job):
 
 def test_the_encoder_stays_bit_for_bit_what_it_was(chest, tmp_path):
     job = jobs(chest, tmp_path, **PROBE)["finetune"]
-    task = worker.plugin("tasks", job.stage.task).build(job.stage.task)
-    before = worker.make_objective(job, task)[0].parts["encoder"].state_dict()
+    before = worker.make_objective(job, cohort.domains(job.stage))[0].parts["encoder"].state_dict()
     staged(job)
     after = load(job.vault.get("parts/encoder.safetensors"))
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
@@ -288,7 +287,7 @@ def test_what_a_head_has_to_say_is_said_once(chest, tmp_path):
     job, events = jobs(chest, tmp_path, **PROBE)["finetune"], []
     solve = probe.Probe.solve
     task = worker.plugin("tasks", job.stage.task).build(job.stage.task)
-    objective, _ = worker.make_objective(job, task)
+    objective, _ = worker.make_objective(job, cohort.domains(job.stage))
     train, _ = (worker.prepared(job, task, part) for part in cohort.cases(job.stage, task))
 
     class Warned(probe.Probe):
@@ -351,9 +350,8 @@ def test_pixels_are_averages_at_the_edge_or_the_image_itself_where_it_is_smaller
 
 def test_a_strategy_that_hides_patches_is_refused_by_name_for_pixels(chest, tmp_path):
     job = jobs(chest, tmp_path, encoder={"name": "pixels"}, pretext={"mask_ratio": 0.5})["pretrain"]
-    task = worker.plugin("tasks", job.stage.task).build(job.stage.task)
     with pytest.raises(UserError, match=r"encoder: mae needs|pretext\.mask_ratio"):
-        worker.make_objective(job, task)
+        worker.make_objective(job, cohort.domains(job.stage))
     with pytest.raises(UserError, match="encoder: pixels sees whole images"):
         pixels.build(pixels.Config(), 1, (8, 8))(torch.empty(1, 1, 8, 8), keep=torch.zeros(1, 1, dtype=torch.int64))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from premed.contracts import Augment, Case, Picks, Sample
+from premed.contracts import Augment, Case, Domain, Picks, Sample
 from premed.sources import Mapped
 from premed.spec import UserError
 
@@ -23,14 +23,14 @@ class Noise:
 def source(num=9, seed=0, stage="pretrain", crops=1, loaders=0, entry=None):
     samples = [Sample(Case(f"case {i}", "p", ()), np.full((3, 4), i) if entry is None else entry) for i in range(num)]
     where = {"seed": seed, "stage": stage, "device": torch.device("cpu"), "num_loaders": loaders}
-    return Mapped(Noise(), samples, Augment(crops=crops), **where)
+    return Mapped([Domain(Noise(), "", Augment(crops=crops))], samples, **where)
 
 
-STEPS = [Picks(0, np.array([3, 1, 4])), Picks(0, np.array([5, 8]), 0.5), Picks(1, np.array([3]), 1.5, source=2)]
+STEPS = [Picks(0, np.array([3, 1, 4])), Picks(0, np.array([5, 8]), 0.5), Picks(1, np.array([3]), 1.5)]
 
 
 def same(ours, theirs):
-    assert (ours.names, ours.weight, ours.source) == (theirs.names, theirs.weight, theirs.source)
+    assert (ours.names, ours.weight, ours.domain) == (theirs.names, theirs.weight, theirs.domain)
     for one, other in ((ours.image, theirs.image), (ours.keys, theirs.keys), (ours.label, theirs.label)):
         assert torch.equal(one, other)
 
@@ -46,7 +46,7 @@ def test_a_batch_carries_what_its_picks_say():
     assert (first.image.shape, first.image.dtype, first.keys.dtype) == ((3, 1, 3, 4), torch.float32, torch.int64)
     assert first.label[:, 0, 0].tolist() == [3, 1, 4]
     assert [batch.weight for batch in (first, second, third)] == [1.0, 0.5, 1.5]
-    assert (second.source, third.source, len(source())) == (0, 2, 9)
+    assert first.domain is None and len(source()) == 9
 
 
 def views(samples, epoch=0, **of):

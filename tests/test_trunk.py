@@ -70,7 +70,7 @@ def test_an_experiment_on_a_trunk_is_its_segments_a_cool_down_and_a_fine_tuning(
     assert [stage.training.epochs for stage in found[:3]] == [2, 4, 4]
     assert [stage.draws for stage in found] == ["pretrain"] * 3 + ["finetune", "test"]
     assert [stage.parent for stage in found] == [None, *(stage.digest() for stage in found[:-1])]
-    plans = [planned(stage, 40) for stage in found[:3]]  # five steps an epoch
+    plans = [planned(stage, [40]) for stage in found[:3]]  # five steps an epoch
     assert [plan.num_steps for plan, _ in plans] == [8, 16, 20]
     begins = [0, 8, 16]
     rates = [
@@ -97,7 +97,7 @@ def test_a_pre_training_of_its_own_is_known_as_before_there_were_trunks(tmp_path
     whole, *_ = stages(tmp_path, epochs=4)
     assert "trunk" not in canonical(whole) and "cooldown" not in canonical(whole)
     assert stages(tmp_path, epochs=4, cooldown=0.5)[0].digest() == whole.digest()  # of no account without a trunk
-    plan, schedule = planned(whole, 40)
+    plan, schedule = planned(whole, [40])
     assert (plan.num_steps, type(schedule)) == (20, Schedule)
 
 
@@ -127,7 +127,7 @@ def test_a_mistake_is_one_line_that_names_the_field(mistake, tmp_path):
 def test_values_too_close_for_a_step_between_their_cool_downs_are_refused(tmp_path):
     _, last, *_ = stages(tmp_path, epochs=3, trunk=[2, 3], cooldown=0.5)
     with pytest.raises(UserError, match=r"^pretrain\.trunk: at 1 steps an epoch no step is left for 3 epochs"):
-        planned(last, 8)
+        planned(last, [8])
 
 
 # ---- exact seams

@@ -13,10 +13,11 @@ from premed import launch
 from premed.abdomen import write_btcv
 from premed.brain import write_brats
 from premed.cache import Cache
-from premed.contracts import Augment, Objective, Sample
+from premed.contracts import Augment, Domain, Objective, Sample
 from premed.encoders import vit
 from premed.experiment import Stage, checked, load
-from premed.fit import EpochPlan, Schedule, fit, make_optimizer
+from premed.fit import Schedule, fit, make_optimizer
+from premed.plans import EpochPlan
 from premed.pretext import mae
 from premed.sources import Mapped
 from premed.tasks import brats, btcv
@@ -82,12 +83,13 @@ def test_a_real_image_is_pretrained_on_for_a_few_steps(real, tmp_path, name):
     torch.manual_seed(0)
     encoder = vit.build(vit.Config(width=48, depth=2, heads=3, patch=16), task.channels, task.roi)
     config = mae.Config(mask_ratio=0.25, decoder_width=24, decoder_depth=1, decoder_heads=2)
-    objective = mae.build(config, encoder, task, weight_decay=0.05)
-    source = Mapped(task, [sample], Augment(shift=0), seed=0, stage="pretrain", device=torch.device("cpu"))
+    objective = mae.build(config, encoder, [Domain(task, "")], weight_decay=0.05)
+    domain = Domain(task, "", Augment(shift=0))
+    source = Mapped([domain], [sample], seed=0, stage="pretrain", device=torch.device("cpu"))
     losses: list[float] = []
     fit(
         objective,
-        [source],
+        source,
         EpochPlan(1, 1, 10, seed=0, stage="pretrain"),
         Schedule(10, 1, lr=3e-3),
         make_optimizer(objective, (0.9, 0.95)),
@@ -115,7 +117,7 @@ def stages(*files: str) -> dict[str, Stage]:
 def test_a_recipe_takes_the_paper_s_steps_at_its_effective_rates(file, num, pretrain, finetune):
     found = stages(file)
     for kind, (steps, rate) in {"pretrain": pretrain, "finetune": finetune}.items():
-        plan, schedule = planned(found[kind], num)
+        plan, schedule = planned(found[kind], [num])
         assert plan.num_steps == steps and schedule.lr == pytest.approx(rate, rel=1e-3)
     assert found["pretrain"].pretext.mask_ratio == 0.125
     assert found["finetune"].training.augment.positive == 0.5 and found["pretrain"].training.augment.positive is None
@@ -159,7 +161,7 @@ class Shelf:
 def test_ten_thousand_epochs_of_three_steps_are_thirty_thousand_steps_with_nothing_done_per_epoch(monkeypatch):
     """BTCV's recipe: points of the curve, validations and checkpoints fall where they fall in one epoch of as many."""
     told = []
-    plan, _ = planned(stages("btcv/mae.yaml")["pretrain"], 15)
+    plan, _ = planned(stages("btcv/mae.yaml")["pretrain"], [15])
     for of in (plan, EpochPlan(6 * 30_000, 6, 30_000, 0, "pretrain")):
         clock = [0.0]
         monkeypatch.setattr("premed.watch.time.monotonic", lambda clock=clock: clock[0])

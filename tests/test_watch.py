@@ -1,6 +1,7 @@
 """Beside a training: points of the curve, validations, which weights are kept, what is said of a loss that is none."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from helpers import on_ranks
 from torch import nn
 
 from premed.contracts import Case, Objective, Sample
-from premed.fit import EpochPlan, make_optimizer
+from premed.fit import make_optimizer
+from premed.plans import EpochPlan
 from premed.spec import UserError
 from premed.vault import Vault
 from premed.watch import NotFinite, Watch, measured
@@ -227,6 +229,15 @@ def test_weights_that_are_no_numbers_stop_the_run_before_they_are_saved(tmp_path
 def measure_on_ranks(num_samples):
     rows = measured(Fixed(), samples(num_samples), FP32)
     assert [row["n"] for row in rows] == list(range(num_samples))
+
+
+def measure_cases_of_one_name_on_ranks():
+    alike = [sample._replace(case=replace(sample.case, name="case")) for sample in samples(5)]
+    assert [row["n"] for row in measured(Fixed(), alike, FP32)] == list(range(5))
+
+
+def test_cases_of_one_name_in_two_data_sets_keep_a_row_each():
+    assert on_ranks(2, measure_cases_of_one_name_on_ranks) == [0, 0]
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 7])

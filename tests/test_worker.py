@@ -159,7 +159,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_step_samples_and_check
     job = jobs(chest, tmp_path, finetune={"lr": 1e32, "warmup_epochs": 0.5}, **SCRATCH)["finetune"]
     assert run(job, world) == [FINE] * world
     failure = job.vault.get_json("failure.json")
-    plan, _ = worker.planned(job.stage, len(train_names(job)))
+    plan, _ = worker.planned(job.stage, [len(train_names(job))])
     assert failure["kind"] == "NotFinite"
     assert failure["samples"] == [train_names(job)[i] for i in plan.at(failure["step"] - 1).samples]
     assert f"at step {failure['step']} (samples {', '.join(failure['samples'])})" in failure["message"]
@@ -175,7 +175,7 @@ def train_names(job):
 
 def test_a_poisoned_image_stops_the_run_at_its_step_and_leaves_the_last_good_checkpoint(chest, tmp_path):
     job = jobs(chest, tmp_path)["pretrain"]
-    plan, _ = worker.planned(job.stage, len(train_names(job)))
+    plan, _ = worker.planned(job.stage, [len(train_names(job))])
     victim = train_names(job)[plan.at(2).samples[0]]
     assert run(job, poison=victim) == [FINE]
     failure = job.vault.get_json("failure.json")
@@ -318,10 +318,8 @@ def test_an_encoder_of_another_grid_is_resized_and_that_is_said(chest, tmp_path)
     before = jobs(chest, tmp_path, **short())["pretrain"]
     worker.run_stage(before, lambda event: None, lambda numbers: None)
     after = jobs(chest, tmp_path, **short(), task={"size": 16})["finetune"]
-    task = worker.plugin("tasks", after.stage.task).build(after.stage.task)
-    _, loaded = worker.make_objective(
-        worker.Job(after.stage, before.stage, after.train, after.storage, after.cache), task
-    )
+    job = worker.Job(after.stage, before.stage, after.train, after.storage, after.cache)
+    _, loaded = worker.make_objective(job, cohort.domains(after.stage))
     assert loaded["encoder"]["resized"] == ["pos_embed"]
 
 
@@ -391,7 +389,7 @@ def test_a_pretraining_is_past_its_gate_when_clearly_below_it(loss, passed):
 
 def test_the_learning_rate_grows_with_the_batch_and_steps_replace_the_epochs(chest, tmp_path):
     stage = jobs(chest, tmp_path, pretrain={"lr": 1.0, "batch": 64, "epochs": 10, "steps": 50})["pretrain"].stage
-    plan, schedule = worker.planned(stage, 640)
+    plan, schedule = worker.planned(stage, [640])
     assert (plan.num_steps, schedule.num_steps, schedule.warmup_steps) == (50, 50, 5)
     assert schedule.lr == 0.25
     assert sorted(np.concatenate([plan.at(step).samples for step in range(10)])) == list(range(640))

@@ -22,10 +22,10 @@ import numpy as np
 
 from premed.contactsheet import Picture, page
 from premed.contracts import Case, Finding, Part, Task
-from premed.experiment import Experiment, plugin
+from premed.experiment import plugin
 from premed.figures import COLOURS
 from premed.inspection import Facts, Job, inspect, picture
-from premed.spec import UserError, printable
+from premed.spec import Spec, UserError, printable
 
 FEW = 5  # images with a class: with fewer in a part, its score there says little
 SHEET = 24  # pictures on the contact sheet
@@ -107,10 +107,10 @@ def poor_classes(task: Task, part: str, labels: Sequence[Any]) -> Iterator[Findi
 
 
 class Check:
-    """One experiment's data under check. `findings` grow with what is opened: not the test part where `test: false`."""
+    """A task's data under check. `findings` grow with what is opened: not the test part where `test: false`."""
 
-    def __init__(self, experiment: Experiment):
-        config, self.test = experiment.task, experiment.test
+    def __init__(self, config: Spec, test: bool):
+        self.test = test
         self.findings: list[Finding] = []
         self.parts: dict[str, list[Case]] = {}
         self.facts: list[Facts] = []

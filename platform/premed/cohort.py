@@ -1,16 +1,26 @@
-"""The cases of a stage: which ones it trains on, which ones it is validated on, and what few labels do not show."""
+"""The data sets and cases of a stage: which it trains on, which it is validated on, and what few labels do not show."""
 
 from collections.abc import Sequence
 
-from premed.contracts import Case, Sample, Task
+from premed.contracts import Augment, Case, Domain, Sample, Task
 from premed.experiment import Stage
 from premed.randomness import key, permutation
-from premed.settings import PRETRAINING, Finetune
+from premed.settings import PRETRAINING, Finetune, Training, plugin
 from premed.spec import UserError
 
 
+def domains(stage: Stage, tasks: Sequence[Task] = ()) -> list[Domain]:
+    """The data sets that a stage sees. tasks: theirs, where they are built already."""
+    tasks = tasks or [plugin("tasks", origin.task).build(origin.task) for origin in stage.origins]
+    usual = stage.training.augment if isinstance(stage.training, Training) else Augment()
+    return [
+        Domain(task, origin.group or task.name, origin.augment or usual)
+        for task, origin in zip(tasks, stage.origins, strict=True)
+    ]
+
+
 def cases(stage: Stage, task: Task) -> tuple[list[Case], list[Case]]:
-    """What the stage trains on and what it is validated on. A pre-training's have no labels."""
+    """What the stage trains on of a data set, and what it is validated on. A pre-training's have no labels."""
     if stage.kind in PRETRAINING:
         train, val = task.images(), [Case(case.name, case.patient, case.image) for case in task.split("val")]
     else:

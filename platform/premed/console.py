@@ -147,6 +147,8 @@ def findings(told: dict[str, Any]) -> None:
     if told["findings"]:
         table(title, ["", "where", "what"], list(alike(told, 10)), words=3)
     print(f"{name}: {summed_up(told)}")
+    for source in told.get("sources", ()):
+        findings(source)
 
 
 def number(value: float | None) -> str:

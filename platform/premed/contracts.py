@@ -2,8 +2,8 @@
 
 A **Task** is a data set with a question: it names cases, prepares them, cuts views out of them and measures answers. An
 **Encoder** turns images into Features. An **Objective** is what `fit()` minimises: MAE and its kin in pre-training,
-`supervised.Supervised` (encoder + **Head** + the task's loss) in fine-tuning. A **Source** yields Batches of one data
-set to a device; a **Plan** says which samples of which source make up each step.
+`supervised.Supervised` (encoder + **Head** + the task's loss) in fine-tuning. A **Domain** is one of the data sets
+that it learns from, a **Source** yields Batches of them, a **Plan** says which samples make up each step.
 
 Shapes: B batch, C channels, *S spatial axes (H, W or three axes in RAS order), L patches, K visible patches, D width.
 """
@@ -53,6 +53,7 @@ class Sample(NamedTuple):
 
     case: Case
     entry: Entry
+    domain: int = 0  # the number of the data set it is from; samples of one data set follow each other
 
 
 @dataclass
@@ -64,7 +65,7 @@ class Batch:
     names: tuple[str, ...]  # the cases' names
     label: Tensor | None = None  # [B, classes] or [B, *S]
     weight: float = 1.0  # this batch's share of the step's samples × number of ranks: DDP then averages rightly
-    source: int = 0  # which of the objective's sources it comes from
+    domain: Tensor | None = None  # [B] int64: the number of the data set each is from; None where there is but one
 
 
 @dataclass
@@ -175,7 +176,6 @@ class Task(Protocol):
 
     def images(self) -> list[Case]:
         """What pre-training may see: the training part and the unlabelled, stripped of labels."""
-        ...
 
     def split(self, part: Part) -> list[Case]: ...
 
@@ -184,71 +184,63 @@ class Task(Protocol):
 
         test: false leaves the test part alone, its list too.
         """
-        ...
 
     def view(self, sample: Sample, augment: Augment, draw: Draw) -> tuple[np.ndarray, np.ndarray | None]:
         """One view for training: image [C, *roi] float32, and its label (None where the case has none)."""
-        ...
 
     def tiles(self, sample: Sample) -> list[np.ndarray]:
         """The fixed views [C, *roi] on which a pre-training is validated: no draw, no augmentation."""
-        ...
 
     def shares(self, sample: Sample, patch: Sequence[int]) -> list[np.ndarray]:
         """The truth on each of `tiles`: its label [classes], or the classes' shares in each patch [classes, *grid]."""
-        ...
 
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
         """The mean over the batch's samples."""
-        ...
 
     def measure(self, forward: Forward, samples: Sequence[Sample]) -> list[Row]:
         """One row per case, in the samples' order."""
-        ...
 
     def summary(self, rows: Sequence[Row]) -> dict[str, float]:
         """The numbers that are reported, from the rows of all cases; undefined ones are left out."""
-        ...
 
     def constant(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Row]:
         """The rows that one constant answer, the best on `train`, would get on `samples`."""
-        ...
 
     def pictures(self, forward: Forward, samples: Sequence[Sample], folder: Path) -> list[Path]:
         """PNG files of images, truth and answers."""
-        ...
+
+
+class Domain(NamedTuple):
+    """One of the data sets that a training learns from."""
+
+    task: Task
+    group: str  # what it has in common with others (X-ray, MRI)
+    augment: Augment = Augment()  # how its views vary
 
 
 class Source(Protocol):
     """Where batches come from: workers reading memory-mapped files, or volumes resident on the device. Same draws."""
 
-    def __len__(self) -> int:
-        """Number of images."""
-        ...
-
     def batches(self, picks: "Iterable[Picks]") -> Iterator[Batch]:
         """One batch on the device per entry of `picks`, in that order, read ahead where that pays."""
-        ...
 
 
 class Picks(NamedTuple):
-    """The samples of one (micro-)batch: a pure function of the step."""
+    """The samples of one (micro-)batch, whose views have one shape: a pure function of the step."""
 
-    epoch: int
+    epoch: int | np.ndarray  # how often their data set was gone through before: of all, or of each sample [n]
     samples: np.ndarray  # [n] numbers in the source
     weight: float = 1.0
-    source: int = 0
 
 
 class Plan(Protocol):
-    """Which samples make up which step. Several sources are one plan over all of them."""
+    """Which samples make up which step. Several data sets are one plan over all of their samples (`plans.py`)."""
 
     @property
     def num_steps(self) -> int: ...
 
     def at(self, step: int) -> Picks:
         """The whole step's samples, over all ranks."""
-        ...
 
 
 class Objective(nn.Module):
@@ -281,7 +273,7 @@ class Objective(nn.Module):
         """Once, before a fresh start: what it wants to know of the training images (the gate)."""
 
     def measure(self, samples: Sequence[Sample]) -> list[Row]:
-        """One row per validation case, without gradient."""
+        """One row per validation case, in their order, without gradient; with `source`, where data sets are several."""
         raise NotImplementedError
 
     def summary(self, rows: Sequence[Row]) -> dict[str, float]:

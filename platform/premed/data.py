@@ -9,11 +9,10 @@ from typing import Any
 from premed.cache import Cache
 from premed.contracts import Case, Task
 from premed.entry import Entry
-from premed.experiment import Experiment
 from premed.home import home
 from premed.once import Once
 from premed.settings import PRETRAINING, Kind, plugin
-from premed.spec import UserError, canonical
+from premed.spec import Spec, UserError, canonical
 
 Show = Callable[[dict[str, Any]], None]
 """Takes the events of a run, as they happen: `{"event": …}`."""
@@ -22,8 +21,8 @@ Show = Callable[[dict[str, Any]], None]
 class Data:
     """The images of a task, prepared when a stage asks for them and not before; any number of experiments may ask."""
 
-    def __init__(self, experiment: Experiment, mapper: Any, show: Show):
-        self.task: Task = plugin("tasks", experiment.task).build(experiment.task)
+    def __init__(self, config: Spec, mapper: Any, show: Show):
+        self.task: Task = plugin("tasks", config).build(config)
         self.root, self.mapper, self.show = home() / "cache", mapper, show
         self.files: set[Path] = set()
         self.once = Once()
@@ -59,6 +58,15 @@ class Data:
             return hashlib.sha256(canonical([about, listed, content]).encode()).hexdigest()
 
         return " ".join(f"{name}:{told(group)}" for name, group in groups.items())
+
+
+def joined(fingerprints: Sequence[str]) -> str:
+    """One fingerprint of the same parts for several data sets together; a single one's stays as it is."""
+    if len(fingerprints) == 1:
+        return fingerprints[0]
+    parts = [[part.split(":") for part in each.split(" ")] for each in fingerprints]
+    hashes = {same[0][0]: " ".join(content for _, content in same) for same in zip(*parts, strict=True)}
+    return " ".join(f"{name}:{hashlib.sha256(all_of.encode()).hexdigest()}" for name, all_of in hashes.items())
 
 
 def refuse_unnamed(cases: Sequence[Case], entries: Sequence[Entry], labels: Sequence[int]) -> None:

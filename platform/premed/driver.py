@@ -13,16 +13,18 @@ from typing import Any, NoReturn
 
 import torch
 
-from premed.cohort import cases
-from premed.data import Data, Show
+from premed.cohort import cases, domains
+from premed.contracts import Domain
+from premed.data import Data, Show, joined
 from premed.experiment import Experiment, Stage
 from premed.home import storage
 from premed.ledger import first_line
 from premed.once import Once
+from premed.parts import adopt
 from premed.planning import planned
 from premed.records import Records
 from premed.settings import BLIND, PRETRAINING, Kind, plugin
-from premed.spec import LeaseLost, StageFailed, UserError, canonical
+from premed.spec import LeaseLost, Spec, StageFailed, UserError, canonical, unscored
 from premed.supervised import Supervised
 from premed.worker import Job, make_objective, run_stage
 
@@ -46,10 +48,10 @@ class Common:
     register: bool = True
     """Whether a fine-tuned network becomes a version of the task's model in MLflow."""
 
-    def data(self, experiment: Experiment) -> Data:
-        """One for all experiments on the same task."""
-        task = "data", experiment.task.model_dump_json()
-        return self.once(task, lambda: Data(experiment, self.mapper, self.show))[0]
+    def data(self, config: Spec) -> Data:
+        """A task's, one for all experiments on it, however they score it."""
+        task = "data", unscored(config).model_dump_json()
+        return self.once(task, lambda: Data(config, self.mapper, self.show))[0]
 
 
 class Driver:
@@ -59,7 +61,7 @@ class Driver:
 
     def __init__(self, experiment: Experiment, common: Common, trainer: Trainer, show: Show):
         self.experiment, self.common, self.trainer, self.show = experiment, common, trainer, show
-        self.ledger, self.data = common.ledger, common.data(experiment)
+        self.ledger, self.data = common.ledger, common.data(experiment.task)
         self.task = self.data.task
         self.records = Records(experiment, self.task, self.ledger, show, common.pause, common.register)
         self.storage = storage(experiment.train.storage)
@@ -69,7 +71,7 @@ class Driver:
 
     def run(self) -> dict[str, Any]:
         """What came of it: task, strategy, the score's name, the MLflow run, and each stage's result."""
-        self.records.open(" ".join(self.fingerprint(kind) for kind in self.experiment.kinds if kind in KNOWN_BY))
+        self.records.open(self.known_by())
         try:
             before: Stage | None = None
             for stage in self.experiment.stages(self.fingerprint):
@@ -87,10 +89,20 @@ class Driver:
         about = {"task": self.task.name, "strategy": self.experiment.strategy, "score": self.task.score}
         return about | {"run_id": self.records.run_id, "stages": self.stages}
 
+    def known_by(self) -> str:
+        """The fingerprints of what the experiment sees. A pre-training on the task's own images sees no others."""
+        others = PRETRAINING if self.experiment.pretrain and self.experiment.pretrain.sources else ()
+        seen = [self.fingerprint(kind) for kind in self.experiment.kinds if kind in (*KNOWN_BY, *others)]
+        return " ".join(dict.fromkeys(seen))
+
+    def domains(self, stage: Stage) -> list[Domain]:
+        """The data sets that a stage sees."""
+        return domains(stage, [self.common.data(origin.task).task for origin in stage.origins])
+
     def fingerprint(self, kind: Kind) -> str:
         """What a stage of that kind sees: images; or weights, made to fit the task's channels and values."""
         if kind != "import":
-            return self.data.fingerprint(kind)
+            return joined([self.common.data(each.task).fingerprint(kind) for each in self.experiment.origins(kind)])
         content = plugin("pretext", self.experiment.pretext).content(self.experiment.pretext)
         seen = canonical([content, self.task.channels, self.task.recipe.digest()])
         return f"weights:{hashlib.sha256(seen.encode()).hexdigest()}"
@@ -165,7 +177,7 @@ class Driver:
         if result is None:
             return None
         if run_id is None:
-            run_id = self.records.open_stage(stage)
+            run_id = self.records.open_stage(stage, self.domains(stage))
             self.records.record(job, run_id, result)
         return self.reused(job, run_id, result)
 
@@ -185,7 +197,7 @@ class Driver:
             self.rehearse()
         if job.origin:
             self.regain(self.jobs[job.stage.parent or ""])
-        run_id = self.records.open_stage(job.stage, job.origin)
+        run_id = self.records.open_stage(job.stage, self.domains(job.stage), job.origin)
         self.show({"event": "stage", "kind": kind, "where": vault.where})
         for name in ("failure.json", "result.json"):  # of an earlier try; of a segment whose state is gone
             if vault.get(name):
@@ -226,9 +238,21 @@ class Driver:
         """Builds all networks without memory for their weights: a mistake in a later stage costs no earlier one."""
         for stage in self.experiment.stages(lambda kind: ""):
             if stage.kind == "trunk":
-                planned(stage, len(cases(stage, self.task)[0]))
+                planned(stage, [len(cases(stage, domain.task)[0]) for domain in self.domains(stage)])
+        before = None
         with self.rehearsing, torch.device("meta"):
             for stage in self.experiment.stages(lambda kind: ""):
-                objective, _ = make_objective(Job(stage, None, self.experiment.train, "", self.data.root), self.task)
+                job = Job(stage, None, self.experiment.train, "", self.data.root)
+                objective, _ = make_objective(job, self.domains(stage))
+                encoder = objective.parts["encoder"]
                 if isinstance(objective, Supervised):
                     objective.network(torch.zeros(1, self.task.channels, *self.task.roi))
+                    self.refuse_misfit(before, encoder)
+                before = encoder
+
+    def refuse_misfit(self, before: Any, encoder: Any) -> None:
+        """UserError where an encoder, pre-trained on images of another shape, does not fit the task's."""
+        try:
+            adopt(encoder, before.state_dict(), before.grid)
+        except UserError as error:
+            raise UserError(f"pretrain.sources: their encoder does not suit {self.task.name}: {error}") from None

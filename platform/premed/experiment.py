@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import SerializeAsAny, model_validator
 
-from premed.settings import BLIND, PRETRAINING, Finetune, Kind, Pretrain, Train, plugged, plugin
+from premed.settings import BLIND, PRETRAINING, Finetune, Kind, Origin, Pretrain, Train, origins, plugged, plugin
 from premed.spec import Spec, UserError, elsewhere, unscored, validated
 
 
@@ -57,6 +57,10 @@ class Experiment(Spec):
             first = [("import", None)]
         return [*first, ("finetune", self.finetune), *([("test", self.finetune)] if self.test else [])]
 
+    def origins(self, kind: Kind) -> tuple[Origin, ...]:
+        """The data sets that a stage of that kind sees."""
+        return origins(self.pretrain if kind in PRETRAINING else None, self.task)
+
     def stages(self, data: "Callable[[Kind], str]") -> "Iterator[Stage]":
         """Its stages in order, each naming its parent.
 
@@ -65,11 +69,14 @@ class Experiment(Spec):
         """
         parent = None
         for kind, training in self.trainings():
+            task = self.origins(kind)[0].task
+            if kind in BLIND:  # the same, whatever the task is that it is for
+                task, training = unscored(task), training and unscored(training)
             stage = Stage(
                 kind=kind,
                 parent=parent,
                 data=data(kind),
-                task=unscored(self.task) if kind in BLIND else self.task,
+                task=task,
                 encoder=self.encoder,
                 pretext=self.pretext if kind in BLIND else None,
                 training=training,
@@ -88,6 +95,11 @@ class Stage(Spec):
     encoder: SerializeAsAny[Spec]
     pretext: SerializeAsAny[Spec] | None = None
     training: SerializeAsAny[Spec] | None
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        """The data sets that it sees; `task` is the first one's."""
+        return origins(self.training, self.task)
 
     @property
     def draws(self) -> str:

@@ -6,11 +6,11 @@ loss. What a step trains on is a function of its number (`Plan.at`), what is dra
 key, so a run that starts again from a checkpoint continues as if it had never stopped.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from inspect import signature
-from math import ceil, cos, pi
+from math import cos, pi
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from premed.contracts import Batch, Objective, Picks, Plan, Source
-from premed.randomness import key, permutation
 
 
 @dataclass(frozen=True)
@@ -62,23 +61,6 @@ class Trapezoid(Schedule):
         return max(step - self.turn, 0) / (self.num_steps - self.turn)
 
 
-@dataclass(frozen=True)
-class EpochPlan:
-    """Each epoch is the data set in a new order, in batches; the last, smaller one is kept."""
-
-    num_samples: int
-    batch: int
-    num_steps: int
-    seed: int
-    stage: str
-    source: int = 0
-
-    def at(self, step: int) -> Picks:
-        epoch, i = divmod(step, ceil(self.num_samples / self.batch))
-        order = permutation(key(self.seed, self.stage, "order", epoch), self.num_samples)
-        return Picks(epoch, order[i * self.batch : (i + 1) * self.batch], source=self.source)
-
-
 class Watch(Protocol):
     """What happens beside the training: reports, validation, checkpoints. Called after every step on every rank."""
 
@@ -89,7 +71,7 @@ class Watch(Protocol):
 
 def fit(
     objective: nn.Module,
-    sources: list[Source],
+    source: Source,
     plan: Plan,
     schedule: Schedule,
     optimizer: AdamW,
@@ -107,7 +89,7 @@ def fit(
     module: Objective = objective.module if hasattr(objective, "module") else objective  # type: ignore[assignment]
     device = next(module.parameters()).device
     module.train()
-    for step, batches in feed(plan, sources, start, accumulate):
+    for step, batches in feed(plan, source, start, accumulate):
         progress = schedule.progress(step)
         lr = set_lr(optimizer, schedule.at(step))
         total, numbers = torch.zeros((), device=device), {"lr": lr}
@@ -128,18 +110,12 @@ def fit(
         watch(step + 1, total, numbers)
 
 
-def feed(plan: Plan, sources: list[Source], start: int, accumulate: int) -> Iterator[tuple[int, list[Batch]]]:
-    """This rank's micro-batches of every step from `start` on; each source reads ahead on its own."""
+def feed(plan: Plan, source: Source, start: int, accumulate: int) -> Iterator[tuple[int, list[Batch]]]:
+    """This rank's micro-batches of every step from `start` on."""
     rank, world = team()
-
-    def picks(source: int) -> Iterable[Picks]:
-        for step in range(start, plan.num_steps):
-            if (whole := plan.at(step)).source == source:
-                yield from share(whole, rank, world, accumulate)
-
-    streams = [source.batches(picks(i)) for i, source in enumerate(sources)]
-    for step in range(start, plan.num_steps):
-        stream = streams[plan.at(step).source]
+    steps = range(start, plan.num_steps)
+    stream = source.batches(picks for step in steps for picks in share(plan.at(step), rank, world, accumulate))
+    for step in steps:
         yield step, [next(stream) for _ in range(accumulate)]
 
 
@@ -149,13 +125,11 @@ def share(whole: Picks, rank: int, world: int, accumulate: int = 1) -> list[Pick
     A weight is the micro-batch's share of the samples times the number of ranks, for DDP takes the mean over ranks. A
     rank for which no sample is left takes the first one with weight 0, so that all ranks do the same number of passes.
     """
-    chunks = np.array_split(whole.samples, world * accumulate)[rank::world]
-    return [
-        whole._replace(samples=chunk, weight=len(chunk) / len(whole.samples) * world)
-        if len(chunk)
-        else whole._replace(samples=whole.samples[:1], weight=0.0)
-        for chunk in chunks
-    ]
+    num = len(whole.samples)
+    epochs = np.broadcast_to(whole.epoch, num)
+    chunks = np.array_split(np.arange(num), world * accumulate)[rank::world]
+    some = [(chunk, len(chunk) / num * world) if len(chunk) else (np.arange(1), 0.0) for chunk in chunks]
+    return [Picks(epochs[chunk], whole.samples[chunk], weight) for chunk, weight in some]
 
 
 def make_optimizer(objective: Objective, betas: tuple[float, float]) -> AdamW:

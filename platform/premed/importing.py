@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from premed.contracts import Encoder, Task
+from premed.contracts import Domain, Encoder, Task
 from premed.device import peak_memory_mb
 from premed.experiment import Experiment, Stage, plugin
 from premed.parts import card, load_strictly
@@ -29,7 +29,7 @@ def bring(stage: Stage, vault: Vault, emit: Callable[[dict[str, Any]], None]) ->
     task, encoder, state, report = brought(stage)
     load_strictly(encoder.to_empty(device="cpu"), state, "encoder")
     vault.put_weights("parts/encoder.safetensors", encoder.state_dict())
-    vault.put_json("parts/card.json", card(stage, task, {"encoder": encoder}, None))
+    vault.put_json("parts/card.json", card(stage, [Domain(task, task.name)], {"encoder": encoder}, None))
     emit({"event": "imported", **report})
     result = {
         "kind": stage.kind,

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from premed.check import Check, refuse
-from premed.contracts import Task
+from premed.contracts import Augment, Task
 from premed.data import Data, Show
 from premed.driver import Driver
 from premed.experiment import Experiment
 from premed.fanout import told_apart
-from premed.home import storage
+from premed.home import home, storage
 from premed.importing import foresee
 from premed.ledger import first_line
 from premed.session import Session, ray_or_not, session
@@ -47,7 +47,7 @@ class Several:
 
     def __init__(self, experiments: Sequence[Experiment], here: Session):
         self.experiments, self.here = experiments, here
-        self.tasks = [here.common.data(experiment).task for experiment in experiments]
+        self.tasks = [here.common.data(experiment.task).task for experiment in experiments]
         self.names = told_apart(experiments, [task.name for task in self.tasks])
         self.ended, self.counting = 0, threading.Lock()
 
@@ -119,39 +119,77 @@ def looked_over(experiments: Sequence[Experiment]) -> list[Experiment]:
     experiments = [settled(experiment) for experiment in experiments]
     looked_at: list[tuple[Any, bool]] = []
     for experiment in experiments:
-        if (experiment.task, experiment.test) not in looked_at:
-            refuse(plugin("tasks", experiment.task).build(experiment.task), experiment.test)
-            looked_at.append((experiment.task, experiment.test))
+        for config, test in ((experiment.task, experiment.test), *((each, False) for each in others(experiment))):
+            if (config, test) not in looked_at:
+                refuse(plugin("tasks", config).build(config), test)
+                looked_at.append((config, test))
+        refuse_strangers(experiment)
         foresee(experiment)
         storage(experiment.train.storage)
     return experiments
+
+
+def others(experiment: Experiment) -> list[Any]:
+    """The tasks beside its own whose images its pre-training sees."""
+    configs = [origin.task for origin in experiment.origins(experiment.kinds[0])]
+    return [config for number, config in enumerate(configs) if config not in (experiment.task, *configs[:number])]
+
+
+def refuse_strangers(experiment: Experiment) -> None:
+    """Raises UserError where a pre-training would see images of the task's own folder that are not its to see.
+
+    Another split_seed deals them out otherwise: what it trains on there would be validated or tested on here.
+    """
+    own: Task = plugin("tasks", experiment.task).build(experiment.task)
+
+    def places(task: Task) -> dict[tuple[str, ...], str]:
+        """Its images' files, by their places in the folder, and what they are called."""
+        root = str(task.root)
+        return {tuple(str(path).removeprefix(root) for path in case.image): case.name for case in task.images()}
+
+    for config in others(experiment):
+        other: Task = plugin("tasks", config).build(config)
+        if other.root.resolve() == own.root.resolve() and (strange := places(other).keys() - places(own).keys()):
+            name = places(other)[min(strange)]
+            raise UserError(
+                f"pretrain.sources: {other.name} shows {name} (and {len(strange) - 1} more), which the task "
+                "keeps for val or test; split both alike"
+            )
 
 
 def prepare(experiment: Experiment, show: Show) -> dict[str, Any]:
     """Prepares the images of an experiment's stages (those of the test part too, unless `test` is false)."""
     experiment = settled(experiment)
     with ray_or_not([experiment.train], show) as mapper:
-        data = Data(experiment, mapper, show)
+        files = set[Path]()
         for kind in experiment.kinds:
-            if kind != "import":  # weights are no images
+            for origin in experiment.origins(kind) if kind != "import" else ():  # weights are no images
+                data = Data(origin.task, mapper, show)
                 data.fingerprint(kind)  # asking for it is what prepares it
-    megabytes = sum(path.stat().st_size for path in data.files) / 1e6
-    return {"where": str(data.root), "num_images": len(data.files), "megabytes": megabytes}
+                files |= data.files
+    megabytes = sum(path.stat().st_size for path in files) / 1e6
+    return {"where": str(home() / "cache"), "num_images": len(files), "megabytes": megabytes}
 
 
 def check(experiment: Experiment, show: Show, html: Path | None = None) -> dict[str, Any]:
-    """What is wrong with an experiment's data (the test part too, unless `test` is false); `html`: as a page, too."""
+    """What is wrong with an experiment's data (the test part too, unless `test` is false); `html`: as a page, too.
+
+    What its pre-training names beside its own is under `sources`, and not on the page.
+    """
     if html is not None and not html.absolute().parent.is_dir():
         raise UserError(f"{html}: there is no such folder to write it into; make it")
-    checked = Check(experiment)
-    with ray_or_not([experiment.train], show) if checked.jobs else nullcontext() as mapper:
-        checked.open_images(mapper, lambda done, total: show({"event": "checked", "done": done, "total": total}))
+    checked = Check(experiment.task, experiment.test)
+    sources = [Check(config, test=False) for config in others(experiment)]
+    jobs = [job for each in (checked, *sources) for job in each.jobs]
+    with ray_or_not([experiment.train], show) if jobs else nullcontext() as mapper:
+        for each in (checked, *sources):
+            each.open_images(mapper, lambda done, total: show({"event": "checked", "done": done, "total": total}))
         if html is not None:
             try:
                 html.write_text(checked.page(mapper), encoding="utf-8")
             except OSError as error:
                 raise UserError(f"{html}: cannot be written ({error.strerror}); name another file") from None
-    return checked.outcome()
+    return checked.outcome() | ({"sources": [source.outcome() for source in sources]} if sources else {})
 
 
 def settled(experiment: Experiment) -> Experiment:
@@ -159,9 +197,23 @@ def settled(experiment: Experiment) -> Experiment:
 
     UserError where an augmentation is for images of another number of dimensions than the task's.
     """
-    task: Task = plugin("tasks", experiment.task).build(experiment.task)
-    for name, training in (("pretrain", experiment.pretrain), ("finetune", experiment.finetune)):
-        for field in training.augment.misfits(task.dims) if training else []:
-            kind = "pictures" if task.dims == 3 else "volumes"
-            raise UserError(f"{name}.augment.{field}: is for {kind}, which {task.name} has not; leave it out")
-    return experiment.model_copy(update={"task": experiment.task.model_copy(update={"root": task.root})})
+    changed = {"task": rooted(experiment.task, "finetune.augment", experiment.finetune.augment)}
+    if (pretrain := experiment.pretrain) is not None and pretrain.sources:
+        sources = []
+        for number, source in enumerate(pretrain.sources):
+            where = f"pretrain.sources.{number}.augment" if source.augment else "pretrain.augment"
+            task = rooted(source.task, where, source.augment or pretrain.augment)
+            sources.append(source.model_copy(update={"task": task}))
+        changed["pretrain"] = pretrain.model_copy(update={"sources": tuple(sources)})
+    elif pretrain is not None:
+        rooted(experiment.task, "pretrain.augment", pretrain.augment)
+    return experiment.model_copy(update=changed)
+
+
+def rooted(config: Any, where: str, augment: Augment) -> Any:
+    """A task's configuration with its folder as an absolute path; `where` its augmentation is said."""
+    task: Task = plugin("tasks", config).build(config)
+    for field in augment.misfits(task.dims):
+        kind = "pictures" if task.dims == 3 else "volumes"
+        raise UserError(f"{where}.{field}: is for {kind}, which {task.name} has not; leave it out")
+    return config.model_copy(update={"root": task.root})

@@ -15,6 +15,7 @@ from premed.contracts import Part
 from premed.experiment import plugin
 from premed.spec import UserError
 
+SOURCE = "pretrain.sources."  # with its number after it: a data set that a pre-training names
 PROTOCOL = ("task.", "data.train", "data.val", "data.test", "finetune.")
 Pairing = Literal["paired", "unpaired", "patients"]
 
@@ -182,14 +183,27 @@ def rows_of(members: list[Member]) -> list[Row]:
             for name in names
             if len({member.fields.get(name) for member in kin}) > 1
         }
-        rows.append(Row(" ".join([some[0].fields["strategy"], *told(differs)]), fraction, tuple(some), differs))
+        seen = sources(some[0].fields) if len({sources(member.fields) for member in kin}) > 1 else ""
+        rows.append(Row(" ".join([some[0].fields["strategy"], *told(differs, seen)]), fraction, tuple(some), differs))
     return sorted(rows, key=lambda row: (row.fraction, row.label))
 
 
-def told(differs: dict[str, str]) -> list[str]:
-    """What tells a row from others, in short: another encoder by its name, the rest as field=value."""
+def told(differs: dict[str, str], seen: str = "") -> list[str]:
+    """What tells a row from others, in short: another encoder by its name, the rest as field=value.
+
+    seen: the data sets of its pre-training, where others had not the same.
+    """
     swapped = [name for name in differs if name in ("encoder.name", HEAD)]
-    rest = [
-        name for name in differs if not name.startswith(tuple(name.removesuffix("name") for name in swapped) or "?")
-    ]
-    return [differs[name] for name in swapped] + [f"{name.rpartition('.')[2]}={differs[name]}" for name in rest]
+    covered = tuple(name.removesuffix("name") for name in swapped) + ((SOURCE, "data.images") if seen else ())
+    rest = [name for name in differs if not name.startswith(covered or "?")]
+    words = [differs[name] for name in swapped] + ([f"sources={seen}"] if seen else [])
+    return words + [f"{name.rpartition('.')[2]}={differs[name]}" for name in rest]
+
+
+def sources(fields: dict[str, str]) -> str:
+    """The data sets that a pre-training names, in short: `X-ray+MRI`; `own` where it names none."""
+    found: list[str] = []
+    while f"{SOURCE}{len(found)}.task.name" in fields:
+        names = [fields.get(f"{SOURCE}{len(found)}.{name}", "None") for name in ("group", "task.folder", "task.name")]
+        found.append(next(name for name in names if name != "None"))
+    return "+".join(found) or "own"

@@ -1,7 +1,7 @@
 """The named parts of a network that one stage saves and the next one loads: strictly, or not at all."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from premed.answers import described
-from premed.contracts import Encoder, Task
+from premed.contracts import Domain, Encoder
 from premed.experiment import Stage
 from premed.randomness import key
 from premed.spec import UserError
@@ -31,8 +31,12 @@ def load_encoder(encoder: Encoder, vault: Vault) -> dict[str, Any]:
     """Loads the encoder that `vault` holds, made to fit where the grid is another; says what was done."""
     about = vault.get_json("parts/card.json")
     assert about is not None, f"{vault.where} has no card"
-    saved = weights_of(vault, "encoder")
-    state, resized = encoder.fit_state(saved, tuple(about["grid"]))
+    return adopt(encoder, weights_of(vault, "encoder"), tuple(about["grid"]))
+
+
+def adopt(encoder: Encoder, saved: dict[str, torch.Tensor], grid: tuple[int, ...]) -> dict[str, Any]:
+    """Loads weights that were made on a `grid`; says what was done, or names what does not fit."""
+    state, resized = encoder.fit_state(saved, grid)
     dropped = sorted(saved.keys() - state.keys())
     return load_strictly(encoder, state, "encoder") | {"resized": resized, "dropped": dropped}
 
@@ -59,18 +63,32 @@ def load_strictly(module: nn.Module, state: dict[str, torch.Tensor], part: str) 
     return {"loaded": len(own), "missing": []}
 
 
-def card(stage: Stage, task: Task, parts: Mapping[str, nn.Module], gate: dict[str, Any] | None) -> dict[str, Any]:
+def card(
+    stage: Stage, domains: Sequence[Domain], parts: Mapping[str, nn.Module], gate: dict[str, Any] | None
+) -> dict[str, Any]:
     """What somebody needs to use the parts elsewhere, without the data they were trained on."""
     encoder, head = parts["encoder"], getattr(stage.training, "head", None)
     assert isinstance(encoder, Encoder)
-    return described(task) | {
-        "digest": stage.digest(),
-        "kind": stage.kind,
-        "parts": sorted(parts),
-        "encoder": stage.encoder.model_dump(mode="json"),
-        "head": head.model_dump(mode="json") if head else None,
-        "grid": encoder.grid,
-        "patch": encoder.patch,
-        "width": encoder.width,
-        "gate": gate,
-    }
+    told = {"sources": [source(domain) for domain in domains]} if getattr(stage.training, "sources", None) else {}
+    return (
+        described(domains[0].task)
+        | told
+        | {
+            "digest": stage.digest(),
+            "kind": stage.kind,
+            "parts": sorted(parts),
+            "encoder": stage.encoder.model_dump(mode="json"),
+            "head": head.model_dump(mode="json") if head else None,
+            "grid": encoder.grid,
+            "patch": encoder.patch,
+            "width": encoder.width,
+            "gate": gate,
+        }
+    )
+
+
+def source(domain: Domain) -> dict[str, Any]:
+    """What the card says of a data set that a pre-training names."""
+    task = domain.task
+    about = {"task": task.name, "group": domain.group, "channels": task.channels, "roi": list(task.roi)}
+    return about | {"preprocessing": task.recipe.model_dump(mode="json")}

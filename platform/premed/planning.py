@@ -5,34 +5,44 @@ E ends, and its cool-down begins, at step `turn(N(E))`. Warm-up takes `warmup_ep
 over before the first of these.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from math import ceil
 
+from premed.contracts import Plan
 from premed.experiment import Stage
-from premed.fit import EpochPlan, Schedule, Trapezoid
-from premed.settings import Finetune, Pretrain
+from premed.fit import Schedule, Trapezoid
+from premed.plans import EpochPlan
+from premed.settings import Finetune, Pretrain, plugin
 from premed.spec import UserError
 
 
-def planned(stage: Stage, num_samples: int, num_solutions: int = 0) -> tuple[EpochPlan, Schedule]:
+def planned(stage: Stage, sizes: Sequence[int], num_solutions: int = 0) -> tuple[Plan, Schedule]:
     """The steps of a training, and their learning rates: lr × batch / 256 at the top.
 
-    Where weights are solved, a step is one solution and sees all samples. A segment's plan ends where its cool-down
-    begins; its schedule is that of all its epochs.
+    sizes: the images of each data set. Where weights are solved, a step is one solution and sees all samples. A
+    segment's plan ends where its cool-down begins; its schedule is that of all its epochs.
     """
-    settings = stage.training
+    settings, num_samples = stage.training, sum(sizes)
     assert isinstance(settings, (Pretrain, Finetune))
     if num_solutions:
         plan = EpochPlan(num_samples, num_samples, num_solutions, settings.seed, stage.draws)
         return plan, Schedule(num_solutions, 0, 0.0)
-    num_steps = settings.steps or settings.epochs * ceil(num_samples / settings.batch)
-    warmup = num_steps * min(settings.warmup_epochs / settings.epochs, 1.0)
-    schedule = Schedule(num_steps, warmup, settings.lr * settings.batch / 256)
+    own = getattr(plugin("pretext", stage.pretext), "plan", None) if stage.pretext else None
+    plan = own(stage.pretext, settings, sizes, stage.draws) if own else EpochPlan.of(settings, sizes, stage.draws)
+    warmup = plan.num_steps * min(settings.warmup_epochs / settings.epochs, 1.0)
+    schedule = Schedule(plan.num_steps, warmup, settings.lr * settings.batch / 256)
     if isinstance(settings, Pretrain) and settings.trunk:
+        if own:
+            name = stage.pretext.name  # type: ignore[union-attr]
+            raise UserError(
+                f"pretrain.trunk: {name} deals out its steps in a way that knows their end; leave trunk out"
+            )
         # a step of the trunk has one rate, to the last bit, whichever value's segment it is in
         warmup = settings.warmup_epochs * ceil(num_samples / settings.batch)
-        schedule = Trapezoid(num_steps, warmup, schedule.lr, turns(settings, num_samples)[-1])
-    end = schedule.turn if isinstance(schedule, Trapezoid) and stage.kind == "trunk" else num_steps
-    return EpochPlan(num_samples, settings.batch, end, settings.seed, stage.draws), schedule
+        schedule = Trapezoid(plan.num_steps, warmup, schedule.lr, turns(settings, num_samples)[-1])
+        plan = replace(plan, num_steps=schedule.turn) if stage.kind == "trunk" else plan
+    return plan, schedule
 
 
 def turn(num_steps: int, cooldown: float) -> int:

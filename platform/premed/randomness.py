@@ -24,9 +24,11 @@ def key(*names: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
-def sample_keys(seed: int, stage: str, epoch: int, samples: np.ndarray) -> np.ndarray:
-    """Keys [n] of the samples (their numbers [n] in the data set) in one epoch of one stage."""
-    return fold(np.full(len(samples), key(seed, stage, epoch), np.int64), np.asarray(samples, np.int64))
+def sample_keys(seed: int, stage: str, epoch: int | np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """Keys [n] of the samples (their numbers [n] in the data set) in one epoch, or in one each [n], of one stage."""
+    epochs, which = np.unique(np.broadcast_to(epoch, len(samples)), return_inverse=True)
+    begins = np.array([key(seed, stage, int(each)) for each in epochs], np.int64)
+    return fold(begins[which], np.asarray(samples, np.int64))
 
 
 def fold(keys: Keys, value: "int | str | Keys") -> Keys:
@@ -60,7 +62,7 @@ def drop_path(keys: Tensor, rate: float, depth: int) -> Tensor:
     return ((draws >= rates) / (1 - rates))[..., None, None]
 
 
-@lru_cache(maxsize=8)  # an epoch's order is asked for at each of its steps
+@lru_cache(maxsize=32)  # an epoch's order is asked for at each of its steps, and each data set has one
 def permutation(of: int, n: int) -> np.ndarray:
     """The order 0..n-1 shuffled by one key: [n], int64, read-only."""
     order = np.argsort(bits(np.asarray(of, np.int64), n), kind="stable")

@@ -12,15 +12,15 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from premed.cohort import cases
-from premed.contracts import Task
+from premed.cohort import cases, domains
+from premed.contracts import Domain, Task
 from premed.experiment import Experiment, Stage
 from premed.fanout import title
 from premed.home import home, portable
@@ -112,8 +112,8 @@ class Records:
 
     # ---- its stages
 
-    def open_stage(self, stage: Stage, origin: Vault | None = None) -> str:
-        """The stage's run: the unfinished one goes on, else a new one starts. origin: see `Job.origin`."""
+    def open_stage(self, stage: Stage, seen: Sequence[Domain], origin: Vault | None = None) -> str:
+        """The stage's run: the unfinished one goes on, else a new one starts. seen: its data; origin: see `Job`."""
         seed = stage.training and stage.training.seed  # type: ignore[attr-defined]
         if not self.writing:
             self.ledger.reopen(self.run_id)
@@ -127,14 +127,16 @@ class Records:
             name, parent = f"{title(self.experiment)} {DOING[stage.kind]}", self.run_id
         # the first three are tags: as parameters they would crowd the UI's comparisons
         hidden: Any = {"kind": True, "parent": True, "data": True, "task": {"root"}, "pretext": {"weights"}}
-        hidden |= {"training": stage.training.unsaid()} if isinstance(stage.training, Pretrain) else {}
+        if isinstance(stage.training, Pretrain):
+            places = {} if stage.training.sources is None else {"sources": {"__all__": {"task": {"root"}}}}
+            hidden |= {"training": places | dict.fromkeys(stage.training.unsaid(), True)}
         params = {"stage": stage.model_dump(mode="json", exclude=hidden)}
         tags = self.tags(stage.kind) | ({} if seed is None else {"seed": str(seed)})
         tags |= {"compute": computed_on(self.experiment.train)}
         tags |= {"premed.data": stage.data, "premed.parent_digest": stage.parent or ""}
         run_id = self.ledger.open(self.task.name, name, stage.digest(), stage.kind, parent, tags, params)
         if stage.training is not None:  # an import sees no images
-            self.ledger.call("log_datasets", run_id, self.datasets(stage))
+            self.ledger.call("log_datasets", run_id, self.datasets(stage, seen))
         if origin:  # before the stage's own points, for MLflow takes them in order
             self.ledger.call("log_rows", run_id, curve_of(origin))
         return run_id
@@ -150,19 +152,21 @@ class Records:
         trained = pretrain and experiment.kinds[0] in PRETRAINING
         return tags | ({"pretrain_seed": str(pretrain.seed)} if pretrain and trained else {})
 
-    def datasets(self, stage: Stage) -> list[dict[str, Any]]:
-        source = portable(Path(getattr(self.experiment.task, "root", self.task.name)))
+    def datasets(self, stage: Stage, seen: Sequence[Domain]) -> list[dict[str, Any]]:
+        """Each part of each data set; where there are several, they have one digest together."""
         parts = [part.split(":") for part in stage.data.split(" ")]
-        seen = [self.task.split("test")] if stage.kind == "test" else cases(stage, self.task)
         return [
             {
-                "name": f"{self.task.name} {name}",
+                "name": f"{task.name} {name}",
                 "digest": digest[:32],
                 "context": CONTEXTS[name],
-                "source": source,
+                "source": portable(task.root),
                 "num_cases": len(some),
             }
-            for (name, digest), some in zip(parts, seen, strict=True)
+            for task, _, _ in seen
+            for (name, digest), some in zip(
+                parts, [task.split("test")] if stage.kind == "test" else cases(stage, task), strict=True
+            )
         ]
 
     def record(self, job: Job, run_id: str, result: dict[str, Any]) -> None:
@@ -194,7 +198,8 @@ class Records:
         self.show({"event": "registering", "name": self.task.name})
         # as a test stage does it: the parts that val picked
         stage = job.stage.model_copy(update={"kind": "test"})
-        objective, _ = make_objective(Job(stage, job.stage, job.train, job.storage, job.cache), self.task)
+        loading = Job(stage, job.stage, job.train, job.storage, job.cache)
+        objective, _ = make_objective(loading, domains(stage, [self.task]))
         example = np.zeros((2, self.task.channels, *self.task.roi), np.float32)
         about = job.vault.get_json("parts/card.json")
         score = result["summary"].get(f"val/{self.task.score}", float("-inf"))
@@ -280,7 +285,12 @@ def place(vault: Vault) -> str:
 def tree(experiment: Experiment) -> dict[str, Any]:
     """The resolved experiment, its data root (and a file of weights) as ${PREMED_DATA}/…."""
     whole = experiment.model_dump(mode="json")
-    for part, field in (("task", "root"), ("pretext", "weights")):
-        if whole[part].get(field):
-            whole[part][field] = portable(Path(whole[part][field]))
+    sources = (whole["pretrain"] or {}).get("sources") or []
+    for part, field in (
+        (whole["task"], "root"),
+        (whole["pretext"], "weights"),
+        *((source["task"], "root") for source in sources),
+    ):
+        if part.get(field):
+            part[field] = portable(Path(part[field]))
     return whole

@@ -65,9 +65,31 @@ class Training(Spec):
     augment: Augment = Augment()
 
 
-class Pretrain(Training):
-    """Pre-training on the task's training images, without labels."""
+class Origin(Spec):
+    """A data set that a pre-training learns from."""
 
+    task: plugged("tasks")  # type: ignore[valid-type]
+    group: str | None = None
+    """What it has in common with others (X-ray, MRI); None: the task's name."""
+    augment: Augment | None = None
+    """How its views vary; None: as the pre-training says."""
+
+    @model_validator(mode="after")
+    def _label_free(self) -> "Origin":
+        return label_free(self)
+
+
+def label_free(spec: Any) -> Any:
+    if spec.augment and spec.augment.positive is not None:
+        raise ValueError("augment.positive: crops that look at labels are not self-supervised; leave it out here")
+    return spec
+
+
+class Pretrain(Training):
+    """Pre-training on the task's training images, or on those of other tasks, without labels."""
+
+    sources: tuple[Origin, ...] | None = Field(None, min_length=1)
+    """The data sets that it learns from, and from no other; None: the task's own."""
     trunk: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     """Values of `epochs`, its own among them, that share one training at a constant rate and each cool down from it;
     those above its own are dropped. None: a training of its own, by half a cosine. See docs/trunk.md."""
@@ -96,12 +118,11 @@ class Pretrain(Training):
 
     @model_validator(mode="after")
     def _label_free(self) -> "Pretrain":
-        if self.augment.positive is not None:
-            raise ValueError("augment.positive: crops that look at labels are not self-supervised; leave it out here")
-        return self
+        return label_free(self)
 
     def unsaid(self) -> set[str]:
-        return {"trunk", "cooldown"} if self.trunk is None else set()
+        unsaid = {"sources"} if self.sources is None else set()
+        return unsaid | ({"trunk", "cooldown"} if self.trunk is None else set())
 
     def stretches(self) -> "list[tuple[Kind, Pretrain]]":
         """The stages it comes to, in order. Those of a trunk depend on no value above their own."""
@@ -112,6 +133,12 @@ class Pretrain(Training):
             self.model_copy(update={"epochs": mark, "trunk": tuple(marks[: i + 1])}) for i, mark in enumerate(marks)
         ]
         return [*(("trunk", segment) for segment in segments), ("cooldown", segments[-1])]
+
+
+def origins(training: Spec | None, task: Spec) -> tuple[Origin, ...]:
+    """The data sets that a stage sees: those that its pre-training names, else its task's own."""
+    named = training.sources if isinstance(training, Pretrain) else None
+    return named or (Origin(task=task),)
 
 
 class Finetune(Training):

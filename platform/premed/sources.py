@@ -6,29 +6,29 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from premed.contracts import Augment, Batch, Picks, Sample, Task
-from premed.randomness import Draw, sample_keys
+from premed.contracts import Batch, Domain, Picks, Sample
+from premed.randomness import Draw, fold, sample_keys
 from premed.spec import UserError
 
 
 class Mapped:
     """A Source over memory-mapped files: only the views that are asked for are read.
 
-    num_loaders: processes that read ahead (0: none). stage: names the draws, with `seed`.
+    samples: of one domain after the other. num_loaders: processes that read ahead (0: none). stage: names the draws,
+    with `seed`.
     """
 
     def __init__(
         self,
-        task: Task,
+        domains: Sequence[Domain],
         samples: Sequence[Sample],
-        augment: Augment,
         *,
         seed: int,
         stage: str,
         device: torch.device,
         num_loaders: int = 0,
     ):
-        self.views = Views(task, list(samples), augment, seed, stage)
+        self.views = Views(list(domains), list(samples), seed, stage)
         self.device, self.num_loaders = device, num_loaders
 
     def __len__(self) -> int:
@@ -45,14 +45,14 @@ class Mapped:
             pin_memory=self.device.type == "cuda",
         )
         try:
-            for image, label, keys, names, weight, source in loader:
+            for image, label, keys, domain, names, weight in loader:
                 yield Batch(
                     image=image.to(self.device, non_blocking=True),
                     keys=keys.to(self.device, non_blocking=True),
                     names=tuple(names),
                     label=None if label is None else label.to(self.device, non_blocking=True),
                     weight=weight,
-                    source=source,
+                    domain=None if domain is None else domain.to(self.device, non_blocking=True),
                 )
         except UserError as error:
             # a loader process wraps a message in its traceback, of which it is the last line
@@ -62,21 +62,32 @@ class Mapped:
 class Views(Dataset):
     """Picks to the arrays of a batch; a pure function of (seed, stage, epoch, samples)."""
 
-    def __init__(self, task: Task, samples: list[Sample], augment: Augment, seed: int, stage: str):
-        self.task, self.samples, self.augment, self.seed, self.stage = task, samples, augment, seed, stage
+    def __init__(self, domains: list[Domain], samples: list[Sample], seed: int, stage: str):
+        self.domains, self.samples, self.seed, self.stage = domains, samples, seed, stage
+        self.numbers = np.array([sample.domain for sample in samples])
+        assert (np.diff(self.numbers) >= 0).all(), "the samples of a domain follow each other"
+        self.begins = np.searchsorted(self.numbers, np.arange(len(domains)))
 
     def __getitem__(self, picks: Picks):  # type: ignore[override]
-        keys = sample_keys(self.seed, self.stage, picks.epoch, picks.samples)
-        images, labels, view_keys, names = [], [], [], []
-        for number, of in zip(picks.samples.tolist(), keys.tolist(), strict=True):
-            sample = self.samples[number]
-            for crop in range(self.augment.crops):
+        images, labels, view_keys, numbers, names = [], [], [], [], []
+        for place, of in zip(picks.samples.tolist(), self.keys(picks).tolist(), strict=True):
+            sample = self.samples[place]
+            task, _, augment = self.domains[sample.domain]
+            for crop in range(augment.crops):
                 draw = Draw(of).child(crop)
-                image, label = self.task.view(sample, self.augment, draw)
+                image, label = task.view(sample, augment, draw)
                 images.append(image)
                 labels.append(label)
                 view_keys.append(int(draw.key))
+                numbers.append(sample.domain)
                 names.append(sample.case.name)
         label = None if labels[0] is None else torch.from_numpy(np.stack(labels))
         image = torch.from_numpy(np.stack(images))
-        return image, label, torch.tensor(view_keys), names, picks.weight, picks.source
+        domain = torch.tensor(numbers) if len(self.domains) > 1 else None
+        return image, label, torch.tensor(view_keys), domain, names, picks.weight
+
+    def keys(self, picks: Picks) -> np.ndarray:
+        """The samples' keys [n]: by their data set and their number in it, however large the other data sets are."""
+        numbers = self.numbers[picks.samples]
+        keys = sample_keys(self.seed, self.stage, picks.epoch, picks.samples - self.begins[numbers])
+        return np.where(numbers, fold(fold(keys, "domain"), numbers), keys)

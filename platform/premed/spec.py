@@ -117,10 +117,19 @@ def scoring(default: Any, **constraints: Any) -> Any:
 
 
 def unscored(spec: Spec) -> Spec:
-    """`spec` with its `scoring` fields as they are by default: what a pre-training depends on."""
+    """`spec` with its `scoring` fields, and those of what it holds, as by default: what a pre-training depends on."""
+
+    def bare(value: Any) -> Any:
+        if isinstance(value, Spec):
+            return unscored(value)
+        return tuple(map(bare, value)) if isinstance(value, tuple) else value
+
     fields = type(spec).model_fields.items()
     return spec.model_copy(
-        update={name: field.default for name, field in fields if (field.json_schema_extra or {}) == {"scoring": True}}
+        update={
+            name: field.default if (field.json_schema_extra or {}) == {"scoring": True} else bare(getattr(spec, name))
+            for name, field in fields
+        }
     )
 
 

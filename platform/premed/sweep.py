@@ -97,7 +97,7 @@ class Running:
 
     def run(self) -> None:
         """All trials; the last of them is through when this is back."""
-        self.study.begin(self.here.common.data(self.plan.base).fingerprint("finetune"))
+        self.study.begin(self.here.common.data(self.plan.base.task).fingerprint("finetune"))
         self.open()
         ended = [told for told in self.study.trials() if told.state in ("done", "stopped")]
         scheduler = scheduler_of(self.search.scheduler, self.plan.modes[0], self.plan.validations, ended)

@@ -133,8 +133,10 @@ def transient(error: Exception) -> bool:
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested mappings, their names joined by dots."""
+    """The leaves of nested mappings, their names joined by dots; in a list of mappings they are numbered."""
     for name, value in nested.items():
+        if isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
+            value = {str(number): each for number, each in enumerate(value)}
         if isinstance(value, Mapping) and value:
             yield from flat(value, f"{prefix}{name}.")
         else:

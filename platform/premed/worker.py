@@ -12,8 +12,8 @@ from typing import Any
 import torch.distributed as dist
 
 from premed.cache import Cache
-from premed.cohort import absent, cases
-from premed.contracts import Case, Objective, Sample, Task
+from premed.cohort import absent, cases, domains
+from premed.contracts import Case, Domain, Objective, Sample, Task
 from premed.device import device_of, forget_peak_memory, peak_memory_mb, precision_of
 from premed.experiment import Stage
 from premed.fit import distributed, fit, make_optimizer, team
@@ -99,16 +99,18 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
     stage, settings, how = job.stage, job.stage.training, job.train
     assert isinstance(settings, (Pretrain, Finetune))
     with agreed():
-        task = plugin("tasks", stage.task).build(stage.task)
-        train, val = (prepared(job, task, part) for part in cases(stage, task))
+        seen = domains(stage)
+        task, parts = seen[0].task, list(zip(*(cases(stage, domain.task) for domain in seen), strict=True))
+        train, val = (
+            [sample for number, some in enumerate(part) for sample in prepared(job, seen[number].task, some, number)]
+            for part in parts
+        )
         device, precision = device_of(how), precision_of(how)
-        objective, loaded = make_objective(job, task)
+        objective, loaded = make_objective(job, seen)
         objective.to(device)
-        plan, schedule = planned(stage, len(train), objective.num_solutions)
+        plan, schedule = planned(stage, list(map(len, parts[0])), objective.num_solutions)
 
-    source = Mapped(
-        task, train, settings.augment, seed=settings.seed, stage=stage.draws, device=device, num_loaders=how.loaders
-    )
+    source = Mapped(seen, train, seed=settings.seed, stage=stage.draws, device=device, num_loaders=how.loaders)
     optimizer = make_optimizer(objective, settings.betas)
     watch = Watch(
         objective,
@@ -137,7 +139,7 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
     else:
         fit(
             distributed(objective),
-            [source],
+            source,
             plan,
             schedule,
             optimizer,
@@ -150,10 +152,12 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
     if stage.kind == "trunk":
         hand_on(job, watch, num_cases=len(train))
     elif team()[0] == 0:
-        finish(job, task, watch, val, loaded, num_cases=len(train))
+        finish(job, seen, watch, val, loaded, num_cases=len(train))
 
 
-def finish(job: Job, task: Task, watch: Watch, val: Sequence[Sample], loaded: dict[str, Any], num_cases: int) -> None:
+def finish(
+    job: Job, seen: Sequence[Domain], watch: Watch, val: Sequence[Sample], loaded: dict[str, Any], num_cases: int
+) -> None:
     """Parts, pictures, scores and, last of all, the result."""
     stage, vault, objective = job.stage, job.vault, watch.objective
     for name, part in objective.parts.items():
@@ -163,7 +167,7 @@ def finish(job: Job, task: Task, watch: Watch, val: Sequence[Sample], loaded: di
         vault.put_weights(f"parts/{name}.safetensors", weights)
     draw_pictures(vault, objective, val)
     gate = passed_gate(watch.best["summary"])
-    vault.put_json("parts/card.json", card(stage, task, objective.parts, gate))
+    vault.put_json("parts/card.json", card(stage, seen, objective.parts, gate))
     vault.put_json("scores.json", watch.rows)
     conclude(job, watch, num_cases, {"gate": gate, "loaded": loaded})
     vault.clear("checkpoints")  # nothing is resumed any more
@@ -199,9 +203,10 @@ def test(job: Job, emit: Callable) -> None:
     """Scores the test part once, with the weights that val picked."""
     began = time.monotonic()
     with agreed():
-        task = plugin("tasks", job.stage.task).build(job.stage.task)
+        seen = domains(job.stage)
+        task = seen[0].task
         samples = prepared(job, task, task.split("test"))
-        objective, loaded = make_objective(job, task)
+        objective, loaded = make_objective(job, seen)
         objective.to(device_of(job.train))
     emit({"event": "testing", "num_images": len(samples)})
     rows = measured(objective, samples, precision_of(job.train))
@@ -230,24 +235,23 @@ def test(job: Job, emit: Callable) -> None:
     vault.put_json("result.json", result)
 
 
-def prepared(job: Job, task: Task, wanted: Sequence[Case]) -> list[Sample]:
+def prepared(job: Job, task: Task, wanted: Sequence[Case], domain: int = 0) -> list[Sample]:
     """The cases with their prepared copies; made here where this machine has none yet."""
     entries = Cache(job.cache).prepare(wanted, task.recipe)
-    return [Sample(case, entry) for case, entry in zip(wanted, entries, strict=True)]
+    return [Sample(case, entry, domain) for case, entry in zip(wanted, entries, strict=True)]
 
 
-def make_objective(job: Job, task: Task) -> tuple[Objective, dict[str, Any]]:
-    """What the stage minimises, its weights drawn or loaded; and what was loaded."""
-    stage, settings = job.stage, job.stage.training
+def make_objective(job: Job, seen: Sequence[Domain]) -> tuple[Objective, dict[str, Any]]:
+    """What the stage minimises, its weights drawn or loaded; and what was loaded. seen: the stage's data sets."""
+    stage, settings, task = job.stage, job.stage.training, seen[0].task
+    assert isinstance(settings, (Pretrain, Finetune))
+    first, *more = dict.fromkeys((domain.task.channels, tuple(domain.task.roi)) for domain in seen)
+    with drawn(settings.seed, "encoder"):
+        encoder = plugin("encoders", stage.encoder).build(stage.encoder, *first, *more)
     if isinstance(settings, Pretrain):
-        with drawn(settings.seed, "encoder"):
-            encoder = plugin("encoders", stage.encoder).build(stage.encoder, task.channels, task.roi)
         with drawn(settings.seed, "pretext"):
             assert stage.pretext is not None
-            return plugin("pretext", stage.pretext).build(stage.pretext, encoder, task, settings.weight_decay), {}
-    assert isinstance(settings, Finetune)
-    with drawn(settings.seed, "encoder"):
-        encoder = plugin("encoders", stage.encoder).build(stage.encoder, task.channels, task.roi)
+            return plugin("pretext", stage.pretext).build(stage.pretext, encoder, seen, settings.weight_decay), {}
     with drawn(settings.seed, "head"):
         head = plugin("heads", settings.head).build(settings.head, encoder, task)
     loaded = {}

@@ -85,8 +85,19 @@ class Config(Spec):
 
 
 def build(config: Config, channels: int, roi: Sequence[int], *more: tuple[int, Sequence[int]]) -> "MiT":
-    """The encoder for images [B, channels, *roi]; `more`: (channels, roi) of images with another number of axes."""
-    return MiT(config, (channels, tuple(roi)), *((n, tuple(size)) for n, size in more))
+    """The encoder for images [B, channels, *roi] and for `more` (channels, roi), of the same number of axes or not.
+
+    UserError where images with equally many axes have not equally many channels: they share one way in.
+    """
+    inputs = {len(roi): (channels, tuple(roi))}
+    for n, size in more:
+        config.grids(tuple(size))
+        first, _ = inputs.setdefault(len(size), (n, tuple(size)))
+        if first != n:
+            raise UserError(
+                f"pretrain.sources: images of {len(size)} axes have {first} and {n} channels; mit has one way in"
+            )
+    return MiT(config, *inputs.values())
 
 
 class MiT(Encoder):

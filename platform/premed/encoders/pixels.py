@@ -19,8 +19,8 @@ class Config(Spec):
     edge: int | None = Field(default=None, ge=1)
 
 
-def build(config: Config, channels: int, roi: Sequence[int]) -> "Pixels":
-    """The encoder for images [B, channels, *roi]."""
+def build(config: Config, channels: int, roi: Sequence[int], *more: tuple[int, Sequence[int]]) -> "Pixels":
+    """The encoder for images [B, channels, *roi], and of no `more` shapes: there is nothing in it to be pre-trained."""
     return Pixels(config, channels, tuple(roi))
 
 

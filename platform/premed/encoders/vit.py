@@ -53,8 +53,11 @@ class Config(Spec):
         return self
 
 
-def build(config: Config, channels: int, roi: Sequence[int]) -> "ViT":
-    """The encoder for images [B, channels, *roi]."""
+def build(config: Config, channels: int, roi: Sequence[int], *more: tuple[int, Sequence[int]]) -> "ViT":
+    """The encoder for images [B, channels, *roi]. UserError where there are `more` shapes: it has one grid."""
+    if more:
+        shapes = " and ".join(f"{n} × {list(size)}" for n, size in ((channels, roi), *more))
+        raise UserError(f"pretrain.sources: vit sees images of one shape, and these are {shapes}; use mit")
     return ViT(config, channels, tuple(roi))
 
 
@@ -103,7 +106,7 @@ class ViT(Encoder):
 
     def fit_state(self, state: dict[str, Tensor], grid: tuple[int, ...]) -> tuple[dict[str, Tensor], list[str]]:
         """Resizes the position embedding from `grid` to this encoder's, axis by axis; the class row stays."""
-        if tuple(grid) == self.grid:
+        if tuple(grid) == self.grid or len(grid) != len(self.grid):
             return state, []
         flat = len(grid) == 2  # then as timm does it; without antialiasing torch's bicubic bends a ramp
         mode = "bicubic" if flat else "trilinear"

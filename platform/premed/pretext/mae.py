@@ -1,4 +1,4 @@
-"""Masked autoencoder (He 2022), in 2D and 3D, on the task's own training images (SelfMedMAE).
+"""Masked autoencoder (He 2022), in 2D and 3D, on the images of one data set: the task's own (SelfMedMAE), or another.
 
 The encoder sees the visible patches only; a light decoder predicts the hidden ones, each normalised by its own mean and
 variance; the loss is on hidden patches alone. SelfMedMAE's sizes: decoder 256 × 8 × 8 heads in 2D, 384 × 8 × 12 in 3D.
@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from premed.contracts import Batch, Encoder, Features, Objective, Row, Sample, Task
+from premed.contracts import Batch, Domain, Encoder, Features, Objective, Row, Sample, Task
 from premed.encoders.vit import Block, init_weights, patchify, sincos, unpatchify, with_class_row
 from premed.randomness import bits, fold, key
 from premed.spec import Spec, UserError
@@ -36,9 +36,11 @@ class Config(Spec):
     """How many training images the network-free predictor (the gate) is made from, at the most."""
 
 
-def build(config: Config, encoder: Encoder, task: Task, weight_decay: float) -> "MAE":
-    """The objective that trains `encoder` on views of `task`."""
-    return MAE(config, encoder, task, weight_decay)
+def build(config: Config, encoder: Encoder, domains: Sequence[Domain], weight_decay: float) -> "MAE":
+    """The objective that trains `encoder` on views of the one data set."""
+    if len(domains) > 1:
+        raise UserError(f"pretrain.sources: mae learns from one data set, and here are {len(domains)}; leave one")
+    return MAE(config, encoder, domains[0].task, weight_decay)
 
 
 class MAE(Objective):
