@@ -18,13 +18,13 @@ import torch
 
 from premed.classification import Classification
 from premed.contracts import Augment, Case, Domain, Objective, Sample
-from premed.encoders import mit, vit
+from premed.encoders import mit, unet, vit
 from premed.entry import Entry, write
 from premed.fit import Schedule, fit, make_optimizer
 from premed.heads import conv, linear, unetr
 from premed.images import Prepared
 from premed.plans import EpochPlan
-from premed.pretext import mae
+from premed.pretext import hssl, mae
 from premed.randomness import Draw, key
 from premed.segmentation import Segmentation
 from premed.sources import Mapped
@@ -76,7 +76,18 @@ MIT = mit.Config.model_validate({"size": "tiny", "stem_stride": (1, 1, 1), "stem
 def pretraining(task: Pictures | Volumes) -> Objective:
     encoder = vit.build(VIT, task.channels, task.roi)
     config = mae.Config(mask_ratio=0.6, decoder_width=24, decoder_depth=2, decoder_heads=2)
-    return mae.build(config, encoder, [Domain(task, "")], weight_decay=0.05)  # type: ignore[arg-type]
+    return mae.build(config, encoder, domains(task, 1), weight_decay=0.05)
+
+
+def contrasting(task: Pictures | Volumes, group_loss: Any) -> Objective:
+    encoder = unet.build(unet.Config(widths=(8, 16, 24)), task.channels, task.roi)
+    config = hssl.Config(dim=16, hidden_width=32, block=4, group_loss=group_loss)
+    return hssl.build(config, encoder, domains(task, 3), weight_decay=0.05)
+
+
+def domains(task: Any, num: int, augment: Augment = Augment()) -> list[Domain]:  # noqa: B008
+    """So many data sets, of two groups."""
+    return [Domain(task, "ab"[number % 2], augment) for number in range(num)]
 
 
 def finetuning(task: Pictures | Volumes, head, encoders=vit) -> Objective:
@@ -92,6 +103,8 @@ class Kind(NamedTuple):
     augment: Augment
     parts: tuple[ModuleType, ...]
     lr: float = 2e-3
+    num_domains: int = 1
+    accumulate: int = 2
 
 
 KINDS = {
@@ -102,6 +115,22 @@ KINDS = {
     "unetr": Kind(Volumes, partial(finetuning, head=unetr), Augment(flip=0.2, rotate=0.2, crops=2), (unetr, vit), 2e-4),
     "mit-2d": Kind(Pictures, partial(finetuning, head=linear, encoders=mit), Augment(flip=0.5), (linear, mit), 5e-4),
     "mit-3d": Kind(Slabs, partial(finetuning, head=conv, encoders=mit), Augment(flip=0.2), (conv, mit), 2e-4),
+    "hssl-2d": Kind(
+        Pictures,
+        partial(contrasting, group_loss="classes"),
+        Augment(flip=0.5),
+        (hssl, unet),
+        num_domains=3,
+        accumulate=1,
+    ),
+    "hssl-3d": Kind(
+        Volumes,
+        partial(contrasting, group_loss="contrast"),
+        Augment(flip=0.2),
+        (hssl, unet),
+        num_domains=3,
+        accumulate=1,
+    ),
 }
 
 
@@ -109,19 +138,19 @@ def losses(kind: str, folder: Path) -> list[float]:
     """The loss of each step."""
     of = KINDS[kind]
     task = of.task()
-    samples = [sample(task, i, folder) for i in range(NUM_IMAGES)]
+    samples = [sample(task, i, folder)._replace(domain=i * of.num_domains // NUM_IMAGES) for i in range(NUM_IMAGES)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key("golden", kind))
         objective = of.objective(task)
     seen: list[float] = []
     fit(
         objective,
-        Mapped([Domain(task, "", of.augment)], samples, seed=0, stage=kind, device=torch.device("cpu")),  # type: ignore[arg-type]
+        Mapped(domains(task, of.num_domains, of.augment), samples, seed=0, stage=kind, device=torch.device("cpu")),
         EpochPlan(NUM_IMAGES, BATCH, NUM_STEPS, seed=0, stage=kind),
         Schedule(NUM_STEPS, warmup_steps=4, lr=of.lr),
         make_optimizer(objective, (0.9, 0.95)),
         lambda step, loss, numbers: seen.append(loss.item()),
-        accumulate=2,
+        accumulate=of.accumulate,
     )
     return seen
 

@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import on_ranks
+from helpers import jobs, on_ranks, outcome, run
 from pydantic import ValidationError
 from torch import Tensor
 
+from premed import launch
 from premed.contracts import Augment, Batch, Domain
 from premed.encoders import unet, vit
+from premed.experiment import checked
 from premed.fit import feed
 from premed.jitter import Jitter, jittered
+from premed.phantoms import write_chestxray14, write_msd
 from premed.pretext import hssl
 from premed.pretext.hssl import HSSL, Config
 from premed.randomness import Draw, sample_keys
@@ -72,7 +75,7 @@ def samples(n: int) -> list:
 
 
 def test_with_its_image_level_alone_it_is_plain_contrastive_learning():
-    model, given = objective(weights=ALONE), batch()
+    model, given = objective(levels=ALONE), batch()
     loss, numbers = model(given, 0.0)
     views, seen, mask = model.views(given.image, given.keys)
     assert torch.equal(views, seen) and not mask.any()
@@ -89,7 +92,7 @@ def test_with_its_image_level_alone_it_is_plain_contrastive_learning():
 @pytest.mark.parametrize("group_loss", ["classes", "contrast"])
 def test_the_loss_is_the_weighted_sum_of_the_levels_and_each_is_logged(group_loss):
     weights = {"image": 0.5, "task": 2.0, "group": 3.0, "decoder": 0.25}
-    loss, numbers = objective(weights=weights, group_loss=group_loss)(batch(), 0.0)
+    loss, numbers = objective(levels=weights, group_loss=group_loss)(batch(), 0.0)
     assert float(loss) == pytest.approx(sum(weight * float(numbers[level]) for level, weight in weights.items()))
     assert {"task_accuracy", "image_spread"} < set(numbers)
     assert ("group_spread" in numbers, "group_accuracy" in numbers) == (
@@ -110,7 +113,7 @@ def test_the_task_and_the_group_are_told_from_maps_of_their_own_depth():
 
 
 def test_with_one_data_set_the_task_s_loss_is_zero_and_so_is_its_gradient():
-    model = objective("MRI", weights={"image": 0, "task": 1, "group": 0, "decoder": 0})
+    model = objective("MRI", levels={"image": 0, "task": 1, "group": 0, "decoder": 0})
     loss, numbers = model(batch(num_domains=1), 0.0)
     loss.backward()
     assert float(loss) == 0 == float(numbers["task"]) and float(numbers["task_accuracy"]) == 1
@@ -119,7 +122,7 @@ def test_with_one_data_set_the_task_s_loss_is_zero_and_so_is_its_gradient():
 
 def test_the_decoder_gets_a_gradient_from_its_level():
     for weights, trained in (({"image": 0, "task": 0, "group": 0}, True), (ALONE, False)):
-        model = objective(weights=weights)
+        model = objective(levels=weights)
         model(batch(), 0.0)[0].backward()
         assert all((p.grad is not None and bool(p.grad.any())) == trained for p in model.encoder.up.parameters())  # type: ignore[union-attr]
         assert all(p.grad is not None and bool(p.grad.any()) for p in model.encoder.down.parameters())  # type: ignore[union-attr]
@@ -350,8 +353,8 @@ def test_data_sets_count_alike_on_val_and_a_collapse_is_seen():
 
 
 def test_a_strategy_that_would_learn_nothing_is_refused():
-    with pytest.raises(ValidationError, match="weights: all are 0"):
-        Config.model_validate({"weights": {"image": 0, "task": 0, "group": 0, "decoder": 0}})
+    with pytest.raises(ValidationError, match="levels: all weights are 0"):
+        Config.model_validate({"levels": {"image": 0, "task": 0, "group": 0, "decoder": 0}})
 
 
 def test_an_encoder_without_a_decoder_is_refused_by_name():
@@ -364,10 +367,105 @@ def test_an_encoder_without_a_decoder_is_refused_by_name():
 def test_blocks_that_do_not_fit_are_refused_by_name(settings, roi):
     with pytest.raises(UserError, match=r"pretext\.block: "):
         objective(roi=roi, **settings)
-    objective(roi=roi, weights={"decoder": 0}, **settings)
+    objective(roi=roi, levels={"decoder": 0}, **settings)
 
 
 def test_crops_of_one_image_are_refused_for_they_would_be_contrasted():
     given = [each._replace(augment=Augment(crops=2)) for each in domains()]
     with pytest.raises(UserError, match=r"pretrain\.augment\.crops: hssl makes two views"):
         hssl.build(Config(block=4), unet.build(unet.Config(widths=(8, 16)), 1, (16, 24)), given, 0.05)
+
+
+# From folders to test scores, in this process -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    chests = write_chestxray14(root / "chest", 20, 0, size=32)
+    return {"chest": chests, "hippocampus": write_msd(root / "hippocampus", 8, 0, shape=(24, 30, 16))}
+
+
+def sections(folders, name: str) -> dict[str, Any]:
+    """An experiment on one of two data sets, which a joint pre-training sees both of."""
+    chest = {"name": "chestxray14", "root": str(folders["chest"]), "size": 32, "stored": 32}
+    volumes = {"name": "msd", "root": str(folders["hippocampus"]), "roi": [32, 32, 4]}
+    own, head = {"chest": (chest, {"name": "linear", "pool": "cls"}), "hippocampus": (volumes, {"name": "conv"})}[name]
+    steps = {"epochs": 1, "warmup_epochs": 0.1, "batch": 6, "lr": 0.03, "validations": 2}
+    sources = [{"task": chest, "group": "X-ray"}, {"task": {**volumes, "roi": [32, 32, 1]}, "group": "MRI"}]
+    return {
+        "task": own,
+        "encoder": {"name": "unet", "widths": [8, 16, 24], "dims": 2},
+        "pretext": {"name": "hssl", **SMALL},
+        "pretrain": {**steps, "steps": 6, "sources": sources},
+        "finetune": {**steps, "steps": 4, "head": head},
+        "train": {"workers": 0, "log_steps": 2, "save_minutes": 0, "precision": "fp32"},
+    }
+
+
+def test_one_pre_training_on_pictures_and_volumes_serves_both_tasks_and_sees_no_label(folders, home, monkeypatch):
+    seen, forward = Counter(), HSSL.forward
+
+    def watched(self, batch, progress):
+        assert batch.label is None and batch.image.shape[1:] == (1, 32, 32)
+        seen.update(batch.domain.tolist())
+        return forward(self, batch, progress)
+
+    monkeypatch.setattr(HSSL, "forward", watched)
+    first, second = (launch.run(checked(sections(folders, name)), lambda event: None) for name in folders)
+    assert seen == {0: 18, 1: 18}
+    kinds = [stage["kind"] for stage in first["stages"]]
+    assert kinds == ["pretrain", "finetune", "test"] == [stage["kind"] for stage in second["stages"]]
+    assert first["stages"][0]["digest"] == second["stages"][0]["digest"]
+    levels = {"image", "task", "group", "decoder", "task_accuracy", "group_accuracy", "image_spread", "loss"}
+    assert {f"val/{name}" for name in levels} == set(first["stages"][0]["summary"])
+    for each in (first, second):
+        loaded = each["stages"][1]["loaded"]["encoder"]
+        assert (loaded["missing"], loaded["dropped"], loaded["resized"]) == ([], [], [])
+
+
+def test_it_pre_trains_on_the_task_s_own_images_too(folders, home):
+    tree = sections(folders, "hippocampus")
+    del tree["pretrain"]["sources"]
+    stage = launch.run(checked(tree | {"test": False}), lambda event: None)["stages"][0]
+    assert stage["summary"]["val/task"] == 0 == stage["summary"]["val/group"]
+
+
+def test_micro_batches_are_refused_by_name_for_they_would_be_another_loss(folders, home):
+    tree = sections(folders, "chest")
+    tree["train"]["accumulate"] = 2
+    with pytest.raises(UserError, match=r"train\.accumulate: .* all of a step's images together; set it to 1"):
+        launch.run(checked(tree), lambda event: None)
+
+
+# Again, and on several ranks ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folders, tmp_path_factory):
+    job = pretraining(folders, tmp_path_factory.mktemp("undisturbed"))
+    assert run(job, world=2) == [0, 0]
+    return outcome(job)
+
+
+def pretraining(folders, home) -> Any:
+    tree = sections(folders, "chest")
+    tree["pretrain"]["steps"] = 10
+    return jobs(folders["chest"], home, **tree)["pretrain"]
+
+
+@pytest.mark.parametrize("kill", ["row 5", "saved 4"])
+def test_killed_on_two_ranks_it_goes_on_exactly(kill, folders, tmp_path, undisturbed):
+    job = pretraining(folders, tmp_path)
+    assert run(job, world=2, kill=kill) != [0, 0]
+    assert run(job, world=2) == [0, 0]
+    assert outcome(job) == undisturbed
+
+
+def test_on_one_rank_it_draws_the_same_curve_as_on_two(folders, tmp_path, undisturbed):
+    job = pretraining(folders, tmp_path)
+    assert run(job) == [0]
+    for (step, alone), (other, shared) in zip(outcome(job)["curve"], undisturbed["curve"], strict=True):
+        same = {name for name in alone if name == "train/loss" or name.startswith("val/")}
+        assert step == other
+        assert {n: alone[n] for n in same} == pytest.approx({n: shared[n] for n in same}, rel=0.02, abs=1e-3)

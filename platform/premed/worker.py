@@ -108,6 +108,10 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
         device, precision = device_of(how), precision_of(how)
         objective, loaded = make_objective(job, seen)
         objective.to(device)
+        if objective.whole_steps and how.accumulate > 1:
+            raise UserError("train.accumulate: the loss is of all of a step's images together; set it to 1")
+        if not val:
+            raise UserError(f"task: {task.name} has no val images for this stage; mend its split, or add a data set")
         plan, schedule = planned(stage, list(map(len, parts[0])), objective.num_solutions)
 
     source = Mapped(seen, train, seed=settings.seed, stage=stage.draws, device=device, num_loaders=how.loaders)

@@ -40,8 +40,8 @@ SHOWN = 4  # restored images
 CAPTION = "hidden blocks restored by the decoder, in units of the view"
 
 
-class Weights(Spec):
-    """Of each level's loss in the sum; a level of weight 0 is not computed."""
+class Levels(Spec):
+    """The weight of each level's loss in the sum; a level of weight 0 is not computed."""
 
     image: float = Field(1.0, ge=0)
     task: float = Field(0.5, ge=0)
@@ -53,7 +53,7 @@ class Config(Spec):
     """None of these numbers is the paper's, which are not public."""
 
     name: Literal["hssl"] = "hssl"
-    weights: Weights = Weights()
+    levels: Levels = Levels()
     temperature: float = Field(0.1, gt=0)
     """Of all contrasts."""
     group_loss: Literal["classes", "contrast"] = "classes"
@@ -70,8 +70,8 @@ class Config(Spec):
 
     @model_validator(mode="after")
     def _something(self) -> "Config":
-        if not any(dict(self.weights).values()):
-            raise ValueError("weights: all are 0, and nothing is learnt; leave one above it")
+        if not any(dict(self.levels).values()):
+            raise ValueError("levels: all weights are 0, and nothing is learnt; leave one above it")
         return self
 
 
@@ -117,9 +117,10 @@ class HSSL(Objective):
     def __init__(self, config: Config, encoder: Encoder, domains: Sequence[Domain], weight_decay: float):
         super().__init__()
         self.config, self.domains, self.weight_decay = config, domains, weight_decay
-        self.weights = {level: weight for level, weight in config.weights if weight > 0}
+        self.weights = {level: weight for level, weight in config.levels if weight > 0}
         contrasted = ("image", "group") if config.group_loss == "contrast" else ("image",)
-        self.contrasted = [level for level in contrasted if level in self.weights]  # they tie a step's images together
+        self.contrasted = [level for level in contrasted if level in self.weights]
+        self.whole_steps = bool(self.contrasted)
         if len(encoder.pyramid) < 2:
             raise UserError("encoder: hssl trains an encoder with a decoder; use unet")
         if any(domain.augment.crops > 1 for domain in domains):
