@@ -8,16 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from helpers import jobs, on_ranks, outcome, run
 from pydantic import ValidationError
 from torch import Tensor
 
 from premed import launch
-from premed.contracts import Augment, Batch, Domain
+from premed.contracts import Augment, Batch, Case, Domain
 from premed.encoders import unet, vit
-from premed.experiment import checked
+from premed.experiment import checked, load
 from premed.fit import feed
 from premed.jitter import Jitter, jittered
+from premed.partition import blind
 from premed.phantoms import write_chestxray14, write_msd
 from premed.pretext import hssl
 from premed.pretext.hssl import HSSL, Config
@@ -312,6 +314,40 @@ def test_a_data_set_with_ten_times_the_images_does_not_dominate():
     assert counts == {0: 175, 1: 175}
     small = [images[str(i)] for i in range(100, 110)]
     assert min(small) == 17 and max(small) == 18 and max(images[str(i)] for i in range(100)) == 2
+
+
+class Listed:
+    """Images, and parts: a number of cases, or why there are none."""
+
+    def __init__(self, images: int, **parts: int | str):
+        self.parts, self.cases = parts, [Case(f"case{i}", "patient", (), (1.0,)) for i in range(images)]
+
+    def images(self):
+        return self.cases
+
+    def split(self, part):
+        if isinstance(found := self.parts[part], str):
+            raise UserError(found)
+        return self.cases[:found]
+
+
+def test_a_data_set_of_which_no_image_has_a_label_is_pre_trained_on_and_not_validated_on():
+    assert blind(Listed(3, train="no label", val="no label")) == []  # type: ignore[arg-type]
+    assert [case.label for case in blind(Listed(3, train=2, val=1))] == [None]  # type: ignore[arg-type]
+    for fault in (Listed(3, train=3, val="none left"), Listed(3, train="x", val="y"), Listed(0, train="x", val="x")):
+        with pytest.raises(UserError):
+            blind(fault)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("more", [(), ("small",)])
+def test_the_experiments_of_two_tasks_share_one_joint_pre_training_and_none_of_their_own(more):
+    def digest(task: str, *files: str) -> str:
+        folder = REPOSITORY / "experiments" / task
+        return next(load([folder / f"{file}.yaml" for file in files]).stages(lambda kind: kind)).digest()
+
+    joint = {digest(task, "hssl", *more) for task in ("hippocampus", "chestxray14")}
+    own = {digest(task, "hssl", *more, "own") for task in ("hippocampus", "chestxray14")}
+    assert (len(joint), len(own), len(joint | own)) == (1, 2, 3)
 
 
 # What is measured -----------------------------------------------------------------------------------------------------

@@ -19,11 +19,11 @@ class Jitter(Spec):
 
     area: tuple[float, float] = (0.3, 1.0)
     """The share of the area (or the volume) that a view shows, at the image's own size and proportions."""
-    contrast: float = Field(0.5, ge=0, lt=1)
+    contrast: float = Field(default=0.5, ge=0, lt=1)
     """Differences from the mean are multiplied by 1 ± this."""
-    brightness: float = Field(0.5, ge=0)
+    brightness: float = Field(default=0.5, ge=0)
     """± this many standard deviations are added."""
-    noise: float = Field(0.1, ge=0)
+    noise: float = Field(default=0.1, ge=0)
     """White noise of up to so many standard deviations."""
 
     @field_validator("area")

@@ -16,7 +16,7 @@ alike, and what is behind a block tells as much of a small data set as of a larg
 """
 
 from collections.abc import Sequence
-from math import ceil, prod
+from math import ceil, fsum, prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,10 +43,10 @@ CAPTION = "hidden blocks restored by the decoder, in units of the view"
 class Levels(Spec):
     """The weight of each level's loss in the sum; a level of weight 0 is not computed."""
 
-    image: float = Field(1.0, ge=0)
-    task: float = Field(0.5, ge=0)
-    group: float = Field(0.5, ge=0)
-    decoder: float = Field(1.0, ge=0)
+    image: float = Field(default=1.0, ge=0)
+    task: float = Field(default=0.5, ge=0)
+    group: float = Field(default=0.5, ge=0)
+    decoder: float = Field(default=1.0, ge=0)
 
 
 class Config(Spec):
@@ -162,7 +162,7 @@ class HSSL(Objective):
                 numbers |= {level: shared(loss, batch.weight), f"{level}_spread": spread(first)}
             else:
                 numbers |= {name: value.mean() for name, value in self.alone(level, answer, domain).items()}
-        total = sum(weight * numbers[level] for level, weight in self.weights.items())
+        total = torch.stack([weight * numbers[level] for level, weight in self.weights.items()]).sum()
         return total, {name: number.detach() for name, number in numbers.items()}
 
     def answers(self, image: Tensor, keys: Tensor) -> dict[str, Tensor]:
@@ -262,7 +262,7 @@ class HSSL(Objective):
             first, second = torch.tensor([row[f"z/{level}"] for row in rows]).unbind(dim=1)
             losses = [self.contrast(level, first[i::parts], second[i::parts], kinds[i::parts]) for i in range(parts)]
             numbers |= {level: float(torch.stack(losses).mean()), f"{level}_spread": float(spread(first))}
-        return {"loss": sum(weight * numbers[level] for level, weight in self.weights.items())} | numbers
+        return {"loss": fsum(weight * numbers[level] for level, weight in self.weights.items())} | numbers
 
     @torch.no_grad()
     def pictures(self, samples: Sequence[Sample], folder: Path) -> list[Path]:
