@@ -18,13 +18,13 @@ import torch
 
 from premed.classification import Classification
 from premed.contracts import Augment, Case, Domain, Objective, Sample
-from premed.encoders import mit, vit
+from premed.encoders import mit, unet, vit
 from premed.entry import Entry, write
 from premed.fit import Schedule, fit, make_optimizer
 from premed.heads import conv, linear, unetr
 from premed.images import Prepared
 from premed.plans import EpochPlan, InTurn
-from premed.pretext import mae, unimiss
+from premed.pretext import hssl, mae, unimiss
 from premed.randomness import Draw, key
 from premed.segmentation import Segmentation
 from premed.sources import Mapped
@@ -84,6 +84,12 @@ def pretraining(domains: list[Domain]) -> Objective:
     return mae.build(config, encoder, domains, weight_decay=0.05)
 
 
+def contrasting(domains: list[Domain], group_loss: Any) -> Objective:
+    encoder = unet.build(unet.Config(widths=(8, 16, 24)), domains[0].task.channels, domains[0].task.roi)
+    config = hssl.Config(dim=16, hidden_width=32, block=4, group_loss=group_loss)
+    return hssl.build(config, encoder, domains, weight_decay=0.05)
+
+
 def distilling(domains: list[Domain]) -> Objective:
     inputs = [(domain.task.channels, domain.task.roi) for domain in domains]
     encoder = mit.build(THIN, *inputs[0], *inputs[1:])
@@ -106,6 +112,7 @@ class Kind(NamedTuple):
     parts: tuple[ModuleType, ...]
     lr: float = 2e-3
     interval: int = 0  # of data sets in turn: so many steps of each
+    accumulate: int = 2
 
 
 KINDS = {
@@ -117,6 +124,20 @@ KINDS = {
     "mit-2d": Kind(Pictures, partial(finetuning, head=linear, encoders=mit), Augment(flip=0.5), (linear, mit), 5e-4),
     "unimiss": Kind((Pictures, Scans), distilling, Augment(flip=0.5, crops=2), (unimiss, mit), 2e-4, interval=2),
     "mit-3d": Kind(Slabs, partial(finetuning, head=conv, encoders=mit), Augment(flip=0.2), (conv, mit), 2e-4),
+    "hssl-2d": Kind(
+        (Pictures,) * 3,
+        partial(contrasting, group_loss="classes"),
+        Augment(flip=0.5),
+        (hssl, unet),
+        accumulate=1,
+    ),
+    "hssl-3d": Kind(
+        (Volumes,) * 3,
+        partial(contrasting, group_loss="contrast"),
+        Augment(flip=0.2),
+        (hssl, unet),
+        accumulate=1,
+    ),
 }
 
 
@@ -124,10 +145,15 @@ def losses(kind: str, folder: Path) -> list[float]:
     """The loss of each step."""
     of = KINDS[kind]
     tasks: list[Any] = [task() for task in (of.tasks if isinstance(of.tasks, tuple) else (of.tasks,))]
-    domains = [Domain(task, "", of.augment) for task in tasks]
-    num = BATCH if of.interval else NUM_IMAGES  # an epoch is a step, or several
-    samples = [sample(task, i, folder / f"{n}")._replace(domain=n) for n, task in enumerate(tasks) for i in range(num)]
-    plan = InTurn((num,) * len(tasks), BATCH, NUM_STEPS, 0, kind, of.interval) if of.interval else None
+    domains = [Domain(task, "ab"[number % 2], of.augment) for number, task in enumerate(tasks)]
+    if of.interval:  # an epoch is a step
+        plan = InTurn((BATCH,) * len(tasks), BATCH, NUM_STEPS, 0, kind, of.interval)
+        samples = [
+            sample(task, i, folder / f"{n}")._replace(domain=n) for n, task in enumerate(tasks) for i in range(BATCH)
+        ]
+    else:
+        plan = EpochPlan(NUM_IMAGES, BATCH, NUM_STEPS, seed=0, stage=kind)
+        samples = [sample(tasks[0], i, folder)._replace(domain=i * len(tasks) // NUM_IMAGES) for i in range(NUM_IMAGES)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key("golden", kind))
         objective = of.objective(domains)
@@ -135,11 +161,11 @@ def losses(kind: str, folder: Path) -> list[float]:
     fit(
         objective,
         Mapped(domains, samples, seed=0, stage=kind, device=torch.device("cpu")),
-        plan or EpochPlan(num, BATCH, NUM_STEPS, seed=0, stage=kind),
+        plan,
         Schedule(NUM_STEPS, warmup_steps=4, lr=of.lr),
         make_optimizer(objective, (0.9, 0.95)),
         lambda step, loss, numbers: seen.append(loss.item()),
-        accumulate=2,
+        accumulate=of.accumulate,
     )
     return seen
 

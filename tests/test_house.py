@@ -15,7 +15,7 @@ from premed.spec import Spec
 PACKAGE = REPOSITORY / "platform" / "premed"
 FOLDERS = ("tasks", "encoders", "pretext", "heads")
 PLUGINS = [(folder, path.stem) for folder in FOLDERS for path in sorted((PACKAGE / folder).glob("[!_]*.py"))]
-LAST = ("small", "probe", "pixels", "mit")  # files to give after a strategy file
+LAST = ("small", "probe", "pixels", "mit", "unet", "own")  # files to give after a strategy file
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 RECIPES = [path for path in (REPOSITORY / "experiments").glob("*/*.yaml") if "\nspace:" not in path.read_text()]
 EXPERIMENTS = sorted(path for path in RECIPES if path.stem not in LAST and path.parent.name != "unimiss")

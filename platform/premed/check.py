@@ -25,6 +25,7 @@ from premed.contracts import Case, Finding, Part, Task
 from premed.experiment import plugin
 from premed.figures import COLOURS
 from premed.inspection import Facts, Job, inspect, picture
+from premed.partition import blind
 from premed.spec import Spec, UserError, printable
 
 FEW = 5  # images with a class: with fewer in a part, its score there says little
@@ -32,12 +33,18 @@ SHEET = 24  # pictures on the contact sheet
 UNLABELLED = "unlabelled"  # the part of images that serve pre-training only
 
 
-def refuse(task: Task, test: bool) -> None:
-    """Raises UserError where a task's listings hold errors: what `premed run` does before it starts anything."""
+def refuse(task: Task, test: bool, unlabelled: bool = False) -> None:
+    """Raises UserError where a task's listings hold errors: what `premed run` does before it starts anything.
+
+    unlabelled: it is pre-trained on alone, and may do without labels.
+    """
     errors = [finding for finding in listings(task, test) if finding.severity == "error"]
     if errors:
         more = f" (and {len(errors) - 1} more: premed data check lists them)" if len(errors) > 1 else ""
         raise UserError(f"{errors[0].where}: {errors[0].what}{more}")
+    if unlabelled:
+        blind(task)
+        return
     for part in parts_of(test):
         task.split(part)  # what serves pre-training only cannot be run to its end
 

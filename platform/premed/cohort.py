@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from premed.contracts import Augment, Case, Domain, Sample, Task
 from premed.experiment import Stage
+from premed.partition import blind
 from premed.randomness import key, permutation
 from premed.settings import PRETRAINING, Finetune, Training, plugin
 from premed.spec import UserError
@@ -13,23 +14,24 @@ def domains(stage: Stage, tasks: Sequence[Task] = ()) -> list[Domain]:
     """The data sets that a stage sees. tasks: theirs, where they are built already."""
     tasks = tasks or [plugin("tasks", origin.task).build(origin.task) for origin in stage.origins]
     usual = stage.training.augment if isinstance(stage.training, Training) else Augment()
-    return [
+    found = [
         Domain(task, origin.group or task.name, origin.augment or usual)
         for task, origin in zip(tasks, stage.origins, strict=True)
     ]
+    seen = getattr(plugin("pretext", stage.pretext), "seen", None) if stage.pretext else None
+    return seen(stage.encoder, found) if seen else found
 
 
 def cases(stage: Stage, task: Task) -> tuple[list[Case], list[Case]]:
     """What the stage trains on of a data set, and what it is validated on. A pre-training's have no labels."""
     if stage.kind in PRETRAINING:
-        train, val = task.images(), [Case(case.name, case.patient, case.image) for case in task.split("val")]
+        train, val = task.images(), blind(task)
     else:
         assert isinstance(stage.training, Finetune)
         train = fraction(task.split("train"), stage.training.label_fraction, stage.training.seed)
         val = task.split("val")
-    for part, found in (("train", train), ("val", val)):
-        if not found:
-            raise UserError(f"task: {task.name} has no {part} images for this stage; mend its split")
+    if not train:
+        raise UserError(f"task: {task.name} has no train images for this stage; mend its split")
     return train, val
 
 

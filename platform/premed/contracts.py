@@ -256,6 +256,8 @@ class Objective(nn.Module):
     """What is saved under which name when training ends: `encoder`, `decoder`, `head`."""
     num_solutions: int = 0
     """Not 0: a closed form stands in for the descent (`Head.num_solutions`)."""
+    whole_steps: bool = False
+    """Its loss is of all of a step's images together, so that micro-batches would make it another."""
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss over the batch's samples, and numbers to log. `progress`: 0 to 1 (see docs/trunk.md)."""

@@ -11,6 +11,7 @@ from premed.contracts import Case, Task
 from premed.entry import Entry
 from premed.home import home
 from premed.once import Once
+from premed.partition import blind
 from premed.settings import PRETRAINING, Kind, plugin
 from premed.spec import Spec, UserError, canonical
 
@@ -36,8 +37,7 @@ class Data:
         if kind == "test":
             groups = {"test": self.task.split("test")}
         elif kind == "pretrain":
-            blind = [Case(case.name, case.patient, case.image) for case in self.task.split("val")]
-            groups = {"images": self.task.images(), "val": blind}
+            groups = {"images": self.task.images(), "val": blind(self.task)}
         else:
             groups = {"train": self.task.split("train"), "val": self.task.split("val")}
         store = Cache(self.root)

@@ -117,12 +117,14 @@ class Several:
 def looked_over(experiments: Sequence[Experiment]) -> list[Experiment]:
     """The experiments with the data's folder settled; refuses what can be seen to be wrong before Ray starts."""
     experiments = [settled(experiment) for experiment in experiments]
-    looked_at: list[tuple[Any, bool]] = []
+    looked_at: list[tuple[Any, bool, bool]] = []
     for experiment in experiments:
-        for config, test in ((experiment.task, experiment.test), *((each, False) for each in others(experiment))):
-            if (config, test) not in looked_at:
-                refuse(plugin("tasks", config).build(config), test)
-                looked_at.append((config, test))
+        own = (experiment.task, experiment.test, False)
+        for seen in (own, *((each, False, True) for each in others(experiment))):
+            if seen not in looked_at:
+                config, *how = seen
+                refuse(plugin("tasks", config).build(config), *how)
+                looked_at.append(seen)
         refuse_strangers(experiment)
         foresee(experiment)
         storage(experiment.train.storage)

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
-from premed.contracts import Case, Finding, Part
+from premed.contracts import Case, Finding, Part, Task
 from premed.randomness import permutation
 from premed.spec import UserError
 
@@ -48,6 +48,19 @@ def carved(names: Sequence[str], there: Collection[str], share: float, of: int) 
     val = set(order[: min(max(1, round(share * len(order))), len(order) - 1)] if order else [])
     some = [name for name in names if name in there]
     return [name for name in some if name not in val], [name for name in some if name in val]
+
+
+def blind(task: Task) -> list[Case]:
+    """What a pre-training on a data set is validated on: val without labels; nothing, where no image has a label."""
+    try:
+        return [Case(case.name, case.patient, case.image) for case in task.split("val")]
+    except UserError as refusal:
+        try:
+            task.split("train")
+        except UserError as other:
+            if str(other) == str(refusal) and task.images():  # they cannot be split, and can be pre-trained on
+                return []
+        raise
 
 
 def missing(cases: Iterable[Case]) -> Iterator[Finding]:

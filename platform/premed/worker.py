@@ -104,15 +104,14 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
     assert isinstance(settings, (Pretrain, Finetune))
     with agreed():
         seen = domains(stage)
-        task, parts = seen[0].task, list(zip(*(cases(stage, domain.task) for domain in seen), strict=True))
-        train, val = (
-            [sample for number, some in enumerate(part) for sample in prepared(job, seen[number].task, some, number)]
-            for part in parts
-        )
-        device, precision = device_of(how), precision_of(how)
+        train, val = gathered(job, seen)
+        device, precision, accumulate = device_of(how), precision_of(how), how.micro_batches(team()[1])
         objective, loaded = make_objective(job, seen)
         objective.to(device)
-        plan, schedule = planned(stage, list(map(len, parts[0])), objective.num_solutions)
+        if objective.whole_steps and accumulate > 1:
+            raise UserError("train.accumulate: the loss is of all of a step's images together; set it to 1")
+        sizes = [sum(sample.domain == number for sample in train) for number in range(len(seen))]
+        plan, schedule = planned(stage, sizes, objective.num_solutions)
 
     source = Mapped(seen, train, seed=settings.seed, stage=stage.draws, device=device, num_loaders=how.loaders)
     optimizer, pace = make_optimizer(objective, settings.betas), Pace(device, how.loaders)
@@ -123,7 +122,7 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
         job.vault,
         val,
         validations=objective.num_solutions or settings.validations,
-        score=task.score if stage.kind == "finetune" else None,
+        score=seen[0].task.score if stage.kind == "finetune" else None,
         log_steps=how.log_steps,
         save_minutes=how.save_minutes,
         precision=precision,
@@ -135,10 +134,9 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
     )
     if (start := watch.resume(job.origin)) == 0:
         objective.begin(train)
-    sizes = {"num_images": len(train), "num_val": len(val), "num_steps": plan.num_steps}
-    missing = absent(task, train) if stage.kind == "finetune" else []
-    workers = {"workers": team()[1]} if how.elastic else {}
-    emit({"event": "training", "start": start, "absent": missing, **workers, **sizes})
+    about = {"num_images": len(train), "num_val": len(val), "num_steps": plan.num_steps}
+    about |= {"absent": absent(seen[0].task, train) if stage.kind == "finetune" else []}
+    emit({"event": "training", "start": start, **about, **({"workers": team()[1]} if how.elastic else {})})
     if objective.num_solutions:
         assert isinstance(objective, Supervised)
         solve(objective, train, watch, start=start, precision=precision, emit=emit)
@@ -151,7 +149,7 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
             optimizer,
             watch,
             start=start,
-            accumulate=how.micro_batches(team()[1]),
+            accumulate=accumulate,
             clip=settings.clip,
             precision=precision,
         )
@@ -159,6 +157,17 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
         hand_on(job, watch, num_cases=len(train))
     elif team()[0] == 0:
         finish(job, seen, watch, val, loaded, num_cases=len(train))
+
+
+def gathered(job: Job, seen: Sequence[Domain]) -> tuple[list[Sample], list[Sample]]:
+    """What the stage trains on and what it is validated on, of one data set after the other."""
+    train, val = list[Sample](), list[Sample]()
+    for number, domain in enumerate(seen):
+        for samples, found in zip((train, val), cases(job.stage, domain.task), strict=True):
+            samples += prepared(job, domain.task, found, number)
+    if not val:
+        raise UserError(f"task: {seen[0].task.name} has no val images here; mend its split, or add a data set")
+    return train, val
 
 
 def finish(
@@ -268,15 +277,8 @@ def make_objective(job: Job, seen: Sequence[Domain]) -> tuple[Objective, dict[st
         for part in ("head",) if stage.kind == "test" else head.loads:
             module = head if part == "head" else head.get_submodule(part)
             loaded[part] = load_strictly(module, weights_of(vault, part), part)
-    network = Network(encoder, head)
-    objective = Supervised(
-        network,
-        task,
-        weight_decay=settings.weight_decay,
-        layer_decay=settings.layer_decay,
-        drop_path=settings.drop_path,
-    )
-    return objective, loaded
+    rates = {name: getattr(settings, name) for name in ("weight_decay", "layer_decay", "drop_path")}
+    return Supervised(Network(encoder, head), task, **rates), loaded
 
 
 def draw_pictures(vault: Vault, objective: Objective, samples: Sequence[Sample]) -> None:

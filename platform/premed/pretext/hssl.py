@@ -1,0 +1,286 @@
+"""HSSL (Zheng 2021): hierarchical self-supervision on several data sets. A reconstruction: docs/hssl.md.
+
+Public to us is the abstract alone: contrastive and classification losses over data sets from several challenges, which
+pre-train an encoder and a decoder. Everything below it is our choice. Two views of each image pass through the network:
+
+- image level: an image's two views are told from all others of the step (NT-Xent);
+- task level: which data set is it from;
+- group level: which modality or body part, as the YAML groups the data sets: told, or contrasted;
+- decoder level: blocks of both views are hidden, and the decoder restores them.
+
+The more general a level, the deeper the map that it reads: the group the coarsest, the task the one above (with which
+the decoder begins). The image level reads the coarsest, too, through a projection: classification is fine-tuned from
+that map, and from groups alone it would learn to tell groups apart and nothing else.
+The decoder level is a reconstruction and no dense contrast, for that needs to know which places of two images are
+alike, and what is behind a block tells as much of a small data set as of a large one.
+"""
+
+from collections.abc import Sequence
+from math import ceil, fsum, prod
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from premed.contracts import Batch, Domain, Encoder, Features, Objective, Row, Sample
+from premed.embeddings import gathered, nt_xent, shared, spread, supervised_contrast
+from premed.jitter import Jitter, jittered
+from premed.plans import Balanced
+from premed.randomness import bits, fold, key
+from premed.slices import Sliced
+from premed.spec import Spec, UserError
+
+CHUNK = 32  # validation views per forward; the rows do not depend on it
+AMONG = 256  # validation images that are contrasted with each other; at a time, so that any number of them may be
+SHOWN = 4  # restored images
+CAPTION = "hidden blocks restored by the decoder, in units of the view"
+
+
+class Levels(Spec):
+    """The weight of each level's loss in the sum; a level of weight 0 is not computed."""
+
+    image: float = Field(default=1.0, ge=0)
+    task: float = Field(default=0.5, ge=0)
+    group: float = Field(default=0.5, ge=0)
+    decoder: float = Field(default=1.0, ge=0)
+
+
+class Config(Spec):
+    """None of these numbers is the paper's, which are not public."""
+
+    name: Literal["hssl"] = "hssl"
+    levels: Levels = Levels()
+    temperature: float = Field(0.1, gt=0)
+    """Of all contrasts."""
+    group_loss: Literal["classes", "contrast"] = "classes"
+    """Cross-entropy over the groups, or supervised contrast (Khosla 2020)."""
+    dim: int = Field(64, ge=2)
+    """Numbers per embedding that is contrasted."""
+    hidden_width: int = Field(256, ge=1)
+    """Of the levels' heads, two layers each, which are not kept."""
+    views: Jitter = Jitter()
+    hidden: float = Field(0.3, gt=0, lt=1)
+    """The share of blocks that the decoder restores; nothing is hidden where its weight is 0."""
+    block: int = Field(8, ge=1)
+    """Edge of a block."""
+
+    @model_validator(mode="after")
+    def _something(self) -> "Config":
+        if not any(dict(self.levels).values()):
+            raise ValueError("levels: all weights are 0, and nothing is learnt; leave one above it")
+        return self
+
+
+def seen(encoder: Spec, domains: Sequence[Domain]) -> list[Domain]:
+    """The data sets as one network sees them: volumes slice by slice where it is one for pictures (`encoder.dims: 2`),
+    one channel at a time where another data set has no more. UserError where their images do not go together."""
+    axes = {domain.task.dims for domain in domains}
+    dims = getattr(encoder, "dims", None) or max(axes)
+    if len(axes) > 1 and dims == 3:
+        flat = next(domain.task.name for domain in domains if domain.task.dims == 2)
+        raise UserError(f"encoder.dims: a network for volumes sees no pictures, which {flat} has; set encoder.dims: 2")
+    several = {domain.task.channels for domain in domains}
+    if len(several) > 1 and min(several) > 1:
+        raise UserError(f"pretrain.sources: have {sorted(several)} channels; only beside images of one is one drawn")
+    found = [
+        domain._replace(task=Sliced(domain.task, min(several)))  # type: ignore[arg-type]
+        if domain.task.dims > dims or domain.task.channels > min(several)
+        else domain
+        for domain in domains
+    ]
+    sizes = {tuple(domain.task.roi): domain.task.name for domain in found}
+    if len(sizes) > 1:
+        told = ", ".join(f"{name} {list(roi)}" for roi, name in sizes.items())
+        raise UserError(f"pretrain.sources: hssl contrasts images of one size ({told}); set each task's roi or size")
+    return found
+
+
+def plan(config: Config, settings: Any, sizes: Sequence[int], draws: str) -> Balanced:
+    """Every step has as many images of each data set."""
+    return Balanced.of(settings, sizes, draws)
+
+
+def build(config: Config, encoder: Encoder, domains: Sequence[Domain], weight_decay: float) -> "HSSL":
+    """The objective that trains `encoder` on views of all `domains`."""
+    return HSSL(config, encoder, domains, weight_decay)
+
+
+class HSSL(Objective):
+    """`forward` is the weighted sum of the levels' losses; `measure` has them on val, and how far embeddings spread."""
+
+    groups: Tensor
+
+    def __init__(self, config: Config, encoder: Encoder, domains: Sequence[Domain], weight_decay: float):
+        super().__init__()
+        self.config, self.domains, self.weight_decay = config, domains, weight_decay
+        self.weights = {level: weight for level, weight in config.levels if weight > 0}
+        contrasted = ("image", "group") if config.group_loss == "contrast" else ("image",)
+        self.contrasted = [level for level in contrasted if level in self.weights]
+        self.whole_steps = bool(self.contrasted)
+        if len(encoder.pyramid) < 2:
+            raise UserError("encoder: hssl trains an encoder with a decoder; use unet")
+        if any(domain.augment.crops > 1 for domain in domains):
+            raise UserError("pretrain.augment.crops: hssl makes two views of each crop itself; leave it at 1")
+        roi, channels = domains[0].task.roi, domains[0].task.channels
+        self.blocks = tuple(n // config.block for n in roi)
+        self.num_hidden = int(prod(self.blocks) * config.hidden)
+        if "decoder" in self.weights and (any(n % config.block for n in roi) or not self.num_hidden):
+            raise UserError(
+                f"pretext.block: {config.block} does not divide {roi} into blocks of which {config.hidden:g} can be "
+                "hidden; choose a smaller one"
+            )
+        names = list(dict.fromkeys(domain.group for domain in domains))
+        self.register_buffer("groups", torch.tensor([names.index(d.group) for d in domains]), persistent=False)
+
+        def head(scale: int, num: int) -> nn.Module:
+            width = encoder.pyramid[scale].channels
+            return nn.Sequential(nn.Linear(width, config.hidden_width), nn.ReLU(), nn.Linear(config.hidden_width, num))
+
+        finest = encoder.pyramid[encoder.decoded]
+        convolution = nn.Conv2d if len(roi) == 2 else nn.Conv3d
+        heads = {
+            "image": head(-1, config.dim),
+            "task": head(-2, len(domains)),
+            "group": head(-1, config.dim if "group" in self.contrasted else len(names)),
+            "decoder": convolution(finest.channels, channels, 1),
+        }
+        self.encoder = encoder
+        self.heads = nn.ModuleDict({level: heads[level] for level in self.weights})
+        self.parts = {"encoder": encoder}
+
+    def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
+        domain = torch.zeros_like(batch.keys) if batch.domain is None else batch.domain
+        kinds, numbers = self.groups[domain], {}
+        for level, answer in self.answers(batch.image, batch.keys).items():
+            if level in self.contrasted:
+                first, second = gathered(torch.cat(answer.chunk(2), dim=1), batch.weight > 0).chunk(2, dim=1)
+                loss = self.contrast(level, first, second, gathered(kinds, batch.weight > 0))
+                numbers |= {level: shared(loss, batch.weight), f"{level}_spread": spread(first)}
+            else:
+                numbers |= {name: value.mean() for name, value in self.alone(level, answer, domain).items()}
+        total = torch.stack([weight * numbers[level] for level, weight in self.weights.items()]).sum()
+        return total, {name: number.detach() for name, number in numbers.items()}
+
+    def answers(self, image: Tensor, keys: Tensor) -> dict[str, Tensor]:
+        """What each level's head says of two views of images [B, C, *S]: [2B, …], first views first.
+
+        The decoder's is its error on the hidden blocks, [2B].
+        """
+        views, seen, mask = self.views(image, keys)
+        features = self.encoder(seen)
+        maps, answers = {"image": -1, "task": -2, "group": -1}, {}
+        for level, head in self.heads.items():
+            if level in maps:
+                answers[level] = head(features.pyramid[maps[level]].flatten(2).mean(dim=2)).float()
+            else:
+                error = (self.restored(features, seen) - standardised(views)).square().mean(dim=1, keepdim=True)
+                answers[level] = (error * mask).flatten(1).sum(dim=1) / mask.flatten(1).sum(dim=1)
+        return answers
+
+    def views(self, image: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Two views of images, [2B, C, *S]: as they are, as they are seen, and which voxels were hidden [2B, 1, *S]."""
+        both = [fold(keys, f"view {i}") for i in range(2)]
+        views = torch.cat([jittered(image, each, self.config.views) for each in both])
+        mask = torch.zeros_like(views[:, :1], dtype=torch.bool)
+        if "decoder" not in self.weights:
+            return views, views, mask
+        order = bits(fold(torch.cat(both), "hidden"), prod(self.blocks)).argsort(dim=1, stable=True)
+        hidden = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order[:, : self.num_hidden], True)
+        mask = hidden.unflatten(1, (1, *self.blocks))
+        for axis in range(2, mask.ndim):
+            mask = mask.repeat_interleave(self.config.block, dim=axis)
+        return views, views.where(~mask, views.mean(dim=tuple(range(2, views.ndim)), keepdim=True)), mask
+
+    def restored(self, features: Features, seen: Tensor) -> Tensor:
+        """The decoder's answer [2B, C, *S], `standardised`."""
+        restored = self.heads["decoder"](features.pyramid[self.encoder.decoded]).float()
+        return restored if restored.shape == seen.shape else F.interpolate(restored, seen.shape[2:])
+
+    def alone(self, level: str, answer: Tensor, domain: Tensor) -> dict[str, Tensor]:
+        """Of a level that looks at each image alone: its loss [B], and whether it was told rightly."""
+        if level == "decoder":
+            return {level: answer.view(2, -1).mean(dim=0)}
+        truth = (domain if level == "task" else self.groups[domain]).repeat(2)
+        loss, right = F.cross_entropy(answer, truth, reduction="none"), answer.argmax(dim=1) == truth
+        return {level: loss.view(2, -1).mean(dim=0), f"{level}_accuracy": right.float().view(2, -1).mean(dim=0)}
+
+    def contrast(self, level: str, first: Tensor, second: Tensor, kinds: Tensor) -> Tensor:
+        """The loss of all images' embeddings, [N, D] of each view; kinds [N]: their groups."""
+        if level == "image":
+            return nt_xent(first, second, self.config.temperature)
+        return supervised_contrast(torch.cat([first, second]), kinds.repeat(2), self.config.temperature)
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        learnt = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return [
+            {"params": [p for p in learnt if p.ndim > 1], "weight_decay": self.weight_decay, "lr_scale": 1.0},
+            {"params": [p for p in learnt if p.ndim <= 1], "weight_decay": 0.0, "lr_scale": 1.0},
+        ]
+
+    # What is measured -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def measure(self, samples: Sequence[Sample]) -> list[Row]:
+        """One row per case: losses and accuracies of the levels that look at each image alone, means over its tiles;
+        and `z/<level>`, the embeddings [2, D] of its middle tile: what is contrasted is known when all rows are."""
+        tiles = [(at, i, tile) for at, sample in enumerate(samples) for i, tile in enumerate(self.tiles(sample))]
+        found: list[dict[str, list[Any]]] = [{} for _ in samples]
+        for start in range(0, len(tiles), CHUNK):
+            chunk = tiles[start : start + CHUNK]
+            image = torch.from_numpy(np.stack([tile for _, _, tile in chunk])).to(self.groups.device)
+            names = [key("val", samples[at].case.name, i) for at, i, _ in chunk]
+            domain = torch.tensor([samples[at].domain for at, _, _ in chunk], device=image.device)
+            numbers: dict[str, Tensor] = {}
+            for level, answer in self.answers(image, torch.tensor(names, device=image.device)).items():
+                pairs = {f"z/{level}": torch.stack(answer.chunk(2), dim=1)}
+                numbers |= pairs if level in self.contrasted else self.alone(level, answer, domain)
+            for name, values in numbers.items():
+                for (at, _, _), value in zip(chunk, values.tolist(), strict=True):
+                    found[at].setdefault(name, []).append(value)
+        return [
+            {"case": sample.case.name, "patient": sample.case.patient, "domain": sample.domain}
+            | {name: values[0] if name.startswith("z/") else float(np.mean(values)) for name, values in numbers.items()}
+            for sample, numbers in zip(samples, found, strict=True)
+        ]
+
+    def tiles(self, sample: Sample) -> list[np.ndarray]:
+        return self.domains[sample.domain].task.tiles(sample)
+
+    def summary(self, rows: Sequence[Row]) -> dict[str, float]:
+        """Each level's numbers, the data sets counting alike; what is contrasted, among AMONG cases at the most."""
+        domain = np.array([row["domain"] for row in rows])
+        names = [name for name in rows[0] if name not in ("case", "patient", "domain") and not name.startswith("z/")]
+        table = np.array([[row[name] for name in names] for row in rows])
+        means = np.mean([table[domain == each].mean(axis=0) for each in np.unique(domain)], axis=0)
+        numbers = dict(zip(names, means.tolist(), strict=True))
+        kinds, parts = self.groups.cpu()[torch.from_numpy(domain)], ceil(len(rows) / AMONG)
+        for level in self.contrasted:
+            first, second = torch.tensor([row[f"z/{level}"] for row in rows]).unbind(dim=1)
+            losses = [self.contrast(level, first[i::parts], second[i::parts], kinds[i::parts]) for i in range(parts)]
+            numbers |= {level: float(torch.stack(losses).mean()), f"{level}_spread": float(spread(first))}
+        return {"loss": fsum(weight * numbers[level] for level, weight in self.weights.items())} | numbers
+
+    @torch.no_grad()
+    def pictures(self, samples: Sequence[Sample], folder: Path) -> list[Path]:
+        """What the decoder restores, of fixed cases spread over the data sets: original, hidden, restored."""
+        from premed.figures import reconstruction
+
+        if "decoder" not in self.weights:
+            return []
+        cases = []
+        for sample in samples[:: ceil(len(samples) / SHOWN)]:
+            image = torch.from_numpy(self.tiles(sample)[0])[None].to(self.groups.device)
+            views, seen, mask = self.views(image, torch.tensor([key("val", sample.case.name, 0)], device=image.device))
+            view, restored = standardised(views), self.restored(self.encoder(seen), seen)
+            three = view, view.masked_fill(mask, torch.nan), restored.where(mask, view)
+            cases.append((sample.case.name, *(picture[0, 0].cpu().numpy() for picture in three)))
+        return [reconstruction(folder / "restored.png", cases, CAPTION)]
+
+
+def standardised(image: Tensor) -> Tensor:
+    """[B, C, *S] with mean 0 and variance 1, all of an image together: guessing its mean then loses about 1."""
+    return F.layer_norm(image, image.shape[1:], eps=1e-6)
