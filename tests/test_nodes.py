@@ -118,16 +118,16 @@ def test_two_nodes_train_together_as_one_does_and_the_head_trains_nothing(nodes,
 def test_images_that_a_node_lacks_are_named_with_the_node_at_the_start(nodes, folder):
     code, said = nodes.premed("submit", YAML, *small(folder, part="part"))
     last = said.splitlines()[-1]
-    assert code == 2 and re.fullmatch(r"premed: .*/data/part.* \(on node second\)", last), said
+    assert code == 2 and re.match(r"premed: .*/data/part.* \(on node second\)", last), said
     assert "pre-training on" not in said
 
 
 @pytest.mark.parametrize(("name", "why"), [("eth9", "has no such network"), ("lo", "reaches no other node over it")])
 def test_a_network_that_no_node_has_or_that_ends_in_it_is_refused_in_one_line(nodes, folder, name, why):
-    scratch = small(folder, pretext={"name": "none"})
+    scratch = *small(folder), "pretext=none"
     code, said = nodes.premed("submit", "--env", f"GLOO_SOCKET_IFNAME={name}", YAML, *scratch)
     where = rf"premed: GLOO_SOCKET_IFNAME={name}: node (first|second) \(10\.[\d.]+\)"
-    assert code == 2 and re.fullmatch(rf"{where} {why}; set it .* to one of lo, net0.*", said.splitlines()[-1]), said
+    assert code == 2 and re.fullmatch(rf"{where} {why}; set it .* to one of net0.*", said.splitlines()[-1]), said
 
 
 def test_a_node_that_dies_leaves_the_others_to_go_on_to_the_same_weights(nodes, folder, tmp_path, monkeypatch):
