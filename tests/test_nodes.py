@@ -81,10 +81,12 @@ def alone(overrides, home, monkeypatch):
 
 
 def equal(ours, theirs):
+    """Up to the order of sums. A bias of attention's keys has no gradient but rounding, on which AdamW walks about."""
     assert ours.keys() == theirs.keys()
     for part, tensors in ours.items():
         for name, values in tensors.items():
-            np.testing.assert_allclose(values, theirs[part][name], rtol=1e-3, atol=1e-5, err_msg=f"{part} {name}")
+            far = 2e-4 if name.endswith("qkv.bias") else 1e-6
+            np.testing.assert_allclose(values, theirs[part][name], rtol=1e-5, atol=far, err_msg=f"{part} {name}")
 
 
 def trained_on(nodes):
