@@ -81,10 +81,12 @@ def alone(overrides, home, monkeypatch):
 
 
 def equal(ours, theirs):
+    """Up to the order of sums. A bias of attention's keys has no gradient but rounding, on which AdamW walks about."""
     assert ours.keys() == theirs.keys()
     for part, tensors in ours.items():
         for name, values in tensors.items():
-            np.testing.assert_allclose(values, theirs[part][name], rtol=1e-3, atol=1e-5, err_msg=f"{part} {name}")
+            far = 2e-4 if name.endswith("qkv.bias") else 1e-6
+            np.testing.assert_allclose(values, theirs[part][name], rtol=1e-5, atol=far, err_msg=f"{part} {name}")
 
 
 def trained_on(nodes):
@@ -118,16 +120,16 @@ def test_two_nodes_train_together_as_one_does_and_the_head_trains_nothing(nodes,
 def test_images_that_a_node_lacks_are_named_with_the_node_at_the_start(nodes, folder):
     code, said = nodes.premed("submit", YAML, *small(folder, part="part"))
     last = said.splitlines()[-1]
-    assert code == 2 and re.fullmatch(r"premed: .*/data/part.* \(on node second\)", last), said
+    assert code == 2 and re.match(r"premed: .*/data/part.* \(on node second\)", last), said
     assert "pre-training on" not in said
 
 
 @pytest.mark.parametrize(("name", "why"), [("eth9", "has no such network"), ("lo", "reaches no other node over it")])
 def test_a_network_that_no_node_has_or_that_ends_in_it_is_refused_in_one_line(nodes, folder, name, why):
-    scratch = small(folder, pretext={"name": "none"})
+    scratch = *small(folder), "pretext=none"
     code, said = nodes.premed("submit", "--env", f"GLOO_SOCKET_IFNAME={name}", YAML, *scratch)
     where = rf"premed: GLOO_SOCKET_IFNAME={name}: node (first|second) \(10\.[\d.]+\)"
-    assert code == 2 and re.fullmatch(rf"{where} {why}; set it .* to one of lo, net0.*", said.splitlines()[-1]), said
+    assert code == 2 and re.fullmatch(rf"{where} {why}; set it .* to one of net0.*", said.splitlines()[-1]), said
 
 
 def test_a_node_that_dies_leaves_the_others_to_go_on_to_the_same_weights(nodes, folder, tmp_path, monkeypatch):

@@ -23,12 +23,13 @@ def speak_over(address: str, several: bool) -> None:
         if found := next((name for name, addresses in there.items() if address in addresses), None):
             os.environ[NAME] = found
         return
+    useful = [name for name, addresses in there.items() if not (several and all(map(is_loopback, addresses)))]
     where = f"{NAME}={said}: node {socket.gethostname()} ({address})"
-    mend = f"set it in that node's environment to one of {', '.join(sorted(there))}, or leave it out"
+    mend = f"set it in that node's environment to one of {', '.join(sorted(useful))}, or leave it out"
     for name in said.split(","):
         if name not in there:
             raise UserError(f"{where} has no such network; {mend}")
-        if several and all(is_loopback(each) for each in there[name]):
+        if name not in useful:
             raise UserError(f"{where} reaches no other node over it; {mend}")
 
 
