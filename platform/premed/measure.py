@@ -131,7 +131,7 @@ def accuracy_summary(rows: Rows, classes: Sequence[str]) -> dict[str, float]:
 
 
 def bootstrap_interval(
-    rows: Rows, statistic: Callable[[Rows], float], level: float = 0.95, resamples: int = 1000, seed: int = 0
+    rows: Rows, statistic: Callable[[list[Any]], float], level: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
     """Percentile interval of `statistic(rows)` when patients (`row["patient"]`) are drawn with replacement, not images.
 
