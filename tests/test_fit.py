@@ -163,6 +163,27 @@ def test_layer_decay_reaches_the_optimizer_at_every_step():
     assert optimizer.param_groups[0]["lr"] == 0.5 * Schedule(10, 0, 0.1).at(2)
 
 
+class Decaying(Line):
+    def param_groups(self):
+        (group,) = super().param_groups()
+        return [group | {"decay": (0.04, 0.4)}]
+
+
+def test_weight_decay_may_go_from_first_to_last_by_half_a_cosine():
+    objective, seen = Decaying(), []
+    optimizer = make_optimizer(objective, (0.9, 0.999))
+    plan, schedule = EpochPlan(6, 6, 10, 0, "finetune"), Schedule(10, 0, 0.1)
+    fit(
+        objective,
+        Numbers(),
+        plan,
+        schedule,
+        optimizer,
+        lambda *row: seen.append(optimizer.param_groups[0]["weight_decay"]),
+    )
+    assert seen == pytest.approx([0.22 - 0.18 * cos(pi * step / 10) for step in range(10)])
+
+
 def test_clip_scales_the_gradient_and_tells_the_norm_it_had():
     objective, optimizer, told = trained(clip=0.5)
     assert told[0][2]["gradient_norm"].item() == pytest.approx(2.5)

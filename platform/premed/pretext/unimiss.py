@@ -259,9 +259,10 @@ class Projection(nn.Module):
             nn.Linear(config.hidden, config.bottleneck),
         )
         self.prototypes = nn.Parameter(torch.empty(config.prototypes, config.bottleneck))
-        for layer in self.mlp[::2]:
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
         nn.init.kaiming_uniform_(self.prototypes, a=5**0.5)  # as a linear layer's; their lengths count for nothing
 
     def forward(self, summary: Tensor, depth: int = 1) -> Tensor:
