@@ -108,10 +108,7 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
         device, precision = device_of(how), precision_of(how)
         objective, loaded = make_objective(job, seen)
         objective.to(device)
-        if objective.whole_steps and how.accumulate > 1:
-            raise UserError("train.accumulate: the loss is of all of a step's images together; set it to 1")
-        if not val:
-            raise UserError(f"task: {task.name} has no val images for this stage; mend its split, or add a data set")
+        refuse_misfits(objective, how, task, val)
         plan, schedule = planned(stage, list(map(len, parts[0])), objective.num_solutions)
 
     source = Mapped(seen, train, seed=settings.seed, stage=stage.draws, device=device, num_loaders=how.loaders)
@@ -157,6 +154,14 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
         hand_on(job, watch, num_cases=len(train))
     elif team()[0] == 0:
         finish(job, seen, watch, val, loaded, num_cases=len(train))
+
+
+def refuse_misfits(objective: Objective, how: Train, task: Task, val: Sequence[Sample]) -> None:
+    """UserError where the objective cannot be trained in this way, or not validated."""
+    if objective.whole_steps and how.accumulate > 1:
+        raise UserError("train.accumulate: the loss is of all of a step's images together; set it to 1")
+    if not val:
+        raise UserError(f"task: {task.name} has no val images for this stage; mend its split, or add a data set")
 
 
 def finish(
