@@ -266,13 +266,14 @@ class HSSL(Objective):
 
     @torch.no_grad()
     def pictures(self, samples: Sequence[Sample], folder: Path) -> list[Path]:
-        """What the decoder restores, of fixed cases spread over the data sets: original, hidden, restored."""
+        """What the decoder restores, of the first cases of each data set: original, hidden, restored."""
         from premed.figures import reconstruction
 
         if "decoder" not in self.weights:
             return []
-        cases = []
-        for sample in samples[:: ceil(len(samples) / SHOWN)]:
+        of_each = [[sample for sample in samples if sample.domain == number] for number in range(len(self.domains))]
+        cases, few = [], ceil(SHOWN / len(of_each))
+        for sample in [sample for some in of_each for sample in some[:few]]:
             image = torch.from_numpy(self.tiles(sample)[0])[None].to(self.groups.device)
             views, seen, mask = self.views(image, torch.tensor([key("val", sample.case.name, 0)], device=image.device))
             view, restored = standardised(views), self.restored(self.encoder(seen), seen)
