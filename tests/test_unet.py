@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from premed import launch
+from premed.contracts import Domain
 from premed.encoders import unet
 from premed.encoders.unet import Config, UNet
 from premed.experiment import checked
@@ -216,7 +217,7 @@ def test_hidden_patches_are_refused_by_name():
 
 def test_mae_on_it_is_refused_before_anything_is_trained():
     with pytest.raises(UserError, match="encoder: mae needs one that sees some patches only"):
-        mae.build(mae.Config(), encoder(), task(PICTURE), 0.05)
+        mae.build(mae.Config(), encoder(), [Domain(task(PICTURE), "")], 0.05)
 
 
 # Loading --------------------------------------------------------------------------------------------------------------
