@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import psutil
@@ -31,7 +32,7 @@ from launching import (
 from premed import launch
 from premed.experiment import Train, plugin
 from premed.leases import LEASES
-from premed.session import admit, nodes
+from premed.session import Remote, admit, nodes
 from premed.spec import StageFailed, UserError
 from premed.supervised import Network
 
@@ -314,6 +315,17 @@ def test_what_can_never_be_placed_is_refused_in_one_line(monkeypatch, train, wor
     monkeypatch.setattr("ray.nodes", lambda: [alive, dead])
     with pytest.raises(UserError, match=f"^train.workers: .*{words} and the cluster has [40]; lower .*$"):
         admit(Train(**train))
+
+
+def test_a_ledger_that_ray_ends_for_want_of_memory_ends_the_command_in_order(monkeypatch):
+    from ray.exceptions import OutOfMemoryError
+
+    def get(reference):
+        raise OutOfMemoryError("10 worker(s) were killed")
+
+    monkeypatch.setattr("ray.get", get)
+    with pytest.raises(StageFailed, match="^the ledger's process ended; the same command goes on"):
+        Remote(MagicMock()).drain()
 
 
 def test_workers_that_an_autoscaler_may_still_start_count_as_there(monkeypatch):

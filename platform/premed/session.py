@@ -236,14 +236,14 @@ class Remote:
 
     def __getattr__(self, method: str) -> Callable:
         import ray
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import RayError, RayTaskError
 
         def call(*args: Any) -> Any:
             try:
                 return ray.get(getattr(self.handle, method).remote(*args))
             except RayTaskError as error:
                 raise error.cause from None
-            except RayActorError as error:
+            except RayError as error:  # it died, or Ray ended it for want of memory
                 raise StageFailed(
                     "the ledger's process ended; the same command goes on from the last checkpoint"
                 ) from error
