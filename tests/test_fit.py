@@ -85,9 +85,6 @@ class Numbers:
     def __init__(self, values=tuple(range(100))):
         self.values, self.read = values, []
 
-    def __len__(self):
-        return len(self.values)
-
     def batches(self, picks):
         for pick in picks:
             self.read.append(pick.samples.tolist())

@@ -157,7 +157,8 @@ def part_of_a_step(num: int, group_loss: str, loss: float, gradients: dict[str, 
     import torch.distributed as dist
 
     from premed.contracts import Picks
-    from premed.fit import share, team
+    from premed.fit import share
+    from premed.ranks import team
 
     rank, world = team()
     mine, whole, model = share(Picks(0, np.arange(num)), rank, world)[0], batch(num), objective(group_loss=group_loss)

@@ -252,7 +252,6 @@ def test_prototypes_rest_for_their_share_of_the_training():
 
 def test_each_gradient_is_clipped_by_itself():
     model = objective(clip_each=0.3, resting=0.0)
-    model.dims = 3
     for i, parameter in enumerate(model.student.parameters()):
         parameter.grad = torch.full_like(parameter, 5.0 if i % 2 else 1e-6)
     model.before_step(0.5)
@@ -274,10 +273,10 @@ def test_weight_decay_goes_from_first_to_last_and_leaves_vectors_alone():
 # Did it collapse ------------------------------------------------------------------------------------------------------
 
 
-def rows(model: UniMiSS, heard: Tensor, source="2d") -> list[dict]:
+def rows(model: UniMiSS, heard: Tensor, domain=0) -> list[dict]:
     """Rows of cases to which the teacher says `heard` [N, K]."""
     numbers = zip(model.entropy(heard).tolist(), model.answers(heard).argmax(dim=1).tolist(), strict=True)
-    return [{"source": source, "loss": 1.0, "entropy": entropy, "top": top} for entropy, top in numbers]
+    return [{"domain": domain, "loss": 1.0, "entropy": entropy, "top": top} for entropy, top in numbers]
 
 
 def test_teachers_that_say_one_thing_or_nothing_are_known():
@@ -291,7 +290,7 @@ def test_teachers_that_say_one_thing_or_nothing_are_known():
     assert found(one)["into"] == "one" and found(one)["same"] == 1
     assert found(uniform)["into"] == "uniform" and found(uniform)["entropy"] == pytest.approx(1)
     assert found(healthy) is None
-    assert found(healthy, rows(model, eye[[3] * 10], source="3d"))["into"] == "one"  # of one data set alone
+    assert found(healthy, rows(model, eye[[3] * 10], domain=1))["into"] == "one"  # of one data set alone
     assert watch.collapsed({"loss": 1.0, "gate": 2.0}) is None
 
 
@@ -317,8 +316,8 @@ def test_a_row_is_the_same_at_every_validation_and_whoever_is_beside_it(monkeypa
     model = objective().eval()
     val = [*samples(3, 0), *samples(2, 1)]
     found = model.measure(val)
-    assert [(row["case"], row["source"]) for row in found] == [
-        (f"case{i}", source) for source, n in (("2d", 3), ("3d", 2)) for i in range(n)
+    assert [(row["case"], row["domain"]) for row in found] == [
+        (f"case{i}", domain) for domain, n in ((0, 3), (1, 2)) for i in range(n)
     ]
     monkeypatch.setattr(unimiss, "CHUNK", 1)
     for row, alone in zip(found, model.measure(val), strict=True):

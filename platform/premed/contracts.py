@@ -154,10 +154,8 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def solve(self, rows: Tensor, shares: Tensor) -> Iterator[Solution]:
-        """Sets its weights to one solution after the other, and tells of it.
-
-        From `rows` [n, D] and the shares of the classes in them [n, classes], NaN where not known; both on the CPU.
-        """
+        """Sets its weights to one solution after the other, and tells of it: from `rows` [n, D] and the shares of the
+        classes in them [n, classes], NaN where not known; both on the CPU."""
         raise NotImplementedError
 
 
@@ -247,13 +245,12 @@ class Plan(Protocol):
 
 
 class Objective(nn.Module):
-    """What `fit()` minimises. The loss IS the forward, so that DDP sees it.
-
-    A strategy that trains nothing may bring an encoder's weights instead: `pretext/__init__.py` has that contract.
-    """
+    """What `fit()` minimises. The loss IS the forward, so that DDP sees it. A strategy that trains nothing may bring an
+    encoder's weights instead: `pretext/__init__.py` has that contract."""
 
     parts: dict[str, nn.Module]
     """What is saved under which name when training ends: `encoder`, `decoder`, `head`."""
+    weight_decay: float = 0.0
     num_solutions: int = 0
     """Not 0: a closed form stands in for the descent (`Head.num_solutions`)."""
     whole_steps: bool = False
@@ -264,11 +261,13 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Groups for the optimizer: `params`, `weight_decay`, `lr_scale` (layer decay). What is frozen is left out.
-
-        A `decay` (first, last) in place of a constant weight decay: see `fit.set_decay`.
-        """
-        raise NotImplementedError
+        """Groups for the optimizer: `params`, `weight_decay` or `decay` (first, last: `fit.set_decay`), and `lr_scale`
+        (layer decay). What is frozen is left out. If nothing else is said, matrices decay; biases and norms do not."""
+        learnt = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return [
+            {"params": [p for p in learnt if p.ndim > 1], "weight_decay": self.weight_decay, "lr_scale": 1.0},
+            {"params": [p for p in learnt if p.ndim <= 1], "weight_decay": 0.0, "lr_scale": 1.0},
+        ]
 
     def before_step(self, progress: float) -> dict[str, Tensor]:
         """After the gradients are there: clipping, freezing. Returns numbers to log."""
@@ -281,7 +280,7 @@ class Objective(nn.Module):
         """Once, before a fresh start: what it wants to know of the training images (the gate)."""
 
     def measure(self, samples: Sequence[Sample]) -> list[Row]:
-        """One row per validation case, in their order, without gradient; with `source`, where data sets are several."""
+        """One row per validation case, in their order, without gradient."""
         raise NotImplementedError
 
     def summary(self, rows: Sequence[Row]) -> dict[str, float]:

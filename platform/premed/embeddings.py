@@ -11,6 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from premed.ranks import team
+
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     """SimCLR's loss (Chen 2020, formula 1) of two views' embeddings, [N, D] each: the mean over all 2N.
@@ -59,10 +61,11 @@ def gathered(rows: Tensor, real: bool = True) -> Tensor:
 
     real: whether this rank's count; one without images of its own only keeps in step.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    rank, world = team()
+    if world == 1:
         return rows
     count = torch.tensor([len(rows) * real], device=rows.device)
-    counts = [torch.empty_like(count) for _ in range(dist.get_world_size())]
+    counts = [torch.empty_like(count) for _ in range(world)]
     dist.all_gather(counts, count)
     most = max(len(rows), *map(int, counts))
     padded = rows.new_zeros(most, *rows.shape[1:])
@@ -71,7 +74,7 @@ def gathered(rows: Tensor, real: bool = True) -> Tensor:
     dist.all_gather(found, padded)
     parts = [part[: int(count)] for part, count in zip(found, counts, strict=True)]
     if real:
-        parts[dist.get_rank()] = rows
+        parts[rank] = rows
     return torch.cat(parts) + 0 * rows.sum()  # a rank without images of its own goes through the backward pass, too
 
 
@@ -81,5 +84,4 @@ def shared(loss: Tensor, weight: float) -> Tensor:
     weight: `Batch.weight`, the rank's share of the step's images times the number of ranks. `fit` multiplies by it, and
     DDP takes the mean; the gradients of the ranks' own embeddings, however, are to be added.
     """
-    world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    return loss.detach() + (world / weight if weight else 0) * (loss - loss.detach())
+    return loss.detach() + (team()[1] / weight if weight else 0) * (loss - loss.detach())

@@ -15,11 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from premed.contracts import Batch, Objective, Picks, Plan, Source
+from premed.ranks import team
 
 
 @dataclass(frozen=True)
@@ -157,11 +157,6 @@ def gradient_norm(module: nn.Module, limit: float | None) -> dict[str, Tensor]:
     if limit is not None:
         nn.utils.clip_grads_with_norm_(module.parameters(), limit, norm)
     return {"gradient_norm": norm}
-
-
-def team() -> tuple[int, int]:
-    """This process's rank and the number of ranks."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
 def distributed(objective: Objective) -> nn.Module:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from premed import sampling
 from premed.contracts import Sample, Solution
-from premed.fit import Watch, team
+from premed.fit import Watch
+from premed.ranks import team
 from premed.spec import UserError
 from premed.supervised import Supervised
 

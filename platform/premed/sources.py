@@ -31,9 +31,6 @@ class Mapped:
         self.views = Views(list(domains), list(samples), seed, stage)
         self.device, self.num_loaders = device, num_loaders
 
-    def __len__(self) -> int:
-        return len(self.views.samples)
-
     def batches(self, picks: Iterable[Picks]) -> Iterator[Batch]:
         """See `Source.batches`."""
         # the picks are the sampler: one pick, one batch, so that the loader keeps their order

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from premed.contracts import Objective, Picks, Plan, Row, Sample
-from premed.fit import team
 from premed.pace import Pace
+from premed.ranks import team
 from premed.spec import UserError
 from premed.vault import KEPT, Vault
 

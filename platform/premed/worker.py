@@ -18,12 +18,13 @@ from premed.contracts import Case, Domain, Objective, Sample, Task
 from premed.data import refuse_unnamed
 from premed.device import device_of, forget_peak_memory, peak_memory_mb, precision_of
 from premed.experiment import Stage
-from premed.fit import distributed, fit, make_optimizer, team
+from premed.fit import distributed, fit, make_optimizer
 from premed.importing import bring
 from premed.measure import bootstrap_interval, undefined_classes
 from premed.pace import Pace
 from premed.parts import card, drawn, load_encoder, load_strictly, weights_of
 from premed.planning import planned
+from premed.ranks import team
 from premed.settings import Finetune, Pretrain, Train, plugin
 from premed.solving import solve
 from premed.sources import Mapped

@@ -214,13 +214,6 @@ class HSSL(Objective):
             return nt_xent(first, second, self.config.temperature)
         return supervised_contrast(torch.cat([first, second]), kinds.repeat(2), self.config.temperature)
 
-    def param_groups(self) -> list[dict[str, Any]]:
-        learnt = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return [
-            {"params": [p for p in learnt if p.ndim > 1], "weight_decay": self.weight_decay, "lr_scale": 1.0},
-            {"params": [p for p in learnt if p.ndim <= 1], "weight_decay": 0.0, "lr_scale": 1.0},
-        ]
-
     # What is measured -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()

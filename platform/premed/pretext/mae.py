@@ -7,7 +7,7 @@ variance; the loss is on hidden patches alone. SelfMedMAE's sizes: decoder 256 Ã
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -90,13 +90,6 @@ class MAE(Objective):
         """Patches [B, L, P], each with mean 0 and (biased) variance 1; all channels of a patch together."""
         patches = patchify(image.float(), self.encoder.patch)
         return torch.nn.functional.layer_norm(patches, patches.shape[-1:], eps=1e-6)
-
-    def param_groups(self) -> list[dict[str, Any]]:
-        learnt = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return [
-            {"params": [p for p in learnt if p.ndim > 1], "weight_decay": self.weight_decay, "lr_scale": 1.0},
-            {"params": [p for p in learnt if p.ndim <= 1], "weight_decay": 0.0, "lr_scale": 1.0},
-        ]
 
     @torch.no_grad()
     def begin(self, train: Sequence[Sample]) -> None:

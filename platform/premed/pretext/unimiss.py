@@ -21,11 +21,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from premed.branches import branch
 from premed.contracts import Batch, Domain, Encoder, Objective, Row, Sample
 from premed.encoders.mit import MiT
 from premed.plans import InTurn
 from premed.randomness import Draw, fold, key
+from premed.ranks import team
 from premed.spec import Spec, UserError
 
 if TYPE_CHECKING:
@@ -110,7 +110,6 @@ class UniMiSS(Objective):
         self.register_buffer(
             "heard", torch.zeros(config.prototypes), persistent=False
         )  # of this step's teacher, so far
-        self.dims = 0  # of this step's images
 
     # ---- the loss
 
@@ -118,7 +117,6 @@ class UniMiSS(Objective):
         terms, heard = self.terms(batch.image, batch.keys)
         with torch.no_grad():
             self.heard += batch.weight * torch.cat([*heard.values()]).mean(dim=0)
-            self.dims = batch.image.ndim - 2
             numbers = {name: term.mean() for name, term in terms.items()}
             numbers |= {"entropy": self.entropy(next(iter(heard.values()))).mean(), "centre_spread": self.centre.std()}
         return torch.stack([term.mean() for term in terms.values()]).sum(), numbers
@@ -152,20 +150,18 @@ class UniMiSS(Objective):
     # ---- a step
 
     def param_groups(self) -> list[dict[str, Any]]:
-        learnt = list(self.student.parameters())
-        decaying: dict[str, Any] = {"weight_decay": self.weight_decay, "lr_scale": 1.0}
+        matrices, others = super().param_groups()
         if self.config.weight_decay_end is not None:
-            decaying["decay"] = (self.weight_decay, self.config.weight_decay_end)
-        return [
-            {"params": [p for p in learnt if p.ndim > 1], **decaying},
-            {"params": [p for p in learnt if p.ndim <= 1], "weight_decay": 0.0, "lr_scale": 1.0},
-        ]
+            matrices["decay"] = (self.weight_decay, self.config.weight_decay_end)
+        return [matrices, others]
 
     def before_step(self, progress: float) -> dict[str, Tensor]:
-        """Leaves without gradient what rests in this step, so that the optimizer leaves it alone; clips each other."""
+        """Takes the gradient from what rests, so that the optimizer leaves it alone; clips each other one.
+
+        In a step on pictures, what is for volumes has none: DDP makes none up for what no rank used.
+        """
         for name, parameter in self.student.named_parameters():
-            idle = self.dims == 2 and branch(3) in name.split(".")  # DDP gives zeros, and those would be momentum
-            if idle or (name == "projection.prototypes" and progress < self.config.resting):
+            if name == "projection.prototypes" and progress < self.config.resting:
                 parameter.grad = None
             elif parameter.grad is not None and self.config.clip_each is not None:
                 nn.utils.clip_grad_norm_(parameter, self.config.clip_each)
@@ -177,9 +173,9 @@ class UniMiSS(Objective):
         momentum = 1 - (1 - self.config.momentum) * 0.5 * (1 + cos(pi * progress))
         for theirs, ours in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
             theirs.lerp_(ours, 1 - momentum)
-        if dist.is_available() and dist.is_initialized():  # a weight is a share of the step times the number of ranks
+        if (world := team()[1]) > 1:  # a weight is a share of the step times the number of ranks
             dist.all_reduce(self.heard)
-            self.heard /= dist.get_world_size()
+            self.heard /= world
         self.centre.lerp_(self.heard, 1 - self.config.centre_momentum)
         self.heard.zero_()
 
@@ -201,16 +197,16 @@ class UniMiSS(Objective):
             first = next(iter(heard.values()))[::2]
             numbers = torch.stack([*terms.values()]).mean(dim=0), self.entropy(first), self.answers(first).argmax(dim=1)
             for sample, loss, entropy, top in zip(chunk, *(x.tolist() for x in numbers), strict=True):
-                row = {"case": sample.case.name, "patient": sample.case.patient, "source": task.name}
+                row = {"case": sample.case.name, "patient": sample.case.patient, "domain": sample.domain}
                 rows.append(row | {"loss": loss, "entropy": entropy, "top": top})
         return rows
 
     def summary(self, rows: Sequence[Row]) -> dict[str, float]:
         """Means, and `same`: how many cases get the most frequent answer, in the data set where they are most."""
         means = {name: float(np.mean([row[name] for row in rows])) for name in ("loss", "entropy")}
-        tops: dict[str, Counter[int]] = defaultdict(Counter)
+        tops: dict[int, Counter[int]] = defaultdict(Counter)
         for row in rows:
-            tops[row["source"]][row["top"]] += 1
+            tops[row["domain"]][row["top"]] += 1
         same = max(max(counts.values()) / counts.total() for counts in tops.values())
         return means | {"same": same, "centre_spread": float(self.centre.std())}
 
