@@ -164,12 +164,13 @@ def test_a_yaml_that_would_stay_behind_is_named(premed, monkeypatch, tmp_path):
     assert code == 2 and len(err) == 1 and f"{tmp_path / 'mae.yaml'}: does not travel" in err[0]
 
 
-def test_an_upload_that_no_cluster_takes_names_its_largest_files(premed, monkeypatch):
-    monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setattr(submit, "LIMIT", 100_000)
-    code, _, err = premed("submit", "--dry-run", MAE)
+def test_an_upload_that_no_cluster_takes_names_its_largest_files(premed, elsewhere, monkeypatch):
+    with (elsewhere / "mine/a.yaml").open("a") as file:
+        file.write(f"# {os.urandom(2_000_000).hex()}\n")
+    monkeypatch.setattr(submit, "LIMIT", 2_000_000)
+    code, _, err = premed("submit", "--dry-run", "mine/a.yaml")
     assert code == 2 and len(err) == 1
-    assert ".rayignore" in err[0] and "(the largest: platform/premed/" in err[0]
+    assert ".rayignore" in err[0] and "(the largest: mine/a.yaml (4 MB), " in err[0]
 
 
 # ---- what is refused
