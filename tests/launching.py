@@ -117,12 +117,12 @@ def command(folder, home, chest, *changes, arguments=()):
 
 
 def until(lines, text):
-    """Reads what a command says on stderr until it says `text`."""
+    """Reads what a command says on stderr until it says `text`; that line."""
     said = []
     for line in lines:
         said.append(line)
         if text in line:
-            return
+            return line
     raise AssertionError(f"it never said {text!r}: {''.join(said)}")
 
 

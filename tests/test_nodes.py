@@ -31,24 +31,37 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def nodes(folder):
+def four():
+    with machines("head", "first", "second", "third") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def nodes(folder, four):
     """A cluster of three machines, of which the first drives; the last has no images below `folder`/data/part."""
     for part in ("whole", "part"):
         write_chestxray14(folder / "data" / part, 30, 0, size=32)
     (folder / "nothing").mkdir()
     (folder / "home" / "cache").mkdir(parents=True)
-    more = QUICK | {"PREMED_HOME": str(folder / "home")}
-    with machines("head", "first", "second") as (head, *workers):
-        where = {"host": head.address, "inside": own(head, folder, {})}
-        with cluster("--num-cpus=0", f"--node-ip-address={head.address}", **where, **more) as found:
-            found.wait_for(1)
-            for number, machine in enumerate(workers, start=2):
-                hidden = {folder / "data" / "part": folder / "nothing"} if machine.name == "second" else {}
-                options = "--num-cpus=1", f"--node-ip-address={machine.address}"
-                options += (f"--temp-dir={found.folder / machine.name}",)
-                found.node(*options, inside=own(machine, folder, hidden), **more)
-                found.wait_for(number)
-            yield found
+    head, first, second, _ = four
+    where = {"host": head.address, "inside": own(head, folder, {})}
+    with cluster("--num-cpus=0", f"--node-ip-address={head.address}", **where, **settings(folder)) as found:
+        found.wait_for(1)
+        join(found, first, folder, {})
+        found.wait_for(2)
+        join(found, second, folder, {folder / "data" / "part": folder / "nothing"})
+        found.wait_for(3)
+        yield found
+
+
+def settings(folder):
+    return QUICK | {"PREMED_HOME": str(folder / "home")}
+
+
+def join(nodes, machine, folder, hidden):
+    """Starts a node that trains."""
+    options = f"--node-ip-address={machine.address}", f"--temp-dir={nodes.folder / machine.name}"
+    nodes.node("--num-cpus=1", *options, inside=own(machine, folder, hidden), **settings(folder))
 
 
 def own(machine, folder, hidden):
@@ -132,15 +145,20 @@ def test_a_network_that_no_node_has_or_that_ends_in_it_is_refused_in_one_line(no
     assert code == 2 and re.fullmatch(rf"{where} {why}; set it .* to one of net0.*", said.splitlines()[-1]), said
 
 
-def test_a_node_that_dies_leaves_the_others_to_go_on_to_the_same_weights(nodes, folder, tmp_path, monkeypatch):
+def test_a_node_that_dies_and_one_that_comes_change_who_trains_and_not_what_is_learnt(
+    nodes, four, folder, tmp_path, monkeypatch
+):
     home = folder / "elastic"
-    overrides = small(folder, train={"workers": [1, 2], "log_steps": 20}, pretrain={"epochs": 200, "seed": 1})
+    overrides = small(folder, train={"workers": [1, 2], "log_steps": 20}, pretrain={"epochs": 600, "seed": 1})
     job = nodes.command("submit", "--env", f"PREMED_HOME={home}", YAML, *overrides)
     until(job.stdout, "steps, 2 workers")
     until(job.stdout, "checkpoint saved")
     end(nodes.nodes[2])
+    until(job.stdout, "1 worker")
+    join(nodes, four[3], folder, {})
+    assert re.match(r"pre-training on .* going on after step [1-9]\d*, 2 workers", until(job.stdout, ", 2 workers"))
     said, _ = job.communicate()
     assert job.returncode == 0, said
-    assert re.search(r"pre-training on \d+ images, \d+ steps, going on after step [1-9]\d*, 1 worker\n", said), said
+    assert trained_on(nodes) >= {"first", "second", "third"}
     alone(overrides, tmp_path, monkeypatch)
     equal(weights(home), weights(tmp_path))

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import psutil
 import pytest
 import yaml
 from launching import runs_of, store_of, tree, until
 
+from premed import launch
 from premed import sweep as sweeping
 from premed.experiment import load
 from premed.leases import LEASES
@@ -82,6 +84,13 @@ def test_a_grid_shares_its_pre_trainings_never_opens_the_test_part_and_outlives_
     assert best.test and best.finetune.lr == 1e-3 and list(found["trials"][0]["by_seed"]) == ["0"]
     assert sweeping.report(load_sweep(file)) == found
 
+    models = store_of(home).client.search_model_versions
+    assert models() == []  # a sweep makes no versions; who takes its best makes one
+    for _ in range(2):
+        taken = launch.run(load([f"{found['where']}/best.yaml"], ["test=false"]), told.append)
+        assert [stage["reused"] for stage in taken["stages"]] == [True, True]
+        assert [version.run_id for version in models()] == [taken["stages"][1]["run_id"]]
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
@@ -147,10 +156,19 @@ def emptied(left, seconds=120):
 
 def killed_once(file, said, number=signal.SIGKILL):
     """Starts the sweep, and ends it so as soon as it says `said`; its exit code, and what it said then."""
-    process = subprocess.Popen([sys.executable, "-m", "premed", "sweep", str(file)], stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "premed", "sweep", str(file)]
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in a shell's background are deaf to Ctrl-C
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     until(process.stderr, said)
     process.send_signal(number)
     return process.communicate()[1], process.returncode
+
+
+def words_of(process):
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # it has just ended
+        return ""
 
 
 def whole(file):
@@ -224,9 +242,7 @@ def test_a_killed_process_of_a_trial_ends_no_trial(home, chest, tmp_path, cluste
     command = [sys.executable, "-m", "premed", "sweep", "--json", str(file)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until(process.stderr, "[trial 1] fine-tuning on")
-    mine = [each for each in psutil.Process().children(recursive=True) if which in " ".join(each.cmdline())]
-    assert mine
-    mine[0].kill()
+    next(each for each in psutil.Process().children(recursive=True) if which in words_of(each)).kill()
     out, err = process.communicate()
     assert process.returncode == 0, err
     found = json.loads(out)

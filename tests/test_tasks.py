@@ -13,6 +13,7 @@ import torch
 from premed import phantoms
 from premed.cache import Cache
 from premed.contracts import Augment, Case, Sample
+from premed.home import portable
 from premed.images import Recipe
 from premed.randomness import Draw
 from premed.spec import UserError
@@ -379,6 +380,19 @@ def test_a_root_that_is_not_there_or_not_given_is_named(tmp_path, monkeypatch):
     refused(lambda: msd.build(msd.Config()), "task.root is not set", "PREMED_DATA", "Task04_Hippocampus/")
     monkeypatch.setenv("PREMED_DATA", str(tmp_path))
     refused(lambda: chestxray14.build(chestxray14.Config()).split("val"), "chestxray14 is not a folder")
+
+
+def test_a_root_as_a_run_records_it_is_found_again(nih, monkeypatch):
+    monkeypatch.delenv("PREMED_DATA", raising=False)
+    recorded = portable(nih)
+    assert recorded == f"${{PREMED_DATA}}/{nih.name}"
+    refused(
+        lambda: chest(recorded).split("val"),
+        "task.root is ${PREMED_DATA}/",
+        f"PREMED_DATA to the folder that holds {nih.name}/",
+    )
+    monkeypatch.setenv("PREMED_DATA", str(nih.parent))
+    assert chest(recorded).root == nih
 
 
 def test_a_picture_larger_than_what_is_stored_is_refused(nih):

@@ -183,6 +183,7 @@ class Driver:
 
     def reused(self, job: Job, run_id: str, result: dict[str, Any]) -> dict[str, Any]:
         self.show({"event": "reused", "kind": job.stage.kind, "where": job.vault.where})
+        self.records.register(job, run_id, result)  # where a sweep trained it, which registers none
         return self.done(job, run_id, result, reused=True)
 
     def done(self, job: Job, run_id: str, result: dict[str, Any], reused: bool) -> dict[str, Any]:

@@ -166,7 +166,7 @@ def validated(trained: Trained) -> list[Sample]:
     """A few of the run's own validation images that this machine's cache holds."""
     with TemporaryDirectory() as folder:
         file = store_in_use().download(trained.parent or "", "experiment.yaml", folder)
-        experiment = checked(yaml.safe_load(os.path.expandvars(file.read_text(encoding="utf-8"))))
+        experiment = checked(yaml.safe_load(file.read_text(encoding="utf-8")))
     task: Task = plugin("tasks", experiment.task).build(experiment.task)
     cache = Cache(home() / "cache")
     pairs = [(case, cache.open(case, task.recipe)) for case in task.split("val")[:FEW]]

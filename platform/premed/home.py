@@ -6,6 +6,7 @@ from pathlib import Path
 from premed.spec import UserError
 
 UPLOADS = "working_dir_files"  # where Ray unpacks what came with a job, below its session's runtime_resources/
+DATA = "${PREMED_DATA}"  # as YAMLs write it
 
 
 def home() -> Path:
@@ -64,21 +65,25 @@ def lasting(name: str, where: str) -> Path:
 
 
 def data_root(root: Path | None, folder: str) -> Path:
-    """A data set's folder: `task.root`, or $PREMED_DATA/<folder>."""
-    if root is None:
-        data = os.environ.get("PREMED_DATA")
-        if not data:
-            raise UserError(f"task.root is not set: set it, or PREMED_DATA to the folder that holds {folder}/")
-        root = Path(data) / folder
-    root = Path(root).expanduser().absolute()
+    """A data set's folder: `task.root`, which a run records as `portable` has it, or $PREMED_DATA/<folder>."""
+    wanted = f"{DATA}/{folder}" if root is None else str(root)
+    if DATA in wanted and not os.environ.get("PREMED_DATA"):
+        said = "not set" if root is None else wanted
+        raise UserError(f"task.root is {said}: set it, or PREMED_DATA to the folder that holds {Path(wanted).name}/")
+    root = expanded(Path(wanted)).absolute()
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: point task.root (or PREMED_DATA) at the data set")
     return root
+
+
+def expanded(path: Path) -> Path:
+    """A path that a YAML names, with ~ and ${PREMED_DATA} in it."""
+    return Path(str(path).replace(DATA, os.environ.get("PREMED_DATA") or DATA)).expanduser()
 
 
 def portable(path: Path) -> str:
     """`path` as a run records it, below ${PREMED_DATA}, so that no machine's paths are kept."""
     data = os.environ.get("PREMED_DATA")
     if data and path.absolute().is_relative_to(Path(data).absolute()):
-        return str(Path("${PREMED_DATA}") / path.absolute().relative_to(Path(data).absolute()))
-    return "${PREMED_DATA}/" + path.name
+        return str(Path(DATA) / path.absolute().relative_to(Path(data).absolute()))
+    return f"{DATA}/{path.name}"

@@ -156,6 +156,10 @@ class Ledger:
                 return False
         return True
 
+    def registered(self, run_id: str) -> bool:
+        """Whether the run's network is a version of a model."""
+        return bool(self.store.client.search_model_versions(f"run_id = '{run_id}'", max_results=1))
+
     def register(self, *args: Any) -> str | None:
         """Registers a model (see `RunStore.register`); one that MLflow will not have costs nobody a training."""
         try:

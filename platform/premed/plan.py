@@ -12,7 +12,6 @@ import yaml
 from premed import sweep_board, sweep_page
 from premed.home import home, settled_in
 from premed.launch import settled
-from premed.records import tree
 from premed.settings import Train, plugin
 from premed.space import COSTS, MOST, Choice, Sweep
 from premed.spec import UserError, canonical
@@ -75,7 +74,7 @@ class Plan:
         sweep_board.write_csv(outcome, files[1])
         if outcome["best"] is not None:
             setting = next(trial["setting"] for trial in outcome["trials"] if trial["number"] == outcome["best"])
-            text = yaml.safe_dump(tree(self.sweep.whole(setting)[0]), sort_keys=False)
+            text = yaml.safe_dump(self.sweep.whole(setting)[0].model_dump(mode="json"), sort_keys=False)
             head = f"# trial {outcome['best']} of {self.name}: {self.sweep.label(setting)}\n"
             files.append(self.where / "best.yaml")
             files[-1].write_text(head + text, encoding="utf-8")

@@ -187,14 +187,15 @@ class Records:
             if (folder / name).is_file():
                 call("log_files", run_id, str(folder / name))
         call("set_tags", run_id, {"premed.where": place(vault)})
-        if job.stage.kind == "finetune" and self.registers:
-            self.register(job, run_id, result)
+        self.register(job, run_id, result)
         self.end(run_id, "FINISHED")
 
     def register(self, job: Job, run_id: str, result: dict[str, Any]) -> None:
-        """The fine-tuned network as a model under the task's name; `best` is the one with the highest val score."""
+        """A fine-tuned network as a model under the task's name, once; `best` is the one with the highest val score."""
         import numpy as np
 
+        if job.stage.kind != "finetune" or not self.registers or self.ledger.registered(run_id):
+            return
         self.show({"event": "registering", "name": self.task.name})
         # as a test stage does it: the parts that val picked
         stage = job.stage.model_copy(update={"kind": "test"})

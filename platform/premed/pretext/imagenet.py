@@ -38,6 +38,7 @@ from torch import Tensor
 from premed import hub
 from premed.contracts import Encoder, Task
 from premed.encoders.vit import Block, ViT, sincos
+from premed.home import expanded
 from premed.images import Recipe
 from premed.spec import Spec, UserError, elsewhere
 
@@ -69,7 +70,7 @@ def content(config: Config) -> str:
 
 def source(config: Config) -> Path:
     """The file, fetched from the hub where none was given."""
-    return hub.fetch(config.model) if config.weights is None else config.weights.expanduser()
+    return hub.fetch(config.model) if config.weights is None else expanded(config.weights)
 
 
 def weights(config: Config, encoder: Encoder, task: Task) -> tuple[dict[str, Tensor], dict[str, Any]]:
