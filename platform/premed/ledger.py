@@ -156,14 +156,18 @@ class Ledger:
                 return False
         return True
 
-    def registered(self, run_id: str) -> bool:
-        """Whether the run's network is a version of a model."""
-        return bool(self.store.client.search_model_versions(f"run_id = '{run_id}'", max_results=1))
+    def registered(self, run_id: str) -> bool | None:
+        """Whether the run's network is a version of a model; None as with `register`."""
+        models = self.store.client.search_model_versions
+        return self.in_registry(lambda: bool(models(f"run_id = '{run_id}'", max_results=1)))
 
     def register(self, *args: Any) -> str | None:
-        """Registers a model (see `RunStore.register`); one that MLflow will not have costs nobody a training."""
+        """Registers a model (see `RunStore.register`); None where MLflow will not: that costs nobody a training."""
+        return self.in_registry(lambda: self.store.register(*args))
+
+    def in_registry(self, ask: Callable[[], Any]) -> Any:
         try:
-            return self.store.register(*args)
+            return ask()
         except Exception as error:
             if away(error):
                 raise

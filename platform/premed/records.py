@@ -194,17 +194,19 @@ class Records:
         """A fine-tuned network as a model under the task's name, once; `best` is the one with the highest val score."""
         import numpy as np
 
-        if job.stage.kind != "finetune" or not self.registers or self.ledger.registered(run_id):
-            return
-        self.show({"event": "registering", "name": self.task.name})
-        # as a test stage does it: the parts that val picked
-        stage = job.stage.model_copy(update={"kind": "test"})
-        loading = Job(stage, job.stage, job.train, job.storage, job.cache)
-        objective, _ = make_objective(loading, domains(stage, [self.task]))
-        example = np.zeros((2, self.task.channels, *self.task.roi), np.float32)
         about = job.vault.get_json("parts/card.json")
-        score = result["summary"].get(f"val/{self.task.score}", float("-inf"))
+        if job.stage.kind != "finetune" or not self.registers or about is None:  # no parts: storage was cleaned
+            return
         try:
+            if self.ledger.registered(run_id) is not False:
+                return
+            self.show({"event": "registering", "name": self.task.name})
+            # as a test stage does it: the parts that val picked
+            stage = job.stage.model_copy(update={"kind": "test"})
+            loading = Job(stage, job.stage, job.train, job.storage, job.cache)
+            objective, _ = make_objective(loading, domains(stage, [self.task]))
+            example = np.zeros((2, self.task.channels, *self.task.roi), np.float32)
+            score = result["summary"].get(f"val/{self.task.score}", float("-inf"))
             with REGISTERING:
                 self.pause(0)  # the command may have been stopped meanwhile
                 self.ledger.register(run_id, self.task.name, objective.network, example, score, about)
