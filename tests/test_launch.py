@@ -123,6 +123,16 @@ def test_files_that_mlflow_lost_are_trained_again(copied, chest, monkeypatch):
     assert results(again) == results(before)[:2]
 
 
+def test_a_removed_model_is_made_again_while_its_weights_are_there(copied, chest):
+    home, before = copied
+    client, where = store_of(home).client, os.path.basename(before["stages"][1]["where"])
+    for made in [before["stages"][1]["run_id"]], []:
+        client.delete_registered_model("chestxray14")
+        assert all(stage["reused"] for stage in run(chest)["stages"])
+        assert [version.run_id for version in client.search_model_versions()] == made
+        shutil.rmtree(home / "checkpoints" / where / "parts", ignore_errors=True)
+
+
 def test_the_test_part_is_opened_by_the_test_stage_alone(home, chest, tmp_path):
     root = shutil.copytree(chest, tmp_path / "chest")
     for name in (root / "test_list.txt").read_text().split():
