@@ -65,7 +65,7 @@ class Watch(Protocol):
     """What happens beside the training: reports, validation, checkpoints. Called after every step on every rank."""
 
     def __call__(self, step: int, loss: Tensor, numbers: dict[str, Tensor | float]) -> None:
-        """`step` steps are done; `loss` is this rank's weighted part of the last one's."""
+        """`step` steps are done; `loss` is this rank's weighted part of the last one's, as tensors in `numbers` are."""
         ...
 
 
@@ -101,7 +101,7 @@ def fit(
                     loss, logs = objective(batch, progress)
                 (loss * batch.weight).backward()
             total += loss.detach().float() * batch.weight
-            numbers |= logs
+            numbers |= {name: numbers.get(name, 0) + value * batch.weight for name, value in logs.items()}
         numbers |= module.before_step(progress)
         numbers |= gradient_norm(module, clip)
         optimizer.step()

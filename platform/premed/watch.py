@@ -110,6 +110,7 @@ class Watch:
         if self.world > 1:
             dist.all_reduce(self.total)
             dist.all_reduce(self.bad, op=dist.ReduceOp.MIN)
+            numbers = self.everyones(numbers)
         if math.isfinite(bad := float(self.bad)):
             self.refuse(int(bad), "the loss is not a number")
         # a finite loss can have a gradient that is none: such weights must never become a checkpoint
@@ -119,6 +120,15 @@ class Watch:
         told = {"train/loss": loss} | {f"train/{name}": float(value) for name, value in numbers.items()}
         self.add(step, told, self.paced(step))
         self.clear()
+
+    def everyones(self, numbers: dict[str, Tensor | float]) -> dict[str, Tensor | float]:
+        """Tensors as means over the step's samples, whichever rank had them."""
+        parts = {name: value for name, value in numbers.items() if isinstance(value, Tensor)}
+        if not parts:
+            return numbers
+        whole = torch.stack([value.detach().to(self.device, torch.float64) for value in parts.values()])
+        dist.all_reduce(whole)
+        return numbers | dict(zip(parts, whole / self.world, strict=True))
 
     def paced(self, step: int) -> dict[str, float]:
         """How the steps since the last point went; says, once, that they go too slow for want of images."""
