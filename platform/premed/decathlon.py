@@ -4,6 +4,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -49,7 +50,8 @@ def misplaced(root: Path, home: Path, file: str) -> str:
     """What is wrong with a file that a listing names, and the mend; empty, if it may be looked for. home: real root."""
     try:
         inside = (root / file).resolve().is_relative_to(home)
-        (root / file).is_file()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            (root / file).stat()  # of a link to itself the newer Pythons' `resolve` says nothing
     except (OSError, ValueError, RuntimeError):  # too long, with signs that no name can have, a link to itself
         return f"{printable(file)[:80]} is no name of a file; mend the entry"
     return "" if inside else f"{file} leads out of the folder; keep images inside it"
