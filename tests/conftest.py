@@ -1,6 +1,7 @@
 """What all tests share: where real images are, and quiet, bounded machinery."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,12 @@ settings.load_profile("premed")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REAL_DATA = Path(os.environ.get("PREMED_DATA") or REPOSITORY.parent / "shared" / "data")
+
+
+def locked(package: str) -> str:
+    """The version that constraints.txt has of it."""
+    (version,) = re.findall(rf"^{package}==(\S+)", (REPOSITORY / "constraints.txt").read_text(), re.M)
+    return version
 
 
 @pytest.fixture(scope="session")

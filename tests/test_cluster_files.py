@@ -11,14 +11,14 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from conftest import REPOSITORY
+from conftest import REPOSITORY, locked
 
 from premed.session import autoscaling
 
 CLUSTER = REPOSITORY / "cluster"
 KUBERAY = CLUSTER / "kuberay"
 SCHEMAS = Path(__file__).parent / "schemas"
-RAY = re.search(r"^ray==(\S+)", (REPOSITORY / "constraints.txt").read_text(), re.M)[1]  # type: ignore[index]
+RAY = locked("ray")
 
 
 def documents(path):
@@ -213,5 +213,5 @@ def test_hadolint_finds_nothing_in_the_dockerfile():
 
 def test_the_server_is_the_mlflow_that_is_pinned():
     needed = (CLUSTER / "mlflow" / "requirements.txt").read_text().splitlines()[1:]
-    (pinned,) = re.findall(r"^mlflow==(\S+)", (REPOSITORY / "constraints.txt").read_text(), re.M)
+    pinned = locked("mlflow")
     assert needed == [f"mlflow[auth]=={pinned}", "psycopg2-binary", "boto3"]

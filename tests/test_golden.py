@@ -4,7 +4,6 @@ A refactoring leaves them as they are. Where a change is meant to move them, rai
 finished stage of the old version is then no longer reused) and write them anew: python tests/test_golden.py --write
 """
 
-import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import locked
 
 from premed.classification import Classification
 from premed.contracts import Augment, Case, Domain, Objective, Sample
@@ -182,9 +181,8 @@ def heading(kind: str) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_twenty_steps_give_the_golden_losses(kind, tmp_path):
-    locked = re.search(r"^torch==(\S+)", (REPOSITORY / "constraints.txt").read_text(), re.M)[1]  # type: ignore[index]
-    if torch.__version__.partition("+")[0] != locked:
-        pytest.skip(f"golden losses are those of torch {locked}: another rounds otherwise, which training amplifies")
+    if torch.__version__.partition("+")[0] != (ours := locked("torch")):
+        pytest.skip(f"golden losses are those of torch {ours}: another rounds otherwise, which training amplifies")
     now, then = losses(kind, tmp_path), np.loadtxt(GOLDEN / f"{kind}.txt")
     message = f"the losses of {kind} have changed. If that is meant, {WRITE}"
     np.testing.assert_allclose(now, then, rtol=1e-4, err_msg=message)

@@ -154,7 +154,7 @@ def test_a_node_that_dies_and_one_that_comes_change_who_trains_and_not_what_is_l
     until(job.stdout, "steps, 2 workers")
     until(job.stdout, "checkpoint saved")
     end(nodes.nodes[2])
-    until(job.stdout, "1 worker")
+    assert re.match(r"pre-training on .* going on after step [1-9]\d*, 1 worker\n", until(job.stdout, ", 1 worker\n"))
     join(nodes, four[3], folder, {})
     assert re.match(r"pre-training on .* going on after step [1-9]\d*, 2 workers", until(job.stdout, ", 2 workers"))
     said, _ = job.communicate()

@@ -257,7 +257,7 @@ class Objective(nn.Module):
     """Its loss is of all of a step's images together, so that micro-batches would make it another."""
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean loss over the batch's samples, and numbers to log. `progress`: 0 to 1 (see docs/trunk.md)."""
+        """The mean loss over the batch's samples, and such means to log. `progress`: 0 to 1 (see docs/trunk.md)."""
         raise NotImplementedError
 
     def param_groups(self) -> list[dict[str, Any]]:

@@ -69,7 +69,8 @@ def data_root(root: Path | None, folder: str) -> Path:
     wanted = f"{DATA}/{folder}" if root is None else str(root)
     if DATA in wanted and not os.environ.get("PREMED_DATA"):
         said = "not set" if root is None else wanted
-        raise UserError(f"task.root is {said}: set it, or PREMED_DATA to the folder that holds {Path(wanted).name}/")
+        inside = wanted.removeprefix(f"{DATA}/")
+        raise UserError(f"task.root is {said}: set it, or PREMED_DATA to the folder that holds {inside}/")
     root = expanded(Path(wanted)).absolute()
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: point task.root (or PREMED_DATA) at the data set")
@@ -77,8 +78,8 @@ def data_root(root: Path | None, folder: str) -> Path:
 
 
 def expanded(path: Path) -> Path:
-    """A path that a YAML names, with ~ and ${PREMED_DATA} in it."""
-    return Path(str(path).replace(DATA, os.environ.get("PREMED_DATA") or DATA)).expanduser()
+    """A path that a YAML names, which may have ~ and ${PREMED_DATA}, or another such variable, in it."""
+    return Path(os.path.expandvars(path)).expanduser()
 
 
 def portable(path: Path) -> str:

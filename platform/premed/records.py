@@ -194,11 +194,11 @@ class Records:
         """A fine-tuned network as a model under the task's name, once; `best` is the one with the highest val score."""
         import numpy as np
 
-        about = job.vault.get_json("parts/card.json")
-        if job.stage.kind != "finetune" or not self.registers or about is None:  # no parts: storage was cleaned
+        if job.stage.kind != "finetune" or not self.registers:
             return
         try:
-            if self.ledger.registered(run_id) is not False:
+            about = job.vault.get_json("parts/card.json")
+            if about is None or self.ledger.registered(run_id) is not False:  # no card: storage was cleaned
                 return
             self.show({"event": "registering", "name": self.task.name})
             # as a test stage does it: the parts that val picked

@@ -122,7 +122,7 @@ class Watch:
         self.clear()
 
     def everyones(self, numbers: dict[str, Tensor | float]) -> dict[str, Tensor | float]:
-        """Tensors as means over the step's samples, whichever rank had them."""
+        """Tensors as means over the step's samples, whichever rank had them; what all have alike stays."""
         parts = {name: value for name, value in numbers.items() if isinstance(value, Tensor)}
         if not parts:
             return numbers
