@@ -6,6 +6,9 @@ import multiprocessing
 import signal
 import subprocess
 import sys
+import threading
+import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -90,6 +93,32 @@ def test_what_mlflow_refuses_is_put_aside_and_the_rest_goes_on(store, tmp_path, 
     refused = [json.loads(line)["record"] for line in (tmp_path / f"{run_id}.rejected.jsonl").open()]
     assert ["nowhere" in refused[0], "step" in refused[1], len(refused)] == [True, True, 2]
     assert caplog.text.count("MLflow refuses") == 3
+
+
+def test_runs_that_tell_of_one_dataset_together_all_have_it(store, tmp_path, caplog):
+    gate, told = threading.Barrier(4), {}
+
+    class Together(RunStore):
+        def log_datasets(self, run_id, entries):
+            with suppress(threading.BrokenBarrierError):
+                gate.wait(0.5)  # until all would tell; who tells again may be alone
+            super().log_datasets(run_id, entries)
+
+    spools = [Spool(Together(store.uri), tmp_path / "spool") for _ in range(4)]
+    for number in range(3):
+        entry = {"name": f"set {number}", "digest": "d", "context": "train", "source": "here", "num_cases": 3}
+        gate.reset()
+        mine = [start(store) for _ in spools]
+        for spool, run_id in zip(spools, mine, strict=True):  # MLflow looks, then inserts: it refuses who comes second
+            spool.call("log_datasets", run_id, [entry])
+            spool.call("finish", run_id)
+        told |= dict.fromkeys(mine, entry["name"])
+        while list((tmp_path / "spool").glob("*.lock")):
+            time.sleep(0.01)
+    assert [spool.close(60) for spool in spools] == [0] * 4
+    assert not list((tmp_path / "spool").iterdir()) and not caplog.text
+    for run_id, name in told.items():
+        assert [each.dataset.name for each in store.client.get_run(run_id).inputs.dataset_inputs] == [name]
 
 
 def test_a_call_that_cannot_be_told_twice_is_not_spooled(store, tmp_path):

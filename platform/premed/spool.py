@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from premed.tracking import masked, transient
+from premed.tracking import masked, raced, transient
 
 if TYPE_CHECKING:
     from premed.runs import RunStore
@@ -123,11 +123,11 @@ class Spool:
             getattr(self.store, record["call"])(*record["args"], **record["kwargs"])
         except Exception as error:  # noqa: BLE001 - whatever it is, the thread goes on
             if transient(error):
-                if not self._silent:
+                if not self._silent and not raced(error):
                     log.warning(
                         "MLflow does not answer; what is to be told waits in %s (%s)", self.folder, masked(str(error))
                     )
-                self._silent = True
+                self._silent = self._silent or not raced(error)
                 return False
             log.error("MLflow refuses a record of %s, kept in %s: %s", journal.path.stem, journal.rejected.name, error)
             journal.reject(line, error)

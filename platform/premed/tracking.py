@@ -137,10 +137,18 @@ def transient(error: Exception) -> bool:
     if (response := getattr(error, "response", None)) is not None:  # requests.HTTPError: an upload was answered so
         return response.status_code in (401, 403, 408, 409, 429) or response.status_code >= 500
     if code := getattr(error, "error_code", None):  # MlflowException
-        return code not in _REFUSED
+        return code not in _REFUSED or raced(error)
     if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
         return False
     return not isinstance(error, (TypeError, ValueError, LookupError, AttributeError, AssertionError))
+
+
+def raced(error: Exception) -> bool:
+    """Whether somebody else put the same row into the database in between: asked again, MLflow (3.17) finds it there.
+
+    It looks before it inserts, and of two who tell of one dataset together it refuses one, as it refuses bad requests.
+    """
+    return re.search("UniqueViolation|UNIQUE constraint|Duplicate entry", str(error)) is not None
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
