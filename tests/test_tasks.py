@@ -286,6 +286,10 @@ SPOILT_CHEST = {
     "columns": (lambda r: write_lines(r / TABLE, HEADER, "a.png,Mass"), [TABLE, "line 2", "too few columns"]),
     "no row": (lambda r: write_lines(r / "train_val_list.txt", "a.png"), ["a.png is listed", TABLE, "mend the list"]),
     "no image": (lambda r: (r / "images" / first(r)).unlink(), ["images/", "is missing", "task.partial=true"]),
+    "list with labels": (
+        lambda r: write_lines(r / "train_val_list.txt", first(r), "a.png 0 1"),
+        ["train_val_list.txt, line 2: has more than one word", "name alone"],
+    ),
     "list not UTF-8": (lambda r: (r / "train_val_list.txt").write_bytes(b"\xff"), ["train_val_list.txt", "not UTF-8"]),
     "table not UTF-8": (lambda r: (r / TABLE).write_bytes(b"\xff"), [TABLE, "is not UTF-8", "save it as UTF-8"]),
     "two rows": (

@@ -101,7 +101,11 @@ class ChestXray14(Classification):
     def lines(self, listing: str) -> list[str]:
         path = self.root / listing
         try:
-            return path.read_text(encoding="utf-8-sig").split()
+            told = [line.split() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+            for number, words in enumerate(told, 1):  # other people's lists carry the labels, too
+                if len(words) > 1:
+                    raise UserError(f"{path}, line {number}: has more than one word; keep the image's name alone")
+            return [name for words in told for name in words]
         except FileNotFoundError:
             raise UserError(f"{path} is missing: put NIH's official list there, one image name per line") from None
         except OSError as error:
