@@ -224,6 +224,7 @@ def test_on_ray_two_run_at_once_one_fails_alone_and_nothing_is_held_in_the_end(h
     assert list(store_of(home).search({}, experiment=LEASES)) == []
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_ctrl_c_on_ray_ends_all_that_is_under_way_and_the_same_experiments_go_on(home, chest, tmp_path):

@@ -134,6 +134,7 @@ def serve(folder, port):
     return server
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_a_server_that_goes_and_comes_back_has_every_metric_once(tmp_path, module):
     port = free_port()

@@ -53,6 +53,7 @@ def table(outcome):
     return [(each["setting"], each["state"], each["values"], each["curve"]) for each in outcome["trials"]]
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # a busy machine takes minutes to start Ray
 def test_a_grid_shares_its_pre_trainings_never_opens_the_test_part_and_outlives_a_trial_that_fails(
