@@ -6,9 +6,11 @@ import math
 
 import numpy as np
 import pytest
-from comparing import add, volumes, xrays
+from comparing import add, variety, volumes, xrays
+from conftest import REPOSITORY
 
 from premed import scoreboard
+from premed.asked import tell
 from premed.compare import compare
 from premed.contrast import verdict
 from premed.measure import accuracy_summary, auc_summary, segmentation_summary
@@ -426,7 +428,37 @@ def test_the_csv_has_every_number_once(trained, tmp_path):
         scoreboard.write_csv(found, tmp_path / "absent" / "all.csv")
 
 
-def test_the_outcome_is_json(trained):
-    from premed.asked import defined
+# ---- what programs see
 
-    json.dumps(defined(compare(trained)), allow_nan=False)
+GOLDEN = REPOSITORY / "tests" / "golden" / "comparison"
+
+
+def rounded(value):
+    """Other processors add in another order: nine decimals are the same everywhere."""
+    if isinstance(value, dict):
+        return {name: rounded(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return round(value, 9) + 0.0 if isinstance(value, float) else value
+
+
+def cell(text):
+    try:
+        return repr(rounded(float(text))) if set(text) & {".", "e"} else text
+    except ValueError:
+        return text
+
+
+def test_json_terminal_and_csv_are_what_they_were(store, capsys, tmp_path):
+    ids = variety(store)
+    outcome = compare(store)
+    tell(outcome, True, scoreboard.show)
+    told = capsys.readouterr().out
+    for number, run_id in enumerate(ids):
+        told = told.replace(run_id, f"run{number:03d}")
+    assert json.dumps(rounded(json.loads(told)), indent=1) + "\n" == (GOLDEN / "variety.json").read_text()
+    tell(outcome, False, scoreboard.show)
+    assert capsys.readouterr().out == (GOLDEN / "variety.txt").read_text()
+    scoreboard.write_csv(outcome, tmp_path / "all.csv")
+    lines = csv.reader((tmp_path / "all.csv").open())
+    assert [[*map(cell, line)] for line in lines] == [*csv.reader((GOLDEN / "variety.csv").open())]
