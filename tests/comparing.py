@@ -86,13 +86,16 @@ def add(store, strategy="none", seed=0, rows=None, *, change=None, pretrain=None
     return parent
 
 
+def in_order(store):
+    """Makes the store give the newest run first within a millisecond, too; a list that takes the ids of all to come."""
+    ids, start, search = [], store.start, store.search
+    store.start = lambda *names, **more: ids.append(start(*names, **more)) or ids[-1]
+    store.search = lambda tags: sorted(search(tags), key=lambda run: -ids.index(run.run_id))
+    return ids
+
+
 def variety(store):
-    """Of nearly everything that a comparison tells, one example; returns the ids of all runs, as they were made."""
-    made, start, search = [], store.start, store.search
-    store.start = lambda *names, **more: made.append(start(*names, **more)) or made[-1]
-    store.search = lambda tags: sorted(
-        search(tags), key=lambda run: -made.index(run.run_id)
-    )  # within a millisecond too
+    """Of nearly everything that a comparison tells, one example."""
     for seed in range(3):
         for fraction in (0.1, 1.0):
             add(store, "none", seed, fraction=fraction)
@@ -110,4 +113,3 @@ def variety(store):
     add(store, "mae", 3, xrays(0.2, 5), shared=shared, weights="aaa")
     add(store, "mae", 0, tested=False)
     add(store, "mae", 0, status="RUNNING")
-    return made

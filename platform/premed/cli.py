@@ -120,13 +120,13 @@ def compare(
         report.refuse(html, ui)
     with quiet(as_json):
         store = comparison.store_in_use()
-        asked: dict[str, Any] = {"task": task, "baseline": baseline, "allow": allow or (), "where": where or ()}
-        outcome = comparison.compare(store, part=part, **asked)
+        selection: dict[str, Any] = {"task": task, "baseline": baseline, "allow": allow or (), "where": where or ()}
+        result = comparison.compare(store, part=part, **selection)
     if csv is not None:
-        scoreboard.write_csv(outcome, csv)
+        scoreboard.write_csv(result, csv)
     if html is not None:
-        report.write(outcome, store, html, ui)
-    tell(outcome, as_json, scoreboard.show)
+        report.write(result, store, html, ui)
+    tell(result, as_json, scoreboard.show)
 
 
 @app.command()

@@ -1,10 +1,8 @@
 """How numbers, names and counts are written, in the terminal and on pages alike."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
-Told = Mapping[str, Any]
 NAMES = {"dice": "Dice", "hd95": "HD95, mm", "mauc": "mean AUC", "accuracy": "accuracy"}  # of scores
 
 
@@ -21,20 +19,25 @@ def signed(value: float) -> str:
     return f"{value:+.3f}" if math.isfinite(value) else "undefined"
 
 
-def span(interval: Sequence[float], word: Any = number) -> str:
+def span(interval: Sequence[float], word: Callable[[float], str] = number) -> str:
     """`[low, high]`, or `-` where the interval is undefined. word: how each end is written."""
     low, high = interval
     return f"[{word(low)}, {word(high)}]" if math.isfinite(low) else "-"
 
 
-def spread(found: Told) -> str:
+def mean_std(mean: float, std: float) -> str:
     """`mean ± std`; the mean alone where there is no standard deviation."""
-    return number(found["mean"]) + (f" ± {found['std']:.3f}" if math.isfinite(found["std"]) else "")
+    return number(mean) + (f" ± {std:.3f}" if math.isfinite(std) else "")
 
 
-def chance(p: float) -> str:
+def p_value(p: float) -> str:
     """A p-value, or `-` where it is undefined."""
     return "-" if not math.isfinite(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def percent(fraction: float) -> str:
+    """`5 %`."""
+    return f"{100 * fraction:.4g} %"
 
 
 def lasting(seconds: float, beside: float | None = None) -> str:
@@ -56,16 +59,3 @@ def listed(names: Iterable[str], word: str = "and") -> str:
 def counted(number: int, noun: str) -> str:
     """`1 run`, `2 runs`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-# ---- rows of a comparison
-
-
-def called(row: Told) -> str:
-    """A row's label; another architecture than the baseline's is marked."""
-    return row["label"] if row["same_architecture"] else f"{row['label']} *"
-
-
-def share(row: Told) -> str:
-    """A row's label fraction in per cent."""
-    return f"{100 * row['label_fraction']:.4g} %"

@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from premed.formatting import chance, counted, lasting, listed, number, signed, span
+from premed.formatting import counted, lasting, listed, mean_std, number, p_value, percent, signed, span
 from premed.spec import printable
 
-FORMATTING = {each.__name__: each for each in (chance, counted, lasting, listed, number, signed, span)}
+FORMATTING = {
+    each.__name__: each for each in (counted, lasting, listed, mean_std, number, p_value, percent, signed, span)
+}
 """As functions and as filters in every template."""
 
 
