@@ -31,17 +31,16 @@ def block_result(block: Block, baselines: Mapping[float, Arm], tables: Tables, m
     """A block in numbers. baselines: the baseline's arm at each label fraction; main: the task's own score."""
     arms = sorted(block.arms, key=lambda arm: (arm.fraction, arm is not baselines.get(arm.fraction), arm.label))
     results = [arm_result(arm, baselines.get(arm.fraction), tables, main) for arm in arms]
-    compared = [i for i, result in enumerate(results) if result.scores[main].difference]
-    for i, p_holm in zip(compared, holm([results[i].scores[main].difference.p for i in compared]), strict=True):
-        results[i] = with_verdict(results[i], main, p_holm)
+    compared = [(i, found) for i, result in enumerate(results) if (found := result.scores[main].difference)]
+    corrected = holm([difference.p for _, difference in compared])
+    for (i, difference), p_holm in zip(compared, corrected, strict=True):
+        results[i] = with_verdict(results[i], main, replace(difference, p_holm=p_holm))
     return BlockResult(block.head, caveats(arms, results, main), results)
 
 
-def with_verdict(result: ArmResult, main: str, p_holm: float) -> ArmResult:
-    """The arm with the corrected p-value of its main difference, and the verdict on it."""
+def with_verdict(result: ArmResult, main: str, difference: Difference) -> ArmResult:
+    """The arm with this difference of its main score, and the verdict on it."""
     score = result.scores[main]
-    assert score.difference is not None
-    difference = replace(score.difference, p_holm=p_holm)
     difference = replace(difference, verdict=verdict(difference, score.higher_is_better))
     return replace(result, scores={**result.scores, main: replace(score, difference=difference)})
 
