@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pages import Page
@@ -19,6 +20,7 @@ from premed.findings import Spread, against, cost, grid, pairs, ranking, reuse, 
 from premed.spec import UserError
 from premed.sweep_words import answer, caveats, reused
 
+GOLDEN = REPOSITORY / "tests" / "golden" / "sweep"
 RATIO, EPOCHS, DECAY = "pretext.mask_ratio", "pretrain.epochs", "finetune.layer_decay"
 
 
@@ -273,6 +275,14 @@ def test_many_settings_share_a_column_where_a_line_has_not_room_for_one_each(cap
     sweep_board.show(told)
     words = re.sub(r"\s+", " ", capsys.readouterr().out)
     assert "trial setting state" in words and "field0 number 0, field1 number 1" in words
+
+
+@pytest.mark.parametrize("make", [table, searched, weighed])
+def test_a_pipe_and_the_csv_get_to_the_byte_what_they_got(make, capsys, tmp_path):
+    sweep_board.show(made := make())
+    assert capsys.readouterr().out == (GOLDEN / f"{make.__name__}.txt").read_text()
+    sweep_board.write_csv(made, tmp_path / "trials.csv")
+    assert (tmp_path / "trials.csv").read_bytes() == (GOLDEN / f"{make.__name__}.csv").read_bytes()
 
 
 # ---- the page
