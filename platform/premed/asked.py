@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
+from dataclasses import asdict, is_dataclass
 from typing import Annotated, Any
 
 import typer
@@ -54,8 +55,8 @@ def quiet(as_json: bool) -> Any:
     return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
-def tell(what: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
-    """The answer on stdout: one JSON object, or as people read it."""
+def tell(what: Any, as_json: bool, show: Callable[[Any], None]) -> None:
+    """The answer, a dict or a dataclass, on stdout: one JSON object, or as people read it."""
     if as_json:
         print(json.dumps(defined(what), allow_nan=False))
     else:
@@ -63,7 +64,9 @@ def tell(what: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], N
 
 
 def defined(value: Any) -> Any:
-    """`value` with null for numbers that JSON has no word for."""
+    """`value` as JSON takes it: dataclasses as dicts, and null for numbers that JSON has no word for."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return defined(asdict(value))
     if isinstance(value, dict):
         return {name: defined(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):

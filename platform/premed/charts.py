@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 
 from premed.figures import FAINT, INK, short
 
@@ -122,13 +123,13 @@ def bar(
     colour: str,
     marks: Sequence[float] = (),
     width: int = 150,
-) -> str:
+) -> Markup:
     """An interval as inline SVG for a table: a thin bar, a dot at the value, faint lines at `marks`; "" of none.
 
     span: what the whole width stands for, the same down a column.
     """
     if not np.isfinite(value):
-        return ""
+        return Markup()
     height, reach = 18, (span[1] - span[0]) or 1.0
 
     def at(number: float) -> str:
@@ -144,7 +145,7 @@ def bar(
         low, high = map(at, interval)
         parts.append(f'<line x1="{low}" x2="{high}" y1="{middle}" y2="{middle}" stroke="{colour}" stroke-width="3"/>')
     parts.append(f'<circle cx="{at(value)}" cy="{middle}" r="4" fill="{colour}"/>')
-    return f'<svg width="{width}" height="{height}" aria-hidden="true">{"".join(parts)}</svg>'
+    return Markup(f'<svg width="{width}" height="{height}" aria-hidden="true">{"".join(parts)}</svg>')
 
 
 def spanning(numbers: Sequence[float], marks: Sequence[float] = ()) -> tuple[float, float] | None:

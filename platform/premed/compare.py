@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from premed.contenders import Member, chosen, counted, gather, known, listed, scored
+from premed.contenders import Member, chosen, gather, known, scored
 from premed.contracts import Part
 from premed.contrast import architecture, measured
+from premed.formatting import counted, listed
 from premed.home import home
 from premed.lineup import Block, Row, lineup
 from premed.runs import RunStore

@@ -1,6 +1,5 @@
 """What a person sees at the end: tables and lines on stdout."""
 
-import math
 import statistics
 import sys
 from collections import defaultdict
@@ -15,9 +14,8 @@ from rich.text import Text
 
 from premed.check import alike, summed_up
 from premed.fanout import percent
+from premed.formatting import number
 from premed.spec import printable
-
-NAMES = {"dice": "Dice", "hd95": "HD95, mm", "mauc": "mean AUC", "accuracy": "accuracy"}  # of scores
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], words: int = 2) -> None:
@@ -150,7 +148,3 @@ def findings(told: dict[str, Any]) -> None:
     print(f"{name}: {summed_up(told)}")
     for source in told.get("sources", ()):
         findings(source)
-
-
-def number(value: float | None) -> str:
-    return "undefined" if value is None or not math.isfinite(value) else f"{value:.3f}"

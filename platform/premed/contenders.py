@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from premed.contracts import Part
+from premed.formatting import counted, listed
 from premed.runs import Run, RunStore
 from premed.settings import TRUNK
 from premed.spec import UserError
@@ -143,15 +144,3 @@ def scored(members: list[Member], part: Part | None) -> tuple[Part, list[Member]
         [f"{counted(rest, 'run')} without a test part (test=false), left out; --part val compares them"] if rest else []
     )
     return "test", tested, said
-
-
-# ---- words
-
-
-def listed(names: Iterable[str], word: str = "and") -> str:
-    names = sorted(names)
-    return f" {word} ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
-
-
-def counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

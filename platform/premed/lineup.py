@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from premed.contenders import FRACTION, HEAD, SEEDS, Member, counted, listed
+from premed.contenders import FRACTION, HEAD, SEEDS, Member
 from premed.contracts import Part
 from premed.experiment import plugin
+from premed.formatting import counted, listed
 from premed.spec import UserError
 
 SOURCE = "pretrain.sources."  # with its number after it: a data set that a pre-training names

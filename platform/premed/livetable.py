@@ -10,8 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from premed.formatting import lasting
 from premed.presenter import DOING, Presenter
-from premed.sweep_words import lasting
 
 LOUD = ("starting", "trials", "trial_ended", "warning", "starving", "gate", "collapse")
 """What is said above the table; the rest is in it."""

@@ -1,11 +1,53 @@
-"""What premed's HTML pages share: one file each, no network, no script. Whatever they are given is escaped."""
+"""HTML pages, rendered from the jinja2 templates in `templates/`: one file each, no network, no script.
+
+Everything that is given to a template is escaped, and what cannot be seen is written out (`printable`). HTML that is
+made here, such as the inline SVG of `charts.bar`, is a `Markup`; nothing else is taken for HTML.
+"""
 
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
+from functools import cache
 from html import escape
 from typing import Any, NamedTuple
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from premed.formatting import chance, counted, lasting, listed, number, signed, span
 from premed.spec import printable
+
+FORMATTING = {each.__name__: each for each in (chance, counted, lasting, listed, number, signed, span)}
+"""As functions and as filters in every template."""
+
+
+def render(template: str, **values: Any) -> str:
+    """The page of a template. Raises where the template names what is not in `values`."""
+    return environment().get_template(template).render(values)
+
+
+@cache
+def environment() -> Environment:
+    made = Environment(
+        loader=PackageLoader(__package__ or ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markup) else printable(value),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.filters |= FORMATTING | {"data_uri": data_uri}
+    made.globals |= FORMATTING
+    return made
+
+
+def data_uri(content: bytes) -> str:
+    """A PNG or an SVG as an address that holds it."""
+    kind = "png" if content.startswith(b"\x89PNG") else "svg+xml"
+    return f"data:image/{kind};base64,{b64encode(content).decode()}"
+
+
+# ---- as f-strings: falls with the last page that is made so
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff; margin: 2rem auto; max-width: 76rem;

@@ -2,15 +2,15 @@
 
 import csv
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from premed.console import NAMES, number, table
+from premed.console import table
+from premed.formatting import NAMES, Told, called, chance, number, share, signed, span, spread
 from premed.spec import UserError
 
-Told = Mapping[str, Any]
 COLUMNS = [
     "labels",
     "strategy",
@@ -116,31 +116,6 @@ def explain(lines: Sequence[str]) -> None:
 
 
 # ---- words and numbers
-
-
-def called(row: Told) -> str:
-    return row["label"] if row["same_architecture"] else f"{row['label']} *"
-
-
-def share(row: Told) -> str:
-    return f"{100 * row['label_fraction']:.4g} %"
-
-
-def spread(found: Told) -> str:
-    return number(found["mean"]) + (f" ± {found['std']:.3f}" if math.isfinite(found["std"]) else "")
-
-
-def span(interval: Sequence[float], word: Any = number) -> str:
-    low, high = interval
-    return f"[{word(low)}, {word(high)}]" if math.isfinite(low) else "-"
-
-
-def signed(value: float) -> str:
-    return f"{value:+.3f}" if math.isfinite(value) else "undefined"
-
-
-def chance(p: float) -> str:
-    return "-" if not math.isfinite(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def spent(cost: Told | None) -> str:

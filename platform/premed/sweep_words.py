@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from premed.axes import Told, called, fields, finite, short, varied
-from premed.console import NAMES, number
-from premed.contenders import counted, listed
 from premed.findings import Grid, Spread, done, ranking, reuse, scored
+from premed.formatting import NAMES, counted, lasting, listed, number
 from premed.spec import printable
 from premed.stats import SEEDS
 
@@ -210,13 +209,6 @@ def over(outcome: Told, found: Grid) -> str:
     what = [counted(found.num_seeds, "seed")] if found.num_seeds > 1 else []
     what += [f"all {names[path]}" for path in found.over]
     return f"mean ± std over {listed(what) or 'the trials of a cell'}"
-
-
-def lasting(seconds: float, beside: float | None = None) -> str:
-    """A time in the unit that suits it, or the one that it stands beside."""
-    most = seconds if beside is None else beside
-    size, unit = (1, "s") if most < 120 else (60, "min") if most < 7200 else (3600, "h")
-    return f"{seconds / size:.{int(size > 1)}f} {unit}"
 
 
 def shade(share: float) -> tuple[tuple[int, int, int], str]:

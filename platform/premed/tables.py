@@ -6,11 +6,9 @@ from functools import cached_property
 from typing import Any
 
 from premed import charts, scoreboard
-from premed.console import number
-from premed.contenders import counted
 from premed.figures import COLOURS, FAINT, LINES
+from premed.formatting import NAMES, Told, called, chance, counted, number, share, signed, span, spread
 from premed.page import Cell, table, text
-from premed.scoreboard import NAMES, Told, called, chance, share, signed, span, spread
 
 Cells = list[Cell | str]
 
