@@ -60,5 +60,5 @@ def test_the_json_of_a_sweep_is_to_the_byte_what_it_was(plan, tmp_path, monkeypa
             study.heard(number, validation, 0.25 * validation)
         study.end(number, state, values, notes)
     study.study.enqueue_trial({"finetune.lr": 0.1, "finetune.epochs": 9})  # waits
-    printed = json.dumps(defined(plan.outcome(study)), allow_nan=False)
+    printed = json.dumps(defined(plan.result(study)), allow_nan=False)
     assert printed.replace(str(tmp_path), "") + "\n" == GOLDEN.read_text()

@@ -66,8 +66,8 @@ def sweep(
     from premed.livetable import LiveTable
 
     with LiveTable() as show, quiet(as_json):
-        outcome = sweeping.report(asked) if as_report else sweeping.run(asked, show)
-    tell(outcome, as_json, sweep_board.show)
+        result = sweeping.report(asked) if as_report else sweeping.run(asked, show)
+    tell(result, as_json, sweep_board.show)
 
 
 @app.command()
