@@ -20,7 +20,14 @@ def trial(number, setting, by_seed=None, **more):
     """A trial that is done, with the mean over its seeds, unless `more` has others."""
     by_seed = {seed: value if isinstance(value, list) else [value] for seed, value in (by_seed or {}).items()}
     values = np.asarray(list(by_seed.values()), float).mean(axis=0).tolist() if by_seed else None
-    fields = {"state": "done", "values": values, "curve": {}, "stages": [], "failure": None, "run_id": f"run of {number}"}
+    fields = {
+        "state": "done",
+        "values": values,
+        "curve": {},
+        "stages": [],
+        "failure": None,
+        "run_id": f"run of {number}",
+    }
     return TrialResult(number=number, setting=setting, by_seed=by_seed, **fields | more)
 
 

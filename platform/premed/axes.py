@@ -81,7 +81,10 @@ def field_axis(result: SweepResult, path: str) -> FieldAxis:
         numbers = {number: float(value) for number, value in values.items() if math.isfinite(as_finite(value))}
         if len(set(numbers.values())) > MAX_DISTINCT:
             edges = _bin_edges(drawn, list(numbers.values()))
-            lows, highs = edges[:-1].tolist(), (edges[1:] - (drawn.kind == "int")).tolist()  # bins of integers are closed
+            lows, highs = (
+                edges[:-1].tolist(),
+                (edges[1:] - (drawn.kind == "int")).tolist(),
+            )  # bins of integers are closed
             labels = [
                 f"{format_value(low, 3)} … {format_value(high, 3)}" if low < high else format_value(low, 3)
                 for low, high in zip(lows, highs, strict=True)

@@ -130,7 +130,9 @@ def _panels(num: int, height: float, below: float, across: int = ACROSS) -> "tup
     size = WIDTH, rows * (height + below)
     figure = sheet(size)
     width = (WIDTH - left - gap * across) / across
-    corners = [(left + (i % across) * (width + gap), size[1] - (i // across + 1) * (height + below)) for i in range(num)]
+    corners = [
+        (left + (i % across) * (width + gap), size[1] - (i // across + 1) * (height + below)) for i in range(num)
+    ]
     return figure, [
         figure.add_axes((x / WIDTH, (y + below) / size[1], width / WIDTH, (height - 0.1) / size[1])) for x, y in corners
     ]

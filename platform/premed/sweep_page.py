@@ -154,10 +154,14 @@ def trial_table(result: SweepResult) -> TrialTable:
     """All trials, the best first."""
     metrics, names = range(len(result.metrics)), short_names(field_paths(result))
     scores = [[trial_score(trial, i) for trial in result.trials] for i in metrics]
-    scales = [charts.spanning([x for s in column for x in (s.mean, s.mean - s.std, s.mean + s.std)]) for column in scores]
+    scales = [
+        charts.spanning([x for s in column for x in (s.mean, s.mean - s.std, s.mean + s.std)]) for column in scores
+    ]
     return TrialTable(
         fields=[names[path] for path in varied_fields(result)],
-        metrics=[(metric_label(result, i), [format_number(result, end, i) for end in scales[i] or ()]) for i in metrics],
+        metrics=[
+            (metric_label(result, i), [format_number(result, end, i) for end in scales[i] or ()]) for i in metrics
+        ],
         rows=[trial_row(result, trial, [scale or (0, 1) for scale in scales]) for trial in sorted_trials(result)],
         with_seconds="seconds" not in result.metrics,
         constant=constant_setting(result),
@@ -273,7 +277,9 @@ def pareto_chart(result: SweepResult) -> Chart | None:
     plots = list(_pareto_plots(result))
     if not plots:
         return None
-    caption = "Red, with their numbers: trials of the front, to which no other is better in one and no worse in the rest."
+    caption = (
+        "Red, with their numbers: trials of the front, to which no other is better in one and no worse in the rest."
+    )
     svg = sweep_charts.pareto_plots(plots, metric_label(result), result.front)
     return Chart(f"{metric_label(result)} against {', '.join(plot.name for plot in plots)}", caption, svg)
 
