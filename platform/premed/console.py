@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from premed.check import alike, summed_up
+from premed.contactsheet import grouped_findings, summary_line
 from premed.fanout import percent
 from premed.formatting import number
 from premed.spec import printable
@@ -144,7 +144,7 @@ def findings(told: dict[str, Any]) -> None:
     name = printable(told["task"])
     title = f"{name} in {printable(told['root'])}" if told["root"] else name
     if told["findings"]:
-        table(title, ["", "where", "what"], list(alike(told, 10)), words=3)
-    print(f"{name}: {summed_up(told)}")
+        table(title, ["", "where", "what"], list(grouped_findings(told, 10)), words=3)
+    print(f"{name}: {summary_line(told)}")
     for source in told.get("sources", ()):
         findings(source)
