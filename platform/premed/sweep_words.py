@@ -1,4 +1,4 @@
-"""A sweep's result in sentences: the best setting, how sure that is, what reuse saved; and how its numbers are written."""
+"""A sweep's result in sentences: the best setting, how sure that is, what reuse saved. How its numbers are written."""
 
 import math
 import shlex
