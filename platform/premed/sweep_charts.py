@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from premed.charts import WIDTH, dress, label_ends, sheet, svg
+from premed.charts import WIDTH, label_ends, new_figure, style_axes, svg
 from premed.figures import COLOURS, FAINT, INK, short
 from premed.findings import SlicePlot
 
@@ -57,7 +57,7 @@ def slice_plots(plots: Sequence[SlicePlot], names: Mapping[str, str], ylabel: st
         if means := [(i, mean) for i, mean in enumerate(plot.means) if np.isfinite(mean)]:
             axes.plot(*zip(*means, strict=True), color=INK, linewidth=1.0, alpha=0.6, zorder=2)
             axes.plot(*zip(*means, strict=True), "_", color=INK, markersize=16, markeredgewidth=1.6, zorder=2)
-        dress(axes, names[plot.field], ylabel if axes in panels[::ACROSS] else "")
+        style_axes(axes, names[plot.field], ylabel if axes in panels[::ACROSS] else "")
         axes.set_ylim(*_with_margin(scores))
         axes.tick_params(axis="y", labelleft=axes in panels[::ACROSS])
     return svg(figure)
@@ -67,7 +67,7 @@ def learning_curves(curves: Sequence[LearningCurve], best: Sequence[int], ylabel
     """The best score so far over validations; each trial's number stands at the end of its line."""
     from matplotlib.ticker import MaxNLocator
 
-    figure = sheet((WIDTH, 3.4))
+    figure = new_figure((WIDTH, 3.4))
     axes, ends = figure.add_axes((0.085, 0.15, 0.8, 0.81)), []
     for curve in curves:
         is_best, has_ended_early = curve.number in best, curve.state in ("stopped", "failed")
@@ -83,7 +83,7 @@ def learning_curves(curves: Sequence[LearningCurve], best: Sequence[int], ylabel
             ends.append((curve.values[-1], f"trial {curve.number}", colour))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.02)
-    dress(axes, "validation", ylabel)
+    style_axes(axes, "validation", ylabel)
     label_ends(axes, ends if len(ends) <= MOST_LABELS else [end for end in ends if end[2] == BEST])
     return svg(figure)
 
@@ -104,7 +104,7 @@ def pareto_plots(plots: Sequence[ParetoPlot], ylabel: str, front: Sequence[int])
             axes.step(*zip(*steps, strict=True), where="post" if plot.mode == "min" else "pre", color=BEST,
                       linewidth=1.0, alpha=0.6, zorder=2)  # fmt: skip
         axes.margins(0.08)
-        dress(axes, plot.name, ylabel if axes in panels[::2] else "")
+        style_axes(axes, plot.name, ylabel if axes in panels[::2] else "")
     return svg(figure)
 
 
@@ -113,7 +113,7 @@ def importances(shares: Mapping[str, float]) -> bytes:
     names = sorted(shares, key=lambda name: shares[name])
     height = 0.15 + 0.28 * len(names)
     width, left = WIDTH * 0.75, 0.2 + 0.08 * max(len(short(name, 30)) for name in names)
-    figure = sheet((width, height))
+    figure = new_figure((width, height))
     axes = figure.add_axes((left / width, 0.06 / height, 0.9 - left / width, 1 - 0.1 / height))
     axes.barh(range(len(names)), [shares[name] for name in names], height=0.62, color=DONE)
     for i, name in enumerate(names):
@@ -128,7 +128,7 @@ def _panels(num: int, height: float, below: float, across: int = ACROSS) -> "tup
     """`num` axes, `across` of them in a row; their height and the room `below` each are in inches."""
     rows, left, gap = -(-num // across), 0.75, 0.3
     size = WIDTH, rows * (height + below)
-    figure = sheet(size)
+    figure = new_figure(size)
     width = (WIDTH - left - gap * across) / across
     corners = [
         (left + (i % across) * (width + gap), size[1] - (i // across + 1) * (height + below)) for i in range(num)
