@@ -27,8 +27,8 @@ class Plan:
         self.task = plugin("tasks", self.base.task).build(self.base.task)
         self.metrics = sweep.search.metric or (f"val/{self.task.score}",)
         self.modes = sweep.search.mode or tuple("min" if name in COSTS else "max" for name in self.metrics)
-        told = canonical([sweep.search, self.base, self.metrics, self.modes])
-        self.digest = hashlib.sha256(told.encode()).hexdigest()
+        defining = canonical([sweep.search, self.base, self.metrics, self.modes])
+        self.digest = hashlib.sha256(defining.encode()).hexdigest()
         self.name = sweep.search.name
         self.where = home() / "sweeps" / f"{self.name}-{self.digest[:8]}"
 
@@ -39,7 +39,7 @@ class Plan:
 
     @cached_property
     def validations(self) -> int:
-        """How often a fine-tuning is scored on val."""
+        """Validations of a fine-tuning."""
         return self.base.finetune.validations
 
     def result(self, study: Study) -> SweepResult:
@@ -104,11 +104,11 @@ def trial_result(trial: Told) -> TrialResult:
 
 
 def trains_of(sweep: Sweep) -> list[Train]:
-    """All ways that the trials may run: what can never be placed is refused before anything starts."""
+    """The distinct `train` settings of all trials, so that what no node can run is refused before anything starts."""
     first = next(sweep.combinations())
     space = {path: values for path, values in sweep.search.space.items() if path.startswith("train.")}
     trains = [sweep.base.train]
     for values in islice(product(*(each.corners for each in space.values())), MOST):
-        with suppress(UserError):  # values that do not fit each other are a trial's failure
+        with suppress(UserError):  # values that do not fit together fail their trial, not the sweep
             trains.append(sweep.experiments(first | dict(zip(space, values, strict=True)))[0].train)
     return list(dict.fromkeys(trains))

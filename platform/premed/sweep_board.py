@@ -79,7 +79,7 @@ def show_trials(result: SweepResult) -> None:
         rows = [[row[0], fill(named(columns[1:end], row[1:end]), left), *row[end:]] for row in rows]
         columns = ["trial", "setting", *columns[end:]]
     table("", columns, rows, words=columns.index("state") + 1)
-    star = "*: on the front" if result.is_multi_objective else "*: the best"
+    star = "*: on the Pareto front" if result.is_multi_objective else "*: the best"
     print_wrapped(f"{star}; seconds: of all stages that a trial needed, shared ones too")
     if constant := constant_setting(result):
         print_wrapped(f"the same in all: {constant}")
@@ -105,7 +105,7 @@ def show_grid(result: SweepResult, grid: ScoreGrid, metric: int) -> None:
     title = f"{metric_label(result, metric)} by {names[grid.rows.field]}"
     title += f" (down) and {names[across]} (across)" if across else ""
     title += f": {averaged_over(result, grid)}"
-    print_wrapped(title if grid.is_balanced else f"{title}; (n): of so many numbers")
+    print_wrapped(title if grid.is_balanced else f"{title}; (n): over n scores")
     table("", columns, rows, words=1)
 
 

@@ -278,7 +278,7 @@ def pareto_chart(result: SweepResult) -> Chart | None:
     if not plots:
         return None
     caption = (
-        "Red, with their numbers: trials of the front, to which no other is better in one and no worse in the rest."
+        "Red, with their numbers: the Pareto front. No other trial is better in one metric and no worse in the others."
     )
     svg = sweep_charts.pareto_plots(plots, metric_label(result), result.front)
     return Chart(f"{metric_label(result)} against {', '.join(plot.name for plot in plots)}", caption, svg)

@@ -40,7 +40,7 @@ def conclusion(result: SweepResult) -> str:
     if result.is_multi_objective and result.front:
         count = f"{counted(len(result.front), 'trial')} of {len(finished(result))}"
         *labels, last = (metric_label(result, i) for i in range(len(result.metrics)))
-        return f"No single best: {count} on the front of {', '.join(labels)} and {last}."
+        return f"No single best: {count} on the Pareto front of {', '.join(labels)} and {last}."
     best = next((trial for trial in result.trials if trial.number == result.best), None)
     if best is None:
         all_failed = result.trials and all(trial.state == "failed" for trial in result.trials)
