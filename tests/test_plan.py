@@ -49,7 +49,7 @@ def plan(tmp_path, monkeypatch):
 
 def test_the_json_of_a_sweep_is_to_the_byte_what_it_was(plan, tmp_path, monkeypatch):
     study = plan.study()
-    monkeypatch.setattr(study, "importances", lambda: SHARES)  # Optuna's are of a forest that is grown at random
+    monkeypatch.setattr(study, "importances", lambda: SHARES)  # Optuna computes others in every version
     study.begin("data")
     study.set_note("run_id", "the sweep's run")
     for i, (state, values, notes) in enumerate(ENDS):

@@ -249,8 +249,8 @@ def slice_chart(result: SweepResult, metric: int) -> Chart | None:
 def importance_chart(result: SweepResult) -> Chart | None:
     if not result.importances:
         return None
-    caption = "Optuna's importances: the share of the spread of scores that goes with each field"
-    caption += f", from {len(finished(result))} finished trials. Few trials make them rough."
+    trials = f"{len(finished(result))} finished trials"
+    caption = f"Optuna's parameter importances, in shares of 1, from {trials}. Few trials make them rough."
     svg = sweep_charts.importances(importance_shares(result))
     return Chart(f"What {metric_label(result)} depends on most", caption, svg)
 
