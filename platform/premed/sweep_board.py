@@ -10,78 +10,60 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from premed import sweep_words as summary
 from premed.axes import field_paths, format_value, short_names, varied_fields
 from premed.console import table, width
 from premed.figures import short
 from premed.findings import ScoreGrid, field_pairs, score_grid, seed_scores, stage_kinds, trial_cost, trial_score
 from premed.spec import UserError, printable
 from premed.sweep_result import SweepResult
-from premed.sweep_words import (
-    averaged_over,
-    best_command,
-    caveats,
-    conclusion,
-    constant_setting,
-    failures,
-    field_text,
-    format_score,
-    front_lines,
-    headline,
-    heat_colours,
-    importance_shares,
-    is_cost,
-    metric_label,
-    named,
-    reuse_lines,
-    sorted_trials,
-)
 
 
 def show(result: SweepResult) -> None:
     """Prints all of it on stdout."""
-    print_wrapped(f"Sweep {printable(result.name)}: {headline(result)}")
+    print_wrapped(f"Sweep {printable(result.name)}: {summary.headline(result)}")
     show_trials(result)
     for metric in range(len(result.metrics)):
-        for rows, columns in field_pairs(result)[: not is_cost(result, metric)]:
+        for rows, columns in field_pairs(result)[: not summary.is_cost(result, metric)]:
             show_grid(result, score_grid(result, rows, columns, metric), metric)
     if result.importances:
-        shares = importance_shares(result).items()
-        print_wrapped(f"What {metric_label(result)} depends on most (Optuna's importances)")
+        shares = summary.importance_shares(result).items()
+        print_wrapped(f"What {summary.metric_label(result)} depends on most (Optuna's importances)")
         table("", ["field", "share", ""], [[name, f"{x:4.0%}", "█" * round(30 * x)] for name, x in shares], words=3)
-    for line in reuse_lines(result):
+    for line in summary.reuse_lines(result):
         print_wrapped(line)
-    for number, reason in failures(result):
+    for number, reason in summary.failures(result):
         print(short(f"trial {number} failed: {printable(reason)}", line_width()))
     print()
-    print_wrapped(conclusion(result))
-    for line in [*front_lines(result), *caveats(result)]:
+    print_wrapped(summary.conclusion(result))
+    for line in [*summary.front_lines(result), *summary.caveats(result)]:
         print_wrapped(f"- {line}")
     if result.best is not None:
-        print(best_command(result))
+        print(summary.best_command(result))
 
 
 def show_trials(result: SweepResult) -> None:
     """A row for each trial, the best first: a column for each field, or one for all where lines are too short."""
     rows, paths, metrics = [], varied_fields(result), range(len(result.metrics))
     with_seconds = "seconds" not in result.metrics
-    for trial in sorted_trials(result):
+    for trial in summary.sorted_trials(result):
         row = [f"{trial.number}{'*' if trial.number in result.front else ''}"]
-        row += [*(field_text(result, trial, path) for path in paths), trial.state]
-        row += [format_score(result, trial_score(trial, i), i) for i in metrics]
+        row += [*(summary.field_text(result, trial, path) for path in paths), trial.state]
+        row += [summary.format_score(result, trial_score(trial, i), i) for i in metrics]
         rows.append([*row, f"{trial_cost(trial).total:.0f}"] if with_seconds else row)
     names = short_names(field_paths(result))
-    columns = ["trial", *(names[path] for path in paths), "state", *(metric_label(result, i) for i in metrics)]
+    columns = ["trial", *(names[path] for path in paths), "state", *(summary.metric_label(result, i) for i in metrics)]
     columns += ["seconds"] * with_seconds
     widths = [max(map(len, column)) + 1 for column in zip(columns, *rows, strict=True)]
     end = 1 + len(paths)
     if paths and 1 + sum(widths) > line_width():
         left = max(line_width() - 2 - widths[0] - sum(widths[end:]), 20)
-        rows = [[row[0], fill(named(columns[1:end], row[1:end]), left), *row[end:]] for row in rows]
+        rows = [[row[0], fill(summary.named(columns[1:end], row[1:end]), left), *row[end:]] for row in rows]
         columns = ["trial", "setting", *columns[end:]]
     table("", columns, rows, words=columns.index("state") + 1)
     star = "*: on the Pareto front" if result.is_multi_objective else "*: the best"
     print_wrapped(f"{star}; seconds: of all stages that a trial needed, shared ones too")
-    if constant := constant_setting(result):
+    if constant := summary.constant_setting(result):
         print_wrapped(f"the same in all: {constant}")
 
 
@@ -93,18 +75,18 @@ def show_grid(result: SweepResult, grid: ScoreGrid, metric: int) -> None:
         row: list[str | Text] = [label]
         for cell, goodness in zip(grid.cells[i], relative[i].tolist(), strict=True):
             count = "" if grid.is_balanced or not cell.num else f" ({cell.num})"
-            text = f" {format_score(result, cell, metric)}{count}{'*' if goodness == 1 else ' '}"
+            text = f" {summary.format_score(result, cell, metric)}{count}{'*' if goodness == 1 else ' '}"
             if math.isfinite(goodness):
-                background, ink = heat_colours(goodness)
+                background, ink = summary.heat_colours(goodness)
                 row.append(Text(text, f"on {background} {ink}"))
             else:
                 row.append(text)
         rows.append(row)
     across = grid.columns.field
-    columns = [names[grid.rows.field], *(grid.columns.labels if across else [metric_label(result, metric)])]
-    title = f"{metric_label(result, metric)} by {names[grid.rows.field]}"
+    columns = [names[grid.rows.field], *(grid.columns.labels if across else [summary.metric_label(result, metric)])]
+    title = f"{summary.metric_label(result, metric)} by {names[grid.rows.field]}"
     title += f" (down) and {names[across]} (across)" if across else ""
-    title += f": {averaged_over(result, grid)}"
+    title += f": {summary.averaged_over(result, grid)}"
     print_wrapped(title if grid.is_balanced else f"{title}; (n): over n scores")
     table("", columns, rows, words=1)
 

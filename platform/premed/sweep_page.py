@@ -8,6 +8,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from premed import charts, page, sweep_charts
+from premed import sweep_words as summary
 from premed.axes import by_importance, field_paths, short_names, varied_fields
 from premed.figures import FAINT
 from premed.findings import (
@@ -25,27 +26,6 @@ from premed.findings import (
 from premed.spec import UserError
 from premed.sweep_charts import BEST, DONE, LearningCurve, ParetoPlot
 from premed.sweep_result import SweepResult, TrialResult
-from premed.sweep_words import (
-    averaged_over,
-    best_command,
-    caveats,
-    conclusion,
-    constant_setting,
-    failures,
-    field_text,
-    format_number,
-    format_score,
-    format_setting,
-    front_lines,
-    headline,
-    heat_colours,
-    importance_shares,
-    is_cost,
-    metric_label,
-    reuse_lines,
-    sorted_trials,
-    stage_label,
-)
 
 MOST_PANELS = 9  # slice plots of a metric
 MOST_COSTS = 24  # trials; the costs of more are folded away
@@ -126,24 +106,24 @@ def write(result: SweepResult, file: Path) -> None:
 def render(result: SweepResult) -> str:
     """The page as HTML."""
     metrics = range(len(result.metrics))
-    maps = [(metric_label(result, i), result.modes[i], heat_maps(result, i)) for i in metrics]
+    maps = [(summary.metric_label(result, i), result.modes[i], heat_maps(result, i)) for i in metrics]
     slices = [slice_chart(result, i) for i in metrics]
     return page.render(
         "sweep.html.jinja",
         title=f"premed sweep: {result.name}",
         result=result,
-        headline=headline(result),
-        conclusion=conclusion(result),
-        command=best_command(result) if result.best is not None else "",
-        remarks=[*front_lines(result), *caveats(result)],
+        headline=summary.headline(result),
+        conclusion=summary.conclusion(result),
+        command=summary.best_command(result) if result.best is not None else "",
+        remarks=[*summary.front_lines(result), *summary.caveats(result)],
         pareto=pareto_chart(result),
         trials=trial_table(result),
         colours={"best": BEST, "done": DONE, "other": FAINT},
         maps_by_metric=[each for each in maps if each[-1]],
         charts=[chart for chart in [*slices, importance_chart(result), curve_chart(result)] if chart],
         costs=cost_table(result),
-        failures=[f"Trial {number}: {reason}" for number, reason in failures(result)],
-        stage_label=stage_label,
+        failures=[f"Trial {number}: {reason}" for number, reason in summary.failures(result)],
+        stage_label=summary.stage_label,
     )
 
 
@@ -160,11 +140,14 @@ def trial_table(result: SweepResult) -> TrialTable:
     return TrialTable(
         fields=[names[path] for path in varied_fields(result)],
         metrics=[
-            (metric_label(result, i), [format_number(result, end, i) for end in scales[i] or ()]) for i in metrics
+            (summary.metric_label(result, i), [summary.format_number(result, end, i) for end in scales[i] or ()])
+            for i in metrics
         ],
-        rows=[trial_row(result, trial, [scale or (0, 1) for scale in scales]) for trial in sorted_trials(result)],
+        rows=[
+            trial_row(result, trial, [scale or (0, 1) for scale in scales]) for trial in summary.sorted_trials(result)
+        ],
         with_seconds="seconds" not in result.metrics,
-        constant=constant_setting(result),
+        constant=summary.constant_setting(result),
     )
 
 
@@ -176,14 +159,14 @@ def trial_row(result: SweepResult, trial: TrialResult, scales: Sequence[tuple[fl
     for i, scale in enumerate(scales):
         score = trial_score(trial, i)
         bar = charts.bar(score.mean, (score.mean - score.std, score.mean + score.std), scale, colour)
-        scores.append((format_score(result, score, i), bar))
-    setting = [field_text(result, trial, path) for path in varied_fields(result)]
+        scores.append((summary.format_score(result, score, i), bar))
+    setting = [summary.field_text(result, trial, path) for path in varied_fields(result)]
     return TrialRow(trial, is_best, colour, setting, scores, trial_cost(trial).total)
 
 
 def heat_maps(result: SweepResult, metric: int) -> list[HeatMap]:
     """A score over each pair of the most important fields; none of a cost."""
-    if is_cost(result, metric) or not finished(result, metric):
+    if summary.is_cost(result, metric) or not finished(result, metric):
         return []
     return [heat_map(result, score_grid(result, *pair, metric), metric) for pair in field_pairs(result)]
 
@@ -197,23 +180,23 @@ def heat_map(result: SweepResult, grid: ScoreGrid, metric: int) -> HeatMap:
             if not math.isfinite(goodness):
                 row.append(None)
                 continue
-            mean, _, std = format_score(result, cell, metric).partition(" ")
+            mean, _, std = summary.format_score(result, cell, metric).partition(" ")
             note = ", ".join(filter(None, [std, "" if grid.is_balanced else f"n = {cell.num}"]))
-            row.append(HeatCell(mean, note, *heat_colours(goodness), goodness == 1))
+            row.append(HeatCell(mean, note, *summary.heat_colours(goodness), goodness == 1))
         rows.append((label, row))
     across = names[grid.columns.field] if grid.columns.field else ""
-    return HeatMap(names[grid.rows.field], across, averaged_over(result, grid), grid.columns.labels, rows)
+    return HeatMap(names[grid.rows.field], across, summary.averaged_over(result, grid), grid.columns.labels, rows)
 
 
 def cost_table(result: SweepResult) -> CostTable | None:
     """What each trial needed, and what reuse saved; None if no stage is finished."""
-    rows = [cost_row(result, trial) for trial in sorted_trials(result) if trial.stages]
+    rows = [cost_row(result, trial) for trial in summary.sorted_trials(result) if trial.stages]
     if not rows:
         return None
     return CostTable(
         title="What it cost, and what reuse saved" if reuse_savings(result).saved else "What it cost",
-        remarks=reuse_lines(result),
-        kinds=[stage_label(kind) for kind in stage_kinds(result)],
+        remarks=summary.reuse_lines(result),
+        kinds=[summary.stage_label(kind) for kind in stage_kinds(result)],
         rows=rows,
         with_reused=any(is_reused for row in rows for _, is_reused in row.stages),
         is_open=len(rows) <= MOST_COSTS,
@@ -227,7 +210,7 @@ def cost_row(result: SweepResult, trial: TrialResult) -> CostRow:
         for kind in stage_kinds(result)
     ]
     memory = f"{cost.peak_memory_mb / 1024:.1f} GB" if math.isfinite(cost.peak_memory_mb) else "–"
-    return CostRow(trial.number, format_setting(result, trial), stages, cost.total, memory)
+    return CostRow(trial.number, summary.format_setting(result, trial), stages, cost.total, memory)
 
 
 # ---- charts
@@ -242,8 +225,10 @@ def slice_chart(result: SweepResult, metric: int) -> Chart | None:
     caption = "A point per trial" + "; the most important field comes first" * bool(result.importances)
     caption += ". Grey: stopped early." if any(point.is_stopped for plot in plots for point in plot.points) else "."
     caption += " Lines go through the means of those that are done." * any(p.scale == "categorical" for p in plots)
-    svg = sweep_charts.slice_plots(plots, short_names(field_paths(result)), metric_label(result, metric), result.front)
-    return Chart(f"{metric_label(result, metric)} against each field", caption, svg)
+    svg = sweep_charts.slice_plots(
+        plots, short_names(field_paths(result)), summary.metric_label(result, metric), result.front
+    )
+    return Chart(f"{summary.metric_label(result, metric)} against each field", caption, svg)
 
 
 def importance_chart(result: SweepResult) -> Chart | None:
@@ -251,8 +236,8 @@ def importance_chart(result: SweepResult) -> Chart | None:
         return None
     trials = f"{len(finished(result))} finished trials"
     caption = f"Optuna's parameter importances, in shares of 1, from {trials}. Few trials make them rough."
-    svg = sweep_charts.importances(importance_shares(result))
-    return Chart(f"What {metric_label(result)} depends on most", caption, svg)
+    svg = sweep_charts.importances(summary.importance_shares(result))
+    return Chart(f"What {summary.metric_label(result)} depends on most", caption, svg)
 
 
 def curve_chart(result: SweepResult) -> Chart | None:
@@ -268,7 +253,7 @@ def curve_chart(result: SweepResult) -> Chart | None:
     caption = "The best so far of each trial's first seed."
     caption += " Grey: stopped or failed." * bool(states & {"stopped", "failed"})
     caption += " Dashed: still running." * ("running" in states)
-    svg = sweep_charts.learning_curves(curves, result.front, metric_label(result))
+    svg = sweep_charts.learning_curves(curves, result.front, summary.metric_label(result))
     return Chart("Learning curves", caption, svg)
 
 
@@ -280,8 +265,8 @@ def pareto_chart(result: SweepResult) -> Chart | None:
     caption = (
         "Red, with their numbers: the Pareto front. No other trial is better in one metric and no worse in the others."
     )
-    svg = sweep_charts.pareto_plots(plots, metric_label(result), result.front)
-    return Chart(f"{metric_label(result)} against {', '.join(plot.name for plot in plots)}", caption, svg)
+    svg = sweep_charts.pareto_plots(plots, summary.metric_label(result), result.front)
+    return Chart(f"{summary.metric_label(result)} against {', '.join(plot.name for plot in plots)}", caption, svg)
 
 
 def _pareto_plots(result: SweepResult) -> Iterator[ParetoPlot]:
@@ -289,4 +274,4 @@ def _pareto_plots(result: SweepResult) -> Iterator[ParetoPlot]:
         points = [(trial.number, trial_score(trial, i).mean, trial_score(trial).mean) for trial in finished(result)]
         if known := [point for point in points if math.isfinite(point[1])]:
             numbers, x, y = zip(*known, strict=True)
-            yield ParetoPlot(metric_label(result, i), result.modes[i], x, y, numbers)
+            yield ParetoPlot(summary.metric_label(result, i), result.modes[i], x, y, numbers)
