@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from premed.cache import Cache
+from premed.config.transforms import Recipe
 from premed.contracts import Case
-from premed.images import Recipe
+from premed.errors import UserError
 from premed.partition import carved
-from premed.spec import UserError
 from premed.tasks import btcv
 
 PARTS = ("train", "val", "test")

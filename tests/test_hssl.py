@@ -14,20 +14,21 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from premed import launch
-from premed.contracts import Augment, Batch, Case, Domain
+from premed.config.loader import checked, load
+from premed.config.settings import Pretrain
+from premed.config.transforms import Augment
+from premed.contracts import Batch, Case, Domain
 from premed.encoders import unet, vit
-from premed.experiment import checked, load
+from premed.errors import UserError
 from premed.fit import feed
 from premed.jitter import Jitter, jittered
 from premed.partition import blind
 from premed.phantoms import write_chestxray14, write_msd
 from premed.pretext import hssl
 from premed.pretext.hssl import HSSL, Config
-from premed.randomness import Draw, sample_keys
-from premed.settings import Pretrain
+from premed.rng import Draw, sample_keys
 from premed.slices import Sliced
 from premed.sources import Mapped
-from premed.spec import UserError
 
 pytest_plugins = ["launch_fixtures"]
 
@@ -157,8 +158,8 @@ def part_of_a_step(num: int, group_loss: str, loss: float, gradients: dict[str, 
     import torch.distributed as dist
 
     from premed.contracts import Picks
+    from premed.distributed import team
     from premed.fit import share
-    from premed.ranks import team
 
     rank, world = team()
     mine, whole, model = share(Picks(0, np.arange(num)), rank, world)[0], batch(num), objective(group_loss=group_loss)

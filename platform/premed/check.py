@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from premed.config.plugins import plugin
+from premed.config.spec import Spec
 from premed.contactsheet import Picture, page
-from premed.contracts import Case, Finding, Part, Task
-from premed.experiment import plugin
+from premed.contracts import Case, Part, Task
+from premed.errors import Finding, UserError, printable
 from premed.figures import COLOURS
 from premed.inspection import Facts, Job, inspect, picture
 from premed.partition import blind
-from premed.spec import Spec, UserError, printable
 
 FEW = 5  # images with a class: with fewer in a part, its score there says little
 SHEET = 24  # pictures on the contact sheet

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from premed import measure, sampling
-from premed.contracts import Augment, Case, Finding, Forward, Part, Row, Sample
-from premed.images import Recipe
+from premed.config.transforms import Augment, Recipe
+from premed.contracts import Case, Forward, Part, Row, Sample
+from premed.errors import Finding
 from premed.partition import missing
-from premed.randomness import Draw
+from premed.rng import Draw
 
 
 class Classification:

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
-from premed.contracts import Augment, Case, Domain, Sample, Task
-from premed.experiment import Stage
+from premed.config.experiment import Stage
+from premed.config.plugins import plugin
+from premed.config.settings import PRETRAINING, Finetune, Training
+from premed.config.transforms import Augment
+from premed.contracts import Case, Domain, Sample, Task
+from premed.errors import UserError
 from premed.partition import blind
-from premed.randomness import key, permutation
-from premed.settings import PRETRAINING, Finetune, Training, plugin
-from premed.spec import UserError
+from premed.rng import key, permutation
 
 
 def domains(stage: Stage, tasks: Sequence[Task] = ()) -> list[Domain]:

@@ -4,9 +4,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
-from premed.contracts import Case, Finding, Part, Task
-from premed.randomness import permutation
-from premed.spec import UserError
+from premed.contracts import Case, Part, Task
+from premed.errors import Finding, UserError
+from premed.rng import permutation
 
 PARTS: tuple[Part, ...] = get_args(Part)
 Split = dict[Part, tuple[str, ...]]

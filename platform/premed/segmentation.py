@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from premed import measure, sampling
-from premed.contracts import Augment, Case, Finding, Forward, Part, Row, Sample
+from premed.config.transforms import Augment, Recipe
+from premed.contracts import Case, Forward, Part, Row, Sample
 from premed.entry import Entry
+from premed.errors import Finding
 from premed.grid import regions_to_native, to_native
-from premed.images import Recipe, read_image
 from premed.partition import missing
-from premed.randomness import Draw
+from premed.readers import read_image
+from premed.rng import Draw
 from premed.views import centre_start
 
 ATLAS = 32  # edge of the grid on which the constant predictor averages the training labels

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from premed.randomness import permutation
+from premed.rng import permutation
 
 PARTS = ("train", "val", "test")
 

@@ -14,13 +14,14 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from premed import partition
-from premed.contracts import Case, Finding, Part
+from premed.config.spec import Spec, elsewhere
+from premed.config.transforms import Recipe
+from premed.contracts import Case, Part
 from premed.decathlon import Decathlon
-from premed.home import data_root
-from premed.images import Recipe
-from premed.randomness import key, permutation
+from premed.errors import Finding, UserError
+from premed.paths import data_root
+from premed.rng import key, permutation
 from premed.segmentation import Regions
-from premed.spec import Spec, UserError, elsewhere
 
 FOLDS = 5
 CHANNELS = ("flair", "t1w", "t1gd", "t2w")

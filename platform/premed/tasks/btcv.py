@@ -14,12 +14,13 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from premed import measure, partition
-from premed.contracts import Case, Finding, Part, Row
-from premed.home import data_root
-from premed.images import Recipe
-from premed.randomness import key
+from premed.config.spec import Spec, elsewhere
+from premed.config.transforms import Recipe
+from premed.contracts import Case, Part, Row
+from premed.errors import Finding
+from premed.paths import data_root
+from premed.rng import key
 from premed.segmentation import Segmentation
-from premed.spec import Spec, elsewhere
 
 ORGANS = (
     *("spleen", "right_kidney", "left_kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta"),

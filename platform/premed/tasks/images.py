@@ -16,12 +16,13 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from premed import listing, splits
 from premed.classification import Classification
-from premed.contracts import Case, Finding, Part
-from premed.home import data_root
-from premed.images import Recipe
-from premed.randomness import key
+from premed.config.spec import Spec, elsewhere
+from premed.config.transforms import Recipe
+from premed.contracts import Case, Part
+from premed.errors import Finding, UserError
+from premed.paths import data_root
 from premed.readers import DICOM, PICTURES, VOLUMES
-from premed.spec import Spec, UserError, elsewhere
+from premed.rng import key
 
 
 class Columns(Spec):
