@@ -22,7 +22,7 @@ from premed.encoders import unet, vit
 from premed.errors import UserError
 from premed.fit import feed
 from premed.jitter import Jitter, jittered
-from premed.partition import blind
+from premed.partition import unlabelled_val
 from premed.phantoms import write_chestxray14, write_msd
 from premed.pretext import hssl
 from premed.pretext.hssl import HSSL, Config
@@ -334,11 +334,11 @@ class Listed:
 
 
 def test_a_data_set_of_which_no_image_has_a_label_is_pre_trained_on_and_not_validated_on():
-    assert blind(Listed(3, train="no label", val="no label")) == []  # type: ignore[arg-type]
-    assert [case.label for case in blind(Listed(3, train=2, val=1))] == [None]  # type: ignore[arg-type]
+    assert unlabelled_val(Listed(3, train="no label", val="no label")) == []  # type: ignore[arg-type]
+    assert [case.label for case in unlabelled_val(Listed(3, train=2, val=1))] == [None]  # type: ignore[arg-type]
     for fault in (Listed(3, train=3, val="none left"), Listed(3, train="x", val="y"), Listed(0, train="x", val="x")):
         with pytest.raises(UserError):
-            blind(fault)  # type: ignore[arg-type]
+            unlabelled_val(fault)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("more", [(), ("small",)])

@@ -14,7 +14,7 @@ from premed import measure, sampling
 from premed.config.transforms import Augment, Recipe
 from premed.contracts import Case, Forward, Part, Row, Sample
 from premed.errors import Finding
-from premed.partition import missing
+from premed.partition import missing_files
 from premed.rng import Draw
 
 
@@ -39,7 +39,7 @@ class Classification:
         """See `Task.check`; a task with listings of its own has more to tell."""
         parts: tuple[Part, ...] = ("train", "val", "test") if test else ("train", "val")
         for part in parts:
-            yield from missing(self.split(part))
+            yield from missing_files(self.split(part))
 
     def split(self, part: Part) -> list[Case]:
         raise NotImplementedError

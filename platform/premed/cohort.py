@@ -8,7 +8,7 @@ from premed.config.settings import PRETRAINING, Finetune, Training
 from premed.config.transforms import Augment
 from premed.contracts import Case, Domain, Sample, Task
 from premed.errors import UserError
-from premed.partition import blind
+from premed.partition import unlabelled_val
 from premed.rng import key, permutation
 
 
@@ -27,7 +27,7 @@ def domains(stage: Stage, tasks: Sequence[Task] = ()) -> list[Domain]:
 def cases(stage: Stage, task: Task) -> tuple[list[Case], list[Case]]:
     """What the stage trains on of a data set, and what it is validated on. A pre-training's have no labels."""
     if stage.kind in PRETRAINING:
-        train, val = task.images(), blind(task)
+        train, val = task.images(), unlabelled_val(task)
     else:
         assert isinstance(stage.training, Finetune)
         train = fraction(task.split("train"), stage.training.label_fraction, stage.training.seed)

@@ -14,7 +14,7 @@ from premed.contracts import Case, Task
 from premed.entry import Entry
 from premed.errors import UserError
 from premed.once import Once
-from premed.partition import blind
+from premed.partition import unlabelled_val
 from premed.paths import home
 
 Show = Callable[[dict[str, Any]], None]
@@ -39,7 +39,7 @@ class Data:
         if kind == "test":
             groups = {"test": self.task.split("test")}
         elif kind == "pretrain":
-            groups = {"images": self.task.images(), "val": blind(self.task)}
+            groups = {"images": self.task.images(), "val": unlabelled_val(self.task)}
         else:
             groups = {"train": self.task.split("train"), "val": self.task.split("val")}
         store = Cache(self.root)
