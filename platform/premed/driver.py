@@ -19,7 +19,7 @@ from premed.config.plugins import plugin
 from premed.config.settings import BLIND, PRETRAINING, Kind
 from premed.config.spec import Spec, canonical, unscored
 from premed.contracts import Domain
-from premed.data import Data, Show, joined
+from premed.data.datamodule import Data, Show, joined
 from premed.errors import LeaseLost, StageFailed, UserError
 from premed.ledger import first_line
 from premed.once import Once

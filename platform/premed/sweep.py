@@ -12,7 +12,7 @@ from functools import partial
 from statistics import pstdev
 from typing import Any
 
-from premed.data import Show
+from premed.data.datamodule import Show
 from premed.errors import CalledOff, StageFailed, UserError
 from premed.launch import looked_over, settled
 from premed.ledger import first_line
