@@ -13,8 +13,8 @@ from sklearn.metrics import roc_auc_score
 
 from premed import charts, exhibits, report
 from premed.compare import compare
+from premed.errors import UserError
 from premed.formatting import chance, number, signed
-from premed.spec import UserError
 
 pytest_plugins = ["store_fixtures"]
 

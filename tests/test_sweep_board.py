@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from sweeping import by_seed, full_grid, pruned_search, results, sweep, trial, two_objectives
 
 from premed import sweep_board
-from premed.spec import UserError
+from premed.errors import UserError
 
 GOLDEN = REPOSITORY / "tests" / "golden" / "sweep"
 RATIO, EPOCHS, DECAY = "pretext.mask_ratio", "pretrain.epochs", "finetune.layer_decay"

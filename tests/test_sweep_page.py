@@ -8,8 +8,8 @@ from pages import Page
 from sweeping import by_seed, full_grid, pruned_search, results, stage, sweep, trial, two_objectives
 
 from premed import sweep_charts, sweep_page
+from premed.errors import UserError
 from premed.findings import ranking
-from premed.spec import UserError
 
 RATIO, EPOCHS = "pretext.mask_ratio", "pretrain.epochs"
 

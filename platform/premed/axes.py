@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from premed.spec import printable
+from premed.errors import printable
 from premed.sweep_result import SweepResult
 
 Scale = Literal["categorical", "linear", "log"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from premed.figures import FAINT, INK, short
+from premed.data.figures import FAINT, INK, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from premed.config.expand import percent
 from premed.contactsheet import grouped_findings, summary_line
-from premed.fanout import percent
+from premed.errors import printable
 from premed.formatting import number
-from premed.spec import printable
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], words: int = 2) -> None:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from premed.errors import printable
 from premed.formatting import chance, counted, lasting, listed, number, signed, span
-from premed.spec import printable
 
 FORMATTING = {each.__name__: each for each in (chance, counted, lasting, listed, number, signed, span)}
 """As functions and as filters in every template."""

@@ -6,10 +6,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from premed import charts, exhibits, tables
+from premed.errors import UserError
 from premed.formatting import NAMES, Told, counted, listed, number, signed
 from premed.page import CHARTED, Cell, bullets, document, drawn, image, table, text
 from premed.runs import RunStore
-from premed.spec import UserError
 from premed.tables import Cells, Group
 
 EXTREMES = 3  # largest gains and losses that are shown

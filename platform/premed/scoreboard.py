@@ -8,8 +8,8 @@ from textwrap import fill
 from typing import Any
 
 from premed.console import table
+from premed.errors import UserError
 from premed.formatting import NAMES, Told, called, chance, number, share, signed, span, spread
-from premed.spec import UserError
 
 COLUMNS = [
     "labels",

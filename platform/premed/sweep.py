@@ -12,14 +12,14 @@ from functools import partial
 from statistics import pstdev
 from typing import Any
 
-from premed.data import Show
+from premed.data.datamodule import Show
+from premed.errors import CalledOff, StageFailed, UserError
 from premed.launch import looked_over, settled
 from premed.ledger import first_line
 from premed.plan import Plan, as_written, trains_of
 from premed.records import row
 from premed.session import Session, session
 from premed.space import Sweep
-from premed.spec import CalledOff, StageFailed, UserError
 from premed.study import State, Study, Told
 from premed.sweep_result import SweepResult
 from premed.trial import Trial, Validations

@@ -13,9 +13,9 @@ from rich.text import Text
 from premed import sweep_words as summary
 from premed.axes import field_paths, format_value, short_names, varied_fields
 from premed.console import table, width
-from premed.figures import short
+from premed.data.figures import short
+from premed.errors import UserError, printable
 from premed.findings import ScoreGrid, field_pairs, score_grid, seed_scores, stage_kinds, trial_cost, trial_score
-from premed.spec import UserError, printable
 from premed.sweep_result import SweepResult
 
 

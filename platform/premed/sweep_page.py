@@ -10,7 +10,8 @@ from markupsafe import Markup
 from premed import charts, page, sweep_charts
 from premed import sweep_words as summary
 from premed.axes import by_importance, field_paths, short_names, varied_fields
-from premed.figures import FAINT
+from premed.data.figures import FAINT
+from premed.errors import UserError
 from premed.findings import (
     ScoreGrid,
     field_pairs,
@@ -23,7 +24,6 @@ from premed.findings import (
     trial_cost,
     trial_score,
 )
-from premed.spec import UserError
 from premed.sweep_charts import BEST, DONE, LearningCurve, ParetoPlot
 from premed.sweep_result import SweepResult, TrialResult
 

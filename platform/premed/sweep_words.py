@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from premed.axes import as_finite, field_paths, format_field, short_names, varied_fields
+from premed.errors import printable
 from premed.findings import ScoreGrid, Spread, finished, ranking, reuse_savings, trial_score
 from premed.formatting import NAMES, counted, lasting, listed, number
-from premed.spec import printable
 from premed.stats import SEEDS
 from premed.sweep_result import SweepResult, TrialResult
 

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from premed import charts, scoreboard
-from premed.figures import COLOURS, FAINT, LINES
+from premed.data.figures import COLOURS, FAINT, LINES
 from premed.formatting import NAMES, Told, called, chance, counted, number, share, signed, span, spread
 from premed.page import Cell, table, text
 
