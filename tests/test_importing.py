@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 
 from premed import launch
-from premed.experiment import load
-from premed.phantoms import write_msd
-from premed.spec import UserError
+from premed.config.loader import load
+from premed.data.phantoms.writers import write_msd
+from premed.errors import UserError
 
 pytest_plugins = ["launch_fixtures"]
 

@@ -13,10 +13,10 @@ from scipy import stats
 from premed.contracts import Batch, Domain
 from premed.encoders import vit
 from premed.encoders.vit import patchify
+from premed.errors import UserError
 from premed.pretext import mae
 from premed.pretext.mae import MAE, Config, take
-from premed.randomness import sample_keys
-from premed.spec import UserError
+from premed.rng import sample_keys
 
 SMALL = {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}
 ROIS = [(32, 24), (16, 24, 16)]
@@ -301,7 +301,7 @@ def test_a_picture_of_reconstructions_is_written(tmp_path):
 @pytest.mark.parametrize("roi", ROIS)
 def test_the_film_shows_each_step_s_prediction_of_the_same_cases_beside_the_mean_patch(roi, tmp_path, monkeypatch):
     model, drawn = objective(roi), []
-    monkeypatch.setattr("premed.figures.reconstruction", lambda *told: drawn.append(told) or told[0])
+    monkeypatch.setattr("premed.data.figures.reconstruction", lambda *told: drawn.append(told) or told[0])
     model.mean_patch.fill_(0.5)
     early = model.snapshot(samples(0, 5))
     torch.nn.init.constant_(model.decoder.predict.bias, 2.0)

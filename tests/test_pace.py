@@ -9,11 +9,11 @@ from helpers import jobs, on_ranks
 
 from premed import pace, worker
 from premed.contracts import Picks
+from premed.data.loader import Views
+from premed.data.phantoms.writers import write_chestxray14
 from premed.pace import Pace
-from premed.phantoms import write_chestxray14
 from premed.presenter import starving_words
 from premed.pretext.mae import MAE
-from premed.sources import Views
 
 CPU = torch.device("cpu")
 

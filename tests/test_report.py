@@ -14,8 +14,8 @@ from sklearn.metrics import roc_auc_score
 
 from premed import charts, exhibits, report
 from premed.compare import compare
+from premed.errors import UserError
 from premed.formatting import number, p_value, signed
-from premed.spec import UserError
 
 
 @pytest.fixture

@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from premed.contracts import Case, Finding, Part, Task
-from premed.experiment import plugin
-from premed.inspection import Facts, Job, inspect
-from premed.partition import blind
-from premed.spec import Spec, UserError
+from premed.config.plugins import plugin
+from premed.config.spec import Spec
+from premed.contracts import Case, Part, Task
+from premed.data.inspection import Facts, Job, inspect
+from premed.data.splits import unlabelled_val
+from premed.errors import Finding, UserError
 
 FEW = 5  # images with a class: with fewer in a part, its score there says little
 UNLABELLED = "unlabelled"  # the part of images that serve pre-training only
@@ -40,7 +41,7 @@ def refuse(task: Task, test: bool, unlabelled: bool = False) -> None:
         more = f" (and {len(errors) - 1} more: premed data check lists them)" if len(errors) > 1 else ""
         raise UserError(f"{errors[0].where}: {errors[0].what}{more}")
     if unlabelled:
-        blind(task)
+        unlabelled_val(task)
         return
     for part in parts_of(test):
         task.split(part)  # what serves pre-training only cannot be run to its end

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from premed import measure, sampling
-from premed.contracts import Augment, Case, Finding, Forward, Part, Row, Sample
-from premed.images import Recipe
-from premed.partition import missing
-from premed.randomness import Draw
+from premed import measure
+from premed.config.transforms import Augment, Recipe
+from premed.contracts import Case, Forward, Part, Row, Sample
+from premed.data import views as sampling
+from premed.data.splits import missing_files
+from premed.errors import Finding
+from premed.rng import Draw
 
 
 class Classification:
@@ -38,7 +40,7 @@ class Classification:
         """See `Task.check`; a task with listings of its own has more to tell."""
         parts: tuple[Part, ...] = ("train", "val", "test") if test else ("train", "val")
         for part in parts:
-            yield from missing(self.split(part))
+            yield from missing_files(self.split(part))
 
     def split(self, part: Part) -> list[Case]:
         raise NotImplementedError
@@ -103,7 +105,7 @@ class Classification:
         return [self.row(sample, frequencies) for sample in samples]
 
     def pictures(self, forward: Forward, samples: Sequence[Sample], folder: Path) -> list[Path]:
-        from premed.figures import probabilities
+        from premed.data.figures import probabilities
 
         found = sorted(samples, key=lambda sample: -np.nansum(np.array(sample.case.label, float)))[:12]
         cases = []

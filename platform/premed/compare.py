@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from premed.comparison_result import ComparisonResult, TaskResult
+from premed.config.settings import TRUNK
 from premed.contenders import ExperimentRun, field_name, filter_runs, finished_experiments, scored_on
 from premed.contracts import Part
 from premed.contrast import block_result
+from premed.errors import UserError
 from premed.formatting import counted, listed
-from premed.home import home
 from premed.lineup import Arm, Block, group_runs
+from premed.paths import home
 from premed.runs import RunStore
 from premed.scorecards import ScoreTable, score_table
-from premed.settings import TRUNK
-from premed.spec import UserError
 from premed.tracking import masked
 
 DEFAULT_BASELINE = "none"  # the strategy

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from premed.check import Check
-from premed.figures import COLOURS
-from premed.inspection import picture
+from premed.data.figures import COLOURS
+from premed.data.inspection import picture
+from premed.errors import printable
 from premed.page import render
-from premed.spec import printable
 
 NUM_PICTURES = 24  # on the contact sheet
 NUM_SAME = 100  # findings in the page's table that say the same of several files

@@ -16,10 +16,10 @@ from premed.comparison_result import (
     ScoreResult,
     StageCost,
 )
+from premed.config.settings import TRUNK
 from premed.lineup import Arm, Block
 from premed.runs import Run
 from premed.scorecards import LOWER_IS_BETTER, SCALES, ScoreTable
-from premed.settings import TRUNK
 from premed.stats import SEEDS, Scale, holm, interval
 
 LEVEL = 0.05  # of a Holm-corrected p-value, below which an arm is called better or worse

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from premed.comparison_result import ArmResult, RunResult
+from premed.config.settings import TRUNK
 from premed.runs import Run, RunStore
 from premed.scorecards import Columns
-from premed.settings import TRUNK
 
 WIDE = 1200  # pixels
 SCORING = ("finetune", "test")  # stages that scored cases, on val and on test; the others are pre-training

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
+from premed.config.plugins import plugin
 from premed.contenders import FRACTION, HEAD, SEEDS, ExperimentRun
 from premed.contracts import Part
-from premed.experiment import plugin
+from premed.errors import UserError
 from premed.formatting import counted, listed
-from premed.spec import UserError
 
 SOURCE = "pretrain.sources."  # with its number after it: a data set that a pre-training names
 PROTOCOL = ("task.", "data.train", "data.val", "data.test", "finetune.")

@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 
 from premed import charts, exhibits
 from premed.comparison_result import ComparisonResult, TaskResult
+from premed.errors import UserError
 from premed.exhibits import CaseScores, LossCurve, Picture
 from premed.formatting import NAMES, counted, listed
 from premed.page import render
 from premed.runs import RunStore
 from premed.scoreboard import cost_columns, cost_row
-from premed.spec import UserError
 from premed.tables import CaseRow, ClassTable, ScoreTable, Section, class_tables, extremes, score_table, verdicts
 
 

@@ -18,8 +18,8 @@ from premed.comparison_result import (
     TaskResult,
 )
 from premed.console import table
+from premed.errors import UserError
 from premed.formatting import NAMES, mean_std, number, p_value, percent, signed, span
-from premed.spec import UserError
 
 COLUMNS = [
     "labels",

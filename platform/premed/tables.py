@@ -9,8 +9,8 @@ from markupsafe import Markup
 
 from premed import charts
 from premed.comparison_result import ArmResult, BlockResult, ClassEstimate, RunResult, TaskResult
+from premed.data.figures import COLOURS, FAINT, LINES
 from premed.exhibits import CaseScores
-from premed.figures import COLOURS, FAINT, LINES
 from premed.formatting import NAMES, mean_std, number, percent, signed, span
 
 NUM_EXTREMES = 3  # largest gains and losses that are shown

@@ -13,13 +13,15 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from premed import measure, partition
-from premed.contracts import Case, Finding, Part, Row
-from premed.home import data_root
-from premed.images import Recipe
-from premed.randomness import key
+from premed import measure
+from premed.config.spec import Spec, elsewhere
+from premed.config.transforms import Recipe
+from premed.contracts import Case, Part, Row
+from premed.data import splits
+from premed.errors import Finding
+from premed.paths import data_root
+from premed.rng import key
 from premed.segmentation import Segmentation
-from premed.spec import Spec, elsewhere
 
 ORGANS = (
     *("spleen", "right_kidney", "left_kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta"),
@@ -49,7 +51,7 @@ class Config(Spec):
     split_seed: int = 0
     val_share: float = Field(0.17, gt=0, lt=1)
     """Of the training cases, the first of an order drawn by `split_seed`: 3 of TransUNet's 18."""
-    split: partition.Split | None = None
+    split: splits.Split | None = None
     """Case names (img0005, …) per part, in place of TransUNet's."""
     partial: bool = elsewhere(False)
     """Cases of TransUNet's split that are not on disk are left out rather than refused."""
@@ -102,12 +104,12 @@ class BTCV(Segmentation):
 
     def split(self, part: Part) -> list[Case]:
         if self.config.split is not None:
-            return partition.listed(self.config.split, part, self.labelled, self.root, self.lenient)
-        partition.refuse(() if self.lenient else self.faults(TEST if part == "test" else TRAIN))
+            return splits.listed_cases(self.config.split, part, self.labelled, self.root, self.lenient)
+        splits.raise_first_error(() if self.lenient else self.faults(TEST if part == "test" else TRAIN))
         if part == "test":
             return [self.labelled[name] for name in TEST if name in self.labelled]
         of = key(self.config.split_seed, "btcv val")
-        train, val = partition.carved(TRAIN, self.labelled, self.config.val_share, of)
+        train, val = splits.carve_val(TRAIN, self.labelled, self.config.val_share, of)
         return [self.labelled[name] for name in (train if part == "train" else val)]
 
     # What is there --------------------------------------------------------------------------------------------------
@@ -154,7 +156,7 @@ class BTCV(Segmentation):
             yield from self.faults(TRAIN)
             yield from self.faults(TEST) if test else ()
         else:
-            yield from partition.faults(listed, self.labelled, self.root)
+            yield from splits.split_faults(listed, self.labelled, self.root)
         claimed = {*TRAIN, *TEST} if listed is None else set(sum(listed.values(), ()))
         for name in sorted({*self.cases, *self.files("label")} - claimed):
             yield self.unclaimed(name)

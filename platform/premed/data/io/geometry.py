@@ -1,0 +1,152 @@
+"""Voxel grids: turned to an orientation, respaced, cropped; and answers carried back onto the file's own grid.
+
+The first three take and give an image [C, *S], its label [*S] or None, and its affine [4, 4], which takes voxel numbers
+to millimetres.
+"""
+
+import math
+
+import numpy as np
+from nibabel import orientations
+
+from premed.errors import UserError
+
+MAX_VOXELS = 2**31  # what claims to be larger is taken for a mistake, before any memory is taken
+
+
+def oriented(values, label, affine, orientation: str):
+    """Axes flipped and permuted so that their numbers grow to, say, R, A and S as closely as that goes."""
+    turn = orientations.ornt_transform(
+        orientations.io_orientation(affine), orientations.axcodes2ornt(tuple(orientation))
+    )
+    affine = affine @ orientations.inv_ornt_aff(turn, values.shape[1:])
+    values = np.moveaxis(orientations.apply_orientation(np.moveaxis(values, 0, -1), turn), -1, 0)
+    return values, None if label is None else orientations.apply_orientation(label, turn), affine
+
+
+def respaced(values, label, affine, spacing: tuple[float, float, float]):
+    """Voxels of `spacing` mm: linear for the image, nearest for the label. An axis within 0.1 % is left as it is.
+
+    The first voxel's centre stays, and the last is the nearest to the old last one, as in MONAI's Spacing.
+    """
+    affine, shape = affine.copy(), values.shape[1:]
+    step = np.array(spacing) / np.linalg.norm(affine[:3, :3], axis=0)  # a new voxel, in old ones
+    step[np.abs(step - 1) < 1e-3] = 1
+    wanted = [round((n - 1) / by + 1) for n, by in zip(shape, step, strict=True)]
+    if math.prod(wanted) > MAX_VOXELS:
+        raise UserError(f"spacing: {spacing} makes an image of {wanted} voxels; take a coarser one or mend the header")
+    for axis in np.argsort(-step):  # what shrinks most goes first: less to do for the others
+        at = np.arange(wanted[axis]) * step[axis]
+        values = linear(values, at, axis + 1)
+        label = None if label is None else label.take(_nearest(at, shape[axis]), axis)
+        affine[:3, axis] *= step[axis]
+    return values, label, affine
+
+
+def cropped(values, label, affine, threshold: float):
+    """The smallest box that holds every voxel above `threshold`; everything, where none is."""
+    inside = (values > threshold).any(axis=0)
+    box = []
+    for axis in range(3):
+        hit = np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis})))
+        box.append(slice(int(hit[0]), int(hit[-1]) + 1) if len(hit) else slice(0, inside.shape[axis]))
+    affine = affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [part.start for part in box]
+    return values[:, *box], None if label is None else label[*box], affine
+
+
+def to_native(
+    answer: np.ndarray, affine: np.ndarray, native_affine: np.ndarray, native_shape: tuple[int, ...]
+) -> np.ndarray:
+    """An answer on a prepared grid (`affine`), as a label map uint8 on the file's own grid; 0 outside.
+
+    `answer` is a label map [*S], carried over by the nearest voxel, or scores [K, *S], interpolated linearly class by
+    class, the highest winning: only two native float32 maps are held at a time. Exact where the grids differ by flips,
+    permutations and crops.
+    """
+    dims = len(native_shape)
+    has_scores = answer.ndim == dims + 1
+    pull = np.linalg.inv(affine) @ native_affine  # from native voxel numbers to prepared ones
+    matrix, shift = pull[:dims, :dims], pull[:dims, 3]
+    source = np.abs(matrix).argmax(axis=0)  # the prepared axis along each native one
+    rest = matrix.copy()
+    rest[source, range(dims)] = 0
+    if len({*source}) < dims or np.abs(rest).max() * max(native_shape) > 0.01:
+        return _to_native_oblique(answer if has_scores else answer[None], matrix, shift, native_shape, has_scores)
+    at = [matrix[source[i], i] * np.arange(n) + shift[source[i]] for i, n in enumerate(native_shape)]
+    if has_scores and all(np.abs(places - np.rint(places)).max() < 0.01 for places in at):
+        answer, has_scores = answer.argmax(axis=0).astype(np.uint8), False
+    if has_scores:
+        order = sorted(range(dims), key=lambda i: len(at[i]) / answer.shape[1 + source[i]])
+
+        def carried(scores: np.ndarray) -> np.ndarray:
+            scores = scores.astype(np.float32, copy=False).transpose(source)
+            for i in order:
+                scores = linear(scores, at[i], i)
+            return scores
+
+        labels = _winner(answer, carried)
+    else:
+        labels = answer.transpose(source)
+        for i, places in enumerate(at):
+            labels = labels.take(_nearest(places, labels.shape[i]), i)
+    for i, places in enumerate(at):
+        n = answer.shape[has_scores + source[i]]
+        labels[(slice(None),) * i + ((places < -0.5) | (places >= n - 0.5),)] = 0
+    return labels.astype(np.uint8, copy=False)
+
+
+def regions_to_native(
+    scores: np.ndarray, affine: np.ndarray, native_affine: np.ndarray, native_shape: tuple[int, ...]
+) -> np.ndarray:
+    """Scores [K, *S] of regions that may overlap, on a prepared grid, as masks [K, *native_shape] bool; none outside.
+
+    A region is where its score is above 0 (its sigmoid above one half). A sigmoid is a choice of two, the score against
+    0, so each region is carried over as `to_native` carries two classes.
+    """
+    pairs = (np.stack([np.zeros_like(score), score]) for score in scores)
+    return np.stack([to_native(pair, affine, native_affine, native_shape) > 0 for pair in pairs])
+
+
+def _to_native_oblique(answer, matrix, shift, native_shape, has_scores) -> np.ndarray:
+    from scipy.ndimage import affine_transform
+
+    def carried(values: np.ndarray, order: int, mode: str) -> np.ndarray:
+        return affine_transform(values, matrix, shift, native_shape, order=order, mode=mode, prefilter=False)
+
+    if not has_scores:
+        return carried(answer[0].astype(np.uint8), 0, "grid-constant")
+    labels = _winner(answer, lambda scores: carried(scores.astype(np.float32, copy=False), 1, "nearest"))
+    return labels * carried(np.ones(answer.shape[1:], np.uint8), 0, "grid-constant")
+
+
+def _winner(scores: np.ndarray, carried) -> np.ndarray:
+    """The number of the class whose `carried` scores are highest, at each voxel: uint8."""
+    best = carried(scores[0])
+    labels = np.zeros(best.shape, np.uint8)
+    for number in range(1, len(scores)):
+        other = carried(scores[number])
+        better = other > best
+        labels[better] = number
+        best = np.where(better, other, best)
+    return labels
+
+
+def linear(values: np.ndarray, at: np.ndarray, axis: int) -> np.ndarray:
+    """Float32 values interpolated along one axis at the places `at`; beyond the ends, the end's."""
+    last = values.shape[axis] - 1
+    at = np.clip(at, 0, last)
+    low = at.astype(np.intp)
+    weight = (at - low).astype(np.float32)
+    below = values.take(low, axis)
+    if not weight.any():
+        return below
+    above = values.take(np.minimum(low + 1, last), axis)
+    above -= below
+    above *= weight.reshape([-1 if i == axis else 1 for i in range(values.ndim)])
+    above += below
+    return above
+
+
+def _nearest(at: np.ndarray, n: int) -> np.ndarray:
+    return np.clip(np.floor(at + 0.5).astype(np.intp), 0, n - 1)

@@ -1,0 +1,176 @@
+"""What lists in a YAML or on the command line fan out to, what is refused, and what a fraction of the labels is."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from premed.cohort import fraction
+from premed.config.expand import load_all, percent, title, told_apart
+from premed.config.loader import load
+from premed.contracts import Case
+from premed.errors import UserError
+
+STEPS = {"epochs": 1, "batch": 4, "lr": 1e-3}
+NONE = {
+    "task": "msd",
+    "encoder": {"name": "vit", "patch": 8},
+    "pretext": "none",
+    "finetune": {**STEPS, "head": "unetr"},
+}
+MAE = NONE | {"pretext": {"name": "mae", "mask_ratio": 0.5}, "pretrain": STEPS}
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(tree, name="a"):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(tree))
+        return path
+
+    return write
+
+
+def told(experiments):
+    """(strategy, label fraction, fine-tuning's seed, pre-training's seed) of each."""
+    return [
+        (each.strategy, each.finetune.label_fraction, each.finetune.seed, each.pretrain and each.pretrain.seed)
+        for each in experiments
+    ]
+
+
+def test_without_lists_there_is_one_experiment_the_same_as_ever(written):
+    assert load_all([written(MAE)]) == [load([written(MAE)])]
+
+
+def test_seeds_are_the_fine_tuning_s_so_that_the_pre_training_is_shared(written):
+    found = load_all([written(MAE)], ["seeds=[3, 5]"])
+    assert told(found) == [("mae", 1.0, 3, 0), ("mae", 1.0, 5, 0)]
+    assert len({next(each.stages(str)).digest() for each in found}) == 1
+
+
+@pytest.mark.parametrize(
+    ("vary", "expected"),
+    [
+        ("pretrain", [(0, 3), (0, 5)]),
+        ("[pretrain]", [(0, 3), (0, 5)]),
+        ("[pretrain, finetune]", [(3, 3), (5, 5)]),
+    ],
+)
+def test_seeds_are_for_the_stages_that_vary_names(written, vary, expected):
+    found = load_all([written(MAE)], ["seeds=[3, 5]", f"vary={vary}"])
+    assert [(finetune, pretrain) for _, _, finetune, pretrain in told(found)] == expected
+
+
+def test_lists_multiply_and_may_stand_in_a_yaml(written):
+    lists = {"seeds": [0, 1], "finetune": {"label_fraction": [0.05, 1]}, "pretext": ["none", "mae"]}
+    found = load_all([written(MAE), written(lists, "b")])
+    expected = [(fraction, seed) for fraction in (0.05, 1.0) for seed in (0, 1)]
+    assert told(found) == [(s, *each, p) for s, p in (("none", None), ("mae", 0)) for each in expected]
+    assert load_all([written(MAE)], ["seeds=[0,1]", "finetune.label_fraction=[0.05,1]", "pretext=[none,mae]"]) == found
+
+
+def test_each_of_several_strategies_is_what_it_is_alone(written):
+    only = {"only": {"mae": {"pretrain": {"steps": 7}}}}
+    files = [written(MAE), written(only, "b")]
+    none, mae = load_all(files, ["pretext=[none,mae]"])
+    assert mae == load(files) and mae.pretrain.steps == 7 and mae.pretext.mask_ratio == 0.5
+    assert none == load([written(NONE, "c")])  # nothing of a pre-training that it has not
+
+
+def test_a_strategy_may_be_listed_with_its_fields(written):
+    found = load_all([written(MAE)], ["pretext=[{name: mae, mask_ratio: 0.75}, mae]"])
+    assert [each.pretext.mask_ratio for each in found] == [0.75, 0.5]
+
+
+def test_a_later_file_s_one_strategy_takes_the_place_of_a_list(written):
+    assert len(load_all([written(MAE | {"pretext": ["none", "mae"]}), written({"pretext": "none"}, "b")])) == 1
+
+
+def test_where_only_the_pre_training_varies_a_strategy_without_one_runs_once(written):
+    found = load_all([written(MAE)], ["pretext=[none,mae]", "seeds=[0,1]", "vary=pretrain"])
+    assert told(found) == [("none", 1.0, 0, None), ("mae", 1.0, 0, 0), ("mae", 1.0, 0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["seeds=[0,1,0]"], "seeds: 0 stands there twice"),
+        (["seeds=[]"], "seeds: must be a list of at least one"),
+        (["seeds=3"], r"seeds: must be a list of at least one, as in \[0, 1, 2\] \(it is 3\)"),
+        (["seeds=[0, a]"], "seeds.1: Input should be a valid integer"),
+        (["vary=pretrain"], "seeds: is missing"),
+        (["seeds=[0,1]", "vary=[test]"], "vary.0: Input should be 'pretrain' or 'finetune'"),
+        (["seeds=[0,1]", "vary=[]"], "vary: must be a list"),
+        (
+            ["seeds=[0,1]", "vary=pretrain", "pretext=none"],
+            "vary: names the pre-training, and no strategy here has one",
+        ),
+        (["finetune.label_fraction=[0.1, 1.5]"], r"finetune.label_fraction: .*less than or equal to 1 \(it is 1.5\)"),
+        (["finetune.label_fraction=[0.1, 0]"], "finetune.label_fraction: .*greater than 0"),
+        (["finetune.label_fraction=[]"], "finetune.label_fraction: must be a list of at least one"),
+        (["finetune.label_fraction=[1, 1.0]"], "finetune.label_fraction: 1.0 stands there twice"),
+        (["pretext=[none, mea]"], "pretext: 'mea' is not one of"),
+        (["pretext=[mae, mae]"], "pretext: mae stands there twice"),
+        (
+            ["pretext=[none, mae]", "pretext.mask_ratio=0.5"],
+            "pretext: is a list, which pretext.mask_ratio cannot be set",
+        ),
+    ],
+)
+def test_a_mistake_anywhere_in_a_list_is_one_line_that_names_the_field(written, overrides, words):
+    with pytest.raises(UserError, match=f"^{words}"):
+        load_all([written(MAE)], overrides)
+
+
+# ---- names
+
+
+@pytest.mark.parametrize(("share", "words"), [(0.05, "5 %"), (0.07, "7 %"), (0.125, "12.5 %"), (1.0, "100 %")])
+def test_a_share_of_the_labels_is_told_in_percent(share, words):
+    assert percent(share) == words
+
+
+def test_titles_say_all_that_a_fan_out_varies(written):
+    found = load_all([written(MAE)], ["seeds=[0,1]", "vary=[pretrain,finetune]", "finetune.label_fraction=[0.05]"])
+    assert [title(each) for each in found] == ["mae 5 % seed 0", "mae 5 % seed 1 pre-training seed 1"]
+
+
+def test_experiments_are_told_apart_by_what_differs_and_no_more(written):
+    found = load_all([written(MAE)], ["pretext=[none,mae]", "seeds=[0,1]"])
+    assert told_apart(found, ["mri"] * 4) == ["none seed 0", "none seed 1", "mae seed 0", "mae seed 1"]
+    assert told_apart(found[::2], ["mri", "chest"]) == ["mri none", "chest mae"]
+    twice = load_all([written(MAE)], ["pretext=[{name: mae, mask_ratio: 0.75}, mae]"])
+    assert told_apart(twice, ["mri", "mri"]) == ["mae (1)", "mae (2)"]
+
+
+# ---- a fraction of the labels
+
+patients = st.lists(st.integers(0, 30), min_size=1, max_size=60)
+shares = st.floats(0.001, 1.0)
+
+
+def dealt(owners):
+    return [Case(f"{i}", f"patient {owner}", (Path("x"),)) for i, owner in enumerate(owners)]
+
+
+@given(patients, shares, shares, st.integers(0, 5))
+def test_a_smaller_fraction_is_part_of_a_larger_one_and_no_patient_is_split(owners, one, other, seed):
+    cases = dealt(owners)
+    few, many = (fraction(cases, share, seed) for share in sorted((one, other)))
+    assert {case.name for case in few} <= {case.name for case in many}
+    taken = {case.patient for case in few}
+    assert few == [case for case in cases if case.patient in taken]
+
+
+@given(patients, shares, st.integers(0, 5))
+def test_a_fraction_is_that_share_of_the_patients_and_one_at_least(owners, share, seed):
+    num = len({case.patient for case in fraction(dealt(owners), share, seed)})
+    assert num == max(1, round(share * len(set(owners))))
+
+
+def test_other_seeds_draw_other_patients_and_all_labels_are_all():
+    cases = dealt(range(40))
+    assert fraction(cases, 0.1, 0) != fraction(cases, 0.1, 1) and fraction(cases, 1.0, 0) == cases
