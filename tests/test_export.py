@@ -18,8 +18,8 @@ from support.predictions import laid, refused
 
 from premed import bundle, export, graphs, measure, predict, trained
 from premed.config.transforms import Recipe
-from premed.encoders import vit
 from premed.errors import StageFailed
+from premed.models.encoders import vit
 
 pytest_plugins = ["trained_fixtures"]
 

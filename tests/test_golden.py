@@ -24,9 +24,9 @@ from premed.data.loader import Mapped
 from premed.data.prepared import PreparedFile, write
 from premed.data.preprocess import Prepared
 from premed.data.samplers import EpochPlan, InTurn
-from premed.encoders import mit, unet, vit
 from premed.fit import Schedule, fit, make_optimizer
-from premed.heads import conv, linear, unetr
+from premed.models.encoders import mit, unet, vit
+from premed.models.heads import conv, linear, unetr
 from premed.pretext import hssl, mae, unimiss
 from premed.rng import Draw, key
 from premed.segmentation import Segmentation
