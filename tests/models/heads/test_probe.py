@@ -22,7 +22,7 @@ from premed.data.phantoms.writers import write_chestxray14
 from premed.errors import UserError
 from premed.models.encoders import pixels
 from premed.models.heads import probe
-from premed.segmentation import Regions, Segmentation, patch_means
+from premed.tasks.common.segmentation import Regions, Segmentation, patch_means
 
 FINE = 0
 

@@ -1,1 +1,1 @@
-"""Encoders: `{name: vit, …}` in a YAML means vit.py here. Each has a `Config` and `build(config, channels, roi)`."""
+"""PLUG-INS: `{name: vit, …}` under `encoder` means vit.py: a `Config` and `build(config, channels, roi)`."""

@@ -1,1 +1,1 @@
-"""Heads: `{name: linear, …}` in a YAML means linear.py here. Each has a `Config` and `build(config, encoder, task)`."""
+"""PLUG-INS: `{name: linear, …}` under `head` means linear.py: a `Config` and `build(config, encoder, task)`."""
