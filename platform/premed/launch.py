@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from premed import contactsheet
 from premed.check import Check, refuse
 from premed.config.expand import told_apart
 from premed.config.experiment import Experiment
@@ -189,7 +190,7 @@ def check(experiment: Experiment, show: Show, html: Path | None = None) -> dict[
             each.open_images(mapper, lambda done, total: show({"event": "checked", "done": done, "total": total}))
         if html is not None:
             try:
-                html.write_text(checked.page(mapper), encoding="utf-8")
+                html.write_text(contactsheet.page(checked, mapper), encoding="utf-8")
             except OSError as error:
                 raise UserError(f"{html}: cannot be written ({error.strerror}); name another file") from None
     return checked.outcome() | ({"sources": [source.outcome() for source in sources]} if sources else {})

@@ -401,9 +401,9 @@ def test_one_pre_training_on_both_serves_pictures_and_segmentation_beside_none(f
         assert dropped and all(other in name.split(".") for name in dropped)
     summary = found["chest"]["stages"][0]["summary"]
     assert {"val/loss", "val/entropy", "val/same", "val/centre_spread"} <= summary.keys()
-    (task,) = compare(store_in_use(), task="chestxray14")["tasks"]
-    (block,) = task["blocks"]
-    assert {row["label"]: row["same_architecture"] for row in block["rows"]} == {"none": True, "unimiss": True}
+    (task,) = compare(store_in_use(), task="chestxray14").tasks
+    (block,) = task.blocks
+    assert {arm.label: arm.same_architecture for arm in block.rows} == {"none": True, "unimiss": True}
     card = json.loads(next((home / "checkpoints").glob("pretrain-*/parts/card.json")).read_text())
     assert [source["task"] for source in card["sources"]] == ["chestxray14", "brain"]
     assert card["sources"][1]["preprocessing"]["orientation"] == "RAS" and card["sources"][1]["roi"] == [32, 32, 16]
