@@ -6,16 +6,7 @@ import numpy as np
 import pytest
 from sweeping import by_seed, full_grid, pruned_search, stage, sweep, trial
 
-from premed.findings import (
-    Spread,
-    field_pairs,
-    ranking,
-    reuse_savings,
-    score_grid,
-    slice_plot,
-    trial_cost,
-    trial_score,
-)
+from premed.findings import Spread, field_pairs, ranking, reuse_savings, score_grid, slice_plot, trial_cost, trial_score
 from premed.sweep_words import reuse_lines
 
 RATIO, EPOCHS, DECAY = "pretext.mask_ratio", "pretrain.epochs", "finetune.layer_decay"

@@ -103,7 +103,7 @@ def test_what_the_notes_say_is_said(trained):
 
 def test_charts_are_drawn_from_the_comparison_s_own_numbers(trained, monkeypatch):
     drawn = []
-    monkeypatch.setattr(charts, "fractions", lambda lines, word: drawn.extend(lines) or b"<svg/>")
+    monkeypatch.setattr(charts, "label_fractions", lambda lines, word: drawn.extend(lines) or b"<svg/>")
     built(trained)
     rows = [arm for arm in compare(trained).tasks[0].blocks[0].rows if arm.label == "mae"]
     (line,) = (line for line in drawn if line.name == "mae")
@@ -117,7 +117,7 @@ def test_a_curve_is_a_share_of_its_gate_and_a_shared_pretraining_is_drawn_once(t
     shared = {"mae": stages(trained, "mae")["pretrain"]}
     add(trained, "mae", 0, xrays(2, 0), fraction=0.5, shared=shared["mae"])
     drawn = []
-    monkeypatch.setattr(charts, "pretraining", lambda lines, *more: drawn.append((lines, *more)) or b"<svg/>")
+    monkeypatch.setattr(charts, "pretraining_curves", lambda lines, *more: drawn.append((lines, *more)) or b"<svg/>")
     built(trained)
     ((lines, _, gate),) = drawn
     assert sorted((line.name, *line.x, *np.round(line.values, 6)) for line in lines) == [
@@ -130,7 +130,7 @@ def test_a_curve_is_a_share_of_its_gate_and_a_shared_pretraining_is_drawn_once(t
 def test_a_loss_without_a_gate_is_drawn_as_it_is(trained, tmp_path, monkeypatch):
     leave(trained, stages(trained, "mae")["pretrain"], tmp_path / "a", [3.0, 2.0])
     drawn = []
-    monkeypatch.setattr(charts, "pretraining", lambda lines, *more: drawn.append((lines, *more)) or b"<svg/>")
+    monkeypatch.setattr(charts, "pretraining_curves", lambda lines, *more: drawn.append((lines, *more)) or b"<svg/>")
     built(trained)
     (((line,), word),) = drawn
     assert (line.name, line.values, word) == ("mae", [3.0, 2.0], "loss")
@@ -155,7 +155,7 @@ def test_strips_are_paired_by_case_and_ordered_by_the_baseline(store, monkeypatc
         for strategy, value in (("none", 0.6), ("mae", 0.8)):
             add(store, strategy, seed, volumes(value, seed + 7 * (strategy == "mae")), score="dice")
     drawn = []
-    monkeypatch.setattr(charts, "strips", lambda *told: drawn.append(told) or b"<svg/>")
+    monkeypatch.setattr(charts, "strip_plots", lambda *told: drawn.append(told) or b"<svg/>")
     page = built(store)
     ((mae,), none, places, *_) = drawn[0]
 
@@ -176,7 +176,7 @@ def test_strips_are_paired_by_case_and_ordered_by_the_baseline(store, monkeypatc
 
 def test_where_a_case_has_no_score_of_its_own_strips_are_over_classes(trained, monkeypatch):
     drawn = []
-    monkeypatch.setattr(charts, "strips", lambda *told: drawn.append(told) or b"<svg/>")
+    monkeypatch.setattr(charts, "strip_plots", lambda *told: drawn.append(told) or b"<svg/>")
     built(trained)
     ((mae,), _, places, *_) = drawn[0]
     rows = compare(trained).tasks[0].blocks[0].rows

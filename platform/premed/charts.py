@@ -21,6 +21,14 @@ MANY = 300  # positions of a strip; with more, its dots are small and rasterized
 NAMED = 30  # positions of a strip; more have no names
 
 
+class Chart(NamedTuple):
+    """A chart as pages show it."""
+
+    title: str
+    caption: str
+    svg: bytes
+
+
 class Line(NamedTuple):
     """Values over x, sorted by x, and their intervals; NaN where there is none."""
 
@@ -40,7 +48,7 @@ class Strip(NamedTuple):
     values: Sequence[float]
 
 
-def fractions(lines: Sequence[Line], ylabel: str) -> bytes:
+def label_fractions(lines: Sequence[Line], ylabel: str) -> bytes:
     """Scores over the share of labels that was used, their intervals as bands."""
     figure, axes = axes_with_labels(WIDTH, 3.8)
     ends = []
@@ -62,7 +70,7 @@ def fractions(lines: Sequence[Line], ylabel: str) -> bytes:
     return svg(figure)
 
 
-def pretraining(lines: Sequence[Line], ylabel: str, gate: float | None = None) -> bytes:
+def pretraining_curves(lines: Sequence[Line], ylabel: str, gate: float | None = None) -> bytes:
     """Validation losses over steps. Lines with the same name are seeds, labelled once. gate: a horizontal line."""
     figure, axes = axes_with_labels(WIDTH, 3.4)
     ends = {}
@@ -79,7 +87,7 @@ def pretraining(lines: Sequence[Line], ylabel: str, gate: float | None = None) -
     return svg(figure)
 
 
-def strips(rows: Sequence[Strip], base: Strip | None, names: Sequence[str], xlabel: str, ylabel: str) -> bytes:
+def strip_plots(rows: Sequence[Strip], base: Strip | None, names: Sequence[str], xlabel: str, ylabel: str) -> bytes:
     """A strip for each row over the same positions, with stems from the baseline's values to the row's.
 
     names: of the positions. A row is labelled at its end, with the number of positions where it is above the baseline.
@@ -115,7 +123,7 @@ def strips(rows: Sequence[Strip], base: Strip | None, names: Sequence[str], xlab
     return svg(figure)
 
 
-def bar(
+def interval_bar(
     value: float,
     interval: Sequence[float],
     span: tuple[float, float],
@@ -147,7 +155,7 @@ def bar(
     return Markup(f'<svg width="{width}" height="{height}" aria-hidden="true">{"".join(parts)}</svg>')
 
 
-def spanning(numbers: Sequence[float], marks: Sequence[float] = ()) -> tuple[float, float] | None:
+def bar_span(numbers: Sequence[float], marks: Sequence[float] = ()) -> tuple[float, float] | None:
     """The span of a column of bars: all its numbers and marks, and a margin; None if none is finite."""
     finite = [number for number in (*numbers, *marks) if np.isfinite(number)]
     if not finite:

@@ -18,17 +18,17 @@ from premed.errors import printable
 from premed.formatting import number
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], words: int = 2) -> None:
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], words: int = 2) -> None:
     """Prints a table as wide as its cells need: the first `words` columns left-aligned, the others right-aligned."""
     grid = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
     for i, column in enumerate(columns):
         grid.add_column(column, justify="left" if i < words else "right", overflow="fold")
     for row in rows:
         grid.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))  # [a, b] is no markup here
-    Console(width=width(), highlight=False).print(grid)
+    Console(width=output_width(), highlight=False).print(grid)
 
 
-def width() -> int | None:
+def output_width() -> int | None:
     """Columns that a line may have; None on a terminal, which knows its own."""
     return None if sys.stdout.isatty() else 120
 
@@ -49,7 +49,7 @@ def show_outcomes(outcomes: Sequence[dict[str, Any]]) -> None:
         title, at = f"Scores: {scores.pop()}", columns.index("score")
         rows = [row[:at] + row[at + 1 :] for row in [columns, *rows]]
         columns = rows.pop(0)
-    table(title, columns, rows)
+    print_table(title, columns, rows)
     print("interval: over patients, one seed; constant: the best answer that looks at no image;")
     print("gate: how far pre-training's validation loss is below that of a predictor without a network")
     show_means(outcomes)
@@ -121,7 +121,7 @@ def show_means(outcomes: Sequence[dict[str, Any]]) -> None:
         if len(values) > 1
     ]
     if rows:
-        table("Over seeds", ["task", "strategy", "labels", "score", "seeds", "mean ± std"], rows)
+        print_table("Over seeds", ["task", "strategy", "labels", "score", "seeds", "mean ± std"], rows)
 
 
 # ---- other commands
@@ -156,7 +156,7 @@ def show_findings(report: dict[str, Any]) -> None:
     name = printable(report["task"])
     title = f"{name} in {printable(report['root'])}" if report["root"] else name
     if report["findings"]:
-        table(title, ["", "where", "what"], list(grouped_findings(report, 10)), words=3)
+        print_table(title, ["", "where", "what"], list(grouped_findings(report, 10)), words=3)
     print(f"{name}: {summary_line(report)}")
     for source in report.get("sources", ()):
         show_findings(source)

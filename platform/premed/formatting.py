@@ -40,8 +40,8 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.4g} %"
 
 
-def lasting(seconds: float, beside: float | None = None) -> str:
-    """A duration in the unit that suits it, or in the one that suits `beside`."""
+def duration(seconds: float, beside: float | None = None) -> str:
+    """Seconds in the unit that suits them (90 s, 2.5 min, 3.0 h), or in the one that suits `beside`."""
     most = seconds if beside is None else beside
     size, unit = (1, "s") if most < 120 else (60, "min") if most < 7200 else (3600, "h")
     return f"{seconds / size:.{int(size > 1)}f} {unit}"

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from premed.formatting import lasting
+from premed.formatting import duration
 from premed.presenter import DOING, Presenter
 
 LOUD = ("starting", "trials", "trial_ended", "warning", "starving", "gate", "collapse")
@@ -92,7 +92,7 @@ class LiveTable(Presenter):
         done = f"{self.total - self.left + self.ended}/{self.total} trials"
         if not 0 < self.ended < self.left:
             return done
-        return f"{done}, about {lasting((time.monotonic() - self.began) / self.ended * (self.left - self.ended))} left"
+        return f"{done}, about {duration((time.monotonic() - self.began) / self.ended * (self.left - self.ended))} left"
 
     # ---- the table
 

@@ -1,7 +1,7 @@
 """HTML pages, rendered from the jinja2 templates in `templates/`: one file each, no network, no script.
 
 Everything that is given to a template is escaped, and what cannot be seen is written out (`printable`). HTML that is
-made here, such as the inline SVG of `charts.bar`, is a `Markup`; nothing else is taken for HTML.
+made here, such as the inline SVG of `charts.interval_bar`, is a `Markup`; nothing else is taken for HTML.
 """
 
 from base64 import b64encode
@@ -12,10 +12,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from premed.errors import printable
-from premed.formatting import counted, lasting, listed, mean_std, number, p_value, percent, signed, span
+from premed.formatting import counted, duration, listed, mean_std, number, p_value, percent, signed, span
 
 FORMATTING = {
-    each.__name__: each for each in (counted, lasting, listed, mean_std, number, p_value, percent, signed, span)
+    each.__name__: each for each in (counted, duration, listed, mean_std, number, p_value, percent, signed, span)
 }
 """As functions and as filters in every template."""
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from premed.answers import described
 from premed.config.experiment import Stage
 from premed.contracts import Domain, Encoder
 from premed.errors import UserError
 from premed.rng import key
+from premed.tasks.common.description import described
 from premed.vault import Vault
 
 DRAWING = threading.RLock()

@@ -20,8 +20,8 @@ from premed.config.settings import Train
 from premed.contracts import Forward, Sample
 from premed.device import device_of, precision_of
 from premed.errors import StageFailed, UserError
-from premed.segmentation import Segmentation
 from premed.supervised import Network
+from premed.tasks.common.segmentation import Segmentation
 from premed.trained import opened
 from premed.unseen import Input, inputs, nothing, sample_of
 

@@ -48,12 +48,6 @@ def page(result: ComparisonResult, store: RunStore, ui: str | None = None) -> st
     )
 
 
-class Chart(NamedTuple):
-    title: str
-    caption: str
-    svg: bytes
-
-
 @dataclass(frozen=True)
 class BlockView:
     """What is shown of one head's arms on one task, in this order; what there is nothing of is empty."""
@@ -61,14 +55,14 @@ class BlockView:
     section: Section
     verdicts: Sequence[tuple]
     scores: Sequence[ScoreTable]
-    fractions: Chart | None
+    fractions: charts.Chart | None
     classes: Sequence[ClassTable]
-    strips: Chart | None
+    strips: charts.Chart | None
     case_quantity: str
     extremes: Sequence[CaseRow]
     cost_columns: Sequence[str]
     cost_rows: Sequence[Sequence[str]]
-    pretraining: Sequence[Chart]
+    pretraining: Sequence[charts.Chart]
     pictures: Sequence[tuple[str, Sequence[Picture]]]
 
 
@@ -116,7 +110,7 @@ def block_view(section: Section, store: RunStore) -> BlockView:
 # ---- charts
 
 
-def fractions(section: Section) -> Chart | None:
+def fractions(section: Section) -> charts.Chart | None:
     """The score against the label fraction, where there are several."""
     if len(section.fractions) < 2:
         return None
@@ -130,10 +124,12 @@ def fractions(section: Section) -> Chart | None:
     if not any(math.isfinite(value) for line in lines for value in line.values):
         return None
     caption = "Means over seeds; the bands are the intervals of the table above."
-    return Chart(f"{section.title} against the share of labels", caption, charts.fractions(lines, section.title))
+    return charts.Chart(
+        f"{section.title} against the share of labels", caption, charts.label_fractions(lines, section.title)
+    )
 
 
-def strips(section: Section, scores: CaseScores) -> Chart | None:
+def strips(section: Section, scores: CaseScores) -> charts.Chart | None:
     """Every arm's numbers by case or, where a case has no score of its own, by class; paired with the baseline."""
     names, values, unit, quantity = scores.names, scores.values, "case", "Dice"
     if not scores.are_cases:
@@ -152,11 +148,11 @@ def strips(section: Section, scores: CaseScores) -> Chart | None:
         many = len(places) > charts.MANY
         caption += f" The dark line is {first}." if many else f" Grey is {first}, and a stem leads from there."
     others = [row for row in rows if row is not baseline]
-    svg = charts.strips(others, baseline, [names[i] for i in places], f"each {unit}, ordered by {first}", quantity)
-    return Chart(f"{quantity} by {unit}", caption, svg)
+    svg = charts.strip_plots(others, baseline, [names[i] for i in places], f"each {unit}, ordered by {first}", quantity)
+    return charts.Chart(f"{quantity} by {unit}", caption, svg)
 
 
-def pretraining(section: Section, curves: Sequence[LossCurve]) -> list[Chart]:
+def pretraining(section: Section, curves: Sequence[LossCurve]) -> list[charts.Chart]:
     """Validation losses: as shares of the gate where there is one, else as they are, a chart for each strategy."""
     found, lines = [], []
     for label, steps, losses, gate in curves:
@@ -167,10 +163,12 @@ def pretraining(section: Section, curves: Sequence[LossCurve]) -> list[Chart]:
         gates = listed({f"{curve.gate:.3g}" for curve in curves if curve.gate})
         caption = f"Validation loss, as a share of what predicting the mean patch of each place loses ({gates}), which "
         caption += "takes no network: the gate. An encoder that is not clearly below 100 % has little to transfer."
-        svg = charts.pretraining(lines, "loss / gate", 1.0)
-        found.append(Chart("Pre-training and its gate", caption, svg))
+        svg = charts.pretraining_curves(lines, "loss / gate", 1.0)
+        found.append(charts.Chart("Pre-training and its gate", caption, svg))
     for label in dict.fromkeys(curve.label for curve in curves if not curve.gate):
         colour = section.colours[label]
         lines = [charts.Line(label, colour, each.steps, each.losses) for each in curves if each.label == label]
-        found.append(Chart(f"Pre-training of {label}", "Validation loss.", charts.pretraining(lines, "loss")))
+        found.append(
+            charts.Chart(f"Pre-training of {label}", "Validation loss.", charts.pretraining_curves(lines, "loss"))
+        )
     return found

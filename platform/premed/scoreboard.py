@@ -17,7 +17,7 @@ from premed.comparison_result import (
     StageCost,
     TaskResult,
 )
-from premed.console import table
+from premed.console import print_table
 from premed.errors import UserError
 from premed.formatting import NAMES, mean_std, number, p_value, percent, signed, span
 
@@ -52,8 +52,8 @@ def show_block(task: TaskResult, block: BlockResult) -> None:
     for name, score in arms[0].scores.items():
         words = NAMES.get(name, name) + ("" if score.higher_is_better else ", lower is better")
         heading = f"{title}\n{words}" if name == main else words
-        table(heading, COLUMNS if name == main else COLUMNS[:6], [score_row(task, arm, name) for arm in arms])
-    table("What it cost, and what stands beside the scores", cost_columns(arms), [cost_row(arm) for arm in arms])
+        print_table(heading, COLUMNS if name == main else COLUMNS[:6], [score_row(task, arm, name) for arm in arms])
+    print_table("What it cost, and what stands beside the scores", cost_columns(arms), [cost_row(arm) for arm in arms])
     show_classes(task, block)
     print_lines(block.notes)
     if not all(arm.same_architecture for arm in arms):
@@ -94,7 +94,7 @@ def show_classes(task: TaskResult, block: BlockResult) -> None:
     cells = [[name, *(class_cell(arm.scores[main].classes[name]) for arm in some)] for name in names]
     left = f"; {len(arms) - MAX_ARMS} more strategies in --csv" if len(arms) > MAX_ARMS else ""
     title = f"{NAMES.get(main, main)} by class, {percent(arms[0].label_fraction)} of the labels{left}"
-    table(title, ["class", *(arm.marked_label for arm in some)], cells, words=1)
+    print_table(title, ["class", *(arm.marked_label for arm in some)], cells, words=1)
     print_lines(["^ v above or below the baseline by its own 95 % interval, not corrected for the number of classes"])
 
 

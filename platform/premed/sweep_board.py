@@ -12,7 +12,7 @@ from rich.text import Text
 
 from premed import sweep_words as summary
 from premed.axes import field_paths, format_value, short_names, varied_fields
-from premed.console import table, width
+from premed.console import output_width, print_table
 from premed.data.figures import short
 from premed.errors import UserError, printable
 from premed.findings import ScoreGrid, field_pairs, score_grid, seed_scores, stage_kinds, trial_cost, trial_score
@@ -29,7 +29,9 @@ def show(result: SweepResult) -> None:
     if result.importances:
         shares = summary.importance_shares(result).items()
         print_wrapped(f"What {summary.metric_label(result)} depends on most (Optuna's importances)")
-        table("", ["field", "share", ""], [[name, f"{x:4.0%}", "█" * round(30 * x)] for name, x in shares], words=3)
+        print_table(
+            "", ["field", "share", ""], [[name, f"{x:4.0%}", "█" * round(30 * x)] for name, x in shares], words=3
+        )
     for line in summary.reuse_lines(result):
         print_wrapped(line)
     for number, reason in summary.failures(result):
@@ -60,7 +62,7 @@ def show_trials(result: SweepResult) -> None:
         left = max(line_width() - 2 - widths[0] - sum(widths[end:]), 20)
         rows = [[row[0], fill(summary.named(columns[1:end], row[1:end]), left), *row[end:]] for row in rows]
         columns = ["trial", "setting", *columns[end:]]
-    table("", columns, rows, words=columns.index("state") + 1)
+    print_table("", columns, rows, words=columns.index("state") + 1)
     star = "*: on the Pareto front" if result.is_multi_objective else "*: the best"
     print_wrapped(f"{star}; seconds: of all stages that a trial needed, shared ones too")
     if constant := summary.constant_setting(result):
@@ -88,7 +90,7 @@ def show_grid(result: SweepResult, grid: ScoreGrid, metric: int) -> None:
     title += f" (down) and {names[across]} (across)" if across else ""
     title += f": {summary.averaged_over(result, grid)}"
     print_wrapped(title if grid.is_balanced else f"{title}; (n): over n scores")
-    table("", columns, rows, words=1)
+    print_table("", columns, rows, words=1)
 
 
 def print_wrapped(line: str) -> None:
@@ -96,7 +98,7 @@ def print_wrapped(line: str) -> None:
 
 
 def line_width() -> int:
-    return width() or Console().width
+    return output_width() or Console().width
 
 
 # ---- CSV

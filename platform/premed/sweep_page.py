@@ -31,12 +31,6 @@ MOST_PANELS = 9  # slice plots of a metric
 MOST_COSTS = 24  # trials; the costs of more are folded away
 
 
-class Chart(NamedTuple):
-    title: str
-    caption: str
-    svg: bytes
-
-
 class TrialRow(NamedTuple):
     trial: TrialResult
     is_best: bool
@@ -135,7 +129,7 @@ def trial_table(result: SweepResult) -> TrialTable:
     metrics, names = range(len(result.metrics)), short_names(field_paths(result))
     scores = [[trial_score(trial, i) for trial in result.trials] for i in metrics]
     scales = [
-        charts.spanning([x for s in column for x in (s.mean, s.mean - s.std, s.mean + s.std)]) for column in scores
+        charts.bar_span([x for s in column for x in (s.mean, s.mean - s.std, s.mean + s.std)]) for column in scores
     ]
     return TrialTable(
         fields=[names[path] for path in varied_fields(result)],
@@ -158,7 +152,7 @@ def trial_row(result: SweepResult, trial: TrialResult, scales: Sequence[tuple[fl
     scores = []
     for i, scale in enumerate(scales):
         score = trial_score(trial, i)
-        bar = charts.bar(score.mean, (score.mean - score.std, score.mean + score.std), scale, colour)
+        bar = charts.interval_bar(score.mean, (score.mean - score.std, score.mean + score.std), scale, colour)
         scores.append((summary.format_score(result, score, i), bar))
     setting = [summary.field_text(result, trial, path) for path in varied_fields(result)]
     return TrialRow(trial, is_best, colour, setting, scores, trial_cost(trial).total)
@@ -216,7 +210,7 @@ def cost_row(result: SweepResult, trial: TrialResult) -> CostRow:
 # ---- charts
 
 
-def slice_chart(result: SweepResult, metric: int) -> Chart | None:
+def slice_chart(result: SweepResult, metric: int) -> charts.Chart | None:
     """A metric against each varied field."""
     plots = [slice_plot(result, path, metric) for path in by_importance(result)[:MOST_PANELS]]
     plots = [plot for plot in plots if plot.points]
@@ -228,19 +222,19 @@ def slice_chart(result: SweepResult, metric: int) -> Chart | None:
     svg = sweep_charts.slice_plots(
         plots, short_names(field_paths(result)), summary.metric_label(result, metric), result.front
     )
-    return Chart(f"{summary.metric_label(result, metric)} against each field", caption, svg)
+    return charts.Chart(f"{summary.metric_label(result, metric)} against each field", caption, svg)
 
 
-def importance_chart(result: SweepResult) -> Chart | None:
+def importance_chart(result: SweepResult) -> charts.Chart | None:
     if not result.importances:
         return None
     trials = f"{len(finished(result))} finished trials"
     caption = f"Optuna's parameter importances, in shares of 1, from {trials}. Few trials make them rough."
     svg = sweep_charts.importances(summary.importance_shares(result))
-    return Chart(f"What {summary.metric_label(result)} depends on most", caption, svg)
+    return charts.Chart(f"What {summary.metric_label(result)} depends on most", caption, svg)
 
 
-def curve_chart(result: SweepResult) -> Chart | None:
+def curve_chart(result: SweepResult) -> charts.Chart | None:
     """The best score so far over validations."""
     curves = []
     for trial in result.trials:
@@ -254,10 +248,10 @@ def curve_chart(result: SweepResult) -> Chart | None:
     caption += " Grey: stopped or failed." * bool(states & {"stopped", "failed"})
     caption += " Dashed: still running." * ("running" in states)
     svg = sweep_charts.learning_curves(curves, result.front, summary.metric_label(result))
-    return Chart("Learning curves", caption, svg)
+    return charts.Chart("Learning curves", caption, svg)
 
 
-def pareto_chart(result: SweepResult) -> Chart | None:
+def pareto_chart(result: SweepResult) -> charts.Chart | None:
     """The first metric over each of the others."""
     plots = list(_pareto_plots(result))
     if not plots:
@@ -266,7 +260,9 @@ def pareto_chart(result: SweepResult) -> Chart | None:
         "Red, with their numbers: the Pareto front. No other trial is better in one metric and no worse in the others."
     )
     svg = sweep_charts.pareto_plots(plots, summary.metric_label(result), result.front)
-    return Chart(f"{summary.metric_label(result)} against {', '.join(plot.name for plot in plots)}", caption, svg)
+    return charts.Chart(
+        f"{summary.metric_label(result)} against {', '.join(plot.name for plot in plots)}", caption, svg
+    )
 
 
 def _pareto_plots(result: SweepResult) -> Iterator[ParetoPlot]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from premed.axes import as_finite, field_paths, format_field, short_names, varied_fields
 from premed.errors import printable
 from premed.findings import ScoreGrid, Spread, finished, ranking, reuse_savings, trial_score
-from premed.formatting import NAMES, counted, lasting, listed, number
+from premed.formatting import NAMES, counted, duration, listed, number
 from premed.stats import SEEDS
 from premed.sweep_result import SweepResult, TrialResult
 
@@ -111,13 +111,13 @@ def reuse_lines(result: SweepResult) -> list[str]:
     shared, unshared = sum(savings.shared.values()), sum(savings.unshared.values())
     if not unshared:
         return []
-    saved = f"reuse saved {lasting(savings.saved, unshared)} ({savings.fraction:.0%})"
-    each_its_own = f"had every trial trained its own, {lasting(unshared)}"
-    lines = [f"All stages took {lasting(shared, unshared)}; {each_its_own}: {saved}."]
+    saved = f"reuse saved {duration(savings.saved, unshared)} ({savings.fraction:.0%})"
+    each_its_own = f"had every trial trained its own, {duration(unshared)}"
+    lines = [f"All stages took {duration(shared, unshared)}; {each_its_own}: {saved}."]
     for kind, seconds in savings.shared.items():
         if savings.num_unshared[kind] > savings.num_shared[kind]:
             count = f"{savings.num_shared[kind]} in place of {savings.num_unshared[kind]}"
-            time = f"{lasting(seconds, savings.unshared[kind])} in place of {lasting(savings.unshared[kind])}"
+            time = f"{duration(seconds, savings.unshared[kind])} in place of {duration(savings.unshared[kind])}"
             lines.append(f"{stage_label(kind)}: {count}, {time}")
     return lines
 

@@ -112,18 +112,18 @@ def score_table(section: Section, name: str) -> ScoreTable:
     is_main, arms = name == section.score, section.arms
     scores = [arm.scores[name] for arm in arms]
     constants = [arm.constant for arm in arms] if is_main else []
-    scale = charts.spanning([x for score in scores for x in (score.mean, *score.interval)], constants)
+    scale = charts.bar_span([x for score in scores for x in (score.mean, *score.interval)], constants)
     differences = [score.difference for score in scores if score.difference]
-    reach = charts.spanning(
+    reach = charts.bar_span(
         [x for each in differences for x in (each.value, *each.interval)], [0.0] if differences else []
     )
     rows = []
     for arm, score in zip(arms, scores, strict=True):
         colour, bar, difference_bar = section.colours[arm.label], Markup(), Markup()
         if scale:
-            bar = charts.bar(score.mean, score.interval, scale, colour, [arm.constant] if is_main else [])
+            bar = charts.interval_bar(score.mean, score.interval, scale, colour, [arm.constant] if is_main else [])
         if reach and (difference := score.difference):
-            difference_bar = charts.bar(difference.value, difference.interval, reach, colour, [0.0])
+            difference_bar = charts.interval_bar(difference.value, difference.interval, reach, colour, [0.0])
         rows.append(ScoreRow(arm, bar, difference_bar))
     return ScoreTable(
         name=name,

@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from premed import registry
-from premed.answers import bare
 from premed.config.plugins import plugin
 from premed.contracts import Encoder, Task
 from premed.errors import UserError
@@ -20,6 +19,7 @@ from premed.parts import drawn, load_encoder, load_strictly, weights_of
 from premed.paths import home
 from premed.runs import Run, RunStore
 from premed.supervised import Network
+from premed.tasks.common.description import bare
 from premed.vault import Vault
 
 

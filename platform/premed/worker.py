@@ -25,12 +25,12 @@ from premed.distributed import team
 from premed.errors import UserError
 from premed.fit import distributed, fit, make_optimizer
 from premed.importing import bring
-from premed.measure import bootstrap_interval, undefined_classes
 from premed.pace import Pace
 from premed.parts import card, drawn, load_encoder, load_strictly, weights_of
 from premed.planning import planned
 from premed.solving import solve
 from premed.supervised import Network, Supervised
+from premed.tasks.common.metrics import bootstrap_interval, undefined_classes
 from premed.vault import Vault
 from premed.watch import SNAPSHOTS, Everywhere, NotFinite, Watch, collapsed, measured, passed_gate
 

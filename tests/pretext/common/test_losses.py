@@ -7,7 +7,7 @@ import torch
 from helpers import on_ranks
 from torch import Tensor
 
-from premed.embeddings import gathered, nt_xent, shared, spread, supervised_contrast
+from premed.pretext.common.losses import gathered, nt_xent, shared, spread, supervised_contrast
 
 NUM, DIM = 7, 5
 
