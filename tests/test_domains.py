@@ -11,6 +11,7 @@ from premed import launch
 from premed.clinic import write_images
 from premed.contracts import Augment, Case, Domain, Picks, Sample
 from premed.data import Data
+from premed.events import TrainingStarted
 from premed.experiment import checked, merged
 from premed.phantoms import write_msd
 from premed.randomness import sample_keys
@@ -219,7 +220,7 @@ def test_what_cannot_be_is_one_line_before_anything_is_trained(what, chest, chil
     events: list = []
     with pytest.raises(UserError, match=message):
         launch.run(checked(tree(chest, change(chest, children, brains))), events.append)
-    assert not [event for event in events if event["event"] == "training"]
+    assert not [event for event in events if isinstance(event, TrainingStarted)]
 
 
 def test_crops_that_look_at_labels_are_refused_for_a_named_data_set_too(chest, children):

@@ -17,6 +17,7 @@ from launching import runs_of, store_of, tree, until
 
 from premed import launch
 from premed import sweep as sweeping
+from premed.events import WarningIssued
 from premed.experiment import load
 from premed.leases import LEASES
 from premed.plan import trains_of
@@ -68,7 +69,7 @@ def test_a_grid_shares_its_pre_trainings_never_opens_the_test_part_and_outlives_
 
     assert [each["state"] for each in found["trials"]] == ["done", "failed", "done", "failed"]
     assert "at step 1 (samples " in found["trials"][1]["failure"] and found["best"] in (0, 2)
-    assert len([event for event in told if "trying again" in event.get("text", "")]) == 2
+    assert len([event for event in told if isinstance(event, WarningIssued) and "trying again" in event.text]) == 2
     assert len(runs_of(home, "pretrain")) == 2 and runs_of(home, "test") == []
     (parent,) = runs_of(home, "sweep")
     below = runs_of(home, "trial")

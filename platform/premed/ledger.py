@@ -12,10 +12,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from premed.events import Event, EventHandler, MetricsLogged, WarningIssued
 from premed.leases import Lease, sweep_dead
 from premed.runs import RunStore
 from premed.spec import LeaseLost, StageFailed
@@ -39,7 +41,7 @@ class Ledger:
         self.claiming: set[str] = set()
         self.lost: set[str] = set()
         self.digests: dict[str, str] = {}  # of the runs that were opened here
-        self.events: deque[dict[str, Any]] = deque(maxlen=10_000)
+        self.events: deque[Event] = deque(maxlen=10_000)
         self.lock = threading.Lock()  # on Ray it has several threads
         self.closing = threading.Event()
         threading.Thread(target=self._beat, name="premed heartbeat", daemon=True).start()
@@ -176,20 +178,20 @@ class Ledger:
 
     # ---- what workers tell
 
-    def event(self, run_id: str, event: dict[str, Any]) -> None:
+    def event(self, run_id: str, event: Event) -> None:
         """From a stage's first worker, as it happens. LeaseLost stops it where another command has taken over."""
         if self.taken(self.digests.get(run_id, "")):
             raise LeaseLost("another command took this stage over while this one was silent")
-        if event["event"] == "row":
-            row = {"step": event["step"], "time": event["time"], "metrics": event["metrics"] | event.get("beside", {})}
+        if isinstance(event, MetricsLogged):
+            row = {"step": event.step, "time": event.time, "metrics": {**event.metrics, **event.throughput}}
             self.spool.call("log_rows", run_id, [row])
-        self.events.append(event | {"run": run_id})
+        self.events.append(replace(event, run_id=run_id))
 
     def warn(self, text: str) -> None:
-        self.events.append({"event": "warning", "text": text})
+        self.events.append(WarningIssued(text))
 
-    def drain(self) -> list[dict[str, Any]]:
-        """The events since the last call; those of a stage name its `run`."""
+    def drain(self) -> list[Event]:
+        """The events since the last call; those of a stage name its run."""
         with self.lock:
             return [self.events.popleft() for _ in range(len(self.events))]
 
@@ -210,7 +212,7 @@ class Patient:
     def __init__(
         self,
         ledger: Any,
-        show: Callable[[dict[str, Any]], None],
+        show: EventHandler,
         waits: Sequence[float] = (1, 2, 4, 8, *[15] * 40),
         pause: Callable[[float], None] = time.sleep,
     ):
@@ -231,7 +233,7 @@ class Patient:
                 if wait is None:
                     raise StageFailed(f"{said}; the same command goes on") from error
             if number == 0:
-                self.show({"event": "warning", "text": f"{said}; waiting"})
+                self.show(WarningIssued(f"{said}; waiting"))
             self.pause(wait)
         return None
 
