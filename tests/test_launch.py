@@ -32,7 +32,7 @@ from launching import (
 from premed import launch
 from premed.events import CheckpointSaved, MetricsLogged
 from premed.experiment import Train, plugin
-from premed.leases import LEASES
+from premed.runs import LEASES
 from premed.session import Remote, admit, nodes
 from premed.spec import StageFailed, UserError
 from premed.supervised import Network

@@ -1,7 +1,6 @@
 """The ledger: which run a stage goes on in, who may run it, and what happens while MLflow is away."""
 
 import json
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,7 +8,7 @@ from stores import free_port, rows, start, steps
 
 from premed import ledger as module
 from premed.events import MetricsLogged, WarningIssued
-from premed.ledger import Ledger, Patient, away, commit, first_line, provenance
+from premed.ledger import Ledger, Patient, away
 from premed.spec import StageFailed, UserError
 
 pytest_plugins = ["store_fixtures"]
@@ -210,29 +209,6 @@ def test_a_server_that_is_gone_counts_as_an_outage(monkeypatch):
 
 
 # ---- small things
-
-
-def test_without_git_a_run_has_no_commit(monkeypatch):
-    def no_git(*args, **more):
-        raise FileNotFoundError("git")
-
-    monkeypatch.setattr(subprocess, "run", no_git)
-    assert commit() is None and "mlflow.source.git.commit" not in provenance()
-
-
-def test_somebody_elses_repository_is_not_premeds_commit(monkeypatch, tmp_path):
-    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    (tmp_path / "ledger.py").touch()
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "ledger.py"))
-    assert commit() is None
-
-
-def test_an_error_is_told_in_one_line():
-    class OnWorkers(Exception):
-        worker_failures = {1: RuntimeError("other"), 0: RuntimeError("Traceback:\n  File x\nKeyError: 'lungs'\n")}
-
-    assert first_line(ValueError("first\nsecond")) == "first" and first_line(KeyboardInterrupt()) == "KeyboardInterrupt"
-    assert first_line(OnWorkers("Training failed due to worker errors:")) == "KeyError: 'lungs'"
 
 
 def test_a_run_of_an_ended_process_is_marked_when_the_next_command_starts(store, tmp_path):

@@ -13,8 +13,8 @@ from launching import forked, results, runs_of, store_of, tree, until
 from premed import cli, launch
 from premed.events import ExperimentEnded, ImagesPrepared, MetricsLogged, TrainingStarted, WarningIssued
 from premed.fanout import fan_out
-from premed.leases import LEASES
 from premed.once import Once
+from premed.runs import LEASES
 from premed.session import session
 from premed.spec import CalledOff
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, SerializeAsAny, ValidationError
 
-from premed.spec import Spec, canonical, elsewhere
+from premed.spec import Spec, canonical, elsewhere, first_line
 
 
 class Inner(Spec):
@@ -124,3 +124,11 @@ def test_a_number_without_a_meaning_has_no_digest(value):
 def test_a_set_has_no_digest_for_it_has_no_order():
     with pytest.raises(TypeError, match="set"):
         canonical({"x": {"a", "b"}})
+
+
+def test_an_error_is_told_in_one_line():
+    class OnWorkers(Exception):
+        worker_failures = {1: RuntimeError("other"), 0: RuntimeError("Traceback:\n  File x\nKeyError: 'lungs'\n")}
+
+    assert first_line(ValueError("first\nsecond")) == "first" and first_line(KeyboardInterrupt()) == "KeyboardInterrupt"
+    assert first_line(OnWorkers("Training failed due to worker errors:")) == "KeyError: 'lungs'"

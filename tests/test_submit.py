@@ -17,7 +17,7 @@ from stores import free_port
 
 from premed import submit
 from premed.home import home, storage
-from premed.ledger import commit
+from premed.provenance import commit
 from premed.spec import UserError
 
 pytest_plugins = ["launch_fixtures"]

@@ -19,8 +19,8 @@ from premed import launch
 from premed import sweep as sweeping
 from premed.events import WarningIssued
 from premed.experiment import load
-from premed.leases import LEASES
 from premed.plan import trains_of
+from premed.runs import LEASES
 from premed.space import load_sweep
 from premed.spec import UserError
 

@@ -26,13 +26,12 @@ from premed.events import (
 )
 from premed.experiment import Experiment, Stage
 from premed.home import storage
-from premed.ledger import first_line
 from premed.once import Once
 from premed.parts import adopt
 from premed.planning import planned
 from premed.records import Records
 from premed.settings import BLIND, PRETRAINING, Kind, plugin
-from premed.spec import LeaseLost, Spec, StageFailed, UserError, canonical, unscored
+from premed.spec import LeaseLost, Spec, StageFailed, UserError, canonical, first_line, unscored
 from premed.supervised import Supervised
 from premed.worker import Job, make_objective, run_stage
 

@@ -18,10 +18,9 @@ from premed.experiment import Experiment
 from premed.fanout import told_apart
 from premed.home import home, storage
 from premed.importing import foresee
-from premed.ledger import first_line
 from premed.session import Session, ray_or_not, session
 from premed.settings import plugin
-from premed.spec import StageFailed, UserError
+from premed.spec import StageFailed, UserError, first_line
 
 
 def run(experiment: Experiment, show: Show) -> dict[str, Any]:

@@ -6,26 +6,24 @@ to one. Training never waits for it: rows go to the spool, which keeps them on d
 
 import json
 import os
-import subprocess
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from premed.events import Event, EventHandler, MetricsLogged, WarningIssued
 from premed.leases import Lease, sweep_dead
+from premed.provenance import provenance
 from premed.runs import RunStore
-from premed.spec import LeaseLost, StageFailed
+from premed.spec import LeaseLost, StageFailed, first_line
 from premed.spool import Spool
 from premed.tracking import transient
 
 BEAT = 10.0  # seconds between heartbeats; a lease is stale after 60
-PACKAGES = ("premed", "torch", "timm", "monai", "ray", "mlflow", "numpy")
 
 
 class Ledger:
@@ -241,39 +239,3 @@ class Patient:
 def away(error: Exception) -> bool:
     """Whether MLflow, or what it stands on, may answer later."""
     return transient(error) and (isinstance(error, OSError) or hasattr(error, "error_code"))
-
-
-def provenance() -> dict[str, str]:
-    """Tags: the commit premed runs from, and the versions of what it stands on."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[f"version.{package}"] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions | ({"mlflow.source.git.commit": found} if (found := commit()) else {})
-
-
-def commit() -> str | None:
-    """The commit of premed's own checkout, `-dirty` where it was changed; None of an installed copy.
-
-    In a job that `premed submit` sent, whose files came without their history: as PREMED_COMMIT says.
-    """
-    here = Path(__file__).parent
-
-    def git(*args: str) -> str:
-        return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # else it is somebody else's repository around us
-        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("PREMED_COMMIT")
-
-
-def first_line(error: BaseException) -> str:
-    """What went wrong, in a line: of Ray's errors on workers, what the first of them raised."""
-    if failures := getattr(error, "worker_failures", None):
-        told = [line for line in str(failures[min(failures)]).splitlines() if line.strip()]
-        return told[-1].strip() if told else type(error).__name__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

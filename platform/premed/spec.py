@@ -50,6 +50,14 @@ class LeaseLost(StageFailed):
     """Another command took the stage over while this one was silent; it is that one's now, records and all."""
 
 
+def first_line(error: BaseException) -> str:
+    """What went wrong, in a line: of Ray's errors on workers, what the first of them raised."""
+    if failures := getattr(error, "worker_failures", None):
+        told = [line for line in str(failures[min(failures)]).splitlines() if line.strip()]
+        return told[-1].strip() if told else type(error).__name__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class Spec(BaseModel):
     """A frozen piece of a configuration; an unknown key, a wrong type or a value out of range is refused."""
 

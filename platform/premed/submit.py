@@ -26,7 +26,7 @@ import yaml
 
 import premed
 from premed.experiment import read
-from premed.ledger import commit
+from premed.provenance import commit
 from premed.spec import Left, StageFailed, UserError
 
 PACKAGE = Path(premed.__file__).parent

@@ -16,9 +16,8 @@ from premed.events import Event, MetricsLogged, WaitingForStage, WarningIssued
 from premed.experiment import Experiment
 from premed.fleet import Member
 from premed.home import storage
-from premed.ledger import first_line
 from premed.session import Session
-from premed.spec import CalledOff, StageFailed, UserError
+from premed.spec import CalledOff, StageFailed, UserError, first_line
 from premed.vault import Vault
 
 STAGES = {"pretrain_seconds": ("pretrain", "trunk", "cooldown"), "finetune_seconds": ("finetune",)}
