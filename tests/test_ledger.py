@@ -7,9 +7,9 @@ import pytest
 from stores import free_port, rows, start, steps
 
 from premed import ledger as module
+from premed.errors import StageFailed, UserError
 from premed.events import MetricsLogged, WarningIssued
 from premed.ledger import Ledger, Patient, away
-from premed.spec import StageFailed, UserError
 
 pytest_plugins = ["store_fixtures"]
 

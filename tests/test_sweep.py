@@ -17,12 +17,12 @@ from launching import runs_of, store_of, tree, until
 
 from premed import launch
 from premed import sweep as sweeping
+from premed.config.loader import load
+from premed.errors import UserError
 from premed.events import WarningIssued
-from premed.experiment import load
 from premed.plan import trains_of
 from premed.runs import LEASES
 from premed.space import load_sweep
-from premed.spec import UserError
 
 pytest_plugins = ["launch_fixtures"]
 

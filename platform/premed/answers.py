@@ -4,10 +4,10 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from premed.classification import Classification
+from premed.config.transforms import Recipe
 from premed.contracts import Task
-from premed.images import Recipe
+from premed.errors import UserError
 from premed.segmentation import Regions, Segmentation
-from premed.spec import UserError
 
 KINDS: dict[str, type] = {"regions": Regions, "labels": Segmentation, "classes": Classification}
 """How an answer is meant: overlapping masks, one label per voxel, or probabilities of the image's classes."""

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
+from premed.config.settings import Kind, Train
 from premed.crew import Crew
 from premed.events import EventHandler, WaitingForResources
-from premed.settings import Kind, Train
 from premed.worker import Job
 
 ORDER: dict[Kind, int] = {"test": 0, "trunk": 1, "pretrain": 1, "cooldown": 1, "finetune": 2}

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from premed.check import Check, refuse
-from premed.contracts import Augment, Task
+from premed.config.expand import told_apart
+from premed.config.experiment import Experiment
+from premed.config.plugins import plugin
+from premed.config.transforms import Augment
+from premed.contracts import Task
 from premed.data import Data, Show
 from premed.driver import Driver
+from premed.errors import StageFailed, UserError, first_line
 from premed.events import Event, ExperimentEnded, ExperimentsStarted, ImagesChecked, WaitingForStage, WarningIssued
-from premed.experiment import Experiment
-from premed.fanout import told_apart
-from premed.home import home, storage
 from premed.importing import foresee
+from premed.paths import home, storage
 from premed.session import Session, ray_or_not, session
-from premed.settings import plugin
-from premed.spec import StageFailed, UserError, first_line
 
 
 def run(experiment: Experiment, show: Show) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from premed.errors import LeaseLost, StageFailed, first_line
 from premed.events import Event, EventHandler, MetricsLogged, WarningIssued
 from premed.leases import Lease, sweep_dead
 from premed.provenance import provenance
 from premed.runs import RunStore
-from premed.spec import LeaseLost, StageFailed, first_line
 from premed.spool import Spool
 from premed.tracking import transient
 

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 
 from premed.contracts import Batch, Picks, Source
+from premed.distributed import team
 from premed.events import DataLoadingBottleneck
-from premed.ranks import team
 
 STARVING = 0.5  # the share of its time that a training may wait for images before it is told of
 PATIENCE = 30.0  # seconds of training that are looked at first

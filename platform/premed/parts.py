@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from premed.answers import described
+from premed.config.experiment import Stage
 from premed.contracts import Domain, Encoder
-from premed.experiment import Stage
-from premed.randomness import key
-from premed.spec import UserError
+from premed.errors import UserError
+from premed.rng import key
 from premed.vault import Vault
 
 DRAWING = threading.RLock()

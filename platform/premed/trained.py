@@ -13,12 +13,12 @@ from typing import Any
 
 from premed import registry
 from premed.answers import bare
+from premed.config.plugins import plugin
 from premed.contracts import Encoder, Task
-from premed.experiment import plugin
-from premed.home import home
+from premed.errors import UserError
 from premed.parts import drawn, load_encoder, load_strictly, weights_of
+from premed.paths import home
 from premed.runs import Run, RunStore
-from premed.spec import UserError
 from premed.supervised import Network
 from premed.vault import Vault
 

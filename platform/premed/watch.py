@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from premed.contracts import Objective, Picks, Plan, Row, Sample
+from premed.distributed import team
+from premed.errors import UserError
 from premed.events import CheckpointSaved, EventHandler, MetricsLogged, TrainingResumed
 from premed.pace import Pace
-from premed.ranks import team
-from premed.spec import UserError
 from premed.vault import KEPT, Vault
 
 SHOWN = 20  # names of samples in a message

@@ -13,13 +13,14 @@ from typing import Literal, NamedTuple
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from premed.contracts import Case, Finding, Part
+from premed.config.spec import Spec, elsewhere, scoring
+from premed.config.transforms import Recipe
+from premed.contracts import Case, Part
 from premed.decathlon import case_names, misplaced
-from premed.home import data_root
-from premed.images import Recipe
-from premed.randomness import key, permutation
+from premed.errors import Finding, UserError
+from premed.paths import data_root
+from premed.rng import key, permutation
 from premed.segmentation import Segmentation
-from premed.spec import Spec, UserError, elsewhere, scoring
 
 
 class Config(Spec):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, SerializeAsAny, ValidationError
 
-from premed.spec import Spec, canonical, elsewhere, first_line
+from premed.config.spec import Spec, canonical, elsewhere
 
 
 class Inner(Spec):
@@ -88,7 +88,8 @@ def test_the_version_is_not_a_setting():
 
 
 def test_a_digest_is_the_same_in_another_process_and_has_64_hex_digits():
-    program = "from premed.spec import Spec\nclass A(Spec):\n x: dict = {'b': 1, 'a': (2.5, None)}\nprint(A().digest())"
+    program = "from premed.config.spec import Spec\nclass A(Spec):\n x: dict = {'b': 1, 'a': (2.5, None)}\n"
+    program += "print(A().digest())"
     seen = {
         subprocess.run(
             [sys.executable, "-c", program], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
@@ -124,11 +125,3 @@ def test_a_number_without_a_meaning_has_no_digest(value):
 def test_a_set_has_no_digest_for_it_has_no_order():
     with pytest.raises(TypeError, match="set"):
         canonical({"x": {"a", "b"}})
-
-
-def test_an_error_is_told_in_one_line():
-    class OnWorkers(Exception):
-        worker_failures = {1: RuntimeError("other"), 0: RuntimeError("Traceback:\n  File x\nKeyError: 'lungs'\n")}
-
-    assert first_line(ValueError("first\nsecond")) == "first" and first_line(KeyboardInterrupt()) == "KeyboardInterrupt"
-    assert first_line(OnWorkers("Training failed due to worker errors:")) == "KeyError: 'lungs'"
