@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from premed.brain import write_brats
-from premed.cache import Cache
 from premed.config.transforms import Recipe
 from premed.contracts import Case, Sample
+from premed.data.cache import Cache
+from premed.data.phantoms.brain import write_brats
 from premed.errors import UserError
 from premed.tasks import brats
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from premed.cache import Cache
 from premed.config.transforms import Recipe
 from premed.contracts import Case
+from premed.data.cache import Cache
+from premed.data.splits import carve_val
 from premed.errors import UserError
-from premed.partition import carve_val
 from premed.tasks import btcv
 
 PARTS = ("train", "val", "test")

@@ -20,8 +20,8 @@ from PIL import Image
 from premed import cli, launch
 from premed.config.transforms import Recipe
 from premed.contracts import Case
+from premed.data.inspection import Job, inspect
 from premed.errors import UserError
-from premed.inspection import Job, inspect
 from premed.tasks import msd
 
 TABLE, TRAINED, TESTED = "Data_Entry_2017_v2020.csv", "train_val_list.txt", "test_list.txt"
@@ -407,7 +407,7 @@ def test_every_bad_file_is_told_at_once(hippocampi, chests, copied, found):
 
 
 def test_whatever_a_library_says_of_one_file_the_others_are_looked_at(hippocampi, found, monkeypatch):
-    from premed import readers
+    from premed.data.io import readers
 
     read = readers._read_nifti
 
@@ -627,7 +627,7 @@ def test_a_name_that_no_terminal_can_print_is_escaped(hippocampi, checked, tmp_p
 def test_the_pictures_show_the_labels_on_the_right_hand_copy(hippocampi):
     from io import BytesIO
 
-    from premed.inspection import picture
+    from premed.data.inspection import picture
 
     files = at(hippocampi, "imagesTr", 0), at(hippocampi, "labelsTr", 0)
     recipe = Recipe(dims=3, normalise="zscore")

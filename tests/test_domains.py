@@ -8,17 +8,17 @@ import torch
 from launching import runs_of, tree
 
 from premed import launch
-from premed.clinic import write_images
 from premed.config.loader import checked, merged
 from premed.config.spec import canonical
 from premed.config.transforms import Augment
 from premed.contracts import Case, Domain, Picks, Sample
-from premed.data import Data
+from premed.data.datamodule import Data
+from premed.data.loader import Mapped
+from premed.data.phantoms.thorax import write_images
+from premed.data.phantoms.writers import write_msd
 from premed.errors import UserError
 from premed.events import TrainingStarted
-from premed.phantoms import write_msd
 from premed.rng import sample_keys
-from premed.sources import Mapped
 
 pytest_plugins = ["launch_fixtures"]
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from premed import launch, phantoms, session
+from premed import launch, session
 from premed.config.loader import checked, merged
+from premed.data.phantoms.writers import write_msd
 from premed.driver import Data
 from premed.errors import UserError
 from premed.events import TrainingStarted, WarningIssued
@@ -15,7 +16,7 @@ from premed.worker import run_stage
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
     monkeypatch.setenv("PREMED_HOME", str(tmp_path / "home"))
-    root = phantoms.write_msd(tmp_path / "mri", 8, seed=0, shape=(20, 24, 20))
+    root = write_msd(tmp_path / "mri", 8, seed=0, shape=(20, 24, 20))
     return {
         "task": {"name": "msd", "root": str(root), "roi": (16, 16, 16)},
         "encoder": {"name": "vit", "width": 24, "depth": 3, "heads": 2, "patch": 8},

@@ -14,7 +14,7 @@ import pytest
 import torch
 from launching import settle_in
 from safetensors.torch import load_file
-from test_predict import laid, refused
+from support.predictions import laid, refused
 
 from premed import bundle, export, graphs, measure, predict, trained
 from premed.config.transforms import Recipe

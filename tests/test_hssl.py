@@ -18,17 +18,17 @@ from premed.config.loader import checked, load
 from premed.config.settings import Pretrain
 from premed.config.transforms import Augment
 from premed.contracts import Batch, Case, Domain
+from premed.data.loader import Mapped
+from premed.data.phantoms.writers import write_chestxray14, write_msd
+from premed.data.splits import unlabelled_val
 from premed.encoders import unet, vit
 from premed.errors import UserError
 from premed.fit import feed
 from premed.jitter import Jitter, jittered
-from premed.partition import unlabelled_val
-from premed.phantoms import write_chestxray14, write_msd
 from premed.pretext import hssl
 from premed.pretext.hssl import HSSL, Config
 from premed.rng import Draw, sample_keys
 from premed.slices import Sliced
-from premed.sources import Mapped
 
 pytest_plugins = ["launch_fixtures"]
 

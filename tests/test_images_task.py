@@ -11,7 +11,7 @@ import torch
 from made import ct_series, radiograph
 from PIL import Image
 from sklearn.metrics import accuracy_score, roc_auc_score
-from test_tasks import PARTS, check_parts, names, refused, samples
+from support.tasks import PARTS, check_parts, names, refused, samples
 
 from premed.config.loader import load
 from premed.config.transforms import Augment, Recipe

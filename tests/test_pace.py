@@ -9,12 +9,12 @@ from helpers import jobs, on_ranks
 
 from premed import pace, worker
 from premed.contracts import Picks
+from premed.data.loader import Views
+from premed.data.phantoms.writers import write_chestxray14
 from premed.events import DataLoadingBottleneck, MetricsLogged
 from premed.pace import Pace
-from premed.phantoms import write_chestxray14
 from premed.presenter import bottleneck_words
 from premed.pretext.mae import MAE
-from premed.sources import Views
 
 CPU = torch.device("cpu")
 

@@ -11,12 +11,11 @@ import pytest
 from launching import store_of
 from made import ct_series
 from PIL import Image
-from scipy.spatial.transform import Rotation
+from support.predictions import laid, refused
 
 from premed import measure, predict, trained
 from premed.answers import bare, described
-from premed.brain import write_brats
-from premed.errors import UserError
+from premed.data.phantoms.brain import write_brats
 from premed.segmentation import Regions, read_labels
 from premed.tasks import brats, msd
 from premed.unseen import Input
@@ -32,13 +31,6 @@ def scored(run):
     """The rows of the test stage by case, and its cases."""
     rows = store_of(run.home).scores(run.stage("test")["run_id"])
     return {row["case"]: row for row in rows}, run.task.split("test")
-
-
-def refused(call, *words):
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
 
 
 def rows_of(path):
@@ -85,23 +77,6 @@ def test_probabilities_of_the_test_images_are_those_that_were_scored(chest_run, 
 
 
 # Each file's own grid ------------------------------------------------------------------------------------------------
-
-
-def laid(source: Path, path: Path, axes: str, turn=(0.0, 0.0, 0.0), codes=(1, 1), dtype=np.int16) -> Path:
-    """A copy of a volume stored along other axes, its header turned by `turn` degrees, with these codes."""
-    image = nib.nifti1.load(source)
-    ornt = nib.orientations.ornt_transform(
-        nib.orientations.io_orientation(image.affine), nib.orientations.axcodes2ornt(axes)
-    )
-    image = image.as_reoriented(ornt)
-    turned = np.eye(4)
-    turned[:3, :3] = Rotation.from_rotvec(np.deg2rad(turn)).as_matrix()
-    made = nib.Nifti1Image(np.asarray(image.dataobj).astype(dtype), turned @ image.affine)
-    made.set_qform(turned @ image.affine, codes[0])
-    made.set_sform(turned @ image.affine, codes[1])
-    made.header["descrip"] = b"MR of somebody"
-    nib.save(made, path)
-    return path
 
 
 def canonical(path: Path) -> np.ndarray:

@@ -18,10 +18,10 @@ from torch.nn import functional as F
 from premed import cohort, solving, worker
 from premed.config.loader import merged
 from premed.contracts import Features, Sample
+from premed.data.phantoms.writers import write_chestxray14
 from premed.encoders import pixels
 from premed.errors import UserError
 from premed.heads import probe
-from premed.phantoms import write_chestxray14
 from premed.segmentation import Regions, Segmentation, patch_means
 
 FINE = 0

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from premed import phantoms
-from premed.cache import Cache
 from premed.contracts import Sample
+from premed.data.cache import Cache
+from premed.data.phantoms.writers import write_msd
 from premed.tasks import msd
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> tuple[msd.MSD, Sample]:
     """A task whose roi is larger than the image."""
-    root = phantoms.write_msd(tmp_path / "small", 8, seed=0, shape=(20, 24, 20))
+    root = write_msd(tmp_path / "small", 8, seed=0, shape=(20, 24, 20))
     task = msd.build(msd.Config(root=root, roi=(32, 32, 32)))
     case = task.split("train")[0]
     return task, Sample(case, Cache(tmp_path / "cache").prepare([case], task.recipe)[0])

@@ -9,12 +9,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from support.tasks import PARTS, check_parts, names, refused, samples
 
-from premed import phantoms
-from premed.cache import Cache
 from premed.config.transforms import Augment, Recipe
 from premed.contracts import Case, Sample
-from premed.errors import UserError
+from premed.data.phantoms.writers import save_nifti, write_chestxray14, write_msd
 from premed.paths import portable
 from premed.rng import Draw
 from premed.tasks import chestxray14, msd
@@ -23,19 +22,16 @@ HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
 )
-PARTS = ("train", "val", "test")
 
 
 @pytest.fixture(scope="module")
 def nih(tmp_path_factory) -> Path:
-    return phantoms.write_chestxray14(tmp_path_factory.mktemp("nih"), num_patients=16, seed=1, size=32)
+    return write_chestxray14(tmp_path_factory.mktemp("nih"), num_patients=16, seed=1, size=32)
 
 
 @pytest.fixture(scope="module")
 def decathlon(tmp_path_factory) -> Path:
-    return phantoms.write_msd(
-        tmp_path_factory.mktemp("msd"), num_cases=20, seed=1, num_unlabelled=2, shape=(12, 16, 14)
-    )
+    return write_msd(tmp_path_factory.mktemp("msd"), num_cases=20, seed=1, num_unlabelled=2, shape=(12, 16, 14))
 
 
 @pytest.fixture
@@ -52,34 +48,7 @@ def brain(root: Path, **settings) -> msd.MSD:
     return msd.build(msd.Config(root=root, **{"roi": (16, 16, 16)} | settings))
 
 
-def names(cases: list[Case]) -> list[str]:
-    return [case.name for case in cases]
-
-
-def samples(task, cases: list[Case], cache: Path) -> list[Sample]:
-    return [Sample(*pair) for pair in zip(cases, Cache(cache).prepare(cases, task.recipe), strict=True)]
-
-
-def refused(call, *words: str) -> None:
-    """One line that holds all of `words`."""
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
-
-
 # Parts ---------------------------------------------------------------------------------------------------------------
-
-
-def check_parts(task) -> None:
-    """Disjoint by patient; pre-training sees no label, and nobody of val or test."""
-    patients = {part: {case.patient for case in task.split(part)} for part in PARTS}
-    assert all(patients.values())
-    assert not patients["train"] & patients["val"]
-    assert not patients["test"] & (patients["train"] | patients["val"])
-    assert all(case.label is None for case in task.images())
-    assert not {case.patient for case in task.images()} & (patients["val"] | patients["test"])
-    assert set(names(task.split("train"))) <= set(names(task.images()))
 
 
 def test_parts_are_disjoint_by_patient_and_pretraining_is_blind(nih, decathlon):
@@ -462,7 +431,7 @@ def labelled_volumes(folder: Path, axes: str, spacing: tuple[float, float, float
         for part in ("imagesTr", "labelsTr"):
             (folder / part).mkdir(parents=True, exist_ok=True)
             voxels = label if part == "labelsTr" else label.astype(np.float32)
-            phantoms.save_nifti(voxels, np.diag([*spacing, 1.0]), axes, folder / part / f"case_{number}.nii.gz")
+            save_nifti(voxels, np.diag([*spacing, 1.0]), axes, folder / part / f"case_{number}.nii.gz")
         entries.append({"image": f"imagesTr/case_{number}.nii.gz", "label": f"labelsTr/case_{number}.nii.gz"})
     labels = {"0": "background", "1": "one", "2": "two"}
     (folder / "dataset.json").write_text(json.dumps({"modality": {"0": "MRI"}, "labels": labels, "training": entries}))

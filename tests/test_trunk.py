@@ -17,10 +17,10 @@ from premed import exhibits, fleet, launch, presenter, records, worker
 from premed.compare import compare
 from premed.config import settings
 from premed.config.loader import checked
+from premed.data.phantoms.writers import write_chestxray14
 from premed.errors import UserError
 from premed.events import StageStarted, TrainingStarted, WarningIssued
 from premed.fit import Schedule, Trapezoid
-from premed.phantoms import write_chestxray14
 from premed.planning import planned, turn
 from premed.trained import opened
 

@@ -12,16 +12,16 @@ from launching import runs_of
 from torch import Tensor
 
 from premed import cohort, launch, presenter, watch, worker
-from premed.clinic import write_images
 from premed.compare import compare
 from premed.config.loader import checked
 from premed.config.transforms import Augment
 from premed.contracts import Batch, Case, Domain, Sample
+from premed.data.phantoms.thorax import write_images
+from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.encoders import mit, vit
 from premed.errors import UserError
 from premed.events import CollapseDetected
 from premed.fit import distributed, make_optimizer, set_lr
-from premed.phantoms import write_chestxray14, write_msd
 from premed.pretext import unimiss
 from premed.pretext.unimiss import Config, UniMiSS, compared
 from premed.rng import sample_keys

@@ -13,9 +13,9 @@ from torch import nn
 
 from premed import cohort, parts, watch, worker
 from premed.contracts import Case
+from premed.data.phantoms.writers import write_chestxray14
 from premed.errors import UserError
 from premed.events import CheckpointSaved, MetricsLogged
-from premed.phantoms import write_chestxray14
 from premed.pretext.mae import MAE
 from premed.tasks.chestxray14 import ChestXray14
 from premed.vault import Vault
@@ -209,7 +209,7 @@ def test_a_rank_that_cannot_start_takes_the_others_along():
 
 
 def lose_an_image_on_one_rank(job):
-    from premed.sources import Views
+    from premed.data.loader import Views
 
     if worker.team()[0] == 1:
 

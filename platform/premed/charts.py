@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from premed.figures import FAINT, INK, short
+from premed.data.figures import FAINT, INK, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -24,10 +24,10 @@ from premed.config.plugins import plugin
 from premed.config.spec import Spec
 from premed.contactsheet import Picture, page
 from premed.contracts import Case, Part, Task
+from premed.data.figures import COLOURS
+from premed.data.inspection import Facts, Job, inspect, picture
+from premed.data.splits import unlabelled_val
 from premed.errors import Finding, UserError, printable
-from premed.figures import COLOURS
-from premed.inspection import Facts, Job, inspect, picture
-from premed.partition import unlabelled_val
 
 FEW = 5  # images with a class: with fewer in a part, its score there says little
 SHEET = 24  # pictures on the contact sheet

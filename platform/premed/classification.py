@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from premed import measure, sampling
+from premed import measure
 from premed.config.transforms import Augment, Recipe
 from premed.contracts import Case, Forward, Part, Row, Sample
+from premed.data import views as sampling
+from premed.data.splits import missing_files
 from premed.errors import Finding
-from premed.partition import missing_files
 from premed.rng import Draw
 
 
@@ -104,7 +105,7 @@ class Classification:
         return [self.row(sample, frequencies) for sample in samples]
 
     def pictures(self, forward: Forward, samples: Sequence[Sample], folder: Path) -> list[Path]:
-        from premed.figures import probabilities
+        from premed.data.figures import probabilities
 
         found = sorted(samples, key=lambda sample: -np.nansum(np.array(sample.case.label, float)))[:12]
         cases = []

@@ -7,8 +7,8 @@ from premed.config.plugins import plugin
 from premed.config.settings import PRETRAINING, Finetune, Training
 from premed.config.transforms import Augment
 from premed.contracts import Case, Domain, Sample, Task
+from premed.data.splits import unlabelled_val
 from premed.errors import UserError
-from premed.partition import unlabelled_val
 from premed.rng import key, permutation
 
 

@@ -19,7 +19,7 @@ from premed.config.plugins import plugin
 from premed.config.settings import BLIND, PRETRAINING, Kind
 from premed.config.spec import Spec, canonical, unscored
 from premed.contracts import Domain
-from premed.data import Data, Show, joined
+from premed.data.datamodule import Data, Show, joined
 from premed.errors import LeaseLost, StageFailed, UserError, first_line
 from premed.events import CollapseDetected, GateNotPassed, StageReused, StageStarted, WaitingForStage, WarningIssued
 from premed.once import Once

@@ -15,7 +15,7 @@ from premed.config.experiment import Experiment
 from premed.config.plugins import plugin
 from premed.config.transforms import Augment
 from premed.contracts import Task
-from premed.data import Data, Show
+from premed.data.datamodule import Data, Show
 from premed.driver import Driver
 from premed.errors import StageFailed, UserError, first_line
 from premed.events import Event, ExperimentEnded, ExperimentsStarted, ImagesChecked, WaitingForStage, WarningIssued

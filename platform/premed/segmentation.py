@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from premed import measure, sampling
+from premed import measure
 from premed.config.transforms import Augment, Recipe
-from premed.contracts import Case, Forward, Part, Row, Sample
-from premed.entry import Entry
+from premed.contracts import Case, Forward, Part, PreparedImage, Row, Sample
+from premed.data import views
+from premed.data.io.geometry import regions_to_native, to_native
+from premed.data.io.readers import read_image
+from premed.data.splits import missing_files
+from premed.data.transforms import centre_start
 from premed.errors import Finding
-from premed.grid import regions_to_native, to_native
-from premed.partition import missing_files
-from premed.readers import read_image
 from premed.rng import Draw
-from premed.views import centre_start
 
 ATLAS = 32  # edge of the grid on which the constant predictor averages the training labels
 
@@ -59,13 +59,13 @@ class Segmentation:
         raise NotImplementedError
 
     def view(self, sample: Sample, augment: Augment, draw: Draw) -> tuple[np.ndarray, np.ndarray | None]:
-        return sampling.volume(sample.entry, self.roi, augment, draw, with_label=sample.case.label is not None)
+        return views.volume(sample.entry, self.roi, augment, draw, with_label=sample.case.label is not None)
 
     def tiles(self, sample: Sample) -> list[np.ndarray]:
-        return sampling.tiles(sample.entry, self.roi)
+        return views.tiles(sample.entry, self.roi)
 
     def shares(self, sample: Sample, patch: Sequence[int]) -> list[np.ndarray]:
-        starts = sampling.tile_starts(sample.entry.shape, self.roi)
+        starts = views.tile_starts(sample.entry.shape, self.roi)
         labels = [sample.entry.label(start, self.roi) for start in starts]
         return [np.stack([patch_means(mask, patch) for mask in self.layers(some)]) for some in labels]
 
@@ -84,7 +84,7 @@ class Segmentation:
         """The answer on the image's own grid, as `native` gives it."""
         return self.native(self.logits(forward, sample), sample.entry)
 
-    def native(self, answer: np.ndarray, entry: Entry) -> np.ndarray:
+    def native(self, answer: np.ndarray, entry: PreparedImage) -> np.ndarray:
         """Labels [*S] uint8 on the image's own grid, of scores [K, *S] or labels [*S] on the prepared one."""
         return to_native(answer, entry.affine, entry.native_affine, entry.native_shape)
 
@@ -157,7 +157,7 @@ class Segmentation:
         return (some * best).astype(np.uint8)
 
     def pictures(self, forward: Forward, samples: Sequence[Sample], folder: Path) -> list[Path]:
-        from premed.figures import overlay
+        from premed.data.figures import overlay
 
         cases = []
         for sample in samples[:4]:
@@ -193,7 +193,7 @@ class Regions(Segmentation):
         dice = DiceLoss(sigmoid=True, squared_pred=True, smooth_nr=0.0, smooth_dr=1e-6)
         return dice(logits.float(), truth.float())
 
-    def native(self, answer: np.ndarray, entry: Entry) -> np.ndarray:
+    def native(self, answer: np.ndarray, entry: PreparedImage) -> np.ndarray:
         """Masks [K, *S] bool on the image's own grid, of scores [K, *S] on the prepared one."""
         return regions_to_native(answer, entry.affine, entry.native_affine, entry.native_shape)
 

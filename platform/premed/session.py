@@ -12,7 +12,7 @@ from typing import Any
 
 from premed.config.settings import Train
 from premed.crew import Crew, actor
-from premed.data import Show
+from premed.data.datamodule import Show
 from premed.driver import Common, Trainer
 from premed.errors import StageFailed, UserError
 from premed.events import Event, RayStarting, WarningIssued

@@ -12,7 +12,7 @@ from functools import partial
 from statistics import pstdev
 from typing import Any
 
-from premed.data import Show
+from premed.data.datamodule import Show
 from premed.errors import CalledOff, StageFailed, UserError, first_line
 from premed.events import Event, MetricsLogged, SweepStarted, TrialEnded, TrialStarted, WarningIssued
 from premed.launch import looked_over, settled

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from premed.axes import Told, fields, short, word
 from premed.console import table, width
+from premed.data.figures import short as shortened
 from premed.errors import UserError, printable
-from premed.figures import short as shortened
 from premed.findings import Grid, cost, grid, kinds, pairs, scored, seeds
 from premed.sweep_words import (
     about,

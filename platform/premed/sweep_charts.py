@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from premed.charts import WIDTH, dress, label_ends, sheet, svg
-from premed.figures import COLOURS, FAINT, INK, short
+from premed.data.figures import COLOURS, FAINT, INK, short
 from premed.findings import Against
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 from premed import charts, scoreboard
 from premed.console import number
 from premed.contenders import counted
-from premed.figures import COLOURS, FAINT, LINES
+from premed.data.figures import COLOURS, FAINT, LINES
 from premed.page import Cell, table, text
 from premed.scoreboard import NAMES, Told, called, chance, share, signed, span, spread
 

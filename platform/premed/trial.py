@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from premed.config.experiment import Experiment
-from premed.data import Show
+from premed.data.datamodule import Show
 from premed.driver import Driver
 from premed.errors import CalledOff, StageFailed, UserError, first_line
 from premed.events import Event, MetricsLogged, WaitingForStage, WarningIssued

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch.distributed as dist
 
-from premed.cache import Cache
 from premed.cohort import absent, cases, domains
 from premed.config.experiment import Stage
 from premed.config.plugins import plugin
 from premed.config.settings import Finetune, Pretrain, Train
 from premed.contracts import Case, Domain, Objective, Sample, Task
-from premed.data import refuse_unnamed
+from premed.data.cache import Cache
+from premed.data.datamodule import refuse_unnamed
+from premed.data.loader import Mapped
 from premed.device import device_of, forget_peak_memory, peak_memory_mb, precision_of
 from premed.distributed import team
 from premed.errors import UserError
@@ -30,7 +31,6 @@ from premed.pace import Pace
 from premed.parts import card, drawn, load_encoder, load_strictly, weights_of
 from premed.planning import planned
 from premed.solving import solve
-from premed.sources import Mapped
 from premed.supervised import Network, Supervised
 from premed.vault import Vault
 from premed.watch import SNAPSHOTS, Everywhere, NotFinite, Watch, collapsed, measured, passed_gate

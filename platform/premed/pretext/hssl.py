@@ -28,10 +28,10 @@ from torch.nn import functional as F
 
 from premed.config.spec import Spec
 from premed.contracts import Batch, Domain, Encoder, Features, Objective, Row, Sample
+from premed.data.samplers import Balanced
 from premed.embeddings import gathered, nt_xent, shared, spread, supervised_contrast
 from premed.errors import UserError
 from premed.jitter import Jitter, jittered
-from premed.plans import Balanced
 from premed.rng import bits, fold, key
 from premed.slices import Sliced
 
@@ -261,7 +261,7 @@ class HSSL(Objective):
     @torch.no_grad()
     def pictures(self, samples: Sequence[Sample], folder: Path) -> list[Path]:
         """What the decoder restores, of the first cases of each data set: original, hidden, restored."""
-        from premed.figures import reconstruction
+        from premed.data.figures import reconstruction
 
         if "decoder" not in self.weights:
             return []
