@@ -27,10 +27,11 @@ from premed.data.samplers import EpochPlan, InTurn
 from premed.encoders import mit, unet, vit
 from premed.fit import Schedule, fit, make_optimizer
 from premed.heads import conv, linear, unetr
+from premed.network_model import Network
 from premed.pretext import hssl, mae, unimiss
 from premed.rng import Draw, key
 from premed.segmentation import Segmentation
-from premed.supervised import Network, Supervised
+from premed.supervised import Supervised
 
 GOLDEN = Path(__file__).parent / "golden"
 NUM_STEPS, BATCH, NUM_IMAGES = 20, 6, 15  # the last batch of an epoch is smaller

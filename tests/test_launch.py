@@ -34,9 +34,9 @@ from premed.config.plugins import plugin
 from premed.config.settings import Train
 from premed.errors import StageFailed, UserError
 from premed.events import CheckpointSaved, MetricsLogged
+from premed.network_model import Network
 from premed.runs import LEASES
 from premed.session import Remote, admit, nodes
-from premed.supervised import Network
 
 pytest_plugins = ["launch_fixtures"]
 

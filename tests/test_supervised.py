@@ -11,9 +11,10 @@ from premed.contracts import Batch, Features, Head
 from premed.encoders import vit
 from premed.fit import Schedule, make_optimizer, set_lr
 from premed.heads import linear, unetr
+from premed.network_model import Network
 from premed.pretext import mae
 from premed.rng import key
-from premed.supervised import Network, Supervised
+from premed.supervised import Supervised
 
 DEPTH = 3
 IMAGES = SimpleNamespace(

@@ -15,7 +15,7 @@ from itertools import count
 from premed.config.settings import Kind, Train
 from premed.crew import Crew
 from premed.events import EventHandler, WaitingForResources
-from premed.worker import Job
+from premed.worker import StageJob
 
 ORDER: dict[Kind, int] = {"test": 0, "trunk": 1, "pretrain": 1, "cooldown": 1, "finetune": 2}
 LOOK = 0.2  # seconds between two looks at whether there is room now
@@ -48,7 +48,7 @@ class Fleet:
 
     def __init__(
         self,
-        hire: Callable[[Job], Crew],
+        hire: Callable[[StageJob], Crew],
         nodes: Callable[[], Sequence[Resources]],
         free: Callable[[], Resources] = lambda: {},
     ):
@@ -60,7 +60,7 @@ class Fleet:
         self.busy: list[Crew] = []
         self.kept: dict[int, Crew] = {}  # by experiment
 
-    def run(self, job: Job, run_id: str, of: "Member") -> None:
+    def run(self, job: StageJob, run_id: str, of: "Member") -> None:
         """Trains the stage of an experiment, waiting for its turn. Raises what ended the workers."""
         through, number, short = False, of.number, Shortage(lambda: of.tell(self.shortage(job)))
         ruling = of.ruling if job.stage.kind == "finetune" else None
@@ -81,7 +81,7 @@ class Fleet:
             self.kept.pop(number, None)
             self.change.notify_all()
 
-    def take(self, job: Job, of: "Member", short: "Shortage") -> Crew:
+    def take(self, job: StageJob, of: "Member", short: "Shortage") -> Crew:
         """A crew for the job, once it is its turn."""
         number = of.number
         with self.change:
@@ -103,7 +103,7 @@ class Fleet:
             self.busy.append(crew)
             return crew
 
-    def found(self, job: Job) -> Crew | None:
+    def found(self, job: StageJob) -> Crew | None:
         """An idle crew that suits, or a new one if there is room; where there is none, idle ones make it."""
         for crew in [crew for crew in self.crews if not crew.alive and crew not in self.busy]:
             self.crews.remove(crew)
@@ -119,7 +119,7 @@ class Fleet:
             crew.dismiss()
         return None
 
-    def shortage(self, job: Job) -> WaitingForResources:
+    def shortage(self, job: StageJob) -> WaitingForResources:
         """What a stage needs, what nobody holds of it, and what there is."""
         train, nodes, free = job.train, self.nodes(), self.free()
         kinds = ["CPU", *["GPU"] * train.gpu]

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from premed.console import score_words
+from premed.evaluate import GATE_SHARE
 from premed.events import (
     CheckpointSaved,
     CollapseDetected,
@@ -36,7 +37,6 @@ from premed.events import (
     WarningIssued,
     WeightsImported,
 )
-from premed.watch import PAST
 
 DOING = {
     "pretrain": "pre-training",
@@ -281,7 +281,7 @@ def resources_words(event: WaitingForResources) -> str:
 
 def gate_words(step: int, loss: float, gate: float) -> str:
     """Where a pre-training stands, in words: an encoder not clearly below the gate holds nothing to transfer."""
-    if loss < PAST * gate:
+    if loss < GATE_SHARE * gate:
         stands = f"past the gate by {1 - loss / gate:.0%}"
     else:
         stands = "not past it yet: so far no better than the mean patch of each position"

@@ -20,7 +20,7 @@ from premed.fleet import Fleet, Member, fits, workers_of
 from premed.ledger import Ledger, Patient
 from premed.paths import settled_in
 from premed.runs import RunStore
-from premed.worker import Job, run_stage
+from premed.worker import StageJob, run_stage
 
 TOLD = 0.5  # seconds between two looks at what the ledger has heard
 
@@ -59,7 +59,7 @@ class Session:
     def trainer(self, member: Member, name: str = "", begun: Callable[[], None] = lambda: None) -> Trainer:
         """Trains the stages of an experiment, whose events name it; calls `begun` when a stage is in line."""
 
-        def train(job: Job, run_id: str) -> None:
+        def train(job: StageJob, run_id: str) -> None:
             self.about[run_id] = {"kind": job.stage.kind, "experiment": name}
             begun()
             try:

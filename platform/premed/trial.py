@@ -18,7 +18,7 @@ from premed.events import Event, MetricsLogged, WaitingForStage, WarningIssued
 from premed.fleet import Member
 from premed.paths import storage
 from premed.session import Session
-from premed.vault import Vault
+from premed.vault import StageStorage
 
 STAGES = {"pretrain_seconds": ("pretrain", "trunk", "cooldown"), "finetune_seconds": ("finetune",)}
 
@@ -148,8 +148,8 @@ class Trial:
         outcome = driver.run()
         last = outcome["stages"][-1]
         if heeded and last["reused"]:  # nobody told of its validations
-            curve = Vault(storage(experiment.train.storage), last["where"].rsplit("/", 1)[-1]).get("curve.jsonl") or b""
-            for row in map(json.loads, curve.splitlines()):
+            finished = StageStorage(storage(experiment.train.storage), last["where"].rsplit("/", 1)[-1])
+            for row in map(json.loads, (finished.get("curve.jsonl") or b"").splitlines()):
                 heeded(MetricsLogged(num_steps=last["num_steps"], **row))
         return outcome
 
