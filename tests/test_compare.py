@@ -12,8 +12,8 @@ from premed import scoreboard
 from premed.compare import compare
 from premed.contrast import verdict
 from premed.errors import UserError
-from premed.measure import accuracy_summary, auc_summary, segmentation_summary
 from premed.scorecards import card
+from premed.tasks.common.metrics import accuracy_summary, auc_summary, segmentation_summary
 
 pytest_plugins = ["store_fixtures"]
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from helpers import on_ranks
 
-from premed import evaluate, measure
+from premed import evaluate
 from premed.contracts import Case, Objective, Sample
+from premed.tasks.common import metrics
 
 FP32 = torch.float32
 
@@ -84,7 +85,7 @@ def test_the_interval_depends_on_the_seed_and_not_on_the_rows_order():
 
 def test_undefined_resamples_are_skipped_and_too_many_give_no_interval():
     def auc(rows):
-        return measure.auc_summary(rows, ("x",)).get("mauc", float("nan"))
+        return metrics.auc_summary(rows, ("x",)).get("mauc", float("nan"))
 
     def seldom(rows):  # 1 resample of 9
         return 1.0 if len({row["patient"] for row in rows}) == 1 else float("nan")

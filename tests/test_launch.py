@@ -34,7 +34,7 @@ from premed.config.plugins import plugin
 from premed.config.settings import Train
 from premed.errors import StageFailed, UserError
 from premed.events import CheckpointSaved, MetricsLogged
-from premed.network_model import Network
+from premed.models.network import Network
 from premed.runs import LEASES
 from premed.session import Remote, admit, nodes
 

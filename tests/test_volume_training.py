@@ -19,9 +19,9 @@ from premed.data.loader import Mapped
 from premed.data.phantoms.abdomen import write_btcv
 from premed.data.phantoms.brain import write_brats
 from premed.data.samplers import EpochPlan
-from premed.encoders import vit
 from premed.events import MetricsLogged
 from premed.fit import Schedule, fit, make_optimizer
+from premed.models.encoders import vit
 from premed.pretext import mae
 from premed.tasks import brats, btcv
 from premed.watch import TrainingCallback

@@ -23,7 +23,7 @@ from premed.contracts import Domain
 from premed.data.datamodule import Data, Show, joined
 from premed.errors import LeaseLost, StageFailed, UserError, first_line
 from premed.events import CollapseDetected, GateNotPassed, StageReused, StageStarted, WaitingForStage, WarningIssued
-from premed.network_model import load_resized
+from premed.models.network import load_resized
 from premed.once import Once
 from premed.paths import storage
 from premed.planning import planned

@@ -9,7 +9,7 @@ import torch
 
 from premed.contracts import Task
 from premed.errors import StageFailed
-from premed.network_model import Network
+from premed.models.network import Network
 from premed.rng import Draw, key
 
 TOLERANCE = 1e-4

@@ -13,7 +13,7 @@ from premed.config.plugins import plugin
 from premed.contracts import Domain, Encoder, Task
 from premed.device import peak_memory_mb
 from premed.events import EventHandler, WeightsImported
-from premed.network_model import load_strictly
+from premed.models.network import load_strictly
 from premed.parts import card
 from premed.vault import StageStorage
 

@@ -6,16 +6,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from premed.answers import described
 from premed.config.experiment import Stage
 from premed.contracts import Domain, Encoder
 from premed.errors import UserError
-from premed.network_model import load_resized
+from premed.models.network import load_resized
+from premed.tasks.common.description import described
 from premed.vault import StageStorage
 
 
 def load_encoder(encoder: Encoder, storage: StageStorage) -> dict[str, Any]:
-    """Loads a stage's encoder, resized where it was made on another grid; see `network_model.load_resized`."""
+    """Loads a stage's encoder, resized where it was made on another grid; see `models.network.load_resized`."""
     about = storage.get_json("parts/card.json")
     assert about is not None, f"{storage.where} has no card"
     return load_resized(encoder, part_weights(storage, "encoder"), tuple(about["grid"]))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from premed.contracts import Batch, Objective, Row, Sample, Task
-from premed.network_model import Network
+from premed.models.network import Network
 
 
 class Supervised(Objective):

@@ -12,14 +12,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from premed import registry
-from premed.answers import bare
 from premed.config.plugins import plugin
 from premed.contracts import Encoder, Task
 from premed.errors import UserError
-from premed.network_model import Network, load_strictly, seeded_init
+from premed.models.network import Network, load_strictly, seeded_init
 from premed.parts import load_encoder, part_weights
 from premed.paths import home
 from premed.runs import Run, RunStore
+from premed.tasks.common.description import bare
 from premed.vault import StageStorage
 
 

@@ -27,7 +27,7 @@ from premed.evaluate import bootstrap_interval, collapsed, evaluate, passed_gate
 from premed.events import EvaluationStarted, EventHandler, TrainingStarted
 from premed.fit import distributed, fit, make_optimizer
 from premed.importing import bring
-from premed.network_model import Network, load_strictly, seeded_init
+from premed.models.network import Network, load_strictly, seeded_init
 from premed.pace import Throughput
 from premed.parts import card, load_encoder, part_weights
 from premed.planning import planned

@@ -30,11 +30,11 @@ from premed.config.spec import Spec
 from premed.contracts import Batch, Domain, Encoder, Features, Objective, Row, Sample
 from premed.data.samplers import Balanced
 from premed.distributed import gather_rows, share_of_loss
-from premed.embeddings import nt_xent, spread, supervised_contrast
 from premed.errors import UserError
-from premed.jitter import Jitter, jittered
+from premed.pretext.common.losses import nt_xent, spread, supervised_contrast
+from premed.pretext.common.slices import Sliced
+from premed.pretext.common.views import Jitter, jittered
 from premed.rng import bits, fold, key
-from premed.slices import Sliced
 
 CHUNK = 32  # validation views per forward; the rows do not depend on it
 AMONG = 256  # validation images that are contrasted with each other; at a time, so that any number of them may be

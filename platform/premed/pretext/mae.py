@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from premed.config.spec import Spec
 from premed.contracts import Batch, Domain, Encoder, Features, Objective, Row, Sample, Task
-from premed.encoders.vit import Block, init_weights, patchify, sincos, unpatchify, with_class_row
 from premed.errors import UserError
+from premed.models.encoders.vit import Block, init_weights, patchify, sincos, unpatchify, with_class_row
 from premed.rng import bits, fold, key
 
 FILMED = 2  # cases whose reconstruction is kept through the training

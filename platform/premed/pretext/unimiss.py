@@ -25,8 +25,8 @@ from premed.config.spec import Spec
 from premed.contracts import Batch, Domain, Encoder, Objective, Row, Sample
 from premed.data.samplers import InTurn
 from premed.distributed import rank_and_world
-from premed.encoders.mit import MiT
 from premed.errors import UserError
+from premed.models.encoders.mit import MiT
 from premed.rng import Draw, fold, key
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from support.phantoms import bytes_of, dice
 from premed.data.phantoms.abdomen import NUMBERS, abdomen, write_btcv
 from premed.data.phantoms.brain import brain, write_brats
 from premed.errors import UserError
-from premed.measure import dice as measured_dice
 from premed.rng import Draw, key
-from premed.segmentation import sampled
 from premed.tasks.btcv import ORGANS, TEST, TRAIN
+from premed.tasks.common.metrics import dice as measured_dice
+from premed.tasks.common.segmentation import sampled
 
 SHAPE = (64, 64, 44)
 CENTRES = {  # in a supine patient (right, front, head), against the vertebrae: who lies on which side of whom

@@ -16,10 +16,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from premed.branches import Block, Stage, branch, convolution, doubling, halving, resized, split
 from premed.config.spec import Spec, preset
 from premed.contracts import Encoder, Features, Scale
 from premed.errors import UserError
+from premed.models.layers import Block, Stage, branch, convolution, doubling, halving, resized, split
 
 SIZES = {  # blocks per stage, of the encoder and of the decoder
     "tiny": {"depths": (1, 1, 1, 1), "decoder_depths": (1, 1, 1)},

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from premed import measure
 from premed.config.transforms import Augment, Recipe
 from premed.contracts import Case, Forward, Part, Row, Sample
 from premed.data import views as sampling
 from premed.data.splits import missing_files
 from premed.errors import Finding
 from premed.rng import Draw
+from premed.tasks.common import metrics
 
 
 class Classification:
@@ -94,8 +94,8 @@ class Classification:
 
     def summary(self, rows: Sequence[Row]) -> dict[str, float]:
         """`mauc`, the mean over the classes whose AUC is defined, and `auc/<class>`; `accuracy`, if exclusive."""
-        accuracy = measure.accuracy_summary(rows, self.classes) if self.exclusive else {}
-        return accuracy | measure.auc_summary(rows, self.classes)
+        accuracy = metrics.accuracy_summary(rows, self.classes) if self.exclusive else {}
+        return accuracy | metrics.auc_summary(rows, self.classes)
 
     def constant(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Row]:
         """The classes' frequencies in `train`, for every image: an AUC of one half, the most frequent's accuracy."""

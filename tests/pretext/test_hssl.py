@@ -21,14 +21,14 @@ from premed.contracts import Batch, Case, Domain
 from premed.data.loader import Mapped
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.data.splits import unlabelled_val
-from premed.encoders import unet, vit
 from premed.errors import UserError
 from premed.fit import feed
-from premed.jitter import Jitter, jittered
+from premed.models.encoders import unet, vit
 from premed.pretext import hssl
+from premed.pretext.common.slices import Sliced
+from premed.pretext.common.views import Jitter, jittered
 from premed.pretext.hssl import HSSL, Config
 from premed.rng import Draw, sample_keys
-from premed.slices import Sliced
 
 pytest_plugins = ["launch_fixtures"]
 

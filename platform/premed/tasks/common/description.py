@@ -3,11 +3,11 @@
 from types import MappingProxyType
 from typing import Any, cast
 
-from premed.classification import Classification
 from premed.config.transforms import Recipe
 from premed.contracts import Task
 from premed.errors import UserError
-from premed.segmentation import Regions, Segmentation
+from premed.tasks.common.classification import Classification
+from premed.tasks.common.segmentation import Regions, Segmentation
 
 KINDS: dict[str, type] = {"regions": Regions, "labels": Segmentation, "classes": Classification}
 """How an answer is meant: overlapping masks, one label per voxel, or probabilities of the image's classes."""

@@ -19,10 +19,10 @@ from premed import cohort, solving, worker
 from premed.config.loader import merged
 from premed.contracts import Features, Sample
 from premed.data.phantoms.writers import write_chestxray14
-from premed.encoders import pixels
 from premed.errors import UserError
-from premed.heads import probe
-from premed.segmentation import Regions, Segmentation, patch_means
+from premed.models.encoders import pixels
+from premed.models.heads import probe
+from premed.tasks.common.segmentation import Regions, Segmentation, patch_means
 
 FINE = 0
 
@@ -143,7 +143,7 @@ def test_a_patch_has_the_classes_shares():
 
 
 def test_patches_in_raster_order_match_the_tokens_of_the_encoder():
-    from premed.encoders.vit import patchify
+    from premed.models.encoders.vit import patchify
 
     mask = np.random.default_rng(0).random((4, 6, 2)) > 0.5
     expected = patchify(torch.from_numpy(mask)[None, None].float(), (2, 3, 1)).mean(dim=2)[0]

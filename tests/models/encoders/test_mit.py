@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from premed import launch
-from premed.branches import Attention, Block, resized
 from premed.config.loader import checked
 from premed.contracts import Domain
 from premed.data.phantoms.thorax import write_images
 from premed.data.phantoms.writers import write_chestxray14, write_msd
-from premed.encoders import mit
-from premed.encoders.mit import Config, MiT
 from premed.errors import UserError
+from premed.models.encoders import mit
+from premed.models.encoders.mit import Config, MiT
+from premed.models.layers import Attention, Block, resized
 from premed.parts import load_encoder
 from premed.pretext import mae
 from premed.rng import sample_keys

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
-from premed import hub
 from premed.config.transforms import Recipe
-from premed.encoders import vit
 from premed.errors import UserError
+from premed.models import pretrained
+from premed.models.encoders import vit
 from premed.pretext import imagenet
 
 HALF = Recipe(dims=2, channels=3, normalise="grey", mean=0.5, std=0.5)  # what timm's own ViTs want
@@ -81,7 +81,7 @@ def test_features_are_timms_on_three_channels_of_224_in_timms_own_normalisation(
 @pytest.mark.parametrize("channels", [1, 2, 4])
 @pytest.mark.parametrize("model", [MODEL, "deit_tiny_patch16_224"])  # mean and std .5; those of ImageNet
 def test_a_grey_image_gives_what_timm_gives_for_it_repeated_three_times(saved, channels, model):
-    network, about = random_vit(), hub.known(model)
+    network, about = random_vit(), pretrained.known(model)
     recipe = PIXELS.model_copy(update={"channels": channels})
     encoder, report = brought(saved(network), recipe=recipe, model=model)
     pixels = torch.rand(2, 1, 64, 64)

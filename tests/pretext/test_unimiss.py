@@ -19,10 +19,10 @@ from premed.config.transforms import Augment
 from premed.contracts import Batch, Case, Domain, Sample
 from premed.data.phantoms.thorax import write_images
 from premed.data.phantoms.writers import write_chestxray14, write_msd
-from premed.encoders import mit, vit
 from premed.errors import UserError
 from premed.events import CollapseDetected
 from premed.fit import distributed, make_optimizer, set_lr
+from premed.models.encoders import mit, vit
 from premed.pretext import unimiss
 from premed.pretext.unimiss import Config, UniMiSS, compared
 from premed.rng import sample_keys

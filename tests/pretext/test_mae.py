@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from premed.contracts import Batch, Domain
-from premed.encoders import vit
-from premed.encoders.vit import patchify
 from premed.errors import UserError
+from premed.models.encoders import vit
+from premed.models.encoders.vit import patchify
 from premed.pretext import mae
 from premed.pretext.mae import MAE, Config, take
 from premed.rng import sample_keys

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from premed import measure
 from premed.config.transforms import Augment, Recipe
 from premed.contracts import Case, Forward, Part, PreparedImage, Row, Sample
 from premed.data import views
@@ -22,6 +21,7 @@ from premed.data.splits import missing_files
 from premed.data.transforms import centre_start
 from premed.errors import Finding
 from premed.rng import Draw
+from premed.tasks.common import metrics
 
 ATLAS = 32  # edge of the grid on which the constant predictor averages the training labels
 
@@ -97,7 +97,7 @@ class Segmentation:
         size = tuple(max(n, edge) for n, edge in zip(shape, self.roi, strict=True))
         start = centre_start(shape, size)
         image = torch.from_numpy(sample.entry.image(start, size))
-        logits = measure.sliding_window(image, self.roi, forward, overlap=self.overlap, batch=self.window_batch)
+        logits = metrics.sliding_window(image, self.roi, forward, overlap=self.overlap, batch=self.window_batch)
         inside = tuple(slice(-first, n - first) for first, n in zip(start, shape, strict=True))
         return logits[(slice(None), *inside)].numpy()
 
@@ -106,7 +106,7 @@ class Segmentation:
         assert isinstance(sample.case.label, Path), f"{sample.case.name} has no label"
         truth = self.united(read_labels(sample.case.label))
         spacing = np.linalg.norm(sample.entry.native_affine[:3, :3], axis=0)
-        scores = measure.region_row(self.masks(answer), truth, tuple(spacing))
+        scores = metrics.region_row(self.masks(answer), truth, tuple(spacing))
         return {"case": sample.case.name, "patient": sample.case.patient} | scores
 
     def masks(self, answer: np.ndarray) -> Mapping[str, np.ndarray]:
@@ -123,7 +123,7 @@ class Segmentation:
 
     def summary(self, rows: Sequence[Row]) -> dict[str, float]:
         """Per case, then over cases per region, then over regions."""
-        return measure.segmentation_summary(rows, tuple(self.regions))
+        return metrics.segmentation_summary(rows, tuple(self.regions))
 
     def constant(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Row]:
         """The mean label map of `train` in each image's frame, cut at the share that scores best on `train`.

@@ -8,9 +8,9 @@ import torch
 
 from premed.config.plugins import plugin
 from premed.contracts import Encoder, Features, Scale
-from premed.encoders import mit, vit
 from premed.errors import UserError
-from premed.heads import conv, linear, unetr
+from premed.models.encoders import mit, vit
+from premed.models.heads import conv, linear, unetr
 
 
 def task(dims: int, channels=1, classes=("background", "a", "b")) -> Any:

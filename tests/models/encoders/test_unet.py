@@ -15,11 +15,11 @@ from premed import launch
 from premed.config.loader import checked
 from premed.contracts import Domain
 from premed.data.phantoms.writers import write_chestxray14, write_msd
-from premed.encoders import unet
-from premed.encoders.unet import Config, UNet
 from premed.errors import UserError
-from premed.heads import conv, linear
-from premed.network_model import Network
+from premed.models.encoders import unet
+from premed.models.encoders.unet import Config, UNet
+from premed.models.heads import conv, linear
+from premed.models.network import Network
 from premed.parts import load_encoder
 from premed.pretext import mae
 from premed.supervised import Supervised

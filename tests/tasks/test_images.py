@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from made import ct_series, radiograph
 from PIL import Image
 from sklearn.metrics import accuracy_score, roc_auc_score
@@ -17,9 +18,9 @@ from premed.config.loader import load
 from premed.config.transforms import Augment, Recipe
 from premed.contracts import Case, Sample
 from premed.errors import UserError
-from premed.measure import accuracy_summary
 from premed.rng import Draw
 from premed.tasks import images
+from premed.tasks.common.metrics import accuracy_summary
 from premed.worker import StageJob, run_stage
 
 CLASSES = ["normal", "covid", "other"]
@@ -446,7 +447,7 @@ SHORT = ["train.workers=0", "finetune.steps=3", "finetune.validations=1", "finet
 
 def test_the_real_pneumonia_folder_prepares_crops_pretrains_and_finetunes(real, tmp_path):
     """Its table says train and val alone: val is the test part there, and val is carved from train."""
-    folder, recipes = real("pneumonia"), Path(images.__file__).parents[3] / "experiments" / "pneumonia"
+    folder, recipes = real("pneumonia"), REPOSITORY / "experiments" / "pneumonia"
     small = tmp_path / "few"
     (small / "images").mkdir(parents=True)
     with open(folder / "labels.csv", newline="") as file:

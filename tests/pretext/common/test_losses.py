@@ -8,7 +8,7 @@ from helpers import on_ranks
 from torch import Tensor
 
 from premed.distributed import gather_rows, share_of_loss
-from premed.embeddings import nt_xent, spread, supervised_contrast
+from premed.pretext.common.losses import nt_xent, spread, supervised_contrast
 
 NUM, DIM = 7, 5
 
