@@ -746,7 +746,7 @@ def test_a_patient_in_two_parts_is_an_error_for_any_task(hippocampi):
 
 def test_a_task_without_a_check_of_its_own_still_misses_no_file(hippocampi, copied):
     from premed.check import listings
-    from premed.segmentation import Segmentation
+    from premed.tasks.common.segmentation import Segmentation
 
     root = copied(hippocampi)
     cases = {part: msd.build(msd.Config(root=root)).split(part) for part in ("train", "val", "test")}

@@ -18,9 +18,9 @@ from premed.compare import compare
 from premed.comparison_result import Difference
 from premed.contrast import verdict
 from premed.errors import UserError
-from premed.measure import accuracy_summary, auc_summary, segmentation_summary
 from premed.runs import RunStore
 from premed.scorecards import score_table
+from premed.tasks.common.metrics import accuracy_summary, auc_summary, segmentation_summary
 
 pytest_plugins = ["store_fixtures"]
 

@@ -17,20 +17,21 @@ import pytest
 import torch
 from conftest import locked
 
-from premed.classification import Classification
 from premed.config.transforms import Augment
 from premed.contracts import Case, Domain, Objective, Sample
 from premed.data.loader import Mapped
 from premed.data.prepared import PreparedFile, write
 from premed.data.preprocess import Prepared
 from premed.data.samplers import EpochPlan, InTurn
-from premed.encoders import mit, unet, vit
 from premed.fit import Schedule, fit, make_optimizer
-from premed.heads import conv, linear, unetr
+from premed.models.encoders import mit, unet, vit
+from premed.models.heads import conv, linear, unetr
+from premed.models.network import Network
 from premed.pretext import hssl, mae, unimiss
 from premed.rng import Draw, key
-from premed.segmentation import Segmentation
-from premed.supervised import Network, Supervised
+from premed.supervised import Supervised
+from premed.tasks.common.classification import Classification
+from premed.tasks.common.segmentation import Segmentation
 
 GOLDEN = Path(__file__).parent / "golden"
 NUM_STEPS, BATCH, NUM_IMAGES = 20, 6, 15  # the last batch of an epoch is smaller

@@ -10,12 +10,12 @@ import pytest
 from conftest import REPOSITORY
 
 from premed.config.loader import load
-from premed.config.plugins import plugin
+from premed.config.plugins import PACKAGES, plugin
 from premed.config.spec import Spec
 
 PACKAGE = REPOSITORY / "platform" / "premed"
-FOLDERS = ("tasks", "encoders", "pretext", "heads")
-PLUGINS = [(folder, path.stem) for folder in FOLDERS for path in sorted((PACKAGE / folder).glob("[!_]*.py"))]
+FOLDERS = {kind: PACKAGE.joinpath(*package.split(".")) for kind, package in PACKAGES.items()}
+PLUGINS = [(kind, path.stem) for kind, folder in FOLDERS.items() for path in sorted(folder.glob("[!_]*.py"))]
 LAST = ("small", "probe", "pixels", "mit", "unet", "own")  # files to give after a strategy file
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 RECIPES = [path for path in (REPOSITORY / "experiments").glob("*/*.yaml") if "\nspace:" not in path.read_text()]

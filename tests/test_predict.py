@@ -13,11 +13,12 @@ from made import ct_series
 from PIL import Image
 from support.predictions import laid, refused
 
-from premed import measure, predict, trained
-from premed.answers import bare, described
+from premed import predict, trained
 from premed.data.phantoms.brain import write_brats
-from premed.segmentation import Regions, read_labels
 from premed.tasks import brats, msd
+from premed.tasks.common import metrics
+from premed.tasks.common.description import bare, described
+from premed.tasks.common.segmentation import Regions, read_labels
 from premed.unseen import Input
 
 pytest_plugins = ["trained_fixtures"]
@@ -47,7 +48,7 @@ def test_label_maps_of_the_test_images_have_the_test_stage_s_scores(organ_run, a
     for case in cases:
         label = nib.nifti1.load(case.label)
         masks, truth = (organ_run.task.united(read_labels(path)) for path in (tmp_path / case.label.name, case.label))
-        own = measure.region_row(masks, truth, label.header.get_zooms())
+        own = metrics.region_row(masks, truth, label.header.get_zooms())
         for name in ("dice/Anterior", "dice/Posterior", "state/Anterior"):
             assert own[name] == rows[case.name][name]
         assert own["hd95/Posterior"] == pytest.approx(rows[case.name]["hd95/Posterior"], rel=1e-5)
@@ -61,7 +62,7 @@ def test_masks_of_regions_have_the_test_stage_s_scores(brain_run, at_home, tmp_p
         truth = brain_run.task.united(read_labels(case.label))
         for region in ("TC", "WT", "ET"):
             mask = read_labels(tmp_path / f"{case.name}.{region}.nii.gz") == 1
-            assert measure.dice(mask, truth[region]) == rows[case.name][f"dice/{region}"] > 0
+            assert metrics.dice(mask, truth[region]) == rows[case.name][f"dice/{region}"] > 0
 
 
 def test_probabilities_of_the_test_images_are_those_that_were_scored(chest_run, at_home, tmp_path):
@@ -199,7 +200,7 @@ def test_weights_that_do_not_fit_are_refused_and_those_that_are_gone_are_named(o
         for name in found.vault.names():
             (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "copy" / name).write_bytes(found.vault.get(name))
-    vault = trained.Vault(str(tmp_path), "copy")
+    vault = trained.StageStorage(str(tmp_path), "copy")
     weights = vault.get_weights("parts/head.safetensors")
     vault.put_weights("parts/head.safetensors", dict(list(weights.items())[1:]))
     broken = trained.Trained("id", "some run", None, trained.card_of(vault, digest), vault)

@@ -53,9 +53,8 @@ class Mapped:
                 )
         except UserError as error:
             # a loader process wraps a message in its traceback, of which it is the last line
-            raise UserError(
-                error.args[0].strip().splitlines()[-1].removeprefix("premed.config.spec.UserError: ")
-            ) from None
+            prefix = f"{UserError.__module__}.{UserError.__qualname__}: "
+            raise UserError(error.args[0].strip().splitlines()[-1].removeprefix(prefix)) from None
 
 
 class Views(Dataset):

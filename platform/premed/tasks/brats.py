@@ -17,11 +17,11 @@ from premed.config.spec import Spec, elsewhere
 from premed.config.transforms import Recipe
 from premed.contracts import Case, Part
 from premed.data import splits
-from premed.decathlon import Decathlon
 from premed.errors import Finding, UserError
 from premed.paths import data_root
 from premed.rng import key, permutation
-from premed.segmentation import Regions
+from premed.tasks.common.decathlon import Decathlon
+from premed.tasks.common.segmentation import Regions
 
 FOLDS = 5
 CHANNELS = ("flair", "t1w", "t1gd", "t2w")

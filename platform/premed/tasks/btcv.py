@@ -13,7 +13,6 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from premed import measure
 from premed.config.spec import Spec, elsewhere
 from premed.config.transforms import Recipe
 from premed.contracts import Case, Part, Row
@@ -21,7 +20,8 @@ from premed.data import splits
 from premed.errors import Finding
 from premed.paths import data_root
 from premed.rng import key
-from premed.segmentation import Segmentation
+from premed.tasks.common import metrics
+from premed.tasks.common.segmentation import Segmentation
 
 ORGANS = (
     *("spleen", "right_kidney", "left_kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta"),
@@ -197,5 +197,5 @@ class BTCV(Segmentation):
 
     def summary(self, rows: Sequence[Row]) -> dict[str, float]:
         """Over the 13 organs, and `dice_8` and `hd95_8` over the 8 that are reported elsewhere."""
-        eight = measure.segmentation_summary(rows, EIGHT)
+        eight = metrics.segmentation_summary(rows, EIGHT)
         return super().summary(rows) | {f"{name}_8": eight[name] for name in ("dice", "hd95") if name in eight}

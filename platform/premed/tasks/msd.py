@@ -16,11 +16,11 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 from premed.config.spec import Spec, elsewhere, scoring
 from premed.config.transforms import Recipe
 from premed.contracts import Case, Part
-from premed.decathlon import case_names, misplaced
 from premed.errors import Finding, UserError
 from premed.paths import data_root
 from premed.rng import key, permutation
-from premed.segmentation import Segmentation
+from premed.tasks.common.decathlon import case_names, misplaced
+from premed.tasks.common.segmentation import Segmentation
 
 
 class Config(Spec):

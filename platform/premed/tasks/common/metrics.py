@@ -1,0 +1,202 @@
+"""Measures as pure functions: Dice, Hausdorff distance in mm, AUC; and sliding-window prediction.
+
+A *row* holds the numbers of one case. Segmentation: `dice/<class>`, `hd95/<class>`, `state/<class>`; classification:
+`y/<class>` (0, 1 or NaN: not known) and `p/<class>`. What is undefined is NaN in a row and left out of a summary.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """2 |A ∩ B| / (|A| + |B|) of two boolean masks of one shape; NaN if both are empty."""
+    prediction, truth = _masks(prediction, truth)
+    total = np.count_nonzero(prediction) + np.count_nonzero(truth)
+    return 2 * np.count_nonzero(prediction & truth) / total if total else float("nan")
+
+
+def hd95(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) -> float:
+    """Hausdorff distance in mm: the larger of the two directed 95th percentiles of the surfaces' distances.
+
+    Equal to MONAI's `compute_hausdorff_distance(percentile=95, spacing=spacing)` wherever both masks hold a voxel. One
+    empty mask costs the image's diagonal in mm; two empty ones give NaN. `spacing`: mm per voxel along each axis.
+    """
+    prediction, truth = _masks(prediction, truth)
+    if len(spacing) != truth.ndim:
+        raise ValueError(f"spacing {tuple(spacing)} has {len(spacing)} numbers, the masks have {truth.ndim} axes")
+    if not (prediction.any() and truth.any()):
+        return _diagonal(truth.shape, spacing) if prediction.any() or truth.any() else float("nan")
+    from scipy.spatial import KDTree
+
+    box = _box(prediction | truth)
+    ours, theirs = _surface(prediction[box]) * spacing, _surface(truth[box]) * spacing
+    # Points of a grid need no median splits: the unbalanced tree is built faster.
+    there = KDTree(theirs, balanced_tree=False).query(ours)[0]
+    back = KDTree(ours, balanced_tree=False).query(theirs)[0]
+    return float(max(np.quantile(there, 0.95), np.quantile(back, 0.95)))
+
+
+def region_row(
+    prediction: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray], spacing: Sequence[float]
+) -> dict[str, Any]:
+    """One case's `dice/<class>`, `hd95/<class>` and `state/<class>` for each class of `truth`, from boolean masks [*S].
+
+    state: both, missed (only in the truth), invented (only in the prediction), absent (in neither).
+    Missed and invented: Dice 0 and HD95 = the image's diagonal in mm, so that leaving an organ out never pays.
+    """
+    row: dict[str, Any] = {}
+    for name, true_mask in truth.items():
+        mask = prediction[name]
+        row[f"dice/{name}"] = dice(mask, true_mask)
+        row[f"hd95/{name}"] = hd95(mask, true_mask, spacing)
+        row[f"state/{name}"] = _STATES[bool(np.any(mask)), bool(np.any(true_mask))]
+    return row
+
+
+def segmentation_summary(rows: Rows, classes: Sequence[str]) -> dict[str, float]:
+    """Mean over cases per class (`dice/<class>`, `hd95/<class>`), then over classes (`dice`, `hd95`).
+
+    Cases that have a class in neither mask are excluded from its mean and counted in `n_excluded`; `n_missed` and
+    `n_invented` count the rest of the disagreements. A class without a case is left out.
+    """
+    summary: dict[str, float] = {}
+    for measure in ("dice", "hd95"):
+        columns = zip(classes, _columns(rows, measure, classes).T, strict=True)
+        known = {name: column[~np.isnan(column)] for name, column in columns}
+        means = {name: float(column.mean()) for name, column in known.items() if len(column)}
+        summary |= {f"{measure}/{name}": mean for name, mean in means.items()}
+        if means:
+            summary[measure] = float(np.mean(list(means.values())))
+    states = [row[f"state/{name}"] for row in rows for name in classes]
+    counts = {"n_missed": "missed", "n_invented": "invented", "n_excluded": "absent"}
+    return summary | {count: float(states.count(state)) for count, state in counts.items()}
+
+
+def auc_summary(rows: Rows, classes: Sequence[str]) -> dict[str, float]:
+    """`auc/<class>`, their mean `mauc`, and `n_undefined`: how many classes have no AUC and are left out."""
+    values = _aucs(rows, classes)
+    defined = ~np.isnan(values)
+    summary = {f"auc/{name}": float(value) for name, value in zip(classes, values, strict=True) if not np.isnan(value)}
+    if defined.any():
+        summary["mauc"] = float(values[defined].mean())
+    return summary | {"n_undefined": float(np.count_nonzero(~defined))}
+
+
+def accuracy_summary(rows: Rows, classes: Sequence[str]) -> dict[str, float]:
+    """One label per case: `accuracy` (is the highest p the true class) and `accuracy/<class>` over its own cases.
+
+    Cases with an unknown label are left out; so is what then has no case.
+    """
+    unknown = np.isnan(_columns(rows, "y", classes)).sum(axis=1)
+    known = [row for row, num in zip(rows, unknown, strict=True) if not num]
+    if not known:
+        return {}
+    truth = _columns(known, "y", classes).argmax(1)
+    right = _probabilities(known, classes).argmax(1) == truth
+    per_class = {
+        f"accuracy/{name}": float(right[truth == number].mean())
+        for number, name in enumerate(classes)
+        if (truth == number).any()
+    }
+    return {"accuracy": float(right.mean()), **per_class}
+
+
+@torch.no_grad()
+def sliding_window(
+    image: Tensor,
+    roi: Sequence[int],
+    forward: Callable[[Tensor], Tensor],
+    overlap: float = 0.5,
+    batch: int = 4,
+    mode: Literal["constant", "gaussian"] = "constant",
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """The prediction [K, *S], float32, for a whole image [C, *S] from `forward(windows [B, C, *roi]) -> [B, K, *roi]`.
+
+    Windows overlap by the share `overlap` and are averaged, evenly or weighted towards their centre (`gaussian`). An
+    image smaller than `roi` is padded with zeros and the answer cropped back. Windows lie on the image's device.
+    `device` is where the whole answer is put together (the image's, if None): name the CPU where K × S is too large.
+    The defaults are SelfMedMAE's.
+    """
+    from monai.inferers.utils import sliding_window_inference
+
+    def predict(windows: Tensor) -> Tensor:
+        # MONAI multiplies the answer in place: it gets a copy, where its weights are, and no half precision to sum in.
+        return forward(windows).to(image.device, torch.float32, copy=True)
+
+    stitched = sliding_window_inference(
+        image[None].float(), tuple(roi), batch, predict, overlap=overlap, mode=mode, device=device or image.device
+    )
+    assert isinstance(stitched, Tensor)
+    return stitched[0]
+
+
+# (predicted, true)
+_STATES = {(True, True): "both", (False, True): "missed", (True, False): "invented", (False, False): "absent"}
+
+
+def _masks(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    _same_shape(prediction, truth)
+    return np.asarray(prediction, bool), np.asarray(truth, bool)
+
+
+def _same_shape(prediction: np.ndarray, truth: np.ndarray) -> None:
+    if prediction.shape != truth.shape:
+        raise ValueError(f"the prediction's shape {prediction.shape} is not the truth's, {truth.shape}")
+
+
+def _diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
+    return float(np.linalg.norm(np.multiply(shape, spacing)))
+
+
+def _box(mask: np.ndarray) -> tuple[slice, ...]:
+    """The smallest box that holds every voxel of a mask with at least one."""
+    box = []
+    for axis in range(mask.ndim):
+        filled = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        box.append(slice(filled[0], filled[-1] + 1))
+    return tuple(box)
+
+
+def _surface(mask: np.ndarray) -> np.ndarray:
+    """Positions [n, axes] of the voxels that have a neighbour outside the mask; beyond the image is outside."""
+    from scipy.ndimage import binary_erosion
+
+    return np.argwhere(mask & ~binary_erosion(mask))
+
+
+def _columns(rows: Rows, kind: str, classes: Sequence[str]) -> np.ndarray:
+    """The numbers `<kind>/<class>` of all rows: [rows, classes]; None counts as NaN."""
+    # itemgetter, and each first key once more so that it always gives a tuple: a bootstrap reads millions of them
+    pick = itemgetter(f"{kind}/{classes[0]}", *(f"{kind}/{name}" for name in classes))
+    return np.array([pick(row) for row in rows], float).reshape(len(rows), len(classes) + 1)[:, 1:]
+
+
+def _probabilities(rows: Rows, classes: Sequence[str]) -> np.ndarray:
+    table = _columns(rows, "p", classes)
+    if not np.isfinite(table).all():
+        number, column = np.argwhere(~np.isfinite(table))[0]
+        raise ValueError(
+            f"p/{classes[column]} of {rows[number].get('case', f'row {number}')} is {table[number, column]}"
+        )
+    return table
+
+
+def _aucs(rows: Rows, classes: Sequence[str]) -> np.ndarray:
+    """[classes], NaN where undefined: the Mann-Whitney statistic, all classes at once, ties counting half."""
+    from scipy.stats import rankdata
+
+    truth = _columns(rows, "y", classes)
+    # Cases with an unknown label rank above all others, where they move no rank that counts.
+    ranks = rankdata(np.where(np.isnan(truth), np.inf, _probabilities(rows, classes)), axis=0)
+    positives, negatives = (truth == 1).sum(0), (truth == 0).sum(0)
+    wins = np.where(truth == 1, ranks, 0).sum(0) - positives * (positives + 1) / 2
+    pairs = positives * negatives
+    return np.divide(wins, pairs, out=np.full(len(classes), np.nan), where=pairs > 0)
