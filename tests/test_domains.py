@@ -17,6 +17,7 @@ from premed.data.loader import Mapped
 from premed.data.phantoms.thorax import write_images
 from premed.data.phantoms.writers import write_msd
 from premed.errors import UserError
+from premed.events import TrainingStarted
 from premed.rng import sample_keys
 
 pytest_plugins = ["launch_fixtures"]
@@ -221,7 +222,7 @@ def test_what_cannot_be_is_one_line_before_anything_is_trained(what, chest, chil
     events: list = []
     with pytest.raises(UserError, match=message):
         launch.run(checked(tree(chest, change(chest, children, brains))), events.append)
-    assert not [event for event in events if event["event"] == "training"]
+    assert not [event for event in events if isinstance(event, TrainingStarted)]
 
 
 def test_crops_that_look_at_labels_are_refused_for_a_named_data_set_too(chest, children):

@@ -11,8 +11,9 @@ from premed import pace, worker
 from premed.contracts import Picks
 from premed.data.loader import Views
 from premed.data.phantoms.writers import write_chestxray14
-from premed.pace import Pace
-from premed.presenter import starving_words
+from premed.events import DataLoadingBottleneck, MetricsLogged
+from premed.pace import Throughput
+from premed.presenter import bottleneck_words
 from premed.pretext.mae import MAE
 
 CPU = torch.device("cpu")
@@ -51,21 +52,21 @@ def pretrained(chest, home, **changes):
     """The events of a pre-training of 10 steps, and its curve as it is kept."""
     job, events = jobs(chest, home, **changes)["pretrain"], []
     worker.run_stage(job, events.append, lambda numbers: None)
-    curve = [json.loads(line) for line in job.vault.get("curve.jsonl").splitlines()]
+    curve = [json.loads(line) for line in job.stage_storage.get("curve.jsonl").splitlines()]
     return events, [(row["step"], row["metrics"]) for row in curve]
 
 
 def told(events):
     """What is told beside the curve, by step."""
-    return {event["step"]: event["beside"] for event in events if event["event"] == "row" and event["beside"]}
+    return {event.step: event.throughput for event in events if isinstance(event, MetricsLogged) and event.throughput}
 
 
 def test_a_training_that_starves_on_images_says_so_once_with_the_mend(chest, tmp_path, clock, monkeypatch):
     slow(monkeypatch, clock, reading=4, training=1)
     events, _ = pretrained(chest, tmp_path)
-    (starving,) = [event for event in events if event["event"] == "starving"]
-    assert starving == {"event": "starving", "share": pytest.approx(28 / 36), "num_loaders": 0, "mend": 4}
-    assert starving_words(**starving) == (
+    (starving,) = [event for event in events if isinstance(event, DataLoadingBottleneck)]
+    assert starving == DataLoadingBottleneck(pytest.approx(28 / 36), num_loaders=0, suggested_loaders=4)
+    assert bottleneck_words(starving) == (
         "78% of the time goes into waiting for images; set train.loaders=4 (and train.cpus=5, so that each has a CPU)"
     )
 
@@ -73,7 +74,7 @@ def test_a_training_that_starves_on_images_says_so_once_with_the_mend(chest, tmp
 def test_a_training_that_computes_most_of_the_time_says_nothing(chest, tmp_path, clock, monkeypatch):
     slow(monkeypatch, clock, reading=4, training=5)
     events, _ = pretrained(chest, tmp_path)
-    assert "starving" not in {event["event"] for event in events}
+    assert DataLoadingBottleneck not in map(type, events)
 
 
 def test_each_point_says_how_the_steps_since_the_last_one_went(chest, tmp_path, clock, monkeypatch):
@@ -109,12 +110,12 @@ def test_a_curve_is_the_same_at_any_pace(chest, tmp_path, clock, monkeypatch):
 
 
 def wait_on_the_second_rank():
-    rank, _ = worker.team()
+    rank, _ = worker.rank_and_world()
     pace.time = SimpleNamespace(monotonic=lambda: 100.0)
-    ours = Pace(CPU, 0)
+    ours = Throughput(CPU, 0)
     ours.waited = 5.0 * rank
     pace.time = SimpleNamespace(monotonic=lambda: 110.0)
-    numbers = ours.point(40)
+    numbers = ours.stop(40)
     assert (numbers["pace/data_wait"], numbers["pace/samples_per_second"]) == (0.5, 4.0)
 
 
@@ -136,11 +137,11 @@ def test_of_several_ranks_the_one_that_waits_is_told_of():
 )
 def test_as_many_loaders_are_asked_for_as_keep_up_and_have_a_cpu(num_loaders, share, cpus, mend, monkeypatch):
     monkeypatch.setattr(pace.os, "cpu_count", lambda: cpus)
-    ours = Pace(CPU, num_loaders)
-    ours.seconds, ours.starved = 100.0, 100 * share
-    starving = ours.starving()
-    assert starving["mend"] == mend and ours.starving() is None
-    assert ("no CPU is left" in starving_words(**starving)) == (mend <= num_loaders)
+    ours = Throughput(CPU, num_loaders)
+    ours.seconds, ours.waiting_seconds = 100.0, 100 * share
+    starving = ours.bottleneck()
+    assert starving.suggested_loaders == mend and ours.bottleneck() is None
+    assert ("no CPU is left" in bottleneck_words(starving)) == (mend <= num_loaders)
 
 
 class Endless:
@@ -156,7 +157,7 @@ class Endless:
 
 
 def test_a_timed_source_gives_what_the_source_gives(clock):
-    ours = Pace(CPU, 0)
+    ours = Throughput(CPU, 0)
     picks = [Picks(epoch, torch.zeros(1)) for epoch in range(3)]
     assert [pick.epoch for pick in ours.timed(Endless(clock)).batches(picks)] == [0, 1, 2]
     assert ours.waited == 2.0

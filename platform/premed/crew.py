@@ -17,8 +17,9 @@ from typing import Any
 from premed.config.settings import Train
 from premed.desk import Desk
 from premed.errors import CalledOff, StageFailed, UserError
+from premed.events import Event, EventHandler
 from premed.network import speak_over
-from premed.worker import Job, run_stage
+from premed.worker import StageJob, run_stage
 
 LOOK = 0.1  # seconds between two looks at the desk
 
@@ -33,7 +34,7 @@ class Crew:
         self.thread = threading.Thread(target=self._fit, name="premed crew", daemon=True)
         self.thread.start()
 
-    def suits(self, job: Job) -> bool:
+    def suits(self, job: StageJob) -> bool:
         """Whether it works still, in the way and the place that the job wants."""
         import ray
 
@@ -47,7 +48,7 @@ class Crew:
 
     def run(
         self,
-        job: Job,
+        job: StageJob,
         run_id: str,
         pause: Callable[[float], None],
         ruling: Callable[[], float] | None = None,
@@ -120,7 +121,7 @@ class Crew:
         from ray.train.torch import TorchTrainer
 
         train = self.train
-        # a name of its own: Ray would take an old one's state for this run's, and resuming is the vault's business
+        # a name of its own: Ray would take an old one's state for this run's, and checkpoints are premed's own
         name = f"premed-{uuid.uuid4().hex[:8]}"
         trainer = TorchTrainer(
             work,
@@ -200,13 +201,13 @@ def reported(desk: Any, number: int, numbers: dict[str, float]) -> None:
         raise CalledOff
 
 
-def teller(ledger: Any, run_id: str) -> Any:
+def teller(ledger: Any, run_id: str) -> EventHandler:
     """Hands a stage's events to the ledger's actor, one after the other."""
     import ray
 
     told: list[Any] = []
 
-    def emit(event: dict[str, Any]) -> None:
+    def emit(event: Event) -> None:
         # the ledger has several threads, and a point that comes late would be left out
         ray.get(told)
         told[:] = [ledger.event.remote(run_id, event)]

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from premed.checkpoint import CheckpointManager
 from premed.cohort import cases, domains
 from premed.config.experiment import Experiment, Stage
 from premed.config.plugins import plugin
@@ -20,18 +21,18 @@ from premed.config.settings import BLIND, PRETRAINING, Kind
 from premed.config.spec import Spec, canonical, unscored
 from premed.contracts import Domain
 from premed.data.datamodule import Data, Show, joined
-from premed.errors import LeaseLost, StageFailed, UserError
-from premed.ledger import first_line
+from premed.errors import LeaseLost, StageFailed, UserError, first_line
+from premed.events import CollapseDetected, GateNotPassed, StageReused, StageStarted, WaitingForStage, WarningIssued
+from premed.models.network import load_resized
 from premed.once import Once
-from premed.parts import adopt
 from premed.paths import storage
 from premed.planning import planned
 from premed.records import Records
 from premed.supervised import Supervised
-from premed.worker import Job, make_objective, run_stage
+from premed.worker import StageJob, make_objective, run_stage
 
-Trainer = Callable[[Job, str], None]
-"""Runs a stage to its result in the vault; what it tells goes to the ledger, under the run's id."""
+Trainer = Callable[[StageJob, str], None]
+"""Runs a stage until its result is in its storage; its events go to the ledger, under the run's id."""
 KNOWN_BY = ("import", "finetune")  # the kinds of stages whose data tell two experiments of the same fields apart
 POLL = 1.0  # seconds between two looks at a stage that another command is at
 
@@ -69,7 +70,7 @@ class Driver:
         self.storage = storage(experiment.train.storage)
         self.stages: list[dict[str, Any]] = []
         """The results of those that are finished so far."""
-        self.jobs: dict[str, Job] = {}  # by digest, of the stages that were asked for so far
+        self.jobs: dict[str, StageJob] = {}  # by digest, of the stages that were asked for so far
 
     def run(self) -> dict[str, Any]:
         """What came of it: task, strategy, the score's name, the MLflow run, and each stage's result."""
@@ -111,22 +112,22 @@ class Driver:
 
     def find_or_train(self, stage: Stage, before: Stage | None) -> dict[str, Any]:
         """The stage's result: what another experiment of this command made of it, its failure too, or our own."""
-        job = Job(stage, before, self.experiment.train, self.storage, self.data.root)
+        job = StageJob(stage, before, self.experiment.train, self.storage, self.data.root)
         self.jobs[stage.digest()] = job
         work, wait = partial(self.found_or_trained, job), partial(self.wait, stage)
         result, ours = self.common.once((stage.digest(), self.storage), work, wait, self.common.pause)
         if ours:
             return result
-        self.show({"event": "reused", "kind": stage.kind, "where": result["where"]})
+        self.show(StageReused(stage.kind, result["where"]))
         return result | {"reused": True}
 
     def wait(self, stage: Stage) -> None:
         """Another experiment of this command is at the stage."""
-        self.show({"event": "waiting", "kind": stage.kind, "whose": "experiment"})
+        self.show(WaitingForStage(stage.kind, "experiment"))
         if stage.kind in PRETRAINING:
             self.rehearse()
 
-    def found_or_trained(self, job: Job, whole: bool = False) -> dict[str, Any]:
+    def found_or_trained(self, job: StageJob, whole: bool = False) -> dict[str, Any]:
         """The result that is there, or another command's once it is done, or a new one.
 
         whole: what the next segment of a trunk goes on from is there, too.
@@ -137,45 +138,45 @@ class Driver:
                 try:  # whoever held the lease may just have ended
                     return self.find(job, whole) or (None if whole else self.restore(job)) or self.train(job)
                 except LeaseLost as error:
-                    self.show({"event": "warning", "text": f"{kind}: {error}"})
+                    self.show(WarningIssued(f"{kind}: {error}"))
                 finally:
                     self.ledger.release(digest)
             if not waiting:
-                self.show({"event": "waiting", "kind": kind, "whose": "command"})
+                self.show(WaitingForStage(kind, "command"))
             waiting = True
             self.common.pause(POLL)
         return found
 
-    def regain(self, job: Job) -> None:
+    def regain(self, job: StageJob) -> None:
         """Makes sure of the state that a segment of a trunk ended with.
 
         It is in the storage alone and in no MLflow: where that was cleaned, the segment is trained again.
         """
         work = partial(self.found_or_trained, job, whole=True)
-        if not job.vault.checkpoint_steps():
-            self.show({"event": "warning", "text": f"{job.vault.where}: its state is gone, so it is trained again"})
+        if not CheckpointManager(job.stage_storage).steps():
+            self.show(WarningIssued(f"{job.stage_storage.where}: its state is gone, so it is trained again"))
             self.common.once((job.stage.digest(), self.storage, "whole"), work, partial(self.wait, job.stage))
 
-    def find(self, job: Job, whole: bool = False) -> dict[str, Any] | None:
+    def find(self, job: StageJob, whole: bool = False) -> dict[str, Any] | None:
         """A stage that is finished, in storage and in MLflow."""
-        result = job.vault.get_json("result.json")
-        if whole and not job.vault.checkpoint_steps():
+        result = job.stage_storage.get_json("result.json")
+        if whole and not CheckpointManager(job.stage_storage).steps():
             return None
         run_id = self.ledger.finished(job.stage.digest(), job.stage.kind) if result else None
         return self.reused(job, run_id, result) if result and run_id else None
 
-    def restore(self, job: Job) -> dict[str, Any] | None:
+    def restore(self, job: StageJob) -> dict[str, Any] | None:
         """A stage that is finished in one of the two: storage was cleaned, or MLflow is another (or missed the end)."""
-        stage, vault = job.stage, job.vault
-        result = vault.get_json("result.json")
+        stage, stage_storage = job.stage, job.stage_storage
+        result = stage_storage.get_json("result.json")
         run_id = self.ledger.finished(stage.digest(), stage.kind)
         if result is None and run_id is not None:
             with TemporaryDirectory() as folder:
                 if self.ledger.fetch(run_id, folder, stage.kind not in ("import", "trunk")):
                     files = [path for path in Path(folder).rglob("*") if path.is_file()]
                     for path in sorted(files, key=lambda path: path.name == "result.json"):  # it says that all is there
-                        vault.put(path.relative_to(folder).as_posix(), path.read_bytes())
-            result = vault.get_json("result.json")
+                        stage_storage.put(path.relative_to(folder).as_posix(), path.read_bytes())
+            result = stage_storage.get_json("result.json")
         if result is None:
             return None
         if run_id is None:
@@ -183,30 +184,30 @@ class Driver:
             self.records.record(job, run_id, result)
         return self.reused(job, run_id, result)
 
-    def reused(self, job: Job, run_id: str, result: dict[str, Any]) -> dict[str, Any]:
-        self.show({"event": "reused", "kind": job.stage.kind, "where": job.vault.where})
+    def reused(self, job: StageJob, run_id: str, result: dict[str, Any]) -> dict[str, Any]:
+        self.show(StageReused(job.stage.kind, job.stage_storage.where))
         self.records.register(job, run_id, result)  # where a sweep trained it, which registers none
         return self.done(job, run_id, result, reused=True)
 
-    def done(self, job: Job, run_id: str, result: dict[str, Any], reused: bool) -> dict[str, Any]:
+    def done(self, job: StageJob, run_id: str, result: dict[str, Any], reused: bool) -> dict[str, Any]:
         if (gate := result.get("gate")) and not gate["passed"]:
-            self.show({"event": "gate", **gate})
+            self.show(GateNotPassed(gate["loss"], gate["gate"]))
         if collapse := result.get("collapse"):
-            self.show({"event": "collapse", **collapse})
-        return {"run_id": run_id, "reused": reused, "where": job.vault.where} | result
+            self.show(CollapseDetected(**collapse))
+        return {"run_id": run_id, "reused": reused, "where": job.stage_storage.where} | result
 
-    def train(self, job: Job) -> dict[str, Any]:
+    def train(self, job: StageJob) -> dict[str, Any]:
         """Runs the stage to its result and records it."""
-        kind, vault = job.stage.kind, job.vault
+        kind, stage_storage = job.stage.kind, job.stage_storage
         if kind in PRETRAINING:
             self.rehearse()
-        if job.origin:
+        if job.trunk_storage:
             self.regain(self.jobs[job.stage.parent or ""])
-        run_id = self.records.open_stage(job.stage, self.domains(job.stage), job.origin)
-        self.show({"event": "stage", "kind": kind, "where": vault.where})
+        run_id = self.records.open_stage(job.stage, self.domains(job.stage), job.trunk_storage)
+        self.show(StageStarted(kind, stage_storage.where))
         for name in ("failure.json", "result.json"):  # of an earlier try; of a segment whose state is gone
-            if vault.get(name):
-                vault.remove(name)
+            if stage_storage.get(name):
+                stage_storage.remove(name)
         try:
             if kind == "import":  # here, where the file is
                 run_stage(job, self.show, lambda numbers: None)
@@ -215,28 +216,28 @@ class Driver:
         except Exception as error:
             if self.ledger.taken(job.stage.digest()):  # no record from here: the run is the other command's now
                 raise LeaseLost(str(error)) from None
-            if vault.get("failure.json"):
+            if stage_storage.get("failure.json"):
                 return self.refuse(job, run_id)
             if isinstance(error, UserError):  # what is wrong with a node is no stage's failure
                 self.records.end(run_id, "FAILED", {"premed.failure": str(error)})
                 raise
-            vault.put("traceback.txt", traceback.format_exc().encode())
-            message = f"{first_line(error)} ({vault.where}/traceback.txt has the whole story)"
+            stage_storage.put("traceback.txt", traceback.format_exc().encode())
+            message = f"{first_line(error)} ({stage_storage.where}/traceback.txt has the whole story)"
             self.records.end(run_id, "FAILED", {"premed.failure": message})
             raise StageFailed(f"{kind}: {message}; the same command goes on from the last checkpoint") from error
         except BaseException:  # Ctrl-C
             self.records.end(run_id, "KILLED")
             raise
-        result = vault.get_json("result.json")
+        result = stage_storage.get_json("result.json")
         if result is None:
             self.refuse(job, run_id)
         self.records.record(job, run_id, result)
         return self.done(job, run_id, result, reused=False)
 
-    def refuse(self, job: Job, run_id: str) -> NoReturn:
+    def refuse(self, job: StageJob, run_id: str) -> NoReturn:
         """The workers ended without a result, and have said why in `failure.json` (or have not)."""
-        failure = job.vault.get_json("failure.json")
-        message = failure["message"] if failure else f"the workers ended without a result in {job.vault.where}"
+        failure = job.stage_storage.get_json("failure.json")
+        message = failure["message"] if failure else f"the workers ended without a result in {job.stage_storage.where}"
         self.records.end(run_id, "FAILED", {"premed.failure": message})
         if failure and failure["kind"] == "UserError":
             raise UserError(message)
@@ -250,7 +251,7 @@ class Driver:
         before = None
         with self.rehearsing, torch.device("meta"):
             for stage in self.experiment.stages(lambda kind: ""):
-                job = Job(stage, None, self.experiment.train, "", self.data.root)
+                job = StageJob(stage, None, self.experiment.train, "", self.data.root)
                 objective, _ = make_objective(job, self.domains(stage))
                 encoder = objective.parts["encoder"]
                 if isinstance(objective, Supervised):
@@ -261,6 +262,6 @@ class Driver:
     def refuse_misfit(self, before: Any, encoder: Any) -> None:
         """UserError where an encoder, pre-trained on images of another shape, does not fit the task's."""
         try:
-            adopt(encoder, before.state_dict(), before.grid)
+            load_resized(encoder, before.state_dict(), before.grid)
         except UserError as error:
             raise UserError(f"pretrain.sources: their encoder does not suit {self.task.name}: {error}") from None

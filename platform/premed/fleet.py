@@ -11,11 +11,11 @@ from bisect import insort
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
 
 from premed.config.settings import Kind, Train
 from premed.crew import Crew
-from premed.worker import Job
+from premed.events import EventHandler, WaitingForResources
+from premed.worker import StageJob
 
 ORDER: dict[Kind, int] = {"test": 0, "trunk": 1, "pretrain": 1, "cooldown": 1, "finetune": 2}
 LOOK = 0.2  # seconds between two looks at whether there is room now
@@ -36,7 +36,7 @@ class Member:
     """Its test follows its fine-tuning."""
     ruling: Callable[[], float] | None = None
     """Of its fine-tuning; see `Crew.run`."""
-    tell: Callable[[dict[str, Any]], None] = lambda event: None
+    tell: EventHandler = lambda event: None
     """Takes what there is to say of its stage."""
 
 
@@ -48,7 +48,7 @@ class Fleet:
 
     def __init__(
         self,
-        hire: Callable[[Job], Crew],
+        hire: Callable[[StageJob], Crew],
         nodes: Callable[[], Sequence[Resources]],
         free: Callable[[], Resources] = lambda: {},
     ):
@@ -60,7 +60,7 @@ class Fleet:
         self.busy: list[Crew] = []
         self.kept: dict[int, Crew] = {}  # by experiment
 
-    def run(self, job: Job, run_id: str, of: "Member") -> None:
+    def run(self, job: StageJob, run_id: str, of: "Member") -> None:
         """Trains the stage of an experiment, waiting for its turn. Raises what ended the workers."""
         through, number, short = False, of.number, Shortage(lambda: of.tell(self.shortage(job)))
         ruling = of.ruling if job.stage.kind == "finetune" else None
@@ -81,7 +81,7 @@ class Fleet:
             self.kept.pop(number, None)
             self.change.notify_all()
 
-    def take(self, job: Job, of: "Member", short: "Shortage") -> Crew:
+    def take(self, job: StageJob, of: "Member", short: "Shortage") -> Crew:
         """A crew for the job, once it is its turn."""
         number = of.number
         with self.change:
@@ -103,7 +103,7 @@ class Fleet:
             self.busy.append(crew)
             return crew
 
-    def found(self, job: Job) -> Crew | None:
+    def found(self, job: StageJob) -> Crew | None:
         """An idle crew that suits, or a new one if there is room; where there is none, idle ones make it."""
         for crew in [crew for crew in self.crews if not crew.alive and crew not in self.busy]:
             self.crews.remove(crew)
@@ -119,19 +119,18 @@ class Fleet:
             crew.dismiss()
         return None
 
-    def shortage(self, job: Job) -> dict[str, Any]:
+    def shortage(self, job: StageJob) -> WaitingForResources:
         """What a stage needs, what nobody holds of it, and what there is."""
         train, nodes, free = job.train, self.nodes(), self.free()
         kinds = ["CPU", *["GPU"] * train.gpu]
-        return {
-            "event": "short",
-            "kind": job.stage.kind,
-            "workers": train.fewest,
-            "cpus": train.cpus,
-            "gpu": train.gpu,
-            "free": {kind: free.get(kind, 0.0) for kind in kinds},
-            "there": {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in kinds},
-        }
+        return WaitingForResources(
+            job.stage.kind,
+            workers=train.fewest,
+            cpus=train.cpus,
+            gpu=train.gpu,
+            free={kind: free.get(kind, 0.0) for kind in kinds},
+            total={kind: sum(node.get(kind, 0.0) for node in nodes) for kind in kinds},
+        )
 
     def held(self) -> float:
         """The CPUs that the workers hold."""

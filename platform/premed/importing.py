@@ -4,7 +4,6 @@ Runs where the command runs: the file need be on that machine alone, all others 
 """
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,8 +12,10 @@ from premed.config.experiment import Experiment, Stage
 from premed.config.plugins import plugin
 from premed.contracts import Domain, Encoder, Task
 from premed.device import peak_memory_mb
-from premed.parts import card, load_strictly
-from premed.vault import Vault
+from premed.events import EventHandler, WeightsImported
+from premed.models.network import load_strictly
+from premed.parts import card
+from premed.vault import StageStorage
 
 
 def foresee(experiment: Experiment) -> None:
@@ -24,14 +25,14 @@ def foresee(experiment: Experiment) -> None:
         brought(first)
 
 
-def bring(stage: Stage, vault: Vault, emit: Callable[[dict[str, Any]], None]) -> None:
+def bring(stage: Stage, storage: StageStorage, on_event: EventHandler) -> None:
     """Saves the encoder that an import stage brings, its card and, last, the result."""
     began = time.monotonic()
     task, encoder, state, report = brought(stage)
     load_strictly(encoder.to_empty(device="cpu"), state, "encoder")
-    vault.put_weights("parts/encoder.safetensors", encoder.state_dict())
-    vault.put_json("parts/card.json", card(stage, [Domain(task, task.name)], {"encoder": encoder}, None))
-    emit({"event": "imported", **report})
+    storage.put_weights("parts/encoder.safetensors", encoder.state_dict())
+    storage.put_json("parts/card.json", card(stage, [Domain(task, task.name)], {"encoder": encoder}, None))
+    on_event(WeightsImported(**{name: report[name] for name in ("file", "kept", "changed", "dropped")}))
     result = {
         "kind": stage.kind,
         "digest": stage.digest(),
@@ -42,7 +43,7 @@ def bring(stage: Stage, vault: Vault, emit: Callable[[dict[str, Any]], None]) ->
         "seconds": time.monotonic() - began,
         "peak_memory_mb": peak_memory_mb(torch.device("cpu")),
     }
-    vault.put_json("result.json", result)
+    storage.put_json("result.json", result)
 
 
 def brought(stage: Stage) -> tuple[Task, Encoder, dict[str, torch.Tensor], dict[str, Any]]:

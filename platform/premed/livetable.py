@@ -1,8 +1,9 @@
-"""What a person sees of a sweep while it goes: on a terminal a table of its trials, elsewhere plain lines."""
+"""The progress of a sweep: on a terminal a table of its trials, elsewhere plain lines."""
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import singledispatchmethod
 from typing import Any
 
 from rich.console import Group
@@ -10,17 +11,39 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from premed.events import (
+    CollapseDetected,
+    DataLoadingBottleneck,
+    Event,
+    GateNotPassed,
+    MetricsLogged,
+    RayStarting,
+    StageStarted,
+    SweepStarted,
+    TrialEnded,
+    TrialStarted,
+    WaitingForStage,
+    WarningIssued,
+)
 from premed.formatting import duration
-from premed.presenter import DOING, Presenter
+from premed.presenter import DOING, ProgressPrinter
 
-LOUD = ("starting", "trials", "trial_ended", "warning", "starving", "gate", "collapse")
-"""What is said above the table; the rest is in it."""
-SHOWN = 5  # ended trials in the table, the best of them
+ABOVE = (
+    RayStarting,
+    SweepStarted,
+    TrialEnded,
+    WarningIssued,
+    DataLoadingBottleneck,
+    GateNotPassed,
+    CollapseDetected,
+)
+"""Events that print a line above the table; what the others say is in it."""
+MOST_ENDED = 5  # ended trials in the table, the best of them
 
 
 @dataclass
-class Line:
-    """A trial in the table."""
+class TrialLine:
+    """A trial's row in the table."""
 
     number: int
     label: str
@@ -28,19 +51,20 @@ class Line:
     """Stage and step, by seed."""
     score: str = ""
     values: Sequence[float] | None = None
-    ended: bool = False
+    has_ended: bool = False
 
 
-class LiveTable(Presenter):
-    """Takes the events of a sweep. Leaving its context ends the table."""
+class LiveTable(ProgressPrinter):
+    """An `events.EventHandler` that shows a sweep's progress. Leaving its context removes the table."""
 
     def __init__(self, console: Any = None):
         super().__init__(console)
-        self.lines: dict[int, Line] = {}
+        self.lines: dict[int, TrialLine] = {}
         self.live: Live | None = None
-        self.total = self.left = self.ended = 0
-        self.began = time.monotonic()
+        self.total = self.left = self.num_ended = 0
+        self.started = time.monotonic()
         self.modes: Sequence[str] = ()
+        self.event = Event()  # the last one
 
     def __exit__(self, *error: Any) -> None:
         if self.live is not None:
@@ -48,70 +72,80 @@ class LiveTable(Presenter):
         self.live = None
         super().__exit__(*error)
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         with self.lock:
-            self.event = event["event"]
+            self.event = event
             super().__call__(event)
-            if self.console.is_terminal and (line := self.line_of(event.get("who", ""))):
-                self.note(line, event)
+            if self.console.is_terminal and (line := self.line_for(event.experiment)):
+                self.update(line, event)
                 self.draw()
 
-    def say(self, text: str) -> None:
-        if self.console.is_terminal and self.lines and self.event not in LOUD:
+    def print_line(self, text: str) -> None:
+        if self.console.is_terminal and self.lines and not isinstance(self.event, ABOVE):
             return
-        super().say(text)
+        super().print_line(text)
 
-    def progress(self, what: str, done: int, total: int, note: str) -> None:
-        if not (self.console.is_terminal and self.who):
-            super().progress(what, done, total, note)
+    def progress(self, description: str, done: int, total: int, note: str = "") -> None:
+        if not (self.console.is_terminal and self.experiment):
+            super().progress(description, done, total, note)
 
     # ---- events of a sweep
 
-    def on_trials(self, event: dict[str, Any]) -> None:
-        self.total, self.left, self.modes = event["total"], event["left"], event["modes"]
-        self.began = time.monotonic()
+    @singledispatchmethod
+    def handle(self, event: Event) -> None:
+        super().handle(event)
+
+    @handle.register
+    def sweep_started(self, event: SweepStarted) -> None:
+        self.total, self.left, self.modes = event.total, event.left, event.modes
+        self.started = time.monotonic()
         before = f", {self.total - self.left} of them ended before" if self.left < self.total else ""
-        self.say(f"{self.total} trials{before}")
+        self.print_line(f"{self.total} trials{before}")
 
-    def on_trial(self, event: dict[str, Any]) -> None:
-        self.lines[event["number"]] = Line(event["number"], event["label"])
-        self.say(f"trial {event['number']}: {event['label']}")
+    @handle.register
+    def trial_started(self, event: TrialStarted) -> None:
+        self.lines[event.number] = TrialLine(event.number, event.label)
+        self.print_line(f"trial {event.number}: {event.label}")
         self.draw()
 
-    def on_trial_ended(self, event: dict[str, Any]) -> None:
-        self.ended += 1
-        line = self.lines[event["number"]]
-        line.ended, line.values = True, event["values"]
-        told = {"stopped": "stopped, behind the others", "failed": f"FAILED: {event['failure']}"}.get(event["state"])
-        line.score = told or scores(event["metrics"], event["values"])
-        self.say(f"trial {event['number']} ({event['label']}): {line.score} ({self.standing()})")
+    @handle.register
+    def trial_ended(self, event: TrialEnded) -> None:
+        self.num_ended += 1
+        line = self.lines[event.number]
+        line.has_ended, line.values = True, event.values
+        if event.values is not None:
+            line.score = scores(event.metrics, event.values)
+        else:
+            line.score = f"FAILED: {event.failure}" if event.state == "failed" else "stopped, behind the others"
+        self.print_line(f"trial {event.number} ({event.label}): {line.score} ({self.progress_text()})")
         self.draw()
 
-    def standing(self) -> str:
-        """How far the sweep is."""
-        done = f"{self.total - self.left + self.ended}/{self.total} trials"
-        if not 0 < self.ended < self.left:
+    def progress_text(self) -> str:
+        """3/8 trials, about 2.5 min left"""
+        done = f"{self.total - self.left + self.num_ended}/{self.total} trials"
+        if not 0 < self.num_ended < self.left:
             return done
-        return f"{done}, about {duration((time.monotonic() - self.began) / self.ended * (self.left - self.ended))} left"
+        seconds = (time.monotonic() - self.started) / self.num_ended * (self.left - self.num_ended)
+        return f"{done}, about {duration(seconds)} left"
 
     # ---- the table
 
-    def line_of(self, who: str) -> Line | None:
-        words = who.split()
+    def line_for(self, experiment: str) -> TrialLine | None:
+        """The row of the trial that an event's experiment belongs to (`trial 3 seed 0`)."""
+        words = experiment.split()
         return self.lines.get(int(words[1])) if len(words) > 1 and words[0] == "trial" else None
 
-    def note(self, line: Line, event: dict[str, Any]) -> None:
-        """What the event says of the trial, in a word or two."""
-        seed = event["who"].partition(" seed ")[2]
-        kind = event.get("kind", "")
-        if event["event"] == "waiting":
-            line.doing[seed] = f"waits for {DOING[kind]}"
-        elif event["event"] == "stage":
-            line.doing[seed] = f"{DOING[kind]}: in line"
-        elif event["event"] == "row":
-            line.doing[seed] = f"{DOING[kind]} {event['step']}/{event['num_steps']}"
-            told = [f"{name[4:]} {value:.3f}" for name, value in event["metrics"].items() if name.startswith("val/")]
-            line.score = told[0] if told else line.score
+    def update(self, line: TrialLine, event: Event) -> None:
+        """Updates the line: what the event's seed is doing, in a word or two, and the last score."""
+        seed, doing = event.experiment.partition(" seed ")[2], DOING.get(event.kind, "")
+        if isinstance(event, WaitingForStage):
+            line.doing[seed] = f"waits for {doing}"
+        elif isinstance(event, StageStarted):
+            line.doing[seed] = f"{doing}: in line"
+        elif isinstance(event, MetricsLogged):
+            line.doing[seed] = f"{doing} {event.step}/{event.num_steps}"
+            validated = [f"{name[4:]} {value:.3f}" for name, value in event.metrics.items() if name.startswith("val/")]
+            line.score = validated[0] if validated else line.score
 
     def draw(self) -> None:
         if not self.console.is_terminal:
@@ -123,14 +157,14 @@ class LiveTable(Presenter):
 
     def table(self) -> Group:
         table = Table("trial", "settings", "at", "score", box=None, pad_edge=False)
-        going = [line for line in self.lines.values() if not line.ended]
-        done = [line for line in self.lines.values() if line.ended and line.values]
+        running = [line for line in self.lines.values() if not line.has_ended]
+        done = [line for line in self.lines.values() if line.has_ended and line.values]
         if len(self.modes) == 1:
             done.sort(key=lambda line: line.values[0], reverse=self.modes[0] == "max")  # type: ignore[index]
-        for line in going + done[:SHOWN]:
+        for line in running + done[:MOST_ENDED]:
             at = ", ".join(f"{seed} {doing}".strip() for seed, doing in sorted(line.doing.items()))
-            table.add_row(str(line.number), Text(line.label), Text("done" if line.ended else at), Text(line.score))
-        return Group(Text(self.standing()), table)
+            table.add_row(str(line.number), Text(line.label), Text("done" if line.has_ended else at), Text(line.score))
+        return Group(Text(self.progress_text()), table)
 
 
 def scores(metrics: Sequence[str], values: Sequence[float]) -> str:
