@@ -12,7 +12,8 @@ import yaml
 from launching import SCRATCH, forked, results, run, runs_of, store_of, tree, until
 from stores import free_port
 
-from premed import asked, console
+from premed import asked
+from premed.reporting import console
 from premed.runs import LEASES
 
 pytest_plugins = ["launch_fixtures"]

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from launching import curve, results, runs_of, settle_in, store_of
 from launching import experiment as tiny
 
-from premed import exhibits, fleet, launch, presenter, records, worker
+from premed import fleet, launch, presenter, records, worker
 from premed.checkpoint import CheckpointManager
-from premed.compare import compare
 from premed.config import settings
 from premed.config.loader import checked
 from premed.data.phantoms.writers import write_chestxray14
@@ -23,6 +22,8 @@ from premed.errors import UserError
 from premed.events import StageStarted, TrainingStarted, WarningIssued
 from premed.fit import Schedule, Trapezoid
 from premed.planning import planned, turn
+from premed.reporting.comparison import artifacts
+from premed.reporting.comparison.compare import compare
 from premed.trained import opened
 
 pytest_plugins = ["launch_fixtures"]
@@ -321,7 +322,7 @@ def test_the_cost_of_a_pre_training_is_all_that_it_took_to_get_there(grown, home
         assert (arm.cost.pretrain.runs, arm.cost.pretrain.seconds) == (1, pytest.approx(sum(before)))
     assert "shared by several rows and included in the cost of each: 1 trunk segment" in task.notes
     (run,) = arms["mae epochs=4"].runs
-    assert exhibits.pretraining_stages(run) == [grown[1][1]["stages"][2]["run_id"]]
+    assert artifacts.pretraining_stages(run) == [grown[1][1]["stages"][2]["run_id"]]
 
 
 def test_a_cool_down_s_encoder_is_there_for_others_and_a_segment_s_is_refused(grown, home):

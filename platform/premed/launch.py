@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from premed import contactsheet
 from premed.check import Check, refuse
 from premed.config.expand import told_apart
 from premed.config.experiment import Experiment
@@ -22,6 +21,7 @@ from premed.errors import StageFailed, UserError, first_line
 from premed.events import Event, ExperimentEnded, ExperimentsStarted, ImagesChecked, WaitingForStage, WarningIssued
 from premed.importing import foresee
 from premed.paths import home, storage
+from premed.reporting import data_check
 from premed.session import Session, ray_or_not, session
 
 
@@ -191,7 +191,7 @@ def check(experiment: Experiment, show: Show, html: Path | None = None) -> dict[
             each.open_images(mapper, lambda done, total: show(ImagesChecked(done, total)))
         if html is not None:
             try:
-                html.write_text(contactsheet.page(checked, mapper), encoding="utf-8")
+                html.write_text(data_check.page(checked, mapper), encoding="utf-8")
             except OSError as error:
                 raise UserError(f"{html}: cannot be written ({error.strerror}); name another file") from None
     return checked.outcome() | ({"sources": [source.outcome() for source in sources]} if sources else {})

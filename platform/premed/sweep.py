@@ -18,10 +18,10 @@ from premed.events import Event, MetricsLogged, SweepStarted, TrialEnded, TrialS
 from premed.launch import looked_over, settled
 from premed.plan import Plan, as_written, trains_of
 from premed.records import row
+from premed.reporting.sweep.result import SweepResult
 from premed.session import Session, session
 from premed.space import Sweep
 from premed.study import State, Study, Told
-from premed.sweep_result import SweepResult
 from premed.trial import Trial, Validations
 from premed.tuning import conduct, rungs, scheduler_of
 
