@@ -3,18 +3,22 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 
 import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - and all that takes time to import, once for all forks
+import pytest
 import timm.models.vision_transformer  # noqa: F401
 import torch
 import torch.export  # noqa: F401
 import yaml
 
-from premed import cli, launch
+from premed import cli, launch, worker
 from premed.experiment import checked, merged
+from premed.records import Records
 from premed.runs import RunStore
 
 _TRAINING = {"epochs": 4, "batch": 16, "lr": 1e-3, "validations": 2, "augment": {"flip": 0.5}}
@@ -29,8 +33,13 @@ TINY = {
 SCRATCH = {"pretext": {"name": "none"}}
 
 
+PLUGINS = ["premed.tasks.chestxray14", "premed.tasks.msd", "premed.tasks.images", "premed.encoders.vit"]
+PLUGINS += ["premed.encoders.mit", "premed.encoders.unet", "premed.pretext.mae", "premed.pretext.hssl"]
+PLUGINS += ["premed.pretext.unimiss", "premed.heads.linear", "premed.heads.probe", "premed.heads.conv"]
+HEAVY = ["torchvision.transforms.v2", "torch._dynamo", "scipy.stats", "scipy.ndimage"]
+
 fork = multiprocessing.get_context("forkserver")
-fork.set_forkserver_preload(["launching", "premed.tasks.chestxray14", "premed.pretext.mae", "premed.heads.linear"])
+fork.set_forkserver_preload(["launching", "helpers", *PLUGINS, *HEAVY])  # imported once, not by each process
 
 
 def tree(chest, *changes):
@@ -52,6 +61,15 @@ def settle_in(monkeypatch, home):
         monkeypatch.delenv(name, raising=False)
 
 
+DRAWING, REGISTERING = worker.draw_pictures, Records.register
+
+
+def bare(patch, whole=False):
+    """Stages draw no pictures and register no model, which cost more than a tiny training; or, if `whole`, they do."""
+    patch.setattr(worker, "draw_pictures", DRAWING if whole else lambda *_: None)
+    patch.setattr(Records, "register", REGISTERING if whole else lambda *_: None)
+
+
 def run(chest, *changes, show=lambda event: None):
     return launch.run(experiment(chest, *changes), show)
 
@@ -69,6 +87,7 @@ def _beside(home, tree, connection):
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     os.environ["PREMED_HOME"] = str(home)
     torch.set_num_threads(1)
+    bare(pytest.MonkeyPatch())
     connection.send(launch.run(checked(tree), connection.send))
 
 
@@ -95,6 +114,7 @@ def _forked(home, arguments, stderr):
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     os.environ["PREMED_HOME"] = str(home)
     torch.set_num_threads(1)
+    bare(pytest.MonkeyPatch())
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
     os.dup2(stderr.fileno(), 2)
     stderr.close()
@@ -130,6 +150,29 @@ def outcome(process):
     out, err = process.communicate()
     assert process.returncode == 0, err
     return json.loads(out)
+
+
+def copied(home, to):
+    """A copy of a home, whose MLflow has its files there."""
+    shutil.copytree(home, to)
+    moved(to / "mlflow.db", str(home), str(to))
+    return to
+
+
+def moved(database, here, there):
+    """Puts one folder's name for another's in all of a database."""
+    connection = sqlite3.connect(database)
+    with connection:
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        for table in tables:
+            for _, column, kind, *_ in connection.execute(f"PRAGMA table_info({table})").fetchall():
+                if kind.startswith(("VARCHAR", "TEXT", "CLOB")):
+                    connection.execute(
+                        f"UPDATE {table} SET {column} = replace({column}, :here, :there) "
+                        f"WHERE instr({column}, :here) > 0",
+                        {"here": here, "there": there},
+                    )
+    connection.close()
 
 
 def store_of(home):

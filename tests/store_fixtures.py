@@ -8,10 +8,8 @@ from premed.runs import RunStore
 
 
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory):
-    path = tmp_path_factory.mktemp("template") / "new" / "mlflow.db"
-    RunStore(f"sqlite:///{path}")
-    return path
+def empty_database(shared):
+    return shared("empty database", lambda folder: RunStore(f"sqlite:///{folder}/mlflow.db")) / "mlflow.db"
 
 
 @pytest.fixture

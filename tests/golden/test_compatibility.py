@@ -24,7 +24,7 @@ if __name__ == "__main__":  # pytest has it on its path by the conftest there
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from conftest import locked
-from launching import SCRATCH, TINY, settle_in
+from launching import SCRATCH, TINY, moved, settle_in
 
 from premed.experiment import merged
 from premed.phantoms import write_chestxray14
@@ -98,19 +98,6 @@ def unpacked(name, folder):
     with zipfile.ZipFile(KEPT / name) as file:
         file.extractall(folder)
     return folder
-
-
-def moved(database, here, there):
-    """Puts one folder's name for another's in all of a database."""
-    connection = sqlite3.connect(database)
-    with connection:
-        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        for table in tables:
-            for _, column, kind, *_ in connection.execute(f"PRAGMA table_info({table})").fetchall():
-                if kind.startswith(("VARCHAR", "TEXT", "CLOB")):
-                    connection.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (here, there))
-    connection.execute("VACUUM")
-    connection.close()
 
 
 @pytest.fixture(scope="module")
