@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from launching import bare, fork
+from forks import fork
+from launching import bare
 
 
 def tree(root: Path, **changes: Any) -> dict[str, Any]:

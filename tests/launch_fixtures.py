@@ -1,12 +1,13 @@
 """Fixtures of the tests that run whole experiments: made-up X-rays, homes with an empty MLflow, the command line."""
 
-import json
+import pickle
 import shutil
 import signal
 import sys
 
 import pytest
-from launching import bare, copied, settle_in
+from launching import bare, run, settle_in
+from stores import copied
 
 from premed import cli
 from premed.phantoms import write_chestxray14
@@ -44,7 +45,7 @@ def home_after(shared, empty_database, tmp_path_factory):
     """A home in which something was run once in the session, as a copy for this process, and what came of it."""
 
     def find(name, work, whole=False):
-        """work: makes it in the home in use; what it returns must be JSON. whole: with pictures and models."""
+        """work: makes it in the home in use, and returns what is told. whole: with pictures and models."""
 
         def fill(folder):
             (folder / "home").mkdir()
@@ -52,13 +53,19 @@ def home_after(shared, empty_database, tmp_path_factory):
             with pytest.MonkeyPatch.context() as patch:
                 settle_in(patch, folder / "home")
                 bare(patch, whole)
-                (folder / "told.json").write_text(json.dumps(work()))
+                (folder / "told").write_bytes(pickle.dumps(work()))
 
         folder = shared(name, fill)
         home = copied(folder / "home", tmp_path_factory.mktemp(name.replace(" ", "_")) / "home")
-        return home, json.loads((folder / "told.json").read_text().replace(str(folder / "home"), str(home)))
+        return home, pickle.loads((folder / "told").read_bytes())
 
     return find
+
+
+@pytest.fixture(scope="session")
+def mae_home(home_after, chest):
+    """A home in which MAE has run to its end, with pictures and a model, and the outcome."""
+    return home_after("mae", lambda: run(chest), whole=True)
 
 
 @pytest.fixture

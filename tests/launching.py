@@ -1,11 +1,8 @@
 """What tests do with whole experiments: a tiny one, in this process, in a fork of it, or as a command."""
 
 import json
-import multiprocessing
 import os
-import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 
@@ -15,6 +12,7 @@ import timm.models.vision_transformer  # noqa: F401
 import torch
 import torch.export  # noqa: F401
 import yaml
+from forks import fork
 
 from premed import cli, launch, worker
 from premed.experiment import checked, merged
@@ -31,15 +29,6 @@ TINY = {
     "train": {"workers": 0, "log_steps": 2, "save_minutes": 0, "precision": "fp32"},
 }
 SCRATCH = {"pretext": {"name": "none"}}
-
-
-PLUGINS = ["premed.tasks.chestxray14", "premed.tasks.msd", "premed.tasks.images", "premed.encoders.vit"]
-PLUGINS += ["premed.encoders.mit", "premed.encoders.unet", "premed.pretext.mae", "premed.pretext.hssl"]
-PLUGINS += ["premed.pretext.unimiss", "premed.heads.linear", "premed.heads.probe", "premed.heads.conv"]
-HEAVY = ["torchvision.transforms.v2", "torch._dynamo", "scipy.stats", "scipy.ndimage"]
-
-fork = multiprocessing.get_context("forkserver")
-fork.set_forkserver_preload(["launching", "helpers", *PLUGINS, *HEAVY])  # imported once, not by each process
 
 
 def tree(chest, *changes):
@@ -150,29 +139,6 @@ def outcome(process):
     out, err = process.communicate()
     assert process.returncode == 0, err
     return json.loads(out)
-
-
-def copied(home, to):
-    """A copy of a home, whose MLflow has its files there."""
-    shutil.copytree(home, to)
-    moved(to / "mlflow.db", str(home), str(to))
-    return to
-
-
-def moved(database, here, there):
-    """Puts one folder's name for another's in all of a database."""
-    connection = sqlite3.connect(database)
-    with connection:
-        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        for table in tables:
-            for _, column, kind, *_ in connection.execute(f"PRAGMA table_info({table})").fetchall():
-                if kind.startswith(("VARCHAR", "TEXT", "CLOB")):
-                    connection.execute(
-                        f"UPDATE {table} SET {column} = replace({column}, :here, :there) "
-                        f"WHERE instr({column}, :here) > 0",
-                        {"here": here, "there": there},
-                    )
-    connection.close()
 
 
 def store_of(home):

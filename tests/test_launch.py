@@ -41,10 +41,10 @@ pytest_plugins = ["launch_fixtures"]
 KINDS = ["pretrain", "finetune", "test"]
 
 
-@pytest.fixture(scope="module")
-def finished(home_after, chest):
+@pytest.fixture
+def finished(mae_home):
     """A home in which MAE has run to its end, and the outcome."""
-    return home_after("mae", lambda: run(chest), whole=True)
+    return mae_home
 
 
 @pytest.fixture

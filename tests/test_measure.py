@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -53,14 +54,14 @@ def ball(shape, centre, radius):
     return np.linalg.norm(offset, axis=0) <= radius
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(mask_pairs())
 def test_dice_is_the_overlap_over_the_mean_size(pair):
     a, b = pair
     assert measure.dice(a, b) == pytest.approx((a & b).sum() / ((a.sum() + b.sum()) / 2))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(arrays.arrays(np.uint8, (2, 4, 5, 3), elements=st.integers(0, 3)))
 def test_label_dice_is_the_dice_of_every_label(labels):
     prediction, truth = labels
@@ -73,14 +74,14 @@ def test_label_dice_refuses_a_label_it_has_no_class_for():
         measure.label_dice(np.array([0, 3]), np.array([0, 1]), 3)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(mask_pairs(), spacings)
 def test_hd95_is_what_brute_force_says(pair, spacing):
     a, b = pair
     assert measure.hd95(a, b, spacing) == pytest.approx(hd95_by_hand(a, b, spacing))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 @given(mask_pairs(), spacings)
 def test_hd95_is_what_monai_says(pair, spacing):
     a, b = pair
@@ -109,7 +110,7 @@ def test_hd95_is_in_millimetres():
     assert measure.hd95(a, b, (4, 1)) == pytest.approx((12**2 + 4**2) ** 0.5)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(mask_pairs(), spacings, st.permutations(range(3)), st.integers(0, 2))
 def test_turning_and_flipping_the_image_changes_no_score(pair, spacing, order, axis):
     (a, b), turned_spacing = pair, [spacing[i] for i in order]
@@ -118,7 +119,7 @@ def test_turning_and_flipping_the_image_changes_no_score(pair, spacing, order, a
     assert measure.hd95(turned_a, turned_b, turned_spacing) == pytest.approx(measure.hd95(a, b, spacing))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(mask_pairs(), spacings)
 def test_scores_are_symmetric_and_perfect_for_itself(pair, spacing):
     a, b = pair
@@ -186,7 +187,7 @@ def findings(truth, probability):
     return [{"patient": str(i), "y/x": y, "p/x": p} for i, (y, p) in pairs]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5)), min_size=1, max_size=30))
 def test_auc_is_sklearns_ties_included(pairs):
     from sklearn.metrics import roc_auc_score

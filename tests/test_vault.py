@@ -2,11 +2,11 @@
 
 import os
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
+from conftest import examples
+from forks import fork
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -81,7 +81,7 @@ def test_any_damage_to_the_newest_checkpoint_is_seen(suffix, tmp_path):
     saved(vault, 5, 10)
     whole = vault.get(name)
 
-    @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.integers(0, len(whole) - 1), st.integers(1, 255), st.booleans())
     def damaged(place, change, cut):
         content = whole[:place] if cut else whole[:place] + bytes([whole[place] ^ change]) + whole[place + 1 :]
@@ -114,12 +114,9 @@ def test_a_state_is_never_unpickled(tmp_path):
         vault.newest_checkpoint()
 
 
-HALF = """
-import os, sys
-from premed import vault
-os.fsync = lambda file: os.kill(os.getpid(), 9)
-vault.Vault(sys.argv[1], "s").put("result.json", b"new")
-"""
+def killed_in_the_middle(folder):
+    os.fsync = lambda file: os.kill(os.getpid(), 9)
+    Vault(folder, "s").put("result.json", b"new")
 
 
 @pytest.mark.parametrize("before", [None, b"old"])
@@ -127,7 +124,10 @@ def test_a_writer_killed_in_the_middle_leaves_what_was_there(tmp_path, before):
     vault = Vault(str(tmp_path), "s")
     if before:
         vault.put("result.json", before)
-    assert subprocess.run([sys.executable, "-c", HALF, str(tmp_path)]).returncode == -9
+    writer = fork.Process(target=killed_in_the_middle, args=(str(tmp_path),))
+    writer.start()
+    writer.join()
+    assert writer.exitcode == -9
     assert vault.get("result.json") == before
     assert len(list(tmp_path.rglob("*.part"))) == 1
     vault.sweep()

@@ -9,7 +9,7 @@ from launching import experiment, settle_in
 
 from premed import launch
 from premed.brain import write_brats
-from premed.experiment import checked, merged
+from premed.experiment import checked, merged, plugin
 from premed.phantoms import write_msd
 
 pytest_plugins = ["launch_fixtures"]
@@ -43,18 +43,17 @@ class Finished:
         return next(stage for stage in self.outcome["stages"] if stage["kind"] == kind)
 
 
-def finished(home_after, name, whole) -> Finished:
-    from premed.experiment import plugin
-
-    home, outcome = home_after(name, lambda: launch.run(whole, lambda event: None), whole=True)
-    return Finished(home, Path(whole.task.root), plugin("tasks", whole.task).build(whole.task), outcome)
+def finished(home_after, name, experiment, **more) -> Finished:
+    home, outcome = home_after(name, lambda: launch.run(experiment, lambda event: None), **more)
+    task = plugin("tasks", experiment.task).build(experiment.task)
+    return Finished(home, Path(experiment.task.root), task, outcome)
 
 
 @pytest.fixture(scope="session")
 def chest_run(home_after, chest) -> Finished:
     """Pictures, several labels; pre-trained by MAE."""
     whole = experiment(chest, {"task": {"stored": 20}, "finetune": {"lr": 0.1, "epochs": 20}})
-    return finished(home_after, "chest run", whole)
+    return finished(home_after, "chest run", whole, whole=True)
 
 
 @pytest.fixture(scope="session")

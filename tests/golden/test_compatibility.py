@@ -24,7 +24,8 @@ if __name__ == "__main__":  # pytest has it on its path by the conftest there
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from conftest import locked
-from launching import SCRATCH, TINY, moved, settle_in
+from launching import SCRATCH, TINY, settle_in
+from stores import moved
 
 from premed.experiment import merged
 from premed.phantoms import write_chestxray14
