@@ -2,10 +2,12 @@
 
 import multiprocessing
 
-PLUGINS = ["premed.tasks.chestxray14", "premed.tasks.msd", "premed.tasks.images", "premed.encoders.vit"]
-PLUGINS += ["premed.encoders.mit", "premed.encoders.unet", "premed.pretext.mae", "premed.pretext.hssl"]
-PLUGINS += ["premed.pretext.unimiss", "premed.heads.linear", "premed.heads.probe", "premed.heads.conv"]
-HEAVY = ["torchvision.transforms.v2", "torch._dynamo", "scipy.stats", "scipy.ndimage"]
+HEAVY = ["premed.cli", "premed.launch", "premed.worker", "premed.runs", "premed.leases", "premed.importing"]
+HEAVY += ["premed.tasks.chestxray14", "premed.tasks.msd", "premed.tasks.images", "premed.encoders.vit"]
+HEAVY += ["premed.encoders.mit", "premed.encoders.unet", "premed.pretext.mae", "premed.pretext.hssl"]
+HEAVY += ["premed.pretext.unimiss", "premed.heads.linear", "premed.heads.probe", "premed.heads.conv"]
+HEAVY += ["mlflow.store.tracking.sqlalchemy_store", "timm.models.vision_transformer", "torchvision.transforms.v2"]
+HEAVY += ["torch.export", "torch._dynamo", "scipy.stats", "scipy.ndimage", "pytest", "yaml"]
 
 fork = multiprocessing.get_context("forkserver")
-fork.set_forkserver_preload(["launching", "helpers", *PLUGINS, *HEAVY])
+fork.set_forkserver_preload(HEAVY)  # of the tests' own modules it finds none: it has another sys.path
