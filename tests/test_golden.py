@@ -125,11 +125,13 @@ KINDS = {
     "mit-2d": Kind(Pictures, partial(finetuning, head=linear, encoders=mit), Augment(flip=0.5), (linear, mit), 5e-4),
     "unimiss": Kind((Pictures, Scans), distilling, Augment(flip=0.5, crops=2), (unimiss, mit), 2e-4, interval=2),
     "mit-3d": Kind(Slabs, partial(finetuning, head=conv, encoders=mit), Augment(flip=0.2), (conv, mit), 2e-4),
+    # slower: at 2e-3 what processors round otherwise grows to 2e-3 within the 20 steps
     "hssl-2d": Kind(
         (Pictures,) * 3,
         partial(contrasting, group_loss="classes"),
         Augment(flip=0.5),
         (hssl, unet),
+        lr=4e-4,
         accumulate=1,
     ),
     "hssl-3d": Kind(
