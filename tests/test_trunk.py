@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from itertools import pairwise
 from typing import get_args
 
@@ -138,10 +139,9 @@ def test_values_too_close_for_a_step_between_their_cool_downs_are_refused(tmp_pa
 
 
 @pytest.fixture(scope="module")
-def xrays(tmp_path_factory):
-    return write_chestxray14(
-        tmp_path_factory.mktemp("data") / "xrays", num_patients=16, seed=1, size=32, prevalence=0.6
-    )
+def xrays(shared):
+    write = partial(write_chestxray14, num_patients=16, seed=1, size=32, prevalence=0.6)
+    return shared("x-rays", lambda folder: write(folder / "xrays")) / "xrays"
 
 
 def chain(xrays, home, **pretrain):
@@ -162,8 +162,8 @@ def run_all(jobs):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(xrays, tmp_path_factory):
-    return run_all(chain(xrays, tmp_path_factory.mktemp("undisturbed")))
+def undisturbed(xrays, shared):
+    return chain(xrays, shared("undisturbed trunk", lambda folder: run_all(chain(xrays, folder))))
 
 
 def flat(state):
@@ -266,12 +266,14 @@ def trained(told):
 
 
 @pytest.fixture(scope="module")
-def grown(chest, new_home):
+def grown(chest, home_after):
     """A home where 2 and 4 epochs were run on one trunk, by one command; the outcomes, and what was told."""
-    home, told = new_home(), []
-    with pytest.MonkeyPatch.context() as patch:
-        settle_in(patch, home)
-        found = launch.run_all([on_trunk(chest, epochs, [2, 4]) for epochs in (2, 4)], told.append)
+
+    def work():
+        told = []
+        return launch.run_all([on_trunk(chest, epochs, [2, 4]) for epochs in (2, 4)], told.append), told
+
+    home, (found, told) = home_after("trunk", work)
     assert not [each["failure"] for each in found if "failure" in each]
     return home, found, told
 

@@ -49,12 +49,15 @@ def difference_of(result, label="mae", **more):
 
 
 @pytest.fixture
-def trained(store):
+def trained(store_with):
     """Three seeds of `none` and of `mae`."""
-    for seed in range(3):
-        add(store, "none", seed)
-        add(store, "mae", seed, xrays(2.5, seed))
-    return store
+
+    def fill(store):
+        for seed in range(3):
+            add(store, "none", seed)
+            add(store, "mae", seed, xrays(2.5, seed))
+
+    return store_with("three seeds", fill)
 
 
 # ---- the numbers
