@@ -172,7 +172,7 @@ def test_where_each_patient_has_a_folder_and_all_files_are_called_alike_cases_ha
             entry[kind] = f"./{path}"
     (root / "dataset.json").write_text(json.dumps(about))
     assert [finding for finding in brain(root).check() if finding.severity == "error"] == []
-    found = [case.name for case in brain(root).entries]
+    found = [case.name for case in brain(root).cases]
     assert found[:3] == [f"patient {number}/image" for number in range(3)] and found[3] == "hippocampus_004"
 
 
