@@ -14,7 +14,6 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from premed import measure, predict, trained
-from premed.answers import bare, described
 from premed.brain import write_brats
 from premed.segmentation import Regions, read_labels
 from premed.spec import UserError
@@ -236,9 +235,9 @@ def test_weights_that_do_not_fit_are_refused_and_those_that_are_gone_are_named(o
 
 def test_a_task_without_its_data_has_its_facts(organ_run, brain_run):
     for task in (organ_run.task, brain_run.task):
-        card = json.loads(json.dumps(described(task)))
-        found = bare(card)
-        assert json.loads(json.dumps(described(found))) == card
+        card = json.loads(json.dumps(task.describe()))
+        found = trained.task_of(card)
+        assert json.loads(json.dumps(found.describe())) == card
         assert (found.regions, found.labels, found.recipe) == (dict(task.regions), task.labels, task.recipe)
 
 
@@ -247,9 +246,9 @@ def test_a_task_that_answers_in_its_own_way_is_not_guessed(organ_run):
         def native(self, answer, entry):
             return super().native(answer, entry)
 
-    card = described(Own(organ_run.task.config))
+    card = Own(organ_run.task.config).describe()
     assert card["answer"] is None
-    refused(lambda: bare(card), "does not say how it answers")
+    refused(lambda: trained.task_of(card), "does not say how it answers")
 
 
 # What is wrong with files --------------------------------------------------------------------------------------------

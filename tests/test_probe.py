@@ -136,9 +136,9 @@ def made() -> Any:
 
 
 def test_a_patch_has_the_classes_shares():
-    (shares,) = Volumes().shares(made(), (2, 2, 2))
+    (shares,) = Volumes().label_fractions(made(), (2, 2, 2))
     assert shares[:, :, :, 0].tolist() == [[[0.5, 1], [1, 0]], [[0.5, 0], [0, 0]], [[0, 0], [0, 1]]]
-    (shares,) = Parts().shares(made(), (2, 2, 2))
+    (shares,) = Parts().label_fractions(made(), (2, 2, 2))
     assert shares[:, :, :, 0].tolist() == [[[0.5, 0], [0, 1]], [[0, 0], [0, 1]]]
 
 

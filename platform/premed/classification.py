@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from premed import measure, sampling
+from premed.answers import description
 from premed.contracts import Augment, Case, Finding, Forward, Part, Row, Sample
 from premed.images import Recipe
 from premed.partition import missing
@@ -52,7 +54,7 @@ class Classification:
     def tiles(self, sample: Sample) -> list[np.ndarray]:
         return sampling.tiles(sample.entry, self.roi)
 
-    def shares(self, sample: Sample, patch: Sequence[int]) -> list[np.ndarray]:
+    def label_fractions(self, sample: Sample, patch: Sequence[int]) -> list[np.ndarray]:
         """Each of an image's tiles has the image's label."""
         return [np.array(sample.case.label, float)] * len(sampling.tile_starts(sample.entry.shape, self.roi))
 
@@ -95,7 +97,7 @@ class Classification:
         accuracy = measure.accuracy_summary(rows, self.classes) if self.exclusive else {}
         return accuracy | measure.auc_summary(rows, self.classes)
 
-    def constant(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Row]:
+    def constant_baseline(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Row]:
         """The classes' frequencies in `train`, for every image: an AUC of one half, the most frequent's accuracy."""
         labels = np.array([sample.case.label for sample in train], float)
         known = ~np.isnan(labels)
@@ -111,3 +113,6 @@ class Classification:
             answers = {name: (row[f"y/{name}"], row[f"p/{name}"]) for name in self.classes}
             cases.append((row["case"], sampling.centre(sample.entry, self.roi)[0], answers))
         return [probabilities(folder / "probabilities.png", cases)]
+
+    def describe(self) -> dict[str, Any]:
+        return description(self, Classification, "classes")

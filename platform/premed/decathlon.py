@@ -32,7 +32,7 @@ class Listing(NamedTuple):
 
     cases: list[ListedCase]
     absent: list[Path]
-    """Unlabelled images of `test` that are not on disk: the decathlon lists them also where they were not downloaded."""
+    """Unlabelled images of `test` that are not on disk: the decathlon lists also those that were not downloaded."""
     faults: list[Finding]
 
 
@@ -57,7 +57,7 @@ def stem(name: str) -> str:
 
 
 def misplaced(root: Path, home: Path, file: str) -> str:
-    """What is wrong with a file that a listing names, and what to do; empty if nothing is. home: root, links resolved."""
+    """What is wrong with a file that a listing names, and what to do; else empty. home: root, its links resolved."""
     try:
         inside = (root / file).resolve().is_relative_to(home)
         with suppress(FileNotFoundError, NotADirectoryError):

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from premed.answers import described
 from premed.contracts import Domain, Encoder
 from premed.experiment import Stage
 from premed.randomness import key
@@ -71,7 +70,7 @@ def card(
     assert isinstance(encoder, Encoder)
     told = {"sources": [source(domain) for domain in domains]} if getattr(stage.training, "sources", None) else {}
     return (
-        described(domains[0].task)
+        domains[0].task.describe()
         | told
         | {
             "digest": stage.digest(),

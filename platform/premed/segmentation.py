@@ -7,12 +7,14 @@ both; a task's `regions` say which of them each region unites.
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from premed import measure, sampling
+from premed.answers import description
 from premed.contracts import Augment, Case, Finding, Forward, Part, Row, Sample
 from premed.entry import Entry
 from premed.grid import regions_to_native, to_native
@@ -62,7 +64,7 @@ class Segmentation:
     def tiles(self, sample: Sample) -> list[np.ndarray]:
         return sampling.tiles(sample.entry, self.roi)
 
-    def shares(self, sample: Sample, patch: Sequence[int]) -> list[np.ndarray]:
+    def label_fractions(self, sample: Sample, patch: Sequence[int]) -> list[np.ndarray]:
         starts = sampling.tile_starts(sample.entry.shape, self.roi)
         labels = [sample.entry.label(start, self.roi) for start in starts]
         return [np.stack([patch_means(mask, patch) for mask in self.layers(some)]) for some in labels]
@@ -123,7 +125,7 @@ class Segmentation:
         """Per case, then over cases per region, then over regions."""
         return measure.segmentation_summary(rows, tuple(self.regions))
 
-    def constant(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Row]:
+    def constant_baseline(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Row]:
         """The mean label map of `train` in each image's frame, cut at the share that scores best on `train`.
 
         Laid out on the prepared grids, whose axes all point the same way.
@@ -164,6 +166,9 @@ class Segmentation:
             truth, answer = self.united(entry.label()), self.masks(self.decided(self.logits(forward, sample)))
             cases.append((sample.case.name, entry.image()[0], self.painted(truth), self.painted(answer)))
         return [overlay(folder / "overlay.png", cases, tuple(self.regions))]
+
+    def describe(self) -> dict[str, Any]:
+        return description(self, Segmentation, "labels")
 
     def decided(self, logits: np.ndarray) -> np.ndarray:
         """What logits [K, *S] answer, on their own grid."""
@@ -228,6 +233,9 @@ class Regions(Segmentation):
 
     def decided(self, logits: np.ndarray) -> np.ndarray:
         return logits > 0
+
+    def describe(self) -> dict[str, Any]:
+        return description(self, Regions, "regions")
 
 
 def sampled(labels: np.ndarray) -> np.ndarray:

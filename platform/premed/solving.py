@@ -86,5 +86,7 @@ def looked_at(objective: Supervised, chunk: Sequence[Sample], precision: torch.d
     for name, finite in zip(names, rows.flatten(1).isfinite().all(dim=1), strict=True):
         if not finite:
             raise UserError(f"{name}: its features are no numbers; look at this image (premed data check)")
-    shares = [torch.from_numpy(some) for sample in chunk for some in task.shares(sample, network.encoder.patch)]
+    shares = [
+        torch.from_numpy(some) for sample in chunk for some in task.label_fractions(sample, network.encoder.patch)
+    ]
     return rows.flatten(0, 1), torch.cat([some.reshape(len(task.classes), -1).T for some in shares])
