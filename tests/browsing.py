@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from premed import launch
 from premed.clinic import write_images
-from premed.experiment import merged
-from premed.fanout import fan_out
+from premed.config.expand import fan_out
+from premed.config.loader import merged
 from premed.phantoms import write_chestxray14, write_msd
 
 STRATEGIES, SEEDS = ("none", "mae", "imagenet"), (0, 1, 2)

@@ -26,7 +26,7 @@ start.set_forkserver_preload(HEAVY)  # imported once, not by each process
 
 def tree(root: Path, **changes: Any) -> dict[str, Any]:
     """A tiny experiment as a YAML would hold it; `changes` by section, as in `finetune={"lr": 1}`."""
-    from premed.experiment import merged
+    from premed.config.loader import merged
 
     steps = {"epochs": 3, "batch": 8, "lr": 0.03, "validations": 4, "augment": {"flip": 0.5, "scale": [0.5, 1]}}
     whole: dict[str, Any] = {
@@ -48,7 +48,7 @@ def tree(root: Path, **changes: Any) -> dict[str, Any]:
 
 def jobs(root: Path, home: Path, **changes: Any) -> dict[str, Any]:
     """The stages of a tiny experiment, by kind, as jobs that share `home`."""
-    from premed.experiment import checked
+    from premed.config.loader import checked
     from premed.worker import Job
 
     experiment, found, before = checked(tree(root, **changes)), {}, None

@@ -14,7 +14,7 @@ import torch.export  # noqa: F401
 import yaml
 
 from premed import cli, launch
-from premed.experiment import checked, merged
+from premed.config.loader import checked, merged
 from premed.runs import RunStore
 
 _TRAINING = {"epochs": 4, "batch": 16, "lr": 1e-3, "validations": 2, "augment": {"flip": 0.5}}

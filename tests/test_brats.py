@@ -10,9 +10,9 @@ import torch
 
 from premed.brain import write_brats
 from premed.cache import Cache
+from premed.config.transforms import Recipe
 from premed.contracts import Case, Sample
-from premed.images import Recipe
-from premed.spec import UserError
+from premed.errors import UserError
 from premed.tasks import brats
 
 PARTS = ("train", "val", "test")
@@ -299,8 +299,8 @@ def test_pictures_paint_the_regions_inside_each_other(sample, tmp_path):
 
 
 def test_crops_are_led_by_any_tumour_label(sample):
-    from premed.contracts import Augment
-    from premed.randomness import Draw
+    from premed.config.transforms import Augment
+    from premed.rng import Draw
 
     found, one = sample
     for seed in range(8):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from premed.cache import Cache
+from premed.config.transforms import Recipe
 from premed.contracts import Case
-from premed.images import Recipe
-from premed.partition import carved
-from premed.spec import UserError
+from premed.errors import UserError
+from premed.partition import carve_val
 from premed.tasks import btcv
 
 PARTS = ("train", "val", "test")
@@ -70,9 +70,9 @@ def test_val_is_drawn_by_the_seed_and_its_share_is_documented(tmp_path):
 def test_a_carved_val_leaves_a_training_case_and_takes_one_if_there_are_two(share):
     names = ["a", "b", "c", "d"]
     for there in (names, ["b", "d"]):
-        train, val = carved(names, there, share, of=7)
+        train, val = carve_val(names, there, share, of=7)
         assert train and val and sorted(train + val) == there
-    assert carved(names, ["c"], share, of=7) == (["c"], []) and carved(names, [], share, of=7) == ([], [])
+    assert carve_val(names, ["c"], share, of=7) == (["c"], []) and carve_val(names, [], share, of=7) == ([], [])
 
 
 def test_what_is_missing_is_named_and_partial_leaves_it_out(tmp_path):

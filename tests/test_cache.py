@@ -21,10 +21,11 @@ from premed import cache as cache_module
 from premed import entry as entry_module
 from premed import views
 from premed.cache import Cache
+from premed.config.transforms import Recipe
 from premed.entry import Entry, write
-from premed.images import Prepared, Recipe, prepare
-from premed.randomness import Draw
-from premed.spec import UserError
+from premed.errors import UserError
+from premed.images import Prepared, prepare
+from premed.rng import Draw
 
 ZSCORE = Recipe(dims=3, normalise="zscore")
 CT = Recipe(dims=3, normalise="window", window=(-175, 250))

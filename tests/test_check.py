@@ -18,10 +18,10 @@ import yaml
 from PIL import Image
 
 from premed import cli, launch
+from premed.config.transforms import Recipe
 from premed.contracts import Case
-from premed.images import Recipe
+from premed.errors import UserError
 from premed.inspection import Job, inspect
-from premed.spec import UserError
 from premed.tasks import msd
 
 TABLE, TRAINED, TESTED = "Data_Entry_2017_v2020.csv", "train_val_list.txt", "test_list.txt"
@@ -701,7 +701,7 @@ def test_the_test_part_is_left_alone_where_test_is_false(hippocampi, chests, cop
 
 
 def experiment(tree, root, **changes):
-    from premed.experiment import checked, merged
+    from premed.config.loader import checked, merged
 
     return checked(merged(tree, {"task": {"root": str(root)}, **changes}))
 

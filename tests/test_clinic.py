@@ -11,9 +11,9 @@ from sklearn.metrics import roc_auc_score
 from test_phantoms import bytes_of
 
 from premed.clinic import WRITERS, thorax, write_images
+from premed.errors import UserError
 from premed.images import prepare
-from premed.randomness import Draw, key
-from premed.spec import UserError
+from premed.rng import Draw, key
 from premed.tasks import images
 
 

@@ -11,9 +11,9 @@ from comparing import add, volumes, xrays
 from premed import scoreboard
 from premed.compare import compare
 from premed.contrast import verdict
+from premed.errors import UserError
 from premed.measure import accuracy_summary, auc_summary, segmentation_summary
 from premed.scorecards import card
-from premed.spec import UserError
 
 pytest_plugins = ["store_fixtures"]
 

@@ -9,13 +9,15 @@ from launching import runs_of, tree
 
 from premed import launch
 from premed.clinic import write_images
-from premed.contracts import Augment, Case, Domain, Picks, Sample
+from premed.config.loader import checked, merged
+from premed.config.spec import canonical
+from premed.config.transforms import Augment
+from premed.contracts import Case, Domain, Picks, Sample
 from premed.data import Data
-from premed.experiment import checked, merged
+from premed.errors import UserError
 from premed.phantoms import write_msd
-from premed.randomness import sample_keys
+from premed.rng import sample_keys
 from premed.sources import Mapped
-from premed.spec import UserError, canonical
 
 pytest_plugins = ["launch_fixtures"]
 

@@ -3,11 +3,11 @@
 import pytest
 
 from premed import launch, phantoms, session
+from premed.config.loader import checked, merged
 from premed.driver import Data
-from premed.experiment import checked, merged
+from premed.errors import UserError
 from premed.ledger import Ledger
 from premed.runs import RunStore
-from premed.spec import UserError
 from premed.worker import run_stage
 
 

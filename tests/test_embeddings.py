@@ -88,8 +88,8 @@ def one_rank_s_part(num: int) -> None:
     import torch.distributed as dist
 
     from premed.contracts import Picks
+    from premed.distributed import team
     from premed.fit import share
-    from premed.ranks import team
 
     rank, world = team()
     rows, kinds, weights = inputs(num)

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from test_predict import laid, refused
 
 from premed import bundle, export, graphs, measure, predict, trained
+from premed.config.transforms import Recipe
 from premed.encoders import vit
-from premed.images import Recipe
-from premed.spec import StageFailed
+from premed.errors import StageFailed
 
 pytest_plugins = ["trained_fixtures"]
 

@@ -15,8 +15,8 @@ from sweeping import outcome, searched, stage, table, trial, weighed
 
 from premed import sweep_board, sweep_charts, sweep_page
 from premed.axes import axis, scale, short, varied, word
+from premed.errors import UserError
 from premed.findings import Spread, against, cost, grid, pairs, ranking, reuse, scored
-from premed.spec import UserError
 from premed.sweep_words import answer, caveats, reused
 
 RATIO, EPOCHS, DECAY = "pretext.mask_ratio", "pretrain.epochs", "finetune.layer_decay"

@@ -13,7 +13,7 @@ from premed import fit as loop
 from premed.contracts import Batch, Objective, Picks
 from premed.fit import Schedule, fit, make_optimizer, share
 from premed.plans import EpochPlan
-from premed.randomness import permutation
+from premed.rng import permutation
 
 
 def test_the_learning_rate_is_the_papers_formula():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from premed import fleet as module
-from premed.experiment import Train
+from premed.config.settings import Train
 from premed.fleet import Fleet, Member, Shortage, fits, workers_of
 from premed.presenter import short_words
 

@@ -18,7 +18,8 @@ import torch
 from conftest import locked
 
 from premed.classification import Classification
-from premed.contracts import Augment, Case, Domain, Objective, Sample
+from premed.config.transforms import Augment
+from premed.contracts import Case, Domain, Objective, Sample
 from premed.encoders import mit, unet, vit
 from premed.entry import Entry, write
 from premed.fit import Schedule, fit, make_optimizer
@@ -26,7 +27,7 @@ from premed.heads import conv, linear, unetr
 from premed.images import Prepared
 from premed.plans import EpochPlan, InTurn
 from premed.pretext import hssl, mae, unimiss
-from premed.randomness import Draw, key
+from premed.rng import Draw, key
 from premed.segmentation import Segmentation
 from premed.sources import Mapped
 from premed.supervised import Network, Supervised

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from premed.config.plugins import plugin
 from premed.contracts import Encoder, Features, Scale
 from premed.encoders import mit, vit
-from premed.experiment import plugin
+from premed.errors import UserError
 from premed.heads import conv, linear, unetr
-from premed.spec import UserError
 
 
 def task(dims: int, channels=1, classes=("background", "a", "b")) -> Any:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from premed.experiment import load, plugin
-from premed.spec import Spec
+from premed.config.loader import load
+from premed.config.plugins import plugin
+from premed.config.spec import Spec
 
 PACKAGE = REPOSITORY / "platform" / "premed"
 FOLDERS = ("tasks", "encoders", "pretext", "heads")

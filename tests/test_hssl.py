@@ -14,20 +14,21 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from premed import launch
-from premed.contracts import Augment, Batch, Case, Domain
+from premed.config.loader import checked, load
+from premed.config.settings import Pretrain
+from premed.config.transforms import Augment
+from premed.contracts import Batch, Case, Domain
 from premed.encoders import unet, vit
-from premed.experiment import checked, load
+from premed.errors import UserError
 from premed.fit import feed
 from premed.jitter import Jitter, jittered
-from premed.partition import blind
+from premed.partition import unlabelled_val
 from premed.phantoms import write_chestxray14, write_msd
 from premed.pretext import hssl
 from premed.pretext.hssl import HSSL, Config
-from premed.randomness import Draw, sample_keys
-from premed.settings import Pretrain
+from premed.rng import Draw, sample_keys
 from premed.slices import Sliced
 from premed.sources import Mapped
-from premed.spec import UserError
 
 pytest_plugins = ["launch_fixtures"]
 
@@ -157,8 +158,8 @@ def part_of_a_step(num: int, group_loss: str, loss: float, gradients: dict[str, 
     import torch.distributed as dist
 
     from premed.contracts import Picks
+    from premed.distributed import team
     from premed.fit import share
-    from premed.ranks import team
 
     rank, world = team()
     mine, whole, model = share(Picks(0, np.arange(num)), rank, world)[0], batch(num), objective(group_loss=group_loss)
@@ -333,11 +334,11 @@ class Listed:
 
 
 def test_a_data_set_of_which_no_image_has_a_label_is_pre_trained_on_and_not_validated_on():
-    assert blind(Listed(3, train="no label", val="no label")) == []  # type: ignore[arg-type]
-    assert [case.label for case in blind(Listed(3, train=2, val=1))] == [None]  # type: ignore[arg-type]
+    assert unlabelled_val(Listed(3, train="no label", val="no label")) == []  # type: ignore[arg-type]
+    assert [case.label for case in unlabelled_val(Listed(3, train=2, val=1))] == [None]  # type: ignore[arg-type]
     for fault in (Listed(3, train=3, val="none left"), Listed(3, train="x", val="y"), Listed(0, train="x", val="x")):
         with pytest.raises(UserError):
-            blind(fault)  # type: ignore[arg-type]
+            unlabelled_val(fault)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("more", [(), ("small",)])

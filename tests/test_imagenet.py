@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
 from premed import hub
+from premed.config.transforms import Recipe
 from premed.encoders import vit
-from premed.images import Recipe
+from premed.errors import UserError
 from premed.pretext import imagenet
-from premed.spec import UserError
 
 HALF = Recipe(dims=2, channels=3, normalise="grey", mean=0.5, std=0.5)  # what timm's own ViTs want
 PIXELS = Recipe(dims=2, normalise="window", window=(0, 255))

@@ -13,9 +13,10 @@ from PIL import Image
 from pydantic import ValidationError
 
 from premed import grid, views
-from premed.images import Prepared, Recipe, prepare
-from premed.randomness import Draw
-from premed.spec import UserError
+from premed.config.transforms import Recipe
+from premed.errors import UserError
+from premed.images import Prepared, prepare
+from premed.rng import Draw
 
 CT = Recipe(dims=3, normalise="window", window=(-175, 250))
 ZSCORE = Recipe(dims=3, normalise="zscore")

@@ -13,12 +13,12 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, roc_auc_score
 from test_tasks import PARTS, check_parts, names, refused, samples
 
-from premed.contracts import Augment, Case, Sample
-from premed.experiment import load
-from premed.images import Recipe
+from premed.config.loader import load
+from premed.config.transforms import Augment, Recipe
+from premed.contracts import Case, Sample
+from premed.errors import UserError
 from premed.measure import accuracy_summary
-from premed.randomness import Draw
-from premed.spec import UserError
+from premed.rng import Draw
 from premed.tasks import images
 from premed.worker import Job, run_stage
 

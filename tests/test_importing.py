@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 
 from premed import launch
-from premed.experiment import load
+from premed.config.loader import load
+from premed.errors import UserError
 from premed.phantoms import write_msd
-from premed.spec import UserError
 
 pytest_plugins = ["launch_fixtures"]
 

@@ -30,10 +30,11 @@ from launching import (
 )
 
 from premed import launch
-from premed.experiment import Train, plugin
+from premed.config.plugins import plugin
+from premed.config.settings import Train
+from premed.errors import StageFailed, UserError
 from premed.leases import LEASES
 from premed.session import Remote, admit, nodes
-from premed.spec import StageFailed, UserError
 from premed.supervised import Network
 
 pytest_plugins = ["launch_fixtures"]

@@ -8,8 +8,8 @@ import pytest
 from stores import free_port, rows, start, steps
 
 from premed import ledger as module
+from premed.errors import StageFailed, UserError
 from premed.ledger import Ledger, Patient, away, commit, first_line, provenance
-from premed.spec import StageFailed, UserError
 
 pytest_plugins = ["store_fixtures"]
 

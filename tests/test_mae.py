@@ -13,10 +13,10 @@ from scipy import stats
 from premed.contracts import Batch, Domain
 from premed.encoders import vit
 from premed.encoders.vit import patchify
+from premed.errors import UserError
 from premed.pretext import mae
 from premed.pretext.mae import MAE, Config, take
-from premed.randomness import sample_keys
-from premed.spec import UserError
+from premed.rng import sample_keys
 
 SMALL = {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}
 ROIS = [(32, 24), (16, 24, 16)]

@@ -14,15 +14,15 @@ from torch.nn import functional as F
 from premed import launch
 from premed.branches import Attention, Block, resized
 from premed.clinic import write_images
+from premed.config.loader import checked
 from premed.contracts import Domain
 from premed.encoders import mit
 from premed.encoders.mit import Config, MiT
-from premed.experiment import checked
+from premed.errors import UserError
 from premed.parts import load_encoder
 from premed.phantoms import write_chestxray14, write_msd
 from premed.pretext import mae
-from premed.randomness import sample_keys
-from premed.spec import UserError
+from premed.rng import sample_keys
 from premed.vault import Vault
 
 pytest_plugins = ["launch_fixtures"]

@@ -17,8 +17,8 @@ from conftest import REPOSITORY
 from launching import results, run, settle_in
 from stores import come_up, free_port
 
+from premed.errors import UserError
 from premed.runs import RunStore
-from premed.spec import UserError
 
 pytest_plugins = ["launch_fixtures"]
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3000)]

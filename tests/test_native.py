@@ -18,7 +18,7 @@ from premed.brain import brain
 from premed.cache import Cache
 from premed.contracts import Sample
 from premed.phantoms import save_nifti
-from premed.randomness import Draw
+from premed.rng import Draw
 from premed.tasks import brats, btcv
 
 CODES = ["".join(code) for pairs in permutations(("RL", "AP", "SI")) for code in product(*pairs)]

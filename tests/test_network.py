@@ -5,8 +5,8 @@ import os
 import psutil
 import pytest
 
+from premed.errors import UserError
 from premed.network import NAME, is_loopback, speak_over
-from premed.spec import UserError
 
 
 @pytest.fixture

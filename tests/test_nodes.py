@@ -16,7 +16,7 @@ from machines import machines
 from safetensors.numpy import load_file
 
 from premed import launch
-from premed.experiment import load
+from premed.config.loader import load
 from premed.phantoms import write_chestxray14
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3000)]

@@ -13,7 +13,7 @@ from conftest import REPOSITORY
 from made import ct_series, radiograph
 from PIL import Image
 
-from premed.experiment import checked, merged
+from premed.config.loader import checked, merged
 from premed.worker import Job, run_stage
 
 PAGE = (REPOSITORY / "docs" / "own-data.md").read_text()

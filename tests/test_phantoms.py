@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from premed.errors import UserError
 from premed.phantoms import FINDINGS, chest, hippocampus, write_chestxray14, write_msd
-from premed.randomness import Draw, key
+from premed.rng import Draw, key
 from premed.shapes import noise, turned
-from premed.spec import UserError
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from helpers import jobs
 from hypothesis import given
 from hypothesis import strategies as st
 
+from premed.errors import UserError
 from premed.fit import share
 from premed.planning import planned
 from premed.plans import Balanced, EpochPlan, InTurn
 from premed.pretext import mae
-from premed.spec import UserError
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=4)
 

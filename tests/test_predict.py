@@ -15,8 +15,8 @@ from scipy.spatial.transform import Rotation
 
 from premed import measure, predict, trained
 from premed.brain import write_brats
+from premed.errors import UserError
 from premed.segmentation import Regions, read_labels
-from premed.spec import UserError
 from premed.tasks import brats, msd
 from premed.unseen import Input
 

@@ -16,13 +16,13 @@ from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
 from premed import cohort, solving, worker
+from premed.config.loader import merged
 from premed.contracts import Features, Sample
 from premed.encoders import pixels
-from premed.experiment import merged
+from premed.errors import UserError
 from premed.heads import probe
 from premed.phantoms import write_chestxray14
 from premed.segmentation import Regions, Segmentation, patch_means
-from premed.spec import UserError
 
 FINE = 0
 

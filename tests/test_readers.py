@@ -19,11 +19,12 @@ from pydicom.dataset import Dataset
 
 from premed import dicom as dicom_module
 from premed.cache import Cache
+from premed.config.transforms import Recipe
 from premed.contracts import Case
+from premed.errors import UserError
 from premed.grid import oriented
-from premed.images import Recipe, prepare
+from premed.images import prepare
 from premed.readers import read_image
-from premed.spec import UserError
 
 rng = np.random.default_rng(0)
 GREY = Recipe(dims=2, normalise="grey")

@@ -16,7 +16,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 
 from premed.cache import Cache
-from premed.spec import UserError
+from premed.errors import UserError
 from premed.tasks import images, msd
 
 NUM = 6

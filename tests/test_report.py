@@ -14,8 +14,8 @@ from sklearn.metrics import roc_auc_score
 from premed import charts, exhibits, report
 from premed.compare import compare
 from premed.console import number
+from premed.errors import UserError
 from premed.scoreboard import chance, signed
-from premed.spec import UserError
 
 pytest_plugins = ["store_fixtures"]
 

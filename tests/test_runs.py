@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from stores import free_port, rows, start, steps
 
 from premed import runs, tracking
+from premed.errors import UserError
 from premed.runs import RunStore
-from premed.spec import UserError
 
 pytest_plugins = ["store_fixtures"]
 

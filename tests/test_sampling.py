@@ -11,9 +11,8 @@ from PIL import Image
 
 from premed import sampling
 from premed.cache import Cache
-from premed.contracts import Augment
-from premed.images import Recipe
-from premed.randomness import Draw, key
+from premed.config.transforms import Augment, Recipe
+from premed.rng import Draw, key
 
 SHAPE = (20, 24, 18)
 WARPS = Augment(flip=0.5, rotate=0.5, intensity=0.5)

@@ -11,11 +11,11 @@ import yaml
 from launching import forked, results, runs_of, store_of, tree, until
 
 from premed import cli, launch
-from premed.fanout import fan_out
+from premed.config.expand import fan_out
+from premed.errors import CalledOff
 from premed.leases import LEASES
 from premed.once import Once
 from premed.session import session
-from premed.spec import CalledOff
 
 pytest_plugins = ["launch_fixtures"]
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from premed.contracts import Augment, Case, Domain, Picks, Sample
+from premed.config.transforms import Augment
+from premed.contracts import Case, Domain, Picks, Sample
+from premed.errors import UserError
 from premed.sources import Mapped
-from premed.spec import UserError
 
 
 class Noise:

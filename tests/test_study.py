@@ -9,8 +9,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from premed.errors import UserError
 from premed.space import load_sweep
-from premed.spec import UserError
 from premed.study import Study
 from premed.tuning import TIME, VALUE, rungs, scheduler_of
 

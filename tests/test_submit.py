@@ -16,9 +16,9 @@ from launching import TINY, tree
 from stores import free_port
 
 from premed import submit
-from premed.home import home, storage
+from premed.errors import UserError
 from premed.ledger import commit
-from premed.spec import UserError
+from premed.paths import home, storage
 
 pytest_plugins = ["launch_fixtures"]
 

@@ -12,7 +12,7 @@ from premed.encoders import vit
 from premed.fit import Schedule, make_optimizer, set_lr
 from premed.heads import linear, unetr
 from premed.pretext import mae
-from premed.randomness import key
+from premed.rng import key
 from premed.supervised import Network, Supervised
 
 DEPTH = 3

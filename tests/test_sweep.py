@@ -17,11 +17,11 @@ from launching import runs_of, store_of, tree, until
 
 from premed import launch
 from premed import sweep as sweeping
-from premed.experiment import load
+from premed.config.loader import load
+from premed.errors import UserError
 from premed.leases import LEASES
 from premed.plan import trains_of
 from premed.space import load_sweep
-from premed.spec import UserError
 
 pytest_plugins = ["launch_fixtures"]
 

@@ -12,11 +12,11 @@ import torch
 
 from premed import phantoms
 from premed.cache import Cache
-from premed.contracts import Augment, Case, Sample
-from premed.home import portable
-from premed.images import Recipe
-from premed.randomness import Draw
-from premed.spec import UserError
+from premed.config.transforms import Augment, Recipe
+from premed.contracts import Case, Sample
+from premed.errors import UserError
+from premed.paths import portable
+from premed.rng import Draw
 from premed.tasks import chestxray14, msd
 
 HEADER = (

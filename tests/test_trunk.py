@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from launching import curve, results, runs_of, settle_in, store_of
 from launching import experiment as tiny
 
-from premed import exhibits, fleet, launch, presenter, records, settings, worker
+from premed import exhibits, fleet, launch, presenter, records, worker
 from premed.compare import compare
-from premed.experiment import checked
+from premed.config import settings
+from premed.config.loader import checked
+from premed.errors import UserError
 from premed.fit import Schedule, Trapezoid
 from premed.phantoms import write_chestxray14
 from premed.planning import planned, turn
-from premed.spec import UserError
 from premed.trained import opened
 
 pytest_plugins = ["launch_fixtures"]
@@ -92,7 +93,7 @@ def test_a_value_s_stages_do_not_depend_on_those_above_it(tmp_path):
 
 
 def test_a_pre_training_of_its_own_is_known_as_before_there_were_trunks(tmp_path):
-    from premed.spec import canonical
+    from premed.config.spec import canonical
 
     whole, *_ = stages(tmp_path, epochs=4)
     assert "trunk" not in canonical(whole) and "cooldown" not in canonical(whole)

@@ -12,15 +12,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from premed import launch
+from premed.config.loader import checked
 from premed.contracts import Domain
 from premed.encoders import unet
 from premed.encoders.unet import Config, UNet
-from premed.experiment import checked
+from premed.errors import UserError
 from premed.heads import conv, linear
 from premed.parts import load_encoder
 from premed.phantoms import write_chestxray14, write_msd
 from premed.pretext import mae
-from premed.spec import UserError
 from premed.supervised import Network, Supervised
 from premed.vault import Vault
 

@@ -14,15 +14,16 @@ from torch import Tensor
 from premed import cohort, launch, presenter, watch, worker
 from premed.clinic import write_images
 from premed.compare import compare
-from premed.contracts import Augment, Batch, Case, Domain, Sample
+from premed.config.loader import checked
+from premed.config.transforms import Augment
+from premed.contracts import Batch, Case, Domain, Sample
 from premed.encoders import mit, vit
-from premed.experiment import checked
+from premed.errors import UserError
 from premed.fit import distributed, make_optimizer, set_lr
 from premed.phantoms import write_chestxray14, write_msd
 from premed.pretext import unimiss
 from premed.pretext.unimiss import Config, UniMiSS, compared
-from premed.randomness import sample_keys
-from premed.spec import UserError
+from premed.rng import sample_keys
 from premed.trained import store_in_use
 from premed.vault import Vault
 
@@ -431,7 +432,7 @@ def test_classification_of_pictures_and_of_volumes_and_segmentation_load_all_but
 
 def made(folders, tmp_path, **changes):
     """The joint pre-training as a job."""
-    from premed.experiment import merged
+    from premed.config.loader import merged
 
     experiment = checked(merged(tree(folders), changes))
     stage = next(experiment.stages(lambda kind: "data"))

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from premed.contracts import Features
 from premed.encoders import vit
 from premed.encoders.vit import Config, PatchEmbed, ViT, patchify, sincos, unpatchify
+from premed.errors import UserError
 from premed.heads import linear
-from premed.randomness import sample_keys
-from premed.spec import UserError
+from premed.rng import sample_keys
 
 TINY = Config(width=24, depth=3, heads=2, patch=8)
 

@@ -10,10 +10,10 @@ from test_phantoms import bytes_of, dice
 
 from premed.abdomen import NUMBERS, abdomen, write_btcv
 from premed.brain import brain, write_brats
+from premed.errors import UserError
 from premed.measure import label_dice
-from premed.randomness import Draw, key
+from premed.rng import Draw, key
 from premed.segmentation import sampled
-from premed.spec import UserError
 from premed.tasks.btcv import ORGANS, TEST, TRAIN
 
 SHAPE = (64, 64, 44)

@@ -13,9 +13,11 @@ from premed import launch
 from premed.abdomen import write_btcv
 from premed.brain import write_brats
 from premed.cache import Cache
-from premed.contracts import Augment, Domain, Objective, Sample
+from premed.config.experiment import Stage
+from premed.config.loader import checked, load
+from premed.config.transforms import Augment
+from premed.contracts import Domain, Objective, Sample
 from premed.encoders import vit
-from premed.experiment import Stage, checked, load
 from premed.fit import Schedule, fit, make_optimizer
 from premed.plans import EpochPlan
 from premed.pretext import mae

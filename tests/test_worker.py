@@ -13,9 +13,9 @@ from torch import nn
 
 from premed import cohort, parts, watch, worker
 from premed.contracts import Case
+from premed.errors import UserError
 from premed.phantoms import write_chestxray14
 from premed.pretext.mae import MAE
-from premed.spec import UserError
 from premed.tasks.chestxray14 import ChestXray14
 from premed.vault import Vault
 

@@ -9,7 +9,7 @@ from launching import experiment, settle_in
 
 from premed import launch
 from premed.brain import write_brats
-from premed.experiment import checked, merged
+from premed.config.loader import checked, merged
 from premed.phantoms import write_msd
 
 pytest_plugins = ["launch_fixtures"]
@@ -44,7 +44,7 @@ class Finished:
 
 
 def finished(new_home, whole) -> Finished:
-    from premed.experiment import plugin
+    from premed.config.plugins import plugin
 
     home = new_home()
     with pytest.MonkeyPatch.context() as patch:

@@ -10,7 +10,7 @@ import numpy as np
 from nibabel.affines import from_matvec
 
 from premed.phantoms import made_up, save_nifti
-from premed.randomness import Draw, key
+from premed.rng import Draw, key
 from premed.shapes import between, field_of, tube
 from premed.torso import CAVITY, FAT, WALL, Patient, blob, bowel, dome, ring, scan, trunk
 

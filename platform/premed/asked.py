@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from premed.spec import UserError, validated
+from premed.config.spec import validated
+from premed.errors import UserError
 
 What = Annotated[
     list[str], typer.Argument(help="YAML files, then key=value by dotted path; later ones override earlier")
@@ -19,7 +20,7 @@ Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, e
 
 def experiments_of(what: list[str]) -> Any:
     """YAML files come first, overrides after them."""
-    from premed.fanout import load_all
+    from premed.config.expand import load_all
 
     files = [item for item in what if "=" not in item]
     return load_all(files, [item for item in what if "=" in item])
@@ -41,7 +42,7 @@ def tell_all(outcomes: list[dict[str, Any]], as_json: bool) -> None:
 
 def train_of(**fields: Any) -> Any:
     """The part of an experiment that says on what to compute."""
-    from premed.experiment import Train
+    from premed.config.settings import Train
 
     try:
         return validated(Train, fields)

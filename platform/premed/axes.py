@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from premed.spec import printable
+from premed.errors import printable
 
 Told = Mapping[str, Any]
 Scale = Literal["words", "linear", "log"]

@@ -16,7 +16,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from premed.phantoms import made_up, save_nifti
-from premed.randomness import Draw, key
+from premed.rng import Draw, key
 from premed.shapes import between, blend, bump, ellipsoid, field_of, grid, noise, soft, tube, turned
 
 CHANNELS = ("FLAIR", "T1w", "t1gd", "T2w")

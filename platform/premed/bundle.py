@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from premed.images import Recipe
+from premed.config.transforms import Recipe
+from premed.errors import UserError
 from premed.segmentation import Segmentation
-from premed.spec import UserError
 from premed.supervised import Network
 
 MODEL = "models/model.ts"

@@ -16,10 +16,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from premed.config.spec import canonical
+from premed.config.transforms import Recipe
 from premed.dicom import members
 from premed.entry import Entry, is_whole, write
-from premed.images import Recipe, prepare
-from premed.spec import UserError, canonical
+from premed.errors import UserError
+from premed.images import prepare
 
 CACHE_VERSION = 1  # raised whenever the same files and recipe come to mean another entry
 STALE = 24 * 3600  # seconds after which a temporary file is surely nobody's

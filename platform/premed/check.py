@@ -20,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from premed.config.plugins import plugin
+from premed.config.spec import Spec
 from premed.contactsheet import Picture, page
-from premed.contracts import Case, Finding, Part, Task
-from premed.experiment import plugin
+from premed.contracts import Case, Part, Task
+from premed.errors import Finding, UserError, printable
 from premed.figures import COLOURS
 from premed.inspection import Facts, Job, inspect, picture
-from premed.partition import blind
-from premed.spec import Spec, UserError, printable
+from premed.partition import unlabelled_val
 
 FEW = 5  # images with a class: with fewer in a part, its score there says little
 SHEET = 24  # pictures on the contact sheet
@@ -43,7 +44,7 @@ def refuse(task: Task, test: bool, unlabelled: bool = False) -> None:
         more = f" (and {len(errors) - 1} more: premed data check lists them)" if len(errors) > 1 else ""
         raise UserError(f"{errors[0].where}: {errors[0].what}{more}")
     if unlabelled:
-        blind(task)
+        unlabelled_val(task)
         return
     for part in parts_of(test):
         task.split(part)  # what serves pre-training only cannot be run to its end

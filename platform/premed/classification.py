@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from premed import measure, sampling
 from premed.answers import description
-from premed.contracts import Augment, Case, Finding, Forward, Part, Row, Sample
-from premed.images import Recipe
-from premed.partition import missing
-from premed.randomness import Draw
+from premed.config.transforms import Augment, Recipe
+from premed.contracts import Case, Forward, Part, Row, Sample
+from premed.errors import Finding
+from premed.partition import missing_files
+from premed.rng import Draw
 
 
 class Classification:
@@ -40,7 +41,7 @@ class Classification:
         """See `Task.check`; a task with listings of its own has more to tell."""
         parts: tuple[Part, ...] = ("train", "val", "test") if test else ("train", "val")
         for part in parts:
-            yield from missing(self.split(part))
+            yield from missing_files(self.split(part))
 
     def split(self, part: Part) -> list[Case]:
         raise NotImplementedError

@@ -11,7 +11,7 @@ import typer
 
 from premed import commands_data
 from premed.asked import Json, What, experiments_of, quiet, tell, tell_all, train_of
-from premed.spec import Left, StageFailed, UserError
+from premed.errors import Left, StageFailed, UserError
 
 app = typer.Typer(
     help="Does self-supervised pre-training on my own medical images help, which kind, and how sure can I be?",
@@ -222,7 +222,7 @@ def ui(
     port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000,
 ) -> None:
     """The MLflow UI on the store in use."""
-    from premed.home import home
+    from premed.paths import home
 
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
     if uri.startswith("http"):

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from nibabel.affines import from_matvec
 
+from premed.errors import UserError
 from premed.phantoms import made_up, save_nifti, save_png
 from premed.radiograph import chest
-from premed.randomness import Draw, key
+from premed.rng import Draw, key
 from premed.shapes import between, blend, field_of, soft, tube
-from premed.spec import UserError
 from premed.torso import CAVITY, WALL, Patient, blob, dome, ring, scan, trunk
 
 TABLE = "labels.csv"

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
-from premed.contracts import Augment, Case, Domain, Sample, Task
-from premed.experiment import Stage
-from premed.partition import blind
-from premed.randomness import key, permutation
-from premed.settings import PRETRAINING, Finetune, Training, plugin
-from premed.spec import UserError
+from premed.config.experiment import Stage
+from premed.config.plugins import plugin
+from premed.config.settings import PRETRAINING, Finetune, Training
+from premed.config.transforms import Augment
+from premed.contracts import Case, Domain, Sample, Task
+from premed.errors import UserError
+from premed.partition import unlabelled_val
+from premed.rng import key, permutation
 
 
 def domains(stage: Stage, tasks: Sequence[Task] = ()) -> list[Domain]:
@@ -25,7 +27,7 @@ def domains(stage: Stage, tasks: Sequence[Task] = ()) -> list[Domain]:
 def cases(stage: Stage, task: Task) -> tuple[list[Case], list[Case]]:
     """What the stage trains on of a data set, and what it is validated on. A pre-training's have no labels."""
     if stage.kind in PRETRAINING:
-        train, val = task.images(), blind(task)
+        train, val = task.images(), unlabelled_val(task)
     else:
         assert isinstance(stage.training, Finetune)
         train = fraction(task.split("train"), stage.training.label_fraction, stage.training.seed)

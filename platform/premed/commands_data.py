@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from premed.asked import Json, What, experiment_of, quiet, tell
-from premed.spec import UserError
+from premed.errors import UserError
 
 app = typer.Typer(help="Phantoms, a check of the data, and the prepared cache.", no_args_is_help=True)
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from premed.config.settings import TRUNK
 from premed.contenders import Member, chosen, counted, gather, known, listed, scored
 from premed.contracts import Part
 from premed.contrast import architecture, measured
-from premed.home import home
+from premed.errors import UserError
 from premed.lineup import Block, Row, lineup
+from premed.paths import home
 from premed.runs import RunStore
 from premed.scorecards import Card, card
-from premed.settings import TRUNK
-from premed.spec import UserError
 from premed.tracking import masked
 
 NOBODY = "none"  # the baseline, unless another is named

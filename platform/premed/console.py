@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from premed.check import alike, summed_up
-from premed.fanout import percent
-from premed.spec import printable
+from premed.config.expand import percent
+from premed.errors import printable
 
 NAMES = {"dice": "Dice", "hd95": "HD95, mm", "mauc": "mean AUC", "accuracy": "accuracy"}  # of scores
 

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from premed.config.settings import TRUNK
 from premed.contracts import Part
+from premed.errors import UserError
 from premed.runs import Run, RunStore
-from premed.settings import TRUNK
-from premed.spec import UserError
 
 SEEDS = ("finetune.seed", "pretrain.seed")
 FRACTION, HEAD = "finetune.label_fraction", "finetune.head.name"

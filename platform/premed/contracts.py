@@ -21,10 +21,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from premed.cache import Entry
-from premed.images import Recipe
-from premed.randomness import Draw, drop_path
-from premed.spec import Finding
-from premed.views import Augment
+from premed.config.transforms import Augment, Recipe
+from premed.errors import Finding
+from premed.rng import Draw, drop_path
 
 Part = Literal["train", "val", "test"]
 Row = dict[str, Any]

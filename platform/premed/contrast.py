@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from premed.config.settings import TRUNK
 from premed.lineup import Block, Row
 from premed.runs import Run
 from premed.scorecards import LOWER_IS_BETTER, SCALES, Card
-from premed.settings import TRUNK
 from premed.stats import SEEDS, Interval, Scale, holm, interval
 
 LEVEL = 0.05  # of a Holm-corrected p-value, below which a row is called better or worse

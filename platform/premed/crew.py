@@ -14,10 +14,10 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from premed.config.settings import Train
 from premed.desk import Desk
-from premed.experiment import Train
+from premed.errors import CalledOff, StageFailed, UserError
 from premed.network import speak_over
-from premed.spec import CalledOff, StageFailed, UserError
 from premed.worker import Job, run_stage
 
 LOOK = 0.1  # seconds between two looks at the desk

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from premed.cache import Cache
+from premed.config.plugins import plugin
+from premed.config.settings import PRETRAINING, Kind
+from premed.config.spec import Spec, canonical
 from premed.contracts import Case, Task
 from premed.entry import Entry
-from premed.home import home
+from premed.errors import UserError
 from premed.once import Once
-from premed.partition import blind
-from premed.settings import PRETRAINING, Kind, plugin
-from premed.spec import Spec, UserError, canonical
+from premed.partition import unlabelled_val
+from premed.paths import home
 
 Show = Callable[[dict[str, Any]], None]
 """Takes the events of a run, as they happen: `{"event": …}`."""
@@ -37,7 +39,7 @@ class Data:
         if kind == "test":
             groups = {"test": self.task.split("test")}
         elif kind == "pretrain":
-            groups = {"images": self.task.images(), "val": blind(self.task)}
+            groups = {"images": self.task.images(), "val": unlabelled_val(self.task)}
         else:
             groups = {"train": self.task.split("train"), "val": self.task.split("val")}
         store = Cache(self.root)

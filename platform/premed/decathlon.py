@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any, Literal, NamedTuple
 
-from premed.contracts import Case, Finding
-from premed.spec import UserError, printable
+from premed.contracts import Case
+from premed.errors import Finding, UserError, printable
 
 PARTS: tuple[Literal["training", "test"], ...] = ("training", "test")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from premed import abdomen, brain, launch, phantoms
-from premed.experiment import Experiment, checked, merged
+from premed.config.experiment import Experiment
+from premed.config.loader import checked, merged
 from premed.presenter import Presenter
 
 ENCODER = {"name": "vit", "width": 144, "depth": 4, "heads": 3, "patch": 8}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from premed.experiment import Train
-from premed.spec import UserError
+from premed.config.settings import Train
+from premed.errors import UserError
 
 
 def device_of(train: Train) -> torch.device:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from premed import grid
-from premed.spec import UserError
+from premed.errors import UserError
 
 MOST_PIXELS = 178_956_970  # of one picture: Pillow's own limit; the largest radiographs have 30 million
 DEFLATED = "1.2.840.10008.1.2.1.99"

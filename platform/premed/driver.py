@@ -14,17 +14,19 @@ from typing import Any, NoReturn
 import torch
 
 from premed.cohort import cases, domains
+from premed.config.experiment import Experiment, Stage
+from premed.config.plugins import plugin
+from premed.config.settings import BLIND, PRETRAINING, Kind
+from premed.config.spec import Spec, canonical, unscored
 from premed.contracts import Domain
 from premed.data import Data, Show, joined
-from premed.experiment import Experiment, Stage
-from premed.home import storage
+from premed.errors import LeaseLost, StageFailed, UserError
 from premed.ledger import first_line
 from premed.once import Once
 from premed.parts import adopt
+from premed.paths import storage
 from premed.planning import planned
 from premed.records import Records
-from premed.settings import BLIND, PRETRAINING, Kind, plugin
-from premed.spec import LeaseLost, Spec, StageFailed, UserError, canonical, unscored
 from premed.supervised import Supervised
 from premed.worker import Job, make_objective, run_stage
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from premed.ranks import team
+from premed.distributed import team
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:

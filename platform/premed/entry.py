@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from premed.errors import UserError
 from premed.images import Prepared
-from premed.randomness import key as random_key
-from premed.randomness import uniform
-from premed.spec import UserError
+from premed.rng import key as random_key
+from premed.rng import uniform
 
 MAX_LOCATIONS = 5000  # per label
 

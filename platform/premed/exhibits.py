@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from premed.config.settings import TRUNK
 from premed.runs import Run, RunStore
-from premed.settings import TRUNK
 
 Told = Mapping[str, Any]
 LONG = 1200  # pixels

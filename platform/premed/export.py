@@ -20,11 +20,12 @@ from safetensors.torch import save_file
 
 from premed import bundle, graphs
 from premed.cache import Cache
+from premed.config.loader import checked
+from premed.config.plugins import plugin
 from premed.contracts import Sample, Task
-from premed.experiment import checked, plugin
+from premed.errors import StageFailed, UserError
 from premed.guide import meaning, readme, steps
-from premed.home import home
-from premed.spec import StageFailed, UserError
+from premed.paths import home
 from premed.supervised import Network
 from premed.trained import Trained, opened, store_in_use
 from premed.unseen import inputs, nothing, sample_of

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from premed.contracts import Batch, Objective, Picks, Plan, Source
-from premed.ranks import team
+from premed.distributed import team
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+from premed.config.settings import Kind, Train
 from premed.crew import Crew
-from premed.settings import Kind, Train
 from premed.worker import Job
 
 ORDER: dict[Kind, int] = {"test": 0, "trunk": 1, "pretrain": 1, "cooldown": 1, "finetune": 2}

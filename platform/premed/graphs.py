@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from premed.contracts import Task
-from premed.randomness import Draw, key
-from premed.spec import StageFailed
+from premed.errors import StageFailed
+from premed.rng import Draw, key
 from premed.supervised import Network
 
 TOLERANCE = 1e-4

@@ -9,7 +9,7 @@ import math
 import numpy as np
 from nibabel import orientations
 
-from premed.spec import UserError
+from premed.errors import UserError
 
 MAX_VOXELS = 2**31  # what claims to be larger is taken for a mistake, before any memory is taken
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from premed.images import Recipe
+from premed.config.transforms import Recipe
 
 MEANS = {
     "classes": "one logit per class: {how}",

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from premed.spec import UserError
+from premed.errors import UserError
 
 FILE = "model.safetensors"  # what timm calls it on the hub
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's order

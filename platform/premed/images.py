@@ -8,69 +8,17 @@ pixels).
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from premed import grid
+from premed.config.transforms import Recipe
+from premed.errors import UserError
 from premed.readers import read_image
-from premed.spec import Spec, UserError
 
 CHANNELS = "mend the file, what lists its channels, or task.channels"
 TOLERANCE = 1e-3  # mm, between the affines of an image and of its label or of its other channels
-
-
-class Recipe(Spec):
-    """The deterministic preprocessing of one kind of image: done once, before any random view."""
-
-    dims: Literal[2, 3]
-    channels: PositiveInt = 1
-    size: tuple[PositiveInt, PositiveInt] | None = None
-    """2D: resized to (H, W), antialiased; None keeps the file's."""
-    equalize: bool = False
-    """2D: histogram equalisation of 8-bit images, before resizing."""
-    orientation: str = Field(default="RAS", pattern="^[RLAPSI]{3}$")
-    """3D: where the numbers of each axis grow to; axes are flipped and permuted to the closest, never rotated."""
-    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
-    """3D: mm between voxels; linear for the image, nearest for the label; None keeps the file's."""
-    crop_foreground: bool = False
-    """3D: only the box of voxels above the window's low end (above 0 without a window), seen in the image alone."""
-    window: tuple[float, float] | None = None
-    """Clip to these values."""
-    percentiles: tuple[float, float] | None = None
-    """Clip each channel to these percentiles of it (of its non-zero voxels, for `zscore_nonzero`)."""
-    normalise: Literal["window", "zscore", "zscore_nonzero", "grey"]
-    """`window` to [0, 1]; `zscore` of each channel, `zscore_nonzero` by and of its non-zero voxels; `grey`: 8 bit to
-    [0, 1], then (x - mean) / std."""
-    mean: float = 0.5  # `grey`: SelfMedMAE's for chest X-rays
-    std: PositiveFloat = 0.225
-
-    @model_validator(mode="after")
-    def _fits_together(self):
-        three = self.spacing is not None or self.crop_foreground or self.orientation != "RAS"
-        if self.dims == 2 and three:
-            raise ValueError("spacing, crop_foreground and orientation are for dims: 3")
-        if self.dims == 3 and (self.size or self.equalize or self.normalise == "grey"):
-            raise ValueError("size, equalize and normalise: grey are for dims: 2")
-        if any(len({*pair} & {*self.orientation}) != 1 for pair in ("RL", "AP", "SI")):
-            raise ValueError(f"orientation: {self.orientation!r} must have one letter each of R/L, A/P and S/I")
-        if self.normalise == "window" and self.window is None:
-            raise ValueError("normalise: window needs window: [low, high]")
-        if self.window and self.percentiles or (self.normalise == "grey" and (self.window or self.percentiles)):
-            raise ValueError("window and percentiles exclude each other, and normalise: grey takes neither")
-        for name, pair in (("window", self.window), ("percentiles", self.percentiles)):
-            if pair and not pair[0] < pair[1]:
-                raise ValueError(f"{name}: the first must be below the second")
-        if self.percentiles and not (self.percentiles[0] >= 0 and self.percentiles[1] <= 100):
-            raise ValueError("percentiles: between 0 and 100")
-        return self
-
-    @property
-    def shown(self) -> bool:
-        """Whether DICOM pictures are taken as a screen shows them (8 bit) rather than as they were measured."""
-        return self.equalize or self.normalise == "grey"
 
 
 @dataclass

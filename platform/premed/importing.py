@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from premed.config.experiment import Experiment, Stage
+from premed.config.plugins import plugin
 from premed.contracts import Domain, Encoder, Task
 from premed.device import peak_memory_mb
-from premed.experiment import Experiment, Stage, plugin
 from premed.parts import card, load_strictly
 from premed.vault import Vault
 

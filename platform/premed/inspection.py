@@ -15,10 +15,10 @@ import numpy as np
 from nibabel.orientations import aff2axcodes
 
 from premed import figures, grid
-from premed.contracts import Finding
-from premed.images import CHANNELS, TOLERANCE, Recipe
+from premed.config.transforms import Recipe
+from premed.errors import Finding, UserError
+from premed.images import CHANNELS, TOLERANCE
 from premed.readers import LARGEST, read_values
-from premed.spec import UserError
 
 ROUNDING = 1e-5  # mm: so far apart come two affines that mean the same, being float32 in the files
 

@@ -10,8 +10,8 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from premed.randomness import fold, uniform
-from premed.spec import Spec
+from premed.config.spec import Spec
+from premed.rng import fold, uniform
 
 
 class Jitter(Spec):

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from premed.check import Check, refuse
-from premed.contracts import Augment, Task
+from premed.config.expand import told_apart
+from premed.config.experiment import Experiment
+from premed.config.plugins import plugin
+from premed.config.transforms import Augment
+from premed.contracts import Task
 from premed.data import Data, Show
 from premed.driver import Driver
-from premed.experiment import Experiment
-from premed.fanout import told_apart
-from premed.home import home, storage
+from premed.errors import StageFailed, UserError
 from premed.importing import foresee
 from premed.ledger import first_line
+from premed.paths import home, storage
 from premed.session import Session, ray_or_not, session
-from premed.settings import plugin
-from premed.spec import StageFailed, UserError
 
 
 def run(experiment: Experiment, show: Show) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from premed.errors import LeaseLost, StageFailed
 from premed.leases import Lease, sweep_dead
 from premed.runs import RunStore
-from premed.spec import LeaseLost, StageFailed
 from premed.spool import Spool
 from premed.tracking import transient
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
+from premed.config.plugins import plugin
 from premed.contenders import FRACTION, HEAD, SEEDS, Member, counted, listed
 from premed.contracts import Part
-from premed.experiment import plugin
-from premed.spec import UserError
+from premed.errors import UserError
 
 SOURCE = "pretrain.sources."  # with its number after it: a data set that a pre-training names
 PROTOCOL = ("task.", "data.train", "data.val", "data.test", "finetune.")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas
 
-from premed.spec import UserError
+from premed.errors import UserError
 
 Complaint = tuple[str, str]
 """Where (a file, a line) and what, with the mend."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from premed.randomness import fold, key, uniform
+from premed.rng import fold, key, uniform
 
 Row = TypeVar("Row", bound=Mapping[str, Any])
 Rows = Sequence[Mapping[str, Any]]

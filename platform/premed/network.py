@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 import psutil
 
-from premed.spec import UserError
+from premed.errors import UserError
 
 NAME = "GLOO_SOCKET_IFNAME"
 

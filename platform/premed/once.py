@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Any
 
-from premed.spec import CalledOff
+from premed.errors import CalledOff
 
 LOOK = 0.2  # seconds between two looks at whether a wait is still wanted
 

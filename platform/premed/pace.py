@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from premed.contracts import Batch, Picks, Source
-from premed.ranks import team
+from premed.distributed import team
 
 STARVING = 0.5  # the share of its time that a training may wait for images before it is told of
 PATIENCE = 30.0  # seconds of training that are looked at first

@@ -4,26 +4,30 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
-from premed.contracts import Case, Finding, Part, Task
-from premed.randomness import permutation
-from premed.spec import UserError
+from premed.contracts import Case, Part, Task
+from premed.errors import Finding, UserError
+from premed.rng import permutation
 
 PARTS: tuple[Part, ...] = get_args(Part)
 Split = dict[Part, tuple[str, ...]]
 """Case names per part."""
 
 
-def listed(split: Split, part: Part, labelled: Mapping[str, Case], root: Path, lenient: bool = False) -> list[Case]:
+def listed_cases(
+    split: Split, part: Part, labelled: Mapping[str, Case], root: Path, lenient: bool = False
+) -> list[Case]:
     """The cases of a part, in the order they are listed. Raises UserError for the first fault, unless `lenient`."""
-    refuse(() if lenient else faults(split, labelled, root, [part]))
+    raise_first_error(() if lenient else split_faults(split, labelled, root, [part]))
     if not split.get(part):
         raise UserError(f"task.split.{part} is empty: name at least one case")
     return [labelled[name] for name in split[part] if name in labelled]
 
 
-def faults(split: Split, labelled: Collection[str], root: Path, parts: Sequence[Part] = PARTS) -> Iterator[Finding]:
+def split_faults(
+    split: Split, labelled: Collection[str], root: Path, parts: Sequence[Part] = PARTS
+) -> Iterator[Finding]:
     """Names that stand in two parts (of all), then names of `parts` that no labelled case has."""
-    names = [name for listed in split.values() for name in listed]
+    names = [name for listed_cases in split.values() for name in listed_cases]
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield Finding("error", "task.split", f"{name} stands in two parts; keep it in one")
     for part in parts:
@@ -31,14 +35,14 @@ def faults(split: Split, labelled: Collection[str], root: Path, parts: Sequence[
             yield Finding("error", f"task.split.{part}", f"{name} is not a labelled case of {root}")
 
 
-def refuse(findings: Iterable[Finding]) -> None:
+def raise_first_error(findings: Iterable[Finding]) -> None:
     """Raises the first error among `findings` as a UserError."""
     for finding in findings:
         if finding.severity == "error":
             raise UserError(f"{finding.where}: {finding.what}")
 
 
-def carved(names: Sequence[str], there: Collection[str], share: float, of: int) -> tuple[list[str], list[str]]:
+def carve_val(names: Sequence[str], there: Collection[str], share: float, of: int) -> tuple[list[str], list[str]]:
     """(train, val) of those of `names` that are `there`, both in the order of `names`.
 
     `of` is a draw key: it puts all of `names` in an order, and val is the first of them, so that what is not there
@@ -50,7 +54,7 @@ def carved(names: Sequence[str], there: Collection[str], share: float, of: int) 
     return [name for name in some if name not in val], [name for name in some if name in val]
 
 
-def blind(task: Task) -> list[Case]:
+def unlabelled_val(task: Task) -> list[Case]:
     """What a pre-training on a data set is validated on: val without labels; nothing, where no image has a label."""
     try:
         return [Case(case.name, case.patient, case.image) for case in task.split("val")]
@@ -63,7 +67,7 @@ def blind(task: Task) -> list[Case]:
         raise
 
 
-def missing(cases: Iterable[Case]) -> Iterator[Finding]:
+def missing_files(cases: Iterable[Case]) -> Iterator[Finding]:
     """The files of `cases` that are not there."""
     for case in cases:
         for path in case.files:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from premed.config.experiment import Stage
 from premed.contracts import Domain, Encoder
-from premed.experiment import Stage
-from premed.randomness import key
-from premed.spec import UserError
+from premed.errors import UserError
+from premed.rng import key
 from premed.vault import Vault
 
 DRAWING = threading.RLock()

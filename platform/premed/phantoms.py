@@ -16,10 +16,10 @@ from nibabel.affines import from_matvec
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from premed.errors import UserError
 from premed.radiograph import FINDINGS, chest
-from premed.randomness import Draw, key, permutation
+from premed.rng import Draw, key, permutation
 from premed.shapes import between, blend, bump, ellipsoid, grid, noise, soft, turned
-from premed.spec import UserError
 
 __all__ = ["FINDINGS", "chest", "hippocampus", "write_chestxray14", "write_msd"]
 

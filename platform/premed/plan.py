@@ -10,11 +10,13 @@ from typing import Any
 import yaml
 
 from premed import sweep_board, sweep_page
-from premed.home import home, settled_in
+from premed.config.plugins import plugin
+from premed.config.settings import Train
+from premed.config.spec import canonical
+from premed.errors import UserError
 from premed.launch import settled
-from premed.settings import Train, plugin
+from premed.paths import home, settled_in
 from premed.space import COSTS, MOST, Choice, Sweep
-from premed.spec import UserError, canonical
 from premed.study import Study, Told
 
 

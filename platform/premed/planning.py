@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
 
+from premed.config.experiment import Stage
+from premed.config.plugins import plugin
+from premed.config.settings import Finetune, Pretrain
 from premed.contracts import Plan
-from premed.experiment import Stage
+from premed.errors import UserError
 from premed.fit import Schedule, Trapezoid
 from premed.plans import EpochPlan
-from premed.settings import Finetune, Pretrain, plugin
-from premed.spec import UserError
 
 
 def planned(stage: Stage, sizes: Sequence[int], num_solutions: int = 0) -> tuple[Plan, Schedule]:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from premed.contracts import Picks
-from premed.randomness import key, permutation
+from premed.rng import key, permutation
 
 if TYPE_CHECKING:
-    from premed.settings import Training
+    from premed.config.settings import Training
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from nibabel.imageglobals import LoggingOutputSuppressor
 
+from premed.config.settings import Train
 from premed.contracts import Forward, Sample
 from premed.device import device_of, precision_of
-from premed.experiment import Train
+from premed.errors import StageFailed, UserError
 from premed.segmentation import Segmentation
-from premed.spec import StageFailed, UserError
 from premed.supervised import Network
 from premed.trained import opened
 from premed.unseen import Input, inputs, nothing, sample_of

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from premed.randomness import Draw
+from premed.rng import Draw
 from premed.shapes import between, blend, bump, ellipsoid, grid, noise, soft, turned
 
 COMMON = ("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumothorax", "Consolidation")

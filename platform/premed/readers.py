@@ -16,7 +16,7 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 from PIL import Image, ImageOps
 
 from premed import dicom, grid
-from premed.spec import UserError
+from premed.errors import UserError
 
 PICTURES, VOLUMES, DICOM = (".png", ".jpg", ".jpeg"), (".nii", ".nii.gz"), (".dcm",)
 """Suffixes. DICOM may also have none, and a folder is a volume of DICOM slices."""

@@ -20,12 +20,12 @@ from typing import Any
 import yaml
 
 from premed.cohort import cases, domains
+from premed.config.expand import title
+from premed.config.experiment import Experiment, Stage
+from premed.config.settings import BLIND, PRETRAINING, TRUNK, Kind, Pretrain, Train
 from premed.contracts import Domain, Task
-from premed.experiment import Experiment, Stage
-from premed.fanout import title
-from premed.home import home, portable
-from premed.settings import BLIND, PRETRAINING, TRUNK, Kind, Pretrain, Train
-from premed.spec import StageFailed
+from premed.errors import StageFailed
+from premed.paths import home, portable
 from premed.vault import Vault
 from premed.worker import Job, make_objective
 

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from premed.spec import UserError
+from premed.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np

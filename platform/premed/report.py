@@ -8,10 +8,10 @@ from urllib.parse import urlsplit
 from premed import charts, exhibits, tables
 from premed.console import number
 from premed.contenders import counted, listed
+from premed.errors import UserError
 from premed.page import CHARTED, Cell, bullets, document, drawn, image, table, text
 from premed.runs import RunStore
 from premed.scoreboard import NAMES, Told, signed
-from premed.spec import UserError
 from premed.tables import Cells, Group
 
 EXTREMES = 3  # largest gains and losses that are shown

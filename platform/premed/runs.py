@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from premed import registry, tracking
+from premed.errors import UserError
 from premed.leases import LEASES, process_tags
-from premed.spec import UserError
 from premed.tracking import batches, cell, cut, flat, key
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ import numpy as np
 
 from premed import views
 from premed.cache import Entry
-from premed.contracts import Augment, Sample
-from premed.randomness import Draw
+from premed.config.transforms import Augment
+from premed.contracts import Sample
+from premed.rng import Draw
 
 MOST_TILES = 8  # fixed views per image on which a pre-training is validated
 CHUNK, CHUNK_VOXELS = 64, 2**22  # images that are looked at together at most, and the voxels of one view of each

@@ -8,7 +8,7 @@ from textwrap import fill
 from typing import Any
 
 from premed.console import NAMES, number, table
-from premed.spec import UserError
+from premed.errors import UserError
 
 Told = Mapping[str, Any]
 COLUMNS = [

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from premed import measure, sampling
 from premed.answers import description
-from premed.contracts import Augment, Case, Finding, Forward, Part, Row, Sample
+from premed.config.transforms import Augment, Recipe
+from premed.contracts import Case, Forward, Part, Row, Sample
 from premed.entry import Entry
+from premed.errors import Finding
 from premed.grid import regions_to_native, to_native
-from premed.images import Recipe, read_image
-from premed.partition import missing
-from premed.randomness import Draw
+from premed.partition import missing_files
+from premed.readers import read_image
+from premed.rng import Draw
 from premed.views import centre_start
 
 ATLAS = 32  # edge of the grid on which the constant predictor averages the training labels
@@ -53,7 +55,7 @@ class Segmentation:
         """See `Task.check`; a task with listings of its own has more to tell."""
         parts: tuple[Part, ...] = ("train", "val", "test") if test else ("train", "val")
         for part in parts:
-            yield from missing(self.split(part))
+            yield from missing_files(self.split(part))
 
     def split(self, part: Part) -> list[Case]:
         raise NotImplementedError

@@ -10,15 +10,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from premed.config.settings import Train
 from premed.crew import Crew, actor
 from premed.data import Show
 from premed.driver import Common, Trainer
-from premed.experiment import Train
+from premed.errors import StageFailed, UserError
 from premed.fleet import Fleet, Member, fits, workers_of
-from premed.home import settled_in
 from premed.ledger import Ledger, Patient
+from premed.paths import settled_in
 from premed.runs import RunStore
-from premed.spec import StageFailed, UserError
 from premed.worker import Job, run_stage
 
 TOLD = 0.5  # seconds between two looks at what the ledger has heard

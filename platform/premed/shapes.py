@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from premed.grid import linear
-from premed.randomness import Draw
+from premed.rng import Draw
 
 STEP = 6.0  # mm, the finest grid on which `field_of` draws
 

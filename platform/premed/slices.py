@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from premed.contracts import Augment, Sample, Task
-from premed.randomness import Draw
+from premed.config.transforms import Augment
+from premed.contracts import Sample, Task
+from premed.rng import Draw
 
 
 class Sliced:

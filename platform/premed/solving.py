@@ -15,9 +15,9 @@ from torch import Tensor
 
 from premed import sampling
 from premed.contracts import Sample, Solution
+from premed.distributed import team
+from premed.errors import UserError
 from premed.fit import Watch
-from premed.ranks import team
-from premed.spec import UserError
 from premed.supervised import Supervised
 
 

@@ -7,8 +7,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from premed.contracts import Batch, Domain, Picks, Sample
-from premed.randomness import Draw, fold, sample_keys
-from premed.spec import UserError
+from premed.errors import UserError
+from premed.rng import Draw, fold, sample_keys
 
 
 class Mapped:
@@ -53,7 +53,9 @@ class Mapped:
                 )
         except UserError as error:
             # a loader process wraps a message in its traceback, of which it is the last line
-            raise UserError(error.args[0].strip().splitlines()[-1].removeprefix("premed.spec.UserError: ")) from None
+            raise UserError(
+                error.args[0].strip().splitlines()[-1].removeprefix("premed.config.spec.UserError: ")
+            ) from None
 
 
 class Views(Dataset):

@@ -21,9 +21,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StrictInt, model_validator
 
 from premed import axes
-from premed.experiment import Experiment, gathered, given, loaded, merged, nested, parsed, read
-from premed.fanout import fan_out, listed
-from premed.spec import Spec, UserError, elsewhere, validated
+from premed.config.expand import fan_out, listed
+from premed.config.experiment import Experiment
+from premed.config.loader import gathered, given, loaded, merged, nested, parsed, read
+from premed.config.spec import Spec, elsewhere, validated
+from premed.errors import UserError
 
 COSTS = ("seconds", "pretrain_seconds", "finetune_seconds", "peak_memory_mb")
 """What a trial costs: measured seconds of its stages (a shared pre-training counts whole), and the most memory."""

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from premed.randomness import key
+from premed.config.spec import canonical
+from premed.errors import UserError
+from premed.rng import key
 from premed.space import Choice, Range, Setting, Sweep
-from premed.spec import UserError, canonical
 from premed.tracking import driven, masked
 
 if TYPE_CHECKING:

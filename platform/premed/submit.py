@@ -25,9 +25,9 @@ from zipfile import ZipFile
 import yaml
 
 import premed
-from premed.experiment import read
+from premed.config.loader import read
+from premed.errors import Left, StageFailed, UserError
 from premed.ledger import commit
-from premed.spec import Left, StageFailed, UserError
 
 PACKAGE = Path(premed.__file__).parent
 CHECKOUT = PACKAGE.parent.parent  # of a premed that runs from one

@@ -13,13 +13,13 @@ from statistics import pstdev
 from typing import Any
 
 from premed.data import Show
+from premed.errors import CalledOff, StageFailed, UserError
 from premed.launch import looked_over, settled
 from premed.ledger import first_line
 from premed.plan import Plan, said, trains_of
 from premed.records import row
 from premed.session import Session, session
 from premed.space import Sweep
-from premed.spec import CalledOff, StageFailed, UserError
 from premed.study import State, Study, Told
 from premed.trial import Trial, Validations
 from premed.tuning import conduct, rungs, scheduler_of

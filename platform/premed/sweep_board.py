@@ -12,9 +12,9 @@ from rich.text import Text
 
 from premed.axes import Told, fields, short, word
 from premed.console import table, width
+from premed.errors import UserError, printable
 from premed.figures import short as shortened
 from premed.findings import Grid, cost, grid, kinds, pairs, scored, seeds
-from premed.spec import UserError, printable
 from premed.sweep_words import (
     about,
     answer,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from premed import charts, sweep_charts
 from premed.axes import Told, fields, short, varied
+from premed.errors import UserError
 from premed.figures import FAINT
 from premed.findings import Grid, against, cost, curve, done, grid, kinds, pairs, reuse, scored
 from premed.page import CHARTED, Cell, bullets, document, drawn, table, text
-from premed.spec import UserError
 from premed.sweep_charts import BEST, DONE, Curve, Rivals
 from premed.sweep_words import (
     about,

@@ -8,8 +8,8 @@ from pathlib import Path
 from premed.axes import Told, called, fields, finite, short, varied
 from premed.console import NAMES, number
 from premed.contenders import counted, listed
+from premed.errors import printable
 from premed.findings import Grid, Spread, done, ranking, reuse, scored
-from premed.spec import printable
 from premed.stats import SEEDS
 
 STAGES = {"import": "weights", "pretrain": "pre-training", "finetune": "fine-tuning"}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from premed.randomness import Draw
+from premed.rng import Draw
 from premed.shapes import between, blend, bump, ellipsoid, field_of, noise, soft, tube
 
 WALL, CAVITY = (146, 98), (128, 84)  # half axes of the muscles' outside and inside, in a standard patient

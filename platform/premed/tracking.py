@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from premed.spec import UserError
+from premed.errors import UserError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

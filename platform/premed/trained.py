@@ -14,14 +14,14 @@ from typing import Any, cast
 
 from premed import registry
 from premed.classification import Classification
+from premed.config.plugins import plugin
+from premed.config.transforms import Recipe
 from premed.contracts import Encoder, Task
-from premed.experiment import plugin
-from premed.home import home
-from premed.images import Recipe
+from premed.errors import UserError
 from premed.parts import drawn, load_encoder, load_strictly, weights_of
+from premed.paths import home
 from premed.runs import Run, RunStore
 from premed.segmentation import Regions, Segmentation
-from premed.spec import UserError
 from premed.supervised import Network
 from premed.vault import Vault
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
+from premed.config.experiment import Experiment
 from premed.data import Show
 from premed.driver import Driver
-from premed.experiment import Experiment
+from premed.errors import CalledOff, StageFailed, UserError
 from premed.fleet import Member
-from premed.home import storage
 from premed.ledger import first_line
+from premed.paths import storage
 from premed.session import Session
-from premed.spec import CalledOff, StageFailed, UserError
 from premed.vault import Vault
 
 STAGES = {"pretrain_seconds": ("pretrain", "trunk", "cooldown"), "finetune_seconds": ("finetune",)}

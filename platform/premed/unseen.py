@@ -7,12 +7,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+from premed.config.transforms import Recipe
 from premed.contracts import Case, Sample
 from premed.dicom import is_dicom, members
 from premed.entry import Entry, write
-from premed.images import Recipe, prepare
+from premed.errors import UserError
+from premed.images import prepare
 from premed.readers import DICOM, PICTURES, VOLUMES
-from premed.spec import UserError
 
 
 class Input(NamedTuple):

@@ -11,46 +11,10 @@ from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
-from pydantic import Field, field_validator
 
-from premed.randomness import Draw
-from premed.spec import Spec
+from premed.rng import Draw
 
 Start = tuple[int, ...]
-
-
-class Augment(Spec):
-    """How the views of an image vary from epoch to epoch. Chances are per axis and view."""
-
-    crops: int = Field(default=1, ge=1)
-    """Views of one image in one step; the batch and the learning rate count images (MONAI: num_samples)."""
-    flip: float = Field(default=0.0, ge=0, le=1)
-    flip_axes: tuple[int, ...] | None = None
-    """The spatial axes that may flip; None: all of a volume's, left-right of a picture."""
-    rotate: float = Field(default=0.0, ge=0, le=1)
-    """3D: chance of a quarter turn in a random plane."""
-    intensity: float = Field(default=0.0, ge=0, le=1)
-    """3D: chance of scaling, and of shifting, the values by up to 10 %."""
-    shift: int | None = Field(default=None, ge=0)
-    """3D: crops lie within so many voxels of the image's centre; None: anywhere."""
-    positive: float | None = Field(default=None, ge=0, le=1)
-    """3D, with labels: the share of crops centred on a labelled voxel; None: crops do not look at labels."""
-    scale: tuple[float, float] | None = None
-    """2D: random resized crop, share of the area; None: the whole picture."""
-    rand: str | None = Field(default=None, pattern=r"^rand(-[a-z]+[0-9.]*)*$")
-    """2D: timm's RandAugment policy, such as rand-m9-mstd0.5-inc1."""
-
-    def misfits(self, dims: int) -> list[str]:
-        """The fields that are set and mean nothing for images of so many dimensions."""
-        others = ("scale", "rand") if dims == 3 else ("rotate", "intensity", "shift", "positive")
-        return [name for name in others if getattr(self, name) != type(self).model_fields[name].default]
-
-    @field_validator("scale")
-    @classmethod
-    def _share(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
-        if scale is not None and not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f"{list(scale)} are not shares of the area: give [low, high] with 0 < low <= high <= 1")
-        return scale
 
 
 class Located(Protocol):

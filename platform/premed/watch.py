@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from premed.contracts import Objective, Picks, Plan, Row, Sample
+from premed.distributed import team
+from premed.errors import UserError
 from premed.pace import Pace
-from premed.ranks import team
-from premed.spec import UserError
 from premed.vault import KEPT, Vault
 
 Emit = Callable[[dict[str, Any]], None]

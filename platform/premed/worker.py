@@ -14,21 +14,22 @@ import torch.distributed as dist
 
 from premed.cache import Cache
 from premed.cohort import absent, cases, domains
+from premed.config.experiment import Stage
+from premed.config.plugins import plugin
+from premed.config.settings import Finetune, Pretrain, Train
 from premed.contracts import Case, Domain, Objective, Sample, Task
 from premed.data import refuse_unnamed
 from premed.device import device_of, forget_peak_memory, peak_memory_mb, precision_of
-from premed.experiment import Stage
+from premed.distributed import team
+from premed.errors import UserError
 from premed.fit import distributed, fit, make_optimizer
 from premed.importing import bring
 from premed.measure import bootstrap_interval, undefined_classes
 from premed.pace import Pace
 from premed.parts import card, drawn, load_encoder, load_strictly, weights_of
 from premed.planning import planned
-from premed.ranks import team
-from premed.settings import Finetune, Pretrain, Train, plugin
 from premed.solving import solve
 from premed.sources import Mapped
-from premed.spec import UserError
 from premed.supervised import Network, Supervised
 from premed.vault import Vault
 from premed.watch import SNAPSHOTS, Everywhere, NotFinite, Watch, collapsed, measured, passed_gate

@@ -17,8 +17,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from premed.branches import Block, Stage, branch, convolution, doubling, halving, resized, split
+from premed.config.spec import Spec, preset
 from premed.contracts import Encoder, Features, Scale
-from premed.spec import Spec, UserError, preset
+from premed.errors import UserError
 
 SIZES = {  # blocks per stage, of the encoder and of the decoder
     "tiny": {"depths": (1, 1, 1, 1), "decoder_depths": (1, 1, 1)},

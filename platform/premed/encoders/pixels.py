@@ -8,8 +8,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from premed.config.spec import Spec
 from premed.contracts import Encoder, Features
-from premed.spec import Spec, UserError
+from premed.errors import UserError
 
 
 class Config(Spec):

@@ -11,8 +11,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from premed.config.spec import Spec
 from premed.contracts import Encoder, Features, Scale
-from premed.spec import Spec, UserError
+from premed.errors import UserError
 
 GROUPS = 8  # of the norms
 

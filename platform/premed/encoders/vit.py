@@ -14,8 +14,9 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from premed.config.spec import Spec, preset
 from premed.contracts import Encoder, Features
-from premed.spec import Spec, UserError, preset
+from premed.errors import UserError
 
 SIZES = {  # width, depth, heads of timm's tiny, small and base
     "tiny": {"width": 192, "depth": 12, "heads": 3},

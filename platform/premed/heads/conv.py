@@ -11,8 +11,9 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from premed.config.spec import Spec
 from premed.contracts import Encoder, Features, Head, Scale, Task
-from premed.spec import Spec, UserError
+from premed.errors import UserError
 
 
 class Config(Spec):

@@ -16,8 +16,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from premed.config.spec import Spec
 from premed.contracts import Encoder, Features, Head, Solution, Task
-from premed.spec import Spec, UserError
+from premed.errors import UserError
 
 ITERATIONS = 1000  # scikit-learn's L-BFGS ends far earlier where the regularisation is of any strength
 

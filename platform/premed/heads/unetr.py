@@ -9,8 +9,9 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from premed.config.spec import Spec
 from premed.contracts import Encoder, Features, Head, Task
-from premed.spec import Spec, UserError
+from premed.errors import UserError
 
 
 class Config(Spec):

@@ -26,13 +26,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from premed.config.spec import Spec
 from premed.contracts import Batch, Domain, Encoder, Features, Objective, Row, Sample
 from premed.embeddings import gathered, nt_xent, shared, spread, supervised_contrast
+from premed.errors import UserError
 from premed.jitter import Jitter, jittered
 from premed.plans import Balanced
-from premed.randomness import bits, fold, key
+from premed.rng import bits, fold, key
 from premed.slices import Sliced
-from premed.spec import Spec, UserError
 
 CHUNK = 32  # validation views per forward; the rows do not depend on it
 AMONG = 256  # validation images that are contrasted with each other; at a time, so that any number of them may be

@@ -36,11 +36,12 @@ from pydantic import PositiveFloat
 from torch import Tensor
 
 from premed import hub
+from premed.config.spec import Spec, elsewhere
+from premed.config.transforms import Recipe
 from premed.contracts import Encoder, Task
 from premed.encoders.vit import Block, ViT, sincos
-from premed.home import expanded
-from premed.images import Recipe
-from premed.spec import Spec, UserError, elsewhere
+from premed.errors import UserError
+from premed.paths import expanded
 
 DROPPED = ("head.", "head_dist.", "fc.", "pre_logits.", "mask_token", "decoder")
 STEM, BIAS, PLACES = "patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed"

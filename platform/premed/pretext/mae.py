@@ -14,10 +14,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from premed.config.spec import Spec
 from premed.contracts import Batch, Domain, Encoder, Features, Objective, Row, Sample, Task
 from premed.encoders.vit import Block, init_weights, patchify, sincos, unpatchify, with_class_row
-from premed.randomness import bits, fold, key
-from premed.spec import Spec, UserError
+from premed.errors import UserError
+from premed.rng import bits, fold, key
 
 FILMED = 2  # cases whose reconstruction is kept through the training
 CHUNK = 32  # validation views per forward; the rows do not depend on it

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from premed.spec import Spec
+from premed.config.spec import Spec
 
 
 class Config(Spec):

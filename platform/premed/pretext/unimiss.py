@@ -21,15 +21,16 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from premed.config.spec import Spec
 from premed.contracts import Batch, Domain, Encoder, Objective, Row, Sample
+from premed.distributed import team
 from premed.encoders.mit import MiT
+from premed.errors import UserError
 from premed.plans import InTurn
-from premed.randomness import Draw, fold, key
-from premed.ranks import team
-from premed.spec import Spec, UserError
+from premed.rng import Draw, fold, key
 
 if TYPE_CHECKING:
-    from premed.settings import Pretrain
+    from premed.config.settings import Pretrain
 
 CHUNK = 16  # validation images per forward; the rows do not depend on it
 

@@ -14,13 +14,14 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from premed import partition
-from premed.contracts import Case, Finding, Part
+from premed.config.spec import Spec, elsewhere
+from premed.config.transforms import Recipe
+from premed.contracts import Case, Part
 from premed.decathlon import Decathlon
-from premed.home import data_root
-from premed.images import Recipe
-from premed.randomness import key, permutation
+from premed.errors import Finding, UserError
+from premed.paths import data_root
+from premed.rng import key, permutation
 from premed.segmentation import Regions
-from premed.spec import Spec, UserError, elsewhere
 
 FOLDS = 5
 CHANNELS = ("flair", "t1w", "t1gd", "t2w")
@@ -92,14 +93,14 @@ class Brats(Regions):
         return [Case(case.name, case.patient, case.image) for case in [*train, *blind]]
 
     def split(self, part: Part) -> list[Case]:
-        partition.refuse(() if self.lenient else self.folder.listed.faults)
+        partition.raise_first_error(() if self.lenient else self.folder.listed.faults)
         if not self.labelled:
             raise UserError(f"{self.folder.listing}: no entry has a label; these images can only be pre-trained on")
         if self.config.split is not None:
-            cases = partition.listed(self.config.split, part, self.labelled, self.root, self.lenient)
+            cases = partition.listed_cases(self.config.split, part, self.labelled, self.root, self.lenient)
         else:
             cases = [self.labelled[name] for name in self.dealt()[part]]
-        partition.refuse(() if self.lenient else self.missing(cases))
+        partition.raise_first_error(() if self.lenient else self.missing(cases))
         there = [case for case in cases if not [*self.missing([case])]]
         if not there:
             raise UserError(
@@ -117,7 +118,7 @@ class Brats(Regions):
         names, seed = sorted(self.labelled), self.config.split_seed
         test = {names[i] for i in permutation(key(seed, "brats folds"), len(names))[self.config.fold :: FOLDS]}
         rest = [name for name in names if name not in test]
-        train, val = partition.carved(rest, rest, self.config.val_share, key(seed, "brats val", self.config.fold))
+        train, val = partition.carve_val(rest, rest, self.config.val_share, key(seed, "brats val", self.config.fold))
         return {"train": train, "val": val, "test": sorted(test)}
 
     # What is there --------------------------------------------------------------------------------------------------
@@ -155,7 +156,7 @@ class Brats(Regions):
                 what = "has no label; it serves" if each.is_there else "is missing, nor has it a label; it would serve"
                 yield Finding("note", str(each.case.image[0]), f"{what} pre-training only")
         if self.config.split is not None:
-            yield from partition.faults(self.config.split, self.labelled, self.root)
+            yield from partition.split_faults(self.config.split, self.labelled, self.root)
             listed = {name for names in self.config.split.values() for name in names}
         else:
             listed = {name for part, names in self.dealt().items() if test or part != "test" for name in names}

@@ -14,12 +14,13 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from premed import measure, partition
-from premed.contracts import Case, Finding, Part, Row
-from premed.home import data_root
-from premed.images import Recipe
-from premed.randomness import key
+from premed.config.spec import Spec, elsewhere
+from premed.config.transforms import Recipe
+from premed.contracts import Case, Part, Row
+from premed.errors import Finding
+from premed.paths import data_root
+from premed.rng import key
 from premed.segmentation import Segmentation
-from premed.spec import Spec, elsewhere
 
 ORGANS = (
     *("spleen", "right_kidney", "left_kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta"),
@@ -102,12 +103,12 @@ class BTCV(Segmentation):
 
     def split(self, part: Part) -> list[Case]:
         if self.config.split is not None:
-            return partition.listed(self.config.split, part, self.labelled, self.root, self.lenient)
-        partition.refuse(() if self.lenient else self.faults(TEST if part == "test" else TRAIN))
+            return partition.listed_cases(self.config.split, part, self.labelled, self.root, self.lenient)
+        partition.raise_first_error(() if self.lenient else self.faults(TEST if part == "test" else TRAIN))
         if part == "test":
             return [self.labelled[name] for name in TEST if name in self.labelled]
         of = key(self.config.split_seed, "btcv val")
-        train, val = partition.carved(TRAIN, self.labelled, self.config.val_share, of)
+        train, val = partition.carve_val(TRAIN, self.labelled, self.config.val_share, of)
         return [self.labelled[name] for name in (train if part == "train" else val)]
 
     # What is there --------------------------------------------------------------------------------------------------
@@ -154,7 +155,7 @@ class BTCV(Segmentation):
             yield from self.faults(TRAIN)
             yield from self.faults(TEST) if test else ()
         else:
-            yield from partition.faults(listed, self.labelled, self.root)
+            yield from partition.split_faults(listed, self.labelled, self.root)
         claimed = {*TRAIN, *TEST} if listed is None else set(sum(listed.values(), ()))
         for name in sorted({*self.cases, *self.files("label")} - claimed):
             yield self.unclaimed(name)

@@ -14,11 +14,12 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from premed.classification import Classification
-from premed.contracts import Case, Finding, Part
-from premed.home import data_root
-from premed.images import Recipe
-from premed.randomness import key, permutation
-from premed.spec import Spec, UserError, elsewhere
+from premed.config.spec import Spec, elsewhere
+from premed.config.transforms import Recipe
+from premed.contracts import Case, Part
+from premed.errors import Finding, UserError
+from premed.paths import data_root
+from premed.rng import key, permutation
 
 FINDINGS = (
     *("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax"),

@@ -16,12 +16,13 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from premed import listing, splits
 from premed.classification import Classification
-from premed.contracts import Case, Finding, Part
-from premed.home import data_root
-from premed.images import Recipe
-from premed.randomness import key
+from premed.config.spec import Spec, elsewhere
+from premed.config.transforms import Recipe
+from premed.contracts import Case, Part
+from premed.errors import Finding, UserError
+from premed.paths import data_root
 from premed.readers import DICOM, PICTURES, VOLUMES
-from premed.spec import Spec, UserError, elsewhere
+from premed.rng import key
 
 
 class Columns(Spec):
@@ -204,16 +205,16 @@ class Images(Classification):
             rows = [(case.patient, words.get(cell, "")) for case, cell in zip(self.cases, self.dealt, strict=True)]
             train = {who for who, part in rows if part == "train"} & self.patients
             carve = all(part != "val" for _, part in rows)
-            val = splits.carved(train, config.shares[1] / sum(config.shares[:2]), seed) if carve else set()
+            val = splits.carve_patients(train, config.shares[1] / sum(config.shares[:2]), seed) if carve else set()
             return ["val" if part == "train" and who in val else part for who, part in rows]
-        of = splits.dealt(self.patients, config.shares, seed)
+        of = splits.deal_patients(self.patients, config.shares, seed)
         if config.split is not None:
             of = {who: part for part, patients in config.split.items() for who in patients}
         return [of.get(case.patient, "") for case in self.cases]
 
     def wrong_parts(self) -> Iterator[listing.Complaint]:
         if self.config.split is not None:
-            for what in splits.wrongly_listed(self.config.split, self.patients):
+            for what in splits.listing_faults(self.config.split, self.patients):
                 yield "task.split", what
         elif self.dealt is not None:
             words = [word for part in self.config.parts.values() for word in part]
@@ -223,7 +224,7 @@ class Images(Classification):
             ]
             said = f"is none of {', '.join(words)}; mend it, or name it in task.parts"
             yield from listing.foreign(self.table, self.dealt, wrong, said)
-        for what in splits.in_two((case.patient for case in self.cases), self.parts):
+        for what in splits.in_two_parts((case.patient for case in self.cases), self.parts):
             yield str(self.table), what
 
     def images(self) -> list[Case]:

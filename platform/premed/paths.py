@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from premed.spec import UserError
+from premed.errors import UserError
 
 UPLOADS = "working_dir_files"  # where Ray unpacks what came with a job, below its session's runtime_resources/
 DATA = "${PREMED_DATA}"  # as YAMLs write it

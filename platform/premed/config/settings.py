@@ -1,25 +1,20 @@
 """What a stage is told: how long, how fast, from which seed; and plug-ins, which are named by their files."""
 
-from functools import partial
-from importlib import import_module
 from math import ceil
-from pathlib import Path
-from pkgutil import iter_modules
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
     Field,
-    SerializeAsAny,
     TypeAdapter,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
-import premed
-from premed.contracts import Augment
-from premed.spec import Spec, elsewhere
+from premed.config.plugins import plugged
+from premed.config.spec import Spec, elsewhere
+from premed.config.transforms import Augment
 
 Kind = Literal["pretrain", "trunk", "cooldown", "import", "finetune", "test"]
 PRETRAINING: tuple[Kind, ...] = ("pretrain", "trunk", "cooldown")
@@ -28,27 +23,6 @@ BLIND: tuple[Kind, ...] = (*PRETRAINING, "import")
 """They make an encoder and see no label, so that any number of fine-tunings may share them."""
 TRUNK = "trunk_"
 """With its epochs after it: what an experiment calls a segment of the trunk that its pre-training stands on."""
-
-
-def plugin(folder: str, config: Any) -> Any:
-    """The module of `folder` that a configuration's `name` means."""
-    name = config.get("name") if isinstance(config, dict) else getattr(config, "name", config)
-    names = sorted(module.name for module in iter_modules([str(Path(premed.__file__).parent / folder)]))
-    if name not in names:
-        raise ValueError(f"{name!r} is not one of {', '.join(names)}")
-    return import_module(f"premed.{folder}.{name}")
-
-
-def _configured(folder: str, config: Any) -> Any:
-    if isinstance(config, Spec):
-        return config
-    module = plugin(folder, config)
-    return module.Config.model_validate(config if isinstance(config, dict) else {"name": config})
-
-
-def plugged(folder: str) -> Any:
-    """The type of a field that holds a plug-in's configuration, by its name alone or with more."""
-    return Annotated[SerializeAsAny[Spec], BeforeValidator(partial(_configured, folder))]
 
 
 Beta = Annotated[float, Field(ge=0, lt=1)]

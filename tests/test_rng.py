@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from premed.randomness import Draw, bits, fold, key, permutation, sample_keys, uniform
+from premed.rng import Draw, bits, fold, key, permutation, sample_keys, uniform
 
 KEYS = st.integers(-(2**63), 2**63 - 1)
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -157,7 +157,7 @@ def test_a_draw_stays_below_its_high_end(of, low, width):
 
 
 def test_a_sum_that_rounds_up_to_the_high_end_is_taken_back(monkeypatch):
-    monkeypatch.setattr("premed.randomness.uniform", lambda keys, n: np.full(n, 1 - 2.0**-24, np.float32))
+    monkeypatch.setattr("premed.rng.uniform", lambda keys, n: np.full(n, 1 - 2.0**-24, np.float32))
     assert Draw(0).uniform("x", 1, 100, 101)[0] < 101
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from premed import experiment
-from premed.experiment import Experiment, Stage, checked, load
+from premed.config import experiment
+from premed.config.experiment import Experiment, Stage
+from premed.config.loader import checked, load
+from premed.errors import UserError
 from premed.pretext import mae
-from premed.spec import UserError
 
 TREE = {
     "task": {"name": "chestxray14", "size": 32, "stored": 64},

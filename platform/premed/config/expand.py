@@ -13,8 +13,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, StrictInt
 
-from premed.experiment import Experiment, checked, gathered, given, merged, plugin
-from premed.spec import Spec, UserError, validated
+from premed.config.experiment import Experiment
+from premed.config.loader import checked, gathered, given, merged
+from premed.config.plugins import plugin
+from premed.config.spec import Spec, validated
+from premed.errors import UserError
 
 
 def listed(example: str, value: Any) -> Sequence[Any]:

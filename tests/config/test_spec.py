@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, SerializeAsAny, ValidationError
 
-from premed.spec import Spec, canonical, elsewhere
+from premed.config.spec import Spec, canonical, elsewhere
 
 
 class Inner(Spec):
@@ -88,7 +88,8 @@ def test_the_version_is_not_a_setting():
 
 
 def test_a_digest_is_the_same_in_another_process_and_has_64_hex_digits():
-    program = "from premed.spec import Spec\nclass A(Spec):\n x: dict = {'b': 1, 'a': (2.5, None)}\nprint(A().digest())"
+    program = "from premed.config.spec import Spec\nclass A(Spec):\n x: dict = {'b': 1, 'a': (2.5, None)}\n"
+    program += "print(A().digest())"
     seen = {
         subprocess.run(
             [sys.executable, "-c", program], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True

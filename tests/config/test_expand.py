@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from premed.cohort import fraction
+from premed.config.expand import load_all, percent, title, told_apart
+from premed.config.loader import load
 from premed.contracts import Case
-from premed.experiment import load
-from premed.fanout import load_all, percent, title, told_apart
-from premed.spec import UserError
+from premed.errors import UserError
 
 STEPS = {"epochs": 1, "batch": 4, "lr": 1e-3}
 NONE = {

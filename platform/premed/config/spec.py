@@ -3,51 +3,11 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-
-def printable(said: object) -> str:
-    """On one line and fit for any terminal and encoding, whatever file names hold: what cannot be seen is escaped."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in str(said))
-
-
-class UserError(Exception):
-    """What the user can mend: one line naming the file or field and the mend. The CLI exits with code 2."""
-
-    def __str__(self) -> str:
-        return printable(super().__str__())
-
-
-class Finding(NamedTuple):
-    """Something that `premed data check` has to say."""
-
-    severity: Literal["error", "note"]
-    where: str  # a file or a field
-    what: str  # what is wrong with it, and the mend
-
-    @classmethod
-    def of(cls, error: UserError) -> "Finding":
-        """A refusal as a finding: what stands before the first colon is the file or field."""
-        where, _, what = str(error).partition(": ")
-        return cls("error", where, what)
-
-
-class StageFailed(Exception):
-    """A stage ended without a result; one line says why. What was reached stays and is gone on from. Exit code 1."""
-
-
-class CalledOff(BaseException):
-    """Nobody wants this work any more. No Exception, so that nothing on its way takes it for a failure."""
-
-
-class Left(Exception):
-    """The user went away from something that goes on without them; one line says how to come back. Exit code 130."""
-
-
-class LeaseLost(StageFailed):
-    """Another command took the stage over while this one was silent; it is that one's now, records and all."""
+from premed.errors import UserError
 
 
 class Spec(BaseModel):

@@ -1,0 +1,92 @@
+"""What a YAML says of how images are preprocessed (once, deterministic) and augmented (every view, random)."""
+
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from premed.config.spec import Spec
+
+
+class Augment(Spec):
+    """How the views of an image vary from epoch to epoch. Chances are per axis and view."""
+
+    crops: int = Field(default=1, ge=1)
+    """Views of one image in one step; the batch and the learning rate count images (MONAI: num_samples)."""
+    flip: float = Field(default=0.0, ge=0, le=1)
+    flip_axes: tuple[int, ...] | None = None
+    """The spatial axes that may flip; None: all of a volume's, left-right of a picture."""
+    rotate: float = Field(default=0.0, ge=0, le=1)
+    """3D: chance of a quarter turn in a random plane."""
+    intensity: float = Field(default=0.0, ge=0, le=1)
+    """3D: chance of scaling, and of shifting, the values by up to 10 %."""
+    shift: int | None = Field(default=None, ge=0)
+    """3D: crops lie within so many voxels of the image's centre; None: anywhere."""
+    positive: float | None = Field(default=None, ge=0, le=1)
+    """3D, with labels: the share of crops centred on a labelled voxel; None: crops do not look at labels."""
+    scale: tuple[float, float] | None = None
+    """2D: random resized crop, share of the area; None: the whole picture."""
+    rand: str | None = Field(default=None, pattern=r"^rand(-[a-z]+[0-9.]*)*$")
+    """2D: timm's RandAugment policy, such as rand-m9-mstd0.5-inc1."""
+
+    def misfits(self, dims: int) -> list[str]:
+        """The fields that are set and mean nothing for images of so many dimensions."""
+        others = ("scale", "rand") if dims == 3 else ("rotate", "intensity", "shift", "positive")
+        return [name for name in others if getattr(self, name) != type(self).model_fields[name].default]
+
+    @field_validator("scale")
+    @classmethod
+    def _share(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
+        if scale is not None and not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"{list(scale)} are not shares of the area: give [low, high] with 0 < low <= high <= 1")
+        return scale
+
+
+class Recipe(Spec):
+    """The deterministic preprocessing of one kind of image: done once, before any random view."""
+
+    dims: Literal[2, 3]
+    channels: PositiveInt = 1
+    size: tuple[PositiveInt, PositiveInt] | None = None
+    """2D: resized to (H, W), antialiased; None keeps the file's."""
+    equalize: bool = False
+    """2D: histogram equalisation of 8-bit images, before resizing."""
+    orientation: str = Field(default="RAS", pattern="^[RLAPSI]{3}$")
+    """3D: where the numbers of each axis grow to; axes are flipped and permuted to the closest, never rotated."""
+    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    """3D: mm between voxels; linear for the image, nearest for the label; None keeps the file's."""
+    crop_foreground: bool = False
+    """3D: only the box of voxels above the window's low end (above 0 without a window), seen in the image alone."""
+    window: tuple[float, float] | None = None
+    """Clip to these values."""
+    percentiles: tuple[float, float] | None = None
+    """Clip each channel to these percentiles of it (of its non-zero voxels, for `zscore_nonzero`)."""
+    normalise: Literal["window", "zscore", "zscore_nonzero", "grey"]
+    """`window` to [0, 1]; `zscore` of each channel, `zscore_nonzero` by and of its non-zero voxels; `grey`: 8 bit to
+    [0, 1], then (x - mean) / std."""
+    mean: float = 0.5  # `grey`: SelfMedMAE's for chest X-rays
+    std: PositiveFloat = 0.225
+
+    @model_validator(mode="after")
+    def _fits_together(self):
+        three = self.spacing is not None or self.crop_foreground or self.orientation != "RAS"
+        if self.dims == 2 and three:
+            raise ValueError("spacing, crop_foreground and orientation are for dims: 3")
+        if self.dims == 3 and (self.size or self.equalize or self.normalise == "grey"):
+            raise ValueError("size, equalize and normalise: grey are for dims: 2")
+        if any(len({*pair} & {*self.orientation}) != 1 for pair in ("RL", "AP", "SI")):
+            raise ValueError(f"orientation: {self.orientation!r} must have one letter each of R/L, A/P and S/I")
+        if self.normalise == "window" and self.window is None:
+            raise ValueError("normalise: window needs window: [low, high]")
+        if self.window and self.percentiles or (self.normalise == "grey" and (self.window or self.percentiles)):
+            raise ValueError("window and percentiles exclude each other, and normalise: grey takes neither")
+        for name, pair in (("window", self.window), ("percentiles", self.percentiles)):
+            if pair and not pair[0] < pair[1]:
+                raise ValueError(f"{name}: the first must be below the second")
+        if self.percentiles and not (self.percentiles[0] >= 0 and self.percentiles[1] <= 100):
+            raise ValueError("percentiles: between 0 and 100")
+        return self
+
+    @property
+    def shown(self) -> bool:
+        """Whether DICOM pictures are taken as a screen shows them (8 bit) rather than as they were measured."""
+        return self.equalize or self.normalise == "grey"

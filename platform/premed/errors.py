@@ -1,0 +1,45 @@
+"""What can go wrong, by who can do something about it; the CLI turns each into a line and an exit code."""
+
+from typing import Literal, NamedTuple
+
+
+def printable(value: object) -> str:
+    """`value` as one line fit for any terminal and encoding: what is not printable, in file names say, is escaped."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in str(value))
+
+
+class UserError(Exception):
+    """The user can fix it: one line that names the file or field and the fix. The CLI exits with code 2."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+class Finding(NamedTuple):
+    """One line of `premed data check`."""
+
+    severity: Literal["error", "note"]
+    where: str  # a file or a field
+    what: str  # what is wrong with it, and how to fix it
+
+    @classmethod
+    def of(cls, error: UserError) -> "Finding":
+        """A UserError as a finding: the text before the first colon is the file or field."""
+        where, _, what = str(error).partition(": ")
+        return cls("error", where, what)
+
+
+class StageFailed(Exception):
+    """A stage failed; one line says why. Checkpoints stay, and the same command resumes from them. Exit code 1."""
+
+
+class CalledOff(BaseException):
+    """The work was cancelled. A BaseException, so that no `except Exception` on the way takes it for a failure."""
+
+
+class Left(Exception):
+    """The user detached from a job that keeps running; one line says how to attach again. Exit code 130."""
+
+
+class LeaseLost(StageFailed):
+    """Another process took over a stage's lease after this one's heartbeat stopped; it owns the run now."""
