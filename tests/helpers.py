@@ -101,6 +101,7 @@ def rank_main(rank: int, world: int, meeting: str, function: Callable[..., None]
 
 def stage_main(job: Any, kill: str, poison: str) -> None:
     from premed import worker
+    from premed.events import CheckpointSaved, MetricsLogged
 
     worker.draw_pictures = lambda *_: None  # they cost more than the training
     if worker.team()[0] == 0:
@@ -108,8 +109,10 @@ def stage_main(job: Any, kill: str, poison: str) -> None:
     if poison:
         poisoned(poison)
 
-    def emit(event: dict[str, Any]) -> None:
-        if f"{event['event']} {event.get('step')}" == kill:
+    moments = {MetricsLogged: "row", CheckpointSaved: "saved"}
+
+    def emit(event: Any) -> None:
+        if type(event) in moments and f"{moments[type(event)]} {event.step}" == kill:
             die()
 
     worker.run_stage(job, emit, lambda numbers: None)

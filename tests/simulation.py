@@ -100,7 +100,7 @@ def run(world, method, simulations=SIMULATIONS, seed=0):
     scores, gains = (np.mean([world.truth(gain, labels) for labels, _ in drawn]) for gain in (0.0, world.gain))
     found = [intervals(world, *each, method) for each in drawn]
     holds = [(one.low <= scores <= one.high, two.low <= gains - scores <= two.high) for one, two in found]
-    return *np.mean(holds, axis=0), np.mean([not two.spans_zero for _, two in found])
+    return *np.mean(holds, axis=0), np.mean([two.low > 0 or two.high < 0 for _, two in found])
 
 
 def main():

@@ -13,7 +13,7 @@ from launching import SCRATCH, forked, results, run, runs_of, store_of, tree, un
 from stores import free_port
 
 from premed import asked, console
-from premed.leases import LEASES
+from premed.runs import LEASES
 
 pytest_plugins = ["launch_fixtures"]
 

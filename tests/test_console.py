@@ -2,40 +2,56 @@
 
 import io
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import pytest
 from rich.console import Console
 
 from premed import presenter
 from premed.console import outcomes
-from premed.presenter import Presenter, gate_words
+from premed.events import (
+    CheckpointSaved,
+    Event,
+    ExperimentEnded,
+    ExperimentsStarted,
+    GateNotPassed,
+    ImagesPrepared,
+    MetricsLogged,
+    StageStarted,
+    TrainingStarted,
+    WeightsImported,
+)
+from premed.presenter import ProgressPrinter, gate_words
 from premed.watch import PAST, passed_gate
 
-ROW = {"event": "row", "num_steps": 40, "time": 0}
 GATE = {"loss": 0.6, "gate": 0.9, "below": 1 / 3, "passed": True}
 
 
 def shown(events, terminal=False):
     """What comes of events: (all that was written, the lines that stay)."""
     told = io.StringIO()
-    with Presenter(console=Console(file=told, force_terminal=terminal, width=100, highlight=False)) as show:
+    with ProgressPrinter(console=Console(file=told, force_terminal=terminal, width=100, highlight=False)) as show:
         for event in events:
             show(event)
     return told.getvalue()
 
 
 def training(step, **metrics):
-    return ROW | {"step": step, "metrics": {f"train/{name}": value for name, value in metrics.items()}}
+    return point(step, {f"train/{name}": value for name, value in metrics.items()})
+
+
+def point(step, metrics):
+    return MetricsLogged(step, num_steps=40, time=0, metrics=metrics)
 
 
 def prepared(*done, total=3):
-    return [{"event": "prepared", "done": each, "total": total} for each in done]
+    return [ImagesPrepared(each, total) for each in done]
 
 
 def test_an_import_is_told_in_one_line():
-    stage = {"event": "stage", "kind": "import", "where": "/x"}
+    stage = StageStarted("import", "/x")
     report = {"file": "vit.bin", "kept": 70, "changed": {"pos_embed": "14x14 to 4x4"}, "dropped": ["head.bias"]}
-    assert shown([stage, {"event": "imported", **report}]).splitlines() == [
+    assert shown([stage, WeightsImported(**report)]).splitlines() == [
         "importing weights: /x",
         "vit.bin: 70 tensors as they are; pos_embed: 14x14 to 4x4; left out: head.bias",
     ]
@@ -43,12 +59,12 @@ def test_an_import_is_told_in_one_line():
 
 def test_a_stage_is_told_in_plain_lines_where_there_is_no_terminal():
     events = [
-        {"event": "stage", "kind": "finetune", "where": "/x"},
-        {"event": "training", "num_images": 62, "num_steps": 40, "start": 20},
+        StageStarted("finetune", "/x"),
+        TrainingStarted(start=20, num_images=62, num_val=8, num_steps=40),
         training(22, loss=0.5),
         training(24, loss=0.4),
-        ROW | {"step": 24, "metrics": {"val/mauc": 0.7}},
-        {"event": "saved", "step": 24},
+        point(24, {"val/mauc": 0.7}),
+        CheckpointSaved(24),
         training(40, loss=0.3),
     ]
     assert shown(events).splitlines() == [
@@ -65,23 +81,23 @@ def test_a_line_comes_now_and_then_as_time_goes_by(monkeypatch):
     clock = iter(range(0, 1000, 4))  # seconds; a step takes 4 or more
     monkeypatch.setattr(presenter.time, "monotonic", lambda: next(clock))
     events = [training(step, loss=0.5) for step in range(1, 12)]
-    lines = shown([{"event": "stage", "kind": "test", "where": "/x"}, *events]).splitlines()[1:]
+    lines = shown([StageStarted("test", "/x"), *events]).splitlines()[1:]
     assert 2 < len(lines) < 8 and lines[0].startswith("testing: 1/40")
 
 
 def test_a_terminal_has_a_bar_that_goes_away():
-    stage = {"event": "stage", "kind": "pretrain", "where": "/x"}
-    told = shown([stage, training(20, loss=0.5), {"event": "saved", "step": 20}], terminal=True)
+    stage = StageStarted("pretrain", "/x")
+    told = shown([stage, training(20, loss=0.5), CheckpointSaved(20)], terminal=True)
     assert "━" in told and "20/40" in told and "loss 0.5000" in told
     assert "\x1b[?25h" in told  # the cursor is back
 
 
 def test_a_bar_ends_even_where_the_work_was_cut_short():
     told = io.StringIO()
-    with pytest.raises(KeyboardInterrupt), Presenter(console=Console(file=told, force_terminal=True)) as show:
+    with pytest.raises(KeyboardInterrupt), ProgressPrinter(console=Console(file=told, force_terminal=True)) as show:
         show(prepared(1)[0])
         raise KeyboardInterrupt
-    assert show.bar is None and "\x1b[?25h" in told.getvalue()
+    assert show.display is None and "\x1b[?25h" in told.getvalue()
 
 
 def test_images_that_were_prepared_before_are_not_worth_a_word():
@@ -90,7 +106,11 @@ def test_images_that_were_prepared_before_are_not_worth_a_word():
 
 
 def test_an_unknown_event_is_passed_over():
-    assert shown([{"event": "something new"}]) == ""
+    @dataclass(frozen=True)
+    class SomethingNew(Event):
+        pass
+
+    assert shown([SomethingNew()]) == ""
 
 
 @pytest.mark.parametrize("loss", [0.5, PAST * 0.9 - 1e-6, PAST * 0.9, 0.9, 1.2])
@@ -99,25 +119,24 @@ def test_the_words_and_the_result_agree_on_who_is_past_the_gate(loss):
 
 
 def test_a_pre_training_says_how_it_stands_to_its_gate():
-    event = ROW | {"step": 9, "metrics": {"val/loss": 0.6, "val/gate": 0.9}}
+    event = point(9, {"val/loss": 0.6, "val/gate": 0.9})
     assert shown([event]) == "step 9: validation loss 0.600, gate 0.900: past the gate by 33%\n"
-    assert shown([{"event": "gate", **GATE}]).startswith("WARNING: the pre-training never got past its gate")
+    assert shown([GateNotPassed(loss=0.6, gate=0.9)]).startswith("WARNING: the pre-training never got past its gate")
 
 
 def test_of_several_each_is_told_with_its_name():
     def of(who, event):
-        return event | {"who": who}
+        return replace(event, experiment=who)
 
-    stage = {"event": "stage", "kind": "finetune", "where": "/x"}
-    ended = {"event": "ended", "total": 2}
+    stage = StageStarted("finetune", "/x")
     events = [
-        {"event": "experiments", "total": 2},
+        ExperimentsStarted(2),
         of("none", stage),
         of("mae", stage),
         of("none", training(22, loss=0.5)),
         of("mae", training(24, loss=0.4)),
-        of("mae", ended | {"done": 1, "outcome": {"failure": "no memory"}}),
-        of("none", ended | {"done": 2, "outcome": TESTED}),
+        of("mae", ExperimentEnded(1, 2, {"failure": "no memory"})),
+        of("none", ExperimentEnded(2, 2, TESTED)),
     ]
     assert shown(events).splitlines() == [
         "2 experiments",
@@ -134,8 +153,8 @@ def test_of_several_each_is_told_with_its_name():
 
 def test_many_threads_may_speak_at_once_and_no_line_is_torn():
     told = io.StringIO()
-    with Presenter(console=Console(file=told, width=100)) as show:
-        speak = lambda who: [show({"event": "saved", "step": step, "who": f"{who}"}) for step in range(50)]  # noqa: E731
+    with ProgressPrinter(console=Console(file=told, width=100)) as show:
+        speak = lambda who: [show(CheckpointSaved(step, experiment=f"{who}")) for step in range(50)]  # noqa: E731
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(speak, range(8)))
     expected = sorted(f"[{who}] step {step}: checkpoint saved" for who in range(8) for step in range(50))
@@ -143,8 +162,8 @@ def test_many_threads_may_speak_at_once_and_no_line_is_torn():
 
 
 def test_classes_that_no_image_of_a_training_shows_are_named():
-    stage = {"event": "stage", "kind": "finetune", "where": "/x"}
-    event = {"event": "training", "num_images": 2, "num_steps": 4, "start": 0, "absent": ["Hernia", "Mass"]}
+    stage = StageStarted("finetune", "/x")
+    event = TrainingStarted(0, num_images=2, num_val=1, num_steps=4, absent_classes=["Hernia", "Mass"])
     assert shown([stage, event]).splitlines()[-1] == "none of these images shows: Hernia, Mass"
 
 

@@ -15,6 +15,7 @@ from premed.config.transforms import Augment
 from premed.contracts import Case, Domain, Picks, Sample
 from premed.data import Data
 from premed.errors import UserError
+from premed.events import TrainingStarted
 from premed.phantoms import write_msd
 from premed.rng import sample_keys
 from premed.sources import Mapped
@@ -221,7 +222,7 @@ def test_what_cannot_be_is_one_line_before_anything_is_trained(what, chest, chil
     events: list = []
     with pytest.raises(UserError, match=message):
         launch.run(checked(tree(chest, change(chest, children, brains))), events.append)
-    assert not [event for event in events if event["event"] == "training"]
+    assert not [event for event in events if isinstance(event, TrainingStarted)]
 
 
 def test_crops_that_look_at_labels_are_refused_for_a_named_data_set_too(chest, children):

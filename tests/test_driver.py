@@ -6,6 +6,7 @@ from premed import launch, phantoms, session
 from premed.config.loader import checked, merged
 from premed.driver import Data
 from premed.errors import UserError
+from premed.events import TrainingStarted, WarningIssued
 from premed.ledger import Ledger
 from premed.runs import RunStore
 from premed.worker import run_stage
@@ -68,7 +69,7 @@ def test_a_mistake_in_the_fine_tuning_costs_no_pre_training(tree, change, words)
     trained: list = []
     with pytest.raises(UserError, match=words):
         launch.run(checked(merged(merged(tree, MAE), change)), trained.append)
-    assert not [event for event in trained if event["event"] == "training"]
+    assert not [event for event in trained if isinstance(event, TrainingStarted)]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_a_stage_that_another_command_took_over_is_left_to_it_and_waited_for(tre
     monkeypatch.setattr(session, "run_stage", sleepy)
     outcome = launch.run(checked(tree), told.append)
     assert tries == ["finetune", "finetune", "test"]
-    assert ["took this stage over" in event["text"] for event in told if event["event"] == "warning"] == [True]
+    assert ["took this stage over" in event.text for event in told if isinstance(event, WarningIssued)] == [True]
     assert [stage["kind"] for stage in outcome["stages"]] == ["finetune", "test"]
     runs = RunStore(f"sqlite:///{tmp_path}/home/mlflow.db", None).search({"premed.kind": "finetune"})
     assert [(run.status, run.tags.get("premed.failure")) for run in runs] == [("FINISHED", None)]

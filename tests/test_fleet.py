@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from premed import fleet as module
 from premed.config.settings import Train
+from premed.events import WaitingForResources
 from premed.fleet import Fleet, Member, Shortage, fits, workers_of
-from premed.presenter import short_words
+from premed.presenter import resources_words
 
 TWO = [{"CPU": 2.0}]
 
@@ -223,14 +224,14 @@ def test_a_stage_that_waits_for_room_says_what_it_needs_and_what_there_is(yard, 
     yard.through("pretrain 0")
     yard.at(2)
     (told,) = yard.told
-    assert told["event"] == "short" and told["kind"] == "finetune"
-    assert short_words(told) == "2 workers of 1 CPU; the cluster has 0.5 of 2 CPUs free"
+    assert isinstance(told, WaitingForResources) and told.kind == "finetune"
+    assert resources_words(told) == "2 workers of 1 CPU; the cluster has 0.5 of 2 CPUs free"
 
 
 def test_a_gpu_that_is_waited_for_is_named(yard):
     job = SimpleNamespace(train=Train(workers=1, cpus=8, gpu=True), stage=SimpleNamespace(kind="pretrain"))
     told = yard([{"CPU": 8.0, "GPU": 1.0}]).fleet.shortage(job)
-    assert short_words(told) == "1 worker of 8 CPUs and a GPU; the cluster has 0.5 of 8 CPUs and 0 of 1 GPUs free"
+    assert resources_words(told) == "1 worker of 8 CPUs and a GPU; the cluster has 0.5 of 8 CPUs and 0 of 1 GPUs free"
 
 
 def test_a_lack_is_told_after_a_while_and_again_only_after_it_was_over(monkeypatch):

@@ -33,7 +33,8 @@ from premed import launch
 from premed.config.plugins import plugin
 from premed.config.settings import Train
 from premed.errors import StageFailed, UserError
-from premed.leases import LEASES
+from premed.events import CheckpointSaved, MetricsLogged
+from premed.runs import LEASES
 from premed.session import Remote, admit, nodes
 from premed.supervised import Network
 
@@ -252,8 +253,9 @@ def network_of(chest, outcome):
 
 def test_a_killed_command_goes_on_in_the_same_run_with_the_same_curve(finished, home, chest):
     process, events = beside(home, chest, {"test": False})
-    while events.recv() != {"event": "saved", "step": 6, "kind": "pretrain"}:
-        continue
+    event = None
+    while not (isinstance(event, CheckpointSaved) and (event.kind, event.step) == ("pretrain", 6)):
+        event = events.recv()
     process.kill()
     process.join()
     (begun,) = runs_of(home, "pretrain")
@@ -266,7 +268,7 @@ def test_a_killed_command_goes_on_in_the_same_run_with_the_same_curve(finished, 
 
 def test_ctrl_c_leaves_a_killed_run_and_no_lease_and_the_same_command_goes_on(finished, home, chest):
     def interrupt(event):
-        if event["event"] == "row" and event["step"] == 5:
+        if isinstance(event, MetricsLogged) and event.step == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -9,7 +9,8 @@ import subprocess
 import pytest
 from stores import start, unreachable
 
-from premed.leases import Lease, process_tags, sweep_dead
+from premed.leases import Lease, sweep_dead
+from premed.provenance import process_tags
 from premed.runs import RunStore
 
 pytest_plugins = ["store_fixtures"]

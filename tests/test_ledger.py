@@ -1,7 +1,6 @@
 """The ledger: which run a stage goes on in, who may run it, and what happens while MLflow is away."""
 
 import json
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,7 +8,8 @@ from stores import free_port, rows, start, steps
 
 from premed import ledger as module
 from premed.errors import StageFailed, UserError
-from premed.ledger import Ledger, Patient, away, commit, first_line, provenance
+from premed.events import MetricsLogged, WarningIssued
+from premed.ledger import Ledger, Patient, away
 
 pytest_plugins = ["store_fixtures"]
 
@@ -58,8 +58,8 @@ def test_a_run_holds_what_it_was_told_before_it_ended(ledger):
 def test_what_workers_tell_is_recorded_and_shown_once(ledger):
     run_id = opened(ledger)
     for row in rows(1, 2):
-        ledger.event(run_id, {"event": "row", "num_steps": 2, **row})
-    assert [event["step"] for event in ledger.drain()] == [1, 2] and ledger.drain() == []
+        ledger.event(run_id, MetricsLogged(num_steps=2, **row))
+    assert [event.step for event in ledger.drain()] == [1, 2] and ledger.drain() == []
     ledger.call("finish", run_id, "FINISHED")
     assert ledger.settle(run_id) and steps(ledger.store, run_id) == [1, 2]
 
@@ -67,7 +67,7 @@ def test_what_workers_tell_is_recorded_and_shown_once(ledger):
 def test_what_is_told_beside_a_point_is_recorded_with_it(ledger):
     run_id = opened(ledger)
     (row,) = rows(1)
-    ledger.event(run_id, {"event": "row", "num_steps": 1, "beside": {"pace/data_wait": 0.25}, **row})
+    ledger.event(run_id, MetricsLogged(num_steps=1, throughput={"pace/data_wait": 0.25}, **row))
     ledger.call("finish", run_id, "FINISHED")
     assert ledger.settle(run_id) and ledger.store.get(run_id).metrics == {"loss": 0.5, "pace/data_wait": 0.25}
 
@@ -112,20 +112,20 @@ def test_an_outage_during_a_download_is_not_an_answer(ledger, tmp_path, monkeypa
 def test_files_that_mlflow_lost_are_a_warning(ledger, tmp_path):
     assert not ledger.fetch(opened(ledger), str(tmp_path / "back"))
     (warning,) = ledger.drain()
-    assert warning["event"] == "warning" and "cannot be had" in warning["text"]
+    assert isinstance(warning, WarningIssued) and "cannot be had" in warning.text
 
 
 def test_a_model_that_mlflow_refuses_is_a_warning(ledger, monkeypatch):
     monkeypatch.setattr(ledger.store, "register", lambda *args: (_ for _ in ()).throw(ValueError("no\nmore")))
     assert ledger.register("run") is None
-    assert ledger.drain() == [{"event": "warning", "text": "the model was not registered: no"}]
+    assert ledger.drain() == [WarningIssued("the model was not registered: no")]
 
 
 def test_a_question_that_the_registry_refuses_is_a_warning(ledger):
     assert ledger.registered("run") is False
     assert ledger.registered("it's no run") is None
     (warning,) = ledger.drain()
-    assert warning["text"].startswith("the model was not registered: ")
+    assert warning.text.startswith("the model was not registered: ")
 
 
 # ---- leases
@@ -183,7 +183,7 @@ def test_an_outage_is_waited_for_and_told_once():
     told = []
     patient = Patient(Away(3, ConnectionError("refused")), told.append, waits=[0] * 3)
     assert patient.finished("d", "test") == "d test"
-    assert told == [{"event": "warning", "text": "MLflow does not answer (refused); waiting"}]
+    assert told == [WarningIssued("MLflow does not answer (refused); waiting")]
 
 
 def test_an_outage_without_end_fails_in_one_line():
@@ -209,29 +209,6 @@ def test_a_server_that_is_gone_counts_as_an_outage(monkeypatch):
 
 
 # ---- small things
-
-
-def test_without_git_a_run_has_no_commit(monkeypatch):
-    def no_git(*args, **more):
-        raise FileNotFoundError("git")
-
-    monkeypatch.setattr(subprocess, "run", no_git)
-    assert commit() is None and "mlflow.source.git.commit" not in provenance()
-
-
-def test_somebody_elses_repository_is_not_premeds_commit(monkeypatch, tmp_path):
-    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
-    (tmp_path / "ledger.py").touch()
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "ledger.py"))
-    assert commit() is None
-
-
-def test_an_error_is_told_in_one_line():
-    class OnWorkers(Exception):
-        worker_failures = {1: RuntimeError("other"), 0: RuntimeError("Traceback:\n  File x\nKeyError: 'lungs'\n")}
-
-    assert first_line(ValueError("first\nsecond")) == "first" and first_line(KeyboardInterrupt()) == "KeyboardInterrupt"
-    assert first_line(OnWorkers("Training failed due to worker errors:")) == "KeyError: 'lungs'"
 
 
 def test_a_run_of_an_ended_process_is_marked_when_the_next_command_starts(store, tmp_path):

@@ -5,22 +5,34 @@ import io
 import pytest
 from rich.console import Console
 
+from premed.events import (
+    MetricsLogged,
+    RayStarting,
+    StageStarted,
+    SweepStarted,
+    TrialEnded,
+    TrialStarted,
+    WaitingForStage,
+    WarningIssued,
+)
 from premed.livetable import LiveTable
 
-ROW = {"event": "row", "kind": "finetune", "num_steps": 60, "metrics": {"train/loss": 0.5}}
-VALIDATED = {"event": "row", "kind": "finetune", "num_steps": 60, "metrics": {"val/dice": 0.512, "val/hd95": 3.0}}
+FIRST = {"experiment": "trial 1", "kind": "finetune"}
 EVENTS = [
-    {"event": "starting", "what": "Ray"},
-    {"event": "trials", "total": 4, "left": 3, "modes": ["max"]},
-    {"event": "trial", "number": 1, "label": "mask_ratio=0.5 epochs=20"},
-    {"event": "trial", "number": 2, "label": "mask_ratio=[0.75]"},
-    {"event": "waiting", "kind": "pretrain", "whose": "experiment", "who": "trial 2"},
-    {"event": "stage", "kind": "finetune", "where": "/there", "who": "trial 1"},
-    ROW | {"step": 40, "who": "trial 1"},
-    VALIDATED | {"step": 40, "who": "trial 1"},
-    {"event": "warning", "text": "the disk is nearly full", "who": "trial 1"},
+    RayStarting(),
+    SweepStarted(total=4, left=3, modes=["max"]),
+    TrialStarted(1, "mask_ratio=0.5 epochs=20"),
+    TrialStarted(2, "mask_ratio=[0.75]"),
+    WaitingForStage("pretrain", "experiment", experiment="trial 2"),
+    StageStarted("finetune", "/there", experiment="trial 1"),
+    MetricsLogged(40, 60, 0, {"train/loss": 0.5}, **FIRST),
+    MetricsLogged(40, 60, 0, {"val/dice": 0.512, "val/hd95": 3.0}, **FIRST),
+    WarningIssued("the disk is nearly full", experiment="trial 1"),
 ]
-ENDED = {"event": "trial_ended", "metrics": ["val/dice"], "label": "mask_ratio=0.5 epochs=20", "failure": ""}
+
+
+def ended(state, values, failure=""):
+    return TrialEnded(1, "mask_ratio=0.5 epochs=20", state, ["val/dice"], values, failure)
 
 
 def seen(*more, terminal, width=100):
@@ -45,8 +57,7 @@ def test_on_a_terminal_a_table_has_each_trial_s_settings_stage_and_score():
 
 
 def test_ended_trials_stand_below_the_best_first_with_how_long_the_rest_will_take():
-    done = [ENDED | {"number": 1, "state": "done", "values": [0.7]}]
-    told, table = seen(*done, terminal=True)
+    told, table = seen(ended("done", [0.7]), terminal=True)
     assert table.index("waits for") < table.index("dice 0.7")
     assert "trial 1 (mask_ratio=0.5 epochs=20): dice 0.7 (2/4 trials, about" in told.replace("\n", " ")
 
@@ -59,8 +70,7 @@ def test_ended_trials_stand_below_the_best_first_with_how_long_the_rest_will_tak
     ],
 )
 def test_why_a_trial_ended_without_a_score_is_said(state, failure, words):
-    ended = ENDED | {"number": 1, "state": state, "values": None, "failure": failure}
-    assert words in seen(ended, terminal=False)[0]
+    assert words in seen(ended(state, None, failure), terminal=False)[0]
 
 
 def test_a_job_s_log_has_plain_lines_each_naming_its_trial():

@@ -61,19 +61,6 @@ def test_dice_is_the_overlap_over_the_mean_size(pair):
 
 
 @settings(deadline=None, max_examples=50)
-@given(arrays.arrays(np.uint8, (2, 4, 5, 3), elements=st.integers(0, 3)))
-def test_label_dice_is_the_dice_of_every_label(labels):
-    prediction, truth = labels
-    each = [measure.dice(prediction == label, truth == label) for label in range(5)]
-    np.testing.assert_allclose(measure.label_dice(prediction, truth, 5), each)
-
-
-def test_label_dice_refuses_a_label_it_has_no_class_for():
-    with pytest.raises(ValueError, match="num_classes is 3"):
-        measure.label_dice(np.array([0, 3]), np.array([0, 1]), 3)
-
-
-@settings(deadline=None, max_examples=50)
 @given(mask_pairs(), spacings)
 def test_hd95_is_what_brute_force_says(pair, spacing):
     a, b = pair

@@ -9,9 +9,10 @@ from helpers import jobs, on_ranks
 
 from premed import pace, worker
 from premed.contracts import Picks
+from premed.events import DataLoadingBottleneck, MetricsLogged
 from premed.pace import Pace
 from premed.phantoms import write_chestxray14
-from premed.presenter import starving_words
+from premed.presenter import bottleneck_words
 from premed.pretext.mae import MAE
 from premed.sources import Views
 
@@ -57,15 +58,15 @@ def pretrained(chest, home, **changes):
 
 def told(events):
     """What is told beside the curve, by step."""
-    return {event["step"]: event["beside"] for event in events if event["event"] == "row" and event["beside"]}
+    return {event.step: event.throughput for event in events if isinstance(event, MetricsLogged) and event.throughput}
 
 
 def test_a_training_that_starves_on_images_says_so_once_with_the_mend(chest, tmp_path, clock, monkeypatch):
     slow(monkeypatch, clock, reading=4, training=1)
     events, _ = pretrained(chest, tmp_path)
-    (starving,) = [event for event in events if event["event"] == "starving"]
-    assert starving == {"event": "starving", "share": pytest.approx(28 / 36), "num_loaders": 0, "mend": 4}
-    assert starving_words(**starving) == (
+    (starving,) = [event for event in events if isinstance(event, DataLoadingBottleneck)]
+    assert starving == DataLoadingBottleneck(pytest.approx(28 / 36), num_loaders=0, suggested_loaders=4)
+    assert bottleneck_words(starving) == (
         "78% of the time goes into waiting for images; set train.loaders=4 (and train.cpus=5, so that each has a CPU)"
     )
 
@@ -73,7 +74,7 @@ def test_a_training_that_starves_on_images_says_so_once_with_the_mend(chest, tmp
 def test_a_training_that_computes_most_of_the_time_says_nothing(chest, tmp_path, clock, monkeypatch):
     slow(monkeypatch, clock, reading=4, training=5)
     events, _ = pretrained(chest, tmp_path)
-    assert "starving" not in {event["event"] for event in events}
+    assert DataLoadingBottleneck not in map(type, events)
 
 
 def test_each_point_says_how_the_steps_since_the_last_one_went(chest, tmp_path, clock, monkeypatch):
@@ -139,8 +140,8 @@ def test_as_many_loaders_are_asked_for_as_keep_up_and_have_a_cpu(num_loaders, sh
     ours = Pace(CPU, num_loaders)
     ours.seconds, ours.starved = 100.0, 100 * share
     starving = ours.starving()
-    assert starving["mend"] == mend and ours.starving() is None
-    assert ("no CPU is left" in starving_words(**starving)) == (mend <= num_loaders)
+    assert starving.suggested_loaders == mend and ours.starving() is None
+    assert ("no CPU is left" in bottleneck_words(starving)) == (mend <= num_loaders)
 
 
 class Endless:

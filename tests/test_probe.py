@@ -298,7 +298,7 @@ def test_what_a_head_has_to_say_is_said_once(chest, tmp_path):
     objective.network.head.__class__ = Warned  # type: ignore[union-attr]
     solving.solve(objective, train, lambda *_: None, emit=events.append)  # type: ignore[arg-type]
     name = task.classes[0]
-    said = [event["text"] for event in events if name in event["text"]]
+    said = [event.text for event in events if name in event.text]
     assert said == [f"probe: {name} has one kind of label only in training: its answer is its frequency there"]
 
 

@@ -95,18 +95,20 @@ def test_find_gives_the_newest_finished_run(store):
     assert store.get(unfinished).status == "RUNNING"
 
 
-def test_table_has_every_finished_run_over_many_pages(store, monkeypatch):
+def test_a_search_finds_every_run_over_many_pages_newest_first(store, monkeypatch):
     monkeypatch.setattr(runs, "_PAGE", 2)
     for number in range(5):
         run_id = start(store, f"d{number}", tags={"seed": str(number)}, params={"a": {"b": number}})
         store.log_rows(run_id, rows(1, metric="test/mauc", value=number / 10))
         store.finish(run_id)
-    table = store.table()
-    assert list(table["tags.seed"]) == ["4", "3", "2", "1", "0"]
-    assert list(table["metrics.test/mauc"]) == [0.4, 0.3, 0.2, 0.1, 0.0]
-    assert set(table["params.a.b"]) == set("01234")
-    assert len(store.table("chest")) == 5
-    assert len(store.table("no such experiment")) == len(store.table(kind="pretrain")) == 0
+    kind = {"premed.kind": "test"}
+    found = list(store.search(kind, status="FINISHED"))
+    assert [run.tags["seed"] for run in found] == ["4", "3", "2", "1", "0"]
+    assert [run.metrics["test/mauc"] for run in found] == [0.4, 0.3, 0.2, 0.1, 0.0]
+    assert {run.params["a.b"] for run in found} == set("01234")
+    assert list(store.search(kind, experiment="chest")) == found and len(list(store.search(kind, limit=3))) == 3
+    assert list(store.search(kind, experiment="no such experiment")) == []
+    assert list(store.search({"premed.kind": "pretrain"})) == []
 
 
 # ---- metrics
@@ -117,8 +119,6 @@ def test_steps_told_again_after_a_resume_count_once(store):
     store.log_rows(run_id, rows(1, 2, 3))
     store.log_rows(run_id, rows(2, 3, 4, time=1000))
     assert steps(store, run_id) == [1, 2, 3, 4]
-    assert store.last_step(run_id, "loss") == 4
-    assert store.last_step(run_id, "other") is None
 
 
 def test_a_metric_that_comes_later_is_not_held_back_by_another(store):

@@ -13,8 +13,9 @@ from launching import forked, results, runs_of, store_of, tree, until
 from premed import cli, launch
 from premed.config.expand import fan_out
 from premed.errors import CalledOff
-from premed.leases import LEASES
+from premed.events import ExperimentEnded, ImagesPrepared, MetricsLogged, TrainingStarted, WarningIssued
 from premed.once import Once
+from premed.runs import LEASES
 from premed.session import session
 
 pytest_plugins = ["launch_fixtures"]
@@ -55,8 +56,8 @@ def test_two_seeds_two_fractions_and_two_strategies_cost_one_pre_training(home, 
         assert {run.tags.get("pretrain_run") for run in runs_of(home, kind)} == {None, pretrain.run_id}
     names = {run.name for run in runs_of(home, "finetune")}
     assert "mae 30 % seed 1 fine-tuning" in names and len(names) == 8
-    assert [event["done"] for event in told if event["event"] == "ended"] == list(range(1, 9))
-    looks = [event for event in told if event["event"] == "prepared" and event["done"] == event["total"]]
+    assert [event.done for event in told if isinstance(event, ExperimentEnded)] == list(range(1, 9))
+    looks = [event for event in told if isinstance(event, ImagesPrepared) and event.done == event.total]
     assert len(looks) == 2  # the pre-training's images and the fine-tuning's, however many experiments look at them
 
     again = launch.run_all(experiments, lambda event: None)
@@ -69,7 +70,7 @@ def test_a_pre_training_that_fails_is_tried_once_and_fails_only_what_stands_on_i
     changes = {"seeds": [0, 1], "pretrain": {"lr": NOT_A_NUMBER}}
     found = launch.run_all(both(chest, changes), told.append)
     assert ["failure" in each for each in found] == [False, False, True, True]
-    assert len([event for event in told if event["event"] == "training"]) == 3
+    assert len([event for event in told if isinstance(event, TrainingStarted)]) == 3
     for each in found[2:]:
         assert each["failure"].startswith("pretrain: the loss is not a number at step") and each["stages"] == []
         run = store_of(home).get(each["run_id"])
@@ -102,12 +103,12 @@ def test_a_bug_in_one_experiment_stops_no_other(home, chest, monkeypatch):
     scratch = tree(chest, QUICK, {"pretext": {"name": "none"}, "seeds": [0, 1]})
     found = launch.run_all(fan_out(scratch), told.append)
     assert [each.get("failure") for each in found] == ["ZeroDivisionError: division by zero", None]
-    assert "Traceback" in next(event["text"] for event in told if event["event"] == "warning")
+    assert "Traceback" in next(event.text for event in told if isinstance(event, WarningIssued))
 
 
 def test_ctrl_c_ends_all(home, chest):
     def interrupt(event):
-        if event["event"] == "row":
+        if isinstance(event, MetricsLogged):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -17,8 +17,8 @@ from stores import free_port
 
 from premed import submit
 from premed.errors import UserError
-from premed.ledger import commit
 from premed.paths import home, storage
+from premed.provenance import commit
 
 pytest_plugins = ["launch_fixtures"]
 

@@ -19,8 +19,9 @@ from premed import launch
 from premed import sweep as sweeping
 from premed.config.loader import load
 from premed.errors import UserError
-from premed.leases import LEASES
+from premed.events import WarningIssued
 from premed.plan import trains_of
+from premed.runs import LEASES
 from premed.space import load_sweep
 
 pytest_plugins = ["launch_fixtures"]
@@ -68,7 +69,7 @@ def test_a_grid_shares_its_pre_trainings_never_opens_the_test_part_and_outlives_
 
     assert [each["state"] for each in found["trials"]] == ["done", "failed", "done", "failed"]
     assert "at step 1 (samples " in found["trials"][1]["failure"] and found["best"] in (0, 2)
-    assert len([event for event in told if "trying again" in event.get("text", "")]) == 2
+    assert len([event for event in told if isinstance(event, WarningIssued) and "trying again" in event.text]) == 2
     assert len(runs_of(home, "pretrain")) == 2 and runs_of(home, "test") == []
     (parent,) = runs_of(home, "sweep")
     below = runs_of(home, "trial")

@@ -1,9 +1,11 @@
 """What a scheduler hears of a trial, and that a training waits for a verdict only where there is one to come."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
+from premed.events import MetricsLogged
 from premed.sweep import Hearing
 from premed.trial import Validations, value_of
 
@@ -14,7 +16,7 @@ def heard(rows, known=(), mode="max"):
     take = lambda *what: told.append(what)  # noqa: E731
     validations = Validations("val/dice", mode, 6, dict(known), take, take)
     for step, metrics in rows:
-        validations({"step": step, "num_steps": 60, "metrics": metrics})
+        validations(MetricsLogged(step, 60, 0, metrics))
     return told
 
 
@@ -40,9 +42,9 @@ def test_a_trial_hears_of_its_first_seed_s_fine_tuning_alone():
     shown, told = [], []
     hearing = Hearing(shown.append)
     hearing.ears["trial 1 seed 0"] = told.append
-    row = {"event": "row", "step": 1, "metrics": {"val/loss": 1.0}}
-    mine = row | {"who": "trial 1 seed 0", "kind": "finetune"}
-    events = [row | {"kind": "finetune"}, mine | {"who": "trial 1 seed 1"}, mine | {"kind": "pretrain"}, mine]
+    mine = MetricsLogged(1, 2, 0, {"val/loss": 1.0}, kind="finetune", experiment="trial 1 seed 0")
+    other = {"experiment": ""}, {"experiment": "trial 1 seed 1"}, {"kind": "pretrain"}
+    events = [*(replace(mine, **change) for change in other), mine]
     for event in events:
         hearing(event)
     assert shown == events and told == [mine]

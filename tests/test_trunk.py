@@ -18,6 +18,7 @@ from premed.compare import compare
 from premed.config import settings
 from premed.config.loader import checked
 from premed.errors import UserError
+from premed.events import StageStarted, TrainingStarted, WarningIssued
 from premed.fit import Schedule, Trapezoid
 from premed.phantoms import write_chestxray14
 from premed.planning import planned, turn
@@ -257,8 +258,8 @@ def on_trunk(chest, epochs, trunk, *changes):
 
 def trained(told):
     """The kinds of stages that were trained."""
-    kinds = [event["kind"] for event in told if event["event"] == "stage"]
-    assert len(kinds) == len([event for event in told if event["event"] == "training"])
+    kinds = [event.kind for event in told if isinstance(event, StageStarted)]
+    assert len(kinds) == len([event for event in told if isinstance(event, TrainingStarted)])
     return kinds
 
 
@@ -286,7 +287,7 @@ def test_two_values_of_one_trunk_train_its_first_segment_once(grown):
     assert trained(told) == ["trunk", "cooldown", "finetune", "trunk", "cooldown", "finetune"]
     assert [stage["kind"] for stage in four["stages"]] == ["trunk", "trunk", "cooldown", "finetune"]
     assert two["stages"][0]["run_id"] == four["stages"][0]["run_id"] and four["stages"][0]["reused"]
-    steps = [event["num_steps"] - event["start"] for event in told if event["event"] == "training"]
+    steps = [event.num_steps - event.start for event in told if isinstance(event, TrainingStarted)]
     whole = four["stages"][2]["num_steps"]
     assert sum(steps) - steps[2] - steps[5] == whole + steps[1]  # 0.8 of it and two cool-downs
 
@@ -344,7 +345,7 @@ def test_a_segment_whose_state_is_gone_is_trained_again_when_a_stage_needs_it(ho
     told = []
     found = launch.run(on_trunk(chest, 5, [2, 4, 5]), told.append)
     assert trained(told) == ["trunk", "trunk", "trunk", "cooldown", "finetune"]
-    said = [event["text"] for event in told if event["event"] == "warning"]
+    said = [event.text for event in told if isinstance(event, WarningIssued)]
     assert len(said) == 2 and all(text.endswith("its state is gone, so it is trained again") for text in said)
     assert [stage["digest"] for stage in found["stages"][:2]] == [s["digest"] for s in grown[1][1]["stages"][:2]]
     assert launch.run(on_trunk(chest, 5, [2, 4, 5]), lambda event: None)["stages"][2]["reused"]

@@ -19,6 +19,7 @@ from premed.config.transforms import Augment
 from premed.contracts import Batch, Case, Domain, Sample
 from premed.encoders import mit, vit
 from premed.errors import UserError
+from premed.events import CollapseDetected
 from premed.fit import distributed, make_optimizer, set_lr
 from premed.phantoms import write_chestxray14, write_msd
 from premed.pretext import unimiss
@@ -302,9 +303,9 @@ def test_the_centre_counts_when_it_is_asked_what_the_teacher_says():
 
 
 def test_a_collapse_is_told_in_one_line(capsys):
-    said = presenter.Presenter()
+    show = presenter.ProgressPrinter()
     for into, words in (("one", "the same answer"), ("uniform", "an answer that prefers nothing")):
-        said({"event": "collapse", "into": into, "entropy": 0.01, "same": 1.0})
+        show(CollapseDetected(into, entropy=0.01, same=1.0))
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("WARNING: the pre-training collapsed") and words in line
 

@@ -18,6 +18,7 @@ from premed.config.loader import checked, load
 from premed.config.transforms import Augment
 from premed.contracts import Domain, Objective, Sample
 from premed.encoders import vit
+from premed.events import MetricsLogged
 from premed.fit import Schedule, fit, make_optimizer
 from premed.plans import EpochPlan
 from premed.pretext import mae
@@ -185,7 +186,7 @@ def test_ten_thousand_epochs_of_three_steps_are_thirty_thousand_steps_with_nothi
         for step in range(1, of.num_steps + 1):
             clock[0] += 0.25  # seconds
             watch(step, loss, {})
-        rows = [event["step"] for event in events if event["event"] == "row"]
+        rows = [event.step for event in events if isinstance(event, MetricsLogged)]
         told.append((of.num_steps, rows, objective.measured, shelf.checkpoints))
     assert told[0] == told[1]
     num_steps, rows, num_validations, checkpoints = told[0]

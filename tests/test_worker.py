@@ -14,6 +14,7 @@ from torch import nn
 from premed import cohort, parts, watch, worker
 from premed.contracts import Case
 from premed.errors import UserError
+from premed.events import CheckpointSaved, MetricsLogged
 from premed.phantoms import write_chestxray14
 from premed.pretext.mae import MAE
 from premed.tasks.chestxray14 import ChestXray14
@@ -254,8 +255,8 @@ def test_more_validations_than_steps_validate_after_each(chest, tmp_path):
     many = {"steps": 2, "validations": 50}
     job, events = jobs(chest, tmp_path, pretrain=many)["pretrain"], []
     worker.run_stage(job, events.append, lambda numbers: None)
-    rows = [event for event in events if event["event"] == "row" and "val/loss" in event["metrics"]]
-    assert [row["step"] for row in rows] == [1, 2]
+    rows = [event for event in events if isinstance(event, MetricsLogged) and "val/loss" in event.metrics]
+    assert [row.step for row in rows] == [1, 2]
     assert job.vault.get_json("result.json")["num_steps"] == 2
 
 
@@ -264,7 +265,7 @@ def test_a_resumed_pretraining_does_not_look_at_all_images_again(chest, tmp_path
     monkeypatch.setattr(MAE, "begin", lambda self, train: begun.append(len(train)) or begin(self, train))
 
     def interrupt(event):
-        if event["event"] == "saved":
+        if isinstance(event, CheckpointSaved):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -279,7 +280,7 @@ def test_an_interrupted_pretraining_draws_the_same_film_and_keeps_no_snapshot(ch
         job, left = jobs(chest, home)["pretrain"], list(interruptions)
 
         def interrupt(event):
-            if left and (event["event"], event.get("step")) == ("saved", left[0]):
+            if left and event == CheckpointSaved(left[0]):
                 raise KeyboardInterrupt(left.pop(0))
 
         while left:
@@ -296,7 +297,7 @@ def test_an_interrupted_pretraining_draws_the_same_film_and_keeps_no_snapshot(ch
 def test_a_gradient_beyond_clip_is_scaled_down(chest, tmp_path):
     job, events = jobs(chest, tmp_path, pretrain={"steps": 2, "clip": 1e-3})["pretrain"], []
     worker.run_stage(job, events.append, lambda numbers: None)
-    norms = [event["metrics"].get("train/gradient_norm") for event in events if event["event"] == "row"]
+    norms = [event.metrics.get("train/gradient_norm") for event in events if isinstance(event, MetricsLogged)]
     assert norms[0] > 1e-3  # as it was before
 
 

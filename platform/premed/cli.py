@@ -31,14 +31,14 @@ def run(what: What, as_json: Json = False) -> None:
     """
     experiments = experiments_of(what)
     from premed import console, launch
-    from premed.presenter import Presenter
+    from premed.presenter import ProgressPrinter
 
     if len(experiments) == 1:
-        with Presenter() as show, quiet(as_json):
+        with ProgressPrinter() as show, quiet(as_json):
             outcome = launch.run(experiments[0], show)
         tell(outcome, as_json, lambda told: console.outcomes([told]))
         return
-    with Presenter() as show, quiet(as_json):
+    with ProgressPrinter() as show, quiet(as_json):
         outcomes = launch.run_all(experiments, show)
     tell_all(outcomes, as_json)
 
@@ -145,9 +145,9 @@ def predict(
     """
     from premed import console
     from premed import predict as prediction
-    from premed.presenter import Presenter
+    from premed.presenter import ProgressPrinter
 
-    with Presenter() as show, quiet(as_json):
+    with ProgressPrinter() as show, quiet(as_json):
         told = prediction.run(reference, images, out, show, masks=masks, train=train_of(gpu=gpu, precision=precision))
     tell(told, as_json, console.predictions)
     if told["failed"]:

@@ -17,9 +17,9 @@ def prepare(what: What, as_json: Json = False) -> None:
     """Build the prepared cache of an experiment's images (all three parts), so that training starts at once."""
     experiment = experiment_of(what)
     from premed import launch
-    from premed.presenter import Presenter
+    from premed.presenter import ProgressPrinter
 
-    with Presenter() as show, quiet(as_json):
+    with ProgressPrinter() as show, quiet(as_json):
         told = launch.prepare(experiment, show)
     line = f"{told['num_images']} images prepared in {told['where']} ({told['megabytes']:.0f} MB)"
     tell(told, as_json, lambda _: print(line))
@@ -40,9 +40,9 @@ def check(
     """
     experiment = experiment_of(what)
     from premed import console, launch
-    from premed.presenter import Presenter
+    from premed.presenter import ProgressPrinter
 
-    with Presenter() as show, quiet(as_json):
+    with ProgressPrinter() as show, quiet(as_json):
         told = launch.check(experiment, show, html)
     tell(told, as_json, console.findings)
     if any(each["num_errors"] for each in (told, *told.get("sources", ()))):

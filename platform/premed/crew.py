@@ -17,6 +17,7 @@ from typing import Any
 from premed.config.settings import Train
 from premed.desk import Desk
 from premed.errors import CalledOff, StageFailed, UserError
+from premed.events import Event, EventHandler
 from premed.network import speak_over
 from premed.worker import Job, run_stage
 
@@ -200,13 +201,13 @@ def reported(desk: Any, number: int, numbers: dict[str, float]) -> None:
         raise CalledOff
 
 
-def teller(ledger: Any, run_id: str) -> Any:
+def teller(ledger: Any, run_id: str) -> EventHandler:
     """Hands a stage's events to the ledger's actor, one after the other."""
     import ray
 
     told: list[Any] = []
 
-    def emit(event: dict[str, Any]) -> None:
+    def emit(event: Event) -> None:
         # the ledger has several threads, and a point that comes late would be left out
         ray.get(told)
         told[:] = [ledger.event.remote(run_id, event)]

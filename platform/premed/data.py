@@ -1,7 +1,7 @@
 """The images of a task as a command's experiments share them: prepared once, and known by what they hold."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,12 @@ from premed.config.spec import Spec, canonical
 from premed.contracts import Case, Task
 from premed.entry import Entry
 from premed.errors import UserError
+from premed.events import EventHandler, ImagesPrepared
 from premed.once import Once
 from premed.partition import unlabelled_val
 from premed.paths import home
 
-Show = Callable[[dict[str, Any]], None]
-"""Takes the events of a run, as they happen: `{"event": …}`."""
+Show = EventHandler
 
 
 class Data:
@@ -47,7 +47,7 @@ class Data:
             [case for group in groups.values() for case in group],
             self.task.recipe,
             mapper=self.mapper,
-            progress=lambda done, total: self.show({"event": "prepared", "done": done, "total": total}),
+            progress=lambda done, total: self.show(ImagesPrepared(done, total)),
         )
         refuse_unnamed([case for group in groups.values() for case in group], entries, self.task.labels)
         self.files |= {entry.path for entry in entries}

@@ -11,7 +11,7 @@ from typing import Any
 from premed import abdomen, brain, launch, phantoms
 from premed.config.experiment import Experiment
 from premed.config.loader import checked, merged
-from premed.presenter import Presenter
+from premed.presenter import ProgressPrinter
 
 ENCODER = {"name": "vit", "width": 144, "depth": 4, "heads": 3, "patch": 8}
 MAE = {"name": "mae", "mask_ratio": 0.75, "decoder_width": 96, "decoder_depth": 2, "decoder_heads": 3}
@@ -106,21 +106,21 @@ def run(folder: Path) -> list[dict[str, Any]]:
     """Writes phantoms, runs the experiments, copies their pictures; what is there already is not done again."""
     os.environ.setdefault("PREMED_HOME", str(folder / "home"))
     os.environ["PREMED_DATA"] = str(folder / "data")
-    with Presenter() as presenter:
-        presenter.say(f"phantoms, runs and pictures: {folder}")
-        write_phantoms(folder / "data", presenter)
-        outcomes = launch.run_all(experiments(), presenter)
+    with ProgressPrinter() as printer:
+        printer.print_line(f"phantoms, runs and pictures: {folder}")
+        write_phantoms(folder / "data", printer)
+        outcomes = launch.run_all(experiments(), printer)
     for outcome in outcomes:
         copy_pictures(outcome, folder / "pictures")
     return outcomes
 
 
-def write_phantoms(folder: Path, presenter: Presenter) -> None:
+def write_phantoms(folder: Path, printer: ProgressPrinter) -> None:
     """Each data set as a whole or not at all, side by side."""
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         missing = [name for name in WRITERS if not (folder / name).is_dir()]
         for name in missing:
-            presenter.say(f"drawing {name}")
+            printer.print_line(f"drawing {name}")
         list(pool.map(partial(draw, folder), missing))
 
 

@@ -20,8 +20,8 @@ from premed.config.settings import BLIND, PRETRAINING, Kind
 from premed.config.spec import Spec, canonical, unscored
 from premed.contracts import Domain
 from premed.data import Data, Show, joined
-from premed.errors import LeaseLost, StageFailed, UserError
-from premed.ledger import first_line
+from premed.errors import LeaseLost, StageFailed, UserError, first_line
+from premed.events import CollapseDetected, GateNotPassed, StageReused, StageStarted, WaitingForStage, WarningIssued
 from premed.once import Once
 from premed.parts import adopt
 from premed.paths import storage
@@ -117,12 +117,12 @@ class Driver:
         result, ours = self.common.once((stage.digest(), self.storage), work, wait, self.common.pause)
         if ours:
             return result
-        self.show({"event": "reused", "kind": stage.kind, "where": result["where"]})
+        self.show(StageReused(stage.kind, result["where"]))
         return result | {"reused": True}
 
     def wait(self, stage: Stage) -> None:
         """Another experiment of this command is at the stage."""
-        self.show({"event": "waiting", "kind": stage.kind, "whose": "experiment"})
+        self.show(WaitingForStage(stage.kind, "experiment"))
         if stage.kind in PRETRAINING:
             self.rehearse()
 
@@ -137,11 +137,11 @@ class Driver:
                 try:  # whoever held the lease may just have ended
                     return self.find(job, whole) or (None if whole else self.restore(job)) or self.train(job)
                 except LeaseLost as error:
-                    self.show({"event": "warning", "text": f"{kind}: {error}"})
+                    self.show(WarningIssued(f"{kind}: {error}"))
                 finally:
                     self.ledger.release(digest)
             if not waiting:
-                self.show({"event": "waiting", "kind": kind, "whose": "command"})
+                self.show(WaitingForStage(kind, "command"))
             waiting = True
             self.common.pause(POLL)
         return found
@@ -153,7 +153,7 @@ class Driver:
         """
         work = partial(self.found_or_trained, job, whole=True)
         if not job.vault.checkpoint_steps():
-            self.show({"event": "warning", "text": f"{job.vault.where}: its state is gone, so it is trained again"})
+            self.show(WarningIssued(f"{job.vault.where}: its state is gone, so it is trained again"))
             self.common.once((job.stage.digest(), self.storage, "whole"), work, partial(self.wait, job.stage))
 
     def find(self, job: Job, whole: bool = False) -> dict[str, Any] | None:
@@ -184,15 +184,15 @@ class Driver:
         return self.reused(job, run_id, result)
 
     def reused(self, job: Job, run_id: str, result: dict[str, Any]) -> dict[str, Any]:
-        self.show({"event": "reused", "kind": job.stage.kind, "where": job.vault.where})
+        self.show(StageReused(job.stage.kind, job.vault.where))
         self.records.register(job, run_id, result)  # where a sweep trained it, which registers none
         return self.done(job, run_id, result, reused=True)
 
     def done(self, job: Job, run_id: str, result: dict[str, Any], reused: bool) -> dict[str, Any]:
         if (gate := result.get("gate")) and not gate["passed"]:
-            self.show({"event": "gate", **gate})
+            self.show(GateNotPassed(gate["loss"], gate["gate"]))
         if collapse := result.get("collapse"):
-            self.show({"event": "collapse", **collapse})
+            self.show(CollapseDetected(**collapse))
         return {"run_id": run_id, "reused": reused, "where": job.vault.where} | result
 
     def train(self, job: Job) -> dict[str, Any]:
@@ -203,7 +203,7 @@ class Driver:
         if job.origin:
             self.regain(self.jobs[job.stage.parent or ""])
         run_id = self.records.open_stage(job.stage, self.domains(job.stage), job.origin)
-        self.show({"event": "stage", "kind": kind, "where": vault.where})
+        self.show(StageStarted(kind, vault.where))
         for name in ("failure.json", "result.json"):  # of an earlier try; of a segment whose state is gone
             if vault.get(name):
                 vault.remove(name)

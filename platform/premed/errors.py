@@ -43,3 +43,11 @@ class Left(Exception):
 
 class LeaseLost(StageFailed):
     """Another process took over a stage's lease after this one's heartbeat stopped; it owns the run now."""
+
+
+def first_line(error: BaseException) -> str:
+    """The message of an error on one line; of Ray Train's errors, what the worker of the lowest rank raised."""
+    if failures := getattr(error, "worker_failures", None):
+        lines = [line for line in str(failures[min(failures)]).splitlines() if line.strip()]
+        return lines[-1].strip() if lines else type(error).__name__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

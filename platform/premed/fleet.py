@@ -11,10 +11,10 @@ from bisect import insort
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
 
 from premed.config.settings import Kind, Train
 from premed.crew import Crew
+from premed.events import EventHandler, WaitingForResources
 from premed.worker import Job
 
 ORDER: dict[Kind, int] = {"test": 0, "trunk": 1, "pretrain": 1, "cooldown": 1, "finetune": 2}
@@ -36,7 +36,7 @@ class Member:
     """Its test follows its fine-tuning."""
     ruling: Callable[[], float] | None = None
     """Of its fine-tuning; see `Crew.run`."""
-    tell: Callable[[dict[str, Any]], None] = lambda event: None
+    tell: EventHandler = lambda event: None
     """Takes what there is to say of its stage."""
 
 
@@ -119,19 +119,18 @@ class Fleet:
             crew.dismiss()
         return None
 
-    def shortage(self, job: Job) -> dict[str, Any]:
+    def shortage(self, job: Job) -> WaitingForResources:
         """What a stage needs, what nobody holds of it, and what there is."""
         train, nodes, free = job.train, self.nodes(), self.free()
         kinds = ["CPU", *["GPU"] * train.gpu]
-        return {
-            "event": "short",
-            "kind": job.stage.kind,
-            "workers": train.fewest,
-            "cpus": train.cpus,
-            "gpu": train.gpu,
-            "free": {kind: free.get(kind, 0.0) for kind in kinds},
-            "there": {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in kinds},
-        }
+        return WaitingForResources(
+            job.stage.kind,
+            workers=train.fewest,
+            cpus=train.cpus,
+            gpu=train.gpu,
+            free={kind: free.get(kind, 0.0) for kind in kinds},
+            total={kind: sum(node.get(kind, 0.0) for node in nodes) for kind in kinds},
+        )
 
     def held(self) -> float:
         """The CPUs that the workers hold."""

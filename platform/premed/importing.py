@@ -4,7 +4,6 @@ Runs where the command runs: the file need be on that machine alone, all others 
 """
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from premed.config.experiment import Experiment, Stage
 from premed.config.plugins import plugin
 from premed.contracts import Domain, Encoder, Task
 from premed.device import peak_memory_mb
+from premed.events import EventHandler, WeightsImported
 from premed.parts import card, load_strictly
 from premed.vault import Vault
 
@@ -24,14 +24,14 @@ def foresee(experiment: Experiment) -> None:
         brought(first)
 
 
-def bring(stage: Stage, vault: Vault, emit: Callable[[dict[str, Any]], None]) -> None:
+def bring(stage: Stage, vault: Vault, emit: EventHandler) -> None:
     """Saves the encoder that an import stage brings, its card and, last, the result."""
     began = time.monotonic()
     task, encoder, state, report = brought(stage)
     load_strictly(encoder.to_empty(device="cpu"), state, "encoder")
     vault.put_weights("parts/encoder.safetensors", encoder.state_dict())
     vault.put_json("parts/card.json", card(stage, [Domain(task, task.name)], {"encoder": encoder}, None))
-    emit({"event": "imported", **report})
+    emit(WeightsImported(**{name: report[name] for name in ("file", "kept", "changed", "dropped")}))
     result = {
         "kind": stage.kind,
         "digest": stage.digest(),

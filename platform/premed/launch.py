@@ -5,6 +5,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from premed.config.transforms import Augment
 from premed.contracts import Task
 from premed.data import Data, Show
 from premed.driver import Driver
-from premed.errors import StageFailed, UserError
+from premed.errors import StageFailed, UserError, first_line
+from premed.events import Event, ExperimentEnded, ExperimentsStarted, ImagesChecked, WaitingForStage, WarningIssued
 from premed.importing import foresee
-from premed.ledger import first_line
 from premed.paths import home, storage
 from premed.session import Session, ray_or_not, session
 
@@ -38,7 +39,7 @@ def run_all(experiments: Sequence[Experiment], show: Show) -> list[dict[str, Any
     """
     experiments = looked_over(experiments)
     with session([experiment.train for experiment in experiments], show) as here:
-        show({"event": "experiments", "total": len(experiments)})
+        show(ExperimentsStarted(len(experiments)))
         several = Several(experiments, here)
         return several.one_by_one() if here.fleet is None else several.at_once()
 
@@ -84,10 +85,10 @@ class Several:
                 here.fleet.leave(number)
             begun()
 
-        def show(event: dict[str, Any]) -> None:
-            if event["event"] == "waiting":
+        def show(event: Event) -> None:
+            if isinstance(event, WaitingForStage):
                 rest()
-            here.show(event | {"who": name})
+            here.show(replace(event, experiment=name))
 
         trainer = here.trainer(here.member(number), name, begun)
         driver = Driver(experiment, here.common, trainer, show)
@@ -105,13 +106,13 @@ class Several:
         except (UserError, StageFailed) as error:
             outcome |= {"run_id": driver.records.run_id, "failure": str(error)}
         except Exception as error:  # a bug's whole story is worth telling
-            show({"event": "warning", "text": traceback.format_exc()})
+            show(WarningIssued(traceback.format_exc()))
             outcome |= {"run_id": driver.records.run_id, "failure": f"{type(error).__name__}: {first_line(error)}"}
         finally:
             rest()
         with self.counting:
             self.ended += 1
-            show({"event": "ended", "done": self.ended, "total": len(self.experiments), "outcome": outcome})
+            show(ExperimentEnded(self.ended, len(self.experiments), outcome))
         return outcome
 
 
@@ -186,7 +187,7 @@ def check(experiment: Experiment, show: Show, html: Path | None = None) -> dict[
     jobs = [job for each in (checked, *sources) for job in each.jobs]
     with ray_or_not([experiment.train], show) if jobs else nullcontext() as mapper:
         for each in (checked, *sources):
-            each.open_images(mapper, lambda done, total: show({"event": "checked", "done": done, "total": total}))
+            each.open_images(mapper, lambda done, total: show(ImagesChecked(done, total)))
         if html is not None:
             try:
                 html.write_text(checked.page(mapper), encoding="utf-8")

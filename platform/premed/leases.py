@@ -9,26 +9,17 @@ A claim is a run in an experiment of its own, deleted when it is over. It is dea
 the time counts in which the store answered: after an outage everyone gets the time to beat again.
 """
 
-import os
 import random
-import socket
 import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING
 
-import psutil
-
+from premed.provenance import gone, host, process_tags
+from premed.runs import LEASES, RunStore
 from premed.tracking import transient
 
-if TYPE_CHECKING:
-    from premed.runs import RunStore
-
-LEASES = "premed leases"
-"""The experiment that the claims live in; no listing of runs shows it."""
 _ROUNDS = 8
 _backoff = random.SystemRandom()  # no result depends on it
 
@@ -47,7 +38,7 @@ class Claim:
 class Lease:
     """The right to run one stage. Keep one object while you poll: it remembers which heartbeats it saw change."""
 
-    def __init__(self, store: "RunStore", stale_after: float = 60.0, clock: Callable[[], float] = time.monotonic):
+    def __init__(self, store: RunStore, stale_after: float = 60.0, clock: Callable[[], float] = time.monotonic):
         self.store, self.stale_after, self.clock = store, stale_after, clock
         self.mine: str | None = None
         self._seen: dict[str, tuple[str, float, float]] = {}  # claim -> beat, last look, seconds unchanged
@@ -131,7 +122,7 @@ class Lease:
                     self.store.finish(run.run_id, "KILLED")
 
 
-def sweep_dead(store: "RunStore") -> list[str]:
+def sweep_dead(store: RunStore) -> list[str]:
     """Marks the runs KILLED that processes of this host left RUNNING, drops their claims, and names the runs."""
     here = {"premed.host": host()}
     dead = [run.run_id for run in store.search(here, status="RUNNING") if gone(run.tags)]
@@ -142,35 +133,6 @@ def sweep_dead(store: "RunStore") -> list[str]:
             with suppress(Exception):  # somebody else swept it
                 store.client.delete_run(claim.run_id)
     return dead
-
-
-@cache
-def host() -> str:
-    """Where a process number means the same process: containers of one machine may share its name, not its numbers."""
-    with suppress(OSError):
-        return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
-    return socket.gethostname()
-
-
-def process_tags() -> dict[str, str]:
-    """Tags that say which process writes a run."""
-    return {
-        "premed.host": host(),
-        "premed.pid": str(os.getpid()),
-        "premed.born": f"{psutil.Process().create_time():.2f}",  # process numbers come round again
-    }
-
-
-def gone(tags: dict[str, str]) -> bool:
-    """Whether the process of these `process_tags` is known to have ended; of another host nothing is known."""
-    if tags.get("premed.host") != host() or "premed.pid" not in tags:
-        return False
-    try:
-        process = psutil.Process(int(tags["premed.pid"]))
-        other = abs(process.create_time() - float(tags["premed.born"])) > 10  # somebody may have set the clock a little
-        return other or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def _claim(run_id: str, tags: dict[str, str]) -> Claim:

@@ -6,24 +6,24 @@ to one. Training never waits for it: rows go to the spool, which keeps them on d
 
 import json
 import os
-import subprocess
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from premed.errors import LeaseLost, StageFailed
+from premed.errors import LeaseLost, StageFailed, first_line
+from premed.events import Event, EventHandler, MetricsLogged, WarningIssued
 from premed.leases import Lease, sweep_dead
+from premed.provenance import provenance
 from premed.runs import RunStore
 from premed.spool import Spool
 from premed.tracking import transient
 
 BEAT = 10.0  # seconds between heartbeats; a lease is stale after 60
-PACKAGES = ("premed", "torch", "timm", "monai", "ray", "mlflow", "numpy")
 
 
 class Ledger:
@@ -39,7 +39,7 @@ class Ledger:
         self.claiming: set[str] = set()
         self.lost: set[str] = set()
         self.digests: dict[str, str] = {}  # of the runs that were opened here
-        self.events: deque[dict[str, Any]] = deque(maxlen=10_000)
+        self.events: deque[Event] = deque(maxlen=10_000)
         self.lock = threading.Lock()  # on Ray it has several threads
         self.closing = threading.Event()
         threading.Thread(target=self._beat, name="premed heartbeat", daemon=True).start()
@@ -176,20 +176,20 @@ class Ledger:
 
     # ---- what workers tell
 
-    def event(self, run_id: str, event: dict[str, Any]) -> None:
+    def event(self, run_id: str, event: Event) -> None:
         """From a stage's first worker, as it happens. LeaseLost stops it where another command has taken over."""
         if self.taken(self.digests.get(run_id, "")):
             raise LeaseLost("another command took this stage over while this one was silent")
-        if event["event"] == "row":
-            row = {"step": event["step"], "time": event["time"], "metrics": event["metrics"] | event.get("beside", {})}
+        if isinstance(event, MetricsLogged):
+            row = {"step": event.step, "time": event.time, "metrics": {**event.metrics, **event.throughput}}
             self.spool.call("log_rows", run_id, [row])
-        self.events.append(event | {"run": run_id})
+        self.events.append(replace(event, run_id=run_id))
 
     def warn(self, text: str) -> None:
-        self.events.append({"event": "warning", "text": text})
+        self.events.append(WarningIssued(text))
 
-    def drain(self) -> list[dict[str, Any]]:
-        """The events since the last call; those of a stage name its `run`."""
+    def drain(self) -> list[Event]:
+        """The events since the last call; those of a stage name its run."""
         with self.lock:
             return [self.events.popleft() for _ in range(len(self.events))]
 
@@ -210,7 +210,7 @@ class Patient:
     def __init__(
         self,
         ledger: Any,
-        show: Callable[[dict[str, Any]], None],
+        show: EventHandler,
         waits: Sequence[float] = (1, 2, 4, 8, *[15] * 40),
         pause: Callable[[float], None] = time.sleep,
     ):
@@ -231,7 +231,7 @@ class Patient:
                 if wait is None:
                     raise StageFailed(f"{said}; the same command goes on") from error
             if number == 0:
-                self.show({"event": "warning", "text": f"{said}; waiting"})
+                self.show(WarningIssued(f"{said}; waiting"))
             self.pause(wait)
         return None
 
@@ -239,39 +239,3 @@ class Patient:
 def away(error: Exception) -> bool:
     """Whether MLflow, or what it stands on, may answer later."""
     return transient(error) and (isinstance(error, OSError) or hasattr(error, "error_code"))
-
-
-def provenance() -> dict[str, str]:
-    """Tags: the commit premed runs from, and the versions of what it stands on."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[f"version.{package}"] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions | ({"mlflow.source.git.commit": found} if (found := commit()) else {})
-
-
-def commit() -> str | None:
-    """The commit of premed's own checkout, `-dirty` where it was changed; None of an installed copy.
-
-    In a job that `premed submit` sent, whose files came without their history: as PREMED_COMMIT says.
-    """
-    here = Path(__file__).parent
-
-    def git(*args: str) -> str:
-        return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # else it is somebody else's repository around us
-        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("PREMED_COMMIT")
-
-
-def first_line(error: BaseException) -> str:
-    """What went wrong, in a line: of Ray's errors on workers, what the first of them raised."""
-    if failures := getattr(error, "worker_failures", None):
-        told = [line for line in str(failures[min(failures)]).splitlines() if line.strip()]
-        return told[-1].strip() if told else type(error).__name__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

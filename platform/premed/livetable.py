@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import singledispatchmethod
 from typing import Any
 
 from rich.console import Group
@@ -10,11 +11,33 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from premed.presenter import DOING, Presenter
+from premed.events import (
+    CollapseDetected,
+    DataLoadingBottleneck,
+    Event,
+    GateNotPassed,
+    MetricsLogged,
+    RayStarting,
+    StageStarted,
+    SweepStarted,
+    TrialEnded,
+    TrialStarted,
+    WaitingForStage,
+    WarningIssued,
+)
+from premed.presenter import DOING, ProgressPrinter
 from premed.sweep_words import lasting
 
-LOUD = ("starting", "trials", "trial_ended", "warning", "starving", "gate", "collapse")
-"""What is said above the table; the rest is in it."""
+ABOVE = (
+    RayStarting,
+    SweepStarted,
+    TrialEnded,
+    WarningIssued,
+    DataLoadingBottleneck,
+    GateNotPassed,
+    CollapseDetected,
+)
+"""Events that have a line above the table; the rest is in it."""
 SHOWN = 5  # ended trials in the table, the best of them
 
 
@@ -31,8 +54,8 @@ class Line:
     ended: bool = False
 
 
-class LiveTable(Presenter):
-    """Takes the events of a sweep. Leaving its context ends the table."""
+class LiveTable(ProgressPrinter):
+    """An `events.EventHandler` that shows a sweep. Leaving its context ends the table."""
 
     def __init__(self, console: Any = None):
         super().__init__(console)
@@ -41,6 +64,7 @@ class LiveTable(Presenter):
         self.total = self.left = self.ended = 0
         self.began = time.monotonic()
         self.modes: Sequence[str] = ()
+        self.event = Event()  # the last one
 
     def __exit__(self, *error: Any) -> None:
         if self.live is not None:
@@ -48,43 +72,52 @@ class LiveTable(Presenter):
         self.live = None
         super().__exit__(*error)
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         with self.lock:
-            self.event = event["event"]
+            self.event = event
             super().__call__(event)
-            if self.console.is_terminal and (line := self.line_of(event.get("who", ""))):
+            if self.console.is_terminal and (line := self.line_of(event.experiment)):
                 self.note(line, event)
                 self.draw()
 
-    def say(self, text: str) -> None:
-        if self.console.is_terminal and self.lines and self.event not in LOUD:
+    def print_line(self, text: str) -> None:
+        if self.console.is_terminal and self.lines and not isinstance(self.event, ABOVE):
             return
-        super().say(text)
+        super().print_line(text)
 
-    def progress(self, what: str, done: int, total: int, note: str) -> None:
-        if not (self.console.is_terminal and self.who):
-            super().progress(what, done, total, note)
+    def progress(self, description: str, done: int, total: int, note: str = "") -> None:
+        if not (self.console.is_terminal and self.experiment):
+            super().progress(description, done, total, note)
 
     # ---- events of a sweep
 
-    def on_trials(self, event: dict[str, Any]) -> None:
-        self.total, self.left, self.modes = event["total"], event["left"], event["modes"]
+    @singledispatchmethod
+    def handle(self, event: Event) -> None:
+        super().handle(event)
+
+    @handle.register
+    def sweep_started(self, event: SweepStarted) -> None:
+        self.total, self.left, self.modes = event.total, event.left, event.modes
         self.began = time.monotonic()
         before = f", {self.total - self.left} of them ended before" if self.left < self.total else ""
-        self.say(f"{self.total} trials{before}")
+        self.print_line(f"{self.total} trials{before}")
 
-    def on_trial(self, event: dict[str, Any]) -> None:
-        self.lines[event["number"]] = Line(event["number"], event["label"])
-        self.say(f"trial {event['number']}: {event['label']}")
+    @handle.register
+    def trial_started(self, event: TrialStarted) -> None:
+        self.lines[event.number] = Line(event.number, event.label)
+        self.print_line(f"trial {event.number}: {event.label}")
         self.draw()
 
-    def on_trial_ended(self, event: dict[str, Any]) -> None:
+    @handle.register
+    def trial_ended(self, event: TrialEnded) -> None:
         self.ended += 1
-        line = self.lines[event["number"]]
-        line.ended, line.values = True, event["values"]
-        told = {"stopped": "stopped, behind the others", "failed": f"FAILED: {event['failure']}"}.get(event["state"])
-        line.score = told or scores(event["metrics"], event["values"])
-        self.say(f"trial {event['number']} ({event['label']}): {line.score} ({self.standing()})")
+        line = self.lines[event.number]
+        line.ended, line.values = True, event.values
+        if event.values is not None:
+            line.score = scores(event.metrics, event.values)
+        else:
+            line.score = f"FAILED: {event.failure}" if event.state == "failed" else "stopped, behind the others"
+        self.print_line(f"trial {event.number} ({event.label}): {line.score} ({self.standing()})")
         self.draw()
 
     def standing(self) -> str:
@@ -100,18 +133,17 @@ class LiveTable(Presenter):
         words = who.split()
         return self.lines.get(int(words[1])) if len(words) > 1 and words[0] == "trial" else None
 
-    def note(self, line: Line, event: dict[str, Any]) -> None:
-        """What the event says of the trial, in a word or two."""
-        seed = event["who"].partition(" seed ")[2]
-        kind = event.get("kind", "")
-        if event["event"] == "waiting":
-            line.doing[seed] = f"waits for {DOING[kind]}"
-        elif event["event"] == "stage":
-            line.doing[seed] = f"{DOING[kind]}: in line"
-        elif event["event"] == "row":
-            line.doing[seed] = f"{DOING[kind]} {event['step']}/{event['num_steps']}"
-            told = [f"{name[4:]} {value:.3f}" for name, value in event["metrics"].items() if name.startswith("val/")]
-            line.score = told[0] if told else line.score
+    def note(self, line: Line, event: Event) -> None:
+        """Updates the line: what the event's seed is doing, in a word or two, and the last score."""
+        seed, doing = event.experiment.partition(" seed ")[2], DOING.get(event.kind, "")
+        if isinstance(event, WaitingForStage):
+            line.doing[seed] = f"waits for {doing}"
+        elif isinstance(event, StageStarted):
+            line.doing[seed] = f"{doing}: in line"
+        elif isinstance(event, MetricsLogged):
+            line.doing[seed] = f"{doing} {event.step}/{event.num_steps}"
+            validated = [f"{name[4:]} {value:.3f}" for name, value in event.metrics.items() if name.startswith("val/")]
+            line.score = validated[0] if validated else line.score
 
     def draw(self) -> None:
         if not self.console.is_terminal:

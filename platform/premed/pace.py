@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from math import ceil, isfinite
-from typing import Any
 
 import psutil
 import torch
@@ -17,6 +16,7 @@ import torch.distributed as dist
 
 from premed.contracts import Batch, Picks, Source
 from premed.distributed import team
+from premed.events import DataLoadingBottleneck
 
 STARVING = 0.5  # the share of its time that a training may wait for images before it is told of
 PATIENCE = 30.0  # seconds of training that are looked at first
@@ -56,7 +56,7 @@ class Pace:
             numbers |= {"gpu_memory_mb": gpu[0], "gpu_utilisation": -gpu[1]}
         return {f"pace/{name}": value for name, value in numbers.items() if isfinite(value)}
 
-    def starving(self) -> dict[str, Any] | None:
+    def starving(self) -> DataLoadingBottleneck | None:
         """Once, when most of the time went into waiting for images: an event with the share and the mend."""
         if self.told or self.seconds < PATIENCE or (share := self.starved / self.seconds) <= STARVING:
             return None
@@ -64,7 +64,7 @@ class Pace:
         # what loaders there are bring forth in the time that a step takes, and how much of it goes into the step itself
         needed = ceil(max(self.num_loaders, share) / (1 - share)) if share < 1 else 2 * self.num_loaders + 1
         spare = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1
-        return {"event": "starving", "share": share, "num_loaders": self.num_loaders, "mend": min(needed, spare)}
+        return DataLoadingBottleneck(share, self.num_loaders, suggested_loaders=min(needed, spare))
 
 
 class Timed:

@@ -20,6 +20,7 @@ from premed.config.settings import Train
 from premed.contracts import Forward, Sample
 from premed.device import device_of, precision_of
 from premed.errors import StageFailed, UserError
+from premed.events import EventHandler, ImageSkipped, ImagesPredicted
 from premed.segmentation import Segmentation
 from premed.supervised import Network
 from premed.trained import opened
@@ -33,7 +34,7 @@ def run(
     reference: str,
     images: Sequence[Path],
     out: Path,
-    show: Callable[[dict[str, Any]], None],
+    show: EventHandler,
     *,
     masks: bool = False,
     train: Train = Train(),  # noqa: B008 - it is frozen
@@ -47,7 +48,7 @@ def run(
         network, task = trained.network()
         wanted, failed = inputs(images, task.dims, out)
         for each in failed:
-            show({"event": "skipped", "why": each["why"]})
+            show(ImageSkipped(each["why"]))
         if not wanted:
             raise nothing(failed)
         forward, outputs = forward_of(network, train), []
@@ -58,8 +59,8 @@ def run(
                         outputs.append({"path": str(each.path)} | answer(each, sample))
                 except UserError as error:
                     failed.append({"path": str(each.path), "why": str(error)})
-                    show({"event": "skipped", "why": str(error)})
-                show({"event": "predicted", "done": number, "total": len(wanted)})
+                    show(ImageSkipped(str(error)))
+                show(ImagesPredicted(number, len(wanted)))
     if not outputs:
         raise nothing(failed)
     about = {"run_id": trained.run_id, "task": task.name, "answer": trained.card["answer"], "folder": str(out)}

@@ -5,12 +5,37 @@ import threading
 import time
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import singledispatchmethod
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from premed.console import score_words
+from premed.events import (
+    CheckpointSaved,
+    CollapseDetected,
+    DataLoadingBottleneck,
+    EvaluationStarted,
+    Event,
+    ExperimentEnded,
+    ExperimentsStarted,
+    GateNotPassed,
+    ImagesChecked,
+    ImageSkipped,
+    ImagesPredicted,
+    ImagesPrepared,
+    MetricsLogged,
+    ModelRegistrationStarted,
+    RayStarting,
+    StageReused,
+    StageStarted,
+    TrainingStarted,
+    WaitingForResources,
+    WaitingForStage,
+    WarningIssued,
+    WeightsImported,
+)
 from premed.watch import PAST
 
 DOING = {
@@ -25,210 +50,232 @@ EVERY = 10.0  # seconds between two plain lines of the same kind
 
 
 @dataclass
-class Voice:
-    """What one experiment is at: its stage, what its bar or its lines count, and when it last had a line."""
+class Activity:
+    """What one experiment is doing: the kind of its stage, what its bar counts, and when it last had a line."""
 
     kind: str = ""
-    what: str = ""
+    description: str = ""
     last_line: float = 0.0
     task: TaskID | None = None
 
 
-class Presenter:
-    """Takes events (`driver.Show`) and says them on stderr, or on another console. Leaving its context ends the bars.
+class ProgressPrinter:
+    """An `events.EventHandler` that prints progress on stderr, or on another console.
 
-    Any thread may call it. What is of one experiment among several is told with its name (`who`) before it.
+    Leaving its context ends the bars. Any thread may call it. Lines of one experiment among several begin with its
+    name.
     """
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console(stderr=True, highlight=False)
         self.lock = threading.RLock()
-        self.who, self.voices = "", defaultdict[str, Voice](Voice)
-        self.bar: Progress | None = None
-        self.experiments: TaskID | None = None
+        self.experiment, self.activities = "", defaultdict[str, Activity](Activity)
+        self.display: Progress | None = None
+        self.experiments_bar: TaskID | None = None
 
-    def __enter__(self) -> "Presenter":
+    def __enter__(self) -> "ProgressPrinter":
         return self
 
     def __exit__(self, *error: Any) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-        self.bar = None
+        if self.display is not None:
+            self.display.stop()
+        self.display = None
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         with self.lock:
-            self.who = event.get("who", "")
-            getattr(self, f"on_{event['event']}", self.ignore)(event)
+            self.experiment = event.experiment
+            self.handle(event)
 
     @property
-    def voice(self) -> Voice:
-        """Who is speaking."""
-        return self.voices[self.who]
+    def activity(self) -> Activity:
+        """Of the experiment whose event is handled."""
+        return self.activities[self.experiment]
 
-    def ignore(self, event: dict[str, Any]) -> None:
-        """An event without words."""
-
-    def say(self, text: str) -> None:
-        (self.bar.console if self.bar else self.console).print(self.named(text), soft_wrap=True, markup=False)
+    def print_line(self, text: str) -> None:
+        console = self.display.console if self.display else self.console
+        console.print(self.named(text), soft_wrap=True, markup=False)
 
     def named(self, text: str) -> str:
-        return f"[{self.who}] {text}" if self.who else text
+        return f"[{self.experiment}] {text}" if self.experiment else text
 
-    def on_starting(self, event: dict[str, Any]) -> None:
-        self.say(f"starting {event['what']}")
+    @singledispatchmethod
+    def handle(self, event: Event) -> None:
+        """Prints what there is to say of an event; of most kinds there is nothing."""
 
-    def on_experiments(self, event: dict[str, Any]) -> None:
-        self.say(f"{event['total']} experiments")
+    @handle.register
+    def ray_starting(self, event: RayStarting) -> None:
+        self.print_line("starting Ray")
+
+    @handle.register
+    def experiments_started(self, event: ExperimentsStarted) -> None:
+        self.print_line(f"{event.total} experiments")
         if self.console.is_terminal:
-            self.experiments = self.bars().add_task("experiments done", total=event["total"], note="")
+            self.experiments_bar = self.bars().add_task("experiments done", total=event.total, note="")
 
-    def on_ended(self, event: dict[str, Any]) -> None:
-        self.close()
-        done, outcome = f"{event['done']}/{event['total']} experiments done", event["outcome"]
-        self.say(
-            f"FAILED: {outcome['failure']} ({done})" if "failure" in outcome else f"{score_words(outcome)} ({done})"
-        )
-        if self.bar is not None and self.experiments is not None:
-            self.bar.update(self.experiments, completed=event["done"])
+    @handle.register
+    def experiment_ended(self, event: ExperimentEnded) -> None:
+        self.end_bar()
+        done, outcome = f"{event.done}/{event.total} experiments done", event.outcome
+        result = f"FAILED: {outcome['failure']}" if "failure" in outcome else score_words(outcome)
+        self.print_line(f"{result} ({done})")
+        if self.display is not None and self.experiments_bar is not None:
+            self.display.update(self.experiments_bar, completed=event.done)
 
-    def on_prepared(self, event: dict[str, Any]) -> None:
-        what = "preparing images"
-        if self.voice.what == what or event["done"] < event["total"]:  # else all of them were there already
-            self.progress(what, event["done"], event["total"], "")
+    @handle.register
+    def images_prepared(self, event: ImagesPrepared) -> None:
+        description = "preparing images"
+        if self.activity.description == description or event.done < event.total:  # else all were in the cache already
+            self.progress(description, event.done, event.total)
 
-    def on_checked(self, event: dict[str, Any]) -> None:
-        self.progress("checking images", event["done"], event["total"], "")
+    @handle.register
+    def images_checked(self, event: ImagesChecked) -> None:
+        self.progress("checking images", event.done, event.total)
 
-    def on_predicted(self, event: dict[str, Any]) -> None:
-        self.progress("predicting", event["done"], event["total"], "")
+    @handle.register
+    def images_predicted(self, event: ImagesPredicted) -> None:
+        self.progress("predicting", event.done, event.total)
 
-    def on_skipped(self, event: dict[str, Any]) -> None:
-        self.say(f"skipped: {event['why']}")
+    @handle.register
+    def image_skipped(self, event: ImageSkipped) -> None:
+        self.print_line(f"skipped: {event.reason}")
 
-    def on_stage(self, event: dict[str, Any]) -> None:
-        self.close()
-        self.voice.kind = event["kind"]
-        self.say(f"{DOING[event['kind']]}: {event['where']}")
+    @handle.register
+    def stage_started(self, event: StageStarted) -> None:
+        self.end_bar()
+        self.activity.kind = event.kind
+        self.print_line(f"{DOING[event.kind]}: {event.where}")
 
-    def on_training(self, event: dict[str, Any]) -> None:
-        going_on = f", going on after step {event['start']}" if event["start"] else ""
-        if workers := event.get("workers"):
-            going_on += f", {workers} worker{'s' * (workers != 1)}"
-        self.say(f"{DOING[self.voice.kind]} on {event['num_images']} images, {event['num_steps']} steps{going_on}")
-        if event.get("absent"):
-            self.say(f"none of these images shows: {', '.join(event['absent'])}")
+    @handle.register
+    def stage_reused(self, event: StageReused) -> None:
+        self.end_bar()
+        self.print_line(f"{DOING[event.kind]}: there already, nothing to do ({event.where})")
 
-    def on_imported(self, event: dict[str, Any]) -> None:
-        changed = "".join(f"; {name}: {how}" for name, how in event["changed"].items())
-        dropped = f"; left out: {', '.join(event['dropped'])}" if event["dropped"] else ""
-        self.say(f"{event['file']}: {event['kept']} tensors as they are{changed}{dropped}")
+    @handle.register
+    def waiting_for_stage(self, event: WaitingForStage) -> None:
+        self.print_line(f"{DOING[event.kind]}: another {event.owner} is at it; waiting for its result")
 
-    def on_testing(self, event: dict[str, Any]) -> None:
-        self.say(f"testing once on {event['num_images']} images")
+    @handle.register
+    def waiting_for_resources(self, event: WaitingForResources) -> None:
+        self.print_line(f"{DOING[event.kind]} waits for {resources_words(event)}")
 
-    def on_row(self, event: dict[str, Any]) -> None:
-        numbers = event["metrics"]
-        if "val/gate" in numbers:
-            self.say(gate_words(event["step"], numbers["val/loss"], numbers["val/gate"]))
-        elif any(name.startswith("val/") for name in numbers):
-            told = ", ".join(
-                f"{name[4:]} {value:.3f}" for name, value in numbers.items() if not name.startswith("val/n_")
-            )
-            self.say(f"step {event['step']}: validation {told}")
+    @handle.register
+    def training_started(self, event: TrainingStarted) -> None:
+        going_on = f", going on after step {event.start}" if event.start else ""
+        if event.workers:
+            going_on += f", {event.workers} worker{'s' * (event.workers != 1)}"
+        doing = DOING[self.activity.kind]
+        self.print_line(f"{doing} on {event.num_images} images, {event.num_steps} steps{going_on}")
+        if event.absent_classes:
+            self.print_line(f"none of these images shows: {', '.join(event.absent_classes)}")
+
+    @handle.register
+    def weights_imported(self, event: WeightsImported) -> None:
+        changed = "".join(f"; {name}: {how}" for name, how in event.changed.items())
+        dropped = f"; left out: {', '.join(event.dropped)}" if event.dropped else ""
+        self.print_line(f"{event.file}: {event.kept} tensors as they are{changed}{dropped}")
+
+    @handle.register
+    def evaluation_started(self, event: EvaluationStarted) -> None:
+        self.print_line(f"testing once on {event.num_images} images")
+
+    @handle.register
+    def metrics_logged(self, event: MetricsLogged) -> None:
+        metrics = event.metrics
+        if "val/gate" in metrics:
+            self.print_line(gate_words(event.step, metrics["val/loss"], metrics["val/gate"]))
+        elif scores := {name: value for name, value in metrics.items() if name.startswith("val/")}:
+            shown = [f"{name[4:]} {value:.3f}" for name, value in scores.items() if not name.startswith("val/n_")]
+            self.print_line(f"step {event.step}: validation {', '.join(shown)}")
         else:
-            self.progress(
-                DOING[self.voice.kind], event["step"], event["num_steps"], f"loss {numbers['train/loss']:.4f}"
-            )
+            note = f"loss {metrics['train/loss']:.4f}"
+            self.progress(DOING[self.activity.kind], event.step, event.num_steps, note)
 
-    def on_saved(self, event: dict[str, Any]) -> None:
-        self.say(f"step {event['step']}: checkpoint saved")
+    @handle.register
+    def checkpoint_saved(self, event: CheckpointSaved) -> None:
+        self.print_line(f"step {event.step}: checkpoint saved")
 
-    def on_reused(self, event: dict[str, Any]) -> None:
-        self.close()
-        self.say(f"{DOING[event['kind']]}: there already, nothing to do ({event['where']})")
+    @handle.register
+    def model_registration_started(self, event: ModelRegistrationStarted) -> None:
+        self.print_line(f"registering the model as {event.name}")
 
-    def on_waiting(self, event: dict[str, Any]) -> None:
-        self.say(f"{DOING[event['kind']]}: another {event['whose']} is at it; waiting for its result")
-
-    def on_registering(self, event: dict[str, Any]) -> None:
-        self.say(f"registering the model as {event['name']}")
-
-    def on_gate(self, event: dict[str, Any]) -> None:
-        numbers = f"loss {event['loss']:.3f}, a predictor without a network {event['gate']:.3f}"
-        self.say(
+    @handle.register
+    def gate_not_passed(self, event: GateNotPassed) -> None:
+        numbers = f"loss {event.loss:.3f}, a predictor without a network {event.gate:.3f}"
+        self.print_line(
             f"WARNING: the pre-training never got past its gate ({numbers}): "
             "its encoder holds little to transfer; train longer, or with smaller patches"
         )
 
-    def on_starving(self, event: dict[str, Any]) -> None:
-        self.say(f"WARNING: {starving_words(**event)}")
-
-    def on_short(self, event: dict[str, Any]) -> None:
-        self.say(f"{DOING[event['kind']]} waits for {short_words(event)}")
-
-    def on_collapse(self, event: dict[str, Any]) -> None:
-        into = "the same answer" if event["into"] == "one" else "an answer that prefers nothing"
-        self.say(
-            f"WARNING: the pre-training collapsed: its teacher gives all images {into} (entropy {event['entropy']:.2f} "
-            f"of 1, {event['same']:.0%} alike): its encoder holds little to transfer; lower pretrain.lr, or train on"
+    @handle.register
+    def collapse_detected(self, event: CollapseDetected) -> None:
+        into = "the same answer" if event.into == "one" else "an answer that prefers nothing"
+        self.print_line(
+            f"WARNING: the pre-training collapsed: its teacher gives all images {into} (entropy {event.entropy:.2f} "
+            f"of 1, {event.same:.0%} alike): its encoder holds little to transfer; lower pretrain.lr, or train on"
         )
 
-    def on_warning(self, event: dict[str, Any]) -> None:
-        self.say(f"WARNING: {event['text']}")
+    @handle.register
+    def data_loading_bottleneck(self, event: DataLoadingBottleneck) -> None:
+        self.print_line(f"WARNING: {bottleneck_words(event)}")
 
-    def progress(self, what: str, done: int, total: int, note: str) -> None:
-        """A bar on a terminal; a line now and then elsewhere."""
-        voice = self.voice
-        if what != voice.what:
-            self.close()
-            voice.what, voice.last_line = what, -math.inf
+    @handle.register
+    def warning_issued(self, event: WarningIssued) -> None:
+        self.print_line(f"WARNING: {event.text}")
+
+    def progress(self, description: str, done: int, total: int, note: str = "") -> None:
+        """A bar on a terminal; a line every `EVERY` seconds elsewhere."""
+        activity = self.activity
+        if description != activity.description:
+            self.end_bar()
+            activity.description, activity.last_line = description, -math.inf
         if self.console.is_terminal:
-            if voice.task is None:
-                voice.task = self.bars().add_task(self.named(what), total=total, note=note)
-            self.bars().update(voice.task, completed=done, total=total, note=note)
-        elif time.monotonic() - voice.last_line >= EVERY or done == total:
-            voice.last_line = time.monotonic()
-            self.say(f"{what}: {done}/{total} {note}".rstrip())
+            if activity.task is None:
+                activity.task = self.bars().add_task(self.named(description), total=total, note=note)
+            self.bars().update(activity.task, completed=done, total=total, note=note)
+        elif time.monotonic() - activity.last_line >= EVERY or done == total:
+            activity.last_line = time.monotonic()
+            self.print_line(f"{description}: {done}/{total} {note}".rstrip())
         if done == total:
-            self.close()
+            self.end_bar()
 
     def bars(self) -> Progress:
-        """The bars of all that is under way, one display."""
-        if self.bar is None:
+        """The display of all bars; started where there is none."""
+        if self.display is None:
             parts = (
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 TextColumn("{task.completed}/{task.total}"),
             )
             more = TimeRemainingColumn(), TextColumn("{task.fields[note]}")
-            self.bar = Progress(*parts, *more, console=self.console, transient=True)
-            self.bar.start()
-        return self.bar
+            self.display = Progress(*parts, *more, console=self.console, transient=True)
+            self.display.start()
+        return self.display
 
-    def close(self) -> None:
-        """Ends the bar of who is speaking."""
-        voice = self.voice
-        if self.bar is not None and voice.task is not None:
-            self.bar.remove_task(voice.task)
-            if not self.bar.tasks:
-                self.bar.stop()
-                self.bar = None
-        voice.task, voice.what = None, ""
-
-
-def starving_words(share: float, num_loaders: int, mend: int, **event: Any) -> str:
-    """That a training waits for images, and what to do about it."""
-    told = f"{share:.0%} of the time goes into waiting for images; "
-    if mend > num_loaders:
-        return f"{told}set train.loaders={mend} (and train.cpus={mend + 1}, so that each has a CPU)"
-    return f"{told}no CPU is left for train.loaders: take fewer workers per node, or put PREMED_HOME on a faster disk"
+    def end_bar(self) -> None:
+        """Removes the bar of the experiment whose event is handled."""
+        activity = self.activity
+        if self.display is not None and activity.task is not None:
+            self.display.remove_task(activity.task)
+            if not self.display.tasks:
+                self.display.stop()
+                self.display = None
+        activity.task, activity.description = None, ""
 
 
-def short_words(event: dict[str, Any]) -> str:
+def bottleneck_words(event: DataLoadingBottleneck) -> str:
+    """How much time goes into waiting for images, and the remedy."""
+    waiting, loaders = f"{event.share:.0%} of the time goes into waiting for images", event.suggested_loaders
+    if loaders > event.num_loaders:
+        return f"{waiting}; set train.loaders={loaders} (and train.cpus={loaders + 1}, so that each has a CPU)"
+    remedy = "take fewer workers per node, or put PREMED_HOME on a faster disk"
+    return f"{waiting}; no CPU is left for train.loaders: {remedy}"
+
+
+def resources_words(event: WaitingForResources) -> str:
     """What a stage needs, and what of it the cluster has."""
-    workers, cpus = event["workers"], event["cpus"]
-    each = f"{workers} worker{'s' * (workers != 1)} of {cpus:g} CPU{'s' * (cpus != 1)}{' and a GPU' * event['gpu']}"
-    left = " and ".join(f"{free:g} of {event['there'][kind]:g} {kind}s" for kind, free in event["free"].items())
+    workers, cpus = event.workers, event.cpus
+    each = f"{workers} worker{'s' * (workers != 1)} of {cpus:g} CPU{'s' * (cpus != 1)}{' and a GPU' * event.gpu}"
+    left = " and ".join(f"{free:g} of {event.total[name]:g} {name}s" for name, free in event.free.items())
     return f"{each}; the cluster has {left} free"
 
 

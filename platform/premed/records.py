@@ -25,6 +25,7 @@ from premed.config.experiment import Experiment, Stage
 from premed.config.settings import BLIND, PRETRAINING, TRUNK, Kind, Pretrain, Train
 from premed.contracts import Domain, Task
 from premed.errors import StageFailed
+from premed.events import EventHandler, ModelRegistrationStarted, WarningIssued
 from premed.paths import home, portable
 from premed.vault import Vault
 from premed.worker import Job, make_objective
@@ -49,7 +50,7 @@ class Records:
         experiment: Experiment,
         task: Task,
         ledger: Any,
-        show: Callable[[dict[str, Any]], None],
+        show: EventHandler,
         pause: Callable[[float], None] = time.sleep,
         register: bool = True,
     ):
@@ -200,7 +201,7 @@ class Records:
             about = job.vault.get_json("parts/card.json")
             if about is None or self.ledger.registered(run_id) is not False:  # no card: storage was cleaned
                 return
-            self.show({"event": "registering", "name": self.task.name})
+            self.show(ModelRegistrationStarted(self.task.name))
             # as a test stage does it: the parts that val picked
             stage = job.stage.model_copy(update={"kind": "test"})
             loading = Job(stage, job.stage, job.train, job.storage, job.cache)
@@ -211,7 +212,7 @@ class Records:
                 self.pause(0)  # the command may have been stopped meanwhile
                 self.ledger.register(run_id, self.task.name, objective.network, example, score, about)
         except StageFailed as error:
-            self.show({"event": "warning", "text": f"the model was not registered: {error}"})
+            self.show(WarningIssued(f"the model was not registered: {error}"))
 
     def end(self, run_id: str, status: str, tags: dict[str, str] | None = None) -> None:
         """The run is over; back when MLflow has heard of it, or has been silent for a while (it will hear later)."""

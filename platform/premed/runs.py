@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 from premed import registry, tracking
 from premed.errors import UserError
-from premed.leases import LEASES, process_tags
+from premed.provenance import process_tags
 from premed.tracking import batches, cell, cut, flat, key
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
     import torch
     from mlflow import MlflowClient
 
     from premed.contracts import Row
 
+LEASES = "premed leases"
+"""The experiment that leases live in (`leases`); no listing of runs shows it."""
 _PAGE = 1000
 _NEWEST = ["attributes.start_time DESC"]
 _SERVERS = ("http", "databricks")  # they decide themselves where files go
@@ -159,19 +160,6 @@ class RunStore:
             if not token:
                 return
 
-    def table(self, experiment: str | None = None, kind: str = "test") -> "pd.DataFrame":
-        """Finished runs of one kind, newest first: run_id, name, …, and `tags.x`, `params.x`, `metrics.x` columns."""
-        import pandas as pd
-
-        rows = [
-            {"run_id": run.run_id, "name": run.name, "experiment": run.experiment, "parent": run.parent}
-            | {f"tags.{name}": value for name, value in run.tags.items()}
-            | {f"params.{name}": value for name, value in run.params.items()}
-            | {f"metrics.{name}": value for name, value in run.metrics.items()}
-            for run in self.search({"premed.kind": kind}, status="FINISHED", experiment=experiment)
-        ]
-        return pd.DataFrame(rows, columns=None if rows else ["run_id", "name", "experiment", "parent"])
-
     def _ids(self, experiment: str | None) -> list[str]:
         if experiment:
             found = self.client.get_experiment_by_name(experiment)
@@ -224,11 +212,6 @@ class RunStore:
         known = json.loads(run.data.tags.get("premed.nonfinite", "{}"))
         if odd.keys() - known.keys():
             self.set_tags(run_id, {"premed.nonfinite": json.dumps(odd | known)})
-
-    def last_step(self, run_id: str, metric: str) -> int | None:
-        """The highest step stored of a metric."""
-        stored = self.client.get_run(run_id).data.to_proto().metrics
-        return next((each.step for each in stored if each.key == key(metric)), None)
 
     def log_scores(self, run_id: str, rows: Sequence["Row"]) -> None:
         """The table of scores, one row per case: `scores.json`, a table in MLflow's UI, and `scores.csv`."""

@@ -15,6 +15,7 @@ from premed.crew import Crew, actor
 from premed.data import Show
 from premed.driver import Common, Trainer
 from premed.errors import StageFailed, UserError
+from premed.events import Event, RayStarting, WarningIssued
 from premed.fleet import Fleet, Member, fits, workers_of
 from premed.ledger import Ledger, Patient
 from premed.paths import settled_in
@@ -43,7 +44,7 @@ class Session:
         if self.stopped.wait(seconds):
             raise KeyboardInterrupt
 
-    def show_or_stop(self, event: dict[str, Any]) -> None:
+    def show_or_stop(self, event: Event) -> None:
         self.pause(0)
         self.show(event)
 
@@ -59,7 +60,7 @@ class Session:
         """Trains the stages of an experiment, whose events name it; calls `begun` when a stage is in line."""
 
         def train(job: Job, run_id: str) -> None:
-            self.about[run_id] = {"kind": job.stage.kind} | ({"who": name} if name else {})
+            self.about[run_id] = {"kind": job.stage.kind, "experiment": name}
             begun()
             try:
                 if self.fleet is not None:
@@ -71,7 +72,7 @@ class Session:
 
         return train
 
-    def tell(self, run_id: str, event: dict[str, Any]) -> None:
+    def tell(self, run_id: str, event: Event) -> None:
         self.ledger.event(run_id, event)
         self.relay()
 
@@ -79,7 +80,7 @@ class Session:
         """Shows what the ledger has heard, with the kind of stage and the name of the experiment that it is of."""
         with self.relaying:
             for event in self.ledger.drain():
-                self.show(event | self.about.get(event.pop("run", ""), {}))
+                self.show(replace(event, **self.about.get(event.run_id, {})))
 
     def keep_relaying(self, over: threading.Event) -> None:
         with suppress(StageFailed):  # the ledger ended: whoever asks it something hears of it
@@ -92,7 +93,7 @@ class Session:
         self.relay()
         if left := self.ledger.close():
             told = f"MLflow has not heard {left} records; the next start delivers them"
-            self.show({"event": "warning", "text": told})
+            self.show(WarningIssued(told))
 
 
 @contextmanager
@@ -166,7 +167,7 @@ def ray_or_not(trains: Sequence[Train], show: Show) -> Iterator[Callable[..., It
         return
     import ray
 
-    show({"event": "starting", "what": "Ray"})
+    show(RayStarting())
     # never a cluster nobody named: RAY_ADDRESS, or one of our own
     address = os.environ.get("RAY_ADDRESS") or "local"
     # else Ray warns of more processes than CPUs, and most of ours only wait and listen

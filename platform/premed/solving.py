@@ -4,7 +4,7 @@ One step per solution, so that `watch` validates, keeps the best and saves as it
 solves; all have its weights.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain, islice, repeat
 from typing import Any
 
@@ -17,6 +17,7 @@ from premed import sampling
 from premed.contracts import Sample, Solution
 from premed.distributed import team
 from premed.errors import UserError
+from premed.events import EventHandler, WarningIssued
 from premed.fit import Watch
 from premed.supervised import Supervised
 
@@ -28,7 +29,7 @@ def solve(
     *,
     start: int = 0,
     precision: torch.dtype = torch.float32,
-    emit: Callable[[dict[str, Any]], None],
+    emit: EventHandler,
 ) -> None:
     """Takes `objective`'s head through its solutions, of which the first `start` are done.
 
@@ -42,7 +43,7 @@ def solve(
     for step, (loss, numbers, said) in islice(enumerate(solutions, 1), start, None):
         for text in dict.fromkeys(said):
             if text not in told:
-                emit({"event": "warning", "text": text})
+                emit(WarningIssued(text))
         told.update(said)
         total = torch.tensor(loss, device=next(head.parameters()).device)
         if team()[1] > 1:

@@ -40,10 +40,6 @@ class Interval:
     seeds: bool
     """Whether the interval holds for another seed too, or for these seeds alone."""
 
-    @property
-    def spans_zero(self) -> bool:
-        return not (self.low > 0 or self.high < 0)
-
 
 def interval(value: float, groups: Sequence[np.ndarray], scale: Scale = "plain", level: float = 0.95) -> Interval:
     """The interval of `value`, the sum of the groups' means over seeds, each group pseudo-values [S, P].

@@ -13,9 +13,9 @@ from statistics import pstdev
 from typing import Any
 
 from premed.data import Show
-from premed.errors import CalledOff, StageFailed, UserError
+from premed.errors import CalledOff, StageFailed, UserError, first_line
+from premed.events import Event, MetricsLogged, SweepStarted, TrialEnded, TrialStarted, WarningIssued
 from premed.launch import looked_over, settled
-from premed.ledger import first_line
 from premed.plan import Plan, said, trains_of
 from premed.records import row
 from premed.session import Session, session
@@ -62,10 +62,10 @@ class Hearing:
         self.show = show
         self.ears: dict[str, Validations] = {}
 
-    def __call__(self, event: dict[str, Any]) -> None:
+    def __call__(self, event: Event) -> None:
         self.show(event)
-        ear = self.ears.get(event.get("who", ""))
-        if ear and event["event"] == "row" and event["kind"] == "finetune":
+        ear = self.ears.get(event.experiment)
+        if ear and isinstance(event, MetricsLogged) and event.kind == "finetune":
             ear(event)
 
 
@@ -87,7 +87,7 @@ class Running:
         waiting = False
         while not self.here.ledger.acquire(self.plan.digest):
             if not waiting:
-                self.here.show({"event": "warning", "text": "another command runs this sweep; waiting for its end"})
+                self.here.show(WarningIssued("another command runs this sweep; waiting for its end"))
             waiting = True
             self.here.pause(1.0)
         try:
@@ -102,7 +102,7 @@ class Running:
         ended = [told for told in self.study.trials() if told.state in ("done", "stopped")]
         scheduler = scheduler_of(self.search.scheduler, self.plan.modes[0], self.plan.validations, ended)
         left = self.sweep.num_trials - sum(told.state in ("done", "stopped", "failed") for told in self.study.trials())
-        self.here.show({"event": "trials", "total": self.sweep.num_trials, "left": left, "modes": self.plan.modes})
+        self.here.show(SweepStarted(self.sweep.num_trials, left, self.plan.modes))
         folder = self.plan.where / "tune"
         tune = threading.Thread(
             target=self.guarded,
@@ -208,7 +208,7 @@ class Running:
     def work(self, trial: Trial, told: Told) -> None:
         """A trial's thread, from its start to its record."""
         label = self.sweep.label(told.setting)
-        self.here.show({"event": "trial", "number": trial.number, "label": label})
+        self.here.show(TrialStarted(trial.number, label))
         trial.run_id = self.open_trial(told, label)
         state: State = "done"
         values, failure = None, ""
@@ -227,8 +227,7 @@ class Running:
             state, values, failure = "failed" if trial.failure else "stopped", None, trial.failure
         self.record(trial, state, values, failure)
         self.news.end.remote(trial.number)
-        shown = {"number": trial.number, "label": label, "state": state, "values": values, "failure": failure}
-        self.here.show({"event": "trial_ended", "metrics": self.plan.metrics, **shown})
+        self.here.show(TrialEnded(trial.number, label, state, self.plan.metrics, values, failure))
 
     # ---- MLflow: a run for the sweep, one for each trial below it
 

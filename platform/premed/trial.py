@@ -13,9 +13,9 @@ from typing import Any
 from premed.config.experiment import Experiment
 from premed.data import Show
 from premed.driver import Driver
-from premed.errors import CalledOff, StageFailed, UserError
+from premed.errors import CalledOff, StageFailed, UserError, first_line
+from premed.events import Event, MetricsLogged, WaitingForStage, WarningIssued
 from premed.fleet import Member
-from premed.ledger import first_line
 from premed.paths import storage
 from premed.session import Session
 from premed.vault import Vault
@@ -38,17 +38,17 @@ class Validations:
     heard: Callable[[int, float, int], None]
     passed: Callable[[int], None]
 
-    def __call__(self, row: dict[str, Any]) -> None:
-        """A row of the fine-tuning's curve."""
-        if not any(name.startswith("val/") for name in row["metrics"]):
+    def __call__(self, point: MetricsLogged) -> None:
+        """A point of the fine-tuning's curve."""
+        if not any(name.startswith("val/") for name in point.metrics):
             return
-        number, value = int(row["step"] * self.total // row["num_steps"]), row["metrics"].get(self.metric)
+        number, value = int(point.step * self.total // point.num_steps), point.metrics.get(self.metric)
         if value is None or not math.isfinite(value) or number in self.known:
-            self.passed(row["step"])
+            self.passed(point.step)
             return
         best = max if self.mode == "max" else min
         self.known[number] = best([value, *self.known.values()])
-        self.heard(number, self.known[number], row["step"])
+        self.heard(number, self.known[number], point.step)
 
 
 @dataclass
@@ -104,12 +104,12 @@ class Trial:
             except (UserError, StageFailed) as error:
                 failure = error
             except Exception as error:  # noqa: BLE001 - a bug ends a trial, not the sweep; its whole story is told
-                self.show({"event": "warning", "text": traceback.format_exc(), "who": self.who(0)})
+                self.show(WarningIssued(traceback.format_exc(), experiment=self.who(0)))
                 failure = StageFailed(f"{type(error).__name__}: {first_line(error)}")
             finally:
                 self.begun.set()
             if attempt < retries:
-                self.show({"event": "warning", "text": f"{failure}; trying again", "who": self.who(0)})
+                self.show(WarningIssued(f"{failure}; trying again", experiment=self.who(0)))
                 self.here.common.once.forget_failures()
         raise failure
 
@@ -137,10 +137,10 @@ class Trial:
         number = self.number * len(self.seeds) + place
         trainer = self.here.trainer(Member(number, self.pause, tested=False, ruling=ruling), who, self.begun.set)
 
-        def show(event: dict[str, Any]) -> None:
-            if event["event"] == "waiting":
+        def show(event: Event) -> None:
+            if isinstance(event, WaitingForStage):
                 self.begun.set()
-            self.show(event | {"who": who})
+            self.show(replace(event, experiment=who))
 
         common = replace(self.here.common, pause=self.pause, show=show, register=False)
         driver = Driver(experiment, common, trainer, show)
@@ -150,7 +150,7 @@ class Trial:
         if heeded and last["reused"]:  # nobody told of its validations
             curve = Vault(storage(experiment.train.storage), last["where"].rsplit("/", 1)[-1]).get("curve.jsonl") or b""
             for row in map(json.loads, curve.splitlines()):
-                heeded(row | {"num_steps": last["num_steps"]})
+                heeded(MetricsLogged(num_steps=last["num_steps"], **row))
         return outcome
 
 

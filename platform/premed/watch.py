@@ -17,10 +17,10 @@ from torch.optim import AdamW
 from premed.contracts import Objective, Picks, Plan, Row, Sample
 from premed.distributed import team
 from premed.errors import UserError
+from premed.events import CheckpointSaved, EventHandler, MetricsLogged, TrainingResumed
 from premed.pace import Pace
 from premed.vault import KEPT, Vault
 
-Emit = Callable[[dict[str, Any]], None]
 SHOWN = 20  # names of samples in a message
 SNAPSHOTS = 4  # of what a training makes of fixed cases: after a quarter, half, three quarters and all of it
 PAST = 0.95
@@ -64,7 +64,7 @@ class Watch:
         save_minutes: float,
         precision: torch.dtype,
         names: Callable[[Picks], Sequence[str]],
-        emit: Emit,
+        emit: EventHandler,
         report: Callable[[dict[str, float]], None],
         whole: int | None = None,
         pace: Pace | None = None,
@@ -152,7 +152,7 @@ class Watch:
         if self.rank == 0:
             row = {"step": step, "time": int(time.time() * 1000), "metrics": metrics}
             self.curve.append(row)
-            self.emit({"event": "row", "num_steps": self.plan.num_steps, "beside": beside or {}, **row})
+            self.emit(MetricsLogged(num_steps=self.plan.num_steps, throughput=beside or {}, **row))
 
     def validate(self, step: int) -> None:
         """Scores val, all ranks sharing it; keeps the weights if they are the best so far."""
@@ -205,7 +205,7 @@ class Watch:
             state = {"objective": self.objective.state_dict(), "optimizer": self.optimizer.state_dict()}
             notes = {"curve": self.curve, "best": self.best, "rows": self.rows, "seconds": self.elapsed()}
             self.vault.save_checkpoint(step, state, notes, kept)
-            self.emit({"event": "saved", "step": step})
+            self.emit(CheckpointSaved(step))
         self.saved = time.monotonic()
         if self.world > 1:
             dist.barrier()
@@ -230,7 +230,7 @@ class Watch:
         self.curve = notes["curve"]
         if own:
             self.best, self.rows, self.seconds = notes["best"], notes["rows"], notes["seconds"]
-            self.emit({"event": "resumed", "step": step, "num_steps": self.plan.num_steps})
+            self.emit(TrainingResumed(step, num_steps=self.plan.num_steps))
         elif origin and self.rank == 0:
             for name in origin.names():
                 if name.startswith("snapshots/") and (content := origin.get(name)):

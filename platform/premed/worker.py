@@ -22,6 +22,7 @@ from premed.data import refuse_unnamed
 from premed.device import device_of, forget_peak_memory, peak_memory_mb, precision_of
 from premed.distributed import team
 from premed.errors import UserError
+from premed.events import EvaluationStarted, EventHandler, TrainingStarted
 from premed.fit import distributed, fit, make_optimizer
 from premed.importing import bring
 from premed.measure import bootstrap_interval, undefined_classes
@@ -56,7 +57,7 @@ class Job:
         return Vault(self.storage, self.parent.folder) if self.parent is not None and on_trunk else None
 
 
-def run_stage(job: Job, emit: Callable[[dict[str, Any]], None], report: Callable[[dict[str, float]], None]) -> None:
+def run_stage(job: Job, emit: EventHandler, report: Callable[[dict[str, float]], None]) -> None:
     """Trains what `job` says (or imports, or tests it) and writes `result.json` last; or, where no retry can mend what
     went wrong, `failure.json`.
 
@@ -100,7 +101,7 @@ def agreed() -> Iterator[None]:
         raise Everywhere(error if len(said) == len(met) else f"{error} (on node {node})")
 
 
-def learn(job: Job, emit: Callable, report: Callable) -> None:
+def learn(job: Job, emit: EventHandler, report: Callable) -> None:
     """Pre-training or fine-tuning."""
     stage, settings, how = job.stage, job.stage.training, job.train
     assert isinstance(settings, (Pretrain, Finetune))
@@ -136,9 +137,16 @@ def learn(job: Job, emit: Callable, report: Callable) -> None:
     )
     if (start := watch.resume(job.origin)) == 0:
         objective.begin(train)
-    about = {"num_images": len(train), "num_val": len(val), "num_steps": plan.num_steps}
-    about |= {"absent": absent(seen[0].task, train) if stage.kind == "finetune" else []}
-    emit({"event": "training", "start": start, **about, **({"workers": team()[1]} if how.elastic else {})})
+    emit(
+        TrainingStarted(
+            start,
+            num_images=len(train),
+            num_val=len(val),
+            num_steps=plan.num_steps,
+            absent_classes=absent(seen[0].task, train) if stage.kind == "finetune" else (),
+            workers=team()[1] if how.elastic else None,
+        )
+    )
     if objective.num_solutions:
         assert isinstance(objective, Supervised)
         solve(objective, train, watch, start=start, precision=precision, emit=emit)
@@ -216,7 +224,7 @@ def conclude(job: Job, watch: Watch, num_cases: int, more: dict[str, Any]) -> No
     job.vault.clear("best")
 
 
-def test(job: Job, emit: Callable) -> None:
+def test(job: Job, emit: EventHandler) -> None:
     """Scores the test part once, with the weights that val picked."""
     began = time.monotonic()
     with agreed():
@@ -225,7 +233,7 @@ def test(job: Job, emit: Callable) -> None:
         samples = prepared(job, task, task.split("test"))
         objective, loaded = make_objective(job, seen)
         objective.to(device_of(job.train))
-    emit({"event": "testing", "num_images": len(samples)})
+    emit(EvaluationStarted(num_images=len(samples)))
     rows = measured(objective, samples, precision_of(job.train))
     if team()[0] != 0:
         return
