@@ -11,7 +11,7 @@ from helpers import on_ranks, outcome, run
 from launching import runs_of
 from torch import Tensor
 
-from premed import cohort, launch, presenter, watch, worker
+from premed import data, launch, presenter, watch, worker
 from premed.clinic import write_images
 from premed.compare import compare
 from premed.config.loader import checked
@@ -418,13 +418,13 @@ def test_classification_of_pictures_and_of_volumes_and_segmentation_load_all_but
     pretrain, finetune, _ = experiment.stages(lambda kind: "data")
     where = experiment.train, str(tmp_path), tmp_path
     before, after = worker.Job(pretrain, None, *where), worker.Job(finetune, pretrain, *where)
-    encoder = worker.make_objective(before, cohort.domains(pretrain))[0].parts["encoder"]
+    encoder = worker.make_objective(before, data.domains(pretrain))[0].parts["encoder"]
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(1)
     before.vault.put_weights("parts/encoder.safetensors", encoder.state_dict())
     before.vault.put_json("parts/card.json", {"grid": encoder.grid})
-    objective, loaded = worker.make_objective(after, cohort.domains(finetune))
+    objective, loaded = worker.make_objective(after, data.domains(finetune))
     state, saved = objective.parts["encoder"].state_dict(), encoder.state_dict()
     assert loaded["encoder"]["missing"] == [] and loaded["encoder"]["dropped"] == sorted(saved.keys() - state.keys())
     assert all(other in name.split(".") for name in loaded["encoder"]["dropped"])

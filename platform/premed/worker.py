@@ -13,12 +13,12 @@ from typing import Any
 import torch.distributed as dist
 
 from premed.cache import Cache
-from premed.cohort import absent, cases, domains
 from premed.config.experiment import Stage
 from premed.config.plugins import plugin
 from premed.config.settings import Finetune, Pretrain, Train
+from premed.config.spec import Spec
 from premed.contracts import Case, Domain, Objective, Sample, Task
-from premed.data import refuse_unnamed
+from premed.data import Tasks, absent_classes, cases, domains, refuse_unnamed
 from premed.device import device_of, forget_peak_memory, peak_memory_mb, precision_of
 from premed.distributed import team
 from premed.errors import UserError
@@ -57,24 +57,30 @@ class Job:
         return Vault(self.storage, self.parent.folder) if self.parent is not None and on_trunk else None
 
 
-def run_stage(job: Job, emit: EventHandler, report: Callable[[dict[str, float]], None]) -> None:
+def run_stage(
+    job: Job,
+    emit: EventHandler,
+    report: Callable[[dict[str, float]], None],
+    tasks: Callable[[Spec], Task] | None = None,
+) -> None:
     """Trains what `job` says (or imports, or tests it) and writes `result.json` last; or, where no retry can mend what
     went wrong, `failure.json`.
 
-    emit: takes events, on the first rank. report: takes each validation's numbers, on every rank.
+    emit: takes events, on the first rank. report: takes each validation's numbers, on every rank. tasks: gives the
+    task of a configuration, where some are built already.
     """
-    rank, world = team()
+    tasks, (rank, world) = tasks or Tasks(), team()
     emit = emit if rank == 0 else lambda event: None
     if any(job.vault.get(name) for name in ("result.json", "failure.json")):
         return  # all were started again for the sake of one that ended after the result, or failed alone
     forget_peak_memory()
     try:
         if job.stage.kind == "import":
-            bring(job.stage, job.vault, emit)
+            bring(job.stage, job.vault, emit, tasks)
         elif job.stage.kind == "test":
-            test(job, emit)
+            test(job, emit, tasks)
         else:
-            learn(job, emit, report)
+            learn(job, emit, report, tasks)
     except (NotFinite, UserError) as error:
         everywhere = isinstance(error, (NotFinite, Everywhere))
         if rank == 0 or not everywhere:
@@ -101,12 +107,12 @@ def agreed() -> Iterator[None]:
         raise Everywhere(error if len(said) == len(met) else f"{error} (on node {node})")
 
 
-def learn(job: Job, emit: EventHandler, report: Callable) -> None:
+def learn(job: Job, emit: EventHandler, report: Callable, tasks: Callable[[Spec], Task]) -> None:
     """Pre-training or fine-tuning."""
     stage, settings, how = job.stage, job.stage.training, job.train
     assert isinstance(settings, (Pretrain, Finetune))
     with agreed():
-        seen = domains(stage)
+        seen = domains(stage, tasks)
         train, val = gathered(job, seen)
         device, precision, accumulate = device_of(how), precision_of(how), how.micro_batches(team()[1])
         objective, loaded = make_objective(job, seen)
@@ -143,7 +149,7 @@ def learn(job: Job, emit: EventHandler, report: Callable) -> None:
             num_images=len(train),
             num_val=len(val),
             num_steps=plan.num_steps,
-            absent_classes=absent(seen[0].task, train) if stage.kind == "finetune" else (),
+            absent_classes=absent_classes(seen[0].task, train) if stage.kind == "finetune" else (),
             workers=team()[1] if how.elastic else None,
         )
     )
@@ -224,11 +230,11 @@ def conclude(job: Job, watch: Watch, num_cases: int, more: dict[str, Any]) -> No
     job.vault.clear("best")
 
 
-def test(job: Job, emit: EventHandler) -> None:
+def test(job: Job, emit: EventHandler, tasks: Callable[[Spec], Task]) -> None:
     """Scores the test part once, with the weights that val picked."""
     began = time.monotonic()
     with agreed():
-        seen = domains(job.stage)
+        seen = domains(job.stage, tasks)
         task = seen[0].task
         samples = prepared(job, task, task.split("test"))
         objective, loaded = make_objective(job, seen)
