@@ -12,10 +12,10 @@ from launching import TINY
 from safetensors.torch import save_file
 
 from premed import launch
-from premed.clinic import write_images
 from premed.config.expand import fan_out
 from premed.config.loader import merged
-from premed.phantoms import write_chestxray14, write_msd
+from premed.data.phantoms.thorax import write_images
+from premed.data.phantoms.writers import write_chestxray14, write_msd
 
 STRATEGIES, SEEDS = ("none", "mae", "imagenet"), (0, 1, 2)
 PROGRAMS = ("chromium", "chromedriver")

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-HEAVY = ["premed.worker", "premed.tasks.chestxray14", "premed.pretext.mae", "premed.heads.linear"]
+HEAVY = ["premed.worker", "premed.tasks.chestxray14", "premed.pretext.mae", "premed.models.heads.linear"]
 HEAVY += [
     "timm.models.vision_transformer",
     "torchvision.transforms.v2",

@@ -8,7 +8,7 @@ import pytest
 from launching import settle_in
 
 from premed import cli
-from premed.phantoms import write_chestxray14
+from premed.data.phantoms.writers import write_chestxray14
 
 pytest_plugins = ["store_fixtures"]
 

@@ -30,7 +30,9 @@ SCRATCH = {"pretext": {"name": "none"}}
 
 
 fork = multiprocessing.get_context("forkserver")
-fork.set_forkserver_preload(["launching", "premed.tasks.chestxray14", "premed.pretext.mae", "premed.heads.linear"])
+fork.set_forkserver_preload(
+    ["launching", "premed.tasks.chestxray14", "premed.pretext.mae", "premed.models.heads.linear"]
+)
 
 
 def tree(chest, *changes):

@@ -8,20 +8,20 @@ import shutil
 import signal
 import struct
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import yaml
+from pages import Page
 from PIL import Image
 
 from premed import cli, launch
 from premed.config.transforms import Recipe
 from premed.contracts import Case
+from premed.data.inspection import Job, inspect
 from premed.errors import UserError
-from premed.inspection import Job, inspect
 from premed.tasks import msd
 
 TABLE, TRAINED, TESTED = "Data_Entry_2017_v2020.csv", "train_val_list.txt", "test_list.txt"
@@ -407,7 +407,7 @@ def test_every_bad_file_is_told_at_once(hippocampi, chests, copied, found):
 
 
 def test_whatever_a_library_says_of_one_file_the_others_are_looked_at(hippocampi, found, monkeypatch):
-    from premed import readers
+    from premed.data.io import readers
 
     read = readers._read_nifti
 
@@ -570,22 +570,6 @@ def test_the_real_brain_can_be_pre_trained_on_only(real, found, monkeypatch, tmp
 # What is told, and how ------------------------------------------------------------------------------------------------
 
 
-class Page(HTMLParser):
-    """What a browser would load, run and show."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags, self.links, self.words = [], [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.links += [value for name, value in attrs if name in ("src", "href", "action", "data", "srcset")]
-
-    def handle_data(self, data):
-        self.words += data
-
-
 def test_the_page_needs_nothing_else_and_shows_findings_and_pictures(hippocampi, copied, checked, tmp_path):
     root = copied(hippocampi)
     voxels(at(root, "labelsTr", 1), put(7))
@@ -594,7 +578,8 @@ def test_the_page_needs_nothing_else_and_shows_findings_and_pictures(hippocampi,
     text = (tmp_path / "check.html").read_text()
     page = Page(text)
     assert code == 2 and page.tags.count("img") == 11 and "script" not in page.tags and "link" not in page.tags
-    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert page.open == [] and page.links == []
+    assert all(address.startswith("data:image/png;base64,") for address in page.loads)
     assert "url(" not in text and "http:" not in text and "https:" not in text
     for word in (at(root, "imagesTr", 4).name, at(root, "labelsTr", 1).name, "the label 7", "Anterior", "Posterior"):
         assert word in page.words
@@ -627,7 +612,7 @@ def test_a_name_that_no_terminal_can_print_is_escaped(hippocampi, checked, tmp_p
 def test_the_pictures_show_the_labels_on_the_right_hand_copy(hippocampi):
     from io import BytesIO
 
-    from premed.inspection import picture
+    from premed.data.inspection import picture
 
     files = at(hippocampi, "imagesTr", 0), at(hippocampi, "labelsTr", 0)
     recipe = Recipe(dims=3, normalise="zscore")
@@ -735,7 +720,7 @@ def test_a_run_does_not_look_at_the_test_part_where_test_is_false(hippocampi, ch
 
 
 def test_a_run_refuses_a_label_that_no_class_has_before_training(hippocampi, copied, monkeypatch, tmp_path):
-    from premed.data import DataModule, Tasks
+    from premed.data.datamodule import DataModule, Tasks
 
     root = copied(hippocampi)
     voxels(at(root, "labelsTr", 1), put(7))
@@ -761,7 +746,7 @@ def test_a_patient_in_two_parts_is_an_error_for_any_task(hippocampi):
 
 def test_a_task_without_a_check_of_its_own_still_misses_no_file(hippocampi, copied):
     from premed.check import listings
-    from premed.segmentation import Segmentation
+    from premed.tasks.common.segmentation import Segmentation
 
     root = copied(hippocampi)
     cases = {part: msd.build(msd.Config(root=root)).split(part) for part in ("train", "val", "test")}

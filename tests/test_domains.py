@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 import torch
 from launching import runs_of, tree
+from premed.phantoms import write_msd
 
 from premed import launch
-from premed.clinic import write_images
 from premed.config.loader import checked, merged
 from premed.config.spec import canonical
 from premed.config.transforms import Augment
 from premed.contracts import Case, Domain, Picks, Sample
-from premed.data import Tasks
+from premed.data.datamodule import Tasks
+from premed.data.loader import Mapped
+from premed.data.phantoms.thorax import write_images
 from premed.errors import UserError
 from premed.events import TrainingStarted
-from premed.phantoms import write_msd
 from premed.preflight import resolve, validate
 from premed.rng import sample_keys
-from premed.sources import Mapped
 
 pytest_plugins = ["launch_fixtures"]
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from premed import executor, launch, phantoms
+from premed import executor, launch
 from premed.config.loader import checked, merged
-from premed.data import DataModule, Tasks
+from premed.data.datamodule import DataModule, Tasks
+from premed.data.phantoms.writers import write_msd
 from premed.errors import UserError
 from premed.events import TrainingStarted, WarningIssued
 from premed.ledger import Ledger
@@ -16,7 +17,7 @@ from premed.worker import run_stage
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
     monkeypatch.setenv("PREMED_HOME", str(tmp_path / "home"))
-    root = phantoms.write_msd(tmp_path / "mri", 8, seed=0, shape=(20, 24, 20))
+    root = write_msd(tmp_path / "mri", 8, seed=0, shape=(20, 24, 20))
     return {
         "task": {"name": "msd", "root": str(root), "roi": (16, 16, 16)},
         "encoder": {"name": "vit", "width": 24, "depth": 3, "heads": 2, "patch": 8},

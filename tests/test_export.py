@@ -14,12 +14,13 @@ import pytest
 import torch
 from launching import settle_in
 from safetensors.torch import load_file
-from test_predict import laid, refused
+from support.predictions import laid, refused
 
-from premed import bundle, export, graphs, measure, predict, trained
+from premed import bundle, export, graphs, predict, trained
 from premed.config.transforms import Recipe
-from premed.encoders import vit
 from premed.errors import StageFailed
+from premed.models.encoders import vit
+from premed.tasks.common import metrics
 
 pytest_plugins = ["trained_fixtures"]
 
@@ -237,7 +238,7 @@ def test_a_bundle_segments_as_predict_does(bundles, name):
         labels, others = np.asarray(first.dataobj), np.asarray(second.dataobj)
         assert labels.shape == others.shape and second.get_data_dtype() == np.uint8
         np.testing.assert_allclose(first.affine, second.affine, atol=1e-4)
-        scores = [measure.dice(others == label, labels == label) for label in range(4)]
+        scores = [metrics.dice(others == label, labels == label) for label in range(4)]
         assert np.nanmin(scores) >= 0.99, scores
 
 

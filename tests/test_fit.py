@@ -11,8 +11,8 @@ from torch import nn
 
 from premed import fit as loop
 from premed.contracts import Batch, Objective, Picks
+from premed.data.samplers import EpochPlan
 from premed.fit import Schedule, fit, make_optimizer, share
-from premed.plans import EpochPlan
 from premed.rng import permutation
 
 

@@ -13,9 +13,9 @@ from timm.models.vision_transformer import VisionTransformer
 
 from premed import launch
 from premed.config.loader import load
+from premed.data.phantoms.writers import write_msd
 from premed.errors import UserError
 from premed.events import WarningIssued, WeightsImported
-from premed.phantoms import write_msd
 
 pytest_plugins = ["launch_fixtures"]
 

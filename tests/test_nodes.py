@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from premed import launch
 from premed.config.loader import load
-from premed.phantoms import write_chestxray14
+from premed.data.phantoms.writers import write_chestxray14
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3000)]
 

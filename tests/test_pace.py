@@ -6,15 +6,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import jobs, on_ranks
+from premed.phantoms import write_chestxray14
 
 from premed import pace, worker
 from premed.contracts import Picks
+from premed.data.loader import Views
 from premed.events import DataLoadingBottleneck, MetricsLogged
 from premed.pace import Pace
-from premed.phantoms import write_chestxray14
 from premed.presenter import bottleneck_words
 from premed.pretext.mae import MAE
-from premed.sources import Views
 
 CPU = torch.device("cpu")
 

@@ -11,13 +11,13 @@ import pytest
 from launching import store_of
 from made import ct_series
 from PIL import Image
-from scipy.spatial.transform import Rotation
+from support.predictions import laid, refused
 
-from premed import measure, predict, trained
-from premed.brain import write_brats
-from premed.errors import UserError
-from premed.segmentation import Regions, read_labels
+from premed import predict, trained
+from premed.data.phantoms.brain import write_brats
 from premed.tasks import brats, msd
+from premed.tasks.common import metrics
+from premed.tasks.common.segmentation import Regions, read_labels
 from premed.unseen import Input
 
 pytest_plugins = ["trained_fixtures"]
@@ -31,13 +31,6 @@ def scored(run):
     """The rows of the test stage by case, and its cases."""
     rows = store_of(run.home).scores(run.stage("test")["run_id"])
     return {row["case"]: row for row in rows}, run.task.split("test")
-
-
-def refused(call, *words):
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
 
 
 def rows_of(path):
@@ -54,7 +47,7 @@ def test_label_maps_of_the_test_images_have_the_test_stage_s_scores(organ_run, a
     for case in cases:
         label = nib.nifti1.load(case.label)
         masks, truth = (organ_run.task.united(read_labels(path)) for path in (tmp_path / case.label.name, case.label))
-        own = measure.region_row(masks, truth, label.header.get_zooms())
+        own = metrics.region_row(masks, truth, label.header.get_zooms())
         for name in ("dice/Anterior", "dice/Posterior", "state/Anterior"):
             assert own[name] == rows[case.name][name]
         assert own["hd95/Posterior"] == pytest.approx(rows[case.name]["hd95/Posterior"], rel=1e-5)
@@ -68,7 +61,7 @@ def test_masks_of_regions_have_the_test_stage_s_scores(brain_run, at_home, tmp_p
         truth = brain_run.task.united(read_labels(case.label))
         for region in ("TC", "WT", "ET"):
             mask = read_labels(tmp_path / f"{case.name}.{region}.nii.gz") == 1
-            assert measure.dice(mask, truth[region]) == rows[case.name][f"dice/{region}"] > 0
+            assert metrics.dice(mask, truth[region]) == rows[case.name][f"dice/{region}"] > 0
 
 
 def test_probabilities_of_the_test_images_are_those_that_were_scored(chest_run, at_home, tmp_path):
@@ -84,23 +77,6 @@ def test_probabilities_of_the_test_images_are_those_that_were_scored(chest_run, 
 
 
 # Each file's own grid ------------------------------------------------------------------------------------------------
-
-
-def laid(source: Path, path: Path, axes: str, turn=(0.0, 0.0, 0.0), codes=(1, 1), dtype=np.int16) -> Path:
-    """A copy of a volume stored along other axes, its header turned by `turn` degrees, with these codes."""
-    image = nib.nifti1.load(source)
-    ornt = nib.orientations.ornt_transform(
-        nib.orientations.io_orientation(image.affine), nib.orientations.axcodes2ornt(axes)
-    )
-    image = image.as_reoriented(ornt)
-    turned = np.eye(4)
-    turned[:3, :3] = Rotation.from_rotvec(np.deg2rad(turn)).as_matrix()
-    made = nib.Nifti1Image(np.asarray(image.dataobj).astype(dtype), turned @ image.affine)
-    made.set_qform(turned @ image.affine, codes[0])
-    made.set_sform(turned @ image.affine, codes[1])
-    made.header["descrip"] = b"MR of somebody"
-    nib.save(made, path)
-    return path
 
 
 def canonical(path: Path) -> np.ndarray:

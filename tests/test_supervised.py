@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional as F
 
 from premed.contracts import Batch, Features, Head
-from premed.encoders import vit
 from premed.fit import Schedule, make_optimizer, set_lr
-from premed.heads import linear, unetr
+from premed.models.encoders import vit
+from premed.models.heads import linear, unetr
 from premed.pretext import mae
 from premed.rng import key
 from premed.supervised import Network, Supervised

@@ -10,19 +10,19 @@ from conftest import REPOSITORY
 from launching import settle_in
 
 from premed import launch
-from premed.abdomen import write_btcv
-from premed.brain import write_brats
-from premed.cache import Cache
 from premed.config.experiment import Stage
 from premed.config.loader import checked, load
 from premed.config.transforms import Augment
 from premed.contracts import Domain, Objective, Sample
-from premed.encoders import vit
+from premed.data.cache import Cache
+from premed.data.loader import Mapped
+from premed.data.phantoms.abdomen import write_btcv
+from premed.data.phantoms.brain import write_brats
+from premed.data.samplers import EpochPlan
 from premed.events import MetricsLogged
 from premed.fit import Schedule, fit, make_optimizer
-from premed.plans import EpochPlan
+from premed.models.encoders import vit
 from premed.pretext import mae
-from premed.sources import Mapped
 from premed.tasks import brats, btcv
 from premed.watch import Watch
 from premed.worker import planned

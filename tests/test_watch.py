@@ -10,9 +10,9 @@ from helpers import on_ranks
 from torch import nn
 
 from premed.contracts import Case, Objective, Sample
+from premed.data.samplers import EpochPlan
 from premed.errors import UserError
 from premed.fit import make_optimizer
-from premed.plans import EpochPlan
 from premed.vault import Vault
 from premed.watch import NotFinite, Watch, measured
 

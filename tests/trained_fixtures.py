@@ -8,9 +8,9 @@ import pytest
 from launching import experiment, settle_in
 
 from premed import launch
-from premed.brain import write_brats
 from premed.config.loader import checked, merged
-from premed.phantoms import write_msd
+from premed.data.phantoms.brain import write_brats
+from premed.data.phantoms.writers import write_msd
 
 pytest_plugins = ["launch_fixtures"]
 

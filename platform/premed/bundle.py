@@ -15,8 +15,8 @@ import torch
 
 from premed.config.transforms import Recipe
 from premed.errors import UserError
-from premed.segmentation import Segmentation
 from premed.supervised import Network
+from premed.tasks.common.segmentation import Segmentation
 
 MODEL = "models/model.ts"
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"

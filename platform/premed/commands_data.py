@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from premed.asked import Json, What, experiment_of, quiet, tell
+from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.errors import UserError
 
 app = typer.Typer(help="Phantoms, a check of the data, and the prepared cache.", no_args_is_help=True)
@@ -44,7 +45,7 @@ def check(
 
     with ProgressPrinter() as show, quiet(as_json):
         told = launch.check(experiment, show, html)
-    tell(told, as_json, console.findings)
+    tell(told, as_json, console.show_findings)
     if any(each["num_errors"] for each in (told, *told.get("sources", ()))):
         raise typer.Exit(2)
 
@@ -65,15 +66,15 @@ def phantom(
     kind: Annotated[str, typer.Option(help="of files, for images: png or dicom (X-rays), nifti (CT volumes)")] = "png",
 ) -> None:
     """Write made-up images in a data set's own layout."""
-    from premed import abdomen, brain, clinic, phantoms
+    from premed.data.phantoms import abdomen, brain, thorax
 
     ct, mri = size or 128, size or 96
     writers: dict[str, Callable[[], object]] = {
         "brats": lambda: brain.write_brats(folder, num or 20, seed, shape=(mri, mri, mri * 155 // 240)),
         "btcv": lambda: abdomen.write_btcv(folder, num or 30, seed, shape=(ct, ct, max(ct // 2, 48))),
-        "chestxray14": lambda: phantoms.write_chestxray14(folder, num or 100, seed, size=size or 64),
-        "images": lambda: clinic.write_images(folder, num or 100, seed, kind, size or 64),
-        "msd": lambda: phantoms.write_msd(folder, num or 100, seed, shape=(size,) * 3 if size else None),
+        "chestxray14": lambda: write_chestxray14(folder, num or 100, seed, size=size or 64),
+        "images": lambda: thorax.write_images(folder, num or 100, seed, kind, size or 64),
+        "msd": lambda: write_msd(folder, num or 100, seed, shape=(size,) * 3 if size else None),
     }
     if task not in writers:
         raise UserError(f"{task}: there are phantoms for {', '.join(writers)}")

@@ -20,7 +20,6 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor, nn
 
-from premed.cache import Entry
 from premed.config.transforms import Augment, Recipe
 from premed.errors import Finding
 from premed.rng import Draw, drop_path
@@ -50,11 +49,57 @@ class Case:
         return (*self.image, self.label) if isinstance(self.label, Path) else self.image
 
 
+class PreparedImage(Protocol):
+    """A case's preprocessed image (`data.prepared.PreparedFile`), of which a crop reads only itself.
+
+    `start` may lie outside the image, and `start + size` too: what is outside is air, 0. None: all of it.
+    """
+
+    path: Path
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """*S, on the preprocessed grid."""
+
+    @property
+    def has_label(self) -> bool: ...
+    @property
+    def affine(self) -> np.ndarray:
+        """[4, 4], voxel numbers to mm."""
+
+    @property
+    def native_affine(self) -> np.ndarray:
+        """The same of the file's own grid."""
+
+    @property
+    def native_shape(self) -> tuple[int, ...]: ...
+    @property
+    def counts(self) -> dict[int, int]:
+        """How many voxels each label has, ascending; 0 counts those that are not air."""
+
+    @property
+    def labels_present(self) -> tuple[int, ...]:
+        """The labels that occur, without 0."""
+
+    def image(self, start: Sequence[int] | None = None, size: Sequence[int] | None = None) -> np.ndarray:
+        """Float32 [C, *size], as networks see it."""
+
+    def stored(self, start: Sequence[int] | None = None, size: Sequence[int] | None = None) -> np.ndarray:
+        """uint8 or int16 [C, *size]: smaller; `values` makes `image` of it."""
+
+    def values(self, stored: np.ndarray) -> np.ndarray: ...
+    def label(self, start: Sequence[int] | None = None, size: Sequence[int] | None = None) -> np.ndarray:
+        """uint8 [*size]. Raises ValueError where there is none."""
+
+    def locations(self, label: int) -> np.ndarray:
+        """Up to 5,000 voxels [n, dims] of a label, spread evenly over it; 0: of what is neither labelled nor air."""
+
+
 class Sample(NamedTuple):
     """A case together with its prepared copy."""
 
     case: Case
-    entry: Entry
+    entry: PreparedImage
     domain: int = 0  # the number of the data set it is from; samples of one data set follow each other
 
 

@@ -20,7 +20,7 @@ import psutil
 
 from premed.cluster import actor
 from premed.config.settings import Train
-from premed.data import Tasks
+from premed.data.datamodule import Tasks
 from premed.desk import JobQueue, Signal
 from premed.errors import CalledOff, StageFailed, UserError
 from premed.events import EventHandler

@@ -8,9 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from premed import abdomen, brain, launch, phantoms
+from premed import launch
 from premed.config.experiment import Experiment
 from premed.config.loader import checked, merged
+from premed.data.phantoms import abdomen, brain
+from premed.data.phantoms.writers import write_chestxray14
 from premed.presenter import ProgressPrinter
 
 ENCODER = {"name": "vit", "width": 144, "depth": 4, "heads": 3, "patch": 8}
@@ -96,7 +98,7 @@ MRI = merged(
     },
 )
 WRITERS = {
-    "chestxray14": partial(phantoms.write_chestxray14, num_patients=500, seed=0, size=64, prevalence=0.3),
+    "chestxray14": partial(write_chestxray14, num_patients=500, seed=0, size=64, prevalence=0.3),
     "btcv": partial(abdomen.write_btcv, num_cases=30, num_unlabelled=90, seed=0, shape=(60, 48, 40)),
     "Task01_BrainTumour": partial(brain.write_brats, num_cases=60, num_unlabelled=100, seed=0, shape=(48, 48, 40)),
 }

@@ -17,7 +17,7 @@ from premed.config.plugins import plugin
 from premed.config.settings import BLIND, PRETRAINING, Kind
 from premed.config.spec import canonical
 from premed.contracts import Domain
-from premed.data import cases, domains, joined
+from premed.data.datamodule import cases, domains, joined
 from premed.errors import LeaseLost, StageFailed, UserError, first_line
 from premed.events import (
     CollapseDetected,

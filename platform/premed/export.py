@@ -19,10 +19,10 @@ import yaml
 from safetensors.torch import save_file
 
 from premed import bundle, graphs
-from premed.cache import Cache
 from premed.config.loader import checked
 from premed.config.plugins import plugin
 from premed.contracts import Sample, Task
+from premed.data.cache import Cache
 from premed.errors import StageFailed, UserError
 from premed.guide import meaning, readme, steps
 from premed.paths import home

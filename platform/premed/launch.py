@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from premed import contactsheet
 from premed.check import Check
 from premed.cluster import parallel_map
 from premed.config.experiment import Experiment
-from premed.data import DataModule
+from premed.data.datamodule import DataModule
 from premed.driver import StagePipeline
 from premed.errors import StageFailed, UserError, first_line
 from premed.events import EventHandler, ExperimentEnded, ExperimentsStarted, ImagesChecked, WarningIssued
@@ -132,7 +133,7 @@ def check(experiment: Experiment, show: EventHandler, html: Path | None = None) 
             each.open_images(mapper, lambda done, total: show(ImagesChecked(done, total)))
         if html is not None:
             try:
-                html.write_text(checked.page(mapper), encoding="utf-8")
+                html.write_text(contactsheet.page(checked, mapper), encoding="utf-8")
             except OSError as error:
                 raise UserError(f"{html}: cannot be written ({error.strerror}); name another file") from None
     return checked.outcome() | ({"sources": [source.outcome() for source in sources]} if sources else {})

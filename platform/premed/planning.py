@@ -13,9 +13,9 @@ from premed.config.experiment import Stage
 from premed.config.plugins import plugin
 from premed.config.settings import Finetune, Pretrain
 from premed.contracts import Plan
+from premed.data.samplers import EpochPlan
 from premed.errors import UserError
 from premed.fit import Schedule, Trapezoid
-from premed.plans import EpochPlan
 
 
 def planned(stage: Stage, sizes: Sequence[int], num_solutions: int = 0) -> tuple[Plan, Schedule]:

@@ -9,7 +9,7 @@ from premed.config.expand import told_apart
 from premed.config.experiment import Experiment
 from premed.config.transforms import Augment
 from premed.contracts import Task
-from premed.data import Tasks
+from premed.data.datamodule import Tasks
 from premed.errors import UserError
 from premed.importing import foresee
 from premed.paths import storage

@@ -23,7 +23,7 @@ from premed.config.expand import title
 from premed.config.experiment import Experiment, Stage
 from premed.config.settings import BLIND, PRETRAINING, TRUNK, Kind, Pretrain, Train
 from premed.contracts import Domain, Task
-from premed.data import cases, domains
+from premed.data.datamodule import cases, domains
 from premed.errors import StageFailed
 from premed.events import EventHandler, ModelRegistrationStarted, WarningIssued
 from premed.paths import home, portable

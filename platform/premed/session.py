@@ -12,7 +12,7 @@ from premed.cluster import Remote, RemoteEvents, actor, free, nodes, ray_cluster
 from premed.config.settings import PRETRAINING, Kind, Train
 from premed.config.spec import Spec, unscored
 from premed.crew import WorkerGroup
-from premed.data import DataModule, Tasks
+from premed.data.datamodule import DataModule, Tasks
 from premed.errors import StageFailed
 from premed.events import Event, EventHandler, WarningIssued
 from premed.executor import Executor, LocalExecutor, RayExecutor

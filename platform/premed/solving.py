@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from premed import sampling
 from premed.contracts import Sample, Solution
+from premed.data import views as sampling
 from premed.distributed import team
 from premed.errors import UserError
 from premed.events import EventHandler, WarningIssued

@@ -14,22 +14,23 @@ from typing import Any
 
 from premed.errors import CalledOff, StageFailed, UserError, first_line
 from premed.events import Event, EventHandler, MetricsLogged, SweepStarted, TrialEnded, TrialStarted, WarningIssued
-from premed.plan import Plan, said, trains_of
+from premed.plan import Plan, as_written, trains_of
 from premed.preflight import resolve, validate
 from premed.records import row
 from premed.session import Session, session
 from premed.space import Sweep
 from premed.study import State, Study, Told
+from premed.sweep_result import SweepResult
 from premed.trial import Trial, Validations
 from premed.tuning import conduct, rungs, scheduler_of
 
 WAIT = 0.5  # seconds between two looks at whether all trials are through
 
 
-def run(sweep: Sweep, show: EventHandler) -> dict[str, Any]:
-    """Runs what is not there yet, and returns the outcome, of which a report is written.
+def run(sweep: Sweep, show: EventHandler) -> SweepResult:
+    """Runs what is not there yet, writes the report and returns the result.
 
-    UserError before anything starts where it cannot.
+    Raises UserError, before anything starts, if the sweep cannot run.
     """
     sweep.look()
     plan, trains = Plan(sweep), trains_of(sweep)
@@ -42,16 +43,19 @@ def run(sweep: Sweep, show: EventHandler) -> dict[str, Any]:
         running = Running(plan, study, here, hearing)
         with running.alone():
             running.run()
-    return plan.outcome(study)
+    return plan.result(study)
 
 
-def report(sweep: Sweep) -> dict[str, Any]:
-    """The outcome so far, of a sweep that runs, was stopped or is over. UserError where it never began."""
+def report(sweep: Sweep) -> SweepResult:
+    """Writes the report of a sweep that runs, was stopped or is over; returns its result so far.
+
+    Raises UserError if the sweep never began.
+    """
     sweep.look()
     plan = Plan(sweep)
-    outcome = plan.outcome(plan.study(begun=True))
-    plan.write(outcome)
-    return outcome
+    result = plan.result(plan.study(begun=True))
+    plan.write(result)
+    return result
 
 
 class Hearing:
@@ -234,7 +238,7 @@ class Running:
     def open(self) -> None:
         about = {"sweep": self.plan.name, "search": self.search.search, "trials": str(self.sweep.num_trials)}
         tags = {"task": self.plan.task.name, "strategy": self.plan.base.strategy, "stage": "sweep"} | about
-        params = {path: str(said(values)) for path, values in self.search.space.items()}
+        params = {path: str(as_written(values)) for path, values in self.search.space.items()}
         named = self.plan.task.name, self.plan.digest, "sweep"
         found = self.here.tracker.newest(*named)
         if found is None:
@@ -275,12 +279,12 @@ class Running:
 
     def end(self) -> None:
         """The sweep's run: its best values, and the best trial's YAML."""
-        outcome, call = self.plan.outcome(self.study), self.here.tracker.call
+        result, call = self.plan.result(self.study), self.here.tracker.call
         for place, metric in enumerate(self.plan.metrics):
-            found = [trial["values"][place] for trial in outcome["trials"] if trial["number"] in outcome["front"]]
-            if found:
+            values = [trial.values[place] for trial in result.trials if trial.number in result.front and trial.values]
+            if values:
                 best = max if self.plan.modes[place] == "max" else min
-                call("log_rows", self.run_id, [row(self.sweep.num_trials, {metric: best(found)})])
-        for file in self.plan.write(outcome):
+                call("log_rows", self.run_id, [row(self.sweep.num_trials, {metric: best(values)})])
+        for file in self.plan.write(result):
             call("log_files", self.run_id, str(file))
         self.close_run(self.run_id, "FINISHED")

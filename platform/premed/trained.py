@@ -13,7 +13,6 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from premed import registry
-from premed.classification import Classification
 from premed.config.plugins import plugin
 from premed.config.transforms import Recipe
 from premed.contracts import Encoder, Task
@@ -21,8 +20,9 @@ from premed.errors import UserError
 from premed.parts import drawn, load_encoder, load_strictly, weights_of
 from premed.paths import home
 from premed.runs import Run, RunStore
-from premed.segmentation import Regions, Segmentation
 from premed.supervised import Network
+from premed.tasks.common.classification import Classification
+from premed.tasks.common.segmentation import Regions, Segmentation
 from premed.vault import Vault
 
 TASKS: dict[str, type] = {"regions": Regions, "labels": Segmentation, "classes": Classification}

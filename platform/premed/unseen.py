@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from premed.config.transforms import Recipe
 from premed.contracts import Case, Sample
-from premed.dicom import is_dicom, members
-from premed.entry import Entry, write
+from premed.data.io.dicom import is_dicom, members
+from premed.data.io.readers import DICOM, PICTURES, VOLUMES
+from premed.data.prepared import PreparedFile, write
+from premed.data.preprocess import prepare
 from premed.errors import UserError
-from premed.images import prepare
-from premed.readers import DICOM, PICTURES, VOLUMES
 
 
 class Input(NamedTuple):
@@ -92,4 +92,4 @@ def sample_of(path: Path, recipe: Recipe) -> Iterator[Sample]:
         file = Path(folder) / "image.safetensors"
         write(file, prepared)
         del prepared  # from here on, what is looked at is read
-        yield Sample(Case(str(path), str(path), (path,)), Entry(file))
+        yield Sample(Case(str(path), str(path), (path,)), PreparedFile(file))

@@ -12,26 +12,26 @@ from typing import Any
 
 import torch.distributed as dist
 
-from premed.cache import Cache
 from premed.config.experiment import Stage
 from premed.config.plugins import plugin
 from premed.config.settings import Finetune, Pretrain, Train
 from premed.config.spec import Spec
 from premed.contracts import Case, Domain, Objective, Sample, Task
-from premed.data import Tasks, absent_classes, cases, domains, refuse_unnamed
+from premed.data.cache import Cache
+from premed.data.datamodule import Tasks, absent_classes, cases, domains, refuse_unnamed
+from premed.data.loader import Mapped
 from premed.device import device_of, forget_peak_memory, peak_memory_mb, precision_of
 from premed.distributed import team
 from premed.errors import UserError
 from premed.events import EvaluationStarted, EventHandler, TrainingStarted
 from premed.fit import distributed, fit, make_optimizer
 from premed.importing import bring
-from premed.measure import bootstrap_interval, undefined_classes
 from premed.pace import Pace
 from premed.parts import card, drawn, load_encoder, load_strictly, weights_of
 from premed.planning import planned
 from premed.solving import solve
-from premed.sources import Mapped
 from premed.supervised import Network, Supervised
+from premed.tasks.common.metrics import bootstrap_interval, undefined_classes
 from premed.vault import Vault
 from premed.watch import SNAPSHOTS, Everywhere, NotFinite, Watch, collapsed, measured, passed_gate
 

@@ -14,24 +14,27 @@ from pydantic import (
 import premed
 from premed.config.spec import Spec
 
+PACKAGES = {"tasks": "tasks", "pretext": "pretext", "encoders": "models.encoders", "heads": "models.heads"}
+"""Where the plug-ins of each kind are, below `premed`."""
 
-def plugin(folder: str, config: Any) -> Any:
-    """The plug-in module of `folder` that a configuration's `name` names; ValueError lists the names there are."""
+
+def plugin(kind: str, config: Any) -> Any:
+    """The plug-in module that a configuration's `name` means, of that kind; ValueError lists the names there are."""
     name = config.get("name") if isinstance(config, dict) else getattr(config, "name", config)
-    path = Path(premed.__file__).parent / folder
+    path = Path(premed.__file__).parent.joinpath(*PACKAGES[kind].split("."))
     names = sorted(module.name for module in iter_modules([str(path)]) if not module.ispkg)  # `common` is no plug-in
     if name not in names:
         raise ValueError(f"{name!r} is not one of {', '.join(names)}")
-    return import_module(f"premed.{folder}.{name}")
+    return import_module(f"premed.{PACKAGES[kind]}.{name}")
 
 
-def _configured(folder: str, config: Any) -> Any:
+def _configured(kind: str, config: Any) -> Any:
     if isinstance(config, Spec):
         return config
-    module = plugin(folder, config)
+    module = plugin(kind, config)
     return module.Config.model_validate(config if isinstance(config, dict) else {"name": config})
 
 
-def plugged(folder: str) -> Any:
+def plugged(kind: str) -> Any:
     """The type of a field that holds a plug-in's configuration, by its name alone or with more."""
-    return Annotated[SerializeAsAny[Spec], BeforeValidator(partial(_configured, folder))]
+    return Annotated[SerializeAsAny[Spec], BeforeValidator(partial(_configured, kind))]

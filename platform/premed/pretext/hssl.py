@@ -28,12 +28,12 @@ from torch.nn import functional as F
 
 from premed.config.spec import Spec
 from premed.contracts import Batch, Domain, Encoder, Features, Objective, Row, Sample
-from premed.embeddings import gathered, nt_xent, shared, spread, supervised_contrast
+from premed.data.samplers import Balanced
 from premed.errors import UserError
-from premed.jitter import Jitter, jittered
-from premed.plans import Balanced
+from premed.pretext.common.losses import gathered, nt_xent, shared, spread, supervised_contrast
+from premed.pretext.common.slices import Sliced
+from premed.pretext.common.views import Jitter, jittered
 from premed.rng import bits, fold, key
-from premed.slices import Sliced
 
 CHUNK = 32  # validation views per forward; the rows do not depend on it
 AMONG = 256  # validation images that are contrasted with each other; at a time, so that any number of them may be
@@ -261,7 +261,7 @@ class HSSL(Objective):
     @torch.no_grad()
     def pictures(self, samples: Sequence[Sample], folder: Path) -> list[Path]:
         """What the decoder restores, of the first cases of each data set: original, hidden, restored."""
-        from premed.figures import reconstruction
+        from premed.data.figures import reconstruction
 
         if "decoder" not in self.weights:
             return []

@@ -35,12 +35,12 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from premed import hub
 from premed.config.spec import Spec, elsewhere
 from premed.config.transforms import Recipe
 from premed.contracts import Encoder, Task
-from premed.encoders.vit import Block, ViT, sincos
 from premed.errors import UserError
+from premed.models import pretrained
+from premed.models.encoders.vit import Block, ViT, sincos
 from premed.paths import expanded
 
 DROPPED = ("head.", "head_dist.", "fc.", "pre_logits.", "mask_token", "decoder")
@@ -66,29 +66,29 @@ build = None
 
 def content(config: Config) -> str:
     """SHA-256 of the file that the weights come from."""
-    return hub.sha256(source(config))
+    return pretrained.sha256(source(config))
 
 
 def source(config: Config) -> Path:
     """The file, fetched from the hub where none was given."""
-    return hub.fetch(config.model) if config.weights is None else expanded(config.weights)
+    return pretrained.fetch(config.model) if config.weights is None else expanded(config.weights)
 
 
 def weights(config: Config, encoder: Encoder, task: Task) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The encoder's whole state, made from the file by the rules above, and what was done to it."""
     if not isinstance(encoder, ViT):
         raise UserError("encoder: imagenet's weights are a vision transformer's; use vit")
-    named = hub.known(config.model)
+    named = pretrained.known(config.model)
     where = f"pretext.weights: {config.weights}"
     if config.weights is None:  # what can be refused is not fetched
         where = f"pretext.model: {config.model}"
-        hub.refuse_variants(named.names, where)
+        pretrained.refuse_variants(named.names, where)
         refuse_shape(where, encoder, named.width, named.depth, named.heads)
     path = source(config)
-    whole = hub.read(path)
+    whole = pretrained.read(path)
     state = {name: w for name, w in whole.items() if not name.startswith(DROPPED)}
     refuse_misfits(where, state, encoder, named)
-    about = {"file": path.name, "sha256": hub.sha256(path), "model": config.model}
+    about = {"file": path.name, "sha256": pretrained.sha256(path), "model": config.model}
     changed: dict[str, str] = {}
     mean_std = config.mean or named.mean, config.std or named.std
     state[STEM], state[BIAS] = stem(where, state[STEM], state[BIAS], encoder, task, mean_std, changed)
@@ -100,9 +100,9 @@ def weights(config: Config, encoder: Encoder, task: Task) -> tuple[dict[str, Ten
 # ---- what does not fit
 
 
-def refuse_misfits(where: str, state: dict[str, Tensor], encoder: ViT, named: hub.Known) -> None:
+def refuse_misfits(where: str, state: dict[str, Tensor], encoder: ViT, named: pretrained.Known) -> None:
     """UserError where these are not the weights of a plain ViT of the encoder's width, depth and heads."""
-    hub.refuse_variants(state, where)
+    pretrained.refuse_variants(state, where)
     blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
     if not blocks or PLACES not in state or STEM not in state:
         raise UserError(f"{where}: holds no vision transformer by timm's names (it has {', '.join(sorted(state)[:3])})")

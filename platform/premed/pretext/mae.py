@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from premed.config.spec import Spec
 from premed.contracts import Batch, Domain, Encoder, Features, Objective, Row, Sample, Task
-from premed.encoders.vit import Block, init_weights, patchify, sincos, unpatchify, with_class_row
 from premed.errors import UserError
+from premed.models.encoders.vit import Block, init_weights, patchify, sincos, unpatchify, with_class_row
 from premed.rng import bits, fold, key
 
 FILMED = 2  # cases whose reconstruction is kept through the training
@@ -124,7 +124,7 @@ class MAE(Objective):
 
     def pictures(self, samples: Sequence[Sample], folder: Path) -> list[Path]:
         """The paper's figure 2 on fixed cases: original, masked, predicted, and the network-free prediction."""
-        from premed.figures import reconstruction
+        from premed.data.figures import reconstruction
 
         cases = [(sample.case.name, *(picture.numpy() for picture in self.shown(sample))) for sample in samples[:4]]
         return [reconstruction(folder / "reconstruction.png", cases, CAPTION)]
@@ -135,7 +135,7 @@ class MAE(Objective):
 
     def film(self, samples: Sequence[Sample], snapshots: Mapping[int, dict[str, Tensor]], folder: Path) -> list[Path]:
         """The same cases again, predicted as training went on."""
-        from premed.figures import reconstruction
+        from premed.data.figures import reconstruction
 
         cases = []
         for sample in samples[:FILMED]:

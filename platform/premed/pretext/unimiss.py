@@ -23,10 +23,10 @@ from torch.nn import functional as F
 
 from premed.config.spec import Spec
 from premed.contracts import Batch, Domain, Encoder, Objective, Row, Sample
+from premed.data.samplers import InTurn
 from premed.distributed import team
-from premed.encoders.mit import MiT
 from premed.errors import UserError
-from premed.plans import InTurn
+from premed.models.encoders.mit import MiT
 from premed.rng import Draw, fold, key
 
 if TYPE_CHECKING:

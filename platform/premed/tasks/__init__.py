@@ -1,1 +1,1 @@
-"""Tasks: `{name: msd, …}` in a YAML means msd.py here. Each file has a `Config` and `build(config)`."""
+"""PLUG-INS, a data set with a question each: `{name: msd, …}` under `task` means msd.py: `Config`, `build(config)`."""

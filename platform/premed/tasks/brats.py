@@ -13,15 +13,15 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from premed import partition
 from premed.config.spec import Spec, elsewhere
 from premed.config.transforms import Recipe
 from premed.contracts import Case, Part
-from premed.decathlon import Decathlon
+from premed.data import splits
 from premed.errors import Finding, UserError
 from premed.paths import data_root
 from premed.rng import key, permutation
-from premed.segmentation import Regions
+from premed.tasks.common.decathlon import Decathlon
+from premed.tasks.common.segmentation import Regions
 
 FOLDS = 5
 CHANNELS = ("flair", "t1w", "t1gd", "t2w")
@@ -43,7 +43,7 @@ class Config(Spec):
     """The one that is tested on."""
     val_share: float = Field(0.1, gt=0, lt=1)
     """Of the other folds' cases: 39 of 387."""
-    split: partition.Split | None = None
+    split: splits.Split | None = None
     """Case names (BRATS_001, …) per part, in place of the folds."""
     partial: bool = elsewhere(False)
     """Listed cases that are not on disk are left out rather than refused; the folds stay what they are."""
@@ -93,14 +93,14 @@ class Brats(Regions):
         return [Case(case.name, case.patient, case.image) for case in [*train, *blind]]
 
     def split(self, part: Part) -> list[Case]:
-        partition.raise_first_error(() if self.lenient else self.folder.listed.faults)
+        splits.raise_first_error(() if self.lenient else self.folder.listed.faults)
         if not self.labelled:
             raise UserError(f"{self.folder.listing}: no entry has a label; these images can only be pre-trained on")
         if self.config.split is not None:
-            cases = partition.listed_cases(self.config.split, part, self.labelled, self.root, self.lenient)
+            cases = splits.listed_cases(self.config.split, part, self.labelled, self.root, self.lenient)
         else:
             cases = [self.labelled[name] for name in self.dealt()[part]]
-        partition.raise_first_error(() if self.lenient else self.missing(cases))
+        splits.raise_first_error(() if self.lenient else self.missing(cases))
         there = [case for case in cases if not [*self.missing([case])]]
         if not there:
             raise UserError(
@@ -118,7 +118,7 @@ class Brats(Regions):
         names, seed = sorted(self.labelled), self.config.split_seed
         test = {names[i] for i in permutation(key(seed, "brats folds"), len(names))[self.config.fold :: FOLDS]}
         rest = [name for name in names if name not in test]
-        train, val = partition.carve_val(rest, rest, self.config.val_share, key(seed, "brats val", self.config.fold))
+        train, val = splits.carve_val(rest, rest, self.config.val_share, key(seed, "brats val", self.config.fold))
         return {"train": train, "val": val, "test": sorted(test)}
 
     # What is there --------------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ class Brats(Regions):
                 what = "has no label; it serves" if each.is_there else "is missing, nor has it a label; it would serve"
                 yield Finding("note", str(each.case.image[0]), f"{what} pre-training only")
         if self.config.split is not None:
-            yield from partition.split_faults(self.config.split, self.labelled, self.root)
+            yield from splits.split_faults(self.config.split, self.labelled, self.root)
             listed = {name for names in self.config.split.values() for name in names}
         else:
             listed = {name for part, names in self.dealt().items() if test or part != "test" for name in names}

@@ -13,14 +13,15 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from premed import measure, partition
 from premed.config.spec import Spec, elsewhere
 from premed.config.transforms import Recipe
 from premed.contracts import Case, Part, Row
+from premed.data import splits
 from premed.errors import Finding
 from premed.paths import data_root
 from premed.rng import key
-from premed.segmentation import Segmentation
+from premed.tasks.common import metrics
+from premed.tasks.common.segmentation import Segmentation
 
 ORGANS = (
     *("spleen", "right_kidney", "left_kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta"),
@@ -50,7 +51,7 @@ class Config(Spec):
     split_seed: int = 0
     val_share: float = Field(0.17, gt=0, lt=1)
     """Of the training cases, the first of an order drawn by `split_seed`: 3 of TransUNet's 18."""
-    split: partition.Split | None = None
+    split: splits.Split | None = None
     """Case names (img0005, …) per part, in place of TransUNet's."""
     partial: bool = elsewhere(False)
     """Cases of TransUNet's split that are not on disk are left out rather than refused."""
@@ -103,12 +104,12 @@ class BTCV(Segmentation):
 
     def split(self, part: Part) -> list[Case]:
         if self.config.split is not None:
-            return partition.listed_cases(self.config.split, part, self.labelled, self.root, self.lenient)
-        partition.raise_first_error(() if self.lenient else self.faults(TEST if part == "test" else TRAIN))
+            return splits.listed_cases(self.config.split, part, self.labelled, self.root, self.lenient)
+        splits.raise_first_error(() if self.lenient else self.faults(TEST if part == "test" else TRAIN))
         if part == "test":
             return [self.labelled[name] for name in TEST if name in self.labelled]
         of = key(self.config.split_seed, "btcv val")
-        train, val = partition.carve_val(TRAIN, self.labelled, self.config.val_share, of)
+        train, val = splits.carve_val(TRAIN, self.labelled, self.config.val_share, of)
         return [self.labelled[name] for name in (train if part == "train" else val)]
 
     # What is there --------------------------------------------------------------------------------------------------
@@ -155,7 +156,7 @@ class BTCV(Segmentation):
             yield from self.faults(TRAIN)
             yield from self.faults(TEST) if test else ()
         else:
-            yield from partition.split_faults(listed, self.labelled, self.root)
+            yield from splits.split_faults(listed, self.labelled, self.root)
         claimed = {*TRAIN, *TEST} if listed is None else set(sum(listed.values(), ()))
         for name in sorted({*self.cases, *self.files("label")} - claimed):
             yield self.unclaimed(name)
@@ -196,5 +197,5 @@ class BTCV(Segmentation):
 
     def summary(self, rows: Sequence[Row]) -> dict[str, float]:
         """Over the 13 organs, and `dice_8` and `hd95_8` over the 8 that are reported elsewhere."""
-        eight = measure.segmentation_summary(rows, EIGHT)
+        eight = metrics.segmentation_summary(rows, EIGHT)
         return super().summary(rows) | {f"{name}_8": eight[name] for name in ("dice", "hd95") if name in eight}

@@ -13,13 +13,13 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from premed.classification import Classification
 from premed.config.spec import Spec, elsewhere
 from premed.config.transforms import Recipe
 from premed.contracts import Case, Part
 from premed.errors import Finding, UserError
 from premed.paths import data_root
 from premed.rng import key, permutation
+from premed.tasks.common.classification import Classification
 
 FINDINGS = (
     *("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax"),

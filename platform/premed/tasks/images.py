@@ -14,15 +14,16 @@ import numpy as np
 from pandas import Series
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from premed import listing, splits
-from premed.classification import Classification
 from premed.config.spec import Spec, elsewhere
 from premed.config.transforms import Recipe
 from premed.contracts import Case, Part
+from premed.data import splits
+from premed.data.io.readers import DICOM, PICTURES, VOLUMES
 from premed.errors import Finding, UserError
 from premed.paths import data_root
-from premed.readers import DICOM, PICTURES, VOLUMES
 from premed.rng import key
+from premed.tasks.common import table as listing
+from premed.tasks.common.classification import Classification
 
 
 class Columns(Spec):

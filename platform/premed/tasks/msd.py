@@ -15,11 +15,11 @@ from premed import partition
 from premed.config.spec import Spec, elsewhere, scoring
 from premed.config.transforms import Recipe
 from premed.contracts import Case, Part
-from premed.decathlon import Decathlon
 from premed.errors import Finding, UserError
 from premed.paths import data_root
 from premed.rng import key, permutation
-from premed.segmentation import Segmentation
+from premed.tasks.common.decathlon import Decathlon
+from premed.tasks.common.segmentation import Segmentation
 
 
 class Config(Spec):

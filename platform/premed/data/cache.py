@@ -1,0 +1,259 @@
+"""Prepared copies of images, each made once and found again by what it was made from.
+
+An entry's name is the hash of the image files' content, the label file's content and the recipe. So a changed recipe or
+a changed file makes a new entry; a moved or touched file does not. Any number of processes may share one folder.
+"""
+
+import hashlib
+import math
+import os
+import socket
+import sqlite3
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from premed.config.spec import canonical
+from premed.config.transforms import Recipe
+from premed.data.io.dicom import members
+from premed.data.prepared import PreparedFile, is_whole, write
+from premed.data.preprocess import prepare
+from premed.errors import UserError
+
+CACHE_VERSION = 1  # raised whenever the same files and recipe come to mean another entry
+STALE = 24 * 3600  # seconds after which a temporary file is surely nobody's
+
+
+class Case(Protocol):
+    """What the cache asks of a case. A label that is not a path is not for it to prepare."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def image(self) -> tuple[Path, ...]: ...
+
+    @property
+    def label(self) -> Any: ...
+
+
+class Cache:
+    """A folder of entries."""
+
+    def __init__(self, root: Path):
+        self.root = Path(root)
+
+    def open(self, case: Case, recipe: Recipe) -> PreparedFile | None:
+        """The entry of a case, where it is there and whole."""
+        with _Hashes(self.root) as hashes:
+            path = _path(self.root, [_hash(hashes, file) for file in _files(case)], _has_map(case), recipe)
+        return PreparedFile(path) if is_whole(path) else None
+
+    def prepare(
+        self,
+        cases: Sequence[Case],
+        recipe: Recipe,
+        mapper: Callable[[Callable, Iterable], Iterable] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[PreparedFile]:
+        """The entries of all cases, in their order; only the missing ones are computed.
+
+        `mapper(function, items)` gives the results in any order, perhaps from other processes: plain `map` unless said
+        otherwise. `progress(done, total)` is called as they come. Raises UserError naming the first case that went
+        wrong, once those already under way are done; no more are begun then, and what is finished stays.
+        """
+        self._sweep()
+        paths: list[Path | None] = [None] * len(cases)
+        missing: list[tuple[int, list[str | None]]] = []
+        failures: dict[int, str] = {}
+        with _Hashes(self.root) as hashes:
+            for number, case in enumerate(cases):
+                known = [hashes.recall(file) for file in _files(case)]
+                if None not in known and is_whole(path := _path(self.root, known, _has_map(case), recipe)):
+                    paths[number] = path
+                else:
+                    missing.append((number, known))
+            done = len(cases) - len(missing)
+            if progress and done:
+                progress(done, len(cases))
+
+            def jobs() -> Iterator[_Job]:
+                for i, (number, known) in enumerate(missing):
+                    if failures:
+                        return
+                    case = cases[number]
+                    files, has_map, left = _files(case), _has_map(case), len(missing) - i
+                    yield _Job(number, files, has_map, known, recipe, self.root, left)
+
+            for result in (mapper or map)(prepare_one, jobs()):
+                for content in result.contents:
+                    hashes.remember(content)
+                if result.error is not None:
+                    elsewhere = "" if result.node == socket.gethostname() else f" (on node {result.node})"
+                    failures[result.number] = f"{result.error}{elsewhere}"
+                    continue
+                paths[result.number] = result.path
+                done += 1
+                if progress:
+                    progress(done, len(cases))
+        if failures:
+            first = min(failures)
+            others = f" (and {len(failures) - 1} more like it)" if len(failures) > 1 else ""
+            raise UserError(f"{cases[first].name}: {failures[first]}{others}")
+        assert None not in paths, "the mapper left out results"
+        return [PreparedFile(path) for path in paths if path]
+
+    def fingerprint(self, cases: Iterable[Case], labels: bool) -> str:
+        """SHA-256 (hex) of names, images and, if `labels`, labels; without, no label file is so much as opened."""
+        rows = []
+        with _Hashes(self.root) as hashes:
+            for case in cases:
+                row: list[Any] = [case.name, [_hash(hashes, file) for file in _absolute(case.image)]]
+                if labels and isinstance(case.label, Path):
+                    row.append(_hash(hashes, *_absolute([case.label])))
+                elif labels and case.label is not None:
+                    row.append([None if math.isnan(number) else number for number in case.label])
+                rows.append(row)
+        return hashlib.sha256(canonical(sorted(rows, key=canonical)).encode()).hexdigest()
+
+    def _sweep(self) -> None:
+        """Removes what killed writers left behind."""
+        for leftover in self.root.glob("??/*.tmp"):
+            with suppress(OSError):
+                if time.time() - leftover.stat().st_mtime > STALE:
+                    leftover.unlink()
+
+
+class _Content(NamedTuple):
+    file: Path
+    size: int
+    mtime_ns: int
+    hash: str
+
+
+class _Job(NamedTuple):
+    number: int
+    files: tuple[Path, ...]  # the images, then the label map, if there is one
+    has_map: bool
+    known: list[str | None]  # the files' hashes
+    recipe: Recipe
+    root: Path
+    num_left: int
+
+
+class _Result(NamedTuple):
+    number: int
+    path: Path | None
+    contents: list[_Content]  # newly hashed
+    error: str | None
+    node: str  # where it was done
+
+
+def prepare_one(job: _Job) -> _Result:
+    """Hashes and prepares one case, in whatever process: what `Cache.prepare` hands to its mapper."""
+    contents = []
+    try:
+        contents = [_content(file) for file, known in zip(job.files, job.known, strict=True) if known is None]
+        fresh = {content.file: content.hash for content in contents}
+        hashes = [known or fresh[file] for file, known in zip(job.files, job.known, strict=True)]
+        path = _path(job.root, hashes, job.has_map, job.recipe)
+        if not is_whole(path):
+            images, label = (job.files[:-1], job.files[-1]) if job.has_map else (job.files, None)
+            write(path, prepare(images, label, job.recipe), job.num_left)
+    except UserError as error:
+        return _Result(job.number, None, contents, str(error), socket.gethostname())
+    return _Result(job.number, path, contents, None, socket.gethostname())
+
+
+def _files(case: Case) -> tuple[Path, ...]:
+    return _absolute([*case.image, case.label] if _has_map(case) else case.image)
+
+
+def _absolute(files: Iterable[Path]) -> tuple[Path, ...]:
+    return tuple(Path(os.path.abspath(file)) for file in files)
+
+
+def _has_map(case: Case) -> bool:
+    return isinstance(case.label, Path)
+
+
+def _path(root: Path, hashes: Sequence[str | None], has_map: bool, recipe: Recipe) -> Path:
+    name = hashlib.sha256(canonical([CACHE_VERSION, hashes, has_map, recipe]).encode()).hexdigest()[:40]
+    return root / name[:2] / f"{name}.safetensors"
+
+
+def _content(file: Path) -> _Content:
+    try:
+        size, mtime_ns, parts = _state(file)
+        if parts is None:
+            return _Content(file, size, mtime_ns, _digest(file))
+        whole = hashlib.blake2b(canonical([[part.name, _digest(part)] for part in parts]).encode(), digest_size=20)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); mend the path or its permissions") from None
+    return _Content(file, size, mtime_ns, whole.hexdigest())
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=20)).hexdigest()
+
+
+def _state(file: Path) -> tuple[int, int, list[Path] | None]:
+    """Size and time of change; those of a folder of slices are its files', which are named too."""
+    state = file.stat()
+    if not stat.S_ISDIR(state.st_mode):
+        return state.st_size, state.st_mtime_ns, None
+    parts = members(file)
+    states = [part.stat() for part in parts]
+    return sum(part.st_size for part in states), max([state.st_mtime_ns, *(part.st_mtime_ns for part in states)]), parts
+
+
+def _hash(hashes: "_Hashes", file: Path) -> str:
+    known = hashes.recall(file)
+    if known is None:
+        content = _content(file)
+        hashes.remember(content)
+        known = content.hash
+    return known
+
+
+class _Hashes:
+    """Content hashes by (path, size, time of change), in SQLite. They only save time: where this fails, one hashes."""
+
+    def __init__(self, root: Path):
+        self._file = root / "contents.sqlite"
+        self._base: sqlite3.Connection | None = None
+
+    def __enter__(self) -> "_Hashes":
+        with suppress(OSError, sqlite3.Error):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            base = sqlite3.connect(self._file, timeout=30, isolation_level=None)
+            base.execute("PRAGMA journal_mode=WAL")
+            base.execute("PRAGMA synchronous=NORMAL")
+            base.execute(
+                "CREATE TABLE IF NOT EXISTS contents (file TEXT PRIMARY KEY, size INT, mtime_ns INT, hash TEXT)"
+            )
+            self._base = base
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._base:
+            self._base.close()
+
+    def recall(self, file: Path) -> str | None:
+        with suppress(OSError, sqlite3.Error):
+            size, mtime_ns, _ = _state(file)
+            known = (str(file), size, mtime_ns)
+            query = "SELECT hash FROM contents WHERE file = ? AND size = ? AND mtime_ns = ?"
+            row = self._base.execute(query, known).fetchone() if self._base else None
+            return row[0] if row else None
+        return None
+
+    def remember(self, content: _Content) -> None:
+        with suppress(sqlite3.Error):
+            if self._base:
+                row = (str(content.file), *content[1:])
+                self._base.execute("INSERT OR REPLACE INTO contents VALUES (?, ?, ?, ?)", row)

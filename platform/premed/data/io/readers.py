@@ -1,0 +1,162 @@
+"""Files to numbers: PNG and JPEG, NIfTI, DICOM. What comes out is [*S] or [*S, C], uint8 or float32, and an affine.
+
+Files come from anywhere. So sizes are looked at before memory is taken, nothing is unpickled, and whatever a decoder
+makes of a damaged file becomes one line that names it.
+"""
+
+import gzip
+import math
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from nibabel.fileholders import FileHolder
+from nibabel.imageglobals import LoggingOutputSuppressor
+from PIL import Image, ImageOps
+
+from premed.data.io import dicom, geometry
+from premed.errors import UserError
+
+PICTURES, VOLUMES, DICOM = (".png", ".jpg", ".jpeg"), (".nii", ".nii.gz"), (".dcm",)
+"""Suffixes. DICOM may also have none, and a folder is a volume of DICOM slices."""
+
+MOST_EXTENSIONS = 2**26  # bytes between a NIfTI header and its voxels
+DEFLATE = 1032  # deflate's highest ratio: what claims to hold more was cut short, or lies
+MOST_TAIL = 2**20  # bytes that may follow the last voxel
+LARGEST = 1e30  # differences and squares of what is larger are no float32 any more
+
+
+def read_image(path: Path, shown: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """A file's numbers, [*S] or [*S, C], uint8 or float32, and its affine; a folder's, if it holds a DICOM series.
+
+    shown: DICOM pictures as a screen shows them, uint8, rather than as they were measured. Raises UserError, naming
+    the file and the mend, for whatever is wrong with it.
+    """
+    values, affine = read_values(path, shown)
+    if values.dtype != np.uint8 and (bad := np.count_nonzero(~(np.abs(values) < LARGEST))):
+        raise UserError(f"{path}: {bad} values are NaN or infinite; mend the file")
+    return values, affine
+
+
+def read_values(path: Path, shown: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The same with whatever is in the file, NaN too: for `premed data check`, which tells all that is wrong."""
+    try:
+        if not path.exists():
+            raise UserError(f"{path}: there is no such file")
+        if path.is_file() and path.stat().st_size == 0:
+            raise UserError(f"{path}: the file is empty (0 bytes); copy it again")
+        values, affine = _read(path, shown)
+    except UserError:
+        raise
+    except PermissionError:
+        raise UserError(f"{path}: may not be read; change its permissions") from None
+    except MemoryError:
+        raise UserError(f"{path}: does not fit in memory; make it smaller or take a larger machine") from None
+    except Exception as error:  # decoders raise anything at all on bytes they were not meant for
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: damaged, truncated or not an image ({said}); copy it again") from None
+    if values.size == 0:
+        raise UserError(f"{path}: holds nothing; copy it again")
+    return values, affine
+
+
+def _read(path: Path, shown: bool) -> tuple[np.ndarray, np.ndarray]:
+    if path.is_dir():
+        return dicom.read_series(path)
+    name = path.name.lower()
+    if name.endswith(VOLUMES):
+        return _read_nifti(path)
+    if name.endswith(PICTURES):
+        return _read_picture(path)
+    if name.endswith(DICOM) or dicom.is_dicom(path):
+        return dicom.read_picture(path, shown)
+    can = ", ".join((*PICTURES, *VOLUMES, *DICOM))
+    raise UserError(f"{path}: not a kind of image that can be read; these can: {can}, a folder of DICOM slices")
+
+
+# Pictures ------------------------------------------------------------------------------------------------------------
+
+
+def _read_picture(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """[H, W] or [H, W, 3]; uint8, or float32 of 16 bits. Palettes become colours, and transparency is dropped."""
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as picture:
+            _refuse_absurd(path, picture.size)
+            if picture.format == "PNG" and getattr(picture, "n_frames", 1) > 1:
+                raise UserError(f"{path}: an animation of {picture.n_frames} pictures; save the one that is meant")  # type: ignore[attr-defined]
+            deep = any(";16" in str(tile[3]) for tile in picture.tile)
+            if deep and not picture.mode.startswith("I"):
+                return _deep_colour(path), np.eye(4)  # Pillow would keep the upper 8 bits alone
+            if picture.format != "PNG":
+                picture = ImageOps.exif_transpose(picture)  # as every viewer turns it
+            if picture.mode in ("1", "LA"):
+                picture = picture.convert("L")
+            whole = picture.mode.startswith("I") or picture.mode == "L"
+            values = np.asarray(picture if whole else picture.convert("RGB"))
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path}: {error}; make it smaller") from None
+    return values if values.dtype == np.uint8 else values.astype(np.float32), np.eye(4)
+
+
+def _deep_colour(path: Path) -> np.ndarray:
+    """16-bit PNG in colours or with transparency, which is dropped: [H, W] or [H, W, 3] float32.
+
+    Pillow keeps the upper byte of each number; told that the lower one comes first, it keeps that.
+    """
+
+    def bytes_as(raw_mode: str) -> np.ndarray:
+        with Image.open(path, formats=("PNG",)) as picture:
+            picture.tile = [tile._replace(args=raw_mode) for tile in picture.tile]
+            return np.asarray(picture).astype(np.float32)
+
+    with Image.open(path, formats=("PNG",)) as picture:
+        mode = str(picture.tile[0][3]).partition(";")[0]
+    if mode == "LA":
+        pairs = bytes_as("RGBA")
+        return 256 * pairs[..., 0] + pairs[..., 1]
+    return (256 * bytes_as(f"{mode};16B") + bytes_as(f"{mode};16L"))[..., :3]
+
+
+# NIfTI ---------------------------------------------------------------------------------------------------------------
+
+
+def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"  # names lie: browsers unpack what they save, and keep its name
+    with LoggingOutputSuppressor(), gzip.open(path) if zipped else open(path, "rb") as file:
+        kind, end = _nifti_claims(path, file.read(540), path.stat().st_size * (DEFLATE if zipped else 1))
+        image = kind.from_file_map({"image": FileHolder(fileobj=file)}, mmap=False)
+        affine = np.asarray(image.affine, np.float64)
+        if not np.isfinite(affine).all() or not np.linalg.cond(affine[:3, :3]) < 1e6:
+            raise UserError(f"{path}: its affine cannot be inverted; mend the header")
+        with np.errstate(over="ignore", invalid="ignore"):  # what is too large for float32 is refused as infinite
+            values = image.get_fdata(caching="unchanged", dtype=np.float32)
+        file.seek(end)
+        if zipped and len(file.read(MOST_TAIL)) == MOST_TAIL:  # and its checksum is looked at here
+            raise UserError(f"{path}: unpacks to far more than its header says; copy it again")
+    return values, affine
+
+
+def _nifti_claims(path: Path, block: bytes, most: int) -> tuple[Any, int]:
+    """The kind of NIfTI (1 or 2), and where its voxels end, by a header that is believed only so far."""
+    kinds = {348: nibabel.Nifti1Image, 540: nibabel.Nifti2Image}
+    kind = kinds.get(int.from_bytes(block[:4], "little")) or kinds.get(int.from_bytes(block[:4], "big"))
+    if kind is None or len(block) < kind.header_class.sizeof_hdr:
+        raise UserError(f"{path}: damaged, truncated or not NIfTI; copy it again")
+    header = kind.header_class(block[: kind.header_class.sizeof_hdr], check=False)
+    shape, dtype, offset = header.get_data_shape(), np.dtype(header.get_data_dtype()), header.get_data_offset()
+    _refuse_absurd(path, shape)
+    if dtype.kind not in "iuf":
+        raise UserError(f"{path}: holds {dtype}, not plain numbers; convert it to int16 or float32")
+    if not 0 <= offset <= MOST_EXTENSIONS:
+        raise UserError(f"{path}: its header puts the voxels at byte {offset}; mend the header or copy it again")
+    end = offset + math.prod(shape) * dtype.itemsize
+    if end > most:
+        raise UserError(f"{path}: truncated (its header asks for {end} bytes, it holds {most} at most); copy it again")
+    return kind, end
+
+
+def _refuse_absurd(path: Path, shape: tuple[int, ...]) -> None:
+    if any(n < 1 for n in shape) or not 0 < math.prod(map(int, shape)) <= geometry.MAX_VOXELS:
+        raise UserError(f"{path}: its header claims the shape {tuple(shape)}; mend or leave out the file")

@@ -1,0 +1,107 @@
+"""Phantoms written in the folders and files of real data sets: what the demo and the tests train on."""
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from premed.data.phantoms.chest import FINDINGS, chest
+from premed.data.phantoms.hippocampus import hippocampus
+from premed.errors import UserError
+from premed.rng import Draw, key, permutation
+
+
+def write_chestxray14(
+    folder: Path | str, num_patients: int, seed: int, size: int = 64, prevalence: float = 0.15
+) -> Path:
+    """Chests in NIH's layout: 1-5 pictures a patient, the CSV, two lists without a common patient (a quarter test)."""
+    folder = made_up(folder, "Data_Entry_2017_v2020.csv", "num_patients", num_patients, 2, seed)
+    (folder / "images").mkdir(exist_ok=True)
+    tested = set(permutation(key(seed, "test list"), num_patients)[: max(1, num_patients // 4)].tolist())
+    lists: dict[str, list[str]] = {"train_val_list.txt": [], "test_list.txt": []}
+    rows = []
+    for number in range(num_patients):
+        patient = Draw(key(seed, "chest", number))
+        age, gender = 20 + patient.integer("age", 65), "F" if patient.chance("female", 0.5) else "M"
+        for visit in range(1 + patient.integer("visits", 5)):
+            draw = patient.child(visit)
+            name = f"{number + 1:08d}_{visit:03d}.png"
+            image, found = chest(draw, size, patient=patient, prevalence=prevalence)
+            save_png(image, folder / "images" / name)
+            labels = "|".join(label for label in FINDINGS if found[label]) or "No Finding"
+            view = "PA" if draw.chance("view", 0.6) else "AP"
+            rows.append([name, labels, visit, number + 1, age, gender, view, size, size, 360 / size, 360 / size])
+            lists["test_list.txt" if number in tested else "train_val_list.txt"].append(name)
+    for name, images in lists.items():
+        (folder / name).write_text("".join(f"{image}\n" for image in images))
+    columns = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"
+    # the brackets hold commas, so that a CSV reader sees two columns in each: the real file is like this
+    columns += ",OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
+    with open(folder / "Data_Entry_2017_v2020.csv", "w", newline="") as file:
+        csv.writer(file).writerows([columns.split(","), *rows])
+    return folder
+
+
+def write_msd(
+    folder: Path | str, num_cases: int, seed: int, num_unlabelled: int = 0, shape: Sequence[int] | None = None
+) -> Path:
+    """Hippocampi in the layout of MSD's Task04: `num_cases` with a label, then `num_unlabelled` without.
+
+    The files lie in several orientations (RAS, LPS, and with permuted axes), as float32 or int16.
+    """
+    folder = made_up(folder, "dataset.json", "num_cases", num_cases + num_unlabelled, 1, seed)
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(exist_ok=True)
+    entries = []
+    for number in range(num_cases + num_unlabelled):
+        draw = Draw(key(seed, "hippocampus", number))
+        image, label, affine = hippocampus(draw, shape)
+        name = f"hippocampus_{number + 1:03d}.nii.gz"
+        axes = ("RAS", "RAS", "LPS", "ASR")[draw.integer("orientation", 4)]
+        if draw.chance("whole numbers", 0.5):
+            image = np.round(image).astype(np.int16)
+        save_nifti(image, affine, axes, folder / "imagesTr" / name)
+        entries.append({"image": f"./imagesTr/{name}"})
+        if number < num_cases:
+            save_nifti(label, affine, axes, folder / "labelsTr" / name)
+            entries[-1]["label"] = f"./labelsTr/{name}"
+    about = {"name": "Hippocampus", "description": f"Made-up hippocampi of premed, seed {seed}", "reference": "premed"}
+    about |= {"licence": "none needed", "release": "1.0", "tensorImageSize": "3D", "modality": {"0": "MRI"}}
+    about |= {"labels": {"0": "background", "1": "Anterior", "2": "Posterior"}}
+    about |= {"numTraining": len(entries), "numTest": 0, "training": entries, "test": []}
+    (folder / "dataset.json").write_text(json.dumps(about, indent=1) + "\n")
+    return folder
+
+
+def made_up(folder: Path | str, index: str, field: str, count: int, least: int, seed: int) -> Path:
+    """The folder, marked as made up. Never one that holds somebody's data."""
+    folder = Path(folder)
+    if count < least:
+        raise UserError(f"{field}: {count} is too few: give at least {least}")
+    if (folder / index).exists() and not (folder / "PHANTOMS.txt").exists():
+        raise UserError(f"{folder}: holds a {index} that premed did not write: name another folder for phantoms")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "PHANTOMS.txt").write_text(
+        f"Made-up images drawn by premed with seed {seed}: no patient is behind them.\n"
+    )
+    return folder
+
+
+def save_png(image: np.ndarray, path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(image).save(path)
+
+
+def save_nifti(voxels: np.ndarray, affine: np.ndarray, axes: str, path: Path) -> None:
+    """RAS voxels, stored with their axes in the order and direction `axes`."""
+    stored = nib.Nifti1Image(voxels, affine)
+    turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(axes))
+    stored = stored.as_reoriented(turn.tolist())
+    stored.header.set_xyzt_units("mm")
+    stored.set_sform(stored.affine, 1)
+    stored.set_qform(stored.affine, 1)
+    nib.save(stored, path)

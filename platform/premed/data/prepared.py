@@ -1,0 +1,245 @@
+"""A prepared image on disk, memory-mapped: a crop reads only itself.
+
+The file is safetensors: `image` [C, *S], `label` [*S], `locations` [n, dims]; what is small is JSON in its metadata.
+"""
+
+import errno
+import json
+import os
+import struct
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from premed.data.preprocess import Prepared
+from premed.errors import UserError
+from premed.rng import key as random_key
+from premed.rng import uniform
+
+MAX_LOCATIONS = 5000  # per label
+
+
+class PreparedFile:
+    """A prepared image on disk. Holds a path and nothing else, so that thousands cost nothing and travel anywhere.
+
+    `start` may lie outside and `start + size` too: what is outside is air (stored 0, label 0). None: all.
+    """
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+
+    def __repr__(self) -> str:
+        return f"PreparedFile({str(self.path)!r})"
+
+    @property
+    def channels(self) -> int:
+        return _head(self.path).arrays["image"].shape[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The spatial one."""
+        return _head(self.path).arrays["image"].shape[1:]
+
+    @property
+    def has_label(self) -> bool:
+        return "label" in _head(self.path).arrays
+
+    def image(self, start: Sequence[int] | None = None, size: Sequence[int] | None = None) -> np.ndarray:
+        """Float32 [C, *size], in the units the networks see."""
+        return self.values(self._crop("image", start, size))
+
+    def stored(self, start: Sequence[int] | None = None, size: Sequence[int] | None = None) -> np.ndarray:
+        """uint8 or int16 [C, *size]: smaller; `values` makes `image` of it."""
+        return np.array(self._crop("image", start, size))
+
+    def values(self, stored: np.ndarray) -> np.ndarray:
+        """Stored numbers [C, ...] as float32 values, after 8-bit augmentation, say."""
+        facts, ones = _head(self.path).facts, (1,) * (stored.ndim - 1)
+        out = np.multiply(stored, np.array(facts["scale"], np.float32).reshape(-1, *ones), dtype=np.float32)
+        out += np.array(facts["offset"], np.float32).reshape(-1, *ones)
+        return np.ascontiguousarray(out)
+
+    def label(self, start: Sequence[int] | None = None, size: Sequence[int] | None = None) -> np.ndarray:
+        """uint8 [*size]. Raises ValueError where there is none."""
+        if not self.has_label:
+            raise ValueError(f"{self.path}: prepared without a label")
+        return np.array(self._crop("label", start, size))
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """How many voxels each label has, ascending; 0 counts those that are not air."""
+        return {int(label): count for label, (_, _, count) in _head(self.path).facts["labels"].items()}
+
+    @property
+    def labels_present(self) -> tuple[int, ...]:
+        """The labels that occur, without 0."""
+        return tuple(label for label in self.counts if label)
+
+    def locations(self, label: int) -> np.ndarray:
+        """Up to 5,000 voxels [n, dims] of a label, spread evenly over it; 0: of what is neither labelled nor air."""
+        first, n, _ = _head(self.path).facts["labels"].get(str(label), (0, 0, 0))
+        if not n:
+            return np.zeros((0, len(self.shape)), np.int16)
+        return np.array(_array(self.path, "locations")[first : first + n])
+
+    @property
+    def affine(self) -> np.ndarray:
+        return np.array(_head(self.path).facts["affine"])
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """mm per voxel of the prepared grid (native pixels, for pictures)."""
+        return tuple(np.linalg.norm(self.affine[:3, : len(self.shape)], axis=0).tolist())
+
+    @property
+    def native_affine(self) -> np.ndarray:
+        return np.array(_head(self.path).facts["native_affine"])
+
+    @property
+    def native_shape(self) -> tuple[int, ...]:
+        return tuple(_head(self.path).facts["native_shape"])
+
+    def _crop(self, name: str, start: Sequence[int] | None, size: Sequence[int] | None) -> np.ndarray:
+        whole = _array(self.path, name)
+        lead = whole.shape[: whole.ndim - len(self.shape)]
+        if start is None or size is None:
+            return whole
+        low = [max(0, at) for at in start]
+        high = [min(n, at + length) for n, at, length in zip(self.shape, start, size, strict=True)]
+        inside = (...,) + tuple(slice(a, max(a, b)) for a, b in zip(low, high, strict=True))
+        if all(b - a == length for a, b, length in zip(low, high, size, strict=True)):
+            return whole[inside]
+        padded = np.zeros((*lead, *size), whole.dtype)
+        target = tuple(slice(a - at, max(a, b) - at) for a, b, at in zip(low, high, start, strict=True))
+        if all(a < b for a, b in zip(low, high, strict=True)):
+            padded[(..., *target)] = whole[inside]
+        return padded
+
+
+# The file ------------------------------------------------------------------------------------------------------------
+
+
+class _Array(NamedTuple):
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+
+class _Head(NamedTuple):
+    arrays: dict[str, _Array]
+    facts: dict[str, Any]
+
+
+_DTYPES = {"U8": np.dtype(np.uint8), "I16": np.dtype("<i2"), "I32": np.dtype("<i4")}
+
+
+@lru_cache(maxsize=256)
+def _head(path: Path) -> _Head:
+    return _read_head(path)
+
+
+def _read_head(path: Path) -> _Head:
+    """Raises OSError or ValueError where this is not a whole entry."""
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", (file.read(8) + bytes(8))[:8])
+        total = os.fstat(file.fileno()).st_size
+        if length > total:
+            raise ValueError("cut short")
+        header = json.loads(file.read(length))
+    facts = json.loads(header.pop("__metadata__")["premed"])
+    end = 8 + length + max(item["data_offsets"][1] for item in header.values())
+    if total != end:
+        raise ValueError("cut short")
+    arrays = {
+        name: _Array(_DTYPES[item["dtype"]], tuple(item["shape"]), 8 + length + item["data_offsets"][0])
+        for name, item in header.items()
+    }
+    return _Head(arrays, facts)
+
+
+def _array(path: Path, name: str) -> np.ndarray:
+    # mapped anew for each access: 25 µs beside a crop's millisecond, and no file stays open
+    dtype, shape, offset = _head(path).arrays[name]
+    return np.memmap(path, dtype, "r", offset, shape).view(np.ndarray)
+
+
+def is_whole(path: Path) -> bool:
+    """Is there an entry, and all of it?"""
+    try:
+        _read_head(path)
+    except (OSError, ValueError, KeyError):
+        return False
+    return True
+
+
+def write(path: Path, prepared: Prepared, num_left: int = 1) -> None:
+    """Whole or not at all: under another name first, so that neither a kill nor a second writer shows.
+
+    Raises UserError where the folder is full (`num_left`: how many such images are still to be written) or closed.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    arrays, labels = {"image": prepared.image}, {}
+    if prepared.label is not None:
+        arrays["label"] = prepared.label
+        arrays["locations"], labels = _locations(prepared)
+    facts = {
+        "scale": prepared.scale.tolist(),
+        "offset": prepared.offset.tolist(),
+        "affine": prepared.affine.tolist(),
+        "native_affine": prepared.native_affine.tolist(),
+        "native_shape": prepared.native_shape,
+        "labels": labels,
+    }
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(arrays, temporary, {"premed": json.dumps(facts)})
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        megabytes = sum(array.nbytes for array in arrays.values()) / 1e6
+        raise _refusal(path.parent.parent, error, megabytes * num_left) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _refusal(root: Path, error: Exception, megabytes: float) -> UserError:
+    # safetensors wraps the system's error in its own and leaves its number in the text
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    if getattr(error, "errno", None) in codes or any(f"os error {code}" in str(error) for code in codes):
+        return UserError(
+            f"{root}: the disk is full (about {megabytes:.1f} MB more are needed); make room or move PREMED_HOME"
+        )
+    return UserError(f"{root}: cannot be written ({error}); mend its permissions or move PREMED_HOME")
+
+
+def _locations(prepared: Prepared) -> tuple[np.ndarray, dict[int, tuple[int, int, int]]]:
+    """[n, dims], and for each label the first of its rows, their number, and the number of all its voxels."""
+    label = prepared.label
+    assert label is not None
+    parts, labels, first = [], {}, 0
+    for number in np.flatnonzero(np.bincount(label.ravel(), minlength=256)):
+        hit = label == number
+        if number == 0:
+            hit &= (prepared.image != 0).any(axis=0)
+        places = np.flatnonzero(hit)
+        count = len(places)
+        if count > MAX_LOCATIONS:  # one from each of as many equal stretches
+            edges = np.arange(MAX_LOCATIONS + 1) * count // MAX_LOCATIONS
+            within = uniform(np.asarray(random_key("locations", int(number)), np.int64), MAX_LOCATIONS)
+            places = places[edges[:-1] + (within.astype(np.float64) * np.diff(edges)).astype(np.intp)]
+        if count:
+            labels[int(number)] = (first, len(places), count)
+            parts.append(np.stack(np.unravel_index(places, label.shape), axis=1))
+            first += len(places)
+    dtype = np.int16 if max(label.shape) < 2**15 else np.int32
+    return np.concatenate(parts).astype(dtype) if parts else np.zeros((0, label.ndim), dtype), labels

@@ -1,0 +1,165 @@
+"""Images as networks want them: put on one grid, clipped, normalised, stored small.
+
+Axes: C channels; *S spatial axes, (H, W) of a picture or three axes in the recipe's orientation (RAS: the numbers grow
+to the right, the front, the top). An affine [4, 4] takes voxel numbers to millimetres (a picture's: to its file's
+pixels).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from premed.config.transforms import Recipe
+from premed.data.io import geometry
+from premed.data.io.readers import read_image
+from premed.errors import UserError
+
+CHANNELS = "mend the file, what lists its channels, or task.channels"
+TOLERANCE = 1e-3  # mm, between the affines of an image and of its label or of its other channels
+
+
+@dataclass
+class Prepared:
+    """An image on the recipe's grid. Its values are stored * scale + offset; stored 0 is air, wherever one pads."""
+
+    image: np.ndarray  # [C, *S] uint8 where that loses nothing, else int16
+    scale: np.ndarray  # [C] float32
+    offset: np.ndarray  # [C] float32
+    label: np.ndarray | None  # [*S] uint8
+    affine: np.ndarray  # [4, 4] of the prepared grid
+    native_affine: np.ndarray  # [4, 4] of the file's grid
+    native_shape: tuple[int, ...]
+
+
+def prepare(images: Sequence[Path], label: Path | None, recipe: Recipe) -> Prepared:
+    """Reads one image (a file, or one file per channel) and its label map, if there is one, and applies the recipe.
+
+    Raises UserError, naming the file and the mend, for whatever is wrong with a file.
+    """
+    values, native = _read_channels(images, recipe)
+    shape = values.shape[1:]
+    target = None if label is None else _read_label(label, shape, native)
+    if recipe.dims == 2:
+        values, target, affine = _resized(images[0], values, target, native, recipe)
+    else:
+        values, target, affine = geometry.oriented(values, target, native, recipe.orientation)
+        if recipe.spacing:
+            values, target, affine = geometry.respaced(values, target, affine, recipe.spacing)
+        if recipe.crop_foreground:
+            values, target, affine = geometry.cropped(values, target, affine, recipe.window[0] if recipe.window else 0)
+    image, scale, offset = _stored(values, recipe)
+    target = None if target is None else np.ascontiguousarray(target)
+    return Prepared(image, scale, offset, target, affine, native, shape)
+
+
+# Channels and labels -------------------------------------------------------------------------------------------------
+
+
+def _read_channels(paths: Sequence[Path], recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """[C, *S] and the affine: channels last in one file, or one file each."""
+    parts = []
+    for path in paths:
+        values, affine = read_image(path, recipe.shown)
+        if values.ndim == recipe.dims:
+            values = values[..., None]
+        if values.ndim != recipe.dims + 1:
+            raise UserError(f"{path}: {values.ndim} axes, where {recipe.dims} (and one of channels) are wanted")
+        if recipe.dims == 2 and recipe.channels == 1 and (values == values[..., :1]).all():
+            values = values[..., :1]  # grey in colour's clothes, as some of the NIH's X-rays are
+        if parts and (values.shape[:-1] != parts[0][0].shape[:-1] or not _close(affine, parts[0][1])):
+            raise UserError(f"{path}: its shape or affine is not that of {paths[0]}; resample it onto that grid")
+        parts.append((values, affine))
+    if recipe.dims == 2 and recipe.channels == 3 and len(parts) == 1 and parts[0][0].shape[-1] == 1:
+        parts[0] = parts[0][0].repeat(3, axis=-1), parts[0][1]  # grey among coloured pictures
+    channels = sum(values.shape[-1] for values, _ in parts)
+    if channels != recipe.channels:
+        raise UserError(f"{paths[0]}: {channels} channel(s), where {recipe.channels} are wanted; {CHANNELS}")
+    values = parts[0][0] if len(parts) == 1 else np.concatenate([values for values, _ in parts], axis=-1)
+    return np.moveaxis(values, -1, 0), parts[0][1]
+
+
+def _read_label(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
+    values, own = read_image(path)
+    if values.ndim == len(shape) + 1 and values.shape[-1] == 1:
+        values = values[..., 0]
+    if values.shape != shape:
+        raise UserError(f"{path}: its shape {values.shape} is not its image's {shape}; resample it onto that grid")
+    if not _close(own, affine):
+        raise UserError(f"{path}: its affine is not its image's; resample it onto that grid or mend the header")
+    whole = np.rint(values)
+    if np.abs(values - whole).max() > TOLERANCE or whole.min() < 0 or whole.max() > 255:
+        raise UserError(f"{path}: labels must be whole numbers in 0..255; found {values.min():g} to {values.max():g}")
+    return whole.astype(np.uint8)
+
+
+def _close(affine: np.ndarray, other: np.ndarray) -> bool:
+    return np.allclose(affine, other, rtol=0, atol=TOLERANCE)
+
+
+def _resized(path: Path, values, label, affine, recipe: Recipe):
+    if values.dtype != np.uint8 and (recipe.equalize or recipe.normalise == "grey"):
+        raise UserError(f"{path}: not 8 bit; convert it, or set equalize: false and normalise: zscore")
+    pictures = [Image.fromarray(np.ascontiguousarray(channel)) for channel in values]
+    if recipe.equalize:
+        pictures = [ImageOps.equalize(picture) for picture in pictures]
+    if recipe.size and recipe.size != values.shape[1:]:
+        ratio = np.array([*np.divide(values.shape[1:], recipe.size), 1.0, 1.0])
+        affine = affine @ np.diag(ratio)
+        affine[:, 3] += (ratio - 1) / 2  # pixels are areas: the first centre moves
+        wanted = recipe.size[1], recipe.size[0]
+        pictures = [picture.resize(wanted, Image.Resampling.BILINEAR) for picture in pictures]
+        if label is not None:
+            label = np.asarray(Image.fromarray(label).resize(wanted, Image.Resampling.NEAREST))
+    return np.stack([np.asarray(picture) for picture in pictures]), label, affine
+
+
+# Into small numbers --------------------------------------------------------------------------------------------------
+
+
+def _stored(values: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image [C, *S] uint8 or int16, scale [C], offset [C]. Whole numbers are kept exactly; others in 32,767 steps."""
+    image = np.empty(values.shape, np.int16)
+    scale, offset = np.empty((2, len(values)), np.float32)
+    one = _stored_nonzero if recipe.normalise == "zscore_nonzero" else _stored_channel
+    for channel, raw in enumerate(values):
+        image[channel], scale[channel], offset[channel] = one(raw.astype(np.float32), recipe)
+    return image.astype(np.uint8) if image.min() >= 0 and image.max() <= 255 else image, scale, offset
+
+
+def _stored_channel(raw: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, float, float]:
+    raw = _clipped(raw, recipe)
+    if recipe.normalise == "grey":
+        low, mean, std = 0.0, 255 * recipe.mean, 255 * recipe.std
+    elif recipe.normalise == "window":
+        assert recipe.window
+        low, mean, std = recipe.window[0], recipe.window[0], recipe.window[1] - recipe.window[0]
+    else:
+        low, mean, std = float(raw.min()), float(raw.mean(dtype=np.float64)), float(raw.std(dtype=np.float64)) or 1.0
+    reach = float(raw.max()) - low
+    exact = reach <= 32767 and low.is_integer() and (raw == np.rint(raw)).all()
+    step = 1.0 if exact else reach / 32767 or 1.0
+    return np.rint((raw - low) / step), step / std, (low - mean) / std
+
+
+def _stored_nonzero(raw: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, float, float]:
+    stored, inside = np.zeros_like(raw), raw != 0
+    if not inside.any():
+        return stored, 1.0, 0.0
+    some = _clipped(raw[inside], recipe)
+    some = (some - some.mean(dtype=np.float64)) / (some.std(dtype=np.float64) or 1)
+    step = float(np.abs(some).max()) / 32767 or 1.0
+    stored[inside] = np.rint(some / step)
+    return stored, step, 0.0
+
+
+def _clipped(values: np.ndarray, recipe: Recipe) -> np.ndarray:
+    if recipe.window:
+        low, high = recipe.window
+    elif recipe.percentiles:
+        low, high = np.percentile(values, recipe.percentiles)
+    else:
+        return values
+    return np.clip(values, float(low), float(high))  # plain floats: NumPy's own would make float64 of float32

@@ -1,0 +1,173 @@
+"""Random views of an image: where to cut, and what to do to the cut. Each is a pure function of its Draw.
+
+A *start* is the first voxel of a crop of the size `roi`; it may lie outside the image, and the crop is then padded with
+air (`PreparedImage.image` does that). What changes an image keeps its dtype and gives a C-contiguous array: the
+same one, where chance leaves it alone.
+"""
+
+import random
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from premed.contracts import PreparedImage
+from premed.rng import Draw
+
+Start = tuple[int, ...]
+
+
+def centre_start(shape: Sequence[int], roi: Sequence[int]) -> Start:
+    """The crop in the middle; where the image is smaller, it is padded alike on both sides."""
+    return tuple((n - size) // 2 for n, size in zip(shape, roi, strict=True))
+
+
+def random_box(shape: Sequence[int], roi: Sequence[int], draw: Draw) -> Start:
+    """Anywhere inside; along an axis on which the image is smaller than `roi`, the middle."""
+    middle = centre_start(shape, roi)
+    free = [n - size for n, size in zip(shape, roi, strict=True)]
+    return tuple(draw.integer(f"start{i}", free[i] + 1) if free[i] > 0 else middle[i] for i in range(len(free)))
+
+
+def shifted_start(shape: Sequence[int], roi: Sequence[int], max_shift: int, draw: Draw) -> Start:
+    """The middle, moved by up to `max_shift` voxels along each axis, out of the image if need be."""
+    return tuple(
+        start + draw.integer(f"shift{i}", 2 * max_shift + 1) - max_shift
+        for i, start in enumerate(centre_start(shape, roi))
+    )
+
+
+def balanced_start(entry: PreparedImage, roi: Sequence[int], draw: Draw, positive_share: float = 0.5) -> Start:
+    """Around a labelled voxel with the probability `positive_share`, else around background that is not air.
+
+    Labelled voxels are alike likely whatever their label, as in MONAI's RandCropByPosNegLabel; near an edge the crop
+    moves inside. Where one kind is absent the other serves.
+    """
+    counts = {label: count for label, count in entry.counts.items() if label > 0}
+    if counts and (draw.chance("positive", positive_share) or not entry.counts.get(0)):
+        edges = np.cumsum([*counts.values()])
+        pick = draw.uniform("label")[0].astype(np.float64) * edges[-1]
+        label = [*counts][min(int(np.searchsorted(edges, pick, side="right")), len(counts) - 1)]
+    elif entry.counts.get(0):
+        label = 0
+    else:
+        return random_box(entry.shape, roi, draw)
+    places = entry.locations(label)
+    centre = places[draw.integer("location", len(places))]
+    middle = centre_start(entry.shape, roi)
+    return tuple(
+        int(np.clip(centre[i] - roi[i] // 2, 0, n - roi[i])) if n > roi[i] else middle[i]
+        for i, n in enumerate(entry.shape)
+    )
+
+
+def flip_rotate(
+    image: np.ndarray,
+    label: np.ndarray | None,
+    draw: Draw,
+    flip: float | Sequence[float] = 0.2,
+    rotate: float = 0.2,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Image [C, *S] and label [*S] mirrored along each axis with the probability `flip` (one number, or one per axis)
+    and turned by 90, 180 or 270 degrees, in a random plane whose sides are equal, with the probability `rotate`."""
+    dims = image.ndim - 1
+    chances = [flip] * dims if isinstance(flip, (int, float)) else flip
+    axes = [i for i in range(dims) if draw.chance(f"flip{i}", chances[i])]
+    planes = [(i, j) for i in range(dims) for j in range(i + 1, dims) if image.shape[i + 1] == image.shape[j + 1]]
+    turn = bool(planes) and draw.chance("rotate", rotate)
+    plane = planes[draw.integer("plane", len(planes))] if turn else (0, 1)
+    quarters = 1 + draw.integer("quarters", 3) if turn else 0
+
+    if not axes and not turn:
+        return image, label
+
+    def moved(array: np.ndarray, first: int) -> np.ndarray:
+        array = np.flip(array, tuple(first + i for i in axes))
+        array = np.rot90(array, quarters, (first + plane[0], first + plane[1])) if turn else array
+        return np.array(array, order="C")  # not ascontiguousarray: it lets a negative stride of an axis of one pass
+
+    return moved(image, 1), None if label is None else moved(label, 0)
+
+
+def scale_shift_intensity(image: np.ndarray, draw: Draw, amount: float = 0.1, chance: float = 0.1) -> np.ndarray:
+    """Image float32 times 1 ± amount, then plus ± amount, each with the probability `chance`."""
+    assert image.dtype == np.float32, "intensities are changed in the network's units"
+    factor = 1 + float(draw.uniform("scale", 1, -amount, amount)[0]) if draw.chance("scales", chance) else 1.0
+    shift = float(draw.uniform("shift", 1, -amount, amount)[0]) if draw.chance("shifts", chance) else 0.0
+    return image if factor == 1 and shift == 0 else image * factor + shift
+
+
+def random_resized_crop(
+    image: np.ndarray,
+    size: tuple[int, int],
+    draw: Draw,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> np.ndarray:
+    """A box of a random share of the area and a random aspect ratio, torchvision's RandomResizedCrop, from a picture
+    [C, H, W] uint8 or float32, resized to `size` (bicubic, antialiased)."""
+    from torch import from_numpy
+    from torchvision.transforms.v2 import InterpolationMode, functional
+
+    top, left, height, width = _box(image.shape[1:], draw, scale, ratio)
+    cut = np.ascontiguousarray(image[:, top : top + height, left : left + width])
+    resized = functional.resize(from_numpy(cut), list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
+    return np.ascontiguousarray(resized.numpy())
+
+
+def _box(shape: Sequence[int], draw: Draw, scale, ratio) -> tuple[int, int, int, int]:
+    """top, left, height, width"""
+    full_height, full_width = shape
+    shares = draw.uniform("area", 10, *scale).astype(np.float64)
+    aspects = np.exp(draw.uniform("aspect", 10, *np.log(ratio)).astype(np.float64))
+    for share, aspect in zip(shares, aspects, strict=True):
+        width = round(float(np.sqrt(full_height * full_width * share * aspect)))
+        height = round(float(np.sqrt(full_height * full_width * share / aspect)))
+        if 0 < width <= full_width and 0 < height <= full_height:
+            top, left = draw.integer("top", full_height - height + 1), draw.integer("left", full_width - width + 1)
+            return top, left, height, width
+    # none of ten fits: the largest box in the middle whose aspect ratio is allowed
+    aspect = min(max(full_width / full_height, ratio[0]), ratio[1])
+    width, height = min(full_width, round(full_height * aspect)), min(full_height, round(full_width / aspect))
+    return (full_height - height) // 2, (full_width - width) // 2, height, width
+
+
+def horizontal_flip(image: np.ndarray, draw: Draw, chance: float = 0.5) -> np.ndarray:
+    """A picture [C, H, W] mirrored left to right."""
+    return np.array(image[..., ::-1] if draw.chance("mirror", chance) else image, order="C")
+
+
+def rand_augment(image: np.ndarray, draw: Draw, spec: str = "rand-m9-mstd0.5-inc1") -> np.ndarray:
+    """timm's RandAugment of a picture [1 or 3, H, W] uint8; uncovered corners are mid-grey."""
+    from PIL import Image
+
+    assert image.dtype == np.uint8 and image.shape[0] in (1, 3), "rand_augment is for 8-bit pictures, before scaling"
+    picture = Image.fromarray(np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0).copy())
+    augment = _augment(spec, min(image.shape[1:]))
+    # timm draws from Python's and NumPy's global generators: set for this picture, then put back
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        seed = int(draw.child("rand_augment").key) % 2**32
+        random.seed(seed)
+        np.random.seed(seed)
+        picture = augment(picture)
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+    picture = picture.convert("L") if len(image) == 1 else picture
+    return np.array(np.asarray(picture).reshape(*image.shape[1:], -1).transpose(2, 0, 1), order="C")
+
+
+@lru_cache(maxsize=8)
+def _augment(spec: str, side: int):
+    from timm.data import auto_augment
+
+    def posterize(picture, bits, **how):  # the strongest leaves no bit, which Pillow took for black and 13 refuses
+        return auto_augment.posterize(picture, bits, **how) if bits else picture.point(lambda value: 0)
+
+    settings = {"translate_const": int(side * 0.45), "img_mean": (128, 128, 128)}
+    transform = auto_augment.rand_augment_transform(spec, settings)
+    for op in transform.ops:
+        if op.aug_fn is auto_augment.posterize:
+            op.aug_fn = posterize
+    return transform

@@ -1,0 +1,72 @@
+"""An PreparedImage and an Augment to what the network sees: [C, *roi] float32, and the label map where there is one."""
+
+from collections.abc import Sequence
+from itertools import product
+from math import prod
+
+import numpy as np
+
+from premed.config.transforms import Augment
+from premed.contracts import PreparedImage, Sample
+from premed.data import transforms
+from premed.rng import Draw
+
+MOST_TILES = 8  # fixed views per image on which a pre-training is validated
+CHUNK, CHUNK_VOXELS = 64, 2**22  # images that are looked at together at most, and the voxels of one view of each
+
+
+def picture(entry: PreparedImage, roi: Sequence[int], augment: Augment, draw: Draw) -> np.ndarray:
+    """2D: a random resized crop (or the centre), mirrored, RandAugment: timm's order."""
+    if augment.scale is None:
+        image = entry.stored(transforms.centre_start(entry.shape, roi), roi)
+    else:
+        image = transforms.random_resized_crop(entry.stored(), (roi[0], roi[1]), draw, augment.scale)
+    image = transforms.horizontal_flip(image, draw, augment.flip)
+    if augment.rand is not None:
+        image = transforms.rand_augment(image, draw, augment.rand)
+    return entry.values(image)
+
+
+def volume(
+    entry: PreparedImage, roi: Sequence[int], augment: Augment, draw: Draw, with_label: bool = False
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """3D: a crop (anywhere, near the centre, or balanced by label), flips, quarter turns, intensities."""
+    if augment.positive is not None and with_label:
+        start = transforms.balanced_start(entry, roi, draw, augment.positive)
+    elif augment.shift is not None:
+        start = transforms.shifted_start(entry.shape, roi, augment.shift, draw)
+    else:
+        start = transforms.random_box(entry.shape, roi, draw)
+    image, label = entry.image(start, roi), entry.label(start, roi) if with_label else None
+    axes = range(len(roi)) if augment.flip_axes is None else augment.flip_axes
+    flips = [augment.flip if axis in axes else 0.0 for axis in range(len(roi))]
+    image, label = transforms.flip_rotate(image, label, draw, flips, augment.rotate)
+    return transforms.scale_shift_intensity(image, draw, chance=augment.intensity), label
+
+
+def centre(entry: PreparedImage, roi: Sequence[int]) -> np.ndarray:
+    """The fixed view in the middle."""
+    return entry.image(transforms.centre_start(entry.shape, roi), roi)
+
+
+def tiles(entry: PreparedImage, roi: Sequence[int]) -> list[np.ndarray]:
+    """Fixed views side by side over the image, from the middle out, MOST_TILES at the most."""
+    return [entry.image(start, roi) for start in tile_starts(entry.shape, roi)]
+
+
+def tile_starts(shape: Sequence[int], roi: Sequence[int]) -> list[transforms.Start]:
+    """Where the tiles of an image of that shape begin."""
+    counts = [max(1, n // size) for n, size in zip(shape, roi, strict=True)]
+    first = transforms.centre_start(shape, [count * size for count, size in zip(counts, roi, strict=True)])
+
+    def outwards(at: tuple[int, ...]) -> int:
+        return sum(abs(2 * i + 1 - n) for i, n in zip(at, counts, strict=True))
+
+    places = sorted(product(*map(range, counts)), key=outwards)
+    return [tuple(f + i * size for f, i, size in zip(first, at, roi, strict=True)) for at in places[:MOST_TILES]]
+
+
+def chunks(samples: Sequence[Sample], roi: Sequence[int]) -> list[Sequence[Sample]]:
+    """The samples, so many at a time that the tiles of all of them may go through a network at once."""
+    num = max(1, min(CHUNK, CHUNK_VOXELS // prod(roi)))
+    return [samples[start : start + num] for start in range(0, len(samples), num)]

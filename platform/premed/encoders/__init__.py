@@ -1,1 +1,0 @@
-"""Encoders: `{name: vit, …}` in a YAML means vit.py here. Each has a `Config` and `build(config, channels, roi)`."""

@@ -1,0 +1,1 @@
+"""What several strategies share: losses between views, augmentation on the device, volumes as slices."""

@@ -1,0 +1,1 @@
+"""What the tasks of a kind share: classification, segmentation, their metrics, and how listings are read."""

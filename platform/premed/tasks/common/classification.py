@@ -1,0 +1,120 @@
+"""What every classification task shares: views, loss, scores. A task file adds where its images and labels are."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from premed.config.transforms import Augment, Recipe
+from premed.contracts import Case, Forward, Part, Row, Sample
+from premed.data import views as sampling
+from premed.data.splits import missing_files
+from premed.errors import Finding
+from premed.rng import Draw
+from premed.tasks.common import metrics
+from premed.tasks.common.description import description
+
+
+class Classification:
+    """Several yes-or-no labels per image, NaN where an answer is not known; or one class each, if they are `exclusive`.
+
+    A label has one number per class either way: an image of the second of three exclusive classes has (0, 1, 0).
+    """
+
+    dims: int
+    roi: tuple[int, ...]
+    classes: tuple[str, ...]
+    labels: tuple[int, ...] = ()
+    regions: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+    lenient = False
+    recipe: Recipe
+    score: str = "mauc"
+    exclusive: bool = False
+    """One answer per image: softmax and cross-entropy, `accuracy` beside the AUCs."""
+
+    def check(self, test: bool = True) -> Iterator[Finding]:
+        """See `Task.check`; a task with listings of its own has more to tell."""
+        parts: tuple[Part, ...] = ("train", "val", "test") if test else ("train", "val")
+        for part in parts:
+            yield from missing_files(self.split(part))
+
+    def split(self, part: Part) -> list[Case]:
+        raise NotImplementedError
+
+    def view(self, sample: Sample, augment: Augment, draw: Draw) -> tuple[np.ndarray, np.ndarray | None]:
+        label = None if sample.case.label is None else np.asarray(sample.case.label, np.float32)
+        if self.dims == 2:
+            return sampling.picture(sample.entry, self.roi, augment, draw), label
+        return sampling.volume(sample.entry, self.roi, augment, draw)[0], label
+
+    def tiles(self, sample: Sample) -> list[np.ndarray]:
+        return sampling.tiles(sample.entry, self.roi)
+
+    def label_fractions(self, sample: Sample, patch: Sequence[int]) -> list[np.ndarray]:
+        """Each of an image's tiles has the image's label."""
+        return [np.array(sample.case.label, float)] * len(sampling.tile_starts(sample.entry.shape, self.roi))
+
+    def loss(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Cross-entropy: of the true class, if they are exclusive, else binary, over the known labels."""
+        if self.exclusive:
+            return F.cross_entropy(logits.float(), label)
+        known = ~label.isnan()
+        losses = F.binary_cross_entropy_with_logits(logits.float(), label.nan_to_num(), reduction="none")
+        return ((losses * known).sum(dim=1) / known.sum(dim=1).clamp(min=1)).mean()
+
+    def measure(self, forward: Forward, samples: Sequence[Sample]) -> list[Row]:
+        """Rows with `y/<class>` (0, 1 or NaN) and `p/<class>`: see `probabilities`."""
+        answers = self.probabilities(forward, samples)
+        return [self.row(sample, p) for sample, p in zip(samples, answers, strict=True)]
+
+    def probabilities(self, forward: Forward, samples: Sequence[Sample]) -> list[list[float]]:
+        """For each sample one number per class: the mean over the image's fixed views.
+
+        A picture has one such view, its centre, unless it is stored at twice the roi; a large volume has several.
+        """
+        found: list[list[float]] = []
+        for chunk in sampling.chunks(samples, self.roi):
+            views = [self.tiles(sample) for sample in chunk]
+            logits = forward(torch.from_numpy(np.stack(list(chain(*views)))))
+            answers = (logits.softmax(dim=1) if self.exclusive else logits.sigmoid()).split(
+                [len(some) for some in views]
+            )
+            found += [p.mean(dim=0).tolist() for p in answers]
+        return found
+
+    def row(self, sample: Sample, probabilities: Sequence[float]) -> Row:
+        assert isinstance(sample.case.label, tuple), f"{sample.case.name} has no label"
+        truth = {f"y/{name}": float(y) for name, y in zip(self.classes, sample.case.label, strict=True)}
+        answer = {f"p/{name}": float(p) for name, p in zip(self.classes, probabilities, strict=True)}
+        return {"case": sample.case.name, "patient": sample.case.patient} | truth | answer
+
+    def summary(self, rows: Sequence[Row]) -> dict[str, float]:
+        """`mauc`, the mean over the classes whose AUC is defined, and `auc/<class>`; `accuracy`, if exclusive."""
+        accuracy = metrics.accuracy_summary(rows, self.classes) if self.exclusive else {}
+        return accuracy | metrics.auc_summary(rows, self.classes)
+
+    def constant_baseline(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Row]:
+        """The classes' frequencies in `train`, for every image: an AUC of one half, the most frequent's accuracy."""
+        labels = np.array([sample.case.label for sample in train], float)
+        known = ~np.isnan(labels)
+        frequencies = np.where(known, labels, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+        return [self.row(sample, frequencies) for sample in samples]
+
+    def pictures(self, forward: Forward, samples: Sequence[Sample], folder: Path) -> list[Path]:
+        from premed.data.figures import probabilities
+
+        found = sorted(samples, key=lambda sample: -np.nansum(np.array(sample.case.label, float)))[:12]
+        cases = []
+        for sample, row in zip(found, self.measure(forward, found), strict=True):
+            answers = {name: (row[f"y/{name}"], row[f"p/{name}"]) for name in self.classes}
+            cases.append((row["case"], sampling.centre(sample.entry, self.roi)[0], answers))
+        return [probabilities(folder / "probabilities.png", cases)]
+
+    def describe(self) -> dict[str, Any]:
+        return description(self, Classification, "classes")

@@ -1,0 +1,414 @@
+"""Reading, the recipe's grid and numbers, the way back, and the random views."""
+
+import random
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nibabel import orientations
+from PIL import Image
+from pydantic import ValidationError
+from support.geometries import affines, shapes
+
+from premed.config.transforms import Recipe
+from premed.data import transforms
+from premed.data.io import geometry
+from premed.data.preprocess import Prepared, prepare
+from premed.errors import UserError
+from premed.rng import Draw
+
+CT = Recipe(dims=3, normalise="window", window=(-175, 250))
+ZSCORE = Recipe(dims=3, normalise="zscore")
+GREY = Recipe(dims=2, normalise="grey", size=(32, 48))
+
+
+def nifti(path: Path, values, affine=None) -> Path:
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4) if affine is None else affine), path)
+    return path
+
+
+def png(path: Path, values) -> Path:
+    Image.fromarray(values).save(path)
+    return path
+
+
+def values_of(prepared: Prepared) -> np.ndarray:
+    ones = (1,) * (prepared.image.ndim - 1)
+    return prepared.image * prepared.scale.reshape(-1, *ones) + prepared.offset.reshape(-1, *ones)
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(100, 30, shape).astype(np.float32)
+
+
+# The grid ------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(affines(), shapes, st.booleans(), st.sampled_from(["RAS", "LPS", "SAR"]), st.integers(0, 99))
+def test_a_label_comes_back_identical_where_the_spacing_is_kept(
+    tmp_path_factory, affine, shape, crop, orientation, seed
+):
+    folder = tmp_path_factory.mktemp("case")
+    labels = np.random.default_rng(seed).integers(0, 4, shape).astype(np.uint8)
+    image = nifti(folder / "i.nii", labels.astype(np.float32), affine)  # foreground is where the label is
+    recipe = Recipe(dims=3, normalise="zscore", crop_foreground=crop, orientation=orientation)
+    made = prepare([image], nifti(folder / "l.nii", labels, affine), recipe)
+    back = [made.label, np.eye(4, dtype=np.float32)[made.label].transpose(3, 0, 1, 2)]
+    for answer in back:
+        np.testing.assert_array_equal(
+            geometry.to_native(answer, made.affine, made.native_affine, made.native_shape), labels
+        )
+
+
+@settings(max_examples=40, deadline=None)
+@given(affines(), shapes, st.booleans())
+def test_every_voxel_keeps_its_place_in_the_world(affine, shape, respace):
+    places = np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3]  # each voxel says where it is
+    values = np.moveaxis(places, -1, 0).astype(np.float32)
+    made, _, moved = geometry.oriented(values, None, affine, "RAS")
+    if respace:
+        made, _, moved = geometry.respaced(made, None, moved, (1.0, 1.5, 2.0))
+    claimed = np.moveaxis(np.indices(made.shape[1:]), 0, -1) @ moved[:3, :3].T + moved[:3, 3]
+    inside = tuple(slice(0, max(1, n - 1)) for n in made.shape[1:])  # the last one may lie half a voxel outside
+    np.testing.assert_allclose(np.moveaxis(made, 0, -1)[inside], claimed[inside], atol=2e-3)
+
+
+def test_numbers_grow_to_the_right_the_front_and_the_top(tmp_path):
+    values = np.zeros((4, 5, 6), np.float32)
+    values[0, 0, 0] = 1  # LPI-stored: the file's first voxel is right, front, bottom
+    made = prepare([nifti(tmp_path / "i.nii", values, np.diag([-1.0, -1, 1, 1]))], None, ZSCORE)
+    assert np.unravel_index(made.image[0].argmax(), values.shape) == (3, 4, 0)
+    assert orientations.aff2axcodes(made.affine) == ("R", "A", "S")
+
+
+def test_spacing_agrees_with_monai(real):
+    from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation, Spacing
+
+    path = real("btcv") / "img" / "img0005.nii.gz"
+    recipe = Recipe(dims=3, normalise="window", window=(-175, 250), spacing=(4.0, 5.0, 2.0))
+    steps = [LoadImage(), EnsureChannelFirst(), Orientation(axcodes="RAS", labels=None)]
+    theirs = Compose([*steps, Spacing(pixdim=recipe.spacing, mode="bilinear", dtype=np.float64)])(path)
+    made = prepare([path], None, recipe)
+    np.testing.assert_allclose(made.affine, theirs.affine.numpy(), atol=1e-6)
+    expected = (np.clip(theirs.numpy(), -175, 250) + 175) / 425
+    np.testing.assert_allclose(values_of(made), expected, atol=2e-4)
+
+
+def test_respaced_labels_come_back_almost_whole(real):
+    folder = real("btcv")
+    recipe = Recipe(dims=3, normalise="window", window=(-175, 250), spacing=(1.5, 1.5, 2.0), crop_foreground=True)
+    made = prepare([folder / "img/img0005.nii.gz"], folder / "label/label0005.nii.gz", recipe)
+    native = np.asarray(nibabel.load(folder / "label/label0005.nii.gz").dataobj)
+    back = geometry.to_native(made.label, made.affine, made.native_affine, made.native_shape)
+    assert (back == native).mean() > 0.995
+    scores = np.eye(14, dtype=np.float16)[made.label].transpose(3, 0, 1, 2)
+    assert (geometry.to_native(scores, made.affine, made.native_affine, made.native_shape) == native).mean() > 0.995
+
+
+def test_scores_are_interpolated_before_the_highest_wins():
+    line = np.array([0.0, 1.0], np.float32).reshape(2, 1, 1)
+    answer = geometry.to_native(
+        np.stack([np.full_like(line, 0.6), line]), np.diag([10.0, 1, 1, 1]), np.eye(4), (11, 1, 1)
+    )
+    np.testing.assert_array_equal(answer.ravel(), [0] * 7 + [1] * 4)  # i / 10 > 0.6
+
+
+def test_a_tilted_grid_is_carried_over_too():
+    from scipy.spatial.transform import Rotation
+
+    tilted = np.eye(4)
+    tilted[:3, :3] = Rotation.from_euler("z", 30, degrees=True).as_matrix()
+    tilted[:3, 3] = [10, -10, 0]
+    z, y, x = np.indices((40, 40, 10))
+    ball = ((np.stack([z, y, x], -1) @ tilted[:3, :3].T + tilted[:3, 3] - [20, 20, 5]) ** 2).sum(-1) < 16
+    for answer in (ball.astype(np.uint8), np.stack([~ball, ball]).astype(np.float32)):
+        back = geometry.to_native(answer, tilted, np.eye(4), (40, 40, 10))
+        native = ((np.indices((40, 40, 10)) - np.array([20, 20, 5]).reshape(3, 1, 1, 1)) ** 2).sum(0) < 16
+        assert (back == native).mean() > 0.99 and back.sum() == pytest.approx(native.sum(), rel=0.1)
+
+
+def test_outside_the_prepared_grid_is_background():
+    affine = np.eye(4)
+    affine[:3, 3] = 2  # a crop of the native grid, and half as fine
+    answer = np.ones((2, 2, 2), np.uint8)
+    exact = geometry.to_native(answer, affine, np.eye(4), (6, 6, 6))
+    assert exact.sum() == 8 and exact[2:4, 2:4, 2:4].all()
+    coarse = geometry.to_native(
+        np.stack([answer * 0.0, answer * 1.0]), affine @ np.diag([1.5, 1.5, 1.5, 1]), np.eye(4), (9, 9, 9)
+    )
+    assert coarse[2:4, 2:4, 2:4].all() and not coarse[:1].any() and not coarse[5:].any()
+
+
+def test_the_foreground_box_is_seen_in_the_image_alone(tmp_path):
+    values = np.zeros((9, 9, 9), np.float32)
+    values[2:5, 3:7, 4] = 50
+    label = np.ones((9, 9, 9), np.uint8)
+    recipe = Recipe(dims=3, normalise="zscore", crop_foreground=True)
+    made = prepare([nifti(tmp_path / "i.nii", values)], nifti(tmp_path / "l.nii", label), recipe)
+    assert made.image.shape == (1, 3, 4, 1) and made.label.shape == (3, 4, 1)
+    np.testing.assert_array_equal(made.affine[:3, 3], [2, 3, 4])
+
+
+# The numbers ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_window_is_clipped_and_scaled_to_one(real):
+    path = real("btcv") / "img" / "img0005.nii.gz"
+    raw = np.asarray(nibabel.load(path).dataobj, np.float64)
+    made = prepare([path], None, CT)
+    np.testing.assert_allclose(values_of(made)[0], np.clip((raw + 175) / 425, 0, 1), atol=1e-6)
+    assert made.image.dtype == np.int16 and values_of(made).dtype == np.float32 and values_of(made).min() == 0
+
+
+def test_zscore_within_percentiles_is_the_formula(real):
+    path = real("Task04_Hippocampus") / "imagesTr" / "hippocampus_004.nii.gz"
+    raw = np.asarray(nibabel.load(path).dataobj, np.float64)
+    raw = np.clip(raw, *np.percentile(raw, [0.5, 99.5]))
+    made = prepare([path], None, Recipe(dims=3, normalise="zscore", percentiles=(0.5, 99.5)))
+    np.testing.assert_allclose(values_of(made)[0], (raw - raw.mean()) / raw.std(), atol=2e-4)
+
+
+def test_four_channels_are_normalised_each_over_what_is_not_zero(real):
+    path = real("Task01_BrainTumour") / "imagesTr" / "BRATS_001.nii.gz"
+    made = prepare([path], None, Recipe(dims=3, channels=4, normalise="zscore_nonzero"))
+    assert made.image.shape == (4, 240, 240, 155) and made.image.dtype == np.int16
+    for number in range(4):
+        raw = nibabel.load(path).dataobj[..., number].astype(np.float64)
+        some, ours = raw[raw != 0], (made.image[number] * made.scale[number])
+        np.testing.assert_allclose(ours[raw != 0], (some - some.mean()) / some.std(), atol=3e-4)
+        assert not ours[raw == 0].any() and not made.offset.any()
+
+
+def test_grey_pictures_stay_eight_bit(real):
+    path = next((real("chestxray14") / "images").glob("*.png"))
+    made = prepare([path], None, Recipe(dims=2, normalise="grey"))
+    raw = np.asarray(Image.open(path), np.float64)
+    assert made.image.dtype == np.uint8
+    np.testing.assert_allclose(values_of(made)[0], (raw / 255 - 0.5) / 0.225, atol=1e-6)
+
+
+def test_pictures_are_equalised_then_resized(tmp_path):
+    picture = png(tmp_path / "p.png", noise(64, 96).astype(np.uint8))
+    made = prepare([picture], None, GREY.model_copy(update={"equalize": True}))
+    from PIL import ImageOps
+
+    expected = ImageOps.equalize(Image.open(picture)).resize((48, 32), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(made.image[0], np.asarray(expected))
+    np.testing.assert_allclose(made.affine @ [-0.5, -0.5, 0, 1], [-0.5, -0.5, 0, 1])  # corner stays on corner
+
+
+def test_grey_saved_as_colour_is_grey_and_colour_is_refused(tmp_path):
+    grey = np.repeat(noise(8, 8).astype(np.uint8)[..., None], 4, axis=2)
+    grey[..., 3] = 255
+    recipe = Recipe(dims=2, normalise="grey")
+    np.testing.assert_array_equal(prepare([png(tmp_path / "g.png", grey)], None, recipe).image[0], grey[..., 0])
+    with pytest.raises(UserError, match=r"c\.png: 3 channel"):
+        prepare([png(tmp_path / "c.png", noise(8, 8, 3).astype(np.uint8))], None, recipe)
+
+
+@pytest.mark.parametrize("value", [0, 7, 0.5, -3.25])
+@pytest.mark.parametrize("normalise", ["zscore", "zscore_nonzero", "window"])
+def test_a_constant_image_gives_finite_numbers(tmp_path, value, normalise):
+    path = nifti(tmp_path / "i.nii", np.full((3, 4, 5), value, np.float32))
+    made = prepare([path], None, Recipe(dims=3, normalise=normalise, window=(-1, 1)))
+    assert np.isfinite(values_of(made)).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(-1e4, 1e4), st.floats(1e-3, 1e4), st.integers(0, 99))
+def test_storing_loses_less_than_a_ten_thousandth_of_the_range(tmp_path_factory, low, reach, seed):
+    raw = (low + reach * np.random.default_rng(seed).random((4, 5, 6))).astype(np.float32)
+    made = values_of(prepare([nifti(tmp_path_factory.mktemp("case") / "i.nii", raw)], None, ZSCORE))[0]
+    exact = raw.astype(np.float64)
+    expected = (exact - exact.mean()) / exact.std()
+    assert np.abs(made - expected).max() < 1e-4 * np.ptp(expected) + 1e-2 * np.abs(exact).max() * 1e-5 / exact.std()
+
+
+# What users get wrong ------------------------------------------------------------------------------------------------
+
+
+def broken(folder: Path, how: str) -> tuple[list[Path], Path | None, Recipe]:
+    good = nifti(folder / "good.nii.gz", noise(12, 12, 12))
+    bad, picture = folder / "bad.nii.gz", folder / "bad.png"
+    values = noise(12, 12, 12)
+    match how:
+        case "missing":
+            return [bad], None, ZSCORE
+        case "empty":
+            bad.touch()
+            return [bad], None, ZSCORE
+        case "truncated":
+            bad.write_bytes(good.read_bytes()[:1500])
+            return [bad], None, ZSCORE
+        case "not an image":
+            bad.write_text("<html>404</html>")
+            return [bad], None, ZSCORE
+        case "absurd header":
+            plain = nifti(folder / "bad.nii", values)
+            header = bytearray(plain.read_bytes())
+            header[40:56] = np.array([4, 30000, 30000, 30000, 1, 1, 1, 1], "<i2").tobytes()
+            plain.write_bytes(header)
+            return [plain], None, ZSCORE
+        case "NaN":
+            values[0, 0, 0] = np.nan
+            return [nifti(bad, values)], None, ZSCORE
+        case "channels":
+            return [nifti(bad, noise(6, 6, 6, 2))], None, ZSCORE
+        case "axes":
+            return [nifti(bad, noise(6, 6))], None, ZSCORE
+        case "other shape":
+            return [good, nifti(bad, noise(6, 6, 6))], None, ZSCORE.model_copy(update={"channels": 2})
+        case "other affine":
+            return [good], nifti(bad, np.zeros((12, 12, 12), np.uint8), np.diag([1, 1, 1.1, 1])), ZSCORE
+        case "label shape":
+            return [good], nifti(bad, np.zeros((12, 12, 11), np.uint8)), ZSCORE
+        case "label fractions":
+            return [good], nifti(bad, values), ZSCORE
+        case "label negative":
+            return [good], nifti(bad, np.full((12, 12, 12), -1, np.int16)), ZSCORE
+        case "label large":
+            return [good], nifti(bad, np.full((12, 12, 12), 256, np.int16)), ZSCORE
+        case "singular affine":
+            image = nibabel.Nifti1Image(values, None)
+            image.header["srow_x"], image.header["sform_code"] = [0, 0, 0, 0], 1
+            image.header["pixdim"][1] = 0
+            nibabel.save(image, bad)
+            return [bad], None, ZSCORE
+        case "truncated png":
+            whole = png(folder / "whole.png", noise(64, 64).astype(np.uint8)).read_bytes()
+            picture.write_bytes(whole[:900])
+            return [picture], None, GREY
+        case "not a png":
+            picture.write_text("hello")
+            return [picture], None, GREY
+        case "16 bit":
+            return [png(picture, noise(8, 8).astype(np.uint16))], None, GREY
+        case _:
+            other = folder / "bad.txt"
+            other.write_text("x")
+            return [other], None, GREY
+
+
+HOW = ["missing", "empty", "truncated", "not an image", "absurd header", "NaN", "channels", "axes", "other shape"]
+HOW += ["other affine", "label shape", "label fractions", "label negative", "label large", "singular affine"]
+HOW += ["truncated png", "not a png", "16 bit", "unknown kind"]
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_bad_file_is_named_in_one_line_with_the_mend(tmp_path, how):
+    images, label, recipe = broken(tmp_path, how)
+    with pytest.raises(UserError, match=r"bad\.(nii|nii\.gz|png|txt): .*") as caught:
+        prepare(images, label, recipe)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_that_cannot_be_meant_is_refused():
+    for wrong in (
+        {"dims": 3, "normalise": "window"},
+        {"dims": 3, "normalise": "grey"},
+        {"dims": 2, "normalise": "grey", "spacing": (1, 1, 1)},
+        {"dims": 3, "normalise": "zscore", "orientation": "RRS"},
+        {"dims": 3, "normalise": "window", "window": (5, 5)},
+        {"dims": 3, "normalise": "zscore", "percentiles": (5, 101)},
+    ):
+        with pytest.raises(ValidationError):
+            Recipe(**wrong)
+
+
+# Views ---------------------------------------------------------------------------------------------------------------
+
+
+class Located:
+    shape = (20, 20, 20)
+    counts = {0: 7000, 2: 900, 3: 100}
+
+    def locations(self, label):
+        return np.full((5, 3), [0, 10, 4 * label])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_same_draw_gives_the_same_view(seed):
+    picture, volume = noise(1, 40, 40).astype(np.uint8), noise(2, 6, 6, 4)
+
+    def all_views():
+        draw = Draw(seed)
+        yield transforms.random_resized_crop(picture, (32, 32), draw)
+        yield transforms.rand_augment(picture, draw)
+        yield transforms.horizontal_flip(picture, draw)
+        yield transforms.flip_rotate(volume, None, draw)[0]
+        yield transforms.scale_shift_intensity(volume, draw, chance=0.5)
+
+    for first, second, dtype in zip(all_views(), all_views(), ["u1"] * 3 + ["f4"] * 2, strict=True):
+        np.testing.assert_array_equal(first, second)
+        assert first.flags.c_contiguous and min(first.strides) > 0 and first.dtype == dtype
+
+
+def test_boxes_stay_inside_and_small_images_are_padded_alike():
+    starts = np.array([transforms.random_box((30, 9, 10), (10, 9, 16), Draw(i)) for i in range(400)])
+    assert set(starts[:, 0]) == set(range(21)) and set(starts[:, 1]) == {0} and set(starts[:, 2]) == {-3}
+    assert transforms.centre_start((30, 9, 10), (10, 9, 16)) == (10, 0, -3)
+
+
+def test_shifts_reach_as_far_as_they_may_on_both_sides():
+    shifted = np.array([transforms.shifted_start((30, 9), (10, 9), 2, Draw(i)) for i in range(200)])
+    assert set(shifted[:, 0]) == {8, 9, 10, 11, 12} and set(shifted[:, 1]) == {-2, -1, 0, 1, 2}
+
+
+def test_half_of_the_balanced_crops_are_around_a_label_by_its_share_of_voxels():
+    starts = np.array([transforms.balanced_start(Located(), (2, 2, 2), Draw(i)) for i in range(2000)])
+    shares = [(starts[:, 2] == at).mean() for at in (0, 7, 11)]  # labels 0, 2 and 3 lie at 0, 8 and 12
+    np.testing.assert_allclose(shares, [0.5, 0.45, 0.05], atol=0.03)
+
+
+def test_balanced_crops_stay_inside_or_in_the_middle():
+    starts = {transforms.balanced_start(Located(), (8, 8, 24), Draw(i)) for i in range(50)}
+    assert starts == {(0, 6, -2)}
+
+
+def test_a_turned_label_stays_on_its_image():
+    for seed in range(60):
+        image = noise(1, 6, 6, 6, seed=seed)
+        turned, label = transforms.flip_rotate(image, (image[0] > 100).astype(np.uint8), Draw(seed), 0.5, 0.5)
+        np.testing.assert_array_equal(turned[0] > 100, label)
+
+
+def test_only_equal_sides_are_turned_into_each_other():
+    shapes = {transforms.flip_rotate(noise(1, 4, 6, 4), None, Draw(i), 0, 1)[0].shape for i in range(30)}
+    turned = [transforms.flip_rotate(noise(1, 4, 6, 4), None, Draw(i), 0, 1)[0] for i in range(30)]
+    assert shapes == {(1, 4, 6, 4)} and len({view.tobytes() for view in turned}) == 3
+
+
+def test_a_flip_may_be_asked_for_axis_by_axis():
+    image = noise(1, 4, 5, 6)
+    np.testing.assert_array_equal(transforms.flip_rotate(image, None, Draw(1), (1, 0, 0), 0)[0], image[:, ::-1])
+
+
+def test_intensities_move_by_at_most_the_amount():
+    image = np.ones((1, 2, 2, 2), np.float32)
+    moved = np.array([transforms.scale_shift_intensity(image, Draw(i), 0.1, 1.0)[0, 0, 0, 0] for i in range(300)])
+    assert 0.8 <= moved.min() < 0.85 and 1.15 < moved.max() <= 1.2
+
+
+def test_resized_crops_follow_torchvisions_rule():
+    boxes = np.array([transforms._box((100, 120), Draw(i), (0.08, 1.0), (3 / 4, 4 / 3)) for i in range(2000)])
+    top, left, height, width = boxes.T
+    area, aspect = height * width / 12000, width / height
+    assert (top + height <= 100).all() and (left + width <= 120).all() and (top >= 0).all() and (left >= 0).all()
+    assert 0.07 < area.min() < 0.1 and area.max() > 0.9 and aspect.min() > 0.7 and aspect.max() < 1.4
+    assert transforms._box((10, 1000), Draw(0), (0.5, 1.0), (3 / 4, 4 / 3)) == (0, 493, 10, 13)
+
+
+def test_rand_augment_s_strongest_step_leaves_a_black_picture():
+    policy = transforms._augment("rand-m10-inc1", 24)
+    posterize = next(op for op in policy.ops if "Posterize" in op.name)
+    assert not np.asarray(posterize.aug_fn(Image.new("RGB", (24, 24), "white"), *posterize.level_fn(10, {}))).any()
+
+
+def test_rand_augment_leaves_the_global_generators_alone():
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    made = {transforms.rand_augment(noise(1, 24, 24).astype(np.uint8), Draw(i)).tobytes() for i in range(10)}
+    assert before == (random.getstate(), np.random.get_state()[1].tolist()) and len(made) > 5

@@ -1,0 +1,461 @@
+"""encoders/mit.py: UniMiSS's transformer; its sizes, its formulas, its two branches, and training with it."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from premed import launch
+from premed.config.loader import checked
+from premed.contracts import Domain
+from premed.data.phantoms.thorax import write_images
+from premed.data.phantoms.writers import write_chestxray14, write_msd
+from premed.errors import UserError
+from premed.models.encoders import mit
+from premed.models.encoders.mit import Config, MiT
+from premed.models.layers import Attention, Block, resized
+from premed.parts import load_encoder
+from premed.pretext import mae
+from premed.rng import sample_keys
+from premed.vault import Vault
+
+pytest_plugins = ["launch_fixtures"]
+
+NUMBERS: dict[str, Any] = {"widths": (8, 16, 16, 32), "heads": (1, 2, 2, 4), "decoder_heads": (4, 4, 2)}
+NUMBERS |= {"reductions": (3, 2, 2, 1), "stem_width": 8, "stem_stride": (1, 1, 1)}
+SMALLER = Config.model_validate({"size": "tiny", **NUMBERS})
+PICTURE, VOLUME = (1, (32, 48)), (1, (32, 48, 16))
+
+
+def encoder(*inputs, config=SMALLER) -> MiT:
+    torch.manual_seed(0)
+    first, *more = inputs or (PICTURE,)
+    return mit.build(config, *first, *more).eval()
+
+
+def image(of, n: int = 2) -> Tensor:
+    return torch.randn(n, of[0], *of[1], generator=torch.Generator().manual_seed(1))
+
+
+def keys(n: int, epoch: int = 0) -> Tensor:
+    return torch.from_numpy(sample_keys(0, "finetune", epoch, np.arange(n)))
+
+
+# Sizes ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "total", "without_decoder"), [("small", 43.94, 28.52), ("tiny", 20.38, 13.86)])
+def test_sizes_have_the_published_number_of_parameters_with_both_branches(size, total, without_decoder):
+    """All weights and biases, for RGB pictures of 224 and volumes of 96 x 96 x 16 with one channel, in millions."""
+    with torch.device("meta"):
+        model = mit.build(Config.model_validate({"size": size}), 3, (224, 224), (1, (96, 96, 16)))
+    counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    encoder = sum(n for name, n in counts.items() if not name.startswith(("decoder.", "norm.")))
+    assert round(sum(counts.values()) / 1e6, 2) == total
+    assert round(encoder / 1e6, 2) == without_decoder
+
+
+def test_positions_are_as_many_as_published():
+    with torch.device("meta"):
+        model = mit.build(Config(), 3, (224, 224), (1, (96, 96, 16)))
+    lengths = {
+        dims: [1 + math.prod(stage.embed[dims].pos_embed.shape[1:-1]) for stage in model.stages]
+        for dims in ("2d", "3d")
+    }
+    assert lengths == {"2d": [3137, 785, 197, 50], "3d": [4609, 577, 73, 10]}
+
+
+@pytest.mark.parametrize(("of", "last"), [((1, (96, 64)), (3, 2)), ((2, (64, 96, 48)), (2, 3, 3))])
+def test_the_pyramid_is_what_the_encoder_says_it_is(of, last):
+    model = encoder(of, config=Config.model_validate({"size": "tiny"}))
+    with torch.no_grad():
+        features = model(image(of))
+    for scale, seen in zip(model.pyramid, features.pyramid, strict=True):
+        assert seen.shape == (2, scale.channels, *(n // edge for n, edge in zip(of[1], scale.stride, strict=True)))
+    assert features.pyramid[-1].shape[2:] == last
+    assert model.pyramid[model.decoded].channels == model.width == features.summary.shape[1]
+    assert features.grid == model.grid and features.tokens.shape == (2, math.prod(model.grid), model.width)
+    map_of_tokens = features.tokens.transpose(1, 2).unflatten(2, model.grid)
+    assert torch.equal(features.pyramid[model.decoded], map_of_tokens)
+
+
+# Formulas -------------------------------------------------------------------------------------------------------------
+
+
+def attention_by_hand(layer: Attention, x: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """Softmax(q k / sqrt(d)) v for each image and head in turn; keys from blocks of patches and the class token."""
+    edge, width = layer.reduction, x.shape[2]
+    weights = dict(layer.named_parameters())
+    answers = []
+    for tokens in x.double():
+        places, context = tokens[1:].reshape(*grid, width), [tokens[0]]
+        for corner in np.ndindex(*(n // edge for n in grid)):
+            block = places[tuple(slice(edge * i, edge * (i + 1)) for i in corner)]
+            kernel = weights[f"reduce.{len(grid)}d.weight"].double()  # [out, in, *edges]
+            context.append(
+                torch.einsum("oik,ki->o", kernel.flatten(2), block.reshape(-1, width))
+                + weights[f"reduce.{len(grid)}d.bias"]
+            )
+        context = torch.stack(context)
+        context = (context - context.mean(1, keepdim=True)) / (context.var(1, keepdim=True, correction=0) + 1e-6).sqrt()
+        context = context * weights["norm.weight"] + weights["norm.bias"]
+        q = tokens @ weights["q.weight"].double().T + weights["q.bias"]
+        k, v = (context @ weights["kv.weight"].double().T + weights["kv.bias"]).split(width, dim=1)
+        heads, d = [], width // layer.heads
+        for h in range(layer.heads):
+            part = slice(h * d, (h + 1) * d)
+            heads.append((q[:, part] @ k[:, part].T / math.sqrt(d)).softmax(dim=1) @ v[:, part])
+        answers.append(torch.cat(heads, dim=1) @ weights["proj.weight"].double().T + weights["proj.bias"])
+    return torch.stack(answers).float()
+
+
+def drawn(layer: nn.Module) -> nn.Module:
+    torch.manual_seed(2)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return layer
+
+
+@pytest.mark.parametrize("grid", [(4, 6), (5, 7), (4, 2, 6), (5, 4, 3)])  # with and without a rest that is not seen
+@torch.no_grad()
+def test_attention_asks_strided_blocks_of_patches_and_the_class_token_as_it_is(grid):
+    layer = drawn(Attention(8, 2, 2, ("2d", "3d")))
+    x = torch.randn(2, 1 + math.prod(grid), 8)
+    torch.testing.assert_close(layer(x, grid), attention_by_hand(layer, x, grid), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_without_reduction_attention_is_timm_s():
+    from timm.models.pvt_v2 import Attention as Reference
+
+    layer, reference = drawn(Attention(8, 2, 1, ("2d",))), Reference(8, num_heads=2)
+    reference.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 13, 8)
+    torch.testing.assert_close(layer(x, (3, 4)), reference(x, (13, 1)), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_block_adds_attention_and_an_mlp_of_four_times_the_width():
+    block: Any = drawn(Block(8, 2, 2, ("2d",), bias=False))
+    x = torch.randn(2, 13, 8)
+    y = x + block.attn(F.layer_norm(x, (8,), block.norm1.weight, block.norm1.bias, 1e-6), (3, 4))
+    hidden = F.layer_norm(y, (8,), block.norm2.weight, block.norm2.bias, 1e-6) @ block.mlp.fc1.weight.T
+    hidden = hidden + block.mlp.fc1.bias
+    gelu = 0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2)))
+    expected = y + gelu @ block.mlp.fc2.weight.T + block.mlp.fc2.bias
+    assert hidden.shape[2] == 32
+    torch.testing.assert_close(block(x, (3, 4)), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_stage_embeds_adds_skip_and_positions_and_carries_the_class_token():
+    model = encoder(VOLUME)
+    stage, grid = model.decoder[0], (4, 6, 2)
+    below, skip, summary = torch.randn(2, 32, 2, 3, 1), torch.randn(2, 16, *grid), torch.randn(2, 1, 32)
+    seen = []
+    stage.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    stage(below, summary, grid, iter([None]), skip)
+    embed = stage.embed["3d"]
+    grown = torch.zeros(2, 16, *grid)
+    for at in np.ndindex(*grid):  # each patch becomes 2 x 2 x 2, with a matrix for each of these
+        old, corner = tuple(i // 2 for i in at), tuple(i % 2 for i in at)
+        grown[(..., *at)] = below[(..., *old)] @ embed.conv.weight[(..., *corner)] + embed.conv.bias
+    places = (grown + skip + embed.pos_embed.movedim(-1, 1)).flatten(2).transpose(1, 2)
+    first = summary @ stage.carry.weight.T + stage.carry.bias + embed.cls_pos_embed
+    torch.testing.assert_close(seen[0], torch.cat([first, places], dim=1), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_class_token_passes_all_stages_and_comes_out_normed():
+    model = encoder()
+    before = model(image(PICTURE)).summary
+    torch.testing.assert_close(before.mean(dim=1), torch.zeros(2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(before.var(dim=1, correction=0), torch.ones(2), atol=0.01, rtol=0)
+    for stage in (*model.stages[1:], *model.decoder):
+        kept = stage.carry.bias.clone()
+        stage.carry.bias.add_(torch.linspace(-1, 1, len(kept)))
+        assert not torch.allclose(before, model(image(PICTURE)).summary, atol=1e-4)
+        stage.carry.bias.copy_(kept)
+
+
+@torch.no_grad()
+def test_skips_lead_from_each_stage_to_the_decoder_stage_of_its_grid():
+    model = encoder()
+    given = []
+    for stage in model.decoder:
+        stage.register_forward_pre_hook(lambda _, inputs: given.append(inputs[-1]))
+    features = model(image(PICTURE), taps=(0, 1, 2))
+    for skip, i in zip(given, (2, 1, 0), strict=True):
+        assert torch.equal(skip.flatten(2).transpose(1, 2), features.taps[i])
+
+
+# Two branches, one body -----------------------------------------------------------------------------------------------
+
+
+def own(name: str) -> set[str]:
+    """The branch that a parameter belongs to; none, where it is shared."""
+    return {"2d", "3d"}.intersection(name.split("."))
+
+
+def test_pictures_and_volumes_pass_through_the_same_attention_and_mlp_tensors():
+    model, used = encoder(PICTURE, VOLUME), []
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.LayerNorm)):
+            module.register_forward_hook(lambda layer, *_: used.append(layer.weight.data_ptr()))
+    tensors = []
+    for of in (PICTURE, VOLUME):
+        used.clear()
+        model(image(of))
+        tensors.append(list(used))
+    assert tensors[0] == tensors[1]
+    shared = {p.data_ptr() for name, p in model.named_parameters() if name.endswith("weight") and not own(name)}
+    assert set(tensors[0]) == shared
+
+
+@pytest.mark.parametrize(("of", "kept", "other"), [(PICTURE, "2d", "3d"), (VOLUME, "3d", "2d")])
+def test_one_branch_s_pass_leaves_every_parameter_of_the_other_without_gradient(of, kept, other):
+    model = encoder(PICTURE, VOLUME)
+    features = model(image(of))
+    sum(part.square().mean() for part in (features.summary, *features.pyramid)).backward()
+    without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert without == {name for name, _ in model.named_parameters() if own(name) == {other}}
+    assert without and all(own(name) <= {kept} for name, _ in model.named_parameters() if name not in without)
+
+
+def test_a_network_for_one_kind_of_image_holds_what_that_one_needs():
+    both = {name for name, _ in encoder(PICTURE, VOLUME).named_parameters()}
+    for of, other in ((PICTURE, "3d"), (VOLUME, "2d")):
+        assert {name for name, _ in encoder(of).named_parameters()} == {n for n in both if own(n) != {other}}
+
+
+def saved(model: MiT, folder: Path) -> Vault:
+    vault = Vault(str(folder), "stage")
+    vault.put_weights("parts/encoder.safetensors", model.state_dict())
+    vault.put_json("parts/card.json", {"grid": model.grid})
+    return vault
+
+
+@pytest.mark.parametrize("of", [PICTURE, VOLUME])
+@torch.no_grad()
+def test_one_branch_loads_strictly_from_two_and_says_what_was_left_out(of, tmp_path):
+    both, one = drawn(encoder(PICTURE, VOLUME)).eval(), encoder(of)
+    report = load_encoder(one, saved(both, tmp_path))
+    assert set(report["dropped"]) == set(both.state_dict()) - set(one.state_dict())
+    assert (report["loaded"], report["missing"], report["resized"]) == (len(one.state_dict()), [], [])
+    assert torch.equal(one(image(of)).summary, both(image(of)).summary)
+
+
+def test_two_branches_load_strictly_from_two_in_whatever_order_and_never_from_one(tmp_path):
+    both, same = drawn(encoder(PICTURE, VOLUME)), encoder(VOLUME, PICTURE)
+    report = load_encoder(same, saved(both, tmp_path / "both"))
+    assert report["dropped"] == [] and report["loaded"] == len(both.state_dict())
+    with pytest.raises(UserError, match=r"do not fit the network \(missing: .*\.3d\."):
+        load_encoder(same, saved(encoder(PICTURE), tmp_path / "one"))
+
+
+# Positions ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("old", [(8, 8), (6, 9), (8, 8, 8), (5, 12, 6)])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_resized_positions_keep_a_ramp_along_each_axis(old, axis):
+    new, axis = (10, 7, 12)[: len(old)], axis % len(old)
+    ramp = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in old), indexing="ij")[axis]
+    values = resized(ramp[None, ..., None].expand(1, *old, 3), new)
+    assert values.shape == (1, *new, 3)
+    values, ratio = values[0, ..., 0].movedim(axis, 0), old[axis] / new[axis]
+    centres = (torch.arange(new[axis]) + 0.5) * ratio - 0.5  # in old patches
+    rim = 0 if len(old) == 3 else 2 * max(ratio, 1) - 1  # how far inside a centre has all its neighbours
+    inner = (centres >= rim) & (centres <= old[axis] - 1 - rim)
+    assert inner.any()
+    expected = centres.reshape(-1, *[1] * (len(old) - 1)).expand(values.shape)
+    torch.testing.assert_close(values[inner], expected[inner], rtol=0, atol=1e-4 if ratio <= 1 else 0.03)
+
+
+@pytest.mark.parametrize(("old", "new"), [((32, 48), (48, 32)), ((32, 48, 16), (16, 32, 48))])
+@torch.no_grad()
+def test_weights_of_another_size_load_with_all_positions_resized_and_the_class_s_as_they_were(old, new, tmp_path):
+    before, after = encoder((1, old)), encoder((1, new))
+    report = load_encoder(after, saved(before, tmp_path))
+    assert len(report["resized"]) == 7 and all(name.endswith(".pos_embed") for name in report["resized"])
+    for one, other in zip((*before.stages, *before.decoder), (*after.stages, *after.decoder), strict=True):
+        one, other = (stage.embed[f"{len(old)}d"] for stage in (one, other))
+        assert torch.equal(other.pos_embed, resized(one.pos_embed, tuple(other.pos_embed.shape[1:-1])))
+        assert torch.equal(other.cls_pos_embed, one.cls_pos_embed)
+    torch.testing.assert_close(after(image((1, new))).tokens, before(image((1, new))).tokens)
+
+
+def test_weights_of_the_same_size_are_left_alone():
+    model = encoder()
+    state = model.state_dict()
+    fitted, changed = model.fit_state(state, model.grid)
+    assert changed == [] and all(fitted[name] is state[name] for name in state)
+
+
+@torch.no_grad()
+def test_images_of_any_size_that_the_strides_divide_are_taken():
+    model = encoder(PICTURE, VOLUME)
+    assert model(image((1, (64, 16)))).grid == (32, 8)
+    assert model(image((1, (16, 32, 48)))).grid == (8, 16, 24)
+
+
+def test_data_sets_with_equally_many_axes_share_a_branch():
+    model = mit.build(SMALLER, *PICTURE, VOLUME, (1, (16, 32)), (1, (32, 32, 32)))
+    assert model.branches == ["2d", "3d"] and model.grid == encoder(PICTURE, VOLUME).grid
+    assert model.state_dict().keys() == encoder(PICTURE, VOLUME).state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ((3, (32, 48)), r"^pretrain\.sources: images of 2 axes have 1 and 3 channels; mit has one way in"),
+        ((1, (32, 20)), r"^encoder\.stem_stride: .*\(32, 20\)"),
+    ],
+)
+def test_data_sets_that_cannot_share_a_branch_are_refused(more, message):
+    with pytest.raises(UserError, match=message):
+        mit.build(SMALLER, *PICTURE, VOLUME, more)
+
+
+@pytest.mark.parametrize(
+    ("size", "config", "message"),
+    [
+        ((28, 28), {}, r"encoder\.stem_stride: \[2, 2, 1\] .*\(32, 32\).*\(28, 28\)"),
+        ((64, 64, 24), {}, r"encoder\.stem_stride: .*\(32, 32, 16\)"),
+        ((32, 32), {}, r"encoder\.stem_stride: .* one patch"),
+        ((64, 64), {"reductions": (17, 4, 2, 1)}, r"encoder\.reductions: \[17, 4, 2, 1\]"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused_by_name(size, config, message):
+    config = Config.model_validate({"size": "tiny", **config})
+    with pytest.raises(UserError, match=message):
+        mit.build(config, 1, size)
+
+
+def test_an_image_that_the_strides_do_not_divide_is_refused_by_name():
+    with pytest.raises(UserError, match=r"encoder\.stem_stride: .*\(40, 40\)"):
+        encoder()(image((1, (40, 40))))
+
+
+# Settings, layers, drop path ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"size": "base"}, "'base' is not one of tiny, small"),
+        ({"heads": (1, 2, 3, 8)}, "heads: .* do not divide the widths"),
+        ({"decoder_heads": (8, 4, 5)}, "decoder_heads: .* do not divide the widths"),
+        ({"depths": (1, 1, 1)}, "depths"),
+        ({"stem_stride": (2, 2, 0)}, "stem_stride"),
+    ],
+)
+def test_settings_that_make_no_encoder_are_refused(config, message):
+    with pytest.raises(ValidationError, match=message):
+        Config.model_validate(config)
+
+
+def test_a_number_beside_the_size_wins():
+    config = Config.model_validate({"size": "tiny", "depths": (1, 2, 1, 1)})
+    assert (config.depths, config.decoder_depths) == ((1, 2, 1, 1), (1, 1, 1))
+
+
+def test_hidden_patches_are_refused_by_name():
+    with pytest.raises(UserError, match="encoder: mit sees whole images"):
+        encoder()(image(PICTURE), keep=torch.zeros(2, 1, dtype=torch.int64))
+
+
+def test_mae_on_it_is_refused_before_anything_is_trained():
+    task: Any = type("Task", (), {"channels": 1})()
+    with pytest.raises(UserError, match="encoder: mae needs one that sees some patches only"):
+        mae.build(mae.Config(), encoder(), [Domain(task, "")], 0.05)
+
+
+def test_layers_count_from_the_stem_through_the_decoder_to_the_last_norm():
+    model = encoder(
+        PICTURE, VOLUME, config=Config.model_validate({**NUMBERS, "depths": (1, 2, 1, 1), "decoder_depths": (1, 2, 1)})
+    )
+    layers = {name: model.layer(name) for name, _ in model.named_parameters()}
+    assert model.depth == 9
+    assert {name.split(".")[0] for name, i in layers.items() if i == 0} == {"cls_token", "stem", "stages"}
+    assert {name for name, i in layers.items() if i == 10} == {"norm.weight", "norm.bias"}
+    assert layers["stages.0.embed.2d.pos_embed"] == 0 and layers["stages.0.blocks.0.attn.q.weight"] == 1
+    assert layers["stages.1.embed.3d.conv.conv.weight"] == 2 == layers["stages.1.carry.weight"]
+    assert [layers[f"stages.1.blocks.{i}.mlp.fc1.weight"] for i in range(2)] == [2, 3]
+    assert layers["decoder.0.embed.2d.conv.weight"] == 6 == layers["decoder.0.blocks.0.norm1.bias"]
+    assert layers["decoder.2.blocks.0.attn.reduce.3d.weight"] == 9
+    assert set(layers.values()) == set(range(11))
+
+
+def test_taps_are_what_the_blocks_left_each_on_its_own_grid():
+    model, left = encoder(), []
+    for stage in (*model.stages, *model.decoder):
+        stage.blocks[-1].register_forward_hook(lambda _module, _inputs, output: left.append(output))
+    features = model(image(PICTURE), taps=(1, 6))
+    assert set(features.taps) == {1, 6}
+    assert all(torch.equal(tapped, left[i][:, 1:]) for i, tapped in features.taps.items())
+
+
+def test_drop_path_acts_in_every_block_but_the_first_and_is_a_function_of_the_key():
+    model = encoder().train()
+    model.drop_path = 0.9
+    together = model(image(PICTURE, 8), keys=keys(8)).summary
+    assert torch.equal(together, model(image(PICTURE, 8), keys=keys(8)).summary)
+    assert not torch.equal(together, model(image(PICTURE, 8), keys=keys(8, epoch=1)).summary)
+    for i in range(8):
+        alone = model(image(PICTURE, 8)[i : i + 1], keys=keys(8)[i : i + 1]).summary
+        torch.testing.assert_close(alone, together[i : i + 1], rtol=1e-3, atol=1e-4)
+    scales = []
+    for stage in (*model.stages, *model.decoder):
+        stage.blocks[0].register_forward_pre_hook(lambda _, inputs: scales.append(inputs[2]))
+    model(image(PICTURE, 8), keys=keys(8))
+    dropped = [bool((scale == 0).any()) for scale in scales]
+    assert not dropped[0] and all(dropped[2:])
+    plain = model(image(PICTURE, 8)).summary
+    assert torch.equal(plain, model.eval()(image(PICTURE, 8), keys=keys(8)).summary)
+
+
+# From a folder to a test score, in this process -----------------------------------------------------------------------
+
+TRAINING = {"epochs": 1, "steps": 4, "batch": 4, "lr": 0.03, "validations": 2, "drop_path": 0.1, "layer_decay": 0.9}
+
+
+def run(task: dict, head: dict) -> dict:
+    """Fine-tuning from random weights, and test."""
+    tree = {
+        "task": task,
+        "encoder": {"name": "mit", "size": "tiny", **NUMBERS},
+        "pretext": {"name": "none"},
+        "finetune": {"head": head, **TRAINING},
+        "train": {"workers": 0, "log_steps": 2, "precision": "fp32"},
+    }
+    outcome = launch.run(checked(tree), lambda event: None)
+    assert [stage["kind"] for stage in outcome["stages"]] == ["finetune", "test"]
+    return outcome["stages"][1]
+
+
+def test_pictures_are_classified_end_to_end(tmp_path, home):
+    root = write_chestxray14(tmp_path / "chest", 20, 0, size=32)
+    task = {"name": "chestxray14", "root": str(root), "size": 32, "stored": 32}
+    test = run(task, {"name": "linear", "pool": "cls"})
+    assert 0 <= test["value"] <= 1 and test["loaded"]["encoder"]["dropped"] == []
+
+
+def test_volumes_are_classified_end_to_end(tmp_path, home):
+    root = write_images(tmp_path / "ct", 14, 0, kind="nifti", size=32)
+    task = {"name": "images", "root": str(root), "labels": ["pneumonia"], "dims": 3, "roi": [32, 32, 16]}
+    test = run(task, {"name": "linear", "pool": "cls"})
+    assert 0 <= test["value"] <= 1 and test["num_cases"] >= 3
+
+
+def test_volumes_are_segmented_end_to_end(tmp_path, home):
+    root = write_msd(tmp_path / "hippocampus", 8, 0, shape=(24, 30, 16))
+    task = {"name": "msd", "root": str(root), "roi": [32, 32, 16], "percentiles": [0.5, 99.5], "normalise": "zscore"}
+    test = run(task, {"name": "conv"})
+    assert {"test/dice", "test/dice/Anterior", "test/hd95"} <= set(test["summary"]) and 0 <= test["value"] <= 1

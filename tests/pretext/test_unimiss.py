@@ -1,0 +1,471 @@
+"""pretext/unimiss.py: the paper's terms, its teacher and centre, its turns, and what becomes of it."""
+
+import json
+from math import cos, log, pi
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import on_ranks, outcome, run
+from launching import runs_of
+from torch import Tensor
+
+from premed import launch, presenter, watch, worker
+from premed.compare import compare
+from premed.config.loader import checked
+from premed.config.transforms import Augment
+from premed.contracts import Batch, Case, Domain, Sample
+from premed.data import datamodule
+from premed.data.phantoms.thorax import write_images
+from premed.data.phantoms.writers import write_chestxray14, write_msd
+from premed.errors import UserError
+from premed.events import CollapseDetected
+from premed.fit import distributed, make_optimizer, set_lr
+from premed.models.encoders import mit, vit
+from premed.pretext import unimiss
+from premed.pretext.unimiss import Config, UniMiSS, compared
+from premed.rng import sample_keys
+from premed.trained import store_in_use
+from premed.vault import Vault
+
+pytest_plugins = ["launch_fixtures"]
+
+NUMBERS: dict[str, Any] = {"widths": (8, 16, 16, 32), "heads": (1, 2, 2, 4), "decoder_heads": (4, 4, 2)}
+NUMBERS |= {"reductions": (3, 2, 2, 1), "stem_width": 8, "stem_stride": (1, 1, 1)}
+SMALL = {"hidden": 12, "bottleneck": 6, "prototypes": 10}
+PICTURE, VOLUME = (1, (32, 48)), (1, (32, 48, 4))
+TWO = Augment(crops=2)
+
+
+class Images:
+    """The little of a task that it asks for; a case's views are drawn from its name."""
+
+    def __init__(self, channels: int, roi: tuple[int, ...], name: str = "images"):
+        self.name, self.channels, self.roi, self.dims = name, channels, roi, len(roi)
+
+    def view(self, sample, augment, draw):
+        shape = self.channels, *self.roi
+        return draw.uniform("image", int(np.prod(shape)), -1, 1).reshape(shape), None
+
+
+def encoder(*inputs) -> mit.MiT:
+    config = mit.Config.model_validate({"size": "tiny", **NUMBERS, "stem_stride": (1, 1, 1)})
+    first, *more = inputs
+    return mit.build(config, *first, *more)
+
+
+def objective(*inputs, augment=TWO, **changes) -> UniMiSS:
+    torch.manual_seed(0)
+    inputs = inputs or (PICTURE, (1, (32, 48, 32)))
+    domains = [Domain(Images(*one, name=f"{len(one[1])}d"), "", augment) for one in inputs]  # type: ignore[arg-type]
+    return unimiss.build(Config.model_validate(SMALL | changes), encoder(*inputs), domains, weight_decay=0.04)
+
+
+def batch(of, n: int = 2, seed: int = 1, weight: float = 1.0) -> Batch:
+    """n images with two views each."""
+    channels, roi = of
+    image = torch.randn(2 * n, channels, *roi, generator=torch.Generator().manual_seed(seed))
+    keys = torch.from_numpy(sample_keys(0, "pretrain", seed, np.arange(2 * n)))
+    return Batch(image, keys, ("",) * (2 * n), weight=weight)
+
+
+BOTH = PICTURE, (1, (32, 48, 32))
+
+
+def stepped(model: UniMiSS, wrapped, optimizer, of, progress=0.5, seed=1, lr=0.01) -> None:
+    """One step of `fit`."""
+    set_lr(optimizer, lr)
+    loss, _ = wrapped(batch(of, seed=seed), progress)
+    loss.backward()
+    model.before_step(progress)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    model.after_step(progress)
+
+
+# The loss -------------------------------------------------------------------------------------------------------------
+
+
+def test_each_view_is_compared_with_the_other_view_of_its_image_both_ways():
+    logits = torch.tensor([[1.0, 2.0, 0.0], [0.0, 0.0, 3.0], [1.0, 1.0, 1.0], [4.0, 0.0, 0.0]])  # images a a b b
+    targets = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5], [0.2, 0.3, 0.5], [0.0, 1.0, 0.0]])
+
+    def entropy(i, j):  # of view i's logits under view j's target
+        total = sum(np.exp(float(x)) for x in logits[i])
+        return -sum(float(t) * (float(x) - log(total)) for x, t in zip(logits[i], targets[j], strict=True))
+
+    by_hand = [(entropy(1, 0) + entropy(0, 1)) / 2, (entropy(3, 2) + entropy(2, 3)) / 2]
+    assert compared(logits, targets).tolist() == pytest.approx(by_hand, rel=1e-5)
+
+
+def formula(student: Tensor, teacher: Tensor, centre: Tensor) -> Tensor:
+    """DINO's, of logits [2B, K]: the mean over images and both ways."""
+    target = torch.softmax((teacher - centre) / 0.04, dim=1)
+    said = torch.log_softmax(student / 0.1, dim=1)
+    losses = []
+    for i in range(0, len(student), 2):
+        losses += [-(target[i] * said[i + 1]).sum(), -(target[i + 1] * said[i]).sum()]
+    return torch.stack(losses).mean()
+
+
+def slice_by_slice(network, image: Tensor) -> Tensor:
+    """Logits of each depth slice on its own, averaged."""
+    with torch.no_grad():
+        return torch.stack(
+            [network.projection(network.summary(image[..., z], None)) for z in range(image.shape[-1])]
+        ).mean(dim=0)
+
+
+def test_a_volume_is_compared_in_all_four_ways_with_its_slices_logits_averaged_over_depth():
+    model = objective(*BOTH, drop_path=0.0)
+    model.centre.copy_(torch.linspace(-0.2, 0.3, 10))
+    for parameter in model.teacher.parameters():  # another network than the student
+        parameter.add_(0.02 * torch.randn_like(parameter))
+    one = batch(BOTH[1])
+    with torch.no_grad():
+        loss, numbers = model(one, 0.5)
+        said = {"volume": model.student.projection(model.student.summary(one.image, None))}
+        heard = {"volume": model.teacher.projection(model.teacher.summary(one.image, None))}
+    said["slices"], heard["slices"] = slice_by_slice(model.student, one.image), slice_by_slice(model.teacher, one.image)
+    terms = {f"{s}_{t}": formula(said[s], heard[t], model.centre) for s in said for t in heard}
+    assert len(terms) == 4 and len({round(float(term), 4) for term in terms.values()}) == 4
+    for name, term in terms.items():
+        torch.testing.assert_close(numbers[name], term, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loss, sum(terms.values()), rtol=1e-4, atol=1e-5)
+
+
+def test_a_picture_is_one_term_and_so_is_a_volume_without_slices():
+    for model, of, name in (
+        (objective(), PICTURE, "picture_picture"),
+        (objective(slices=False), BOTH[1], "volume_volume"),
+        (objective((2, (32, 48, 32)), slices=False), (2, (32, 48, 32)), "volume_volume"),
+    ):
+        loss, numbers = model(batch(of), 0.5)
+        assert set(numbers) == {name, "entropy", "centre_spread"}
+        assert loss.item() == pytest.approx(numbers[name].item())
+
+
+def test_drop_path_acts_on_the_student_alone_by_the_views_keys():
+    model, one = objective(drop_path=0.9).train(), batch(BOTH[1])
+    other = Batch(one.image, one.keys + 1, one.names)
+    logits = [model.student.accounts(each.image, each.keys, True) for each in (one, one, other)]
+    for name in ("volume", "slices"):
+        assert torch.equal(logits[0][name], logits[1][name]) and not torch.equal(logits[0][name], logits[2][name])
+    heard = [model.terms(each.image, each.keys)[1]["slices"] for each in (one, other)]
+    assert torch.equal(*heard)
+
+
+def test_prototypes_count_by_their_direction_alone():
+    model = objective().student.projection
+    x = torch.randn(3, 8)
+    before = model(x)
+    with torch.no_grad():
+        model.prototypes.mul_(7)
+    torch.testing.assert_close(model(x), before)
+    assert before.abs().max() <= 1 + 1e-6
+
+
+def test_the_paper_s_projection_has_its_sizes():
+    with torch.device("meta"):
+        projection = unimiss.Projection(Config(), 48)
+    shapes = [tuple(layer.weight.shape) for layer in projection.mlp[::2]]
+    assert shapes == [(2048, 48), (2048, 2048), (256, 2048)] and tuple(projection.prototypes.shape) == (65536, 256)
+
+
+# A step ---------------------------------------------------------------------------------------------------------------
+
+
+def of_volumes(model: UniMiSS) -> dict[str, Tensor]:
+    found = {name: p for name, p in model.student.named_parameters() if "3d" in name.split(".")}
+    assert len(found) > 20
+    return found
+
+
+def test_a_step_on_pictures_leaves_every_parameter_for_volumes_without_gradient_and_where_it_is():
+    model = objective()
+    optimizer = make_optimizer(model, (0.9, 0.999))
+    stepped(model, model, optimizer, BOTH[1])  # now there is momentum
+    before = {name: p.clone() for name, p in model.student.named_parameters()}
+    loss, _ = model(batch(PICTURE), 0.5)
+    loss.backward()
+    assert all(p.grad is None for p in of_volumes(model).values())
+    optimizer.zero_grad(set_to_none=True)
+    stepped(model, model, optimizer, PICTURE)
+    moved = {name for name, p in model.student.named_parameters() if not torch.equal(p, before[name])}
+    assert not moved & of_volumes(model).keys()
+    assert moved == before.keys() - of_volumes(model).keys()
+
+
+def on_each_rank(folder) -> None:
+    model = objective()
+    wrapped = distributed(model)
+    optimizer = make_optimizer(model, (0.9, 0.999))
+    rank = torch.distributed.get_rank()
+    for step, of in enumerate((BOTH[1], PICTURE, PICTURE, BOTH[1], PICTURE)):
+        before = {name: p.clone() for name, p in of_volumes(model).items()}
+        stepped(model, wrapped, optimizer, of, seed=10 * step + rank)
+        still = [name for name, p in of_volumes(model).items() if torch.equal(p, before[name])]
+        assert len(still) == (len(before) if of is PICTURE else 0)
+    torch.save({"centre": model.centre, **model.teacher.state_dict()}, folder / f"{rank}.pt")
+
+
+def test_on_two_ranks_too_and_their_teachers_and_centres_are_the_same_to_the_last_bit(tmp_path):
+    assert on_ranks(2, on_each_rank, tmp_path) == [0, 0]
+    ours, theirs = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_teacher_follows_by_a_momentum_that_rises_to_one_by_half_a_cosine():
+    model = objective()
+    for progress in (0.0, 0.3, 1.0):
+        momentum = 1 - 0.004 * (cos(pi * progress) + 1) / 2
+        with torch.no_grad():
+            for parameter in model.student.parameters():
+                parameter.add_(1.0)
+        before = [p.clone() for p in model.teacher.parameters()]
+        model.after_step(progress)
+        for theirs, old, ours in zip(model.teacher.parameters(), before, model.student.parameters(), strict=True):
+            torch.testing.assert_close(theirs, momentum * old + (1 - momentum) * ours)
+    assert not any(p.requires_grad for p in model.teacher.parameters())
+
+
+def test_one_centre_follows_the_mean_of_all_that_the_teacher_says_in_a_step():
+    model = objective()
+    heard = model.terms(batch(BOTH[1]).image)[1]
+    model(batch(BOTH[1], weight=0.5), 0.5)
+    model(batch(PICTURE, weight=0.5), 0.5)  # as micro-batches of one step
+    assert not model.centre.any()  # the same for all of a step
+    pictures = model.terms(batch(PICTURE).image)[1]["picture"].mean(dim=0)
+    mean = 0.5 * torch.cat([heard["volume"], heard["slices"]]).mean(dim=0) + 0.5 * pictures
+    model.after_step(0.5)
+    torch.testing.assert_close(model.centre, 0.1 * mean)
+    model.after_step(0.5)
+    torch.testing.assert_close(model.centre, 0.9 * 0.1 * mean)
+
+
+def test_prototypes_rest_for_their_share_of_the_training():
+    model = objective(resting=0.25)
+    optimizer = make_optimizer(model, (0.9, 0.999))
+    for progress, rests in ((0.0, True), (0.24, True), (0.25, False)):
+        before = model.student.projection.prototypes.clone()
+        stepped(model, model, optimizer, PICTURE, progress)
+        assert torch.equal(model.student.projection.prototypes, before) is rests
+
+
+def test_each_gradient_is_clipped_by_itself():
+    model = objective(clip_each=0.3, resting=0.0)
+    for i, parameter in enumerate(model.student.parameters()):
+        parameter.grad = torch.full_like(parameter, 5.0 if i % 2 else 1e-6)
+    model.before_step(0.5)
+    for i, parameter in enumerate(model.student.parameters()):
+        norm = 0.3 if i % 2 else 1e-6 * parameter.numel() ** 0.5
+        assert parameter.grad.norm().item() == pytest.approx(norm, rel=1e-3)
+
+
+def test_weight_decay_goes_from_first_to_last_and_leaves_vectors_alone():
+    matrices, vectors = objective().param_groups()
+    assert (matrices["decay"], vectors["weight_decay"], "decay" in vectors) == ((0.04, 0.4), 0.0, False)
+    assert all(p.ndim > 1 for p in matrices["params"]) and all(p.ndim <= 1 for p in vectors["params"])
+    model = objective()
+    learnt = {id(p) for group in model.param_groups() for p in group["params"]}
+    assert learnt == {id(p) for p in model.student.parameters()}
+    assert "decay" not in objective(weight_decay_end=None).param_groups()[0]
+
+
+# Did it collapse ------------------------------------------------------------------------------------------------------
+
+
+def rows(model: UniMiSS, heard: Tensor, domain=0) -> list[dict]:
+    """Rows of cases to which the teacher says `heard` [N, K]."""
+    numbers = zip(model.entropy(heard).tolist(), model.answers(heard).argmax(dim=1).tolist(), strict=True)
+    return [{"domain": domain, "loss": 1.0, "entropy": entropy, "top": top} for entropy, top in numbers]
+
+
+def test_teachers_that_say_one_thing_or_nothing_are_known():
+    model = objective()
+    eye = torch.eye(10)
+
+    def found(*some):
+        return watch.collapsed(model.summary([row for each in some for row in each]))
+
+    one, uniform, healthy = rows(model, eye[[3] * 10]), rows(model, torch.zeros(10, 10)), rows(model, eye)
+    assert found(one)["into"] == "one" and found(one)["same"] == 1
+    assert found(uniform)["into"] == "uniform" and found(uniform)["entropy"] == pytest.approx(1)
+    assert found(healthy) is None
+    assert found(healthy, rows(model, eye[[3] * 10], domain=1))["into"] == "one"  # of one data set alone
+    assert watch.collapsed({"loss": 1.0, "gate": 2.0}) is None
+
+
+def test_the_centre_counts_when_it_is_asked_what_the_teacher_says():
+    model = objective()
+    model.centre.copy_(torch.eye(10)[3])
+    assert rows(model, torch.eye(10)[[3] * 4])[0]["entropy"] == pytest.approx(1)
+
+
+def test_a_collapse_is_told_in_one_line(capsys):
+    show = presenter.ProgressPrinter()
+    for into, words in (("one", "the same answer"), ("uniform", "an answer that prefers nothing")):
+        show(CollapseDetected(into, entropy=0.01, same=1.0))
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("WARNING: the pre-training collapsed") and words in line
+
+
+def samples(num: int, domain: int) -> list[Sample]:
+    return [Sample(Case(f"case{i}", f"patient{i}", ()), None, domain) for i in range(num)]  # type: ignore[arg-type]
+
+
+def test_a_row_is_the_same_at_every_validation_and_whoever_is_beside_it(monkeypatch):
+    model = objective().eval()
+    val = [*samples(3, 0), *samples(2, 1)]
+    found = model.measure(val)
+    assert [(row["case"], row["domain"]) for row in found] == [
+        (f"case{i}", domain) for domain, n in ((0, 3), (1, 2)) for i in range(n)
+    ]
+    monkeypatch.setattr(unimiss, "CHUNK", 1)
+    for row, alone in zip(found, model.measure(val), strict=True):
+        assert row == alone | {name: pytest.approx(alone[name], rel=1e-4) for name in ("loss", "entropy")}
+    assert model.summary(found).keys() == {"loss", "entropy", "same", "centre_spread"}
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("inputs", "changes", "message"),
+    [
+        (BOTH, {"augment": Augment()}, r"^pretrain\.augment\.crops: unimiss compares two views .* 2d has 1; make it 2"),
+        (BOTH[1:], {}, r"^pretext\.slices: .* name a data set of pictures"),
+        (((3, (32, 48)), BOTH[1]), {}, r"^pretext\.slices: slices of 3d have 1 channels and pictures of 2d 3"),
+        ((PICTURE, (1, (16, 16, 32))), {}, r"^encoder\.(stem_stride|reductions): "),
+    ],
+)
+def test_data_sets_that_do_not_suit_are_refused_by_name(inputs, changes, message):
+    with pytest.raises(UserError, match=message):
+        objective(*inputs, **changes)
+
+
+def test_pictures_alone_may_go_through_another_transformer():
+    flat = vit.build(vit.Config(width=24, depth=1, heads=2, patch=16), *PICTURE)
+    domains = [Domain(Images(*PICTURE), "", TWO)]  # type: ignore[arg-type]
+    model = unimiss.build(Config.model_validate(SMALL), flat, domains, 0.04)
+    assert torch.isfinite(model(batch(PICTURE), 0.5)[0])
+
+
+# From several data sets to several tasks ------------------------------------------------------------------------------
+
+STEPS = {"steps": 6, "epochs": 2, "warmup_epochs": 0, "batch": 4, "lr": 0.03, "validations": 2, "augment": {"crops": 2}}
+TRAINING = {"steps": 3, "epochs": 1, "batch": 4, "lr": 0.03, "validations": 1, "layer_decay": 1.0, "drop_path": 0.0}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("data")
+    return {
+        "chest": write_chestxray14(root / "chest", 20, 0, size=32),
+        "brain": write_msd(root / "brain", 10, 0, shape=(24, 30, 16)),
+        "ct": write_images(root / "ct", 14, 0, kind="nifti", size=32),
+    }
+
+
+def tasks(folders) -> dict[str, dict[str, Any]]:
+    msd = {"name": "msd", "root": str(folders["brain"]), "roi": [32, 32, 16]}
+    images = {"name": "images", "root": str(folders["ct"]), "labels": ["pneumonia"], "dims": 3, "roi": [32, 32, 16]}
+    return {
+        "chest": {"name": "chestxray14", "root": str(folders["chest"]), "size": 32, "stored": 32},
+        "brain": msd | {"percentiles": [0.5, 99.5], "normalise": "zscore"},
+        "ct": images,
+    }
+
+
+def tree(folders, which="chest", strategy="unimiss", *, names=("chest", "brain"), **pretext) -> dict[str, Any]:
+    head = {"name": "conv"} if which == "brain" else {"name": "linear", "pool": "cls"}
+    sources = [{"task": tasks(folders)[name]} for name in names]
+    small = {"name": strategy, **SMALL, "interval": 1, **pretext} if strategy == "unimiss" else {"name": strategy}
+    return {
+        "task": tasks(folders)[which],
+        "encoder": {"name": "mit", "size": "tiny", **NUMBERS},
+        "pretext": small,
+        "pretrain": STEPS | {"sources": sources},
+        "finetune": TRAINING | {"head": head},
+        "train": {"workers": 0, "log_steps": 1, "save_minutes": 0, "precision": "fp32"},
+    }
+
+
+def test_one_pre_training_on_both_serves_pictures_and_segmentation_beside_none(folders, home):
+    found = {which: launch.run(checked(tree(folders, which)), lambda event: None) for which in ("chest", "brain")}
+    launch.run(checked(tree(folders, "chest", "none")), lambda event: None)
+    assert len(runs_of(home, "pretrain")) == 1 and found["brain"]["stages"][0]["reused"]
+    for which, other in (("chest", "3d"), ("brain", "2d")):
+        loaded = found[which]["stages"][1]["loaded"]
+        assert loaded.keys() == {"encoder"} and loaded["encoder"]["missing"] == []  # the projection stays behind
+        dropped = loaded["encoder"]["dropped"]
+        assert dropped and all(other in name.split(".") for name in dropped)
+    summary = found["chest"]["stages"][0]["summary"]
+    assert {"val/loss", "val/entropy", "val/same", "val/centre_spread"} <= summary.keys()
+    (task,) = compare(store_in_use(), task="chestxray14").tasks
+    (block,) = task.blocks
+    assert {arm.label: arm.same_architecture for arm in block.rows} == {"none": True, "unimiss": True}
+    card = json.loads(next((home / "checkpoints").glob("pretrain-*/parts/card.json")).read_text())
+    assert [source["task"] for source in card["sources"]] == ["chestxray14", "brain"]
+    assert card["sources"][1]["preprocessing"]["orientation"] == "RAS" and card["sources"][1]["roi"] == [32, 32, 16]
+
+
+@pytest.mark.parametrize(("which", "other"), [("chest", "3d"), ("brain", "2d"), ("ct", "2d")])
+def test_classification_of_pictures_and_of_volumes_and_segmentation_load_all_but_the_other_branch(
+    folders, tmp_path, which, other
+):
+    experiment = checked(tree(folders, which))
+    pretrain, finetune, _ = experiment.stages(lambda kind: "data")
+    where = experiment.train, str(tmp_path), tmp_path
+    before, after = worker.Job(pretrain, None, *where), worker.Job(finetune, pretrain, *where)
+    encoder = worker.make_objective(before, datamodule.domains(pretrain))[0].parts["encoder"]
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.add_(1)
+    before.vault.put_weights("parts/encoder.safetensors", encoder.state_dict())
+    before.vault.put_json("parts/card.json", {"grid": encoder.grid})
+    objective, loaded = worker.make_objective(after, datamodule.domains(finetune))
+    state, saved = objective.parts["encoder"].state_dict(), encoder.state_dict()
+    assert loaded["encoder"]["missing"] == [] and loaded["encoder"]["dropped"] == sorted(saved.keys() - state.keys())
+    assert all(other in name.split(".") for name in loaded["encoder"]["dropped"])
+    assert all(torch.equal(state[name], saved[name]) for name in state.keys() - {*loaded["encoder"]["resized"]})
+
+
+def made(folders, tmp_path, **changes):
+    """The joint pre-training as a job."""
+    from premed.config.loader import merged
+
+    experiment = checked(merged(tree(folders), changes))
+    stage = next(experiment.stages(lambda kind: "data"))
+    return worker.Job(stage, None, experiment.train, str(tmp_path / "checkpoints"), folders["chest"].parent / "cache")
+
+
+def test_a_run_that_was_killed_goes_on_exactly_teacher_and_centre_too(folders, tmp_path):
+    whole, killed = made(folders, tmp_path / "a"), made(folders, tmp_path / "b")
+    assert run(whole) == [0]
+    assert run(killed, kill="row 4") == [-9] and killed.vault.checkpoint_steps()
+    state = killed.vault.newest_checkpoint()[1]["objective"]
+    assert state["centre"].any() and any(name.startswith("teacher.") for name in state)
+    assert run(killed) == [0]
+    assert outcome(killed) == outcome(whole)
+
+
+def test_two_ranks_differ_from_one_by_rounding_alone_and_go_on_exactly(folders, tmp_path):
+    slow = {"pretrain": {"lr": 0.003}}
+    alone, both, killed = (made(folders, tmp_path / name, **slow) for name in "abc")
+    assert run(alone) == [0] and run(both, 2) == [0, 0]
+    assert run(killed, 2, kill="row 4")[0] == -9 and run(killed, 2) == [0, 0]
+    assert outcome(killed) == outcome(both)
+    for (step, ours), (step_there, theirs) in zip(*(outcome(job)["curve"] for job in (alone, both)), strict=True):
+        losses = {name: pytest.approx(value, rel=1e-3) for name, value in ours.items() if name.endswith("/loss")}
+        assert step == step_there and theirs == theirs | losses
+
+
+def test_the_teacher_s_encoder_is_saved_if_asked_for(folders, tmp_path):
+    student, teacher = made(folders, tmp_path / "a"), made(folders, tmp_path / "b", pretext={"saves": "teacher"})
+    assert run(student) == run(teacher) == [0]
+    ours, theirs = (job.vault.get_weights("parts/encoder.safetensors") for job in (student, teacher))
+    assert ours.keys() == theirs.keys()
+    assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
+    assert Vault.names(student.vault) and student.stage.digest() != teacher.stage.digest()

@@ -1,0 +1,473 @@
+"""The images task: any folder and its CSV. Who is in which part, what is asked, what is refused, what `check` says."""
+
+import csv
+import os
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY
+from made import ct_series, radiograph
+from PIL import Image
+from sklearn.metrics import accuracy_score, roc_auc_score
+from support.tasks import PARTS, check_parts, names, refused, samples
+
+from premed.config.loader import load
+from premed.config.transforms import Augment, Recipe
+from premed.contracts import Case, Sample
+from premed.errors import UserError
+from premed.rng import Draw
+from premed.tasks import images
+from premed.tasks.common.metrics import accuracy_summary
+from premed.worker import Job, run_stage
+
+CLASSES = ["normal", "covid", "other"]
+
+
+def rows(num: int = 28) -> list[dict[str, str]]:
+    """Two pictures of each patient; three classes, two findings, parts by patient; the last two rows have no label."""
+    made = []
+    for i in range(num):
+        who, blind = i // 2, i >= num - 2
+        row = {
+            "path": f"pictures/{i}.png",
+            "patient": f"p{who:02d}",
+            "part": ["train", "val", "train", "test"][who % 4],
+        }
+        row |= {"kind": CLASSES[who % 3], "a": str(who // 4 % 2), "b": str(i % 2), "both": ["", "a", "b", "a|b"][i % 4]}
+        made.append(row | ({"kind": "", "a": "", "b": "", "both": "", "part": ""} if blind else {}))
+    return made
+
+
+def write_table(root: Path, table: list[dict[str, str]], name: str = "labels.csv") -> None:
+    with open(root / name, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(table[0]))
+        writer.writeheader()
+        writer.writerows(table)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Writes a table and its pictures; gives the folder."""
+
+    def write(table=None, without: tuple[str, ...] = (), root=tmp_path / "mine") -> Path:
+        table = [{k: v for k, v in row.items() if k not in without} for row in table or rows()]
+        (root / "pictures").mkdir(parents=True, exist_ok=True)
+        for i, row in enumerate(table):
+            values = np.random.default_rng(i).integers(0, 256, (12, 10), np.uint8)
+            if row.get("path", "").startswith("pictures/"):
+                Image.fromarray(values).save(root / row["path"])
+        write_table(root, table)
+        return root
+
+    return write
+
+
+def task(root: Path, **settings) -> images.Images:
+    asked = {} if settings.keys() & {"labels", "label"} else {"labels": ("a", "b")}
+    return images.build(images.Config(root=root, **{"roi": (8, 8)} | asked | settings))
+
+
+def told(root: Path, **settings) -> list[str]:
+    """What check says, as lines."""
+    said = task(root, **settings).check()
+    return [f"{finding.severity}: {finding.where.removeprefix(f'{root}/')}: {finding.what}" for finding in said]
+
+
+# What is asked -------------------------------------------------------------------------------------------------------
+
+
+def labels(one: images.Images, part="train") -> dict[str, tuple[float, ...] | None]:
+    return {case.name: case.label for case in one.split(part)}  # type: ignore[misc]
+
+
+def test_one_column_per_class_is_yes_no_or_not_known(folder):
+    table = rows()
+    table[0]["b"], table[1]["a"] = "", "1.0"
+    one = task(folder(table))
+    assert (one.classes, one.score, one.exclusive) == (("a", "b"), "mauc", False)
+    found = labels(one)
+    np.testing.assert_array_equal(found["pictures/0.png"], (0, np.nan))
+    assert found["pictures/1.png"] == (1, 1) and found["pictures/4.png"] == (0, 0)
+
+
+def test_names_joined_by_a_separator_are_several_classes(folder):
+    table = rows()
+    table[0]["both"], table[4]["both"] = "Nothing", "b | a"
+    one = task(folder(table), label="both", separator="|", none="Nothing")
+    assert (one.classes, one.score, one.exclusive) == (("a", "b"), "mauc", False)
+    found = labels(one)
+    assert (found["pictures/0.png"], found["pictures/1.png"], found["pictures/4.png"]) == ((0, 0), (1, 0), (1, 1))
+
+
+def test_one_column_of_names_is_one_class_each(folder):
+    one = task(folder(), label="kind")
+    assert (one.classes, one.score, one.exclusive) == (("covid", "normal", "other"), "accuracy", True)
+    assert labels(one)["pictures/0.png"] == (0, 1, 0) and labels(one)["pictures/4.png"] == (0, 0, 1)
+    assert task(folder(), label="kind", classes=("other", "normal", "covid")).classes == ("other", "normal", "covid")
+
+
+def test_of_two_classes_the_auc_picks_the_checkpoint(folder):
+    one = task(folder(), label="a")
+    assert (one.classes, one.score, one.exclusive) == (("0", "1"), "mauc", True)
+
+
+def test_numbers_are_sorted_as_numbers_and_names_are_cleaned(folder):
+    table = rows()
+    for i, row in enumerate(table[:-2]):
+        row["kind"] = ["10", "9", "stage II (b)"][i // 2 % 3]
+    assert task(folder(table), label="kind").classes == ("9", "10", "stage_II_b")
+
+
+def test_more_words_may_mean_not_known(folder):
+    table = rows()
+    table[0]["b"], table[4]["kind"], table[5]["kind"] = "-1.0", "?", "?"
+    np.testing.assert_array_equal(labels(task(folder(table), unknown=("-1.0",)))["pictures/0.png"], (0, np.nan))
+    assert "pictures/4.png" not in labels(task(folder(table), label="kind", unknown=("?",)))
+
+
+# Parts ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("without", [(), ("part",), ("part", "patient"), ("patient",)])
+def test_parts_are_disjoint_by_patient_and_pretraining_is_blind(folder, without):
+    check_parts(task(folder(without=without)))
+
+
+def test_a_column_deals_the_parts_in_its_own_words(folder):
+    table = rows()
+    for row in table:
+        row["part"] = {"train": "Training", "val": "dev", "test": "held out"}.get(row["part"], "")
+    words = {"train": ("Training",), "val": ("dev",), "test": ("held out", "never met")}
+    one, plain = task(folder(table), parts=words), task(folder())
+    assert {part: names(one.split(part)) for part in PARTS} == {part: names(plain.split(part)) for part in PARTS}
+
+
+def test_where_a_column_names_no_val_it_is_carved_from_train_by_patient(folder):
+    table = [row | {"part": row["part"].replace("val", "train")} for row in rows(44)]
+    one = task(folder(table))
+    patients = {part: {case.patient for case in one.split(part)} for part in PARTS}
+    assert [len(patients[part]) for part in PARTS] == [13, 3, 5] and not patients["train"] & patients["val"]
+    assert names(task(folder(table), split_seed=1).split("val")) != names(one.split("val"))
+
+
+def test_without_a_column_the_patients_are_dealt_60_15_25(folder):
+    one = task(folder(rows(42), without=("part",)))
+    assert [len({case.patient for case in one.split(part)}) for part in PARTS] == [12, 3, 5]
+    assert [len(one.split(part)) for part in PARTS] == [24, 6, 10]
+    again, other = (names(task(one.root, split_seed=seed).split("val")) for seed in (0, 1))
+    assert again == names(one.split("val")) != other
+
+
+def test_a_listed_split_is_taken_and_the_rest_left_out(folder):
+    split = {"train": ("p00", "p05"), "val": ("p01",), "test": ("p02",)}
+    one = task(folder(), split=split)
+    assert {part: {case.patient for case in one.split(part)} for part in PARTS} == {k: set(v) for k, v in split.items()}
+    assert {case.patient for case in one.images()} == {"p00", "p05", "p13"}  # and the patient without a label
+    assert "note: labels.csv: 18 labelled images are in no part and are left out" in told(one.root, split=split)
+
+
+def test_an_unlabelled_row_serves_pretraining_only_and_not_if_its_patient_is_held_out(folder):
+    table = rows()
+    for row in (table[2], table[4]):  # of a patient of val, of one of train
+        row |= {"a": "", "b": "", "part": ""}
+    one = task(folder(table))
+    labelled = {case.name for part in PARTS for case in one.split(part)}
+    assert set(names(one.images())) - labelled == {"pictures/4.png", "pictures/26.png", "pictures/27.png"}
+    assert "note: labels.csv: 1 of these belong to patients of val or test and are left out" in told(one.root)
+
+
+def test_partial_leaves_out_what_is_not_on_disk(folder):
+    root = folder()
+    (root / "pictures/0.png").unlink()
+    refused(lambda: task(root).split("train"), f"{root}/pictures/0.png: is missing", "task.partial=true")
+    assert names(task(root).split("test"))  # that part is whole
+    assert names(task(root, partial=True).split("train"))[0] == "pictures/1.png"
+    assert "note: pictures/0.png: is missing; copy it there, or set task.partial=true" in told(root, partial=True)
+
+
+def test_absolute_paths_below_the_root_are_taken_by_their_relative_names(folder):
+    root = folder()
+    write_table(root, [row | {"path": f"{root}/./{row['path']}"} for row in rows()])
+    assert names(task(root).split("train"))[0] == "pictures/0.png"
+
+
+# Scores --------------------------------------------------------------------------------------------------------------
+
+
+def answered(one: images.Images, num: int = 40) -> tuple[list[Sample], torch.Tensor]:
+    seed = np.random.default_rng(0)
+    truth = np.eye(3)[seed.integers(0, 3, num)]
+    cases = [Case(str(i), str(i), (), tuple(row)) for i, row in enumerate(truth.tolist())]
+    logits = torch.from_numpy(truth + seed.normal(0, 1.5, truth.shape))
+    return [Sample(case, None) for case in cases], logits  # type: ignore[arg-type]
+
+
+def test_one_class_each_is_scored_as_scikit_learn_does(folder):
+    one = task(folder(), label="kind")
+    some, logits = answered(one)
+    rows_ = [one.row(sample, p) for sample, p in zip(some, logits.softmax(1).tolist(), strict=True)]
+    summary, truth = one.summary(rows_), np.array([sample.case.label for sample in some])
+    assert summary["accuracy"] == pytest.approx(accuracy_score(truth.argmax(1), logits.argmax(1)))
+    assert summary["mauc"] == pytest.approx(roc_auc_score(truth, logits.softmax(1), average="macro"))
+    assert summary["accuracy/covid"] == pytest.approx((logits.argmax(1).numpy() == 0)[truth[:, 0] == 1].mean())
+
+
+def test_rows_of_an_unknown_class_have_no_accuracy(folder):
+    known = {"y/a": 1.0, "y/b": 0.0, "p/a": 0.9, "p/b": 0.1}
+    unknown = {"y/a": float("nan"), "y/b": float("nan"), "p/a": 0.1, "p/b": 0.9}
+    assert (
+        accuracy_summary([known, unknown], ("a", "b"))["accuracy"] == 1
+        and accuracy_summary([unknown], ("a", "b")) == {}
+    )
+
+
+def test_one_class_each_is_learnt_by_cross_entropy(folder):
+    one = task(folder(), label="kind")
+    some, logits = answered(one)
+    truth = torch.tensor([sample.case.label for sample in some])
+    expected = -(truth * logits.log_softmax(1)).sum(1).mean()
+    assert one.loss(logits, truth).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_constant_answer_is_the_most_frequent_class(folder, tmp_path):
+    one = task(folder(), label="kind")
+    train, test = (samples(one, one.split(part), tmp_path / "cache") for part in ("train", "test"))
+    counts = np.sum([sample.case.label for sample in train], axis=0)
+    truth = np.array([sample.case.label for sample in test])
+    summary = one.summary(one.constant_baseline(train, test))
+    assert summary["accuracy"] == pytest.approx(truth[:, counts.argmax()].mean()) and summary["mauc"] == 0.5
+
+
+def test_a_large_volume_is_scored_by_the_mean_over_its_views(tmp_path):
+    (tmp_path / "a").mkdir()
+    values = np.zeros((8, 8, 16), np.int16)
+    values[..., 8:] = 100
+    for name in ("x", "y", "z"):
+        ct_series(tmp_path / name, values)
+    write_table(tmp_path, [{"path": name, "a": str(i % 2), "part": "test"} for i, name in enumerate("xyz")])
+    one = task(tmp_path, labels=("a",), dims=3, roi=(8, 8, 8), normalise="window", window=(0, 100))
+    means = []
+
+    def forward(image: torch.Tensor) -> torch.Tensor:
+        means.extend(image.mean(dim=(1, 2, 3, 4)).tolist())
+        return 4 * image.mean(dim=(2, 3, 4)) - 2
+
+    found = one.measure(forward, samples(one, one.split("test"), tmp_path / "cache"))
+    assert sorted(means) == [0, 0, 0, 1, 1, 1] and [row["case"] for row in found] == ["x", "y", "z"]
+    assert [row["p/a"] for row in found] == pytest.approx([(1 / (1 + np.e**2) + 1 / (1 + np.e**-2)) / 2] * 3)
+
+
+def test_pictures_are_drawn_of_volumes_too(tmp_path):
+    ct_series(tmp_path / "x", np.random.default_rng(0).integers(0, 99, (8, 8, 8)).astype(np.int16))
+    write_table(tmp_path, [{"path": "x", "a": "1", "part": "test"}])
+    one = task(tmp_path, labels=("a",), dims=3, roi=(8, 8, 8))
+    (path,) = one.pictures(lambda x: torch.zeros(len(x), 1), samples(one, one.split("test"), tmp_path / "c"), tmp_path)
+    assert path.stat().st_size > 1000
+
+
+# Preparation and views -----------------------------------------------------------------------------------------------
+
+
+def test_the_recipe_is_what_the_fields_ask_for(folder):
+    root = folder()
+    assert task(root, stored=(10, 9)).recipe == Recipe(dims=2, size=(10, 9), normalise="grey")
+    window = {"window": (-1000, 400), "normalise": "window"}
+    ct = task(root, dims=3, roi=(8, 8, 8), spacing=(2, 2, 2), **window)
+    assert ct.recipe == Recipe(dims=3, spacing=(2, 2, 2), **window)
+    assert task(root, dims=3, roi=(8, 8, 8)).recipe == Recipe(dims=3, normalise="zscore")
+
+
+def test_views_carry_the_label_and_pictures_of_all_kinds_stand_side_by_side(tmp_path):
+    values = np.random.default_rng(0).integers(0, 4096, (20, 16)).astype(np.uint16)
+    radiograph(tmp_path / "a.dcm", values)
+    Image.fromarray((values >> 4).astype(np.uint8)).save(tmp_path / "b.png")
+    Image.fromarray((values >> 4).astype(np.uint8)).convert("RGB").save(tmp_path / "c.jpg")
+    write_table(tmp_path, [{"path": name, "a": "1", "part": "train"} for name in ("a.dcm", "b.png", "c.jpg")])
+    one = task(tmp_path, labels=("a",))
+    some = samples(one, one.rows("train"), tmp_path / "cache")
+    assert {sample.entry.shape for sample in some} == {(8, 8)}
+    image, label = one.view(some[0], Augment(scale=(0.5, 1)), Draw(3))
+    assert image.shape == (1, 8, 8) and label is not None and label.tolist() == [1.0]
+
+
+# What check says -----------------------------------------------------------------------------------------------------
+
+
+def test_a_clean_folder_is_told_nothing_but_what_has_no_label(folder):
+    assert told(folder(), label="kind") == ["note: labels.csv: 2 images have no label and serve pre-training only"]
+
+
+def test_check_says_everything_at_once(folder):
+    table = rows()
+    table[0]["part"], table[4]["a"], table[5]["a"], table[6]["path"] = "val", "x", "x", "../out.png"
+    table[7] |= {"path": table[8]["path"]}
+    table[10] |= {"patient": ""}
+    table[12] |= {"part": "tset"}
+    root = folder(table)
+    (root / "pictures/2.png").unlink()
+    Image.new("L", (4, 4)).save(root / "pictures/more.png")
+    (root / "pictures/link.png").symlink_to("/etc/hostname")
+    table[3]["path"] = "pictures/link.png"
+    write_table(root, table)
+    said = told(root)
+    mend = "is neither 1, 0 nor empty; mend it, or name it in task.unknown (none so far)"
+    assert set(said) >= {
+        f"error: labels.csv, line 6: 'x' in column a {mend} (so in 2 lines)",
+        "error: labels.csv, line 8: ../out.png leads out of the folder; keep images inside it",
+        "error: labels.csv, line 10: pictures/8.png is listed in line 9 already; keep one of them",
+        "error: labels.csv, line 12: '' in column patient is no patient; say whose the image is",
+        "error: labels.csv, line 14: 'tset' in column part is none of train, val, test; "
+        "mend it, or name it in task.parts",
+        "error: labels.csv: patient p00 is in train and val; keep each patient in one part",
+        "error: pictures/2.png: is missing; copy it there, or set task.partial=true",
+        "error: pictures/link.png: leads out of the folder, by a link; keep images inside it",
+        "note: pictures/more.png: has no row in labels.csv; it is not used",
+    }
+    refused(lambda: task(root).split("train"), f"{root}/labels.csv, line 6: 'x' in column a")
+    refused(lambda: task(root).images(), "line 6")
+
+
+def test_missing_patients_and_labels_are_notes(folder):
+    table = [row for row in rows() if row["part"] != "test"]
+    assert told(folder(table, without=("patient",)))[-2:] == [
+        "note: labels.csv: names no patients, so each image counts as one; is there a column for task.columns.patient?",
+        "note: labels.csv: 2 images have no label and serve pre-training only",
+    ]
+
+
+def test_a_folder_of_slices_is_a_row_and_its_files_are_not_without_one(tmp_path):
+    ct_series(tmp_path / "scan.1", np.zeros((4, 4, 4), np.int16))
+    ct_series(tmp_path / "scan.2", np.zeros((4, 4, 4), np.int16))
+    write_table(tmp_path, [{"path": "scan.1", "a": "1", "part": "train"}])
+    said = told(tmp_path, labels=("a",), dims=3, roi=(8, 8, 8))
+    assert sum("scan.2" in line for line in said) == 4 and not any("scan.1" in line for line in said)
+
+
+def test_112120_rows_are_read_dealt_and_checked(tmp_path):
+    (tmp_path / "x").mkdir()
+    lines = [f"x/{i}.png,{i // 4},{i % 2},{(i >> 1) % 2}" for i in range(112_120)]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,patient,a,b", *lines]))
+    for i in range(0, 112_120, 10_000):
+        (tmp_path / f"x/{i}.png").touch()
+    one = task(tmp_path, partial=True)
+    assert sum(len(one.rows(part)) for part in PARTS) == 112_120
+    assert len({case.patient for case in one.rows("train")}) == round(0.6 * 28_030)
+    assert sum("is missing" in finding.what for finding in one.check()) == 112_120 - 12
+
+
+# Mistakes ------------------------------------------------------------------------------------------------------------
+
+WRONG = {
+    "nothing asked": ({}, "set labels"),
+    "both asked": ({"labels": ("a",), "label": "b"}, "not both"),
+    "a separator of columns": ({"labels": ("a",), "separator": "|"}, "go with label"),
+    "none without a separator": ({"label": "a", "none": "x"}, "goes with a separator"),
+    "roi": ({"labels": ("a",), "dims": 3}, "has not 3 numbers"),
+    "stored": ({"labels": ("a",), "stored": (100, 100)}, "smaller than roi"),
+    "stored volumes": ({"labels": ("a",), "dims": 3, "roi": (8, 8, 8), "stored": (9, 9)}, "is for dims: 2"),
+    "shares": ({"labels": ("a",), "shares": (0.5, 0.1, 0.1)}, "do not add up"),
+    "grey volumes": ({"labels": ("a",), "dims": 3, "roi": (8, 8, 8), "normalise": "grey"}, "are for dims: 2"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_fields_that_do_not_go_together_are_refused(what):
+    settings, words = WRONG[what]
+    with pytest.raises(ValueError, match=words):
+        images.Config(**settings)
+
+
+SPLITS = {
+    "twice": ({"train": ("p00",), "val": ("p00",)}, ["task.split: p00 stands in two parts"]),
+    "a stranger": ({"train": ("p99",)}, ["task.split: p99 is no patient with a label"]),
+    "an empty part": ({"val": ("p01",)}, ["has no labelled image for train", "task.split"]),
+}
+
+
+@pytest.mark.parametrize("what", SPLITS)
+def test_a_wrong_listed_split_is_refused(folder, what):
+    split, words = SPLITS[what]
+    refused(lambda: task(folder(), split=split).split("train"), *words)
+
+
+def test_few_patients_leave_a_part_empty_and_that_is_said(folder):
+    refused(lambda: task(folder(rows(6), without=("part",))).split("test"), "labels.csv", "no labelled image for test")
+
+
+def test_nothing_on_disk_is_said_in_one_line(folder):
+    root = folder()
+    for path in (root / "pictures").iterdir():
+        path.unlink()
+    refused(lambda: task(root, partial=True).split("train"), "none of 14 listed images is there", "task.columns.path")
+
+
+WINDOWS = "\\"  # between folders
+MISSPELT = {
+    "pictures/0.PNG": "pictures/0.PNG: is missing; 0.png is there: spell it so in the table",
+    f"pictures{WINDOWS}0.png": f"pictures{WINDOWS}0.png: is missing; write / in place of {WINDOWS} in the table",
+    unicodedata.normalize("NFC", "pictures/ä.png"): "ä.png is there: spell it so in the table",
+}
+
+
+@pytest.mark.parametrize("path", MISSPELT)
+def test_a_name_that_is_spelt_otherwise_on_disk_is_said(folder, path):
+    root = folder()
+    (root / unicodedata.normalize("NFD", "pictures/ä.png")).write_bytes((root / "pictures/0.png").read_bytes())
+    write_table(root, [{**rows()[0], "path": path}, *rows()[1:]])
+    said = next(line for line in told(root) if line.startswith("error"))
+    assert unicodedata.normalize("NFC", MISSPELT[path]) in unicodedata.normalize("NFC", said)
+
+
+def test_absolute_paths_are_taken_where_the_root_is_a_link(folder, tmp_path):
+    root = folder()
+    write_table(root, [{**row, "path": str(root / row["path"])} for row in rows()])
+    (tmp_path / "link").symlink_to(root)
+    assert [case.name for case in task(tmp_path / "link").cases] == [row["path"] for row in rows()]
+    assert not [line for line in told(tmp_path / "link") if line.startswith("error")]
+
+
+# Training ------------------------------------------------------------------------------------------------------------
+
+
+def trained(tmp_path: Path, *overrides: str, files: tuple[str, ...]) -> dict:
+    experiment, before, result = load(files, overrides), None, {}
+    for stage in experiment.stages(lambda kind: "data"):
+        job = Job(stage, before, experiment.train, str(tmp_path / "checkpoints"), tmp_path / "cache")
+        run_stage(job, lambda event: None, lambda numbers: None)
+        assert job.vault.get_json("failure.json") is None, job.vault.get_json("failure.json")
+        result[stage.kind], before = job.vault.get_json("result.json"), stage
+    return result
+
+
+SHORT = ["train.workers=0", "finetune.steps=3", "finetune.validations=1", "finetune.label_fraction=0.05"]
+
+
+def test_the_real_pneumonia_folder_prepares_crops_pretrains_and_finetunes(real, tmp_path):
+    """Its table says train and val alone: val is the test part there, and val is carved from train."""
+    folder, recipes = real("pneumonia"), REPOSITORY / "experiments" / "pneumonia"
+    small = tmp_path / "few"
+    (small / "images").mkdir(parents=True)
+    with open(folder / "labels.csv", newline="") as file:
+        table = list(csv.DictReader(file))[::40]
+    for row in table:
+        os.symlink(folder / row["path"], small / row["path"])
+    write_table(small, table)
+    with pytest.raises(UserError, match="leads out of the folder, by a link"):
+        task(small, labels=("pneumonia",), parts={"train": ("train",), "test": ("val",)}).split("train")
+    for row in table:
+        (small / row["path"]).unlink()
+        (small / row["path"]).write_bytes((folder / row["path"]).read_bytes())
+    files = (str(recipes / "mae.yaml"), str(recipes / "small.yaml"))
+    result = trained(tmp_path, *SHORT, f"task.root={small}", "pretrain.steps=3", "pretrain.validations=1", files=files)
+    assert [result[kind]["num_cases"] for kind in ("pretrain", "finetune", "test")] == [78, 4, 13]
+    assert 0 <= result["test"]["summary"]["test/mauc"] <= 1 and result["test"]["constant"] == 0.5
+
+
+def test_the_real_pneumonia_table_is_clean(real):
+    one = task(real("pneumonia"), labels=("pneumonia",), parts={"train": ("train",), "test": ("val",)})
+    assert list(one.check()) == []
+    assert [len(one.split(part)) for part in PARTS] == [3106, 776, 524]
+    assert one.name == "pneumonia" and one.score == "mauc"
