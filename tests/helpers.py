@@ -49,11 +49,11 @@ def tree(root: Path, **changes: Any) -> dict[str, Any]:
 def jobs(root: Path, home: Path, **changes: Any) -> dict[str, Any]:
     """The stages of a tiny experiment, by kind, as jobs that share `home`."""
     from premed.config.loader import checked
-    from premed.worker import Job
+    from premed.worker import StageJob
 
     experiment, found, before = checked(tree(root, **changes)), {}, None
     for stage in experiment.stages(lambda kind: "data"):
-        found[stage.kind] = Job(stage, before, experiment.train, str(home / "checkpoints"), root.parent / "cache")
+        found[stage.kind] = StageJob(stage, before, experiment.train, str(home / "checkpoints"), root.parent / "cache")
         before = stage
     return found
 
@@ -103,8 +103,8 @@ def stage_main(job: Any, kill: str, poison: str) -> None:
     from premed import worker
     from premed.events import CheckpointSaved, MetricsLogged
 
-    worker.draw_pictures = lambda *_: None  # they cost more than the training
-    if worker.team()[0] == 0:
+    worker.save_pictures = lambda *_: None  # they cost more than the training
+    if worker.rank_and_world()[0] == 0:
         killed_while_writing(kill)
     if poison:
         poisoned(poison)
@@ -125,7 +125,7 @@ def die(*_: Any) -> None:
 def killed_while_writing(kill: str) -> None:
     from premed import vault
 
-    put = vault.Vault.put
+    put = vault.StageStorage.put
 
     def put_or_die(self: Any, name: str, content: bytes) -> None:
         if kill == f"before {name}":
@@ -134,7 +134,7 @@ def killed_while_writing(kill: str) -> None:
             os.fsync = die
         put(self, name, content)
 
-    vault.Vault.put = put_or_die
+    vault.StageStorage.put = put_or_die
 
 
 def poisoned(name: str) -> None:
@@ -151,8 +151,8 @@ def poisoned(name: str) -> None:
 
 def outcome(job: Any) -> dict[str, Any]:
     """What a finished stage left, without times: the parts' bytes, the curve, the scores."""
-    assert job.vault.get_json("failure.json") is None, job.vault.get_json("failure.json")
-    curve = [json.loads(line) for line in job.vault.get("curve.jsonl").splitlines()]
-    parts = {name: job.vault.get(name) for name in job.vault.names() if name.endswith(".safetensors")}
-    summary = job.vault.get_json("result.json")["summary"]
+    assert job.stage_storage.get_json("failure.json") is None, job.stage_storage.get_json("failure.json")
+    curve = [json.loads(line) for line in job.stage_storage.get("curve.jsonl").splitlines()]
+    parts = {name: job.stage_storage.get(name) for name in job.stage_storage.names() if name.endswith(".safetensors")}
+    summary = job.stage_storage.get_json("result.json")["summary"]
     return {"curve": [(row["step"], row["metrics"]) for row in curve], "summary": summary, **parts}

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from premed import presenter
 from premed.console import show_outcomes
+from premed.evaluate import GATE_SHARE, passed_gate
 from premed.events import (
     CheckpointSaved,
     Event,
@@ -22,7 +23,6 @@ from premed.events import (
     WeightsImported,
 )
 from premed.presenter import ProgressPrinter, gate_words
-from premed.watch import PAST, passed_gate
 
 GATE = {"loss": 0.6, "gate": 0.9, "below": 1 / 3, "passed": True}
 
@@ -113,7 +113,7 @@ def test_an_unknown_event_is_passed_over():
     assert shown([SomethingNew()]) == ""
 
 
-@pytest.mark.parametrize("loss", [0.5, PAST * 0.9 - 1e-6, PAST * 0.9, 0.9, 1.2])
+@pytest.mark.parametrize("loss", [0.5, GATE_SHARE * 0.9 - 1e-6, GATE_SHARE * 0.9, 0.9, 1.2])
 def test_the_words_and_the_result_agree_on_who_is_past_the_gate(loss):
     assert ("not past" not in gate_words(1, loss, 0.9)) == passed_gate({"loss": loss, "gate": 0.9})["passed"]
 

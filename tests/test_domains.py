@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from launching import runs_of, tree
-from premed.phantoms import write_msd
 
 from premed import launch
 from premed.config.loader import checked, merged
@@ -16,6 +15,7 @@ from premed.contracts import Case, Domain, Picks, Sample
 from premed.data.datamodule import Tasks
 from premed.data.loader import Mapped
 from premed.data.phantoms.thorax import write_images
+from premed.data.phantoms.writers import write_msd
 from premed.errors import UserError
 from premed.events import TrainingStarted
 from premed.preflight import resolve, validate

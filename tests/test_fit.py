@@ -98,7 +98,7 @@ def test_any_number_of_ranks_sees_the_same_global_batches(world, accumulate, mon
     plan = EpochPlan(11, 4, 9, 0, "finetune")
     seen = {step: [] for step in range(2, 9)}
     for rank in range(world):
-        monkeypatch.setattr(loop, "team", lambda rank=rank: (rank, world))
+        monkeypatch.setattr(loop, "rank_and_world", lambda rank=rank: (rank, world))
         for step, batches in loop.feed(plan, Numbers(), 2, accumulate):
             seen[step] += [number for batch in batches if batch.weight for number in batch.keys.tolist()]
     assert {step: sorted(numbers) for step, numbers in seen.items()} == {

@@ -26,9 +26,10 @@ from premed.data.samplers import EpochPlan, InTurn
 from premed.fit import Schedule, fit, make_optimizer
 from premed.models.encoders import mit, unet, vit
 from premed.models.heads import conv, linear, unetr
+from premed.models.network import Network
 from premed.pretext import hssl, mae, unimiss
 from premed.rng import Draw, key
-from premed.supervised import Network, Supervised
+from premed.supervised import Supervised
 from premed.tasks.common.classification import Classification
 from premed.tasks.common.segmentation import Segmentation
 

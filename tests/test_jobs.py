@@ -10,8 +10,8 @@ import pytest
 from clusters import cluster
 from conftest import REPOSITORY
 from launching import TINY, runs_of, until
-from premed.phantoms import write_chestxray14
 
+from premed.data.phantoms.writers import write_chestxray14
 from premed.runs import LEASES, RunStore
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3000)]

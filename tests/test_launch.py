@@ -35,8 +35,8 @@ from premed.config.plugins import plugin
 from premed.config.settings import Train
 from premed.errors import StageFailed, UserError
 from premed.events import CheckpointSaved, MetricsLogged
+from premed.models.network import Network
 from premed.runs import LEASES
-from premed.supervised import Network
 from premed.tasks import chestxray14
 
 pytest_plugins = ["launch_fixtures"]

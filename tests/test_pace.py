@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import jobs, on_ranks
-from premed.phantoms import write_chestxray14
 
 from premed import pace, worker
 from premed.contracts import Picks
 from premed.data.loader import Views
+from premed.data.phantoms.writers import write_chestxray14
 from premed.events import DataLoadingBottleneck, MetricsLogged
-from premed.pace import Pace
+from premed.pace import Throughput
 from premed.presenter import bottleneck_words
 from premed.pretext.mae import MAE
 
@@ -52,7 +52,7 @@ def pretrained(chest, home, **changes):
     """The events of a pre-training of 10 steps, and its curve as it is kept."""
     job, events = jobs(chest, home, **changes)["pretrain"], []
     worker.run_stage(job, events.append, lambda numbers: None)
-    curve = [json.loads(line) for line in job.vault.get("curve.jsonl").splitlines()]
+    curve = [json.loads(line) for line in job.stage_storage.get("curve.jsonl").splitlines()]
     return events, [(row["step"], row["metrics"]) for row in curve]
 
 
@@ -110,12 +110,12 @@ def test_a_curve_is_the_same_at_any_pace(chest, tmp_path, clock, monkeypatch):
 
 
 def wait_on_the_second_rank():
-    rank, _ = worker.team()
+    rank, _ = worker.rank_and_world()
     pace.time = SimpleNamespace(monotonic=lambda: 100.0)
-    ours = Pace(CPU, 0)
+    ours = Throughput(CPU, 0)
     ours.waited = 5.0 * rank
     pace.time = SimpleNamespace(monotonic=lambda: 110.0)
-    numbers = ours.point(40)
+    numbers = ours.stop(40)
     assert (numbers["pace/data_wait"], numbers["pace/samples_per_second"]) == (0.5, 4.0)
 
 
@@ -137,10 +137,10 @@ def test_of_several_ranks_the_one_that_waits_is_told_of():
 )
 def test_as_many_loaders_are_asked_for_as_keep_up_and_have_a_cpu(num_loaders, share, cpus, mend, monkeypatch):
     monkeypatch.setattr(pace.os, "cpu_count", lambda: cpus)
-    ours = Pace(CPU, num_loaders)
-    ours.seconds, ours.starved = 100.0, 100 * share
-    starving = ours.starving()
-    assert starving.suggested_loaders == mend and ours.starving() is None
+    ours = Throughput(CPU, num_loaders)
+    ours.seconds, ours.waiting_seconds = 100.0, 100 * share
+    starving = ours.bottleneck()
+    assert starving.suggested_loaders == mend and ours.bottleneck() is None
     assert ("no CPU is left" in bottleneck_words(starving)) == (mend <= num_loaders)
 
 
@@ -157,7 +157,7 @@ class Endless:
 
 
 def test_a_timed_source_gives_what_the_source_gives(clock):
-    ours = Pace(CPU, 0)
+    ours = Throughput(CPU, 0)
     picks = [Picks(epoch, torch.zeros(1)) for epoch in range(3)]
     assert [pick.epoch for pick in ours.timed(Endless(clock)).batches(picks)] == [0, 1, 2]
     assert ours.waited == 2.0

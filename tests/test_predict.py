@@ -199,7 +199,7 @@ def test_weights_that_do_not_fit_are_refused_and_those_that_are_gone_are_named(o
         for name in found.vault.names():
             (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "copy" / name).write_bytes(found.vault.get(name))
-    vault = trained.Vault(str(tmp_path), "copy")
+    vault = trained.StageStorage(str(tmp_path), "copy")
     weights = vault.get_weights("parts/head.safetensors")
     vault.put_weights("parts/head.safetensors", dict(list(weights.items())[1:]))
     broken = trained.Trained("id", "some run", None, trained.card_of(vault, digest), vault)

@@ -11,9 +11,10 @@ from premed.contracts import Batch, Features, Head
 from premed.fit import Schedule, make_optimizer, set_lr
 from premed.models.encoders import vit
 from premed.models.heads import linear, unetr
+from premed.models.network import Network
 from premed.pretext import mae
 from premed.rng import key
-from premed.supervised import Network, Supervised
+from premed.supervised import Supervised
 
 DEPTH = 3
 IMAGES = SimpleNamespace(

@@ -14,6 +14,7 @@ from launching import curve, results, runs_of, settle_in, store_of
 from launching import experiment as tiny
 
 from premed import exhibits, fleet, launch, presenter, records, worker
+from premed.checkpoint import CheckpointManager
 from premed.compare import compare
 from premed.config import settings
 from premed.config.loader import checked
@@ -147,7 +148,7 @@ def chain(xrays, home, **pretrain):
     found, before = [], None
     described = checked(tree(xrays, pretrain={**TWO, **pretrain}))
     for stage in described.stages(lambda kind: "data"):
-        found.append(worker.Job(stage, before, described.train, str(home / "checkpoints"), xrays.parent / "cache"))
+        found.append(worker.StageJob(stage, before, described.train, str(home / "checkpoints"), xrays.parent / "cache"))
         before = stage
     return [job for job in found if job.stage.kind in ("trunk", "cooldown")]
 
@@ -155,7 +156,7 @@ def chain(xrays, home, **pretrain):
 def run_all(jobs):
     for job in jobs:
         worker.run_stage(job, *QUIET)
-        assert job.vault.get_json("failure.json") is None, job.vault.get_json("failure.json")
+        assert job.stage_storage.get_json("failure.json") is None, job.stage_storage.get_json("failure.json")
     return jobs
 
 
@@ -181,26 +182,26 @@ def validated(notes):
 def test_a_trunk_in_two_segments_ends_as_in_one_to_the_last_bit(xrays, undisturbed, tmp_path):
     (one, _) = chain(xrays, tmp_path, trunk=[4])
     run_all([one])
-    step, ours, notes = one.vault.newest_checkpoint()
-    there, theirs, told = undisturbed[1].vault.newest_checkpoint()
-    assert step == there == one.vault.get_json("result.json")["num_steps"]
+    step, ours, notes = CheckpointManager(one.stage_storage).newest()
+    there, theirs, told = CheckpointManager(undisturbed[1].stage_storage).newest()
+    assert step == there == one.stage_storage.get_json("result.json")["num_steps"]
     assert flat(ours) == flat(theirs) and len(flat(ours)) > 100
     ours, theirs = validated(notes), validated(told)
     assert all(theirs[at] == ours[at] for at in ours) and ours
 
 
 def test_a_stage_starts_where_the_one_before_ended_and_its_curve_holds_all(undisturbed):
-    curves = [[json.loads(line) for line in job.vault.get("curve.jsonl").splitlines()] for job in undisturbed]
+    curves = [[json.loads(line) for line in job.stage_storage.get("curve.jsonl").splitlines()] for job in undisturbed]
     for before, after in pairwise(curves):
         assert after[: len(before)] == before and len(after) > len(before)
-    starts = [0] + [job.vault.get_json("result.json")["num_steps"] for job in undisturbed]
+    starts = [0] + [job.stage_storage.get_json("result.json")["num_steps"] for job in undisturbed]
     assert starts == sorted({*starts})
     rates = [point["metrics"]["train/lr"] for point in curves[-1] if "train/lr" in point["metrics"]]
     assert rates[-1] == pytest.approx(0.03 * 8 / 256 / (starts[3] - starts[2]))
 
 
 def test_a_finished_segment_keeps_the_state_it_ended_with_and_no_more(undisturbed):
-    first, second, cooled = (job.vault for job in undisturbed)
+    first, second, cooled = (job.stage_storage for job in undisturbed)
     for vault in (first, second):
         end = vault.get_json("result.json")["num_steps"]
         kept = {"curve.jsonl", "result.json", f"checkpoints/{end:09d}.json", f"checkpoints/{end:09d}.pt"}
@@ -220,7 +221,7 @@ def test_a_finished_segment_keeps_the_state_it_ended_with_and_no_more(undisturbe
 )
 def test_a_chain_that_is_killed_in_every_stage_ends_as_if_nothing_had_been(kills, xrays, tmp_path, undisturbed):
     jobs = chain(xrays, tmp_path)
-    ends = [job.vault.get_json("result.json")["num_steps"] for job in undisturbed]
+    ends = [job.stage_storage.get_json("result.json")["num_steps"] for job in undisturbed]
     for number, job in enumerate(jobs):
         kill = kills[number].replace("000000016", f"{ends[1]:09d}")
         kill = kill.replace("row 10", f"row {ends[0] + 2}").replace("row 17", f"row {ends[1] + 1}")
@@ -239,12 +240,12 @@ def test_the_number_of_workers_changes_rounding_only(xrays, tmp_path, undisturbe
 def test_a_state_that_is_damaged_is_refused_in_one_line(xrays, undisturbed, tmp_path):
     shutil.copytree(undisturbed[0].storage, tmp_path / "checkpoints")
     jobs = chain(xrays, tmp_path)
-    (step,) = jobs[1].vault.checkpoint_steps()
-    jobs[1].vault.put(f"checkpoints/{step:09d}.pt", b"short")
-    shutil.rmtree(jobs[2].vault.where)
+    (step,) = CheckpointManager(jobs[1].stage_storage).steps()
+    jobs[1].stage_storage.put(f"checkpoints/{step:09d}.pt", b"short")
+    shutil.rmtree(jobs[2].stage_storage.where)
     worker.run_stage(jobs[2], *QUIET)
-    message = jobs[2].vault.get_json("failure.json")["message"]
-    assert message.startswith(f"{jobs[1].vault.where}: the state it ended with is damaged; remove that folder")
+    message = jobs[2].stage_storage.get_json("failure.json")["message"]
+    assert message.startswith(f"{jobs[1].stage_storage.where}: the state it ended with is damaged; remove that folder")
 
 
 # ---- what is trained once, and what is told of it
@@ -318,7 +319,7 @@ def test_the_cost_of_a_pre_training_is_all_that_it_took_to_get_there(grown, home
     for arm, (_, outcomes) in zip(arms.values(), zip((2, 4), grown[1], strict=True), strict=True):
         before = [stage["seconds"] for stage in outcomes["stages"] if stage["kind"] != "finetune"]
         assert (arm.cost.pretrain.runs, arm.cost.pretrain.seconds) == (1, pytest.approx(sum(before)))
-    assert "1 trunk segment served several rows and stand in the cost of each" in task.notes
+    assert "shared by several rows and included in the cost of each: 1 trunk segment" in task.notes
     (run,) = arms["mae epochs=4"].runs
     assert exhibits.pretraining_stages(run) == [grown[1][1]["stages"][2]["run_id"]]
 

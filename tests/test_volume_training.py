@@ -24,7 +24,7 @@ from premed.fit import Schedule, fit, make_optimizer
 from premed.models.encoders import vit
 from premed.pretext import mae
 from premed.tasks import brats, btcv
-from premed.watch import Watch
+from premed.watch import TrainingCallback
 from premed.worker import planned
 
 TINY = {
@@ -127,7 +127,7 @@ def test_a_recipe_takes_the_paper_s_steps_at_its_effective_rates(file, num, pret
 
 
 class Still(Objective):
-    """Something to watch that costs nothing."""
+    """An objective that costs nothing."""
 
     def __init__(self):
         super().__init__()
@@ -148,14 +148,14 @@ class Shelf:
     def __init__(self):
         self.checkpoints: list[int] = []
 
-    def save_checkpoint(self, step, state, notes, kept=2):
-        self.checkpoints.append(step)
+    def put(self, name, content):
+        self.checkpoints.append(name)
+
+    def put_json(self, name, value):
+        pass
 
     def put_weights(self, name, state):
         pass
-
-    def checkpoint_steps(self):
-        return []
 
     def names(self):
         return []
@@ -169,23 +169,22 @@ def test_ten_thousand_epochs_of_three_steps_are_thirty_thousand_steps_with_nothi
         clock = [0.0]
         monkeypatch.setattr("premed.watch.time.monotonic", lambda clock=clock: clock[0])
         objective, shelf, events = Still(), Shelf(), []
-        watch = Watch(
+        callback = TrainingCallback(
             objective,  # type: ignore[arg-type]
             torch.optim.AdamW(objective.parameters()),
             of,
             shelf,  # type: ignore[arg-type]
             [],
             **{"validations": 20, "score": None, "log_steps": 20, "save_minutes": 5.0, "precision": torch.float32},
-            names=lambda picks: [],
-            emit=events.append,
+            sample_names=lambda picks: [],
+            on_event=events.append,
             report=lambda numbers: None,
         )
-        watch.forget = lambda: None  # type: ignore[method-assign]
-        monkeypatch.setattr("premed.watch.measured", lambda objective, samples, precision: objective.measure(samples))
+        monkeypatch.setattr("premed.watch.evaluate", lambda objective, samples, precision: objective.measure(samples))
         loss = torch.tensor(1.0)
         for step in range(1, of.num_steps + 1):
             clock[0] += 0.25  # seconds
-            watch(step, loss, {})
+            callback(step, loss, {})
         rows = [event.step for event in events if isinstance(event, MetricsLogged)]
         told.append((of.num_steps, rows, objective.measured, shelf.checkpoints))
     assert told[0] == told[1]

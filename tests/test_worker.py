@@ -1,25 +1,24 @@
 """Stages as users run them: killed and gone on with, on one rank and on several; what is loaded; what is refused."""
 
-import math
 import socket
 from itertools import product
 
 import numpy as np
 import pytest
-import torch
 from helpers import jobs, on_ranks, outcome, run
 from safetensors.torch import load
-from torch import nn
 
-from premed import parts, watch, worker
+from premed import parts, worker
+from premed.checkpoint import CheckpointManager
 from premed.contracts import Case
 from premed.data import datamodule
 from premed.data.phantoms.writers import write_chestxray14
+from premed.distributed import raise_on_all_ranks
 from premed.errors import UserError
 from premed.events import CheckpointSaved, MetricsLogged
 from premed.pretext.mae import MAE
 from premed.tasks.chestxray14 import ChestXray14
-from premed.vault import Vault
+from premed.vault import StageStorage
 
 KILLED, FINE = -9, 0
 
@@ -66,7 +65,7 @@ def test_a_killed_pretraining_goes_on_as_if_nothing_had_been(kills, chest, tmp_p
     assert [run(job, kill=kill) for kill in kills] == [[KILLED]] * 3
     assert run(job) == [FINE]
     assert outcome(job) == undisturbed("pretrain")
-    assert not [name for name in job.vault.names() if name.startswith(("checkpoints/", "best/"))]
+    assert not [name for name in job.stage_storage.names() if name.startswith(("checkpoints/", "best/"))]
 
 
 def tamper(name, flip=None, cut=None, remove=False):
@@ -95,8 +94,8 @@ def tamper(name, flip=None, cut=None, remove=False):
 )
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(damage, stopped_at_6, tmp_path, undisturbed):
     job = stopped_at_6(tmp_path)
-    damage(job.vault)
-    assert job.vault.newest_checkpoint()[0] == 4
+    damage(job.stage_storage)
+    assert CheckpointManager(job.stage_storage).newest()[0] == 4
     assert run(job) == [FINE]
     assert outcome(job) == undisturbed("finetune", **SCRATCH)
 
@@ -110,8 +109,8 @@ def stopped_at_6(chest, tmp_path_factory):
 
     def copy(to):
         copied = jobs(chest, to, **SCRATCH)["finetune"]
-        for name in job.vault.names():
-            copied.vault.put(name, job.vault.get(name))
+        for name in job.stage_storage.names():
+            copied.stage_storage.put(name, job.stage_storage.get(name))
         return copied
 
     return copy
@@ -119,7 +118,7 @@ def stopped_at_6(chest, tmp_path_factory):
 
 def test_a_killed_finetuning_keeps_the_best_weights_of_its_own_past(stopped_at_6, tmp_path, undisturbed):
     job = stopped_at_6(tmp_path)
-    job.vault.put("best/000000008/encoder.safetensors", b"of a future that another machine saw")
+    job.stage_storage.put("best/000000008/encoder.safetensors", b"of a future that another machine saw")
     assert run(job) == [FINE]
     assert outcome(job) == undisturbed("finetune", **SCRATCH)
 
@@ -161,14 +160,14 @@ def difference(ours, theirs):
 def test_a_loss_that_is_no_number_stops_the_run_and_names_step_samples_and_checkpoint(world, chest, tmp_path):
     job = jobs(chest, tmp_path, finetune={"lr": 1e32, "warmup_epochs": 0.5}, **SCRATCH)["finetune"]
     assert run(job, world) == [FINE] * world
-    failure = job.vault.get_json("failure.json")
+    failure = job.stage_storage.get_json("failure.json")
     plan, _ = worker.planned(job.stage, [len(train_names(job))])
     assert failure["kind"] == "NotFinite"
     assert failure["samples"] == [train_names(job)[i] for i in plan.at(failure["step"] - 1).samples]
     assert f"at step {failure['step']} (samples {', '.join(failure['samples'])})" in failure["message"]
     assert "no checkpoint yet" in failure["message"]
     assert "\n" not in failure["message"]
-    assert job.vault.get("result.json") is None
+    assert job.stage_storage.get("result.json") is None
 
 
 def train_names(job):
@@ -181,10 +180,10 @@ def test_a_poisoned_image_stops_the_run_at_its_step_and_leaves_the_last_good_che
     plan, _ = worker.planned(job.stage, [len(train_names(job))])
     victim = train_names(job)[plan.at(2).samples[0]]
     assert run(job, poison=victim) == [FINE]
-    failure = job.vault.get_json("failure.json")
+    failure = job.stage_storage.get_json("failure.json")
     assert (failure["step"], victim in failure["samples"]) == (3, True)
     assert "the last good checkpoint is that of step 2" in failure["message"]
-    assert job.vault.newest_checkpoint()[0] == 2
+    assert CheckpointManager(job.stage_storage).newest()[0] == 2
 
 
 def test_weights_that_are_no_numbers_never_become_a_checkpoint(chest, tmp_path):
@@ -192,16 +191,17 @@ def test_weights_that_are_no_numbers_never_become_a_checkpoint(chest, tmp_path):
         "finetune"
     ]
     assert run(job) == [FINE]
-    failure = job.vault.get_json("failure.json")
+    failure = job.stage_storage.get_json("failure.json")
     assert failure["message"].startswith("the weights are no numbers at step 1 ")
-    assert job.vault.checkpoint_steps() == []
+    assert CheckpointManager(job.stage_storage).steps() == []
 
 
 def give_up_on_one_rank():
-    with pytest.raises(UserError, match=rf"^chest: is not here \(on node {socket.gethostname()}\)$"), worker.agreed():
-        if worker.team()[0] == 1:
+    message = rf"^chest: is not here \(on node {socket.gethostname()}\)$"
+    with pytest.raises(UserError, match=message), raise_on_all_ranks():
+        if worker.rank_and_world()[0] == 1:
             raise UserError("chest: is not here")
-    with pytest.raises(UserError, match="^chest: is nowhere$"), worker.agreed():
+    with pytest.raises(UserError, match="^chest: is nowhere$"), raise_on_all_ranks():
         raise UserError("chest: is nowhere")
 
 
@@ -212,7 +212,7 @@ def test_a_rank_that_cannot_start_takes_the_others_along():
 def lose_an_image_on_one_rank(job):
     from premed.data.loader import Views
 
-    if worker.team()[0] == 1:
+    if worker.rank_and_world()[0] == 1:
 
         def gone(self, picks):
             raise UserError("cache/ab: is gone")
@@ -224,9 +224,9 @@ def lose_an_image_on_one_rank(job):
 def test_what_one_rank_alone_meets_in_mid_training_is_told_and_does_not_hang_the_others(chest, tmp_path):
     job = jobs(chest, tmp_path, **SCRATCH)["finetune"]
     assert on_ranks(2, lose_an_image_on_one_rank, job)[1] == 1  # it tears the others from their wait
-    assert job.vault.get_json("failure.json") == {"kind": "UserError", "message": "cache/ab: is gone"}
+    assert job.stage_storage.get_json("failure.json") == {"kind": "UserError", "message": "cache/ab: is gone"}
     assert run(job, 2) == [FINE] * 2  # started again for its sake: nothing is tried once more
-    assert job.vault.get_json("result.json") is None
+    assert job.stage_storage.get_json("result.json") is None
 
 
 def test_a_part_without_images_is_refused_by_name(chest, tmp_path, monkeypatch):
@@ -234,7 +234,7 @@ def test_a_part_without_images_is_refused_by_name(chest, tmp_path, monkeypatch):
     job = jobs(chest, tmp_path)["pretrain"]
     monkeypatch.setattr(ChestXray14, "images", lambda self: [Case("a", "p", (chest / "images" / "nothing.png",))][:0])
     worker.run_stage(job, print, print)
-    assert job.vault.get_json("failure.json") == {
+    assert job.stage_storage.get_json("failure.json") == {
         "kind": "UserError",
         "message": "task: chestxray14 has no train images for this stage; mend its split",
     }
@@ -258,12 +258,12 @@ def test_more_validations_than_steps_validate_after_each(chest, tmp_path):
     worker.run_stage(job, events.append, lambda numbers: None)
     rows = [event for event in events if isinstance(event, MetricsLogged) and "val/loss" in event.metrics]
     assert [row.step for row in rows] == [1, 2]
-    assert job.vault.get_json("result.json")["num_steps"] == 2
+    assert job.stage_storage.get_json("result.json")["num_steps"] == 2
 
 
 def test_a_resumed_pretraining_does_not_look_at_all_images_again(chest, tmp_path, monkeypatch):
-    job, begun, begin = jobs(chest, tmp_path, pretrain={"steps": 3})["pretrain"], [], MAE.begin
-    monkeypatch.setattr(MAE, "begin", lambda self, train: begun.append(len(train)) or begin(self, train))
+    job, begun, begin = jobs(chest, tmp_path, pretrain={"steps": 3})["pretrain"], [], MAE.on_start
+    monkeypatch.setattr(MAE, "on_start", lambda self, train: begun.append(len(train)) or begin(self, train))
 
     def interrupt(event):
         if isinstance(event, CheckpointSaved):
@@ -273,7 +273,7 @@ def test_a_resumed_pretraining_does_not_look_at_all_images_again(chest, tmp_path
         worker.run_stage(job, interrupt, print)
     worker.run_stage(job, lambda event: None, lambda numbers: None)
     assert begun == [len(train_names(job))]
-    assert 0.3 < job.vault.get_json("result.json")["gate"]["gate"] < 1
+    assert 0.3 < job.stage_storage.get_json("result.json")["gate"]["gate"] < 1
 
 
 def test_an_interrupted_pretraining_draws_the_same_film_and_keeps_no_snapshot(chest, tmp_path):
@@ -288,8 +288,8 @@ def test_an_interrupted_pretraining_draws_the_same_film_and_keeps_no_snapshot(ch
             with pytest.raises(KeyboardInterrupt):
                 worker.run_stage(job, interrupt, print)
         worker.run_stage(job, interrupt, print)
-        assert not [name for name in job.vault.names() if name.startswith("snapshots/")]
-        return job.vault.get("pictures/progress.png")
+        assert not [name for name in job.stage_storage.names() if name.startswith("snapshots/")]
+        return job.stage_storage.get("pictures/progress.png")
 
     whole = film(tmp_path / "whole", [])
     assert whole.startswith(b"\x89PNG") and film(tmp_path / "cut", [4, 6]) == whole
@@ -309,55 +309,31 @@ def test_a_chain_of_stages_hands_its_parts_on(chest, tmp_path):
     chain = jobs(chest, tmp_path, **short())
     for job in chain.values():
         worker.run_stage(job, lambda event: None, lambda numbers: None)
-    results = {kind: job.vault.get_json("result.json") for kind, job in chain.items()}
-    encoder = load(chain["pretrain"].vault.get("parts/encoder.safetensors"))
+    results = {kind: job.stage_storage.get_json("result.json") for kind, job in chain.items()}
+    encoder = load(chain["pretrain"].stage_storage.get("parts/encoder.safetensors"))
     assert results["finetune"]["loaded"] == {
         "encoder": {"loaded": len(encoder), "missing": [], "resized": [], "dropped": []}
     }
     assert set(results["test"]["loaded"]) == {"encoder", "head"}
     assert results["test"]["constant"] == 0.5
-    assert len(chain["test"].vault.get_json("scores.json")) == results["test"]["num_cases"]
+    rows = chain["test"].stage_storage.get_json("scores.json")
+    assert len(rows) == results["test"]["num_cases"]
+    labels = {name[2:]: {row[name] for row in rows} for name in rows[0] if name.startswith("y/")}
+    assert results["test"]["undefined"] == [name for name, known in labels.items() if len(known) == 1]  # have no AUC
 
 
 def test_an_encoder_of_another_grid_is_resized_and_that_is_said(chest, tmp_path):
     before = jobs(chest, tmp_path, **short())["pretrain"]
     worker.run_stage(before, lambda event: None, lambda numbers: None)
     after = jobs(chest, tmp_path, **short(), task={"size": 16})["finetune"]
-    job = worker.Job(after.stage, before.stage, after.train, after.storage, after.cache)
+    job = worker.StageJob(after.stage, before.stage, after.train, after.storage, after.cache)
     _, loaded = worker.make_objective(job, datamodule.domains(after.stage))
     assert loaded["encoder"]["resized"] == ["pos_embed"]
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda state: state.pop("weight"), "missing: weight"),
-        (lambda state: state.update(extra=torch.zeros(1)), "not wanted: extra"),
-        (lambda state: state.update(bias=torch.zeros(9)), "of another shape: bias"),
-    ],
-)
-def test_parts_that_do_not_fit_are_refused_and_nothing_is_loaded(change, said):
-    module, state = nn.Linear(2, 3), {"weight": torch.ones(3, 2), "bias": torch.ones(3)}
-    change(state)
-    with pytest.raises(UserError, match=f"head: the saved weights do not fit .*{said}"):
-        parts.load_strictly(module, state, "head")
-    assert not (module.weight == 1).any()
-
-
 def test_weights_that_were_removed_are_asked_for(tmp_path):
     with pytest.raises(UserError, match="parts/encoder.safetensors is missing"):
-        parts.weights_of(Vault(str(tmp_path), "pretrain-0"), "encoder")
-
-
-def test_initial_weights_come_from_the_seed_and_move_no_generator():
-    before = torch.random.get_rng_state()
-    with parts.drawn(0, "encoder"):
-        ours = torch.rand(3)
-    with parts.drawn(0, "encoder"):
-        assert torch.equal(ours, torch.rand(3))
-    with parts.drawn(0, "head"):
-        assert not torch.equal(ours, torch.rand(3))
-    assert torch.equal(before, torch.random.get_rng_state())
+        parts.part_weights(StageStorage(str(tmp_path), "pretrain-0"), "encoder")
 
 
 # ---- few labels
@@ -378,18 +354,6 @@ def test_a_label_fraction_is_drawn_by_its_seed():
     chosen = [[case.name for case in datamodule.fraction(labelled(), 0.2, seed)] for seed in (0, 0, 1)]
     assert chosen[0] == chosen[1] != chosen[2]
     assert len(datamodule.fraction(labelled(), 1e-6, 0)) == 3  # one patient at least
-
-
-# ---- the gate
-
-
-@pytest.mark.parametrize(("loss", "passed"), [(0.5, True), (0.949, True), (0.96, False), (1.2, False)])
-def test_a_pretraining_is_past_its_gate_when_clearly_below_it(loss, passed):
-    gate = watch.passed_gate({"loss": loss, "gate": 1.0})
-    assert gate["passed"] is passed
-    assert math.isclose(gate["below"], 1 - loss)
-    assert watch.passed_gate({"mauc": 0.6}) is None
-    assert watch.passed_gate({"loss": 0.0, "gate": 0.0})["passed"] is False  # all images alike
 
 
 def test_the_learning_rate_grows_with_the_batch_and_steps_replace_the_epochs(chest, tmp_path):

@@ -15,7 +15,7 @@ import torch
 
 from premed.config.transforms import Recipe
 from premed.errors import UserError
-from premed.supervised import Network
+from premed.models.network import Network
 from premed.tasks.common.segmentation import Segmentation
 
 MODEL = "models/model.ts"

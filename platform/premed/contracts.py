@@ -300,8 +300,8 @@ class Objective(nn.Module):
     weight_decay: float = 0.0
     num_solutions: int = 0
     """Not 0: a closed form stands in for the descent (`Head.num_solutions`)."""
-    whole_steps: bool = False
-    """Its loss is of all of a step's images together, so that micro-batches would make it another."""
+    couples_batch: bool = False
+    """True if the loss couples the samples of a step (contrastive losses): gradient accumulation would change it."""
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss over the batch's samples, and such means to log. `progress`: 0 to 1 (see docs/trunk.md)."""
@@ -323,8 +323,8 @@ class Objective(nn.Module):
     def after_step(self, progress: float) -> None:
         """After the optimizer moved: EMA teachers."""
 
-    def begin(self, train: Sequence[Sample]) -> None:
-        """Once, before a fresh start: what it wants to know of the training images (the gate)."""
+    def on_start(self, train: Sequence[Sample]) -> None:
+        """Called once, before the first step of a new training: the gate is computed from the training images here."""
 
     def measure(self, samples: Sequence[Sample]) -> list[Row]:
         """One row per validation case, in their order, without gradient."""
@@ -338,9 +338,11 @@ class Objective(nn.Module):
         return []
 
     def snapshot(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """What it makes of the first validation cases by now; kept at a few validations, for `film`. Often nothing."""
+        """What it makes of the first validation cases by now, kept for `progress_pictures`. Often nothing."""
         return {}
 
-    def film(self, samples: Sequence[Sample], snapshots: Mapping[int, dict[str, Tensor]], folder: Path) -> list[Path]:
+    def progress_pictures(
+        self, samples: Sequence[Sample], snapshots: Mapping[int, dict[str, Tensor]], folder: Path
+    ) -> list[Path]:
         """PNG files that show what it learnt from step to step. snapshots: by the number of steps done."""
         return []

@@ -24,7 +24,7 @@ from premed.data.datamodule import Tasks
 from premed.desk import JobQueue, Signal
 from premed.errors import CalledOff, StageFailed, UserError
 from premed.events import EventHandler
-from premed.worker import Job, run_stage
+from premed.worker import StageJob, run_stage
 
 POLL = 0.1  # seconds between two looks at the queue
 INTERFACE = "GLOO_SOCKET_IFNAME"
@@ -40,7 +40,7 @@ class WorkerGroup:
         self.thread = threading.Thread(target=self._fit, name="premed worker group", daemon=True)
         self.thread.start()
 
-    def suits(self, job: Job) -> bool:
+    def suits(self, job: StageJob) -> bool:
         """Whether it is alive, was never restarted, and works with the job's `train` settings and storage."""
         import ray
 
@@ -54,7 +54,7 @@ class WorkerGroup:
 
     def run(
         self,
-        job: Job,
+        job: StageJob,
         events: EventHandler,
         report: Callable[[int], bool] | None,
         pause: Callable[[float], None],

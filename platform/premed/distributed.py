@@ -1,8 +1,74 @@
-"""Which of how many processes this one is, where several train together."""
+"""Processes (ranks) that train together: rank and world size, gathered values, errors that all of them raise."""
 
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
 import torch.distributed as dist
+from torch import Tensor
+
+from premed.errors import UserError
 
 
-def team() -> tuple[int, int]:
+def rank_and_world() -> tuple[int, int]:
     """This process's rank and the number of ranks."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def all_gather(value: Any) -> list[Any]:
+    """Each rank's `value`, in the order of the ranks."""
+    values: list[Any] = [value] * rank_and_world()[1]
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+class RaisedOnAllRanks(UserError):
+    """A UserError that every rank raises at once: no rank is left waiting for another."""
+
+
+@contextmanager
+def raise_on_all_ranks() -> Iterator[None]:
+    """Where the block raises a UserError on any rank, every rank raises it. Other errors stay with their rank."""
+    message = None
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+    messages = all_gather((message, socket.gethostname()))
+    if failed := [(message, node) for message, node in messages if message]:
+        message, node = failed[0]
+        raise RaisedOnAllRanks(message if len(failed) == len(messages) else f"{message} (on node {node})")
+
+
+def gather_rows(rows: Tensor, real: bool = True) -> Tensor:
+    """The rows [n, …] of all ranks, [N, …], in the order of the ranks; the gradient reaches this rank's rows only.
+
+    real: False on a rank without samples of its own, which takes part with a placeholder that is left out.
+    """
+    rank, world = rank_and_world()
+    if world == 1:
+        return rows
+    count = torch.tensor([len(rows) * real], device=rows.device)
+    counts = [torch.empty_like(count) for _ in range(world)]
+    dist.all_gather(counts, count)
+    most = max(len(rows), *map(int, counts))
+    padded = rows.new_zeros(most, *rows.shape[1:])
+    padded[: len(rows)] = rows.detach()
+    gathered = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(gathered, padded)
+    parts = [part[: int(count)] for part, count in zip(gathered, counts, strict=True)]
+    if real:
+        parts[rank] = rows
+    return torch.cat(parts) + 0 * rows.sum()  # a rank without samples goes through the backward pass, too
+
+
+def share_of_loss(loss: Tensor, weight: float) -> Tensor:
+    """A loss that every rank computes from all samples, as this rank's part: same value, gradient scaled for DDP.
+
+    weight: `Batch.weight`, the rank's share of the step's samples times the number of ranks. `fit` multiplies by it and
+    DDP averages, while the gradients that each rank has of its own samples must be summed.
+    """
+    return loss.detach() + (rank_and_world()[1] / weight if weight else 0) * (loss - loss.detach())

@@ -12,6 +12,7 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
+from premed.checkpoint import CheckpointManager
 from premed.config.experiment import Stage
 from premed.config.plugins import plugin
 from premed.config.settings import BLIND, PRETRAINING, Kind
@@ -30,14 +31,14 @@ from premed.events import (
 )
 from premed.executor import LocalExecutor
 from premed.fleet import Ticket
-from premed.parts import adopt
+from premed.models.network import load_resized
 from premed.paths import home, storage
 from premed.planning import planned
 from premed.preflight import Resolved
 from premed.records import ExperimentRecorder
 from premed.session import Session
 from premed.supervised import Supervised
-from premed.worker import Job, make_objective
+from premed.worker import StageJob, make_objective
 
 IDENTIFYING = ("import", "finetune")
 """The kinds of stages whose data distinguish two experiments with the same fields."""
@@ -59,7 +60,7 @@ class StagePipeline:
         self.storage, self.cache = storage(self.experiment.train.storage), home() / "cache"
         self.stages: list[dict[str, Any]] = []
         """The results of those that are finished so far."""
-        self.jobs: dict[str, Job] = {}
+        self.jobs: dict[str, StageJob] = {}
         """Those of the stages so far, by digest."""
 
     def show(self, event: Event) -> None:
@@ -106,7 +107,7 @@ class StagePipeline:
 
     def find_or_train(self, stage: Stage, parent: Stage | None) -> dict[str, Any]:
         """The stage's result, or its failure: this experiment's own, or another's of this command."""
-        job = Job(stage, parent, self.experiment.train, self.storage, self.cache)
+        job = StageJob(stage, parent, self.experiment.train, self.storage, self.cache)
         self.jobs[stage.digest()] = job
         result, ours = self.once(job, (stage.digest(), self.storage), partial(self.obtain, job))
         if ours:
@@ -114,7 +115,7 @@ class StagePipeline:
         self.show(StageReused(stage.kind, result["where"]))
         return result | {"reused": True}
 
-    def once(self, job: Job, key: Hashable, function: Callable[[], Any]) -> tuple[Any, bool]:
+    def once(self, job: StageJob, key: Hashable, function: Callable[[], Any]) -> tuple[Any, bool]:
         """The result of `function`, and whether it was called here: once for all experiments of this command."""
 
         def on_wait() -> None:
@@ -129,7 +130,7 @@ class StagePipeline:
         self.executor.release()
         self.show(WaitingForStage(kind, owner))
 
-    def obtain(self, job: Job, resumable: bool = False) -> dict[str, Any]:
+    def obtain(self, job: StageJob, resumable: bool = False) -> dict[str, Any]:
         """The result that is there, or another command's once it is done, or a new one.
 
         resumable: only one with its last checkpoint, from which the next segment of a trunk continues.
@@ -149,25 +150,25 @@ class StagePipeline:
             self.ticket.pause(POLL)
         return result
 
-    def regain(self, job: Job) -> None:
+    def regain(self, job: StageJob) -> None:
         """Trains a segment of a trunk again where its last checkpoint is gone, which MLflow does not keep."""
-        if not job.vault.checkpoint_steps():
-            self.show(WarningIssued(f"{job.vault.where}: its state is gone, so it is trained again"))
+        if not CheckpointManager(job.stage_storage).steps():
+            self.show(WarningIssued(f"{job.stage_storage.where}: its state is gone, so it is trained again"))
             key = job.stage.digest(), self.storage, "resumable"
             self.once(job, key, partial(self.obtain, job, resumable=True))
 
-    def find(self, job: Job, resumable: bool = False) -> dict[str, Any] | None:
+    def find(self, job: StageJob, resumable: bool = False) -> dict[str, Any] | None:
         """The result of a stage that is finished in storage and in MLflow."""
-        result = job.vault.get_json("result.json")
-        if resumable and not job.vault.checkpoint_steps():
+        result = job.stage_storage.get_json("result.json")
+        if resumable and not CheckpointManager(job.stage_storage).steps():
             return None
         run_id = self.tracker.finished(job.stage.digest(), job.stage.kind) if result else None
         return self.reused(job, run_id, result) if result and run_id else None
 
-    def restore(self, job: Job) -> dict[str, Any] | None:
+    def restore(self, job: StageJob) -> dict[str, Any] | None:
         """The result of a stage that is finished in one of the two: storage was cleaned, or MLflow is another one."""
-        stage, vault = job.stage, job.vault
-        result = vault.get_json("result.json")
+        stage, stage_storage = job.stage, job.stage_storage
+        result = stage_storage.get_json("result.json")
         run_id = self.tracker.finished(stage.digest(), stage.kind)
         if result is None and run_id is not None:
             with TemporaryDirectory() as folder:
@@ -175,8 +176,8 @@ class StagePipeline:
                     files = [path for path in Path(folder).rglob("*") if path.is_file()]
                     files.sort(key=lambda path: path.name == "result.json")  # last, as it marks the stage as finished
                     for path in files:
-                        vault.put(path.relative_to(folder).as_posix(), path.read_bytes())
-            result = vault.get_json("result.json")
+                        stage_storage.put(path.relative_to(folder).as_posix(), path.read_bytes())
+            result = stage_storage.get_json("result.json")
         if result is None:
             return None
         if run_id is None:
@@ -184,54 +185,54 @@ class StagePipeline:
             self.recorder.record(job, run_id, result)
         return self.reused(job, run_id, result)
 
-    def reused(self, job: Job, run_id: str, result: dict[str, Any]) -> dict[str, Any]:
-        self.show(StageReused(job.stage.kind, job.vault.where))
+    def reused(self, job: StageJob, run_id: str, result: dict[str, Any]) -> dict[str, Any]:
+        self.show(StageReused(job.stage.kind, job.stage_storage.where))
         self.recorder.register(job, run_id, result)  # a sweep, which registers none, may have trained it
         return self.done(job, run_id, result, reused=True)
 
-    def done(self, job: Job, run_id: str, result: dict[str, Any], reused: bool) -> dict[str, Any]:
+    def done(self, job: StageJob, run_id: str, result: dict[str, Any], reused: bool) -> dict[str, Any]:
         if (gate := result.get("gate")) and not gate["passed"]:
             self.show(GateNotPassed(gate["loss"], gate["gate"]))
         if collapse := result.get("collapse"):
             self.show(CollapseDetected(**collapse))
-        return {"run_id": run_id, "reused": reused, "where": job.vault.where} | result
+        return {"run_id": run_id, "reused": reused, "where": job.stage_storage.where} | result
 
-    def train(self, job: Job) -> dict[str, Any]:
+    def train(self, job: StageJob) -> dict[str, Any]:
         """Runs the stage and records its result."""
-        kind, vault = job.stage.kind, job.vault
+        kind, stage_storage = job.stage.kind, job.stage_storage
         if kind in PRETRAINING:
             self.rehearse()
-        if job.origin:
+        if job.trunk_storage:
             self.regain(self.jobs[job.stage.parent or ""])
-        run_id = self.recorder.open_stage(job.stage, self.domains(job.stage), job.origin)
-        self.show(StageStarted(kind, vault.where))
+        run_id = self.recorder.open_stage(job.stage, self.domains(job.stage), job.trunk_storage)
+        self.show(StageStarted(kind, stage_storage.where))
         for name in ("failure.json", "result.json"):  # of an earlier try; of a segment whose state is gone
-            if vault.get(name):
-                vault.remove(name)
+            if stage_storage.get(name):
+                stage_storage.remove(name)
         try:
             self.execute(job, run_id)
         except Exception as error:
             if self.tracker.taken(job.stage.digest()):  # the run is the other command's now: nothing is recorded here
                 raise LeaseLost(str(error)) from None
-            if vault.get("failure.json"):
+            if stage_storage.get("failure.json"):
                 return self.refuse(job, run_id)
             if isinstance(error, UserError):  # a node's fault, not the stage's
                 self.recorder.end(run_id, "FAILED", {"premed.failure": str(error)})
                 raise
-            vault.put("traceback.txt", traceback.format_exc().encode())
-            message = f"{first_line(error)} ({vault.where}/traceback.txt has the whole story)"
+            stage_storage.put("traceback.txt", traceback.format_exc().encode())
+            message = f"{first_line(error)} ({stage_storage.where}/traceback.txt has the whole story)"
             self.recorder.end(run_id, "FAILED", {"premed.failure": message})
             raise StageFailed(f"{kind}: {message}; the same command goes on from the last checkpoint") from error
         except BaseException:  # Ctrl-C
             self.recorder.end(run_id, "KILLED")
             raise
-        result = vault.get_json("result.json")
+        result = stage_storage.get_json("result.json")
         if result is None:
             self.refuse(job, run_id)
         self.recorder.record(job, run_id, result)
         return self.done(job, run_id, result, reused=False)
 
-    def execute(self, job: Job, run_id: str) -> None:
+    def execute(self, job: StageJob, run_id: str) -> None:
         """Runs the stage on the executor; an import in this process, where its file is."""
         if job.stage.kind == "import":
             LocalExecutor(self.session.tasks, self.ticket.pause).run_stage(job, self.show)
@@ -242,10 +243,10 @@ class StagePipeline:
         finally:
             self.session.relay()
 
-    def refuse(self, job: Job, run_id: str) -> NoReturn:
+    def refuse(self, job: StageJob, run_id: str) -> NoReturn:
         """Records and raises why the workers ended without a result: `failure.json` has the reason, if they knew it."""
-        failure = job.vault.get_json("failure.json")
-        message = failure["message"] if failure else f"the workers ended without a result in {job.vault.where}"
+        failure = job.stage_storage.get_json("failure.json")
+        message = failure["message"] if failure else f"the workers ended without a result in {job.stage_storage.where}"
         self.recorder.end(run_id, "FAILED", {"premed.failure": message})
         if failure and failure["kind"] == "UserError":
             raise UserError(message)
@@ -259,7 +260,7 @@ class StagePipeline:
         pretrained = None
         with self.rehearsing, torch.device("meta"):
             for stage in self.experiment.stages(lambda kind: ""):
-                job = Job(stage, None, self.experiment.train, "", self.cache)
+                job = StageJob(stage, None, self.experiment.train, "", self.cache)
                 objective, _ = make_objective(job, self.domains(stage))
                 encoder = objective.parts["encoder"]
                 if isinstance(objective, Supervised):
@@ -270,6 +271,6 @@ class StagePipeline:
     def refuse_misfit(self, pretrained: Any, encoder: Any) -> None:
         """Raises UserError where the pre-trained encoder does not fit the task's, whose images have another shape."""
         try:
-            adopt(encoder, pretrained.state_dict(), pretrained.grid)
+            load_resized(encoder, pretrained.state_dict(), pretrained.grid)
         except UserError as error:
             raise UserError(f"pretrain.sources: their encoder does not suit {self.task.name}: {error}") from None

@@ -7,7 +7,7 @@ from premed.config.spec import Spec
 from premed.contracts import Task
 from premed.events import EventHandler
 from premed.fleet import Scheduler, Ticket
-from premed.worker import Job, run_stage
+from premed.worker import StageJob, run_stage
 
 POLL = 0.2  # seconds between two questions to `report`
 
@@ -18,7 +18,7 @@ Report = Callable[[int], bool]
 class Executor(Protocol):
     """Runs the stages of one experiment, one after the other."""
 
-    def run_stage(self, job: Job, events: EventHandler, report: Report | None = None) -> None:
+    def run_stage(self, job: StageJob, events: EventHandler, report: Report | None = None) -> None:
         """Runs the stage until its storage holds `result.json`, or `failure.json` where a retry would not help.
 
         Raises what ended it otherwise, and CalledOff where it was stopped. events: takes what the first worker reports;
@@ -35,7 +35,7 @@ class LocalExecutor:
     def __init__(self, tasks: Callable[[Spec], Task], pause: Callable[[float], None]):
         self.tasks, self.pause = tasks, pause
 
-    def run_stage(self, job: Job, events: EventHandler, report: Report | None = None) -> None:
+    def run_stage(self, job: StageJob, events: EventHandler, report: Report | None = None) -> None:
         def reported(numbers: dict[str, float]) -> None:
             while report is not None and not report(int(numbers["step"])):
                 self.pause(POLL)
@@ -52,7 +52,7 @@ class RayExecutor:
     def __init__(self, scheduler: Scheduler, ticket: Ticket):
         self.scheduler, self.ticket = scheduler, ticket
 
-    def run_stage(self, job: Job, events: EventHandler, report: Report | None = None) -> None:
+    def run_stage(self, job: StageJob, events: EventHandler, report: Report | None = None) -> None:
         self.ticket.on_queued()
         self.scheduler.run(job, events, report, self.ticket)
 

@@ -25,8 +25,8 @@ from premed.contracts import Sample, Task
 from premed.data.cache import Cache
 from premed.errors import StageFailed, UserError
 from premed.guide import meaning, readme, steps
+from premed.models.network import Network
 from premed.paths import home
-from premed.supervised import Network
 from premed.trained import Trained, opened, store_in_use
 from premed.unseen import inputs, nothing, sample_of
 

@@ -1,9 +1,9 @@
 """The only training loop: plain torch, no Ray, no MLflow.
 
-One step: every rank takes its share of the step's samples, in one or several micro-batches; the losses are weighted by
-the share of samples they stand for, so that any number of ranks and micro-batches gives the gradient of the step's mean
-loss. What a step trains on is a function of its number (`Plan.at`), what is drawn for a sample is a function of its
-key, so a run that starts again from a checkpoint continues as if it had never stopped.
+In each step every rank takes its share of the step's samples, in one or several micro-batches. Losses are weighted by
+the share of samples that they are of, so that any number of ranks and micro-batches gives the gradient of the step's
+mean loss. The samples of a step are a function of its number (`Plan.at`), the random draws for a sample a function of
+its key: a run that resumes from a checkpoint continues as if it had never stopped.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from premed.contracts import Batch, Objective, Picks, Plan, Source
-from premed.distributed import team
+from premed.distributed import rank_and_world
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Schedule:
         return self.lr * 0.5 * (1 + cos(pi * min(rest, 1.0)))
 
     def progress(self, step: int) -> float:
-        """What an objective is told of how far the training is at step 0, 1, …"""
+        """How far the training is at step 0, 1, …: from 0 to 1, passed to the objective."""
         return step / self.num_steps
 
 
@@ -46,8 +46,8 @@ class Schedule:
 class Trapezoid(Schedule):
     """Linear warm-up from 0, a constant rate, and from step `turn` on a straight line to 0.
 
-    The first two are a trunk's (WSD: Hu 2024, arXiv:2404.06395; Hägele 2024, arXiv:2405.18392). Up to `turn` nothing
-    here depends on `num_steps`, so that trainings of any length have it in common.
+    Warm-up and constant rate are the trunk (WSD: Hu 2024, arXiv:2404.06395; Hägele 2024, arXiv:2405.18392). Up to
+    `turn` nothing here depends on `num_steps`, so that trainings of any length share it.
     """
 
     turn: int
@@ -57,15 +57,15 @@ class Trapezoid(Schedule):
         return self.lr * rise * min((self.num_steps - step) / (self.num_steps - self.turn), 1.0)
 
     def progress(self, step: int) -> float:
-        """0 on the trunk, which knows no end; to 1 along the cool-down."""
+        """0 on the trunk, which has no end of its own; from 0 to 1 along the cool-down."""
         return max(step - self.turn, 0) / (self.num_steps - self.turn)
 
 
-class Watch(Protocol):
-    """What happens beside the training: reports, validation, checkpoints. Called after every step on every rank."""
+class StepCallback(Protocol):
+    """Called after every step on every rank: logging, validation, checkpoints."""
 
-    def __call__(self, step: int, loss: Tensor, numbers: dict[str, Tensor | float]) -> None:
-        """`step` steps are done; `loss` is this rank's weighted part of the last one's, as tensors in `numbers` are."""
+    def __call__(self, step: int, loss: Tensor, metrics: dict[str, Tensor | float]) -> None:
+        """`step` steps are done. `loss` and tensors in `metrics` are this rank's weighted part of the last one's."""
         ...
 
 
@@ -75,7 +75,7 @@ def fit(
     plan: Plan,
     schedule: Schedule,
     optimizer: AdamW,
-    watch: Watch,
+    callback: StepCallback,
     *,
     start: int = 0,
     accumulate: int = 1,
@@ -93,7 +93,7 @@ def fit(
         progress = schedule.progress(step)
         lr = set_lr(optimizer, schedule.at(step))
         set_decay(optimizer, progress)
-        total, numbers = torch.zeros((), device=device), {"lr": lr}
+        total, metrics = torch.zeros((), device=device), {"lr": lr}
         for i, batch in enumerate(batches):
             last = i + 1 == len(batches)
             with objective.no_sync() if hasattr(objective, "no_sync") and not last else nullcontext():  # type: ignore[operator]
@@ -101,35 +101,35 @@ def fit(
                     loss, logs = objective(batch, progress)
                 (loss * batch.weight).backward()
             total += loss.detach().float() * batch.weight
-            numbers |= {name: numbers.get(name, 0) + value * batch.weight for name, value in logs.items()}
-        numbers |= module.before_step(progress)
-        numbers |= gradient_norm(module, clip)
+            metrics |= {name: metrics.get(name, 0) + value * batch.weight for name, value in logs.items()}
+        metrics |= module.before_step(progress)
+        metrics |= gradient_norm(module, clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         module.after_step(progress)
-        watch(step + 1, total, numbers)
+        callback(step + 1, total, metrics)
 
 
 def feed(plan: Plan, source: Source, start: int, accumulate: int) -> Iterator[tuple[int, list[Batch]]]:
     """This rank's micro-batches of every step from `start` on."""
-    rank, world = team()
+    rank, world = rank_and_world()
     steps = range(start, plan.num_steps)
     stream = source.batches(picks for step in steps for picks in share(plan.at(step), rank, world, accumulate))
     for step in steps:
         yield step, [next(stream) for _ in range(accumulate)]
 
 
-def share(whole: Picks, rank: int, world: int, accumulate: int = 1) -> list[Picks]:
-    """What `rank` of `world` takes of a step, as `accumulate` micro-batches.
+def share(picks: Picks, rank: int, world: int, accumulate: int = 1) -> list[Picks]:
+    """The share of `rank` in a step's samples, as `accumulate` micro-batches.
 
-    A weight is the micro-batch's share of the samples times the number of ranks, for DDP takes the mean over ranks. A
+    A weight is the micro-batch's share of the samples times the number of ranks, because DDP averages over ranks. A
     rank for which no sample is left takes the first one with weight 0, so that all ranks do the same number of passes.
     """
-    num = len(whole.samples)
-    epochs = np.broadcast_to(whole.epoch, num)
+    num = len(picks.samples)
+    epochs = np.broadcast_to(picks.epoch, num)
     chunks = np.array_split(np.arange(num), world * accumulate)[rank::world]
-    some = [(chunk, len(chunk) / num * world) if len(chunk) else (np.arange(1), 0.0) for chunk in chunks]
-    return [Picks(epochs[chunk], whole.samples[chunk], weight) for chunk, weight in some]
+    weighted = [(chunk, len(chunk) / num * world) if len(chunk) else (np.arange(1), 0.0) for chunk in chunks]
+    return [Picks(epochs[chunk], picks.samples[chunk], weight) for chunk, weight in weighted]
 
 
 def make_optimizer(objective: Objective, betas: tuple[float, float]) -> AdamW:
@@ -144,7 +144,7 @@ def set_lr(optimizer: AdamW, lr: float) -> float:
 
 
 def set_decay(optimizer: AdamW, progress: float) -> None:
-    """Groups with `decay` (first, last) have their weight decay go from the one to the other by half a cosine."""
+    """Weight decay of groups with `decay` (first, last): from the first to the last value along half a cosine."""
     for group in optimizer.param_groups:
         if "decay" in group:
             first, last = group["decay"]
@@ -152,7 +152,7 @@ def set_decay(optimizer: AdamW, progress: float) -> None:
 
 
 def gradient_norm(module: nn.Module, limit: float | None) -> dict[str, Tensor]:
-    """The gradients' global norm, to log; where it is above `limit`, they are scaled down to that."""
+    """The gradients' global norm, to log; clips them to `limit` where it is set."""
     norm = nn.utils.get_total_norm([each.grad for each in module.parameters() if each.grad is not None])
     if limit is not None:
         nn.utils.clip_grads_with_norm_(module.parameters(), limit, norm)
@@ -160,12 +160,13 @@ def gradient_norm(module: nn.Module, limit: float | None) -> dict[str, Tensor]:
 
 
 def distributed(objective: Objective) -> nn.Module:
-    """DDP where there are several ranks. The same buckets at every step keep a resumed run's sums in their order."""
-    if team()[1] == 1:
+    """Wrapped in DDP where there are several ranks.
+
+    The same buckets at every step keep a resumed run's sums in their order.
+    """
+    if rank_and_world()[1] == 1:
         return objective
     wrapper = nn.parallel.DistributedDataParallel
     newer = "forward_sync_buffers" in signature(wrapper).parameters  # torch 2.15's name
-    once: dict[str, Any] = {
-        "forward_sync_buffers" if newer else "broadcast_buffers": False
-    }  # buffers are the same on all ranks
-    return wrapper(objective, find_unused_parameters=True, **once)
+    sync: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}  # all ranks have the same
+    return wrapper(objective, find_unused_parameters=True, **sync)

@@ -16,7 +16,7 @@ from premed.cluster import Resources, fits, workers_of
 from premed.config.settings import Kind
 from premed.crew import WorkerGroup
 from premed.events import EventHandler, WaitingForResources
-from premed.worker import Job
+from premed.worker import StageJob
 
 ORDER: dict[Kind, int] = {"test": 0, "trunk": 1, "pretrain": 1, "cooldown": 1, "finetune": 2}
 POLL = 0.2  # seconds between two looks at whether there is room now
@@ -48,7 +48,7 @@ class Scheduler:
 
     def __init__(
         self,
-        start_group: Callable[[Job], WorkerGroup],
+        start_group: Callable[[StageJob], WorkerGroup],
         nodes: Callable[[], Sequence[Resources]],
         free: Callable[[], Resources] = lambda: {},
     ):
@@ -60,7 +60,7 @@ class Scheduler:
         self.busy: list[WorkerGroup] = []
         self.reserved: dict[int, WorkerGroup] = {}  # by experiment
 
-    def run(self, job: Job, events: EventHandler, report: Callable[[int], bool] | None, ticket: Ticket) -> None:
+    def run(self, job: StageJob, events: EventHandler, report: Callable[[int], bool] | None, ticket: Ticket) -> None:
         """Trains the stage of an experiment when it is its turn. Raises what ended the workers."""
         finished, notice = False, ShortageNotice(lambda: events(self.shortage(job)))
         while not finished:
@@ -80,7 +80,7 @@ class Scheduler:
             self.reserved.pop(number, None)
             self.change.notify_all()
 
-    def acquire(self, job: Job, ticket: Ticket, notice: "ShortageNotice") -> WorkerGroup:
+    def acquire(self, job: StageJob, ticket: Ticket, notice: "ShortageNotice") -> WorkerGroup:
         """A group for the job, once it is its turn."""
         number = ticket.number
         with self.change:
@@ -102,7 +102,7 @@ class Scheduler:
             self.busy.append(group)
             return group
 
-    def available(self, job: Job) -> WorkerGroup | None:
+    def available(self, job: StageJob) -> WorkerGroup | None:
         """An idle group that suits, or a new one if there is room. Where there is none, idle groups are ended."""
         for group in [group for group in self.groups if not group.alive and group not in self.busy]:
             self.groups.remove(group)
@@ -118,7 +118,7 @@ class Scheduler:
             group.dismiss()
         return None
 
-    def shortage(self, job: Job) -> WaitingForResources:
+    def shortage(self, job: StageJob) -> WaitingForResources:
         """What a stage needs, what nobody holds of it, and what there is."""
         train, nodes, free = job.train, self.nodes(), self.free()
         kinds = ["CPU", *["GPU"] * train.gpu]

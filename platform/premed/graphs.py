@@ -9,8 +9,8 @@ import torch
 
 from premed.contracts import Task
 from premed.errors import StageFailed
+from premed.models.network import Network
 from premed.rng import Draw, key
-from premed.supervised import Network
 
 TOLERANCE = 1e-4
 """The largest difference of a logit from torch's at which a graph is handed over, as a share of the largest logit (of

@@ -15,8 +15,9 @@ from premed.config.spec import Spec
 from premed.contracts import Domain, Encoder, Task
 from premed.device import peak_memory_mb
 from premed.events import EventHandler, WeightsImported
-from premed.parts import card, load_strictly
-from premed.vault import Vault
+from premed.models.network import load_strictly
+from premed.parts import card
+from premed.vault import StageStorage
 
 
 def foresee(experiment: Experiment, tasks: Callable[[Spec], Task]) -> None:
@@ -26,14 +27,14 @@ def foresee(experiment: Experiment, tasks: Callable[[Spec], Task]) -> None:
         brought(first, tasks)
 
 
-def bring(stage: Stage, vault: Vault, emit: EventHandler, tasks: Callable[[Spec], Task]) -> None:
+def bring(stage: Stage, storage: StageStorage, on_event: EventHandler, tasks: Callable[[Spec], Task]) -> None:
     """Saves the encoder that an import stage brings, its card and, last, the result."""
     began = time.monotonic()
     task, encoder, state, report = brought(stage, tasks)
     load_strictly(encoder.to_empty(device="cpu"), state, "encoder")
-    vault.put_weights("parts/encoder.safetensors", encoder.state_dict())
-    vault.put_json("parts/card.json", card(stage, [Domain(task, task.name)], {"encoder": encoder}, None))
-    emit(WeightsImported(**{name: report[name] for name in ("file", "kept", "changed", "dropped")}))
+    storage.put_weights("parts/encoder.safetensors", encoder.state_dict())
+    storage.put_json("parts/card.json", card(stage, [Domain(task, task.name)], {"encoder": encoder}, None))
+    on_event(WeightsImported(**{name: report[name] for name in ("file", "kept", "changed", "dropped")}))
     result = {
         "kind": stage.kind,
         "digest": stage.digest(),
@@ -44,7 +45,7 @@ def bring(stage: Stage, vault: Vault, emit: EventHandler, tasks: Callable[[Spec]
         "seconds": time.monotonic() - began,
         "peak_memory_mb": peak_memory_mb(torch.device("cpu")),
     }
-    vault.put_json("result.json", result)
+    storage.put_json("result.json", result)
 
 
 def brought(

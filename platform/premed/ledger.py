@@ -124,7 +124,7 @@ class Ledger:
         return run.status == "FINISHED" and tags.items() <= run.tags.items()
 
     def fetch(self, run_id: str, folder: str, scored: bool = True) -> bool:
-        """A finished stage's files, as its vault had them, into `folder`; False where MLflow no longer has them.
+        """A finished stage's files, as its storage had them, into `folder`; False where MLflow no longer has them.
 
         scored: it has a row of scores for each case.
 

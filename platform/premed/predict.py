@@ -21,7 +21,7 @@ from premed.contracts import Forward, Sample
 from premed.device import device_of, precision_of
 from premed.errors import StageFailed, UserError
 from premed.events import EventHandler, ImageSkipped, ImagesPredicted
-from premed.supervised import Network
+from premed.models.network import Network
 from premed.tasks.common.segmentation import Segmentation
 from premed.trained import opened
 from premed.unseen import Input, inputs, nothing, sample_of

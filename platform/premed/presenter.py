@@ -11,7 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from premed.console import score_words
+from premed.console import score_text
+from premed.evaluate import GATE_SHARE
 from premed.events import (
     CheckpointSaved,
     CollapseDetected,
@@ -36,7 +37,6 @@ from premed.events import (
     WarningIssued,
     WeightsImported,
 )
-from premed.watch import PAST
 
 DOING = {
     "pretrain": "pre-training",
@@ -116,7 +116,7 @@ class ProgressPrinter:
     def experiment_ended(self, event: ExperimentEnded) -> None:
         self.end_bar()
         done, outcome = f"{event.done}/{event.total} experiments done", event.outcome
-        result = f"FAILED: {outcome['failure']}" if "failure" in outcome else score_words(outcome)
+        result = f"FAILED: {outcome['failure']}" if "failure" in outcome else score_text(outcome)
         self.print_line(f"{result} ({done})")
         if self.display is not None and self.experiments_bar is not None:
             self.display.update(self.experiments_bar, completed=event.done)
@@ -281,7 +281,7 @@ def resources_words(event: WaitingForResources) -> str:
 
 def gate_words(step: int, loss: float, gate: float) -> str:
     """Where a pre-training stands, in words: an encoder not clearly below the gate holds nothing to transfer."""
-    if loss < PAST * gate:
+    if loss < GATE_SHARE * gate:
         stands = f"past the gate by {1 - loss / gate:.0%}"
     else:
         stands = "not past it yet: so far no better than the mean patch of each position"

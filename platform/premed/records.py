@@ -27,8 +27,8 @@ from premed.data.datamodule import cases, domains
 from premed.errors import StageFailed
 from premed.events import EventHandler, ModelRegistrationStarted, WarningIssued
 from premed.paths import home, portable
-from premed.vault import Vault
-from premed.worker import Job, make_objective
+from premed.vault import StageStorage
+from premed.worker import StageJob, make_objective
 
 DOING: dict[Kind, str] = {
     "pretrain": "pre-training",
@@ -113,8 +113,8 @@ class ExperimentRecorder:
 
     # ---- its stages
 
-    def open_stage(self, stage: Stage, seen: Sequence[Domain], origin: Vault | None = None) -> str:
-        """The stage's run: the unfinished one goes on, else a new one starts. seen: its data; origin: see `Job`."""
+    def open_stage(self, stage: Stage, seen: Sequence[Domain], origin: StageStorage | None = None) -> str:
+        """The stage's run: the unfinished one goes on, else a new one starts. seen: its data sets."""
         seed = stage.training and stage.training.seed  # type: ignore[attr-defined]
         if not self.writing:
             self.ledger.reopen(self.run_id)
@@ -170,16 +170,16 @@ class ExperimentRecorder:
             )
         ]
 
-    def record(self, job: Job, run_id: str, result: dict[str, Any]) -> None:
+    def record(self, job: StageJob, run_id: str, result: dict[str, Any]) -> None:
         """Everything of a finished stage: curve, scores, pictures, weights, cost and, of a fine-tuning, the model."""
-        vault, call = job.vault, self.ledger.call
-        folder = local_copy(vault)
-        if not vault.local:
+        storage, call = job.stage_storage, self.ledger.call
+        folder = local_copy(storage)
+        if not storage.local:
             self.copies[run_id] = [folder.name]
-        if curve := curve_of(vault):
+        if curve := curve_of(storage):
             call("log_rows", run_id, curve)
         call("log_rows", run_id, [row(result.get("num_steps", 0), numbers_of(result))])
-        if scores := vault.get_json("scores.json"):  # an import and a trunk have none
+        if scores := storage.get_json("scores.json"):  # an import and a trunk have none
             call("log_scores", run_id, scores)
         for name in ("pictures", "parts"):
             if (folder / name).is_dir():
@@ -187,24 +187,24 @@ class ExperimentRecorder:
         for name in ("result.json", "curve.jsonl", "constant.json"):
             if (folder / name).is_file():
                 call("log_files", run_id, str(folder / name))
-        call("set_tags", run_id, {"premed.where": place(vault)})
+        call("set_tags", run_id, {"premed.where": place(storage)})
         self.register(job, run_id, result)
         self.end(run_id, "FINISHED")
 
-    def register(self, job: Job, run_id: str, result: dict[str, Any]) -> None:
+    def register(self, job: StageJob, run_id: str, result: dict[str, Any]) -> None:
         """A fine-tuned network as a model under the task's name, once; `best` is the one with the highest val score."""
         import numpy as np
 
         if job.stage.kind != "finetune" or not self.registers:
             return
         try:
-            about = job.vault.get_json("parts/card.json")
+            about = job.stage_storage.get_json("parts/card.json")
             if about is None or self.ledger.registered(run_id) is not False:  # no card: storage was cleaned
                 return
             self.show(ModelRegistrationStarted(self.task.name))
             # as a test stage does it: the parts that val picked
             stage = job.stage.model_copy(update={"kind": "test"})
-            loading = Job(stage, job.stage, job.train, job.storage, job.cache)
+            loading = StageJob(stage, job.stage, job.train, job.storage, job.cache)
             objective, _ = make_objective(loading, domains(stage, lambda config: self.task))
             example = np.zeros((2, self.task.channels, *self.task.roi), np.float32)
             score = result["summary"].get(f"val/{self.task.score}", float("-inf"))
@@ -263,27 +263,27 @@ def known_as(done: dict[str, Any]) -> str:
     return "pretrain" if done["kind"] in PRETRAINING else done["kind"]
 
 
-def curve_of(vault: Vault) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (vault.get("curve.jsonl") or b"").splitlines()]
+def curve_of(storage: StageStorage) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (storage.get("curve.jsonl") or b"").splitlines()]
 
 
-def local_copy(vault: Vault) -> Path:
-    """The vault's files on this machine: its own folder, or a copy that stays until MLflow has heard of it."""
-    if vault.local:
-        return Path(vault.where)
-    folder = home() / "outbox" / Path(vault.where).name
-    for name in vault.names():
-        content = None if name.startswith(("checkpoints/", "best/", "snapshots/")) else vault.get(name)
+def local_copy(storage: StageStorage) -> Path:
+    """The storage's files on this machine: its own folder, or a copy that stays until MLflow has heard of it."""
+    if storage.local:
+        return Path(storage.where)
+    folder = home() / "outbox" / Path(storage.where).name
+    for name in storage.names():
+        content = None if name.startswith(("checkpoints/", "best/", "snapshots/")) else storage.get(name)
         if content is not None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
     return folder
 
 
-def place(vault: Vault) -> str:
-    """Where a vault is, as a run records it: below ${PREMED_HOME} where it lies there, so that the home can move."""
-    inside = vault.local and Path(vault.where).is_relative_to(home())
-    return os.path.join("${PREMED_HOME}", os.path.relpath(vault.where, home())) if inside else vault.where
+def place(storage: StageStorage) -> str:
+    """Where a storage is, as a run records it: below ${PREMED_HOME} where it lies there, so that the home can move."""
+    inside = storage.local and Path(storage.where).is_relative_to(home())
+    return os.path.join("${PREMED_HOME}", os.path.relpath(storage.where, home())) if inside else storage.where
 
 
 def tree(experiment: Experiment) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The closed form of `fit`: a head's weights are solved on what the encoder, as it is, says of the training images.
+"""The closed form of `fit`: a head's weights are solved on the frozen encoder's features of the training images.
 
-One step per solution, so that `watch` validates, keeps the best and saves as it does in a descent. The first rank
-solves; all have its weights.
+One step per solution, so that the training callback validates, keeps the best and saves as it does in a descent. Rank 0
+solves; all ranks get its weights.
 """
 
 from collections.abc import Sequence
@@ -15,67 +15,67 @@ from torch import Tensor
 
 from premed.contracts import Sample, Solution
 from premed.data import views as sampling
-from premed.distributed import team
+from premed.distributed import rank_and_world
 from premed.errors import UserError
 from premed.events import EventHandler, WarningIssued
-from premed.fit import Watch
+from premed.fit import StepCallback
 from premed.supervised import Supervised
 
 
 def solve(
     objective: Supervised,
     train: Sequence[Sample],
-    watch: Watch,
+    callback: StepCallback,
     *,
     start: int = 0,
     precision: torch.dtype = torch.float32,
-    emit: EventHandler,
+    on_event: EventHandler,
 ) -> None:
-    """Takes `objective`'s head through its solutions, of which the first `start` are done.
+    """Takes the head of `objective` through its solutions, of which the first `start` are done.
 
-    emit: takes a warning where the head has something to say, once.
+    on_event: called with each warning of the head, once.
     """
     objective.eval()
-    head, told = objective.network.head, set()
-    rows, shares = gathered(objective, train, precision)
+    head, warned = objective.network.head, set()
+    rows, shares = extract_features(objective, train, precision)
     elsewhere = repeat(Solution(0.0, {}, []), head.num_solutions)
-    solutions = head.solve(rows, shares) if team()[0] == 0 else elsewhere
-    for step, (loss, numbers, said) in islice(enumerate(solutions, 1), start, None):
-        for text in dict.fromkeys(said):
-            if text not in told:
-                emit(WarningIssued(text))
-        told.update(said)
+    solutions = head.solve(rows, shares) if rank_and_world()[0] == 0 else elsewhere
+    for step, (loss, metrics, warnings) in islice(enumerate(solutions, 1), start, None):
+        for text in dict.fromkeys(warnings):
+            if text not in warned:
+                on_event(WarningIssued(text))
+        warned.update(warnings)
         total = torch.tensor(loss, device=next(head.parameters()).device)
-        if team()[1] > 1:
+        if rank_and_world()[1] > 1:
             for tensor in (total, *head.state_dict().values()):
                 dist.broadcast(tensor, 0)
-        watch(step, total, dict(numbers))
+        callback(step, total, dict(metrics))
 
 
-def gathered(objective: Supervised, train: Sequence[Sample], precision: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rows [n, D] and the classes' shares [n, classes] of the training cases' fixed views, on the CPU, on rank 0.
+def extract_features(objective: Supervised, train: Sequence[Sample], precision: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rows [n, D] and the classes' shares [n, classes] of the training cases' fixed views, on the CPU of rank 0.
 
-    The ranks share the work and hand over rows alone; the same cases go through the encoder together for any number of
-    ranks. Elsewhere both are empty.
+    The ranks share the work and send rows only; the same cases go through the encoder together for any number of ranks.
+    On other ranks both are empty.
     """
-    rank, world = team()
+    rank, world = rank_and_world()
     chunks = sampling.chunks(train, objective.task.roi)
-    found: list[Any] = [looked_at(objective, chunk, precision) for chunk in chunks[rank::world]]
+    features: list[Any] = [features_of(objective, chunk, precision) for chunk in chunks[rank::world]]
     if world > 1:
-        handed: list[Any] | None = [None] * world if rank == 0 else None
-        dist.gather_object(found, handed)
-        if handed is None:
+        by_rank: list[Any] | None = [None] * world if rank == 0 else None
+        dist.gather_object(features, by_rank)
+        if by_rank is None:
             return torch.empty(0), torch.empty(0)
-        found = [None] * len(chunks)
-        for of, some in enumerate(handed):
-            found[of::world] = some
-    rows, shares = zip(*found, strict=True)
+        features = [None] * len(chunks)
+        for sender, part in enumerate(by_rank):
+            features[sender::world] = part
+    rows, shares = zip(*features, strict=True)
     return torch.cat(rows), torch.cat(shares)
 
 
 @torch.no_grad()
-def looked_at(objective: Supervised, chunk: Sequence[Sample], precision: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rows and shares of some cases."""
+def features_of(objective: Supervised, chunk: Sequence[Sample], precision: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rows and shares of the cases that go through the encoder together. UserError where a row is not finite."""
     task, network = objective.task, objective.network
     tiles = [task.tiles(sample) for sample in chunk]
     device = next(objective.parameters()).device
@@ -88,6 +88,6 @@ def looked_at(objective: Supervised, chunk: Sequence[Sample], precision: torch.d
         if not finite:
             raise UserError(f"{name}: its features are no numbers; look at this image (premed data check)")
     shares = [
-        torch.from_numpy(some) for sample in chunk for some in task.label_fractions(sample, network.encoder.patch)
+        torch.from_numpy(each) for sample in chunk for each in task.label_fractions(sample, network.encoder.patch)
     ]
-    return rows.flatten(0, 1), torch.cat([some.reshape(len(task.classes), -1).T for some in shares])
+    return rows.flatten(0, 1), torch.cat([each.reshape(len(task.classes), -1).T for each in shares])

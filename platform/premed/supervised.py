@@ -5,20 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from premed.contracts import Batch, Encoder, Head, Objective, Row, Sample, Task
-
-
-class Network(nn.Module):
-    """What a fine-tuning makes: image [B, C, *roi] to logits."""
-
-    def __init__(self, encoder: Encoder, head: Head):
-        super().__init__()
-        self.encoder, self.head = encoder, head
-
-    def forward(self, image: Tensor, keys: Tensor | None = None) -> Tensor:
-        return self.head(image, self.encoder(image, taps=self.head.taps, keys=keys))
+from premed.contracts import Batch, Objective, Row, Sample, Task
+from premed.models.network import Network
 
 
 class Supervised(Objective):

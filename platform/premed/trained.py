@@ -17,13 +17,13 @@ from premed.config.plugins import plugin
 from premed.config.transforms import Recipe
 from premed.contracts import Encoder, Task
 from premed.errors import UserError
-from premed.parts import drawn, load_encoder, load_strictly, weights_of
+from premed.models.network import Network, load_strictly, seeded_init
+from premed.parts import load_encoder, part_weights
 from premed.paths import home
 from premed.runs import Run, RunStore
-from premed.supervised import Network
 from premed.tasks.common.classification import Classification
 from premed.tasks.common.segmentation import Regions, Segmentation
-from premed.vault import Vault
+from premed.vault import StageStorage
 
 TASKS: dict[str, type] = {"regions": Regions, "labels": Segmentation, "classes": Classification}
 """By a card's `answer`."""
@@ -37,17 +37,17 @@ class Trained:
     reference: str  # as the user named it
     parent: str | None  # the experiment's run
     card: dict[str, Any]
-    vault: Vault
+    storage: StageStorage
 
     def weights(self, part: str) -> dict[str, Any]:
-        return weights_of(self.vault, part)
+        return part_weights(self.storage, part)
 
     def encoder(self, channels: int, roi: tuple[int, ...]) -> Encoder:
         """The encoder with its trained weights."""
         module, config = self.configured("encoders", self.card["encoder"])
-        with drawn(0, "encoder"):
+        with seeded_init(0, "encoder"):
             encoder = module.build(config, channels, roi)
-        load_encoder(encoder, self.vault)
+        load_encoder(encoder, self.storage)
         return encoder.eval()
 
     def network(self) -> tuple[Network, Task]:
@@ -57,7 +57,7 @@ class Trained:
         task = task_of(self.card)
         encoder = self.encoder(task.channels, task.roi)
         module, config = self.configured("heads", self.card["head"])
-        with drawn(0, "head"):
+        with seeded_init(0, "head"):
             head = module.build(config, encoder, task)
         load_strictly(head, self.weights("head"), "head")
         return Network(encoder, head).eval().requires_grad_(False), task
@@ -101,15 +101,15 @@ def opened(reference: str) -> Iterator[Trained]:
     run = stage_of(store, reference)
     digest = run.tags["premed.digest"]
     with TemporaryDirectory() as folder:
-        vault = place(run)
-        if card_of(vault, digest) is None:
+        storage = place(run)
+        if card_of(storage, digest) is None:
             with suppress(Exception):  # whatever way MLflow says that it has not got them, or not any more
                 store.download(run.run_id, "parts", folder)
-            vault = Vault(folder, "") if card_of(Vault(folder, ""), digest) else vault
-        card = card_of(vault, digest)
+            storage = StageStorage(folder, "") if card_of(StageStorage(folder, ""), digest) else storage
+        card = card_of(storage, digest)
         if card is None:
-            raise UserError(f"{reference}: its weights are neither in {vault.where} nor in MLflow; run it again")
-        yield Trained(run.run_id, reference, run.parent, card, vault)
+            raise UserError(f"{reference}: its weights are neither in {storage.where} nor in MLflow; run it again")
+        yield Trained(run.run_id, reference, run.parent, card, storage)
 
 
 def store_in_use() -> RunStore:
@@ -153,16 +153,16 @@ def got(store: RunStore, run_id: str, reference: str) -> Run:
         ) from None
 
 
-def place(run: Run) -> Vault:
+def place(run: Run) -> StageStorage:
     """Where the run's stage says it left its files, whether they are there still or not."""
     where = run.tags.get("premed.where", "").replace("${PREMED_HOME}", str(home()))
     storage, _, name = where.rpartition("/")
-    return Vault(storage, name)
+    return StageStorage(storage, name)
 
 
-def card_of(vault: Vault, digest: str) -> dict[str, Any] | None:
+def card_of(storage: StageStorage, digest: str) -> dict[str, Any] | None:
     """The card in a stage's folder, if it is that stage's."""
     with suppress(Exception):  # a storage that is out of reach, or was, says so in many ways
-        card = vault.get_json("parts/card.json")
+        card = storage.get_json("parts/card.json")
         return card if card and card["digest"] == digest else None
     return None

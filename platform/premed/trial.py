@@ -16,7 +16,7 @@ from premed.events import EventHandler, MetricsLogged, WarningIssued
 from premed.fleet import Ticket
 from premed.preflight import Resolved
 from premed.session import Session
-from premed.vault import Vault
+from premed.vault import StageStorage
 
 STAGES = {"pretrain_seconds": ("pretrain", "trunk", "cooldown"), "finetune_seconds": ("finetune",)}
 
@@ -143,8 +143,8 @@ class Trial:
         outcome = pipeline.run()
         last = outcome["stages"][-1]
         if heeded and last["reused"]:  # nobody told of its validations
-            curve = Vault(pipeline.storage, last["where"].rsplit("/", 1)[-1]).get("curve.jsonl") or b""
-            for row in map(json.loads, curve.splitlines()):
+            finished = StageStorage(pipeline.storage, last["where"].rsplit("/", 1)[-1])
+            for row in map(json.loads, (finished.get("curve.jsonl") or b"").splitlines()):
                 heeded(MetricsLogged(num_steps=last["num_steps"], **row))
         return outcome
 

@@ -1,12 +1,9 @@
-"""Vault: one stage's folder in `train.storage`, on a disk or behind a URL: checkpoints, the best weights, the result.
+"""A stage's folder in `train.storage`, on a disk or behind a URL: bytes, JSON and weights by name.
 
-A file counts only once it is whole: on a disk by renaming, in an object store because a put is all or nothing; a
-checkpoint only with its manifest, which is written last and holds the hash of everything. Weights are safetensors; the
-state to resume from is torch's own format, read with `weights_only=True`.
+A file counts only once it is complete: on a disk it is renamed into place, in an object store a put is all or nothing.
+Weights are safetensors.
 """
 
-import hashlib
-import io
 import json
 import os
 import uuid
@@ -14,14 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-KEPT = 2  # checkpoints: the newest may turn out damaged
 
-
-class Vault:
+class StageStorage:
     """The folder `name` below `storage` (a path, or a URL that pyarrow can open; `file://` is a path)."""
 
     def __init__(self, storage: str, name: str):
@@ -29,29 +23,29 @@ class Vault:
         self._filesystem = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_filesystem": None}  # file systems do not travel
+        return self.__dict__ | {"_filesystem": None}  # pyarrow's file systems do not pickle
 
     @property
     def local(self) -> bool:
         return "://" not in self.where
 
     def put(self, name: str, content: bytes | memoryview) -> None:
-        """Writes a whole file, or none."""
+        """Writes a file completely, or not at all."""
         if not self.local:
             with self._output(name) as file:
                 file.write(content)
             return
         path = Path(self.where) / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
         try:
-            with beside.open("wb") as file:
+            with partial.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            beside.replace(path)
+            partial.replace(path)
         finally:
-            beside.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
 
     def _output(self, name: str):
         files, root = self.filesystem()
@@ -62,14 +56,14 @@ class Vault:
             files.create_dir(path.rpartition("/")[0], recursive=True)
             return files.open_output_stream(path)
 
-    def sweep(self) -> None:
-        """Removes what killed writers left half-written. Only for whoever alone writes here."""
+    def remove_partial_files(self) -> None:
+        """Removes what killed writers left incomplete. Only for the one process that writes here."""
         if self.local:
             for leftover in Path(self.where).rglob(".*.part"):
                 leftover.unlink(missing_ok=True)
 
     def get(self, name: str) -> bytes | None:
-        """A file's content; None if it is not there."""
+        """A file's content; None where there is no such file."""
         if self.local:
             path = Path(self.where) / name
             return path.read_bytes() if path.is_file() else None
@@ -81,7 +75,7 @@ class Vault:
             return None
 
     def names(self) -> list[str]:
-        """All files' names below the folder, sorted."""
+        """The names of all files below the folder, sorted."""
         if self.local:
             root = Path(self.where)
             return sorted(
@@ -90,8 +84,8 @@ class Vault:
         from pyarrow.fs import FileSelector
 
         files, root = self.filesystem()
-        found = files.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
-        return sorted(info.path.removeprefix(root).lstrip("/") for info in found if info.is_file)
+        infos = files.get_file_info(FileSelector(root, recursive=True, allow_not_found=True))
+        return sorted(info.path.removeprefix(root).lstrip("/") for info in infos if info.is_file)
 
     def remove(self, name: str) -> None:
         if self.local:
@@ -109,7 +103,7 @@ class Vault:
             self._filesystem = FileSystem.from_uri(self.where)
         return self._filesystem
 
-    # JSON, weights and checkpoints, in terms of the above
+    # ---- JSON and weights
 
     def put_json(self, name: str, value: Any) -> None:
         self.put(name, json.dumps(value, indent=1).encode())
@@ -125,49 +119,8 @@ class Vault:
         content = self.get(name)
         return None if content is None else load(content)
 
-    def save_checkpoint(self, step: int, state: dict[str, Any], notes: dict[str, Any], kept: int = KEPT) -> None:
-        """`state` (tensors and plain values) and `notes` (JSON) after `step` steps; the `kept` newest up to it stay."""
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        content = buffer.getbuffer()
-        self.put(f"checkpoints/{step:09d}.pt", content)
-        self.put_json(f"checkpoints/{step:09d}.json", {"step": step, "hash": _hash(content, notes), "notes": notes})
-        # later ones are of a past that was given up because they were damaged
-        stay = {f"{old:09d}" for old in [old for old in self.checkpoint_steps() if old <= step][-kept:]}
-        for name in self.names():
-            if name.startswith("checkpoints/") and Path(name).stem not in stay:
-                self.remove(name)
-
-    def checkpoint_steps(self) -> list[int]:
-        """The steps after which there is a checkpoint, damaged or not, in order."""
-        return [
-            int(Path(name).stem) for name in self.names() if name.startswith("checkpoints/") and name.endswith(".json")
-        ]
-
-    def manifest(self, step: int) -> dict[str, Any]:
-        """What was written beside the checkpoint of a step: `hash` and `notes`; empty where it cannot be read."""
-        try:
-            return self.get_json(f"checkpoints/{step:09d}.json") or {}
-        except ValueError:
-            return {}
-
-    def newest_checkpoint(self) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
-        """(step, state, notes) of the newest checkpoint that is whole."""
-        for step in reversed(self.checkpoint_steps()):
-            manifest, content = self.manifest(step), self.get(f"checkpoints/{step:09d}.pt")
-            if content is not None and manifest and _hash(content, manifest.get("notes")) == manifest.get("hash"):
-                state = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-                return step, state, manifest["notes"]
-        return None
-
     def clear(self, folder: str) -> None:
         """Removes all files of a folder."""
         for name in self.names():
             if name.startswith(f"{folder}/"):
                 self.remove(name)
-
-
-def _hash(content: bytes | memoryview, notes: Any) -> str:
-    hashed = hashlib.blake2b(content)
-    hashed.update(json.dumps(notes).encode())
-    return hashed.hexdigest()

@@ -158,10 +158,10 @@ def part_of_a_step(num: int, group_loss: str, loss: float, gradients: dict[str, 
     import torch.distributed as dist
 
     from premed.contracts import Picks
-    from premed.distributed import team
+    from premed.distributed import rank_and_world
     from premed.fit import share
 
-    rank, world = team()
+    rank, world = rank_and_world()
     mine, whole, model = share(Picks(0, np.arange(num)), rank, world)[0], batch(num), objective(group_loss=group_loss)
     at = torch.from_numpy(mine.samples)
     assert whole.domain is not None

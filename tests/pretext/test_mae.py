@@ -217,7 +217,7 @@ def normalised(tile: np.ndarray, patch: tuple[int, ...]) -> np.ndarray:
 @pytest.mark.parametrize("roi", ROIS)
 def test_the_gate_is_the_loss_of_the_mean_training_patch_on_vals_hidden_patches(roi, monkeypatch):
     model, train, val = objective(roi, channels=2), samples(0, 7), samples(7, 11)
-    model.begin(train)
+    model.on_start(train)
     tiles = [tile for sample in train for tile in model.task.tiles(sample)]
     mean = np.mean([normalised(tile, model.encoder.patch) for tile in tiles], axis=0)
     masks = []
@@ -233,14 +233,14 @@ def test_the_gate_is_the_loss_of_the_mean_training_patch_on_vals_hidden_patches(
 
 def test_the_gate_looks_at_no_more_training_images_than_asked_for():
     few, all_of_few = objective(gate_images=3), objective()
-    few.begin(samples(0, 9))
-    all_of_few.begin(samples(0, 3))
+    few.on_start(samples(0, 9))
+    all_of_few.on_start(samples(0, 3))
     assert torch.equal(few.mean_patch, all_of_few.mean_patch)
 
 
 def test_a_network_that_predicts_the_mean_patch_is_at_the_gate(monkeypatch):
     model = objective()
-    model.begin(samples(0, 5))
+    model.on_start(samples(0, 5))
     monkeypatch.setattr(model.decoder, "forward", lambda features, keep, hide: model.mean_patch[hide])
     summary = model.summary(model.measure(samples(5, 8)))
     assert summary["loss"] == pytest.approx(summary["gate"]) and set(summary) == {"loss", "gate"}
@@ -257,7 +257,7 @@ def test_val_hides_other_patches_in_each_case_and_tile_and_the_same_ones_each_ti
 
 def test_a_cases_row_is_the_same_whoever_is_measured_beside_it(monkeypatch):
     model, val = objective(), samples(0, 6)
-    model.begin(val)
+    model.on_start(val)
     together = model.measure(val)
     monkeypatch.setattr(mae, "CHUNK", 2)
     for sample, row in zip(val, together, strict=True):
@@ -306,7 +306,7 @@ def test_the_film_shows_each_step_s_prediction_of_the_same_cases_beside_the_mean
     early = model.snapshot(samples(0, 5))
     torch.nn.init.constant_(model.decoder.predict.bias, 2.0)
     late = model.snapshot(samples(0, 5))
-    (path,) = model.film(samples(0, 5), {20: late, 10: early}, tmp_path)
+    (path,) = model.progress_pictures(samples(0, 5), {20: late, 10: early}, tmp_path)
     _, cases, _, steps = drawn[0]
     assert path == tmp_path / "progress.png" and steps == [10, 20] and [case[0] for case in cases] == ["case0", "case1"]
     for (name, original, masked, first, second, mean_patch), sample in zip(cases, samples(0, 2), strict=True):

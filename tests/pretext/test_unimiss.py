@@ -11,7 +11,8 @@ from helpers import on_ranks, outcome, run
 from launching import runs_of
 from torch import Tensor
 
-from premed import launch, presenter, watch, worker
+from premed import evaluate, launch, presenter, worker
+from premed.checkpoint import CheckpointManager
 from premed.compare import compare
 from premed.config.loader import checked
 from premed.config.transforms import Augment
@@ -27,7 +28,7 @@ from premed.pretext import unimiss
 from premed.pretext.unimiss import Config, UniMiSS, compared
 from premed.rng import sample_keys
 from premed.trained import store_in_use
-from premed.vault import Vault
+from premed.vault import StageStorage
 
 pytest_plugins = ["launch_fixtures"]
 
@@ -287,14 +288,14 @@ def test_teachers_that_say_one_thing_or_nothing_are_known():
     eye = torch.eye(10)
 
     def found(*some):
-        return watch.collapsed(model.summary([row for each in some for row in each]))
+        return evaluate.collapsed(model.summary([row for each in some for row in each]))
 
     one, uniform, healthy = rows(model, eye[[3] * 10]), rows(model, torch.zeros(10, 10)), rows(model, eye)
     assert found(one)["into"] == "one" and found(one)["same"] == 1
     assert found(uniform)["into"] == "uniform" and found(uniform)["entropy"] == pytest.approx(1)
     assert found(healthy) is None
     assert found(healthy, rows(model, eye[[3] * 10], domain=1))["into"] == "one"  # of one data set alone
-    assert watch.collapsed({"loss": 1.0, "gate": 2.0}) is None
+    assert evaluate.collapsed({"loss": 1.0, "gate": 2.0}) is None
 
 
 def test_the_centre_counts_when_it_is_asked_what_the_teacher_says():
@@ -418,13 +419,13 @@ def test_classification_of_pictures_and_of_volumes_and_segmentation_load_all_but
     experiment = checked(tree(folders, which))
     pretrain, finetune, _ = experiment.stages(lambda kind: "data")
     where = experiment.train, str(tmp_path), tmp_path
-    before, after = worker.Job(pretrain, None, *where), worker.Job(finetune, pretrain, *where)
+    before, after = worker.StageJob(pretrain, None, *where), worker.StageJob(finetune, pretrain, *where)
     encoder = worker.make_objective(before, datamodule.domains(pretrain))[0].parts["encoder"]
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(1)
-    before.vault.put_weights("parts/encoder.safetensors", encoder.state_dict())
-    before.vault.put_json("parts/card.json", {"grid": encoder.grid})
+    before.stage_storage.put_weights("parts/encoder.safetensors", encoder.state_dict())
+    before.stage_storage.put_json("parts/card.json", {"grid": encoder.grid})
     objective, loaded = worker.make_objective(after, datamodule.domains(finetune))
     state, saved = objective.parts["encoder"].state_dict(), encoder.state_dict()
     assert loaded["encoder"]["missing"] == [] and loaded["encoder"]["dropped"] == sorted(saved.keys() - state.keys())
@@ -438,14 +439,16 @@ def made(folders, tmp_path, **changes):
 
     experiment = checked(merged(tree(folders), changes))
     stage = next(experiment.stages(lambda kind: "data"))
-    return worker.Job(stage, None, experiment.train, str(tmp_path / "checkpoints"), folders["chest"].parent / "cache")
+    return worker.StageJob(
+        stage, None, experiment.train, str(tmp_path / "checkpoints"), folders["chest"].parent / "cache"
+    )
 
 
 def test_a_run_that_was_killed_goes_on_exactly_teacher_and_centre_too(folders, tmp_path):
     whole, killed = made(folders, tmp_path / "a"), made(folders, tmp_path / "b")
     assert run(whole) == [0]
-    assert run(killed, kill="row 4") == [-9] and killed.vault.checkpoint_steps()
-    state = killed.vault.newest_checkpoint()[1]["objective"]
+    assert run(killed, kill="row 4") == [-9] and CheckpointManager(killed.stage_storage).steps()
+    state = CheckpointManager(killed.stage_storage).newest()[1]["objective"]
     assert state["centre"].any() and any(name.startswith("teacher.") for name in state)
     assert run(killed) == [0]
     assert outcome(killed) == outcome(whole)
@@ -465,7 +468,7 @@ def test_two_ranks_differ_from_one_by_rounding_alone_and_go_on_exactly(folders, 
 def test_the_teacher_s_encoder_is_saved_if_asked_for(folders, tmp_path):
     student, teacher = made(folders, tmp_path / "a"), made(folders, tmp_path / "b", pretext={"saves": "teacher"})
     assert run(student) == run(teacher) == [0]
-    ours, theirs = (job.vault.get_weights("parts/encoder.safetensors") for job in (student, teacher))
+    ours, theirs = (job.stage_storage.get_weights("parts/encoder.safetensors") for job in (student, teacher))
     assert ours.keys() == theirs.keys()
     assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
-    assert Vault.names(student.vault) and student.stage.digest() != teacher.stage.digest()
+    assert StageStorage.names(student.stage_storage) and student.stage.digest() != teacher.stage.digest()

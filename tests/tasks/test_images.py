@@ -21,7 +21,7 @@ from premed.errors import UserError
 from premed.rng import Draw
 from premed.tasks import images
 from premed.tasks.common.metrics import accuracy_summary
-from premed.worker import Job, run_stage
+from premed.worker import StageJob, run_stage
 
 CLASSES = ["normal", "covid", "other"]
 
@@ -435,10 +435,10 @@ def test_absolute_paths_are_taken_where_the_root_is_a_link(folder, tmp_path):
 def trained(tmp_path: Path, *overrides: str, files: tuple[str, ...]) -> dict:
     experiment, before, result = load(files, overrides), None, {}
     for stage in experiment.stages(lambda kind: "data"):
-        job = Job(stage, before, experiment.train, str(tmp_path / "checkpoints"), tmp_path / "cache")
+        job = StageJob(stage, before, experiment.train, str(tmp_path / "checkpoints"), tmp_path / "cache")
         run_stage(job, lambda event: None, lambda numbers: None)
-        assert job.vault.get_json("failure.json") is None, job.vault.get_json("failure.json")
-        result[stage.kind], before = job.vault.get_json("result.json"), stage
+        assert job.stage_storage.get_json("failure.json") is None, job.stage_storage.get_json("failure.json")
+        result[stage.kind], before = job.stage_storage.get_json("result.json"), stage
     return result
 
 

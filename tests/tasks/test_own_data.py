@@ -14,7 +14,7 @@ from made import ct_series, radiograph
 from PIL import Image
 
 from premed.config.loader import checked, merged
-from premed.worker import Job, run_stage
+from premed.worker import StageJob, run_stage
 
 PAGE = (REPOSITORY / "docs" / "own-data.md").read_text()
 FILES = {text.splitlines()[0][2:]: text for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)}
@@ -112,10 +112,10 @@ def test_the_page_s_yaml_pretrains_finetunes_and_tests(name, tmp_path):
         tree = merged(tree, SMALLER.get(what, {}))
     experiment, before, kinds = checked(tree), None, []
     for stage in experiment.stages(lambda kind: "data"):
-        job = Job(stage, before, experiment.train, str(tmp_path / "checkpoints"), tmp_path / "cache")
+        job = StageJob(stage, before, experiment.train, str(tmp_path / "checkpoints"), tmp_path / "cache")
         run_stage(job, lambda event: None, lambda numbers: None)
-        assert job.vault.get_json("failure.json") is None, job.vault.get_json("failure.json")
-        kinds.append(job.vault.get_json("result.json")["kind"])
+        assert job.stage_storage.get_json("failure.json") is None, job.stage_storage.get_json("failure.json")
+        kinds.append(job.stage_storage.get_json("result.json")["kind"])
         before = stage
     assert kinds == ["pretrain", "finetune", "test"]
-    assert np.isfinite(job.vault.get_json("result.json")["value"])
+    assert np.isfinite(job.stage_storage.get_json("result.json")["value"])

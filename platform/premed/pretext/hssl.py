@@ -29,8 +29,9 @@ from torch.nn import functional as F
 from premed.config.spec import Spec
 from premed.contracts import Batch, Domain, Encoder, Features, Objective, Row, Sample
 from premed.data.samplers import Balanced
+from premed.distributed import gather_rows, share_of_loss
 from premed.errors import UserError
-from premed.pretext.common.losses import gathered, nt_xent, shared, spread, supervised_contrast
+from premed.pretext.common.losses import nt_xent, spread, supervised_contrast
 from premed.pretext.common.slices import Sliced
 from premed.pretext.common.views import Jitter, jittered
 from premed.rng import bits, fold, key
@@ -121,7 +122,7 @@ class HSSL(Objective):
         self.weights = {level: weight for level, weight in config.levels if weight > 0}
         contrasted = ("image", "group") if config.group_loss == "contrast" else ("image",)
         self.contrasted = [level for level in contrasted if level in self.weights]
-        self.whole_steps = bool(self.contrasted)
+        self.couples_batch = bool(self.contrasted)
         if len(encoder.pyramid) < 2:
             raise UserError("encoder: hssl trains an encoder with a decoder; use unet")
         if any(domain.augment.crops > 1 for domain in domains):
@@ -158,9 +159,9 @@ class HSSL(Objective):
         kinds, numbers = self.groups[domain], {}
         for level, answer in self.answers(batch.image, batch.keys).items():
             if level in self.contrasted:
-                first, second = gathered(torch.cat(answer.chunk(2), dim=1), batch.weight > 0).chunk(2, dim=1)
-                loss = self.contrast(level, first, second, gathered(kinds, batch.weight > 0))
-                numbers |= {level: shared(loss, batch.weight), f"{level}_spread": spread(first)}
+                first, second = gather_rows(torch.cat(answer.chunk(2), dim=1), batch.weight > 0).chunk(2, dim=1)
+                loss = self.contrast(level, first, second, gather_rows(kinds, batch.weight > 0))
+                numbers |= {level: share_of_loss(loss, batch.weight), f"{level}_spread": spread(first)}
             else:
                 numbers |= {name: value.mean() for name, value in self.alone(level, answer, domain).items()}
         total = torch.stack([weight * numbers[level] for level, weight in self.weights.items()]).sum()

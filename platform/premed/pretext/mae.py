@@ -93,7 +93,7 @@ class MAE(Objective):
         return torch.nn.functional.layer_norm(patches, patches.shape[-1:], eps=1e-6)
 
     @torch.no_grad()
-    def begin(self, train: Sequence[Sample]) -> None:
+    def on_start(self, train: Sequence[Sample]) -> None:
         """Averages the normalised patches of the training images (the gate is made on train and scored on val)."""
         total, count = torch.zeros_like(self.mean_patch, dtype=torch.float64), 0
         for sample in train[: self.config.gate_images]:
@@ -133,7 +133,9 @@ class MAE(Objective):
         """What is predicted of the first cases: [*S] each, by name."""
         return {sample.case.name: self.shown(sample)[2] for sample in samples[:FILMED]}
 
-    def film(self, samples: Sequence[Sample], snapshots: Mapping[int, dict[str, Tensor]], folder: Path) -> list[Path]:
+    def progress_pictures(
+        self, samples: Sequence[Sample], snapshots: Mapping[int, dict[str, Tensor]], folder: Path
+    ) -> list[Path]:
         """The same cases again, predicted as training went on."""
         from premed.data.figures import reconstruction
 

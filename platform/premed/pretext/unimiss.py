@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from premed.config.spec import Spec
 from premed.contracts import Batch, Domain, Encoder, Objective, Row, Sample
 from premed.data.samplers import InTurn
-from premed.distributed import team
+from premed.distributed import rank_and_world
 from premed.errors import UserError
 from premed.models.encoders.mit import MiT
 from premed.rng import Draw, fold, key
@@ -174,7 +174,7 @@ class UniMiSS(Objective):
         momentum = 1 - (1 - self.config.momentum) * 0.5 * (1 + cos(pi * progress))
         for theirs, ours in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
             theirs.lerp_(ours, 1 - momentum)
-        if (world := team()[1]) > 1:  # a weight is a share of the step times the number of ranks
+        if (world := rank_and_world()[1]) > 1:  # a weight is a share of the step times the number of ranks
             dist.all_reduce(self.heard)
             self.heard /= world
         self.centre.lerp_(self.heard, 1 - self.config.centre_momentum)

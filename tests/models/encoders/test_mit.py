@@ -23,7 +23,7 @@ from premed.models.layers import Attention, Block, resized
 from premed.parts import load_encoder
 from premed.pretext import mae
 from premed.rng import sample_keys
-from premed.vault import Vault
+from premed.vault import StageStorage
 
 pytest_plugins = ["launch_fixtures"]
 
@@ -234,8 +234,8 @@ def test_a_network_for_one_kind_of_image_holds_what_that_one_needs():
         assert {name for name, _ in encoder(of).named_parameters()} == {n for n in both if own(n) != {other}}
 
 
-def saved(model: MiT, folder: Path) -> Vault:
-    vault = Vault(str(folder), "stage")
+def saved(model: MiT, folder: Path) -> StageStorage:
+    vault = StageStorage(str(folder), "stage")
     vault.put_weights("parts/encoder.safetensors", model.state_dict())
     vault.put_json("parts/card.json", {"grid": model.grid})
     return vault

@@ -19,10 +19,11 @@ from premed.errors import UserError
 from premed.models.encoders import unet
 from premed.models.encoders.unet import Config, UNet
 from premed.models.heads import conv, linear
+from premed.models.network import Network
 from premed.parts import load_encoder
 from premed.pretext import mae
-from premed.supervised import Network, Supervised
-from premed.vault import Vault
+from premed.supervised import Supervised
+from premed.vault import StageStorage
 
 pytest_plugins = ["launch_fixtures"]
 
@@ -223,8 +224,8 @@ def test_mae_on_it_is_refused_before_anything_is_trained():
 # Loading --------------------------------------------------------------------------------------------------------------
 
 
-def saved(model: UNet, folder: Path) -> Vault:
-    vault = Vault(str(folder), "stage")
+def saved(model: UNet, folder: Path) -> StageStorage:
+    vault = StageStorage(str(folder), "stage")
     vault.put_weights("parts/encoder.safetensors", model.state_dict())
     vault.put_json("parts/card.json", {"grid": model.grid})
     return vault

@@ -215,17 +215,17 @@ def together(*trees):
 
 def staged(job):
     worker.run_stage(job, lambda event: None, lambda numbers: None)
-    assert job.vault.get_json("failure.json") is None, job.vault.get_json("failure.json")
-    return job.vault.get_json("result.json")
+    assert job.stage_storage.get_json("failure.json") is None, job.stage_storage.get_json("failure.json")
+    return job.stage_storage.get_json("result.json")
 
 
 def test_the_encoder_stays_bit_for_bit_what_it_was(chest, tmp_path):
     job = jobs(chest, tmp_path, **PROBE)["finetune"]
     before = worker.make_objective(job, datamodule.domains(job.stage))[0].parts["encoder"].state_dict()
     staged(job)
-    after = load(job.vault.get("parts/encoder.safetensors"))
+    after = load(job.stage_storage.get("parts/encoder.safetensors"))
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-    assert load(job.vault.get("parts/head.safetensors"))["fc.weight"].abs().max() > 0
+    assert load(job.stage_storage.get("parts/head.safetensors"))["fc.weight"].abs().max() > 0
 
 
 def test_val_picks_one_of_all_strengths_and_the_test_part_is_scored_with_it(chest, tmp_path):
@@ -244,7 +244,7 @@ def test_the_constant_answers_rows_lie_beside_the_scores(chest, tmp_path):
     staged(chain["finetune"])
     result = staged(chain["test"])
     task = worker.plugin("tasks", chain["test"].stage.task).build(chain["test"].stage.task)
-    rows, scores = (chain["test"].vault.get_json(name) for name in ("constant.json", "scores.json"))
+    rows, scores = (chain["test"].stage_storage.get_json(name) for name in ("constant.json", "scores.json"))
     assert [row["case"] for row in rows] == [row["case"] for row in scores]
     assert task.summary(rows)[task.score] == result["constant"]
 
@@ -280,7 +280,7 @@ def test_features_that_are_no_numbers_are_refused_by_the_images_name(chest, tmp_
     with monkeypatch.context() as patched:
         patched.setattr(probe.Probe, "rows", lambda self, features: features.tokens[:, :1] * float("nan"))
         worker.run_stage(job, lambda event: None, lambda numbers: None)
-    failure = job.vault.get_json("failure.json")
+    failure = job.stage_storage.get_json("failure.json")
     assert failure["kind"] == "UserError" and ".png: its features are no numbers" in failure["message"]
 
 
@@ -319,7 +319,7 @@ def test_pixels_and_the_probe_are_logistic_regression_on_the_averaged_pixels(che
 
     strength = PROBE["finetune"]["head"]["strengths"][result["best_step"] - 1]
     model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
-    labels, rows = np.array([sample.case.label for sample in train]), job.vault.get_json("scores.json")
+    labels, rows = np.array([sample.case.label for sample in train]), job.stage_storage.get_json("scores.json")
     compared = 0
     for k, name in enumerate(task.classes):
         if len(set(labels[:, k])) == 2:

@@ -7,7 +7,8 @@ import torch
 from helpers import on_ranks
 from torch import Tensor
 
-from premed.pretext.common.losses import gathered, nt_xent, shared, spread, supervised_contrast
+from premed.distributed import gather_rows, share_of_loss
+from premed.pretext.common.losses import nt_xent, spread, supervised_contrast
 
 NUM, DIM = 7, 5
 
@@ -72,9 +73,11 @@ def network(rows: Tensor, weights: Tensor) -> Tensor:
 
 def whole(rows: Tensor, kinds: Tensor, weights: Tensor, weight: float = 1.0) -> Tensor:
     """Both losses of two views' rows [n, 2, DIM], as an objective computes them on one rank of any number."""
-    first, second = (gathered(network(view, weights), weight > 0) for view in rows.unbind(dim=1))
-    kinds = gathered(kinds, weight > 0).repeat(2)
-    return shared(nt_xent(first, second, 0.3) + supervised_contrast(torch.cat([first, second]), kinds, 0.3), weight)
+    first, second = (gather_rows(network(view, weights), weight > 0) for view in rows.unbind(dim=1))
+    kinds = gather_rows(kinds, weight > 0).repeat(2)
+    return share_of_loss(
+        nt_xent(first, second, 0.3) + supervised_contrast(torch.cat([first, second]), kinds, 0.3), weight
+    )
 
 
 def inputs(num: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,10 +91,10 @@ def one_rank_s_part(num: int) -> None:
     import torch.distributed as dist
 
     from premed.contracts import Picks
-    from premed.distributed import team
+    from premed.distributed import rank_and_world
     from premed.fit import share
 
-    rank, world = team()
+    rank, world = rank_and_world()
     rows, kinds, weights = inputs(num)
     alone = weights.clone().requires_grad_()
     first, second = (network(view, alone) for view in rows.unbind(dim=1))

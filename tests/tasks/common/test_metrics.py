@@ -189,7 +189,6 @@ def test_auc_is_sklearns_ties_included(pairs):
 def test_an_undefined_auc_is_named_and_left_out_of_the_mean():
     rows = [{"y/a": y, "p/a": y, "y/b": 0, "p/b": 0.5, "y/c": None, "p/c": 0.5} for y in (0, 1)]
     assert metrics.auc_summary(rows, ("a", "b", "c")) == {"auc/a": 1, "mauc": 1, "n_undefined": 2}
-    assert metrics.undefined_classes(rows, ("a", "b", "c")) == ["b", "c"]
 
 
 def test_unknown_labels_move_no_auc():
@@ -210,42 +209,6 @@ def test_accuracy_is_the_share_of_cases_whose_highest_p_is_the_truth():
     unknown = {"y/a": None, "y/b": None, "p/a": 0.5, "p/b": 0.5}
     assert metrics.accuracy_summary([*rows, unknown], ("a", "b"))["accuracy"] == 0.75
     assert metrics.accuracy_summary([unknown], ("a", "b")) == {}
-
-
-def mean_p(rows):
-    return float(np.mean([row["p/x"] for row in rows]))
-
-
-def test_the_interval_of_a_mean_is_the_textbooks():
-    sample = np.random.default_rng(0).normal(size=400)
-    low, high = metrics.bootstrap_interval(findings(np.zeros(400), sample), mean_p, level=0.9)
-    half = 1.645 * sample.std() / 20
-    assert (low, high) == pytest.approx((sample.mean() - half, sample.mean() + half), abs=0.015)
-
-
-def test_patients_are_resampled_and_not_images():
-    rows = [{"patient": patient, "p/x": float(patient == "a")} for patient in ("a", "b") for _ in range(100)]
-    assert metrics.bootstrap_interval(rows, mean_p) == (0, 1)
-
-
-def test_the_interval_depends_on_the_seed_and_not_on_the_rows_order():
-    rows = findings(np.zeros(30), np.random.default_rng(0).normal(size=30))
-    interval = metrics.bootstrap_interval(rows, mean_p)
-    assert metrics.bootstrap_interval(rows[::-1], mean_p) == pytest.approx(interval, rel=1e-12)
-    assert metrics.bootstrap_interval(rows, mean_p, seed=1) != interval
-
-
-def test_undefined_resamples_are_skipped_and_too_many_give_no_interval():
-    def auc(rows):
-        return metrics.auc_summary(rows, ("x",)).get("mauc", float("nan"))
-
-    def seldom(rows):  # 1 resample of 9
-        return 1.0 if len({row["patient"] for row in rows}) == 1 else float("nan")
-
-    assert np.isfinite(metrics.bootstrap_interval(findings([0, 0, 1, 1], [0.1, 0.5, 0.4, 0.9]), auc)).all()
-    assert np.isnan(metrics.bootstrap_interval(findings([0, 0, 0], [0.1, 0.5, 0.4]), auc)).all()
-    assert np.isnan(metrics.bootstrap_interval([], auc)).all()
-    assert np.isnan(metrics.bootstrap_interval(findings([0, 0, 0], [0.1, 0.5, 0.4]), seldom)).all()
 
 
 @pytest.mark.parametrize("size, roi", [((20, 17, 9), (8, 8, 8)), ((5, 20, 8), (8, 8, 8)), ((30, 11), (16, 16))])

@@ -1,17 +1,15 @@
 """Losses on the embeddings of a step's images, all ranks' together, and how far these have collapsed. No model here.
 
 Every image is another's negative, so the loss is no mean over a rank's own images. Each rank computes the whole of it,
-from everybody's embeddings, of which its own alone have a gradient; `shared` scales that for the mean which DDP takes.
+from everybody's embeddings, of which its own alone have a gradient; `distributed.share_of_loss` scales that for the
+mean which DDP takes.
 
 N images, D numbers each.
 """
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
-
-from premed.distributed import team
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
@@ -54,34 +52,3 @@ def spread(embeddings: Tensor) -> Tensor:
     The standard deviation over the images, root mean square over the D numbers, times sqrt(D).
     """
     return F.normalize(embeddings.float(), dim=1).var(dim=0, correction=0).sum().sqrt()
-
-
-def gathered(rows: Tensor, real: bool = True) -> Tensor:
-    """The rows [n, …] of all ranks, [N, …], in the ranks' order, with a gradient for this rank's own.
-
-    real: whether this rank's count; one without images of its own only keeps in step.
-    """
-    rank, world = team()
-    if world == 1:
-        return rows
-    count = torch.tensor([len(rows) * real], device=rows.device)
-    counts = [torch.empty_like(count) for _ in range(world)]
-    dist.all_gather(counts, count)
-    most = max(len(rows), *map(int, counts))
-    padded = rows.new_zeros(most, *rows.shape[1:])
-    padded[: len(rows)] = rows.detach()
-    found = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(found, padded)
-    parts = [part[: int(count)] for part, count in zip(found, counts, strict=True)]
-    if real:
-        parts[rank] = rows
-    return torch.cat(parts) + 0 * rows.sum()  # a rank without images of its own goes through the backward pass, too
-
-
-def shared(loss: Tensor, weight: float) -> Tensor:
-    """A loss that all ranks compute from all images, as this rank's part of it: `loss`, its gradient over `weight`.
-
-    weight: `Batch.weight`, the rank's share of the step's images times the number of ranks. `fit` multiplies by it, and
-    DDP takes the mean; the gradients of the ranks' own embeddings, however, are to be added.
-    """
-    return loss.detach() + (team()[1] / weight if weight else 0) * (loss - loss.detach())

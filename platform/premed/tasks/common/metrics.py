@@ -1,4 +1,4 @@
-"""Measures as pure functions: Dice, Hausdorff distance in mm, AUC, bootstrap intervals; and sliding-window prediction.
+"""Measures as pure functions: Dice, Hausdorff distance in mm, AUC; and sliding-window prediction.
 
 A *row* holds the numbers of one case. Segmentation: `dice/<class>`, `hd95/<class>`, `state/<class>`; classification:
 `y/<class>` (0, 1 or NaN: not known) and `p/<class>`. What is undefined is NaN in a row and left out of a summary.
@@ -6,15 +6,12 @@ A *row* holds the numbers of one case. Segmentation: `dice/<class>`, `hd95/<clas
 
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from premed.rng import fold, key, uniform
-
-Row = TypeVar("Row", bound=Mapping[str, Any])
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -92,11 +89,6 @@ def auc_summary(rows: Rows, classes: Sequence[str]) -> dict[str, float]:
     return summary | {"n_undefined": float(np.count_nonzero(~defined))}
 
 
-def undefined_classes(rows: Rows, classes: Sequence[str]) -> list[str]:
-    """The classes without an AUC: their known labels are all 0 or all 1, or none is known."""
-    return [name for name, value in zip(classes, _aucs(rows, classes), strict=True) if np.isnan(value)]
-
-
 def accuracy_summary(rows: Rows, classes: Sequence[str]) -> dict[str, float]:
     """One label per case: `accuracy` (is the highest p the true class) and `accuracy/<class>` over its own cases.
 
@@ -114,34 +106,6 @@ def accuracy_summary(rows: Rows, classes: Sequence[str]) -> dict[str, float]:
         if (truth == number).any()
     }
     return {"accuracy": float(right.mean()), **per_class}
-
-
-def bootstrap_interval(
-    rows: Sequence[Row],
-    statistic: Callable[[list[Row]], float],
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile interval of `statistic(rows)` when patients (`row["patient"]`) are drawn with replacement, not images.
-
-    `statistic` returns NaN where it is undefined: such resamples are skipped, and if they are more than half, or there
-    are no rows, the interval is (NaN, NaN). The order of `rows` does not matter.
-    """
-    patients: dict[str, list[Row]] = {}
-    for row in rows:
-        patients.setdefault(str(row["patient"]), []).append(row)
-    groups = [patients[name] for name in sorted(patients)]
-    keys = fold(np.full(resamples, key(seed, "bootstrap"), np.int64), np.arange(resamples))
-    values = np.full(resamples, np.nan)
-    for number in range(resamples if groups else 0):
-        picks = (uniform(keys[number], len(groups)).astype(np.float64) * len(groups)).astype(np.intp)
-        values[number] = statistic([row for pick in picks for row in groups[pick]])
-    values = values[~np.isnan(values)]
-    if 2 * len(values) < resamples:
-        return float("nan"), float("nan")
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 @torch.no_grad()

@@ -1,0 +1,66 @@
+"""Encoder and head as one network; initial weights from a seed; weights loaded strictly, or not at all."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from premed.contracts import Encoder, Head
+from premed.errors import UserError
+from premed.rng import key
+
+INIT_LOCK = threading.RLock()
+"""torch has one default generator for all threads of a process."""
+
+
+class Network(nn.Module):
+    """Encoder and head, what fine-tuning trains: image [B, C, *roi] to logits."""
+
+    def __init__(self, encoder: Encoder, head: Head):
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, image: Tensor, keys: Tensor | None = None) -> Tensor:
+        return self.head(image, self.encoder(image, taps=self.head.taps, keys=keys))
+
+
+@contextmanager
+def seeded_init(seed: int, name: str) -> Iterator[None]:
+    """Modules built in this context draw their initial weights from `seed` and `name`.
+
+    torch's default generator is restored afterwards.
+    """
+    with INIT_LOCK, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(key(seed, "init", name))
+        yield
+
+
+def load_resized(encoder: Encoder, saved: dict[str, Tensor], grid: tuple[int, ...]) -> dict[str, Any]:
+    """Loads weights made on another `grid`, resized to the encoder's own.
+
+    Returns how many tensors were loaded and which were resized and dropped. UserError where the rest does not fit.
+    """
+    state, resized = encoder.fit_state(saved, grid)
+    dropped = sorted(saved.keys() - state.keys())
+    return load_strictly(encoder, state, "encoder") | {"resized": resized, "dropped": dropped}
+
+
+def load_strictly(module: nn.Module, state: dict[str, Tensor], part: str) -> dict[str, Any]:
+    """Loads all of `state` into all of `module`, and returns how many tensors that is.
+
+    UserError that names the first missing, unexpected and misshapen tensors where they do not match. part: what the
+    message calls the module.
+    """
+    own = module.state_dict()
+    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    wrong = [name for name in own if name in state and own[name].shape != state[name].shape]
+    if missing or extra or wrong:
+        lists = {"missing": missing, "not wanted": extra, "of another shape": wrong}
+        misfits = "; ".join(f"{what}: {', '.join(names[:3])}" for what, names in lists.items() if names)
+        remedy = "encoder and head must be those of the YAML that it was trained with"
+        raise UserError(f"{part}: the saved weights do not fit the network ({misfits}); {remedy}")
+    module.load_state_dict(state)
+    return {"loaded": len(own), "missing": []}
