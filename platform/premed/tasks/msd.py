@@ -11,10 +11,10 @@ from typing import Literal
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from premed import partition
 from premed.config.spec import Spec, elsewhere, scoring
 from premed.config.transforms import Recipe
 from premed.contracts import Case, Part
+from premed.data import splits
 from premed.errors import Finding, UserError
 from premed.paths import data_root
 from premed.rng import key, permutation
@@ -106,7 +106,7 @@ class MSD(Segmentation):
         """Those of `labelled` that are a part's, whether their files are there or not."""
         by_name = {case.name: case for case in labelled}
         if self.config.split is not None:
-            return partition.listed_cases(self.config.split, part, by_name, self.root)
+            return splits.listed_cases(self.config.split, part, by_name, self.root)
         return [by_name[name] for name in self.dealt(part, sorted(by_name))]
 
     def dealt(self, part: Part, names: list[str]) -> list[str]:
@@ -126,7 +126,7 @@ class MSD(Segmentation):
     @property
     def cases(self) -> list[Case]:
         """All of `training` (and `test`, unlabelled), in the file's order. UserError where an entry is wrong."""
-        partition.raise_first_error(() if self.lenient else self.folder.listed.faults)
+        splits.raise_first_error(() if self.lenient else self.folder.listed.faults)
         return [each.case for each in self.folder.listed.cases]
 
     def check(self, test: bool = True) -> Iterator[Finding]:
