@@ -720,12 +720,12 @@ def test_a_run_does_not_look_at_the_test_part_where_test_is_false(hippocampi, ch
 
 
 def test_a_run_refuses_a_label_that_no_class_has_before_training(hippocampi, copied, monkeypatch, tmp_path):
-    from premed.driver import Data
+    from premed.data.datamodule import DataModule, Tasks
 
     root = copied(hippocampi)
     voxels(at(root, "labelsTr", 1), put(7))
     monkeypatch.setenv("PREMED_HOME", str(tmp_path / "home"))
-    data = Data(experiment(MSD, root).task, None, lambda event: None)
+    data = DataModule(Tasks()(experiment(MSD, root).task))
     assert data.fingerprint("pretrain")
     with pytest.raises(UserError) as caught:
         data.fingerprint("finetune")

@@ -259,7 +259,7 @@ def main() -> None:
         told = "stopped; the same command goes on from the last checkpoint"
     if told:
         print(f"premed: {told}", file=sys.stderr)
-    if code == 130 and any(thread.name == "premed crew" for thread in threading.enumerate()):
+    if code == 130 and any(thread.name == "premed worker group" for thread in threading.enumerate()):
         sys.stderr.flush()
         os._exit(code)  # a thread that is still in Ray's library would crash with the interpreter's end
     sys.exit(code)

@@ -9,12 +9,11 @@ from typing import Any
 
 import yaml
 
-from premed.config.plugins import plugin
 from premed.config.settings import Train
 from premed.config.spec import canonical
 from premed.errors import UserError
-from premed.launch import settled
 from premed.paths import home, settled_in
+from premed.preflight import resolve
 from premed.reporting.sweep import page, terminal
 from premed.reporting.sweep.result import StageResult, SweepResult, TrialResult
 from premed.space import COSTS, MOST, Choice, Range, Sweep
@@ -25,8 +24,8 @@ class Plan:
     """What follows from a sweep file: names, places, what its trials are scored by."""
 
     def __init__(self, sweep: Sweep):
-        self.sweep, self.base = sweep, settled(sweep.base)
-        self.task = plugin("tasks", self.base.task).build(self.base.task)
+        (self.resolved,) = resolve([sweep.base])
+        self.sweep, self.base, self.task = sweep, self.resolved.experiment, self.resolved.task
         self.metrics = sweep.search.metric or (f"val/{self.task.score}",)
         self.modes = sweep.search.mode or tuple("min" if name in COSTS else "max" for name in self.metrics)
         defining = canonical([sweep.search, self.base, self.metrics, self.modes])

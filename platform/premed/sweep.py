@@ -12,11 +12,10 @@ from functools import partial
 from statistics import pstdev
 from typing import Any
 
-from premed.data.datamodule import Show
 from premed.errors import CalledOff, StageFailed, UserError, first_line
-from premed.events import Event, MetricsLogged, SweepStarted, TrialEnded, TrialStarted, WarningIssued
-from premed.launch import looked_over, settled
+from premed.events import Event, EventHandler, MetricsLogged, SweepStarted, TrialEnded, TrialStarted, WarningIssued
 from premed.plan import Plan, as_written, trains_of
+from premed.preflight import resolve, validate
 from premed.records import row
 from premed.reporting.sweep.result import SweepResult
 from premed.session import Session, session
@@ -28,7 +27,7 @@ from premed.tuning import conduct, rungs, scheduler_of
 WAIT = 0.5  # seconds between two looks at whether all trials are through
 
 
-def run(sweep: Sweep, show: Show) -> SweepResult:
+def run(sweep: Sweep, show: EventHandler) -> SweepResult:
     """Runs what is not there yet, writes the report and returns the result.
 
     Raises UserError, before anything starts, if the sweep cannot run.
@@ -37,10 +36,10 @@ def run(sweep: Sweep, show: Show) -> SweepResult:
     plan, trains = Plan(sweep), trains_of(sweep)
     if any(train.workers == 0 for train in trains):
         raise UserError("train.workers: a sweep runs on Ray; set 1 or more")
-    looked_over([plan.base])
+    validate([plan.resolved])
     study = plan.study()
     hearing = Hearing(show)
-    with session(trains, hearing) as here:
+    with session(trains, plan.resolved.tasks, hearing) as here:
         running = Running(plan, study, here, hearing)
         with running.alone():
             running.run()
@@ -62,7 +61,7 @@ def report(sweep: Sweep) -> SweepResult:
 class Hearing:
     """A session's events on their way to who shows them; the rows of a trial's first seed are its validations."""
 
-    def __init__(self, show: Show):
+    def __init__(self, show: EventHandler):
         self.show = show
         self.ears: dict[str, Validations] = {}
 
@@ -89,7 +88,7 @@ class Running:
     def alone(self) -> Iterator[None]:
         """No other command runs this sweep."""
         waiting = False
-        while not self.here.ledger.acquire(self.plan.digest):
+        while not self.here.tracker.acquire(self.plan.digest):
             if not waiting:
                 self.here.show(WarningIssued("another command runs this sweep; waiting for its end"))
             waiting = True
@@ -97,11 +96,11 @@ class Running:
         try:
             yield
         finally:
-            self.here.ledger.release(self.plan.digest)
+            self.here.tracker.release(self.plan.digest)
 
     def run(self) -> None:
         """All trials; the last of them is through when this is back."""
-        self.study.begin(self.here.common.data(self.plan.base.task).fingerprint("finetune"))
+        self.study.begin(self.here.fingerprint(self.plan.base.task, "finetune"))
         self.open()
         ended = [told for told in self.study.trials() if told.state in ("done", "stopped")]
         scheduler = scheduler_of(self.search.scheduler, self.plan.modes[0], self.plan.validations, ended)
@@ -165,9 +164,10 @@ class Running:
         self.trials[number] = trial = Trial(
             number=number,
             seeds=self.search.seeds,
-            experiments=lambda: [
-                settled(each).model_copy(update=named) for each in self.sweep.experiments(told.setting)
-            ],
+            experiments=lambda: resolve(
+                [each.model_copy(update=named) for each in self.sweep.experiments(told.setting)],
+                self.plan.resolved.tasks,
+            ),
             here=self.here,
             metrics=self.plan.metrics,
             show=self.hearing,
@@ -201,7 +201,7 @@ class Running:
         """Tune is through with it: early, where it is still at work (and the sweep is), or because of a `failure`."""
         trial = self.trials[number]
         if failure:
-            self.here.alive()
+            self.here.ensure_alive()
         notes = trial.notes | ({"failure": failure} if failure else {})
         if not self.here.stopped.is_set() and self.study.end(number, "failed" if failure else "stopped", None, notes):
             trial.failure = failure
@@ -224,7 +224,7 @@ class Running:
             self.close_run(trial.run_id, "KILLED")
             raise
         except (UserError, StageFailed) as error:
-            self.here.alive()
+            self.here.ensure_alive()
             state, failure = "failed", first_line(error)
         notes = trial.notes | ({"failure": failure} if failure else {})
         if trial.called_off.is_set() or not self.study.end(trial.number, state, values, notes):  # `stop` was first
@@ -240,12 +240,12 @@ class Running:
         tags = {"task": self.plan.task.name, "strategy": self.plan.base.strategy, "stage": "sweep"} | about
         params = {path: str(as_written(values)) for path, values in self.search.space.items()}
         named = self.plan.task.name, self.plan.digest, "sweep"
-        found = self.here.ledger.newest(*named)
+        found = self.here.tracker.newest(*named)
         if found is None:
             opened = self.plan.name, self.plan.digest, "sweep", None, tags, params
-            found = self.here.ledger.open(self.plan.task.name, *opened)
+            found = self.here.tracker.open(self.plan.task.name, *opened)
         else:
-            self.here.ledger.reopen(found)
+            self.here.tracker.reopen(found)
         self.run_id = found
         self.study.set_note("run_id", found)
 
@@ -254,10 +254,10 @@ class Running:
         tags = {"task": self.plan.task.name, "strategy": self.plan.base.strategy, "stage": "trial"}
         tags |= {"sweep": self.plan.name, "trial": str(told.number)}
         opened = f"trial {told.number} {label}", digest, "trial", self.run_id, tags, told.setting
-        return self.here.ledger.open(self.plan.task.name, *opened)
+        return self.here.tracker.open(self.plan.task.name, *opened)
 
     def record(self, trial: Trial, state: State, values: list[float] | None, failure: str) -> None:
-        call, by_seed = self.here.ledger.call, list(trial.by_seed.values())
+        call, by_seed = self.here.tracker.call, list(trial.by_seed.values())
         numbers: dict[str, float] = {}
         for place, (metric, value) in enumerate(zip(self.plan.metrics, values or (), strict=False)):
             numbers[metric] = value
@@ -266,7 +266,7 @@ class Running:
         ours = [stage for stage in trial.stages if not stage["reused"]]
         numbers["seconds"] = sum(stage["seconds"] for stage in ours)
         call("log_rows", trial.run_id, [row(0, numbers)])
-        runs = [driver.records.run_id for driver in trial.drivers]
+        runs = [pipeline.recorder.run_id for pipeline in trial.pipelines]
         for run_id in [*runs, *(stage["run_id"] for stage in ours)]:
             call("set_tags", run_id, {"sweep": self.plan.name, "trial": str(trial.number)})
         tags = {"state": state} | ({"premed.failure": failure} if failure else {})
@@ -275,11 +275,11 @@ class Running:
         self.close_run(trial.run_id, "FAILED" if state == "failed" else "FINISHED")
 
     def close_run(self, run_id: str, status: str) -> None:
-        self.here.ledger.call("finish", run_id, status)
+        self.here.tracker.call("finish", run_id, status)
 
     def end(self) -> None:
         """The sweep's run: its best values, and the best trial's YAML."""
-        result, call = self.plan.result(self.study), self.here.ledger.call
+        result, call = self.plan.result(self.study), self.here.tracker.call
         for place, metric in enumerate(self.plan.metrics):
             values = [trial.values[place] for trial in result.trials if trial.number in result.front and trial.values]
             if values:
