@@ -2,7 +2,14 @@
 
 import multiprocessing
 
-HEAVY = ["premed.cli", "premed.launch", "premed.worker", "premed.runs", "premed.leases", "premed.importing"]
+HEAVY = [
+    "premed.cli",
+    "premed.launch",
+    "premed.worker",
+    "premed.tracking.store",
+    "premed.tracking.leases",
+    "premed.importing",
+]
 HEAVY += ["premed.tasks.chestxray14", "premed.tasks.msd", "premed.tasks.images", "premed.models.encoders.vit"]
 HEAVY += ["premed.models.encoders.mit", "premed.models.encoders.unet", "premed.pretext.mae", "premed.pretext.hssl"]
 HEAVY += [

@@ -17,7 +17,7 @@ from forks import fork
 from premed import cli, launch, worker
 from premed.config.loader import checked, merged
 from premed.records import Records
-from premed.runs import RunStore
+from premed.tracking.store import RunStore
 
 _TRAINING = {"epochs": 4, "batch": 16, "lr": 1e-3, "validations": 2, "augment": {"flip": 0.5}}
 TINY = {

@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-from premed.runs import Run
-from premed.tracking import cell, cut, flat, key
+from premed.tracking.client import cell, cut, flat, key
+from premed.tracking.store import Run
 
 
 class MemoryStore:

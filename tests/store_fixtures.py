@@ -5,7 +5,7 @@ import shutil
 import pytest
 from stores import copied
 
-from premed.runs import RunStore
+from premed.tracking.store import RunStore
 
 
 @pytest.fixture(scope="session")

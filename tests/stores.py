@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import urllib.request
 
-from premed.runs import RunStore
+from premed.tracking.store import RunStore
 
 
 def start(store, digest="d", kind="test", **more):

@@ -14,7 +14,7 @@ from stores import copied, free_port
 
 from premed import asked
 from premed.reporting import console
-from premed.runs import LEASES
+from premed.tracking.store import LEASES
 
 pytest_plugins = ["launch_fixtures"]
 

@@ -8,9 +8,9 @@ from premed.data.datamodule import DataModule, Tasks
 from premed.data.phantoms.writers import write_msd
 from premed.errors import UserError
 from premed.events import TrainingStarted, WarningIssued
-from premed.ledger import Ledger
 from premed.preflight import resolve
-from premed.runs import RunStore
+from premed.tracking.store import RunStore
+from premed.tracking.tracker import Ledger
 from premed.worker import run_stage
 
 

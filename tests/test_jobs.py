@@ -12,7 +12,7 @@ from conftest import REPOSITORY
 from launching import TINY, runs_of, until
 
 from premed.data.phantoms.writers import write_chestxray14
-from premed.runs import LEASES, RunStore
+from premed.tracking.store import LEASES, RunStore
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3000)]
 

@@ -36,8 +36,8 @@ from premed.config.settings import Train
 from premed.errors import StageFailed, UserError
 from premed.events import CheckpointSaved, MetricsLogged
 from premed.models.network import Network
-from premed.runs import LEASES
 from premed.tasks import chestxray14
+from premed.tracking.store import LEASES
 
 pytest_plugins = ["launch_fixtures"]
 
@@ -117,7 +117,7 @@ def test_a_finished_stage_is_recorded_anew_where_mlflow_was_removed(copied, fini
 def test_files_that_mlflow_lost_are_trained_again(copied, chest, monkeypatch):
     home, before = copied
     shutil.rmtree(home / "checkpoints")
-    monkeypatch.setattr("premed.runs.RunStore.download", lambda *args: (_ for _ in ()).throw(OSError("gone")))
+    monkeypatch.setattr("premed.tracking.store.RunStore.download", lambda *args: (_ for _ in ()).throw(OSError("gone")))
     again = run(chest, {"test": False})
     assert not any(stage["reused"] for stage in again["stages"])
     assert results(again) == results(before)[:2]

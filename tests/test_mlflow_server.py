@@ -18,7 +18,7 @@ from launching import results, run, settle_in
 from stores import come_up, free_port
 
 from premed.errors import UserError
-from premed.runs import RunStore
+from premed.tracking.store import RunStore
 
 pytest_plugins = ["launch_fixtures"]
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3000)]

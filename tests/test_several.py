@@ -16,8 +16,8 @@ from premed.errors import CalledOff
 from premed.events import ExperimentEnded, ImagesPrepared, MetricsLogged, TrainingStarted, WarningIssued
 from premed.once import SingleFlight
 from premed.preflight import resolve
-from premed.runs import LEASES
 from premed.session import session
+from premed.tracking.store import LEASES
 
 pytest_plugins = ["launch_fixtures"]
 

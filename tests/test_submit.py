@@ -18,7 +18,7 @@ from stores import free_port
 from premed import submit
 from premed.errors import UserError
 from premed.paths import home, storage
-from premed.provenance import commit
+from premed.tracking.provenance import commit
 
 pytest_plugins = ["launch_fixtures"]
 

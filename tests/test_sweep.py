@@ -21,8 +21,8 @@ from premed.config.loader import load
 from premed.errors import UserError
 from premed.events import WarningIssued
 from premed.plan import trains_of
-from premed.runs import LEASES
 from premed.space import load_sweep
+from premed.tracking.store import LEASES
 
 pytest_plugins = ["launch_fixtures"]
 

@@ -17,10 +17,10 @@ from premed.errors import StageFailed
 from premed.events import Event, EventHandler, WarningIssued
 from premed.executor import Executor, LocalExecutor, RayExecutor
 from premed.fleet import Scheduler, Ticket
-from premed.ledger import Ledger, Patient
 from premed.once import SingleFlight
 from premed.paths import settled_in
-from premed.runs import RunStore
+from premed.tracking.store import RunStore
+from premed.tracking.tracker import Ledger, Patient
 
 POLL = 0.5  # seconds between two looks at what the tracker was told
 

@@ -15,7 +15,7 @@ from premed.config.spec import canonical
 from premed.errors import UserError
 from premed.rng import key
 from premed.space import Choice, Range, Setting, Sweep
-from premed.tracking import driven, masked
+from premed.tracking.client import driven, masked
 
 if TYPE_CHECKING:
     from optuna import Trial

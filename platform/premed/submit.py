@@ -27,7 +27,7 @@ import yaml
 import premed
 from premed.config.loader import read
 from premed.errors import Left, StageFailed, UserError
-from premed.provenance import commit
+from premed.tracking.provenance import commit
 
 PACKAGE = Path(premed.__file__).parent
 CHECKOUT = PACKAGE.parent.parent  # of a premed that runs from one

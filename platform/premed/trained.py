@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any, cast
 
-from premed import registry
 from premed.config.plugins import plugin
 from premed.config.transforms import Recipe
 from premed.contracts import Encoder, Task
@@ -20,9 +19,10 @@ from premed.errors import UserError
 from premed.models.network import Network, load_strictly, seeded_init
 from premed.parts import load_encoder, part_weights
 from premed.paths import home
-from premed.runs import Run, RunStore
 from premed.tasks.common.classification import Classification
 from premed.tasks.common.segmentation import Regions, Segmentation
+from premed.tracking import registry
+from premed.tracking.store import Run, RunStore
 from premed.vault import StageStorage
 
 TASKS: dict[str, type] = {"regions": Regions, "labels": Segmentation, "classes": Classification}

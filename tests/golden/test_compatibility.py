@@ -230,11 +230,11 @@ def write():
 
 
 def compare_now():
-    from premed import runs
     from premed.paths import home
     from premed.reporting.comparison.compare import compare
+    from premed.tracking import store
 
-    return compared(compare(runs.RunStore(f"sqlite:///{home()}/mlflow.db"), baseline="none"))
+    return compared(compare(store.RunStore(f"sqlite:///{home()}/mlflow.db"), baseline="none"))
 
 
 def stage_of(outcome, kind):

@@ -19,8 +19,8 @@ from premed.reporting.comparison.compare import compare
 from premed.reporting.comparison.effects import verdict
 from premed.reporting.comparison.result import Difference
 from premed.reporting.comparison.scores import score_table
-from premed.runs import RunStore
 from premed.tasks.common.metrics import accuracy_summary, auc_summary, segmentation_summary
+from premed.tracking.store import RunStore
 
 pytest_plugins = ["store_fixtures"]
 

@@ -9,9 +9,9 @@ import pytest
 from forks import fork
 from stores import start, unreachable
 
-from premed.leases import Lease, sweep_dead
-from premed.provenance import process_tags
-from premed.runs import RunStore
+from premed.tracking.leases import Lease, sweep_dead
+from premed.tracking.provenance import process_tags
+from premed.tracking.store import RunStore
 
 pytest_plugins = ["store_fixtures"]
 

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from stores import free_port, rows, start, steps
 
-from premed import ledger as module
 from premed.errors import StageFailed, UserError
 from premed.events import MetricsLogged, WarningIssued
-from premed.ledger import Ledger, Patient, away
+from premed.tracking import tracker as module
+from premed.tracking.tracker import Ledger, Patient, away
 
 pytest_plugins = ["store_fixtures"]
 

@@ -2,8 +2,8 @@
 
 import subprocess
 
-from premed import provenance as module
-from premed.provenance import commit, provenance
+from premed.tracking import provenance as module
+from premed.tracking.provenance import commit, provenance
 
 
 def test_without_git_a_run_has_no_commit(monkeypatch):

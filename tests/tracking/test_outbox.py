@@ -14,9 +14,9 @@ import pytest
 from forks import fork
 from stores import come_up, free_port, rows, start, steps, stop, unreachable
 
-from premed.leases import Lease
-from premed.runs import RunStore
-from premed.spool import Spool
+from premed.tracking.leases import Lease
+from premed.tracking.outbox import Spool
+from premed.tracking.store import RunStore
 
 pytest_plugins = ["store_fixtures"]
 

@@ -17,11 +17,11 @@ from typing import Any
 
 from premed.errors import LeaseLost, StageFailed, first_line
 from premed.events import Event, EventHandler, MetricsLogged, WarningIssued
-from premed.leases import Lease, sweep_dead
-from premed.provenance import provenance
-from premed.runs import RunStore
-from premed.spool import Spool
-from premed.tracking import transient
+from premed.tracking.client import transient
+from premed.tracking.leases import Lease, sweep_dead
+from premed.tracking.outbox import Spool
+from premed.tracking.provenance import provenance
+from premed.tracking.store import RunStore
 
 BEAT = 10.0  # seconds between heartbeats; a lease is stale after 60
 

@@ -15,10 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from premed import registry, tracking
 from premed.errors import UserError
-from premed.provenance import process_tags
-from premed.tracking import batches, cell, cut, flat, key
+from premed.tracking import client as tracking
+from premed.tracking import registry
+from premed.tracking.client import batches, cell, cut, flat, key
+from premed.tracking.provenance import process_tags
 
 if TYPE_CHECKING:
     import numpy as np

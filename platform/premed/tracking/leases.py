@@ -16,9 +16,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from premed.provenance import gone, host, process_tags
-from premed.runs import LEASES, RunStore
-from premed.tracking import transient
+from premed.tracking.client import transient
+from premed.tracking.provenance import gone, host, process_tags
+from premed.tracking.store import LEASES, RunStore
 
 _ROUNDS = 8
 _backoff = random.SystemRandom()  # no result depends on it

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from premed.tracking import masked, raced, transient
+from premed.tracking.client import masked, raced, transient
 
 if TYPE_CHECKING:
-    from premed.runs import RunStore
+    from premed.tracking.store import RunStore
 
 log = logging.getLogger(__name__)
 _CALLS = ("log_rows", "log_scores", "log_files", "log_datasets", "set_tags", "finish")

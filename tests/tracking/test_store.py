@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stores import free_port, rows, start, steps
 
-from premed import runs, tracking
 from premed.errors import UserError
-from premed.runs import RunStore
+from premed.tracking import client
+from premed.tracking import store as runs
+from premed.tracking.store import RunStore
 
 pytest_plugins = ["store_fixtures"]
 
@@ -50,7 +51,7 @@ def test_a_store_that_cannot_be_used_is_one_line_with_the_mend(uri, mend):
 @pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
 def test_postgresql_takes_the_driver_that_is_there(monkeypatch, driver):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == driver or None)
-    assert tracking.settle("postgresql://me@db/runs")[0] == f"postgresql+{driver}://me@db/runs"
+    assert client.settle("postgresql://me@db/runs")[0] == f"postgresql+{driver}://me@db/runs"
 
 
 def test_postgresql_without_a_driver_says_what_to_install(monkeypatch):
