@@ -88,7 +88,7 @@ def one_thread() -> None:
 @pytest.fixture(autouse=True)
 def frugal(request, monkeypatch) -> None:
     """Stages that a test runs draw pictures and register models only where it is marked as `whole`."""
-    if "premed.worker" in sys.modules:
+    if "premed.training.stage" in sys.modules:
         import launching
 
         launching.bare(monkeypatch, whole=request.node.get_closest_marker("whole") is not None)

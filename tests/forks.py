@@ -5,10 +5,10 @@ import multiprocessing
 HEAVY = [
     "premed.cli",
     "premed.launch",
-    "premed.worker",
+    "premed.training.stage",
     "premed.tracking.store",
     "premed.tracking.leases",
-    "premed.importing",
+    "premed.training.import_weights",
 ]
 HEAVY += ["premed.tasks.chestxray14", "premed.tasks.msd", "premed.tasks.images", "premed.models.encoders.vit"]
 HEAVY += ["premed.models.encoders.mit", "premed.models.encoders.unet", "premed.pretext.mae", "premed.pretext.hssl"]

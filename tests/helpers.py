@@ -40,7 +40,7 @@ def tree(root: Path, **changes: Any) -> dict[str, Any]:
 def jobs(root: Path, home: Path, **changes: Any) -> dict[str, Any]:
     """The stages of a tiny experiment, by kind, as jobs that share `home`."""
     from premed.config.loader import checked
-    from premed.worker import StageJob
+    from premed.training.stage import StageJob
 
     experiment, found, before = checked(tree(root, **changes)), {}, None
     for stage in experiment.stages(lambda kind: "data"):
@@ -91,8 +91,8 @@ def rank_main(rank: int, world: int, meeting: str, function: Callable[..., None]
 
 
 def stage_main(job: Any, kill: str, poison: str) -> None:
-    from premed import worker
     from premed.events import CheckpointSaved, MetricsLogged
+    from premed.training import stage as worker
 
     bare(pytest.MonkeyPatch())
     if worker.rank_and_world()[0] == 0:
@@ -114,9 +114,9 @@ def die(*_: Any) -> None:
 
 
 def killed_while_writing(kill: str) -> None:
-    from premed import vault
+    from premed.training import storage
 
-    put = vault.StageStorage.put
+    put = storage.StageStorage.put
 
     def put_or_die(self: Any, name: str, content: bytes) -> None:
         if kill == f"before {name}":
@@ -125,7 +125,7 @@ def killed_while_writing(kill: str) -> None:
             os.fsync = die
         put(self, name, content)
 
-    vault.StageStorage.put = put_or_die
+    storage.StageStorage.put = put_or_die
 
 
 def poisoned(name: str) -> None:

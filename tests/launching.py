@@ -14,10 +14,11 @@ import torch.export  # noqa: F401
 import yaml
 from forks import fork
 
-from premed import cli, launch, worker
+from premed import cli, launch
 from premed.config.loader import checked, merged
 from premed.records import Records
 from premed.tracking.store import RunStore
+from premed.training import stage as worker
 
 _TRAINING = {"epochs": 4, "batch": 16, "lr": 1e-3, "validations": 2, "augment": {"flip": 0.5}}
 TINY = {

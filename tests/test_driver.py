@@ -11,7 +11,7 @@ from premed.events import TrainingStarted, WarningIssued
 from premed.preflight import resolve
 from premed.tracking.store import RunStore
 from premed.tracking.tracker import Ledger
-from premed.worker import run_stage
+from premed.training.stage import run_stage
 
 
 @pytest.fixture

@@ -306,7 +306,7 @@ def test_a_loss_that_is_no_number_fails_the_stage_and_its_run(home, chest):
 
 
 def test_a_bug_fails_the_stage_and_its_story_is_kept(home, chest, monkeypatch):
-    monkeypatch.setattr("premed.worker.make_optimizer", lambda *args: 1 / 0)
+    monkeypatch.setattr("premed.training.stage.make_optimizer", lambda *args: 1 / 0)
     with pytest.raises(StageFailed, match="division by zero .*traceback.txt"):
         run(chest, SCRATCH)
     (where,) = (home / "checkpoints").glob("finetune-*/traceback.txt")

@@ -24,7 +24,7 @@ from premed.data.datamodule import Tasks
 from premed.desk import JobQueue, Signal
 from premed.errors import CalledOff, StageFailed, UserError
 from premed.events import EventHandler
-from premed.worker import StageJob, run_stage
+from premed.training.stage import StageJob, run_stage
 
 POLL = 0.1  # seconds between two looks at the queue
 INTERFACE = "GLOO_SOCKET_IFNAME"

@@ -12,7 +12,6 @@ from typing import Any, Literal, NoReturn
 
 import torch
 
-from premed.checkpoint import CheckpointManager
 from premed.config.experiment import Stage
 from premed.config.plugins import plugin
 from premed.config.settings import BLIND, PRETRAINING, Kind
@@ -33,12 +32,13 @@ from premed.executor import LocalExecutor
 from premed.fleet import Ticket
 from premed.models.network import load_resized
 from premed.paths import home, storage
-from premed.planning import planned
 from premed.preflight import Resolved
 from premed.records import ExperimentRecorder
 from premed.session import Session
-from premed.supervised import Supervised
-from premed.worker import StageJob, make_objective
+from premed.training.checkpoint import CheckpointManager
+from premed.training.schedule import planned
+from premed.training.stage import StageJob, make_objective
+from premed.training.supervised import Supervised
 
 IDENTIFYING = ("import", "finetune")
 """The kinds of stages whose data distinguish two experiments with the same fields."""

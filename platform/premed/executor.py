@@ -7,7 +7,7 @@ from premed.config.spec import Spec
 from premed.contracts import Task
 from premed.events import EventHandler
 from premed.fleet import Scheduler, Ticket
-from premed.worker import StageJob, run_stage
+from premed.training.stage import StageJob, run_stage
 
 POLL = 0.2  # seconds between two questions to `report`
 

@@ -16,7 +16,7 @@ from premed.cluster import Resources, fits, workers_of
 from premed.config.settings import Kind
 from premed.crew import WorkerGroup
 from premed.events import EventHandler, WaitingForResources
-from premed.worker import StageJob
+from premed.training.stage import StageJob
 
 ORDER: dict[Kind, int] = {"test": 0, "trunk": 1, "pretrain": 1, "cooldown": 1, "finetune": 2}
 POLL = 0.2  # seconds between two looks at whether there is room now

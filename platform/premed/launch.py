@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from premed.check import Check
 from premed.cluster import parallel_map
 from premed.config.experiment import Experiment
+from premed.data.check import Check
 from premed.data.datamodule import DataModule
 from premed.driver import StagePipeline
 from premed.errors import StageFailed, UserError, first_line

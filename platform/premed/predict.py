@@ -18,12 +18,12 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 
 from premed.config.settings import Train
 from premed.contracts import Forward, Sample
-from premed.device import device_of, precision_of
 from premed.errors import StageFailed, UserError
 from premed.events import EventHandler, ImageSkipped, ImagesPredicted
 from premed.models.network import Network
 from premed.tasks.common.segmentation import Segmentation
 from premed.trained import opened
+from premed.training.device import device_of, precision_of
 from premed.unseen import Input, inputs, nothing, sample_of
 
 TABLE = "predictions.csv"

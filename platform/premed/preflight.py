@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from premed.check import refuse
 from premed.config.expand import told_apart
 from premed.config.experiment import Experiment
 from premed.config.transforms import Augment
 from premed.contracts import Task
+from premed.data.check import refuse
 from premed.data.datamodule import Tasks
 from premed.errors import UserError
-from premed.importing import foresee
 from premed.paths import storage
+from premed.training.import_weights import foresee
 
 
 @dataclass(frozen=True)

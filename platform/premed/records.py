@@ -27,8 +27,8 @@ from premed.data.datamodule import cases, domains
 from premed.errors import StageFailed
 from premed.events import EventHandler, ModelRegistrationStarted, WarningIssued
 from premed.paths import home, portable
-from premed.vault import StageStorage
-from premed.worker import StageJob, make_objective
+from premed.training.stage import StageJob, make_objective
+from premed.training.storage import StageStorage
 
 DOING: dict[Kind, str] = {
     "pretrain": "pre-training",

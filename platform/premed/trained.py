@@ -17,13 +17,13 @@ from premed.config.transforms import Recipe
 from premed.contracts import Encoder, Task
 from premed.errors import UserError
 from premed.models.network import Network, load_strictly, seeded_init
-from premed.parts import load_encoder, part_weights
 from premed.paths import home
 from premed.tasks.common.classification import Classification
 from premed.tasks.common.segmentation import Regions, Segmentation
 from premed.tracking import registry
 from premed.tracking.store import Run, RunStore
-from premed.vault import StageStorage
+from premed.training.artifacts import load_encoder, part_weights
+from premed.training.storage import StageStorage
 
 TASKS: dict[str, type] = {"regions": Regions, "labels": Segmentation, "classes": Classification}
 """By a card's `answer`."""

@@ -16,7 +16,7 @@ from premed.events import EventHandler, MetricsLogged, WarningIssued
 from premed.fleet import Ticket
 from premed.preflight import Resolved
 from premed.session import Session
-from premed.vault import StageStorage
+from premed.training.storage import StageStorage
 
 STAGES = {"pretrain_seconds": ("pretrain", "trunk", "cooldown"), "finetune_seconds": ("finetune",)}
 

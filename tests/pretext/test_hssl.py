@@ -23,13 +23,13 @@ from premed.data.loader import Mapped
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.data.splits import unlabelled_val
 from premed.errors import UserError
-from premed.fit import feed
 from premed.models.encoders import unet, vit
 from premed.pretext import hssl
 from premed.pretext.common.slices import Sliced
 from premed.pretext.common.views import Jitter, jittered
 from premed.pretext.hssl import HSSL, Config
 from premed.rng import Draw, sample_keys
+from premed.training.fit import feed
 
 pytest_plugins = ["launch_fixtures"]
 
@@ -160,7 +160,7 @@ def part_of_a_step(num: int, group_loss: str, loss: float, gradients: dict[str, 
 
     from premed.contracts import Picks
     from premed.distributed import rank_and_world
-    from premed.fit import share
+    from premed.training.fit import share
 
     rank, world = rank_and_world()
     mine, whole, model = share(Picks(0, np.arange(num)), rank, world)[0], batch(num), objective(group_loss=group_loss)

@@ -11,8 +11,7 @@ from helpers import on_ranks, outcome, run
 from launching import runs_of
 from torch import Tensor
 
-from premed import evaluate, launch, presenter, worker
-from premed.checkpoint import CheckpointManager
+from premed import launch, presenter
 from premed.config.loader import checked
 from premed.config.transforms import Augment
 from premed.contracts import Batch, Case, Domain, Sample
@@ -21,14 +20,17 @@ from premed.data.phantoms.thorax import write_images
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.errors import UserError
 from premed.events import CollapseDetected
-from premed.fit import distributed, make_optimizer, set_lr
 from premed.models.encoders import mit, vit
 from premed.pretext import unimiss
 from premed.pretext.unimiss import Config, UniMiSS, compared
 from premed.reporting.comparison.compare import compare
 from premed.rng import sample_keys
 from premed.trained import store_in_use
-from premed.vault import StageStorage
+from premed.training import evaluate
+from premed.training import stage as worker
+from premed.training.checkpoint import CheckpointManager
+from premed.training.fit import distributed, make_optimizer, set_lr
+from premed.training.storage import StageStorage
 
 pytest_plugins = ["launch_fixtures"]
 

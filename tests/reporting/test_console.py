@@ -8,7 +8,6 @@ import pytest
 from rich.console import Console
 
 from premed import presenter
-from premed.evaluate import GATE_SHARE, passed_gate
 from premed.events import (
     CheckpointSaved,
     Event,
@@ -23,6 +22,7 @@ from premed.events import (
 )
 from premed.presenter import ProgressPrinter, gate_words
 from premed.reporting.console import show_outcomes
+from premed.training.evaluate import GATE_SHARE, passed_gate
 
 GATE = {"loss": 0.6, "gate": 0.9, "below": 1 / 3, "passed": True}
 

@@ -20,10 +20,10 @@ from premed.errors import UserError
 from premed.models.encoders import mit
 from premed.models.encoders.mit import Config, MiT
 from premed.models.layers import Attention, Block, resized
-from premed.parts import load_encoder
 from premed.pretext import mae
 from premed.rng import sample_keys
-from premed.vault import StageStorage
+from premed.training.artifacts import load_encoder
+from premed.training.storage import StageStorage
 
 pytest_plugins = ["launch_fixtures"]
 

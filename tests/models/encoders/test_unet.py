@@ -20,10 +20,10 @@ from premed.models.encoders import unet
 from premed.models.encoders.unet import Config, UNet
 from premed.models.heads import conv, linear
 from premed.models.network import Network
-from premed.parts import load_encoder
 from premed.pretext import mae
-from premed.supervised import Supervised
-from premed.vault import StageStorage
+from premed.training.artifacts import load_encoder
+from premed.training.storage import StageStorage
+from premed.training.supervised import Supervised
 
 pytest_plugins = ["launch_fixtures"]
 

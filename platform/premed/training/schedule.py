@@ -6,8 +6,8 @@ over before the first of these.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
-from math import ceil
+from dataclasses import dataclass, replace
+from math import ceil, cos, pi
 
 from premed.config.experiment import Stage
 from premed.config.plugins import plugin
@@ -15,7 +15,45 @@ from premed.config.settings import Finetune, Pretrain
 from premed.contracts import Plan
 from premed.data.samplers import EpochPlan
 from premed.errors import UserError
-from premed.fit import Schedule, Trapezoid
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up from 0, then half a cosine to 0, per step, as MAE has it. `lr` is the effective one."""
+
+    num_steps: int
+    warmup_steps: float
+    lr: float
+
+    def at(self, step: int) -> float:
+        """The learning rate of step 0, 1, …"""
+        if step < self.warmup_steps:
+            return self.lr * step / self.warmup_steps
+        rest = (step - self.warmup_steps) / max(self.num_steps - self.warmup_steps, 1)
+        return self.lr * 0.5 * (1 + cos(pi * min(rest, 1.0)))
+
+    def progress(self, step: int) -> float:
+        """How far the training is at step 0, 1, …: from 0 to 1, passed to the objective."""
+        return step / self.num_steps
+
+
+@dataclass(frozen=True)
+class Trapezoid(Schedule):
+    """Linear warm-up from 0, a constant rate, and from step `turn` on a straight line to 0.
+
+    Warm-up and constant rate are the trunk (WSD: Hu 2024, arXiv:2404.06395; Hägele 2024, arXiv:2405.18392). Up to
+    `turn` nothing here depends on `num_steps`, so that trainings of any length share it.
+    """
+
+    turn: int
+
+    def at(self, step: int) -> float:
+        rise = min(step / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
+        return self.lr * rise * min((self.num_steps - step) / (self.num_steps - self.turn), 1.0)
+
+    def progress(self, step: int) -> float:
+        """0 on the trunk, which has no end of its own; from 0 to 1 along the cool-down."""
+        return max(step - self.turn, 0) / (self.num_steps - self.turn)
 
 
 def planned(stage: Stage, sizes: Sequence[int], num_solutions: int = 0) -> tuple[Plan, Schedule]:

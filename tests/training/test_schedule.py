@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from launching import curve, results, runs_of, settle_in, store_of
 from launching import experiment as tiny
 
-from premed import fleet, launch, presenter, records, worker
-from premed.checkpoint import CheckpointManager
+from premed import fleet, launch, presenter, records
 from premed.config import settings
 from premed.config.loader import checked
 from premed.data.phantoms.writers import write_chestxray14
 from premed.errors import UserError
 from premed.events import StageStarted, TrainingStarted, WarningIssued
-from premed.fit import Schedule, Trapezoid
-from premed.planning import planned, turn
 from premed.reporting.comparison import artifacts
 from premed.reporting.comparison.compare import compare
 from premed.trained import opened
+from premed.training import stage as worker
+from premed.training.checkpoint import CheckpointManager
+from premed.training.schedule import Schedule, Trapezoid, planned, turn
 
 pytest_plugins = ["launch_fixtures"]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from forks import fork
 
-from premed.vault import StageStorage
+from premed.training.storage import StageStorage
 
 
 @pytest.fixture(params=["path", "file", "url"])

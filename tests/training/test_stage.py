@@ -10,8 +10,6 @@ import pytest
 from helpers import jobs, on_ranks, outcome, run
 from safetensors.torch import load
 
-from premed import parts, worker
-from premed.checkpoint import CheckpointManager
 from premed.contracts import Case
 from premed.data import datamodule
 from premed.data.phantoms.writers import write_chestxray14
@@ -20,7 +18,10 @@ from premed.errors import UserError
 from premed.events import CheckpointSaved, MetricsLogged
 from premed.pretext.mae import MAE
 from premed.tasks.chestxray14 import ChestXray14
-from premed.vault import StageStorage
+from premed.training import artifacts
+from premed.training import stage as worker
+from premed.training.checkpoint import CheckpointManager
+from premed.training.storage import StageStorage
 
 KILLED, FINE = -9, 0
 
@@ -335,7 +336,7 @@ def test_an_encoder_of_another_grid_is_resized_and_that_is_said(chest, tmp_path)
 
 def test_weights_that_were_removed_are_asked_for(tmp_path):
     with pytest.raises(UserError, match="parts/encoder.safetensors is missing"):
-        parts.part_weights(StageStorage(str(tmp_path), "pretrain-0"), "encoder")
+        artifacts.part_weights(StageStorage(str(tmp_path), "pretrain-0"), "encoder")
 
 
 # ---- few labels

@@ -18,8 +18,8 @@ from premed.data import views as sampling
 from premed.distributed import rank_and_world
 from premed.errors import UserError
 from premed.events import EventHandler, WarningIssued
-from premed.fit import StepCallback
-from premed.supervised import Supervised
+from premed.training.fit import StepCallback
+from premed.training.supervised import Supervised
 
 
 def solve(

@@ -10,7 +10,7 @@ from premed.config.experiment import Stage
 from premed.contracts import Domain, Encoder
 from premed.errors import UserError
 from premed.models.network import load_resized
-from premed.vault import StageStorage
+from premed.training.storage import StageStorage
 
 
 def load_encoder(encoder: Encoder, storage: StageStorage) -> dict[str, Any]:

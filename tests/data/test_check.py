@@ -704,7 +704,7 @@ def test_a_run_refuses_an_error_of_the_listings_before_anything_starts(hippocamp
 
 
 def test_a_run_does_not_look_at_the_test_part_where_test_is_false(hippocampi, chests, copied):
-    from premed.check import refuse
+    from premed.data.check import refuse
     from premed.tasks import chestxray14
 
     root = copied(hippocampi)
@@ -733,7 +733,7 @@ def test_a_run_refuses_a_label_that_no_class_has_before_training(hippocampi, cop
 
 
 def test_a_patient_in_two_parts_is_an_error_for_any_task(hippocampi):
-    from premed.check import listings
+    from premed.data.check import listings
 
     class Leaky(msd.MSD):
         def split(self, part):
@@ -745,7 +745,7 @@ def test_a_patient_in_two_parts_is_an_error_for_any_task(hippocampi):
 
 
 def test_a_task_without_a_check_of_its_own_still_misses_no_file(hippocampi, copied):
-    from premed.check import listings
+    from premed.data.check import listings
     from premed.tasks.common.segmentation import Segmentation
 
     root = copied(hippocampi)

@@ -21,7 +21,7 @@ from torch.optim import AdamW
 
 from premed.contracts import Objective
 from premed.distributed import RaisedOnAllRanks, all_gather, rank_and_world
-from premed.vault import StageStorage
+from premed.training.storage import StageStorage
 
 KEPT = 2  # checkpoints: the newest may turn out damaged
 

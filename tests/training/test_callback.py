@@ -9,13 +9,13 @@ import torch
 from helpers import on_ranks
 from torch import nn
 
-from premed.checkpoint import Checkpoint, best_file
 from premed.contracts import Case, Objective, Sample
 from premed.data.samplers import EpochPlan
 from premed.errors import UserError
-from premed.fit import make_optimizer
-from premed.vault import StageStorage
-from premed.watch import NotFinite, TrainingCallback
+from premed.training.callback import NotFinite, TrainingCallback
+from premed.training.checkpoint import Checkpoint, best_file
+from premed.training.fit import make_optimizer
+from premed.training.storage import StageStorage
 
 FP32 = torch.float32
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from helpers import jobs, on_ranks
 
-from premed import pace, worker
 from premed.contracts import Picks
 from premed.data.loader import Views
 from premed.data.phantoms.writers import write_chestxray14
 from premed.events import DataLoadingBottleneck, MetricsLogged
-from premed.pace import Throughput
 from premed.presenter import bottleneck_words
 from premed.pretext.mae import MAE
+from premed.training import stage, throughput
+from premed.training.throughput import Throughput
 
 CPU = torch.device("cpu")
 
@@ -27,8 +27,8 @@ def chest(tmp_path_factory):
 @pytest.fixture
 def clock(monkeypatch):
     now = SimpleNamespace(seconds=100.0)
-    monkeypatch.setattr(pace.time, "monotonic", lambda: now.seconds)
-    monkeypatch.setattr(pace.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(throughput.time, "monotonic", lambda: now.seconds)
+    monkeypatch.setattr(throughput.os, "cpu_count", lambda: 8)
     return now
 
 
@@ -51,7 +51,7 @@ def slow(monkeypatch, clock, reading, training):
 def pretrained(chest, home, **changes):
     """The events of a pre-training of 10 steps, and its curve as it is kept."""
     job, events = jobs(chest, home, **changes)["pretrain"], []
-    worker.run_stage(job, events.append, lambda numbers: None)
+    stage.run_stage(job, events.append, lambda numbers: None)
     curve = [json.loads(line) for line in job.stage_storage.get("curve.jsonl").splitlines()]
     return events, [(row["step"], row["metrics"]) for row in curve]
 
@@ -110,11 +110,11 @@ def test_a_curve_is_the_same_at_any_pace(chest, tmp_path, clock, monkeypatch):
 
 
 def wait_on_the_second_rank():
-    rank, _ = worker.rank_and_world()
-    pace.time = SimpleNamespace(monotonic=lambda: 100.0)
+    rank, _ = stage.rank_and_world()
+    throughput.time = SimpleNamespace(monotonic=lambda: 100.0)
     ours = Throughput(CPU, 0)
     ours.waited = 5.0 * rank
-    pace.time = SimpleNamespace(monotonic=lambda: 110.0)
+    throughput.time = SimpleNamespace(monotonic=lambda: 110.0)
     numbers = ours.stop(40)
     assert (numbers["pace/data_wait"], numbers["pace/samples_per_second"]) == (0.5, 4.0)
 
@@ -136,7 +136,7 @@ def test_of_several_ranks_the_one_that_waits_is_told_of():
     ],
 )
 def test_as_many_loaders_are_asked_for_as_keep_up_and_have_a_cpu(num_loaders, share, cpus, mend, monkeypatch):
-    monkeypatch.setattr(pace.os, "cpu_count", lambda: cpus)
+    monkeypatch.setattr(throughput.os, "cpu_count", lambda: cpus)
     ours = Throughput(CPU, num_loaders)
     ours.seconds, ours.waiting_seconds = 100.0, 100 * share
     starving = ours.bottleneck()

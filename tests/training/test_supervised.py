@@ -8,13 +8,14 @@ import torch
 from torch.nn import functional as F
 
 from premed.contracts import Batch, Features, Head
-from premed.fit import Schedule, make_optimizer, set_lr
 from premed.models.encoders import vit
 from premed.models.heads import linear, unetr
 from premed.models.network import Network
 from premed.pretext import mae
 from premed.rng import key
-from premed.supervised import Supervised
+from premed.training.fit import make_optimizer, set_lr
+from premed.training.schedule import Schedule
+from premed.training.supervised import Supervised
 
 DEPTH = 3
 IMAGES = SimpleNamespace(

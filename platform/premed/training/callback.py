@@ -14,13 +14,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from premed.checkpoint import KEPT, CheckpointManager
 from premed.contracts import Objective, Picks, Plan, Row, Sample
 from premed.distributed import rank_and_world
-from premed.evaluate import evaluate
 from premed.events import CheckpointSaved, EventHandler, MetricsLogged, TrainingResumed
-from premed.pace import Throughput
-from premed.vault import StageStorage
+from premed.training.checkpoint import KEPT, CheckpointManager
+from premed.training.evaluate import evaluate
+from premed.training.storage import StageStorage
+from premed.training.throughput import Throughput
 
 SHOWN = 20  # names of samples in a message
 SNAPSHOTS = 4  # of what a training makes of fixed cases: after a quarter, half, three quarters and all of it

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from premed import fit as loop
 from premed.contracts import Batch, Objective, Picks
 from premed.data.samplers import EpochPlan
-from premed.fit import Schedule, fit, make_optimizer, share
 from premed.rng import permutation
+from premed.training import fit as loop
+from premed.training.fit import fit, make_optimizer, share
+from premed.training.schedule import Schedule
 
 
 def test_the_learning_rate_is_the_papers_formula():

@@ -9,8 +9,8 @@ from conftest import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from premed.checkpoint import KEPT, Checkpoint, CheckpointManager
-from premed.vault import StageStorage
+from premed.training.checkpoint import KEPT, Checkpoint, CheckpointManager
+from premed.training.storage import StageStorage
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from premed.checkpoint import best_file
 from premed.config.experiment import Stage
 from premed.config.plugins import plugin
 from premed.config.settings import Finetune, Pretrain, Train
@@ -20,21 +19,22 @@ from premed.contracts import Case, Domain, Objective, Sample, Task
 from premed.data.cache import Cache
 from premed.data.datamodule import Tasks, absent_classes, cases, domains, refuse_unnamed
 from premed.data.loader import Mapped
-from premed.device import device_of, forget_peak_memory, peak_memory_mb, precision_of
 from premed.distributed import RaisedOnAllRanks, raise_on_all_ranks, rank_and_world
 from premed.errors import UserError
-from premed.evaluate import bootstrap_interval, collapsed, evaluate, passed_gate
 from premed.events import EvaluationStarted, EventHandler, TrainingStarted
-from premed.fit import distributed, fit, make_optimizer
-from premed.importing import bring
 from premed.models.network import Network, load_strictly, seeded_init
-from premed.pace import Throughput
-from premed.parts import card, load_encoder, part_weights
-from premed.planning import planned
-from premed.solving import solve
-from premed.supervised import Supervised
-from premed.vault import StageStorage
-from premed.watch import SNAPSHOTS, NotFinite, TrainingCallback
+from premed.training.artifacts import card, load_encoder, part_weights
+from premed.training.callback import SNAPSHOTS, NotFinite, TrainingCallback
+from premed.training.checkpoint import best_file
+from premed.training.device import device_of, forget_peak_memory, peak_memory_mb, precision_of
+from premed.training.evaluate import bootstrap_interval, collapsed, evaluate, passed_gate
+from premed.training.fit import distributed, fit, make_optimizer
+from premed.training.import_weights import bring
+from premed.training.schedule import planned
+from premed.training.solver import solve
+from premed.training.storage import StageStorage
+from premed.training.supervised import Supervised
+from premed.training.throughput import Throughput
 
 
 @dataclass(frozen=True)

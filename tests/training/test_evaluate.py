@@ -8,9 +8,9 @@ import pytest
 import torch
 from helpers import on_ranks
 
-from premed import evaluate
 from premed.contracts import Case, Objective, Sample
 from premed.tasks.common import metrics
+from premed.training import evaluate
 
 FP32 = torch.float32
 

@@ -13,11 +13,11 @@ from premed.config.experiment import Experiment, Stage
 from premed.config.plugins import plugin
 from premed.config.spec import Spec
 from premed.contracts import Domain, Encoder, Task
-from premed.device import peak_memory_mb
 from premed.events import EventHandler, WeightsImported
 from premed.models.network import load_strictly
-from premed.parts import card
-from premed.vault import StageStorage
+from premed.training.artifacts import card
+from premed.training.device import peak_memory_mb
+from premed.training.storage import StageStorage
 
 
 def foresee(experiment: Experiment, tasks: Callable[[Spec], Task]) -> None:

@@ -20,12 +20,12 @@ from premed.data.phantoms.abdomen import write_btcv
 from premed.data.phantoms.brain import write_brats
 from premed.data.samplers import EpochPlan
 from premed.events import MetricsLogged
-from premed.fit import Schedule, fit, make_optimizer
 from premed.models.encoders import vit
 from premed.pretext import mae
 from premed.tasks import brats, btcv
-from premed.watch import TrainingCallback
-from premed.worker import planned
+from premed.training.callback import TrainingCallback
+from premed.training.fit import fit, make_optimizer
+from premed.training.schedule import Schedule, planned
 
 TINY = {
     "encoder": {"name": "vit", "width": 24, "depth": 3, "heads": 2, "patch": 8},
@@ -167,7 +167,7 @@ def test_ten_thousand_epochs_of_three_steps_are_thirty_thousand_steps_with_nothi
     plan, _ = planned(stages("btcv/mae.yaml")["pretrain"], [15])
     for of in (plan, EpochPlan(6 * 30_000, 6, 30_000, 0, "pretrain")):
         clock = [0.0]
-        monkeypatch.setattr("premed.watch.time.monotonic", lambda clock=clock: clock[0])
+        monkeypatch.setattr("premed.training.callback.time.monotonic", lambda clock=clock: clock[0])
         objective, shelf, events = Still(), Shelf(), []
         callback = TrainingCallback(
             objective,  # type: ignore[arg-type]
@@ -180,7 +180,9 @@ def test_ten_thousand_epochs_of_three_steps_are_thirty_thousand_steps_with_nothi
             on_event=events.append,
             report=lambda numbers: None,
         )
-        monkeypatch.setattr("premed.watch.evaluate", lambda objective, samples, precision: objective.measure(samples))
+        monkeypatch.setattr(
+            "premed.training.callback.evaluate", lambda objective, samples, precision: objective.measure(samples)
+        )
         loss = torch.tensor(1.0)
         for step in range(1, of.num_steps + 1):
             clock[0] += 0.25  # seconds

@@ -23,15 +23,16 @@ from premed.data.loader import Mapped
 from premed.data.prepared import PreparedFile, write
 from premed.data.preprocess import Prepared
 from premed.data.samplers import EpochPlan, InTurn
-from premed.fit import Schedule, fit, make_optimizer
 from premed.models.encoders import mit, unet, vit
 from premed.models.heads import conv, linear, unetr
 from premed.models.network import Network
 from premed.pretext import hssl, mae, unimiss
 from premed.rng import Draw, key
-from premed.supervised import Supervised
 from premed.tasks.common.classification import Classification
 from premed.tasks.common.segmentation import Segmentation
+from premed.training.fit import fit, make_optimizer
+from premed.training.schedule import Schedule
+from premed.training.supervised import Supervised
 
 GOLDEN = Path(__file__).parent / "golden"
 NUM_STEPS, BATCH, NUM_IMAGES = 20, 6, 15  # the last batch of an epoch is smaller
