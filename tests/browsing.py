@@ -11,11 +11,11 @@ import torch
 from launching import TINY
 from safetensors.torch import save_file
 
-from premed import launch
 from premed.config.expand import fan_out
 from premed.config.loader import merged
 from premed.data.phantoms.thorax import write_images
 from premed.data.phantoms.writers import write_chestxray14, write_msd
+from premed.execution import runner
 
 STRATEGIES, SEEDS = ("none", "mae", "imagenet"), (0, 1, 2)
 PROGRAMS = ("chromium", "chromedriver")
@@ -45,7 +45,7 @@ def fill(data):
     experiments = [each for task in tasks(data) for tree in trees(data, task) for each in fan_out(tree)]
     few = {"finetune": {"label_fraction": 0.5}, "seeds": [0]}
     experiments += fan_out(merged(next(trees(data, tasks(data)[0])), few))
-    outcomes = launch.run_all(experiments, lambda event: None)
+    outcomes = runner.run_all(experiments, lambda event: None)
     assert not [each["failure"] for each in outcomes if "failure" in each]
     return outcomes
 

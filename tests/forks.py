@@ -4,7 +4,7 @@ import multiprocessing
 
 HEAVY = [
     "premed.cli",
-    "premed.launch",
+    "premed.execution.runner",
     "premed.training.stage",
     "premed.tracking.store",
     "premed.tracking.leases",

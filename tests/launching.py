@@ -14,9 +14,10 @@ import torch.export  # noqa: F401
 import yaml
 from forks import fork
 
-from premed import cli, launch
+from premed import cli
 from premed.config.loader import checked, merged
-from premed.records import Records
+from premed.execution import runner
+from premed.execution.recorder import Records
 from premed.tracking.store import RunStore
 from premed.training import stage as worker
 
@@ -61,7 +62,7 @@ def bare(patch, whole=False):
 
 
 def run(chest, *changes, show=lambda event: None):
-    return launch.run(experiment(chest, *changes), show)
+    return runner.run(experiment(chest, *changes), show)
 
 
 def beside(home, chest, *changes):
@@ -78,7 +79,7 @@ def _beside(home, tree, connection):
     os.environ["PREMED_HOME"] = str(home)
     torch.set_num_threads(1)
     bare(pytest.MonkeyPatch())
-    connection.send(launch.run(checked(tree), connection.send))
+    connection.send(runner.run(checked(tree), connection.send))
 
 
 def last(connection):

@@ -112,7 +112,7 @@ def test_what_a_library_prints_does_not_get_into_the_json(premed, written, home,
         print("Downloading…")
         return {"where": "x", "num_images": 1, "megabytes": math.nan}
 
-    monkeypatch.setattr("premed.launch.prepare", chatty)
+    monkeypatch.setattr("premed.execution.runner.prepare", chatty)
     code, out, err = premed("data", "prepare", written(), "--json")
     assert json.loads(out) == {"where": "x", "num_images": 1, "megabytes": None}
     assert code == 0 and err == ["Downloading…"]
@@ -130,7 +130,7 @@ def test_a_run_that_fails_midway_is_one_line_and_exit_code_1(premed, written, ho
 
 
 def test_ctrl_c_in_a_command_is_exit_code_130(premed, written, home, monkeypatch):
-    monkeypatch.setattr("premed.launch.run", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("premed.execution.runner.run", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     code, out, err = premed("run", written())
     assert code == 130 and err == ["premed: stopped; the same command goes on from the last checkpoint"]
 
@@ -172,7 +172,7 @@ def test_help_and_versions_do_not_wait_for_torch():
 
 
 def test_the_table_is_what_people_get(premed, written, home, monkeypatch):
-    monkeypatch.setattr("premed.launch.run", lambda experiment, show: {"stages": []})
+    monkeypatch.setattr("premed.execution.runner.run", lambda experiment, show: {"stages": []})
     monkeypatch.setattr(console, "show_outcomes", lambda found: print(f"a table of {len(found)}"))
     assert premed("run", written()) == (0, "a table of 1\n", [])
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY, locked
 
-from premed.cluster import autoscaling
+from premed.execution.cluster import autoscaling
 
 CLUSTER = REPOSITORY / "cluster"
 KUBERAY = CLUSTER / "kuberay"

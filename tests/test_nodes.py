@@ -15,9 +15,9 @@ from launching import TINY, curve, runs_of, settle_in, store_of, until
 from machines import machines
 from safetensors.numpy import load_file
 
-from premed import launch
 from premed.config.loader import load
 from premed.data.phantoms.writers import write_chestxray14
+from premed.execution import runner
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3000)]
 
@@ -90,7 +90,7 @@ def weights(home):
 def alone(overrides, home, monkeypatch):
     """The same in this process: one node, one worker, no Ray."""
     settle_in(monkeypatch, home)
-    return launch.run(load([YAML], [*overrides, "train.workers=0"]), lambda event: None)
+    return runner.run(load([YAML], [*overrides, "train.workers=0"]), lambda event: None)
 
 
 def equal(ours, theirs):

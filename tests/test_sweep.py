@@ -15,11 +15,11 @@ import pytest
 import yaml
 from launching import runs_of, store_of, tree, until
 
-from premed import launch
 from premed import sweep as sweeping
 from premed.config.loader import load
 from premed.errors import UserError
 from premed.events import WarningIssued
+from premed.execution import runner
 from premed.plan import trains_of
 from premed.space import load_sweep
 from premed.tracking.store import LEASES
@@ -89,7 +89,7 @@ def test_a_grid_shares_its_pre_trainings_never_opens_the_test_part_and_outlives_
     models = store_of(home).client.search_model_versions
     assert models() == []  # a sweep makes no versions; who takes its best makes one
     for _ in range(2):
-        taken = launch.run(load([f"{result.where}/best.yaml"], ["test=false"]), told.append)
+        taken = runner.run(load([f"{result.where}/best.yaml"], ["test=false"]), told.append)
         assert [stage["reused"] for stage in taken["stages"]] == [True, True]
         assert [version.run_id for version in models()] == [taken["stages"][1]["run_id"]]
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from launching import experiment, settle_in
 
-from premed import launch
 from premed.config.experiment import plugin
 from premed.config.loader import checked, merged
 from premed.data.phantoms.brain import write_brats
 from premed.data.phantoms.writers import write_msd
+from premed.execution import runner
 
 pytest_plugins = ["launch_fixtures"]
 
@@ -45,7 +45,7 @@ class Finished:
 
 
 def finished(home_after, name, experiment, **more) -> Finished:
-    home, outcome = home_after(name, lambda: launch.run(experiment, lambda event: None), **more)
+    home, outcome = home_after(name, lambda: runner.run(experiment, lambda event: None), **more)
     task = plugin("tasks", experiment.task).build(experiment.task)
     return Finished(home, Path(experiment.task.root), task, outcome)
 

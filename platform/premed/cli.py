@@ -30,17 +30,17 @@ def run(what: What, as_json: Json = False) -> None:
     share one pre-training ('vary=[pretrain]': one for each seed).
     """
     experiments = experiments_of(what)
-    from premed import launch
+    from premed.execution import runner
     from premed.presenter import ProgressPrinter
     from premed.reporting import console
 
     if len(experiments) == 1:
         with ProgressPrinter() as show, quiet(as_json):
-            outcome = launch.run(experiments[0], show)
+            outcome = runner.run(experiments[0], show)
         tell(outcome, as_json, lambda told: console.show_outcomes([told]))
         return
     with ProgressPrinter() as show, quiet(as_json):
-        outcomes = launch.run_all(experiments, show)
+        outcomes = runner.run_all(experiments, show)
     tell_all(outcomes, as_json)
 
 
@@ -200,7 +200,7 @@ def submit(
     From the root of a checkout that travels whole (less what .gitignore and .rayignore name); from anywhere else the
     YAMLs and premed itself, and the cluster must have what premed needs: docs/cluster.md.
     """
-    from premed import submit as submission
+    from premed.execution import submit as submission
     from premed.reporting import console
 
     commands = {str(each.name or each.callback.__name__) for each in app.registered_commands if each.callback} | {

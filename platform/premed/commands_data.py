@@ -17,11 +17,11 @@ app = typer.Typer(help="Phantoms, a check of the data, and the prepared cache.",
 def prepare(what: What, as_json: Json = False) -> None:
     """Build the prepared cache of an experiment's images (all three parts), so that training starts at once."""
     experiment = experiment_of(what)
-    from premed import launch
+    from premed.execution import runner
     from premed.presenter import ProgressPrinter
 
     with ProgressPrinter() as show, quiet(as_json):
-        told = launch.prepare(experiment, show)
+        told = runner.prepare(experiment, show)
     line = f"{told['num_images']} images prepared in {told['where']} ({told['megabytes']:.0f} MB)"
     tell(told, as_json, lambda _: print(line))
 
@@ -40,12 +40,12 @@ def check(
     know: exit code 0. Every image is opened, those of the test part too (unless test=false).
     """
     experiment = experiment_of(what)
-    from premed import launch
+    from premed.execution import runner
     from premed.presenter import ProgressPrinter
     from premed.reporting import console
 
     with ProgressPrinter() as show, quiet(as_json):
-        told = launch.check(experiment, show, html)
+        told = runner.check(experiment, show, html)
     tell(told, as_json, console.show_findings)
     if any(each["num_errors"] for each in (told, *told.get("sources", ()))):
         raise typer.Exit(2)

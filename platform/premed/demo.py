@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from premed import launch
 from premed.config.experiment import Experiment
 from premed.config.loader import checked, merged
 from premed.data.phantoms import abdomen, brain
 from premed.data.phantoms.writers import write_chestxray14
+from premed.execution import runner
 from premed.presenter import ProgressPrinter
 
 ENCODER = {"name": "vit", "width": 144, "depth": 4, "heads": 3, "patch": 8}
@@ -111,7 +111,7 @@ def run(folder: Path) -> list[dict[str, Any]]:
     with ProgressPrinter() as printer:
         printer.print_line(f"phantoms, runs and pictures: {folder}")
         write_phantoms(folder / "data", printer)
-        outcomes = launch.run_all(experiments(), printer)
+        outcomes = runner.run_all(experiments(), printer)
     for outcome in outcomes:
         copy_pictures(outcome, folder / "pictures")
     return outcomes

@@ -12,8 +12,8 @@ import yaml
 from premed.config.settings import Train
 from premed.config.spec import canonical
 from premed.errors import UserError
+from premed.execution.preflight import resolve
 from premed.paths import home, settled_in
-from premed.preflight import resolve
 from premed.reporting.sweep import page, terminal
 from premed.reporting.sweep.result import StageResult, SweepResult, TrialResult
 from premed.space import COSTS, MOST, Choice, Range, Sweep

@@ -14,11 +14,11 @@ from typing import Any
 
 from premed.errors import CalledOff, StageFailed, UserError, first_line
 from premed.events import Event, EventHandler, MetricsLogged, SweepStarted, TrialEnded, TrialStarted, WarningIssued
+from premed.execution.preflight import resolve, validate
+from premed.execution.recorder import row
+from premed.execution.session import Session, session
 from premed.plan import Plan, as_written, trains_of
-from premed.preflight import resolve, validate
-from premed.records import row
 from premed.reporting.sweep.result import SweepResult
-from premed.session import Session, session
 from premed.space import Sweep
 from premed.study import State, Study, Told
 from premed.trial import Trial, Validations

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-from premed.driver import StagePipeline
 from premed.errors import CalledOff, StageFailed, UserError, first_line
 from premed.events import EventHandler, MetricsLogged, WarningIssued
-from premed.fleet import Ticket
-from premed.preflight import Resolved
-from premed.session import Session
+from premed.execution.pipeline import StagePipeline
+from premed.execution.preflight import Resolved
+from premed.execution.scheduler import Ticket
+from premed.execution.session import Session
 from premed.training.storage import StageStorage
 
 STAGES = {"pretrain_seconds": ("pretrain", "trunk", "cooldown"), "finetune_seconds": ("finetune",)}

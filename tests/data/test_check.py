@@ -17,11 +17,12 @@ import yaml
 from pages import Page
 from PIL import Image
 
-from premed import cli, launch
+from premed import cli
 from premed.config.transforms import Recipe
 from premed.contracts import Case
 from premed.data.inspection import Job, inspect
 from premed.errors import UserError
+from premed.execution import runner
 from premed.tasks import msd
 
 TABLE, TRAINED, TESTED = "Data_Entry_2017_v2020.csv", "train_val_list.txt", "test_list.txt"
@@ -564,7 +565,7 @@ def test_the_real_brain_can_be_pre_trained_on_only(real, found, monkeypatch, tmp
     assert only[0] == "note" and "no entry has a label; these images can only be pre-trained on" in only[1]
     with pytest.raises(UserError, match="no entry has a label"):
         brain = experiment(MSD, real("Task01_BrainTumour"), train={"workers": 1})
-        launch.run(brain, lambda event: pytest.fail(f"{event} was begun"))
+        runner.run(brain, lambda event: pytest.fail(f"{event} was begun"))
 
 
 # What is told, and how ------------------------------------------------------------------------------------------------
@@ -698,7 +699,7 @@ def test_a_run_refuses_an_error_of_the_listings_before_anything_starts(hippocamp
     for path in gone:
         path.unlink()
     with pytest.raises(UserError) as caught:
-        launch.run(experiment(MSD, root, train={"workers": 2}), lambda event: pytest.fail(f"{event} was begun"))
+        runner.run(experiment(MSD, root, train={"workers": 2}), lambda event: pytest.fail(f"{event} was begun"))
     assert str(gone[0]) in str(caught.value) and "(and 1 more: premed data check lists them)" in str(caught.value)
     assert not (tmp_path / "home").exists()
 

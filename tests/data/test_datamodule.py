@@ -7,7 +7,6 @@ import pytest
 import torch
 from launching import runs_of, tree
 
-from premed import launch
 from premed.config.loader import checked, merged
 from premed.config.spec import canonical
 from premed.config.transforms import Augment
@@ -18,7 +17,8 @@ from premed.data.phantoms.thorax import write_images
 from premed.data.phantoms.writers import write_msd
 from premed.errors import UserError
 from premed.events import TrainingStarted
-from premed.preflight import resolve, validate
+from premed.execution import runner
+from premed.execution.preflight import resolve, validate
 from premed.rng import sample_keys
 
 pytest_plugins = ["launch_fixtures"]
@@ -140,7 +140,7 @@ def test_the_order_the_group_and_the_views_of_data_sets_are_what_it_is_known_by(
 
 def test_mae_on_one_data_set_is_fine_tuned_on_another_and_serves_both_tasks(chest, children, home):
     events = []
-    outcome = launch.run(checked(tree(chest, on(children))), events.append)
+    outcome = runner.run(checked(tree(chest, on(children))), events.append)
     assert [stage["kind"] for stage in outcome["stages"]] == ["pretrain", "finetune", "test"]
     pretrain, finetune, _ = outcome["stages"]
     source = checked(tree(chest, on(children))).pretrain.sources[0]
@@ -155,13 +155,13 @@ def test_mae_on_one_data_set_is_fine_tuned_on_another_and_serves_both_tasks(ches
     assert not [value for value in run.params.values() if str(children) in value]
 
     own = {"task": CHILDREN | {"root": str(children)}}
-    again = launch.run(checked(tree(chest, on(children), own)), events.append)
+    again = runner.run(checked(tree(chest, on(children), own)), events.append)
     assert again["stages"][0]["reused"] and again["stages"][0]["run_id"] == pretrain["run_id"]
 
 
 def test_other_images_of_a_named_data_set_are_another_experiment(chest, children, home, tmp_path):
     other = write_images(tmp_path / "children", 24, 1, size=16)
-    one, two = (launch.run(checked(tree(chest, on(each))), lambda event: None) for each in (children, other))
+    one, two = (runner.run(checked(tree(chest, on(each))), lambda event: None) for each in (children, other))
     assert one["run_id"] != two["run_id"]
 
 
@@ -222,7 +222,7 @@ def test_what_cannot_be_is_one_line_before_anything_is_trained(what, chest, chil
     change, message = REFUSED[what]
     events: list = []
     with pytest.raises(UserError, match=message):
-        launch.run(checked(tree(chest, change(chest, children, brains))), events.append)
+        runner.run(checked(tree(chest, change(chest, children, brains))), events.append)
     assert not [event for event in events if isinstance(event, TrainingStarted)]
 
 

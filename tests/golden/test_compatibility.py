@@ -184,8 +184,8 @@ def test_an_unfinished_stage_ends_as_if_it_had_never_been_stopped(data, home, pr
 
 
 def write():
-    from premed import launch
     from premed.config.loader import load as experiment
+    from premed.execution import runner
     from premed.predict import run as predict
 
     with TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
@@ -194,7 +194,7 @@ def write():
         patch.setenv("PREMED_DATA", str(data))
         settle_in(patch, folder / "home")
         (folder / "answers").mkdir()
-        outcomes = {each: launch.run(experiment([written(each, folder)]), print) for each in STRATEGIES}
+        outcomes = {each: runner.run(experiment([written(each, folder)]), print) for each in STRATEGIES}
         told["outcomes"] = {each: ours(outcome) for each, outcome in outcomes.items()}
         told["compared"] = compare_now()
         values = {each: outcome["stages"][-2]["summary"]["val/mauc"] for each, outcome in outcomes.items()}
@@ -219,7 +219,7 @@ def write():
             for kind, (strategy, step) in UNFINISHED.items():
                 settle_in(patch, home := folder / f"home {kind}")
                 with pytest.raises(KeyboardInterrupt):
-                    launch.run(experiment([written(strategy, folder, test=False)]), stopping(kind, step))
+                    runner.run(experiment([written(strategy, folder, test=False)]), stopping(kind, step))
                 (stage,) = (home / "checkpoints").glob(f"{kind}-*")
                 for path in sorted(stage.rglob("*")):
                     if (

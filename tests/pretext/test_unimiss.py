@@ -11,7 +11,7 @@ from helpers import on_ranks, outcome, run
 from launching import runs_of
 from torch import Tensor
 
-from premed import launch, presenter
+from premed import presenter
 from premed.config.loader import checked
 from premed.config.transforms import Augment
 from premed.contracts import Batch, Case, Domain, Sample
@@ -20,6 +20,7 @@ from premed.data.phantoms.thorax import write_images
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.errors import UserError
 from premed.events import CollapseDetected
+from premed.execution import runner
 from premed.models.encoders import mit, vit
 from premed.pretext import unimiss
 from premed.pretext.unimiss import Config, UniMiSS, compared
@@ -396,8 +397,8 @@ def tree(folders, which="chest", strategy="unimiss", *, names=("chest", "brain")
 
 
 def test_one_pre_training_on_both_serves_pictures_and_segmentation_beside_none(folders, home):
-    found = {which: launch.run(checked(tree(folders, which)), lambda event: None) for which in ("chest", "brain")}
-    launch.run(checked(tree(folders, "chest", "none")), lambda event: None)
+    found = {which: runner.run(checked(tree(folders, which)), lambda event: None) for which in ("chest", "brain")}
+    runner.run(checked(tree(folders, "chest", "none")), lambda event: None)
     assert len(runs_of(home, "pretrain")) == 1 and found["brain"]["stages"][0]["reused"]
     for which, other in (("chest", "3d"), ("brain", "2d")):
         loaded = found[which]["stages"][1]["loaded"]

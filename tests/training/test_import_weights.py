@@ -11,11 +11,11 @@ from launching import beside, experiment, last, results, run, runs_of, settle_in
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 
-from premed import launch
 from premed.config.loader import load
 from premed.data.phantoms.writers import write_msd
 from premed.errors import UserError
 from premed.events import WarningIssued, WeightsImported
+from premed.execution import runner
 
 pytest_plugins = ["launch_fixtures"]
 
@@ -184,7 +184,7 @@ def test_weights_that_do_not_fit_are_refused_before_ray_or_mlflow_start(home, ch
 
 
 def test_images_are_prepared_without_the_weights(home, chest):
-    prepared = launch.prepare(experiment(chest, using("nowhere.bin")), lambda event: None)
+    prepared = runner.prepare(experiment(chest, using("nowhere.bin")), lambda event: None)
     assert prepared["num_images"] == 90
 
 
@@ -211,6 +211,6 @@ def small(name, root, file, *overrides):
     """imagenet.yaml and small.yaml of a task, run from a file."""
     folder = REPOSITORY / "experiments" / name
     more = [f"task.root={root}", f"pretext.weights={file}", *overrides]
-    outcome = launch.run(load([folder / "imagenet.yaml", folder / "small.yaml"], more), lambda event: None)
+    outcome = runner.run(load([folder / "imagenet.yaml", folder / "small.yaml"], more), lambda event: None)
     assert [stage["kind"] for stage in outcome["stages"]] == KINDS
     return outcome

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from launching import curve, results, runs_of, settle_in, store_of
 from launching import experiment as tiny
 
-from premed import fleet, launch, presenter, records
+from premed import presenter
 from premed.config import settings
 from premed.config.loader import checked
 from premed.data.phantoms.writers import write_chestxray14
 from premed.errors import UserError
 from premed.events import StageStarted, TrainingStarted, WarningIssued
+from premed.execution import recorder, runner, scheduler
 from premed.reporting.comparison import artifacts
 from premed.reporting.comparison.compare import compare
 from premed.trained import opened
@@ -271,7 +272,7 @@ def grown(chest, home_after):
 
     def work():
         told = []
-        return launch.run_all([on_trunk(chest, epochs, [2, 4]) for epochs in (2, 4)], told.append), told
+        return runner.run_all([on_trunk(chest, epochs, [2, 4]) for epochs in (2, 4)], told.append), told
 
     home, (found, told) = home_after("trunk", work)
     assert not [each["failure"] for each in found if "failure" in each]
@@ -338,7 +339,7 @@ def test_a_cool_down_s_encoder_is_there_for_others_and_a_segment_s_is_refused(gr
 def test_what_was_cleaned_away_comes_back_from_mlflow_without_training(home, chest, grown):
     shutil.rmtree(home / "checkpoints")
     told = []
-    again = launch.run(on_trunk(chest, 4, [2, 4]), told.append)
+    again = runner.run(on_trunk(chest, 4, [2, 4]), told.append)
     assert trained(told) == [] and [stage["reused"] for stage in again["stages"]] == [True] * 4
     assert results(again) == results(grown[1][1])
 
@@ -346,17 +347,17 @@ def test_what_was_cleaned_away_comes_back_from_mlflow_without_training(home, che
 def test_a_segment_whose_state_is_gone_is_trained_again_when_a_stage_needs_it(home, chest, grown):
     shutil.rmtree(home / "checkpoints")
     told = []
-    found = launch.run(on_trunk(chest, 5, [2, 4, 5]), told.append)
+    found = runner.run(on_trunk(chest, 5, [2, 4, 5]), told.append)
     assert trained(told) == ["trunk", "trunk", "trunk", "cooldown", "finetune"]
     said = [event.text for event in told if isinstance(event, WarningIssued)]
     assert len(said) == 2 and all(text.endswith("its state is gone, so it is trained again") for text in said)
     assert [stage["digest"] for stage in found["stages"][:2]] == [s["digest"] for s in grown[1][1]["stages"][:2]]
-    assert launch.run(on_trunk(chest, 5, [2, 4, 5]), lambda event: None)["stages"][2]["reused"]
+    assert runner.run(on_trunk(chest, 5, [2, 4, 5]), lambda event: None)["stages"][2]["reused"]
 
 
 def test_a_trunk_that_fails_names_its_stage_and_costs_no_other_experiment(home, chest):
     broken = on_trunk(chest, 2, [2], {"pretrain": {"lr": 1e30}})
-    found = launch.run_all([broken, on_trunk(chest, 2, [2, 4])], lambda event: None)
+    found = runner.run_all([broken, on_trunk(chest, 2, [2, 4])], lambda event: None)
     assert found[0]["failure"].startswith("trunk: the ") and "failure" not in found[1]
 
 
@@ -364,10 +365,10 @@ def test_values_too_close_are_refused_before_anything_is_trained(home, chest):
     told = []
     with pytest.raises(UserError, match=r"^pretrain\.trunk: .* leave 3 out"):
         close = {"batch": 64, "cooldown": 0.5}
-        launch.run(on_trunk(chest, 5, [2, 3, 5], {"pretrain": close}), told.append)
+        runner.run(on_trunk(chest, 5, [2, 3, 5], {"pretrain": close}), told.append)
     assert trained(told) == []
 
 
 def test_every_kind_of_stage_has_its_words_and_its_place_in_the_line():
     kinds = {*get_args(settings.Kind)}
-    assert kinds == {*presenter.DOING} == {*records.DOING} == {*fleet.ORDER} | {"import"}
+    assert kinds == {*presenter.DOING} == {*recorder.DOING} == {*scheduler.ORDER} | {"import"}

@@ -9,7 +9,6 @@ import torch
 from conftest import REPOSITORY
 from launching import settle_in
 
-from premed import launch
 from premed.config.experiment import Stage
 from premed.config.loader import checked, load
 from premed.config.transforms import Augment
@@ -20,6 +19,7 @@ from premed.data.phantoms.abdomen import write_btcv
 from premed.data.phantoms.brain import write_brats
 from premed.data.samplers import EpochPlan
 from premed.events import MetricsLogged
+from premed.execution import runner
 from premed.models.encoders import vit
 from premed.pretext import mae
 from premed.tasks import brats, btcv
@@ -43,7 +43,7 @@ TINY = {
 def run(task: dict, home: Path, monkeypatch) -> dict:
     """Pre-training, fine-tuning and test."""
     settle_in(monkeypatch, home)
-    outcome = launch.run(checked(TINY | {"task": task}), lambda event: None)
+    outcome = runner.run(checked(TINY | {"task": task}), lambda event: None)
     assert [stage["kind"] for stage in outcome["stages"]] == ["pretrain", "finetune", "test"]
     assert outcome["score"] == "dice" and 0 <= outcome["stages"][2]["value"] <= 1
     return outcome["stages"][2]

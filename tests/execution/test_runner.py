@@ -29,12 +29,12 @@ from launching import (
     until,
 )
 
-from premed import launch
-from premed.cluster import Remote, admit, nodes
 from premed.config.plugins import plugin
 from premed.config.settings import Train
 from premed.errors import StageFailed, UserError
 from premed.events import CheckpointSaved, MetricsLogged
+from premed.execution import runner
+from premed.execution.cluster import Remote, admit, nodes
 from premed.models.network import Network
 from premed.tasks import chestxray14
 from premed.tracking.store import LEASES
@@ -137,7 +137,7 @@ def test_a_removed_model_is_made_again_while_its_weights_are_there(copied, chest
 def test_a_command_builds_each_task_once(home, chest, monkeypatch):
     build, built = chestxray14.build, []
     monkeypatch.setattr(chestxray14, "build", lambda config: built.append(config) or build(config))
-    launch.run_all([experiment(chest, SCRATCH, {"finetune": {"seed": seed}}) for seed in (0, 1)], lambda event: None)
+    runner.run_all([experiment(chest, SCRATCH, {"finetune": {"seed": seed}}) for seed in (0, 1)], lambda event: None)
     assert len(built) == 1
 
 
@@ -190,7 +190,7 @@ def test_parameters_are_what_a_yaml_can_say(used):
 
 def test_a_run_says_which_commit_it_comes_from(used):
     tags = store_of(used[0]).get(used[1]["run_id"]).tags
-    folder = os.path.dirname(launch.__file__)
+    folder = os.path.dirname(runner.__file__)
     if subprocess.run(["git", "ls-files", "--error-unmatch", "launch.py"], cwd=folder, capture_output=True).returncode:
         pytest.skip("premed is not run from its own checkout")
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True).stdout.strip()
@@ -318,8 +318,8 @@ def test_a_bug_fails_the_stage_and_its_story_is_kept(home, chest, monkeypatch):
 
 def test_prepare_makes_every_part_ready_and_needs_no_mlflow(home, chest, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    assert launch.prepare(experiment(chest, {"test": False}), lambda event: None)["num_images"] == 71
-    told = launch.prepare(experiment(chest), lambda event: None)
+    assert runner.prepare(experiment(chest, {"test": False}), lambda event: None)["num_images"] == 71
+    told = runner.prepare(experiment(chest), lambda event: None)
     assert told["num_images"] == 90 and told["megabytes"] > 0
 
 

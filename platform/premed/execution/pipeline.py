@@ -28,13 +28,13 @@ from premed.events import (
     WaitingForStage,
     WarningIssued,
 )
-from premed.executor import LocalExecutor
-from premed.fleet import Ticket
+from premed.execution.executor import LocalExecutor
+from premed.execution.preflight import Resolved
+from premed.execution.recorder import ExperimentRecorder
+from premed.execution.scheduler import Ticket
+from premed.execution.session import Session
 from premed.models.network import load_resized
 from premed.paths import home, storage
-from premed.preflight import Resolved
-from premed.records import ExperimentRecorder
-from premed.session import Session
 from premed.training.checkpoint import CheckpointManager
 from premed.training.schedule import planned
 from premed.training.stage import StageJob, make_objective

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from premed.cluster import Resources, fits, workers_of
 from premed.config.settings import Kind
-from premed.crew import WorkerGroup
 from premed.events import EventHandler, WaitingForResources
+from premed.execution.cluster import Resources, fits, workers_of
+from premed.execution.worker_group import WorkerGroup
 from premed.training.stage import StageJob
 
 ORDER: dict[Kind, int] = {"test": 0, "trunk": 1, "pretrain": 1, "cooldown": 1, "finetune": 2}

@@ -2,13 +2,13 @@
 
 import pytest
 
-from premed import executor, launch
 from premed.config.loader import checked, merged
 from premed.data.datamodule import DataModule, Tasks
 from premed.data.phantoms.writers import write_msd
 from premed.errors import UserError
 from premed.events import TrainingStarted, WarningIssued
-from premed.preflight import resolve
+from premed.execution import executor, runner
+from premed.execution.preflight import resolve
 from premed.tracking.store import RunStore
 from premed.tracking.tracker import Ledger
 from premed.training.stage import run_stage
@@ -70,7 +70,7 @@ MAE = {
 def test_a_mistake_in_the_fine_tuning_costs_no_pre_training(tree, change, words):
     trained: list = []
     with pytest.raises(UserError, match=words):
-        launch.run(checked(merged(merged(tree, MAE), change)), trained.append)
+        runner.run(checked(merged(merged(tree, MAE), change)), trained.append)
     assert not [event for event in trained if isinstance(event, TrainingStarted)]
 
 
@@ -115,7 +115,7 @@ def test_a_stage_that_another_command_took_over_is_left_to_it_and_waited_for(tre
     init = Ledger.__init__
     monkeypatch.setattr(Ledger, "__init__", lambda self, *args: (init(self, *args), seen.update(ledger=self))[0])
     monkeypatch.setattr(executor, "run_stage", sleepy)
-    outcome = launch.run(checked(tree), told.append)
+    outcome = runner.run(checked(tree), told.append)
     assert tries == ["finetune", "finetune", "test"]
     assert ["took this stage over" in event.text for event in told if isinstance(event, WarningIssued)] == [True]
     assert [stage["kind"] for stage in outcome["stages"]] == ["finetune", "test"]

@@ -18,12 +18,12 @@ from typing import Any
 
 import psutil
 
-from premed.cluster import actor
 from premed.config.settings import Train
 from premed.data.datamodule import Tasks
-from premed.desk import JobQueue, Signal
 from premed.errors import CalledOff, StageFailed, UserError
 from premed.events import EventHandler
+from premed.execution.cluster import actor
+from premed.execution.job_queue import JobQueue, Signal
 from premed.training.stage import StageJob, run_stage
 
 POLL = 0.1  # seconds between two looks at the queue

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from premed import fleet as module
-from premed.cluster import fits, workers_of
 from premed.config.settings import Train
 from premed.events import WaitingForResources
-from premed.fleet import Scheduler, ShortageNotice, Ticket
+from premed.execution import scheduler as module
+from premed.execution.cluster import fits, workers_of
+from premed.execution.scheduler import Scheduler, ShortageNotice, Ticket
 from premed.presenter import resources_words
 
 TWO = [{"CPU": 2.0}]

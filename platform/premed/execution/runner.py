@@ -9,18 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from premed.cluster import parallel_map
 from premed.config.experiment import Experiment
 from premed.data.check import Check
 from premed.data.datamodule import DataModule
-from premed.driver import StagePipeline
 from premed.errors import StageFailed, UserError, first_line
 from premed.events import EventHandler, ExperimentEnded, ExperimentsStarted, ImagesChecked, WarningIssued
-from premed.fleet import Ticket
+from premed.execution.cluster import parallel_map
+from premed.execution.pipeline import StagePipeline
+from premed.execution.preflight import Resolved, other_tasks, resolve, validate
+from premed.execution.scheduler import Ticket
+from premed.execution.session import Session, session
 from premed.paths import home
-from premed.preflight import Resolved, other_tasks, resolve, validate
 from premed.reporting import data_check
-from premed.session import Session, session
 
 
 def run(experiment: Experiment, show: EventHandler) -> dict[str, Any]:

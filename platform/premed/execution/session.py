@@ -8,16 +8,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from premed.cluster import Remote, RemoteEvents, actor, free, nodes, ray_cluster, ray_map
 from premed.config.settings import PRETRAINING, Kind, Train
 from premed.config.spec import Spec, unscored
-from premed.crew import WorkerGroup
 from premed.data.datamodule import DataModule, Tasks
 from premed.errors import StageFailed
 from premed.events import Event, EventHandler, WarningIssued
-from premed.executor import Executor, LocalExecutor, RayExecutor
-from premed.fleet import Scheduler, Ticket
-from premed.once import SingleFlight
+from premed.execution.cluster import Remote, RemoteEvents, actor, free, nodes, ray_cluster, ray_map
+from premed.execution.executor import Executor, LocalExecutor, RayExecutor
+from premed.execution.scheduler import Scheduler, Ticket
+from premed.execution.single_flight import SingleFlight
+from premed.execution.worker_group import WorkerGroup
 from premed.paths import settled_in
 from premed.tracking.store import RunStore
 from premed.tracking.tracker import Ledger, Patient

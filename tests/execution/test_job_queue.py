@@ -2,8 +2,8 @@
 
 import pytest
 
-from premed import desk as module
-from premed.desk import JobQueue, Signal
+from premed.execution import job_queue as module
+from premed.execution.job_queue import JobQueue, Signal
 
 RANKS = (0, 1)
 

@@ -5,8 +5,8 @@ import os
 import psutil
 import pytest
 
-from premed.crew import INTERFACE, choose_interface, is_loopback
 from premed.errors import UserError
+from premed.execution.worker_group import INTERFACE, choose_interface, is_loopback
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from conftest import REPOSITORY
 from launching import TINY, tree
 from stores import free_port
 
-from premed import submit
 from premed.errors import UserError
+from premed.execution import submit
 from premed.paths import home, storage
 from premed.tracking.provenance import commit
 

@@ -6,7 +6,7 @@ from typing import Protocol
 from premed.config.spec import Spec
 from premed.contracts import Task
 from premed.events import EventHandler
-from premed.fleet import Scheduler, Ticket
+from premed.execution.scheduler import Scheduler, Ticket
 from premed.training.stage import StageJob, run_stage
 
 POLL = 0.2  # seconds between two questions to `report`

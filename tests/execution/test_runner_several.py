@@ -10,13 +10,14 @@ import pytest
 import yaml
 from launching import forked, results, runs_of, store_of, tree, until
 
-from premed import cli, launch
+from premed import cli
 from premed.config.expand import fan_out
 from premed.errors import CalledOff
 from premed.events import ExperimentEnded, ImagesPrepared, MetricsLogged, TrainingStarted, WarningIssued
-from premed.once import SingleFlight
-from premed.preflight import resolve
-from premed.session import session
+from premed.execution import runner
+from premed.execution.preflight import resolve
+from premed.execution.session import session
+from premed.execution.single_flight import SingleFlight
 from premed.tracking.store import LEASES
 
 pytest_plugins = ["launch_fixtures"]
@@ -41,7 +42,7 @@ def tags_of(home, kind, *names):
 def test_two_seeds_two_fractions_and_two_strategies_cost_one_pre_training(home, chest):
     told = []
     experiments = both(chest, {"seeds": [0, 1], "finetune": {"label_fraction": [0.3, 1.0]}})
-    found = launch.run_all(experiments, told.append)
+    found = runner.run_all(experiments, told.append)
     expected = [(s, f, seed) for s in ("none", "mae") for f in (0.3, 1.0) for seed in (0, 1)]
     assert [(each["strategy"], each["label_fraction"], each["seed"]) for each in found] == expected
     assert len(list((home / "checkpoints").glob("pretrain-*"))) == 1
@@ -61,7 +62,7 @@ def test_two_seeds_two_fractions_and_two_strategies_cost_one_pre_training(home, 
     looks = [event for event in told if isinstance(event, ImagesPrepared) and event.done == event.total]
     assert len(looks) == 2  # the pre-training's images and the fine-tuning's, however many experiments look at them
 
-    again = launch.run_all(experiments, lambda event: None)
+    again = runner.run_all(experiments, lambda event: None)
     assert list(map(results, again)) == list(map(results, found))
     assert all(stage["reused"] for each in again for stage in each["stages"])
 
@@ -69,7 +70,7 @@ def test_two_seeds_two_fractions_and_two_strategies_cost_one_pre_training(home, 
 def test_a_pre_training_that_fails_is_tried_once_and_fails_only_what_stands_on_it(home, chest):
     told = []
     changes = {"seeds": [0, 1], "pretrain": {"lr": NOT_A_NUMBER}}
-    found = launch.run_all(both(chest, changes), told.append)
+    found = runner.run_all(both(chest, changes), told.append)
     assert ["failure" in each for each in found] == [False, False, True, True]
     assert len([event for event in told if isinstance(event, TrainingStarted)]) == 3
     for each in found[2:]:
@@ -95,14 +96,14 @@ def test_a_command_of_which_something_failed_ends_with_1_and_tells_all(home, che
 
 
 def test_a_bug_in_one_experiment_stops_no_other(home, chest, monkeypatch):
-    from premed.records import ExperimentRecorder
+    from premed.execution.recorder import ExperimentRecorder
 
     close = ExperimentRecorder.close
     broken = lambda self, stages: 1 / 0 if self.experiment.finetune.seed == 0 else close(self, stages)  # noqa: E731
     monkeypatch.setattr(ExperimentRecorder, "close", broken)
     told = []
     scratch = tree(chest, QUICK, {"pretext": {"name": "none"}, "seeds": [0, 1]})
-    found = launch.run_all(fan_out(scratch), told.append)
+    found = runner.run_all(fan_out(scratch), told.append)
     assert [each.get("failure") for each in found] == ["ZeroDivisionError: division by zero", None]
     assert "Traceback" in next(event.text for event in told if isinstance(event, WarningIssued))
 
@@ -113,7 +114,7 @@ def test_ctrl_c_ends_all(home, chest):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        launch.run_all(both(chest), interrupt)
+        runner.run_all(both(chest), interrupt)
     assert {run.status for kind in ("experiment", "pretrain") for run in runs_of(home, kind)} == {"KILLED"}
     assert runs_of(home, "finetune") == [] and list(store_of(home).search({}, experiment=LEASES)) == []
 
@@ -214,7 +215,7 @@ def test_on_ray_two_run_at_once_one_fails_alone_and_nothing_is_held_in_the_end(h
     resolved = resolve(experiments)
     with session([each.train for each in experiments], resolved[0].tasks, show) as here:
         schedulers.append(here.scheduler)
-        found = launch.ExperimentBatch(resolved, here).at_once()
+        found = runner.ExperimentBatch(resolved, here).at_once()
         here.scheduler.close()
         total = ray.cluster_resources()["CPU"]
         while ray.available_resources().get("CPU") != total:  # it is told a moment later
@@ -243,7 +244,7 @@ def test_ctrl_c_on_ray_ends_all_that_is_under_way_and_the_same_experiments_go_on
     begun = [*runs_of(home, "experiment"), *runs_of(home, "pretrain"), *runs_of(home, "finetune")]
     assert len(begun) == 4 and {run.status for run in begun} <= {"KILLED", "FINISHED"}
     assert begun[0].status == "KILLED" and list(store_of(home).search({}, experiment=LEASES)) == []
-    found = launch.run_all(both(chest, *changes), lambda event: None)
+    found = runner.run_all(both(chest, *changes), lambda event: None)
     ours = {run.run_id for run in begun}
     assert {each["run_id"] for each in found} <= ours
     assert {each["stages"][0]["run_id"] for each in found} <= ours
