@@ -144,7 +144,7 @@ def predict(
 
     A bad file is named and left out, the others are done: exit code 1.
     """
-    from premed import predict as prediction
+    from premed.inference import predict as prediction
     from premed.presenter import ProgressPrinter
     from premed.reporting import console
 
@@ -169,7 +169,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a trained network as files that others read, with how to prepare images for it."""
-    from premed import export as exporting
+    from premed.inference import export as exporting
     from premed.reporting import console
 
     with quiet(as_json):

@@ -186,7 +186,7 @@ def test_an_unfinished_stage_ends_as_if_it_had_never_been_stopped(data, home, pr
 def write():
     from premed.config.loader import load as experiment
     from premed.execution import runner
-    from premed.predict import run as predict
+    from premed.inference.predict import run as predict
 
     with TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         folder, told = Path(name).resolve(), {}

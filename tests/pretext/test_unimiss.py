@@ -21,12 +21,12 @@ from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.errors import UserError
 from premed.events import CollapseDetected
 from premed.execution import runner
+from premed.inference.load import store_in_use
 from premed.models.encoders import mit, vit
 from premed.pretext import unimiss
 from premed.pretext.unimiss import Config, UniMiSS, compared
 from premed.reporting.comparison.compare import compare
 from premed.rng import sample_keys
-from premed.trained import store_in_use
 from premed.training import evaluate
 from premed.training import stage as worker
 from premed.training.checkpoint import CheckpointManager

@@ -21,9 +21,9 @@ from premed.data.phantoms.writers import write_chestxray14
 from premed.errors import UserError
 from premed.events import StageStarted, TrainingStarted, WarningIssued
 from premed.execution import recorder, runner, scheduler
+from premed.inference.load import opened
 from premed.reporting.comparison import artifacts
 from premed.reporting.comparison.compare import compare
-from premed.trained import opened
 from premed.training import stage as worker
 from premed.training.checkpoint import CheckpointManager
 from premed.training.schedule import Schedule, Trapezoid, planned, turn

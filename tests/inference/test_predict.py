@@ -13,12 +13,12 @@ from made import ct_series
 from PIL import Image
 from support.predictions import laid, refused
 
-from premed import predict, trained
 from premed.data.phantoms.brain import write_brats
+from premed.inference import load, predict
+from premed.inference.inputs import Input
 from premed.tasks import brats, msd
 from premed.tasks.common import metrics
 from premed.tasks.common.segmentation import Regions, read_labels
-from premed.unseen import Input
 
 pytest_plugins = ["trained_fixtures"]
 
@@ -154,7 +154,7 @@ def test_any_name_of_a_run_means_the_same_network(chest_run, at_home):
     finetune = chest_run.stage("finetune")["run_id"]
     named = [chest_run.run_id, finetune, chest_run.stage("test")["run_id"], "models:/chestxray14@best"]
     for name in [*named, "models:/chestxray14/1"]:
-        with trained.opened(name) as found:
+        with load.opened(name) as found:
             assert found.run_id == finetune and found.card["digest"] == chest_run.stage("finetune")["digest"]
 
 
@@ -195,24 +195,24 @@ def test_neither_the_data_nor_the_checkpoints_are_needed(chest_run, at_home, tmp
 def test_weights_that_do_not_fit_are_refused_and_those_that_are_gone_are_named(organ_run, at_home, tmp_path):
     at_home(organ_run)
     case, digest = organ_run.task.split("test")[0], organ_run.stage("finetune")["digest"]
-    with trained.opened(organ_run.run_id) as found:
+    with load.opened(organ_run.run_id) as found:
         for name in found.vault.names():
             (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "copy" / name).write_bytes(found.vault.get(name))
-    vault = trained.StageStorage(str(tmp_path), "copy")
+    vault = load.StageStorage(str(tmp_path), "copy")
     weights = vault.get_weights("parts/head.safetensors")
     vault.put_weights("parts/head.safetensors", dict(list(weights.items())[1:]))
-    broken = trained.Trained("id", "some run", None, trained.card_of(vault, digest), vault)
+    broken = load.Trained("id", "some run", None, load.card_of(vault, digest), vault)
     refused(broken.network, "head: the saved weights do not fit the network (missing: ")
     vault.remove("parts/head.safetensors")
     refused(broken.network, "parts/head.safetensors is missing")
-    assert trained.card_of(vault, "another digest") is None and case
+    assert load.card_of(vault, "another digest") is None and case
 
 
 def test_a_task_without_its_data_has_its_facts(organ_run, brain_run):
     for task in (organ_run.task, brain_run.task):
         card = json.loads(json.dumps(task.describe()))
-        found = trained.task_of(card)
+        found = load.task_of(card)
         assert json.loads(json.dumps(found.describe())) == card
         assert (found.regions, found.labels, found.recipe) == (dict(task.regions), task.labels, task.recipe)
 
@@ -224,7 +224,7 @@ def test_a_task_that_answers_in_its_own_way_is_not_guessed(organ_run):
 
     card = Own(organ_run.task.config).describe()
     assert card["answer"] is None
-    refused(lambda: trained.task_of(card), "does not say how it answers")
+    refused(lambda: load.task_of(card), "does not say how it answers")
 
 
 # What is wrong with files --------------------------------------------------------------------------------------------

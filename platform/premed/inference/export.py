@@ -18,17 +18,18 @@ import numpy as np
 import yaml
 from safetensors.torch import save_file
 
-from premed import bundle, graphs
 from premed.config.loader import checked
 from premed.config.plugins import plugin
 from premed.contracts import Sample, Task
 from premed.data.cache import Cache
 from premed.errors import StageFailed, UserError
-from premed.guide import meaning, readme, steps
+from premed.inference import bundle
+from premed.inference import graph as graphs
+from premed.inference.inputs import inputs, nothing, sample_of
+from premed.inference.load import Trained, opened, store_in_use
+from premed.inference.readme import meaning, readme, steps
 from premed.models.network import Network
 from premed.paths import home
-from premed.trained import Trained, opened, store_in_use
-from premed.unseen import inputs, nothing, sample_of
 
 EXTRA = {
     "safetensors": (),

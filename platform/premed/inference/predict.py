@@ -20,11 +20,11 @@ from premed.config.settings import Train
 from premed.contracts import Forward, Sample
 from premed.errors import StageFailed, UserError
 from premed.events import EventHandler, ImageSkipped, ImagesPredicted
+from premed.inference.inputs import Input, inputs, nothing, sample_of
+from premed.inference.load import opened
 from premed.models.network import Network
 from premed.tasks.common.segmentation import Segmentation
-from premed.trained import opened
 from premed.training.device import device_of, precision_of
-from premed.unseen import Input, inputs, nothing, sample_of
 
 TABLE = "predictions.csv"
 OURS = b"premed"  # how the description in the header of a label map begins that may be written anew

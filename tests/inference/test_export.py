@@ -16,9 +16,10 @@ from launching import settle_in
 from safetensors.torch import load_file
 from support.predictions import laid, refused
 
-from premed import bundle, export, graphs, predict, trained
 from premed.config.transforms import Recipe
 from premed.errors import StageFailed
+from premed.inference import bundle, export, load, predict
+from premed.inference import graph as graphs
 from premed.models.encoders import vit
 from premed.tasks.common import metrics
 
@@ -50,7 +51,7 @@ def test_a_pretrained_encoder_is_timm_s_to_the_last_key(chest_run, at_home, tmp_
     encoder = names["encoder"].eval()
     encoder.load_state_dict(load_file(tmp_path / "out" / "encoder.safetensors"), strict=True)
     image = torch.from_numpy(values(chest_run.task))
-    with trained.opened(run_id) as found, torch.no_grad():
+    with load.opened(run_id) as found, torch.no_grad():
         ours, theirs = found.encoder(1, (16, 16))(image), encoder.forward_features(image)
     torch.testing.assert_close(theirs[:, 0], ours.summary)
     torch.testing.assert_close(theirs[:, 1:], ours.tokens)
@@ -72,7 +73,7 @@ def test_parts_are_the_run_s_own_and_whole_is_all_of_them(organ_run, at_home, tm
     told = export.run(organ_run.run_id, tmp_path / "parts", "safetensors")
     assert told["files"] == ["README.md", "card.json", "encoder.safetensors", "head.safetensors"]
     export.run(organ_run.run_id, tmp_path / "whole", "safetensors", whole=True)
-    with trained.opened(organ_run.run_id) as found:
+    with load.opened(organ_run.run_id) as found:
         network, _ = found.network()
     whole = load_file(tmp_path / "whole" / "model.safetensors")
     network.load_state_dict(whole, strict=True)
@@ -108,7 +109,7 @@ def test_onnx_answers_as_torch_for_any_number_of_images(name, request, at_home, 
     told = export.run(run.run_id, tmp_path / "out", "onnx")
     assert told["check"]["on"].endswith("validation images") and told["check"]["largest_difference"] < 1e-4
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
-    with trained.opened(run.run_id) as found:
+    with load.opened(run.run_id) as found:
         network, task = found.network()
     for num in (1, 5):
         images = values(task, num)
@@ -121,7 +122,7 @@ def test_onnx_answers_as_torch_for_any_number_of_images(name, request, at_home, 
 def test_a_graph_that_differs_is_not_handed_over(chest_run, at_home, tmp_path, monkeypatch):
     at_home(chest_run)
     image = chest_run.task.split("test")[0].image[0]
-    with trained.opened(chest_run.run_id) as found:
+    with load.opened(chest_run.run_id) as found:
         network, task = found.network()
     views = list(values(task))
     with pytest.raises(StageFailed, match="differ from torch's by up to 0.01 .*not handed over"):
@@ -138,7 +139,7 @@ def test_a_graph_that_differs_is_not_handed_over(chest_run, at_home, tmp_path, m
 def test_without_any_image_made_up_values_are_compared_and_that_is_said(chest_run, at_home, monkeypatch):
     at_home(chest_run)
     monkeypatch.setattr(export, "validated", lambda trained: [])
-    with trained.opened(chest_run.run_id) as found:
+    with load.opened(chest_run.run_id) as found:
         views, on = export.views_of(found, chest_run.task, [])
         assert len(views) == 2 and views[0].shape == (1, 16, 16) and "--check" in on
         refused(lambda: export.views_of(found, chest_run.task, [Path("absent.png")]), "absent.png", "no such file")
