@@ -16,10 +16,10 @@ from databases import postgres
 from launching import TINY, outcome, tree
 from stores import come_up, free_port, stop
 
-from premed.space import load_sweep
-from premed.study import Study
 from premed.tracking.client import driven
 from premed.tracking.store import RunStore
+from premed.tuning.space import load_sweep
+from premed.tuning.study import Study
 
 pytest_plugins = ["launch_fixtures"]
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3000)]

@@ -56,15 +56,15 @@ def sweep(
 
     Each pre-training is trained once, however many trials stand on it. docs/sweeps.md shows one.
     """
-    from premed.space import load_sweep
+    from premed.tuning.space import load_sweep
 
     files = [item for item in what if "=" not in item]
     if not files:
         raise UserError("name the sweep's YAML file first")
     asked = load_sweep(files[0], files[1:], [item for item in what if "=" in item])
-    from premed import sweep as sweeping
     from premed.livetable import LiveTable
     from premed.reporting.sweep import terminal
+    from premed.tuning import sweep as sweeping
 
     with LiveTable() as show, quiet(as_json):
         result = sweeping.report(asked) if as_report else sweeping.run(asked, show)

@@ -17,12 +17,12 @@ from premed.events import Event, EventHandler, MetricsLogged, SweepStarted, Tria
 from premed.execution.preflight import resolve, validate
 from premed.execution.recorder import row
 from premed.execution.session import Session, session
-from premed.plan import Plan, as_written, trains_of
 from premed.reporting.sweep.result import SweepResult
-from premed.space import Sweep
-from premed.study import State, Study, Told
-from premed.trial import Trial, Validations
-from premed.tuning import conduct, rungs, scheduler_of
+from premed.tuning.context import Plan, as_written, trains_of
+from premed.tuning.space import Sweep
+from premed.tuning.study import State, Study, Told
+from premed.tuning.trial import Trial, Validations
+from premed.tuning.tune import conduct, rungs, scheduler_of
 
 WAIT = 0.5  # seconds between two looks at whether all trials are through
 

@@ -7,9 +7,9 @@ import yaml
 from conftest import REPOSITORY
 
 from premed.asked import defined
-from premed.plan import Plan
-from premed.space import load_sweep
-from premed.study import written
+from premed.tuning.context import Plan
+from premed.tuning.space import load_sweep
+from premed.tuning.study import written
 
 GOLDEN = REPOSITORY / "tests" / "golden" / "sweep" / "study.json"
 SPACE = {

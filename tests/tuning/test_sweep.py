@@ -15,14 +15,14 @@ import pytest
 import yaml
 from launching import runs_of, store_of, tree, until
 
-from premed import sweep as sweeping
 from premed.config.loader import load
 from premed.errors import UserError
 from premed.events import WarningIssued
 from premed.execution import runner
-from premed.plan import trains_of
-from premed.space import load_sweep
 from premed.tracking.store import LEASES
+from premed.tuning import sweep as sweeping
+from premed.tuning.context import trains_of
+from premed.tuning.space import load_sweep
 
 pytest_plugins = ["launch_fixtures"]
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from premed.errors import UserError
-from premed.space import MOST, load_sweep
+from premed.tuning.space import MOST, load_sweep
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 STEPS = {"epochs": 2, "batch": 4, "lr": 1e-3}

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from premed.events import MetricsLogged
-from premed.sweep import Hearing
-from premed.trial import Validations, value_of
+from premed.tuning.sweep import Hearing
+from premed.tuning.trial import Validations, value_of
 
 
 def heard(rows, known=(), mode="max"):

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from premed.config.spec import canonical
 from premed.errors import UserError
 from premed.rng import key
-from premed.space import Choice, Range, Setting, Sweep
 from premed.tracking.client import driven, masked
+from premed.tuning.space import Choice, Range, Setting, Sweep
 
 if TYPE_CHECKING:
     from optuna import Trial

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from premed.errors import UserError
-from premed.space import load_sweep
-from premed.study import Study
-from premed.tuning import TIME, VALUE, rungs, scheduler_of
+from premed.tuning.space import load_sweep
+from premed.tuning.study import Study
+from premed.tuning.tune import TIME, VALUE, rungs, scheduler_of
 
 STEPS = {"epochs": 2, "batch": 4, "lr": 1e-3}
 BASE = {

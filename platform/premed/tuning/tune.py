@@ -19,9 +19,9 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 from premed.execution.cluster import actor
-from premed.news import News, attend
-from premed.space import Asha
-from premed.study import Told
+from premed.tuning.reporter import News, attend
+from premed.tuning.space import Asha
+from premed.tuning.study import Told
 
 VALUE, TIME = "value", "validation"
 

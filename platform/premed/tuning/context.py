@@ -16,8 +16,8 @@ from premed.execution.preflight import resolve
 from premed.paths import home, settled_in
 from premed.reporting.sweep import page, terminal
 from premed.reporting.sweep.result import StageResult, SweepResult, TrialResult
-from premed.space import COSTS, MOST, Choice, Range, Sweep
-from premed.study import Study, Told
+from premed.tuning.space import COSTS, MOST, Choice, Range, Sweep
+from premed.tuning.study import Study, Told
 
 
 class Plan:
