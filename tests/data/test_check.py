@@ -17,7 +17,7 @@ import yaml
 from pages import Page
 from PIL import Image
 
-from premed import cli
+from premed.cli import app
 from premed.config.transforms import Recipe
 from premed.contracts import Case
 from premed.data.inspection import Job, inspect
@@ -90,7 +90,7 @@ def checked(monkeypatch, capsys, tmp_path):
         line = ["premed", "data", "check", str(tmp_path / "check.yaml"), f"task.root={root}", *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", line)
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            app.main()
         told = capsys.readouterr()
         assert "Traceback" not in told.out + told.err
         return end.value.code or 0, told.out, told.err

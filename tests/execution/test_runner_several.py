@@ -10,7 +10,7 @@ import pytest
 import yaml
 from launching import forked, results, runs_of, store_of, tree, until
 
-from premed import cli
+from premed.cli import app
 from premed.config.expand import fan_out
 from premed.errors import CalledOff
 from premed.events import ExperimentEnded, ImagesPrepared, MetricsLogged, TrainingStarted, WarningIssued
@@ -82,11 +82,11 @@ def test_a_pre_training_that_fails_is_tried_once_and_fails_only_what_stands_on_i
 
 def test_a_command_of_which_something_failed_ends_with_1_and_tells_all(home, chest, tmp_path, monkeypatch, capsys):
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(tree(chest, QUICK)))
-    monkeypatch.setattr(cli.signal, "signal", lambda *args: None)
+    monkeypatch.setattr(app.signal, "signal", lambda *args: None)
     arguments = ["run", str(tmp_path / "a.yaml"), "pretext=[none,mae]", f"pretrain.lr={NOT_A_NUMBER}", "--json"]
     monkeypatch.setattr(sys, "argv", ["premed", *arguments])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        app.main()
     out, err = capsys.readouterr()
     none, mae = json.loads(out)["outcomes"]
     assert end.value.code == 1 and none["stages"] and "failure" not in none and "not a number" in mae["failure"]

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from premed.cli.progress import resources_words
 from premed.config.settings import Train
 from premed.events import WaitingForResources
 from premed.execution import scheduler as module
 from premed.execution.cluster import fits, workers_of
 from premed.execution.scheduler import Scheduler, ShortageNotice, Ticket
-from premed.presenter import resources_words
 
 TWO = [{"CPU": 2.0}]
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from launching import curve, results, runs_of, settle_in, store_of
 from launching import experiment as tiny
 
-from premed import presenter
+from premed.cli import progress
 from premed.config import settings
 from premed.config.loader import checked
 from premed.data.phantoms.writers import write_chestxray14
@@ -371,4 +371,4 @@ def test_values_too_close_are_refused_before_anything_is_trained(home, chest):
 
 def test_every_kind_of_stage_has_its_words_and_its_place_in_the_line():
     kinds = {*get_args(settings.Kind)}
-    assert kinds == {*presenter.DOING} == {*recorder.DOING} == {*scheduler.ORDER} | {"import"}
+    assert kinds == {*progress.DOING} == {*recorder.DOING} == {*scheduler.ORDER} | {"import"}

@@ -7,11 +7,11 @@ import pytest
 import torch
 from helpers import jobs, on_ranks
 
+from premed.cli.progress import bottleneck_words
 from premed.contracts import Picks
 from premed.data.loader import Views
 from premed.data.phantoms.writers import write_chestxray14
 from premed.events import DataLoadingBottleneck, MetricsLogged
-from premed.presenter import bottleneck_words
 from premed.pretext.mae import MAE
 from premed.training import stage, throughput
 from premed.training.throughput import Throughput

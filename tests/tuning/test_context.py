@@ -6,7 +6,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from premed.asked import defined
+from premed.cli.options import defined
 from premed.tuning.context import Plan
 from premed.tuning.space import load_sweep
 from premed.tuning.study import written

@@ -12,7 +12,7 @@ from comparing import add, in_order, variety, volumes, xrays
 from conftest import REPOSITORY
 from memory_store import MemoryStore
 
-from premed.asked import defined, tell
+from premed.cli.options import defined, tell
 from premed.errors import UserError
 from premed.reporting.comparison import terminal
 from premed.reporting.comparison.compare import compare

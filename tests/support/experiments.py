@@ -14,7 +14,7 @@ import torch.export  # noqa: F401
 import yaml
 from forks import fork
 
-from premed import cli
+from premed.cli import app
 from premed.config.loader import checked, merged
 from premed.execution import runner
 from premed.execution.recorder import Records
@@ -111,7 +111,7 @@ def _forked(home, arguments, stderr):
     stderr.close()
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115 - as long as the process
     sys.argv = ["premed", *arguments]
-    cli.main()
+    app.main()
 
 
 def command(folder, home, chest, *changes, arguments=()):

@@ -3,7 +3,7 @@
 import multiprocessing
 
 HEAVY = [
-    "premed.cli",
+    "premed.cli.app",
     "premed.execution.runner",
     "premed.training.stage",
     "premed.tracking.store",

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from premed import commands_data
-from premed.asked import Json, What, experiments_of, quiet, tell, tell_all, train_of
+from premed.cli import data
+from premed.cli.options import Json, What, experiments_of, quiet, tell, tell_all, train_of
 from premed.errors import Left, StageFailed, UserError
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(commands_data.app, name="data")
+app.add_typer(data.app, name="data")
 
 
 @app.command()
@@ -30,8 +30,8 @@ def run(what: What, as_json: Json = False) -> None:
     share one pre-training ('vary=[pretrain]': one for each seed).
     """
     experiments = experiments_of(what)
+    from premed.cli.progress import ProgressPrinter
     from premed.execution import runner
-    from premed.presenter import ProgressPrinter
     from premed.reporting import console
 
     if len(experiments) == 1:
@@ -62,7 +62,7 @@ def sweep(
     if not files:
         raise UserError("name the sweep's YAML file first")
     asked = load_sweep(files[0], files[1:], [item for item in what if "=" in item])
-    from premed.livetable import LiveTable
+    from premed.cli.live import LiveTable
     from premed.reporting.sweep import terminal
     from premed.tuning import sweep as sweeping
 
@@ -77,7 +77,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Chest X-rays, abdominal CT and brain MRI, made up on the spot: from scratch against MAE, on 2 Ray workers."""
-    from premed import demo as demonstration
+    from premed.cli import demo as demonstration
 
     with quiet(as_json):
         outcomes = demonstration.run(folder.absolute())
@@ -144,8 +144,8 @@ def predict(
 
     A bad file is named and left out, the others are done: exit code 1.
     """
+    from premed.cli.progress import ProgressPrinter
     from premed.inference import predict as prediction
-    from premed.presenter import ProgressPrinter
     from premed.reporting import console
 
     with ProgressPrinter() as show, quiet(as_json):

@@ -12,7 +12,7 @@ import yaml
 from launching import SCRATCH, forked, results, run, runs_of, settle_in, store_of, tree, until
 from stores import copied, free_port
 
-from premed import asked
+from premed.cli import options
 from premed.reporting import console
 from premed.tracking.store import LEASES
 
@@ -120,7 +120,7 @@ def test_what_a_library_prints_does_not_get_into_the_json(premed, written, home,
 
 def test_numbers_that_json_cannot_say_are_null():
     numbers = {"a": [math.nan, 1.5], "b": (math.inf, {"c": -math.inf}), "d": True}
-    assert asked.defined(numbers) == {"a": [None, 1.5], "b": [None, {"c": None}], "d": True}
+    assert options.defined(numbers) == {"a": [None, 1.5], "b": [None, {"c": None}], "d": True}
 
 
 def test_a_run_that_fails_midway_is_one_line_and_exit_code_1(premed, written, home):

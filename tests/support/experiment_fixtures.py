@@ -9,7 +9,7 @@ import pytest
 from launching import bare, run, settle_in
 from stores import copied
 
-from premed import cli
+from premed.cli import app
 from premed.data.phantoms.writers import write_chestxray14
 
 pytest_plugins = ["store_fixtures"]
@@ -76,7 +76,7 @@ def premed(monkeypatch, capsys):
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["premed", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            app.main()
         told = capsys.readouterr()
         return end.value.code or 0, told.out, told.err.splitlines()
 

@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from premed.cli.live import LiveTable
 from premed.events import (
     MetricsLogged,
     RayStarting,
@@ -15,7 +16,6 @@ from premed.events import (
     WaitingForStage,
     WarningIssued,
 )
-from premed.livetable import LiveTable
 
 FIRST = {"experiment": "trial 1", "kind": "finetune"}
 EVENTS = [

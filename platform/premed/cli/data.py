@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from premed.asked import Json, What, experiment_of, quiet, tell
+from premed.cli.options import Json, What, experiment_of, quiet, tell
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.errors import UserError
 
@@ -17,8 +17,8 @@ app = typer.Typer(help="Phantoms, a check of the data, and the prepared cache.",
 def prepare(what: What, as_json: Json = False) -> None:
     """Build the prepared cache of an experiment's images (all three parts), so that training starts at once."""
     experiment = experiment_of(what)
+    from premed.cli.progress import ProgressPrinter
     from premed.execution import runner
-    from premed.presenter import ProgressPrinter
 
     with ProgressPrinter() as show, quiet(as_json):
         told = runner.prepare(experiment, show)
@@ -40,8 +40,8 @@ def check(
     know: exit code 0. Every image is opened, those of the test part too (unless test=false).
     """
     experiment = experiment_of(what)
+    from premed.cli.progress import ProgressPrinter
     from premed.execution import runner
-    from premed.presenter import ProgressPrinter
     from premed.reporting import console
 
     with ProgressPrinter() as show, quiet(as_json):

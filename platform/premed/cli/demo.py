@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from premed.cli.progress import ProgressPrinter
 from premed.config.experiment import Experiment
 from premed.config.loader import checked, merged
 from premed.data.phantoms import abdomen, brain
 from premed.data.phantoms.writers import write_chestxray14
 from premed.execution import runner
-from premed.presenter import ProgressPrinter
 
 ENCODER = {"name": "vit", "width": 144, "depth": 4, "heads": 3, "patch": 8}
 MAE = {"name": "mae", "mask_ratio": 0.75, "decoder_width": 96, "decoder_depth": 2, "decoder_heads": 3}

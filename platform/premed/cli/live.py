@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from premed.cli.progress import DOING, ProgressPrinter
 from premed.events import (
     CollapseDetected,
     DataLoadingBottleneck,
@@ -25,7 +26,6 @@ from premed.events import (
     WaitingForStage,
     WarningIssued,
 )
-from premed.presenter import DOING, ProgressPrinter
 from premed.reporting.formatting import duration
 
 ABOVE = (
