@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from support.suite import REPOSITORY
 
 from premed.config.loader import load
 from premed.config.plugins import PACKAGES, plugin

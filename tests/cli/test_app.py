@@ -9,14 +9,14 @@ import sys
 
 import pytest
 import yaml
-from launching import SCRATCH, forked, results, run, runs_of, settle_in, store_of, tree, until
-from stores import copied, free_port
+from support.experiments import SCRATCH, forked, results, run, runs_of, settle_in, store_of, tree, until
+from support.stores import copied, free_port
 
 from premed.cli import options
 from premed.reporting import console
 from premed.tracking.store import LEASES
 
-pytest_plugins = ["launch_fixtures"]
+pytest_plugins = ["support.experiment_fixtures"]
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import yaml
-from pages import Page
 from PIL import Image
+from support.pages import Page
 
 from premed.cli import app
 from premed.config.transforms import Recipe

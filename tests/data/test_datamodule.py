@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from launching import runs_of, tree
+from support.experiments import runs_of, tree
 
 from premed.config.loader import checked, merged
 from premed.config.spec import canonical
@@ -21,7 +21,7 @@ from premed.execution import runner
 from premed.execution.preflight import resolve, validate
 from premed.rng import sample_keys
 
-pytest_plugins = ["launch_fixtures"]
+pytest_plugins = ["support.experiment_fixtures"]
 
 
 class Noise:

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import jobs
 from hypothesis import given
 from hypothesis import strategies as st
+from support.stages import jobs
 
 from premed.data.samplers import Balanced, EpochPlan, InTurn
 from premed.errors import UserError

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from launching import (
+from support.experiments import (
     SCRATCH,
     beside,
     command,
@@ -39,7 +39,7 @@ from premed.models.network import Network
 from premed.tasks import chestxray14
 from premed.tracking.store import LEASES
 
-pytest_plugins = ["launch_fixtures"]
+pytest_plugins = ["support.experiment_fixtures"]
 
 KINDS = ["pretrain", "finetune", "test"]
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import yaml
-from launching import forked, results, runs_of, store_of, tree, until
+from support.experiments import forked, results, runs_of, store_of, tree, until
 
 from premed.cli import app
 from premed.config.expand import fan_out
@@ -20,7 +20,7 @@ from premed.execution.session import session
 from premed.execution.single_flight import SingleFlight
 from premed.tracking.store import LEASES
 
-pytest_plugins = ["launch_fixtures"]
+pytest_plugins = ["support.experiment_fixtures"]
 
 SHORT = {"epochs": 1, "validations": 1}
 QUICK = {"pretrain": SHORT, "finetune": SHORT, "test": False}

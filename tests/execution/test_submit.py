@@ -11,16 +11,16 @@ from zipfile import ZipFile
 
 import pytest
 import yaml
-from conftest import REPOSITORY
-from launching import TINY, tree
-from stores import free_port
+from support.experiments import TINY, tree
+from support.stores import free_port
+from support.suite import REPOSITORY
 
 from premed.errors import UserError
 from premed.execution import submit
 from premed.paths import home, storage
 from premed.tracking.provenance import commit
 
-pytest_plugins = ["launch_fixtures"]
+pytest_plugins = ["support.experiment_fixtures"]
 
 MAE = "experiments/hippocampus/mae.yaml"
 

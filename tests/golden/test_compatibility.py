@@ -23,14 +23,14 @@ from safetensors.torch import load
 if __name__ == "__main__":  # pytest has it on its path by the conftest there
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from conftest import locked
-from launching import SCRATCH, TINY, settle_in
-from stores import moved
+from support.experiments import SCRATCH, TINY, settle_in
+from support.stores import moved
+from support.suite import locked
 
 from premed.config.loader import merged
 from premed.data.phantoms.writers import write_chestxray14
 
-pytest_plugins = ["launch_fixtures"]
+pytest_plugins = ["support.experiment_fixtures"]
 
 KEPT = Path(__file__).parent / "compatibility"
 HOME = "/home-of-the-store"  # in place of the folder that it was written in, which MLflow's database is full of

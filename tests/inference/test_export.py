@@ -12,8 +12,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from launching import settle_in
 from safetensors.torch import load_file
+from support.experiments import settle_in
 from support.predictions import laid, refused
 
 from premed.config.transforms import Recipe
@@ -23,7 +23,7 @@ from premed.inference import graph as graphs
 from premed.models.encoders import vit
 from premed.tasks.common import metrics
 
-pytest_plugins = ["trained_fixtures"]
+pytest_plugins = ["support.trained_fixtures"]
 
 
 def answered(network, images) -> np.ndarray:

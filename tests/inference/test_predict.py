@@ -8,9 +8,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from launching import store_of
-from made import ct_series
 from PIL import Image
+from support.experiments import store_of
+from support.made_up import ct_series
 from support.predictions import laid, refused
 
 from premed.data.phantoms.brain import write_brats
@@ -20,7 +20,7 @@ from premed.tasks import brats, msd
 from premed.tasks.common import metrics
 from premed.tasks.common.segmentation import Regions, read_labels
 
-pytest_plugins = ["trained_fixtures"]
+pytest_plugins = ["support.trained_fixtures"]
 
 
 def answer(run, images, out, **settings):

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import pytest
 import timm.models.vision_transformer as timm_vit
 import torch
-from launching import TINY
 from safetensors.torch import save_file
+from support.experiments import TINY
 
 from premed.config.expand import fan_out
 from premed.config.loader import merged

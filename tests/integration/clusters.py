@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from stores import free_port
+from support.stores import free_port
 
 BIN = Path(sys.executable).parent
 ONLY_OURS = ("PYTHONPATH", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "MLFLOW_TRACKING_URI", "PREMED_HOME")

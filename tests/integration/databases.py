@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from stores import free_port
+from support.stores import free_port
 
 
 @contextmanager

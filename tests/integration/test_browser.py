@@ -10,12 +10,12 @@ import sys
 from statistics import fmean
 
 import pytest
-from browsing import SEEDS, STRATEGIES, chromium, fill
-from conftest import REPOSITORY
-from launching import settle_in, store_of
-from stores import come_up, free_port, stop
+from integration.browsing import SEEDS, STRATEGIES, chromium, fill
+from support.experiments import settle_in, store_of
+from support.stores import come_up, free_port, stop
+from support.suite import REPOSITORY
 
-pytest_plugins = ["launch_fixtures"]
+pytest_plugins = ["support.experiment_fixtures"]
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 TASK, SCORE = "chestxray14", "test/mauc"

@@ -11,7 +11,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from conftest import REPOSITORY, locked
+from support.suite import REPOSITORY, locked
 
 from premed.execution.cluster import autoscaling
 

@@ -7,9 +7,9 @@ import json
 import re
 
 import pytest
-from clusters import cluster
-from conftest import REPOSITORY
-from launching import TINY, runs_of, until
+from integration.clusters import cluster
+from support.experiments import TINY, runs_of, until
+from support.suite import REPOSITORY
 
 from premed.data.phantoms.writers import write_chestxray14
 from premed.tracking.store import LEASES, RunStore

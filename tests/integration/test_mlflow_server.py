@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
-from launching import results, run, settle_in
-from stores import come_up, free_port
+from support.experiments import results, run, settle_in
+from support.stores import come_up, free_port
+from support.suite import REPOSITORY
 
 from premed.errors import UserError
 from premed.tracking.store import RunStore
 
-pytest_plugins = ["launch_fixtures"]
+pytest_plugins = ["support.experiment_fixtures"]
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3000)]
 
 UP = REPOSITORY / "cluster" / "mlflow" / "up.sh"

@@ -9,11 +9,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from clusters import cluster, end
-from conftest import REPOSITORY
-from launching import TINY, curve, runs_of, settle_in, store_of, until
-from machines import machines
+from integration.clusters import cluster, end
+from integration.machines import machines
 from safetensors.numpy import load_file
+from support.experiments import TINY, curve, runs_of, settle_in, store_of, until
+from support.suite import REPOSITORY
 
 from premed.config.loader import load
 from premed.data.phantoms.writers import write_chestxray14

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 import yaml
-from databases import postgres
-from launching import TINY, outcome, tree
-from stores import come_up, free_port, stop
+from integration.databases import postgres
+from support.experiments import TINY, outcome, tree
+from support.stores import come_up, free_port, stop
 
 from premed.tracking.client import driven
 from premed.tracking.store import RunStore
 from premed.tuning.space import load_sweep
 from premed.tuning.study import Study
 
-pytest_plugins = ["launch_fixtures"]
+pytest_plugins = ["support.experiment_fixtures"]
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3000)]
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
-from helpers import jobs, on_ranks, outcome, run
 from pydantic import ValidationError
+from support.stages import jobs, on_ranks, outcome, run
+from support.suite import REPOSITORY
 from torch import Tensor
 
 from premed.config.loader import checked, load
@@ -31,7 +31,7 @@ from premed.pretext.hssl import HSSL, Config
 from premed.rng import Draw, sample_keys
 from premed.training.fit import feed
 
-pytest_plugins = ["launch_fixtures"]
+pytest_plugins = ["support.experiment_fixtures"]
 
 SMALL: dict[str, Any] = {"dim": 6, "hidden_width": 12, "block": 4}
 ALONE = {"task": 0, "group": 0, "decoder": 0}

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import on_ranks, outcome, run
-from launching import runs_of
+from support.experiments import runs_of
+from support.stages import on_ranks, outcome, run
 from torch import Tensor
 
 from premed.cli import progress as presenter
@@ -33,7 +33,7 @@ from premed.training.checkpoint import CheckpointManager
 from premed.training.fit import distributed, make_optimizer, set_lr
 from premed.training.storage import StageStorage
 
-pytest_plugins = ["launch_fixtures"]
+pytest_plugins = ["support.experiment_fixtures"]
 
 NUMBERS: dict[str, Any] = {"widths": (8, 16, 16, 32), "heads": (1, 2, 2, 4), "decoder_heads": (4, 4, 2)}
 NUMBERS |= {"reductions": (3, 2, 2, 1), "stem_width": 8, "stem_stride": (1, 1, 1)}

@@ -6,13 +6,13 @@ import signal
 import sys
 
 import pytest
-from launching import bare, run, settle_in
-from stores import copied
+from support.experiments import bare, run, settle_in
+from support.stores import copied
 
 from premed.cli import app
 from premed.data.phantoms.writers import write_chestxray14
 
-pytest_plugins = ["store_fixtures"]
+pytest_plugins = ["support.store_fixtures"]
 
 
 @pytest.fixture(scope="session")

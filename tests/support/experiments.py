@@ -12,12 +12,12 @@ import timm.models.vision_transformer  # noqa: F401
 import torch
 import torch.export  # noqa: F401
 import yaml
-from forks import fork
+from support.forks import fork
 
 from premed.cli import app
 from premed.config.loader import checked, merged
 from premed.execution import runner
-from premed.execution.recorder import Records
+from premed.execution.recorder import ExperimentRecorder
 from premed.tracking.store import RunStore
 from premed.training import stage as worker
 
@@ -52,13 +52,13 @@ def settle_in(monkeypatch, home):
         monkeypatch.delenv(name, raising=False)
 
 
-DRAWING, REGISTERING = worker.save_pictures, Records.register
+DRAWING, REGISTERING = worker.save_pictures, ExperimentRecorder.register
 
 
 def bare(patch, whole=False):
     """Stages draw no pictures and register no model, which cost more than a tiny training; or, if `whole`, they do."""
     patch.setattr(worker, "save_pictures", DRAWING if whole else lambda *_: None)
-    patch.setattr(Records, "register", REGISTERING if whole else lambda *_: None)
+    patch.setattr(ExperimentRecorder, "register", REGISTERING if whole else lambda *_: None)
 
 
 def run(chest, *changes, show=lambda event: None):

@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from forks import fork
-from launching import bare
+from support.experiments import bare
+from support.forks import fork
 
 
 def tree(root: Path, **changes: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from stores import copied
+from support.stores import copied
 
 from premed.tracking.store import RunStore
 

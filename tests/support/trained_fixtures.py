@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import experiment, settle_in
+from support.experiments import experiment, settle_in
 
 from premed.config.experiment import plugin
 from premed.config.loader import checked, merged
@@ -13,7 +13,7 @@ from premed.data.phantoms.brain import write_brats
 from premed.data.phantoms.writers import write_msd
 from premed.execution import runner
 
-pytest_plugins = ["launch_fixtures"]
+pytest_plugins = ["support.experiment_fixtures"]
 
 VOLUMES: dict[str, Any] = {
     "encoder": {"name": "vit", "width": 24, "depth": 3, "heads": 2, "patch": 8},

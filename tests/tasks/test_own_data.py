@@ -9,9 +9,9 @@ import nibabel
 import numpy as np
 import pytest
 import yaml
-from conftest import REPOSITORY
-from made import ct_series, radiograph
 from PIL import Image
+from support.made_up import ct_series, radiograph
+from support.suite import REPOSITORY
 
 from premed.config.loader import checked, merged
 from premed.training.stage import StageJob, run_stage

@@ -6,14 +6,14 @@ import signal
 import subprocess
 
 import pytest
-from forks import fork
-from stores import start, unreachable
+from support.forks import fork
+from support.stores import start, unreachable
 
 from premed.tracking.leases import Lease, sweep_dead
 from premed.tracking.provenance import process_tags
 from premed.tracking.store import RunStore
 
-pytest_plugins = ["store_fixtures"]
+pytest_plugins = ["support.store_fixtures"]
 
 
 class Clock:

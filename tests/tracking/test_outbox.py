@@ -11,14 +11,14 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from forks import fork
-from stores import come_up, free_port, rows, start, steps, stop, unreachable
+from support.forks import fork
+from support.stores import come_up, free_port, rows, start, steps, stop, unreachable
 
 from premed.tracking.leases import Lease
 from premed.tracking.outbox import Spool
 from premed.tracking.store import RunStore
 
-pytest_plugins = ["store_fixtures"]
+pytest_plugins = ["support.store_fixtures"]
 
 
 def test_what_is_spooled_arrives_in_order_and_leaves_nothing(store, tmp_path):

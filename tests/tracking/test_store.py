@@ -6,17 +6,17 @@ import pickle
 
 import numpy as np
 import pytest
-from conftest import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stores import free_port, rows, start, steps
+from support.stores import free_port, rows, start, steps
+from support.suite import examples
 
 from premed.errors import UserError
 from premed.tracking import client
 from premed.tracking import store as runs
 from premed.tracking.store import RunStore
 
-pytest_plugins = ["store_fixtures"]
+pytest_plugins = ["support.store_fixtures"]
 
 
 def test_a_store_is_made_where_the_uri_says(empty_database, store, tmp_path):

@@ -4,14 +4,14 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from stores import free_port, rows, start, steps
+from support.stores import free_port, rows, start, steps
 
 from premed.errors import StageFailed, UserError
 from premed.events import MetricsLogged, WarningIssued
 from premed.tracking import tracker as module
 from premed.tracking.tracker import Ledger, Patient, away
 
-pytest_plugins = ["store_fixtures"]
+pytest_plugins = ["support.store_fixtures"]
 
 FILES = ("result.json", "curve.jsonl")
 

@@ -2,11 +2,11 @@
 
 import math
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
-from helpers import on_ranks
+from support.stages import on_ranks
+from support.suite import REPOSITORY
 from torch import nn
 
 from premed.contracts import Case, Objective, Sample
@@ -168,7 +168,7 @@ def test_a_resumed_run_tells_the_same_curve(tmp_path):
 
 def test_a_checkpoint_written_before_the_files_were_reordered_is_resumed(tmp_path):
     """tests/golden/checkpoint: this callback's, stopped after step 7, as commit 5559275 wrote it."""
-    shutil.copytree(Path(__file__).parent / "golden" / "checkpoint", tmp_path, dirs_exist_ok=True)
+    shutil.copytree(REPOSITORY / "tests" / "golden" / "checkpoint", tmp_path, dirs_exist_ok=True)
     again, _ = training_callback(tmp_path, [0.3, 0.1, 0.1])
     assert (again.resume(), again.objective.w.item(), again.best["step"], len(again.rows)) == (5, 5, 4, 3)
     assert [row["step"] for row in again.curve] == [2, 2, 4, 4, 5]

@@ -5,9 +5,9 @@ import pickle
 
 import pytest
 import torch
-from conftest import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.suite import examples
 
 from premed.training.checkpoint import KEPT, Checkpoint, CheckpointManager
 from premed.training.storage import StageStorage

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import on_ranks
+from support.stages import on_ranks
 
 from premed.contracts import Case, Objective, Sample
 from premed.tasks.common import metrics

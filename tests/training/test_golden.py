@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import locked
+from support.suite import REPOSITORY, locked
 
 from premed.config.transforms import Augment
 from premed.contracts import Case, Domain, Objective, Sample
@@ -34,7 +34,7 @@ from premed.training.fit import fit, make_optimizer
 from premed.training.schedule import Schedule
 from premed.training.supervised import Supervised
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = REPOSITORY / "tests" / "golden"
 NUM_STEPS, BATCH, NUM_IMAGES = 20, 6, 15  # the last batch of an epoch is smaller
 WRITE = "raise `version` in the Config of what was changed, then run: python tests/test_golden.py --write"
 

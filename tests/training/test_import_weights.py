@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY
-from launching import beside, experiment, last, results, run, runs_of, settle_in, store_of
 from safetensors.torch import load_file, save_file
+from support.experiments import beside, experiment, last, results, run, runs_of, settle_in, store_of
+from support.suite import REPOSITORY
 from timm.models.vision_transformer import VisionTransformer
 
 from premed.config.loader import load
@@ -17,7 +17,7 @@ from premed.errors import UserError
 from premed.events import WarningIssued, WeightsImported
 from premed.execution import runner
 
-pytest_plugins = ["launch_fixtures"]
+pytest_plugins = ["support.experiment_fixtures"]
 
 KINDS = ["import", "finetune", "test"]
 TINY = {"img_size": 64, "patch_size": 16, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 5}

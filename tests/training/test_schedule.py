@@ -8,11 +8,11 @@ from typing import get_args
 
 import pytest
 import torch
-from helpers import outcome, run, tree
 from hypothesis import given
 from hypothesis import strategies as st
-from launching import curve, results, runs_of, settle_in, store_of
-from launching import experiment as tiny
+from support.experiments import curve, results, runs_of, settle_in, store_of
+from support.experiments import experiment as tiny
+from support.stages import outcome, run, tree
 
 from premed.cli import progress
 from premed.config import settings
@@ -28,7 +28,7 @@ from premed.training import stage as worker
 from premed.training.checkpoint import CheckpointManager
 from premed.training.schedule import Schedule, Trapezoid, planned, turn
 
-pytest_plugins = ["launch_fixtures"]
+pytest_plugins = ["support.experiment_fixtures"]
 
 KILLED, FINE = -9, 0
 QUIET = (lambda event: None), (lambda numbers: None)

@@ -7,8 +7,8 @@ from itertools import product
 
 import numpy as np
 import pytest
-from helpers import jobs, on_ranks, outcome, run
 from safetensors.torch import load
+from support.stages import jobs, on_ranks, outcome, run
 
 from premed.contracts import Case
 from premed.data import datamodule

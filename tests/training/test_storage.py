@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from forks import fork
+from support.forks import fork
 
 from premed.training.storage import StageStorage
 

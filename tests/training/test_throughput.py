@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import jobs, on_ranks
+from support.stages import jobs, on_ranks
 
 from premed.cli.progress import bottleneck_words
 from premed.contracts import Picks

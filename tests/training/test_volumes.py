@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
-from launching import settle_in
+from support.experiments import settle_in
+from support.suite import REPOSITORY
 
 from premed.config.experiment import Stage
 from premed.config.loader import checked, load

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import yaml
-from conftest import REPOSITORY
+from support.suite import REPOSITORY
 
 from premed.cli.options import defined
 from premed.tuning.context import Plan

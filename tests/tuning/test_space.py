@@ -1,16 +1,15 @@
 """A sweep file: what its space comes to, and what is refused by name before anything starts."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from support.suite import REPOSITORY
 
 from premed.errors import UserError
 from premed.tuning.space import MOST, load_sweep
 
-EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+EXPERIMENTS = REPOSITORY / "experiments"
 STEPS = {"epochs": 2, "batch": 4, "lr": 1e-3}
 BASE = {
     "task": "msd",

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.suite import examples
 
 from premed.errors import UserError
 from premed.tuning.space import load_sweep

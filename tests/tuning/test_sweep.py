@@ -13,7 +13,7 @@ from functools import partial
 import psutil
 import pytest
 import yaml
-from launching import runs_of, store_of, tree, until
+from support.experiments import runs_of, store_of, tree, until
 
 from premed.config.loader import load
 from premed.errors import UserError
@@ -24,7 +24,7 @@ from premed.tuning import sweep as sweeping
 from premed.tuning.context import trains_of
 from premed.tuning.space import load_sweep
 
-pytest_plugins = ["launch_fixtures"]
+pytest_plugins = ["support.experiment_fixtures"]
 
 QUICK = {
     "pretrain": {"epochs": 2, "validations": 1},

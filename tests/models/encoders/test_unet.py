@@ -25,7 +25,7 @@ from premed.training.artifacts import load_encoder
 from premed.training.storage import StageStorage
 from premed.training.supervised import Supervised
 
-pytest_plugins = ["launch_fixtures"]
+pytest_plugins = ["support.experiment_fixtures"]
 
 WIDTHS = (8, 16, 24)
 PICTURE, VOLUME = (1, (16, 24)), (1, (16, 24, 12))

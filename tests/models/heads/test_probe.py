@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import jobs, outcome, run
 from safetensors.torch import load
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from support.stages import jobs, outcome, run
 from torch.nn import functional as F
 
 from premed.config.loader import merged

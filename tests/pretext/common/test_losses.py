@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import on_ranks
+from support.stages import on_ranks
 from torch import Tensor
 
 from premed.distributed import gather_rows, share_of_loss

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from comparing import add, in_order, variety, volumes, xrays
-from conftest import REPOSITORY
-from memory_store import MemoryStore
+from support.comparing import add, in_order, variety, volumes, xrays
+from support.memory_store import MemoryStore
+from support.suite import REPOSITORY
 
 from premed.cli.options import defined, tell
 from premed.errors import UserError
@@ -22,7 +22,7 @@ from premed.reporting.comparison.scores import score_table
 from premed.tasks.common.metrics import accuracy_summary, auc_summary, segmentation_summary
 from premed.tracking.store import RunStore
 
-pytest_plugins = ["store_fixtures"]
+pytest_plugins = ["support.store_fixtures"]
 
 
 @pytest.fixture
