@@ -22,7 +22,7 @@ from premed.once import SingleFlight
 from premed.paths import settled_in
 from premed.runs import RunStore
 
-POLL = 0.5  # seconds between two looks at what the tracker was told
+POLL = 0.5  # seconds between two looks at the tracker's events
 
 
 class Session:
