@@ -2,9 +2,9 @@
 
 import pytest
 
-from premed import executor
 from premed.errors import CalledOff
-from premed.executor import LocalExecutor
+from premed.execution import executor
+from premed.execution.executor import LocalExecutor
 
 
 @pytest.fixture

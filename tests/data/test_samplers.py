@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from premed.data.samplers import Balanced, EpochPlan, InTurn
 from premed.errors import UserError
-from premed.fit import share
-from premed.planning import planned
 from premed.pretext import mae
+from premed.training.fit import share
+from premed.training.schedule import planned
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=4)
 

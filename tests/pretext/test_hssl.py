@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,6 @@ from helpers import jobs, on_ranks, outcome, run
 from pydantic import ValidationError
 from torch import Tensor
 
-from premed import launch
 from premed.config.loader import checked, load
 from premed.config.settings import Pretrain
 from premed.config.transforms import Augment
@@ -22,13 +22,14 @@ from premed.data.loader import Mapped
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.data.splits import unlabelled_val
 from premed.errors import UserError
-from premed.fit import feed
+from premed.execution import runner
 from premed.models.encoders import unet, vit
 from premed.pretext import hssl
 from premed.pretext.common.slices import Sliced
 from premed.pretext.common.views import Jitter, jittered
 from premed.pretext.hssl import HSSL, Config
 from premed.rng import Draw, sample_keys
+from premed.training.fit import feed
 
 pytest_plugins = ["launch_fixtures"]
 
@@ -159,7 +160,7 @@ def part_of_a_step(num: int, group_loss: str, loss: float, gradients: dict[str, 
 
     from premed.contracts import Picks
     from premed.distributed import rank_and_world
-    from premed.fit import share
+    from premed.training.fit import share
 
     rank, world = rank_and_world()
     mine, whole, model = share(Picks(0, np.arange(num)), rank, world)[0], batch(num), objective(group_loss=group_loss)
@@ -418,10 +419,10 @@ def test_crops_of_one_image_are_refused_for_they_would_be_contrasted():
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    chests = write_chestxray14(root / "chest", 20, 0, size=32)
-    return {"chest": chests, "hippocampus": write_msd(root / "hippocampus", 8, 0, shape=(24, 30, 16))}
+def folders(shared):
+    chests = shared("few chests", lambda folder: write_chestxray14(folder / "chest", 20, 0, size=32)) / "chest"
+    write = partial(write_msd, num_cases=8, seed=0, shape=(24, 30, 16))
+    return {"chest": chests, "hippocampus": shared("few volumes", lambda it: write(it / "hippocampus")) / "hippocampus"}
 
 
 def sections(folders, name: str) -> dict[str, Any]:
@@ -441,6 +442,7 @@ def sections(folders, name: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.whole
 def test_one_pre_training_on_pictures_and_volumes_serves_both_tasks_and_sees_no_label(folders, home, monkeypatch):
     seen, forward = Counter(), HSSL.forward
 
@@ -450,7 +452,7 @@ def test_one_pre_training_on_pictures_and_volumes_serves_both_tasks_and_sees_no_
         return forward(self, batch, progress)
 
     monkeypatch.setattr(HSSL, "forward", watched)
-    first, second = (launch.run(checked(sections(folders, name)), lambda event: None) for name in folders)
+    first, second = (runner.run(checked(sections(folders, name)), lambda event: None) for name in folders)
     assert seen == {0: 18, 1: 18}
     kinds = [stage["kind"] for stage in first["stages"]]
     assert kinds == ["pretrain", "finetune", "test"] == [stage["kind"] for stage in second["stages"]]
@@ -465,7 +467,7 @@ def test_one_pre_training_on_pictures_and_volumes_serves_both_tasks_and_sees_no_
 def test_it_pre_trains_on_the_task_s_own_images_too(folders, home):
     tree = sections(folders, "hippocampus")
     del tree["pretrain"]["sources"]
-    stage = launch.run(checked(tree | {"test": False}), lambda event: None)["stages"][0]
+    stage = runner.run(checked(tree | {"test": False}), lambda event: None)["stages"][0]
     assert stage["summary"]["val/task"] == 0 == stage["summary"]["val/group"]
 
 
@@ -473,17 +475,18 @@ def test_micro_batches_are_refused_by_name_for_they_would_be_another_loss(folder
     tree = sections(folders, "chest")
     tree["train"]["accumulate"] = 2
     with pytest.raises(UserError, match=r"train\.accumulate: .* all of a step's images together; set it to 1"):
-        launch.run(checked(tree), lambda event: None)
+        runner.run(checked(tree), lambda event: None)
 
 
 # Again, and on several ranks ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def undisturbed(folders, tmp_path_factory):
-    job = pretraining(folders, tmp_path_factory.mktemp("undisturbed"))
-    assert run(job, world=2) == [0, 0]
-    return outcome(job)
+def undisturbed(folders, shared):
+    def fill(folder):
+        assert run(pretraining(folders, folder), world=2) == [0, 0]
+
+    return outcome(pretraining(folders, shared("undisturbed hssl", fill)))
 
 
 def pretraining(folders, home) -> Any:

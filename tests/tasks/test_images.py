@@ -21,7 +21,7 @@ from premed.errors import UserError
 from premed.rng import Draw
 from premed.tasks import images
 from premed.tasks.common.metrics import accuracy_summary
-from premed.worker import StageJob, run_stage
+from premed.training.stage import StageJob, run_stage
 
 CLASSES = ["normal", "covid", "other"]
 

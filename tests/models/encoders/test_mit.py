@@ -11,19 +11,19 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from premed import launch
 from premed.config.loader import checked
 from premed.contracts import Domain
 from premed.data.phantoms.thorax import write_images
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.errors import UserError
+from premed.execution import runner
 from premed.models.encoders import mit
 from premed.models.encoders.mit import Config, MiT
 from premed.models.layers import Attention, Block, resized
-from premed.parts import load_encoder
 from premed.pretext import mae
 from premed.rng import sample_keys
-from premed.vault import StageStorage
+from premed.training.artifacts import load_encoder
+from premed.training.storage import StageStorage
 
 pytest_plugins = ["launch_fixtures"]
 
@@ -435,7 +435,7 @@ def run(task: dict, head: dict) -> dict:
         "finetune": {"head": head, **TRAINING},
         "train": {"workers": 0, "log_steps": 2, "precision": "fp32"},
     }
-    outcome = launch.run(checked(tree), lambda event: None)
+    outcome = runner.run(checked(tree), lambda event: None)
     assert [stage["kind"] for stage in outcome["stages"]] == ["finetune", "test"]
     return outcome["stages"][1]
 
@@ -447,6 +447,8 @@ def test_pictures_are_classified_end_to_end(tmp_path, home):
     assert 0 <= test["value"] <= 1 and test["loaded"]["encoder"]["dropped"] == []
 
 
+@pytest.mark.slow
+@pytest.mark.whole
 def test_volumes_are_classified_end_to_end(tmp_path, home):
     root = write_images(tmp_path / "ct", 14, 0, kind="nifti", size=32)
     task = {"name": "images", "root": str(root), "labels": ["pneumonia"], "dims": 3, "roi": [32, 32, 16]}
@@ -454,6 +456,8 @@ def test_volumes_are_classified_end_to_end(tmp_path, home):
     assert 0 <= test["value"] <= 1 and test["num_cases"] >= 3
 
 
+@pytest.mark.slow
+@pytest.mark.whole
 def test_volumes_are_segmented_end_to_end(tmp_path, home):
     root = write_msd(tmp_path / "hippocampus", 8, 0, shape=(24, 30, 16))
     task = {"name": "msd", "root": str(root), "roi": [32, 32, 16], "percentiles": [0.5, 99.5], "normalise": "zscore"}

@@ -92,7 +92,7 @@ def one_rank_s_part(num: int) -> None:
 
     from premed.contracts import Picks
     from premed.distributed import rank_and_world
-    from premed.fit import share
+    from premed.training.fit import share
 
     rank, world = rank_and_world()
     rows, kinds, weights = inputs(num)

@@ -1,0 +1,140 @@
+"""Leases in the run store: two `premed run` of the same stage, in two processes or on two machines, train once.
+
+MLflow has no compare-and-swap, but any store that shows what was written before it is asked will do (Lamport's bakery
+rests on the same): put down a claim, then look; whoever sees another live claim withdraws its own. Of two who claim
+together at least one sees the other, so never do two hold; both may withdraw, and try again after a random while.
+
+A claim is a run in an experiment of its own, deleted when it is over. It is dead when its process is known to be gone
+(same host), or when its heartbeat has not changed for `stale_after` seconds by the watcher's own clock, of which only
+the time counts in which the store answered: after an outage everyone gets the time to beat again.
+"""
+
+import random
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from premed.tracking.client import transient
+from premed.tracking.provenance import gone, host, process_tags
+from premed.tracking.store import LEASES, RunStore
+
+_ROUNDS = 8
+_backoff = random.SystemRandom()  # no result depends on it
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What somebody put down to hold a digest."""
+
+    run_id: str
+    digest: str
+    holder: str
+    beat: str
+    process: dict[str, str]
+
+
+class Lease:
+    """The right to run one stage. Keep one object while you poll: it remembers which heartbeats it saw change."""
+
+    def __init__(self, store: RunStore, stale_after: float = 60.0, clock: Callable[[], float] = time.monotonic):
+        self.store, self.stale_after, self.clock = store, stale_after, clock
+        self.mine: str | None = None
+        self._seen: dict[str, tuple[str, float, float]] = {}  # claim -> beat, last look, seconds unchanged
+
+    def acquire(self, digest: str, holder: str) -> bool:
+        """Whether the lease of `digest` is now held; returns at once, or within seconds where two try together.
+
+        Who gets it looks again for a finished run before training: the holder before may just have ended. Runs of
+        the digest that a dead holder left RUNNING are marked KILLED.
+        """
+        if self.mine:
+            raise ValueError(f"this lease is held already, by claim {self.mine}")
+        for attempt in range(_ROUNDS):
+            if self._busy(self._claims(digest)):
+                return False
+            mine = self._put(digest, holder)
+            try:
+                others = [claim for claim in self._claims(digest) if claim.run_id != mine]
+                held = not self._busy(others)
+            except BaseException:
+                self._drop(mine)
+                raise
+            if held:
+                self.mine = mine
+                self._bury(digest, others)
+                return True
+            self._drop(mine)
+            time.sleep(_backoff.uniform(0, 0.1 * 2**attempt))
+        return False
+
+    def heartbeat(self) -> bool:
+        """Says that the holder lives, at least every `stale_after` / 4 seconds; False if the lease was taken away."""
+        if not self.mine:
+            return False
+        try:
+            self.store.client.set_tag(self.mine, "premed.beat", uuid.uuid4().hex)
+        except Exception as error:  # noqa: BLE001 - MLflow's own, or those of whatever it stands on
+            if not transient(error):
+                self.mine = None
+            return transient(error)  # an outage takes no lease away
+        return True
+
+    def release(self) -> None:
+        """Lets go; harmless if nothing is held. In an outage the claim stays and goes stale."""
+        mine, self.mine = self.mine, None
+        if mine:
+            self._drop(mine)
+
+    def live(self, claim: Claim) -> bool:
+        """Whether somebody may still be working under this claim."""
+        if gone(claim.process):
+            return False
+        now = self.clock()
+        beat, looked, unchanged = self._seen.get(claim.run_id, (claim.beat, now, 0.0))
+        # one look adds a quarter at most: long silence between two looks says nothing of the holder
+        unchanged = unchanged + min(now - looked, self.stale_after / 4) if beat == claim.beat else 0.0
+        self._seen[claim.run_id] = (claim.beat, now, unchanged)
+        return unchanged < self.stale_after
+
+    def _busy(self, claims: list[Claim]) -> bool:
+        return sum(map(self.live, claims)) > 0  # every one is looked at: silence is counted by looks
+
+    def _put(self, digest: str, holder: str) -> str:
+        tags = {"premed.digest": digest, "premed.holder": holder, "premed.beat": uuid.uuid4().hex} | process_tags()
+        client, experiment = self.store.client, self.store.experiment(LEASES)
+        return client.create_run(experiment, tags=tags, run_name=f"{holder} {digest[:12]}").info.run_id
+
+    def _claims(self, digest: str) -> list[Claim]:
+        return [_claim(run.run_id, run.tags) for run in self.store.search({"premed.digest": digest}, experiment=LEASES)]
+
+    def _drop(self, claim: str) -> None:
+        with suppress(Exception):  # gone already, or the store is down: then it goes stale
+            self.store.client.delete_run(claim)
+
+    def _bury(self, digest: str, dead: list[Claim]) -> None:
+        for claim in dead:
+            self._drop(claim.run_id)
+        if dead:
+            with suppress(Exception):  # the lease is held; that the store went down now must not lose it
+                for run in list(self.store.search({"premed.digest": digest}, status="RUNNING")):
+                    self.store.finish(run.run_id, "KILLED")
+
+
+def sweep_dead(store: RunStore) -> list[str]:
+    """Marks the runs KILLED that processes of this host left RUNNING, drops their claims, and names the runs."""
+    here = {"premed.host": host()}
+    dead = [run.run_id for run in store.search(here, status="RUNNING") if gone(run.tags)]
+    for run_id in dead:
+        store.finish(run_id, "KILLED")
+    for claim in list(store.search(here, experiment=LEASES)):
+        if gone(claim.tags):
+            with suppress(Exception):  # somebody else swept it
+                store.client.delete_run(claim.run_id)
+    return dead
+
+
+def _claim(run_id: str, tags: dict[str, str]) -> Claim:
+    process = {name: value for name, value in tags.items() if name in ("premed.host", "premed.pid", "premed.born")}
+    return Claim(run_id, tags["premed.digest"], tags.get("premed.holder", ""), tags.get("premed.beat", ""), process)
