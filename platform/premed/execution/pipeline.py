@@ -253,7 +253,7 @@ class StagePipeline:
         raise StageFailed(f"{job.stage.kind}: {message}")
 
     def rehearse(self) -> None:
-        """Builds all networks without memory for their weights, so that a mistake in a later stage is found at once."""
+        """Builds all networks without memory for their weights, so that mistakes in later stages are raised at once."""
         for stage in self.experiment.stages(lambda kind: ""):
             if stage.kind == "trunk":
                 planned(stage, [len(cases(stage, domain.task)[0]) for domain in self.domains(stage)])

@@ -22,7 +22,7 @@ from premed.paths import settled_in
 from premed.tracking.store import RunStore
 from premed.tracking.tracker import Ledger, Patient
 
-POLL = 0.5  # seconds between two looks at what the tracker was told
+POLL = 0.5  # seconds between two looks at the tracker's events
 
 
 class Session:
