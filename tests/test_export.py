@@ -14,7 +14,7 @@ import pytest
 import torch
 from launching import settle_in
 from safetensors.torch import load_file
-from test_predict import laid, refused
+from test_predict import FP32, laid, refused
 
 from premed import bundle, export, graphs, measure, predict, trained
 from premed.encoders import vit
@@ -221,7 +221,7 @@ def bundles(request, tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             settle_in(patch, run.home)
             export.run(run.run_id, folder / name, "monai", check=[images])
-            predict.run(run.run_id, [images], folder / f"{name}-ours", lambda event: None)
+            predict.run(run.run_id, [images], folder / f"{name}-ours", lambda event: None, train=FP32)
     command = [sys.executable, "-c", RUN, *(str(folder / name) for name in BUNDLES)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -16,6 +16,7 @@ from scipy.spatial.transform import Rotation
 from premed import measure, predict, trained
 from premed.answers import bare, described
 from premed.brain import write_brats
+from premed.experiment import Train
 from premed.segmentation import Regions, read_labels
 from premed.spec import UserError
 from premed.tasks import brats, msd
@@ -24,8 +25,12 @@ from premed.unseen import Input
 pytest_plugins = ["trained_fixtures"]
 
 
+FP32 = Train(precision="fp32")  # as the runs were tested: where there is AMX, bf16 is the default
+
+
 def answer(run, images, out, **settings):
-    return predict.run(run.run_id, [Path(image) for image in images], out, lambda event: None, **settings)
+    images = [Path(image) for image in images]
+    return predict.run(run.run_id, images, out, lambda event: None, train=FP32, **settings)
 
 
 def scored(run):
