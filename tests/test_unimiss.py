@@ -389,6 +389,8 @@ def tree(folders, which="chest", strategy="unimiss", *, names=("chest", "brain")
     }
 
 
+@pytest.mark.slow
+@pytest.mark.whole
 def test_one_pre_training_on_both_serves_pictures_and_segmentation_beside_none(folders, home):
     found = {which: launch.run(checked(tree(folders, which)), lambda event: None) for which in ("chest", "brain")}
     launch.run(checked(tree(folders, "chest", "none")), lambda event: None)
