@@ -143,7 +143,7 @@ def test_nothing_is_pickled(path):
 
 COMMAND = """
 import sys
-from premed.cli import main
+from premed.cli.app import main
 code = 0
 try:
     main()

@@ -148,7 +148,7 @@ def test_its_networks_answer_as_they_did(kept, data, premed, tmp_path):
     images = sorted((data / "chestxray14" / "images").iterdir())[:3]
     best = expected()["best"]
     for number, name in enumerate(("models:/chestxray14@best", best)):
-        code, _, err = premed("predict", name, *images, "--out", tmp_path / f"{number}")
+        code, _, err = premed("predict", name, *images, "--out", tmp_path / f"{number}", "--precision", "fp32")
         assert code == 0, err
         rows = answers(tmp_path / f"{number}" / "predictions.csv")
         assert rows == {image: pytest.approx(row, abs=1e-5) for image, row in expected()["answers"].items()}
@@ -185,6 +185,7 @@ def test_an_unfinished_stage_ends_as_if_it_had_never_been_stopped(data, home, pr
 
 def write():
     from premed.config.loader import load as experiment
+    from premed.config.settings import Train
     from premed.execution import runner
     from premed.inference.predict import run as predict
 
@@ -200,7 +201,7 @@ def write():
         values = {each: outcome["stages"][-2]["summary"]["val/mauc"] for each, outcome in outcomes.items()}
         told["best"] = outcomes[max(values, key=values.__getitem__)]["stages"][-2]["run_id"]
         images = sorted((data / "chestxray14" / "images").iterdir())[:3]
-        predict("models:/chestxray14@best", images, folder / "answers" / "out", print)
+        predict("models:/chestxray14@best", images, folder / "answers" / "out", print, train=Train(precision="fp32"))
         told["answers"] = answers(folder / "answers" / "out" / "predictions.csv")
         finished = {
             kind: Path(stage_of(outcomes[strategy], kind)["where"]) for kind, (strategy, _) in UNFINISHED.items()
@@ -209,8 +210,8 @@ def write():
         told["rounding"] = rounding()
         shutil.rmtree(KEPT, ignore_errors=True)
         KEPT.mkdir()
-        anonymous(folder / "home" / "mlflow.db")
         moved(folder / "home" / "mlflow.db", str(folder / "home"), HOME)
+        anonymous(folder / "home" / "mlflow.db")
         with zipped("store.zip") as file:
             for path in [folder / "home" / "mlflow.db", *sorted((folder / "home" / "artifacts").rglob("*"))]:
                 if not any(part in str(path) for part in LEFT_OUT):
@@ -256,6 +257,8 @@ def anonymous(database):
         for name, value in NOBODY.items():
             connection.execute("UPDATE tags SET value = ? WHERE key = ?", (value, name))
         connection.execute("UPDATE runs SET user_id = ?", (NOBODY["mlflow.user"],))
+        connection.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = 0", (HOME,))
+    connection.execute("VACUUM")
     connection.close()
 
 

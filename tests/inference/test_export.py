@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.experiments import settle_in
-from support.predictions import laid, refused
+from support.predictions import FP32, laid, refused
 
 from premed.config.transforms import Recipe
 from premed.errors import StageFailed
@@ -100,7 +100,7 @@ def test_a_card_says_in_numbers_and_words_how_to_prepare(organ_run, brain_run, a
 # ONNX ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["chest_run", "organ_run"])
+@pytest.mark.parametrize("name", ["chest_run", pytest.param("organ_run", marks=pytest.mark.slow)])
 def test_onnx_answers_as_torch_for_any_number_of_images(name, request, at_home, tmp_path, monkeypatch):
     import onnxruntime
 
@@ -223,13 +223,14 @@ def bundles(request, tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             settle_in(patch, run.home)
             export.run(run.run_id, folder / name, "monai", check=[images])
-            predict.run(run.run_id, [images], folder / f"{name}-ours", lambda event: None)
+            predict.run(run.run_id, [images], folder / f"{name}-ours", lambda event: None, train=FP32)
     command = [sys.executable, "-c", RUN, *(str(folder / name) for name in BUNDLES)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["organ_run", "brain_run"])
 def test_a_bundle_segments_as_predict_does(bundles, name):
     ours = sorted((bundles / f"{name}-ours").glob("*.nii.gz"))
@@ -243,6 +244,7 @@ def test_a_bundle_segments_as_predict_does(bundles, name):
         assert np.nanmin(scores) >= 0.99, scores
 
 
+@pytest.mark.slow
 def test_a_bundle_classifies_as_predict_does(bundles):
     with open(bundles / "chest_run-ours" / "predictions.csv", newline="") as file:
         ours = {row.pop("path"): list(map(float, row.values())) for row in csv.DictReader(file)}
@@ -253,6 +255,7 @@ def test_a_bundle_classifies_as_predict_does(bundles):
         np.testing.assert_allclose(theirs[path], probabilities, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUNDLES)
 def test_a_bundle_passes_monai_s_checks(bundles, name, real, tmp_path):
     from monai.bundle.scripts import verify_metadata
@@ -267,6 +270,7 @@ REQUIRED |= {"task", "description", "authors", "copyright", "network_data_format
 TENSOR = {"type": str, "format": str, "num_channels": int, "spatial_shape": list, "dtype": str, "value_range": list}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUNDLES)
 def test_a_bundle_s_metadata_has_what_the_specification_asks_for(bundles, name):
     told = json.loads((bundles / name / "configs" / "metadata.json").read_text())
@@ -279,6 +283,7 @@ def test_a_bundle_s_metadata_has_what_the_specification_asks_for(bundles, name):
     assert list(channels.values()) == card["classes"]
 
 
+@pytest.mark.slow
 def test_a_network_that_is_not_what_the_metadata_says_is_noticed(bundles, tmp_path):
     shutil.copytree(bundles / "chest_run", tmp_path / "copy")
     path = tmp_path / "copy" / "configs" / "metadata.json"
@@ -289,6 +294,7 @@ def test_a_network_that_is_not_what_the_metadata_says_is_noticed(bundles, tmp_pa
         bundle.verify(tmp_path / "copy")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUNDLES)
 def test_a_bundle_s_weights_are_plain_and_fit_its_graph(bundles, name):
     weights = torch.load(bundles / name / "models" / "model.pt", weights_only=True)

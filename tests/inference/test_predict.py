@@ -9,9 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
-from support.experiments import store_of
+from support.experiments import settle_in, store_of
 from support.made_up import ct_series
-from support.predictions import laid, refused
+from support.predictions import FP32, laid, refused
+from support.stores import copied, moved
 
 from premed.data.phantoms.brain import write_brats
 from premed.inference import load, predict
@@ -24,7 +25,8 @@ pytest_plugins = ["support.trained_fixtures"]
 
 
 def answer(run, images, out, **settings):
-    return predict.run(run.run_id, [Path(image) for image in images], out, lambda event: None, **settings)
+    images = [Path(image) for image in images]
+    return predict.run(run.run_id, images, out, lambda event: None, train=FP32, **settings)
 
 
 def scored(run):
@@ -178,18 +180,17 @@ def test_a_pretraining_answers_nothing(chest_run, at_home, tmp_path):
     refused(lambda: predict.run(name, [tmp_path], tmp_path / "out", print), name, "is a pre-training")
 
 
-def test_neither_the_data_nor_the_checkpoints_are_needed(chest_run, at_home, tmp_path):
-    run = at_home(chest_run)
+def test_neither_the_data_nor_the_checkpoints_are_needed(chest_run, at_home, tmp_path, monkeypatch):
+    run, gone = at_home(chest_run), tmp_path / "gone"
     images = [Path(shutil.copy(case.image[0], tmp_path)) for case in run.task.split("test")]
     before = answer(run, images, tmp_path / "before")
-    away = [(run.root, tmp_path / "data"), (run.home / "checkpoints", tmp_path / "checkpoints")]
-    for here, there in away:
-        here.rename(there)
-    try:
-        assert answer(run, images, tmp_path / "after")["outputs"] == before["outputs"]
-    finally:
-        for here, there in away:
-            there.rename(here)
+    home = copied(run.home, tmp_path / "home")
+    shutil.rmtree(home / "checkpoints")
+    moved(home / "mlflow.db", str(run.root), str(gone))  # other tests may be at the data
+    for path in (home / "artifacts").rglob("*.*"):
+        path.write_bytes(path.read_bytes().replace(str(run.root).encode(), str(gone).encode()))
+    settle_in(monkeypatch, home)
+    assert answer(run, images, tmp_path / "after")["outputs"] == before["outputs"] and not gone.exists()
 
 
 def test_weights_that_do_not_fit_are_refused_and_those_that_are_gone_are_named(organ_run, at_home, tmp_path):

@@ -396,6 +396,8 @@ def tree(folders, which="chest", strategy="unimiss", *, names=("chest", "brain")
     }
 
 
+@pytest.mark.slow
+@pytest.mark.whole
 def test_one_pre_training_on_both_serves_pictures_and_segmentation_beside_none(folders, home):
     found = {which: runner.run(checked(tree(folders, which)), lambda event: None) for which in ("chest", "brain")}
     runner.run(checked(tree(folders, "chest", "none")), lambda event: None)
