@@ -94,11 +94,11 @@ def test_a_command_of_which_something_failed_ends_with_1_and_tells_all(home, che
 
 
 def test_a_bug_in_one_experiment_stops_no_other(home, chest, monkeypatch):
-    from premed.records import Records
+    from premed.records import ExperimentRecorder
 
-    close = Records.close
+    close = ExperimentRecorder.close
     broken = lambda self, stages: 1 / 0 if self.experiment.finetune.seed == 0 else close(self, stages)  # noqa: E731
-    monkeypatch.setattr(Records, "close", broken)
+    monkeypatch.setattr(ExperimentRecorder, "close", broken)
     told = []
     scratch = tree(chest, QUICK, {"pretext": {"name": "none"}, "seeds": [0, 1]})
     found = launch.run_all(fan_out(scratch), told.append)

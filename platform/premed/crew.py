@@ -210,7 +210,7 @@ def teller(ledger: Any, run_id: str) -> EventHandler:
     def emit(event: Event) -> None:
         # the ledger has several threads, and a point that comes late would be left out
         ray.get(told)
-        told[:] = [ledger.event.remote(run_id, event)]
+        told[:] = [ledger.record_event.remote(run_id, event)]
 
     return emit
 

@@ -27,12 +27,13 @@ from premed.models.network import load_resized
 from premed.once import Once
 from premed.paths import storage
 from premed.planning import planned
-from premed.records import Records
+from premed.records import ExperimentRecorder
 from premed.supervised import Supervised
+from premed.tracker import Tracker
 from premed.worker import StageJob, make_objective, run_stage
 
 Trainer = Callable[[StageJob, str], None]
-"""Runs a stage until its result is in its storage; its events go to the ledger, under the run's id."""
+"""Runs a stage until its result is in its storage; its events go to the tracker, under the run's id."""
 KNOWN_BY = ("import", "finetune")  # the kinds of stages whose data tell two experiments of the same fields apart
 POLL = 1.0  # seconds between two looks at a stage that another command is at
 
@@ -41,7 +42,7 @@ POLL = 1.0  # seconds between two looks at a stage that another command is at
 class Common:
     """What all experiments of a command share."""
 
-    ledger: Any
+    ledger: Tracker
     mapper: Any
     """Prepares images: called like `map`, or None."""
     show: Show
@@ -66,7 +67,7 @@ class Driver:
         self.experiment, self.common, self.trainer, self.show = experiment, common, trainer, show
         self.ledger, self.data = common.ledger, common.data(experiment.task)
         self.task = self.data.task
-        self.records = Records(experiment, self.task, self.ledger, show, common.pause, common.register)
+        self.records = ExperimentRecorder(experiment, self.task, self.ledger, show, common.pause, common.register)
         self.storage = storage(experiment.train.storage)
         self.stages: list[dict[str, Any]] = []
         """The results of those that are finished so far."""
@@ -162,17 +163,17 @@ class Driver:
         result = job.stage_storage.get_json("result.json")
         if whole and not CheckpointManager(job.stage_storage).steps():
             return None
-        run_id = self.ledger.finished(job.stage.digest(), job.stage.kind) if result else None
+        run_id = self.ledger.finished_run(job.stage.digest(), job.stage.kind) if result else None
         return self.reused(job, run_id, result) if result and run_id else None
 
     def restore(self, job: StageJob) -> dict[str, Any] | None:
         """A stage that is finished in one of the two: storage was cleaned, or MLflow is another (or missed the end)."""
         stage, stage_storage = job.stage, job.stage_storage
         result = stage_storage.get_json("result.json")
-        run_id = self.ledger.finished(stage.digest(), stage.kind)
+        run_id = self.ledger.finished_run(stage.digest(), stage.kind)
         if result is None and run_id is not None:
             with TemporaryDirectory() as folder:
-                if self.ledger.fetch(run_id, folder, stage.kind not in ("import", "trunk")):
+                if self.ledger.download(run_id, folder, stage.kind not in ("import", "trunk")):
                     files = [path for path in Path(folder).rglob("*") if path.is_file()]
                     for path in sorted(files, key=lambda path: path.name == "result.json"):  # it says that all is there
                         stage_storage.put(path.relative_to(folder).as_posix(), path.read_bytes())
@@ -214,7 +215,7 @@ class Driver:
             else:
                 self.trainer(job, run_id)
         except Exception as error:
-            if self.ledger.taken(job.stage.digest()):  # no record from here: the run is the other command's now
+            if self.ledger.lease_lost(job.stage.digest()):  # no record from here: the run is the other command's now
                 raise LeaseLost(str(error)) from None
             if stage_storage.get("failure.json"):
                 return self.refuse(job, run_id)

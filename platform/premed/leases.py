@@ -122,7 +122,7 @@ class Lease:
                     self.store.finish(run.run_id, "KILLED")
 
 
-def sweep_dead(store: RunStore) -> list[str]:
+def close_dead_runs(store: RunStore) -> list[str]:
     """Marks the runs KILLED that processes of this host left RUNNING, drops their claims, and names the runs."""
     here = {"premed.host": host()}
     dead = [run.run_id for run in store.search(here, status="RUNNING") if gone(run.tags)]

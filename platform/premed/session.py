@@ -17,25 +17,27 @@ from premed.driver import Common, Trainer
 from premed.errors import StageFailed, UserError
 from premed.events import Event, RayStarting, WarningIssued
 from premed.fleet import Fleet, Member, fits, workers_of
-from premed.ledger import Ledger, Patient
+from premed.ledger import MLflowTracker
 from premed.paths import settled_in
 from premed.runs import RunStore
+from premed.tracker import RetryingTracker
 from premed.worker import StageJob, run_stage
 
 TOLD = 0.5  # seconds between two looks at what the ledger has heard
 
 
 class Session:
-    """Ledger and data (`common`), the workers (`fleet`) where there is a Ray, and the word that all is over."""
+    """MLflowTracker and data (`common`), the workers (`fleet`) where there is a Ray, and the word that all is over."""
 
     def __init__(self, show: Show, ledger: Callable[[], Any], mapper: Callable[..., Iterable] | None):
         """ledger: makes it. mapper: Ray's, where there is one."""
         self.show, self.stopped, self.relaying = show, threading.Event(), threading.Lock()
         self.about: dict[str, dict[str, str]] = {}  # by the run of a stage: its kind, and of which experiment it is
-        self.ledger = Patient(ledger(), show, pause=self.pause)
+        tracker = ledger()
+        self.ledger = RetryingTracker(tracker, show, pause=self.pause)
         self.fleet: Fleet | None = None
         if mapper is not None:
-            self.fleet = Fleet(lambda job: Crew(job.train, job.storage, self.ledger.handle), nodes, free)
+            self.fleet = Fleet(lambda job: Crew(job.train, job.storage, tracker.handle), nodes, free)
             mapper = partial(mapper, fleet=self.fleet)
         self.common = Common(self.ledger, mapper, self.show_or_stop, self.pause)
 
@@ -50,7 +52,7 @@ class Session:
 
     def alive(self) -> None:
         """StageFailed where Ray is gone, and the ledger with it: what fails then does not fail by itself."""
-        self.ledger.taken("")
+        self.ledger.lease_lost("")
 
     def member(self, number: int = 0) -> Member:
         """Experiment `number` as the fleet knows it."""
@@ -73,13 +75,13 @@ class Session:
         return train
 
     def tell(self, run_id: str, event: Event) -> None:
-        self.ledger.event(run_id, event)
+        self.ledger.record_event(run_id, event)
         self.relay()
 
     def relay(self) -> None:
         """Shows what the ledger has heard, with the kind of stage and the name of the experiment that it is of."""
         with self.relaying:
-            for event in self.ledger.drain():
+            for event in self.ledger.drain_events():
                 self.show(replace(event, **self.about.get(event.run_id, {})))
 
     def keep_relaying(self, over: threading.Event) -> None:
@@ -108,8 +110,8 @@ def session(trains: Sequence[Train], show: Show) -> Iterator[Session]:
     if trains[0].workers:
         RunStore(*settings[:2])  # makes the database, and says in one line that a store does not answer, before Ray
     with ray_or_not(trains, show) as mapper:
-        ledger = partial(Ledger, *settings)
-        here = Session(show, ledger if mapper is None else lambda: Remote(actor(Ledger, *settings)), mapper)
+        ledger = partial(MLflowTracker, *settings)
+        here = Session(show, ledger if mapper is None else lambda: Remote(actor(MLflowTracker, *settings)), mapper)
         over = threading.Event()
         relay = threading.Thread(target=here.keep_relaying, args=(over,), name="premed relay", daemon=True)
         try:

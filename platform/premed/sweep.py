@@ -236,12 +236,12 @@ class Running:
         tags = {"task": self.plan.task.name, "strategy": self.plan.base.strategy, "stage": "sweep"} | about
         params = {path: str(said(values)) for path, values in self.search.space.items()}
         named = self.plan.task.name, self.plan.digest, "sweep"
-        found = self.here.ledger.newest(*named)
+        found = self.here.ledger.newest_run(*named)
         if found is None:
             opened = self.plan.name, self.plan.digest, "sweep", None, tags, params
-            found = self.here.ledger.open(self.plan.task.name, *opened)
+            found = self.here.ledger.open_run(self.plan.task.name, *opened)
         else:
-            self.here.ledger.reopen(found)
+            self.here.ledger.reopen_run(found)
         self.run_id = found
         self.study.set_note("run_id", found)
 
@@ -250,10 +250,10 @@ class Running:
         tags = {"task": self.plan.task.name, "strategy": self.plan.base.strategy, "stage": "trial"}
         tags |= {"sweep": self.plan.name, "trial": str(told.number)}
         opened = f"trial {told.number} {label}", digest, "trial", self.run_id, tags, told.setting
-        return self.here.ledger.open(self.plan.task.name, *opened)
+        return self.here.ledger.open_run(self.plan.task.name, *opened)
 
     def record(self, trial: Trial, state: State, values: list[float] | None, failure: str) -> None:
-        call, by_seed = self.here.ledger.call, list(trial.by_seed.values())
+        tracker, by_seed = self.here.ledger, list(trial.by_seed.values())
         numbers: dict[str, float] = {}
         for place, (metric, value) in enumerate(zip(self.plan.metrics, values or (), strict=False)):
             numbers[metric] = value
@@ -261,26 +261,26 @@ class Running:
                 numbers[f"{metric}_std"] = pstdev([each[place] for each in by_seed])
         ours = [stage for stage in trial.stages if not stage["reused"]]
         numbers["seconds"] = sum(stage["seconds"] for stage in ours)
-        call("log_rows", trial.run_id, [row(0, numbers)])
+        tracker.log_rows(trial.run_id, [row(0, numbers)])
         runs = [driver.records.run_id for driver in trial.drivers]
         for run_id in [*runs, *(stage["run_id"] for stage in ours)]:
-            call("set_tags", run_id, {"sweep": self.plan.name, "trial": str(trial.number)})
+            tracker.set_tags(run_id, {"sweep": self.plan.name, "trial": str(trial.number)})
         tags = {"state": state} | ({"premed.failure": failure} if failure else {})
         tags |= {"experiment_run": runs[0]} if runs else {}
-        call("set_tags", trial.run_id, tags)
+        tracker.set_tags(trial.run_id, tags)
         self.close_run(trial.run_id, "FAILED" if state == "failed" else "FINISHED")
 
     def close_run(self, run_id: str, status: str) -> None:
-        self.here.ledger.call("finish", run_id, status)
+        self.here.ledger.finish(run_id, status)
 
     def end(self) -> None:
         """The sweep's run: its best values, and the best trial's YAML."""
-        outcome, call = self.plan.outcome(self.study), self.here.ledger.call
+        outcome, tracker = self.plan.outcome(self.study), self.here.ledger
         for place, metric in enumerate(self.plan.metrics):
             found = [trial["values"][place] for trial in outcome["trials"] if trial["number"] in outcome["front"]]
             if found:
                 best = max if self.plan.modes[place] == "max" else min
-                call("log_rows", self.run_id, [row(self.sweep.num_trials, {metric: best(found)})])
+                tracker.log_rows(self.run_id, [row(self.sweep.num_trials, {metric: best(found)})])
         for file in self.plan.write(outcome):
-            call("log_files", self.run_id, str(file))
+            tracker.log_files(self.run_id, str(file))
         self.close_run(self.run_id, "FINISHED")
