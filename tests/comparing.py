@@ -84,3 +84,32 @@ def add(store, strategy="none", seed=0, rows=None, *, change=None, pretrain=None
     if status != "RUNNING":
         store.finish(parent, status)
     return parent
+
+
+def in_order(store):
+    """Makes the store give the newest run first within a millisecond, too; a list that takes the ids of all to come."""
+    ids, start, search = [], store.start, store.search
+    store.start = lambda *names, **more: ids.append(start(*names, **more)) or ids[-1]
+    store.search = lambda tags: sorted(search(tags), key=lambda run: -ids.index(run.run_id))
+    return ids
+
+
+def variety(store):
+    """Of nearly everything that a comparison tells, one example."""
+    for seed in range(3):
+        for fraction in (0.1, 1.0):
+            add(store, "none", seed, fraction=fraction)
+            add(store, "mae", seed, xrays(2.5 if fraction == 1 else 1.1, 10 * seed), fraction=fraction)
+        add(store, "unimiss", seed + 4, xrays(1.2, seed), pretrain_seed=seed, compute="1 GPU")
+        add(store, "none", seed, change={"encoder": {"name": "pixels", "width": None}})
+        add(store, "none", seed, volumes(0.5, seed), change={"task": {"name": "btcv"}}, score="dice")
+        add(store, "mae", seed, volumes(0.8, seed + 7), change={"task": {"name": "btcv"}}, score="dice")
+        add(store, "mae", 0, volumes(0.5, 3), change={"task": {"name": "brats"}}, score="hd95", pretrain_seed=seed)
+        add(store, "none", 0, [{"case": c, "patient": "p", "y/x": 0.0, "p/x": 0.2} for c in "ab"], tested=False,
+            change={"task": {"name": "tiny"}, "training": {"seed": seed}})  # fmt: skip
+    shared = next(run.run_id for run in store.search({}) if run.tags["premed.kind"] == "pretrain")
+    for strategy in ("none", "mae"):
+        add(store, strategy, 0, xrays(1.4, 2), change={"training": {"head": {"name": "probe"}}}, shared=shared)
+    add(store, "mae", 3, xrays(0.2, 5), shared=shared, weights="aaa")
+    add(store, "mae", 0, tested=False)
+    add(store, "mae", 0, status="RUNNING")

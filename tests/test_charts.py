@@ -16,18 +16,18 @@ LINES = [
 ]
 NONE, MAE = Strip("none", "#777777", [0.1, 0.2, np.nan]), Strip("mae", "#0072B2", [0.3, 0.1, 0.5])
 DRAWINGS = {
-    "fractions": lambda: charts.fractions(LINES, "mean AUC"),
-    "one fraction": lambda: charts.fractions([line._replace(x=[1.0, 1.0]) for line in LINES], "mean AUC"),
-    "pretraining": lambda: charts.pretraining(LINES, "loss / gate", 1.0),
-    "one validation": lambda: charts.pretraining([Line("mae", "#0072B2", [9], [0.4])], "loss"),
-    "strips": lambda: charts.strips([MAE, MAE], NONE, ["a", "b", "c"], "cases", "Dice"),
-    "a strip alone": lambda: charts.strips([NONE], None, ["a", "b", "c"], "cases", "Dice"),
-    "many": lambda: charts.strips([MAE._replace(values=np.arange(999))], None, ["x"] * 999, "cases", "Dice"),
-    "many, paired": lambda: charts.strips(
+    "fractions": lambda: charts.label_fractions(LINES, "mean AUC"),
+    "one fraction": lambda: charts.label_fractions([line._replace(x=[1.0, 1.0]) for line in LINES], "mean AUC"),
+    "pretraining": lambda: charts.pretraining_curves(LINES, "loss / gate", 1.0),
+    "one validation": lambda: charts.pretraining_curves([Line("mae", "#0072B2", [9], [0.4])], "loss"),
+    "strips": lambda: charts.strip_plots([MAE, MAE], NONE, ["a", "b", "c"], "cases", "Dice"),
+    "a strip alone": lambda: charts.strip_plots([NONE], None, ["a", "b", "c"], "cases", "Dice"),
+    "many": lambda: charts.strip_plots([MAE._replace(values=np.arange(999))], None, ["x"] * 999, "cases", "Dice"),
+    "many, paired": lambda: charts.strip_plots(
         [MAE._replace(values=np.arange(999))], NONE._replace(values=np.arange(999)), ["x"] * 999, "cases", "Dice"
     ),  # fmt: skip
-    "odd names": lambda: charts.fractions([LINES[0]._replace(name="$a_<&> ^{")], "$x_<b>"),
-    "undefined": lambda: charts.fractions([LINES[0]._replace(values=[np.nan, np.nan])], "mean AUC"),
+    "odd names": lambda: charts.label_fractions([LINES[0]._replace(name="$a_<&> ^{")], "$x_<b>"),
+    "undefined": lambda: charts.label_fractions([LINES[0]._replace(values=[np.nan, np.nan])], "mean AUC"),
 }
 
 
@@ -54,7 +54,7 @@ def test_a_chart_is_an_svg_that_loads_nothing_and_is_the_same_each_time(name):
 
 
 def test_scores_stand_over_the_share_of_labels_within_their_intervals(figure):
-    drawn = charts.fractions(LINES, "mean AUC")
+    drawn = charts.label_fractions(LINES, "mean AUC")
     (axes,) = drawn.axes  # type: ignore[attr-defined]
     assert of(axes, "#0072B2")[0] == [0.6, 0.8] and list(axes.lines[0].get_xdata()) == [0.05, 1.0]
     bands = [{tuple(point) for point in band.get_paths()[0].vertices.round(3).tolist()} for band in axes.collections]
@@ -65,14 +65,14 @@ def test_scores_stand_over_the_share_of_labels_within_their_intervals(figure):
 
 def test_seeds_of_one_pretraining_are_named_once_beside_the_gate(figure):
     seeds = [LINES[1], LINES[1]._replace(values=[0.7, 0.75])]
-    drawn = charts.pretraining(seeds, "loss / gate", 1.0)
+    drawn = charts.pretraining_curves(seeds, "loss / gate", 1.0)
     (axes,) = drawn.axes  # type: ignore[attr-defined]
     assert of(axes, "#0072B2") == [[0.6, 0.8], [0.7, 0.75]] and [1.0, 1.0] in [list(x.get_ydata()) for x in axes.lines]
     assert sorted(words(drawn)) == ["gate: no network", "mae"]  # type: ignore[arg-type]
 
 
 def test_a_stem_leads_from_the_baseline_to_the_row_at_every_place(figure):
-    drawn = charts.strips([MAE], NONE, ["a", "b", "c"], "cases", "Dice")
+    drawn = charts.strip_plots([MAE], NONE, ["a", "b", "c"], "cases", "Dice")
     (axes,) = drawn.axes  # type: ignore[attr-defined]
     stems = [path.vertices[:, 1].tolist() for path in axes.collections[0].get_paths()]
     assert stems[:2] == [[0.1, 0.3], [0.2, 0.1]]
@@ -88,16 +88,16 @@ def test_names_of_lines_that_end_together_do_not_lie_on_each_other():
 
 
 def test_a_bar_lies_where_its_numbers_are():
-    svg = charts.bar(0.5, [0.25, 0.75], (0.0, 1.0), "#0072B2", [0.0], width=106)
+    svg = charts.interval_bar(0.5, [0.25, 0.75], (0.0, 1.0), "#0072B2", [0.0], width=106)
     assert '<line x1="28.0" x2="78.0"' in svg and '<circle cx="53.0"' in svg and '<line x1="3.0" x2="3.0"' in svg
 
 
 def test_a_value_without_an_interval_is_a_dot_and_an_undefined_one_is_nothing():
-    alone = charts.bar(0.5, [np.nan, np.nan], (0.0, 1.0), "#0072B2")
+    alone = charts.interval_bar(0.5, [np.nan, np.nan], (0.0, 1.0), "#0072B2")
     assert alone.count("<circle") == 1 and "<line" not in alone
-    assert charts.bar(np.nan, [np.nan, np.nan], (0.0, 1.0), "#0072B2") == ""
+    assert charts.interval_bar(np.nan, [np.nan, np.nan], (0.0, 1.0), "#0072B2") == ""
 
 
 def test_bars_of_a_column_share_a_span_that_holds_all_that_is_known():
-    low, high = charts.spanning([0.2, np.nan, 0.6], [0.1])  # type: ignore[misc]
-    assert low < 0.1 and high > 0.6 and charts.spanning([np.nan]) is None
+    low, high = charts.bar_span([0.2, np.nan, 0.6], [0.1])  # type: ignore[misc]
+    assert low < 0.1 and high > 0.6 and charts.bar_span([np.nan]) is None

@@ -8,13 +8,13 @@ import shutil
 import signal
 import struct
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import yaml
+from pages import Page
 from PIL import Image
 
 from premed import cli, launch
@@ -570,22 +570,6 @@ def test_the_real_brain_can_be_pre_trained_on_only(real, found, monkeypatch, tmp
 # What is told, and how ------------------------------------------------------------------------------------------------
 
 
-class Page(HTMLParser):
-    """What a browser would load, run and show."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.tags, self.links, self.words = [], [], ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.links += [value for name, value in attrs if name in ("src", "href", "action", "data", "srcset")]
-
-    def handle_data(self, data):
-        self.words += data
-
-
 def test_the_page_needs_nothing_else_and_shows_findings_and_pictures(hippocampi, copied, checked, tmp_path):
     root = copied(hippocampi)
     voxels(at(root, "labelsTr", 1), put(7))
@@ -594,7 +578,8 @@ def test_the_page_needs_nothing_else_and_shows_findings_and_pictures(hippocampi,
     text = (tmp_path / "check.html").read_text()
     page = Page(text)
     assert code == 2 and page.tags.count("img") == 11 and "script" not in page.tags and "link" not in page.tags
-    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert page.open == [] and page.links == []
+    assert all(address.startswith("data:image/png;base64,") for address in page.loads)
     assert "url(" not in text and "http:" not in text and "https:" not in text
     for word in (at(root, "imagesTr", 4).name, at(root, "labelsTr", 1).name, "the label 7", "Anterior", "Posterior"):
         assert word in page.words
@@ -735,12 +720,12 @@ def test_a_run_does_not_look_at_the_test_part_where_test_is_false(hippocampi, ch
 
 
 def test_a_run_refuses_a_label_that_no_class_has_before_training(hippocampi, copied, monkeypatch, tmp_path):
-    from premed.driver import Data
+    from premed.data.datamodule import DataModule, Tasks
 
     root = copied(hippocampi)
     voxels(at(root, "labelsTr", 1), put(7))
     monkeypatch.setenv("PREMED_HOME", str(tmp_path / "home"))
-    data = Data(experiment(MSD, root).task, None, lambda event: None)
+    data = DataModule(Tasks()(experiment(MSD, root).task))
     assert data.fingerprint("pretrain")
     with pytest.raises(UserError) as caught:
         data.fingerprint("finetune")

@@ -172,7 +172,7 @@ def test_help_and_versions_do_not_wait_for_torch():
 
 def test_the_table_is_what_people_get(premed, written, home, monkeypatch):
     monkeypatch.setattr("premed.launch.run", lambda experiment, show: {"stages": []})
-    monkeypatch.setattr(console, "outcomes", lambda found: print(f"a table of {len(found)}"))
+    monkeypatch.setattr(console, "show_outcomes", lambda found: print(f"a table of {len(found)}"))
     assert premed("run", written()) == (0, "a table of 1\n", [])
 
 

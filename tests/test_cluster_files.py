@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY, locked
 
-from premed.session import autoscaling
+from premed.cluster import autoscaling
 
 CLUSTER = REPOSITORY / "cluster"
 KUBERAY = CLUSTER / "kuberay"

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from premed import presenter
-from premed.console import outcomes
+from premed.console import show_outcomes
 from premed.evaluate import GATE_SHARE, passed_gate
 from premed.events import (
     CheckpointSaved,
@@ -192,7 +192,7 @@ TESTED = {
 def test_a_row_of_the_table_is_one_line(capsys, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    outcomes([TESTED])
+    show_outcomes([TESTED])
     lines = capsys.readouterr().out.splitlines()
     (row,) = [line for line in lines if "test mauc" in line]
     words = "chestxray14 imagenet test mauc 0.594 [0.532, 0.701] 0.500 33% 11113"
@@ -202,7 +202,7 @@ def test_a_row_of_the_table_is_one_line(capsys, monkeypatch, columns):
 
 def test_a_validated_outcome_shows_its_own_score(capsys):
     stage = {"kind": "finetune", "seconds": 1.0, "summary": {"val/accuracy": 0.75}, "where": "/x"}
-    outcomes([{"task": "images", "strategy": "none", "score": "accuracy", "stages": [stage]}])
+    show_outcomes([{"task": "images", "strategy": "none", "score": "accuracy", "stages": [stage]}])
     assert "val accuracy 0.750" in capsys.readouterr().out
 
 
@@ -217,7 +217,7 @@ def test_several_have_their_share_of_labels_their_seed_and_the_mean_over_seeds(c
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     failed = seeded(2, 0.0, stages=[], failure="finetune: the loss is not a number")
-    outcomes([seeded(0, 0.6), seeded(1, 0.7), failed])
+    show_outcomes([seeded(0, 0.6), seeded(1, 0.7), failed])
     told = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in told.splitlines()]
     assert "Scores: test mauc" in lines[0]
@@ -230,7 +230,7 @@ def test_several_have_their_share_of_labels_their_seed_and_the_mean_over_seeds(c
 
 def test_a_class_without_an_auc_is_named(capsys):
     *before, test = TESTED["stages"]
-    outcomes([TESTED | {"stages": [*before, test | {"undefined": ["Hernia", "Edema"]}]}])
+    show_outcomes([TESTED | {"stages": [*before, test | {"undefined": ["Hernia", "Edema"]}]}])
     assert "no AUC, and left out of the mean: Hernia, Edema" in capsys.readouterr().out
 
 
@@ -238,14 +238,14 @@ def test_classes_without_an_auc_are_named_once_for_all_experiments_on_a_task(cap
     found = [seeded(seed, 0.6) for seed in (0, 1)]
     for outcome in found:
         outcome["stages"][-1]["undefined"] = ["Hernia"]
-    outcomes(found)
+    show_outcomes(found)
     assert capsys.readouterr().out.count("chestxray14: no AUC, and left out of the mean: Hernia") == 1
 
 
 def test_scores_that_are_undefined_are_called_so(capsys):
     test = TESTED["stages"][2] | {"summary": {}, "interval": [float("nan"), float("nan")], "constant": None}
     failed = {"kind": "pretrain", "seconds": 1, "gate": GATE | {"below": 0.03, "passed": False}, "summary": {}}
-    outcomes([TESTED | {"stages": [failed, test]}])
+    show_outcomes([TESTED | {"stages": [failed, test]}])
     row = next(line for line in capsys.readouterr().out.splitlines() if "test mauc" in line)
     assert row.count("undefined") == 4 and "not past" in row
 
@@ -253,5 +253,5 @@ def test_scores_that_are_undefined_are_called_so(capsys):
 def test_a_pre_training_that_collapsed_is_called_so(capsys):
     *_, test = TESTED["stages"]
     collapsed = {"kind": "pretrain", "seconds": 1, "gate": None, "collapse": {"into": "one"}, "summary": {}}
-    outcomes([TESTED | {"stages": [collapsed, test]}])
+    show_outcomes([TESTED | {"stages": [collapsed, test]}])
     assert "collapsed" in next(line for line in capsys.readouterr().out.splitlines() if "test mauc" in line)

@@ -12,12 +12,13 @@ from premed.config.loader import checked, merged
 from premed.config.spec import canonical
 from premed.config.transforms import Augment
 from premed.contracts import Case, Domain, Picks, Sample
-from premed.data.datamodule import Data
+from premed.data.datamodule import Tasks
 from premed.data.loader import Mapped
 from premed.data.phantoms.thorax import write_images
 from premed.data.phantoms.writers import write_msd
 from premed.errors import UserError
 from premed.events import TrainingStarted
+from premed.preflight import resolve, validate
 from premed.rng import sample_keys
 
 pytest_plugins = ["launch_fixtures"]
@@ -143,7 +144,7 @@ def test_mae_on_one_data_set_is_fine_tuned_on_another_and_serves_both_tasks(ches
     assert [stage["kind"] for stage in outcome["stages"]] == ["pretrain", "finetune", "test"]
     pretrain, finetune, _ = outcome["stages"]
     source = checked(tree(chest, on(children))).pretrain.sources[0]
-    assert pretrain["num_cases"] == len(Data(source.task, None, print).task.images())
+    assert pretrain["num_cases"] == len(Tasks()(source.task).images())
     assert finetune["loaded"]["encoder"]["missing"] == []
     card = json.loads((home / "checkpoints" / pretrain["where"].rpartition("/")[2] / "parts" / "card.json").read_text())
     (source,) = card["sources"]
@@ -240,17 +241,17 @@ def test_a_mistake_in_a_named_data_set_is_told_by_its_place(chest):
 
 def test_the_same_folder_split_alike_is_no_stranger(chest):
     whole = tree(chest, {"pretrain": {"sources": [{"task": {**tree(chest)["task"], "stored": 24}}]}})
-    assert launch.looked_over([checked(whole)])
+    assert resolve([checked(whole)])
 
 
 def test_a_missing_image_of_a_named_data_set_is_told_before_anything_is_started(chest, tmp_path):
     other = write_images(tmp_path / "children", 24, 0, size=16)
     whole = checked(tree(chest, on(other)))
-    task = Data(whole.pretrain.sources[0].task, None, print).task
+    task = Tasks()(whole.pretrain.sources[0].task)
     (file,) = task.images()[0].image
     file.unlink()
     with pytest.raises(UserError, match=file.name):
-        launch.looked_over([whole])
+        validate(resolve([whole]))
 
 
 def test_a_check_of_the_data_looks_at_named_data_sets_too(chest, children, home, premed, tmp_path):

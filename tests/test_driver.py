@@ -2,13 +2,14 @@
 
 import pytest
 
-from premed import launch, session
+from premed import executor, launch
 from premed.config.loader import checked, merged
+from premed.data.datamodule import DataModule, Tasks
 from premed.data.phantoms.writers import write_msd
-from premed.driver import Data
 from premed.errors import UserError
 from premed.events import TrainingStarted, WarningIssued
 from premed.ledger import MLflowTracker
+from premed.preflight import resolve
 from premed.runs import RunStore
 from premed.worker import run_stage
 
@@ -27,7 +28,7 @@ def tree(tmp_path, monkeypatch):
 
 
 def known_by(tree) -> str:
-    return Data(checked(tree).task, None, lambda event: None).fingerprint("finetune")
+    return DataModule(Tasks()(checked(tree).task)).fingerprint("finetune")
 
 
 def test_other_classes_in_dataset_json_are_other_data(tree, tmp_path):
@@ -42,7 +43,7 @@ def test_the_same_folder_is_the_same_data(tree):
 
 
 def test_the_order_that_draws_go_by_is_part_of_the_data(tree):
-    names = [case.name for case in Data(checked(tree).task, None, lambda event: None).task.split("train")]
+    names = [case.name for case in Tasks()(checked(tree).task).split("train")]
     parts = {"train": names[:4], "val": names[4:]}
     one = known_by(tree | {"task": tree["task"] | {"split": parts}})
     other = known_by(tree | {"task": tree["task"] | {"split": parts | {"train": names[3::-1]}}})
@@ -79,7 +80,7 @@ def test_a_mistake_in_the_fine_tuning_costs_no_pre_training(tree, change, words)
 )
 def test_an_augmentation_for_pictures_is_refused_for_volumes(tree, where, augment, field):
     with pytest.raises(UserError, match=f"^{where}.augment.{field}: is for pictures, which mri has not"):
-        launch.settled(checked(merged(merged(tree, MAE), {where: {"augment": augment}})))
+        resolve([checked(merged(merged(tree, MAE), {where: {"augment": augment}}))])
 
 
 def test_an_augmentation_for_volumes_is_refused_for_pictures(tmp_path):
@@ -91,7 +92,7 @@ def test_an_augmentation_for_volumes_is_refused_for_pictures(tmp_path):
         "finetune": tiny | {"head": "linear", "augment": {"flip": 0.5, "flip_axes": [1], "shift": 3}},
     }
     with pytest.raises(UserError, match="^finetune.augment.shift: is for volumes"):
-        launch.settled(checked(tree))
+        resolve([checked(tree)])
 
 
 # ---- a lease that is lost
@@ -101,21 +102,21 @@ def test_a_stage_that_another_command_took_over_is_left_to_it_and_waited_for(tre
     """This command was silent for longer than a lease lasts, and another one went on with its stage."""
     told, tries = [], []
 
-    def sleepy(job, emit, report):
+    def sleepy(job, emit, report, tasks):
         tries.append(job.stage.kind)
         if len(tries) > 1:
-            return run_stage(job, emit, report)
+            return run_stage(job, emit, report, tasks)
         (lease,) = [lease for digest, lease in seen["tracker"].leases.items() if digest == job.stage.digest()]
         seen["tracker"].store.client.delete_run(lease.mine)  # as whoever takes over does
         seen["tracker"].beat()
-        return run_stage(job, emit, report)  # wakes up, and goes on as if nothing were
+        return run_stage(job, emit, report, tasks)  # wakes up, and goes on as if nothing were
 
     seen: dict = {}
     init = MLflowTracker.__init__
     monkeypatch.setattr(
         MLflowTracker, "__init__", lambda self, *args: (init(self, *args), seen.update(tracker=self))[0]
     )
-    monkeypatch.setattr(session, "run_stage", sleepy)
+    monkeypatch.setattr(executor, "run_stage", sleepy)
     outcome = launch.run(checked(tree), told.append)
     assert tries == ["finetune", "finetune", "test"]
     assert ["took this stage over" in event.text for event in told if isinstance(event, WarningIssued)] == [True]

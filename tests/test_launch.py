@@ -30,13 +30,14 @@ from launching import (
 )
 
 from premed import launch
+from premed.cluster import Remote, admit, nodes
 from premed.config.plugins import plugin
 from premed.config.settings import Train
 from premed.errors import StageFailed, UserError
 from premed.events import CheckpointSaved, MetricsLogged
 from premed.models.network import Network
 from premed.runs import LEASES
-from premed.session import Remote, admit, nodes
+from premed.tasks import chestxray14
 
 pytest_plugins = ["launch_fixtures"]
 
@@ -133,6 +134,13 @@ def test_a_removed_model_is_made_again_while_its_weights_are_there(copied, chest
         assert all(stage["reused"] for stage in run(chest)["stages"])
         assert [version.run_id for version in client.search_model_versions()] == made
         shutil.rmtree(home / "checkpoints" / where / "parts", ignore_errors=True)
+
+
+def test_a_command_builds_each_task_once(home, chest, monkeypatch):
+    build, built = chestxray14.build, []
+    monkeypatch.setattr(chestxray14, "build", lambda config: built.append(config) or build(config))
+    launch.run_all([experiment(chest, SCRATCH, {"finetune": {"seed": seed}}) for seed in (0, 1)], lambda event: None)
+    assert len(built) == 1
 
 
 def test_the_test_part_is_opened_by_the_test_stage_alone(home, chest, tmp_path):
@@ -330,15 +338,15 @@ def test_what_can_never_be_placed_is_refused_in_one_line(monkeypatch, train, wor
         admit(Train(**train))
 
 
-def test_a_ledger_that_ray_ends_for_want_of_memory_ends_the_command_in_order(monkeypatch):
+def test_a_tracker_that_ray_ends_for_want_of_memory_ends_the_command_in_order(monkeypatch):
     from ray.exceptions import OutOfMemoryError
 
     def get(reference):
         raise OutOfMemoryError("10 worker(s) were killed")
 
     monkeypatch.setattr("ray.get", get)
-    with pytest.raises(StageFailed, match="^the ledger's process ended; the same command goes on"):
-        Remote(MagicMock()).drain()
+    with pytest.raises(StageFailed, match="^the MLflow tracker's process ended; the same command goes on"):
+        Remote(MagicMock(), "MLflow tracker").drain()
 
 
 def test_workers_that_an_autoscaler_may_still_start_count_as_there(monkeypatch):

@@ -17,7 +17,6 @@ from premed import predict, trained
 from premed.data.phantoms.brain import write_brats
 from premed.tasks import brats, msd
 from premed.tasks.common import metrics
-from premed.tasks.common.description import bare, described
 from premed.tasks.common.segmentation import Regions, read_labels
 from premed.unseen import Input
 
@@ -212,9 +211,9 @@ def test_weights_that_do_not_fit_are_refused_and_those_that_are_gone_are_named(o
 
 def test_a_task_without_its_data_has_its_facts(organ_run, brain_run):
     for task in (organ_run.task, brain_run.task):
-        card = json.loads(json.dumps(described(task)))
-        found = bare(card)
-        assert json.loads(json.dumps(described(found))) == card
+        card = json.loads(json.dumps(task.describe()))
+        found = trained.task_of(card)
+        assert json.loads(json.dumps(found.describe())) == card
         assert (found.regions, found.labels, found.recipe) == (dict(task.regions), task.labels, task.recipe)
 
 
@@ -223,9 +222,9 @@ def test_a_task_that_answers_in_its_own_way_is_not_guessed(organ_run):
         def native(self, answer, entry):
             return super().native(answer, entry)
 
-    card = described(Own(organ_run.task.config))
+    card = Own(organ_run.task.config).describe()
     assert card["answer"] is None
-    refused(lambda: bare(card), "does not say how it answers")
+    refused(lambda: trained.task_of(card), "does not say how it answers")
 
 
 # What is wrong with files --------------------------------------------------------------------------------------------

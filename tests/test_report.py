@@ -7,17 +7,20 @@ from io import BytesIO
 import numpy as np
 import pytest
 from comparing import CLASSES, add, volumes, xrays
+from memory_store import MemoryStore
 from pages import Page
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from premed import charts, exhibits, report
 from premed.compare import compare
-from premed.console import number
 from premed.errors import UserError
-from premed.scoreboard import chance, signed
+from premed.formatting import number, p_value, signed
 
-pytest_plugins = ["store_fixtures"]
+
+@pytest.fixture
+def store(tmp_path):
+    return MemoryStore(tmp_path / "runs")
 
 
 def png(width=40, height=20) -> bytes:
@@ -50,12 +53,12 @@ def trained(store):
 
 
 def stages(store, strategy, seed=0, fraction=1.0):
-    (row,) = (
-        row
-        for row in compare(store)["tasks"][0]["blocks"][0]["rows"]
-        if (row["strategy"], row["label_fraction"]) == (strategy, fraction)
+    (arm,) = (
+        arm
+        for arm in compare(store).tasks[0].blocks[0].rows
+        if (arm.strategy, arm.label_fraction) == (strategy, fraction)
     )
-    return next(run["stages"] for run in row["runs"] if run["seed"] == str(seed))
+    return next(run.stages for run in arm.runs if run.seed == str(seed))
 
 
 def built(store, **more) -> Page:
@@ -70,14 +73,14 @@ def built(store, **more) -> Page:
 
 def test_every_number_of_the_main_table_is_on_the_page(trained):
     expected = []
-    for row in compare(trained)["tasks"][0]["blocks"][0]["rows"]:
-        found = row["scores"]["mauc"]
-        cells = [row["label"], str(row["num_seeds"]), f"{number(found['mean'])} ± {found['std']:.3f}"]
-        cells += [f"[{number(found['interval'][0])}, {number(found['interval'][1])}]"]
-        if apart := found["difference"]:
-            low, high = map(signed, apart["interval"])
-            cells += [signed(apart["value"]), f"[{low}, {high}]", chance(apart["p"]), chance(apart["p_holm"])]
-            cells += [apart["verdict"]]
+    for arm in compare(trained).tasks[0].blocks[0].rows:
+        score = arm.scores["mauc"]
+        cells = [arm.label, str(arm.num_seeds), f"{number(score.mean)} ± {score.std:.3f}"]
+        cells += [f"[{number(score.interval[0])}, {number(score.interval[1])}]"]
+        if difference := score.difference:
+            low, high = map(signed, difference.interval)
+            cells += [signed(difference.value), f"[{low}, {high}]", p_value(difference.p), p_value(difference.p_holm)]
+            cells += [difference.verdict]
         else:
             cells += ["baseline", "", "", "", ""]
         expected.append(cells)
@@ -92,22 +95,20 @@ def test_the_verdict_is_said_in_words(trained):
 
 
 def test_what_the_notes_say_is_said(trained):
-    outcome = compare(trained)
-    (block,) = outcome["tasks"][0]["blocks"]
+    result = compare(trained)
+    (block,) = result.tasks[0].blocks
     page = built(trained)
-    assert block["notes"] and all(note in page.words for note in block["notes"] + outcome["tasks"][0]["notes"])
+    assert block.notes and all(note in page.words for note in block.notes + result.tasks[0].notes)
 
 
 def test_charts_are_drawn_from_the_comparison_s_own_numbers(trained, monkeypatch):
     drawn = []
-    monkeypatch.setattr(charts, "fractions", lambda lines, word: drawn.extend(lines) or b"<svg/>")
+    monkeypatch.setattr(charts, "label_fractions", lambda lines, word: drawn.extend(lines) or b"<svg/>")
     built(trained)
-    rows = [row for row in compare(trained)["tasks"][0]["blocks"][0]["rows"] if row["label"] == "mae"]
+    rows = [arm for arm in compare(trained).tasks[0].blocks[0].rows if arm.label == "mae"]
     (line,) = (line for line in drawn if line.name == "mae")
-    assert line.x == [0.1, 1.0] and line.values == [row["scores"]["mauc"]["mean"] for row in rows]
-    assert [[low, high] for low, high in zip(line.low, line.high, strict=True)] == [
-        row["scores"]["mauc"]["interval"] for row in rows
-    ]
+    assert line.x == [0.1, 1.0] and line.values == [arm.scores["mauc"].mean for arm in rows]
+    assert [*zip(line.low, line.high, strict=True)] == [arm.scores["mauc"].interval for arm in rows]
 
 
 def test_a_curve_is_a_share_of_its_gate_and_a_shared_pretraining_is_drawn_once(trained, tmp_path, monkeypatch):
@@ -116,7 +117,7 @@ def test_a_curve_is_a_share_of_its_gate_and_a_shared_pretraining_is_drawn_once(t
     shared = {"mae": stages(trained, "mae")["pretrain"]}
     add(trained, "mae", 0, xrays(2, 0), fraction=0.5, shared=shared["mae"])
     drawn = []
-    monkeypatch.setattr(charts, "pretraining", lambda lines, *more: drawn.append((lines, *more)) or b"<svg/>")
+    monkeypatch.setattr(charts, "pretraining_curves", lambda lines, *more: drawn.append((lines, *more)) or b"<svg/>")
     built(trained)
     ((lines, _, gate),) = drawn
     assert sorted((line.name, *line.x, *np.round(line.values, 6)) for line in lines) == [
@@ -129,7 +130,7 @@ def test_a_curve_is_a_share_of_its_gate_and_a_shared_pretraining_is_drawn_once(t
 def test_a_loss_without_a_gate_is_drawn_as_it_is(trained, tmp_path, monkeypatch):
     leave(trained, stages(trained, "mae")["pretrain"], tmp_path / "a", [3.0, 2.0])
     drawn = []
-    monkeypatch.setattr(charts, "pretraining", lambda lines, *more: drawn.append((lines, *more)) or b"<svg/>")
+    monkeypatch.setattr(charts, "pretraining_curves", lambda lines, *more: drawn.append((lines, *more)) or b"<svg/>")
     built(trained)
     (((line,), word),) = drawn
     assert (line.name, line.values, word) == ("mae", [3.0, 2.0], "loss")
@@ -154,7 +155,7 @@ def test_strips_are_paired_by_case_and_ordered_by_the_baseline(store, monkeypatc
         for strategy, value in (("none", 0.6), ("mae", 0.8)):
             add(store, strategy, seed, volumes(value, seed + 7 * (strategy == "mae")), score="dice")
     drawn = []
-    monkeypatch.setattr(charts, "strips", lambda *told: drawn.append(told) or b"<svg/>")
+    monkeypatch.setattr(charts, "strip_plots", lambda *told: drawn.append(told) or b"<svg/>")
     page = built(store)
     ((mae,), none, places, *_) = drawn[0]
 
@@ -175,12 +176,12 @@ def test_strips_are_paired_by_case_and_ordered_by_the_baseline(store, monkeypatc
 
 def test_where_a_case_has_no_score_of_its_own_strips_are_over_classes(trained, monkeypatch):
     drawn = []
-    monkeypatch.setattr(charts, "strips", lambda *told: drawn.append(told) or b"<svg/>")
+    monkeypatch.setattr(charts, "strip_plots", lambda *told: drawn.append(told) or b"<svg/>")
     built(trained)
     ((mae,), _, places, *_) = drawn[0]
-    rows = compare(trained)["tasks"][0]["blocks"][0]["rows"]
-    (row,) = (row for row in rows if (row["label"], row["label_fraction"]) == ("mae", 1.0))
-    assert mae.values == [row["scores"]["mauc"]["classes"][place]["mean"] for place in places]
+    rows = compare(trained).tasks[0].blocks[0].rows
+    (arm,) = (arm for arm in rows if (arm.label, arm.label_fraction) == ("mae", 1.0))
+    assert mae.values == [arm.scores["mauc"].classes[place].mean for place in places]
 
 
 def test_the_mean_placement_of_the_cases_with_a_finding_is_its_auc():
@@ -195,7 +196,7 @@ def test_the_mean_placement_of_the_cases_with_a_finding_is_its_auc():
 
 def test_the_largest_gain_comes_first_and_the_largest_loss_last():
     values = {"none": np.array([0.5, 0.5, np.nan, 0.5]), "mae": np.array([0.4, 0.9, 0.5, 0.6])}
-    found = exhibits.Cases(["a", "b", "c", "d"], values, "", True).apart("mae", "none")
+    found = exhibits.CaseScores(["a", "b", "c", "d"], values, "", True).differences("mae", "none")
     assert [name for name, *_ in found] == ["b", "d", "a"]
 
 
@@ -238,10 +239,10 @@ def test_names_on_the_page_are_text_whatever_they_hold(store, tmp_path):
 
 def test_runs_are_linked_where_the_ui_is_known(trained):
     page = built(trained, ui="http://127.0.0.1:5000/")
-    run = compare(trained)["tasks"][0]["blocks"][0]["rows"][0]["runs"][0]
-    below = f"http://127.0.0.1:5000/#/experiments/{run['experiment_id']}/runs/"
+    run = compare(trained).tasks[0].blocks[0].rows[0].runs[0]
+    below = f"http://127.0.0.1:5000/#/experiments/{run.experiment_id}/runs/"
     assert len(page.links) == 12 * 3 + 6 and all(link.startswith(below) for link in page.links)
-    assert {below + run["run_id"], *(below + stage for stage in run["stages"].values())} <= set(page.links)
+    assert {below + run.run_id, *(below + stage for stage in run.stages.values())} <= set(page.links)
 
 
 def test_runs_are_ids_where_nobody_said_where_the_ui_is(trained):
@@ -260,9 +261,9 @@ def test_tasks_are_one_page_with_links_to_each(trained):
 
 
 def test_the_server_in_use_is_linked_without_its_password(trained, tmp_path, monkeypatch):
-    outcome = compare(trained)
+    result = compare(trained)
     monkeypatch.setattr(trained, "uri", "https://me:secret@runs.example:8080/ui")
-    report.write(outcome, trained, tmp_path / "page.html", None)
+    report.write(result, trained, tmp_path / "page.html", None)
     text = (tmp_path / "page.html").read_text()
     assert "https://runs.example:8080/ui/#/experiments/" in text and "secret" not in text
 

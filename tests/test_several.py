@@ -14,7 +14,8 @@ from premed import cli, launch
 from premed.config.expand import fan_out
 from premed.errors import CalledOff
 from premed.events import ExperimentEnded, ImagesPrepared, MetricsLogged, TrainingStarted, WarningIssued
-from premed.once import Once
+from premed.once import SingleFlight
+from premed.preflight import resolve
 from premed.runs import LEASES
 from premed.session import session
 
@@ -117,11 +118,11 @@ def test_ctrl_c_ends_all(home, chest):
     assert runs_of(home, "finetune") == [] and list(store_of(home).search({}, experiment=LEASES)) == []
 
 
-# ---- what several want is done once
+# ---- what several need is computed once
 
 
 def test_the_first_to_ask_does_it_and_the_others_wait_for_it():
-    once, going, waiting, got = Once(), threading.Event(), threading.Semaphore(0), []
+    once, going, waiting, got = SingleFlight(), threading.Event(), threading.Semaphore(0), []
     work = lambda: going.wait(10) and "done"  # noqa: E731
     threads = [threading.Thread(target=lambda: got.append(once("a", work, waiting.release))) for _ in range(3)]
     for thread in threads:
@@ -134,7 +135,7 @@ def test_the_first_to_ask_does_it_and_the_others_wait_for_it():
 
 
 def test_what_failed_for_the_first_has_failed_for_all_and_is_not_tried_again():
-    once, tried = Once(), []
+    once, tried = SingleFlight(), []
 
     def fails():
         tried.append(1)
@@ -151,7 +152,7 @@ def test_what_failed_for_the_first_has_failed_for_all_and_is_not_tried_again():
 
 
 def test_where_the_first_is_called_off_one_of_those_who_wait_takes_over():
-    once, holding, waiting, got = Once(), threading.Event(), threading.Semaphore(0), []
+    once, holding, waiting, got = SingleFlight(), threading.Event(), threading.Semaphore(0), []
 
     def called_off():
         assert holding.wait(10)
@@ -163,7 +164,7 @@ def test_where_the_first_is_called_off_one_of_those_who_wait_takes_over():
 
     threads = [threading.Thread(target=first)]
     threads[0].start()
-    while "a" not in once.known:
+    while "a" not in once.results:
         continue
     ask = lambda: got.append(once("a", lambda: "done", waiting.release))  # noqa: E731
     threads += [threading.Thread(target=ask) for _ in range(2)]
@@ -177,10 +178,10 @@ def test_where_the_first_is_called_off_one_of_those_who_wait_takes_over():
 
 
 def test_who_waits_for_another_s_work_can_be_called_off_alone():
-    once, going = Once(), threading.Event()
+    once, going = SingleFlight(), threading.Event()
     worker = threading.Thread(target=lambda: once("a", lambda: going.wait(10)))
     worker.start()
-    while "a" not in once.known:
+    while "a" not in once.results:
         continue
 
     def pause(seconds):
@@ -205,15 +206,16 @@ def test_on_ray_two_run_at_once_one_fails_alone_and_nothing_is_held_in_the_end(h
     one = {"train": {"workers": 1, "cpus": 1}}
     experiments = both(chest, one, {"seeds": [0, 1], "test": True})
     experiments += fan_out(tree(chest, QUICK, one, {"pretext": {"name": "none"}, "finetune": {"lr": NOT_A_NUMBER}}))
-    fleets, at_once = [], []
+    schedulers, at_once = [], []
 
     def show(event):
-        at_once.extend(len(fleet.busy) for fleet in fleets)
+        at_once.extend(len(scheduler.busy) for scheduler in schedulers)
 
-    with session([each.train for each in experiments], show) as here:
-        fleets.append(here.fleet)
-        found = launch.Several(experiments, here).at_once()
-        here.fleet.close()
+    resolved = resolve(experiments)
+    with session([each.train for each in experiments], resolved[0].tasks, show) as here:
+        schedulers.append(here.scheduler)
+        found = launch.ExperimentBatch(resolved, here).at_once()
+        here.scheduler.close()
         total = ray.cluster_resources()["CPU"]
         while ray.available_resources().get("CPU") != total:  # it is told a moment later
             continue

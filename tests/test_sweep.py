@@ -65,10 +65,10 @@ def test_a_grid_shares_its_pre_trainings_never_opens_the_test_part_and_outlives_
         (sealed / "images" / name).write_bytes(b"sealed")
     space = {"pretext.mask_ratio": [0.5, 0.75], "finetune.lr": [1e-3, NOT_A_NUMBER]}
     file, told = written(tmp_path, sealed, {"space": space, "retries": 1}), []
-    found = sweeping.run(load_sweep(file), told.append)
+    result = sweeping.run(load_sweep(file), told.append)
 
-    assert [each["state"] for each in found["trials"]] == ["done", "failed", "done", "failed"]
-    assert "at step 1 (samples " in found["trials"][1]["failure"] and found["best"] in (0, 2)
+    assert [each.state for each in result.trials] == ["done", "failed", "done", "failed"]
+    assert "at step 1 (samples " in (result.trials[1].failure or "") and result.best in (0, 2)
     assert len([event for event in told if isinstance(event, WarningIssued) and "trying again" in event.text]) == 2
     assert len(runs_of(home, "pretrain")) == 2 and runs_of(home, "test") == []
     (parent,) = runs_of(home, "sweep")
@@ -76,20 +76,20 @@ def test_a_grid_shares_its_pre_trainings_never_opens_the_test_part_and_outlives_
     assert {run.parent for run in below} == {parent.run_id} and len(below) == 4
     assert sorted(run.status for run in below) == ["FAILED", "FAILED", "FINISHED", "FINISHED"]
     assert {run.params["finetune.lr"] for run in below} == {"0.001", "1e+30"}
-    for each in found["trials"]:
-        run = store_of(home).get(each["run_id"])
-        assert run.metrics.get("val/mauc") == (each["values"] or [None])[0]
-        assert run.tags["state"] == each["state"] and run.tags.get("premed.failure") == each["failure"]
+    for each in result.trials:
+        run = store_of(home).get(each.run_id)
+        assert run.metrics.get("val/mauc") == (each.values or [None])[0]
+        assert run.tags["state"] == each.state and run.tags.get("premed.failure") == each.failure
     assert list(store_of(home).search({}, experiment=LEASES)) == []
 
-    best = load([f"{found['where']}/best.yaml"])
-    assert best.test and best.finetune.lr == 1e-3 and list(found["trials"][0]["by_seed"]) == ["0"]
-    assert sweeping.report(load_sweep(file)) == found
+    best = load([f"{result.where}/best.yaml"])
+    assert best.test and best.finetune.lr == 1e-3 and list(result.trials[0].by_seed) == ["0"]
+    assert sweeping.report(load_sweep(file)) == result
 
     models = store_of(home).client.search_model_versions
     assert models() == []  # a sweep makes no versions; who takes its best makes one
     for _ in range(2):
-        taken = launch.run(load([f"{found['where']}/best.yaml"], ["test=false"]), told.append)
+        taken = launch.run(load([f"{result.where}/best.yaml"], ["test=false"]), told.append)
         assert [stage["reused"] for stage in taken["stages"]] == [True, True]
         assert [version.run_id for version in models()] == [taken["stages"][1]["run_id"]]
 
@@ -230,8 +230,8 @@ def test_ctrl_c_leaves_nothing_on_the_cluster_and_a_report_tells_how_far_it_came
     said, code = killed_once(file, "[trial 1] fine-tuning on", signal.SIGINT)
     assert code == 130 and said.splitlines()[-1].startswith("premed: stopped"), said
     assert emptied(cluster) == [2.0, []] and list(store_of(home).search({}, experiment=LEASES)) == []
-    told = sweeping.report(load_sweep(file))
-    assert "running" in {each["state"] for each in told["trials"]} <= {"running", "waiting", "done"}
+    result = sweeping.report(load_sweep(file))
+    assert "running" in {each.state for each in result.trials} <= {"running", "waiting", "done"}
     assert "RUNNING" not in {run.status for kind in ("finetune", "trial") for run in runs_of(home, kind)}
 
 

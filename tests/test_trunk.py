@@ -313,16 +313,15 @@ def test_a_cool_down_s_run_shows_the_whole_curve(grown):
 
 
 def test_the_cost_of_a_pre_training_is_all_that_it_took_to_get_there(grown, home):
-    found = compare(store_of(home))["tasks"][0]
-    rows = {row["label"]: row for row in found["blocks"][0]["rows"]}
-    assert [*rows] == ["mae epochs=2", "mae epochs=4"]
-    for row, (_, outcomes) in zip(rows.values(), zip((2, 4), grown[1], strict=True), strict=True):
+    task = compare(store_of(home)).tasks[0]
+    arms = {arm.label: arm for arm in task.blocks[0].rows}
+    assert [*arms] == ["mae epochs=2", "mae epochs=4"]
+    for arm, (_, outcomes) in zip(arms.values(), zip((2, 4), grown[1], strict=True), strict=True):
         before = [stage["seconds"] for stage in outcomes["stages"] if stage["kind"] != "finetune"]
-        cost = row["cost"]["pretrain"]
-        assert (cost["runs"], cost["seconds"]) == (1, pytest.approx(sum(before)))
-    assert "1 trunk segment served several rows and stand in the cost of each" in found["notes"]
-    (curves,) = [exhibits.before([rows["mae epochs=4"]])]
-    assert [run_id for _, _, run_id in curves] == [grown[1][1]["stages"][2]["run_id"]]
+        assert (arm.cost.pretrain.runs, arm.cost.pretrain.seconds) == (1, pytest.approx(sum(before)))
+    assert "1 trunk segment served several rows and stand in the cost of each" in task.notes
+    (run,) = arms["mae epochs=4"].runs
+    assert exhibits.pretraining_stages(run) == [grown[1][1]["stages"][2]["run_id"]]
 
 
 def test_a_cool_down_s_encoder_is_there_for_others_and_a_segment_s_is_refused(grown, home):

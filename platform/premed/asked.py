@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
+from dataclasses import asdict, is_dataclass
 from typing import Annotated, Any
 
 import typer
@@ -35,7 +36,7 @@ def tell_all(outcomes: list[dict[str, Any]], as_json: bool) -> None:
     """The answer of several experiments; exit code 1 where one failed."""
     from premed import console
 
-    tell({"outcomes": outcomes}, as_json, lambda told: console.outcomes(told["outcomes"]))
+    tell({"outcomes": outcomes}, as_json, lambda told: console.show_outcomes(told["outcomes"]))
     if any("failure" in outcome for outcome in outcomes):
         raise typer.Exit(1)
 
@@ -55,8 +56,8 @@ def quiet(as_json: bool) -> Any:
     return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
-def tell(what: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
-    """The answer on stdout: one JSON object, or as people read it."""
+def tell(what: Any, as_json: bool, show: Callable[[Any], None]) -> None:
+    """The answer, a dict or a dataclass, on stdout: one JSON object, or as people read it."""
     if as_json:
         print(json.dumps(defined(what), allow_nan=False))
     else:
@@ -64,7 +65,9 @@ def tell(what: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], N
 
 
 def defined(value: Any) -> Any:
-    """`value` with null for numbers that JSON has no word for."""
+    """`value` as JSON takes it: dataclasses as dicts, and null for numbers that JSON has no word for."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return defined(asdict(value))
     if isinstance(value, dict):
         return {name: defined(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):

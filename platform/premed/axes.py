@@ -1,4 +1,4 @@
-"""The fields that a sweep varies and the values that its trials have: as words, as places in a table, as a scale."""
+"""The fields that a sweep varies: their names, their values as text, and as categories or bins of tables and charts."""
 
 import json
 import math
@@ -8,36 +8,49 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from premed.errors import printable
+from premed.sweep_result import SweepResult
 
-Told = Mapping[str, Any]
-Scale = Literal["words", "linear", "log"]
-BINS = 4  # parts of a range, each as wide as the others on its scale
-SINGLE = 6  # so many different values of a range, or fewer, stand each for themselves
+Scale = Literal["categorical", "linear", "log"]
+NUM_BINS = 4  # of equal width on the range's scale
+MAX_DISTINCT = 6  # a range of which trials have no more distinct values than this is not binned
 
 
-class Axis(NamedTuple):
-    """A field's values as places in a table: what each is called, and which one every trial belongs to."""
+class SearchRange(NamedTuple):
+    """A range that a field's values are drawn from, both ends included."""
+
+    kind: str
+    """uniform, loguniform or int."""
+    low: float
+    high: float
+
+
+class FieldAxis(NamedTuple):
+    """The values of a field as the rows or the columns of a table."""
 
     field: str
     labels: Sequence[str]
-    places: Mapping[int, int]
-    """By the trial's number; a trial without the field is not in it."""
+    positions: Mapping[int, int]
+    """Index into `labels` by the trial's number; a trial without the field is left out."""
 
 
-def fields(outcome: Told) -> list[str]:
-    """Dotted paths: the space's, in its order, then what settings hold besides."""
-    return list(dict.fromkeys([*outcome["space"], *(path for t in outcome["trials"] for path in t["setting"])]))
+def field_paths(result: SweepResult) -> list[str]:
+    """Dotted paths: the space's, in its order, then those that only trials have."""
+    return list(dict.fromkeys([*result.space, *(path for trial in result.trials for path in trial.setting)]))
 
 
-def varied(outcome: Told) -> list[str]:
-    """Fields that have several values, in the space or among the trials; the most important first, if that is known."""
-    several = [path for path in fields(outcome) if _range(outcome, path) or len(_labels(outcome, path)) > 1]
-    known = outcome["importances"] or {}
-    return sorted(several, key=lambda path: -finite(known.get(path, 0.0), 0.0))
+def varied_fields(result: SweepResult) -> list[str]:
+    """Paths of the fields with more than one value, in the space or among the trials, in the space's order."""
+    return [path for path in field_paths(result) if search_range(result, path) or len(_labels(result, path)) > 1]
 
 
-def short(paths: Sequence[str]) -> dict[str, str]:
-    """By path, its last part or parts: as many as tell it apart; a `name` alone says nothing."""
+def by_importance(result: SweepResult) -> list[str]:
+    """`varied_fields`, the most important first, if importances are known."""
+    importances = result.importances or {}
+    return sorted(varied_fields(result), key=lambda path: -as_finite(importances.get(path), 0.0))
+
+
+def short_names(paths: Sequence[str]) -> dict[str, str]:
+    """By path, as many of its last parts as tell it from the others. `name` alone says nothing and is never used."""
 
     def endings(path: str) -> list[str]:
         parts = path.split(".")
@@ -47,80 +60,87 @@ def short(paths: Sequence[str]) -> dict[str, str]:
     return {path: printable(next((x for x in endings(path) if taken.count(x) == 1), path)) for path in paths}
 
 
-def word(value: Any, digits: int = 12) -> str:
-    """A value as a YAML has it, without the noise of binary fractions."""
+def format_value(value: Any, digits: int = 12) -> str:
+    """A value as a YAML file writes it; few enough digits that binary fractions show no rounding error."""
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
     if isinstance(value, float):
         return f"{value:.{digits}g}"
-    return value if isinstance(value, str) else json.dumps(_quiet(value), ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(_rounded(value), ensure_ascii=False)
 
 
-def called(outcome: Told, path: str, value: Any) -> str:
-    """A trial's value of a field; of one that was drawn from a range, the digits that matter."""
-    return printable(word(value, 3 if _range(outcome, path) else 12))
+def format_field(result: SweepResult, path: str, value: Any) -> str:
+    """A trial's value of a field; three digits of one that was drawn from a range."""
+    return printable(format_value(value, 3 if search_range(result, path) else 12))
 
 
-def axis(outcome: Told, path: str) -> Axis:
-    """The places of a field: its values, or equal parts of its range where a range has many."""
-    held = {trial["number"]: trial["setting"][path] for trial in outcome["trials"] if path in trial["setting"]}
-    if _range(outcome, path):
-        known = {number: float(value) for number, value in held.items() if math.isfinite(finite(value))}
-        if len(set(known.values())) > SINGLE:
-            edges = _edges(outcome, path, list(known.values()))
-            whole = (_range(outcome, path) or ("",))[0] == "int"  # whose parts do not share their ends
-            ends = zip(edges[:-1].tolist(), (edges[1:] - whole).tolist(), strict=True)
-            names = [f"{word(low, 3)} … {word(high, 3)}" if low < high else word(low, 3) for low, high in ends]
-            last = len(names) - 1
-            places = {n: int(np.clip(np.searchsorted(edges, x, "right") - 1, 0, last)) for n, x in known.items()}
-            return Axis(path, names, places)
-    labels = _labels(outcome, path)
-    return Axis(path, labels, {number: labels.index(called(outcome, path, value)) for number, value in held.items()})
+def field_axis(result: SweepResult, path: str) -> FieldAxis:
+    """A field's distinct values, or bins of equal width where trials have many values of a range."""
+    values = {trial.number: trial.setting[path] for trial in result.trials if path in trial.setting}
+    if drawn := search_range(result, path):
+        numbers = {number: float(value) for number, value in values.items() if math.isfinite(as_finite(value))}
+        if len(set(numbers.values())) > MAX_DISTINCT:
+            edges = _bin_edges(drawn, list(numbers.values()))
+            lows, highs = (
+                edges[:-1].tolist(),
+                (edges[1:] - (drawn.kind == "int")).tolist(),
+            )  # bins of integers are closed
+            labels = [
+                f"{format_value(low, 3)} … {format_value(high, 3)}" if low < high else format_value(low, 3)
+                for low, high in zip(lows, highs, strict=True)
+            ]
+            last = len(labels) - 1
+            bins = {n: int(np.clip(np.searchsorted(edges, x, "right") - 1, 0, last)) for n, x in numbers.items()}
+            return FieldAxis(path, labels, bins)
+    labels = _labels(result, path)
+    positions = {number: labels.index(format_field(result, path, value)) for number, value in values.items()}
+    return FieldAxis(path, labels, positions)
 
 
-def scale(outcome: Told, path: str) -> Scale:
-    """How a field's values are laid out: as words, or as numbers of a range."""
-    kind, ends = _range(outcome, path) or ("", ())
-    if not kind or not all(math.isfinite(finite(end)) for end in ends):
-        return "words"
-    return "log" if kind == "loguniform" and min(ends) > 0 else "linear"
+def field_scale(result: SweepResult, path: str) -> Scale:
+    """The scale of a chart's axis: numbers if the field has a range, else categories."""
+    drawn = search_range(result, path)
+    if drawn is None or not all(math.isfinite(as_finite(end)) for end in (drawn.low, drawn.high)):
+        return "categorical"
+    return "log" if drawn.kind == "loguniform" and drawn.low > 0 else "linear"
 
 
-def _range(outcome: Told, path: str) -> tuple[str, Sequence[float]] | None:
-    """The kind and the ends of a range that values are drawn from; None of a list of values."""
-    said = outcome["space"].get(path)
-    kind, ends = next(iter(said.items())) if isinstance(said, Mapping) and len(said) == 1 else ("", None)
-    return (kind, ends) if kind in ("uniform", "loguniform", "int") and ends else None
+def search_range(result: SweepResult, path: str) -> SearchRange | None:
+    """None if the field's values are chosen from a list."""
+    values = result.space.get(path)
+    if not isinstance(values, Mapping):
+        return None
+    ((kind, (low, high)),) = values.items()
+    return SearchRange(kind, low, high)
 
 
-def _edges(outcome: Told, path: str, values: Sequence[float]) -> np.ndarray:
-    kind, ends = _range(outcome, path) or ("", values)
-    low, high = min(*ends, *values), max(*ends, *values)
-    if kind == "int":
-        return np.unique(np.rint(np.linspace(low, high + 1, BINS + 1)))
-    return (np.geomspace if kind == "loguniform" and low > 0 else np.linspace)(low, high, BINS + 1)
-
-
-def _labels(outcome: Told, path: str) -> list[str]:
-    """A field's different values, numbers in their order, others as the space or the trials name them first."""
-    said = outcome["space"].get(path)
-    listed = said.get("choice", []) if isinstance(said, Mapping) else said or []
-    values = [*listed, *(trial["setting"][path] for trial in outcome["trials"] if path in trial["setting"])]
-    if all(math.isfinite(finite(value)) for value in values):
-        values.sort()
-    return list(dict.fromkeys(called(outcome, path, value) for value in values))
-
-
-def finite(value: Any, otherwise: float = math.nan) -> float:
-    """A finite number as it is; anything else (a word, a truth value, None, infinity) is `otherwise`."""
+def as_finite(value: Any, default: float = math.nan) -> float:
+    """A finite number as a float; `default` for anything else (a string, a bool, None, infinity)."""
     is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else otherwise
+    return float(value) if is_number and math.isfinite(value) else default
 
 
-def _quiet(value: Any) -> Any:
-    """Numbers without noise, however deep."""
+def _bin_edges(drawn: SearchRange, values: Sequence[float]) -> np.ndarray:
+    """Of NUM_BINS bins, or fewer of a short range of integers, that hold the range and all values."""
+    low, high = min(drawn.low, *values), max(drawn.high, *values)
+    if drawn.kind == "int":
+        return np.unique(np.rint(np.linspace(low, high + 1, NUM_BINS + 1)))
+    return (np.geomspace if drawn.kind == "loguniform" and low > 0 else np.linspace)(low, high, NUM_BINS + 1)
+
+
+def _labels(result: SweepResult, path: str) -> list[str]:
+    """A field's distinct values: numbers sorted, others in the order of the space, then of the trials."""
+    choices = result.space.get(path, ()) if search_range(result, path) is None else ()
+    values = [*choices, *(trial.setting[path] for trial in result.trials if path in trial.setting)]
+    if all(math.isfinite(as_finite(value)) for value in values):
+        values.sort()
+    return list(dict.fromkeys(format_field(result, path, value) for value in values))
+
+
+def _rounded(value: Any) -> Any:
+    """`value` with its floats rounded as `format_value` rounds them, however deep."""
     if isinstance(value, float):
-        return float(word(value))
+        return float(format_value(value))
     if isinstance(value, Mapping):
-        return {str(name): _quiet(each) for name, each in value.items()}
-    return [_quiet(each) for each in value] if isinstance(value, (list, tuple)) else value
+        return {str(name): _rounded(each) for name, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, (list, tuple)) else value

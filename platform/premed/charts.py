@@ -1,13 +1,14 @@
-"""Charts of a comparison, as SVG in memory: bars for tables, score against labels, pre-training, strips over cases.
+"""Charts as SVG in memory: interval bars for tables, scores by label fraction, pre-training losses, strips over cases.
 
-Every line is named where it ends. The same input gives the same bytes; letters are drawn as outlines, so that a chart
-looks the same wherever it is opened.
+Every line is labelled at its end. The same input gives the same bytes; text is drawn as outlines, so that a chart looks
+the same wherever it is opened.
 """
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 
 from premed.data.figures import FAINT, INK, short
 
@@ -16,12 +17,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 8.8  # inches
-MANY = 300  # places of a strip: of more, the dots are small, in pixels, and the baseline is a line
-NAMED = 30  # places of a strip: more have no names
+MANY = 300  # positions of a strip; with more, its dots are small and rasterized, and the baseline is a line
+NAMED = 30  # positions of a strip; more have no names
+
+
+class Chart(NamedTuple):
+    """A chart as pages show it."""
+
+    title: str
+    caption: str
+    svg: bytes
 
 
 class Line(NamedTuple):
-    """Values over x, in order of x, and their intervals; NaN where there is none."""
+    """Values over x, sorted by x, and their intervals; NaN where there is none."""
 
     name: str
     colour: str
@@ -32,16 +41,16 @@ class Line(NamedTuple):
 
 
 class Strip(NamedTuple):
-    """One number per place (a case, a class); NaN where there is none."""
+    """A value for each position (a case, a class); NaN where there is none."""
 
     name: str
     colour: str
     values: Sequence[float]
 
 
-def fractions(lines: Sequence[Line], ylabel: str) -> bytes:
-    """Scores against the share of labels that was used, with bands for their intervals."""
-    figure, axes = canvas(WIDTH, 3.8)
+def label_fractions(lines: Sequence[Line], ylabel: str) -> bytes:
+    """Scores over the share of labels that was used, their intervals as bands."""
+    figure, axes = axes_with_labels(WIDTH, 3.8)
     ends = []
     for line in lines:
         axes.plot(line.x, line.values, color=line.colour, linewidth=1.8, marker="o", markersize=4)
@@ -55,15 +64,15 @@ def fractions(lines: Sequence[Line], ylabel: str) -> bytes:
         axes.set_xscale("log")
         axes.minorticks_off()
     axes.set_xticks(shares, [f"{100 * share:.4g} %" for share in shares])
-    dress(axes, "share of the labels used in fine-tuning", ylabel)
+    style_axes(axes, "share of the labels used in fine-tuning", ylabel)
     axes.margins(x=0.02)
     label_ends(axes, ends)
     return svg(figure)
 
 
-def pretraining(lines: Sequence[Line], ylabel: str, gate: float | None = None) -> bytes:
-    """Validation losses over steps. Lines of one name are seeds and are named once. gate: a level to compare with."""
-    figure, axes = canvas(WIDTH, 3.4)
+def pretraining_curves(lines: Sequence[Line], ylabel: str, gate: float | None = None) -> bytes:
+    """Validation losses over steps. Lines with the same name are seeds, labelled once. gate: a horizontal line."""
+    figure, axes = axes_with_labels(WIDTH, 3.4)
     ends = {}
     for line in lines:
         axes.plot(line.x, line.values, color=line.colour, linewidth=1.4, marker="o" if len(line.x) == 1 else None)
@@ -73,66 +82,65 @@ def pretraining(lines: Sequence[Line], ylabel: str, gate: float | None = None) -
         axes.axhline(gate, color=FAINT, linestyle=(0, (5, 3)), linewidth=1.2)
         last.append((gate, "gate: no network", FAINT))
     axes.margins(x=0)
-    dress(axes, "step", ylabel)
+    style_axes(axes, "step", ylabel)
     label_ends(axes, last)
     return svg(figure)
 
 
-def strips(rows: Sequence[Strip], base: Strip | None, places: Sequence[str], xlabel: str, ylabel: str) -> bytes:
-    """One strip per row over the same places; a stem from what the baseline has there to what the row has.
+def strip_plots(rows: Sequence[Strip], base: Strip | None, names: Sequence[str], xlabel: str, ylabel: str) -> bytes:
+    """A strip for each row over the same positions, with stems from the baseline's values to the row's.
 
-    A row is named at its end, with the number of places where it is above the baseline.
+    names: of the positions. A row is labelled at its end, with the number of positions where it is above the baseline.
     """
-    named = len(places) <= NAMED
-    height, bottom = 1.05, 0.4 + (0.05 * max(len(short(place, 24)) for place in places) if named else 0)
+    are_named, many = len(names) <= NAMED, len(names) > MANY
+    height, bottom = 1.05, 0.4 + (0.05 * max(len(short(name, 24)) for name in names) if are_named else 0)
     size = WIDTH, 0.1 + height * len(rows) + bottom
-    figure = sheet(size)
-    x, many = np.arange(len(places)), len(places) > MANY
-    everything = np.concatenate([np.asarray(row.values, float) for row in (*rows, *([base] if base else []))])
-    low, high = np.nanmin(everything), np.nanmax(everything)
+    figure, x = new_figure(size), np.arange(len(names))
+    all_values = np.concatenate([np.asarray(row.values, float) for row in (*rows, *([base] if base else []))])
+    low, high = np.nanmin(all_values), np.nanmax(all_values)
     for number, row in enumerate(rows):
         axes = figure.add_axes(
             (0.085, (bottom + (len(rows) - 1 - number) * height + 0.08) / size[1], 0.7, (height - 0.16) / size[1])
         )
-        values, said = np.asarray(row.values, float), short(row.name, 28)
+        values, label = np.asarray(row.values, float), short(row.name, 28)
         if base is not None:
-            other = np.asarray(base.values, float)
+            baseline = np.asarray(base.values, float)
             if many:
-                axes.plot(x, other, color=INK, linewidth=1.2, zorder=3)
+                axes.plot(x, baseline, color=INK, linewidth=1.2, zorder=3)
             else:
-                axes.vlines(x, other, values, color=row.colour, linewidth=1, alpha=0.55)
-                axes.plot(x, other, ".", color=FAINT, markersize=4)
-            both = np.isfinite(values) & np.isfinite(other)
-            said += f"\nabove {base.name} in {int((values > other)[both].sum())} of {int(both.sum())}"
+                axes.vlines(x, baseline, values, color=row.colour, linewidth=1, alpha=0.55)
+                axes.plot(x, baseline, ".", color=FAINT, markersize=4)
+            both = np.isfinite(values) & np.isfinite(baseline)
+            label += f"\nabove {base.name} in {int((values > baseline)[both].sum())} of {int(both.sum())}"
         axes.plot(x, values, ".", color=row.colour, markersize=2 if many else 6, rasterized=many)
         last = number == len(rows) - 1
-        dress(axes, xlabel if last else "", ylabel if number == (len(rows) - 1) // 2 else "")
-        axes.set(xlim=(-0.6, len(places) - 0.4), ylim=(low - 0.06 * (high - low or 1), high + 0.06 * (high - low or 1)))
-        axes.set_xticks(x if named else [], [short(place, 24) for place in places] if named and last else None)
+        style_axes(axes, xlabel if last else "", ylabel if number == (len(rows) - 1) // 2 else "")
+        axes.set(xlim=(-0.6, len(names) - 0.4), ylim=(low - 0.06 * (high - low or 1), high + 0.06 * (high - low or 1)))
+        axes.set_xticks(x if are_named else [], [short(name, 24) for name in names] if are_named and last else None)
         axes.tick_params(axis="x", rotation=90, length=0, labelsize=7, labelbottom=last)
-        axes.text(1.015, 0.5, said, transform=axes.transAxes, fontsize=8, color=row.colour, va="center",
+        axes.text(1.015, 0.5, label, transform=axes.transAxes, fontsize=8, color=row.colour, va="center",
                   parse_math=False)  # fmt: skip
     return svg(figure)
 
 
-def bar(
+def interval_bar(
     value: float,
     interval: Sequence[float],
     span: tuple[float, float],
     colour: str,
     marks: Sequence[float] = (),
     width: int = 150,
-) -> str:
-    """An interval as inline SVG for a table: a thin bar, a dot at the value, faint lines at `marks`; "" of none.
+) -> Markup:
+    """An interval as inline SVG for a table: a bar, a dot at the value, faint lines at `marks`; empty if undefined.
 
-    span: what the whole width stands for, the same down a column.
+    span: the values at the left and right edges, the same for all bars of a column.
     """
     if not np.isfinite(value):
-        return ""
-    height, reach = 18, (span[1] - span[0]) or 1.0
+        return Markup()
+    height, extent = 18, (span[1] - span[0]) or 1.0
 
     def at(number: float) -> str:
-        return f"{3 + (width - 6) * float(np.clip((number - span[0]) / reach, 0, 1)):.1f}"
+        return f"{3 + (width - 6) * float(np.clip((number - span[0]) / extent, 0, 1)):.1f}"
 
     middle = height / 2
     parts = [
@@ -144,31 +152,31 @@ def bar(
         low, high = map(at, interval)
         parts.append(f'<line x1="{low}" x2="{high}" y1="{middle}" y2="{middle}" stroke="{colour}" stroke-width="3"/>')
     parts.append(f'<circle cx="{at(value)}" cy="{middle}" r="4" fill="{colour}"/>')
-    return f'<svg width="{width}" height="{height}" aria-hidden="true">{"".join(parts)}</svg>'
+    return Markup(f'<svg width="{width}" height="{height}" aria-hidden="true">{"".join(parts)}</svg>')
 
 
-def spanning(numbers: Sequence[float], marks: Sequence[float] = ()) -> tuple[float, float] | None:
-    """What a column of bars stands for: all its numbers and marks, and a little air."""
-    known = [number for number in (*numbers, *marks) if np.isfinite(number)]
-    if not known:
+def bar_span(numbers: Sequence[float], marks: Sequence[float] = ()) -> tuple[float, float] | None:
+    """The span of a column of bars: all its numbers and marks, and a margin; None if none is finite."""
+    finite = [number for number in (*numbers, *marks) if np.isfinite(number)]
+    if not finite:
         return None
-    air = 0.04 * (max(known) - min(known)) or 0.01
-    return min(known) - air, max(known) + air
+    margin = 0.04 * (max(finite) - min(finite)) or 0.01
+    return min(finite) - margin, max(finite) + margin
 
 
-def sheet(size: tuple[float, float]) -> "Figure":
+def new_figure(size: tuple[float, float]) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=size)
 
 
-def canvas(width: float, height: float) -> "tuple[Figure, Axes]":
-    """A figure with room for names at its right."""
-    figure = sheet((width, height))
+def axes_with_labels(width: float, height: float) -> "tuple[Figure, Axes]":
+    """A figure, and axes that leave room for labels at their right."""
+    figure = new_figure((width, height))
     return figure, figure.add_axes((0.085, 0.15, 0.67, 0.81))
 
 
-def dress(axes: "Axes", xlabel: str, ylabel: str) -> None:
+def style_axes(axes: "Axes", xlabel: str, ylabel: str) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.tick_params(labelsize=8, colors=INK)
@@ -179,20 +187,20 @@ def dress(axes: "Axes", xlabel: str, ylabel: str) -> None:
 
 
 def _end(line: Line) -> list[tuple[float, str, str]]:
-    """Where a line's name goes: the last value that is known."""
-    known = [value for value in line.values if np.isfinite(value)]
-    return [(known[-1], short(line.name, 32), line.colour)] if known else []
+    """(last finite value, name, colour), for `label_ends`; empty if no value is finite."""
+    finite = [value for value in line.values if np.isfinite(value)]
+    return [(finite[-1], short(line.name, 32), line.colour)] if finite else []
 
 
 def label_ends(axes: "Axes", ends: Sequence[tuple[float, str, str]], apart: float = 0.06) -> None:
-    """Names (value, name, colour) at the right of the axes, moved where they would lie on each other."""
+    """Writes each (value, name, colour) at the right of the axes, moved up or down where names would overlap."""
     low, high = axes.get_ylim()
     ends = sorted(ends)
     heights: list[float] = []
     for value, _, _ in ends:
         heights.append(max((value - low) / (high - low), heights[-1] + apart if heights else 0.0))
     ceiling = 1.02
-    for i in reversed(range(len(heights))):  # what was pushed out at the top comes down again
+    for i in reversed(range(len(heights))):  # names pushed above the axes come down again
         heights[i] = ceiling = min(heights[i], ceiling)
         ceiling -= apart
     for height, (_, name, colour) in zip(heights, ends, strict=True):
@@ -206,7 +214,7 @@ def svg(figure: "Figure") -> bytes:
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    nobody = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with rc_context({"svg.fonttype": "path", "svg.hashsalt": "premed", "svg.image_inline": True}):
-        FigureCanvasSVG(figure).print_svg(file := BytesIO(), metadata=nobody)
+        FigureCanvasSVG(figure).print_svg(file := BytesIO(), metadata=no_metadata)
     return file.getvalue()

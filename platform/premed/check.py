@@ -22,15 +22,12 @@ import numpy as np
 
 from premed.config.plugins import plugin
 from premed.config.spec import Spec
-from premed.contactsheet import Picture, page
 from premed.contracts import Case, Part, Task
-from premed.data.figures import COLOURS
-from premed.data.inspection import Facts, Job, inspect, picture
+from premed.data.inspection import Facts, Job, inspect
 from premed.data.splits import unlabelled_val
-from premed.errors import Finding, UserError, printable
+from premed.errors import Finding, UserError
 
 FEW = 5  # images with a class: with fewer in a part, its score there says little
-SHEET = 24  # pictures on the contact sheet
 UNLABELLED = "unlabelled"  # the part of images that serve pre-training only
 
 
@@ -249,52 +246,3 @@ class Check:
             "classes": self.class_counts(),
             "findings": [finding._asdict() for finding in self.findings],
         }
-
-    def page(self, mapper: Callable | None) -> str:
-        """All of it as one HTML page, with a contact sheet: images with findings first, then some of each part."""
-        bad = [facts.number for facts in self.facts if facts.findings and facts.shape][: SHEET // 2]
-        chosen = list(bad)
-        for part in self.parts:
-            numbers = [facts.number for facts in self.facts if facts.shape and self.cases[facts.number][0] == part]
-            some = min(len(numbers), max(1, (SHEET - len(bad)) // len(self.parts)))
-            chosen += [numbers[i * len(numbers) // some] for i in range(some)]  # evenly over the part
-        jobs = [self.jobs[number] for number in dict.fromkeys(chosen)]
-        drawn = dict((mapper or map)(picture, jobs))
-        pictures = [self.captioned(number, png) for number in dict.fromkeys(chosen) if (png := drawn[number])]
-        told = self.outcome()
-        names = {united[0]: name for name, united in self.task.regions.items() if len(united) == 1} if self.jobs else {}
-        counted = {label for facts in self.facts for label in facts.counts if label}
-        legend = {names.get(label, f"label {label}"): COLOURS[(label - 1) % len(COLOURS)] for label in sorted(counted)}
-        return page(told, summed_up(told), list(alike(told, 100)), pictures, legend)
-
-    def captioned(self, number: int, png: bytes) -> Picture:
-        part, case = self.cases[number]
-        words = [part, " × ".join(map(str, self.facts[number].shape))]
-        if isinstance(case.label, tuple):
-            found = [name for name, y in zip(self.task.classes, case.label, strict=True) if y > 0]
-            words.append(", ".join(found) or "none of the classes")
-        return Picture(png, case.name, words, [finding.what for finding in self.facts[number].findings])
-
-
-def summed_up(told: dict[str, Any]) -> str:
-    """An outcome in a line."""
-    parts = ", ".join(f"{number} {part}" for part, number in told["parts"].items()) or "none"
-    counts = {"image": told["num_images"], "error": told["num_errors"], "note": told["num_notes"]}
-    images, errors, notes = (f"{number} {name}{'s' * (number != 1)}" for name, number in counts.items())
-    return f"{images} opened ({parts}): {errors}, {notes}"
-
-
-def alike(told: dict[str, Any], most: int) -> Iterator[tuple[str, str, str]]:
-    """An outcome's findings for people, (severity, where, what), with paths below the root.
-
-    Of those that say the same of many files, the first `most`.
-    """
-    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
-    root = f"{told['root']}/"
-    for finding in told["findings"]:
-        where, what = (finding[name].replace(root, "") if told["root"] else finding[name] for name in ("where", "what"))
-        groups[finding["severity"], printable(what)].append(printable(where))
-    for (severity, what), places in groups.items():
-        yield from ((severity, where, what) for where in places[:most])
-        if len(places) > most:
-            yield severity, f"… and {len(places) - most} more", what

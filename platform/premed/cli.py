@@ -36,7 +36,7 @@ def run(what: What, as_json: Json = False) -> None:
     if len(experiments) == 1:
         with ProgressPrinter() as show, quiet(as_json):
             outcome = launch.run(experiments[0], show)
-        tell(outcome, as_json, lambda told: console.outcomes([told]))
+        tell(outcome, as_json, lambda told: console.show_outcomes([told]))
         return
     with ProgressPrinter() as show, quiet(as_json):
         outcomes = launch.run_all(experiments, show)
@@ -66,8 +66,8 @@ def sweep(
     from premed.livetable import LiveTable
 
     with LiveTable() as show, quiet(as_json):
-        outcome = sweeping.report(asked) if as_report else sweeping.run(asked, show)
-    tell(outcome, as_json, sweep_board.show)
+        result = sweeping.report(asked) if as_report else sweeping.run(asked, show)
+    tell(result, as_json, sweep_board.show)
 
 
 @app.command()
@@ -120,13 +120,13 @@ def compare(
         report.refuse(html, ui)
     with quiet(as_json):
         store = comparison.store_in_use()
-        asked: dict[str, Any] = {"task": task, "baseline": baseline, "allow": allow or (), "where": where or ()}
-        outcome = comparison.compare(store, part=part, **asked)
+        selection: dict[str, Any] = {"task": task, "baseline": baseline, "allow": allow or (), "where": where or ()}
+        result = comparison.compare(store, part=part, **selection)
     if csv is not None:
-        scoreboard.write_csv(outcome, csv)
+        scoreboard.write_csv(result, csv)
     if html is not None:
-        report.write(outcome, store, html, ui)
-    tell(outcome, as_json, scoreboard.show)
+        report.write(result, store, html, ui)
+    tell(result, as_json, scoreboard.show)
 
 
 @app.command()
@@ -149,7 +149,7 @@ def predict(
 
     with ProgressPrinter() as show, quiet(as_json):
         told = prediction.run(reference, images, out, show, masks=masks, train=train_of(gpu=gpu, precision=precision))
-    tell(told, as_json, console.predictions)
+    tell(told, as_json, console.show_predictions)
     if told["failed"]:
         raise typer.Exit(1)
 
@@ -173,7 +173,7 @@ def export(
 
     with quiet(as_json):
         told = exporting.run(reference, to, form, check=check or (), part=part or (), whole=whole)
-    tell(told, as_json, console.exported)
+    tell(told, as_json, console.show_export)
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
@@ -210,7 +210,7 @@ def submit(
         experiments_of([word for word in words[1:] if not word.startswith("-")])  # a mistake need not travel
     with submission.packed(words, runtime_env, env or ()) as job:
         if dry_run:
-            tell(submission.upload(job), as_json, console.upload)
+            tell(submission.upload(job), as_json, console.show_upload)
             return
         told = submission.submit(job, address, follow=not no_wait, log=sys.stderr if as_json else sys.stdout)
     tell(told, as_json, lambda told: print(told["job"]) if no_wait else None)
@@ -258,7 +258,7 @@ def main() -> None:
         told = "stopped; the same command goes on from the last checkpoint"
     if told:
         print(f"premed: {told}", file=sys.stderr)
-    if code == 130 and any(thread.name == "premed crew" for thread in threading.enumerate()):
+    if code == 130 and any(thread.name == "premed worker group" for thread in threading.enumerate()):
         sys.stderr.flush()
         os._exit(code)  # a thread that is still in Ray's library would crash with the interpreter's end
     sys.exit(code)

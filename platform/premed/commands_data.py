@@ -45,7 +45,7 @@ def check(
 
     with ProgressPrinter() as show, quiet(as_json):
         told = launch.check(experiment, show, html)
-    tell(told, as_json, console.findings)
+    tell(told, as_json, console.show_findings)
     if any(each["num_errors"] for each in (told, *told.get("sources", ()))):
         raise typer.Exit(2)
 

@@ -1,6 +1,5 @@
-"""What a person sees at the end: tables and lines on stdout."""
+"""What a command prints on stdout when it ends: tables and lines."""
 
-import math
 import statistics
 import sys
 from collections import defaultdict
@@ -13,84 +12,89 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from premed.check import alike, summed_up
 from premed.config.expand import percent
+from premed.contactsheet import grouped_findings, summary_line
 from premed.errors import printable
+from premed.formatting import number
 
-NAMES = {"dice": "Dice", "hd95": "HD95, mm", "mauc": "mean AUC", "accuracy": "accuracy"}  # of scores
 
-
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], words: int = 2) -> None:
-    """A table on stdout, no wider than it need be; after the first `words` columns, numbers stand on the right."""
-    drawn = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], words: int = 2) -> None:
+    """Prints a table as wide as its cells need: the first `words` columns left-aligned, the others right-aligned."""
+    grid = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
     for i, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if i < words else "right", overflow="fold")
+        grid.add_column(column, justify="left" if i < words else "right", overflow="fold")
     for row in rows:
-        drawn.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))  # [a, b] is no markup here
-    Console(width=width(), highlight=False).print(drawn)
+        grid.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))  # [a, b] is no markup here
+    Console(width=output_width(), highlight=False).print(grid)
 
 
-def width() -> int | None:
-    """Columns that a line may have; None: as many as the terminal has."""
+def output_width() -> int | None:
+    """Columns that a line may have; None on a terminal, which knows its own."""
     return None if sys.stdout.isatty() else 120
 
 
-def outcomes(found: Sequence[dict[str, Any]]) -> None:
-    """One row per experiment: its score on the test part (or val), interval, constant answer, gate, seconds.
+# ---- premed run
 
-    Of several, the labels' share and the seed too, and the mean over seeds.
+
+def show_outcomes(outcomes: Sequence[dict[str, Any]]) -> None:
+    """Prints a row for each experiment: its score on test (or val), interval, constant answer, gate, seconds.
+
+    Several experiments have columns for the share of labels and the seed, and a table of means over seeds.
     """
-    several = ["labels", "seed"] if len(found) > 1 else []
+    several = ["labels", "seed"] if len(outcomes) > 1 else []
     columns = ["task", "strategy", *several, "score", "value", "95 % interval", "constant", "gate", "seconds"]
-    rows, title = [outcome_row(outcome, several) for outcome in found], "Scores"
-    scores = {score_of(outcome)[0] for outcome in found if outcome["stages"]}
-    if several and len(scores) == 1:  # once is enough, and 80 columns are few
+    rows, title = [outcome_row(outcome, bool(several)) for outcome in outcomes], "Scores"
+    scores = {score_of(outcome)[0] for outcome in outcomes if outcome["stages"]}
+    if several and len(scores) == 1:  # in the title, for 80 columns are few
         title, at = f"Scores: {scores.pop()}", columns.index("score")
         rows = [row[:at] + row[at + 1 :] for row in [columns, *rows]]
         columns = rows.pop(0)
-    table(title, columns, rows)
+    print_table(title, columns, rows)
     print("interval: over patients, one seed; constant: the best answer that looks at no image;")
     print("gate: how far pre-training's validation loss is below that of a predictor without a network")
-    over_seeds(found)
-    for outcome in found:
+    show_means(outcomes)
+    for outcome in outcomes:
         name = outcome.get("name") or f"{outcome['task']} {outcome['strategy']}"
         if "failure" in outcome:
             print(f"{name} FAILED: {outcome['failure']}")
-            continue
-        last = outcome["stages"][-1]
-        if not several:
-            print(f"{name}: {last['where']}")
-    unknown = {
-        (o["task"], *o["stages"][-1]["undefined"]) for o in found if o["stages"] and o["stages"][-1].get("undefined")
-    }
-    for task, *classes in sorted(unknown):  # the same test part, the same classes
+        elif not several:
+            print(f"{name}: {outcome['stages'][-1]['where']}")
+    last_stages = [(outcome["task"], outcome["stages"][-1]) for outcome in outcomes if outcome["stages"]]
+    undefined = {(task, *stage["undefined"]) for task, stage in last_stages if stage.get("undefined")}
+    for task, *classes in sorted(undefined):  # the same classes in all experiments on a test part
         print(f"{task}: no AUC, and left out of the mean: {', '.join(classes)} (one kind of label only)")
-    if folders := sorted(
-        {str(PurePosixPath(o["stages"][-1]["where"]).parent) for o in found if several and o["stages"]}
-    ):
+    folders = sorted({str(PurePosixPath(stage["where"]).parent) for _, stage in last_stages if several})
+    if folders:
         print(f"weights and pictures: {', '.join(folders)}; side by side, with intervals and tests: premed compare")
 
 
-def outcome_row(outcome: dict[str, Any], several: Sequence[str]) -> list[str]:
-    stages = outcome["stages"]
-    which = [percent(outcome["label_fraction"]), str(outcome["seed"])] if several else []
-    which = [outcome["task"], outcome["strategy"], *which]
+def outcome_row(outcome: dict[str, Any], is_one_of_several: bool) -> list[str]:
+    stages, row = outcome["stages"], [outcome["task"], outcome["strategy"]]
+    if is_one_of_several:
+        row += [percent(outcome["label_fraction"]), str(outcome["seed"])]
     if "failure" in outcome:
-        return [*which, "-", "failed", "-", "-", "-", "-"]
+        return [*row, "-", "failed", "-", "-", "-", "-"]
     last, seconds = stages[-1], sum(stage["seconds"] for stage in stages)
-    gate = next((stage["gate"] for stage in stages if stage.get("gate")), None)
-    past = "-" if gate is None else f"{gate['below']:.0%}" if gate["passed"] else "not past"
-    past = "collapsed" if any(stage.get("collapse") for stage in stages) else past
     interval, constant = "-", "-"
     if last["kind"] == "test":
         constant = number(last["constant"])
         interval = f"[{number(last['interval'][0])}, {number(last['interval'][1])}]"
     score, value = score_of(outcome)
-    return [*which, score, number(value), interval, constant, past, f"{seconds:.0f}"]
+    return [*row, score, number(value), interval, constant, gate_cell(stages), f"{seconds:.0f}"]
+
+
+def gate_cell(stages: Sequence[dict[str, Any]]) -> str:
+    """How far the pre-training is below its gate; - if there is none."""
+    if any(stage.get("collapse") for stage in stages):
+        return "collapsed"
+    gate = next((stage["gate"] for stage in stages if stage.get("gate")), None)
+    if gate is None:
+        return "-"
+    return f"{gate['below']:.0%}" if gate["passed"] else "not past"
 
 
 def score_of(outcome: dict[str, Any]) -> tuple[str, float | None]:
-    """The name and the value of an outcome's score, on the part that it was measured on last."""
+    """Name and value of an experiment's score, on test if it has been tested, else on val."""
     last = outcome["stages"][-1]
     part = "test" if last["kind"] == "test" else "val"
     return f"{part} {outcome['score']}", last["summary"].get(f"{part}/{outcome['score']}")
@@ -101,56 +105,58 @@ def score_words(outcome: dict[str, Any]) -> str:
     return f"{score} {number(value)}"
 
 
-def over_seeds(found: Sequence[dict[str, Any]]) -> None:
-    """Mean and standard deviation where there are several seeds of the same task, strategy and share of labels."""
+def show_means(outcomes: Sequence[dict[str, Any]]) -> None:
+    """Prints mean and standard deviation over seeds, for each task, strategy and share of labels with several seeds."""
     groups = defaultdict(list)
-    for outcome in found:
-        if "failure" not in outcome and (scored := score_of(outcome))[1] is not None:
+    for outcome in outcomes:
+        if "failure" in outcome:
+            continue
+        score, value = score_of(outcome)
+        if value is not None:
             share = percent(outcome["label_fraction"]) if "label_fraction" in outcome else ""
-            groups[outcome["task"], outcome["strategy"], share, scored[0]].append(scored[1])
+            groups[outcome["task"], outcome["strategy"], share, score].append(value)
     rows = [
         [*group, str(len(values)), f"{number(statistics.mean(values))} ± {number(statistics.stdev(values))}"]
         for group, values in groups.items()
         if len(values) > 1
     ]
     if rows:
-        table("Over seeds", ["task", "strategy", "labels", "score", "seeds", "mean ± std"], rows)
+        print_table("Over seeds", ["task", "strategy", "labels", "score", "seeds", "mean ± std"], rows)
 
 
-def predictions(told: dict[str, Any]) -> None:
-    """What came of `premed predict`."""
-    what = "label maps" if "files" in told["outputs"][0] else "rows of probabilities"
-    left = f"; {len(told['failed'])} skipped" if told["failed"] else ""
-    print(f"{told['task']}: {what} of {len(told['outputs'])} images in {told['folder']}{left}")
+# ---- other commands
 
 
-def exported(told: dict[str, Any]) -> None:
-    """What came of `premed export`."""
-    print(f"{told['task']} as {told['format']} in {told['folder']}: {', '.join(told['files'])}")
-    if found := told.get("check"):
-        print(f"largest difference of a logit from torch's: {found['largest_difference']:.2g}, on {found['on']}")
+def show_predictions(report: dict[str, Any]) -> None:
+    """Of `premed predict`."""
+    what = "label maps" if "files" in report["outputs"][0] else "rows of probabilities"
+    skipped = f"; {len(report['failed'])} skipped" if report["failed"] else ""
+    print(f"{report['task']}: {what} of {len(report['outputs'])} images in {report['folder']}{skipped}")
 
 
-def upload(told: dict[str, Any]) -> None:
-    """What `premed submit` would send."""
-    print(told["entrypoint"])
-    for name, value in told["env_vars"].items():
+def show_export(report: dict[str, Any]) -> None:
+    """Of `premed export`."""
+    print(f"{report['task']} as {report['format']} in {report['folder']}: {', '.join(report['files'])}")
+    if check := report.get("check"):
+        print(f"largest difference of a logit from torch's: {check['largest_difference']:.2g}, on {check['on']}")
+
+
+def show_upload(report: dict[str, Any]) -> None:
+    """What `premed submit --dry-run` would send."""
+    print(report["entrypoint"])
+    for name, value in report["env_vars"].items():
         print(f"with {name}={value}")
-    for file in told["files"]:
+    for file in report["files"]:
         print(f"{file['bytes']:>12,} {printable(file['name'])}")
-    print(f"{told['megabytes'] * 1e6:>12,.0f} bytes in all, as Ray packs {len(told['files'])} files")
+    print(f"{report['megabytes'] * 1e6:>12,.0f} bytes in all, as Ray packs {len(report['files'])} files")
 
 
-def findings(told: dict[str, Any]) -> None:
-    """What `premed data check` found, errors first; of many files with the same trouble, ten."""
-    name = printable(told["task"])
-    title = f"{name} in {printable(told['root'])}" if told["root"] else name
-    if told["findings"]:
-        table(title, ["", "where", "what"], list(alike(told, 10)), words=3)
-    print(f"{name}: {summed_up(told)}")
-    for source in told.get("sources", ()):
-        findings(source)
-
-
-def number(value: float | None) -> str:
-    return "undefined" if value is None or not math.isfinite(value) else f"{value:.3f}"
+def show_findings(report: dict[str, Any]) -> None:
+    """Of `premed data check`: errors first; at most ten files with the same finding."""
+    name = printable(report["task"])
+    title = f"{name} in {printable(report['root'])}" if report["root"] else name
+    if report["findings"]:
+        print_table(title, ["", "where", "what"], list(grouped_findings(report, 10)), words=3)
+    print(f"{name}: {summary_line(report)}")
+    for source in report.get("sources", ()):
+        show_findings(source)

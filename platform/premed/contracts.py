@@ -236,8 +236,8 @@ class Task(Protocol):
     def tiles(self, sample: Sample) -> list[np.ndarray]:
         """The fixed views [C, *roi] on which a pre-training is validated: no draw, no augmentation."""
 
-    def shares(self, sample: Sample, patch: Sequence[int]) -> list[np.ndarray]:
-        """The truth on each of `tiles`: its label [classes], or the classes' shares in each patch [classes, *grid]."""
+    def label_fractions(self, sample: Sample, patch: Sequence[int]) -> list[np.ndarray]:
+        """The truth on each of `tiles`: its label [classes], or class fractions per patch [classes, *grid]."""
 
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
         """The mean over the batch's samples."""
@@ -248,11 +248,14 @@ class Task(Protocol):
     def summary(self, rows: Sequence[Row]) -> dict[str, float]:
         """The numbers that are reported, from the rows of all cases; undefined ones are left out."""
 
-    def constant(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Row]:
+    def constant_baseline(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Row]:
         """The rows that one constant answer, the best on `train`, would get on `samples`."""
 
     def pictures(self, forward: Forward, samples: Sequence[Sample], folder: Path) -> list[Path]:
         """PNG files of images, truth and answers."""
+
+    def describe(self) -> dict[str, Any]:
+        """What a network's card holds of the task, from which a task that answers alike is made without the data."""
 
 
 class Domain(NamedTuple):

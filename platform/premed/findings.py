@@ -1,73 +1,84 @@
-"""What a sweep found, in numbers: its grid, scores against each field, costs, what reuse saved, and who leads.
+"""The analysis of a sweep's result: scores by field and as a grid, costs, what reusing stages saved, the ranking.
 
-Everything is told from the outcome, the dictionary that `premed sweep --json` prints. Only trials that are done count
-for a mean: one that was stopped has had fewer steps, and would make its setting look worse than it is. What is not
-known is NaN.
+Only finished trials count in a mean: a trial that was stopped has trained fewer steps, and would make its setting look
+worse than it is. Unknown numbers are NaN.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from premed.axes import Axis, Scale, Told, axis, fields, finite, scale, varied
+from premed.axes import FieldAxis, Scale, as_finite, by_importance, field_axis, field_paths, field_scale, varied_fields
+from premed.sweep_result import StageResult, SweepResult, TrialResult
 
-NEVER = ("waiting", "running", "failed")  # states in which a trial has no score to show
+UNSCORED = ("waiting", "running", "failed")  # states in which a trial has no score to show
+STAGE_ORDER = ("import", "pretrain", "trunk", "cooldown", "finetune")
 
 
 class Spread(NamedTuple):
-    """A mean and a standard deviation (n - 1) over `num` numbers; NaN over too few."""
+    """Mean and standard deviation (n - 1) of `num` numbers; NaN if there are too few."""
 
     mean: float
     std: float
     num: int
 
 
-class Grid(NamedTuple):
-    rows: Axis
-    columns: Axis
-    cells: Sequence[Sequence[Spread]]
-    over: Sequence[str]
-    """The other fields with several values: a cell's numbers are of these too."""
-    num_seeds: int
-    """The most seeds of any trial."""
+class ScoreGrid(NamedTuple):
+    """A metric over the values of two fields."""
 
-    def shares(self, mode: str) -> np.ndarray:
-        """How good each cell is among all, [rows, columns] from 0 to 1 (the best); NaN where nothing is known."""
+    rows: FieldAxis
+    columns: FieldAxis
+    cells: Sequence[Sequence[Spread]]
+    pooled: Sequence[str]
+    """Paths of the other varied fields: a cell averages over their values."""
+    num_seeds: int
+    """The largest number of seeds of any trial."""
+
+    def relative(self, mode: str) -> np.ndarray:
+        """Each cell's mean from 0 (the worst cell) to 1 (the best), [rows, columns]; NaN in an empty cell."""
         means = np.array([[cell.mean for cell in row] for row in self.cells], float) * (1 if mode == "max" else -1)
         if not np.isfinite(means).any():
             return means
         low, high = np.nanmin(means), np.nanmax(means)
         return (means - low) / (high - low) if high > low else means * 0 + 1.0
 
+    @property
+    def is_balanced(self) -> bool:
+        """True if all cells that are not empty average over equally many numbers."""
+        return len({cell.num for row in self.cells for cell in row if cell.num}) < 2
+
 
 class Point(NamedTuple):
-    """One trial's score at its value of a field. x: the value, or its place where values are words."""
+    """A trial's score at its value of a field. x: the value, or the index of its category."""
 
     number: int
     x: float
     score: float
-    stopped: bool
+    is_stopped: bool
 
 
-class Against(NamedTuple):
-    """One metric against one field. labels: what the places are called; empty on a scale of numbers."""
+class SlicePlot(NamedTuple):
+    """A metric against one field, as Optuna's slice plot."""
 
     field: str
     scale: Scale
     points: Sequence[Point]
     labels: Sequence[str]
+    """Of the categories; empty on a scale of numbers."""
     means: Sequence[float]
-    """By place."""
+    """By category, over finished trials."""
 
 
-class Cost(NamedTuple):
-    """What a trial needed, whoever trained it. seconds: by kind of stage. reused: kinds that others had trained."""
+class TrialCost(NamedTuple):
+    """What a trial's stages cost, whichever trial trained them."""
 
     number: int
     seconds: Mapping[str, float]
+    """By kind of stage."""
     reused: frozenset[str]
+    """Kinds of stages that existed already."""
     peak_memory_mb: float
 
     @property
@@ -75,162 +86,163 @@ class Cost(NamedTuple):
         return sum(self.seconds.values())
 
 
-class Reuse(NamedTuple):
-    """Seconds: each stage counted once, and counted for every trial that needed it. By kind of stage."""
+class ReuseSavings(NamedTuple):
+    """Seconds and numbers of stages, by kind: each counted once, and counted for every trial that needed it."""
 
-    spent: Mapping[str, float]
-    alone: Mapping[str, float]
-    num_spent: Mapping[str, int]
-    num_alone: Mapping[str, int]
+    shared: Mapping[str, float]
+    unshared: Mapping[str, float]
+    num_shared: Mapping[str, int]
+    num_unshared: Mapping[str, int]
 
     @property
     def saved(self) -> float:
-        return sum(self.alone.values()) - sum(self.spent.values())
+        return sum(self.unshared.values()) - sum(self.shared.values())
 
     @property
-    def share(self) -> float:
-        """Of what it would have cost."""
-        return self.saved / sum(self.alone.values()) if sum(self.alone.values()) > 0 else math.nan
+    def fraction(self) -> float:
+        """Of the seconds without sharing; NaN if these are 0."""
+        return self.saved / sum(self.unshared.values()) if sum(self.unshared.values()) > 0 else math.nan
 
 
 # ---- scores
 
 
 def spread(values: Iterable[float | None]) -> Spread:
-    known = [value for value in map(finite, values) if math.isfinite(value)]
+    known = [value for value in map(as_finite, values) if math.isfinite(value)]
     std = float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
     return Spread(float(np.mean(known)) if known else math.nan, std, len(known))
 
 
-def seeds(trial: Told, metric: int = 0) -> dict[str, float]:
-    """A trial's numbers by seed; a seed that has none is left out."""
-    held = {seed: _at(values, metric) for seed, values in trial["by_seed"].items()}
-    return {seed: value for seed, value in held.items() if math.isfinite(value)}
+def seed_scores(trial: TrialResult, metric: int = 0) -> dict[str, float]:
+    """A trial's values of a metric by seed; seeds without a value are left out."""
+    scores = {seed: _value(values, metric) for seed, values in trial.by_seed.items()}
+    return {seed: score for seed, score in scores.items() if math.isfinite(score)}
 
 
-def scored(trial: Told, metric: int = 0) -> Spread:
-    """A trial's number of a metric: the mean over seeds as the sweep has it, and the deviation between them.
+def trial_score(trial: TrialResult, metric: int = 0) -> Spread:
+    """A trial's value of a metric, with the standard deviation over its seeds.
 
-    Of one that was stopped, how far it had come, for the first metric.
+    The first metric of a stopped trial is its last validation's.
     """
-    of_seeds = spread(seeds(trial, metric).values())
-    mean = _at(trial["values"], metric)
-    if trial["state"] == "stopped" and metric == 0 and not math.isfinite(mean) and trial["curve"]:
-        mean = curve(trial)[-1][1]
-    if trial["state"] in NEVER or not math.isfinite(mean):
-        return Spread(math.nan, math.nan, of_seeds.num)
-    return Spread(mean, of_seeds.std, max(of_seeds.num, 1))
+    over_seeds = spread(seed_scores(trial, metric).values())
+    mean = _value(trial.values, metric)
+    if trial.state == "stopped" and metric == 0 and not math.isfinite(mean) and trial.curve:
+        mean = learning_curve(trial)[-1][1]
+    if trial.state in UNSCORED or not math.isfinite(mean):
+        return Spread(math.nan, math.nan, over_seeds.num)
+    return Spread(mean, over_seeds.std, max(over_seeds.num, 1))
 
 
-def curve(trial: Told) -> list[tuple[int, float]]:
-    """Validation and the best so far."""
-    return sorted((int(at), finite(value)) for at, value in trial["curve"].items())
+def learning_curve(trial: TrialResult) -> list[tuple[int, float]]:
+    """(validation, best score so far)."""
+    return sorted((validation, as_finite(value)) for validation, value in trial.curve.items())
 
 
-def done(outcome: Told, metric: int = 0) -> list[Told]:
-    """Trials that are done and have a number."""
-    return [t for t in outcome["trials"] if t["state"] == "done" and math.isfinite(_at(t["values"], metric))]
+def finished(result: SweepResult, metric: int = 0) -> list[TrialResult]:
+    """Trials that are done and have a value of the metric."""
+    return [t for t in result.trials if t.state == "done" and math.isfinite(_value(t.values, metric))]
 
 
-def ranking(outcome: Told, metric: int = 0) -> list[Told]:
-    """Trials that are done, the best first."""
-    sign = -1 if outcome["modes"][metric] == "max" else 1
-    return sorted(done(outcome, metric), key=lambda trial: sign * _at(trial["values"], metric))
+def ranking(result: SweepResult, metric: int = 0) -> list[TrialResult]:
+    """Finished trials, the best first."""
+    sign = -1 if result.modes[metric] == "max" else 1
+    return sorted(finished(result, metric), key=lambda trial: sign * _value(trial.values, metric))
 
 
-def grid(outcome: Told, rows: str, columns: str | None, metric: int = 0) -> Grid:
-    """A metric over two fields, or one: mean and deviation over seeds and over the trials that share a cell."""
-    down, everywhere = axis(outcome, rows), {trial["number"]: 0 for trial in outcome["trials"]}
-    across = axis(outcome, columns) if columns is not None else Axis("", [""], everywhere)
-    held: dict[tuple[int, int], list[float]] = {}
-    for trial in done(outcome, metric):
-        if trial["number"] in down.places and trial["number"] in across.places:
-            place = down.places[trial["number"]], across.places[trial["number"]]
-            held.setdefault(place, []).extend(seeds(trial, metric).values() or [scored(trial, metric).mean])
-    cells = [[spread(held.get((i, j), [])) for j in range(len(across.labels))] for i in range(len(down.labels))]
-    others = [path for path in fields(outcome) if path in varied(outcome) and path not in (rows, columns)]
-    most = max((len(seeds(trial, metric)) for trial in done(outcome, metric)), default=0)
-    return Grid(down, across, cells, others, max(most, 1))
+def score_grid(result: SweepResult, rows: str, columns: str | None, metric: int = 0) -> ScoreGrid:
+    """A metric over two fields, or one: mean and deviation over the seeds of all trials in a cell."""
+    down = field_axis(result, rows)
+    if columns is not None:
+        across = field_axis(result, columns)
+    else:
+        across = FieldAxis("", [""], {trial.number: 0 for trial in result.trials})
+    scores: dict[tuple[int, int], list[float]] = {}
+    for trial in finished(result, metric):
+        if trial.number in down.positions and trial.number in across.positions:
+            cell = down.positions[trial.number], across.positions[trial.number]
+            scores.setdefault(cell, []).extend(seed_scores(trial, metric).values() or [trial_score(trial, metric).mean])
+    cells = [[spread(scores.get((i, j), [])) for j in range(len(across.labels))] for i in range(len(down.labels))]
+    pooled = [path for path in varied_fields(result) if path not in (rows, columns)]
+    num_seeds = max((len(seed_scores(trial, metric)) for trial in finished(result, metric)), default=0)
+    return ScoreGrid(down, across, cells, pooled, max(num_seeds, 1))
 
 
-def pairs(outcome: Told) -> list[tuple[str, str | None]]:
-    """Rows and columns of tables: two fields at a time of the three most important, the two most important first.
+def field_pairs(result: SweepResult) -> list[tuple[str, str | None]]:
+    """(rows, columns) of the grids: each two of the three most important fields, the two most important first.
 
-    Within a pair the fields stand as in the space, unless that made a table wider than it is tall. Of one, it alone.
+    Within a pair the fields keep the space's order, unless that makes a grid wider than it is tall. A single varied
+    field is paired with None.
     """
-    most, order = varied(outcome)[:3], fields(outcome)
-    found: list[tuple[str, str | None]] = [(path, None) for path in most if len(most) == 1]
-    for one, other in ((0, 1), (0, 2), (1, 2)):
-        if other < len(most):
-            rows, columns = sorted((most[one], most[other]), key=order.index)
-            wide, tall = (len(axis(outcome, path).labels) for path in (columns, rows))
-            found.append((columns, rows) if wide > max(tall, 4) else (rows, columns))
-    return found
+    most, order = by_importance(result)[:3], field_paths(result)
+    pairs: list[tuple[str, str | None]] = [(path, None) for path in most if len(most) == 1]
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        if second < len(most):
+            rows, columns = sorted((most[first], most[second]), key=order.index)
+            width, height = (len(field_axis(result, path).labels) for path in (columns, rows))
+            pairs.append((columns, rows) if width > max(height, 4) else (rows, columns))
+    return pairs
 
 
-def against(outcome: Told, path: str, metric: int = 0) -> Against:
-    """Every trial's score at its value of a field, stopped ones too; the means are of those that are done."""
-    kind, points = scale(outcome, path), []
-    places = axis(outcome, path) if kind == "words" else Axis(path, (), {})
-    by_place: list[list[float]] = [[] for _ in places.labels]
-    for trial in outcome["trials"]:
-        score = scored(trial, metric).mean
-        x = places.places.get(trial["number"], math.nan) if kind == "words" else finite(trial["setting"].get(path))
-        if math.isfinite(score) and math.isfinite(x) and not (kind == "log" and x <= 0):
-            points.append(Point(trial["number"], float(x), score, trial["state"] == "stopped"))
-            if kind == "words" and trial["state"] == "done":
-                by_place[int(x)].append(score)
-    return Against(path, kind, points, places.labels, [spread(values).mean for values in by_place])
+def slice_plot(result: SweepResult, path: str, metric: int = 0) -> SlicePlot:
+    """The score of every trial, stopped ones too, at its value of a field."""
+    scale, points = field_scale(result, path), []
+    is_categorical = scale == "categorical"
+    axis = field_axis(result, path) if is_categorical else FieldAxis(path, (), {})
+    by_category: list[list[float]] = [[] for _ in axis.labels]
+    for trial in result.trials:
+        score = trial_score(trial, metric).mean
+        x = axis.positions.get(trial.number, math.nan) if is_categorical else as_finite(trial.setting.get(path))
+        if math.isfinite(score) and math.isfinite(x) and not (scale == "log" and x <= 0):
+            points.append(Point(trial.number, float(x), score, trial.state == "stopped"))
+            if is_categorical and trial.state == "done":
+                by_category[int(x)].append(score)
+    return SlicePlot(path, scale, points, axis.labels, [spread(scores).mean for scores in by_category])
 
 
 # ---- costs
 
 
-def cost(trial: Told) -> Cost:
-    """Seconds by kind of stage, a stage that several seeds share counted once; the most memory of any."""
-    held: dict[str, float] = {}
-    for stage in _stages(trial):
-        held[stage["kind"]] = held.get(stage["kind"], 0.0) + finite(stage["seconds"], 0.0)
-    memory = [finite(stage["peak_memory_mb"]) for stage in trial["stages"]]
-    trained = {stage["digest"] for stage in trial["stages"] if not stage["reused"]}
-    reused = frozenset(stage["kind"] for stage in trial["stages"] if stage["digest"] not in trained)
-    return Cost(trial["number"], held, reused, max((x for x in memory if math.isfinite(x)), default=math.nan))
+def trial_cost(trial: TrialResult) -> TrialCost:
+    """Seconds by kind of stage, a stage that several seeds share counted once; the largest peak memory."""
+    seconds: dict[str, float] = {}
+    for stage in _distinct_stages(trial):
+        seconds[stage.kind] = seconds.get(stage.kind, 0.0) + as_finite(stage.seconds, 0.0)
+    memory = [as_finite(stage.peak_memory_mb) for stage in trial.stages]
+    trained = {stage.digest for stage in trial.stages if not stage.reused}
+    reused = frozenset(stage.kind for stage in trial.stages if stage.digest not in trained)
+    return TrialCost(trial.number, seconds, reused, max((x for x in memory if math.isfinite(x)), default=math.nan))
 
 
-def kinds(outcome: Told) -> list[str]:
-    """Kinds of stages that the trials had, in their order."""
-    order = ("import", "pretrain", "trunk", "cooldown", "finetune")
-    there = dict.fromkeys(stage["kind"] for trial in outcome["trials"] for stage in trial["stages"])
-    return sorted(there, key=lambda kind: order.index(kind) if kind in order else len(order))
+def stage_kinds(result: SweepResult) -> list[str]:
+    """Kinds of the trials' stages, in the order in which they run."""
+    kinds = dict.fromkeys(stage.kind for trial in result.trials for stage in trial.stages)
+    return sorted(kinds, key=lambda kind: STAGE_ORDER.index(kind) if kind in STAGE_ORDER else len(STAGE_ORDER))
 
 
-def reuse(outcome: Told) -> Reuse:
-    """What all stages took, and what they would have taken had every trial trained its own."""
-    needed = [stage for trial in outcome["trials"] for stage in _stages(trial)]
-    once: dict[str, Told] = {}
+def reuse_savings(result: SweepResult) -> ReuseSavings:
+    """What all stages cost, and what they would have cost if every trial had trained its own."""
+    needed = [stage for trial in result.trials for stage in _distinct_stages(trial)]
+    distinct: dict[str, StageResult] = {}
     for stage in needed:
-        known = once.get(stage["digest"])
-        if known is None or finite(known["seconds"], 0.0) < finite(stage["seconds"], 0.0):
-            once[stage["digest"]] = stage
+        known = distinct.get(stage.digest)
+        if known is None or as_finite(known.seconds, 0.0) < as_finite(stage.seconds, 0.0):
+            distinct[stage.digest] = stage
 
-    def summed(stages: Iterable[Told]) -> tuple[dict[str, float], dict[str, int]]:
-        stages, seconds, counts = list(stages), {}, {}
-        for kind in kinds(outcome):
-            some = [finite(once[stage["digest"]]["seconds"], 0.0) for stage in stages if stage["kind"] == kind]
-            seconds[kind], counts[kind] = sum(some), len(some)
+    def summed(stages: Sequence[StageResult]) -> tuple[dict[str, float], dict[str, int]]:
+        seconds, counts = {}, {}
+        for kind in stage_kinds(result):
+            of_kind = [as_finite(distinct[stage.digest].seconds, 0.0) for stage in stages if stage.kind == kind]
+            seconds[kind], counts[kind] = sum(of_kind), len(of_kind)
         return seconds, counts
 
-    (spent, num_spent), (alone, num_alone) = summed(once.values()), summed(needed)
-    return Reuse(spent, alone, num_spent, num_alone)
+    (shared, num_shared), (unshared, num_unshared) = summed(list(distinct.values())), summed(needed)
+    return ReuseSavings(shared, unshared, num_shared, num_unshared)
 
 
-def _stages(trial: Told) -> list[Told]:
+def _distinct_stages(trial: TrialResult) -> list[StageResult]:
     """A trial's stages, each once, however many of its seeds need it."""
-    return list({stage["digest"]: stage for stage in trial["stages"]}.values())
+    return list({stage.digest: stage for stage in trial.stages}.values())
 
 
-# ---- numbers
-
-
-def _at(values: Sequence[Any] | None, metric: int) -> float:
-    return finite(values[metric]) if values is not None and metric < len(values) else math.nan
+def _value(values: Sequence[float] | None, metric: int) -> float:
+    return as_finite(values[metric]) if values is not None and metric < len(values) else math.nan

@@ -1,122 +1,121 @@
-"""Who trains next, and on which workers: stages stand in line for a crew, as many at once as the cluster has room for.
+"""Which stage runs next, and on which worker group: stages wait in line, and as many run at once as there is room for.
 
-A test goes before a pre-training, and that before a fine-tuning, for others wait for it; then the experiments' order
-counts. Only the first in line is served, so that a large stage does not starve behind small ones. A crew that is
-through with a fine-tuning stays with its experiment, whose test comes next, until that ends or has to wait.
+A test goes before a pre-training, and that before a fine-tuning, because others wait for it; then the order of the
+experiments counts. Only the first in line is served, so that a large stage does not starve behind small ones. A group
+that has finished a fine-tuning stays reserved for its experiment, whose test comes next, until that waits or ends.
 """
 
 import threading
 import time
 from bisect import insort
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from premed.config.settings import Kind, Train
-from premed.crew import Crew
+from premed.cluster import Resources, fits, workers_of
+from premed.config.settings import Kind
+from premed.crew import WorkerGroup
 from premed.events import EventHandler, WaitingForResources
 from premed.worker import StageJob
 
 ORDER: dict[Kind, int] = {"test": 0, "trunk": 1, "pretrain": 1, "cooldown": 1, "finetune": 2}
-LOOK = 0.2  # seconds between two looks at whether there is room now
+POLL = 0.2  # seconds between two looks at whether there is room now
 PATIENCE = 30.0  # seconds after which a stage says what it waits for
 GLANCE = 5.0  # seconds between two looks at whether its workers have a place
-Resources = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Member:
-    """Who asks for a crew: one of a command's experiments."""
+class Ticket:
+    """An experiment's place among those of its command, and what its stages do while they wait."""
 
     number: int
     """Its place in their order."""
     pause: Callable[[float], None]
-    """See `driver.Common`."""
+    """Waits so many seconds. Raises KeyboardInterrupt where the command, CalledOff where the experiment was stopped."""
     tested: bool = True
-    """Its test follows its fine-tuning."""
-    ruling: Callable[[], float] | None = None
-    """Of its fine-tuning; see `Crew.run`."""
-    tell: EventHandler = lambda event: None
-    """Takes what there is to say of its stage."""
+    """A test follows its fine-tuning."""
+    report: Callable[[int], bool] | None = None
+    """Whether its fine-tuning may continue from the validation at a step; see `Executor.run_stage`."""
+    on_queued: Callable[[], None] = lambda: None
+    """Called when a stage is in line, or has to wait: the next experiment may begin."""
 
 
-class Fleet:
-    """The crews of a command. Called by the threads of its experiments, it runs a stage to its end.
+class Scheduler:
+    """The worker groups of a command. The threads of its experiments call `run`, which runs a stage to its end.
 
-    hire: makes a crew for a job. nodes: what each node of the cluster has. free: what nobody holds of all that.
+    start_group: makes a group for a job. nodes: the resources of each node. free: what nobody holds of them.
     """
 
     def __init__(
         self,
-        hire: Callable[[StageJob], Crew],
+        start_group: Callable[[StageJob], WorkerGroup],
         nodes: Callable[[], Sequence[Resources]],
         free: Callable[[], Resources] = lambda: {},
     ):
-        self.hire, self.nodes, self.free = hire, nodes, free
+        self.start_group, self.nodes, self.free = start_group, nodes, free
         self.change = threading.Condition()
         self.line: list[tuple[int, int, int]] = []
-        self.tickets = count()
-        self.crews: list[Crew] = []
-        self.busy: list[Crew] = []
-        self.kept: dict[int, Crew] = {}  # by experiment
+        self.arrivals = count()
+        self.groups: list[WorkerGroup] = []
+        self.busy: list[WorkerGroup] = []
+        self.reserved: dict[int, WorkerGroup] = {}  # by experiment
 
-    def run(self, job: StageJob, run_id: str, of: "Member") -> None:
-        """Trains the stage of an experiment, waiting for its turn. Raises what ended the workers."""
-        through, number, short = False, of.number, Shortage(lambda: of.tell(self.shortage(job)))
-        ruling = of.ruling if job.stage.kind == "finetune" else None
-        while not through:
-            crew = self.take(job, of, short)
+    def run(self, job: StageJob, events: EventHandler, report: Callable[[int], bool] | None, ticket: Ticket) -> None:
+        """Trains the stage of an experiment when it is its turn. Raises what ended the workers."""
+        finished, notice = False, ShortageNotice(lambda: events(self.shortage(job)))
+        while not finished:
+            group = self.acquire(job, ticket, notice)
             try:
-                through = crew.run(job, run_id, of.pause, ruling, short)
+                finished = group.run(job, events, report, ticket.pause, notice)
             finally:
                 with self.change:
-                    self.busy.remove(crew)
-                    if job.stage.kind == "finetune" and of.tested:
-                        self.kept[number] = crew
+                    self.busy.remove(group)
+                    if job.stage.kind == "finetune" and ticket.tested:
+                        self.reserved[ticket.number] = group
                     self.change.notify_all()
 
-    def leave(self, number: int) -> None:
-        """The experiment wants no crew for now."""
+    def release(self, number: int) -> None:
+        """The experiment needs no group for now."""
         with self.change:
-            self.kept.pop(number, None)
+            self.reserved.pop(number, None)
             self.change.notify_all()
 
-    def take(self, job: StageJob, of: "Member", short: "Shortage") -> Crew:
-        """A crew for the job, once it is its turn."""
-        number = of.number
+    def acquire(self, job: StageJob, ticket: Ticket, notice: "ShortageNotice") -> WorkerGroup:
+        """A group for the job, once it is its turn."""
+        number = ticket.number
         with self.change:
-            ticket = (ORDER[job.stage.kind], number, next(self.tickets))
-            insort(self.line, ticket)
+            place = (ORDER[job.stage.kind], number, next(self.arrivals))
+            insort(self.line, place)
             try:
                 while True:
-                    if (crew := self.kept.pop(number, None)) and crew.suits(job):
+                    if (group := self.reserved.pop(number, None)) and group.suits(job):
                         break
-                    if self.line[0] == ticket and (crew := self.found(job)):
+                    if self.line[0] == place and (group := self.available(job)):
                         break
-                    if self.line[0] == ticket:
-                        short()
-                    self.change.wait(LOOK)
-                    of.pause(0)
+                    if self.line[0] == place:
+                        notice()
+                    self.change.wait(POLL)
+                    ticket.pause(0)
             finally:
-                self.line.remove(ticket)
+                self.line.remove(place)
                 self.change.notify_all()
-            self.busy.append(crew)
-            return crew
+            self.busy.append(group)
+            return group
 
-    def found(self, job: StageJob) -> Crew | None:
-        """An idle crew that suits, or a new one if there is room; where there is none, idle ones make it."""
-        for crew in [crew for crew in self.crews if not crew.alive and crew not in self.busy]:
-            self.crews.remove(crew)
-            crew.close()
-        idle = [crew for crew in self.crews if crew not in self.busy and crew not in self.kept.values()]
-        if crew := next((crew for crew in idle if crew.suits(job)), None):
-            return crew
-        held = [worker for crew in self.crews for worker in workers_of(crew.train, crew.train.most)]
-        if not self.crews or fits(self.nodes(), [*held, *workers_of(job.train, job.train.fewest)]):
-            self.crews.append(crew := self.hire(job))
-            return crew
-        for crew in idle:
-            crew.dismiss()
+    def available(self, job: StageJob) -> WorkerGroup | None:
+        """An idle group that suits, or a new one if there is room. Where there is none, idle groups are ended."""
+        for group in [group for group in self.groups if not group.alive and group not in self.busy]:
+            self.groups.remove(group)
+            group.close()
+        idle = [group for group in self.groups if group not in self.busy and group not in self.reserved.values()]
+        if group := next((group for group in idle if group.suits(job)), None):
+            return group
+        held = [worker for group in self.groups for worker in workers_of(group.train, group.train.most)]
+        if not self.groups or fits(self.nodes(), [*held, *workers_of(job.train, job.train.fewest)]):
+            self.groups.append(group := self.start_group(job))
+            return group
+        for group in idle:
+            group.dismiss()
         return None
 
     def shortage(self, job: StageJob) -> WaitingForResources:
@@ -135,27 +134,27 @@ class Fleet:
     def held(self) -> float:
         """The CPUs that the workers hold."""
         with self.change:
-            return sum(crew.train.most * crew.train.cpus for crew in self.crews if crew.alive)
+            return sum(group.train.most * group.train.cpus for group in self.groups if group.alive)
 
     def idle(self) -> float:
-        """Those of them that do nothing now."""
+        """Those of them whose workers have no job."""
         with self.change:
-            idle = [crew for crew in self.crews if crew.alive and crew not in self.busy]
-            return sum(crew.train.most * crew.train.cpus for crew in idle)
+            idle = [group for group in self.groups if group.alive and group not in self.busy]
+            return sum(group.train.most * group.train.cpus for group in idle)
 
     def close(self) -> None:
-        """Lets all workers go, and waits until they have."""
-        for crew in self.crews:
-            crew.dismiss()
-        for crew in self.crews:
-            crew.close()
+        """Ends all workers, and waits until they have ended."""
+        for group in self.groups:
+            group.dismiss()
+        for group in self.groups:
+            group.close()
 
 
-class Shortage:
-    """Asked again and again, it says once that something was lacking for a while."""
+class ShortageNotice:
+    """Called again and again, it notifies once when resources were lacking for PATIENCE seconds."""
 
-    def __init__(self, say: Callable[[], None]):
-        self.say, self.said = say, False
+    def __init__(self, notify: Callable[[], None]):
+        self.notify, self.notified = notify, False
         self.since = self.looked = time.monotonic()
 
     def __call__(self, lacking: Callable[[], bool] = lambda: True) -> None:
@@ -164,26 +163,7 @@ class Shortage:
             return
         self.looked = now
         if not lacking():
-            self.since, self.said = now, False
-        elif not self.said and now - self.since > PATIENCE:
-            self.said = True
-            self.say()
-
-
-def workers_of(train: Train, number: int) -> list[Resources]:
-    """What each of so many workers holds."""
-    return [{"CPU": train.cpus, "GPU": float(train.gpu)}] * number
-
-
-def fits(nodes: Iterable[Resources], workers: Iterable[Resources]) -> bool:
-    """Whether all workers find a place on the nodes at once: the largest first, each on the first node with room."""
-    left = [dict(node) for node in nodes]
-    for worker in sorted(workers, key=lambda worker: (worker["GPU"], worker["CPU"]), reverse=True):
-        for node in left:
-            if all(node.get(name, 0) >= needed - 1e-9 for name, needed in worker.items()):
-                break
-        else:
-            return False
-        for name, needed in worker.items():
-            node[name] = node.get(name, 0) - needed
-    return True
+            self.since, self.notified = now, False
+        elif not self.notified and now - self.since > PATIENCE:
+            self.notified = True
+            self.notify()

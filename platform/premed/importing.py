@@ -4,12 +4,14 @@ Runs where the command runs: the file need be on that machine alone, all others 
 """
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from premed.config.experiment import Experiment, Stage
 from premed.config.plugins import plugin
+from premed.config.spec import Spec
 from premed.contracts import Domain, Encoder, Task
 from premed.device import peak_memory_mb
 from premed.events import EventHandler, WeightsImported
@@ -18,17 +20,17 @@ from premed.parts import card
 from premed.vault import StageStorage
 
 
-def foresee(experiment: Experiment) -> None:
+def foresee(experiment: Experiment, tasks: Callable[[Spec], Task]) -> None:
     """UserError where the weights that an experiment starts from cannot be had or do not fit. Nothing is saved."""
     first = next(experiment.stages(lambda kind: ""))
     if first.kind == "import":
-        brought(first)
+        brought(first, tasks)
 
 
-def bring(stage: Stage, storage: StageStorage, on_event: EventHandler) -> None:
+def bring(stage: Stage, storage: StageStorage, on_event: EventHandler, tasks: Callable[[Spec], Task]) -> None:
     """Saves the encoder that an import stage brings, its card and, last, the result."""
     began = time.monotonic()
-    task, encoder, state, report = brought(stage)
+    task, encoder, state, report = brought(stage, tasks)
     load_strictly(encoder.to_empty(device="cpu"), state, "encoder")
     storage.put_weights("parts/encoder.safetensors", encoder.state_dict())
     storage.put_json("parts/card.json", card(stage, [Domain(task, task.name)], {"encoder": encoder}, None))
@@ -46,9 +48,11 @@ def bring(stage: Stage, storage: StageStorage, on_event: EventHandler) -> None:
     storage.put_json("result.json", result)
 
 
-def brought(stage: Stage) -> tuple[Task, Encoder, dict[str, torch.Tensor], dict[str, Any]]:
+def brought(
+    stage: Stage, tasks: Callable[[Spec], Task]
+) -> tuple[Task, Encoder, dict[str, torch.Tensor], dict[str, Any]]:
     """The task, its encoder (without memory), the encoder's state, and what was done to make it."""
-    task = plugin("tasks", stage.task).build(stage.task)
+    task = tasks(stage.task)
     with torch.device("meta"):
         encoder = plugin("encoders", stage.encoder).build(stage.encoder, task.channels, task.roi)
     return task, encoder, *plugin("pretext", stage.pretext).weights(stage.pretext, encoder, task)

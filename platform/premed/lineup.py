@@ -1,7 +1,8 @@
-"""Which experiments stand beside each other: refused where their protocols differ, else told apart as rows.
+"""Grouping: which experiments stand beside each other, as the arms of a comparison.
 
-The protocol, which is the task, the data and the fine-tuning, must be equal or be allowed to differ by name. What else
-differs tells rows apart: a row is a strategy, in one of its variants, at one label fraction, over its seeds.
+Their protocol, which is the task, the data and the fine-tuning, must be equal or be allowed to differ by name; else the
+comparison is refused. What differs besides makes arms: an arm is a strategy, in one of its variants, at one label
+fraction, over its seeds.
 """
 
 from collections import Counter, defaultdict
@@ -11,9 +12,10 @@ from functools import cached_property
 from typing import Literal
 
 from premed.config.plugins import plugin
-from premed.contenders import FRACTION, HEAD, SEEDS, Member, counted, listed
+from premed.contenders import FRACTION, HEAD, SEEDS, ExperimentRun
 from premed.contracts import Part
 from premed.errors import UserError
+from premed.formatting import counted, listed
 
 SOURCE = "pretrain.sources."  # with its number after it: a data set that a pre-training names
 PROTOCOL = ("task.", "data.train", "data.val", "data.test", "finetune.")
@@ -21,189 +23,199 @@ Pairing = Literal["paired", "unpaired", "patients"]
 
 
 @dataclass(frozen=True)
-class Row:
-    """A strategy, in one of its variants, at one label fraction: members that differ in seeds alone."""
+class Arm:
+    """A strategy, in one of its variants, at one label fraction: runs that differ in seeds alone."""
 
     label: str
     fraction: float
-    members: tuple[Member, ...]
+    runs: tuple[ExperimentRun, ...]
     differs: dict[str, str]
+    """The fields that tell it from others of its strategy, and their values."""
 
     @property
     def fields(self) -> dict[str, str]:
-        return self.members[0].fields
+        return self.runs[0].fields
 
     @property
     def strategy(self) -> str:
         return self.fields["strategy"]
 
+    @property
+    def architecture(self) -> dict[str, str]:
+        """The encoder's fields."""
+        return {name: value for name, value in self.fields.items() if name.startswith("encoder.")}
+
     @cached_property
-    def units(self) -> dict[tuple[str, str], list[Member]]:
-        """Members by independent seed: fine-tunings of one of several pre-trainings are no seeds of their own."""
-        before, after = ({get(each) for each in self.members} for get in (_pretrain_seed, _seed))
-        alone = len(before) == len(after) == len(self.members)
-        units: dict[tuple[str, str], list[Member]] = defaultdict(list)
-        for member in sorted(self.members, key=lambda member: (len(member.seed), member.seed)):
-            by_pretraining = len(before) > 1 and not alone
-            units[("pretrain", str(member.pretrain_seed)) if by_pretraining else ("finetune", member.seed)].append(
-                member
-            )
-        return units
+    def by_seed(self) -> dict[tuple[str, str], list[ExperimentRun]]:
+        """Runs by independent seed.
+
+        Where several fine-tunings stand on each of several pre-trainings, the seeds are those of the pre-trainings.
+        """
+        num_pretrain = len({run.pretrain_seed for run in self.runs})
+        is_one_to_one = num_pretrain == len({run.seed for run in self.runs}) == len(self.runs)
+        by_seed: dict[tuple[str, str], list[ExperimentRun]] = defaultdict(list)
+        for run in sorted(self.runs, key=lambda run: (len(run.seed), run.seed)):
+            if num_pretrain > 1 and not is_one_to_one:
+                by_seed["pretrain", str(run.pretrain_seed)].append(run)
+            else:
+                by_seed["finetune", run.seed].append(run)
+        return by_seed
 
     @property
     def varied(self) -> str:
-        names = {
-            "pre-training": {_pretrain_seed(each) for each in self.members},
-            "fine-tuning": set(map(_seed, self.members)),
+        """Which seeds differ within the arm, in words."""
+        seeds = {
+            "pre-training": {run.pretrain_seed for run in self.runs},
+            "fine-tuning": {run.seed for run in self.runs},
         }
-        several = [name for name, seeds in names.items() if len(seeds) > 1]
+        several = [name for name, values in seeds.items() if len(values) > 1]
         return f"{' and '.join(several)} seed" if several else "nothing"
 
-    def paired(self, other: "Row", least: int) -> tuple[Pairing, list[int], list[int]]:
-        """How it is compared with another row, and on which of its units and of the other's.
+    def paired(self, other: "Arm", least: int) -> tuple[Pairing, list[int], list[int]]:
+        """How it is compared with another arm, and on which of its own seeds and of the other's (by index).
 
-        paired: on the seeds that both have, if they are at least so many; unpaired: on all seeds, if both have so
-        many; patients: the seeds are too few to tell how another would come out.
+        paired: on the seeds that both have, if there are at least `least`; unpaired: on all seeds, if each has at least
+        `least`; patients: the seeds are too few to estimate the variation between seeds.
         """
-        ours, theirs = list(self.units), list(other.units)
+        ours, theirs = list(self.by_seed), list(other.by_seed)
         common = [seed for seed in ours if seed in theirs]
-        both = [ours.index(seed) for seed in common], [theirs.index(seed) for seed in common]
-        everything = list(range(len(ours))), list(range(len(theirs)))
+        shared = [ours.index(seed) for seed in common], [theirs.index(seed) for seed in common]
+        all_seeds = list(range(len(ours))), list(range(len(theirs)))
         if len(common) >= least:
-            return "paired", *both
+            return "paired", *shared
         if min(len(ours), len(theirs)) >= least:
-            return "unpaired", *everything
-        return "patients", *(both if common else everything)
+            return "unpaired", *all_seeds
+        return "patients", *(shared if common else all_seeds)
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows with one head."""
+    """The arms with one head."""
 
     head: str
-    rows: list[Row]
+    arms: list[Arm]
 
-
-def _seed(member: Member) -> str:
-    return member.seed
-
-
-def _pretrain_seed(member: Member) -> str | None:
-    return member.pretrain_seed
+    @property
+    def num_runs(self) -> int:
+        return sum(len(arm.runs) for arm in self.arms)
 
 
 # ---- what may stand beside what
 
 
-def lineup(members: list[Member], part: Part, allow: Sequence[str]) -> tuple[list[Block], list[str]]:
-    """A task's members, newest first, in rows and blocks; UserError where their protocols differ and may not."""
-    members = placeless(members, part)
-    newest: dict[tuple, Member] = {}
-    for member in members:
-        newest.setdefault((member.variant, member.fields.get(FRACTION), member.seed, member.pretrain_seed), member)
-    twice = len(members) - len(newest)
-    said = [f"{counted(twice, 'run')} there twice with all fields the same: the newest counts"] if twice else []
-    members = list(newest.values())
-    refuse(members, PROTOCOL[:-1], part, allow)
-    heads: dict[str, list[Member]] = defaultdict(list)
-    for member in members:
-        heads["" if allowed(HEAD, allow) else member.fields.get(HEAD, "")].append(member)
+def group_runs(runs: list[ExperimentRun], part: Part, allow: Sequence[str]) -> tuple[list[Block], list[str]]:
+    """A task's runs, newest first, as blocks of arms, and notes on them.
+
+    Raises UserError where the protocols of the runs differ in a field that `allow` does not name.
+    """
+    runs = without_locations(runs, part)
+    newest: dict[tuple, ExperimentRun] = {}
+    for run in runs:
+        newest.setdefault((run.variant, run.fields.get(FRACTION), run.seed, run.pretrain_seed), run)
+    num_repeated = len(runs) - len(newest)
+    notes = []
+    if num_repeated:
+        notes.append(f"{counted(num_repeated, 'run')} there twice with all fields the same: the newest counts")
+    runs = list(newest.values())
+    require_same(runs, PROTOCOL[:-1], part, allow)
+    by_head: dict[str, list[ExperimentRun]] = defaultdict(list)
+    for run in runs:
+        by_head["" if is_allowed(HEAD, allow) else run.fields.get(HEAD, "")].append(run)
     blocks = []
-    for head, some in sorted(heads.items(), key=lambda item: -len(item[1])):
-        refuse(some, PROTOCOL[-1:], part, allow)
-        blocks.append(Block(head or some[0].fields.get(HEAD, ""), rows_of(some)))
-    for name in sorted(
-        {name for member in members for name in member.fields if protocol(name) and allowed(name, allow)}
-    ):
-        if len(values := {member.fields.get(name, "not set") for member in members}) > 1:
-            said.append(f"{name} differs and was allowed to: {listed(values)}")
-    return blocks, said
+    for head, some in sorted(by_head.items(), key=lambda item: -len(item[1])):
+        require_same(some, PROTOCOL[-1:], part, allow)
+        blocks.append(Block(head or some[0].fields.get(HEAD, ""), arms_of(some)))
+    for name in sorted({name for run in runs for name in run.fields if is_protocol(name) and is_allowed(name, allow)}):
+        if len(values := {run.fields.get(name, "not set") for run in runs}) > 1:
+            notes.append(f"{name} differs and was allowed to: {listed(values)}")
+    return blocks, notes
 
 
-def placeless(members: list[Member], part: Part) -> list[Member]:
-    """The members without the fields that change no score: where a file lies; what test part a score on val has."""
-    names = {name for member in members for name in member.fields if name.startswith("task.")}
-    differing = {name for name in names if len({member.fields.get(name) for member in members}) > 1}
-    places = {"data.test"} if part == "val" else set()
+def without_locations(runs: list[ExperimentRun], part: Part) -> list[ExperimentRun]:
+    """The runs without the fields that change no score: where files are; on val, the fingerprint of the test part."""
+    names = {name for run in runs for name in run.fields if name.startswith("task.")}
+    differing = {name for name in names if len({run.fields.get(name) for run in runs}) > 1}
+    left_out = {"data.test"} if part == "val" else set()
     if differing:
-        with_name = members[0].fields.get("task.name", "")
         try:
-            config = plugin("tasks", with_name).Config.model_fields
-        except ValueError:  # of a task that is no longer there nothing is known
-            return members
-        places |= {
+            config = plugin("tasks", runs[0].fields.get("task.name", "")).Config.model_fields
+        except ValueError:  # the task's plug-in is no longer there, and nothing is known of its fields
+            return runs
+        left_out |= {
             name
             for name in differing
             if (field := config.get(name.split(".")[1])) and (field.json_schema_extra or {}) == {"digest": False}
         }
     return [
-        replace(member, fields={name: value for name, value in member.fields.items() if name not in places})
-        for member in members
+        replace(run, fields={name: value for name, value in run.fields.items() if name not in left_out}) for run in runs
     ]
 
 
-def protocol(name: str) -> bool:
-    """Whether members must agree on a field. What pre-training saw (`data.images`, `data.weights`) tells rows apart."""
+def is_protocol(name: str) -> bool:
+    """Whether a field must be the same in all runs. `data.images` and `data.weights`, of pre-training, make arms."""
     return name.startswith(PROTOCOL) and name not in (*SEEDS, FRACTION)
 
 
-def allowed(name: str, allow: Sequence[str]) -> bool:
+def is_allowed(name: str, allow: Sequence[str]) -> bool:
     return any(name == each or name.startswith(f"{each}.") for each in allow)
 
 
-def refuse(members: list[Member], prefixes: tuple[str, ...], part: Part, allow: Sequence[str]) -> None:
-    """One line for the first field in which members differ; what is scored can never be allowed to."""
-    names = sorted({name for member in members for name in member.fields if name.startswith(prefixes)})
+def require_same(runs: list[ExperimentRun], prefixes: tuple[str, ...], part: Part, allow: Sequence[str]) -> None:
+    """Raises UserError for the first field in which runs differ; the cases that are scored may never differ."""
+    names = sorted({name for run in runs for name in run.fields if name.startswith(prefixes)})
     differing = []
-    for name in filter(protocol, names):
-        values = Counter(member.fields.get(name, "not set") for member in members)
-        if len(values) > 1 and (name == f"data.{part}" or not allowed(name, allow)):
+    for name in filter(is_protocol, names):
+        values = Counter(run.fields.get(name, "not set") for run in runs)
+        if len(values) > 1 and (name == f"data.{part}" or not is_allowed(name, allow)):
             differing.append((name, values))
     if not differing:
         return
     name, values = differing[0]
-    found = ", ".join(f"{value} ({counted(number, 'run')})" for value, number in values.most_common(4))
-    mend = f"--where {name}={values.most_common(1)[0][0]}"
-    mend += ", for other cases cannot be paired" if name == f"data.{part}" else f" or --allow {name}"
+    shown = ", ".join(f"{value} ({counted(number, 'run')})" for value, number in values.most_common(4))
+    remedy = f"--where {name}={values.most_common(1)[0][0]}"
+    remedy += ", for other cases cannot be paired" if name == f"data.{part}" else f" or --allow {name}"
     more = f" ({listed([name for name, _ in differing[1:5]])} too)" if differing[1:] else ""
-    raise UserError(f"{members[0].task}: runs differ in {name}: {found}; {mend}{more}")
+    raise UserError(f"{runs[0].task}: runs differ in {name}: {shown}; {remedy}{more}")
 
 
-def rows_of(members: list[Member]) -> list[Row]:
-    """Members in rows; a row is called by its strategy and by what tells it from others of that strategy."""
-    groups: dict[tuple, list[Member]] = defaultdict(list)
-    for member in members:
-        groups[float(member.fields.get(FRACTION, 1.0)), member.variant].append(member)
-    rows = []
+# ---- arms and their labels
+
+
+def arms_of(runs: list[ExperimentRun]) -> list[Arm]:
+    """Runs as arms, by label fraction and label."""
+    groups: dict[tuple, list[ExperimentRun]] = defaultdict(list)
+    for run in runs:
+        groups[float(run.fields.get(FRACTION, 1.0)), run.variant].append(run)
+    arms = []
     for (fraction, _), some in groups.items():
-        kin = [member for member in members if member.fields["strategy"] == some[0].fields["strategy"]]
-        names = sorted({name for member in kin for name in member.fields if name not in (*SEEDS, FRACTION)})
+        fields, strategy = some[0].fields, some[0].fields["strategy"]
+        siblings = [run for run in runs if run.fields["strategy"] == strategy]
+        names = sorted({name for run in siblings for name in run.fields if name not in (*SEEDS, FRACTION)})
         differs = {
-            name: some[0].fields.get(name, "not set")
-            for name in names
-            if len({member.fields.get(name) for member in kin}) > 1
+            name: fields.get(name, "not set") for name in names if len({run.fields.get(name) for run in siblings}) > 1
         }
-        seen = sources(some[0].fields) if len({sources(member.fields) for member in kin}) > 1 else ""
-        rows.append(Row(" ".join([some[0].fields["strategy"], *told(differs, seen)]), fraction, tuple(some), differs))
-    return sorted(rows, key=lambda row: (row.fraction, row.label))
+        several = len({sources(run.fields) for run in siblings}) > 1
+        words = label_words(differs, sources(fields) if several else "")
+        arms.append(Arm(" ".join([strategy, *words]), fraction, tuple(some), differs))
+    return sorted(arms, key=lambda arm: (arm.fraction, arm.label))
 
 
-def told(differs: dict[str, str], seen: str = "") -> list[str]:
-    """What tells a row from others, in short: another encoder by its name, the rest as field=value.
+def label_words(differs: dict[str, str], sources: str) -> list[str]:
+    """What tells an arm from others of its strategy: an encoder or a head by its name, other fields as field=value.
 
-    seen: the data sets of its pre-training, where others had not the same.
+    sources: the data sets of its pre-training, where the others have different ones.
     """
-    swapped = [name for name in differs if name in ("encoder.name", HEAD)]
-    covered = tuple(name.removesuffix("name") for name in swapped) + ((SOURCE, "data.images") if seen else ())
+    named = [name for name in differs if name in ("encoder.name", HEAD)]
+    covered = tuple(name.removesuffix("name") for name in named) + ((SOURCE, "data.images") if sources else ())
     rest = [name for name in differs if not name.startswith(covered or "?")]
-    words = [differs[name] for name in swapped] + ([f"sources={seen}"] if seen else [])
+    words = [differs[name] for name in named] + ([f"sources={sources}"] if sources else [])
     return words + [f"{name.rpartition('.')[2]}={differs[name]}" for name in rest]
 
 
 def sources(fields: dict[str, str]) -> str:
     """The data sets that a pre-training names, in short: `X-ray+MRI`; `own` where it names none."""
-    found: list[str] = []
-    while f"{SOURCE}{len(found)}.task.name" in fields:
-        names = [fields.get(f"{SOURCE}{len(found)}.{name}", "None") for name in ("group", "task.folder", "task.name")]
-        found.append(next(name for name in names if name != "None"))
-    return "+".join(found) or "own"
+    names: list[str] = []
+    while f"{SOURCE}{len(names)}.task.name" in fields:
+        source = [fields.get(f"{SOURCE}{len(names)}.{name}", "None") for name in ("group", "task.folder", "task.name")]
+        names.append(next(name for name in source if name != "None"))
+    return "+".join(names) or "own"

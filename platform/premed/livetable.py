@@ -25,8 +25,8 @@ from premed.events import (
     WaitingForStage,
     WarningIssued,
 )
+from premed.formatting import duration
 from premed.presenter import DOING, ProgressPrinter
-from premed.sweep_words import lasting
 
 ABOVE = (
     RayStarting,
@@ -125,7 +125,7 @@ class LiveTable(ProgressPrinter):
         done = f"{self.total - self.left + self.ended}/{self.total} trials"
         if not 0 < self.ended < self.left:
             return done
-        return f"{done}, about {lasting((time.monotonic() - self.began) / self.ended * (self.left - self.ended))} left"
+        return f"{done}, about {duration((time.monotonic() - self.began) / self.ended * (self.left - self.ended))} left"
 
     # ---- the table
 

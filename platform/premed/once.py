@@ -1,4 +1,4 @@
-"""Work that several threads of a command want is done once."""
+"""SingleFlight: of several threads that need the same result, one computes it and the others wait for it."""
 
 import threading
 from collections.abc import Callable, Hashable
@@ -7,59 +7,59 @@ from typing import Any
 
 from premed.errors import CalledOff
 
-LOOK = 0.2  # seconds between two looks at whether a wait is still wanted
+POLL = 0.2  # seconds between two looks at whether a waiting thread was stopped
 
 
-class Once:
-    """What several threads of a command want: the first to ask does it, the others wait for what comes of it.
+class SingleFlight:
+    """Calls a function once for each key, however many threads ask. The result is kept, and so is an exception.
 
-    Where the first is called off, one of the others takes over.
+    Where the computing thread is called off (CalledOff), one of the waiting threads takes over.
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.known: dict[Hashable, Future] = {}
+        self.results: dict[Hashable, Future] = {}
 
     def __call__(
         self,
-        name: Hashable,
-        work: Callable[[], Any],
-        wait: Callable[[], Any] = lambda: None,
+        key: Hashable,
+        function: Callable[[], Any],
+        on_wait: Callable[[], Any] = lambda: None,
         pause: Callable[[float], None] = lambda seconds: None,
-    ) -> Any:
-        """What `work()` gave (or raised) for the first to ask, and whether this one was it.
+    ) -> tuple[Any, bool]:
+        """The result of `function()`, and whether this call computed it. Raises what `function` raised.
 
-        wait: called before a wait. pause: called again and again during it; what it raises ends it.
+        on_wait: called once before a wait. pause: called again and again during it; what it raises ends the wait.
         """
         with self.lock:
-            first = name not in self.known
-            result = self.known.setdefault(name, Future())
+            first = key not in self.results
+            result = self.results.setdefault(key, Future())
         if first:
-            return self.first(name, work, result), True
+            return self.compute(key, function, result), True
         if not result.done():
-            wait()
+            on_wait()
         while True:
             try:
-                return result.result(LOOK), False
+                return result.result(POLL), False
             except TimeoutError:
-                if result.done():  # it is the work's own
+                if result.done():  # raised by the function itself
                     raise
                 pause(0)
             except CalledOff:
-                return self(name, work, wait, pause)
+                return self(key, function, on_wait, pause)
 
-    def first(self, name: Hashable, work: Callable[[], Any], result: Future) -> Any:
+    def compute(self, key: Hashable, function: Callable[[], Any], result: Future) -> Any:
         try:
-            result.set_result(work())
+            result.set_result(function())
         except BaseException as error:
-            if isinstance(error, CalledOff):  # before the others hear of it
-                del self.known[name]
+            if isinstance(error, CalledOff):  # before the waiting threads see it
+                del self.results[key]
             result.set_exception(error)
         return result.result()
 
     def forget_failures(self) -> None:
-        """What failed may be tried again."""
+        """Lets what failed be tried again."""
         with self.lock:
-            for name, result in list(self.known.items()):
+            for key, result in list(self.results.items()):
                 if result.done() and result.exception() is not None:
-                    del self.known[name]
+                    del self.results[key]

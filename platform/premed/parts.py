@@ -10,7 +10,6 @@ from premed.config.experiment import Stage
 from premed.contracts import Domain, Encoder
 from premed.errors import UserError
 from premed.models.network import load_resized
-from premed.tasks.common.description import described
 from premed.vault import StageStorage
 
 
@@ -37,7 +36,7 @@ def card(
     assert isinstance(encoder, Encoder)
     sources = {"sources": [source(domain) for domain in domains]} if getattr(stage.training, "sources", None) else {}
     return (
-        described(domains[0].task)
+        domains[0].task.describe()
         | sources
         | {
             "digest": stage.digest(),

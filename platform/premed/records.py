@@ -18,11 +18,11 @@ from typing import Any
 
 import yaml
 
-from premed.cohort import cases, domains
 from premed.config.expand import title
 from premed.config.experiment import Experiment, Stage
 from premed.config.settings import BLIND, PRETRAINING, TRUNK, Kind, Pretrain, Train
 from premed.contracts import Domain, Task
+from premed.data.datamodule import cases, domains
 from premed.errors import StageFailed
 from premed.events import EventHandler, ModelRegistrationStarted, WarningIssued
 from premed.paths import home, portable
@@ -209,7 +209,7 @@ class ExperimentRecorder:
             # loaded as a test stage does it: the parts that validation picked
             stage = job.stage.model_copy(update={"kind": "test"})
             loading = StageJob(stage, job.stage, job.train, job.storage, job.cache)
-            objective, _ = make_objective(loading, domains(stage, [self.task]))
+            objective, _ = make_objective(loading, domains(stage, lambda config: self.task))
             example = np.zeros((2, self.task.channels, *self.task.roi), np.float32)
             score = result["summary"].get(f"val/{self.task.score}", float("-inf"))
             with REGISTERING:

@@ -1,4 +1,4 @@
-"""One run's table of scores as what `stats` works on: every score with its pseudo-values by patient."""
+"""The scores of one run, from its table of cases: every score with its pseudo-values by patient, for `stats`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from premed import stats
 from premed.stats import Scores
 
 Columns = Mapping[str, Sequence[Any]]
-"""A table of scores by columns, as `RunStore.columns` gives it."""
+"""A table of cases by columns, as `RunStore.columns` gives it."""
 SCALES: dict[str, stats.Scale] = {"dice": "share", "hd95": "positive", "mauc": "share", "accuracy": "share"}
 LOWER_IS_BETTER = {"hd95"}
 
 
 @dataclass(frozen=True)
-class Sheet:
+class ClassScores:
     """One score of one run: first its overall number, then those of its K classes. Undefined is NaN."""
 
     classes: tuple[str, ...]
@@ -26,20 +26,20 @@ class Sheet:
 
 
 @dataclass(frozen=True)
-class Card:
+class ScoreTable:
     """All scores of one run."""
 
-    score: str
-    """The main one, a key of `sheets`."""
-    sheets: dict[str, Sheet]
+    main: str
+    """The task's own, a key of `scores`."""
+    scores: dict[str, ClassScores]
     cases: np.ndarray  # [N], sorted
     num_patients: int
     counts: dict[str, float]
-    """What stands beside the scores: n_missed, n_invented, n_excluded; or n_undefined."""
+    """n_missed, n_invented, n_excluded of a segmentation; n_undefined of a classification."""
 
 
-def card(columns: Columns, score: str | None, exclusive: bool = False) -> Card:
-    """The card of a run's table. score: the task's main one, if that is known; exclusive: each image has one class."""
+def score_table(columns: Columns, main: str | None, exclusive: bool = False) -> ScoreTable:
+    """The scores of a run. main: the task's own, if it is known; exclusive: each image has one class."""
     cases = np.array(columns["case"], str)
     order = np.argsort(cases)
     patients = np.unique(np.array(columns["patient"], str)[order], return_inverse=True)[1]
@@ -48,32 +48,27 @@ def card(columns: Columns, score: str | None, exclusive: bool = False) -> Card:
         """[N, K] of the columns `<kind>/<class>`."""
         return np.array([columns[f"{kind}/{name}"] for name in classes], float).T[order]
 
-    if organs := names_of(columns, "dice"):
-        sheets = {kind: averaged(organs, stats.means(numbers(kind, organs), patients)) for kind in ("dice", "hd95")}
-        states = [state for name in organs for state in columns[f"state/{name}"]]
+    if regions := class_names(columns, "dice"):
+        scores = {kind: with_mean(regions, stats.means(numbers(kind, regions), patients)) for kind in ("dice", "hd95")}
+        states = [state for name in regions for state in columns[f"state/{name}"]]
         words = {"n_missed": "missed", "n_invented": "invented", "n_excluded": "absent"}
         counts = {count: float(states.count(word)) for count, word in words.items()}
     else:
-        classes = names_of(columns, "y")
+        classes = class_names(columns, "y")
         truth, answer = numbers("y", classes), numbers("p", classes)
-        sheets = {"mauc": averaged(classes, stats.aucs(truth, answer, patients))}
-        if exclusive or score == "accuracy":
-            sheets["accuracy"] = sheet(classes, stats.means(hits(truth, answer), patients))
-        counts = {"n_undefined": float(np.isnan(sheets["mauc"].full[1:]).sum())}
-    return Card(score or next(iter(sheets)), sheets, cases[order], int(patients.max()) + 1, counts)
+        scores = {"mauc": with_mean(classes, stats.aucs(truth, answer, patients))}
+        if exclusive or main == "accuracy":
+            scores["accuracy"] = ClassScores(classes, *stats.means(correct(truth, answer), patients))
+        counts = {"n_undefined": float(np.isnan(scores["mauc"].full[1:]).sum())}
+    return ScoreTable(main or next(iter(scores)), scores, cases[order], int(patients.max()) + 1, counts)
 
 
-def names_of(columns: Columns, kind: str) -> tuple[str, ...]:
+def class_names(columns: Columns, kind: str) -> tuple[str, ...]:
     return tuple(name.partition("/")[2] for name in columns if name.startswith(f"{kind}/"))
 
 
-def sheet(classes: tuple[str, ...], scores: Scores) -> Sheet:
-    """Of scores whose first column is the overall number."""
-    return Sheet(classes, *scores)
-
-
-def averaged(classes: tuple[str, ...], scores: Scores) -> Sheet:
-    """Of scores of classes, whose overall number is the mean over those that are defined."""
+def with_mean(classes: tuple[str, ...], scores: Scores) -> ClassScores:
+    """The scores of classes with, as the overall number, their mean over the classes that are defined."""
     defined = ~np.isnan(scores.full)
 
     def mean(of: np.ndarray) -> np.ndarray:
@@ -81,11 +76,11 @@ def averaged(classes: tuple[str, ...], scores: Scores) -> Sheet:
         overall = of[..., defined].mean(axis=-1) if defined.any() else np.full(of.shape[:-1], np.nan)
         return np.concatenate([overall[..., None], of], axis=-1)
 
-    return Sheet(classes, mean(scores.full), mean(scores.pseudo), np.insert(scores.alone, 0, scores.alone.any()))
+    return ClassScores(classes, mean(scores.full), mean(scores.pseudo), np.insert(scores.alone, 0, scores.alone.any()))
 
 
-def hits(truth: np.ndarray, answer: np.ndarray) -> np.ndarray:
+def correct(truth: np.ndarray, answer: np.ndarray) -> np.ndarray:
     """[N, 1 + K]: whether the likeliest class is the true one, for all images and for those of each class."""
     likeliest, true = answer.argmax(axis=1, keepdims=True), truth.argmax(axis=1, keepdims=True)
-    right = np.where(np.isnan(truth).any(axis=1, keepdims=True), np.nan, likeliest == true)
-    return np.concatenate([right, np.where(true == np.arange(truth.shape[1]), right, np.nan)], axis=1)
+    is_correct = np.where(np.isnan(truth).any(axis=1, keepdims=True), np.nan, likeliest == true)
+    return np.concatenate([is_correct, np.where(true == np.arange(truth.shape[1]), is_correct, np.nan)], axis=1)

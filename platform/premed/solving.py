@@ -87,5 +87,7 @@ def features_of(objective: Supervised, chunk: Sequence[Sample], precision: torch
     for name, finite in zip(names, rows.flatten(1).isfinite().all(dim=1), strict=True):
         if not finite:
             raise UserError(f"{name}: its features are no numbers; look at this image (premed data check)")
-    shares = [torch.from_numpy(each) for sample in chunk for each in task.shares(sample, network.encoder.patch)]
+    shares = [
+        torch.from_numpy(each) for sample in chunk for each in task.label_fractions(sample, network.encoder.patch)
+    ]
     return rows.flatten(0, 1), torch.cat([each.reshape(len(task.classes), -1).T for each in shares])

@@ -231,8 +231,8 @@ class Sweep:
 
     def label(self, setting: Setting) -> str:
         """The setting in few words: `mask_ratio=0.5 epochs=20`."""
-        short = axes.short(list(self.search.space))
-        return " ".join(f"{short[path]}={axes.word(value, 4)}" for path, value in setting.items())
+        names = axes.short_names(list(self.search.space))
+        return " ".join(f"{names[path]}={axes.format_value(value, 4)}" for path, value in setting.items())
 
     @property
     def num_trials(self) -> int:

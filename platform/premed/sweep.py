@@ -12,53 +12,56 @@ from functools import partial
 from statistics import pstdev
 from typing import Any
 
-from premed.data.datamodule import Show
 from premed.errors import CalledOff, StageFailed, UserError, first_line
-from premed.events import Event, MetricsLogged, SweepStarted, TrialEnded, TrialStarted, WarningIssued
-from premed.launch import looked_over, settled
-from premed.plan import Plan, said, trains_of
+from premed.events import Event, EventHandler, MetricsLogged, SweepStarted, TrialEnded, TrialStarted, WarningIssued
+from premed.plan import Plan, as_written, trains_of
+from premed.preflight import resolve, validate
 from premed.records import row
 from premed.session import Session, session
 from premed.space import Sweep
 from premed.study import State, Study, Told
+from premed.sweep_result import SweepResult
 from premed.trial import Trial, Validations
 from premed.tuning import conduct, rungs, scheduler_of
 
 WAIT = 0.5  # seconds between two looks at whether all trials are through
 
 
-def run(sweep: Sweep, show: Show) -> dict[str, Any]:
-    """Runs what is not there yet, and returns the outcome, of which a report is written.
+def run(sweep: Sweep, show: EventHandler) -> SweepResult:
+    """Runs what is not there yet, writes the report and returns the result.
 
-    UserError before anything starts where it cannot.
+    Raises UserError, before anything starts, if the sweep cannot run.
     """
     sweep.look()
     plan, trains = Plan(sweep), trains_of(sweep)
     if any(train.workers == 0 for train in trains):
         raise UserError("train.workers: a sweep runs on Ray; set 1 or more")
-    looked_over([plan.base])
+    validate([plan.resolved])
     study = plan.study()
     hearing = Hearing(show)
-    with session(trains, hearing) as here:
+    with session(trains, plan.resolved.tasks, hearing) as here:
         running = Running(plan, study, here, hearing)
         with running.alone():
             running.run()
-    return plan.outcome(study)
+    return plan.result(study)
 
 
-def report(sweep: Sweep) -> dict[str, Any]:
-    """The outcome so far, of a sweep that runs, was stopped or is over. UserError where it never began."""
+def report(sweep: Sweep) -> SweepResult:
+    """Writes the report of a sweep that runs, was stopped or is over; returns its result so far.
+
+    Raises UserError if the sweep never began.
+    """
     sweep.look()
     plan = Plan(sweep)
-    outcome = plan.outcome(plan.study(begun=True))
-    plan.write(outcome)
-    return outcome
+    result = plan.result(plan.study(begun=True))
+    plan.write(result)
+    return result
 
 
 class Hearing:
     """A session's events on their way to who shows them; the rows of a trial's first seed are its validations."""
 
-    def __init__(self, show: Show):
+    def __init__(self, show: EventHandler):
         self.show = show
         self.ears: dict[str, Validations] = {}
 
@@ -85,7 +88,7 @@ class Running:
     def alone(self) -> Iterator[None]:
         """No other command runs this sweep."""
         waiting = False
-        while not self.here.ledger.acquire(self.plan.digest):
+        while not self.here.tracker.acquire(self.plan.digest):
             if not waiting:
                 self.here.show(WarningIssued("another command runs this sweep; waiting for its end"))
             waiting = True
@@ -93,11 +96,11 @@ class Running:
         try:
             yield
         finally:
-            self.here.ledger.release(self.plan.digest)
+            self.here.tracker.release(self.plan.digest)
 
     def run(self) -> None:
         """All trials; the last of them is through when this is back."""
-        self.study.begin(self.here.common.data(self.plan.base.task).fingerprint("finetune"))
+        self.study.begin(self.here.fingerprint(self.plan.base.task, "finetune"))
         self.open()
         ended = [told for told in self.study.trials() if told.state in ("done", "stopped")]
         scheduler = scheduler_of(self.search.scheduler, self.plan.modes[0], self.plan.validations, ended)
@@ -161,9 +164,10 @@ class Running:
         self.trials[number] = trial = Trial(
             number=number,
             seeds=self.search.seeds,
-            experiments=lambda: [
-                settled(each).model_copy(update=named) for each in self.sweep.experiments(told.setting)
-            ],
+            experiments=lambda: resolve(
+                [each.model_copy(update=named) for each in self.sweep.experiments(told.setting)],
+                self.plan.resolved.tasks,
+            ),
             here=self.here,
             metrics=self.plan.metrics,
             show=self.hearing,
@@ -197,7 +201,7 @@ class Running:
         """Tune is through with it: early, where it is still at work (and the sweep is), or because of a `failure`."""
         trial = self.trials[number]
         if failure:
-            self.here.alive()
+            self.here.ensure_alive()
         notes = trial.notes | ({"failure": failure} if failure else {})
         if not self.here.stopped.is_set() and self.study.end(number, "failed" if failure else "stopped", None, notes):
             trial.failure = failure
@@ -220,7 +224,7 @@ class Running:
             self.close_run(trial.run_id, "KILLED")
             raise
         except (UserError, StageFailed) as error:
-            self.here.alive()
+            self.here.ensure_alive()
             state, failure = "failed", first_line(error)
         notes = trial.notes | ({"failure": failure} if failure else {})
         if trial.called_off.is_set() or not self.study.end(trial.number, state, values, notes):  # `stop` was first
@@ -234,14 +238,14 @@ class Running:
     def open(self) -> None:
         about = {"sweep": self.plan.name, "search": self.search.search, "trials": str(self.sweep.num_trials)}
         tags = {"task": self.plan.task.name, "strategy": self.plan.base.strategy, "stage": "sweep"} | about
-        params = {path: str(said(values)) for path, values in self.search.space.items()}
+        params = {path: str(as_written(values)) for path, values in self.search.space.items()}
         named = self.plan.task.name, self.plan.digest, "sweep"
-        found = self.here.ledger.newest_run(*named)
+        found = self.here.tracker.newest_run(*named)
         if found is None:
             opened = self.plan.name, self.plan.digest, "sweep", None, tags, params
-            found = self.here.ledger.open_run(self.plan.task.name, *opened)
+            found = self.here.tracker.open_run(self.plan.task.name, *opened)
         else:
-            self.here.ledger.reopen_run(found)
+            self.here.tracker.reopen_run(found)
         self.run_id = found
         self.study.set_note("run_id", found)
 
@@ -250,10 +254,10 @@ class Running:
         tags = {"task": self.plan.task.name, "strategy": self.plan.base.strategy, "stage": "trial"}
         tags |= {"sweep": self.plan.name, "trial": str(told.number)}
         opened = f"trial {told.number} {label}", digest, "trial", self.run_id, tags, told.setting
-        return self.here.ledger.open_run(self.plan.task.name, *opened)
+        return self.here.tracker.open_run(self.plan.task.name, *opened)
 
     def record(self, trial: Trial, state: State, values: list[float] | None, failure: str) -> None:
-        tracker, by_seed = self.here.ledger, list(trial.by_seed.values())
+        tracker, by_seed = self.here.tracker, list(trial.by_seed.values())
         numbers: dict[str, float] = {}
         for place, (metric, value) in enumerate(zip(self.plan.metrics, values or (), strict=False)):
             numbers[metric] = value
@@ -262,7 +266,7 @@ class Running:
         ours = [stage for stage in trial.stages if not stage["reused"]]
         numbers["seconds"] = sum(stage["seconds"] for stage in ours)
         tracker.log_rows(trial.run_id, [row(0, numbers)])
-        runs = [driver.records.run_id for driver in trial.drivers]
+        runs = [pipeline.recorder.run_id for pipeline in trial.pipelines]
         for run_id in [*runs, *(stage["run_id"] for stage in ours)]:
             tracker.set_tags(run_id, {"sweep": self.plan.name, "trial": str(trial.number)})
         tags = {"state": state} | ({"premed.failure": failure} if failure else {})
@@ -271,16 +275,16 @@ class Running:
         self.close_run(trial.run_id, "FAILED" if state == "failed" else "FINISHED")
 
     def close_run(self, run_id: str, status: str) -> None:
-        self.here.ledger.finish(run_id, status)
+        self.here.tracker.finish(run_id, status)
 
     def end(self) -> None:
         """The sweep's run: its best values, and the best trial's YAML."""
-        outcome, tracker = self.plan.outcome(self.study), self.here.ledger
+        result, tracker = self.plan.result(self.study), self.here.tracker
         for place, metric in enumerate(self.plan.metrics):
-            found = [trial["values"][place] for trial in outcome["trials"] if trial["number"] in outcome["front"]]
-            if found:
+            values = [trial.values[place] for trial in result.trials if trial.number in result.front and trial.values]
+            if values:
                 best = max if self.plan.modes[place] == "max" else min
-                tracker.log_rows(self.run_id, [row(self.sweep.num_trials, {metric: best(found)})])
-        for file in self.plan.write(outcome):
+                tracker.log_rows(self.run_id, [row(self.sweep.num_trials, {metric: best(values)})])
+        for file in self.plan.write(result):
             tracker.log_files(self.run_id, str(file))
         self.close_run(self.run_id, "FINISHED")

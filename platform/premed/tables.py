@@ -1,198 +1,212 @@
-"""The tables of a comparison's page, and the colours and names by which all that the page shows goes together."""
+"""What stands in the tables of a comparison's page, and the colours of its arms, in tables and charts alike."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import NamedTuple
 
-from premed import charts, scoreboard
-from premed.console import number
-from premed.contenders import counted
+from markupsafe import Markup
+
+from premed import charts
+from premed.comparison_result import ArmResult, BlockResult, ClassEstimate, RunResult, TaskResult
 from premed.data.figures import COLOURS, FAINT, LINES
-from premed.page import Cell, table, text
-from premed.scoreboard import NAMES, Told, called, chance, share, signed, span, spread
+from premed.exhibits import CaseScores
+from premed.formatting import NAMES, mean_std, number, percent, signed, span
 
-Cells = list[Cell | str]
+NUM_EXTREMES = 3  # largest gains and losses that are shown
 
 
-class Group:
-    """The rows of one head on one task. ui: where MLflow's UI is, for links; None: nobody said."""
+class Section:
+    """The arms with one head on one task. ui: the address of MLflow's UI, for links; None where it is not known."""
 
-    def __init__(self, task: Told, block: Told, ui: str | None):
+    def __init__(self, task: TaskResult, block: BlockResult, ui: str | None):
         self.task, self.block, self.ui = task, block, ui and ui.rstrip("/")
-        self.rows: Sequence[Told] = block["rows"]
-        self.score: str = task["score"]
-        self.part: str = task["part"]
-        self.word = NAMES.get(self.score, self.score)
-        largest = max(row["label_fraction"] for row in self.rows)
-        self.last = [row for row in self.rows if row["label_fraction"] == largest]
-        self.base = next((row["label"] for row in self.last if row["is_baseline"]), None)
+        self.arms = block.rows
+        self.score = task.score
+        self.title = NAMES.get(self.score, self.score)
+        self.largest = block.largest_fraction
+        self.baseline = next((arm.label for arm in self.largest if arm.is_baseline), None)
+        self.num_runs = sum(len(arm.runs) for arm in self.arms)
 
     @cached_property
     def colours(self) -> dict[str, str]:
-        """By label, the baseline grey."""
-        bases = [row["label"] for row in self.rows if row["is_baseline"]]
-        others = dict.fromkeys(row["label"] for row in self.rows if row["label"] not in bases)
+        """By label; the baseline is grey."""
+        bases = [arm.label for arm in self.arms if arm.is_baseline]
+        others = dict.fromkeys(arm.label for arm in self.arms if arm.label not in bases)
         return {label: COLOURS[LINES[i % len(LINES)]] for i, label in enumerate(others)} | dict.fromkeys(bases, FAINT)
 
-    def dot(self, row: Told) -> str:
-        return f'<span class="dot" style="background:{self.colours[row["label"]]}"></span>'
+    @cached_property
+    def fractions(self) -> list[float]:
+        """The label fractions, the largest first."""
+        return sorted({arm.label_fraction for arm in self.arms}, reverse=True)
 
-    def named(self, row: Told) -> Cell:
-        other = "" if row["same_architecture"] else '<br><span class="small">another architecture</span>'
-        return Cell(f"{self.dot(row)}{text(row['label'])}{other}", "name")
+    def at(self, fraction: float) -> list[ArmResult]:
+        return [arm for arm in self.arms if arm.label_fraction == fraction]
 
-    def link(self, run: Told, run_id: str, words: str) -> str:
-        """To a run's page in MLflow's UI; its id where nobody said where that is."""
-        if self.ui is None:
-            return f"{text(words)} <code>{text(run_id)}</code>"
-        place = f"{self.ui}/#/experiments/{run['experiment_id']}/runs/{run_id}"
-        return f'<a href="{text(place)}">{text(words)}</a>'
+    def is_first(self, arm: ArmResult) -> bool:
+        """Whether it is the first arm of its label fraction."""
+        return arm is self.at(arm.label_fraction)[0]
+
+    def address(self, run: RunResult, run_id: str) -> str | None:
+        """The page in MLflow's UI of a run, or of one of its stages; None where the UI's address is not known."""
+        return self.ui and f"{self.ui}/#/experiments/{run.experiment_id}/runs/{run_id}"
 
 
 # ---- the verdict in words
 
 
-def verdicts(group: Group) -> str:
-    """One sentence for each strategy, at the largest label fraction."""
-    if not group.base or len(group.last) < 2:
-        return ""
-    largest = f", with {share(group.last[0])} of the labels" if len(group.last) < len(group.rows) else ""
-    lines = (f"<li>{group.dot(row)}{verdict(row, group.base, group.score)}</li>" for row in group.last)
-    return f'<p>{text(group.word + largest)}:</p><ul class="verdicts">{"".join(lines)}</ul>'
+def verdicts(section: Section) -> list[tuple[ArmResult, str, str, str]]:
+    """(arm, its score, verdict, difference) in words, at the largest label fraction; the baseline's last two are ""."""
+    if not section.baseline or len(section.largest) < 2:
+        return []
+    rows = []
+    for arm in section.largest:
+        score = arm.scores[section.score]
+        words, numbers = "", ""
+        if difference := score.difference:
+            words = verdict(difference.verdict, section.baseline)
+            numbers = f"{signed(difference.value)} {span(difference.interval, signed)}"
+        rows.append((arm, f"{mean_std(score.mean, score.std)} {span(score.interval)}", words, numbers))
+    return rows
 
 
-def verdict(row: Told, base: str, score: str) -> str:
-    """A row against the baseline."""
-    found = row["scores"][score]
-    mine = f"<b>{text(row['label'])}</b>: {text(spread(found))} {text(span(found['interval']))}"
-    if (apart := found["difference"]) is None:
-        return f"{mine}, the baseline"
-    said, comma, rest = apart["verdict"].partition(", ")
-    if said.startswith("not separable"):
-        said = f"not separable from {base}{said.removeprefix('not separable')}"
-    else:
-        said += f" {'against' if said == 'no interval' else 'than'} {base}"
-    numbers = f"{signed(apart['value'])} {span(apart['interval'], signed)}"
-    return f"{mine}; <b>{text(said + comma + rest)}</b>, {text(numbers)}"
+def verdict(words: str, baseline: str) -> str:
+    """A verdict with the baseline's name: `better than none, these seeds`."""
+    separable = "not separable"
+    if words.startswith(separable):
+        return f"{separable} from {baseline}{words.removeprefix(separable)}"
+    first, comma, rest = words.partition(", ")
+    return f"{first} {'against' if first == 'no interval' else 'than'} {baseline}{comma}{rest}"
 
 
 # ---- scores
 
 
-def scores(group: Group, name: str) -> str:
-    """One score of all rows; of the main one with p-values and verdicts."""
-    main = name == group.score
-    found = [row["scores"][name] for row in group.rows]
-    constants = [row["constant"] for row in group.rows] if main else []
-    scale = charts.spanning([x for each in found for x in (each["mean"], *each["interval"])], constants)
-    apart = [each["difference"] for each in found if each["difference"]]
-    reach = charts.spanning([x for each in apart for x in (each["value"], *each["interval"])], [0.0] * bool(apart))
-    title = NAMES.get(name, name)
-    heads: Cells = ["labels", Cell("strategy", "name"), Cell("seeds", "number")]
-    heads += [Cell(f"{text(title)}<br>mean ± std", "number"), Cell(f"interval{ends(scale)}")]
-    if apart:
-        heads += [Cell("difference", "number"), Cell(f"interval{ends(reach, signed)}")]
-        heads += [Cell("p", "number"), Cell("p, Holm", "number"), "verdict"] if main else []
-    lines = [score_line(group, row, name, scale, reach, first) for row, first in firsts(group.rows)]
-    way = "" if found[0]["higher_is_better"] else ": lower is better"
-    body = f'<h3>{text(title + way)}</h3><div class="wide">{table(heads, lines)}</div>'
-    known = any(math.isfinite(x) for x in constants)
-    return body + '<p class="small">Dashed in the first interval: the best answer that looks at no image.</p>' * known
+class ScoreRow(NamedTuple):
+    """An arm, and the bars of its interval and of its difference's."""
+
+    arm: ArmResult
+    bar: Markup
+    difference_bar: Markup
 
 
-def score_line(group: Group, row: Told, name: str, scale: Any, reach: Any, first: bool) -> Cells:
-    main, found, colour = name == group.score, row["scores"][name], group.colours[row["label"]]
-    cells: Cells = [fraction(row, first), group.named(row), Cell(str(row["num_seeds"]), "number")]
-    cells += [Cell(text(spread(found)), "number")]
-    marks = [row["constant"]] if main else []
-    cells.append(lined(found["mean"], found["interval"], scale, colour, marks))
-    if reach is None:
-        return cells
-    if (apart := found["difference"]) is None:
-        word = "baseline" if row["is_baseline"] else "–"
-        return [*cells, Cell(word, "number faint"), "", *([""] * 3 * main)]
-    cells.append(Cell(text(signed(apart["value"])), "number"))
-    cells.append(lined(apart["value"], apart["interval"], reach, colour, [0.0], signed))
-    if main:
-        cells += [Cell(text(chance(apart[key])), "number") for key in ("p", "p_holm")]
-        cells.append(Cell(text(apart["verdict"]), "words"))
-    return cells
+class ScoreTable(NamedTuple):
+    """One score of all arms."""
+
+    name: str
+    title: str
+    note: str
+    """After the title: which way is better, if that is not up."""
+    is_main: bool
+    """The task's own score, which has p-values and verdicts."""
+    scale: Sequence[str]
+    """What the ends of the intervals' bars stand for; empty where nothing is known."""
+    difference_scale: Sequence[str]
+    """Of the differences'; empty where no arm has one."""
+    rows: Sequence[ScoreRow]
+    has_constant: bool
+    """Whether the score of a constant answer is in the bars."""
 
 
-def firsts(rows: Sequence[Told]) -> list[tuple[Told, bool]]:
-    """Rows, and whether each is the first of its label fraction."""
-    before = [None, *(row["label_fraction"] for row in rows)]
-    return [(row, row["label_fraction"] != last) for row, last in zip(rows, before, strict=False)]
+def score_table(section: Section, name: str) -> ScoreTable:
+    is_main, arms = name == section.score, section.arms
+    scores = [arm.scores[name] for arm in arms]
+    constants = [arm.constant for arm in arms] if is_main else []
+    scale = charts.bar_span([x for score in scores for x in (score.mean, *score.interval)], constants)
+    differences = [score.difference for score in scores if score.difference]
+    reach = charts.bar_span(
+        [x for each in differences for x in (each.value, *each.interval)], [0.0] if differences else []
+    )
+    rows = []
+    for arm, score in zip(arms, scores, strict=True):
+        colour, bar, difference_bar = section.colours[arm.label], Markup(), Markup()
+        if scale:
+            bar = charts.interval_bar(score.mean, score.interval, scale, colour, [arm.constant] if is_main else [])
+        if reach and (difference := score.difference):
+            difference_bar = charts.interval_bar(difference.value, difference.interval, reach, colour, [0.0])
+        rows.append(ScoreRow(arm, bar, difference_bar))
+    return ScoreTable(
+        name=name,
+        title=NAMES.get(name, name),
+        note="" if scores[0].higher_is_better else ": lower is better",
+        is_main=is_main,
+        scale=ends(scale, number),
+        difference_scale=ends(reach, signed),
+        rows=rows,
+        has_constant=any(map(math.isfinite, constants)),
+    )
 
 
-def fraction(row: Told, first: bool) -> Cell:
-    return Cell(share(row), "first") if first else Cell("")
+def ends(scale: tuple[float, float] | None, word: Callable[[float], str]) -> list[str]:
+    return [word(end) for end in scale or ()]
 
 
-def lined(
-    value: float, interval: Sequence[float], scale: Any, colour: str, marks: Sequence[float], word: Any = number
-) -> Cell:
-    """An interval in numbers over its bar."""
-    bar = charts.bar(value, interval, scale, colour, marks) if scale else ""
-    return Cell(text(span(interval, word)) + bar, "interval")
+# ---- classes
 
 
-def ends(scale: tuple[float, float] | None, word: Any = number) -> str:
-    return f'<br><span class="faint">{word(scale[0])} … {word(scale[1])}</span>' if scale else ""
+class ClassCell(NamedTuple):
+    """A class's mean and deviation, and whether its difference to the baseline is clear."""
+
+    text: str
+    mark: str
+    """▲ or ▼, above or below the baseline; "" where the difference is not clear."""
+    direction: str
+    """up: better than the baseline; down: worse."""
 
 
-def classes(group: Group) -> str:
-    """The classes' means, a table for each label fraction; that of the largest is open."""
-    names = list(group.last[0]["scores"][group.score]["classes"])
+class ClassTable(NamedTuple):
+    """The classes' means at one label fraction."""
+
+    title: str
+    is_open: bool
+    arms: Sequence[ArmResult]
+    rows: Sequence[tuple[str, Sequence[ClassCell]]]
+
+
+def class_tables(section: Section) -> list[ClassTable]:
+    """A table for each label fraction; that of the largest is open. None where there is one class."""
+    names = list(section.largest[0].scores[section.score].classes)
     if len(names) < 2:
-        return ""
-    parts = [f"<h3>{text(group.word)} by class</h3>"]
-    for share_ in sorted({row["label_fraction"] for row in group.rows}, reverse=True):
-        some = [row for row in group.rows if row["label_fraction"] == share_]
-        heads = [Cell("class", "name"), *(Cell(group.dot(row) + text(called(row)), "name") for row in some)]
-        lines = (
-            [Cell(text(name), "name"), *(classed(row["scores"][group.score], name) for row in some)] for name in names
-        )
-        is_open = " open" * (some[0] in group.last)
-        parts.append(f"<details{is_open}><summary>{share(some[0])} of the labels</summary>")
-        parts.append(f'<div class="wide">{table(heads, lines)}</div></details>')
-    said = "▲ ▼ above or below the baseline by the class's own interval, not corrected for the number of classes."
-    return "".join(parts) + f'<p class="small">{said}</p>' * (group.base is not None)
+        return []
+    found = []
+    for fraction in section.fractions:
+        arms = section.at(fraction)
+        scores = [arm.scores[section.score] for arm in arms]
+        rows = [(name, [class_cell(each.classes[name], each.higher_is_better) for each in scores]) for name in names]
+        found.append(ClassTable(f"{percent(fraction)} of the labels", arms[0] in section.largest, arms, rows))
+    return found
 
 
-def classed(found: Told, name: str) -> Cell:
-    """A class's mean and spread, marked where it stands clear of the baseline's."""
-    each = found["classes"][name]
-    apart, mark = each["difference"], ""
-    if apart and math.isfinite(apart["interval"][0]) and not apart["interval"][0] <= 0 <= apart["interval"][1]:
-        way = "up" if (apart["value"] > 0) == found["higher_is_better"] else "down"
-        mark = f' <span class="{way}">{"▲" if apart["value"] > 0 else "▼"}</span>'
-    return Cell(text(spread(each)) + mark, "number")
+def class_cell(estimate: ClassEstimate, higher_is_better: bool) -> ClassCell:
+    text = mean_std(estimate.mean, estimate.std)
+    if not (estimate.difference and estimate.is_clear):
+        return ClassCell(text, "", "")
+    is_above = estimate.difference.value > 0
+    return ClassCell(text, "▲" if is_above else "▼", "up" if is_above == higher_is_better else "down")
 
 
-# ---- what it cost, and where it is
+# ---- cases
 
 
-def costs(group: Group) -> str:
-    columns, lines = scoreboard.beside(group.task, group.rows)
-    heads = [Cell(text(name), "name" if name == "strategy" else "") for name in columns]
-    cells = [
-        [fraction(row, first), group.named(row), *line[2:]]
-        for (row, first), line in zip(firsts(group.rows), lines, strict=True)
-    ]
-    return f'<h3>What it cost, and what stands beside the scores</h3><div class="wide">{table(heads, cells)}</div>'
+class CaseRow(NamedTuple):
+    """A case of which an arm's number is far from the baseline's."""
+
+    arm: ArmResult
+    is_first: bool
+    """Whether it is the arm's first row."""
+    case: str
+    baseline: float
+    value: float
 
 
-def runs(group: Group) -> str:
-    """Every run behind the rows, folded away."""
-    lines: list[Cells] = []
-    for row in group.rows:
-        for run in row["runs"]:
-            stages = (group.link(run, run_id, kind) for kind, run_id in run["stages"].items())
-            told = [Cell(text(run["name"]), "name"), Cell(number(run["value"]), "number")]
-            told += [Cell(group.link(run, run["run_id"], "experiment")), Cell("<br>".join(stages))]
-            lines.append([share(row), group.named(row), *told])
-    heads = ["labels", Cell("strategy", "name"), Cell("run", "name"), Cell(text(group.word), "number")]
-    held = table([*heads, "in MLflow", "its stages"], lines)
-    return f'<details><summary>{counted(len(lines), "run")}</summary><div class="wide">{held}</div></details>'
+def extremes(section: Section, scores: CaseScores) -> list[CaseRow]:
+    """The cases with the largest gains and losses against the baseline."""
+    if not section.baseline:
+        return []
+    rows = []
+    for arm in section.largest:
+        differences = scores.differences(arm.label, section.baseline)
+        gains = [each for each in differences[:NUM_EXTREMES] if each[2] > each[1]]
+        losses = [each for each in differences[-NUM_EXTREMES:] if each[2] < each[1]]
+        rows += [CaseRow(arm, i == 0, *each) for i, each in enumerate(gains + losses)]
+    return rows

@@ -9,18 +9,24 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from types import MappingProxyType
+from typing import Any, cast
 
 from premed import registry
 from premed.config.plugins import plugin
+from premed.config.transforms import Recipe
 from premed.contracts import Encoder, Task
 from premed.errors import UserError
 from premed.models.network import Network, load_strictly, seeded_init
 from premed.parts import load_encoder, part_weights
 from premed.paths import home
 from premed.runs import Run, RunStore
-from premed.tasks.common.description import bare
+from premed.tasks.common.classification import Classification
+from premed.tasks.common.segmentation import Regions, Segmentation
 from premed.vault import StageStorage
+
+TASKS: dict[str, type] = {"regions": Regions, "labels": Segmentation, "classes": Classification}
+"""By a card's `answer`."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Trained:
         """The fine-tuned network, in evaluation, and the task it answers. UserError of a pre-training."""
         if self.card.get("head") is None:
             raise UserError(f"{self.reference}: is a pre-training and answers nothing; name a run that was fine-tuned")
-        task = bare(self.card)
+        task = task_of(self.card)
         encoder = self.encoder(task.channels, task.roi)
         module, config = self.configured("heads", self.card["head"])
         with seeded_init(0, "head"):
@@ -63,6 +69,25 @@ class Trained:
         except ValueError as error:  # pydantic's are such, too
             said = " ".join(str(error).split())
             raise UserError(f"{self.reference}: {folder}: {said}; take the premed that it was trained with") from None
+
+
+def task_of(card: dict[str, Any]) -> Task:
+    """The task that a card describes, without data. UserError where the card does not say how it answers."""
+    base = TASKS.get(card.get("answer") or "")
+    if base is None:
+        raise UserError(f"the card of {card.get('task', 'this run')} does not say how it answers; run it again")
+    facts = {
+        "name": card["task"],
+        "dims": card["dims"],
+        "channels": card["channels"],
+        "classes": tuple(card["classes"]),
+        "labels": tuple(card["labels"]),
+        "regions": MappingProxyType({name: tuple(united) for name, united in card["regions"].items()}),
+        "roi": tuple(card["roi"]),
+        "recipe": Recipe.model_validate(card["preprocessing"]),
+        **card["settings"],
+    }
+    return cast(Task, type("Described", (base,), facts)())  # class attributes: they override the base's properties, too
 
 
 @contextmanager

@@ -10,13 +10,11 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-from premed.config.experiment import Experiment
-from premed.data.datamodule import Show
-from premed.driver import Driver
+from premed.driver import StagePipeline
 from premed.errors import CalledOff, StageFailed, UserError, first_line
-from premed.events import Event, MetricsLogged, WaitingForStage, WarningIssued
-from premed.fleet import Member
-from premed.paths import storage
+from premed.events import EventHandler, MetricsLogged, WarningIssued
+from premed.fleet import Ticket
+from premed.preflight import Resolved
 from premed.session import Session
 from premed.vault import StageStorage
 
@@ -57,11 +55,11 @@ class Trial:
 
     number: int
     seeds: Sequence[int]
-    experiments: Callable[[], Sequence[Experiment]]
+    experiments: Callable[[], Sequence[Resolved]]
     """Makes them, one for each seed; UserError where the setting comes to none."""
     here: Session
     metrics: Sequence[str]
-    show: Show
+    show: EventHandler
     validations: Validations | None
     """Where a scheduler reads them."""
     called_off: threading.Event = field(default_factory=threading.Event)
@@ -71,7 +69,7 @@ class Trial:
     """The last step with a validation that the first seed's training may go on from."""
     begun: threading.Event = field(default_factory=threading.Event)
     """It stands in line, waits for another, or has ended: the next one may begin."""
-    drivers: list[Driver] = field(default_factory=list)
+    pipelines: list[StagePipeline] = field(default_factory=list)
     by_seed: dict[str, list[float]] = field(default_factory=dict)
     run_id: str = ""
     """Its own in MLflow."""
@@ -79,7 +77,7 @@ class Trial:
     @property
     def stages(self) -> list[dict[str, Any]]:
         """Those that are finished so far, of all seeds."""
-        return [told(stage) for driver in self.drivers for stage in driver.stages]
+        return [told(stage) for pipeline in self.pipelines for stage in pipeline.stages]
 
     @property
     def notes(self) -> dict[str, Any]:
@@ -110,11 +108,11 @@ class Trial:
                 self.begun.set()
             if attempt < retries:
                 self.show(WarningIssued(f"{failure}; trying again", experiment=self.who(0)))
-                self.here.common.once.forget_failures()
+                self.here.results.forget_failures()
         raise failure
 
     def attempt(self) -> list[float]:
-        self.drivers, self.by_seed = [], {}
+        self.pipelines, self.by_seed = [], {}
         first, *rest = list(enumerate(self.experiments()))
         outcomes = [self.one(*first)]
         if rest:  # a scheduler has seen the first by now
@@ -130,26 +128,23 @@ class Trial:
         """What the trial, or its experiment of one seed, is called in events."""
         return f"trial {self.number}" + (f" seed {self.seeds[place]}" if len(self.seeds) > 1 else "")
 
-    def one(self, place: int, experiment: Experiment) -> dict[str, Any]:
+    def one(self, place: int, experiment: Resolved) -> dict[str, Any]:
         """The experiment of one seed."""
-        who, heeded = self.who(place), self.validations if place == 0 else None
-        ruling = (lambda: self.ruled) if heeded else None
-        number = self.number * len(self.seeds) + place
-        trainer = self.here.trainer(Member(number, self.pause, tested=False, ruling=ruling), who, self.begun.set)
-
-        def show(event: Event) -> None:
-            if isinstance(event, WaitingForStage):
-                self.begun.set()
-            self.show(replace(event, experiment=who))
-
-        common = replace(self.here.common, pause=self.pause, show=show, register=False)
-        driver = Driver(experiment, common, trainer, show)
-        self.drivers.append(driver)
-        outcome = driver.run()
+        heeded = self.validations if place == 0 else None
+        ticket = Ticket(
+            self.number * len(self.seeds) + place,
+            self.pause,
+            tested=False,
+            report=(lambda step: step <= self.ruled) if heeded else None,
+            on_queued=self.begun.set,
+        )
+        pipeline = StagePipeline(replace(experiment, name=self.who(place)), self.here, ticket, register=False)
+        self.pipelines.append(pipeline)
+        outcome = pipeline.run()
         last = outcome["stages"][-1]
         if heeded and last["reused"]:  # nobody told of its validations
-            finished = StageStorage(storage(experiment.train.storage), last["where"].rsplit("/", 1)[-1])
-            for row in map(json.loads, (finished.get("curve.jsonl") or b"").splitlines()):
+            curve = StageStorage(pipeline.storage, last["where"].rsplit("/", 1)[-1]).get("curve.jsonl") or b""
+            for row in map(json.loads, curve.splitlines()):
                 heeded(MetricsLogged(num_steps=last["num_steps"], **row))
         return outcome
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
-from premed.crew import actor
+from premed.cluster import actor
 from premed.news import News, attend
 from premed.space import Asha
 from premed.study import Told

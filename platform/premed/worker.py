@@ -12,13 +12,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from premed.checkpoint import best_file
-from premed.cohort import absent, cases, domains
 from premed.config.experiment import Stage
 from premed.config.plugins import plugin
 from premed.config.settings import Finetune, Pretrain, Train
+from premed.config.spec import Spec
 from premed.contracts import Case, Domain, Objective, Sample, Task
 from premed.data.cache import Cache
-from premed.data.datamodule import refuse_unnamed
+from premed.data.datamodule import Tasks, absent_classes, cases, domains, refuse_unnamed
 from premed.data.loader import Mapped
 from premed.device import device_of, forget_peak_memory, peak_memory_mb, precision_of
 from premed.distributed import RaisedOnAllRanks, raise_on_all_ranks, rank_and_world
@@ -63,12 +63,18 @@ class StageJob:
         return self.parent_storage if self.parent and self.parent.kind == "trunk" else None
 
 
-def run_stage(job: StageJob, on_event: EventHandler, report: Callable[[dict[str, float]], None]) -> None:
+def run_stage(
+    job: StageJob,
+    on_event: EventHandler,
+    report: Callable[[dict[str, float]], None],
+    tasks: Callable[[Spec], Task] | None = None,
+) -> None:
     """Runs the stage and writes `result.json` last; `failure.json` where a retry would fail in the same way.
 
     on_event: called on the first rank only. report: called with the numbers of each validation, on every rank.
+    tasks: returns the task of a configuration, where some are built already.
     """
-    rank, world = rank_and_world()
+    tasks, (rank, world) = tasks or Tasks(), rank_and_world()
     on_event = on_event if rank == 0 else lambda event: None
     storage = job.stage_storage
     if any(storage.get(name) for name in ("result.json", "failure.json")):
@@ -76,11 +82,11 @@ def run_stage(job: StageJob, on_event: EventHandler, report: Callable[[dict[str,
     forget_peak_memory()
     try:
         if job.stage.kind == "import":
-            bring(job.stage, storage, on_event)
+            bring(job.stage, storage, on_event, tasks)
         elif job.stage.kind == "test":
-            test_stage(job, on_event)
+            test_stage(job, on_event, tasks)
         else:
-            train_stage(job, on_event, report)
+            train_stage(job, on_event, report, tasks)
     except (NotFinite, UserError) as error:
         on_all_ranks = isinstance(error, (NotFinite, RaisedOnAllRanks))
         if rank == 0 or not on_all_ranks:
@@ -90,12 +96,17 @@ def run_stage(job: StageJob, on_event: EventHandler, report: Callable[[dict[str,
             raise  # the others wait for this rank
 
 
-def train_stage(job: StageJob, on_event: EventHandler, report: Callable[[dict[str, float]], None]) -> None:
+def train_stage(
+    job: StageJob,
+    on_event: EventHandler,
+    report: Callable[[dict[str, float]], None],
+    tasks: Callable[[Spec], Task],
+) -> None:
     """Pre-training or fine-tuning."""
     stage, settings, how = job.stage, job.stage.training, job.train
     assert isinstance(settings, (Pretrain, Finetune))
     with raise_on_all_ranks():
-        data_sets = domains(stage)
+        data_sets = domains(stage, tasks)
         train, val = training_samples(job, data_sets)
         device, precision = device_of(how), precision_of(how)
         accumulate = how.micro_batches(rank_and_world()[1])
@@ -133,7 +144,7 @@ def train_stage(job: StageJob, on_event: EventHandler, report: Callable[[dict[st
             num_images=len(train),
             num_val=len(val),
             num_steps=plan.num_steps,
-            absent_classes=absent(data_sets[0].task, train) if stage.kind == "finetune" else (),
+            absent_classes=absent_classes(data_sets[0].task, train) if stage.kind == "finetune" else (),
             workers=rank_and_world()[1] if how.elastic else None,
         )
     )
@@ -219,11 +230,11 @@ def write_result(job: StageJob, callback: TrainingCallback, num_cases: int, more
     storage.clear("best")
 
 
-def test_stage(job: StageJob, on_event: EventHandler) -> None:
+def test_stage(job: StageJob, on_event: EventHandler, tasks: Callable[[Spec], Task]) -> None:
     """Scores the test part once, with the weights that validation picked."""
     began = time.monotonic()
     with raise_on_all_ranks():
-        data_sets = domains(job.stage)
+        data_sets = domains(job.stage, tasks)
         task = data_sets[0].task
         samples = prepared(job, task, task.split("test"))
         objective, loaded = make_objective(job, data_sets)
@@ -232,7 +243,7 @@ def test_stage(job: StageJob, on_event: EventHandler) -> None:
     rows = evaluate(objective, samples, precision_of(job.train))
     if rank_and_world()[0] != 0:
         return
-    constant = task.constant(prepared(job, task, task.split("train")), samples)
+    constant = task.constant_baseline(prepared(job, task, task.split("train")), samples)
     storage, summary = job.stage_storage, task.summary(rows)
     save_pictures(storage, objective, samples)
     storage.put_json("scores.json", rows)

@@ -7,10 +7,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from premed.cohort import fraction
 from premed.config.expand import load_all, percent, title, told_apart
 from premed.config.loader import load
 from premed.contracts import Case
+from premed.data.datamodule import fraction
 from premed.errors import UserError
 
 STEPS = {"epochs": 1, "batch": 4, "lr": 1e-3}

@@ -11,12 +11,13 @@ from helpers import on_ranks, outcome, run
 from launching import runs_of
 from torch import Tensor
 
-from premed import cohort, evaluate, launch, presenter, worker
+from premed import evaluate, launch, presenter, worker
 from premed.checkpoint import CheckpointManager
 from premed.compare import compare
 from premed.config.loader import checked
 from premed.config.transforms import Augment
 from premed.contracts import Batch, Case, Domain, Sample
+from premed.data import datamodule
 from premed.data.phantoms.thorax import write_images
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.errors import UserError
@@ -403,9 +404,9 @@ def test_one_pre_training_on_both_serves_pictures_and_segmentation_beside_none(f
         assert dropped and all(other in name.split(".") for name in dropped)
     summary = found["chest"]["stages"][0]["summary"]
     assert {"val/loss", "val/entropy", "val/same", "val/centre_spread"} <= summary.keys()
-    (task,) = compare(store_in_use(), task="chestxray14")["tasks"]
-    (block,) = task["blocks"]
-    assert {row["label"]: row["same_architecture"] for row in block["rows"]} == {"none": True, "unimiss": True}
+    (task,) = compare(store_in_use(), task="chestxray14").tasks
+    (block,) = task.blocks
+    assert {arm.label: arm.same_architecture for arm in block.rows} == {"none": True, "unimiss": True}
     card = json.loads(next((home / "checkpoints").glob("pretrain-*/parts/card.json")).read_text())
     assert [source["task"] for source in card["sources"]] == ["chestxray14", "brain"]
     assert card["sources"][1]["preprocessing"]["orientation"] == "RAS" and card["sources"][1]["roi"] == [32, 32, 16]
@@ -418,14 +419,14 @@ def test_classification_of_pictures_and_of_volumes_and_segmentation_load_all_but
     experiment = checked(tree(folders, which))
     pretrain, finetune, _ = experiment.stages(lambda kind: "data")
     where = experiment.train, str(tmp_path), tmp_path
-    before, after = worker.StageJob(pretrain, None, *where), worker.Job(finetune, pretrain, *where)
-    encoder = worker.make_objective(before, cohort.domains(pretrain))[0].parts["encoder"]
+    before, after = worker.StageJob(pretrain, None, *where), worker.StageJob(finetune, pretrain, *where)
+    encoder = worker.make_objective(before, datamodule.domains(pretrain))[0].parts["encoder"]
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(1)
     before.stage_storage.put_weights("parts/encoder.safetensors", encoder.state_dict())
     before.stage_storage.put_json("parts/card.json", {"grid": encoder.grid})
-    objective, loaded = worker.make_objective(after, cohort.domains(finetune))
+    objective, loaded = worker.make_objective(after, datamodule.domains(finetune))
     state, saved = objective.parts["encoder"].state_dict(), encoder.state_dict()
     assert loaded["encoder"]["missing"] == [] and loaded["encoder"]["dropped"] == sorted(saved.keys() - state.keys())
     assert all(other in name.split(".") for name in loaded["encoder"]["dropped"])

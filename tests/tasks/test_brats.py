@@ -278,10 +278,10 @@ def test_a_right_answer_scores_well_and_the_reference_s_et_is_another(sample):
 def test_the_constant_answer_of_alike_cases_is_near_them(brains, tmp_path):
     found = task(brains)
     (one,) = samples(found, found.split("test")[:1], tmp_path)
-    summary = found.summary(found.constant([one, one], [one]))
+    summary = found.summary(found.constant_baseline([one, one], [one]))
     assert 0.5 < summary["dice"] < 1 and summary["n_missed"] == 0
     others = samples(found, found.split("train"), tmp_path)
-    assert found.summary(found.constant(others, [one]))["dice"] < summary["dice"]
+    assert found.summary(found.constant_baseline(others, [one]))["dice"] < summary["dice"]
 
 
 def test_pictures_paint_the_regions_inside_each_other(sample, tmp_path):

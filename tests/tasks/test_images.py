@@ -237,7 +237,7 @@ def test_the_constant_answer_is_the_most_frequent_class(folder, tmp_path):
     train, test = (samples(one, one.split(part), tmp_path / "cache") for part in ("train", "test"))
     counts = np.sum([sample.case.label for sample in train], axis=0)
     truth = np.array([sample.case.label for sample in test])
-    summary = one.summary(one.constant(train, test))
+    summary = one.summary(one.constant_baseline(train, test))
     assert summary["accuracy"] == pytest.approx(truth[:, counts.argmax()].mean()) and summary["mauc"] == 0.5
 
 

@@ -141,7 +141,7 @@ def test_where_each_patient_has_a_folder_and_all_files_are_called_alike_cases_ha
             entry[kind] = f"./{path}"
     (root / "dataset.json").write_text(json.dumps(about))
     assert [finding for finding in brain(root).check() if finding.severity == "error"] == []
-    found = [case.name for case in brain(root).entries]
+    found = [case.name for case in brain(root).cases]
     assert found[:3] == [f"patient {number}/image" for number in range(3)] and found[3] == "hippocampus_004"
 
 
@@ -491,7 +491,7 @@ def test_an_invented_and_a_missed_region_are_counted_and_cost_the_diagonal(tmp_p
 def test_the_constant_answer_of_alike_cases_is_near_them_whatever_way_the_files_lie(tmp_path, axes):
     task = read_off(labelled_volumes(tmp_path / "data", axes, (1.0, 1.0, 1.0)))
     train, test = (samples(task, task.split(part), tmp_path / "cache") for part in ("train", "test"))
-    assert 0.85 < task.summary(task.constant(train, test))["dice"] < 1
+    assert 0.85 < task.summary(task.constant_baseline(train, test))["dice"] < 1
 
 
 def test_the_constant_answer_does_not_depend_on_how_the_files_lie(tmp_path):
@@ -507,14 +507,14 @@ def test_the_constant_answer_does_not_depend_on_how_the_files_lie(tmp_path):
         shutil.copy(root / axes[0] / "dataset.json", root)
         task = read_off(root)
         train, test = (samples(task, task.split(part), tmp_path / "cache") for part in ("train", "test"))
-        scores.append(task.summary(task.constant(train, test))["dice"])
+        scores.append(task.summary(task.constant_baseline(train, test))["dice"])
     assert scores[0] == pytest.approx(scores[1])
 
 
 def test_the_constant_answer_of_a_classification_has_an_auc_of_one_half(nih, tmp_path):
     task = chest(nih)
     train, test = (samples(task, task.split(part), tmp_path) for part in ("train", "test"))
-    rows = task.constant(train, test)
+    rows = task.constant_baseline(train, test)
     assert task.summary(rows)["mauc"] == 0.5
     assert rows[0]["p/Effusion"] == np.mean([sample.case.label[2] for sample in train])
 
@@ -524,7 +524,7 @@ def test_the_constant_answer_leaves_unknown_labels_out(nih, tmp_path):
     train = samples(task, task.split("train")[:3], tmp_path)
     labels = [(float(i == 0), float("nan")) + (0.0,) * 12 for i in range(2)] + [(float("nan"),) * 14]
     told = [Sample(Case(s.case.name, "p", s.case.image, y), s.entry) for s, y in zip(train, labels, strict=True)]
-    row = task.constant(told, told[:1])[0]
+    row = task.constant_baseline(told, told[:1])[0]
     assert (row["p/Atelectasis"], row["p/Cardiomegaly"]) == (0.5, 0.0)
 
 

@@ -87,12 +87,13 @@ class Brats(Regions):
     def images(self) -> list[Case]:
         """Training cases, and listed images without a label."""
         kinds = ("training", "test") if self.config.test_images else ("training",)
-        blind = [e.case for e in self.folder.entries if e.case.label is None and e.listed_as in kinds and e.is_there]
+        unlabelled = [each for each in self.folder.listed.cases if each.case.label is None and each.listed_as in kinds]
+        blind = [each.case for each in unlabelled if each.is_there]
         train = [] if blind and not self.labelled else self.split("train")
         return [Case(case.name, case.patient, case.image) for case in [*train, *blind]]
 
     def split(self, part: Part) -> list[Case]:
-        splits.raise_first_error(() if self.lenient else self.folder.faults())
+        splits.raise_first_error(() if self.lenient else self.folder.listed.faults)
         if not self.labelled:
             raise UserError(f"{self.folder.listing}: no entry has a label; these images can only be pre-trained on")
         if self.config.split is not None:
@@ -143,17 +144,17 @@ class Brats(Regions):
     @cached_property
     def labelled(self) -> dict[str, Case]:
         """All that are listed with a label."""
-        return {e.case.name: e.case for e in self.folder.entries if e.case.label is not None}
+        return {each.case.name: each.case for each in self.folder.listed.cases if each.case.label is not None}
 
     # What is wrong with it ------------------------------------------------------------------------------------------
 
     def check(self, test: bool = True) -> Iterator[Finding]:
         """See `Task.check`. `test`: look at the cases of the test part as well."""
-        yield from self.folder.faults()
-        for entry in self.folder.entries:
-            if entry.case.label is None and entry.listed_as == "training":
-                said = "has no label; it serves" if entry.is_there else "is missing, nor has it a label; it would serve"
-                yield Finding("note", str(entry.case.image[0]), f"{said} pre-training only")
+        yield from self.folder.listed.faults
+        for each in self.folder.listed.cases:
+            if each.case.label is None and each.listed_as == "training":
+                what = "has no label; it serves" if each.is_there else "is missing, nor has it a label; it would serve"
+                yield Finding("note", str(each.case.image[0]), f"{what} pre-training only")
         if self.config.split is not None:
             yield from splits.split_faults(self.config.split, self.labelled, self.root)
             listed = {name for names in self.config.split.values() for name in names}

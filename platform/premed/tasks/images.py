@@ -127,11 +127,11 @@ class Images(Classification):
     """Images [C, *roi]; scored by the mean AUC, or by the accuracy where each has one of more than two classes."""
 
     def __init__(self, config: Config):
-        self.name = config.folder if config.root is None else Path(config.root).name
         self.config, self.dims, self.channels, self.roi = config, config.dims, config.channels, config.roi
         self.recipe = config.recipe()
         self.exclusive = config.label is not None and config.separator is None
         self.root = data_root(config.root, config.folder)
+        self.name = self.root.name
         self.folder, self.table = listing.Folder(self.root), self.root / config.table
         self.frame = listing.read(self.table, config.delimiter)
         there = set(self.frame.columns)

@@ -15,9 +15,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
-from premed import cohort, solving, worker
+from premed import solving, worker
 from premed.config.loader import merged
 from premed.contracts import Features, Sample
+from premed.data import datamodule
 from premed.data.phantoms.writers import write_chestxray14
 from premed.errors import UserError
 from premed.models.encoders import pixels
@@ -136,9 +137,9 @@ def made() -> Any:
 
 
 def test_a_patch_has_the_classes_shares():
-    (shares,) = Volumes().shares(made(), (2, 2, 2))
+    (shares,) = Volumes().label_fractions(made(), (2, 2, 2))
     assert shares[:, :, :, 0].tolist() == [[[0.5, 1], [1, 0]], [[0.5, 0], [0, 0]], [[0, 0], [0, 1]]]
-    (shares,) = Parts().shares(made(), (2, 2, 2))
+    (shares,) = Parts().label_fractions(made(), (2, 2, 2))
     assert shares[:, :, :, 0].tolist() == [[[0.5, 0], [0, 1]], [[0, 0], [0, 1]]]
 
 
@@ -220,7 +221,7 @@ def staged(job):
 
 def test_the_encoder_stays_bit_for_bit_what_it_was(chest, tmp_path):
     job = jobs(chest, tmp_path, **PROBE)["finetune"]
-    before = worker.make_objective(job, cohort.domains(job.stage))[0].parts["encoder"].state_dict()
+    before = worker.make_objective(job, datamodule.domains(job.stage))[0].parts["encoder"].state_dict()
     staged(job)
     after = load(job.stage_storage.get("parts/encoder.safetensors"))
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
@@ -271,7 +272,7 @@ def test_few_labels_are_those_that_fine_tuning_would_see(chest, tmp_path):
     for share in (0.3, 1.0):
         job = jobs(chest, tmp_path, **together(PROBE, {"finetune": {"label_fraction": share}}))["finetune"]
         task = worker.plugin("tasks", job.stage.task).build(job.stage.task)
-        assert staged(job)["num_cases"] == len(cohort.fraction(task.split("train"), share, job.stage.training.seed))
+        assert staged(job)["num_cases"] == len(datamodule.fraction(task.split("train"), share, job.stage.training.seed))
 
 
 def test_features_that_are_no_numbers_are_refused_by_the_images_name(chest, tmp_path, monkeypatch):
@@ -287,8 +288,8 @@ def test_what_a_head_has_to_say_is_said_once(chest, tmp_path):
     job, events = jobs(chest, tmp_path, **PROBE)["finetune"], []
     solve = probe.Probe.solve
     task = worker.plugin("tasks", job.stage.task).build(job.stage.task)
-    objective, _ = worker.make_objective(job, cohort.domains(job.stage))
-    train, _ = (worker.prepared(job, task, part) for part in cohort.cases(job.stage, task))
+    objective, _ = worker.make_objective(job, datamodule.domains(job.stage))
+    train, _ = (worker.prepared(job, task, part) for part in datamodule.cases(job.stage, task))
 
     class Warned(probe.Probe):
         def solve(self, rows, shares):
@@ -311,7 +312,7 @@ def test_pixels_and_the_probe_are_logistic_regression_on_the_averaged_pixels(che
     job = jobs(chest, tmp_path, **PIXELS)["finetune"]
     result = staged(job)
     task = worker.plugin("tasks", job.stage.task).build(job.stage.task)
-    train, val = (worker.prepared(job, task, part) for part in cohort.cases(job.stage, task))
+    train, val = (worker.prepared(job, task, part) for part in datamodule.cases(job.stage, task))
 
     def averaged(samples):
         return np.stack([task.tiles(s)[0].reshape(8, 4, 8, 4).mean(axis=(1, 3)).ravel() for s in samples]).astype(float)
@@ -351,7 +352,7 @@ def test_pixels_are_averages_at_the_edge_or_the_image_itself_where_it_is_smaller
 def test_a_strategy_that_hides_patches_is_refused_by_name_for_pixels(chest, tmp_path):
     job = jobs(chest, tmp_path, encoder={"name": "pixels"}, pretext={"mask_ratio": 0.5})["pretrain"]
     with pytest.raises(UserError, match=r"encoder: mae needs|pretext\.mask_ratio"):
-        worker.make_objective(job, cohort.domains(job.stage))
+        worker.make_objective(job, datamodule.domains(job.stage))
     with pytest.raises(UserError, match="encoder: pixels sees whole images"):
         pixels.build(pixels.Config(), 1, (8, 8))(torch.empty(1, 1, 8, 8), keep=torch.zeros(1, 1, dtype=torch.int64))
 

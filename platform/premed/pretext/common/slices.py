@@ -27,6 +27,10 @@ class Sliced:
             raise AttributeError(name)
         return getattr(self.task, name)
 
+    def describe(self) -> dict[str, Any]:
+        own = {"dims": self.dims, "channels": self.channels, "roi": list(self.roi)}
+        return self.task.describe() | own | {"answer": None}
+
     def view(self, sample: Sample, augment: Augment, draw: Draw) -> tuple[np.ndarray, None]:
         """[channels, H, W], and no label."""
         image, _ = self.task.view(sample, augment, draw)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from premed.data.splits import missing_files
 from premed.errors import Finding
 from premed.rng import Draw
 from premed.tasks.common import metrics
+from premed.tasks.common.description import description
 
 
 class Classification:
@@ -54,7 +56,7 @@ class Classification:
     def tiles(self, sample: Sample) -> list[np.ndarray]:
         return sampling.tiles(sample.entry, self.roi)
 
-    def shares(self, sample: Sample, patch: Sequence[int]) -> list[np.ndarray]:
+    def label_fractions(self, sample: Sample, patch: Sequence[int]) -> list[np.ndarray]:
         """Each of an image's tiles has the image's label."""
         return [np.array(sample.case.label, float)] * len(sampling.tile_starts(sample.entry.shape, self.roi))
 
@@ -97,7 +99,7 @@ class Classification:
         accuracy = metrics.accuracy_summary(rows, self.classes) if self.exclusive else {}
         return accuracy | metrics.auc_summary(rows, self.classes)
 
-    def constant(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Row]:
+    def constant_baseline(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Row]:
         """The classes' frequencies in `train`, for every image: an AUC of one half, the most frequent's accuracy."""
         labels = np.array([sample.case.label for sample in train], float)
         known = ~np.isnan(labels)
@@ -113,3 +115,6 @@ class Classification:
             answers = {name: (row[f"y/{name}"], row[f"p/{name}"]) for name in self.classes}
             cases.append((row["case"], sampling.centre(sample.entry, self.roi)[0], answers))
         return [probabilities(folder / "probabilities.png", cases)]
+
+    def describe(self) -> dict[str, Any]:
+        return description(self, Classification, "classes")

@@ -3,32 +3,42 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from premed.contracts import Case
 from premed.errors import Finding, UserError, printable
 
+PARTS: tuple[Literal["training", "test"], ...] = ("training", "test")
 
-class Entry(NamedTuple):
-    """A line of `training` or `test`."""
+
+class ListedCase(NamedTuple):
+    """A case, and the list of `dataset.json` that names it."""
 
     case: Case
-    listed_as: str  # training or test
+    listed_as: Literal["training", "test"]
 
     @property
     def is_there(self) -> bool:
-        """Are its files on disk?"""
-        label = self.case.label
-        return self.case.image[0].is_file() and (not isinstance(label, Path) or label.is_file())
+        """Whether its files are on disk."""
+        return all(path.is_file() for path in self.case.files)
+
+
+class Listing(NamedTuple):
+    """What `training` and `test` list, in the file's order, and what is wrong with them."""
+
+    cases: list[ListedCase]
+    absent: list[Path]
+    """Unlabelled images of `test` that are not on disk: the decathlon lists also those that were not downloaded."""
+    faults: list[Finding]
 
 
 def case_names(about: Mapping[str, Any]) -> dict[str, str]:
-    """Listed images to cases' names: the file's without its suffix; its path, where several files are called alike."""
-    entries = [entry for part in ("training", "test") for entry in listed(about, part)]
+    """From listed image to case name: the file's name without its suffix, or its path where file names repeat."""
+    entries = [entry for part in PARTS for entry in listed(about, part)]
     images = [entry.get("image") if isinstance(entry, dict) else entry for entry in entries]
     paths = {image: os.path.normpath(image) for image in images if isinstance(image, str)}
     alike = Counter(stem(PurePath(path).name) for path in set(paths.values()))
@@ -47,7 +57,7 @@ def stem(name: str) -> str:
 
 
 def misplaced(root: Path, home: Path, file: str) -> str:
-    """What is wrong with a file that a listing names, and the mend; empty, if it may be looked for. home: real root."""
+    """What is wrong with a file that a listing names, and what to do; else empty. home: root, its links resolved."""
     try:
         inside = (root / file).resolve().is_relative_to(home)
         with suppress(FileNotFoundError, NotADirectoryError):
@@ -58,7 +68,7 @@ def misplaced(root: Path, home: Path, file: str) -> str:
 
 
 class Decathlon:
-    """A folder with `dataset.json`. Nothing is read before it is asked for; UserError names what is wrong."""
+    """A folder with `dataset.json`, which is read once, when first needed. UserError names what is wrong."""
 
     def __init__(self, root: Path):
         self.root, self.listing, self.home = root, root / "dataset.json", root.resolve()
@@ -93,51 +103,58 @@ class Decathlon:
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """Class names by label number; both ways round are in use: {"0": "background"} and {"background": 0}."""
+        """Class names by label number. Both ways round are in use: {"0": "background"} and {"background": 0}."""
         labels = self.about.get("labels")
         pairs = labels.items() if isinstance(labels, dict) else ()
         numbered = {str(k): str(v) for k, v in pairs} if "0" in dict(pairs) else {str(v): str(k) for k, v in pairs}
-        if set(numbered) != set(map(str, range(len(numbered)))) or len(numbered) < 2:
+        if len(numbered) < max(2, len(pairs)) or set(numbered) != set(map(str, range(len(numbered)))):
             raise UserError(f"{self.listing}: `labels` must number 0 (background), 1, 2, … without a gap")
-        return tuple(numbered[str(i)].replace(" ", "_") for i in range(len(numbered)))
+        names = tuple(numbered[str(i)].replace(" ", "_") for i in range(len(numbered)))
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                both = f"{numbered[str(names.index(name))]!r} and {numbered[str(i)]!r}"
+                raise UserError(f"{self.listing}: `labels` {both} are both scored as {name}; rename one")
+        return names
 
     @cached_property
-    def entries(self) -> list[Entry]:
-        """Those of `training` and `test` that can be meant, in the file's order, whatever is on disk."""
-        return [*{entry.case.name: entry for entry, _ in reversed(self.lines) if entry}.values()][::-1]
-
-    def faults(self) -> Iterator[Finding]:
-        """All that is wrong with the entries themselves, whatever is on disk."""
-        seen: set[str] = set()
-        for entry, fault in self.lines:
-            if entry is None:
-                yield Finding("error", str(self.listing), fault)
-            elif entry.case.name in seen:
-                yield Finding("error", str(self.listing), f"{entry.case.name} is listed twice; keep one")
-            else:
-                seen.add(entry.case.name)
-
-    @cached_property
-    def lines(self) -> list[tuple[Entry | None, str]]:
-        """Each entry, or what is wrong with it."""
-        lines = []
-        for listed_as in ("training", "test"):
-            listed = self.about.get(listed_as) or []
-            if not isinstance(listed, list):
-                lines.append((None, f"`{listed_as}` must be a list of entries {{image: …, label: …}}"))
+    def listed(self) -> Listing:
+        """All entries. Of several cases with one name the first counts, and the others are faults."""
+        cases: dict[str, ListedCase] = {}
+        absent, faults = list[Path](), list[Finding]()
+        for part in PARTS:
+            entries = self.about.get(part, [])
+            if not isinstance(entries, list):
+                what = f"`{part}` must be a list of {{image: …, label: …}}, not {json.dumps(entries)[:40]}"
+                faults.append(Finding("error", str(self.listing), what))
                 continue
-            lines += [self.line(line, listed_as) for line in listed]
-        return lines
+            for entry in entries:
+                try:
+                    case = self.case(entry)
+                except UserError as error:
+                    faults.append(Finding.of(error))
+                    continue
+                if part == "test" and case.label is None and not case.image[0].is_file():
+                    absent.append(case.image[0])
+                elif case.name in cases:
+                    faults.append(Finding("error", str(self.listing), f"{case.name} is listed twice; keep one"))
+                else:
+                    cases[case.name] = ListedCase(case, part)
+        return Listing(list(cases.values()), absent, faults)
 
-    def line(self, line: Any, listed_as: str) -> tuple[Entry | None, str]:
-        line = {"image": line} if isinstance(line, str) else line
-        if not isinstance(line, dict) or not isinstance(line.get("image"), str):
-            return None, f"{line!r} names no image; entries read {{image: …, label: …}}"
-        files = [line["image"], *([line["label"]] if line.get("label") else [])]
-        for file in files:
-            wrong = misplaced(self.root, self.home, file) if isinstance(file, str) else f"{file!r} is no name of a file"
-            if wrong:
-                return None, wrong
-        image, *label = (self.root / file for file in files)
-        name = self.names[line["image"]]
-        return Entry(Case(name, name, (image,), label[0] if label else None), listed_as), ""
+    def case(self, entry: object) -> Case:
+        """The case that one entry of a list describes."""
+        entry = {"image": entry} if isinstance(entry, str) else entry
+        if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
+            raise UserError(f"{self.listing}: {entry!r} names no image; entries read {{image: …, label: …}}")
+        if not isinstance(entry.get("label") or "", str):
+            raise UserError(f"{self.listing}: {entry!r} names no label file; entries read {{image: …, label: …}}")
+        image = self.inside(entry["image"])
+        label = self.inside(entry["label"]) if entry.get("label") else None
+        name = self.names[entry["image"]]
+        return Case(name, name, (image,), label)
+
+    def inside(self, file: str) -> Path:
+        """A file that the listing names, as a path."""
+        if wrong := misplaced(self.root, self.home, file):
+            raise UserError(f"{self.listing}: {wrong}")
+        return self.root / file

@@ -7,6 +7,7 @@ both; a task's `regions` say which of them each region unites.
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from premed.data.transforms import centre_start
 from premed.errors import Finding
 from premed.rng import Draw
 from premed.tasks.common import metrics
+from premed.tasks.common.description import description
 
 ATLAS = 32  # edge of the grid on which the constant predictor averages the training labels
 
@@ -64,7 +66,7 @@ class Segmentation:
     def tiles(self, sample: Sample) -> list[np.ndarray]:
         return views.tiles(sample.entry, self.roi)
 
-    def shares(self, sample: Sample, patch: Sequence[int]) -> list[np.ndarray]:
+    def label_fractions(self, sample: Sample, patch: Sequence[int]) -> list[np.ndarray]:
         starts = views.tile_starts(sample.entry.shape, self.roi)
         labels = [sample.entry.label(start, self.roi) for start in starts]
         return [np.stack([patch_means(mask, patch) for mask in self.layers(some)]) for some in labels]
@@ -125,7 +127,7 @@ class Segmentation:
         """Per case, then over cases per region, then over regions."""
         return metrics.segmentation_summary(rows, tuple(self.regions))
 
-    def constant(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Row]:
+    def constant_baseline(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Row]:
         """The mean label map of `train` in each image's frame, cut at the share that scores best on `train`.
 
         Laid out on the prepared grids, whose axes all point the same way.
@@ -166,6 +168,9 @@ class Segmentation:
             truth, answer = self.united(entry.label()), self.masks(self.decided(self.logits(forward, sample)))
             cases.append((sample.case.name, entry.image()[0], self.painted(truth), self.painted(answer)))
         return [overlay(folder / "overlay.png", cases, tuple(self.regions))]
+
+    def describe(self) -> dict[str, Any]:
+        return description(self, Segmentation, "labels")
 
     def decided(self, logits: np.ndarray) -> np.ndarray:
         """What logits [K, *S] answer, on their own grid."""
@@ -230,6 +235,9 @@ class Regions(Segmentation):
 
     def decided(self, logits: np.ndarray) -> np.ndarray:
         return logits > 0
+
+    def describe(self) -> dict[str, Any]:
+        return description(self, Regions, "regions")
 
 
 def sampled(labels: np.ndarray) -> np.ndarray:

@@ -1,0 +1,178 @@
+"""The result of a comparison: what the terminal, the CSV and the page are made of, and, field by field, the JSON.
+
+Numbers that are undefined are NaN. An arm is a strategy, in one of its variants, at one label fraction.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+Bounds = tuple[float, float]
+"""Of a 95 % interval; NaN where there is none."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An arm's mean score less the baseline's."""
+
+    value: float
+    interval: Bounds
+    df: float
+    with_seeds: bool
+    """Whether the interval holds for another seed too, or for these seeds alone."""
+    p: float
+    pairing: str
+    """paired: on the seeds that both have; unpaired: on all of each; patients: there are too few seeds."""
+    num_seeds: int
+    """How many it is made of, on the side that has fewer."""
+    p_holm: float
+    """Corrected for all comparisons of the block; NaN where it is not one of them."""
+    verdict: str
+    """In words; "" where p_holm is NaN."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A score over independent seeds."""
+
+    mean: float
+    std: float
+    interval: Bounds
+    df: float
+    with_seeds: bool
+
+
+@dataclass(frozen=True)
+class ClassEstimate(Estimate):
+    """A score of one class."""
+
+    alone: bool
+    """Whether it hangs on one patient."""
+    difference: Difference | None
+    """To the baseline; None for the baseline itself and where there is none."""
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval of its difference leaves out zero; not corrected for the number of classes."""
+        if self.difference is None:
+            return False
+        low, high = self.difference.interval
+        return low > 0 or high < 0
+
+
+@dataclass(frozen=True)
+class ScoreResult(Estimate):
+    """One score of an arm, over all classes and for each."""
+
+    higher_is_better: bool
+    difference: Difference | None
+    classes: Mapping[str, ClassEstimate]
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What the stages of one kind cost, each run once."""
+
+    runs: int
+    seconds: float
+    device: str
+    device_hours: float
+    peak_memory_mb: float
+
+
+@dataclass(frozen=True)
+class Cost:
+    pretrain: StageCost | None
+    finetune: StageCost
+
+    @property
+    def stages(self) -> dict[str, StageCost]:
+        """Those that there are, by kind."""
+        return {"pretrain": self.pretrain, "finetune": self.finetune} if self.pretrain else {"finetune": self.finetune}
+
+    @property
+    def peak_memory_mb(self) -> float:
+        return max(stage.peak_memory_mb for stage in self.stages.values())
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One experiment of an arm."""
+
+    run_id: str
+    experiment_id: str
+    """MLflow's."""
+    name: str
+    seed: str
+    pretrain_seed: str | None
+    value: float
+    """Of the task's score."""
+    stages: Mapping[str, str]
+    """The runs of its stages by kind."""
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    label: str
+    """Its strategy, and what tells it from others of that strategy."""
+    strategy: str
+    encoder: str
+    label_fraction: float
+    is_baseline: bool
+    same_architecture: bool
+    """As the baseline's."""
+    differs: Mapping[str, str]
+    """The fields that tell it from others of its strategy."""
+    num_seeds: int
+    varied: str
+    """Which seeds differ within it, in words."""
+    scores: Mapping[str, ScoreResult]
+    counts: Mapping[str, float]
+    """n_missed, n_invented, n_excluded; or n_undefined: means over its runs."""
+    constant: float
+    """What the best answer that looks at no image scores."""
+    cost: Cost
+    runs: Sequence[RunResult]
+
+    @property
+    def marked_label(self) -> str:
+        """Another architecture than the baseline's is marked by a star."""
+        return self.label if self.same_architecture else f"{self.label} *"
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """The arms with one head."""
+
+    head: str
+    notes: Sequence[str]
+    rows: Sequence[ArmResult]
+    """By label fraction, the baseline first."""
+
+    @property
+    def largest_fraction(self) -> list[ArmResult]:
+        """The arms at the largest label fraction."""
+        largest = max(arm.label_fraction for arm in self.rows)
+        return [arm for arm in self.rows if arm.label_fraction == largest]
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    task: str
+    part: str
+    """The part of the data that was scored: test or val."""
+    score: str
+    """The task's own, a key of every arm's `scores`."""
+    classes: Sequence[str]
+    num_cases: int
+    num_patients: int
+    baseline: str | None
+    """Its name, where any block has it."""
+    notes: Sequence[str]
+    blocks: Sequence[BlockResult]
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    part: str
+    notes: Sequence[str]
+    tasks: Sequence[TaskResult]
