@@ -155,8 +155,8 @@ def results(draw):
     """Any result that a sweep may have, and numbers that are none."""
     metrics = draw(_METRICS)
     space = draw(st.dictionaries(_PATHS, _SPACES, max_size=4))
-    values = st.one_of(st.none(), st.lists(_NUMBERS, min_size=len(metrics), max_size=len(metrics)))
-    seeds = st.dictionaries(st.sampled_from("012"), values.filter(bool), max_size=3)
+    values = st.lists(_NUMBERS, min_size=len(metrics), max_size=len(metrics))
+    seeds = st.dictionaries(st.sampled_from("012"), values, max_size=3)
     curves = st.dictionaries(st.integers(0, 30), _NUMBERS, max_size=4)
 
     def setting():
@@ -166,9 +166,10 @@ def results(draw):
         }
         return drawn | draw(st.dictionaries(_PATHS, _VALUES, max_size=1))
 
+    stages, failures = st.lists(_STAGES, max_size=3), st.none() | st.text(max_size=99)
     trials = [
-        trial(number, setting(), state=draw(_STATES), values=draw(values), by_seed=draw(seeds), curve=draw(curves),
-              stages=draw(st.lists(_STAGES, max_size=3)), failure=draw(st.none() | st.text(max_size=99)),
+        trial(number, setting(), state=draw(_STATES), values=draw(st.none() | values), by_seed=draw(seeds),
+              curve=draw(curves), stages=draw(stages), failure=draw(failures),
               run_id=draw(st.none() | st.text(max_size=4)))
         for number in range(draw(st.integers(0, 9)))
     ]  # fmt: skip

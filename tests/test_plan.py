@@ -36,7 +36,7 @@ SHARES = {"finetune.lr": 0.75, "finetune.epochs": 0.25, "finetune.layer_decay": 
 
 @pytest.fixture
 def plan(tmp_path, monkeypatch):
-    monkeypatch.setenv("PREMED_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PREMED_HOME", str(tmp_path / "premed"))
     task = {"name": "chestxray14", "root": str(tmp_path)}
     finetune = {"epochs": 2, "batch": 4, "lr": 1e-3, "head": "linear"}
     base = {"task": task, "encoder": "vit", "pretext": "none", "finetune": finetune}

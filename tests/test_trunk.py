@@ -319,7 +319,7 @@ def test_the_cost_of_a_pre_training_is_all_that_it_took_to_get_there(grown, home
     for arm, (_, outcomes) in zip(arms.values(), zip((2, 4), grown[1], strict=True), strict=True):
         before = [stage["seconds"] for stage in outcomes["stages"] if stage["kind"] != "finetune"]
         assert (arm.cost.pretrain.runs, arm.cost.pretrain.seconds) == (1, pytest.approx(sum(before)))
-    assert "1 trunk segment served several rows and stand in the cost of each" in task.notes
+    assert "shared by several rows and included in the cost of each: 1 trunk segment" in task.notes
     (run,) = arms["mae epochs=4"].runs
     assert exhibits.pretraining_stages(run) == [grown[1][1]["stages"][2]["run_id"]]
 

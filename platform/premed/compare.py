@@ -78,7 +78,7 @@ def task_result(
     results = [block_result(block, arms, tables, main) for block, arms in zip(blocks, baselines, strict=True)]
     classes = [arm.scores[main].classes for block in results for arm in block.rows]
     if alone := {label for each in classes for label, estimate in each.items() if estimate.alone}:
-        notes.append(f"hangs on one patient, so how it is in others is not in the interval: {listed(alone)}")
+        notes.append(f"{listed(alone)}: computed from one patient; the interval does not cover other patients")
     return TaskResult(
         task=task,
         part=scored,
@@ -155,4 +155,4 @@ def shared_costs(arms: list[Arm]) -> list[str]:
     segments = [stage for stage in several if stage.startswith(TRUNK)]
     numbers = {"pre-training": len(several) - len(segments), "trunk segment": len(segments)}
     counts = [counted(number, word) for word, number in numbers.items() if number]
-    return [f"{each} served several rows and stand in the cost of each" for each in counts]
+    return [f"shared by several rows and included in the cost of each: {each}" for each in counts]

@@ -46,7 +46,7 @@ class ClassEstimate(Estimate):
     """A score of one class."""
 
     alone: bool
-    """Whether it hangs on one patient."""
+    """Whether it is computed from one patient, so that the interval says nothing of others."""
     difference: Difference | None
     """To the baseline; None for the baseline itself and where there is none."""
 

@@ -3,7 +3,7 @@
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -93,14 +93,14 @@ def gate_cell(stages: Sequence[dict[str, Any]]) -> str:
     return f"{gate['below']:.0%}" if gate["passed"] else "not past"
 
 
-def score_of(outcome: dict[str, Any]) -> tuple[str, float | None]:
+def score_of(outcome: Mapping[str, Any]) -> tuple[str, float | None]:
     """Name and value of an experiment's score, on test if it has been tested, else on val."""
     last = outcome["stages"][-1]
     part = "test" if last["kind"] == "test" else "val"
     return f"{part} {outcome['score']}", last["summary"].get(f"{part}/{outcome['score']}")
 
 
-def score_words(outcome: dict[str, Any]) -> str:
+def score_text(outcome: Mapping[str, Any]) -> str:
     score, value = score_of(outcome)
     return f"{score} {number(value)}"
 

@@ -151,7 +151,7 @@ def scored_on(runs: list[ExperimentRun], part: Part | None) -> tuple[Part, list[
     if part == "test" and not tested:
         raise UserError(f"--part test: no run of {runs[0].task} was tested (test=false); --part val compares them")
     if part == "val" or not tested:
-        note = "scored on val, which picked the checkpoints: these numbers flatter"
+        note = "scored on val, which selected the checkpoints: these numbers are optimistic"
         return "val", runs, [note if part == "val" else f"no run was tested (test=false): {note}"]
     if rest := len(runs) - len(tested):
         note = f"{counted(rest, 'run')} without a test part (test=false), left out; --part val compares them"

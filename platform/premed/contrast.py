@@ -199,11 +199,12 @@ def caveats(arms: Sequence[Arm], results: Sequence[ArmResult], main: str) -> lis
     """What a reader of the table must know of its arms."""
     notes: list[str] = []
     if few := [arm for arm in arms if len(arm.by_seed) < SEEDS]:
-        note = f"fewer than {SEEDS} seeds, so how another seed would come out is not in the interval"
-        notes.append(f"{note}: {arm_names(few, arms)}")
+        note = f"fewer than {SEEDS} seeds; the interval covers patient sampling only, not seed-to-seed variation"
+        notes.append(f"{arm_names(few, arms)}: {note}")
     once = [arm for arm in arms if len({run.pretrain_seed for run in arm.runs} - {None}) == 1 and len(arm.by_seed) > 1]
     if once:
-        notes.append(f"one pre-training, so how another would come out is not in the interval: {arm_names(once, arms)}")
+        note = "one pre-training; the interval does not cover variation between pre-trainings"
+        notes.append(f"{arm_names(once, arms)}: {note}")
     for arm, result in zip(arms, results, strict=True):
         if not (difference := result.scores[main].difference):
             continue

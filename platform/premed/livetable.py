@@ -1,4 +1,4 @@
-"""What a person sees of a sweep while it goes: on a terminal a table of its trials, elsewhere plain lines."""
+"""The progress of a sweep: on a terminal a table of its trials, elsewhere plain lines."""
 
 import time
 from collections.abc import Sequence
@@ -37,13 +37,13 @@ ABOVE = (
     GateNotPassed,
     CollapseDetected,
 )
-"""Events that have a line above the table; the rest is in it."""
-SHOWN = 5  # ended trials in the table, the best of them
+"""Events that print a line above the table; what the others say is in it."""
+MOST_ENDED = 5  # ended trials in the table, the best of them
 
 
 @dataclass
-class Line:
-    """A trial in the table."""
+class TrialLine:
+    """A trial's row in the table."""
 
     number: int
     label: str
@@ -51,18 +51,18 @@ class Line:
     """Stage and step, by seed."""
     score: str = ""
     values: Sequence[float] | None = None
-    ended: bool = False
+    has_ended: bool = False
 
 
 class LiveTable(ProgressPrinter):
-    """An `events.EventHandler` that shows a sweep. Leaving its context ends the table."""
+    """An `events.EventHandler` that shows a sweep's progress. Leaving its context removes the table."""
 
     def __init__(self, console: Any = None):
         super().__init__(console)
-        self.lines: dict[int, Line] = {}
+        self.lines: dict[int, TrialLine] = {}
         self.live: Live | None = None
-        self.total = self.left = self.ended = 0
-        self.began = time.monotonic()
+        self.total = self.left = self.num_ended = 0
+        self.started = time.monotonic()
         self.modes: Sequence[str] = ()
         self.event = Event()  # the last one
 
@@ -76,8 +76,8 @@ class LiveTable(ProgressPrinter):
         with self.lock:
             self.event = event
             super().__call__(event)
-            if self.console.is_terminal and (line := self.line_of(event.experiment)):
-                self.note(line, event)
+            if self.console.is_terminal and (line := self.line_for(event.experiment)):
+                self.update(line, event)
                 self.draw()
 
     def print_line(self, text: str) -> None:
@@ -98,42 +98,44 @@ class LiveTable(ProgressPrinter):
     @handle.register
     def sweep_started(self, event: SweepStarted) -> None:
         self.total, self.left, self.modes = event.total, event.left, event.modes
-        self.began = time.monotonic()
+        self.started = time.monotonic()
         before = f", {self.total - self.left} of them ended before" if self.left < self.total else ""
         self.print_line(f"{self.total} trials{before}")
 
     @handle.register
     def trial_started(self, event: TrialStarted) -> None:
-        self.lines[event.number] = Line(event.number, event.label)
+        self.lines[event.number] = TrialLine(event.number, event.label)
         self.print_line(f"trial {event.number}: {event.label}")
         self.draw()
 
     @handle.register
     def trial_ended(self, event: TrialEnded) -> None:
-        self.ended += 1
+        self.num_ended += 1
         line = self.lines[event.number]
-        line.ended, line.values = True, event.values
+        line.has_ended, line.values = True, event.values
         if event.values is not None:
             line.score = scores(event.metrics, event.values)
         else:
             line.score = f"FAILED: {event.failure}" if event.state == "failed" else "stopped, behind the others"
-        self.print_line(f"trial {event.number} ({event.label}): {line.score} ({self.standing()})")
+        self.print_line(f"trial {event.number} ({event.label}): {line.score} ({self.progress_text()})")
         self.draw()
 
-    def standing(self) -> str:
-        """How far the sweep is."""
-        done = f"{self.total - self.left + self.ended}/{self.total} trials"
-        if not 0 < self.ended < self.left:
+    def progress_text(self) -> str:
+        """3/8 trials, about 2.5 min left"""
+        done = f"{self.total - self.left + self.num_ended}/{self.total} trials"
+        if not 0 < self.num_ended < self.left:
             return done
-        return f"{done}, about {duration((time.monotonic() - self.began) / self.ended * (self.left - self.ended))} left"
+        seconds = (time.monotonic() - self.started) / self.num_ended * (self.left - self.num_ended)
+        return f"{done}, about {duration(seconds)} left"
 
     # ---- the table
 
-    def line_of(self, who: str) -> Line | None:
-        words = who.split()
+    def line_for(self, experiment: str) -> TrialLine | None:
+        """The row of the trial that an event's experiment belongs to (`trial 3 seed 0`)."""
+        words = experiment.split()
         return self.lines.get(int(words[1])) if len(words) > 1 and words[0] == "trial" else None
 
-    def note(self, line: Line, event: Event) -> None:
+    def update(self, line: TrialLine, event: Event) -> None:
         """Updates the line: what the event's seed is doing, in a word or two, and the last score."""
         seed, doing = event.experiment.partition(" seed ")[2], DOING.get(event.kind, "")
         if isinstance(event, WaitingForStage):
@@ -155,14 +157,14 @@ class LiveTable(ProgressPrinter):
 
     def table(self) -> Group:
         table = Table("trial", "settings", "at", "score", box=None, pad_edge=False)
-        going = [line for line in self.lines.values() if not line.ended]
-        done = [line for line in self.lines.values() if line.ended and line.values]
+        running = [line for line in self.lines.values() if not line.has_ended]
+        done = [line for line in self.lines.values() if line.has_ended and line.values]
         if len(self.modes) == 1:
             done.sort(key=lambda line: line.values[0], reverse=self.modes[0] == "max")  # type: ignore[index]
-        for line in going + done[:SHOWN]:
+        for line in running + done[:MOST_ENDED]:
             at = ", ".join(f"{seed} {doing}".strip() for seed, doing in sorted(line.doing.items()))
-            table.add_row(str(line.number), Text(line.label), Text("done" if line.ended else at), Text(line.score))
-        return Group(Text(self.standing()), table)
+            table.add_row(str(line.number), Text(line.label), Text("done" if line.has_ended else at), Text(line.score))
+        return Group(Text(self.progress_text()), table)
 
 
 def scores(metrics: Sequence[str], values: Sequence[float]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from premed.console import score_words
+from premed.console import score_text
 from premed.evaluate import GATE_SHARE
 from premed.events import (
     CheckpointSaved,
@@ -116,7 +116,7 @@ class ProgressPrinter:
     def experiment_ended(self, event: ExperimentEnded) -> None:
         self.end_bar()
         done, outcome = f"{event.done}/{event.total} experiments done", event.outcome
-        result = f"FAILED: {outcome['failure']}" if "failure" in outcome else score_words(outcome)
+        result = f"FAILED: {outcome['failure']}" if "failure" in outcome else score_text(outcome)
         self.print_line(f"{result} ({done})")
         if self.display is not None and self.experiments_bar is not None:
             self.display.update(self.experiments_bar, completed=event.done)

@@ -22,7 +22,7 @@ class ClassScores:
     classes: tuple[str, ...]
     full: np.ndarray  # [1 + K]
     pseudo: np.ndarray  # [P, 1 + K]
-    alone: np.ndarray  # [1 + K]: whether it hangs on one patient
+    alone: np.ndarray  # [1 + K]: whether it is computed from one patient
 
 
 @dataclass(frozen=True)
