@@ -185,10 +185,10 @@ class Away:
 
 
 def test_an_outage_is_waited_for_and_told_once():
-    told = []
-    retrying = RetryingTracker(Away(3, ConnectionError("refused")), told.append, waits=[0] * 3)
+    events = []
+    retrying = RetryingTracker(Away(3, ConnectionError("refused")), events.append, waits=[0] * 3)
     assert retrying.finished_run("d", "test") == "d test"
-    assert told == [WarningIssued("MLflow does not answer (refused); waiting")]
+    assert events == [WarningIssued("MLflow does not answer (refused); waiting")]
 
 
 @pytest.mark.parametrize("name", [name for name in vars(Tracker) if not name.startswith("_")])

@@ -19,7 +19,7 @@ from stores import come_up, free_port, stop
 from premed.runs import RunStore
 from premed.space import load_sweep
 from premed.study import Study
-from premed.tracking import driven
+from premed.tracking import with_driver
 
 pytest_plugins = ["launch_fixtures"]
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3000)]
@@ -37,7 +37,7 @@ def server(database, tmp_path):
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--artifacts-destination", f"{tmp_path}/artifacts"]
-    settings = os.environ | {"MLFLOW_BACKEND_STORE_URI": driven(database("mlflow"), "")}
+    settings = os.environ | {"MLFLOW_BACKEND_STORE_URI": with_driver(database("mlflow"), "")}
     process = subprocess.Popen(command, env=settings, start_new_session=True)
     try:
         come_up(process, port)

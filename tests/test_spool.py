@@ -96,7 +96,7 @@ def test_what_mlflow_refuses_is_put_aside_and_the_rest_goes_on(store, tmp_path, 
 
 
 def test_runs_that_tell_of_one_dataset_together_all_have_it(store, tmp_path, caplog):
-    gate, told = threading.Barrier(4), {}
+    gate, names = threading.Barrier(4), {}
 
     class Together(RunStore):
         def log_datasets(self, run_id, entries):
@@ -112,12 +112,12 @@ def test_runs_that_tell_of_one_dataset_together_all_have_it(store, tmp_path, cap
         for outbox, run_id in zip(spools, mine, strict=True):  # MLflow looks, then inserts: it refuses who comes second
             outbox.add("log_datasets", run_id, [entry])
             outbox.add("finish", run_id)
-        told |= dict.fromkeys(mine, entry["name"])
+        names |= dict.fromkeys(mine, entry["name"])
         while list((tmp_path / "outbox").glob("*.lock")):
             time.sleep(0.01)
     assert [outbox.close(60) for outbox in spools] == [0] * 4
     assert not list((tmp_path / "outbox").iterdir()) and not caplog.text
-    for run_id, name in told.items():
+    for run_id, name in names.items():
         assert [each.dataset.name for each in store.client.get_run(run_id).inputs.dataset_inputs] == [name]
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from premed.tracking import masked, raced, transient
+from premed.tracking import lost_race, masked, transient
 
 if TYPE_CHECKING:
     from premed.runs import RunStore
@@ -125,9 +125,9 @@ class Outbox:
             getattr(self.store, record["call"])(*record["args"], **record["kwargs"])
         except Exception as error:  # noqa: BLE001 - whatever it is, the thread must go on
             if transient(error):
-                if not self._silent and not raced(error):
+                if not self._silent and not lost_race(error):
                     log.warning("MLflow does not answer; records wait in %s (%s)", self.folder, masked(str(error)))
-                self._silent = self._silent or not raced(error)
+                self._silent = self._silent or not lost_race(error)
                 return False
             log.error("MLflow refuses a record of %s, kept in %s: %s", journal.path.stem, journal.rejected.name, error)
             journal.reject(line, error)

@@ -15,7 +15,7 @@ from premed.config.spec import canonical
 from premed.errors import UserError
 from premed.rng import key
 from premed.space import Choice, Range, Setting, Sweep
-from premed.tracking import driven, masked
+from premed.tracking import masked, with_driver
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -48,7 +48,7 @@ class Study:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.getLogger("alembic").setLevel(logging.ERROR)
-        self.sweep, url = sweep, driven(url, "study: ")
+        self.sweep, url = sweep, with_driver(url, "study: ")
         try:
             storage = optuna.storages.RDBStorage(url, engine_kwargs=engine_settings(url))
             if begun:

@@ -177,7 +177,7 @@ def training_samples(job: StageJob, data_sets: Sequence[Domain]) -> tuple[list[S
         for samples, part in zip((train, val), cases(job.stage, domain.task), strict=True):
             samples += prepared(job, domain.task, part, number)
     if not val:
-        raise UserError(f"task: {data_sets[0].task.name} has no val images here; mend its split, or add a data set")
+        raise UserError(f"task: {data_sets[0].task.name} has no val images here; correct its split, or add a data set")
     return train, val
 
 
