@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import cast
 
 from premed.cluster import Remote, RemoteEvents, actor, free, nodes, ray_cluster, ray_map
 from premed.config.settings import PRETRAINING, Kind, Train
@@ -21,7 +21,7 @@ from premed.ledger import MLflowTracker
 from premed.once import SingleFlight
 from premed.paths import settled_in
 from premed.runs import RunStore
-from premed.tracker import RetryingTracker
+from premed.tracker import RetryingTracker, Tracker
 
 POLL = 0.5  # seconds between two looks at what the tracker was told
 
@@ -32,7 +32,7 @@ class Session:
     concurrent: bool
     """Whether several experiments may run at once."""
 
-    def __init__(self, tracker: Any, tasks: Tasks, mapper: Callable[..., Iterable], show: EventHandler):
+    def __init__(self, tracker: Tracker, tasks: Tasks, mapper: Callable[..., Iterable], show: EventHandler):
         """mapper: prepares images in parallel; see `Cache.prepare`."""
         self.tasks, self.mapper, self.show = tasks, mapper, show
         self.stopped, self.relaying = threading.Event(), threading.Lock()
@@ -121,7 +121,7 @@ class RaySession(Session):
         self.handle = actor(MLflowTracker, *settings)
         self.scheduler = Scheduler(lambda job: WorkerGroup(job.train, job.storage), nodes, free)
         mapper = partial(ray_map, held=self.scheduler.held, idle=self.scheduler.idle)
-        super().__init__(Remote(self.handle, "MLflow tracker"), tasks, mapper, show)
+        super().__init__(cast(Tracker, Remote(self.handle, "MLflow tracker")), tasks, mapper, show)
 
     def executor(self, ticket: Ticket) -> Executor:
         return RayExecutor(self.scheduler, ticket)

@@ -11,7 +11,8 @@ from premed.errors import StageFailed, first_line
 from premed.events import Event, EventHandler, WarningIssued
 from premed.tracking import transient
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Tracker(Protocol):
