@@ -1,14 +1,14 @@
-# make demo | test | test-cluster | check | test-pythons | lock. Each makes its environment; a second call installs nothing.
+# make demo | test | test-all | check | test-pythons | lock. Each makes its environment; a second call installs nothing.
 
 PYTHON ?= python3
 VENV ?= .venv
-PYTEST ?= -n 2 --dist loadfile
+PYTEST ?= -n 2 --dist worksteal
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-cluster check pytest test-pythons lock debian
+.PHONY: help demo test test-slow test-all check pytest test-pythons lock debian
 
 help:
 	@sed -n '1s/^# //p' Makefile
@@ -35,9 +35,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(or $(INSTALL),-c constraints.txt) -e '.[dev]'
 	@touch $@
 
-# what needs more than Python; each test says by name what it misses, and is skipped
-test-cluster: $(VENV)/.installed debian
+# what make test leaves out: what is slow, as many of Hypothesis' examples as it would take by itself, and what needs more
+# than Python; each of these tests says by name what it misses, and is skipped
+test-slow: export HYPOTHESIS_PROFILE := long
+test-slow: $(VENV)/.installed debian
+	$(VENV)/bin/pytest $(PYTEST) -m '(slow or hypothesis) and not browser and not cluster'
 	$(VENV)/bin/pytest -m 'browser or cluster'
+
+test-all: test test-slow
 
 # Debian's browser, database and networks, where they are absent and may be installed
 debian: export DEBIAN_FRONTEND := noninteractive

@@ -1,22 +1,40 @@
-"""What all tests share: where real images are, and quiet, bounded machinery."""
+"""What all tests share: where real images are, what is made once for all of them, and quiet, bounded machinery."""
 
 import os
 import re
+import shutil
+import sqlite3
+import sys
 from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import forkserver
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
+import psutil
 import pytest
+from filelock import FileLock
 from hypothesis import settings
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
-settings.register_profile("premed", deadline=None, derandomize=True)  # no clocks, and the same examples for everybody
-settings.load_profile("premed")
+# no clocks, and the same examples for everybody; make test-all takes as many as Hypothesis would
+settings.register_profile("long", deadline=None, derandomize=True)
+settings.register_profile("short", settings.get_profile("long"), max_examples=25)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REAL_DATA = Path(os.environ.get("PREMED_DATA") or REPOSITORY.parent / "shared" / "data")
+LEFT_OUT = {"slow", "cluster", "browser"}  # by make test
+WORK, PATIENCE = 20, 120  # seconds of CPU and, where others keep it busy, of a clock that a test may take without them
+
+
+def examples(num: int) -> int:
+    """So many of Hypothesis' examples with the long profile; with the short one as much fewer as it has, or ten."""
+    return max(min(num, 10), num * settings().max_examples // settings.get_profile("long").max_examples)
 
 
 def locked(package: str) -> str:
@@ -38,9 +56,74 @@ def real() -> Callable[[str], Path]:
     return find
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """A folder by its name, filled once for all processes of the session; who changes something in it copies it."""
+    base = tmp_path_factory.getbasetemp()
+    base = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    base.mkdir(exist_ok=True)
+
+    def find(name: str, fill: Callable[[Path], object]) -> Path:
+        name = name.replace(" ", "-")  # MLflow writes a path's blanks in a way of its own
+        folder, done = base / name, base / f"{name}.done"
+        with FileLock(base / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a process that failed at it
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return find
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     """Golden numbers and bitwise equality are stated for one thread."""
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def frugal(request, monkeypatch) -> None:
+    """Stages that a test runs draw pictures and register models only where it is marked as `whole`."""
+    if "premed.worker" in sys.modules:
+        import launching
+
+        launching.bare(monkeypatch, whole=request.node.get_closest_marker("whole") is not None)
+
+
+@event.listens_for(Engine, "connect")
+def trust_the_disk(connection: object, record: object) -> None:
+    """Databases of tests need not outlive a power cut: their processes' ends they outlive in any case."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous=OFF")
+
+
+# ---- make test stays short
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item):
+    before = spent()
+    result = yield
+    if not LEFT_OUT & {marker.name for marker in item.iter_markers()}:
+        refuse_long(*(now - then for now, then in zip(spent(), before, strict=True)))
+    return result
+
+
+def refuse_long(work: float, clock: float) -> None:
+    """Fails a test that took too long for make test. A slow or busy machine makes `clock` long, and hardly `work`."""
+    if work > WORK or clock > PATIENCE:
+        pytest.fail(f"took {work:.0f} s of CPU in {clock:.0f} s: make it shorter or mark it slow", pytrace=False)
+
+
+def spent() -> tuple[float, float]:
+    """Seconds of CPU of this process, of its children that ended, and of those of its forkserver; and a clock's."""
+    times = os.times()
+    work = times.user + times.system + times.children_user + times.children_system
+    if (server := forkserver._forkserver._forkserver_pid) is not None:  # type: ignore[attr-defined]
+        with suppress(psutil.NoSuchProcess):  # else it ended, and is counted with the children
+            work += sum(psutil.Process(server).cpu_times()[:4])
+    return work, times.elapsed

@@ -1,7 +1,6 @@
 """Stages of training on made-up chests, run in processes of their own that can be killed at a chosen point."""
 
 import json
-import multiprocessing
 import multiprocessing.connection
 import os
 import signal
@@ -11,17 +10,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-HEAVY = ["premed.worker", "premed.tasks.chestxray14", "premed.pretext.mae", "premed.models.heads.linear"]
-HEAVY += [
-    "timm.models.vision_transformer",
-    "torchvision.transforms.v2",
-    "torch._dynamo",
-    "scipy.stats",
-    "scipy.ndimage",
-]
-
-start = multiprocessing.get_context("forkserver")
-start.set_forkserver_preload(HEAVY)  # imported once, not by each process
+import pytest
+from forks import fork
+from launching import bare
 
 
 def tree(root: Path, **changes: Any) -> dict[str, Any]:
@@ -71,7 +62,7 @@ def on_ranks(world: int, function: Callable[..., None], *args: Any) -> list[int]
     """Calls `function(*args)` on each of `world` ranks, a process each; if one dies the others are killed."""
     with TemporaryDirectory() as folder:
         meeting = f"file://{folder}/meeting"
-        ranks = [start.Process(target=rank_main, args=(rank, world, meeting, function, args)) for rank in range(world)]
+        ranks = [fork.Process(target=rank_main, args=(rank, world, meeting, function, args)) for rank in range(world)]
         for process in ranks:
             process.start()
         left = list(ranks)
@@ -103,7 +94,7 @@ def stage_main(job: Any, kill: str, poison: str) -> None:
     from premed import worker
     from premed.events import CheckpointSaved, MetricsLogged
 
-    worker.save_pictures = lambda *_: None  # they cost more than the training
+    bare(pytest.MonkeyPatch())
     if worker.rank_and_world()[0] == 0:
         killed_while_writing(kill)
     if poison:

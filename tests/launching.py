@@ -1,20 +1,22 @@
 """What tests do with whole experiments: a tiny one, in this process, in a fork of it, or as a command."""
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 
 import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - and all that takes time to import, once for all forks
+import pytest
 import timm.models.vision_transformer  # noqa: F401
 import torch
 import torch.export  # noqa: F401
 import yaml
+from forks import fork
 
-from premed import cli, launch
+from premed import cli, launch, worker
 from premed.config.loader import checked, merged
+from premed.records import Records
 from premed.runs import RunStore
 
 _TRAINING = {"epochs": 4, "batch": 16, "lr": 1e-3, "validations": 2, "augment": {"flip": 0.5}}
@@ -27,12 +29,6 @@ TINY = {
     "train": {"workers": 0, "log_steps": 2, "save_minutes": 0, "precision": "fp32"},
 }
 SCRATCH = {"pretext": {"name": "none"}}
-
-
-fork = multiprocessing.get_context("forkserver")
-fork.set_forkserver_preload(
-    ["launching", "premed.tasks.chestxray14", "premed.pretext.mae", "premed.models.heads.linear"]
-)
 
 
 def tree(chest, *changes):
@@ -54,6 +50,15 @@ def settle_in(monkeypatch, home):
         monkeypatch.delenv(name, raising=False)
 
 
+DRAWING, REGISTERING = worker.save_pictures, Records.register
+
+
+def bare(patch, whole=False):
+    """Stages draw no pictures and register no model, which cost more than a tiny training; or, if `whole`, they do."""
+    patch.setattr(worker, "save_pictures", DRAWING if whole else lambda *_: None)
+    patch.setattr(Records, "register", REGISTERING if whole else lambda *_: None)
+
+
 def run(chest, *changes, show=lambda event: None):
     return launch.run(experiment(chest, *changes), show)
 
@@ -71,6 +76,7 @@ def _beside(home, tree, connection):
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     os.environ["PREMED_HOME"] = str(home)
     torch.set_num_threads(1)
+    bare(pytest.MonkeyPatch())
     connection.send(launch.run(checked(tree), connection.send))
 
 
@@ -97,6 +103,7 @@ def _forked(home, arguments, stderr):
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     os.environ["PREMED_HOME"] = str(home)
     torch.set_num_threads(1)
+    bare(pytest.MonkeyPatch())
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
     os.dup2(stderr.fileno(), 2)
     stderr.close()

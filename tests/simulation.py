@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import norm
 
-from premed import stats
+from premed.reporting import statistics
 
 SIMULATIONS = 500
 
@@ -73,9 +73,9 @@ class World:
         """Scores [S] and pseudo-values [S, P]."""
         if self.score == "auc":
             truth = np.repeat(labels[:, None], len(answers), axis=1)
-            scores = stats.aucs(truth, answers.T, patients)
+            scores = statistics.aucs(truth, answers.T, patients)
         else:
-            scores = stats.means(answers.T, patients)
+            scores = statistics.means(answers.T, patients)
         return scores.full, scores.pseudo.T
 
 
@@ -90,7 +90,7 @@ def intervals(world, labels, answers, method):
     if method == "without seeds":
         ours, groups = ours.mean(axis=0, keepdims=True), [sum(group.mean(axis=0, keepdims=True) for group in groups)]
     scale = "positive" if world.score == "hd95" else "share"
-    return stats.interval(one.mean(), [ours], scale), stats.interval(two.mean() - one.mean(), groups)
+    return statistics.interval(one.mean(), [ours], scale), statistics.interval(two.mean() - one.mean(), groups)
 
 
 def run(world, method, simulations=SIMULATIONS, seed=0):

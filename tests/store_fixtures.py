@@ -3,15 +3,14 @@
 import shutil
 
 import pytest
+from stores import copied
 
 from premed.runs import RunStore
 
 
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory):
-    path = tmp_path_factory.mktemp("template") / "new" / "mlflow.db"
-    RunStore(f"sqlite:///{path}")
-    return path
+def empty_database(shared):
+    return shared("empty database", lambda folder: RunStore(f"sqlite:///{folder}/mlflow.db")) / "mlflow.db"
 
 
 @pytest.fixture
@@ -19,6 +18,24 @@ def store(empty_database, tmp_path, nowhere):
     (tmp_path / "home").mkdir()
     shutil.copy(empty_database, tmp_path / "home" / "mlflow.db")
     return RunStore(f"sqlite:///{tmp_path}/home/mlflow.db")
+
+
+@pytest.fixture
+def store_with(shared, empty_database, tmp_path, nowhere):
+    """A store, and in it what was put there once in the session."""
+
+    def find(name, fill):
+        """fill: takes the new store."""
+
+        def make(folder):
+            (folder / "home").mkdir()
+            shutil.copy(empty_database, folder / "home" / "mlflow.db")
+            fill(RunStore(f"sqlite:///{folder}/home/mlflow.db"))
+
+        home = copied(shared(name, make) / "home", tmp_path / "home")
+        return RunStore(f"sqlite:///{home}/mlflow.db")
+
+    return find
 
 
 @pytest.fixture

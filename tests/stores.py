@@ -1,8 +1,10 @@
 """What tests do with run stores; the fixtures are beside it."""
 
 import os
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import urllib.request
 
@@ -53,3 +55,26 @@ def stop(server):
     """Kills the process and all that it started; it leads a session of its own."""
     os.killpg(server.pid, signal.SIGKILL)
     server.wait()
+
+
+def copied(home, to):
+    """A copy of a home, whose MLflow has its files there."""
+    shutil.copytree(home, to)
+    moved(to / "mlflow.db", str(home), str(to))
+    return to
+
+
+def moved(database, here, there):
+    """Puts one folder's name for another's in all of a database."""
+    connection = sqlite3.connect(database)
+    with connection:
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        for table in tables:
+            for _, column, kind, *_ in connection.execute(f"PRAGMA table_info({table})").fetchall():
+                if kind.startswith(("VARCHAR", "TEXT", "CLOB")):
+                    connection.execute(
+                        f"UPDATE {table} SET {column} = replace({column}, :here, :there) "
+                        f"WHERE instr({column}, :here) > 0",
+                        {"here": here, "there": there},
+                    )
+    connection.close()

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from hypothesis import strategies as st
 
-from premed.findings import ranking
-from premed.sweep_result import StageResult, SweepResult, TrialResult
+from premed.reporting.sweep.analysis import ranking
+from premed.reporting.sweep.result import StageResult, SweepResult, TrialResult
 
 
 def stage(kind, digest, seconds=60.0, memory=900.0, reused=False):

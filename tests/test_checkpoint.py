@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from conftest import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -46,7 +47,7 @@ def test_any_damage_to_the_newest_checkpoint_is_seen(suffix, tmp_path):
     saved(storage, 5, 10)
     intact = storage.get(name)
 
-    @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.integers(0, len(intact) - 1), st.integers(1, 255), st.booleans())
     def damaged(place, change, cut):
         content = intact[:place] if cut else intact[:place] + bytes([intact[place] ^ change]) + intact[place + 1 :]

@@ -9,10 +9,11 @@ import sys
 
 import pytest
 import yaml
-from launching import SCRATCH, forked, results, run, runs_of, store_of, tree, until
-from stores import free_port
+from launching import SCRATCH, forked, results, run, runs_of, settle_in, store_of, tree, until
+from stores import copied, free_port
 
-from premed import asked, console
+from premed import asked
+from premed.reporting import console
 from premed.runs import LEASES
 
 pytest_plugins = ["launch_fixtures"]
@@ -194,12 +195,16 @@ def test_compare_tells_of_real_runs_as_a_table_json_and_csv(premed, chest, home,
     assert code == 0 and "fewer than 3 seeds" in out and "none" in out
 
 
-def test_the_page_of_real_runs_shows_their_pre_training_and_their_answers(premed, chest, home, tmp_path):
-    for changes in (SCRATCH, {}):
-        run(chest, changes)
+@pytest.mark.whole
+def test_the_page_of_real_runs_shows_their_pre_training_and_their_answers(
+    premed, chest, mae_home, tmp_path, monkeypatch
+):
+    home = copied(mae_home[0], tmp_path / "home")
+    settle_in(monkeypatch, home)
+    run(chest, SCRATCH)
     code, _, _ = premed("compare", "--html", tmp_path / "page.html", "--ui", "http://127.0.0.1:5000")
     text = (tmp_path / "page.html").read_text()
-    (tested, _) = runs_of(home, "test")
+    tested, _ = runs_of(home, "test")
     assert code == 0 and f"/runs/{tested.run_id}" in text and text.count("data:image/png") == 4
     for shown in ("Pre-training and its gate", "seed 0: progress", "seed 0: reconstruction", "seed 0: probabilities"):
         assert shown in text

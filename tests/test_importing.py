@@ -32,8 +32,8 @@ def write(path: Path, seed: int = 0, **settings) -> Path:
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("timm") / "vit.safetensors", **TINY)
+def file(shared):
+    return shared("timm", lambda folder: write(folder / "vit.safetensors", **TINY)) / "vit.safetensors"
 
 
 def using(file, **more):
@@ -42,12 +42,15 @@ def using(file, **more):
 
 
 @pytest.fixture(scope="module")
-def finished(new_home, chest, file):
+def finished(home_after, chest, file):
     """A home in which the tiny experiment has run to its end from the file, the outcome, and what was told."""
-    home, told = new_home(), []
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        settle_in(monkeypatch, home)
-        return home, run(chest, using(file), show=told.append), told
+
+    def work():
+        told = []
+        return run(chest, using(file), show=told.append), told
+
+    home, (outcome, told) = home_after("imagenet", work)
+    return home, outcome, told
 
 
 @pytest.fixture

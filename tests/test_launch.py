@@ -44,13 +44,10 @@ pytest_plugins = ["launch_fixtures"]
 KINDS = ["pretrain", "finetune", "test"]
 
 
-@pytest.fixture(scope="module")
-def finished(new_home, chest):
+@pytest.fixture
+def finished(mae_home):
     """A home in which MAE has run to its end, and the outcome."""
-    home = new_home()
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        settle_in(monkeypatch, home)
-        return home, run(chest)
+    return mae_home
 
 
 @pytest.fixture
@@ -126,6 +123,7 @@ def test_files_that_mlflow_lost_are_trained_again(copied, chest, monkeypatch):
     assert results(again) == results(before)[:2]
 
 
+@pytest.mark.whole
 def test_a_removed_model_is_made_again_while_its_weights_are_there(copied, chest):
     home, before = copied
     client, where = store_of(home).client, os.path.basename(before["stages"][1]["where"])

@@ -1,12 +1,12 @@
 """Leases: two processes, killed ones, silent ones, on real SQLite stores."""
 
-import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import subprocess
 
 import pytest
+from forks import fork
 from stores import start, unreachable
 
 from premed.leases import Lease, close_dead_runs
@@ -14,7 +14,6 @@ from premed.provenance import process_tags
 from premed.runs import RunStore
 
 pytest_plugins = ["store_fixtures"]
-spawn = multiprocessing.get_context("spawn")
 
 
 class Clock:
@@ -36,8 +35,8 @@ def race(uri, rounds, barrier, wins):
 
 
 def test_of_two_processes_that_start_together_one_gets_the_lease(tmp_path):
-    barrier, wins, rounds = spawn.Barrier(2), spawn.Queue(), 6
-    both = [spawn.Process(target=race, args=(f"sqlite:///{tmp_path}/new.db", rounds, barrier, wins)) for _ in range(2)]
+    barrier, wins, rounds = fork.Barrier(2), fork.Queue(), 6
+    both = [fork.Process(target=race, args=(f"sqlite:///{tmp_path}/new.db", rounds, barrier, wins)) for _ in range(2)]
     for process in both:
         process.start()
     for process in both:
@@ -55,8 +54,8 @@ def hold(uri, pipe):
 
 
 def test_the_lease_of_a_killed_process_is_taken_over_at_once(store):
-    mine, theirs = spawn.Pipe()
-    child = spawn.Process(target=hold, args=(store.uri, theirs))
+    mine, theirs = fork.Pipe()
+    child = fork.Process(target=hold, args=(store.uri, theirs))
     child.start()
     assert mine.poll(60)
     run_id = mine.recv()

@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+from conftest import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stores import free_port, rows, start, steps
@@ -128,7 +129,7 @@ def test_a_metric_that_comes_later_is_not_held_back_by_another(store):
     assert steps(store, run_id, "val/mauc") == [2]
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(15), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 6)), min_size=1, max_size=6))
 def test_any_replay_of_any_stretch_leaves_each_step_once(store, stretches):
     run_id, last = start(store), 0

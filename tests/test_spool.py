@@ -2,7 +2,6 @@
 
 import json
 import math
-import multiprocessing
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+from forks import fork
 from stores import come_up, free_port, rows, start, steps, stop, unreachable
 
 from premed.leases import Lease
@@ -19,7 +19,6 @@ from premed.runs import RunStore
 from premed.spool import Outbox
 
 pytest_plugins = ["store_fixtures"]
-spawn = multiprocessing.get_context("spawn")
 
 
 def test_what_is_spooled_arrives_in_order_and_leaves_nothing(store, tmp_path):
@@ -56,8 +55,8 @@ def spool_and_wait(run_id, folder, pipe):
 
 
 def test_a_kill_loses_nothing_that_was_spooled(store, tmp_path):
-    run_id, (mine, theirs) = start(store), spawn.Pipe()
-    child = spawn.Process(target=spool_and_wait, args=(run_id, tmp_path / "outbox", theirs))
+    run_id, (mine, theirs) = start(store), fork.Pipe()
+    child = fork.Process(target=spool_and_wait, args=(run_id, tmp_path / "outbox", theirs))
     child.start()
     assert mine.poll(60)
     outbox = Outbox(store, tmp_path / "outbox")

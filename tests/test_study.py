@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -154,7 +155,7 @@ def test_rungs_are_those_of_ray_s_asha(tmp_path, grace, reduction, total):
     assert rungs(sweep.search.scheduler, total) == {math.ceil(each) for each in milestones if each < total}
 
 
-@settings(max_examples=10)
+@settings(max_examples=examples(10))
 @given(st.lists(st.lists(st.floats(0, 1), min_size=1, max_size=8), min_size=2, max_size=5))
 def test_a_scheduler_told_of_the_trials_before_judges_as_one_that_saw_them(shared, curves):
     """Each curve is a trial that ended by itself or was stopped; the last one is judged."""

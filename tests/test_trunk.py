@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from itertools import pairwise
 from typing import get_args
 
@@ -13,9 +14,8 @@ from hypothesis import strategies as st
 from launching import curve, results, runs_of, settle_in, store_of
 from launching import experiment as tiny
 
-from premed import exhibits, fleet, launch, presenter, records, worker
+from premed import fleet, launch, presenter, records, worker
 from premed.checkpoint import CheckpointManager
-from premed.compare import compare
 from premed.config import settings
 from premed.config.loader import checked
 from premed.data.phantoms.writers import write_chestxray14
@@ -23,6 +23,8 @@ from premed.errors import UserError
 from premed.events import StageStarted, TrainingStarted, WarningIssued
 from premed.fit import Schedule, Trapezoid
 from premed.planning import planned, turn
+from premed.reporting.comparison import artifacts
+from premed.reporting.comparison.compare import compare
 from premed.trained import opened
 
 pytest_plugins = ["launch_fixtures"]
@@ -137,10 +139,9 @@ def test_values_too_close_for_a_step_between_their_cool_downs_are_refused(tmp_pa
 
 
 @pytest.fixture(scope="module")
-def xrays(tmp_path_factory):
-    return write_chestxray14(
-        tmp_path_factory.mktemp("data") / "xrays", num_patients=16, seed=1, size=32, prevalence=0.6
-    )
+def xrays(shared):
+    write = partial(write_chestxray14, num_patients=16, seed=1, size=32, prevalence=0.6)
+    return shared("x-rays", lambda folder: write(folder / "xrays")) / "xrays"
 
 
 def chain(xrays, home, **pretrain):
@@ -161,8 +162,8 @@ def run_all(jobs):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(xrays, tmp_path_factory):
-    return run_all(chain(xrays, tmp_path_factory.mktemp("undisturbed")))
+def undisturbed(xrays, shared):
+    return chain(xrays, shared("undisturbed trunk", lambda folder: run_all(chain(xrays, folder))))
 
 
 def flat(state):
@@ -265,12 +266,14 @@ def trained(told):
 
 
 @pytest.fixture(scope="module")
-def grown(chest, new_home):
+def grown(chest, home_after):
     """A home where 2 and 4 epochs were run on one trunk, by one command; the outcomes, and what was told."""
-    home, told = new_home(), []
-    with pytest.MonkeyPatch.context() as patch:
-        settle_in(patch, home)
-        found = launch.run_all([on_trunk(chest, epochs, [2, 4]) for epochs in (2, 4)], told.append)
+
+    def work():
+        told = []
+        return launch.run_all([on_trunk(chest, epochs, [2, 4]) for epochs in (2, 4)], told.append), told
+
+    home, (found, told) = home_after("trunk", work)
     assert not [each["failure"] for each in found if "failure" in each]
     return home, found, told
 
@@ -321,7 +324,7 @@ def test_the_cost_of_a_pre_training_is_all_that_it_took_to_get_there(grown, home
         assert (arm.cost.pretrain.runs, arm.cost.pretrain.seconds) == (1, pytest.approx(sum(before)))
     assert "shared by several rows and included in the cost of each: 1 trunk segment" in task.notes
     (run,) = arms["mae epochs=4"].runs
-    assert exhibits.pretraining_stages(run) == [grown[1][1]["stages"][2]["run_id"]]
+    assert artifacts.pretraining_stages(run) == [grown[1][1]["stages"][2]["run_id"]]
 
 
 def test_a_cool_down_s_encoder_is_there_for_others_and_a_segment_s_is_refused(grown, home):

@@ -2,11 +2,10 @@
 
 import os
 import pickle
-import subprocess
-import sys
 
 import pytest
 import torch
+from forks import fork
 
 from premed.vault import StageStorage
 
@@ -50,12 +49,9 @@ def test_weights_and_numbers_come_back_bit_by_bit(storage):
     assert storage.get_json("n.json") == {"x": [0.1 + 0.2, float("-inf"), None], "y": 2**60}
 
 
-HALF = """
-import os, sys
-from premed import vault
-os.fsync = lambda file: os.kill(os.getpid(), 9)
-vault.StageStorage(sys.argv[1], "s").put("result.json", b"new")
-"""
+def killed_in_the_middle(folder):
+    os.fsync = lambda file: os.kill(os.getpid(), 9)
+    StageStorage(folder, "s").put("result.json", b"new")
 
 
 @pytest.mark.parametrize("before", [None, b"old"])
@@ -63,7 +59,10 @@ def test_a_writer_killed_in_the_middle_leaves_what_was_there(tmp_path, before):
     storage = StageStorage(str(tmp_path), "s")
     if before:
         storage.put("result.json", before)
-    assert subprocess.run([sys.executable, "-c", HALF, str(tmp_path)]).returncode == -9
+    writer = fork.Process(target=killed_in_the_middle, args=(str(tmp_path),))
+    writer.start()
+    writer.join()
+    assert writer.exitcode == -9
     assert storage.get("result.json") == before
     assert len(list(tmp_path.rglob("*.part"))) == 1
     storage.remove_partial_files()

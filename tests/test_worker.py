@@ -1,6 +1,8 @@
 """Stages as users run them: killed and gone on with, on one rank and on several; what is loaded; what is refused."""
 
+import hashlib
 import socket
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -24,24 +26,21 @@ KILLED, FINE = -9, 0
 
 
 @pytest.fixture(scope="session")
-def chest(tmp_path_factory):
-    return write_chestxray14(
-        tmp_path_factory.mktemp("data") / "chest", num_patients=16, seed=1, size=32, prevalence=0.6
-    )
+def chest(shared):
+    write = partial(write_chestxray14, num_patients=16, seed=1, size=32, prevalence=0.6)
+    return shared("x-rays to train on", lambda folder: write(folder / "chest")) / "chest"
 
 
 @pytest.fixture(scope="session")
-def undisturbed(chest, tmp_path_factory):
+def undisturbed(chest, shared):
     """What a stage leaves that nobody killed, by kind and number of ranks; each is run once."""
-    known = {}
 
     def find(kind, world=1, **changes):
-        name = f"{kind} {world} {changes}"
-        if name not in known:
-            job = jobs(chest, tmp_path_factory.mktemp("undisturbed"), **changes)[kind]
-            assert run(job, world) == [FINE] * world
-            known[name] = outcome(job)
-        return known[name]
+        def fill(folder):
+            assert run(jobs(chest, folder, **changes)[kind], world) == [FINE] * world
+
+        name = hashlib.sha256(f"{kind} {world} {changes}".encode()).hexdigest()[:8]
+        return outcome(jobs(chest, shared(f"undisturbed {kind} {name}", fill), **changes)[kind])
 
     return find
 
@@ -101,11 +100,13 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(damage, stopp
 
 
 @pytest.fixture(scope="session")
-def stopped_at_6(chest, tmp_path_factory):
+def stopped_at_6(chest, shared):
     """Copies of a fine-tuning that was killed right after its checkpoint of step 6."""
-    home = tmp_path_factory.mktemp("stopped")
-    job = jobs(chest, home, **SCRATCH)["finetune"]
-    assert run(job, kill="saved 6") == [KILLED]
+
+    def fill(folder):
+        assert run(jobs(chest, folder, **SCRATCH)["finetune"], kill="saved 6") == [KILLED]
+
+    job = jobs(chest, shared("stopped at 6", fill), **SCRATCH)["finetune"]
 
     def copy(to):
         copied = jobs(chest, to, **SCRATCH)["finetune"]
@@ -276,6 +277,7 @@ def test_a_resumed_pretraining_does_not_look_at_all_images_again(chest, tmp_path
     assert 0.3 < job.stage_storage.get_json("result.json")["gate"]["gate"] < 1
 
 
+@pytest.mark.whole
 def test_an_interrupted_pretraining_draws_the_same_film_and_keeps_no_snapshot(chest, tmp_path):
     def progress_picture(home, interruptions):
         job, left = jobs(chest, home)["pretrain"], list(interruptions)

@@ -8,6 +8,7 @@ import pytest
 from launching import experiment, settle_in
 
 from premed import launch
+from premed.config.experiment import plugin
 from premed.config.loader import checked, merged
 from premed.data.phantoms.brain import write_brats
 from premed.data.phantoms.writers import write_msd
@@ -43,37 +44,34 @@ class Finished:
         return next(stage for stage in self.outcome["stages"] if stage["kind"] == kind)
 
 
-def finished(new_home, whole) -> Finished:
-    from premed.config.plugins import plugin
-
-    home = new_home()
-    with pytest.MonkeyPatch.context() as patch:
-        settle_in(patch, home)
-        outcome = launch.run(whole, lambda event: None)
-    return Finished(home, Path(whole.task.root), plugin("tasks", whole.task).build(whole.task), outcome)
+def finished(home_after, name, experiment, **more) -> Finished:
+    home, outcome = home_after(name, lambda: launch.run(experiment, lambda event: None), **more)
+    task = plugin("tasks", experiment.task).build(experiment.task)
+    return Finished(home, Path(experiment.task.root), task, outcome)
 
 
 @pytest.fixture(scope="session")
-def chest_run(new_home, chest) -> Finished:
+def chest_run(home_after, chest) -> Finished:
     """Pictures, several labels; pre-trained by MAE."""
-    return finished(new_home, experiment(chest, {"task": {"stored": 20}, "finetune": {"lr": 0.1, "epochs": 20}}))
+    whole = experiment(chest, {"task": {"stored": 20}, "finetune": {"lr": 0.1, "epochs": 20}})
+    return finished(home_after, "chest run", whole, whole=True)
 
 
 @pytest.fixture(scope="session")
-def organ_run(new_home, tmp_path_factory) -> Finished:
+def organ_run(home_after, shared) -> Finished:
     """Volumes in several orientations, one label per voxel."""
-    root = write_msd(tmp_path_factory.mktemp("data") / "msd", 8, seed=0)
+    root = shared("organs", lambda folder: write_msd(folder / "msd", 8, seed=0)) / "msd"
     task = {"name": "msd", "root": str(root), "roi": [16, 16, 16], "spacing": [3.0, 3.0, 3.0]}
-    return finished(new_home, checked(merged(VOLUMES, {"task": task})))
+    return finished(home_after, "organ run", checked(merged(VOLUMES, {"task": task})))
 
 
 @pytest.fixture(scope="session")
-def brain_run(new_home, tmp_path_factory) -> Finished:
+def brain_run(home_after, shared) -> Finished:
     """Four channels, three regions that lie in each other."""
-    root = write_brats(tmp_path_factory.mktemp("data") / "brats", 6, seed=0, shape=(32, 32, 20))
+    root = shared("brains", lambda folder: write_brats(folder / "brats", 6, seed=0, shape=(32, 32, 20))) / "brats"
     task = {"name": "brats", "root": str(root), "roi": [16, 16, 16], "spacing": [6.0, 6.0, 6.0]}
     whole = merged(VOLUMES, {"task": task | {"crop_foreground": True}})
-    return finished(new_home, checked(whole))
+    return finished(home_after, "brain run", checked(whole))
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ def experiment_of(what: list[str]) -> Any:
 
 def tell_all(outcomes: list[dict[str, Any]], as_json: bool) -> None:
     """The answer of several experiments; exit code 1 where one failed."""
-    from premed import console
+    from premed.reporting import console
 
     tell({"outcomes": outcomes}, as_json, lambda told: console.show_outcomes(told["outcomes"]))
     if any("failure" in outcome for outcome in outcomes):

@@ -30,8 +30,9 @@ def run(what: What, as_json: Json = False) -> None:
     share one pre-training ('vary=[pretrain]': one for each seed).
     """
     experiments = experiments_of(what)
-    from premed import console, launch
+    from premed import launch
     from premed.presenter import ProgressPrinter
+    from premed.reporting import console
 
     if len(experiments) == 1:
         with ProgressPrinter() as show, quiet(as_json):
@@ -62,12 +63,12 @@ def sweep(
         raise UserError("name the sweep's YAML file first")
     asked = load_sweep(files[0], files[1:], [item for item in what if "=" in item])
     from premed import sweep as sweeping
-    from premed import sweep_board
     from premed.livetable import LiveTable
+    from premed.reporting.sweep import terminal
 
     with LiveTable() as show, quiet(as_json):
         result = sweeping.report(asked) if as_report else sweeping.run(asked, show)
-    tell(result, as_json, sweep_board.show)
+    tell(result, as_json, terminal.show)
 
 
 @app.command()
@@ -113,20 +114,20 @@ def compare(
     """
     if part not in (None, "test", "val"):
         raise UserError(f"--part {part}: is neither test nor val")
-    from premed import compare as comparison
-    from premed import report, scoreboard
+    from premed.reporting.comparison import compare as comparison
+    from premed.reporting.comparison import page, terminal
 
     if html is not None:
-        report.refuse(html, ui)
+        page.refuse(html, ui)
     with quiet(as_json):
         store = comparison.store_in_use()
         selection: dict[str, Any] = {"task": task, "baseline": baseline, "allow": allow or (), "where": where or ()}
         result = comparison.compare(store, part=part, **selection)
     if csv is not None:
-        scoreboard.write_csv(result, csv)
+        terminal.write_csv(result, csv)
     if html is not None:
-        report.write(result, store, html, ui)
-    tell(result, as_json, scoreboard.show)
+        page.write(result, store, html, ui)
+    tell(result, as_json, terminal.show)
 
 
 @app.command()
@@ -143,9 +144,9 @@ def predict(
 
     A bad file is named and left out, the others are done: exit code 1.
     """
-    from premed import console
     from premed import predict as prediction
     from premed.presenter import ProgressPrinter
+    from premed.reporting import console
 
     with ProgressPrinter() as show, quiet(as_json):
         told = prediction.run(reference, images, out, show, masks=masks, train=train_of(gpu=gpu, precision=precision))
@@ -168,8 +169,8 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a trained network as files that others read, with how to prepare images for it."""
-    from premed import console
     from premed import export as exporting
+    from premed.reporting import console
 
     with quiet(as_json):
         told = exporting.run(reference, to, form, check=check or (), part=part or (), whole=whole)
@@ -199,8 +200,8 @@ def submit(
     From the root of a checkout that travels whole (less what .gitignore and .rayignore name); from anywhere else the
     YAMLs and premed itself, and the cluster must have what premed needs: docs/cluster.md.
     """
-    from premed import console
     from premed import submit as submission
+    from premed.reporting import console
 
     commands = {str(each.name or each.callback.__name__) for each in app.registered_commands if each.callback} | {
         "data"

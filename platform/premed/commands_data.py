@@ -40,8 +40,9 @@ def check(
     know: exit code 0. Every image is opened, those of the test part too (unless test=false).
     """
     experiment = experiment_of(what)
-    from premed import console, launch
+    from premed import launch
     from premed.presenter import ProgressPrinter
+    from premed.reporting import console
 
     with ProgressPrinter() as show, quiet(as_json):
         told = launch.check(experiment, show, html)

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from premed import contactsheet
 from premed.check import Check
 from premed.cluster import parallel_map
 from premed.config.experiment import Experiment
@@ -20,6 +19,7 @@ from premed.events import EventHandler, ExperimentEnded, ExperimentsStarted, Ima
 from premed.fleet import Ticket
 from premed.paths import home
 from premed.preflight import Resolved, other_tasks, resolve, validate
+from premed.reporting import data_check
 from premed.session import Session, session
 
 
@@ -133,7 +133,7 @@ def check(experiment: Experiment, show: EventHandler, html: Path | None = None) 
             each.open_images(mapper, lambda done, total: show(ImagesChecked(done, total)))
         if html is not None:
             try:
-                html.write_text(contactsheet.page(checked, mapper), encoding="utf-8")
+                html.write_text(data_check.page(checked, mapper), encoding="utf-8")
             except OSError as error:
                 raise UserError(f"{html}: cannot be written ({error.strerror}); name another file") from None
     return checked.outcome() | ({"sources": [source.outcome() for source in sources]} if sources else {})

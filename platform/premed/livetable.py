@@ -25,8 +25,8 @@ from premed.events import (
     WaitingForStage,
     WarningIssued,
 )
-from premed.formatting import duration
 from premed.presenter import DOING, ProgressPrinter
+from premed.reporting.formatting import duration
 
 ABOVE = (
     RayStarting,

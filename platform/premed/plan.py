@@ -9,15 +9,15 @@ from typing import Any
 
 import yaml
 
-from premed import sweep_board, sweep_page
 from premed.config.settings import Train
 from premed.config.spec import canonical
 from premed.errors import UserError
 from premed.paths import home, settled_in
 from premed.preflight import resolve
+from premed.reporting.sweep import page, terminal
+from premed.reporting.sweep.result import StageResult, SweepResult, TrialResult
 from premed.space import COSTS, MOST, Choice, Range, Sweep
 from premed.study import Study, Told
-from premed.sweep_result import StageResult, SweepResult, TrialResult
 
 
 class Plan:
@@ -73,8 +73,8 @@ class Plan:
         """
         self.where.mkdir(parents=True, exist_ok=True)
         files = [self.where / name for name in ("report.html", "trials.csv")]
-        sweep_page.write(result, files[0])
-        sweep_board.write_csv(result, files[1])
+        page.write(result, files[0])
+        terminal.write_csv(result, files[1])
         if result.best is not None:
             setting = next(trial.setting for trial in result.trials if trial.number == result.best)
             experiment = self.sweep.whole(dict(setting))[0].model_dump(mode="json")

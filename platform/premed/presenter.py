@@ -11,7 +11,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from premed.console import score_text
 from premed.evaluate import GATE_SHARE
 from premed.events import (
     CheckpointSaved,
@@ -37,6 +36,7 @@ from premed.events import (
     WarningIssued,
     WeightsImported,
 )
+from premed.reporting.console import score_text
 
 DOING = {
     "pretrain": "pre-training",

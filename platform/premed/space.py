@@ -20,12 +20,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictInt, model_validator
 
-from premed import axes
 from premed.config.expand import fan_out, listed
 from premed.config.experiment import Experiment
 from premed.config.loader import gathered, given, loaded, merged, nested, parsed, read
 from premed.config.spec import Spec, elsewhere, validated
 from premed.errors import UserError
+from premed.reporting.sweep import fields
 
 COSTS = ("seconds", "pretrain_seconds", "finetune_seconds", "peak_memory_mb")
 """What a trial costs: measured seconds of its stages (a shared pre-training counts whole), and the most memory."""
@@ -231,8 +231,8 @@ class Sweep:
 
     def label(self, setting: Setting) -> str:
         """The setting in few words: `mask_ratio=0.5 epochs=20`."""
-        names = axes.short_names(list(self.search.space))
-        return " ".join(f"{names[path]}={axes.format_value(value, 4)}" for path, value in setting.items())
+        names = fields.short_names(list(self.search.space))
+        return " ".join(f"{names[path]}={fields.format_value(value, 4)}" for path, value in setting.items())
 
     @property
     def num_trials(self) -> int:

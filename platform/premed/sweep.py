@@ -17,10 +17,10 @@ from premed.events import Event, EventHandler, MetricsLogged, SweepStarted, Tria
 from premed.plan import Plan, as_written, trains_of
 from premed.preflight import resolve, validate
 from premed.records import row
+from premed.reporting.sweep.result import SweepResult
 from premed.session import Session, session
 from premed.space import Sweep
 from premed.study import State, Study, Told
-from premed.sweep_result import SweepResult
 from premed.trial import Trial, Validations
 from premed.tuning import conduct, rungs, scheduler_of
 

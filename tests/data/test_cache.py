@@ -1,7 +1,6 @@
 """Entries: what a crop reads, what a key is made of, and what survives kills, races and full disks."""
 
 import errno
-import multiprocessing
 import os
 import pickle
 import time
@@ -14,6 +13,8 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from conftest import examples
+from forks import fork
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -76,7 +77,7 @@ def made(path: Path, image: np.ndarray, label: np.ndarray | None = None) -> Prep
 # Entries -------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.tuples(*[st.integers(-9, 14)] * 3), st.tuples(*[st.integers(1, 16)] * 3))
 def test_a_crop_is_the_slice_of_the_whole_with_air_around(tmp_path_factory, start, size):
     rng = np.random.default_rng(0)
@@ -191,7 +192,7 @@ def test_results_may_come_in_any_order_and_from_other_threads(cache, cases):
 
 
 def test_other_processes_may_do_the_work(cache, cases):
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with fork.Pool(1) as pool:
         entries = cache.prepare(cases, ZSCORE, mapper=pool.imap_unordered)
     np.testing.assert_array_equal(entries[1].stored(), prepare(cases[1].image, None, ZSCORE).image)
 
@@ -310,9 +311,8 @@ def race(root: Path, cases: list[Case], barrier) -> None:
 
 
 def test_two_processes_may_fill_one_folder_at_once(cache, cases):
-    spawn = multiprocessing.get_context("spawn")
-    barrier = spawn.Barrier(2)
-    other = spawn.Process(target=race, args=(cache.root, cases, barrier))
+    barrier = fork.Barrier(2)
+    other = fork.Process(target=race, args=(cache.root, cases, barrier))
     other.start()
     race(cache.root, cases, barrier)
     other.join(60)

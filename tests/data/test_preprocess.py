@@ -6,6 +6,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel import orientations
@@ -47,7 +48,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 # The grid ------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(affines(), shapes, st.booleans(), st.sampled_from(["RAS", "LPS", "SAR"]), st.integers(0, 99))
 def test_a_label_comes_back_identical_where_the_spacing_is_kept(
     tmp_path_factory, affine, shape, crop, orientation, seed
@@ -64,7 +65,7 @@ def test_a_label_comes_back_identical_where_the_spacing_is_kept(
         )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(affines(), shapes, st.booleans())
 def test_every_voxel_keeps_its_place_in_the_world(affine, shape, respace):
     places = np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3]  # each voxel says where it is
@@ -218,7 +219,7 @@ def test_a_constant_image_gives_finite_numbers(tmp_path, value, normalise):
     assert np.isfinite(values_of(made)).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(st.floats(-1e4, 1e4), st.floats(1e-3, 1e4), st.integers(0, 99))
 def test_storing_loses_less_than_a_ten_thousandth_of_the_range(tmp_path_factory, low, reach, seed):
     raw = (low + reach * np.random.default_rng(seed).random((4, 5, 6))).astype(np.float32)

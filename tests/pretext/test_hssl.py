@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -418,10 +419,10 @@ def test_crops_of_one_image_are_refused_for_they_would_be_contrasted():
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data")
-    chests = write_chestxray14(root / "chest", 20, 0, size=32)
-    return {"chest": chests, "hippocampus": write_msd(root / "hippocampus", 8, 0, shape=(24, 30, 16))}
+def folders(shared):
+    chests = shared("few chests", lambda folder: write_chestxray14(folder / "chest", 20, 0, size=32)) / "chest"
+    write = partial(write_msd, num_cases=8, seed=0, shape=(24, 30, 16))
+    return {"chest": chests, "hippocampus": shared("few volumes", lambda it: write(it / "hippocampus")) / "hippocampus"}
 
 
 def sections(folders, name: str) -> dict[str, Any]:
@@ -441,6 +442,7 @@ def sections(folders, name: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.whole
 def test_one_pre_training_on_pictures_and_volumes_serves_both_tasks_and_sees_no_label(folders, home, monkeypatch):
     seen, forward = Counter(), HSSL.forward
 
@@ -480,10 +482,11 @@ def test_micro_batches_are_refused_by_name_for_they_would_be_another_loss(folder
 
 
 @pytest.fixture(scope="module")
-def undisturbed(folders, tmp_path_factory):
-    job = pretraining(folders, tmp_path_factory.mktemp("undisturbed"))
-    assert run(job, world=2) == [0, 0]
-    return outcome(job)
+def undisturbed(folders, shared):
+    def fill(folder):
+        assert run(pretraining(folders, folder), world=2) == [0, 0]
+
+    return outcome(pretraining(folders, shared("undisturbed hssl", fill)))
 
 
 def pretraining(folders, home) -> Any:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -51,7 +52,7 @@ def keys(n: int, epoch: int = 0, seed: int = 0) -> torch.Tensor:
 # Masks ----------------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(
     grid=st.lists(st.integers(1, 6), min_size=2, max_size=3), ratio=st.floats(0, 1, exclude_min=True, exclude_max=True)
 )

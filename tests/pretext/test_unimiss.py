@@ -13,7 +13,6 @@ from torch import Tensor
 
 from premed import evaluate, launch, presenter, worker
 from premed.checkpoint import CheckpointManager
-from premed.compare import compare
 from premed.config.loader import checked
 from premed.config.transforms import Augment
 from premed.contracts import Batch, Case, Domain, Sample
@@ -26,6 +25,7 @@ from premed.fit import distributed, make_optimizer, set_lr
 from premed.models.encoders import mit, vit
 from premed.pretext import unimiss
 from premed.pretext.unimiss import Config, UniMiSS, compared
+from premed.reporting.comparison.compare import compare
 from premed.rng import sample_keys
 from premed.trained import store_in_use
 from premed.vault import StageStorage

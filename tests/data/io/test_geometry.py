@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
@@ -143,7 +144,7 @@ def scores(name: str, folder: Path, volume: tuple, axes: str, turn, spacing) -> 
 
 
 @pytest.mark.parametrize("name", LAY)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=examples(10), deadline=None)
 @given(
     st.sampled_from(CODES), st.tuples(*[st.floats(-11, 11)] * 3), st.sampled_from([(9.0, 9.0, 11.0), (6.0, 8.0, 7.0)])
 )
@@ -160,7 +161,7 @@ def test_flipped_permuted_and_oblique_files_get_the_same_scores(drawn, tmp_path_
 # Regions -------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(affines(), shapes, st.integers(0, 99))
 def test_overlapping_regions_come_back_identical_where_the_spacing_is_kept(affine, shape, seed):
     masks = np.random.default_rng(seed).random((3, *shape)) > 0.5

@@ -10,6 +10,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from conftest import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made import ct_series, dicom, radiograph
@@ -454,7 +455,7 @@ def check_against_nibabel(path: Path) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=niftis(), zipped=st.booleans())
 def test_any_header_gives_nibabel_s_numbers_in_ras_or_one_line(tmp_path, content, zipped):
     path = tmp_path / ("any.nii.gz" if zipped else "any.nii")
@@ -463,7 +464,7 @@ def test_any_header_gives_nibabel_s_numbers_in_ras_or_one_line(tmp_path, content
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(150), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     niftis(), st.lists(st.tuples(st.integers(0, 351), st.integers(0, 255)), min_size=1, max_size=4), st.integers(0, 90)
 )
@@ -505,7 +506,7 @@ def whole(tmp_path_factory) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())} | dicoms
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(300), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_damage_to_a_picture_gives_numbers_or_one_line(whole, tmp_path, data):
     name = data.draw(st.sampled_from(sorted(whole)))

@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.phantoms import bytes_of, dice
@@ -168,7 +169,7 @@ def test_the_hippocampus_is_no_brighter_than_its_grey_surroundings(blocks):
 # ---- what they are drawn with
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(st.integers(), st.lists(st.integers(5, 24), min_size=1, max_size=3), st.floats(0.3, 6))
 def test_noise_has_mean_zero_and_deviation_one_at_any_smoothness(seed, shape, smooth):
     field = noise(Draw(key(seed)), "field", shape, smooth)

@@ -447,6 +447,8 @@ def test_pictures_are_classified_end_to_end(tmp_path, home):
     assert 0 <= test["value"] <= 1 and test["loaded"]["encoder"]["dropped"] == []
 
 
+@pytest.mark.slow
+@pytest.mark.whole
 def test_volumes_are_classified_end_to_end(tmp_path, home):
     root = write_images(tmp_path / "ct", 14, 0, kind="nifti", size=32)
     task = {"name": "images", "root": str(root), "labels": ["pneumonia"], "dims": 3, "roi": [32, 32, 16]}
@@ -454,6 +456,8 @@ def test_volumes_are_classified_end_to_end(tmp_path, home):
     assert 0 <= test["value"] <= 1 and test["num_cases"] >= 3
 
 
+@pytest.mark.slow
+@pytest.mark.whole
 def test_volumes_are_segmented_end_to_end(tmp_path, home):
     root = write_msd(tmp_path / "hippocampus", 8, 0, shape=(24, 30, 16))
     task = {"name": "msd", "root": str(root), "roi": [32, 32, 16], "percentiles": [0.5, 99.5], "normalise": "zscore"}

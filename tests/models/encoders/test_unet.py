@@ -272,15 +272,30 @@ def run(task: dict, head: dict, **settings) -> dict:
     return outcome["stages"][1]
 
 
+LONG = pytest.mark.slow, pytest.mark.whole
+
+
 @pytest.mark.parametrize(
-    "head", [{"name": "linear", "pool": "cls"}, {"name": "linear", "pool": "mean"}, {"name": "probe"}]
+    "head",
+    [
+        pytest.param({"name": "linear", "pool": "cls"}, marks=LONG),
+        {"name": "linear", "pool": "mean"},
+        pytest.param({"name": "probe"}, marks=LONG),
+    ],
 )
 def test_pictures_are_classified_end_to_end(head, tmp_path, home):
     root = write_chestxray14(tmp_path / "chest", 20, 0, size=32)
     assert 0 <= run({"name": "chestxray14", "root": str(root), "size": 32, "stored": 32}, head)["value"] <= 1
 
 
-@pytest.mark.parametrize(("settings", "head"), [({}, "conv"), ({"dims": 2}, "conv"), ({"dims": 2}, "probe")])
+@pytest.mark.parametrize(
+    ("settings", "head"),
+    [
+        pytest.param({}, "conv", marks=LONG),
+        ({"dims": 2}, "conv"),
+        pytest.param({"dims": 2}, "probe", marks=LONG),
+    ],
+)
 def test_volumes_are_segmented_end_to_end(settings, head, tmp_path, home):
     root = write_msd(tmp_path / "hippocampus", 8, 0, shape=(24, 30, 16))
     task = {"name": "msd", "root": str(root), "roi": [24, 28, 12], "percentiles": [0.5, 99.5], "normalise": "zscore"}

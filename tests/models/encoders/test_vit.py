@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -109,7 +110,7 @@ def test_embedding_patches_is_the_strided_convolution(channels, patch, content):
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(
     axes=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5)), min_size=2, max_size=3),
     channels=st.integers(1, 4),

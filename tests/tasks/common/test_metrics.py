@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -53,21 +54,21 @@ def ball(shape, centre, radius):
     return np.linalg.norm(offset, axis=0) <= radius
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(mask_pairs())
 def test_dice_is_the_overlap_over_the_mean_size(pair):
     a, b = pair
     assert metrics.dice(a, b) == pytest.approx((a & b).sum() / ((a.sum() + b.sum()) / 2))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(mask_pairs(), spacings)
 def test_hd95_is_what_brute_force_says(pair, spacing):
     a, b = pair
     assert metrics.hd95(a, b, spacing) == pytest.approx(hd95_by_hand(a, b, spacing))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 @given(mask_pairs(), spacings)
 def test_hd95_is_what_monai_says(pair, spacing):
     a, b = pair
@@ -96,7 +97,7 @@ def test_hd95_is_in_millimetres():
     assert metrics.hd95(a, b, (4, 1)) == pytest.approx((12**2 + 4**2) ** 0.5)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(mask_pairs(), spacings, st.permutations(range(3)), st.integers(0, 2))
 def test_turning_and_flipping_the_image_changes_no_score(pair, spacing, order, axis):
     (a, b), turned_spacing = pair, [spacing[i] for i in order]
@@ -105,7 +106,7 @@ def test_turning_and_flipping_the_image_changes_no_score(pair, spacing, order, a
     assert metrics.hd95(turned_a, turned_b, turned_spacing) == pytest.approx(metrics.hd95(a, b, spacing))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(mask_pairs(), spacings)
 def test_scores_are_symmetric_and_perfect_for_itself(pair, spacing):
     a, b = pair
@@ -173,7 +174,7 @@ def findings(truth, probability):
     return [{"patient": str(i), "y/x": y, "p/x": p} for i, (y, p) in pairs]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(50))
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5)), min_size=1, max_size=30))
 def test_auc_is_sklearns_ties_included(pairs):
     from sklearn.metrics import roc_auc_score

@@ -1,0 +1,163 @@
+"""Artifacts: what the runs of a comparison left to look at: scores by case, curves of pre-training, pictures."""
+
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from premed.config.settings import TRUNK
+from premed.reporting.comparison.result import ArmResult, RunResult
+from premed.reporting.comparison.scores import Columns
+from premed.runs import Run, RunStore
+
+WIDE = 1200  # pixels
+SCORING = ("finetune", "test")  # stages that scored cases, on val and on test; the others are pre-training
+
+
+class CaseScores(NamedTuple):
+    """One number per case for each arm, the mean over its runs; NaN where it is undefined."""
+
+    names: list[str]
+    values: dict[str, np.ndarray]  # by the arm's label: [N]
+    quantity: str
+    """The number, in words."""
+    are_cases: bool
+    """Whether every number is a case's own; else each is that of a case and one of its findings."""
+
+    def differences(self, label: str, baseline: str) -> list[tuple[str, float, float]]:
+        """(case, the baseline's number, the arm's), the largest gain first, the largest loss last."""
+        ours, theirs = self.values[label], self.values[baseline]
+        order = np.argsort(theirs - ours, kind="stable")
+        return [(self.names[i], float(theirs[i]), float(ours[i])) for i in order if np.isfinite(ours[i] - theirs[i])]
+
+
+class LossCurve(NamedTuple):
+    """The validation loss of a pre-training, and its gate, if it has one."""
+
+    label: str
+    steps: list[int]
+    losses: list[float]
+    gate: float | None
+
+
+class Picture(NamedTuple):
+    """A PNG that a run left."""
+
+    label: str
+    seed: str
+    name: str
+    png: bytes
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it is too wide to stand beside others."""
+        return struct.unpack(">I", self.png[16:20])[0] > WIDE
+
+
+# ---- scores by case
+
+
+def case_scores(store: RunStore, part: str, arms: Sequence[ArmResult]) -> CaseScores:
+    """The scores by case of all runs of `arms`, whose labels differ."""
+    tables = {
+        arm.label: [store.columns(store.get(run.stages[SCORING[part == "test"]])) for run in arm.runs] for arm in arms
+    }
+    is_segmentation = any(name.startswith("dice/") for name in next(iter(tables.values()))[0])
+    of_cases = mean_dice if is_segmentation else placements
+    scores = {label: [dict(of_cases(table)) for table in some] for label, some in tables.items()}
+    names = sorted({name for some in scores.values() for table in some for name in table})
+    values = {
+        label: np.array([[table.get(name, np.nan) for name in names] for table in some]).mean(axis=0)
+        for label, some in scores.items()
+    }
+    of_auc = "share of the images without a finding that are ranked below the case"
+    return CaseScores(names, values, "mean Dice of the case" if is_segmentation else of_auc, is_segmentation)
+
+
+def mean_dice(table: Columns) -> Iterator[tuple[str, float]]:
+    """Over the regions that are not excluded."""
+    dice = np.array([column for name, column in table.items() if name.startswith("dice/")], float)
+    for name, column in zip(table["case"], dice.T, strict=True):
+        known = column[np.isfinite(column)]
+        yield name, float(known.mean()) if len(known) else np.nan
+
+
+def placements(table: Columns) -> Iterator[tuple[str, float]]:
+    """For each finding of a case, the share of the images without it that are held less likely to have it.
+
+    The mean of these over the cases that have a finding is its AUC: DeLong's placement values. Ties count half.
+    """
+    for name in (name.removeprefix("y/") for name in table if name.startswith("y/")):
+        truth, answer = (np.array(table[f"{kind}/{name}"], float) for kind in "yp")
+        without = np.sort(answer[truth == 0])
+        if not len(without):
+            continue
+        positive = np.flatnonzero(truth == 1)
+        below, upto = np.searchsorted(without, answer[positive]), np.searchsorted(without, answer[positive], "right")
+        for i, share in zip(positive.tolist(), (below + upto) / 2 / len(without), strict=True):
+            yield f"{table['case'][i]}, {name}", float(share)
+
+
+# ---- curves and pictures
+
+
+def loss_curves(store: RunStore, arms: Sequence[ArmResult]) -> list[LossCurve]:
+    """The curve of each pre-training of `arms`, once."""
+    curves: dict[str, LossCurve] = {}
+    with TemporaryDirectory() as folder:
+        for arm in arms:
+            for run_id in (run_id for run in arm.runs for run_id in pretraining_stages(run)):
+                if run_id not in curves and (path := artifact(store, store.get(run_id), "curve.jsonl", folder)):
+                    curves[run_id] = loss_curve(arm.label, map(json.loads, path.read_text().splitlines()))
+    return [curve for curve in curves.values() if curve.steps]
+
+
+def loss_curve(label: str, points: Iterator[Mapping[str, Any]]) -> LossCurve:
+    validated = [(point["step"], point["metrics"]) for point in points if "val/loss" in point["metrics"]]
+    steps, metrics = ([each[i] for each in validated] for i in (0, 1))
+    gates = [each["val/gate"] for each in metrics if "val/gate" in each]
+    return LossCurve(label, steps, [each["val/loss"] for each in metrics], gates[-1] if gates else None)
+
+
+def pretraining_stages(run: RunResult) -> list[str]:
+    """The runs of the stages before fine-tuning; a trunk's segments are part of the cool-down's curve."""
+    return [run_id for kind, run_id in run.stages.items() if kind not in SCORING and not kind.startswith(TRUNK)]
+
+
+def pictures(store: RunStore, part: str, arms: Sequence[ArmResult]) -> tuple[list[Picture], list[Picture]]:
+    """The pictures of pre-training, each once, the wide ones first, and those of answers: of each arm's lowest seed."""
+    of_pretraining: dict[tuple[str, str], Picture] = {}
+    of_answers: list[Picture] = []
+    with TemporaryDirectory() as folder:
+        for arm in arms:
+            run = min(arm.runs, key=seed_order)
+            for run_id in pretraining_stages(run):
+                for name, png in run_pictures(store, run_id, folder):
+                    picture = Picture(arm.label, run.pretrain_seed or run.seed, name, png)
+                    of_pretraining.setdefault((run_id, name), picture)
+            for name, png in run_pictures(store, run.stages[SCORING[part == "test"]], folder):
+                of_answers.append(Picture(arm.label, run.seed, name, png))
+    return sorted(of_pretraining.values(), key=lambda each: (not each.is_wide, each.name)), of_answers
+
+
+def seed_order(run: RunResult) -> list[tuple[int, str]]:
+    """By the pre-training's seed, then by the fine-tuning's, as numbers."""
+    return [(len(seed), seed) for seed in (run.pretrain_seed or "", run.seed)]
+
+
+def run_pictures(store: RunStore, run_id: str, folder: str) -> Iterator[tuple[str, bytes]]:
+    """A run's pictures by name."""
+    if path := artifact(store, store.get(run_id), "pictures", folder):
+        for png in sorted(path.glob("*.png")):
+            yield png.stem, png.read_bytes()
+
+
+def artifact(store: RunStore, run: Run, path: str, folder: str) -> Path | None:
+    """Downloads a run's artifact into a folder of its own below `folder`; None if the run has none of that name."""
+    if not any(each.path == path for each in store.client.list_artifacts(run.run_id)):
+        return None
+    return store.file(run, path, Path(folder) / run.run_id)

@@ -1,0 +1,164 @@
+"""`premed compare`: the arms of each task measured, compared with a baseline, and what they cost. docs/compare.md."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from premed.config.settings import TRUNK
+from premed.contracts import Part
+from premed.errors import UserError
+from premed.paths import home
+from premed.reporting.comparison.effects import block_result
+from premed.reporting.comparison.grouping import Arm, Block, group_runs
+from premed.reporting.comparison.result import ComparisonResult, TaskResult
+from premed.reporting.comparison.scores import ScoreTable, score_table
+from premed.reporting.comparison.selection import (
+    ExperimentRun,
+    field_name,
+    filter_runs,
+    finished_experiments,
+    scored_on,
+)
+from premed.reporting.formatting import counted, listed
+from premed.runs import RunStore
+from premed.tracking import masked
+
+DEFAULT_BASELINE = "none"  # the strategy
+
+
+def compare(
+    store: RunStore,
+    *,
+    task: str | None = None,
+    baseline: str | None = None,
+    allow: Sequence[str] = (),
+    where: Sequence[str] = (),
+    part: Part | None = None,
+) -> ComparisonResult:
+    """Compares the store's experiments, task by task; raises UserError where they cannot be compared."""
+    runs, notes = finished_experiments(store, task)
+    if not runs:
+        why = f"; {notes[0]}" if notes else ""
+        raise UserError(f"{masked(store.uri)}: holds no finished run to compare{why}; premed run makes one")
+    allow = [field_name(runs, field, "--allow") for field in allow]
+    runs = filter_runs(runs, where)
+    names = sorted({run.task for run in runs})
+    tasks = [task_result(store, [run for run in runs if run.task == name], baseline, allow, part) for name in names]
+    if baseline and not any(each.baseline for each in tasks):
+        labels = {arm.label for each in tasks for block in each.blocks for arm in block.rows}
+        raise UserError(f"--baseline {baseline}: no run is called so; there are {listed(labels)}")
+    scored = part or ("test" if any(each.part == "test" for each in tasks) else "val")
+    return ComparisonResult(part=scored, notes=notes, tasks=tasks)
+
+
+def store_in_use() -> RunStore:
+    """The store that `premed run` writes to; UserError where there is none yet."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+    if uri.startswith("sqlite:///") and not Path(path := uri.removeprefix("sqlite:///")).is_file():
+        raise UserError(f"{path} is not there yet: run something first, or set PREMED_HOME")
+    return RunStore(uri, str(home() / "artifacts") if uri.startswith("sqlite") else None)
+
+
+# ---- one task
+
+
+def task_result(
+    store: RunStore, runs: list[ExperimentRun], baseline: str | None, allow: Sequence[str], part: Part | None
+) -> TaskResult:
+    """Compares the runs of one task. baseline: an arm's label or a strategy; None: the default, where it is there."""
+    task = runs[0].task
+    scored, runs, notes = scored_on(runs, part)
+    blocks, more = group_runs(runs, scored, allow)
+    notes += more
+    main = next((run.run.tags["score"] for run in runs if "score" in run.run.tags), None)
+    tables = score_tables(store, runs, scored, main)
+    name = baseline or DEFAULT_BASELINE
+    baselines = [baseline_arms(block, name) for block in blocks]
+    require_baseline(task, blocks, baselines)
+    if not any(baselines) and baseline is None:
+        notes.append(f"no run of {name}, so there is nothing to set the others against; --baseline names another")
+    first = next(iter(tables.values()))
+    main = first.main
+    results = [block_result(block, arms, tables, main) for block, arms in zip(blocks, baselines, strict=True)]
+    classes = [arm.scores[main].classes for block in results for arm in block.rows]
+    if alone := {label for each in classes for label, estimate in each.items() if estimate.alone}:
+        notes.append(f"{listed(alone)}: computed from one patient; the interval does not cover other patients")
+    return TaskResult(
+        task=task,
+        part=scored,
+        score=main,
+        classes=list(first.scores[main].classes),
+        num_cases=len(first.cases),
+        num_patients=first.num_patients,
+        baseline=name if any(baselines) else None,
+        notes=notes + shared_costs([arm for block in blocks for arm in block.arms]),
+        blocks=results,
+    )
+
+
+def score_tables(store: RunStore, runs: list[ExperimentRun], part: Part, main: str | None) -> dict[str, ScoreTable]:
+    """The scores of each run by its id. Raises UserError where they are not of the same cases."""
+    tables: dict[str, ScoreTable] = {}
+    for run in runs:
+        stage = run.stages["test" if part == "test" else "finetune"]
+        table = score_table(store.columns(stage), main, f"{part}/accuracy" in run.run.metrics)
+        tables[run.run.run_id] = table
+        first = next(iter(tables.values()))
+        if not np.array_equal(table.cases, first.cases):
+            raise UserError(
+                f"{run.task}: the run {stage.run_id} has scores of other cases than the rest; "
+                f"leave it out (--where) or run it again"
+            )
+    return tables
+
+
+def baseline_arms(block: Block, name: str) -> dict[float, Arm]:
+    """The baseline's arm at each label fraction; of several architectures the one that most of the block has.
+
+    name: an arm's label, or a strategy. Raises UserError where arms with several labels may be meant.
+    """
+    arms = [arm for arm in block.arms if name in (arm.label, arm.strategy)]
+    arms = [arm for arm in arms if arm.label == name] or arms
+    usual = usual_architecture(block)
+    arms = [arm for arm in arms if arm.architecture == usual] or arms
+    if len(labels := {arm.label for arm in arms}) > 1:
+        raise UserError(f"--baseline {name}: may be {listed(labels, 'or')}; name one of them")
+    return {arm.fraction: arm for arm in arms}
+
+
+def usual_architecture(block: Block) -> dict[str, str]:
+    """The one that most strategies have, and then most runs."""
+
+    def frequency(arm: Arm) -> tuple[int, int, str]:
+        same = [each for each in block.arms if each.architecture == arm.architecture]
+        return len({each.strategy for each in same}), sum(len(each.runs) for each in same), arm.label
+
+    return max(block.arms, key=frequency).architecture
+
+
+def require_baseline(task: str, blocks: list[Block], baselines: list[dict[float, Arm]]) -> None:
+    """Raises UserError where a strategy has no baseline because its runs have another head than the baseline's."""
+    compared = {arm.strategy for block, base in zip(blocks, baselines, strict=True) if base for arm in block.arms}
+    for block, base in zip(blocks, baselines, strict=True):
+        if compared and not base and (lost := {arm.strategy for arm in block.arms} - compared):
+            heads = ", ".join(f"{each.head} ({counted(each.num_runs, 'run')})" for each in blocks)
+            raise UserError(
+                f"{task}: runs differ in finetune.head.name: {heads}, and {listed(lost)} has no baseline with its own; "
+                f"--where finetune.head.name={blocks[0].head} or --allow finetune.head"
+            )
+
+
+def shared_costs(arms: list[Arm]) -> list[str]:
+    """Notes on the pre-trainings that are in the cost of several arms."""
+    users: dict[str, set[tuple[str, float]]] = {}
+    for arm in arms:
+        for run in arm.runs:
+            for kind, stage in run.pretraining.items():
+                users.setdefault(f"{kind} {stage.run_id}", set()).add((arm.label, arm.fraction))
+    several = [stage for stage, some in users.items() if len(some) > 1]
+    segments = [stage for stage in several if stage.startswith(TRUNK)]
+    numbers = {"pre-training": len(several) - len(segments), "trunk segment": len(segments)}
+    counts = [counted(number, word) for word, number in numbers.items() if number]
+    return [f"shared by several rows and included in the cost of each: {each}" for each in counts]

@@ -1,0 +1,226 @@
+"""Effects: each arm's scores over its seeds, its differences to the baseline, and its cost."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from premed.config.settings import TRUNK
+from premed.reporting.comparison.grouping import Arm, Block
+from premed.reporting.comparison.result import (
+    ArmResult,
+    BlockResult,
+    ClassEstimate,
+    Cost,
+    Difference,
+    Estimate,
+    RunResult,
+    ScoreResult,
+    StageCost,
+)
+from premed.reporting.comparison.scores import LOWER_IS_BETTER, SCALES, ScoreTable
+from premed.reporting.statistics import SEEDS, Scale, holm, interval
+from premed.runs import Run
+
+LEVEL = 0.05  # of a Holm-corrected p-value, below which an arm is called better or worse
+Tables = Mapping[str, ScoreTable]
+"""By run."""
+
+
+def block_result(block: Block, baselines: Mapping[float, Arm], tables: Tables, main: str) -> BlockResult:
+    """A block in numbers. baselines: the baseline's arm at each label fraction; main: the task's own score."""
+    arms = sorted(block.arms, key=lambda arm: (arm.fraction, arm is not baselines.get(arm.fraction), arm.label))
+    results = [arm_result(arm, baselines.get(arm.fraction), tables, main) for arm in arms]
+    compared = [(i, found) for i, result in enumerate(results) if (found := result.scores[main].difference)]
+    corrected = holm([difference.p for _, difference in compared])
+    for (i, difference), p_holm in zip(compared, corrected, strict=True):
+        results[i] = with_verdict(results[i], main, replace(difference, p_holm=p_holm))
+    return BlockResult(block.head, caveats(arms, results, main), results)
+
+
+def with_verdict(result: ArmResult, main: str, difference: Difference) -> ArmResult:
+    """The arm with this difference of its main score, and the verdict on it."""
+    score = result.scores[main]
+    difference = replace(difference, verdict=verdict(difference, score.higher_is_better))
+    return replace(result, scores={**result.scores, main: replace(score, difference=difference)})
+
+
+def arm_result(arm: Arm, baseline: Arm | None, tables: Tables, main: str) -> ArmResult:
+    """An arm in numbers; its main difference is not yet corrected and has no verdict."""
+    own = [tables[run.run.run_id] for run in arm.runs]
+    constants = [run.stages["test"].metrics.get("test/constant", np.nan) for run in arm.runs if "test" in run.stages]
+    other = None if arm is baseline else baseline
+    return ArmResult(
+        label=arm.label,
+        strategy=arm.strategy,
+        encoder=arm.fields.get("encoder.name", ""),
+        label_fraction=arm.fraction,
+        is_baseline=arm is baseline,
+        same_architecture=baseline is None or arm.architecture == baseline.architecture,
+        differs=arm.differs,
+        num_seeds=len(arm.by_seed),
+        varied=arm.varied,
+        scores={name: score_result(name, arm, other, tables) for name in own[0].scores},
+        counts={name: float(np.mean([table.counts[name] for table in own])) for name in own[0].counts},
+        constant=float(np.mean(constants)) if constants else np.nan,
+        cost=cost(arm),
+        runs=[
+            RunResult(
+                run_id=run.run.run_id,
+                experiment_id=run.run.experiment_id,
+                name=run.run.name,
+                seed=run.seed,
+                pretrain_seed=run.pretrain_seed,
+                value=float(table.scores[main].full[0]),
+                stages={kind: stage.run_id for kind, stage in run.stages.items()},
+            )
+            for run, table in zip(arm.runs, own, strict=True)
+        ],
+    )
+
+
+# ---- scores
+
+
+def score_result(name: str, arm: Arm, baseline: Arm | None, tables: Tables) -> ScoreResult:
+    """One score of an arm: overall, by class, and less the baseline's."""
+    full, pseudo = stacked(name, arm, tables)
+    of_runs = [tables[run.run.run_id].scores[name] for run in arm.runs]
+    estimates = [estimate(full[:, k], pseudo[:, :, k], SCALES[name]) for k in range(full.shape[1])]
+    differences: list[Difference | None] = [None] * len(estimates)
+    if baseline is not None:
+        pairing, ours, theirs = arm.paired(baseline, SEEDS)
+        other, other_pseudo = stacked(name, baseline, tables)
+        for k in range(len(estimates)):
+            one, two = (full[ours, k], pseudo[ours, :, k]), (other[theirs, k], other_pseudo[theirs, :, k])
+            differences[k] = difference(pairing, one, two)
+    alone = np.any([scores.alone for scores in of_runs], axis=0)
+    classes = {
+        label: ClassEstimate(**vars(estimates[k]), alone=bool(alone[k]), difference=differences[k])
+        for k, label in enumerate(of_runs[0].classes, start=1)
+    }
+    higher = name not in LOWER_IS_BETTER
+    return ScoreResult(**vars(estimates[0]), higher_is_better=higher, difference=differences[0], classes=classes)
+
+
+def stacked(name: str, arm: Arm, tables: Tables) -> tuple[np.ndarray, np.ndarray]:
+    """A score by independent seed, the mean over a seed's runs: [S, 1 + K], and pseudo-values [S, P, 1 + K]."""
+    by_seed = [[tables[run.run.run_id].scores[name] for run in runs] for runs in arm.by_seed.values()]
+    full = np.stack([np.mean([scores.full for scores in runs], axis=0) for runs in by_seed])
+    return full, np.stack([np.mean([scores.pseudo for scores in runs], axis=0) for runs in by_seed])
+
+
+def estimate(full: np.ndarray, pseudo: np.ndarray, scale: Scale) -> Estimate:
+    """Mean, standard deviation and interval of a score [S], from its pseudo-values [S, P]; undefined seeds left out."""
+    known = ~np.isnan(full)
+    if not known.any():
+        return Estimate(mean=np.nan, std=np.nan, interval=(np.nan, np.nan), df=np.nan, with_seeds=False)
+    of = interval(float(full[known].mean()), [pseudo[known]], scale)
+    std = float(full[known].std(ddof=1)) if known.sum() > 1 else np.nan
+    return Estimate(of.value, std, (of.low, of.high), of.df, of.seeds)
+
+
+def difference(pairing: str, one: tuple[np.ndarray, np.ndarray], two: tuple[np.ndarray, np.ndarray]) -> Difference:
+    """One score less another, each [S] with its pseudo-values [S, P]; seeds in which one is undefined are left out."""
+    known = [~np.isnan(full) for full, _ in (one, two)]
+    if matched := len(one[0]) == len(two[0]) and pairing != "unpaired":
+        known = [known[0] & known[1]] * 2
+    (full, pseudo), (other, other_pseudo) = (
+        (full[k], pseudo[k]) for k, (full, pseudo) in zip(known, (one, two), strict=True)
+    )
+    undefined = Difference(
+        value=np.nan,
+        interval=(np.nan, np.nan),
+        df=np.nan,
+        with_seeds=False,
+        p=np.nan,
+        pairing=pairing,
+        num_seeds=min(len(full), len(other)),
+        p_holm=np.nan,
+        verdict="",
+    )
+    if not undefined.num_seeds:
+        return undefined
+    groups = [pseudo - other_pseudo] if matched else [pseudo, -other_pseudo]
+    of = interval(float(full.mean() - other.mean()), groups)
+    return replace(undefined, value=of.value, interval=(of.low, of.high), df=of.df, with_seeds=of.seeds, p=of.p)
+
+
+def verdict(difference: Difference, higher_is_better: bool) -> str:
+    """A difference in words. The interval is of this comparison alone; better or worse takes the corrected p-value."""
+    low, high = difference.interval
+    if difference.value == 0 or low <= 0 <= high:
+        return "not separable"
+    if np.isnan(low):
+        return "no interval"
+    if difference.p_holm >= LEVEL:
+        return "not separable after correction"
+    word = "better" if (difference.value > 0) == higher_is_better else "worse"
+    return word if difference.with_seeds else f"{word}, these seeds"
+
+
+# ---- cost
+
+
+def cost(arm: Arm) -> Cost:
+    """The cost of what went before fine-tuning, each run once, and of the fine-tunings.
+
+    A pre-training costs what it took to get there: the segments of the trunk on its path, and the cool-down.
+    """
+    before = {stage.run_id: stage for run in arm.runs for stage in run.pretraining.values()}
+    complete = {
+        stage.run_id for run in arm.runs for kind, stage in run.pretraining.items() if not kind.startswith(TRUNK)
+    }
+    return Cost(
+        pretrain=replace(stage_cost([*before.values()]), runs=len(complete)) if before else None,
+        finetune=stage_cost([run.stages["finetune"] for run in arm.runs]),
+    )
+
+
+def stage_cost(runs: Sequence[Run]) -> StageCost:
+    seconds = [run.metrics.get("seconds", np.nan) for run in runs]
+    devices = [run.tags.get("compute", "1 CPU").split(" ") for run in runs]
+    kinds = {kind for _, kind in devices}
+    return StageCost(
+        runs=len(runs),
+        seconds=float(np.sum(seconds)),
+        device=" and ".join(sorted(kinds)),
+        device_hours=float(
+            sum(float(number) * each for (number, _), each in zip(devices, seconds, strict=True)) / 3600
+        ),
+        peak_memory_mb=float(np.max([run.metrics.get("peak_memory_mb", np.nan) for run in runs])),
+    )
+
+
+# ---- what the numbers do not say
+
+
+def caveats(arms: Sequence[Arm], results: Sequence[ArmResult], main: str) -> list[str]:
+    """What a reader of the table must know of its arms."""
+    notes: list[str] = []
+    if few := [arm for arm in arms if len(arm.by_seed) < SEEDS]:
+        note = f"fewer than {SEEDS} seeds; the interval covers patient sampling only, not seed-to-seed variation"
+        notes.append(f"{arm_names(few, arms)}: {note}")
+    once = [arm for arm in arms if len({run.pretrain_seed for run in arm.runs} - {None}) == 1 and len(arm.by_seed) > 1]
+    if once:
+        note = "one pre-training; the interval does not cover variation between pre-trainings"
+        notes.append(f"{arm_names(once, arms)}: {note}")
+    for arm, result in zip(arms, results, strict=True):
+        if not (difference := result.scores[main].difference):
+            continue
+        if difference.pairing == "unpaired":
+            notes.append(f"{arm_name(arm)}: its seeds are not the baseline's, compared unpaired")
+        elif difference.num_seeds < len(arm.by_seed):
+            notes.append(f"{arm_name(arm)}: compared on the {difference.num_seeds} seeds that the baseline has too")
+    return notes
+
+
+def arm_name(arm: Arm) -> str:
+    return f"{arm.label} at {100 * arm.fraction:.4g} %"
+
+
+def arm_names(some: Sequence[Arm], arms: Sequence[Arm]) -> str:
+    """The names of some arms; a label alone where all arms of this label are among them."""
+    labels = {arm.label: [each for each in arms if each.label == arm.label] for arm in some}
+    complete = {label for label, same in labels.items() if all(each in some for each in same)}
+    return ", ".join(dict.fromkeys(arm.label if arm.label in complete else arm_name(arm) for arm in some))

@@ -1,0 +1,184 @@
+"""A comparison as one HTML page, templates/comparison.html.jinja: verdicts, tables, charts, cases, pictures, runs."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from premed.errors import UserError
+from premed.reporting import charts
+from premed.reporting.comparison import artifacts
+from premed.reporting.comparison.artifacts import CaseScores, LossCurve, Picture
+from premed.reporting.comparison.result import ComparisonResult, TaskResult
+from premed.reporting.comparison.tables import (
+    CaseRow,
+    ClassTable,
+    ScoreTable,
+    Section,
+    class_tables,
+    extremes,
+    score_table,
+    verdicts,
+)
+from premed.reporting.comparison.terminal import cost_columns, cost_row
+from premed.reporting.formatting import NAMES, counted, listed
+from premed.reporting.html import render
+from premed.runs import RunStore
+
+
+def refuse(path: Path, ui: str | None) -> None:
+    """Raises UserError, before any work, where the page's options cannot be met."""
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--html {path}: there is no such folder to write it into; make it")
+    if ui is not None and (urlsplit(ui).scheme not in ("http", "https") or not urlsplit(ui).netloc):
+        raise UserError(f"--ui {ui}: is no address; it reads http://127.0.0.1:5000, as premed ui prints it")
+
+
+def write(result: ComparisonResult, store: RunStore, path: Path, ui: str | None) -> None:
+    """Writes the page of a comparison of `store`. ui: MLflow's UI; None: the server that the store is on, if any."""
+    if ui is None and store.uri.startswith("http"):
+        parts = urlsplit(store.uri)
+        ui = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # nobody's password goes into a page
+    try:
+        path.write_text(page(result, store, ui), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--html {path}: cannot be written ({error.strerror}); name another file") from None
+
+
+def page(result: ComparisonResult, store: RunStore, ui: str | None = None) -> str:
+    names = listed([task.task for task in result.tasks])
+    return render(
+        "comparison.html.jinja",
+        title=f"premed compare: {names}",
+        names=names,
+        notes=result.notes,
+        tasks=[task_view(task, store, ui) for task in result.tasks],
+    )
+
+
+@dataclass(frozen=True)
+class BlockView:
+    """What is shown of one head's arms on one task, in this order; what there is nothing of is empty."""
+
+    section: Section
+    verdicts: Sequence[tuple]
+    scores: Sequence[ScoreTable]
+    fractions: charts.Chart | None
+    classes: Sequence[ClassTable]
+    strips: charts.Chart | None
+    case_quantity: str
+    extremes: Sequence[CaseRow]
+    cost_columns: Sequence[str]
+    cost_rows: Sequence[Sequence[str]]
+    pretraining: Sequence[charts.Chart]
+    pictures: Sequence[tuple[str, Sequence[Picture]]]
+
+
+class TaskView(NamedTuple):
+    name: str
+    about: str
+    notes: Sequence[str]
+    blocks: Sequence[BlockView]
+
+
+def task_view(task: TaskResult, store: RunStore, ui: str | None) -> TaskView:
+    blocks = [block_view(Section(task, block, ui), store) for block in task.blocks]
+    return TaskView(task.task, about(task), task.notes, blocks)
+
+
+def about(task: TaskResult) -> str:
+    """What was scored."""
+    scored = f"{counted(task.num_cases, 'case')} of {counted(task.num_patients, 'patient')}"
+    baseline = f"set against {task.baseline}" if task.baseline else "without a baseline"
+    words = f"The {task.part} part, {scored}: {NAMES.get(task.score, task.score)}, {baseline}."
+    return f"{words} Intervals are of 95 %; a difference is that of the row less the baseline."
+
+
+def block_view(section: Section, store: RunStore) -> BlockView:
+    part, largest = section.task.part, section.largest
+    scores = artifacts.case_scores(store, part, largest)
+    of_pretraining, of_answers = artifacts.pictures(store, part, largest)
+    names = sorted(section.arms[0].scores, key=lambda name: name != section.score)  # the task's own first
+    return BlockView(
+        section=section,
+        verdicts=verdicts(section),
+        scores=[score_table(section, name) for name in names],
+        fractions=fractions(section),
+        classes=class_tables(section),
+        strips=strips(section, scores),
+        case_quantity=scores.quantity,
+        extremes=extremes(section, scores),
+        cost_columns=cost_columns(section.arms),
+        cost_rows=[cost_row(arm) for arm in section.arms],
+        pretraining=pretraining(section, artifacts.loss_curves(store, section.arms)),
+        pictures=[("What pre-training sees", of_pretraining), ("Answers", of_answers)],
+    )
+
+
+# ---- charts
+
+
+def fractions(section: Section) -> charts.Chart | None:
+    """The score against the label fraction, where there are several."""
+    if len(section.fractions) < 2:
+        return None
+    lines = []
+    for label, colour in section.colours.items():
+        arms = [arm for arm in section.arms if arm.label == label]
+        scores = [arm.scores[section.score] for arm in arms]
+        low, high = ([score.interval[i] for score in scores] for i in (0, 1))
+        x, values = [arm.label_fraction for arm in arms], [score.mean for score in scores]
+        lines.append(charts.Line(label, colour, x, values, low, high))
+    if not any(math.isfinite(value) for line in lines for value in line.values):
+        return None
+    caption = "Means over seeds; the bands are the intervals of the table above."
+    return charts.Chart(
+        f"{section.title} against the share of labels", caption, charts.label_fractions(lines, section.title)
+    )
+
+
+def strips(section: Section, scores: CaseScores) -> charts.Chart | None:
+    """Every arm's numbers by case or, where a case has no score of its own, by class; paired with the baseline."""
+    names, values, unit, quantity = scores.names, scores.values, "case", "Dice"
+    if not scores.are_cases:
+        classes = {arm.label: arm.scores["mauc"].classes for arm in section.largest}
+        names, unit, quantity = list(next(iter(classes.values()))), "class", "AUC"
+        values = {label: [each[name].mean for name in names] for label, each in classes.items()}
+    first = section.baseline or section.largest[0].label
+    places = [i for i in range(len(names)) if any(math.isfinite(each[i]) for each in values.values())]
+    places.sort(key=lambda i: (math.isnan(values[first][i]), values[first][i]))
+    if len(places) < 2:
+        return None
+    rows = [charts.Strip(label, section.colours[label], [each[i] for i in places]) for label, each in values.items()]
+    baseline = next((row for row in rows if row.name == section.baseline and len(rows) > 1), None)
+    caption = f"Each {unit} has its place from left to right, in the order of {first}; means over seeds."
+    if baseline:
+        many = len(places) > charts.MANY
+        caption += f" The dark line is {first}." if many else f" Grey is {first}, and a stem leads from there."
+    others = [row for row in rows if row is not baseline]
+    svg = charts.strip_plots(others, baseline, [names[i] for i in places], f"each {unit}, ordered by {first}", quantity)
+    return charts.Chart(f"{quantity} by {unit}", caption, svg)
+
+
+def pretraining(section: Section, curves: Sequence[LossCurve]) -> list[charts.Chart]:
+    """Validation losses: as shares of the gate where there is one, else as they are, a chart for each strategy."""
+    found, lines = [], []
+    for label, steps, losses, gate in curves:
+        if gate:
+            shares = [loss / gate for loss in losses]
+            lines.append(charts.Line(f"{label}: {100 * shares[-1]:.0f} %", section.colours[label], steps, shares))
+    if lines:
+        gates = listed({f"{curve.gate:.3g}" for curve in curves if curve.gate})
+        caption = f"Validation loss, as a share of what predicting the mean patch of each place loses ({gates}), which "
+        caption += "takes no network: the gate. An encoder that is not clearly below 100 % has little to transfer."
+        svg = charts.pretraining_curves(lines, "loss / gate", 1.0)
+        found.append(charts.Chart("Pre-training and its gate", caption, svg))
+    for label in dict.fromkeys(curve.label for curve in curves if not curve.gate):
+        colour = section.colours[label]
+        lines = [charts.Line(label, colour, each.steps, each.losses) for each in curves if each.label == label]
+        found.append(
+            charts.Chart(f"Pre-training of {label}", "Validation loss.", charts.pretraining_curves(lines, "loss"))
+        )
+    return found

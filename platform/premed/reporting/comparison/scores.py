@@ -1,0 +1,88 @@
+"""The scores of one run, from its table of cases: every score with its pseudo-values by patient, for `stats`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from premed.reporting import statistics
+from premed.reporting.statistics import Scores
+
+Columns = Mapping[str, Sequence[Any]]
+"""A table of cases by columns, as `RunStore.columns` gives it."""
+SCALES: dict[str, statistics.Scale] = {"dice": "share", "hd95": "positive", "mauc": "share", "accuracy": "share"}
+LOWER_IS_BETTER = {"hd95"}
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """One score of one run: first its overall number, then those of its K classes. Undefined is NaN."""
+
+    classes: tuple[str, ...]
+    full: np.ndarray  # [1 + K]
+    pseudo: np.ndarray  # [P, 1 + K]
+    alone: np.ndarray  # [1 + K]: whether it is computed from one patient
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """All scores of one run."""
+
+    main: str
+    """The task's own, a key of `scores`."""
+    scores: dict[str, ClassScores]
+    cases: np.ndarray  # [N], sorted
+    num_patients: int
+    counts: dict[str, float]
+    """n_missed, n_invented, n_excluded of a segmentation; n_undefined of a classification."""
+
+
+def score_table(columns: Columns, main: str | None, exclusive: bool = False) -> ScoreTable:
+    """The scores of a run. main: the task's own, if it is known; exclusive: each image has one class."""
+    cases = np.array(columns["case"], str)
+    order = np.argsort(cases)
+    patients = np.unique(np.array(columns["patient"], str)[order], return_inverse=True)[1]
+
+    def numbers(kind: str, classes: Sequence[str]) -> np.ndarray:
+        """[N, K] of the columns `<kind>/<class>`."""
+        return np.array([columns[f"{kind}/{name}"] for name in classes], float).T[order]
+
+    if regions := class_names(columns, "dice"):
+        scores = {
+            kind: with_mean(regions, statistics.means(numbers(kind, regions), patients)) for kind in ("dice", "hd95")
+        }
+        states = [state for name in regions for state in columns[f"state/{name}"]]
+        words = {"n_missed": "missed", "n_invented": "invented", "n_excluded": "absent"}
+        counts = {count: float(states.count(word)) for count, word in words.items()}
+    else:
+        classes = class_names(columns, "y")
+        truth, answer = numbers("y", classes), numbers("p", classes)
+        scores = {"mauc": with_mean(classes, statistics.aucs(truth, answer, patients))}
+        if exclusive or main == "accuracy":
+            scores["accuracy"] = ClassScores(classes, *statistics.means(correct(truth, answer), patients))
+        counts = {"n_undefined": float(np.isnan(scores["mauc"].full[1:]).sum())}
+    return ScoreTable(main or next(iter(scores)), scores, cases[order], int(patients.max()) + 1, counts)
+
+
+def class_names(columns: Columns, kind: str) -> tuple[str, ...]:
+    return tuple(name.partition("/")[2] for name in columns if name.startswith(f"{kind}/"))
+
+
+def with_mean(classes: tuple[str, ...], scores: Scores) -> ClassScores:
+    """The scores of classes with, as the overall number, their mean over the classes that are defined."""
+    defined = ~np.isnan(scores.full)
+
+    def mean(of: np.ndarray) -> np.ndarray:
+        """`of` [..., K] with its mean over the defined classes before it: [..., 1 + K]."""
+        overall = of[..., defined].mean(axis=-1) if defined.any() else np.full(of.shape[:-1], np.nan)
+        return np.concatenate([overall[..., None], of], axis=-1)
+
+    return ClassScores(classes, mean(scores.full), mean(scores.pseudo), np.insert(scores.alone, 0, scores.alone.any()))
+
+
+def correct(truth: np.ndarray, answer: np.ndarray) -> np.ndarray:
+    """[N, 1 + K]: whether the likeliest class is the true one, for all images and for those of each class."""
+    likeliest, true = answer.argmax(axis=1, keepdims=True), truth.argmax(axis=1, keepdims=True)
+    is_correct = np.where(np.isnan(truth).any(axis=1, keepdims=True), np.nan, likeliest == true)
+    return np.concatenate([is_correct, np.where(true == np.arange(truth.shape[1]), is_correct, np.nan)], axis=1)

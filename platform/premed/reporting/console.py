@@ -1,0 +1,162 @@
+"""What a command prints on stdout when it ends: tables and lines."""
+
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from premed.config.expand import percent
+from premed.errors import printable
+from premed.reporting.data_check import grouped_findings, summary_line
+from premed.reporting.formatting import number
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], words: int = 2) -> None:
+    """Prints a table as wide as its cells need: the first `words` columns left-aligned, the others right-aligned."""
+    grid = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
+    for i, column in enumerate(columns):
+        grid.add_column(column, justify="left" if i < words else "right", overflow="fold")
+    for row in rows:
+        grid.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))  # [a, b] is no markup here
+    Console(width=output_width(), highlight=False).print(grid)
+
+
+def output_width() -> int | None:
+    """Columns that a line may have; None on a terminal, which knows its own."""
+    return None if sys.stdout.isatty() else 120
+
+
+# ---- premed run
+
+
+def show_outcomes(outcomes: Sequence[dict[str, Any]]) -> None:
+    """Prints a row for each experiment: its score on test (or val), interval, constant answer, gate, seconds.
+
+    Several experiments have columns for the share of labels and the seed, and a table of means over seeds.
+    """
+    several = ["labels", "seed"] if len(outcomes) > 1 else []
+    columns = ["task", "strategy", *several, "score", "value", "95 % interval", "constant", "gate", "seconds"]
+    rows, title = [outcome_row(outcome, bool(several)) for outcome in outcomes], "Scores"
+    scores = {score_of(outcome)[0] for outcome in outcomes if outcome["stages"]}
+    if several and len(scores) == 1:  # in the title, for 80 columns are few
+        title, at = f"Scores: {scores.pop()}", columns.index("score")
+        rows = [row[:at] + row[at + 1 :] for row in [columns, *rows]]
+        columns = rows.pop(0)
+    print_table(title, columns, rows)
+    print("interval: over patients, one seed; constant: the best answer that looks at no image;")
+    print("gate: how far pre-training's validation loss is below that of a predictor without a network")
+    show_means(outcomes)
+    for outcome in outcomes:
+        name = outcome.get("name") or f"{outcome['task']} {outcome['strategy']}"
+        if "failure" in outcome:
+            print(f"{name} FAILED: {outcome['failure']}")
+        elif not several:
+            print(f"{name}: {outcome['stages'][-1]['where']}")
+    last_stages = [(outcome["task"], outcome["stages"][-1]) for outcome in outcomes if outcome["stages"]]
+    undefined = {(task, *stage["undefined"]) for task, stage in last_stages if stage.get("undefined")}
+    for task, *classes in sorted(undefined):  # the same classes in all experiments on a test part
+        print(f"{task}: no AUC, and left out of the mean: {', '.join(classes)} (one kind of label only)")
+    folders = sorted({str(PurePosixPath(stage["where"]).parent) for _, stage in last_stages if several})
+    if folders:
+        print(f"weights and pictures: {', '.join(folders)}; side by side, with intervals and tests: premed compare")
+
+
+def outcome_row(outcome: dict[str, Any], is_one_of_several: bool) -> list[str]:
+    stages, row = outcome["stages"], [outcome["task"], outcome["strategy"]]
+    if is_one_of_several:
+        row += [percent(outcome["label_fraction"]), str(outcome["seed"])]
+    if "failure" in outcome:
+        return [*row, "-", "failed", "-", "-", "-", "-"]
+    last, seconds = stages[-1], sum(stage["seconds"] for stage in stages)
+    interval, constant = "-", "-"
+    if last["kind"] == "test":
+        constant = number(last["constant"])
+        interval = f"[{number(last['interval'][0])}, {number(last['interval'][1])}]"
+    score, value = score_of(outcome)
+    return [*row, score, number(value), interval, constant, gate_cell(stages), f"{seconds:.0f}"]
+
+
+def gate_cell(stages: Sequence[dict[str, Any]]) -> str:
+    """How far the pre-training is below its gate; - if there is none."""
+    if any(stage.get("collapse") for stage in stages):
+        return "collapsed"
+    gate = next((stage["gate"] for stage in stages if stage.get("gate")), None)
+    if gate is None:
+        return "-"
+    return f"{gate['below']:.0%}" if gate["passed"] else "not past"
+
+
+def score_of(outcome: Mapping[str, Any]) -> tuple[str, float | None]:
+    """Name and value of an experiment's score, on test if it has been tested, else on val."""
+    last = outcome["stages"][-1]
+    part = "test" if last["kind"] == "test" else "val"
+    return f"{part} {outcome['score']}", last["summary"].get(f"{part}/{outcome['score']}")
+
+
+def score_text(outcome: Mapping[str, Any]) -> str:
+    score, value = score_of(outcome)
+    return f"{score} {number(value)}"
+
+
+def show_means(outcomes: Sequence[dict[str, Any]]) -> None:
+    """Prints mean and standard deviation over seeds, for each task, strategy and share of labels with several seeds."""
+    groups = defaultdict(list)
+    for outcome in outcomes:
+        if "failure" in outcome:
+            continue
+        score, value = score_of(outcome)
+        if value is not None:
+            share = percent(outcome["label_fraction"]) if "label_fraction" in outcome else ""
+            groups[outcome["task"], outcome["strategy"], share, score].append(value)
+    rows = [
+        [*group, str(len(values)), f"{number(statistics.mean(values))} ± {number(statistics.stdev(values))}"]
+        for group, values in groups.items()
+        if len(values) > 1
+    ]
+    if rows:
+        print_table("Over seeds", ["task", "strategy", "labels", "score", "seeds", "mean ± std"], rows)
+
+
+# ---- other commands
+
+
+def show_predictions(report: dict[str, Any]) -> None:
+    """Of `premed predict`."""
+    what = "label maps" if "files" in report["outputs"][0] else "rows of probabilities"
+    skipped = f"; {len(report['failed'])} skipped" if report["failed"] else ""
+    print(f"{report['task']}: {what} of {len(report['outputs'])} images in {report['folder']}{skipped}")
+
+
+def show_export(report: dict[str, Any]) -> None:
+    """Of `premed export`."""
+    print(f"{report['task']} as {report['format']} in {report['folder']}: {', '.join(report['files'])}")
+    if check := report.get("check"):
+        print(f"largest difference of a logit from torch's: {check['largest_difference']:.2g}, on {check['on']}")
+
+
+def show_upload(report: dict[str, Any]) -> None:
+    """What `premed submit --dry-run` would send."""
+    print(report["entrypoint"])
+    for name, value in report["env_vars"].items():
+        print(f"with {name}={value}")
+    for file in report["files"]:
+        print(f"{file['bytes']:>12,} {printable(file['name'])}")
+    print(f"{report['megabytes'] * 1e6:>12,.0f} bytes in all, as Ray packs {len(report['files'])} files")
+
+
+def show_findings(report: dict[str, Any]) -> None:
+    """Of `premed data check`: errors first; at most ten files with the same finding."""
+    name = printable(report["task"])
+    title = f"{name} in {printable(report['root'])}" if report["root"] else name
+    if report["findings"]:
+        print_table(title, ["", "where", "what"], list(grouped_findings(report, 10)), words=3)
+    print(f"{name}: {summary_line(report)}")
+    for source in report.get("sources", ()):
+        show_findings(source)

@@ -1,0 +1,4 @@
+"""What a sweep found: analysed, summarised in words, and shown as a table or a page.
+
+Doors: `result.SweepResult`, `terminal`, `page`.
+"""

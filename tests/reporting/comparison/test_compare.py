@@ -1,0 +1,485 @@
+"""What `premed compare` makes of a store: which runs it sets beside each other, and what it says of them."""
+
+import csv
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from comparing import add, in_order, variety, volumes, xrays
+from conftest import REPOSITORY
+from memory_store import MemoryStore
+
+from premed.asked import defined, tell
+from premed.errors import UserError
+from premed.reporting.comparison import terminal
+from premed.reporting.comparison.compare import compare
+from premed.reporting.comparison.effects import verdict
+from premed.reporting.comparison.result import Difference
+from premed.reporting.comparison.scores import score_table
+from premed.runs import RunStore
+from premed.tasks.common.metrics import accuracy_summary, auc_summary, segmentation_summary
+
+pytest_plugins = ["store_fixtures"]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return MemoryStore(tmp_path / "runs")
+
+
+def block_of(result, number=0):
+    (task,) = result.tasks
+    return task.blocks[number]
+
+
+def arm_of(result, label="mae", number=0, fraction=1.0):
+    (arm,) = [arm for arm in block_of(result, number).rows if (arm.label, arm.label_fraction) == (label, fraction)]
+    return arm
+
+
+def score_of(result, label="mae", **more):
+    return arm_of(result, label, **more).scores[result.tasks[0].score]
+
+
+def difference_of(result, label="mae", **more):
+    return score_of(result, label, **more).difference
+
+
+@pytest.fixture
+def trained(store_with):
+    """Three seeds of `none` and of `mae`."""
+
+    def fill(store):
+        for seed in range(3):
+            add(store, "none", seed)
+            add(store, "mae", seed, xrays(2.5, seed))
+
+    return store_with("three seeds", fill)
+
+
+# ---- the numbers
+
+
+def columns(rows):
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def test_scores_are_the_task_s_own_numbers():
+    rows, classes = xrays(1), ("heart", "lung")
+    found = score_table(columns(rows), "accuracy")
+    summary = auc_summary(rows, classes) | accuracy_summary(rows, classes)
+    told = {name: found.scores["mauc"].full[k] for k, name in enumerate(["mauc", "auc/heart", "auc/lung"])}
+    told |= {"accuracy": found.scores["accuracy"].full[0], "accuracy/lung": found.scores["accuracy"].full[2]}
+    assert told == pytest.approx({name: summary[name] for name in told})
+
+
+def test_a_missed_organ_counts_and_an_absent_one_does_not():
+    rows = volumes(0.8)
+    found, summary = score_table(columns(rows), "dice"), segmentation_summary(rows, ("heart", "lung"))
+    for name in ("dice", "hd95"):
+        told = dict(zip([name, f"{name}/heart", f"{name}/lung"], found.scores[name].full, strict=True))
+        assert told == pytest.approx({key: summary[key] for key in told})
+    assert found.counts == {name: summary[name] for name in ("n_missed", "n_invented", "n_excluded")}
+
+
+def test_the_order_of_the_cases_does_not_matter():
+    rows = xrays(1)
+    one, two = (score_table(columns(some), "mauc") for some in (rows, rows[::-1]))
+    np.testing.assert_allclose(one.scores["mauc"].pseudo, two.scores["mauc"].pseudo)
+
+
+def test_a_row_has_mean_and_spread_over_seeds_and_its_paired_difference(trained):
+    result = compare(trained)
+    values = [auc_summary(xrays(2.5, seed), ("heart", "lung"))["mauc"] for seed in range(3)]
+    base = [auc_summary(xrays(1, seed), ("heart", "lung"))["mauc"] for seed in range(3)]
+    main = score_of(result)
+    assert (main.mean, main.std) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+    assert main.interval[0] < main.mean < main.interval[1] and main.with_seeds
+    assert difference_of(result).value == pytest.approx(np.mean(values) - np.mean(base))
+    assert (difference_of(result).pairing, difference_of(result).num_seeds) == ("paired", 3)
+    assert difference_of(result).verdict == "better" and difference_of(result, "none") is None
+    assert arm_of(result).constant == 0.5
+
+
+def test_equal_runs_are_not_separable(store):
+    for seed in range(3):
+        add(store, "none", seed, xrays(1, seed))
+        add(store, "mae", seed, xrays(1, seed + 10))
+    assert difference_of(compare(store)).verdict == "not separable"
+
+
+def test_a_p_value_is_corrected_for_all_comparisons_of_the_table(trained):
+    for seed in range(3):
+        add(trained, "other", seed, xrays(1, seed + 10))
+    result = compare(trained)
+    one, two = difference_of(result), difference_of(result, "other")
+    assert one.p < two.p and one.p_holm == pytest.approx(2 * one.p) and two.p_holm == two.p
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "p_holm", "words"),
+    [
+        (0.1, (0.02, 0.18), 0.03, "better"),
+        (-0.1, (-0.18, -0.02), 0.03, "worse"),
+        (0.1, (-0.02, 0.22), 0.2, "not separable"),
+        (0.1, (0.02, 0.18), 0.06, "not separable after correction"),
+        (0.1, (math.nan, math.nan), math.nan, "no interval"),
+        (0.0, (math.nan, math.nan), math.nan, "not separable"),
+    ],
+)
+def test_the_verdict_takes_the_interval_and_the_corrected_p_value(value, interval, p_holm, words):
+    difference = Difference(value, interval, 9.0, True, 0.01, "paired", 3, p_holm, "")
+    assert verdict(difference, True) == words
+    if words == "better":
+        assert verdict(difference, False) == "worse"
+        assert verdict(replace(difference, with_seeds=False), True) == "better, these seeds"
+
+
+def test_of_distances_the_lower_is_better(store):
+    for seed in range(3):
+        add(store, "none", seed, volumes(0.5, seed), score="hd95")
+        add(store, "mae", seed, volumes(0.9, seed), score="hd95")
+    result = compare(store)
+    assert difference_of(result).value < 0 and not score_of(result).higher_is_better
+    assert arm_of(result).counts == {"n_missed": 1, "n_invented": 0, "n_excluded": 1}
+
+
+# ---- seeds
+
+
+def test_fewer_than_three_seeds_are_said_not_to_tell_of_another(store):
+    for seed in range(2):
+        add(store, "none", seed)
+        add(store, "mae", seed, xrays(5, seed))
+    result = compare(store)
+    assert difference_of(result).pairing == "patients" and not score_of(result).with_seeds
+    assert difference_of(result).verdict == "better, these seeds"
+    assert block_of(result).notes[0].startswith("none, mae: fewer than 3 seeds")
+
+
+def test_seeds_that_the_baseline_has_not_are_left_out_of_the_difference_or_compared_unpaired(store):
+    for seed in range(3):
+        add(store, "none", seed)
+    for seed in (0, 1, 2, 7):
+        add(store, "mae", seed)
+    for seed in (4, 5, 6):
+        add(store, "other", seed)
+    result = compare(store)
+    assert (difference_of(result).pairing, difference_of(result).num_seeds) == ("paired", 3)
+    assert difference_of(result, "other").pairing == "unpaired"
+    assert "mae at 100 %: compared on the 3 seeds that the baseline has too" in block_of(result).notes
+    assert "other at 100 %: its seeds are not the baseline's, compared unpaired" in block_of(result).notes
+
+
+def test_fine_tunings_of_one_of_several_pretrainings_are_no_seeds_of_their_own(store):
+    for pretraining in range(3):
+        add(store, "none", pretraining)
+        for seed in range(2):
+            add(store, "mae", seed, pretrain_seed=pretraining)
+    arm = arm_of(compare(store))
+    assert (arm.num_seeds, len(arm.runs)) == (3, 6)
+    assert arm.varied == "pre-training and fine-tuning seed"
+
+
+def test_one_pretraining_is_said_not_to_tell_of_another(trained):
+    assert any(note.startswith("mae: one pre-training") for note in block_of(compare(trained)).notes)
+
+
+def test_the_same_twice_counts_once_the_newest(trained):
+    newest = add(trained, "mae", 0, xrays(2, 0))
+    result = compare(trained)
+    assert arm_of(result).num_seeds == 3
+    assert newest in [run.run_id for run in arm_of(result).runs]
+    assert any("there twice" in note for note in result.tasks[0].notes)
+
+
+# ---- rows, blocks and the baseline
+
+
+def test_label_fractions_have_a_baseline_each(trained):
+    for seed in range(3):
+        add(trained, "none", seed, xrays(0.5, seed), fraction=0.1)
+        add(trained, "mae", seed, xrays(0.6, seed), fraction=0.1)
+    result = compare(trained)
+    order = [(arm.label_fraction, arm.label) for arm in block_of(result).rows]
+    assert order == [(0.1, "none"), (0.1, "mae"), (1.0, "none"), (1.0, "mae")]
+    assert abs(difference_of(result, fraction=0.1).value) < difference_of(result).value
+
+
+def test_two_pretrainings_that_differ_are_two_rows_called_by_what_differs(trained):
+    for seed in range(3):
+        add(trained, "mae", seed, pretrain={"pretext": {"mask_ratio": 0.5}})
+    labels = [arm.label for arm in block_of(compare(trained)).rows]
+    assert labels == ["none", "mae mask_ratio=0.5", "mae mask_ratio=0.75"]
+    assert difference_of(compare(trained, baseline="mae mask_ratio=0.5"), "none").value < 1
+    with pytest.raises(UserError, match=r"--baseline mae: may be mae mask_ratio=0.5 or mae mask_ratio=0.75; name one"):
+        compare(trained, baseline="mae")
+
+
+def test_another_architecture_is_marked_and_no_baseline(trained):
+    for seed in range(3):
+        add(trained, "none", seed, change={"encoder": {"name": "pixels", "width": None}})
+    result = compare(trained)
+    assert {arm.label: arm.same_architecture for arm in block_of(result).rows} == {
+        "none vit": True,
+        "mae": True,
+        "none pixels": False,
+    }
+    assert arm_of(result, "none vit").is_baseline and difference_of(result, "none pixels") is not None
+
+
+def test_weights_that_were_brought_in_stand_beside_others_and_tell_rows_apart(trained):
+    for weights in ("aaa", "bbb"):
+        for seed in range(3):
+            add(trained, "imagenet", seed, weights=weights)
+    result = compare(trained)
+    assert difference_of(result, "imagenet weights=aaa").pairing == "paired"
+    assert arm_of(result, "imagenet weights=bbb").varied == "fine-tuning seed"
+
+
+PROBE = {"training": {"head": {"name": "probe"}, "epochs": 1}}
+
+
+def test_probes_stand_below_compared_with_each_other(trained):
+    for strategy in ("none", "mae"):
+        for seed in range(2):
+            add(trained, strategy, seed, change=PROBE)
+    result = compare(trained)
+    assert [block.head for block in result.tasks[0].blocks] == ["linear", "probe"]
+    assert arm_of(result, number=1).num_seeds == 2 and difference_of(result, number=1).num_seeds == 2
+
+
+def test_another_head_that_keeps_a_strategy_from_the_baseline_is_refused_unless_allowed(trained):
+    for seed in range(3):
+        add(trained, "imagenet", seed, change={"training": {"head": {"name": "unetr"}}})
+    with pytest.raises(
+        UserError, match=r"differ in finetune.head.name: linear \(6 runs\), unetr \(3 runs\), and imagenet"
+    ):
+        compare(trained)
+    result = compare(trained, allow=["head"])
+    assert difference_of(result, "imagenet") is not None
+    assert any("finetune.head.name differs and was allowed to" in note for note in result.tasks[0].notes)
+    assert len(block_of(compare(trained, where=["head=linear"])).rows) == 2
+
+
+def test_without_the_baseline_rows_stand_alone_and_a_named_one_must_be_there(store):
+    for seed in range(3):
+        add(store, "mae", seed)
+    result = compare(store)
+    assert difference_of(result) is None and result.tasks[0].baseline is None
+    assert any("no run of none" in note for note in result.tasks[0].notes)
+    with pytest.raises(UserError, match="--baseline imagenet: no run is called so; there are mae"):
+        compare(store, baseline="imagenet")
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"change": {"task": {"size": 32}}}, "task.size"),
+        ({"change": {"training": {"lr": 0.5}}}, "finetune.lr"),
+        ({"change": {"training": {"head": {"pool": "cls"}}}}, "finetune.head.pool"),
+        ({"data": "train:zz val:dd"}, "data.train"),
+        ({"test": "zz"}, "data.test"),
+    ],
+)
+def test_runs_of_another_protocol_are_refused_in_one_line_that_names_the_field(trained, change, field):
+    add(trained, "mae", 9, **change)
+    with pytest.raises(
+        UserError, match=rf"^chestxray14: runs differ in {field}: .*\(6 runs\), .*\(1 run\); --where {field}="
+    ) as told:
+        compare(trained)
+    assert "\n" not in str(told.value)
+    usual = {"size": 16, "lr": 0.001, "pool": "mean", "train": "cc", "test": "ee"}[field.rpartition(".")[2]]
+    assert arm_of(compare(trained, where=[f"{field}={usual}"])).num_seeds == 3
+
+
+def test_what_is_allowed_to_differ_tells_rows_apart_and_is_said(trained):
+    add(trained, "mae", 0, change={"training": {"lr": 0.5}})
+    result = compare(trained, allow=["finetune.lr"])
+    assert {arm.label for arm in block_of(result).rows} == {"none", "mae lr=0.001", "mae lr=0.5"}
+    assert "finetune.lr differs and was allowed to: 0.001 and 0.5" in result.tasks[0].notes
+
+
+def test_scores_of_other_cases_are_refused_whatever_is_allowed(trained):
+    add(trained, "mae", 9, test="zz")
+    with pytest.raises(UserError, match="for other cases cannot be paired"):
+        compare(trained, allow=["data"])
+
+
+def test_a_field_that_only_says_where_data_lies_may_differ(trained):
+    add(trained, "mae", 3, change={"task": {"root": "elsewhere"}})
+    assert arm_of(compare(trained)).num_seeds == 4
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"where": ["finetune.lr"]}, "reads FIELD=VALUE"),
+        ({"where": ["lr=0.1"]}, r"--where lr: no run has such a field; is it finetune.lr or pretrain.lr\?"),
+        ({"where": ["finetune.lr=7"]}, "no run has it; finetune.lr is 0.001"),
+        ({"allow": ["nonsense"]}, "--allow nonsense: no run has such a field; they are called as in the YAML"),
+        ({"task": "btcv"}, "--task btcv: the store has none of it; it has chestxray14"),
+        ({"baseline": "imagenet"}, "--baseline imagenet: no run is called so; there are mae and none"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line_with_the_mend(trained, asked, words):
+    with pytest.raises(UserError, match=words):
+        compare(trained, **asked)
+
+
+def test_an_empty_store_says_so(store):
+    with pytest.raises(UserError, match="holds no finished run to compare; premed run makes one"):
+        compare(store)
+    add(store, "none", status="RUNNING")
+    with pytest.raises(UserError, match=r"compare; 1 run not finished, left out .*; premed run"):
+        compare(store)
+
+
+def named(*tasks):
+    return {
+        "training": {
+            "sources": [{"task": {"name": name, "folder": folder}, "group": group} for name, folder, group in tasks]
+        }
+    }
+
+
+def test_rows_that_differ_in_what_was_pre_trained_on_are_called_by_the_data_sets(store):
+    chest, brain = ("chestxray14", None, None), ("msd", "Task04_Hippocampus", None)
+    add(store, "none", 0)
+    for pretrain in ({}, named(chest, brain), named(chest), named(brain, ("btcv", None, "CT"))):
+        add(store, "mae", 0, pretrain=pretrain)
+    assert {arm.label for arm in block_of(compare(store)).rows} == {
+        "none",
+        "mae sources=own",
+        "mae sources=chestxray14+Task04_Hippocampus",
+        "mae sources=chestxray14",
+        "mae sources=Task04_Hippocampus+CT",
+    }
+
+
+# ---- parts and tasks
+
+
+def test_runs_that_were_not_tested_are_compared_on_val_or_left_out(store):
+    for seed in range(3):
+        add(store, "none", seed, tested=False)
+        add(store, "mae", seed, tested=False)
+    result = compare(store)
+    assert result.part == "val" and any("no run was tested" in note for note in result.tasks[0].notes)
+    with pytest.raises(UserError, match="--part test: no run of chestxray14 was tested"):
+        compare(store, part="test")
+    add(store, "none", 0)
+    assert arm_of(compare(store, part="val"), "none").num_seeds == 3
+    result = compare(store)
+    assert result.part == "test" and any("6 runs without a test part" in note for note in result.tasks[0].notes)
+
+
+def test_tasks_are_compared_each_on_its_own(trained):
+    for seed in range(3):
+        add(trained, "none", seed, volumes(0.6, seed), change={"task": {"name": "btcv"}}, score="dice")
+    assert [task.task for task in compare(trained).tasks] == ["btcv", "chestxray14"]
+    assert [task.task for task in compare(trained, task="btcv").tasks] == ["btcv"]
+
+
+# ---- cost
+
+
+def test_a_shared_pretraining_is_paid_once(store):
+    add(store, "none", 0)
+    add(store, "mae", 0)
+    shared = next(run for run in store.search({"premed.kind": "pretrain"})).run_id
+    for seed in (1, 2):
+        add(store, "mae", seed, shared=shared)
+    cost = arm_of(compare(store)).cost
+    assert (cost.pretrain.runs, cost.pretrain.device_hours) == (1, 2.0)
+    assert (cost.finetune.runs, cost.finetune.seconds, cost.finetune.device) == (3, 180.0, "CPU")
+    assert arm_of(compare(store), "none").cost.pretrain is None
+
+
+# ---- what people see
+
+
+def test_the_table_fits_120_columns_and_says_all(trained, capsys):
+    for seed in range(3):
+        add(trained, "none", seed, volumes(0.6, seed), change={"task": {"name": "btcv"}}, score="dice")
+    terminal.show(compare(trained))
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 120
+    for words in (
+        "baseline",
+        "better",
+        "95 % interval",
+        "3 x 0.033 CPU-h",
+        "CPU-h",
+        "mean AUC by class",
+        "HD95, mm",
+        "missed",
+    ):
+        assert words in out, words
+
+
+def test_the_csv_has_every_number_once(trained, tmp_path):
+    result = compare(trained)
+    terminal.write_csv(result, tmp_path / "all.csv")
+    lines = list(csv.DictReader((tmp_path / "all.csv").open()))
+    assert [(line["label"], line["class"]) for line in lines] == [
+        (label, name) for label in ("none", "mae") for name in ("", "heart", "lung")
+    ]
+    assert float(lines[3]["difference"]) == difference_of(result).value and lines[3]["verdict"] == "better"
+    assert lines[0]["difference"] == "" and lines[0]["is_baseline"] == "True"
+    with pytest.raises(UserError, match="cannot be written"):
+        terminal.write_csv(result, tmp_path / "absent" / "all.csv")
+
+
+# ---- what programs see
+
+GOLDEN = REPOSITORY / "tests" / "golden" / "comparison"
+
+
+def rounded(value):
+    """Other processors add in another order: nine decimals are the same everywhere."""
+    if isinstance(value, dict):
+        return {name: rounded(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return round(value, 9) + 0.0 if isinstance(value, float) else value
+
+
+def cell(text):
+    try:
+        return repr(rounded(float(text))) if set(text) & {".", "e"} else text
+    except ValueError:
+        return text
+
+
+def test_json_terminal_and_csv_are_what_they_were(store, capsys, tmp_path):
+    variety(store)
+    result = compare(store)
+    tell(result, True, terminal.show)
+    written = rounded(json.loads(capsys.readouterr().out))
+    assert json.dumps(written, indent=1) + "\n" == (GOLDEN / "variety.json").read_text()
+    tell(result, False, terminal.show)
+    assert capsys.readouterr().out == (GOLDEN / "variety.txt").read_text()
+    terminal.write_csv(result, tmp_path / "all.csv")
+    lines = csv.reader((tmp_path / "all.csv").open())
+    assert [[*map(cell, line)] for line in lines] == [*csv.reader((GOLDEN / "variety.csv").open())]
+
+
+def test_mlflow_s_store_gives_what_the_store_in_memory_gives(store, empty_database, tmp_path):
+    told = []
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    for each in (store, RunStore(f"sqlite:///{tmp_path}/mlflow.db")):
+        ids = in_order(each)
+        add(each, "none", 0, volumes(0.5), change={"task": {"name": "btcv"}}, score="dice")
+        add(each, "mae", 0, volumes(0.8), change={"task": {"name": "btcv"}}, score="dice")
+        add(each, "none", 0, status="RUNNING")
+        told.append(json.dumps(defined(compare(each))))
+        for number, run_id in enumerate(ids):
+            told[-1] = told[-1].replace(run_id, f"run{number:03d}")
+    assert told[0] == told[1]

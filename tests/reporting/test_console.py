@@ -1,0 +1,257 @@
+"""What a person sees: on a terminal, elsewhere, and in the table at the end."""
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import pytest
+from rich.console import Console
+
+from premed import presenter
+from premed.evaluate import GATE_SHARE, passed_gate
+from premed.events import (
+    CheckpointSaved,
+    Event,
+    ExperimentEnded,
+    ExperimentsStarted,
+    GateNotPassed,
+    ImagesPrepared,
+    MetricsLogged,
+    StageStarted,
+    TrainingStarted,
+    WeightsImported,
+)
+from premed.presenter import ProgressPrinter, gate_words
+from premed.reporting.console import show_outcomes
+
+GATE = {"loss": 0.6, "gate": 0.9, "below": 1 / 3, "passed": True}
+
+
+def shown(events, terminal=False):
+    """What comes of events: (all that was written, the lines that stay)."""
+    output = io.StringIO()
+    with ProgressPrinter(console=Console(file=output, force_terminal=terminal, width=100, highlight=False)) as show:
+        for event in events:
+            show(event)
+    return output.getvalue()
+
+
+def training(step, **metrics):
+    return point(step, {f"train/{name}": value for name, value in metrics.items()})
+
+
+def point(step, metrics):
+    return MetricsLogged(step, num_steps=40, time=0, metrics=metrics)
+
+
+def prepared(*done, total=3):
+    return [ImagesPrepared(each, total) for each in done]
+
+
+def test_an_import_is_told_in_one_line():
+    stage = StageStarted("import", "/x")
+    report = {"file": "vit.bin", "kept": 70, "changed": {"pos_embed": "14x14 to 4x4"}, "dropped": ["head.bias"]}
+    assert shown([stage, WeightsImported(**report)]).splitlines() == [
+        "importing weights: /x",
+        "vit.bin: 70 tensors unchanged; pos_embed: 14x14 to 4x4; left out: head.bias",
+    ]
+
+
+def test_a_stage_is_told_in_plain_lines_where_there_is_no_terminal():
+    events = [
+        StageStarted("finetune", "/x"),
+        TrainingStarted(start=20, num_images=62, num_val=8, num_steps=40),
+        training(22, loss=0.5),
+        training(24, loss=0.4),
+        point(24, {"val/mauc": 0.7}),
+        CheckpointSaved(24),
+        training(40, loss=0.3),
+    ]
+    assert shown(events).splitlines() == [
+        "fine-tuning: /x",
+        "fine-tuning on 62 images, 40 steps, going on after step 20",
+        "fine-tuning: 22/40 loss 0.5000",
+        "step 24: validation mauc 0.700",
+        "step 24: checkpoint saved",
+        "fine-tuning: 40/40 loss 0.3000",
+    ]
+
+
+def test_a_line_comes_now_and_then_as_time_goes_by(monkeypatch):
+    clock = iter(range(0, 1000, 4))  # seconds; a step takes 4 or more
+    monkeypatch.setattr(presenter.time, "monotonic", lambda: next(clock))
+    events = [training(step, loss=0.5) for step in range(1, 12)]
+    lines = shown([StageStarted("test", "/x"), *events]).splitlines()[1:]
+    assert 2 < len(lines) < 8 and lines[0].startswith("testing: 1/40")
+
+
+def test_a_terminal_has_a_bar_that_goes_away():
+    stage = StageStarted("pretrain", "/x")
+    output = shown([stage, training(20, loss=0.5), CheckpointSaved(20)], terminal=True)
+    assert "━" in output and "20/40" in output and "loss 0.5000" in output
+    assert "\x1b[?25h" in output  # the cursor is back
+
+
+def test_a_bar_ends_even_where_the_work_was_cut_short():
+    output = io.StringIO()
+    with pytest.raises(KeyboardInterrupt), ProgressPrinter(console=Console(file=output, force_terminal=True)) as show:
+        show(prepared(1)[0])
+        raise KeyboardInterrupt
+    assert show.display is None and "\x1b[?25h" in output.getvalue()
+
+
+def test_images_that_were_prepared_before_are_not_worth_a_word():
+    assert shown(prepared(3) + prepared(3)) == ""
+    assert shown(prepared(1, 2, 3) + prepared(3)).splitlines() == ["preparing images: 1/3", "preparing images: 3/3"]
+
+
+def test_an_unknown_event_is_passed_over():
+    @dataclass(frozen=True)
+    class SomethingNew(Event):
+        pass
+
+    assert shown([SomethingNew()]) == ""
+
+
+@pytest.mark.parametrize("loss", [0.5, GATE_SHARE * 0.9 - 1e-6, GATE_SHARE * 0.9, 0.9, 1.2])
+def test_the_words_and_the_result_agree_on_who_is_past_the_gate(loss):
+    assert ("not past" not in gate_words(1, loss, 0.9)) == passed_gate({"loss": loss, "gate": 0.9})["passed"]
+
+
+def test_a_pre_training_says_how_it_stands_to_its_gate():
+    event = point(9, {"val/loss": 0.6, "val/gate": 0.9})
+    assert shown([event]) == "step 9: validation loss 0.600, gate 0.900: past the gate by 33%\n"
+    assert shown([GateNotPassed(loss=0.6, gate=0.9)]).startswith("WARNING: the pre-training did not pass its gate")
+
+
+def test_of_several_each_is_told_with_its_name():
+    def of(who, event):
+        return replace(event, experiment=who)
+
+    stage = StageStarted("finetune", "/x")
+    events = [
+        ExperimentsStarted(2),
+        of("none", stage),
+        of("mae", stage),
+        of("none", training(22, loss=0.5)),
+        of("mae", training(24, loss=0.4)),
+        of("mae", ExperimentEnded(1, 2, {"failure": "no memory"})),
+        of("none", ExperimentEnded(2, 2, TESTED)),
+    ]
+    assert shown(events).splitlines() == [
+        "2 experiments",
+        "[none] fine-tuning: /x",
+        "[mae] fine-tuning: /x",
+        "[none] fine-tuning: 22/40 loss 0.5000",
+        "[mae] fine-tuning: 24/40 loss 0.4000",
+        "[mae] FAILED: no memory (1/2 experiments done)",
+        "[none] test mauc 0.594 (2/2 experiments done)",
+    ]
+    bars = shown(events[:-2], terminal=True)
+    assert "[none] fine-tuning" in bars and "[mae] fine-tuning" in bars and "0/2" in bars
+
+
+def test_many_threads_may_speak_at_once_and_no_line_is_torn():
+    output = io.StringIO()
+    with ProgressPrinter(console=Console(file=output, width=100)) as show:
+        speak = lambda who: [show(CheckpointSaved(step, experiment=f"{who}")) for step in range(50)]  # noqa: E731
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(speak, range(8)))
+    expected = sorted(f"[{who}] step {step}: checkpoint saved" for who in range(8) for step in range(50))
+    assert sorted(output.getvalue().splitlines()) == expected
+
+
+def test_classes_that_no_image_of_a_training_shows_are_named():
+    stage = StageStarted("finetune", "/x")
+    event = TrainingStarted(0, num_images=2, num_val=1, num_steps=4, absent_classes=["Hernia", "Mass"])
+    assert shown([stage, event]).splitlines()[-1] == "no training image shows: Hernia, Mass"
+
+
+# ---- the table
+
+TESTED = {
+    "task": "chestxray14",
+    "strategy": "imagenet",
+    "score": "mauc",
+    "stages": [
+        {"kind": "pretrain", "seconds": 11111.0, "gate": GATE, "summary": {"val/loss": 0.6}},
+        {"kind": "finetune", "seconds": 1.0, "gate": None, "summary": {"val/mauc": 0.6}},
+        {
+            "kind": "test",
+            "seconds": 1.0,
+            "summary": {"test/mauc": 0.594},
+            "interval": [0.532, 0.701],
+            "constant": 0.5,
+            "where": "/tested",
+        },
+    ],
+}
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_row_of_the_table_is_one_line(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    show_outcomes([TESTED])
+    lines = capsys.readouterr().out.splitlines()
+    (row,) = [line for line in lines if "test mauc" in line]
+    words = "chestxray14 imagenet test mauc 0.594 [0.532, 0.701] 0.500 33% 11113"
+    assert " ".join(row.split()) == words and len(row) <= 80
+    assert lines[-1].endswith("/tested")
+
+
+def test_a_validated_outcome_shows_its_own_score(capsys):
+    stage = {"kind": "finetune", "seconds": 1.0, "summary": {"val/accuracy": 0.75}, "where": "/x"}
+    show_outcomes([{"task": "images", "strategy": "none", "score": "accuracy", "stages": [stage]}])
+    assert "val accuracy 0.750" in capsys.readouterr().out
+
+
+def seeded(seed, mauc, **more):
+    *before, test = TESTED["stages"]
+    about = {"name": f"mae 5 % seed {seed}", "label_fraction": 0.05, "seed": seed}
+    return TESTED | about | {"stages": [*before, test | {"summary": {"test/mauc": mauc}}]} | more
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_several_have_their_share_of_labels_their_seed_and_the_mean_over_seeds(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    failed = seeded(2, 0.0, stages=[], failure="finetune: the loss is not a number")
+    show_outcomes([seeded(0, 0.6), seeded(1, 0.7), failed])
+    output = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in output.splitlines()]
+    assert "Scores: test mauc" in lines[0]
+    assert "chestxray14 imagenet 5 % 1 0.700 [0.532, 0.701] 0.500 33% 11113" in lines
+    assert "chestxray14 imagenet 5 % 2 failed - - - -" in lines
+    assert "chestxray14 imagenet 5 % test mauc 2 0.650 ± 0.071" in lines  # of those that did not fail
+    assert "mae 5 % seed 2 FAILED: finetune: the loss is not a number" in lines
+    assert "premed compare" in lines[-1]
+
+
+def test_a_class_without_an_auc_is_named(capsys):
+    *before, test = TESTED["stages"]
+    show_outcomes([TESTED | {"stages": [*before, test | {"undefined": ["Hernia", "Edema"]}]}])
+    assert "no AUC, and left out of the mean: Hernia, Edema" in capsys.readouterr().out
+
+
+def test_classes_without_an_auc_are_named_once_for_all_experiments_on_a_task(capsys):
+    seeds = [seeded(seed, 0.6) for seed in (0, 1)]
+    for outcome in seeds:
+        outcome["stages"][-1]["undefined"] = ["Hernia"]
+    show_outcomes(seeds)
+    assert capsys.readouterr().out.count("chestxray14: no AUC, and left out of the mean: Hernia") == 1
+
+
+def test_scores_that_are_undefined_are_called_so(capsys):
+    test = TESTED["stages"][2] | {"summary": {}, "interval": [float("nan"), float("nan")], "constant": None}
+    failed = {"kind": "pretrain", "seconds": 1, "gate": GATE | {"below": 0.03, "passed": False}, "summary": {}}
+    show_outcomes([TESTED | {"stages": [failed, test]}])
+    row = next(line for line in capsys.readouterr().out.splitlines() if "test mauc" in line)
+    assert row.count("undefined") == 4 and "not past" in row
+
+
+def test_a_pre_training_that_collapsed_is_called_so(capsys):
+    *_, test = TESTED["stages"]
+    collapsed = {"kind": "pretrain", "seconds": 1, "gate": None, "collapse": {"into": "one"}, "summary": {}}
+    show_outcomes([TESTED | {"stages": [collapsed, test]}])
+    assert "collapsed" in next(line for line in capsys.readouterr().out.splitlines() if "test mauc" in line)
