@@ -207,7 +207,7 @@ class Task(Protocol):
     """A data set with a question. Paths and numbers come from its Config; nothing is read before it is asked for."""
 
     name: str
-    root: Path
+    root: Path  # where its files lie: the configuration with this `root` makes the same task
     dims: int
     channels: int
     roi: tuple[int, ...]  # what the network sees at once, in voxels of the prepared grid

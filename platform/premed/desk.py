@@ -16,7 +16,7 @@ class Signal(Enum):
 
 
 class JobQueue:
-    """The jobs, and which ranks have finished them. It closes for good when told to, or after IDLE seconds."""
+    """The jobs, and which ranks have finished them. It closes for good with `close`, or after IDLE seconds."""
 
     def __init__(self) -> None:
         self.jobs: list[Any] = []

@@ -244,7 +244,7 @@ class StagePipeline:
             self.session.relay()
 
     def refuse(self, job: StageJob, run_id: str) -> NoReturn:
-        """Records and raises why the workers ended without a result: `failure.json` has the reason, if they knew it."""
+        """ExperimentRecorder and raises why the workers ended without a result: `failure.json` has the reason, if they knew it."""
         failure = job.stage_storage.get_json("failure.json")
         message = failure["message"] if failure else f"the workers ended without a result in {job.stage_storage.where}"
         self.recorder.end(run_id, "FAILED", {"premed.failure": message})
@@ -253,7 +253,7 @@ class StagePipeline:
         raise StageFailed(f"{job.stage.kind}: {message}")
 
     def rehearse(self) -> None:
-        """Builds all networks without memory for their weights, so that a mistake in a later stage is found at once."""
+        """Builds all networks without memory for their weights, so that mistakes in later stages are raised at once."""
         for stage in self.experiment.stages(lambda kind: ""):
             if stage.kind == "trunk":
                 planned(stage, [len(cases(stage, domain.task)[0]) for domain in self.domains(stage)])

@@ -12,7 +12,7 @@ from premed.worker import StageJob, run_stage
 POLL = 0.2  # seconds between two questions to `report`
 
 Report = Callable[[int], bool]
-"""Whether a stage may continue from the validation at a step; asked again and again until it may."""
+"""Whether a stage may continue from the validation at a step; called again and again until it may."""
 
 
 class Executor(Protocol):
@@ -22,7 +22,7 @@ class Executor(Protocol):
         """Runs the stage until its storage holds `result.json`, or `failure.json` where a retry would not help.
 
         Raises what ended it otherwise, and CalledOff where it was stopped. events: takes what the first worker reports;
-        it may be called in another process. report: asked after each validation; None lets the stage run to its end.
+        it may be called in another process. report: called after each validation; None lets the stage run to its end.
         """
 
     def release(self) -> None:

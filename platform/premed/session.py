@@ -23,7 +23,7 @@ from premed.paths import settled_in
 from premed.runs import RunStore
 from premed.tracker import RetryingTracker, Tracker
 
-POLL = 0.5  # seconds between two looks at what the tracker was told
+POLL = 0.5  # seconds between two looks at the tracker's events
 
 
 class Session:

@@ -1,9 +1,9 @@
-"""Submit: a command as a Ray job.
+"""`premed submit`: a command as a Ray job.
 
-From the root of a checkout all of it travels, less what .gitignore and .rayignore name, and the job runs that code, as
-with `ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- python -m premed …`. From anywhere else
-the YAMLs that the command names travel (with their bases), and beside them the premed in use, as a module: the cluster
-runs the same code, and needs what premed needs but no premed. Data never travel.
+From the root of a checkout all of it is uploaded, less what .gitignore and .rayignore name, and the job runs that code,
+as with `ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- python -m premed …`. From elsewhere
+the YAMLs that the command names are uploaded (with their bases), and the premed in use as a module: the cluster runs
+the same code, and needs premed's dependencies but no premed. Data are never uploaded.
 """
 
 import json
@@ -33,12 +33,12 @@ PACKAGE = Path(premed.__file__).parent
 CHECKOUT = PACKAGE.parent.parent  # of a premed that runs from one
 NOT_A_JOB = {"submit", "ui"}
 LIMIT = 100 * 2**20  # bytes of one request that a cluster's dashboard takes
-LOOK = 0.5  # seconds between two looks at a job whose log has ended
+POLL = 0.5  # seconds between two looks at a job whose log has ended
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is sent: the words of the command there, and Ray's runtime environment with folders of this machine."""
+class RayJob:
+    """What is submitted: the command's words, and Ray's runtime environment with folders of this machine."""
 
     words: list[str]
     runtime_env: dict[str, Any]
@@ -49,7 +49,7 @@ class Job:
 
 
 def command(words: Sequence[str], known: Collection[str]) -> list[str]:
-    """`words` with the command that they mean first; UserError where that makes no job."""
+    """`words` with the name of their command first. Raises UserError for one that cannot be a job."""
     first = words[0]
     if first in NOT_A_JOB:
         raise UserError(f"submit: {first} makes no job; it runs here")
@@ -64,15 +64,15 @@ def is_yaml(word: str) -> bool:
     return "=" not in word and word.endswith((".yaml", ".yml"))
 
 
-# ---- what travels
+# ---- what is uploaded
 
 
 @contextmanager
-def packed(words: Sequence[str], runtime_env: Path | None, env: Sequence[str]) -> Iterator[Job]:
-    """The job of a command of premed's, for as long as its files lie ready.
+def packed(words: Sequence[str], runtime_env: Path | None, env: Sequence[str]) -> Iterator[RayJob]:
+    """A command's job, whose files are there for as long as the context lasts.
 
-    runtime_env: a file as Ray's; None is a checkout's own, or nothing. env: NAME=VALUE, over what the file says.
-    UserError where a file cannot be read, or one that the command names would stay behind.
+    runtime_env: a YAML as Ray's; None means a checkout's own, or none. env: NAME=VALUE, over what that file sets.
+    UserError where a file cannot be read, or one that the command names would not be uploaded.
     """
     here = Path.cwd()
     from_checkout = here == CHECKOUT and PACKAGE == CHECKOUT / "platform" / "premed"
@@ -80,18 +80,18 @@ def packed(words: Sequence[str], runtime_env: Path | None, env: Sequence[str]) -
         runtime_env = CHECKOUT / "cluster" / "runtime_env.yaml"
     settings = read(runtime_env) if runtime_env else {}
     settings["env_vars"] = {**(settings.get("env_vars") or {}), **variables(env)}
-    if found := commit():
-        settings["env_vars"].setdefault("PREMED_COMMIT", found)  # the history stays here
+    if git_commit := commit():
+        settings["env_vars"].setdefault("PREMED_COMMIT", git_commit)  # .git is not uploaded
     if from_checkout:
-        job = Job(list(words), settings | {"working_dir": str(CHECKOUT)})
-        gone = {file["name"] for file in upload(job)["files"]}
-        for file in named(words):
-            if os.path.relpath(file, CHECKOUT) not in gone:
+        job = RayJob(list(words), settings | {"working_dir": str(CHECKOUT)})
+        uploaded = {file["name"] for file in upload(job)["files"]}
+        for file in yamls(words):
+            if os.path.relpath(file, CHECKOUT) not in uploaded:
                 raise UserError(f"{file}: does not travel (outside of {CHECKOUT.name}/, or ignored); put it elsewhere")
         yield job
         return
     with TemporaryDirectory() as folder:
-        files = named(words)
+        files = yamls(words)
         root = here
         if not all(file.is_relative_to(here) for file in files):
             root = Path(os.path.commonpath([file.parent for file in files]))
@@ -102,7 +102,7 @@ def packed(words: Sequence[str], runtime_env: Path | None, env: Sequence[str]) -
         moved = [str(Path(os.path.abspath(word)).relative_to(root)) if is_yaml(word) else word for word in words]
         modules = [*(settings.get("py_modules") or ()), str(PACKAGE)]
         excludes = [*(settings.get("excludes") or ()), "__pycache__"]
-        yield Job(moved, settings | {"working_dir": folder, "py_modules": modules, "excludes": excludes})
+        yield RayJob(moved, settings | {"working_dir": folder, "py_modules": modules, "excludes": excludes})
 
 
 def variables(env: Sequence[str]) -> dict[str, str]:
@@ -112,47 +112,47 @@ def variables(env: Sequence[str]) -> dict[str, str]:
     return dict(item.split("=", 1) for item in env)
 
 
-def named(words: Sequence[str]) -> list[Path]:
-    """The YAMLs that the words name and their bases (a sweep's are several, with bases of their own), absolute."""
-    found: list[Path] = []
+def yamls(words: Sequence[str]) -> list[Path]:
+    """The absolute paths of the YAMLs that the words name, and of their bases (a sweep has several, with bases too)."""
+    files: list[Path] = []
     left = [Path(os.path.abspath(word)) for word in words if is_yaml(word)]
     while left:
         file = left.pop(0)
-        if file in found:
+        if file in files:
             continue
-        found.append(file)
-        with suppress(yaml.YAMLError, AttributeError, TypeError):  # whoever reads it there says what is wrong
+        files.append(file)
+        with suppress(yaml.YAMLError, AttributeError, TypeError):  # the job reports what is wrong in it
             try:
                 bases = yaml.safe_load(file.read_text(encoding="utf-8")).get("base") or []
             except OSError as error:
                 raise UserError(f"{file}: cannot be read ({error.strerror}); check the path") from None
             bases = [bases] if isinstance(bases, str) else bases
             left += [Path(os.path.abspath(file.parent / base)) for base in bases]
-    return found
+    return files
 
 
-def upload(job: Job) -> dict[str, Any]:
+def upload(job: RayJob) -> dict[str, Any]:
     """What a submission sends: `entrypoint`, `env_vars`, `files` (name, bytes), `megabytes` as packed.
 
-    It is Ray's own client that packs them; only its wire is cut. UserError where that is more than a cluster takes.
+    Ray's own client packs them, without sending them. UserError where that is more than a cluster takes.
     """
-    with unheard():
-        wire = cut_wire()
-        wire.submit_job(entrypoint=job.entrypoint, runtime_env=job.runtime_env)
+    with ray_warnings_off():
+        client = recording_client()
+        client.submit_job(entrypoint=job.entrypoint, runtime_env=job.runtime_env)
     files: list[dict[str, Any]] = []
-    for package in wire.packages:
+    for package in client.packages:
         with ZipFile(BytesIO(package)) as archive:
             files += [{"name": each.filename, "bytes": each.file_size} for each in archive.infolist()]
     files.sort(key=lambda file: file["name"])
-    for package in wire.packages:
+    for package in client.packages:
         if len(package) > LIMIT:
-            most = sorted(files, key=lambda file: -file["bytes"])[:3]
-            told = ", ".join(f"{file['name']} ({file['bytes'] / 1e6:.0f} MB)" for file in most)
+            largest = sorted(files, key=lambda file: -file["bytes"])[:3]
+            names = ", ".join(f"{file['name']} ({file['bytes'] / 1e6:.0f} MB)" for file in largest)
             raise UserError(
                 f"the upload is {len(package) / 1e6:.0f} MB and a cluster takes {LIMIT / 1e6:.0f}; name in .rayignore "
-                f"what the job does not need (the largest: {told})"
+                f"what the job does not need (the largest: {names})"
             )
-    megabytes = sum(map(len, wire.packages)) / 1e6
+    megabytes = sum(map(len, client.packages)) / 1e6
     return {
         "entrypoint": job.entrypoint,
         "env_vars": job.runtime_env.get("env_vars", {}),
@@ -161,12 +161,12 @@ def upload(job: Job) -> dict[str, Any]:
     }
 
 
-def cut_wire() -> Any:
-    """Ray's client, to which every request is answered here: no package is there yet, all is well. It keeps them."""
+def recording_client() -> Any:
+    """Ray's client without a cluster: its requests are answered here as if no package were there yet; it keeps them."""
     from ray.job_submission import JobSubmissionClient
     from requests import Response
 
-    class CutWire(JobSubmissionClient):
+    class RecordingClient(JobSubmissionClient):
         def __init__(self) -> None:
             self._default_metadata: dict[str, Any] = {}
             self.packages: list[bytes] = []
@@ -179,12 +179,12 @@ def cut_wire() -> Any:
                 self.packages.append(data)
             return response
 
-    return CutWire()
+    return RecordingClient()
 
 
 @contextmanager
-def unheard() -> Iterator[None]:
-    """Ray tells much of its packing that is told better here."""
+def ray_warnings_off() -> Iterator[None]:
+    """Silences what Ray logs while it packs and sends; errors raise."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -196,59 +196,59 @@ def unheard() -> Iterator[None]:
 # ---- the cluster
 
 
-def submit(job: Job, address: str | None, follow: bool, log: TextIO) -> dict[str, Any]:
-    """Sends the job to the cluster at `address` (else RAY_ADDRESS); with `follow`, its log until it ends.
+def submit(job: RayJob, address: str | None, follow: bool, log: TextIO) -> dict[str, Any]:
+    """Sends the job to the cluster at `address` (else RAY_ADDRESS); with `follow`, copies its log until it ends.
 
-    The job's name, status and exit code (0 where it is not waited for). UserError where no cluster is named, or it does
-    not answer, or refuses; StageFailed where the job never started; Left where the user leaves.
+    Returns the job's name, status and exit code (0 where it is not waited for). Raises UserError where no cluster is
+    named, or it does not answer, or refuses; StageFailed where the job never started; Left where the user detaches.
     """
     upload(job)
-    with unheard():
-        with spoken(address) as client:
+    with ray_warnings_off():
+        with job_client(address) as client:
             name = client.submit_job(entrypoint=job.entrypoint, runtime_env=job.runtime_env)
             print(f"job {name} is sent; ray job stop {name} ends it", file=sys.stderr)
             if not follow:
                 return {"job": name, "status": client.get_job_status(name).value, "exit_code": 0}
         try:
-            return followed(client, name, log)
+            return follow_log(client, name, log)
         except KeyboardInterrupt:
             raise Left(f"the job goes on; ray job logs --follow {name} shows it, ray job stop {name} ends it") from None
         except (OSError, RuntimeError) as error:
-            raise Left(f"lost sight of the job ({first(error)}); ray job logs --follow {name} shows it") from None
+            raise Left(f"lost sight of the job ({brief(error)}); ray job logs --follow {name} shows it") from None
 
 
 @contextmanager
-def spoken(address: str | None) -> Iterator[Any]:
-    """A client of the cluster that was named, and of no other that happens to be on this machine.
+def job_client(address: str | None) -> Iterator[Any]:
+    """A client of the cluster that is named, never of another that happens to run on this machine.
 
-    What goes wrong with it is a UserError.
+    Raises its errors as UserError.
     """
     from ray.exceptions import AuthenticationError, RayError
     from ray.job_submission import JobSubmissionClient
 
-    asked_first = "RAY_API_SERVER_ADDRESS"  # an address that is given to Ray's client counts less
-    address = address or os.environ.get(asked_first) or os.environ.get("RAY_ADDRESS")
+    variable = "RAY_API_SERVER_ADDRESS"  # in Ray's client it counts more than an argument
+    address = address or os.environ.get(variable) or os.environ.get("RAY_ADDRESS")
     if not address or address == "local":
         raise UserError("no cluster is named: set RAY_ADDRESS, or --address http://HEAD:8265")
-    before = {name: value for name, value in os.environ.items() if name == asked_first}
-    os.environ[asked_first] = address
+    before = {name: value for name, value in os.environ.items() if name == variable}
+    os.environ[variable] = address
     try:
         yield JobSubmissionClient(address)
     except AuthenticationError as error:
         raise UserError(
-            f"{address} refuses: {first(error)}; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to its token's file"
+            f"{address} refuses: {brief(error)}; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to its token's file"
         ) from None
     except (ConnectionError, TimeoutError, RayError) as error:
-        raise UserError(f"{address} does not answer: start that cluster, or name another ({first(error)})") from None
+        raise UserError(f"{address} does not answer: start that cluster, or name another ({brief(error)})") from None
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"{address} takes no job: is it http://HEAD:8265? ({first(error)})") from None
+        raise UserError(f"{address} takes no job: is it http://HEAD:8265? ({brief(error)})") from None
     finally:
-        del os.environ[asked_first]
+        del os.environ[variable]
         os.environ |= before
 
 
-def followed(client: Any, name: str, log: TextIO) -> dict[str, Any]:
-    """Copies the job's log as it grows; the job's name, status and exit code once it has ended."""
+def follow_log(client: Any, name: str, log: TextIO) -> dict[str, Any]:
+    """Copies the job's log as it grows; returns the job's name, status and exit code once it has ended."""
     import asyncio
 
     async def tail() -> None:
@@ -257,17 +257,17 @@ def followed(client: Any, name: str, log: TextIO) -> dict[str, Any]:
 
     asyncio.run(tail())
     while not (info := client.get_job_info(name)).status.is_terminal():
-        time.sleep(LOOK)
-    told = {"job": name, "status": info.status.value}
+        time.sleep(POLL)
+    ended = {"job": name, "status": info.status.value}
     if info.driver_exit_code is not None:  # -9 is a shell's 137
-        return told | {
+        return ended | {
             "exit_code": info.driver_exit_code if info.driver_exit_code >= 0 else 128 - info.driver_exit_code
         }
     if info.status == "STOPPED":
-        return told | {"exit_code": 130}
-    raise StageFailed(f"job {name} did not start: {first(info.message)}")
+        return ended | {"exit_code": 130}
+    raise StageFailed(f"job {name} did not start: {brief(info.message)}")
 
 
-def first(error: object) -> str:
-    """Its first line."""
+def brief(error: object) -> str:
+    """The first line of a message, without its full stop."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")

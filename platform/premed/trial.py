@@ -101,7 +101,7 @@ class Trial:
                 return self.attempt()
             except (UserError, StageFailed) as error:
                 failure = error
-            except Exception as error:  # noqa: BLE001 - a bug ends a trial, not the sweep; its whole story is told
+            except Exception as error:  # noqa: BLE001 - a bug ends a trial, not the sweep; its traceback is shown
                 self.show(WarningIssued(traceback.format_exc(), experiment=self.who(0)))
                 failure = StageFailed(f"{type(error).__name__}: {first_line(error)}")
             finally:
@@ -142,9 +142,9 @@ class Trial:
         self.pipelines.append(pipeline)
         outcome = pipeline.run()
         last = outcome["stages"][-1]
-        if heeded and last["reused"]:  # nobody told of its validations
-            curve = StageStorage(pipeline.storage, last["where"].rsplit("/", 1)[-1]).get("curve.jsonl") or b""
-            for row in map(json.loads, curve.splitlines()):
+        if heeded and last["reused"]:  # its validations were not reported
+            finished = StageStorage(pipeline.storage, last["where"].rsplit("/", 1)[-1])
+            for row in map(json.loads, (finished.get("curve.jsonl") or b"").splitlines()):
                 heeded(MetricsLogged(num_steps=last["num_steps"], **row))
         return outcome
 

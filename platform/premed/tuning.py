@@ -1,7 +1,7 @@
 """Ray Tune around the trials of a sweep: how many are under way, and which fall behind and are stopped.
 
 A trial as Tune knows it is a process that holds no CPU: it passes on what the driver tells of the trial (`attend`), so
-that Tune's schedulers see it. Its work is done by the driver's threads and their crews, which wait for room stage by
+that Tune's schedulers see it. Its work is done by the driver's threads and worker groups, which wait for room stage by
 stage. So a trial that waits holds nothing, and no trial's process can keep another's workers from their place.
 
 What Tune knows is gone when the command ends: the study is what a sweep goes on from, and nothing pickled is read.

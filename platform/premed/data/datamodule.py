@@ -51,7 +51,7 @@ class DataModule:
         """mapper: prepares images in parallel; see `Cache.prepare`."""
         self.task, self.mapper, self.show = task, mapper, show
         self.files: set[Path] = set()
-        """The prepared copies, of all kinds of stages that were asked for."""
+        """The prepared copies, of all kinds of stages so far."""
 
     def fingerprint(self, kind: Kind) -> str:
         """Prepares what a stage of that kind needs, and returns what identifies it: `part:hash part:hash`."""
