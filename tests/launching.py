@@ -16,7 +16,7 @@ from forks import fork
 
 from premed import cli, launch, worker
 from premed.config.loader import checked, merged
-from premed.records import Records
+from premed.records import ExperimentRecorder
 from premed.runs import RunStore
 
 _TRAINING = {"epochs": 4, "batch": 16, "lr": 1e-3, "validations": 2, "augment": {"flip": 0.5}}
@@ -50,13 +50,13 @@ def settle_in(monkeypatch, home):
         monkeypatch.delenv(name, raising=False)
 
 
-DRAWING, REGISTERING = worker.save_pictures, Records.register
+DRAWING, REGISTERING = worker.save_pictures, ExperimentRecorder.register
 
 
 def bare(patch, whole=False):
     """Stages draw no pictures and register no model, which cost more than a tiny training; or, if `whole`, they do."""
     patch.setattr(worker, "save_pictures", DRAWING if whole else lambda *_: None)
-    patch.setattr(Records, "register", REGISTERING if whole else lambda *_: None)
+    patch.setattr(ExperimentRecorder, "register", REGISTERING if whole else lambda *_: None)
 
 
 def run(chest, *changes, show=lambda event: None):

@@ -244,7 +244,7 @@ class StagePipeline:
             self.session.relay()
 
     def refuse(self, job: StageJob, run_id: str) -> NoReturn:
-        """ExperimentRecorder and raises why the workers ended without a result: `failure.json` has the reason, if they knew it."""
+        """Records and raises why the workers ended without a result: `failure.json` has the reason, if they knew it."""
         failure = job.stage_storage.get_json("failure.json")
         message = failure["message"] if failure else f"the workers ended without a result in {job.stage_storage.where}"
         self.recorder.end(run_id, "FAILED", {"premed.failure": message})
