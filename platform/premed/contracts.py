@@ -172,11 +172,11 @@ class Encoder(nn.Module):
 
 
 class Solution(NamedTuple):
-    """What there is to tell of weights that were solved."""
+    """One solution of a head's weights; the head has them."""
 
-    loss: float  # the mean over the rows that they were solved on
-    numbers: dict[str, float]  # by which one solution differs from another
-    said: list[str]  # what the user ought to hear
+    loss: float  # mean over the rows that the weights were solved on
+    metrics: dict[str, float]  # what distinguishes it from the other solutions, such as the regularisation
+    warnings: list[str]  # for the user
 
 
 class Head(nn.Module):

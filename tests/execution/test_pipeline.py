@@ -9,8 +9,8 @@ from premed.errors import UserError
 from premed.events import TrainingStarted, WarningIssued
 from premed.execution import executor, runner
 from premed.execution.preflight import resolve
+from premed.tracking.mlflow_tracker import MLflowTracker
 from premed.tracking.store import RunStore
-from premed.tracking.tracker import Ledger
 from premed.training.stage import run_stage
 
 
@@ -106,14 +106,16 @@ def test_a_stage_that_another_command_took_over_is_left_to_it_and_waited_for(tre
         tries.append(job.stage.kind)
         if len(tries) > 1:
             return run_stage(job, emit, report, tasks)
-        (lease,) = [lease for digest, lease in seen["ledger"].leases.items() if digest == job.stage.digest()]
-        seen["ledger"].store.client.delete_run(lease.mine)  # as whoever takes over does
-        seen["ledger"].beat()
+        (lease,) = [lease for digest, lease in seen["tracker"].leases.items() if digest == job.stage.digest()]
+        seen["tracker"].store.client.delete_run(lease.mine)  # as whoever takes over does
+        seen["tracker"].beat()
         return run_stage(job, emit, report, tasks)  # wakes up, and goes on as if nothing were
 
     seen: dict = {}
-    init = Ledger.__init__
-    monkeypatch.setattr(Ledger, "__init__", lambda self, *args: (init(self, *args), seen.update(ledger=self))[0])
+    init = MLflowTracker.__init__
+    monkeypatch.setattr(
+        MLflowTracker, "__init__", lambda self, *args: (init(self, *args), seen.update(tracker=self))[0]
+    )
     monkeypatch.setattr(executor, "run_stage", sleepy)
     outcome = runner.run(checked(tree), told.append)
     assert tries == ["finetune", "finetune", "test"]

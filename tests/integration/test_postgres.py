@@ -16,7 +16,7 @@ from integration.databases import postgres
 from support.experiments import TINY, outcome, tree
 from support.stores import come_up, free_port, stop
 
-from premed.tracking.client import driven
+from premed.tracking.client import with_driver
 from premed.tracking.store import RunStore
 from premed.tuning.space import load_sweep
 from premed.tuning.study import Study
@@ -37,7 +37,7 @@ def server(database, tmp_path):
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--artifacts-destination", f"{tmp_path}/artifacts"]
-    settings = os.environ | {"MLFLOW_BACKEND_STORE_URI": driven(database("mlflow"), "")}
+    settings = os.environ | {"MLFLOW_BACKEND_STORE_URI": with_driver(database("mlflow"), "")}
     process = subprocess.Popen(command, env=settings, start_new_session=True)
     try:
         come_up(process, port)

@@ -9,17 +9,17 @@ from premed.models import network
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "misfit"),
     [
         (lambda state: state.pop("weight"), "missing: weight"),
         (lambda state: state.update(extra=torch.zeros(1)), "not wanted: extra"),
         (lambda state: state.update(bias=torch.zeros(9)), "of another shape: bias"),
     ],
 )
-def test_parts_that_do_not_fit_are_refused_and_nothing_is_loaded(change, said):
+def test_parts_that_do_not_fit_are_refused_and_nothing_is_loaded(change, misfit):
     module, state = nn.Linear(2, 3), {"weight": torch.ones(3, 2), "bias": torch.ones(3)}
     change(state)
-    with pytest.raises(UserError, match=f"head: the saved weights do not fit .*{said}"):
+    with pytest.raises(UserError, match=f"head: the saved weights do not fit .*{misfit}"):
         network.load_strictly(module, state, "head")
     assert not (module.weight == 1).any()
 

@@ -29,11 +29,11 @@ GATE = {"loss": 0.6, "gate": 0.9, "below": 1 / 3, "passed": True}
 
 def shown(events, terminal=False):
     """What comes of events: (all that was written, the lines that stay)."""
-    told = io.StringIO()
-    with ProgressPrinter(console=Console(file=told, force_terminal=terminal, width=100, highlight=False)) as show:
+    output = io.StringIO()
+    with ProgressPrinter(console=Console(file=output, force_terminal=terminal, width=100, highlight=False)) as show:
         for event in events:
             show(event)
-    return told.getvalue()
+    return output.getvalue()
 
 
 def training(step, **metrics):
@@ -53,7 +53,7 @@ def test_an_import_is_told_in_one_line():
     report = {"file": "vit.bin", "kept": 70, "changed": {"pos_embed": "14x14 to 4x4"}, "dropped": ["head.bias"]}
     assert shown([stage, WeightsImported(**report)]).splitlines() == [
         "importing weights: /x",
-        "vit.bin: 70 tensors as they are; pos_embed: 14x14 to 4x4; left out: head.bias",
+        "vit.bin: 70 tensors unchanged; pos_embed: 14x14 to 4x4; left out: head.bias",
     ]
 
 
@@ -87,17 +87,17 @@ def test_a_line_comes_now_and_then_as_time_goes_by(monkeypatch):
 
 def test_a_terminal_has_a_bar_that_goes_away():
     stage = StageStarted("pretrain", "/x")
-    told = shown([stage, training(20, loss=0.5), CheckpointSaved(20)], terminal=True)
-    assert "━" in told and "20/40" in told and "loss 0.5000" in told
-    assert "\x1b[?25h" in told  # the cursor is back
+    output = shown([stage, training(20, loss=0.5), CheckpointSaved(20)], terminal=True)
+    assert "━" in output and "20/40" in output and "loss 0.5000" in output
+    assert "\x1b[?25h" in output  # the cursor is back
 
 
 def test_a_bar_ends_even_where_the_work_was_cut_short():
-    told = io.StringIO()
-    with pytest.raises(KeyboardInterrupt), ProgressPrinter(console=Console(file=told, force_terminal=True)) as show:
+    output = io.StringIO()
+    with pytest.raises(KeyboardInterrupt), ProgressPrinter(console=Console(file=output, force_terminal=True)) as show:
         show(prepared(1)[0])
         raise KeyboardInterrupt
-    assert show.display is None and "\x1b[?25h" in told.getvalue()
+    assert show.display is None and "\x1b[?25h" in output.getvalue()
 
 
 def test_images_that_were_prepared_before_are_not_worth_a_word():
@@ -121,7 +121,7 @@ def test_the_words_and_the_result_agree_on_who_is_past_the_gate(loss):
 def test_a_pre_training_says_how_it_stands_to_its_gate():
     event = point(9, {"val/loss": 0.6, "val/gate": 0.9})
     assert shown([event]) == "step 9: validation loss 0.600, gate 0.900: past the gate by 33%\n"
-    assert shown([GateNotPassed(loss=0.6, gate=0.9)]).startswith("WARNING: the pre-training never got past its gate")
+    assert shown([GateNotPassed(loss=0.6, gate=0.9)]).startswith("WARNING: the pre-training did not pass its gate")
 
 
 def test_of_several_each_is_told_with_its_name():
@@ -152,19 +152,19 @@ def test_of_several_each_is_told_with_its_name():
 
 
 def test_many_threads_may_speak_at_once_and_no_line_is_torn():
-    told = io.StringIO()
-    with ProgressPrinter(console=Console(file=told, width=100)) as show:
+    output = io.StringIO()
+    with ProgressPrinter(console=Console(file=output, width=100)) as show:
         speak = lambda who: [show(CheckpointSaved(step, experiment=f"{who}")) for step in range(50)]  # noqa: E731
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(speak, range(8)))
     expected = sorted(f"[{who}] step {step}: checkpoint saved" for who in range(8) for step in range(50))
-    assert sorted(told.getvalue().splitlines()) == expected
+    assert sorted(output.getvalue().splitlines()) == expected
 
 
 def test_classes_that_no_image_of_a_training_shows_are_named():
     stage = StageStarted("finetune", "/x")
     event = TrainingStarted(0, num_images=2, num_val=1, num_steps=4, absent_classes=["Hernia", "Mass"])
-    assert shown([stage, event]).splitlines()[-1] == "none of these images shows: Hernia, Mass"
+    assert shown([stage, event]).splitlines()[-1] == "no training image shows: Hernia, Mass"
 
 
 # ---- the table
@@ -218,8 +218,8 @@ def test_several_have_their_share_of_labels_their_seed_and_the_mean_over_seeds(c
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     failed = seeded(2, 0.0, stages=[], failure="finetune: the loss is not a number")
     show_outcomes([seeded(0, 0.6), seeded(1, 0.7), failed])
-    told = capsys.readouterr().out
-    lines = [" ".join(line.split()) for line in told.splitlines()]
+    output = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in output.splitlines()]
     assert "Scores: test mauc" in lines[0]
     assert "chestxray14 imagenet 5 % 1 0.700 [0.532, 0.701] 0.500 33% 11113" in lines
     assert "chestxray14 imagenet 5 % 2 failed - - - -" in lines
@@ -235,10 +235,10 @@ def test_a_class_without_an_auc_is_named(capsys):
 
 
 def test_classes_without_an_auc_are_named_once_for_all_experiments_on_a_task(capsys):
-    found = [seeded(seed, 0.6) for seed in (0, 1)]
-    for outcome in found:
+    seeds = [seeded(seed, 0.6) for seed in (0, 1)]
+    for outcome in seeds:
         outcome["stages"][-1]["undefined"] = ["Hernia"]
-    show_outcomes(found)
+    show_outcomes(seeds)
     assert capsys.readouterr().out.count("chestxray14: no AUC, and left out of the mean: Hernia") == 1
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-from premed.tracking.client import cell, cut, flat, key
+from premed.tracking.client import flatten, json_cell, truncated, valid_name
 from premed.tracking.store import Run
 
 
@@ -16,9 +16,9 @@ class MemoryStore:
 
     def start(self, experiment, name, *, digest, kind, parent=None, tags=None, params=None):
         run_id = f"run{len(self.runs):03d}"
-        tags = {name: cut(value) for name, value in (tags or {}).items()}
+        tags = {name: truncated(value) for name, value in (tags or {}).items()}
         tags |= {"premed.digest": digest, "premed.kind": kind} | ({"mlflow.parentRunId": parent} if parent else {})
-        params = {key(name): cut(value) for name, value in flat(params or {})}
+        params = {valid_name(name): truncated(value) for name, value in flatten(params or {})}
         experiments = [*dict.fromkeys([*(run.experiment for run in self.runs.values()), experiment])]
         place, number = str(self.folder / run_id), str(experiments.index(experiment) + 1)
         self.runs[run_id] = Run(run_id, name, experiment, "RUNNING", tags, {}, params, place, parent, number)
@@ -28,14 +28,14 @@ class MemoryStore:
         self.runs[run_id] = replace(self.runs[run_id], status=status)
 
     def set_tags(self, run_id, tags):
-        self.runs[run_id].tags.update({name: cut(value) for name, value in tags.items()})
+        self.runs[run_id].tags.update({name: truncated(value) for name, value in tags.items()})
 
     def log_rows(self, run_id, rows):
         for row in sorted(rows, key=lambda row: row["step"]):
             self.runs[run_id].metrics.update(row["metrics"])
 
     def log_scores(self, run_id, rows):
-        self.tables[run_id] = {name: [cell(row[name]) for row in rows] for name in rows[0]}
+        self.tables[run_id] = {name: [json_cell(row[name]) for row in rows] for name in rows[0]}
 
     def log_files(self, run_id, folder_or_file, path=""):
         (self.folder / run_id / path).mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ import pytest
 from support.forks import fork
 from support.stores import start, unreachable
 
-from premed.tracking.leases import Lease, sweep_dead
+from premed.tracking.leases import Lease, close_dead_runs
 from premed.tracking.provenance import process_tags
 from premed.tracking.store import RunStore
 
@@ -76,7 +76,7 @@ def test_sweep_marks_what_an_ended_process_left_running(store):
     assert claim.acquire("d", "ended")
     for run_id in (left, claim.mine):
         store.client.set_tag(run_id, "premed.pid", ended.pid)
-    assert sweep_dead(store) == [left]
+    assert close_dead_runs(store) == [left]
     assert [store.get(run_id).status for run_id in (left, alive)] == ["KILLED", "RUNNING"]
     assert list(store.search({}, experiment="premed leases")) == []
 

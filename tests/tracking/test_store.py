@@ -31,7 +31,7 @@ def test_a_store_travels_to_another_process_as_two_strings(store):
 
 
 @pytest.mark.parametrize(
-    ("uri", "mend"),
+    ("uri", "remedy"),
     [
         ("http://127.0.0.1:{port}", "does not answer: start it or unset the variable"),
         ("http://user:secret@127.0.0.1:{port}", r"user:\*\*\*@127"),
@@ -40,8 +40,8 @@ def test_a_store_travels_to_another_process_as_two_strings(store):
         ("sqlite://", "write sqlite:///path"),
     ],
 )
-def test_a_store_that_cannot_be_used_is_one_line_with_the_mend(uri, mend):
-    with pytest.raises(UserError, match=mend) as caught:
+def test_a_store_that_cannot_be_used_is_one_line_with_the_mend(uri, remedy):
+    with pytest.raises(UserError, match=remedy) as caught:
         RunStore(uri.format(port=free_port()))
     assert "MLFLOW_TRACKING_URI=" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -51,7 +51,7 @@ def test_a_store_that_cannot_be_used_is_one_line_with_the_mend(uri, mend):
 @pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
 def test_postgresql_takes_the_driver_that_is_there(monkeypatch, driver):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == driver or None)
-    assert client.settle("postgresql://me@db/runs")[0] == f"postgresql+{driver}://me@db/runs"
+    assert client.resolve_uri("postgresql://me@db/runs")[0] == f"postgresql+{driver}://me@db/runs"
 
 
 def test_postgresql_without_a_driver_says_what_to_install(monkeypatch):
@@ -104,11 +104,11 @@ def test_a_search_finds_every_run_over_many_pages_newest_first(store, monkeypatc
         store.log_rows(run_id, rows(1, metric="test/mauc", value=number / 10))
         store.finish(run_id)
     kind = {"premed.kind": "test"}
-    found = list(store.search(kind, status="FINISHED"))
-    assert [run.tags["seed"] for run in found] == ["4", "3", "2", "1", "0"]
-    assert [run.metrics["test/mauc"] for run in found] == [0.4, 0.3, 0.2, 0.1, 0.0]
-    assert {run.params["a.b"] for run in found} == set("01234")
-    assert list(store.search(kind, experiment="chest")) == found and len(list(store.search(kind, limit=3))) == 3
+    runs_found = list(store.search(kind, status="FINISHED"))
+    assert [run.tags["seed"] for run in runs_found] == ["4", "3", "2", "1", "0"]
+    assert [run.metrics["test/mauc"] for run in runs_found] == [0.4, 0.3, 0.2, 0.1, 0.0]
+    assert {run.params["a.b"] for run in runs_found} == set("01234")
+    assert list(store.search(kind, experiment="chest")) == runs_found and len(list(store.search(kind, limit=3))) == 3
     assert list(store.search(kind, experiment="no such experiment")) == []
     assert list(store.search({"premed.kind": "pretrain"})) == []
 
@@ -133,12 +133,12 @@ def test_a_metric_that_comes_later_is_not_held_back_by_another(store):
 @settings(max_examples=examples(15), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 6)), min_size=1, max_size=6))
 def test_any_replay_of_any_stretch_leaves_each_step_once(store, stretches):
-    run_id, told = start(store), 0
+    run_id, last = start(store), 0
     for time, (first, length) in enumerate(stretches):
-        first = min(first, told + 1)  # a resume goes back, never ahead
+        first = min(first, last + 1)  # a resume goes back, never ahead
         store.log_rows(run_id, rows(*range(first, first + length), time=1000 * time))
-        told = max(told, first + length - 1)
-    assert steps(store, run_id) == list(range(1, told + 1))
+        last = max(last, first + length - 1)
+    assert steps(store, run_id) == list(range(1, last + 1))
 
 
 def test_thousands_of_values_go_in_batches(store):
@@ -224,12 +224,12 @@ def test_the_best_model_loads_without_pickle_for_any_batch_size(store, module, m
 def test_a_version_and_its_run_name_each_other(store, module):
     run_id = start(store, "abc")
     version = store.register(run_id, "chest", module, np.zeros((2, 1, 8, 8), np.float32), 0.5, {})
-    found = store.client.get_model_version("chest", version)
-    assert found.run_id == run_id and found.description == "a run"
+    registered = store.client.get_model_version("chest", version)
+    assert registered.run_id == run_id and registered.description == "a run"
     (output,) = store.client.get_run(run_id).outputs.model_outputs
     versions = json.loads(store.client.get_logged_model(output.model_id).tags["mlflow.modelVersions"])
     assert versions == [{"name": "chest", "version": int(version)}]
-    assert found.tags == {"premed.run": run_id, "premed.score": "0.5", "premed.digest": "abc"}
+    assert registered.tags == {"premed.run": run_id, "premed.score": "0.5", "premed.digest": "abc"}
 
 
 def test_a_model_that_would_not_load_everywhere_is_refused(store, module):

@@ -1,4 +1,4 @@
-"""Beside a training: points of the curve, validations, which weights are kept, what is said of a loss that is none."""
+"""The training callback: the curve, validations, which weights are kept, what stops a training."""
 
 import math
 import shutil
@@ -33,7 +33,7 @@ class Fixed(Objective):
 
     def measure(self, samples):
         assert not self.training
-        assert samples, "nobody is asked to measure nothing"
+        assert samples, "no rank measures without samples"
         return [{"case": sample.case.name, "n": int(sample.case.patient)} for sample in samples]
 
     def snapshot(self, samples):
@@ -156,13 +156,14 @@ def test_weights_that_a_checkpoint_speaks_of_outlive_better_ones(tmp_path):
 
 
 def test_a_resumed_run_tells_the_same_curve(tmp_path):
-    whole, _ = training_callback(tmp_path / "whole")
-    steps(whole)
+    uninterrupted, _ = training_callback(tmp_path / "whole")
+    steps(uninterrupted)
     callback, _ = training_callback(tmp_path / "cut")
     steps(callback, last=7)
     again, _ = training_callback(tmp_path / "cut")
     steps(again, first=again.resume() + 1)
-    assert [(row["step"], row["metrics"]) for row in again.curve] == [(r["step"], r["metrics"]) for r in whole.curve]
+    curves = [[(row["step"], row["metrics"]) for row in each.curve] for each in (again, uninterrupted)]
+    assert curves[0] == curves[1]
     assert again.elapsed() >= again.seconds > 0
 
 

@@ -30,9 +30,9 @@ def saved(storage, *steps):
 def test_the_newest_checkpoint_comes_back_with_its_notes(storage):
     assert CheckpointManager(storage).newest() is None
     saved(storage, 5, 10)
-    step, found, notes, _ = CheckpointManager(storage).newest()
-    assert (step, found["groups"], notes["curve"][0]) == (10, state(10)["groups"], 10 / 3)
-    assert torch.equal(found["weights"]["a"], state(10)["weights"]["a"])
+    step, restored, notes, _ = CheckpointManager(storage).newest()
+    assert (step, restored["groups"], notes["curve"][0]) == (10, state(10)["groups"], 10 / 3)
+    assert torch.equal(restored["weights"]["a"], state(10)["weights"]["a"])
 
 
 def test_only_the_newest_checkpoints_are_kept(storage):
@@ -45,16 +45,16 @@ def test_only_the_newest_checkpoints_are_kept(storage):
 def test_any_damage_to_the_newest_checkpoint_is_seen(suffix, tmp_path):
     storage, name = StageStorage(str(tmp_path), "s"), f"checkpoints/000000010.{suffix}"
     saved(storage, 5, 10)
-    whole = storage.get(name)
+    intact = storage.get(name)
 
     @settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
-    @given(st.integers(0, len(whole) - 1), st.integers(1, 255), st.booleans())
+    @given(st.integers(0, len(intact) - 1), st.integers(1, 255), st.booleans())
     def damaged(place, change, cut):
-        content = whole[:place] if cut else whole[:place] + bytes([whole[place] ^ change]) + whole[place + 1 :]
+        content = intact[:place] if cut else intact[:place] + bytes([intact[place] ^ change]) + intact[place + 1 :]
         storage.put(name, content)
-        found = CheckpointManager(storage).newest()
+        newest = CheckpointManager(storage).newest()
         # a byte between two values (a blank, say) may change without changing what the manifest says
-        assert found[0] == 5 or (suffix == "json" and not cut and found[0] == 10 and storage.get_json(name)["notes"])
+        assert newest[0] == 5 or (suffix == "json" and not cut and newest[0] == 10 and storage.get_json(name)["notes"])
 
     damaged()
 

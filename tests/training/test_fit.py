@@ -62,10 +62,10 @@ def test_a_step_does_not_depend_on_what_was_asked_before():
 
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 4))
 def test_every_sample_is_taken_once_with_its_share_of_the_weight(num, world, accumulate):
-    whole = Picks(3, np.arange(100, 100 + num))
-    dealt = [picks for rank in range(world) for picks in share(whole, rank, world, accumulate)]
+    picks_of_step = Picks(3, np.arange(100, 100 + num))
+    dealt = [picks for rank in range(world) for picks in share(picks_of_step, rank, world, accumulate)]
     assert len(dealt) == world * accumulate
-    assert sorted(np.concatenate([picks.samples for picks in dealt if picks.weight])) == whole.samples.tolist()
+    assert sorted(np.concatenate([picks.samples for picks in dealt if picks.weight])) == picks_of_step.samples.tolist()
     assert sum(picks.weight for picks in dealt) == pytest.approx(world)
     for picks in dealt:
         assert set(picks.epoch) == {3} and len(picks.samples) >= 1
@@ -97,20 +97,20 @@ class Numbers:
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_any_number_of_ranks_sees_the_same_global_batches(world, accumulate, monkeypatch):
     plan = EpochPlan(11, 4, 9, 0, "finetune")
-    seen = {step: [] for step in range(2, 9)}
+    samples = {step: [] for step in range(2, 9)}
     for rank in range(world):
         monkeypatch.setattr(loop, "rank_and_world", lambda rank=rank: (rank, world))
         for step, batches in loop.feed(plan, Numbers(), 2, accumulate):
-            seen[step] += [number for batch in batches if batch.weight for number in batch.keys.tolist()]
-    assert {step: sorted(numbers) for step, numbers in seen.items()} == {
-        step: sorted(plan.at(step).samples.tolist()) for step in seen
+            samples[step] += [number for batch in batches if batch.weight for number in batch.keys.tolist()]
+    assert {step: sorted(numbers) for step, numbers in samples.items()} == {
+        step: sorted(plan.at(step).samples.tolist()) for step in samples
     }
 
 
 @given(st.integers(1, 30), st.integers(1, 4), st.integers(1, 3))
 def test_each_sample_keeps_the_epoch_that_it_has_of_its_own(num, world, accumulate):
-    whole = Picks(np.arange(num) // 3, np.arange(num))
-    dealt = [picks for rank in range(world) for picks in share(whole, rank, world, accumulate)]
+    picks_of_step = Picks(np.arange(num) // 3, np.arange(num))
+    dealt = [picks for rank in range(world) for picks in share(picks_of_step, rank, world, accumulate)]
     assert all((picks.epoch == picks.samples // 3).all() for picks in dealt)
 
 
@@ -141,24 +141,24 @@ class Line(Objective):
 
 
 def trained(**options):
-    objective, told = Line(), []
+    objective, calls = Line(), []
     optimizer = make_optimizer(objective, (0.9, 0.999))
     plan = EpochPlan(6, 6, options.pop("num_steps", 1), 0, "finetune")
-    fit(objective, Numbers(), plan, Schedule(10, 0, 0.1), optimizer, lambda *row: told.append(row), **options)
-    return objective, optimizer, told
+    fit(objective, Numbers(), plan, Schedule(10, 0, 0.1), optimizer, lambda *row: calls.append(row), **options)
+    return objective, optimizer, calls
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 3, 4, 8])
 def test_micro_batches_give_the_gradient_the_loss_and_the_numbers_of_the_whole_step(accumulate):
-    objective, _, told = trained(accumulate=accumulate)
+    objective, _, calls = trained(accumulate=accumulate)
     assert objective.gradient.item() == pytest.approx(2.5)
-    ((step, loss, numbers),) = told
+    ((step, loss, numbers),) = calls
     assert (step, loss.item(), numbers["seen"].item()) == (1, pytest.approx(2.5), pytest.approx(2.5))
 
 
 def test_layer_decay_reaches_the_optimizer_at_every_step():
-    _, optimizer, told = trained(num_steps=3)
-    assert [numbers["lr"] for _, _, numbers in told] == [Schedule(10, 0, 0.1).at(step) for step in range(3)]
+    _, optimizer, calls = trained(num_steps=3)
+    assert [numbers["lr"] for _, _, numbers in calls] == [Schedule(10, 0, 0.1).at(step) for step in range(3)]
     assert optimizer.param_groups[0]["lr"] == 0.5 * Schedule(10, 0, 0.1).at(2)
 
 
@@ -169,7 +169,7 @@ class Decaying(Line):
 
 
 def test_weight_decay_may_go_from_first_to_last_by_half_a_cosine():
-    objective, seen = Decaying(), []
+    objective, decays = Decaying(), []
     optimizer = make_optimizer(objective, (0.9, 0.999))
     plan, schedule = EpochPlan(6, 6, 10, 0, "finetune"), Schedule(10, 0, 0.1)
     fit(
@@ -178,27 +178,27 @@ def test_weight_decay_may_go_from_first_to_last_by_half_a_cosine():
         plan,
         schedule,
         optimizer,
-        lambda *row: seen.append(optimizer.param_groups[0]["weight_decay"]),
+        lambda *row: decays.append(optimizer.param_groups[0]["weight_decay"]),
     )
-    assert seen == pytest.approx([0.22 - 0.18 * cos(pi * step / 10) for step in range(10)])
+    assert decays == pytest.approx([0.22 - 0.18 * cos(pi * step / 10) for step in range(10)])
 
 
 def test_clip_scales_the_gradient_and_tells_the_norm_it_had():
-    objective, optimizer, told = trained(clip=0.5)
-    assert told[0][2]["gradient_norm"].item() == pytest.approx(2.5)
+    objective, optimizer, calls = trained(clip=0.5)
+    assert calls[0][2]["gradient_norm"].item() == pytest.approx(2.5)
     assert optimizer.state[objective.w]["exp_avg"].item() == pytest.approx(0.1 * 0.5, rel=1e-4)
 
 
 def test_the_gradient_s_norm_is_told_without_clip_too_and_changes_nothing():
-    objective, optimizer, told = trained()
-    assert told[0][2]["gradient_norm"].item() == pytest.approx(2.5)
+    objective, optimizer, calls = trained()
+    assert calls[0][2]["gradient_norm"].item() == pytest.approx(2.5)
     assert optimizer.state[objective.w]["exp_avg"].item() == pytest.approx(0.1 * 2.5)
 
 
 def test_progress_and_hooks_come_step_by_step_from_where_it_starts():
-    objective, _, told = trained(num_steps=4, start=2)
+    objective, _, calls = trained(num_steps=4, start=2)
     assert objective.calls == [0.2, "after", 0.3, "after"]  # of the schedule's ten steps
-    assert [step for step, _, _ in told] == [3, 4]
+    assert [step for step, _, _ in calls] == [3, 4]
 
 
 def test_a_run_that_is_done_trains_nothing():

@@ -243,11 +243,11 @@ def test_a_part_without_images_is_refused_by_name(chest, tmp_path, monkeypatch):
 
 
 def test_a_training_never_asks_for_the_test_part(chest, tmp_path, monkeypatch):
-    asked, split = [], ChestXray14.split
-    monkeypatch.setattr(ChestXray14, "split", lambda self, part: asked.append(part) or split(self, part))
+    parts, split = [], ChestXray14.split
+    monkeypatch.setattr(ChestXray14, "split", lambda self, part: parts.append(part) or split(self, part))
     for kind in ("pretrain", "finetune"):
         worker.run_stage(jobs(chest, tmp_path, **short())[kind], lambda event: None, lambda numbers: None)
-    assert set(asked) == {"train", "val"}
+    assert set(parts) == {"train", "val"}
 
 
 def short():
@@ -280,7 +280,7 @@ def test_a_resumed_pretraining_does_not_look_at_all_images_again(chest, tmp_path
 
 @pytest.mark.whole
 def test_an_interrupted_pretraining_draws_the_same_film_and_keeps_no_snapshot(chest, tmp_path):
-    def film(home, interruptions):
+    def progress_picture(home, interruptions):
         job, left = jobs(chest, home)["pretrain"], list(interruptions)
 
         def interrupt(event):
@@ -294,8 +294,9 @@ def test_an_interrupted_pretraining_draws_the_same_film_and_keeps_no_snapshot(ch
         assert not [name for name in job.stage_storage.names() if name.startswith("snapshots/")]
         return job.stage_storage.get("pictures/progress.png")
 
-    whole = film(tmp_path / "whole", [])
-    assert whole.startswith(b"\x89PNG") and film(tmp_path / "cut", [4, 6]) == whole
+    uninterrupted = progress_picture(tmp_path / "whole", [])
+    assert uninterrupted.startswith(b"\x89PNG")
+    assert progress_picture(tmp_path / "cut", [4, 6]) == uninterrupted
 
 
 def test_a_gradient_beyond_clip_is_scaled_down(chest, tmp_path):

@@ -1,4 +1,4 @@
-"""A stage's folder, on a disk and behind a URL: a file is whole or not there, a checkpoint is whole or passed over."""
+"""A stage's folder, on a disk and behind a URL: a file is complete or not there."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""How a training goes: told beside its curve and kept out of it; a clock that only moves when it is told to."""
+"""Throughput: logged beside the curve and kept out of it. The clock moves only where a test moves it."""
 
 import json
 from types import SimpleNamespace
@@ -56,8 +56,8 @@ def pretrained(chest, home, **changes):
     return events, [(row["step"], row["metrics"]) for row in curve]
 
 
-def told(events):
-    """What is told beside the curve, by step."""
+def throughput_by_step(events):
+    """What is logged beside the curve."""
     return {event.step: event.throughput for event in events if isinstance(event, MetricsLogged) and event.throughput}
 
 
@@ -80,7 +80,7 @@ def test_a_training_that_computes_most_of_the_time_says_nothing(chest, tmp_path,
 def test_each_point_says_how_the_steps_since_the_last_one_went(chest, tmp_path, clock, monkeypatch):
     slow(monkeypatch, clock, reading=3, training=1)
     events, _ = pretrained(chest, tmp_path, pretrain={"batch": 4})
-    numbers = told(events)
+    numbers = throughput_by_step(events)
     assert numbers[2]["pace/data_wait"] == 3 / 5  # the first batch waits for loaders to start
     assert numbers[4]["pace/data_wait"] == 6 / 8 and numbers[4]["pace/samples_per_second"] == 4 * 2 / 8
     assert all(point["pace/memory_mb"] > 50 for point in numbers.values())
@@ -96,14 +96,16 @@ def test_validations_and_checkpoints_are_no_part_of_the_pace(chest, tmp_path, cl
 
     monkeypatch.setattr(MAE, "measure", measure_slowly)
     events, _ = pretrained(chest, tmp_path, pretrain={"batch": 4})
-    assert all(point["pace/samples_per_second"] >= 1 for point in told(events).values())  # an image a second at least
+    assert all(
+        point["pace/samples_per_second"] >= 1 for point in throughput_by_step(events).values()
+    )  # an image a second at least
 
 
 def test_a_curve_is_the_same_at_any_pace(chest, tmp_path, clock, monkeypatch):
     _, undisturbed = pretrained(chest, tmp_path / "a")
     slow(monkeypatch, clock, reading=4, training=1)
     events, curve = pretrained(chest, tmp_path / "b")
-    assert curve == undisturbed and told(events)
+    assert curve == undisturbed and throughput_by_step(events)
     names = {name for _, metrics in curve for name in metrics}
     assert {"train/loss", "train/lr", "train/gradient_norm"} <= names
     assert not any(name.startswith("pace/") for name in names)
@@ -124,7 +126,7 @@ def test_of_several_ranks_the_one_that_waits_is_told_of():
 
 
 @pytest.mark.parametrize(
-    ("num_loaders", "share", "cpus", "mend"),
+    ("num_loaders", "share", "cpus", "suggested"),
     [
         (0, 0.6, 16, 2),  # reading takes one and a half times as long as a step
         (0, 0.875, 16, 7),
@@ -135,13 +137,13 @@ def test_of_several_ranks_the_one_that_waits_is_told_of():
         (4, 1.0, 64, 9),
     ],
 )
-def test_as_many_loaders_are_asked_for_as_keep_up_and_have_a_cpu(num_loaders, share, cpus, mend, monkeypatch):
+def test_as_many_loaders_are_asked_for_as_keep_up_and_have_a_cpu(num_loaders, share, cpus, suggested, monkeypatch):
     monkeypatch.setattr(throughput.os, "cpu_count", lambda: cpus)
     ours = Throughput(CPU, num_loaders)
     ours.seconds, ours.waiting_seconds = 100.0, 100 * share
     starving = ours.bottleneck()
-    assert starving.suggested_loaders == mend and ours.bottleneck() is None
-    assert ("no CPU is left" in bottleneck_words(starving)) == (mend <= num_loaders)
+    assert starving.suggested_loaders == suggested and ours.bottleneck() is None
+    assert ("no CPU is left" in bottleneck_words(starving)) == (suggested <= num_loaders)
 
 
 class Endless:

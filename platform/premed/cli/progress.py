@@ -1,4 +1,4 @@
-"""What a person sees of a run while it goes: a progress bar on a terminal, one plain line per interval elsewhere."""
+"""Progress of a command: bars on a terminal, a plain line every few seconds elsewhere."""
 
 import math
 import threading
@@ -148,11 +148,11 @@ class ProgressPrinter:
     @handle.register
     def stage_reused(self, event: StageReused) -> None:
         self.end_bar()
-        self.print_line(f"{DOING[event.kind]}: there already, nothing to do ({event.where})")
+        self.print_line(f"{DOING[event.kind]}: already finished, reused ({event.where})")
 
     @handle.register
     def waiting_for_stage(self, event: WaitingForStage) -> None:
-        self.print_line(f"{DOING[event.kind]}: another {event.owner} is at it; waiting for its result")
+        self.print_line(f"{DOING[event.kind]}: another {event.owner} runs this stage; waiting for its result")
 
     @handle.register
     def waiting_for_resources(self, event: WaitingForResources) -> None:
@@ -166,17 +166,17 @@ class ProgressPrinter:
         doing = DOING[self.activity.kind]
         self.print_line(f"{doing} on {event.num_images} images, {event.num_steps} steps{going_on}")
         if event.absent_classes:
-            self.print_line(f"none of these images shows: {', '.join(event.absent_classes)}")
+            self.print_line(f"no training image shows: {', '.join(event.absent_classes)}")
 
     @handle.register
     def weights_imported(self, event: WeightsImported) -> None:
         changed = "".join(f"; {name}: {how}" for name, how in event.changed.items())
         dropped = f"; left out: {', '.join(event.dropped)}" if event.dropped else ""
-        self.print_line(f"{event.file}: {event.kept} tensors as they are{changed}{dropped}")
+        self.print_line(f"{event.file}: {event.kept} tensors unchanged{changed}{dropped}")
 
     @handle.register
     def evaluation_started(self, event: EvaluationStarted) -> None:
-        self.print_line(f"testing once on {event.num_images} images")
+        self.print_line(f"testing on {event.num_images} images")
 
     @handle.register
     def metrics_logged(self, event: MetricsLogged) -> None:
@@ -202,16 +202,16 @@ class ProgressPrinter:
     def gate_not_passed(self, event: GateNotPassed) -> None:
         numbers = f"loss {event.loss:.3f}, a predictor without a network {event.gate:.3f}"
         self.print_line(
-            f"WARNING: the pre-training never got past its gate ({numbers}): "
-            "its encoder holds little to transfer; train longer, or with smaller patches"
+            f"WARNING: the pre-training did not pass its gate ({numbers}): "
+            "its encoder has learnt little to transfer; train longer, or with smaller patches"
         )
 
     @handle.register
     def collapse_detected(self, event: CollapseDetected) -> None:
-        into = "the same answer" if event.into == "one" else "an answer that prefers nothing"
+        answer = "the same answer" if event.into == "one" else "a uniform answer"
         self.print_line(
-            f"WARNING: the pre-training collapsed: its teacher gives all images {into} (entropy {event.entropy:.2f} "
-            f"of 1, {event.same:.0%} alike): its encoder holds little to transfer; lower pretrain.lr, or train on"
+            f"WARNING: the pre-training collapsed: its teacher gives all images {answer} (entropy {event.entropy:.2f} "
+            f"of 1, {event.same:.0%} alike): its encoder has learnt little; lower pretrain.lr, or train longer"
         )
 
     @handle.register
@@ -280,9 +280,9 @@ def resources_words(event: WaitingForResources) -> str:
 
 
 def gate_words(step: int, loss: float, gate: float) -> str:
-    """Where a pre-training stands, in words: an encoder not clearly below the gate holds nothing to transfer."""
+    """The validation loss of a pre-training against its gate, in words."""
     if loss < GATE_SHARE * gate:
-        stands = f"past the gate by {1 - loss / gate:.0%}"
+        result = f"past the gate by {1 - loss / gate:.0%}"
     else:
-        stands = "not past it yet: so far no better than the mean patch of each position"
-    return f"step {step}: validation loss {loss:.3f}, gate {gate:.3f}: {stands}"
+        result = "not past it yet: so far no better than the mean patch of each position"
+    return f"step {step}: validation loss {loss:.3f}, gate {gate:.3f}: {result}"

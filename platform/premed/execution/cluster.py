@@ -220,4 +220,4 @@ class RemoteEvents:
         import ray
 
         ray.get(self.sent)
-        self.sent = [self.tracker.event.remote(self.run_id, event)]
+        self.sent = [self.tracker.record_event.remote(self.run_id, event)]

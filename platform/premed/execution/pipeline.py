@@ -162,17 +162,17 @@ class StagePipeline:
         result = job.stage_storage.get_json("result.json")
         if resumable and not CheckpointManager(job.stage_storage).steps():
             return None
-        run_id = self.tracker.finished(job.stage.digest(), job.stage.kind) if result else None
+        run_id = self.tracker.finished_run(job.stage.digest(), job.stage.kind) if result else None
         return self.reused(job, run_id, result) if result and run_id else None
 
     def restore(self, job: StageJob) -> dict[str, Any] | None:
         """The result of a stage that is finished in one of the two: storage was cleaned, or MLflow is another one."""
         stage, stage_storage = job.stage, job.stage_storage
         result = stage_storage.get_json("result.json")
-        run_id = self.tracker.finished(stage.digest(), stage.kind)
+        run_id = self.tracker.finished_run(stage.digest(), stage.kind)
         if result is None and run_id is not None:
             with TemporaryDirectory() as folder:
-                if self.tracker.fetch(run_id, folder, stage.kind not in ("import", "trunk")):
+                if self.tracker.download(run_id, folder, stage.kind not in ("import", "trunk")):
                     files = [path for path in Path(folder).rglob("*") if path.is_file()]
                     files.sort(key=lambda path: path.name == "result.json")  # last, as it marks the stage as finished
                     for path in files:
@@ -212,7 +212,7 @@ class StagePipeline:
         try:
             self.execute(job, run_id)
         except Exception as error:
-            if self.tracker.taken(job.stage.digest()):  # the run is the other command's now: nothing is recorded here
+            if self.tracker.lease_lost(job.stage.digest()):  # the run is that command's now
                 raise LeaseLost(str(error)) from None
             if stage_storage.get("failure.json"):
                 return self.refuse(job, run_id)

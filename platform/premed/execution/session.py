@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import cast
 
 from premed.config.settings import PRETRAINING, Kind, Train
 from premed.config.spec import Spec, unscored
@@ -19,8 +19,9 @@ from premed.execution.scheduler import Scheduler, Ticket
 from premed.execution.single_flight import SingleFlight
 from premed.execution.worker_group import WorkerGroup
 from premed.paths import settled_in
+from premed.tracking.mlflow_tracker import MLflowTracker
 from premed.tracking.store import RunStore
-from premed.tracking.tracker import Ledger, Patient
+from premed.tracking.tracker import RetryingTracker, Tracker
 
 POLL = 0.5  # seconds between two looks at the tracker's events
 
@@ -31,12 +32,12 @@ class Session:
     concurrent: bool
     """Whether several experiments may run at once."""
 
-    def __init__(self, tracker: Any, tasks: Tasks, mapper: Callable[..., Iterable], show: EventHandler):
+    def __init__(self, tracker: Tracker, tasks: Tasks, mapper: Callable[..., Iterable], show: EventHandler):
         """mapper: prepares images in parallel; see `Cache.prepare`."""
         self.tasks, self.mapper, self.show = tasks, mapper, show
         self.stopped, self.relaying = threading.Event(), threading.Lock()
         self.stages: dict[str, dict[str, str]] = {}  # by run: kind and experiment, which events of the run do not name
-        self.tracker = Patient(tracker, show, pause=self.pause)
+        self.tracker = RetryingTracker(tracker, show, pause=self.pause)
         self.results = SingleFlight()
 
     def executor(self, ticket: Ticket) -> Executor:
@@ -76,12 +77,12 @@ class Session:
 
     def ensure_alive(self) -> None:
         """Raises StageFailed where Ray is gone, and the tracker with it: the cause of failures that follow."""
-        self.tracker.taken("")
+        self.tracker.lease_lost("")
 
     def relay(self) -> None:
         """Shows the events that the tracker took since the last call."""
         with self.relaying:
-            for event in self.tracker.drain():
+            for event in self.tracker.drain_events():
                 self.show(replace(event, **self.stages.get(event.run_id, {})))
 
     def close(self) -> None:
@@ -98,14 +99,14 @@ class LocalSession(Session):
     concurrent = False
 
     def __init__(self, settings: tuple, tasks: Tasks, show: EventHandler):
-        super().__init__(Ledger(*settings), tasks, map, show)
+        super().__init__(MLflowTracker(*settings), tasks, map, show)
 
     def executor(self, ticket: Ticket) -> Executor:
         return LocalExecutor(self.tasks, ticket.pause)
 
     def handler(self, run_id: str) -> EventHandler:
         def handle(event: Event) -> None:
-            self.tracker.event(run_id, event)
+            self.tracker.record_event(run_id, event)
             self.relay()
 
         return handle
@@ -117,10 +118,10 @@ class RaySession(Session):
     concurrent = True
 
     def __init__(self, settings: tuple, tasks: Tasks, show: EventHandler):
-        self.handle = actor(Ledger, *settings)
+        self.handle = actor(MLflowTracker, *settings)
         self.scheduler = Scheduler(lambda job: WorkerGroup(job.train, job.storage), nodes, free)
         mapper = partial(ray_map, held=self.scheduler.held, idle=self.scheduler.idle)
-        super().__init__(Remote(self.handle, "MLflow tracker"), tasks, mapper, show)
+        super().__init__(cast(Tracker, Remote(self.handle, "MLflow tracker")), tasks, mapper, show)
 
     def executor(self, ticket: Ticket) -> Executor:
         return RayExecutor(self.scheduler, ticket)

@@ -1,4 +1,4 @@
-"""Where the run store is and how to speak to it: MLflow's URIs, its client, its errors, what it takes."""
+"""MLflow's client: its URIs, its errors, and what it accepts as names, text and numbers."""
 
 import importlib.util
 import logging
@@ -20,11 +20,11 @@ from premed.errors import UserError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# A dead server must not hold anyone for MLflow's four minutes, and nobody is told that hospital data are worked on.
+# A dead server must not block for MLflow's four minutes, and no telemetry leaves a hospital.
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # a server that hands an upload on is silent for as long as that takes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # a server that forwards an upload is silent for as long as that takes
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
@@ -34,10 +34,10 @@ _REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "NOT_
 _REFUSED |= {"RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"}
 
 
-def settle(uri: str) -> tuple[str, Path | None]:
-    """The URI as any process may use it, and the folder of its database if it is a file. Makes that folder.
+def resolve_uri(uri: str) -> tuple[str, Path | None]:
+    """The URI in a form that any process may use, and the folder of its database if that is a file; makes the folder.
 
-    Raises UserError for what MLflow no longer serves or has no driver for.
+    Raises UserError for URIs that MLflow no longer serves or has no driver for.
     """
     scheme = uri.partition(":")[0]
     if scheme == "sqlite":
@@ -47,16 +47,16 @@ def settle(uri: str) -> tuple[str, Path | None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         return f"sqlite:///{path}", path.parent
     if scheme in POSTGRES:
-        return driven(uri, "MLFLOW_TRACKING_URI="), None
+        return with_driver(uri, "MLFLOW_TRACKING_URI="), None
     if scheme == "file" or "://" not in uri and scheme != "databricks":
         raise UserError(f"MLFLOW_TRACKING_URI={uri} is a folder, which MLflow gave up: write sqlite:///{uri}/mlflow.db")
     return uri.rstrip("/"), None
 
 
-def driven(url: str, field: str) -> str:
-    """A database's URL with the driver that is there: for a bare postgresql:// SQLAlchemy takes one that few have.
+def with_driver(url: str, field: str) -> str:
+    """A database's URL with the installed driver: for a bare postgresql:// SQLAlchemy takes one that few have.
 
-    UserError, beginning with the field's name, where there is none.
+    Raises UserError, beginning with `field`, where none is installed.
     """
     scheme, _, rest = url.partition(":")
     if scheme not in POSTGRES:
@@ -68,20 +68,20 @@ def driven(url: str, field: str) -> str:
 
 
 def connect(uri: str) -> "MlflowClient":
-    """A client of the store at `uri`, whatever MLflow's global URI says. Makes a file's tables; asks no server yet."""
+    """A client of the store at `uri`, whatever MLflow's global URI is. Makes the tables of a file; asks no server."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    for chatty in ("alembic", "mlflow.store.db.utils"):  # a new database tells of every table
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    for name in ("alembic", "mlflow.store.db.utils"):  # a new database logs every table
+        logging.getLogger(name).setLevel(logging.WARNING)
     # where two processes make the tables of one file at once, MLflow (3.17) leaves a broken database
     with FileLock(f"{uri.removeprefix('sqlite:///')}.lock") if uri.startswith("sqlite:") else nullcontext():
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def knock(uri: str) -> "MlflowClient":
-    """A client of a store that answers. Raises UserError, within seconds, where none does."""
+def connect_or_raise(uri: str) -> "MlflowClient":
+    """A client of the store at `uri`. Raises UserError, within seconds, where that does not answer."""
     where = f"MLFLOW_TRACKING_URI={masked(uri)}"
     try:
         if uri.startswith("http"):
@@ -94,8 +94,8 @@ def knock(uri: str) -> "MlflowClient":
     except Exception as error:
         code = getattr(error, "error_code", "")
         if code in ("PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED"):
-            mend = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-            raise UserError(f"{where} does not let you in: {mend}") from error
+            remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            raise UserError(f"{where} does not let you in: {remedy}") from error
         if uri.startswith("http"):
             raise UserError(f"{where} does not answer: start it or unset the variable") from error
         reason = masked(str(error).strip().partition("\n")[0])
@@ -103,7 +103,7 @@ def knock(uri: str) -> "MlflowClient":
 
 
 def _reach(uri: str) -> None:
-    """A connection and no more: an unroutable address would hold a request for much longer."""
+    """Opens a connection and closes it: an unroutable address would block a request for much longer."""
     parts = urllib.parse.urlsplit(uri)
     host = parts.hostname or ""
     if parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
@@ -113,7 +113,7 @@ def _reach(uri: str) -> None:
 
 
 def artifact_location(artifacts: str, experiment: str) -> str:
-    """Where an experiment's files go, below the folder or URI `artifacts`."""
+    """The folder of an experiment's files, below the folder or URI `artifacts`."""
     folder = re.sub(r"[^\w.-]+", "_", experiment)
     if "://" in artifacts:
         return f"{artifacts.rstrip('/')}/{folder}"
@@ -121,10 +121,10 @@ def artifact_location(artifacts: str, experiment: str) -> str:
 
 
 def on_disk(uri: str, path: str) -> Path | None:
-    """The file or folder `path` below an artifact URI, where that is on this machine's disk and has it."""
+    """The file or folder `path` below an artifact URI, if it is on this machine's disk."""
     parts = urllib.parse.urlsplit(uri)
-    here = Path(urllib.parse.unquote(parts.path)) / path
-    return here if parts.scheme in ("file", "") and here.exists() else None
+    local = Path(urllib.parse.unquote(parts.path)) / path
+    return local if parts.scheme in ("file", "") and local.exists() else None
 
 
 def masked(text: str) -> str:
@@ -133,48 +133,48 @@ def masked(text: str) -> str:
 
 
 def transient(error: Exception) -> bool:
-    """Whether trying the same call again may help: an outage, a busy server, a password that someone can mend."""
-    if (response := getattr(error, "response", None)) is not None:  # requests.HTTPError: an upload was answered so
+    """Whether the same call may succeed later: after an outage, a busy server, a password that someone corrects."""
+    if (response := getattr(error, "response", None)) is not None:  # requests.HTTPError: the answer to an upload
         return response.status_code in (401, 403, 408, 409, 429) or response.status_code >= 500
     if code := getattr(error, "error_code", None):  # MlflowException
-        return code not in _REFUSED or raced(error)
+        return code not in _REFUSED or lost_race(error)
     if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
         return False
     return not isinstance(error, (TypeError, ValueError, LookupError, AttributeError, AssertionError))
 
 
-def raced(error: Exception) -> bool:
-    """Whether somebody else put the same row into the database in between: asked again, MLflow (3.17) finds it there.
+def lost_race(error: Exception) -> bool:
+    """Whether another client inserted the same row in between: when called again, MLflow (3.17) finds it there.
 
-    It looks before it inserts, and of two who tell of one dataset together it refuses one, as it refuses bad requests.
+    MLflow looks before it inserts; of two clients that log one dataset at once it refuses one, like a bad request.
     """
     return re.search("UniqueViolation|UNIQUE constraint|Duplicate entry", str(error)) is not None
 
 
-def flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested mappings, their names joined by dots; in a list of mappings they are numbered."""
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested mappings, with names joined by dots; mappings in a list are numbered."""
     for name, value in nested.items():
         if isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
             value = {str(number): each for number, each in enumerate(value)}
         if isinstance(value, Mapping) and value:
-            yield from flat(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
 
-def key(name: str) -> str:
-    """A name that MLflow takes: a class may be called "Spleen (left)"."""
+def valid_name(name: str) -> str:
+    """A name that MLflow accepts: a class may be called "Spleen (left)"."""
     return re.sub(r"[^\w\-./: ]", "_", name)[:250]
 
 
-def cut(value: Any) -> str:
-    """Text within what MLflow stores of a parameter (6000) and of a tag (8000)."""
+def truncated(value: Any) -> str:
+    """Text cut to what MLflow stores of a parameter (6000 characters) and of a tag (8000)."""
     text = str(value)
     return text if len(text) <= 5000 else text[:4999] + "…"
 
 
-def cell(value: Any) -> Any:
-    """A table's cell as JSON has it: NumPy's numbers as Python's, undefined ones as null."""
+def json_cell(value: Any) -> Any:
+    """A table's cell in JSON: NumPy's numbers as Python's, undefined ones as null."""
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -1,8 +1,8 @@
-"""Spool: what a run has to tell MLflow goes to disk first and to MLflow when it answers.
+"""Outbox: what a run writes to MLflow goes to disk first, and to MLflow when it answers.
 
-So an outage of MLflow never stops training and loses nothing, and neither does the end of this process: the next one
-replays what it finds. A record may be delivered twice (the process ended between delivery and the note of it), which
-RunStore's calls bear.
+So an outage of MLflow stops no training and loses nothing, and neither does the end of this process: the next one
+delivers what it left. A record may be delivered twice (where the process ended between delivery and the note of it);
+RunStore's writes allow for that.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from premed.tracking.client import masked, raced, transient
+from premed.tracking.client import lost_race, masked, transient
 
 if TYPE_CHECKING:
     from premed.tracking.store import RunStore
@@ -26,10 +26,10 @@ _CALLS = ("log_rows", "log_scores", "log_files", "log_datasets", "set_tags", "fi
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between two tries
 
 
-class Spool:
-    """Delivers calls to a RunStore in the background, in order for each run; `folder` keeps what is under way.
+class Outbox:
+    """Delivers calls to a RunStore in the background, in order for each run; `folder` keeps what is not delivered.
 
-    A run has one writer: the file of each run is locked for as long as its spool is open.
+    A run has one writer: the file of each run is locked for as long as its outbox is open.
     """
 
     def __init__(self, store: "RunStore", folder: Path | str):
@@ -38,28 +38,28 @@ class Spool:
         self._journals: OrderedDict[str, _Journal] = OrderedDict()
         self._change = threading.Condition()
         self._deadline: float | None = None  # set by close()
-        self._silent = False
-        self._writer = threading.Thread(target=self._work, name="premed spool", daemon=True)
+        self._silent = False  # MLflow, since the last delivery
+        self._writer = threading.Thread(target=self._work, name="premed outbox", daemon=True)
         self._writer.start()
 
-    def call(self, method: str, run_id: str, *args: Any, **kwargs: Any) -> None:
-        """`store.method(run_id, *args, **kwargs)`, some time; returns at once. Arguments are what JSON can say."""
+    def add(self, method: str, run_id: str, *args: Any, **kwargs: Any) -> None:
+        """Queues `store.method(run_id, *args, **kwargs)` and returns at once. The arguments must be JSON."""
         if method not in _CALLS:
-            raise ValueError(f"{method} cannot be spooled: {', '.join(_CALLS)}")
-        if method == "finish":  # the run ends now, whenever MLflow hears of it
+            raise ValueError(f"{method} cannot be delivered later: {', '.join(_CALLS)}")
+        if method == "finish":  # the run ends now, whenever that is delivered
             kwargs.setdefault("end_time", int(time.time() * 1000))
         line = json.dumps({"call": method, "args": [run_id, *args], "kwargs": kwargs}, default=_plain).encode() + b"\n"
         with self._change:
             if self._deadline is not None:
-                raise ValueError("the spool is closed")
+                raise ValueError("the outbox is closed")
             if run_id not in self._journals:
                 self._journals[run_id] = _Journal(self.folder / f"{run_id}.jsonl")
             self._journals[run_id].append(line)
             self._change.notify()
 
     def replay(self) -> int:
-        """Takes up what ended processes left in the folder; the number of records that will be delivered."""
-        found = 0
+        """Queues what ended processes left in the folder; returns the number of its records."""
+        num_records = 0
         for path in sorted(self.folder.glob("*.jsonl")):
             run_id = path.name.removesuffix(".jsonl")
             with self._change:
@@ -67,15 +67,15 @@ class Spool:
                     continue
                 try:
                     journal = _Journal(path)
-                except Timeout:  # its process lives
+                except Timeout:  # its process is alive
                     continue
                 self._journals[run_id] = journal
-                found += journal.pending
+                num_records += journal.pending
                 self._change.notify()
-        return found
+        return num_records
 
     def close(self, timeout: float = 10.0) -> int:
-        """Delivers for at most `timeout` seconds more; the number of records that stay on disk for `replay`."""
+        """Delivers for at most `timeout` seconds more; returns how many records stay on disk for `replay`."""
         with self._change:
             self._deadline = time.monotonic() + timeout
             self._change.notify()
@@ -83,7 +83,9 @@ class Spool:
         with self._change:
             left = sum(journal.pending for journal in self._journals.values())
         if left:
-            log.warning("MLflow did not hear %d records: they wait in %s for the next start", left, self.folder)
+            log.warning(
+                "%d records were not delivered to MLflow: they wait in %s for the next start", left, self.folder
+            )
         return left
 
     def _work(self) -> None:
@@ -102,7 +104,7 @@ class Spool:
                 journal.close()
 
     def _next(self) -> "_Journal | None":
-        """The journal to serve, each in its turn; waits for one. None: it is time to end."""
+        """The next journal with a record, each in its turn; waits for one. None: it is time to end."""
         with self._change:
             while True:
                 if self._deadline is not None and time.monotonic() >= self._deadline:
@@ -116,18 +118,16 @@ class Spool:
                 self._change.wait()
 
     def _deliver(self, journal: "_Journal") -> bool:
-        """Delivers a journal's next record, or rejects it; False: later."""
+        """Delivers a journal's next record, or sets it aside where MLflow refuses it. False: try again later."""
         line, record = journal.read(), {}
         try:
             record = json.loads(line)
             getattr(self.store, record["call"])(*record["args"], **record["kwargs"])
-        except Exception as error:  # noqa: BLE001 - whatever it is, the thread goes on
+        except Exception as error:  # noqa: BLE001 - whatever it is, the thread must go on
             if transient(error):
-                if not self._silent and not raced(error):
-                    log.warning(
-                        "MLflow does not answer; what is to be told waits in %s (%s)", self.folder, masked(str(error))
-                    )
-                self._silent = self._silent or not raced(error)
+                if not self._silent and not lost_race(error):
+                    log.warning("MLflow does not answer; records wait in %s (%s)", self.folder, masked(str(error)))
+                self._silent = self._silent or not lost_race(error)
                 return False
             log.error("MLflow refuses a record of %s, kept in %s: %s", journal.path.stem, journal.rejected.name, error)
             journal.reject(line, error)
@@ -143,7 +143,7 @@ class Spool:
 
 
 class _Journal:
-    """The records of one run, a line each, and how far they are delivered. Raises Timeout where another has it open."""
+    """The records of one run, a line each, and how far they are delivered. Timeout where another has it open."""
 
     def __init__(self, path: Path):
         self.path, self.rejected = path, path.with_suffix(".rejected.jsonl")
@@ -182,7 +182,7 @@ class _Journal:
             file.write(json.dumps({"error": str(error), "record": line.decode(errors="replace").strip()}) + "\n")
 
     def close(self) -> None:
-        """Leaves nothing behind where all was delivered; the note goes first, for without its records it would lie."""
+        """Removes its files where everything is delivered; the note first, for alone it would be wrong."""
         self._file.close()
         if not self.pending:
             for path in (self._note, self.path, Path(self._lock.lock_file)):

@@ -16,48 +16,48 @@ PACKAGES = ("premed", "torch", "timm", "monai", "ray", "mlflow", "numpy")
 
 @cache
 def host() -> str:
-    """Where a process number means the same process: containers of one machine may share its name, not its numbers."""
+    """The host name and PID namespace: containers of one machine may share its name, but not its process ids."""
     with suppress(OSError):
         return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
     return socket.gethostname()
 
 
 def process_tags() -> dict[str, str]:
-    """Tags that say which process writes a run."""
+    """Tags that identify the process that writes a run."""
     return {
         "premed.host": host(),
         "premed.pid": str(os.getpid()),
-        "premed.born": f"{psutil.Process().create_time():.2f}",  # process numbers come round again
+        "premed.born": f"{psutil.Process().create_time():.2f}",  # process ids are reused
     }
 
 
 def gone(tags: dict[str, str]) -> bool:
-    """Whether the process of these `process_tags` is known to have ended; of another host nothing is known."""
+    """Whether the process of these `process_tags` has ended. False for another host, of which nothing is known."""
     if tags.get("premed.host") != host() or "premed.pid" not in tags:
         return False
     try:
         process = psutil.Process(int(tags["premed.pid"]))
-        other = abs(process.create_time() - float(tags["premed.born"])) > 10  # somebody may have set the clock a little
+        other = abs(process.create_time() - float(tags["premed.born"])) > 10  # the clock may have been set
         return other or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
 
 
 def provenance() -> dict[str, str]:
-    """Tags: the commit premed runs from, and the versions of what it stands on."""
+    """Tags: the commit that premed runs from, and the versions of packages."""
     versions = {}
     for package in PACKAGES:
         try:
             versions[f"version.{package}"] = version(package)
         except PackageNotFoundError:
             continue
-    return versions | ({"mlflow.source.git.commit": found} if (found := commit()) else {})
+    return versions | ({"mlflow.source.git.commit": revision} if (revision := commit()) else {})
 
 
 def commit() -> str | None:
-    """The commit of premed's own checkout, `-dirty` where it was changed; None of an installed copy.
+    """The commit of premed's own checkout, with `-dirty` where that has changes; None for an installed package.
 
-    In a job that `premed submit` sent, whose files came without their history: as PREMED_COMMIT says.
+    In a job of `premed submit`, whose files have no git history: PREMED_COMMIT.
     """
     here = Path(__file__).parent
 
@@ -65,7 +65,7 @@ def commit() -> str | None:
         return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # else it is somebody else's repository around us
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # else the repository around it is not premed's
         return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("PREMED_COMMIT")

@@ -1,4 +1,4 @@
-"""Models in MLflow's registry: without pickle, for any batch size, with the alias `best` on the highest score."""
+"""MLflow's model registry: models without pickle, for any batch size; the alias `best` is on the highest score."""
 
 import json
 import math
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 BEST = "best"
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
-"""MLflow's words for what it has not got."""
+"""MLflow's error codes for what it does not have."""
 _SCORE = "premed.score"
 
 
@@ -28,10 +28,10 @@ def register(
     score: float,
     card: dict[str, Any],
 ) -> str:
-    """The new version of the registered model `name`, made from `module` as it answers in evaluation.
+    """Registers `module`, in evaluation mode, as a new version of the model `name`; returns the version.
 
-    `module`: float32 on the CPU. `example` [2, C, *S] float32: the export runs it once; one image would nail the
-    batch size to one. `score`: the validation score, higher is better. `card`: JSON, kept as the model's metadata.
+    `module`: float32 on the CPU. `example` [2, C, *S] float32: the export runs it once; a batch of one would fix the
+    batch size. `score`: the validation score, higher is better. `card`: JSON, kept as the model's metadata.
     """
     wrong = {
         f"{p.dtype} on {p.device}"
@@ -57,7 +57,7 @@ def register(
         client.finalize_logged_model(logged.model_id, "FAILED")
         raise
     client.finalize_logged_model(logged.model_id, "READY")
-    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])  # else the UI's page of the run knows no model
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])  # else the UI's page of the run shows no model
     version = _promote(client, name, logged, run, {_SCORE: repr(score), "premed.run": run_id, "premed.digest": digest})
     _point_best(client, name)
     return version
@@ -79,13 +79,13 @@ def _write(
         module,
         str(to),
         mlflow_model=Model(logged.artifact_location, run_id, model_uuid=logged.model_id, model_id=logged.model_id),
-        signature=infer_signature(example, output),  # its first axis is free, the others are as they are
-        input_example=(example,),  # in a tuple it is traced but not kept: a volume as JSON text is 100 MB
+        signature=infer_signature(example, output),  # the first axis is free, the others are fixed
+        input_example=(example,),  # in a tuple it is traced and not kept: a volume as JSON text is 100 MB
         pip_requirements=[
             f"mlflow=={mlflow.__version__}",
             f"torch=={torch.__version__.partition('+')[0]}",
             f"numpy=={np.__version__}",
-        ],  # else MLflow loads the model in another process to find out
+        ],  # else MLflow loads the model in another process to infer them
         serialization_format="pt2",
         metadata=card,
     )
@@ -99,7 +99,7 @@ def _promote(client: "MlflowClient", name: str, logged: Any, run: Any, tags: dic
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"):
             raise
-    # a server refuses a path as the source; a database looks `models:/` up at the global URI, which may be another
+    # a server refuses a path as the source; a database resolves `models:/` at the global URI, which may be another
     source = f"models:/{logged.model_id}" if client.tracking_uri.startswith("http") else logged.artifact_location
     about = {"description": run.info.run_name, "tags": tags, "model_id": logged.model_id}
     version = client.create_model_version(name, source, run.info.run_id, **about).version
@@ -109,7 +109,7 @@ def _promote(client: "MlflowClient", name: str, logged: Any, run: Any, tags: dic
 
 
 def _point_best(client: "MlflowClient", name: str) -> None:
-    """Looks at all versions anew, so that two runs which end together agree; the older wins a tie."""
+    """Sets the alias from all versions, so that two runs that end together agree; of equal scores the older wins."""
 
     def rank(version: Any) -> tuple[float, int]:
         score = float(version.tags.get(_SCORE, "nan"))
@@ -120,19 +120,19 @@ def _point_best(client: "MlflowClient", name: str) -> None:
 
 
 def run_of(client: "MlflowClient", reference: str) -> str:
-    """The id of the run that `models:/NAME@ALIAS` or `models:/NAME/VERSION` came from."""
+    """The id of the run that `models:/NAME@ALIAS` or `models:/NAME/VERSION` came from. UserError if unknown."""
     from mlflow.exceptions import MlflowException
 
-    name, mark, which = reference.removeprefix("models:/").rpartition("@" if "@" in reference else "/")
-    if not (name and which):
+    name, mark, version = reference.removeprefix("models:/").rpartition("@" if "@" in reference else "/")
+    if not (name and version):
         raise UserError(f"{reference}: names no model; write models:/NAME@{BEST} or models:/NAME/VERSION")
     try:
-        find = client.get_model_version_by_alias if mark == "@" else client.get_model_version
-        found = find(name, which)
+        get = client.get_model_version_by_alias if mark == "@" else client.get_model_version
+        run_id = get(name, version).run_id
     except MlflowException as error:
         if error.error_code not in UNKNOWN:
             raise
         raise UserError(f"{reference}: no such model or version; `premed ui` lists them under Models") from None
-    if not found.run_id:
+    if not run_id:
         raise UserError(f"{reference}: does not say which run it came from; name the run itself")
-    return found.run_id
+    return run_id

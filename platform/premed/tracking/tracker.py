@@ -1,241 +1,225 @@
-"""The ledger: who may run which stage, every write to MLflow, and what is shown of a stage while it runs.
+"""Tracker: what a command records of its runs and how it claims stages; and one that waits while MLflow is away."""
 
-A plain object; on Ray it lives in an actor of its own (`launch.py`), so that workers, trials and the driver all speak
-to one. Training never waits for it: rows go to the spool, which keeps them on disk until MLflow has heard them.
-"""
+# pyright: reportReturnType=false
+# (the Protocol's methods have a docstring for a body)
 
-import json
-import os
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, Protocol, TypeVar
 
-from premed.errors import LeaseLost, StageFailed, first_line
-from premed.events import Event, EventHandler, MetricsLogged, WarningIssued
+from premed.errors import StageFailed, first_line
+from premed.events import Event, EventHandler, WarningIssued
 from premed.tracking.client import transient
-from premed.tracking.leases import Lease, sweep_dead
-from premed.tracking.outbox import Spool
-from premed.tracking.provenance import provenance
-from premed.tracking.store import RunStore
 
-BEAT = 10.0  # seconds between heartbeats; a lease is stale after 60
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-class Ledger:
-    """One per `premed` command."""
+class Tracker(Protocol):
+    """The runs of one command in a tracking server, and its leases of stages.
 
-    def __init__(self, uri: str, artifacts: str | None, spool: str):
-        self.store = RunStore(uri, artifacts)
-        self.spool = Spool(self.store, spool)
-        self.spool.replay()
-        sweep_dead(self.store)
-        self.leases: dict[str, Lease] = {}
-        self.held: set[str] = set()
-        self.claiming: set[str] = set()
-        self.lost: set[str] = set()
-        self.digests: dict[str, str] = {}  # of the runs that were opened here
-        self.events: deque[Event] = deque(maxlen=10_000)
-        self.lock = threading.Lock()  # on Ray it has several threads
-        self.closing = threading.Event()
-        threading.Thread(target=self._beat, name="premed heartbeat", daemon=True).start()
+    Implemented by `ledger.MLflowTracker`. Writes (`log_…`, `set_tags`, `finish`) return at once and are delivered
+    later, in order for each run; everything else asks the server and may raise what that raises.
+    """
 
-    # ---- who may run what
+    # ---- leases: one command at a time runs a stage
 
     def acquire(self, digest: str) -> bool:
-        """Whether whoever asks may now run the stage; nobody else does then, in this command or another."""
-        with self.lock:
-            if digest in self.held | self.claiming:
-                return False
-            self.claiming.add(digest)
-        try:
-            held = self.leases.setdefault(digest, Lease(self.store)).acquire(digest, f"premed {os.getpid()}")
-            if held:
-                self.held.add(digest)
-                self.lost.discard(digest)
-        finally:
-            self.claiming.discard(digest)
-        return held
+        """Whether the caller may now run the stage; until `release`, nobody else may, in this command or another."""
 
     def release(self, digest: str) -> None:
-        if digest in self.held:
-            lease = self.leases.pop(digest)  # before others may ask for a new one
-            self.held.discard(digest)
-            lease.release()
+        """Gives the lease back; harmless where it is not held."""
 
-    def _beat(self) -> None:
-        while not self.closing.wait(BEAT):
-            self.beat()
-
-    def beat(self) -> None:
-        """Says for each lease that its holder lives; one that was taken away is let go."""
-        for digest in list(self.held):
-            try:
-                alive = self.leases[digest].heartbeat()
-            except Exception:  # noqa: BLE001 - MLflow may be away for a while; the next beat tells
-                continue
-            if not alive and digest in self.held:  # it slept, or was cut off
-                self.lost.add(digest)
-                self.release(digest)
-
-    def taken(self, digest: str) -> bool:
-        """Whether another command took the lease over while this one was silent."""
-        return digest in self.lost
+    def lease_lost(self, digest: str) -> bool:
+        """Whether another command took the lease over while this one's heartbeat was silent."""
 
     # ---- runs
 
-    def newest(self, experiment: str, digest: str, kind: str, ended: bool = True) -> str | None:
-        """The id of the newest run of that digest; only among the unfinished ones, unless `ended`."""
-        wanted = {"premed.digest": digest, "premed.kind": kind}
-        found = self.store.search(wanted, experiment=experiment)
-        return next((run.run_id for run in found if ended or run.status != "FINISHED"), None)
+    def newest_run(self, experiment: str, digest: str, kind: str, ended: bool = True) -> str | None:
+        """The id of the newest run of that digest; among unfinished ones only, unless `ended`."""
 
-    def open(
-        self, experiment: str, name: str, digest: str, kind: str, parent: str | None, tags: dict, params: dict
-    ) -> str:
-        """The run of that digest: the unfinished one goes on, else a new one starts."""
-        if (run_id := self.newest(experiment, digest, kind, ended=False)) is not None:
-            self.reopen(run_id)
-            self.store.set_tags(run_id, tags)
-        else:
-            about: dict[str, Any] = {"digest": digest, "kind": kind, "parent": parent, "params": params}
-            run_id = self.store.start(experiment, name, tags=tags | provenance(), **about)
-        self.digests[run_id] = digest
-        return run_id
-
-    def reopen(self, run_id: str) -> None:
-        """An ended run goes on; why it failed is no longer true."""
-        with suppress(Exception):  # most have not failed
-            self.store.client.delete_tag(run_id, "premed.failure")
-        self.store.reopen(run_id)
-
-    def finished(self, digest: str, kind: str) -> str | None:
+    def finished_run(self, digest: str, kind: str) -> str | None:
         """The id of the finished run of that digest."""
-        found = self.store.find(digest, kind)
-        return found.run_id if found else None
 
-    def holds(self, run_id: str, tags: dict[str, str]) -> bool:
+    def finished_with(self, run_id: str, tags: Mapping[str, str]) -> bool:
         """Whether the run is finished and has these tags."""
-        run = self.store.get(run_id)
-        return run.status == "FINISHED" and tags.items() <= run.tags.items()
 
-    def fetch(self, run_id: str, folder: str, scored: bool = True) -> bool:
-        """A finished stage's files, as its storage had them, into `folder`; False where MLflow no longer has them.
+    def open_run(
+        self,
+        experiment: str,
+        name: str,
+        digest: str,
+        kind: str,
+        parent: str | None,
+        tags: Mapping[str, str],
+        params: Mapping[str, Any],
+    ) -> str:
+        """The id of the run of that digest: the unfinished one is reopened, else a new one starts."""
 
-        scored: it has a row of scores for each case.
+    def reopen_run(self, run_id: str) -> None:
+        """Sets an ended run to running, and removes the reason of its failure."""
 
-        An outage is no answer and is raised: a download is waited for, not paid for with a training.
+    def download(self, run_id: str, folder: str, scored: bool = True) -> bool:
+        """Writes a finished stage's files into `folder`, as its storage had them. False where MLflow has lost them.
+
+        scored: the stage has a row of scores for each case.
         """
-        try:
-            self.store.download(run_id, "", folder)
-            rows = self.store.scores(run_id) if scored else None  # MLflow's file of that name is laid out for its UI
-        except Exception as error:
-            if away(error) and type(error) is not OSError:  # MLflow's word for files of its own that are gone
-                raise
-            self.warn(f"the files of run {run_id} cannot be had: {first_line(error)}")
-            return False
-        if rows is not None:
-            (Path(folder) / "scores.json").write_text(json.dumps(rows))
-        (Path(folder) / "scores.csv").unlink(missing_ok=True)
-        return True
 
-    def call(self, method: str, run_id: str, *args: Any) -> None:
-        """A write to MLflow, some time: see `Spool.call`."""
-        self.spool.call(method, run_id, *args)
+    # ---- writes
 
-    def settle(self, run_id: str, timeout: float = 10.0) -> bool:
-        """Waits until MLflow has heard all of a run that was told to end; False: not yet, it waits on disk."""
-        deadline = time.monotonic() + timeout
-        # the spool leaves no file of a run that ended and was delivered
-        while any((self.spool.folder / f"{run_id}{suffix}").exists() for suffix in (".jsonl", ".lock")):
-            if time.monotonic() > deadline or self.closing.wait(0.02):
-                return False
-        return True
+    def log_rows(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Metrics, as rows `{"step": int, "time": ms, "metrics": {name: float}}`; see `RunStore.log_rows`."""
 
-    def registered(self, run_id: str) -> bool | None:
-        """Whether the run's network is a version of a model; None as with `register`."""
-        models = self.store.client.search_model_versions
-        return self.in_registry(lambda: bool(models(f"run_id = '{run_id}'", max_results=1)))
+    def log_scores(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The table of scores, one row per case."""
 
-    def register(self, *args: Any) -> str | None:
-        """Registers a model (see `RunStore.register`); None where MLflow will not: that costs nobody a training."""
-        return self.in_registry(lambda: self.store.register(*args))
+    def log_files(self, run_id: str, folder_or_file: str, path: str = "") -> None:
+        """A file, or all files of a folder, at `path` among the run's artifacts."""
 
-    def in_registry(self, ask: Callable[[], Any]) -> Any:
-        try:
-            return ask()
-        except Exception as error:
-            if away(error):
-                raise
-            self.warn(f"the model was not registered: {first_line(error)}")
-            return None
+    def log_datasets(self, run_id: str, entries: Sequence[Mapping[str, Any]]) -> None:
+        """The data sets that the run used; see `RunStore.log_datasets`."""
 
-    # ---- what workers tell
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Tags, as they are to be once everything before them is delivered."""
 
-    def event(self, run_id: str, event: Event) -> None:
-        """From a stage's first worker, as it happens. LeaseLost stops it where another command has taken over."""
-        if self.taken(self.digests.get(run_id, "")):
-            raise LeaseLost("another command took this stage over while this one was silent")
-        if isinstance(event, MetricsLogged):
-            row = {"step": event.step, "time": event.time, "metrics": {**event.metrics, **event.throughput}}
-            self.spool.call("log_rows", run_id, [row])
-        self.events.append(replace(event, run_id=run_id))
+    def finish(self, run_id: str, status: str) -> None:
+        """Ends the run now: FINISHED, FAILED or KILLED."""
 
-    def warn(self, text: str) -> None:
-        self.events.append(WarningIssued(text))
+    def wait_delivered(self, run_id: str, timeout: float = 10.0) -> bool:
+        """Waits until everything of a finished run is delivered. False after `timeout` seconds: the rest is on disk."""
 
-    def drain(self) -> list[Event]:
-        """The events since the last call; those of a stage name its run."""
-        with self.lock:
-            return [self.events.popleft() for _ in range(len(self.events))]
+    # ---- models
+
+    def is_registered(self, run_id: str) -> bool | None:
+        """Whether the run's network is a version of a registered model; None where the registry refuses to say."""
+
+    def register_model(
+        self, run_id: str, name: str, module: Any, example: Any, score: float, card: dict[str, Any]
+    ) -> str | None:
+        """Registers the run's network (`RunStore.register`); returns the version, None where the registry refuses."""
+
+    # ---- events
+
+    def record_event(self, run_id: str, event: Event) -> None:
+        """Takes an event of a stage's first worker: metrics are logged, and everything is kept for `drain_events`.
+
+        LeaseLost where another command has taken the stage over.
+        """
+
+    def drain_events(self) -> list[Event]:
+        """The events since the last call. Those of a stage carry its `run_id`."""
 
     def close(self, timeout: float = 60.0) -> int:
-        """Ends everything; the number of records that MLflow has not heard (they wait on disk)."""
-        self.closing.set()
-        for digest in list(self.held):
-            self.release(digest)
-        return self.spool.close(timeout)
+        """Releases all leases and delivers what is left; returns how many records stay on disk for the next start."""
 
 
-class Patient:
-    """A ledger that waits while MLflow is away: an outage between two stages ends no experiment.
+class RetryingTracker:
+    """A Tracker that waits while MLflow is away, so that an outage between two stages ends no experiment.
 
-    waits: seconds before each new try. StageFailed when they are used up. pause: what waits so long.
+    waits: seconds before each new try; StageFailed when they are used up. pause: waits that long.
     """
 
     def __init__(
         self,
-        ledger: Any,
-        show: EventHandler,
+        tracker: Tracker,
+        on_event: EventHandler,
         waits: Sequence[float] = (1, 2, 4, 8, *[15] * 40),
         pause: Callable[[float], None] = time.sleep,
     ):
-        self.ledger, self.show, self.waits, self.pause = ledger, show, waits, pause
+        self.tracker, self.on_event, self.waits, self.pause = tracker, on_event, waits, pause
 
-    def __getattr__(self, method: str) -> Any:
-        asked = getattr(self.ledger, method)
-        return (lambda *args: self.ask(asked, args)) if callable(asked) else asked
-
-    def ask(self, asked: Callable, args: tuple) -> Any:
-        for number, wait in enumerate((*self.waits, None)):
+    def retry(self, method: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Calls the method, again after each wait where MLflow does not answer; warns at the first."""
+        waits, warned = iter(self.waits), False
+        while True:
             try:
-                return asked(*args)
+                return method(*args, **kwargs)
             except Exception as error:
-                if not away(error):
+                if not outage(error):
                     raise
-                said = f"MLflow does not answer ({first_line(error)})"
+                message, wait = f"MLflow does not answer ({first_line(error)})", next(waits, None)
                 if wait is None:
-                    raise StageFailed(f"{said}; the same command goes on") from error
-            if number == 0:
-                self.show(WarningIssued(f"{said}; waiting"))
+                    raise StageFailed(f"{message}; the same command goes on") from error
+            if not warned:
+                self.on_event(WarningIssued(f"{message}; waiting"))
+            warned = True
             self.pause(wait)
-        return None
+
+    def acquire(self, digest: str) -> bool:
+        return self.retry(self.tracker.acquire, digest)
+
+    def release(self, digest: str) -> None:
+        self.retry(self.tracker.release, digest)
+
+    def lease_lost(self, digest: str) -> bool:
+        return self.retry(self.tracker.lease_lost, digest)
+
+    def newest_run(self, experiment: str, digest: str, kind: str, ended: bool = True) -> str | None:
+        return self.retry(self.tracker.newest_run, experiment, digest, kind, ended)
+
+    def finished_run(self, digest: str, kind: str) -> str | None:
+        return self.retry(self.tracker.finished_run, digest, kind)
+
+    def finished_with(self, run_id: str, tags: Mapping[str, str]) -> bool:
+        return self.retry(self.tracker.finished_with, run_id, tags)
+
+    def open_run(
+        self,
+        experiment: str,
+        name: str,
+        digest: str,
+        kind: str,
+        parent: str | None,
+        tags: Mapping[str, str],
+        params: Mapping[str, Any],
+    ) -> str:
+        return self.retry(self.tracker.open_run, experiment, name, digest, kind, parent, tags, params)
+
+    def reopen_run(self, run_id: str) -> None:
+        self.retry(self.tracker.reopen_run, run_id)
+
+    def download(self, run_id: str, folder: str, scored: bool = True) -> bool:
+        return self.retry(self.tracker.download, run_id, folder, scored)
+
+    def log_rows(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.retry(self.tracker.log_rows, run_id, rows)
+
+    def log_scores(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.retry(self.tracker.log_scores, run_id, rows)
+
+    def log_files(self, run_id: str, folder_or_file: str, path: str = "") -> None:
+        self.retry(self.tracker.log_files, run_id, folder_or_file, path)
+
+    def log_datasets(self, run_id: str, entries: Sequence[Mapping[str, Any]]) -> None:
+        self.retry(self.tracker.log_datasets, run_id, entries)
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        self.retry(self.tracker.set_tags, run_id, tags)
+
+    def finish(self, run_id: str, status: str) -> None:
+        self.retry(self.tracker.finish, run_id, status)
+
+    def wait_delivered(self, run_id: str, timeout: float = 10.0) -> bool:
+        return self.retry(self.tracker.wait_delivered, run_id, timeout)
+
+    def is_registered(self, run_id: str) -> bool | None:
+        return self.retry(self.tracker.is_registered, run_id)
+
+    def register_model(
+        self, run_id: str, name: str, module: Any, example: Any, score: float, card: dict[str, Any]
+    ) -> str | None:
+        return self.retry(self.tracker.register_model, run_id, name, module, example, score, card)
+
+    def record_event(self, run_id: str, event: Event) -> None:
+        self.retry(self.tracker.record_event, run_id, event)
+
+    def drain_events(self) -> list[Event]:
+        return self.retry(self.tracker.drain_events)
+
+    def close(self, timeout: float = 60.0) -> int:
+        return self.retry(self.tracker.close, timeout)
 
 
-def away(error: Exception) -> bool:
+def outage(error: Exception) -> bool:
     """Whether MLflow, or what it stands on, may answer later."""
     return transient(error) and (isinstance(error, OSError) or hasattr(error, "error_code"))

@@ -1,8 +1,8 @@
-"""The steps of a training and their learning rates; of a trunk's stages, where one ends and the next goes on.
+"""The steps of a training and their learning rates; for the stages of a trunk, where one ends and the next begins.
 
-On a trunk all values of `epochs` share one training at a constant rate. N(E) are the steps of E epochs; the segment of
-E ends, and its cool-down begins, at step `turn(N(E))`. Warm-up takes `warmup_epochs`, the same for all values, and is
-over before the first of these.
+On a trunk all values of `epochs` share one training at a constant rate. N(E) is the number of steps of E epochs; the
+segment of E ends, and its cool-down begins, at step `turn(N(E))`. Warm-up takes `warmup_epochs`, the same for all
+values, and is over before the first of these.
 """
 
 from collections.abc import Sequence
@@ -57,10 +57,10 @@ class Trapezoid(Schedule):
 
 
 def planned(stage: Stage, sizes: Sequence[int], num_solutions: int = 0) -> tuple[Plan, Schedule]:
-    """The steps of a training, and their learning rates: lr × batch / 256 at the top.
+    """The steps of a training and their learning rates, lr × batch / 256 at the highest.
 
-    sizes: the images of each data set. Where weights are solved, a step is one solution and sees all samples. A
-    segment's plan ends where its cool-down begins; its schedule is that of all its epochs.
+    sizes: the number of images of each data set. Where weights are solved, a step is one solution, on all samples. The
+    plan of a trunk segment ends where its cool-down begins; its schedule is that of all its epochs.
     """
     settings, num_samples = stage.training, sum(sizes)
     assert isinstance(settings, (Pretrain, Finetune))
@@ -74,10 +74,8 @@ def planned(stage: Stage, sizes: Sequence[int], num_solutions: int = 0) -> tuple
     if isinstance(settings, Pretrain) and settings.trunk:
         if own:
             name = stage.pretext.name  # type: ignore[union-attr]
-            raise UserError(
-                f"pretrain.trunk: {name} deals out its steps in a way that knows their end; leave trunk out"
-            )
-        # a step of the trunk has one rate, to the last bit, whichever value's segment it is in
+            raise UserError(f"pretrain.trunk: {name} plans its steps by their total number; leave trunk out")
+        # a step of the trunk has one rate, to the last bit, whichever value of `epochs` it is computed for
         warmup = settings.warmup_epochs * ceil(num_samples / settings.batch)
         schedule = Trapezoid(plan.num_steps, warmup, schedule.lr, turns(settings, num_samples)[-1])
         plan = replace(plan, num_steps=schedule.turn) if stage.kind == "trunk" else plan
@@ -85,19 +83,19 @@ def planned(stage: Stage, sizes: Sequence[int], num_solutions: int = 0) -> tuple
 
 
 def turn(num_steps: int, cooldown: float) -> int:
-    """The steps that a training of so many does before its rate falls: over a `cooldown` share of them, or over one."""
+    """The number of steps before the cool-down, which is the last `cooldown` share of `num_steps` and at least one."""
     return num_steps - max(round(cooldown * num_steps), 1)
 
 
 def turns(settings: Pretrain, num_samples: int) -> list[int]:
-    """Where the segments of a trunk end; UserError where one has no step of its own."""
+    """The step at which each segment of a trunk ends; UserError where a segment has no step of its own."""
     assert settings.trunk is not None
     per_epoch = ceil(num_samples / settings.batch)
-    ends = [turn(mark * per_epoch, settings.cooldown) for mark in settings.trunk]
-    for mark, begin, end in zip(settings.trunk, [0, *ends], ends, strict=False):
+    ends = [turn(epochs * per_epoch, settings.cooldown) for epochs in settings.trunk]
+    for epochs, begin, end in zip(settings.trunk, [0, *ends], ends, strict=False):
         if begin >= end:
             raise UserError(
-                f"pretrain.trunk: at {per_epoch} steps an epoch no step is left for {mark} epochs between "
-                f"step {begin} and the last {settings.cooldown:g} of them; leave {mark} out, or lower cooldown"
+                f"pretrain.trunk: at {per_epoch} steps an epoch no step is left for {epochs} epochs between "
+                f"step {begin} and the last {settings.cooldown:g} of them; leave {epochs} out, or lower cooldown"
             )
     return ends

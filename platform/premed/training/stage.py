@@ -72,7 +72,7 @@ def run_stage(
     """Runs the stage and writes `result.json` last; `failure.json` where a retry would fail in the same way.
 
     on_event: called on the first rank only. report: called with the numbers of each validation, on every rank.
-    tasks: gives the task of a configuration, where some are built already.
+    tasks: returns the task of a configuration, where some are built already.
     """
     tasks, (rank, world) = tasks or Tasks(), rank_and_world()
     on_event = on_event if rank == 0 else lambda event: None
@@ -177,7 +177,7 @@ def training_samples(job: StageJob, data_sets: Sequence[Domain]) -> tuple[list[S
         for samples, part in zip((train, val), cases(job.stage, domain.task), strict=True):
             samples += prepared(job, domain.task, part, number)
     if not val:
-        raise UserError(f"task: {data_sets[0].task.name} has no val images here; mend its split, or add a data set")
+        raise UserError(f"task: {data_sets[0].task.name} has no val images here; correct its split, or add a data set")
     return train, val
 
 

@@ -12,7 +12,7 @@ from premed.models.network import Network
 
 
 class Supervised(Objective):
-    """The task's loss of `network`, and its scores on val.
+    """Trains `network` on the task's loss; validation gives the task's scores.
 
     layer_decay: the learning rate of layer i (0 embeds, i + 1 is block i, depth + 1 the rest) is multiplied by
     layer_decay^(depth + 1 - i). weight_decay: on matrices, not on biases, norms, positions and the class token.
@@ -25,7 +25,7 @@ class Supervised(Objective):
         self.network, self.task = network, task
         self.weight_decay, self.layer_decay = weight_decay, layer_decay
         network.encoder.drop_path = drop_path
-        network.encoder.requires_grad_(True)  # positions are learnt from here on, as in SelfMedMAE
+        network.encoder.requires_grad_(True)  # positions are trained from here on, as in SelfMedMAE
         self.parts = {"encoder": network.encoder, "head": network.head}
         self.num_solutions = network.head.num_solutions
 
@@ -62,6 +62,6 @@ class Supervised(Objective):
 
     @torch.no_grad()
     def answer(self, image: Tensor) -> Tensor:
-        """Logits on the CPU; the network keeps its device."""
+        """Logits, on the CPU; the network stays on its device."""
         device = next(self.parameters()).device
         return self.network(image.to(device)).float().cpu()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from premed.config.spec import canonical
 from premed.errors import UserError
 from premed.rng import key
-from premed.tracking.client import driven, masked
+from premed.tracking.client import masked, with_driver
 from premed.tuning.space import Choice, Range, Setting, Sweep
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Study:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.getLogger("alembic").setLevel(logging.ERROR)
-        self.sweep, url = sweep, driven(url, "study: ")
+        self.sweep, url = sweep, with_driver(url, "study: ")
         try:
             storage = optuna.storages.RDBStorage(url, engine_kwargs=engine_settings(url))
             if begun:

@@ -240,12 +240,12 @@ class Running:
         tags = {"task": self.plan.task.name, "strategy": self.plan.base.strategy, "stage": "sweep"} | about
         params = {path: str(as_written(values)) for path, values in self.search.space.items()}
         named = self.plan.task.name, self.plan.digest, "sweep"
-        found = self.here.tracker.newest(*named)
+        found = self.here.tracker.newest_run(*named)
         if found is None:
             opened = self.plan.name, self.plan.digest, "sweep", None, tags, params
-            found = self.here.tracker.open(self.plan.task.name, *opened)
+            found = self.here.tracker.open_run(self.plan.task.name, *opened)
         else:
-            self.here.tracker.reopen(found)
+            self.here.tracker.reopen_run(found)
         self.run_id = found
         self.study.set_note("run_id", found)
 
@@ -254,10 +254,10 @@ class Running:
         tags = {"task": self.plan.task.name, "strategy": self.plan.base.strategy, "stage": "trial"}
         tags |= {"sweep": self.plan.name, "trial": str(told.number)}
         opened = f"trial {told.number} {label}", digest, "trial", self.run_id, tags, told.setting
-        return self.here.tracker.open(self.plan.task.name, *opened)
+        return self.here.tracker.open_run(self.plan.task.name, *opened)
 
     def record(self, trial: Trial, state: State, values: list[float] | None, failure: str) -> None:
-        call, by_seed = self.here.tracker.call, list(trial.by_seed.values())
+        tracker, by_seed = self.here.tracker, list(trial.by_seed.values())
         numbers: dict[str, float] = {}
         for place, (metric, value) in enumerate(zip(self.plan.metrics, values or (), strict=False)):
             numbers[metric] = value
@@ -265,26 +265,26 @@ class Running:
                 numbers[f"{metric}_std"] = pstdev([each[place] for each in by_seed])
         ours = [stage for stage in trial.stages if not stage["reused"]]
         numbers["seconds"] = sum(stage["seconds"] for stage in ours)
-        call("log_rows", trial.run_id, [row(0, numbers)])
+        tracker.log_rows(trial.run_id, [row(0, numbers)])
         runs = [pipeline.recorder.run_id for pipeline in trial.pipelines]
         for run_id in [*runs, *(stage["run_id"] for stage in ours)]:
-            call("set_tags", run_id, {"sweep": self.plan.name, "trial": str(trial.number)})
+            tracker.set_tags(run_id, {"sweep": self.plan.name, "trial": str(trial.number)})
         tags = {"state": state} | ({"premed.failure": failure} if failure else {})
         tags |= {"experiment_run": runs[0]} if runs else {}
-        call("set_tags", trial.run_id, tags)
+        tracker.set_tags(trial.run_id, tags)
         self.close_run(trial.run_id, "FAILED" if state == "failed" else "FINISHED")
 
     def close_run(self, run_id: str, status: str) -> None:
-        self.here.tracker.call("finish", run_id, status)
+        self.here.tracker.finish(run_id, status)
 
     def end(self) -> None:
         """The sweep's run: its best values, and the best trial's YAML."""
-        result, call = self.plan.result(self.study), self.here.tracker.call
+        result, tracker = self.plan.result(self.study), self.here.tracker
         for place, metric in enumerate(self.plan.metrics):
             values = [trial.values[place] for trial in result.trials if trial.number in result.front and trial.values]
             if values:
                 best = max if self.plan.modes[place] == "max" else min
-                call("log_rows", self.run_id, [row(self.sweep.num_trials, {metric: best(values)})])
+                tracker.log_rows(self.run_id, [row(self.sweep.num_trials, {metric: best(values)})])
         for file in self.plan.write(result):
-            call("log_files", self.run_id, str(file))
+            tracker.log_files(self.run_id, str(file))
         self.close_run(self.run_id, "FINISHED")

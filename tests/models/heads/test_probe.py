@@ -95,7 +95,7 @@ def test_a_finding_with_one_kind_of_label_answers_its_frequency_and_is_named():
     ((told, logits),) = solutions(head(3, strengths=(0.1,)), x, y)
     np.testing.assert_allclose(logits[:, 1], logit(0.5 / 81), rtol=1e-5)
     np.testing.assert_allclose(logits[:, 2], logit(10.5 / 11), rtol=1e-5)
-    assert [text.split(" has ")[0] for text in told.said] == ["probe: b", "probe: c"]
+    assert [text.split(" has ")[0] for text in told.warnings] == ["probe: b", "probe: c"]
     assert np.isfinite(told.loss)
 
 
@@ -106,7 +106,7 @@ def test_an_exclusive_class_without_a_case_is_rarer_than_one_case_and_is_named()
     shares = np.exp(logits - np.logaddexp.reduce(logits, axis=1)[:, None])
     assert 0 < shares[:, 1].max() < 1 / 80
     np.testing.assert_allclose(shares[:, 2] / (shares[:, 0] + shares[:, 2]), reference(x, kind, 0.1)[:, 1], atol=1e-6)
-    assert told.said == ["probe: b is in no training case: its answer is the frequency of half a case"]
+    assert told.warnings == ["probe: b is in no training case: its answer is the frequency of half a case"]
 
 
 def test_a_feature_that_never_varies_changes_nothing():

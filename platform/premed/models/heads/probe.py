@@ -86,36 +86,38 @@ class Probe(Head):
         scaler, y = StandardScaler(), shares.double().numpy()
         x = scaler.fit_transform(rows.double().numpy())
         for strength in self.strengths:
-            weight, bias, frequency, said = (self.multinomial if self.exclusive else self.binary)(x, y, strength)
+            weight, bias, frequency, messages = (self.multinomial if self.exclusive else self.binary)(x, y, strength)
             weight = (weight / scaler.scale_).astype(np.float32)  # as kept: the bias then makes up for the rounding
             for prior in self.priors:
                 with torch.no_grad():
                     self.fc.weight.copy_(torch.from_numpy(weight))
                     self.fc.bias.copy_(torch.from_numpy(bias - weight @ np.asarray(scaler.mean_) - prior * frequency))
                     loss = self.loss(self.linear(rows.to(self.fc.weight.device)).cpu(), shares.double())
-                yield Solution(loss, {"strength": strength} | ({"prior": prior} if self.grid else {}), said)
+                yield Solution(loss, {"strength": strength} | ({"prior": prior} if self.grid else {}), messages)
 
     def multinomial(self, x: np.ndarray, y: np.ndarray, strength: float) -> "Answer":
         """One softmax, of standardised rows `x` [n, D] and shares `y` [n, classes]."""
         weight, bias, frequency, ended = regression(x, y, strength)
         absent = [name for name, total in zip(self.classes, y.sum(axis=0), strict=True) if not total]
-        said = [f"probe: {name} is in no training case: its answer is the frequency of half a case" for name in absent]
-        return Answer(weight, bias, frequency, said + ([] if ended else [unfinished("the regression", strength)]))
+        message = "is in no training case: its answer is the frequency of half a case"
+        messages = [f"probe: {name} {message}" for name in absent]
+        return Answer(weight, bias, frequency, messages + ([] if ended else [unfinished("the regression", strength)]))
 
     def binary(self, x: np.ndarray, y: np.ndarray, strength: float) -> "Answer":
         """One sigmoid per class, each from the rows in which it is known."""
-        found, said = [], []
+        found, messages = [], []
         for name, share in zip(self.classes, y.T, strict=True):
             known = ~np.isnan(share)
             pair = np.stack([1 - share[known], share[known]], axis=1)
             *both, ended = regression(x[known], pair, strength)
             found.append([yes - no for no, yes in both])
             if not pair.any(axis=0).all():
-                said.append(f"probe: {name} has one kind of label only in training: its answer is its frequency there")
+                message = "has one kind of label only in training: its answer is its frequency there"
+                messages.append(f"probe: {name} {message}")
             if not ended:
-                said.append(unfinished(name, strength))
+                messages.append(unfinished(name, strength))
         weight, bias, frequency = map(np.stack, zip(*found, strict=True))
-        return Answer(weight, bias, frequency, said)
+        return Answer(weight, bias, frequency, messages)
 
     def loss(self, logits: Tensor, shares: Tensor) -> float:
         """The mean over the rows of the (known) classes' cross-entropy, without the regularisation."""
@@ -131,7 +133,7 @@ class Answer(NamedTuple):
     weight: np.ndarray  # [classes, D]
     bias: np.ndarray  # [classes]
     frequency: np.ndarray  # [classes]: the classes' log frequencies, or log odds; 0 where there was nothing to solve
-    said: list[str]
+    messages: list[str]
 
 
 def regression(x: np.ndarray, shares: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
