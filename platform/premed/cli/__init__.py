@@ -1,1 +1,1 @@
-"""cli: TODO."""
+"""The commands, their options, and progress on the terminal. Door: `app.main`, which `premed` calls."""
