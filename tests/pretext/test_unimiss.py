@@ -21,12 +21,12 @@ from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.errors import UserError
 from premed.events import CollapseDetected
 from premed.execution import runner
-from premed.inference.load import store_in_use
 from premed.models.encoders import mit, vit
 from premed.pretext import unimiss
 from premed.pretext.unimiss import Config, UniMiSS, compared
 from premed.reporting.comparison.compare import compare
 from premed.rng import sample_keys
+from premed.tracking.store import open_store
 from premed.training import evaluate
 from premed.training import stage as worker
 from premed.training.checkpoint import CheckpointManager
@@ -409,7 +409,7 @@ def test_one_pre_training_on_both_serves_pictures_and_segmentation_beside_none(f
         assert dropped and all(other in name.split(".") for name in dropped)
     summary = found["chest"]["stages"][0]["summary"]
     assert {"val/loss", "val/entropy", "val/same", "val/centre_spread"} <= summary.keys()
-    (task,) = compare(store_in_use(), task="chestxray14").tasks
+    (task,) = compare(open_store(), task="chestxray14").tasks
     (block,) = task.blocks
     assert {arm.label: arm.same_architecture for arm in block.rows} == {"none": True, "unimiss": True}
     card = json.loads(next((home / "checkpoints").glob("pretrain-*/parts/card.json")).read_text())

@@ -101,6 +101,18 @@ def test_optuna_looks_where_earlier_trials_were_best(tmp_path):
     assert max(shares, key=shares.get) == "finetune.lr" and sum(shares.values()) == pytest.approx(1)
 
 
+def test_of_several_metrics_the_first_one_s_importances_are_those_that_it_has_alone(tmp_path):
+    """`mode: max` means that larger is better there, too: what counts is what makes trials good."""
+    alone = study(tmp_path, OPTUNA | {"search": "random", "trials": 30}, name="alone")
+    asked = OPTUNA | {"search": "random", "trials": 30, "metric": ["val/dice", "seconds"], "mode": ["max", "min"]}
+    both = study(tmp_path, asked, directions=("maximize", "minimize"), name="both")
+    for trial in iter(alone.next, None):
+        alone.end(trial.number, "done", [score(trial.setting)], {})
+    for trial in iter(both.next, None):
+        both.end(trial.number, "done", [score(trial.setting), 1.0], {})
+    assert both.importances() == pytest.approx(alone.importances())
+
+
 def test_validations_are_kept_and_a_trial_that_ended_early_has_no_value(tmp_path):
     ours = study(tmp_path, GRID)
     first, second, third = (ours.next().number for _ in range(3))

@@ -116,11 +116,12 @@ def compare(
         raise UserError(f"--part {part}: is neither test nor val")
     from premed.reporting.comparison import compare as comparison
     from premed.reporting.comparison import page, terminal
+    from premed.tracking.store import open_store
 
     if html is not None:
         page.refuse(html, ui)
     with quiet(as_json):
-        store = comparison.store_in_use()
+        store = open_store()
         selection: dict[str, Any] = {"task": task, "baseline": baseline, "allow": allow or (), "where": where or ()}
         result = comparison.compare(store, part=part, **selection)
     if csv is not None:
@@ -224,13 +225,12 @@ def ui(
 ) -> None:
     """The MLflow UI on the store in use."""
     from premed.paths import home
+    from premed.tracking.store import require_store
 
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+    uri, _ = require_store()
     if uri.startswith("http"):
         print(f"the store in use is a server with its own UI: {uri}")
         return
-    if uri.startswith("sqlite") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        raise UserError(f"{uri.removeprefix('sqlite:///')} is not there yet: run something first, or set PREMED_HOME")
     print(f"http://127.0.0.1:{port}  (Ctrl-C ends it)", file=sys.stderr)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     os.execv(

@@ -1,6 +1,5 @@
 """A session: what all experiments of a command share, in this process or on Ray."""
 
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +19,7 @@ from premed.execution.single_flight import SingleFlight
 from premed.execution.worker_group import WorkerGroup
 from premed.paths import settled_in
 from premed.tracking.mlflow_tracker import MLflowTracker
-from premed.tracking.store import RunStore
+from premed.tracking.store import RunStore, locate_store
 from premed.tracking.tracker import RetryingTracker, Tracker
 
 POLL = 0.5  # seconds between two looks at the tracker's events
@@ -154,9 +153,7 @@ def session(trains: Sequence[Train], tasks: Tasks, show: EventHandler) -> Iterat
 
     UserError where MLflow does not answer, or where the cluster can never place the workers.
     """
-    home = settled_in()
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
-    settings = uri, str(home / "artifacts") if uri.startswith("sqlite") else None, str(home / "spool")
+    settings = (*locate_store(), str(settled_in() / "spool"))
     if trains[0].workers == 0:
         here: Session = LocalSession(settings, tasks, show)
         try:

@@ -26,10 +26,11 @@ from premed.errors import StageFailed, UserError
 from premed.inference import bundle
 from premed.inference import graph as graphs
 from premed.inference.inputs import inputs, nothing, sample_of
-from premed.inference.load import Trained, opened, store_in_use
+from premed.inference.load import Trained, opened
 from premed.inference.readme import meaning, readme, steps
 from premed.models.network import Network
 from premed.paths import home
+from premed.tracking.store import open_store
 
 EXTRA = {
     "safetensors": (),
@@ -167,7 +168,7 @@ def views_of(trained: Trained, task: Task, check: Sequence[Path]) -> tuple[list[
 def validated(trained: Trained) -> list[Sample]:
     """A few of the run's own validation images that this machine's cache holds."""
     with TemporaryDirectory() as folder:
-        file = store_in_use().download(trained.parent or "", "experiment.yaml", folder)
+        file = open_store().download(trained.parent or "", "experiment.yaml", folder)
         experiment = checked(yaml.safe_load(file.read_text(encoding="utf-8")))
     task: Task = plugin("tasks", experiment.task).build(experiment.task)
     cache = Cache(home() / "cache")

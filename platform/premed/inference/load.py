@@ -3,11 +3,9 @@
 Its weights come from the stage's folder, or from MLflow where that is gone (or on another machine).
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any, cast
@@ -21,7 +19,7 @@ from premed.paths import home
 from premed.tasks.common.classification import Classification
 from premed.tasks.common.segmentation import Regions, Segmentation
 from premed.tracking import registry
-from premed.tracking.store import Run, RunStore
+from premed.tracking.store import Run, RunStore, open_store
 from premed.training.artifacts import load_encoder, part_weights
 from premed.training.storage import StageStorage
 
@@ -97,7 +95,7 @@ def opened(reference: str) -> Iterator[Trained]:
     reference: the id of an experiment's, a fine-tuning's, a test's or a pre-training's run, or
     `models:/NAME@ALIAS`, or `models:/NAME/VERSION`.
     """
-    store = store_in_use()
+    store = open_store()
     run = stage_of(store, reference)
     digest = run.tags["premed.digest"]
     with TemporaryDirectory() as folder:
@@ -110,15 +108,6 @@ def opened(reference: str) -> Iterator[Trained]:
         if card is None:
             raise UserError(f"{reference}: its weights are neither in {storage.where} nor in MLflow; run it again")
         yield Trained(run.run_id, reference, run.parent, card, storage)
-
-
-def store_in_use() -> RunStore:
-    """The store that is there; a question makes none."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
-    file = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:") and not file.is_file():
-        raise UserError(f"{file} is not there yet: run something first, or set PREMED_HOME")
-    return RunStore(uri, str(home() / "artifacts") if uri.startswith("sqlite") else None)
 
 
 def stage_of(store: RunStore, reference: str) -> Run:

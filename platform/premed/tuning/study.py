@@ -7,7 +7,7 @@ seed, the trial's number and the history before it.
 import json
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -184,9 +184,17 @@ class Study:
         varied = {path for path in self.sweep.search.space if len({str(t.params.get(path)) for t in done}) > 1}
         if len({trial.values[0] for trial in done}) < 2 or len(done) < 4 or not varied:
             return None
-        several = len(self.sweep.search.metric) > 1
-        told = get_param_importances(self.study, target=(lambda trial: trial.values[0]) if several else None)
-        return {path: float(share) for path, share in told.items()}
+        importances = get_param_importances(self.study, target=self._first_metric())
+        return {path: float(share) for path, share in importances.items()}
+
+    def _first_metric(self) -> "Callable[[FrozenTrial], float] | None":
+        """The target of importances; None where there is one metric. Optuna takes any target as lower is better."""
+        from optuna.study import StudyDirection
+
+        if len(self.study.directions) == 1:
+            return None
+        sign = -1 if self.study.directions[0] == StudyDirection.MAXIMIZE else 1
+        return lambda trial: sign * trial.values[0]
 
 
 def written(value: Any) -> Any:

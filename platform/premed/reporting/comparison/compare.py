@@ -1,15 +1,12 @@
 """`premed compare`: the arms of each task measured, compared with a baseline, and what they cost. docs/compare.md."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from premed.config.settings import TRUNK
 from premed.contracts import Part
 from premed.errors import UserError
-from premed.paths import home
 from premed.reporting.comparison.effects import block_result
 from premed.reporting.comparison.grouping import Arm, Block, group_runs
 from premed.reporting.comparison.result import ComparisonResult, TaskResult
@@ -51,14 +48,6 @@ def compare(
         raise UserError(f"--baseline {baseline}: no run is called so; there are {listed(labels)}")
     scored = part or ("test" if any(each.part == "test" for each in tasks) else "val")
     return ComparisonResult(part=scored, notes=notes, tasks=tasks)
-
-
-def store_in_use() -> RunStore:
-    """The store that `premed run` writes to; UserError where there is none yet."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
-    if uri.startswith("sqlite:///") and not Path(path := uri.removeprefix("sqlite:///")).is_file():
-        raise UserError(f"{path} is not there yet: run something first, or set PREMED_HOME")
-    return RunStore(uri, str(home() / "artifacts") if uri.startswith("sqlite") else None)
 
 
 # ---- one task
