@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST ?= -n 2 --dist worksteal
+PYTHON_ALONE := -m 'not browser and not cluster'
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
@@ -58,13 +59,14 @@ debian:
 test-pythons:
 	@for version in 3.12 3.13; do \
 		if python$$version -c '' 2>/dev/null; then \
-			$(MAKE) --no-print-directory pytest PYTHON=python$$version VENV=.venv-$$version || exit 1; \
+			$(MAKE) --no-print-directory pytest PYTEST="$(PYTEST) $(PYTHON_ALONE)" PYTHON=python$$version \
+				VENV=.venv-$$version || exit 1; \
 		else echo "python$$version is not on PATH: skipped"; fi; \
 	done
 	@if python3.11 -c '' 2>/dev/null; then \
 		mkdir -p .venv-oldest; \
 		grep -vE '^(torch|triton|nvidia|cuda|setuptools)' constraints.txt > .venv-oldest/constraints.txt; \
-		$(MAKE) --no-print-directory pytest PYTHON=python3.11 VENV=.venv-oldest \
+		$(MAKE) --no-print-directory pytest PYTEST="$(PYTEST) $(PYTHON_ALONE)" PYTHON=python3.11 VENV=.venv-oldest \
 			INSTALL='-c .venv-oldest/constraints.txt torch==2.11.*' || exit 1; \
 	else echo "python3.11 is not on PATH: skipped"; fi
 

@@ -1,7 +1,6 @@
 """What all tests share: where real images are, what is made once for all of them, and quiet, bounded machinery."""
 
 import os
-import re
 import shutil
 import sqlite3
 import sys
@@ -20,27 +19,15 @@ from filelock import FileLock
 from hypothesis import settings
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
+from support.suite import REAL_DATA
 
 # no clocks, and the same examples for everybody; make test-all takes as many as Hypothesis would
 settings.register_profile("long", deadline=None, derandomize=True)
 settings.register_profile("short", settings.get_profile("long"), max_examples=25)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-REAL_DATA = Path(os.environ.get("PREMED_DATA") or REPOSITORY.parent / "shared" / "data")
 LEFT_OUT = {"slow", "cluster", "browser"}  # by make test
 WORK, PATIENCE = 20, 120  # seconds of CPU and, where others keep it busy, of a clock that a test may take without them
-
-
-def examples(num: int) -> int:
-    """So many of Hypothesis' examples with the long profile; with the short one as much fewer as it has, or ten."""
-    return max(min(num, 10), num * settings().max_examples // settings.get_profile("long").max_examples)
-
-
-def locked(package: str) -> str:
-    """The version that constraints.txt has of it."""
-    (version,) = re.findall(rf"^{package}==(\S+)", (REPOSITORY / "constraints.txt").read_text(), re.M)
-    return version
 
 
 @pytest.fixture(scope="session")
@@ -88,10 +75,10 @@ def one_thread() -> None:
 @pytest.fixture(autouse=True)
 def frugal(request, monkeypatch) -> None:
     """Stages that a test runs draw pictures and register models only where it is marked as `whole`."""
-    if "premed.worker" in sys.modules:
-        import launching
+    if "premed.training.stage" in sys.modules:
+        from support import experiments
 
-        launching.bare(monkeypatch, whole=request.node.get_closest_marker("whole") is not None)
+        experiments.bare(monkeypatch, whole=request.node.get_closest_marker("whole") is not None)
 
 
 @event.listens_for(Engine, "connect")

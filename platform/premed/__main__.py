@@ -1,5 +1,5 @@
 """`python -m premed` is `premed`."""
 
-from premed.cli import main
+from premed.cli.app import main
 
 main()

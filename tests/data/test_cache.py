@@ -13,10 +13,10 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from conftest import examples
-from forks import fork
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.forks import fork
+from support.suite import examples
 
 from premed.config.transforms import Recipe
 from premed.data import cache as cache_module

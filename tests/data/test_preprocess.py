@@ -6,13 +6,13 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel import orientations
 from PIL import Image
 from pydantic import ValidationError
 from support.geometries import affines, shapes
+from support.suite import examples
 
 from premed.config.transforms import Recipe
 from premed.data import transforms

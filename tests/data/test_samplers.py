@@ -5,15 +5,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import jobs
 from hypothesis import given
 from hypothesis import strategies as st
+from support.stages import jobs
 
 from premed.data.samplers import Balanced, EpochPlan, InTurn
 from premed.errors import UserError
-from premed.fit import share
-from premed.planning import planned
 from premed.pretext import mae
+from premed.training.fit import share
+from premed.training.schedule import planned
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=4)
 

@@ -23,14 +23,14 @@ from safetensors.torch import load
 if __name__ == "__main__":  # pytest has it on its path by the conftest there
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from conftest import locked
-from launching import SCRATCH, TINY, settle_in
-from stores import moved
+from support.experiments import SCRATCH, TINY, settle_in
+from support.stores import moved
+from support.suite import locked
 
 from premed.config.loader import merged
 from premed.data.phantoms.writers import write_chestxray14
 
-pytest_plugins = ["launch_fixtures"]
+pytest_plugins = ["support.experiment_fixtures"]
 
 KEPT = Path(__file__).parent / "compatibility"
 HOME = "/home-of-the-store"  # in place of the folder that it was written in, which MLflow's database is full of
@@ -148,7 +148,7 @@ def test_its_networks_answer_as_they_did(kept, data, premed, tmp_path):
     images = sorted((data / "chestxray14" / "images").iterdir())[:3]
     best = expected()["best"]
     for number, name in enumerate(("models:/chestxray14@best", best)):
-        code, _, err = premed("predict", name, *images, "--out", tmp_path / f"{number}")
+        code, _, err = premed("predict", name, *images, "--out", tmp_path / f"{number}", "--precision", "fp32")
         assert code == 0, err
         rows = answers(tmp_path / f"{number}" / "predictions.csv")
         assert rows == {image: pytest.approx(row, abs=1e-5) for image, row in expected()["answers"].items()}
@@ -184,9 +184,10 @@ def test_an_unfinished_stage_ends_as_if_it_had_never_been_stopped(data, home, pr
 
 
 def write():
-    from premed import launch
     from premed.config.loader import load as experiment
-    from premed.predict import run as predict
+    from premed.config.settings import Train
+    from premed.execution import runner
+    from premed.inference.predict import run as predict
 
     with TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         folder, told = Path(name).resolve(), {}
@@ -194,13 +195,13 @@ def write():
         patch.setenv("PREMED_DATA", str(data))
         settle_in(patch, folder / "home")
         (folder / "answers").mkdir()
-        outcomes = {each: launch.run(experiment([written(each, folder)]), print) for each in STRATEGIES}
+        outcomes = {each: runner.run(experiment([written(each, folder)]), print) for each in STRATEGIES}
         told["outcomes"] = {each: ours(outcome) for each, outcome in outcomes.items()}
         told["compared"] = compare_now()
         values = {each: outcome["stages"][-2]["summary"]["val/mauc"] for each, outcome in outcomes.items()}
         told["best"] = outcomes[max(values, key=values.__getitem__)]["stages"][-2]["run_id"]
         images = sorted((data / "chestxray14" / "images").iterdir())[:3]
-        predict("models:/chestxray14@best", images, folder / "answers" / "out", print)
+        predict("models:/chestxray14@best", images, folder / "answers" / "out", print, train=Train(precision="fp32"))
         told["answers"] = answers(folder / "answers" / "out" / "predictions.csv")
         finished = {
             kind: Path(stage_of(outcomes[strategy], kind)["where"]) for kind, (strategy, _) in UNFINISHED.items()
@@ -209,8 +210,8 @@ def write():
         told["rounding"] = rounding()
         shutil.rmtree(KEPT, ignore_errors=True)
         KEPT.mkdir()
-        anonymous(folder / "home" / "mlflow.db")
         moved(folder / "home" / "mlflow.db", str(folder / "home"), HOME)
+        anonymous(folder / "home" / "mlflow.db")
         with zipped("store.zip") as file:
             for path in [folder / "home" / "mlflow.db", *sorted((folder / "home" / "artifacts").rglob("*"))]:
                 if not any(part in str(path) for part in LEFT_OUT):
@@ -219,7 +220,7 @@ def write():
             for kind, (strategy, step) in UNFINISHED.items():
                 settle_in(patch, home := folder / f"home {kind}")
                 with pytest.raises(KeyboardInterrupt):
-                    launch.run(experiment([written(strategy, folder, test=False)]), stopping(kind, step))
+                    runner.run(experiment([written(strategy, folder, test=False)]), stopping(kind, step))
                 (stage,) = (home / "checkpoints").glob(f"{kind}-*")
                 for path in sorted(stage.rglob("*")):
                     if (
@@ -230,11 +231,11 @@ def write():
 
 
 def compare_now():
-    from premed import runs
     from premed.paths import home
     from premed.reporting.comparison.compare import compare
+    from premed.tracking import store
 
-    return compared(compare(runs.RunStore(f"sqlite:///{home()}/mlflow.db"), baseline="none"))
+    return compared(compare(store.RunStore(f"sqlite:///{home()}/mlflow.db"), baseline="none"))
 
 
 def stage_of(outcome, kind):
@@ -256,6 +257,8 @@ def anonymous(database):
         for name, value in NOBODY.items():
             connection.execute("UPDATE tags SET value = ? WHERE key = ?", (value, name))
         connection.execute("UPDATE runs SET user_id = ?", (NOBODY["mlflow.user"],))
+        connection.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = 0", (HOME,))
+    connection.execute("VACUUM")
     connection.close()
 
 

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
-from helpers import jobs, on_ranks, outcome, run
 from pydantic import ValidationError
+from support.stages import jobs, on_ranks, outcome, run
+from support.suite import REPOSITORY
 from torch import Tensor
 
-from premed import launch
 from premed.config.loader import checked, load
 from premed.config.settings import Pretrain
 from premed.config.transforms import Augment
@@ -23,15 +22,16 @@ from premed.data.loader import Mapped
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.data.splits import unlabelled_val
 from premed.errors import UserError
-from premed.fit import feed
+from premed.execution import runner
 from premed.models.encoders import unet, vit
 from premed.pretext import hssl
 from premed.pretext.common.slices import Sliced
 from premed.pretext.common.views import Jitter, jittered
 from premed.pretext.hssl import HSSL, Config
 from premed.rng import Draw, sample_keys
+from premed.training.fit import feed
 
-pytest_plugins = ["launch_fixtures"]
+pytest_plugins = ["support.experiment_fixtures"]
 
 SMALL: dict[str, Any] = {"dim": 6, "hidden_width": 12, "block": 4}
 ALONE = {"task": 0, "group": 0, "decoder": 0}
@@ -160,7 +160,7 @@ def part_of_a_step(num: int, group_loss: str, loss: float, gradients: dict[str, 
 
     from premed.contracts import Picks
     from premed.distributed import rank_and_world
-    from premed.fit import share
+    from premed.training.fit import share
 
     rank, world = rank_and_world()
     mine, whole, model = share(Picks(0, np.arange(num)), rank, world)[0], batch(num), objective(group_loss=group_loss)
@@ -452,7 +452,7 @@ def test_one_pre_training_on_pictures_and_volumes_serves_both_tasks_and_sees_no_
         return forward(self, batch, progress)
 
     monkeypatch.setattr(HSSL, "forward", watched)
-    first, second = (launch.run(checked(sections(folders, name)), lambda event: None) for name in folders)
+    first, second = (runner.run(checked(sections(folders, name)), lambda event: None) for name in folders)
     assert seen == {0: 18, 1: 18}
     kinds = [stage["kind"] for stage in first["stages"]]
     assert kinds == ["pretrain", "finetune", "test"] == [stage["kind"] for stage in second["stages"]]
@@ -467,7 +467,7 @@ def test_one_pre_training_on_pictures_and_volumes_serves_both_tasks_and_sees_no_
 def test_it_pre_trains_on_the_task_s_own_images_too(folders, home):
     tree = sections(folders, "hippocampus")
     del tree["pretrain"]["sources"]
-    stage = launch.run(checked(tree | {"test": False}), lambda event: None)["stages"][0]
+    stage = runner.run(checked(tree | {"test": False}), lambda event: None)["stages"][0]
     assert stage["summary"]["val/task"] == 0 == stage["summary"]["val/group"]
 
 
@@ -475,7 +475,7 @@ def test_micro_batches_are_refused_by_name_for_they_would_be_another_loss(folder
     tree = sections(folders, "chest")
     tree["train"]["accumulate"] = 2
     with pytest.raises(UserError, match=r"train\.accumulate: .* all of a step's images together; set it to 1"):
-        launch.run(checked(tree), lambda event: None)
+        runner.run(checked(tree), lambda event: None)
 
 
 # Again, and on several ranks ------------------------------------------------------------------------------------------

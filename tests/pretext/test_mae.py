@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from support.suite import examples
 
 from premed.contracts import Batch, Domain
 from premed.errors import UserError

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import on_ranks, outcome, run
-from launching import runs_of
+from support.experiments import runs_of
+from support.stages import on_ranks, outcome, run
 from torch import Tensor
 
-from premed import evaluate, launch, presenter, worker
-from premed.checkpoint import CheckpointManager
+from premed.cli import progress as presenter
 from premed.config.loader import checked
 from premed.config.transforms import Augment
 from premed.contracts import Batch, Case, Domain, Sample
@@ -21,16 +20,20 @@ from premed.data.phantoms.thorax import write_images
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.errors import UserError
 from premed.events import CollapseDetected
-from premed.fit import distributed, make_optimizer, set_lr
+from premed.execution import runner
+from premed.inference.load import store_in_use
 from premed.models.encoders import mit, vit
 from premed.pretext import unimiss
 from premed.pretext.unimiss import Config, UniMiSS, compared
 from premed.reporting.comparison.compare import compare
 from premed.rng import sample_keys
-from premed.trained import store_in_use
-from premed.vault import StageStorage
+from premed.training import evaluate
+from premed.training import stage as worker
+from premed.training.checkpoint import CheckpointManager
+from premed.training.fit import distributed, make_optimizer, set_lr
+from premed.training.storage import StageStorage
 
-pytest_plugins = ["launch_fixtures"]
+pytest_plugins = ["support.experiment_fixtures"]
 
 NUMBERS: dict[str, Any] = {"widths": (8, 16, 16, 32), "heads": (1, 2, 2, 4), "decoder_heads": (4, 4, 2)}
 NUMBERS |= {"reductions": (3, 2, 2, 1), "stem_width": 8, "stem_stride": (1, 1, 1)}
@@ -393,9 +396,11 @@ def tree(folders, which="chest", strategy="unimiss", *, names=("chest", "brain")
     }
 
 
+@pytest.mark.slow
+@pytest.mark.whole
 def test_one_pre_training_on_both_serves_pictures_and_segmentation_beside_none(folders, home):
-    found = {which: launch.run(checked(tree(folders, which)), lambda event: None) for which in ("chest", "brain")}
-    launch.run(checked(tree(folders, "chest", "none")), lambda event: None)
+    found = {which: runner.run(checked(tree(folders, which)), lambda event: None) for which in ("chest", "brain")}
+    runner.run(checked(tree(folders, "chest", "none")), lambda event: None)
     assert len(runs_of(home, "pretrain")) == 1 and found["brain"]["stages"][0]["reused"]
     for which, other in (("chest", "3d"), ("brain", "2d")):
         loaded = found[which]["stages"][1]["loaded"]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import pytest
 from rich.console import Console
 
-from premed import presenter
-from premed.evaluate import GATE_SHARE, passed_gate
+from premed.cli import progress
+from premed.cli.progress import ProgressPrinter, gate_words
 from premed.events import (
     CheckpointSaved,
     Event,
@@ -21,8 +21,8 @@ from premed.events import (
     TrainingStarted,
     WeightsImported,
 )
-from premed.presenter import ProgressPrinter, gate_words
 from premed.reporting.console import show_outcomes
+from premed.training.evaluate import GATE_SHARE, passed_gate
 
 GATE = {"loss": 0.6, "gate": 0.9, "below": 1 / 3, "passed": True}
 
@@ -79,7 +79,7 @@ def test_a_stage_is_told_in_plain_lines_where_there_is_no_terminal():
 
 def test_a_line_comes_now_and_then_as_time_goes_by(monkeypatch):
     clock = iter(range(0, 1000, 4))  # seconds; a step takes 4 or more
-    monkeypatch.setattr(presenter.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     events = [training(step, loss=0.5) for step in range(1, 12)]
     lines = shown([StageStarted("test", "/x"), *events]).splitlines()[1:]
     assert 2 < len(lines) < 8 and lines[0].startswith("testing: 1/40")

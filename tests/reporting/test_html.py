@@ -3,7 +3,7 @@
 import pytest
 from jinja2 import DictLoader, UndefinedError
 from markupsafe import Markup
-from pages import Page
+from support.pages import Page
 
 from premed.reporting import html
 

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import simulation
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
-from simulation import World
 from sklearn.metrics import roc_auc_score
+from support import simulation
+from support.simulation import World
 
 from premed.reporting import statistics
 

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from premed.config.settings import Train
 from premed.errors import UserError
+
+FP32 = Train(precision="fp32")  # as the runs were tested: where there is AMX, bf16 is the default
 
 
 def refused(call, *words):

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
-from made import ct_series, radiograph
 from PIL import Image
 from sklearn.metrics import accuracy_score, roc_auc_score
+from support.made_up import ct_series, radiograph
+from support.suite import REPOSITORY
 from support.tasks import PARTS, check_parts, names, refused, samples
 
 from premed.config.loader import load
@@ -21,7 +21,7 @@ from premed.errors import UserError
 from premed.rng import Draw
 from premed.tasks import images
 from premed.tasks.common.metrics import accuracy_summary
-from premed.worker import StageJob, run_stage
+from premed.training.stage import StageJob, run_stage
 
 CLASSES = ["normal", "covid", "other"]
 

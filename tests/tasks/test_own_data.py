@@ -9,12 +9,12 @@ import nibabel
 import numpy as np
 import pytest
 import yaml
-from conftest import REPOSITORY
-from made import ct_series, radiograph
 from PIL import Image
+from support.made_up import ct_series, radiograph
+from support.suite import REPOSITORY
 
 from premed.config.loader import checked, merged
-from premed.worker import StageJob, run_stage
+from premed.training.stage import StageJob, run_stage
 
 PAGE = (REPOSITORY / "docs" / "own-data.md").read_text()
 FILES = {text.splitlines()[0][2:]: text for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)}

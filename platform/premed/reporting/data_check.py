@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from premed.check import Check
+from premed.data.check import Check
 from premed.data.figures import COLOURS
 from premed.data.inspection import picture
 from premed.errors import printable

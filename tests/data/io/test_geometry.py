@@ -7,11 +7,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from support.geometries import affines, shapes
+from support.suite import examples
 
 from premed.contracts import Sample
 from premed.data.cache import Cache

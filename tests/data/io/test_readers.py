@@ -10,13 +10,13 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-from conftest import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made import ct_series, dicom, radiograph
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
+from support.made_up import ct_series, dicom, radiograph
+from support.suite import examples
 
 from premed.config.transforms import Recipe
 from premed.contracts import Case

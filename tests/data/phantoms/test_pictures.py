@@ -7,10 +7,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.phantoms import bytes_of, dice
+from support.suite import examples
 
 from premed.data.phantoms.chest import FINDINGS, chest
 from premed.data.phantoms.hippocampus import hippocampus

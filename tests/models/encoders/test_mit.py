@@ -11,21 +11,21 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from premed import launch
 from premed.config.loader import checked
 from premed.contracts import Domain
 from premed.data.phantoms.thorax import write_images
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.errors import UserError
+from premed.execution import runner
 from premed.models.encoders import mit
 from premed.models.encoders.mit import Config, MiT
 from premed.models.layers import Attention, Block, resized
-from premed.parts import load_encoder
 from premed.pretext import mae
 from premed.rng import sample_keys
-from premed.vault import StageStorage
+from premed.training.artifacts import load_encoder
+from premed.training.storage import StageStorage
 
-pytest_plugins = ["launch_fixtures"]
+pytest_plugins = ["support.experiment_fixtures"]
 
 NUMBERS: dict[str, Any] = {"widths": (8, 16, 16, 32), "heads": (1, 2, 2, 4), "decoder_heads": (4, 4, 2)}
 NUMBERS |= {"reductions": (3, 2, 2, 1), "stem_width": 8, "stem_stride": (1, 1, 1)}
@@ -435,7 +435,7 @@ def run(task: dict, head: dict) -> dict:
         "finetune": {"head": head, **TRAINING},
         "train": {"workers": 0, "log_steps": 2, "precision": "fp32"},
     }
-    outcome = launch.run(checked(tree), lambda event: None)
+    outcome = runner.run(checked(tree), lambda event: None)
     assert [stage["kind"] for stage in outcome["stages"]] == ["finetune", "test"]
     return outcome["stages"][1]
 

@@ -11,21 +11,21 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
-from premed import launch
 from premed.config.loader import checked
 from premed.contracts import Domain
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.errors import UserError
+from premed.execution import runner
 from premed.models.encoders import unet
 from premed.models.encoders.unet import Config, UNet
 from premed.models.heads import conv, linear
 from premed.models.network import Network
-from premed.parts import load_encoder
 from premed.pretext import mae
-from premed.supervised import Supervised
-from premed.vault import StageStorage
+from premed.training.artifacts import load_encoder
+from premed.training.storage import StageStorage
+from premed.training.supervised import Supervised
 
-pytest_plugins = ["launch_fixtures"]
+pytest_plugins = ["support.experiment_fixtures"]
 
 WIDTHS = (8, 16, 24)
 PICTURE, VOLUME = (1, (16, 24)), (1, (16, 24, 12))
@@ -267,7 +267,7 @@ def run(task: dict, head: dict, **settings) -> dict:
         },
         "train": {"workers": 0, "log_steps": 2, "precision": "fp32"},
     }
-    outcome = launch.run(checked(tree), lambda event: None)
+    outcome = runner.run(checked(tree), lambda event: None)
     assert [stage["kind"] for stage in outcome["stages"]] == ["finetune", "test"]
     return outcome["stages"][1]
 

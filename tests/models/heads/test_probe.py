@@ -7,15 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import jobs, outcome, run
 from safetensors.torch import load
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from support.stages import jobs, outcome, run
 from torch.nn import functional as F
 
-from premed import solving, worker
 from premed.config.loader import merged
 from premed.contracts import Features, Sample
 from premed.data import datamodule
@@ -24,6 +23,7 @@ from premed.errors import UserError
 from premed.models.encoders import pixels
 from premed.models.heads import probe
 from premed.tasks.common.segmentation import Regions, Segmentation, patch_means
+from premed.training import solver, stage
 
 FINE = 0
 
@@ -214,14 +214,14 @@ def together(*trees):
 
 
 def staged(job):
-    worker.run_stage(job, lambda event: None, lambda numbers: None)
+    stage.run_stage(job, lambda event: None, lambda numbers: None)
     assert job.stage_storage.get_json("failure.json") is None, job.stage_storage.get_json("failure.json")
     return job.stage_storage.get_json("result.json")
 
 
 def test_the_encoder_stays_bit_for_bit_what_it_was(chest, tmp_path):
     job = jobs(chest, tmp_path, **PROBE)["finetune"]
-    before = worker.make_objective(job, datamodule.domains(job.stage))[0].parts["encoder"].state_dict()
+    before = stage.make_objective(job, datamodule.domains(job.stage))[0].parts["encoder"].state_dict()
     staged(job)
     after = load(job.stage_storage.get("parts/encoder.safetensors"))
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
@@ -243,7 +243,7 @@ def test_the_constant_answers_rows_lie_beside_the_scores(chest, tmp_path):
     chain = jobs(chest, tmp_path, **PROBE)
     staged(chain["finetune"])
     result = staged(chain["test"])
-    task = worker.plugin("tasks", chain["test"].stage.task).build(chain["test"].stage.task)
+    task = stage.plugin("tasks", chain["test"].stage.task).build(chain["test"].stage.task)
     rows, scores = (chain["test"].stage_storage.get_json(name) for name in ("constant.json", "scores.json"))
     assert [row["case"] for row in rows] == [row["case"] for row in scores]
     assert task.summary(rows)[task.score] == result["constant"]
@@ -271,7 +271,7 @@ def test_a_killed_probe_goes_on_to_the_same_end(chest, tmp_path):
 def test_few_labels_are_those_that_fine_tuning_would_see(chest, tmp_path):
     for share in (0.3, 1.0):
         job = jobs(chest, tmp_path, **together(PROBE, {"finetune": {"label_fraction": share}}))["finetune"]
-        task = worker.plugin("tasks", job.stage.task).build(job.stage.task)
+        task = stage.plugin("tasks", job.stage.task).build(job.stage.task)
         assert staged(job)["num_cases"] == len(datamodule.fraction(task.split("train"), share, job.stage.training.seed))
 
 
@@ -279,7 +279,7 @@ def test_features_that_are_no_numbers_are_refused_by_the_images_name(chest, tmp_
     job = jobs(chest, tmp_path, **PROBE)["finetune"]
     with monkeypatch.context() as patched:
         patched.setattr(probe.Probe, "rows", lambda self, features: features.tokens[:, :1] * float("nan"))
-        worker.run_stage(job, lambda event: None, lambda numbers: None)
+        stage.run_stage(job, lambda event: None, lambda numbers: None)
     failure = job.stage_storage.get_json("failure.json")
     assert failure["kind"] == "UserError" and ".png: its features are no numbers" in failure["message"]
 
@@ -287,9 +287,9 @@ def test_features_that_are_no_numbers_are_refused_by_the_images_name(chest, tmp_
 def test_what_a_head_has_to_say_is_said_once(chest, tmp_path):
     job, events = jobs(chest, tmp_path, **PROBE)["finetune"], []
     solve = probe.Probe.solve
-    task = worker.plugin("tasks", job.stage.task).build(job.stage.task)
-    objective, _ = worker.make_objective(job, datamodule.domains(job.stage))
-    train, _ = (worker.prepared(job, task, part) for part in datamodule.cases(job.stage, task))
+    task = stage.plugin("tasks", job.stage.task).build(job.stage.task)
+    objective, _ = stage.make_objective(job, datamodule.domains(job.stage))
+    train, _ = (stage.prepared(job, task, part) for part in datamodule.cases(job.stage, task))
 
     class Warned(probe.Probe):
         def solve(self, rows, shares):
@@ -297,7 +297,7 @@ def test_what_a_head_has_to_say_is_said_once(chest, tmp_path):
             return solve(self, rows, shares)
 
     objective.network.head.__class__ = Warned  # type: ignore[union-attr]
-    solving.solve(objective, train, lambda *_: None, on_event=events.append)  # type: ignore[arg-type]
+    solver.solve(objective, train, lambda *_: None, on_event=events.append)  # type: ignore[arg-type]
     name = task.classes[0]
     said = [event.text for event in events if name in event.text]
     assert said == [f"probe: {name} has one kind of label only in training: its answer is its frequency there"]
@@ -311,8 +311,8 @@ PIXELS = {**PROBE, "encoder": {"name": "pixels", "edge": 8}}
 def test_pixels_and_the_probe_are_logistic_regression_on_the_averaged_pixels(chest, tmp_path):
     job = jobs(chest, tmp_path, **PIXELS)["finetune"]
     result = staged(job)
-    task = worker.plugin("tasks", job.stage.task).build(job.stage.task)
-    train, val = (worker.prepared(job, task, part) for part in datamodule.cases(job.stage, task))
+    task = stage.plugin("tasks", job.stage.task).build(job.stage.task)
+    train, val = (stage.prepared(job, task, part) for part in datamodule.cases(job.stage, task))
 
     def averaged(samples):
         return np.stack([task.tiles(s)[0].reshape(8, 4, 8, 4).mean(axis=(1, 3)).ravel() for s in samples]).astype(float)
@@ -352,7 +352,7 @@ def test_pixels_are_averages_at_the_edge_or_the_image_itself_where_it_is_smaller
 def test_a_strategy_that_hides_patches_is_refused_by_name_for_pixels(chest, tmp_path):
     job = jobs(chest, tmp_path, encoder={"name": "pixels"}, pretext={"mask_ratio": 0.5})["pretrain"]
     with pytest.raises(UserError, match=r"encoder: mae needs|pretext\.mask_ratio"):
-        worker.make_objective(job, datamodule.domains(job.stage))
+        stage.make_objective(job, datamodule.domains(job.stage))
     with pytest.raises(UserError, match="encoder: pixels sees whole images"):
         pixels.build(pixels.Config(), 1, (8, 8))(torch.empty(1, 1, 8, 8), keep=torch.zeros(1, 1, dtype=torch.int64))
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import on_ranks
+from support.stages import on_ranks
 from torch import Tensor
 
 from premed.distributed import gather_rows, share_of_loss
@@ -92,7 +92,7 @@ def one_rank_s_part(num: int) -> None:
 
     from premed.contracts import Picks
     from premed.distributed import rank_and_world
-    from premed.fit import share
+    from premed.training.fit import share
 
     rank, world = rank_and_world()
     rows, kinds, weights = inputs(num)

@@ -8,21 +8,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from comparing import add, in_order, variety, volumes, xrays
-from conftest import REPOSITORY
-from memory_store import MemoryStore
+from support.comparing import add, in_order, variety, volumes, xrays
+from support.memory_store import MemoryStore
+from support.suite import REPOSITORY
 
-from premed.asked import defined, tell
+from premed.cli.options import defined, tell
 from premed.errors import UserError
 from premed.reporting.comparison import terminal
 from premed.reporting.comparison.compare import compare
 from premed.reporting.comparison.effects import verdict
 from premed.reporting.comparison.result import Difference
 from premed.reporting.comparison.scores import score_table
-from premed.runs import RunStore
 from premed.tasks.common.metrics import accuracy_summary, auc_summary, segmentation_summary
+from premed.tracking.store import RunStore
 
-pytest_plugins = ["store_fixtures"]
+pytest_plugins = ["support.store_fixtures"]
 
 
 @pytest.fixture

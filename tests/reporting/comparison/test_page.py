@@ -6,11 +6,11 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from comparing import CLASSES, add, volumes, xrays
-from memory_store import MemoryStore
-from pages import Page
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from support.comparing import CLASSES, add, volumes, xrays
+from support.memory_store import MemoryStore
+from support.pages import Page
 
 from premed.errors import UserError
 from premed.reporting import charts

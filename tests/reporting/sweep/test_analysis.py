@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from sweeping import by_seed, full_grid, pruned_search, stage, sweep, trial
+from support.sweeping import by_seed, full_grid, pruned_search, stage, sweep, trial
 
 from premed.reporting.sweep.analysis import (
     Spread,

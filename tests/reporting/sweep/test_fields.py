@@ -1,7 +1,7 @@
 """The fields that a sweep varies: their names, their values as text, and as places in tables and charts."""
 
 import pytest
-from sweeping import full_grid, sweep, trial
+from support.sweeping import full_grid, sweep, trial
 
 from premed.reporting.sweep.fields import by_importance, field_axis, field_scale, format_value, short_names
 

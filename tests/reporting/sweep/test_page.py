@@ -4,8 +4,8 @@ import re
 
 import pytest
 from hypothesis import given, settings
-from pages import Page
-from sweeping import by_seed, full_grid, pruned_search, results, stage, sweep, trial, two_objectives
+from support.pages import Page
+from support.sweeping import by_seed, full_grid, pruned_search, results, stage, sweep, trial, two_objectives
 
 from premed.errors import UserError
 from premed.reporting.sweep import charts

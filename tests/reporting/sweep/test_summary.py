@@ -1,7 +1,7 @@
 """A sweep's result in sentences: the best setting, and how sure that is."""
 
 import pytest
-from sweeping import by_seed, full_grid, pruned_search, sweep, trial
+from support.sweeping import by_seed, full_grid, pruned_search, sweep, trial
 
 from premed.reporting.sweep.summary import caveats, conclusion
 

@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import REPOSITORY
 from hypothesis import given, settings
-from sweeping import by_seed, full_grid, pruned_search, results, sweep, trial, two_objectives
+from support.suite import REPOSITORY
+from support.sweeping import by_seed, full_grid, pruned_search, results, sweep, trial, two_objectives
 
 from premed.errors import UserError
 from premed.reporting.sweep import terminal

@@ -22,8 +22,8 @@ from premed.reporting.comparison.selection import (
     scored_on,
 )
 from premed.reporting.formatting import counted, listed
-from premed.runs import RunStore
-from premed.tracking import masked
+from premed.tracking.client import masked
+from premed.tracking.store import RunStore
 
 DEFAULT_BASELINE = "none"  # the strategy
 

@@ -1,0 +1,269 @@
+"""The commands. Nothing else: each one hands over at once, and imports what it needs when it is called."""
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from premed.cli import data
+from premed.cli.options import Json, What, experiments_of, quiet, tell, tell_all, train_of
+from premed.errors import Left, StageFailed, UserError
+
+app = typer.Typer(
+    help="Does self-supervised pre-training on my own medical images help, which kind, and how sure can I be?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(data.app, name="data")
+
+
+@app.command()
+def run(what: What, as_json: Json = False) -> None:
+    """Pre-train (or reuse it), fine-tune, test once; print the scores and where they are.
+
+    Lists fan out: 'pretext=[none,mae]' 'finetune.label_fraction=[0.05,1.0]' 'seeds=[0,1,2]' are twelve experiments that
+    share one pre-training ('vary=[pretrain]': one for each seed).
+    """
+    experiments = experiments_of(what)
+    from premed.cli.progress import ProgressPrinter
+    from premed.execution import runner
+    from premed.reporting import console
+
+    if len(experiments) == 1:
+        with ProgressPrinter() as show, quiet(as_json):
+            outcome = runner.run(experiments[0], show)
+        tell(outcome, as_json, lambda told: console.show_outcomes([told]))
+        return
+    with ProgressPrinter() as show, quiet(as_json):
+        outcomes = runner.run_all(experiments, show)
+    tell_all(outcomes, as_json)
+
+
+@app.command()
+def sweep(
+    what: Annotated[
+        list[str], typer.Argument(metavar="SWEEP.yaml", help="the sweep, more YAMLs over its base, then key=value")
+    ],
+    as_report: Annotated[bool, typer.Option("--report", help="only tell what there is so far")] = False,
+    as_json: Json = False,
+) -> None:
+    """Ray Tune and Optuna over any fields, scored on val; the same command goes on where it was stopped.
+
+    Each pre-training is trained once, however many trials stand on it. docs/sweeps.md shows one.
+    """
+    from premed.tuning.space import load_sweep
+
+    files = [item for item in what if "=" not in item]
+    if not files:
+        raise UserError("name the sweep's YAML file first")
+    asked = load_sweep(files[0], files[1:], [item for item in what if "=" in item])
+    from premed.cli.live import LiveTable
+    from premed.reporting.sweep import terminal
+    from premed.tuning import sweep as sweeping
+
+    with LiveTable() as show, quiet(as_json):
+        result = sweeping.report(asked) if as_report else sweeping.run(asked, show)
+    tell(result, as_json, terminal.show)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="where phantoms, runs and pictures go")] = Path("demo"),
+    as_json: Json = False,
+) -> None:
+    """Chest X-rays, abdominal CT and brain MRI, made up on the spot: from scratch against MAE, on 2 Ray workers."""
+    from premed.cli import demo as demonstration
+
+    with quiet(as_json):
+        outcomes = demonstration.run(folder.absolute())
+    if not as_json:
+        print(f"pictures: {folder}/pictures\nruns:     PREMED_HOME={os.environ['PREMED_HOME']} premed ui")
+    tell_all(outcomes, as_json)
+
+
+@app.command()
+def compare(
+    task: Annotated[str | None, typer.Option(help="one task [default: all that the store has]")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="NAME", help="what the others are set against [default: none]")
+    ] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(metavar="FIELD", help="may differ between runs, as finetune.lr; may be repeated")
+    ] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(metavar="FIELD=VALUE", help="only runs that have it; may be repeated")
+    ] = None,
+    part: Annotated[str | None, typer.Option(help="test or val [default: test where runs have it]")] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="all numbers, one line per row and class")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="one page: tables, charts, cases, pictures, links to the runs")
+    ] = None,
+    ui: Annotated[
+        str | None, typer.Option(metavar="URL", help="the MLflow UI the page links to [default: the server in use]")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Strategies side by side, over seeds: mean, interval, difference to a baseline, cost, classes.
+
+    Intervals are for a new patient and a new seed; docs/compare.md says what each column means.
+    """
+    if part not in (None, "test", "val"):
+        raise UserError(f"--part {part}: is neither test nor val")
+    from premed.reporting.comparison import compare as comparison
+    from premed.reporting.comparison import page, terminal
+
+    if html is not None:
+        page.refuse(html, ui)
+    with quiet(as_json):
+        store = comparison.store_in_use()
+        selection: dict[str, Any] = {"task": task, "baseline": baseline, "allow": allow or (), "where": where or ()}
+        result = comparison.compare(store, part=part, **selection)
+    if csv is not None:
+        terminal.write_csv(result, csv)
+    if html is not None:
+        page.write(result, store, html, ui)
+    tell(result, as_json, terminal.show)
+
+
+@app.command()
+def predict(
+    reference: Annotated[str, typer.Argument(metavar="RUN", help="a run's id, models:/NAME@best or models:/NAME/3")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="files, folders of them, DICOM series")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="where the answers go")],
+    masks: Annotated[bool, typer.Option("--masks", help="beside each label map, a mask of each region")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="compute on this machine's GPU")] = False,
+    precision: Annotated[str, typer.Option(help="as train.precision: auto, fp32 or bf16")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Segment or classify images that were never seen: NIfTI in each input's own grid, or a CSV of probabilities.
+
+    A bad file is named and left out, the others are done: exit code 1.
+    """
+    from premed.cli.progress import ProgressPrinter
+    from premed.inference import predict as prediction
+    from premed.reporting import console
+
+    with ProgressPrinter() as show, quiet(as_json):
+        told = prediction.run(reference, images, out, show, masks=masks, train=train_of(gpu=gpu, precision=precision))
+    tell(told, as_json, console.show_predictions)
+    if told["failed"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    reference: Annotated[str, typer.Argument(metavar="RUN", help="a run's id, models:/NAME@best or models:/NAME/3")],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="a new folder")],
+    form: Annotated[str, typer.Option("--format", help="safetensors, onnx or monai (a bundle)")],
+    check: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="IMAGE", help="compare onnx and monai with torch on it; may be repeated"),
+    ] = None,
+    part: Annotated[list[str] | None, typer.Option(help="safetensors: this part alone; may be repeated")] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="safetensors: all parts in one file")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a trained network as files that others read, with how to prepare images for it."""
+    from premed.inference import export as exporting
+    from premed.reporting import console
+
+    with quiet(as_json):
+        told = exporting.run(reference, to, form, check=check or (), part=part or (), whole=whole)
+    tell(told, as_json, console.show_export)
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def submit(
+    words: Annotated[
+        list[str], typer.Argument(metavar="COMMAND…", help="a command with all that it is given; `run` may be left out")
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list what would travel, and its size")] = False,
+    address: Annotated[
+        str | None, typer.Option(metavar="URL", help="of the cluster's dashboard [default: $RAY_ADDRESS]")
+    ] = None,
+    env: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="for the job and its workers; may be repeated")
+    ] = None,
+    runtime_env: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="[default: in a checkout cluster/runtime_env.yaml]")
+    ] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="print the job's name and leave")] = False,
+    as_json: Json = False,
+) -> None:
+    """The same command as a Ray job; follows its log and ends with its exit code.
+
+    From the root of a checkout that travels whole (less what .gitignore and .rayignore name); from anywhere else the
+    YAMLs and premed itself, and the cluster must have what premed needs: docs/cluster.md.
+    """
+    from premed.execution import submit as submission
+    from premed.reporting import console
+
+    commands = {str(each.name or each.callback.__name__) for each in app.registered_commands if each.callback} | {
+        "data"
+    }
+    words = submission.command(words, commands)
+    if words[0] == "run":
+        experiments_of([word for word in words[1:] if not word.startswith("-")])  # a mistake need not travel
+    with submission.packed(words, runtime_env, env or ()) as job:
+        if dry_run:
+            tell(submission.upload(job), as_json, console.show_upload)
+            return
+        told = submission.submit(job, address, follow=not no_wait, log=sys.stderr if as_json else sys.stdout)
+    tell(told, as_json, lambda told: print(told["job"]) if no_wait else None)
+    raise typer.Exit(told["exit_code"])
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000,
+) -> None:
+    """The MLflow UI on the store in use."""
+    from premed.paths import home
+
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+    if uri.startswith("http"):
+        print(f"the store in use is a server with its own UI: {uri}")
+        return
+    if uri.startswith("sqlite") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise UserError(f"{uri.removeprefix('sqlite:///')} is not there yet: run something first, or set PREMED_HOME")
+    print(f"http://127.0.0.1:{port}  (Ctrl-C ends it)", file=sys.stderr)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    os.execv(
+        sys.executable, [*command, "--backend-store-uri", uri, "--artifacts-destination", str(home() / "artifacts")]
+    )
+
+
+def main() -> None:
+    """Exit code 0: done; 1: failed midway (what was reached stays); 2: something the user can mend; 130: Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C
+    try:
+        code, told = app(standalone_mode=False) or 0, ""
+    except UserError as error:
+        code, told = 2, str(error)
+    except StageFailed as error:
+        code, told = 1, str(error)
+    except Left as error:
+        code, told = 130, str(error)
+    except KeyboardInterrupt:
+        code, told = 130, ""
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # typer's own: a wrong option, a missing argument
+            raise
+        code, told = 2, error.format_message()  # type: ignore[attr-defined]
+    if code == 130 and not told:
+        told = "stopped; the same command goes on from the last checkpoint"
+    if told:
+        print(f"premed: {told}", file=sys.stderr)
+    if code == 130 and any(thread.name == "premed worker group" for thread in threading.enumerate()):
+        sys.stderr.flush()
+        os._exit(code)  # a thread that is still in Ray's library would crash with the interpreter's end
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""`premed data …`: the commands that look at images and train nothing."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from premed.cli.options import Json, What, experiment_of, quiet, tell
+from premed.data.phantoms.writers import write_chestxray14, write_msd
+from premed.errors import UserError
+
+app = typer.Typer(help="Phantoms, a check of the data, and the prepared cache.", no_args_is_help=True)
+
+
+@app.command()
+def prepare(what: What, as_json: Json = False) -> None:
+    """Build the prepared cache of an experiment's images (all three parts), so that training starts at once."""
+    experiment = experiment_of(what)
+    from premed.cli.progress import ProgressPrinter
+    from premed.execution import runner
+
+    with ProgressPrinter() as show, quiet(as_json):
+        told = runner.prepare(experiment, show)
+    line = f"{told['num_images']} images prepared in {told['where']} ({told['megabytes']:.0f} MB)"
+    tell(told, as_json, lambda _: print(line))
+
+
+@app.command()
+def check(
+    what: What,
+    as_json: Json = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="one page with the findings and a contact sheet")
+    ] = None,
+) -> None:
+    """Find what is wrong with an experiment's images, labels and listings before any training.
+
+    Errors are what a run would refuse or what would make its numbers false: exit code 2. Notes are what one should
+    know: exit code 0. Every image is opened, those of the test part too (unless test=false).
+    """
+    experiment = experiment_of(what)
+    from premed.cli.progress import ProgressPrinter
+    from premed.execution import runner
+    from premed.reporting import console
+
+    with ProgressPrinter() as show, quiet(as_json):
+        told = runner.check(experiment, show, html)
+    tell(told, as_json, console.show_findings)
+    if any(each["num_errors"] for each in (told, *told.get("sources", ()))):
+        raise typer.Exit(2)
+
+
+@app.command()
+def phantom(
+    task: Annotated[str, typer.Argument(help="brats, btcv, chestxray14, images or msd")],
+    folder: Annotated[Path, typer.Argument(help="an empty or new folder")],
+    num: Annotated[int | None, typer.Option(min=1, help="patients or cases [default: the task's]")] = None,
+    seed: int = 0,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=16,
+            help="voxels along an edge [default: brats 96, btcv 128, chestxray14, images 64; msd about 35 × 50 × 36]",
+        ),
+    ] = None,
+    kind: Annotated[str, typer.Option(help="of files, for images: png or dicom (X-rays), nifti (CT volumes)")] = "png",
+) -> None:
+    """Write made-up images in a data set's own layout."""
+    from premed.data.phantoms import abdomen, brain, thorax
+
+    ct, mri = size or 128, size or 96
+    writers: dict[str, Callable[[], object]] = {
+        "brats": lambda: brain.write_brats(folder, num or 20, seed, shape=(mri, mri, mri * 155 // 240)),
+        "btcv": lambda: abdomen.write_btcv(folder, num or 30, seed, shape=(ct, ct, max(ct // 2, 48))),
+        "chestxray14": lambda: write_chestxray14(folder, num or 100, seed, size=size or 64),
+        "images": lambda: thorax.write_images(folder, num or 100, seed, kind, size or 64),
+        "msd": lambda: write_msd(folder, num or 100, seed, shape=(size,) * 3 if size else None),
+    }
+    if task not in writers:
+        raise UserError(f"{task}: there are phantoms for {', '.join(writers)}")
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; name a new folder")
+    writers[task]()
+    print(folder)

@@ -1,0 +1,288 @@
+"""Progress of a command: bars on a terminal, a plain line every few seconds elsewhere."""
+
+import math
+import threading
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import singledispatchmethod
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from premed.events import (
+    CheckpointSaved,
+    CollapseDetected,
+    DataLoadingBottleneck,
+    EvaluationStarted,
+    Event,
+    ExperimentEnded,
+    ExperimentsStarted,
+    GateNotPassed,
+    ImagesChecked,
+    ImageSkipped,
+    ImagesPredicted,
+    ImagesPrepared,
+    MetricsLogged,
+    ModelRegistrationStarted,
+    RayStarting,
+    StageReused,
+    StageStarted,
+    TrainingStarted,
+    WaitingForResources,
+    WaitingForStage,
+    WarningIssued,
+    WeightsImported,
+)
+from premed.reporting.console import score_text
+from premed.training.evaluate import GATE_SHARE
+
+DOING = {
+    "pretrain": "pre-training",
+    "trunk": "pre-training, trunk",
+    "cooldown": "pre-training, cool-down",
+    "import": "importing weights",
+    "finetune": "fine-tuning",
+    "test": "testing",
+}
+EVERY = 10.0  # seconds between two plain lines of the same kind
+
+
+@dataclass
+class Activity:
+    """What one experiment is doing: the kind of its stage, what its bar counts, and when it last had a line."""
+
+    kind: str = ""
+    description: str = ""
+    last_line: float = 0.0
+    task: TaskID | None = None
+
+
+class ProgressPrinter:
+    """An `events.EventHandler` that prints progress on stderr, or on another console.
+
+    Leaving its context ends the bars. Any thread may call it. Lines of one experiment among several begin with its
+    name.
+    """
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(stderr=True, highlight=False)
+        self.lock = threading.RLock()
+        self.experiment, self.activities = "", defaultdict[str, Activity](Activity)
+        self.display: Progress | None = None
+        self.experiments_bar: TaskID | None = None
+
+    def __enter__(self) -> "ProgressPrinter":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.display is not None:
+            self.display.stop()
+        self.display = None
+
+    def __call__(self, event: Event) -> None:
+        with self.lock:
+            self.experiment = event.experiment
+            self.handle(event)
+
+    @property
+    def activity(self) -> Activity:
+        """Of the experiment whose event is handled."""
+        return self.activities[self.experiment]
+
+    def print_line(self, text: str) -> None:
+        console = self.display.console if self.display else self.console
+        console.print(self.named(text), soft_wrap=True, markup=False)
+
+    def named(self, text: str) -> str:
+        return f"[{self.experiment}] {text}" if self.experiment else text
+
+    @singledispatchmethod
+    def handle(self, event: Event) -> None:
+        """Prints what there is to say of an event; of most kinds there is nothing."""
+
+    @handle.register
+    def ray_starting(self, event: RayStarting) -> None:
+        self.print_line("starting Ray")
+
+    @handle.register
+    def experiments_started(self, event: ExperimentsStarted) -> None:
+        self.print_line(f"{event.total} experiments")
+        if self.console.is_terminal:
+            self.experiments_bar = self.bars().add_task("experiments done", total=event.total, note="")
+
+    @handle.register
+    def experiment_ended(self, event: ExperimentEnded) -> None:
+        self.end_bar()
+        done, outcome = f"{event.done}/{event.total} experiments done", event.outcome
+        result = f"FAILED: {outcome['failure']}" if "failure" in outcome else score_text(outcome)
+        self.print_line(f"{result} ({done})")
+        if self.display is not None and self.experiments_bar is not None:
+            self.display.update(self.experiments_bar, completed=event.done)
+
+    @handle.register
+    def images_prepared(self, event: ImagesPrepared) -> None:
+        description = "preparing images"
+        if self.activity.description == description or event.done < event.total:  # else all were in the cache already
+            self.progress(description, event.done, event.total)
+
+    @handle.register
+    def images_checked(self, event: ImagesChecked) -> None:
+        self.progress("checking images", event.done, event.total)
+
+    @handle.register
+    def images_predicted(self, event: ImagesPredicted) -> None:
+        self.progress("predicting", event.done, event.total)
+
+    @handle.register
+    def image_skipped(self, event: ImageSkipped) -> None:
+        self.print_line(f"skipped: {event.reason}")
+
+    @handle.register
+    def stage_started(self, event: StageStarted) -> None:
+        self.end_bar()
+        self.activity.kind = event.kind
+        self.print_line(f"{DOING[event.kind]}: {event.where}")
+
+    @handle.register
+    def stage_reused(self, event: StageReused) -> None:
+        self.end_bar()
+        self.print_line(f"{DOING[event.kind]}: already finished, reused ({event.where})")
+
+    @handle.register
+    def waiting_for_stage(self, event: WaitingForStage) -> None:
+        self.print_line(f"{DOING[event.kind]}: another {event.owner} runs this stage; waiting for its result")
+
+    @handle.register
+    def waiting_for_resources(self, event: WaitingForResources) -> None:
+        self.print_line(f"{DOING[event.kind]} waits for {resources_words(event)}")
+
+    @handle.register
+    def training_started(self, event: TrainingStarted) -> None:
+        going_on = f", going on after step {event.start}" if event.start else ""
+        if event.workers:
+            going_on += f", {event.workers} worker{'s' * (event.workers != 1)}"
+        doing = DOING[self.activity.kind]
+        self.print_line(f"{doing} on {event.num_images} images, {event.num_steps} steps{going_on}")
+        if event.absent_classes:
+            self.print_line(f"no training image shows: {', '.join(event.absent_classes)}")
+
+    @handle.register
+    def weights_imported(self, event: WeightsImported) -> None:
+        changed = "".join(f"; {name}: {how}" for name, how in event.changed.items())
+        dropped = f"; left out: {', '.join(event.dropped)}" if event.dropped else ""
+        self.print_line(f"{event.file}: {event.kept} tensors unchanged{changed}{dropped}")
+
+    @handle.register
+    def evaluation_started(self, event: EvaluationStarted) -> None:
+        self.print_line(f"testing on {event.num_images} images")
+
+    @handle.register
+    def metrics_logged(self, event: MetricsLogged) -> None:
+        metrics = event.metrics
+        if "val/gate" in metrics:
+            self.print_line(gate_words(event.step, metrics["val/loss"], metrics["val/gate"]))
+        elif scores := {name: value for name, value in metrics.items() if name.startswith("val/")}:
+            shown = [f"{name[4:]} {value:.3f}" for name, value in scores.items() if not name.startswith("val/n_")]
+            self.print_line(f"step {event.step}: validation {', '.join(shown)}")
+        else:
+            note = f"loss {metrics['train/loss']:.4f}"
+            self.progress(DOING[self.activity.kind], event.step, event.num_steps, note)
+
+    @handle.register
+    def checkpoint_saved(self, event: CheckpointSaved) -> None:
+        self.print_line(f"step {event.step}: checkpoint saved")
+
+    @handle.register
+    def model_registration_started(self, event: ModelRegistrationStarted) -> None:
+        self.print_line(f"registering the model as {event.name}")
+
+    @handle.register
+    def gate_not_passed(self, event: GateNotPassed) -> None:
+        numbers = f"loss {event.loss:.3f}, a predictor without a network {event.gate:.3f}"
+        self.print_line(
+            f"WARNING: the pre-training did not pass its gate ({numbers}): "
+            "its encoder has learnt little to transfer; train longer, or with smaller patches"
+        )
+
+    @handle.register
+    def collapse_detected(self, event: CollapseDetected) -> None:
+        answer = "the same answer" if event.into == "one" else "a uniform answer"
+        self.print_line(
+            f"WARNING: the pre-training collapsed: its teacher gives all images {answer} (entropy {event.entropy:.2f} "
+            f"of 1, {event.same:.0%} alike): its encoder has learnt little; lower pretrain.lr, or train longer"
+        )
+
+    @handle.register
+    def data_loading_bottleneck(self, event: DataLoadingBottleneck) -> None:
+        self.print_line(f"WARNING: {bottleneck_words(event)}")
+
+    @handle.register
+    def warning_issued(self, event: WarningIssued) -> None:
+        self.print_line(f"WARNING: {event.text}")
+
+    def progress(self, description: str, done: int, total: int, note: str = "") -> None:
+        """A bar on a terminal; a line every `EVERY` seconds elsewhere."""
+        activity = self.activity
+        if description != activity.description:
+            self.end_bar()
+            activity.description, activity.last_line = description, -math.inf
+        if self.console.is_terminal:
+            if activity.task is None:
+                activity.task = self.bars().add_task(self.named(description), total=total, note=note)
+            self.bars().update(activity.task, completed=done, total=total, note=note)
+        elif time.monotonic() - activity.last_line >= EVERY or done == total:
+            activity.last_line = time.monotonic()
+            self.print_line(f"{description}: {done}/{total} {note}".rstrip())
+        if done == total:
+            self.end_bar()
+
+    def bars(self) -> Progress:
+        """The display of all bars; started where there is none."""
+        if self.display is None:
+            parts = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}"),
+            )
+            more = TimeRemainingColumn(), TextColumn("{task.fields[note]}")
+            self.display = Progress(*parts, *more, console=self.console, transient=True)
+            self.display.start()
+        return self.display
+
+    def end_bar(self) -> None:
+        """Removes the bar of the experiment whose event is handled."""
+        activity = self.activity
+        if self.display is not None and activity.task is not None:
+            self.display.remove_task(activity.task)
+            if not self.display.tasks:
+                self.display.stop()
+                self.display = None
+        activity.task, activity.description = None, ""
+
+
+def bottleneck_words(event: DataLoadingBottleneck) -> str:
+    """How much time goes into waiting for images, and the remedy."""
+    waiting, loaders = f"{event.share:.0%} of the time goes into waiting for images", event.suggested_loaders
+    if loaders > event.num_loaders:
+        return f"{waiting}; set train.loaders={loaders} (and train.cpus={loaders + 1}, so that each has a CPU)"
+    remedy = "take fewer workers per node, or put PREMED_HOME on a faster disk"
+    return f"{waiting}; no CPU is left for train.loaders: {remedy}"
+
+
+def resources_words(event: WaitingForResources) -> str:
+    """What a stage needs, and what of it the cluster has."""
+    workers, cpus = event.workers, event.cpus
+    each = f"{workers} worker{'s' * (workers != 1)} of {cpus:g} CPU{'s' * (cpus != 1)}{' and a GPU' * event.gpu}"
+    left = " and ".join(f"{free:g} of {event.total[name]:g} {name}s" for name, free in event.free.items())
+    return f"{each}; the cluster has {left} free"
+
+
+def gate_words(step: int, loss: float, gate: float) -> str:
+    """The validation loss of a pre-training against its gate, in words."""
+    if loss < GATE_SHARE * gate:
+        result = f"past the gate by {1 - loss / gate:.0%}"
+    else:
+        result = "not past it yet: so far no better than the mean patch of each position"
+    return f"step {step}: validation loss {loss:.3f}, gate {gate:.3f}: {result}"

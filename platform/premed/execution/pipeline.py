@@ -1,0 +1,276 @@
+"""One experiment through its stages: each is found or trained, and recorded. It imports neither Ray nor MLflow."""
+
+import hashlib
+import threading
+import traceback
+from collections.abc import Callable, Hashable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, NoReturn
+
+import torch
+
+from premed.config.experiment import Stage
+from premed.config.plugins import plugin
+from premed.config.settings import BLIND, PRETRAINING, Kind
+from premed.config.spec import canonical
+from premed.contracts import Domain
+from premed.data.datamodule import cases, domains, joined
+from premed.errors import LeaseLost, StageFailed, UserError, first_line
+from premed.events import (
+    CollapseDetected,
+    Event,
+    GateNotPassed,
+    StageReused,
+    StageStarted,
+    WaitingForStage,
+    WarningIssued,
+)
+from premed.execution.executor import LocalExecutor
+from premed.execution.preflight import Resolved
+from premed.execution.recorder import ExperimentRecorder
+from premed.execution.scheduler import Ticket
+from premed.execution.session import Session
+from premed.models.network import load_resized
+from premed.paths import home, storage
+from premed.training.checkpoint import CheckpointManager
+from premed.training.schedule import planned
+from premed.training.stage import StageJob, make_objective
+from premed.training.supervised import Supervised
+
+IDENTIFYING = ("import", "finetune")
+"""The kinds of stages whose data distinguish two experiments with the same fields."""
+POLL = 1.0  # seconds between two looks at a stage that another command trains
+
+
+class StagePipeline:
+    """One experiment on its way through its stages. Several may be on theirs at once, a thread each."""
+
+    rehearsing = threading.Lock()  # torch's default device is one for the whole process
+
+    def __init__(self, resolved: Resolved, session: Session, ticket: Ticket, register: bool = True):
+        """register: a fine-tuned network becomes a version of the task's model in MLflow."""
+        self.experiment, self.name, self.session, self.ticket = resolved.experiment, resolved.name, session, ticket
+        self.task, self.tracker, self.executor = resolved.task, session.tracker, session.executor(ticket)
+        self.recorder = ExperimentRecorder(
+            self.experiment, self.task, self.tracker, self.show, ticket.pause, register=register
+        )
+        self.storage, self.cache = storage(self.experiment.train.storage), home() / "cache"
+        self.stages: list[dict[str, Any]] = []
+        """The results of those that are finished so far."""
+        self.jobs: dict[str, StageJob] = {}
+        """Those of the stages so far, by digest."""
+
+    def show(self, event: Event) -> None:
+        """Shows an event with the experiment's name, where the command has several."""
+        self.session.show(replace(event, experiment=self.name))
+
+    def run(self) -> dict[str, Any]:
+        """The outcome: task, strategy, name of the score, MLflow run, and each stage's result."""
+        self.recorder.open(self.identity())
+        try:
+            parent: Stage | None = None
+            for stage in self.experiment.stages(self.fingerprint):
+                self.stages.append(self.find_or_train(stage, parent))
+                if stage.kind in BLIND:
+                    self.recorder.pretrain_run = self.stages[-1]["run_id"]
+                parent = stage
+            self.recorder.close(self.stages)
+        except Exception as error:
+            self.recorder.fail("FAILED", first_line(error))
+            raise
+        except BaseException:  # Ctrl-C
+            self.recorder.fail("KILLED")
+            raise
+        about = {"task": self.task.name, "strategy": self.experiment.strategy, "score": self.task.score}
+        return about | {"run_id": self.recorder.run_id, "stages": self.stages}
+
+    def identity(self) -> str:
+        """The fingerprints of the experiment's data. A pre-training without sources of its own adds no images."""
+        others = PRETRAINING if self.experiment.pretrain and self.experiment.pretrain.sources else ()
+        kinds: list[Kind] = [kind for kind in self.experiment.kinds if kind in (*IDENTIFYING, *others)]
+        return " ".join(dict.fromkeys(self.fingerprint(kind) for kind in kinds))
+
+    def domains(self, stage: Stage) -> list[Domain]:
+        """The data sets of a stage."""
+        return domains(stage, self.session.tasks)
+
+    def fingerprint(self, kind: Kind) -> str:
+        """What identifies a stage's data: images; or weights, made to fit the task's channels and values."""
+        if kind != "import":
+            return joined([self.session.fingerprint(each.task, kind) for each in self.experiment.origins(kind)])
+        content = plugin("pretext", self.experiment.pretext).content(self.experiment.pretext)
+        made = canonical([content, self.task.channels, self.task.recipe.digest()])
+        return f"weights:{hashlib.sha256(made.encode()).hexdigest()}"
+
+    def find_or_train(self, stage: Stage, parent: Stage | None) -> dict[str, Any]:
+        """The stage's result, or its failure: this experiment's own, or another's of this command."""
+        job = StageJob(stage, parent, self.experiment.train, self.storage, self.cache)
+        self.jobs[stage.digest()] = job
+        result, ours = self.once(job, (stage.digest(), self.storage), partial(self.obtain, job))
+        if ours:
+            return result
+        self.show(StageReused(stage.kind, result["where"]))
+        return result | {"reused": True}
+
+    def once(self, job: StageJob, key: Hashable, function: Callable[[], Any]) -> tuple[Any, bool]:
+        """The result of `function`, and whether it was called here: once for all experiments of this command."""
+
+        def on_wait() -> None:
+            self.wait(job.stage.kind, "experiment")
+            if job.stage.kind in PRETRAINING:
+                self.rehearse()
+
+        return self.session.results(key, function, on_wait, self.ticket.pause)
+
+    def wait(self, kind: Kind, owner: Literal["experiment", "command"]) -> None:
+        """Another experiment or command trains the stage: this one keeps no workers meanwhile."""
+        self.executor.release()
+        self.show(WaitingForStage(kind, owner))
+
+    def obtain(self, job: StageJob, resumable: bool = False) -> dict[str, Any]:
+        """The result that is there, or another command's once it is done, or a new one.
+
+        resumable: only one with its last checkpoint, from which the next segment of a trunk continues.
+        """
+        kind, digest, waiting = job.stage.kind, job.stage.digest(), False
+        while (result := self.find(job, resumable)) is None:
+            if self.tracker.acquire(digest):
+                try:  # whoever held the lease may just have ended
+                    return self.find(job, resumable) or (None if resumable else self.restore(job)) or self.train(job)
+                except LeaseLost as error:
+                    self.show(WarningIssued(f"{kind}: {error}"))
+                finally:
+                    self.tracker.release(digest)
+            if not waiting:
+                self.wait(kind, "command")
+            waiting = True
+            self.ticket.pause(POLL)
+        return result
+
+    def regain(self, job: StageJob) -> None:
+        """Trains a segment of a trunk again where its last checkpoint is gone, which MLflow does not keep."""
+        if not CheckpointManager(job.stage_storage).steps():
+            self.show(WarningIssued(f"{job.stage_storage.where}: its state is gone, so it is trained again"))
+            key = job.stage.digest(), self.storage, "resumable"
+            self.once(job, key, partial(self.obtain, job, resumable=True))
+
+    def find(self, job: StageJob, resumable: bool = False) -> dict[str, Any] | None:
+        """The result of a stage that is finished in storage and in MLflow."""
+        result = job.stage_storage.get_json("result.json")
+        if resumable and not CheckpointManager(job.stage_storage).steps():
+            return None
+        run_id = self.tracker.finished_run(job.stage.digest(), job.stage.kind) if result else None
+        return self.reused(job, run_id, result) if result and run_id else None
+
+    def restore(self, job: StageJob) -> dict[str, Any] | None:
+        """The result of a stage that is finished in one of the two: storage was cleaned, or MLflow is another one."""
+        stage, stage_storage = job.stage, job.stage_storage
+        result = stage_storage.get_json("result.json")
+        run_id = self.tracker.finished_run(stage.digest(), stage.kind)
+        if result is None and run_id is not None:
+            with TemporaryDirectory() as folder:
+                if self.tracker.download(run_id, folder, stage.kind not in ("import", "trunk")):
+                    files = [path for path in Path(folder).rglob("*") if path.is_file()]
+                    files.sort(key=lambda path: path.name == "result.json")  # last, as it marks the stage as finished
+                    for path in files:
+                        stage_storage.put(path.relative_to(folder).as_posix(), path.read_bytes())
+            result = stage_storage.get_json("result.json")
+        if result is None:
+            return None
+        if run_id is None:
+            run_id = self.recorder.open_stage(stage, self.domains(stage))
+            self.recorder.record(job, run_id, result)
+        return self.reused(job, run_id, result)
+
+    def reused(self, job: StageJob, run_id: str, result: dict[str, Any]) -> dict[str, Any]:
+        self.show(StageReused(job.stage.kind, job.stage_storage.where))
+        self.recorder.register(job, run_id, result)  # a sweep, which registers none, may have trained it
+        return self.done(job, run_id, result, reused=True)
+
+    def done(self, job: StageJob, run_id: str, result: dict[str, Any], reused: bool) -> dict[str, Any]:
+        if (gate := result.get("gate")) and not gate["passed"]:
+            self.show(GateNotPassed(gate["loss"], gate["gate"]))
+        if collapse := result.get("collapse"):
+            self.show(CollapseDetected(**collapse))
+        return {"run_id": run_id, "reused": reused, "where": job.stage_storage.where} | result
+
+    def train(self, job: StageJob) -> dict[str, Any]:
+        """Runs the stage and records its result."""
+        kind, stage_storage = job.stage.kind, job.stage_storage
+        if kind in PRETRAINING:
+            self.rehearse()
+        if job.trunk_storage:
+            self.regain(self.jobs[job.stage.parent or ""])
+        run_id = self.recorder.open_stage(job.stage, self.domains(job.stage), job.trunk_storage)
+        self.show(StageStarted(kind, stage_storage.where))
+        for name in ("failure.json", "result.json"):  # of an earlier try; of a segment whose state is gone
+            if stage_storage.get(name):
+                stage_storage.remove(name)
+        try:
+            self.execute(job, run_id)
+        except Exception as error:
+            if self.tracker.lease_lost(job.stage.digest()):  # the run is that command's now
+                raise LeaseLost(str(error)) from None
+            if stage_storage.get("failure.json"):
+                return self.refuse(job, run_id)
+            if isinstance(error, UserError):  # a node's fault, not the stage's
+                self.recorder.end(run_id, "FAILED", {"premed.failure": str(error)})
+                raise
+            stage_storage.put("traceback.txt", traceback.format_exc().encode())
+            message = f"{first_line(error)} ({stage_storage.where}/traceback.txt has the whole story)"
+            self.recorder.end(run_id, "FAILED", {"premed.failure": message})
+            raise StageFailed(f"{kind}: {message}; the same command goes on from the last checkpoint") from error
+        except BaseException:  # Ctrl-C
+            self.recorder.end(run_id, "KILLED")
+            raise
+        result = stage_storage.get_json("result.json")
+        if result is None:
+            self.refuse(job, run_id)
+        self.recorder.record(job, run_id, result)
+        return self.done(job, run_id, result, reused=False)
+
+    def execute(self, job: StageJob, run_id: str) -> None:
+        """Runs the stage on the executor; an import in this process, where its file is."""
+        if job.stage.kind == "import":
+            LocalExecutor(self.session.tasks, self.ticket.pause).run_stage(job, self.show)
+            return
+        events = self.session.stage_events(run_id, job.stage.kind, self.name)
+        try:
+            self.executor.run_stage(job, events, self.ticket.report if job.stage.kind == "finetune" else None)
+        finally:
+            self.session.relay()
+
+    def refuse(self, job: StageJob, run_id: str) -> NoReturn:
+        """Records and raises why the workers ended without a result: `failure.json` has the reason, if they knew it."""
+        failure = job.stage_storage.get_json("failure.json")
+        message = failure["message"] if failure else f"the workers ended without a result in {job.stage_storage.where}"
+        self.recorder.end(run_id, "FAILED", {"premed.failure": message})
+        if failure and failure["kind"] == "UserError":
+            raise UserError(message)
+        raise StageFailed(f"{job.stage.kind}: {message}")
+
+    def rehearse(self) -> None:
+        """Builds all networks without memory for their weights, so that mistakes in later stages are raised at once."""
+        for stage in self.experiment.stages(lambda kind: ""):
+            if stage.kind == "trunk":
+                planned(stage, [len(cases(stage, domain.task)[0]) for domain in self.domains(stage)])
+        pretrained = None
+        with self.rehearsing, torch.device("meta"):
+            for stage in self.experiment.stages(lambda kind: ""):
+                job = StageJob(stage, None, self.experiment.train, "", self.cache)
+                objective, _ = make_objective(job, self.domains(stage))
+                encoder = objective.parts["encoder"]
+                if isinstance(objective, Supervised):
+                    objective.network(torch.zeros(1, self.task.channels, *self.task.roi))
+                    self.refuse_misfit(pretrained, encoder)
+                pretrained = encoder
+
+    def refuse_misfit(self, pretrained: Any, encoder: Any) -> None:
+        """Raises UserError where the pre-trained encoder does not fit the task's, whose images have another shape."""
+        try:
+            load_resized(encoder, pretrained.state_dict(), pretrained.grid)
+        except UserError as error:
+            raise UserError(f"pretrain.sources: their encoder does not suit {self.task.name}: {error}") from None

@@ -1,0 +1,110 @@
+"""Before anything starts: paths settled, tasks built, names chosen, and experiments that cannot work refused."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from premed.config.expand import told_apart
+from premed.config.experiment import Experiment
+from premed.config.transforms import Augment
+from premed.contracts import Task
+from premed.data.check import refuse
+from premed.data.datamodule import Tasks
+from premed.errors import UserError
+from premed.paths import storage
+from premed.training.import_weights import foresee
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """An experiment whose folders are absolute paths."""
+
+    experiment: Experiment
+    tasks: Tasks
+    """All tasks of the command."""
+    name: str
+    """What messages call it: what differs from the command's other experiments. Empty where it is the only one."""
+
+    @property
+    def task(self) -> Task:
+        return self.tasks(self.experiment.task)
+
+
+def resolve(experiments: Sequence[Experiment], tasks: Tasks | None = None) -> list[Resolved]:
+    """The experiments with their paths settled, their tasks and their names.
+
+    Builds each task once, in `tasks` where some are built already. UserError where a data set is not there, or an
+    augmentation is for images of another number of dimensions.
+    """
+    tasks = tasks or Tasks()
+    experiments = [settled(experiment, tasks) for experiment in experiments]
+    names = told_apart(experiments, [tasks(experiment.task).name for experiment in experiments])
+    return [Resolved(experiment, tasks, name) for experiment, name in zip(experiments, names, strict=True)]
+
+
+def settled(experiment: Experiment, tasks: Tasks) -> Experiment:
+    """The experiment with the folders of its data as absolute paths, so that every worker looks in the same place."""
+    finetune, pretrain = experiment.finetune, experiment.pretrain
+    refuse_misfits(tasks(experiment.task), finetune.augment, "finetune.augment")
+    changed: dict[str, Any] = {"task": tasks.settled(experiment.task)}
+    if pretrain is not None and pretrain.sources:
+        sources = []
+        for number, source in enumerate(pretrain.sources):
+            where = f"pretrain.sources.{number}.augment" if source.augment else "pretrain.augment"
+            refuse_misfits(tasks(source.task), source.augment or pretrain.augment, where)
+            sources.append(source.model_copy(update={"task": tasks.settled(source.task)}))
+        changed["pretrain"] = pretrain.model_copy(update={"sources": tuple(sources)})
+    elif pretrain is not None:
+        refuse_misfits(tasks(experiment.task), pretrain.augment, "pretrain.augment")
+    return experiment.model_copy(update=changed)
+
+
+def refuse_misfits(task: Task, augment: Augment, where: str) -> None:
+    """Raises UserError for an augmentation (of the field `where`) of images with another number of dimensions."""
+    for field in augment.misfits(task.dims):
+        kind = "pictures" if task.dims == 3 else "volumes"
+        raise UserError(f"{where}.{field}: is for {kind}, which {task.name} has not; leave it out")
+
+
+def validate(resolved: Sequence[Resolved]) -> None:
+    """Raises UserError for all that can be found wrong before Ray starts and any image is read."""
+    checked: list[tuple[Any, bool, bool]] = []
+    for each in resolved:
+        experiment = each.experiment
+        own = (experiment.task, experiment.test, False)
+        for task in (own, *((config, False, True) for config in other_tasks(experiment))):
+            if task not in checked:
+                config, *how = task
+                refuse(each.tasks(config), *how)
+                checked.append(task)
+        refuse_leaks(experiment, each.tasks)
+        foresee(experiment, each.tasks)
+        storage(experiment.train.storage)
+
+
+def other_tasks(experiment: Experiment) -> list[Any]:
+    """The configurations of the tasks beside its own that its pre-training learns from."""
+    configs = [origin.task for origin in experiment.origins(experiment.kinds[0])]
+    return [config for number, config in enumerate(configs) if config not in (experiment.task, *configs[:number])]
+
+
+def refuse_leaks(experiment: Experiment, tasks: Tasks) -> None:
+    """Raises UserError where the pre-training would learn from images that the task keeps for val or test.
+
+    Another data set in the task's own folder, split with another seed, would show them.
+    """
+    own = tasks(experiment.task)
+
+    def images(task: Task) -> dict[tuple[str, ...], str]:
+        """The names of its images, by their files' places in the folder."""
+        root = str(task.root)
+        return {tuple(str(path).removeprefix(root) for path in case.image): case.name for case in task.images()}
+
+    for config in other_tasks(experiment):
+        other = tasks(config)
+        if other.root.resolve() == own.root.resolve() and (leaked := images(other).keys() - images(own).keys()):
+            name = images(other)[min(leaked)]
+            raise UserError(
+                f"pretrain.sources: {other.name} shows {name} (and {len(leaked) - 1} more), which the task "
+                "keeps for val or test; split both alike"
+            )

@@ -1,0 +1,301 @@
+"""What an experiment records in MLflow: a run of its own, its fine-tuning and test as child runs, and their results.
+
+A pre-training has no parent run, for many experiments may share it: they, their fine-tunings and their tests name it
+in the tag `pretrain_run`; on a trunk that is the cool-down's, and the experiment names the segments before it in
+`trunk_<epochs>_run`. A run has one writer at a time: the holder of the lease of its digest, until its end is delivered.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from premed.config.expand import title
+from premed.config.experiment import Experiment, Stage
+from premed.config.settings import BLIND, PRETRAINING, TRUNK, Kind, Pretrain, Train
+from premed.contracts import Domain, Task
+from premed.data.datamodule import cases, domains
+from premed.errors import StageFailed
+from premed.events import EventHandler, ModelRegistrationStarted, WarningIssued
+from premed.paths import home, portable
+from premed.tracking.tracker import Tracker
+from premed.training.stage import StageJob, make_objective
+from premed.training.storage import StageStorage
+
+DOING: dict[Kind, str] = {
+    "pretrain": "pre-training",
+    "trunk": "trunk",
+    "cooldown": "cool-down",
+    "import": "weights",
+    "finetune": "fine-tuning",
+    "test": "test",
+}
+REGISTERING = threading.Lock()  # torch exports one network at a time; more would only occupy the tracker's threads
+CONTEXTS = {"images": "training", "train": "training", "val": "validation", "test": "testing"}
+
+
+class ExperimentRecorder:
+    """Records one experiment in MLflow, through the tracker."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        task: Task,
+        tracker: Tracker,
+        on_event: EventHandler,
+        pause: Callable[[float], None] = time.sleep,
+        register: bool = True,
+    ):
+        """register: a fine-tuned network becomes a version of the task's model."""
+        self.experiment, self.task, self.tracker, self.on_event = experiment, task, tracker, on_event
+        self.pause, self.registers = pause, register
+        self.run_id, self.digest = "", ""
+        self.writing = False
+        self.pretrain_run: str | None = None  # the run of the pre-training that the experiment starts from, once known
+        self.copies: dict[str, list[str]] = {}  # by run: folders of copied files that MLflow has not read yet
+
+    # ---- the experiment's own run
+
+    def open(self, data: str) -> None:
+        """Finds or creates the experiment's run on that data. A finished one stays as it is until there are results."""
+        self.digest = hashlib.sha256(f"{self.experiment.digest()} {data}".encode()).hexdigest()
+        tags = self.tags("experiment") | {"seed": str(self.experiment.finetune.seed)}
+        key = self.task.name, self.digest, "experiment"
+        run_id = self.tracker.newest_run(*key)
+        if run_id is None:
+            with self.exclusive():
+                if (run_id := self.tracker.newest_run(*key)) is None:
+                    name, params = title(self.experiment), tree(self.experiment)
+                    run_id = self.tracker.open_run(self.task.name, name, self.digest, "experiment", None, tags, params)
+                    self.writing = True
+        self.run_id = run_id
+
+    def close(self, stages: list[dict[str, Any]]) -> None:
+        """Records scores and the resolved YAML on the experiment's run, unless they are there, and ends it."""
+        tags = {f"{name_of(result)}_run": result["run_id"] for result in stages}
+        tags |= {"pretrain_run": self.pretrain_run} if self.pretrain_run else {}
+        if self.tracker.finished_with(self.run_id, tags):
+            return
+        with self.exclusive():
+            if self.tracker.finished_with(self.run_id, tags):
+                return
+            self.tracker.reopen_run(self.run_id)
+            self.tracker.set_tags(self.run_id, tags)
+            self.tracker.log_rows(self.run_id, [row(0, totals(stages))])
+            folder = home() / "outbox" / self.run_id
+            self.copies[self.run_id] = [folder.name]
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "experiment.yaml").write_text(yaml.safe_dump(tree(self.experiment), sort_keys=False))
+            self.tracker.log_files(self.run_id, str(folder / "experiment.yaml"))
+            self.end(self.run_id, "FINISHED")
+
+    def fail(self, status: str, reason: str = "") -> None:
+        """Ends the experiment's run early, with the reason, where this command has written to it."""
+        if self.writing:
+            self.end(self.run_id, status, {"premed.failure": reason} if reason else None)
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Holds the lease of the experiment's run: nobody else creates or ends it."""
+        while not self.tracker.acquire(self.digest):
+            self.pause(0.2)
+        try:
+            yield
+        finally:
+            self.tracker.release(self.digest)
+
+    # ---- its stages
+
+    def open_stage(self, stage: Stage, data_sets: Sequence[Domain], trunk: StageStorage | None = None) -> str:
+        """The id of the stage's run: the unfinished one is reopened, else a new one starts.
+
+        trunk: the segment that the stage goes on from, whose curve comes first.
+        """
+        seed = stage.training and stage.training.seed  # type: ignore[attr-defined]
+        if not self.writing:
+            self.tracker.reopen_run(self.run_id)
+            self.writing = True
+        if stage.kind in BLIND:  # others may share it
+            seeded = "" if seed is None else f" seed {seed}"
+            on_trunk = isinstance(stage.training, Pretrain) and stage.training.trunk
+            length = f" {stage.training.epochs} epochs" if on_trunk else ""  # type: ignore[union-attr]
+            name, parent = f"{self.experiment.strategy} {DOING[stage.kind]}{length}{seeded}", None
+        else:
+            name, parent = f"{title(self.experiment)} {DOING[stage.kind]}", self.run_id
+        # the first three are tags: as parameters they would crowd the UI's comparisons
+        hidden: Any = {"kind": True, "parent": True, "data": True, "task": {"root"}, "pretext": {"weights"}}
+        if isinstance(stage.training, Pretrain):
+            places = {} if stage.training.sources is None else {"sources": {"__all__": {"task": {"root"}}}}
+            hidden |= {"training": places | dict.fromkeys(stage.training.unsaid(), True)}
+        params = {"stage": stage.model_dump(mode="json", exclude=hidden)}
+        tags = self.tags(stage.kind) | ({} if seed is None else {"seed": str(seed)})
+        tags |= {"compute": resources_of(self.experiment.train)}
+        tags |= {"premed.data": stage.data, "premed.parent_digest": stage.parent or ""}
+        run_id = self.tracker.open_run(self.task.name, name, stage.digest(), stage.kind, parent, tags, params)
+        if stage.training is not None:  # an import has no images
+            self.tracker.log_datasets(run_id, self.datasets(stage, data_sets))
+        if trunk:  # before the stage's own points: MLflow takes them in order
+            self.tracker.log_rows(run_id, curve_of(trunk))
+        return run_id
+
+    def tags(self, kind: str) -> dict[str, str]:
+        experiment, pretrain = self.experiment, self.experiment.pretrain
+        tags = {"task": self.task.name, "strategy": experiment.strategy, "stage": kind}
+        tags |= {"encoder": experiment.encoder.name}
+        if kind in BLIND:  # it has neither labels nor a head
+            return tags
+        tags |= {"head": experiment.finetune.head.name, "label_fraction": f"{experiment.finetune.label_fraction:g}"}
+        tags |= {"score": self.task.score} | ({"pretrain_run": self.pretrain_run} if self.pretrain_run else {})
+        trained = pretrain and experiment.kinds[0] in PRETRAINING
+        return tags | ({"pretrain_seed": str(pretrain.seed)} if pretrain and trained else {})
+
+    def datasets(self, stage: Stage, data_sets: Sequence[Domain]) -> list[dict[str, Any]]:
+        """An entry for each part of each data set; where there are several data sets, they share one digest."""
+        parts = [part.split(":") for part in stage.data.split(" ")]
+        return [
+            {
+                "name": f"{task.name} {name}",
+                "digest": digest[:32],
+                "context": CONTEXTS[name],
+                "source": portable(task.root),
+                "num_cases": len(part),
+            }
+            for task, _, _ in data_sets
+            for (name, digest), part in zip(
+                parts, [task.split("test")] if stage.kind == "test" else cases(stage, task), strict=True
+            )
+        ]
+
+    def record(self, job: StageJob, run_id: str, result: dict[str, Any]) -> None:
+        """Records a finished stage: curve, scores, pictures, weights, cost and, of a fine-tuning, the model."""
+        storage, tracker = job.stage_storage, self.tracker
+        folder = local_copy(storage)
+        if not storage.local:
+            self.copies[run_id] = [folder.name]
+        if curve := curve_of(storage):
+            tracker.log_rows(run_id, curve)
+        tracker.log_rows(run_id, [row(result.get("num_steps", 0), numbers_of(result))])
+        if scores := storage.get_json("scores.json"):  # an import and a trunk have none
+            tracker.log_scores(run_id, scores)
+        for name in ("pictures", "parts"):
+            if (folder / name).is_dir():
+                tracker.log_files(run_id, str(folder / name), name)
+        for name in ("result.json", "curve.jsonl", "constant.json"):
+            if (folder / name).is_file():
+                tracker.log_files(run_id, str(folder / name))
+        tracker.set_tags(run_id, {"premed.where": portable_place(storage)})
+        self.register(job, run_id, result)
+        self.end(run_id, "FINISHED")
+
+    def register(self, job: StageJob, run_id: str, result: dict[str, Any]) -> None:
+        """Registers a fine-tuned network as a version of the task's model, once; `best` has the highest val score."""
+        import numpy as np
+
+        if job.stage.kind != "finetune" or not self.registers:
+            return
+        try:
+            card = job.stage_storage.get_json("parts/card.json")
+            if card is None or self.tracker.is_registered(run_id) is not False:  # no card: storage was cleaned
+                return
+            self.on_event(ModelRegistrationStarted(self.task.name))
+            # loaded as a test stage does it: the parts that validation picked
+            stage = job.stage.model_copy(update={"kind": "test"})
+            loading = StageJob(stage, job.stage, job.train, job.storage, job.cache)
+            objective, _ = make_objective(loading, domains(stage, lambda config: self.task))
+            example = np.zeros((2, self.task.channels, *self.task.roi), np.float32)
+            score = result["summary"].get(f"val/{self.task.score}", float("-inf"))
+            with REGISTERING:
+                self.pause(0)  # the command may have been stopped meanwhile
+                self.tracker.register_model(run_id, self.task.name, objective.network, example, score, card)
+        except StageFailed as error:
+            self.on_event(WarningIssued(f"the model was not registered: {error}"))
+
+    def end(self, run_id: str, status: str, tags: dict[str, str] | None = None) -> None:
+        """Ends a run, and waits a while until that is delivered; then copied files are removed."""
+        if tags:
+            self.tracker.set_tags(run_id, tags)
+        self.tracker.finish(run_id, status)
+        if self.tracker.wait_delivered(run_id):
+            for name in self.copies.pop(run_id, []):
+                shutil.rmtree(home() / "outbox" / name, ignore_errors=True)
+
+
+def row(step: int, metrics: dict[str, float]) -> dict[str, Any]:
+    return {"step": step, "time": int(time.time() * 1000), "metrics": metrics}
+
+
+def numbers_of(result: dict[str, Any]) -> dict[str, float]:
+    """The metrics of a stage's result; those of each class are in its files only."""
+    numbers = {name: value for name, value in result["summary"].items() if name.count("/") == 1}
+    numbers |= {"seconds": result["seconds"], "peak_memory_mb": result["peak_memory_mb"]}
+    if result["kind"] == "test":
+        numbers |= {"test/low": result["interval"][0], "test/high": result["interval"][1]}
+        numbers |= {"test/constant": result["constant"]}
+    # the curve has a point at the last step already: the summary of the best weights goes by other names
+    return {(f"best/{name}" if name.startswith("val/") else name): value for name, value in numbers.items()}
+
+
+def resources_of(train: Train) -> str:
+    """What a stage computes on: `2 CPU`, `4 GPU`."""
+    workers = max(train.most, 1)  # where their number changes, at the most
+    return f"{workers} GPU" if train.gpu else f"{workers * train.cpus:g} CPU"
+
+
+def totals(stages: list[dict[str, Any]]) -> dict[str, float]:
+    """The scores and seconds of all stages, for the experiment's run."""
+    numbers: dict[str, float] = {}
+    for result in stages:
+        name = "pretrain" if result["kind"] in PRETRAINING else result["kind"]
+        prefix = "pretrain_" if name == "pretrain" else ""
+        scores = {f"{prefix}{score}": value for score, value in result["summary"].items() if score.count("/") == 1}
+        numbers |= scores | {f"{name}_seconds": numbers.get(f"{name}_seconds", 0.0) + result["seconds"]}
+    return numbers
+
+
+def name_of(result: dict[str, Any]) -> str:
+    """What the experiment's tags call a stage, by its result."""
+    if result["kind"] == "trunk":
+        return f"{TRUNK}{result['epochs']}"
+    return "pretrain" if result["kind"] in PRETRAINING else result["kind"]
+
+
+def curve_of(storage: StageStorage) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (storage.get("curve.jsonl") or b"").splitlines()]
+
+
+def local_copy(storage: StageStorage) -> Path:
+    """The folder of a stage's files on this machine: its storage, or a copy that stays until MLflow has read it."""
+    if storage.local:
+        return Path(storage.where)
+    folder = home() / "outbox" / Path(storage.where).name
+    for name in storage.names():
+        content = None if name.startswith(("checkpoints/", "best/", "snapshots/")) else storage.get(name)
+        if content is not None:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+    return folder
+
+
+def portable_place(storage: StageStorage) -> str:
+    """Where a stage's files are, as a run records it: ${PREMED_HOME}/… where they lie there, so that it can move."""
+    inside = storage.local and Path(storage.where).is_relative_to(home())
+    return os.path.join("${PREMED_HOME}", os.path.relpath(storage.where, home())) if inside else storage.where
+
+
+def tree(experiment: Experiment) -> dict[str, Any]:
+    """The resolved experiment as JSON, its data root (and a file of weights) as ${PREMED_DATA}/…."""
+    fields = experiment.model_dump(mode="json")
+    sources = (fields["pretrain"] or {}).get("sources") or []
+    places = [(fields["task"], "root"), (fields["pretext"], "weights"), *((each["task"], "root") for each in sources)]
+    for part, field in places:
+        if part.get(field):
+            part[field] = portable(Path(part[field]))
+    return fields

@@ -1,0 +1,139 @@
+"""Experiments from the first stage to the outcome, one or many at once; and what is done with their data alone."""
+
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from premed.config.experiment import Experiment
+from premed.data.check import Check
+from premed.data.datamodule import DataModule
+from premed.errors import StageFailed, UserError, first_line
+from premed.events import EventHandler, ExperimentEnded, ExperimentsStarted, ImagesChecked, WarningIssued
+from premed.execution.cluster import parallel_map
+from premed.execution.pipeline import StagePipeline
+from premed.execution.preflight import Resolved, other_tasks, resolve, validate
+from premed.execution.scheduler import Ticket
+from premed.execution.session import Session, session
+from premed.paths import home
+from premed.reporting import data_check
+
+
+def run(experiment: Experiment, show: EventHandler) -> dict[str, Any]:
+    """Runs the stages that have no result yet, and returns the outcome: stages, scores, and where they are."""
+    (resolved,) = resolve([experiment])
+    validate([resolved])
+    with session([resolved.experiment.train], resolved.tasks, show) as here:
+        return StagePipeline(replace(resolved, name=""), here, Ticket(0, here.pause)).run()
+
+
+def run_all(experiments: Sequence[Experiment], show: EventHandler) -> list[dict[str, Any]]:
+    """Runs all experiments with one Ray and one tracker, as many at once as there is room for.
+
+    Returns their outcomes in the order given. One that fails says why (`failure`) and stops no other. A pre-training
+    that several need is trained once. Without Ray (the first one's `train.workers` is 0) they run one after the other.
+    """
+    resolved = resolve(experiments)
+    validate(resolved)
+    with session([each.experiment.train for each in resolved], resolved[0].tasks, show) as here:
+        show(ExperimentsStarted(len(resolved)))
+        batch = ExperimentBatch(resolved, here)
+        return batch.at_once() if here.concurrent else batch.one_by_one()
+
+
+class ExperimentBatch:
+    """The experiments of one command."""
+
+    def __init__(self, experiments: Sequence[Resolved], session: Session):
+        self.experiments, self.session = experiments, session
+        self.ended, self.counting = 0, threading.Lock()
+
+    def in_order(self) -> list[int]:
+        """Those with a pre-training first, because others may wait for it."""
+        numbers = range(len(self.experiments))
+        return sorted(numbers, key=lambda number: self.experiments[number].experiment.pretrain is None)
+
+    def one_by_one(self) -> list[dict[str, Any]]:
+        outcomes = {number: self.attempt(number) for number in self.in_order()}
+        return [outcomes[number] for number in range(len(outcomes))]
+
+    def at_once(self) -> list[dict[str, Any]]:
+        """A thread each. One starts when the one before is in line or waits, so that the line is in order."""
+        outcomes: dict[int, Future] = {}
+        with ThreadPoolExecutor(len(self.experiments), "premed experiment") as pool:
+            try:
+                for number in self.in_order():
+                    queued = threading.Event()
+                    outcomes[number] = pool.submit(self.attempt, number, queued.set)
+                    queued.wait()
+                return [outcomes[number].result() for number in range(len(self.experiments))]
+            except BaseException:  # Ctrl-C: the threads end, too
+                self.session.stopped.set()
+                raise
+
+    def attempt(self, number: int, on_queued: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """One experiment's outcome, or why it failed. on_queued: called once it is in line, waits or has ended."""
+        resolved = self.experiments[number]
+        experiment, task = resolved.experiment, resolved.task
+        pipeline = StagePipeline(resolved, self.session, Ticket(number, self.session.pause, on_queued=on_queued))
+        outcome = {
+            "name": resolved.name,
+            "task": task.name,
+            "strategy": experiment.strategy,
+            "label_fraction": experiment.finetune.label_fraction,
+            "seed": experiment.finetune.seed,
+            "score": task.score,
+            "stages": [],
+        }
+        try:
+            outcome |= pipeline.run()
+        except (UserError, StageFailed) as error:
+            outcome |= {"run_id": pipeline.recorder.run_id, "failure": str(error)}
+        except Exception as error:  # a bug: its traceback is shown
+            pipeline.show(WarningIssued(traceback.format_exc()))
+            outcome |= {"run_id": pipeline.recorder.run_id, "failure": f"{type(error).__name__}: {first_line(error)}"}
+        finally:
+            pipeline.executor.release()
+        with self.counting:
+            self.ended += 1
+            pipeline.show(ExperimentEnded(self.ended, len(self.experiments), outcome))
+        return outcome
+
+
+def prepare(experiment: Experiment, show: EventHandler) -> dict[str, Any]:
+    """Prepares the images of an experiment's stages (those of the test part too, unless `test` is false)."""
+    (resolved,) = resolve([experiment])
+    experiment, files = resolved.experiment, set[Path]()
+    with parallel_map(experiment.train, show) as mapper:
+        for kind in experiment.kinds:
+            for origin in experiment.origins(kind) if kind != "import" else ():  # weights are no images
+                data = DataModule(resolved.tasks(origin.task), mapper, show)
+                data.fingerprint(kind)  # prepares them
+                files |= data.files
+    megabytes = sum(path.stat().st_size for path in files if path.is_file()) / 1e6  # else in other nodes' caches
+    return {"where": str(home() / "cache"), "num_images": len(files), "megabytes": megabytes}
+
+
+def check(experiment: Experiment, show: EventHandler, html: Path | None = None) -> dict[str, Any]:
+    """What is wrong with an experiment's data (the test part too, unless `test` is false); `html`: as a page, too.
+
+    What its pre-training names beside its own is under `sources`, and not on the page.
+    """
+    if html is not None and not html.absolute().parent.is_dir():
+        raise UserError(f"{html}: there is no such folder to write it into; make it")
+    checked = Check(experiment.task, experiment.test)
+    sources = [Check(config, test=False) for config in other_tasks(experiment)]
+    jobs = [job for each in (checked, *sources) for job in each.jobs]
+    with parallel_map(experiment.train, show) if jobs else nullcontext() as mapper:
+        for each in (checked, *sources):
+            each.open_images(mapper, lambda done, total: show(ImagesChecked(done, total)))
+        if html is not None:
+            try:
+                html.write_text(data_check.page(checked, mapper), encoding="utf-8")
+            except OSError as error:
+                raise UserError(f"{html}: cannot be written ({error.strerror}); name another file") from None
+    return checked.outcome() | ({"sources": [source.outcome() for source in sources]} if sources else {})

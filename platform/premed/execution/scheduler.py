@@ -1,0 +1,169 @@
+"""Which stage runs next, and on which worker group: stages wait in line, and as many run at once as there is room for.
+
+A test goes before a pre-training, and that before a fine-tuning, because others wait for it; then the order of the
+experiments counts. Only the first in line is served, so that a large stage does not starve behind small ones. A group
+that has finished a fine-tuning stays reserved for its experiment, whose test comes next, until that waits or ends.
+"""
+
+import threading
+import time
+from bisect import insort
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from premed.config.settings import Kind
+from premed.events import EventHandler, WaitingForResources
+from premed.execution.cluster import Resources, fits, workers_of
+from premed.execution.worker_group import WorkerGroup
+from premed.training.stage import StageJob
+
+ORDER: dict[Kind, int] = {"test": 0, "trunk": 1, "pretrain": 1, "cooldown": 1, "finetune": 2}
+POLL = 0.2  # seconds between two looks at whether there is room now
+PATIENCE = 30.0  # seconds after which a stage says what it waits for
+GLANCE = 5.0  # seconds between two looks at whether its workers have a place
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """An experiment's place among those of its command, and what its stages do while they wait."""
+
+    number: int
+    """Its place in their order."""
+    pause: Callable[[float], None]
+    """Waits so many seconds. Raises KeyboardInterrupt where the command, CalledOff where the experiment was stopped."""
+    tested: bool = True
+    """A test follows its fine-tuning."""
+    report: Callable[[int], bool] | None = None
+    """Whether its fine-tuning may continue from the validation at a step; see `Executor.run_stage`."""
+    on_queued: Callable[[], None] = lambda: None
+    """Called when a stage is in line, or has to wait: the next experiment may begin."""
+
+
+class Scheduler:
+    """The worker groups of a command. The threads of its experiments call `run`, which runs a stage to its end.
+
+    start_group: makes a group for a job. nodes: the resources of each node. free: what nobody holds of them.
+    """
+
+    def __init__(
+        self,
+        start_group: Callable[[StageJob], WorkerGroup],
+        nodes: Callable[[], Sequence[Resources]],
+        free: Callable[[], Resources] = lambda: {},
+    ):
+        self.start_group, self.nodes, self.free = start_group, nodes, free
+        self.change = threading.Condition()
+        self.line: list[tuple[int, int, int]] = []
+        self.arrivals = count()
+        self.groups: list[WorkerGroup] = []
+        self.busy: list[WorkerGroup] = []
+        self.reserved: dict[int, WorkerGroup] = {}  # by experiment
+
+    def run(self, job: StageJob, events: EventHandler, report: Callable[[int], bool] | None, ticket: Ticket) -> None:
+        """Trains the stage of an experiment when it is its turn. Raises what ended the workers."""
+        finished, notice = False, ShortageNotice(lambda: events(self.shortage(job)))
+        while not finished:
+            group = self.acquire(job, ticket, notice)
+            try:
+                finished = group.run(job, events, report, ticket.pause, notice)
+            finally:
+                with self.change:
+                    self.busy.remove(group)
+                    if job.stage.kind == "finetune" and ticket.tested:
+                        self.reserved[ticket.number] = group
+                    self.change.notify_all()
+
+    def release(self, number: int) -> None:
+        """The experiment needs no group for now."""
+        with self.change:
+            self.reserved.pop(number, None)
+            self.change.notify_all()
+
+    def acquire(self, job: StageJob, ticket: Ticket, notice: "ShortageNotice") -> WorkerGroup:
+        """A group for the job, once it is its turn."""
+        number = ticket.number
+        with self.change:
+            place = (ORDER[job.stage.kind], number, next(self.arrivals))
+            insort(self.line, place)
+            try:
+                while True:
+                    if (group := self.reserved.pop(number, None)) and group.suits(job):
+                        break
+                    if self.line[0] == place and (group := self.available(job)):
+                        break
+                    if self.line[0] == place:
+                        notice()
+                    self.change.wait(POLL)
+                    ticket.pause(0)
+            finally:
+                self.line.remove(place)
+                self.change.notify_all()
+            self.busy.append(group)
+            return group
+
+    def available(self, job: StageJob) -> WorkerGroup | None:
+        """An idle group that suits, or a new one if there is room. Where there is none, idle groups are ended."""
+        for group in [group for group in self.groups if not group.alive and group not in self.busy]:
+            self.groups.remove(group)
+            group.close()
+        idle = [group for group in self.groups if group not in self.busy and group not in self.reserved.values()]
+        if group := next((group for group in idle if group.suits(job)), None):
+            return group
+        held = [worker for group in self.groups for worker in workers_of(group.train, group.train.most)]
+        if not self.groups or fits(self.nodes(), [*held, *workers_of(job.train, job.train.fewest)]):
+            self.groups.append(group := self.start_group(job))
+            return group
+        for group in idle:
+            group.dismiss()
+        return None
+
+    def shortage(self, job: StageJob) -> WaitingForResources:
+        """What a stage needs, what nobody holds of it, and what there is."""
+        train, nodes, free = job.train, self.nodes(), self.free()
+        kinds = ["CPU", *["GPU"] * train.gpu]
+        return WaitingForResources(
+            job.stage.kind,
+            workers=train.fewest,
+            cpus=train.cpus,
+            gpu=train.gpu,
+            free={kind: free.get(kind, 0.0) for kind in kinds},
+            total={kind: sum(node.get(kind, 0.0) for node in nodes) for kind in kinds},
+        )
+
+    def held(self) -> float:
+        """The CPUs that the workers hold."""
+        with self.change:
+            return sum(group.train.most * group.train.cpus for group in self.groups if group.alive)
+
+    def idle(self) -> float:
+        """Those of them whose workers have no job."""
+        with self.change:
+            idle = [group for group in self.groups if group.alive and group not in self.busy]
+            return sum(group.train.most * group.train.cpus for group in idle)
+
+    def close(self) -> None:
+        """Ends all workers, and waits until they have ended."""
+        for group in self.groups:
+            group.dismiss()
+        for group in self.groups:
+            group.close()
+
+
+class ShortageNotice:
+    """Called again and again, it notifies once when resources were lacking for PATIENCE seconds."""
+
+    def __init__(self, notify: Callable[[], None]):
+        self.notify, self.notified = notify, False
+        self.since = self.looked = time.monotonic()
+
+    def __call__(self, lacking: Callable[[], bool] = lambda: True) -> None:
+        now = time.monotonic()
+        if now - self.looked < GLANCE:
+            return
+        self.looked = now
+        if not lacking():
+            self.since, self.notified = now, False
+        elif not self.notified and now - self.since > PATIENCE:
+            self.notified = True
+            self.notify()

@@ -1,0 +1,175 @@
+"""A session: what all experiments of a command share, in this process or on Ray."""
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from typing import cast
+
+from premed.config.settings import PRETRAINING, Kind, Train
+from premed.config.spec import Spec, unscored
+from premed.data.datamodule import DataModule, Tasks
+from premed.errors import StageFailed
+from premed.events import Event, EventHandler, WarningIssued
+from premed.execution.cluster import Remote, RemoteEvents, actor, free, nodes, ray_cluster, ray_map
+from premed.execution.executor import Executor, LocalExecutor, RayExecutor
+from premed.execution.scheduler import Scheduler, Ticket
+from premed.execution.single_flight import SingleFlight
+from premed.execution.worker_group import WorkerGroup
+from premed.paths import settled_in
+from premed.tracking.mlflow_tracker import MLflowTracker
+from premed.tracking.store import RunStore
+from premed.tracking.tracker import RetryingTracker, Tracker
+
+POLL = 0.5  # seconds between two looks at the tracker's events
+
+
+class Session:
+    """The tracker, the tasks and their prepared images, the results so far, and whether the command was stopped."""
+
+    concurrent: bool
+    """Whether several experiments may run at once."""
+
+    def __init__(self, tracker: Tracker, tasks: Tasks, mapper: Callable[..., Iterable], show: EventHandler):
+        """mapper: prepares images in parallel; see `Cache.prepare`."""
+        self.tasks, self.mapper, self.show = tasks, mapper, show
+        self.stopped, self.relaying = threading.Event(), threading.Lock()
+        self.stages: dict[str, dict[str, str]] = {}  # by run: kind and experiment, which events of the run do not name
+        self.tracker = RetryingTracker(tracker, show, pause=self.pause)
+        self.results = SingleFlight()
+
+    def executor(self, ticket: Ticket) -> Executor:
+        """Runs the stages of the experiment that has the ticket."""
+        raise NotImplementedError
+
+    def handler(self, run_id: str) -> EventHandler:
+        """Takes the events of a run's stage, wherever that runs, for the tracker and for who watches."""
+        raise NotImplementedError
+
+    def stage_events(self, run_id: str, kind: Kind, experiment: str) -> EventHandler:
+        """The same; they are shown with the stage's kind and the experiment's name."""
+        self.stages[run_id] = {"kind": kind, "experiment": experiment}
+        return self.handler(run_id)
+
+    def data(self, config: Spec) -> DataModule:
+        """A task's images: the same for all experiments on it, however they score it."""
+        key = "data", unscored(config).model_dump_json()
+        return self.results(key, lambda: DataModule(self.tasks(config), self.mapper, self.show_or_stop))[0]
+
+    def fingerprint(self, config: Spec, kind: Kind) -> str:
+        """Prepares the images of a task that a stage of that kind needs, once, and returns what identifies them."""
+        kind = "pretrain" if kind in PRETRAINING else kind
+        key = "fingerprint", kind, unscored(config).model_dump_json()
+        return self.results(key, lambda: self.data(config).fingerprint(kind), pause=self.pause)[0]
+
+    # ---- stopping, and what is shown
+
+    def pause(self, seconds: float) -> None:
+        """Waits; raises KeyboardInterrupt where the command was stopped, in threads too that no signal reaches."""
+        if self.stopped.wait(seconds):
+            raise KeyboardInterrupt
+
+    def show_or_stop(self, event: Event) -> None:
+        self.pause(0)
+        self.show(event)
+
+    def ensure_alive(self) -> None:
+        """Raises StageFailed where Ray is gone, and the tracker with it: the cause of failures that follow."""
+        self.tracker.lease_lost("")
+
+    def relay(self) -> None:
+        """Shows the events that the tracker took since the last call."""
+        with self.relaying:
+            for event in self.tracker.drain_events():
+                self.show(replace(event, **self.stages.get(event.run_id, {})))
+
+    def close(self) -> None:
+        """Shows the last events and delivers to MLflow what is still to be written."""
+        self.stopped.clear()  # it ends in order, even where it was stopped
+        self.relay()
+        if left := self.tracker.close():
+            self.show(WarningIssued(f"MLflow has not heard {left} records; the next start delivers them"))
+
+
+class LocalSession(Session):
+    """In this process, one experiment after the other."""
+
+    concurrent = False
+
+    def __init__(self, settings: tuple, tasks: Tasks, show: EventHandler):
+        super().__init__(MLflowTracker(*settings), tasks, map, show)
+
+    def executor(self, ticket: Ticket) -> Executor:
+        return LocalExecutor(self.tasks, ticket.pause)
+
+    def handler(self, run_id: str) -> EventHandler:
+        def handle(event: Event) -> None:
+            self.tracker.record_event(run_id, event)
+            self.relay()
+
+        return handle
+
+
+class RaySession(Session):
+    """On a Ray cluster: the tracker is an actor, and stages run on worker groups, as many at once as there is room."""
+
+    concurrent = True
+
+    def __init__(self, settings: tuple, tasks: Tasks, show: EventHandler):
+        self.handle = actor(MLflowTracker, *settings)
+        self.scheduler = Scheduler(lambda job: WorkerGroup(job.train, job.storage), nodes, free)
+        mapper = partial(ray_map, held=self.scheduler.held, idle=self.scheduler.idle)
+        super().__init__(cast(Tracker, Remote(self.handle, "MLflow tracker")), tasks, mapper, show)
+
+    def executor(self, ticket: Ticket) -> Executor:
+        return RayExecutor(self.scheduler, ticket)
+
+    def handler(self, run_id: str) -> EventHandler:
+        return RemoteEvents(self.handle, run_id)
+
+    @contextmanager
+    def keep_relaying(self) -> Iterator[None]:
+        """Shows what workers report for as long as the context lasts."""
+        over = threading.Event()
+
+        def loop() -> None:
+            with suppress(StageFailed):  # the tracker's process ended: the next who calls it gets the error
+                while not over.wait(POLL):
+                    self.relay()
+
+        thread = threading.Thread(target=loop, name="premed relay", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+@contextmanager
+def session(trains: Sequence[Train], tasks: Tasks, show: EventHandler) -> Iterator[Session]:
+    """A LocalSession where the first one's `train.workers` is 0, else a RaySession.
+
+    UserError where MLflow does not answer, or where the cluster can never place the workers.
+    """
+    home = settled_in()
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+    settings = uri, str(home / "artifacts") if uri.startswith("sqlite") else None, str(home / "spool")
+    if trains[0].workers == 0:
+        here: Session = LocalSession(settings, tasks, show)
+        try:
+            yield here
+        finally:
+            here.close()
+        return
+    RunStore(*settings[:2])  # creates the database, and raises a one-line error where a store does not answer
+    with ray_cluster(trains, show):
+        here = RaySession(settings, tasks, show)
+        try:
+            with here.keep_relaying():
+                yield here
+                here.scheduler.close()
+        finally:
+            here.close()

@@ -1,0 +1,273 @@
+"""`premed submit`: a command as a Ray job.
+
+From the root of a checkout all of it is uploaded, less what .gitignore and .rayignore name, and the job runs that code,
+as with `ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- python -m premed …`. From elsewhere
+the YAMLs that the command names are uploaded (with their bases), and the premed in use as a module: the cluster runs
+the same code, and needs premed's dependencies but no premed. Data are never uploaded.
+"""
+
+import json
+import logging
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TextIO
+from zipfile import ZipFile
+
+import yaml
+
+import premed
+from premed.config.loader import read
+from premed.errors import Left, StageFailed, UserError
+from premed.tracking.provenance import commit
+
+PACKAGE = Path(premed.__file__).parent
+CHECKOUT = PACKAGE.parent.parent  # of a premed that runs from one
+NOT_A_JOB = {"submit", "ui"}
+LIMIT = 100 * 2**20  # bytes of one request that a cluster's dashboard takes
+POLL = 0.5  # seconds between two looks at a job whose log has ended
+
+
+@dataclass(frozen=True)
+class RayJob:
+    """What is submitted: the command's words, and Ray's runtime environment with folders of this machine."""
+
+    words: list[str]
+    runtime_env: dict[str, Any]
+
+    @property
+    def entrypoint(self) -> str:
+        return shlex.join(["python", "-m", "premed", *self.words])
+
+
+def command(words: Sequence[str], known: Collection[str]) -> list[str]:
+    """`words` with the name of their command first. Raises UserError for one that cannot be a job."""
+    first = words[0]
+    if first in NOT_A_JOB:
+        raise UserError(f"submit: {first} makes no job; it runs here")
+    if first in known:
+        return list(words)
+    if first.startswith("-") or not (is_yaml(first) or "=" in first):
+        raise UserError(f"submit: {first} is no command; name one of {', '.join(sorted(set(known) - NOT_A_JOB))}")
+    return ["run", *words]
+
+
+def is_yaml(word: str) -> bool:
+    return "=" not in word and word.endswith((".yaml", ".yml"))
+
+
+# ---- what is uploaded
+
+
+@contextmanager
+def packed(words: Sequence[str], runtime_env: Path | None, env: Sequence[str]) -> Iterator[RayJob]:
+    """A command's job, whose files are there for as long as the context lasts.
+
+    runtime_env: a YAML as Ray's; None means a checkout's own, or none. env: NAME=VALUE, over what that file sets.
+    UserError where a file cannot be read, or one that the command names would not be uploaded.
+    """
+    here = Path.cwd()
+    from_checkout = here == CHECKOUT and PACKAGE == CHECKOUT / "platform" / "premed"
+    if runtime_env is None and from_checkout:
+        runtime_env = CHECKOUT / "cluster" / "runtime_env.yaml"
+    settings = read(runtime_env) if runtime_env else {}
+    settings["env_vars"] = {**(settings.get("env_vars") or {}), **variables(env)}
+    if git_commit := commit():
+        settings["env_vars"].setdefault("PREMED_COMMIT", git_commit)  # .git is not uploaded
+    if from_checkout:
+        job = RayJob(list(words), settings | {"working_dir": str(CHECKOUT)})
+        uploaded = {file["name"] for file in upload(job)["files"]}
+        for file in yamls(words):
+            if os.path.relpath(file, CHECKOUT) not in uploaded:
+                raise UserError(f"{file}: does not travel (outside of {CHECKOUT.name}/, or ignored); put it elsewhere")
+        yield job
+        return
+    with TemporaryDirectory() as folder:
+        files = yamls(words)
+        root = here
+        if not all(file.is_relative_to(here) for file in files):
+            root = Path(os.path.commonpath([file.parent for file in files]))
+        for file in files:
+            to = Path(folder) / file.relative_to(root)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, to)
+        moved = [str(Path(os.path.abspath(word)).relative_to(root)) if is_yaml(word) else word for word in words]
+        modules = [*(settings.get("py_modules") or ()), str(PACKAGE)]
+        excludes = [*(settings.get("excludes") or ()), "__pycache__"]
+        yield RayJob(moved, settings | {"working_dir": folder, "py_modules": modules, "excludes": excludes})
+
+
+def variables(env: Sequence[str]) -> dict[str, str]:
+    for item in env:
+        if not item.partition("=")[0] or "=" not in item:
+            raise UserError(f"--env {item}: is not NAME=VALUE")
+    return dict(item.split("=", 1) for item in env)
+
+
+def yamls(words: Sequence[str]) -> list[Path]:
+    """The absolute paths of the YAMLs that the words name, and of their bases (a sweep has several, with bases too)."""
+    files: list[Path] = []
+    left = [Path(os.path.abspath(word)) for word in words if is_yaml(word)]
+    while left:
+        file = left.pop(0)
+        if file in files:
+            continue
+        files.append(file)
+        with suppress(yaml.YAMLError, AttributeError, TypeError):  # the job reports what is wrong in it
+            try:
+                bases = yaml.safe_load(file.read_text(encoding="utf-8")).get("base") or []
+            except OSError as error:
+                raise UserError(f"{file}: cannot be read ({error.strerror}); check the path") from None
+            bases = [bases] if isinstance(bases, str) else bases
+            left += [Path(os.path.abspath(file.parent / base)) for base in bases]
+    return files
+
+
+def upload(job: RayJob) -> dict[str, Any]:
+    """What a submission sends: `entrypoint`, `env_vars`, `files` (name, bytes), `megabytes` as packed.
+
+    Ray's own client packs them, without sending them. UserError where that is more than a cluster takes.
+    """
+    with ray_warnings_off():
+        client = recording_client()
+        client.submit_job(entrypoint=job.entrypoint, runtime_env=job.runtime_env)
+    files: list[dict[str, Any]] = []
+    for package in client.packages:
+        with ZipFile(BytesIO(package)) as archive:
+            files += [{"name": each.filename, "bytes": each.file_size} for each in archive.infolist()]
+    files.sort(key=lambda file: file["name"])
+    for package in client.packages:
+        if len(package) > LIMIT:
+            largest = sorted(files, key=lambda file: -file["bytes"])[:3]
+            names = ", ".join(f"{file['name']} ({file['bytes'] / 1e6:.0f} MB)" for file in largest)
+            raise UserError(
+                f"the upload is {len(package) / 1e6:.0f} MB and a cluster takes {LIMIT / 1e6:.0f}; name in .rayignore "
+                f"what the job does not need (the largest: {names})"
+            )
+    megabytes = sum(map(len, client.packages)) / 1e6
+    return {
+        "entrypoint": job.entrypoint,
+        "env_vars": job.runtime_env.get("env_vars", {}),
+        "files": files,
+        "megabytes": megabytes,
+    }
+
+
+def recording_client() -> Any:
+    """Ray's client without a cluster: its requests are answered here as if no package were there yet; it keeps them."""
+    from ray.job_submission import JobSubmissionClient
+    from requests import Response
+
+    class RecordingClient(JobSubmissionClient):
+        def __init__(self) -> None:
+            self._default_metadata: dict[str, Any] = {}
+            self.packages: list[bytes] = []
+
+        def _do_request(self, method: str, endpoint: str, *, data: bytes | None = None, **more: Any) -> Response:
+            response = Response()
+            response.status_code = 404 if method == "GET" else 200
+            response._content = json.dumps({"job_id": "", "submission_id": ""}).encode()
+            if data is not None:
+                self.packages.append(data)
+            return response
+
+    return RecordingClient()
+
+
+@contextmanager
+def ray_warnings_off() -> Iterator[None]:
+    """Silences what Ray logs while it packs and sends; errors raise."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+# ---- the cluster
+
+
+def submit(job: RayJob, address: str | None, follow: bool, log: TextIO) -> dict[str, Any]:
+    """Sends the job to the cluster at `address` (else RAY_ADDRESS); with `follow`, copies its log until it ends.
+
+    Returns the job's name, status and exit code (0 where it is not waited for). Raises UserError where no cluster is
+    named, or it does not answer, or refuses; StageFailed where the job never started; Left where the user detaches.
+    """
+    upload(job)
+    with ray_warnings_off():
+        with job_client(address) as client:
+            name = client.submit_job(entrypoint=job.entrypoint, runtime_env=job.runtime_env)
+            print(f"job {name} is sent; ray job stop {name} ends it", file=sys.stderr)
+            if not follow:
+                return {"job": name, "status": client.get_job_status(name).value, "exit_code": 0}
+        try:
+            return follow_log(client, name, log)
+        except KeyboardInterrupt:
+            raise Left(f"the job goes on; ray job logs --follow {name} shows it, ray job stop {name} ends it") from None
+        except (OSError, RuntimeError) as error:
+            raise Left(f"lost sight of the job ({brief(error)}); ray job logs --follow {name} shows it") from None
+
+
+@contextmanager
+def job_client(address: str | None) -> Iterator[Any]:
+    """A client of the cluster that is named, never of another that happens to run on this machine.
+
+    Raises its errors as UserError.
+    """
+    from ray.exceptions import AuthenticationError, RayError
+    from ray.job_submission import JobSubmissionClient
+
+    variable = "RAY_API_SERVER_ADDRESS"  # in Ray's client it counts more than an argument
+    address = address or os.environ.get(variable) or os.environ.get("RAY_ADDRESS")
+    if not address or address == "local":
+        raise UserError("no cluster is named: set RAY_ADDRESS, or --address http://HEAD:8265")
+    before = {name: value for name, value in os.environ.items() if name == variable}
+    os.environ[variable] = address
+    try:
+        yield JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise UserError(
+            f"{address} refuses: {brief(error)}; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to its token's file"
+        ) from None
+    except (ConnectionError, TimeoutError, RayError) as error:
+        raise UserError(f"{address} does not answer: start that cluster, or name another ({brief(error)})") from None
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(f"{address} takes no job: is it http://HEAD:8265? ({brief(error)})") from None
+    finally:
+        del os.environ[variable]
+        os.environ |= before
+
+
+def follow_log(client: Any, name: str, log: TextIO) -> dict[str, Any]:
+    """Copies the job's log as it grows; returns the job's name, status and exit code once it has ended."""
+    import asyncio
+
+    async def tail() -> None:
+        async for lines in client.tail_job_logs(name):
+            print(lines, end="", file=log, flush=True)
+
+    asyncio.run(tail())
+    while not (info := client.get_job_info(name)).status.is_terminal():
+        time.sleep(POLL)
+    ended = {"job": name, "status": info.status.value}
+    if info.driver_exit_code is not None:  # -9 is a shell's 137
+        return ended | {
+            "exit_code": info.driver_exit_code if info.driver_exit_code >= 0 else 128 - info.driver_exit_code
+        }
+    if info.status == "STOPPED":
+        return ended | {"exit_code": 130}
+    raise StageFailed(f"job {name} did not start: {brief(info.message)}")
+
+
+def brief(error: object) -> str:
+    """The first line of a message, without its full stop."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")

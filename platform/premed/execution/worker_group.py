@@ -1,0 +1,247 @@
+"""A group of Ray Train workers that goes from job to job: one run for as long as there is work, since it starts slowly.
+
+The driver puts jobs into a queue (an actor), and every rank takes them from it in order. A rank that dies ends the
+group; Ray Train restarts it, and it continues with the first job that is not done.
+"""
+
+import os
+import shutil
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from ipaddress import ip_address
+from typing import Any
+
+import psutil
+
+from premed.config.settings import Train
+from premed.data.datamodule import Tasks
+from premed.errors import CalledOff, StageFailed, UserError
+from premed.events import EventHandler
+from premed.execution.cluster import actor
+from premed.execution.job_queue import JobQueue, Signal
+from premed.training.stage import StageJob, run_stage
+
+POLL = 0.1  # seconds between two looks at the queue
+INTERFACE = "GLOO_SOCKET_IFNAME"
+
+
+class WorkerGroup:
+    """The driver's side: `run` hands a job to the workers and waits for it."""
+
+    def __init__(self, train: Train, storage: str):
+        self.train, self.storage = train, storage
+        self.queue = actor(JobQueue)
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._fit, name="premed worker group", daemon=True)
+        self.thread.start()
+
+    def suits(self, job: StageJob) -> bool:
+        """Whether it is alive, was never restarted, and works with the job's `train` settings and storage."""
+        import ray
+
+        same = (self.train, self.storage) == (job.train, job.storage)
+        return same and self.alive and ray.get(self.queue.fresh.remote())
+
+    @property
+    def alive(self) -> bool:
+        """Whether its workers run or start. Once they do not, their CPUs and GPUs are free."""
+        return self.thread.is_alive()
+
+    def run(
+        self,
+        job: StageJob,
+        events: EventHandler,
+        report: Callable[[int], bool] | None,
+        pause: Callable[[float], None],
+        shortage: Callable[[Callable[[], bool]], None] = lambda lacking: None,
+    ) -> bool:
+        """Blocks until every rank has finished the job. Returns False if the group had already shut down; re-raises
+        the error that stopped it.
+
+        events, report: see `Executor.run_stage`; `events` travels to the workers. pause: called between two looks;
+        what it raises ends the wait (CalledOff: once the workers have let go of the job). shortage: called between two
+        looks, with a function that says whether workers wait for a place.
+        """
+        import ray
+
+        number: Any = ray.get(self.queue.put.remote([ray.put((job, events))], report is not None))
+        while number is not None and not self.finished(number):
+            shortage(self.lacking)
+            try:
+                pause(0)
+            except CalledOff:
+                self.queue.cancel.remote(number)
+                while not self.finished(number):
+                    pass
+                raise
+            if report is not None:
+                step: Any = ray.get(self.queue.asked_step.remote(number))
+                if step is not None and report(step):
+                    self.queue.allow.remote(number, step)
+        return number is not None
+
+    def lacking(self) -> bool:
+        """Whether workers wait for a place: not all of this command's placement groups of their size are created."""
+        import ray
+
+        ours = ray.get_runtime_context().get_job_id()  # Ray ends the names of a job's placement groups with its id
+        groups = {name: group for name, group in ray.util.placement_group_table().items() if name.endswith(ours)}
+        states = {group["state"] for group in groups.values() if self.resources in group["bundles"].values()}
+        return "CREATED" not in states or not states <= {"CREATED", "REMOVED"}
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What each worker reserves."""
+        return {"CPU": float(self.train.cpus)} | ({"GPU": 1.0} if self.train.gpu else {})
+
+    def finished(self, number: int) -> bool:
+        """Whether every rank has finished the job, after a short wait. Raises what ended the workers before."""
+        import ray
+
+        self.thread.join(POLL)
+        done: Any = ray.get(self.queue.done.remote(number))
+        alive = self.thread.is_alive()
+        if not done and not alive and not ray.get(self.queue.done.remote(number)):
+            raise self.error or StageFailed("the workers shut down in the middle of a stage")
+        return done
+
+    def dismiss(self) -> None:
+        """Ends the workers when the queue is empty. They take some seconds."""
+        self.queue.close.remote()
+
+    def close(self) -> None:
+        """Ends the workers, and waits until they have ended."""
+        import ray
+
+        self.dismiss()
+        self.thread.join()
+        ray.kill(self.queue)
+
+    def _fit(self) -> None:
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # report() waits for it; the default is 2 s
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        train = self.train
+        # a new name: Ray would resume a run of the same name, and premed resumes from its own checkpoints
+        name = f"premed-{uuid.uuid4().hex[:8]}"
+        trainer = TorchTrainer(
+            worker_loop,
+            train_loop_config={"queue": self.queue},
+            torch_config=torch_config() if not train.gpu else None,  # NCCL finds its own interface
+            scaling_config=ScalingConfig(
+                num_workers=train.workers,
+                use_gpu=train.gpu,
+                resources_per_worker=self.resources,
+                # workers join after a checkpoint at the earliest: the restart would cost more than they bring
+                elastic_resize_monitor_interval_s=max(60 * train.save_minutes, 30),
+            ),
+            run_config=RunConfig(
+                name=name,
+                storage_path=f"{self.storage}/ray",
+                failure_config=FailureConfig(max_failures=train.max_failures),
+            ),
+        )
+        try:
+            trainer.fit()
+        except BaseException as error:  # noqa: BLE001 - `finished` raises it in the thread that waits
+            cause = getattr(getattr(error, "controller_failure", None), "cause", None)
+            self.error = cause if isinstance(cause, UserError) else error
+        finally:
+            if "://" not in self.storage:
+                shutil.rmtree(f"{self.storage}/ray/{name}", ignore_errors=True)
+
+
+# ---- on the workers
+
+
+def worker_loop(config: dict[str, Any]) -> None:
+    """What Ray Train calls on every worker: runs the jobs of the queue `config["queue"]` until it shuts down."""
+    import ray
+    import ray.train
+
+    queue, context, tasks = config["queue"], ray.train.get_context(), Tasks()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    number: int = ray.get(queue.first.remote(rank))
+    while (item := ray.get(queue.take.remote(number))) is not Signal.SHUTDOWN:
+        if item is Signal.WAIT:
+            time.sleep(POLL)
+            continue
+        job, events = ray.get(item[0])
+        with suppress(CalledOff):
+            run_stage(job, events, partial(reported, queue, number), tasks)
+        ray.get(queue.finish.remote(number, rank, world))
+        number += 1
+
+
+def reported(queue: Any, number: int, numbers: dict[str, float]) -> None:
+    """Reports a validation to Ray Train and waits for leave to continue; raises CalledOff, on all ranks alike."""
+    import ray
+    import ray.train
+
+    ray.train.report(numbers)
+    while (going_on := ray.get(queue.may_continue.remote(number, numbers["step"]))) is None:
+        time.sleep(POLL)
+    if not going_on:
+        raise CalledOff
+
+
+# ---- the network interface of CPU workers
+
+
+def torch_config() -> Any:
+    """Ray Train's settings of torch: each worker chooses its network interface before the process group starts."""
+    import ray
+    from ray.train.torch import TorchConfig
+
+    class Backend(TorchConfig().backend_cls):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            addresses = worker_group.execute(ray.util.get_node_ip_address)
+            worker_group.execute(lambda: choose_interface(ray.util.get_node_ip_address(), len(set(addresses)) > 1))
+            super().on_start(worker_group, backend_config)
+
+    class Config(TorchConfig):
+        @property
+        def backend_cls(self) -> type:
+            return Backend
+
+    return Config()
+
+
+def choose_interface(address: str, several_nodes: bool) -> None:
+    """Sets GLOO_SOCKET_IFNAME of this process, unless it is set, to the interface that has the node's address.
+
+    Without it, gloo takes the interface of the host name, which may reach no other node. address: the node's in the
+    cluster. several_nodes: the workers are on more than one. UserError where the variable is set to an interface that
+    this node has not, or that reaches no other node.
+    """
+    interfaces = {name: {each.address for each in addresses} for name, addresses in psutil.net_if_addrs().items()}
+    chosen = os.environ.get(INTERFACE)
+    if chosen is None:
+        if name := next((name for name, addresses in interfaces.items() if address in addresses), None):
+            os.environ[INTERFACE] = name
+        return
+    useful = [
+        name for name, addresses in interfaces.items() if not (several_nodes and all(map(is_loopback, addresses)))
+    ]
+    where = f"{INTERFACE}={chosen}: node {socket.gethostname()} ({address})"
+    remedy = f"set it in that node's environment to one of {', '.join(sorted(useful))}, or leave it out"
+    for name in chosen.split(","):
+        if name not in interfaces:
+            raise UserError(f"{where} has no such network; {remedy}")
+        if name not in useful:
+            raise UserError(f"{where} reaches no other node over it; {remedy}")
+
+
+def is_loopback(address: str) -> bool:
+    """False also for what is no IP address: interfaces have hardware addresses, too."""
+    try:
+        return ip_address(address.partition("%")[0]).is_loopback
+    except ValueError:
+        return True

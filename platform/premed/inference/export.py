@@ -1,0 +1,175 @@
+"""`premed export`: a trained network as files that others read: safetensors, ONNX, a MONAI bundle.
+
+Each comes with `card.json`, which says how images must be prepared and what the answer means, and with the same in
+words in `README.md`. The folder appears whole, or not at all.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import yaml
+from safetensors.torch import save_file
+
+from premed.config.loader import checked
+from premed.config.plugins import plugin
+from premed.contracts import Sample, Task
+from premed.data.cache import Cache
+from premed.errors import StageFailed, UserError
+from premed.inference import bundle
+from premed.inference import graph as graphs
+from premed.inference.inputs import inputs, nothing, sample_of
+from premed.inference.load import Trained, opened, store_in_use
+from premed.inference.readme import meaning, readme, steps
+from premed.models.network import Network
+from premed.paths import home
+
+EXTRA = {
+    "safetensors": (),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "monai": ("fire", "jsonschema"),
+}
+"""What a format needs beyond premed itself: premed[export]."""
+FEW = 4  # images on which a graph is compared with torch
+
+
+def run(
+    reference: str, to: Path, form: str, *, check: Sequence[Path] = (), part: Sequence[str] = (), whole: bool = False
+) -> dict[str, Any]:
+    """Writes the folder `to`; returns what `--json` says.
+
+    check: images to compare a graph's answers on. part, whole: of safetensors, some parts, or all in one file.
+    """
+    if form not in EXTRA:
+        raise UserError(f"--format: {form!r} is not one of {', '.join(EXTRA)}")
+    if absent := [name for name in EXTRA[form] if find_spec(name) is None]:
+        raise UserError(f"--format {form}: needs {', '.join(absent)}: pip install premed[export]")
+    if form != "safetensors" and (part or whole):
+        raise UserError(f"--format {form}: holds the whole network; --part and --whole are for safetensors")
+    if form == "safetensors" and check:
+        raise UserError("--check: compares a graph with torch; safetensors are the weights themselves")
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UserError(f"{to}: is there and not empty; name a new folder")
+    with opened(reference) as trained, whole_or_nothing(to) as folder:
+        card = about(trained, form)
+        if form == "safetensors":
+            card |= write_parts(trained, folder, part, whole)
+        else:
+            if trained.card.get("head") is None:
+                raise UserError(f"--format {form}: {reference} is a pre-training, which has parts only: safetensors")
+            network, task = trained.network()
+            card |= write_graph(trained, network, task, form, folder, check)
+        (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        docs = folder / "docs" if form == "monai" else folder
+        (docs / "README.md").write_text(readme(card), encoding="utf-8")
+        files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    about_it = {name: card[name] for name in ("format", "task", "run_id", "check") if name in card}
+    return {"folder": str(to), **about_it, "files": files}
+
+
+@contextmanager
+def whole_or_nothing(to: Path) -> Iterator[Path]:
+    """A folder beside `to`, which takes its place when the context ends well."""
+    try:
+        to.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=to.absolute().parent, prefix=".premed-") as beside:
+            folder = Path(beside) / "export"
+            folder.mkdir()
+            yield folder
+            if to.exists():
+                to.rmdir()  # it is empty
+            folder.rename(to)
+    except OSError as error:
+        raise StageFailed(f"{to}: cannot be written ({error.strerror or error}); make room or name another") from error
+
+
+def about(trained: Trained, form: str) -> dict[str, Any]:
+    """The stage's card, and what it means."""
+    card = trained.card
+    if "settings" not in card:
+        raise UserError(
+            f"{trained.reference}: was trained by an older premed, whose card says too little; run it again"
+        )
+    told = {"format": form, "premed": version("premed"), "run_id": trained.run_id}
+    return told | card | {"steps": steps(card), "meaning": meaning(card)}
+
+
+# Weights -------------------------------------------------------------------------------------------------------------
+
+
+def write_parts(trained: Trained, folder: Path, part: Sequence[str], whole: bool) -> dict[str, Any]:
+    """A file for each part, or one for all, `part.name` each; and how timm takes the encoder, where it does."""
+    there = trained.card["parts"]
+    if unknown := [name for name in part if name not in there]:
+        raise UserError(f"--part: {unknown[0]} is not one of this run's parts: {', '.join(there)}")
+    weights = {name: trained.weights(name) for name in part or there}
+    if whole:
+        joined = {f"{name}.{key}": value for name, state in weights.items() for key, value in state.items()}
+        save_file(joined, folder / "model.safetensors")
+    else:
+        for name, state in weights.items():
+            save_file(state, folder / f"{name}.safetensors")
+    card = trained.card
+    arguments = trained.encoder(card["channels"], tuple(card["roi"])).timm()
+    if whole or not arguments or "encoder" not in weights:
+        return {}
+    written = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    return {"timm": {"arguments": arguments, "call": f"encoder = timm.create_model({written})"}}
+
+
+# Graphs --------------------------------------------------------------------------------------------------------------
+
+
+def write_graph(
+    trained: Trained, network: Network, task: Task, form: str, folder: Path, check: Sequence[Path]
+) -> dict[str, Any]:
+    """ONNX or a bundle, compared with torch before it is handed over."""
+    views, on = views_of(trained, task, check)
+    if form == "onnx":
+        file, remarks = folder / "model.onnx", []
+        graph = graphs.write_onnx(network, task, file)
+    else:
+        remarks = bundle.write(network, task, trained.card, folder)
+        file = folder / bundle.MODEL
+        graph = graphs.write_torchscript(network, task, file)
+    difference = graphs.largest_difference(network, graph, views, file)
+    if form == "monai":
+        bundle.verify(folder)
+    return {"check": {"views": len(views), "on": on, **difference}, "remarks": remarks}
+
+
+def views_of(trained: Trained, task: Task, check: Sequence[Path]) -> tuple[list[np.ndarray], str]:
+    """Views [C, *roi] to compare answers on, and whose they are: given images, validation images, or nobody's."""
+    views: list[np.ndarray] = []
+    if check:
+        wanted, failed = inputs(check, task.dims, Path(os.devnull))
+        if failed or not wanted:
+            raise nothing(failed)
+        for each in wanted[:FEW]:
+            with sample_of(each.path, task.recipe) as sample:
+                views += task.tiles(sample)
+        return views, f"{len(wanted[:FEW])} images that were given"
+    with suppress(Exception):  # the data may be elsewhere or gone: then it is said
+        samples = validated(trained)
+        views = [view for sample in samples for view in task.tiles(sample)]
+    if views:
+        return views, f"{len(samples)} validation images"
+    return graphs.made_up(task), "made-up values, for no validation image is at hand: give some with --check"
+
+
+def validated(trained: Trained) -> list[Sample]:
+    """A few of the run's own validation images that this machine's cache holds."""
+    with TemporaryDirectory() as folder:
+        file = store_in_use().download(trained.parent or "", "experiment.yaml", folder)
+        experiment = checked(yaml.safe_load(file.read_text(encoding="utf-8")))
+    task: Task = plugin("tasks", experiment.task).build(experiment.task)
+    cache = Cache(home() / "cache")
+    pairs = [(case, cache.open(case, task.recipe)) for case in task.split("val")[:FEW]]
+    return [Sample(case, entry) for case, entry in pairs if entry]

@@ -1,0 +1,211 @@
+"""MLflowTracker: the runs of one command in MLflow, its leases, and the events of its stages.
+
+A plain object. On Ray it lives in an actor of its own, so that workers, trials and the driver share one. Training never
+waits for it: metrics go to the outbox, which keeps them on disk until MLflow has them.
+"""
+
+import json
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from premed.errors import LeaseLost, first_line
+from premed.events import Event, MetricsLogged, WarningIssued
+from premed.tracking.leases import Lease, close_dead_runs
+from premed.tracking.outbox import Outbox
+from premed.tracking.provenance import provenance
+from premed.tracking.store import RunStore
+from premed.tracking.tracker import outage
+
+HEARTBEAT = 10.0  # seconds between heartbeats; a lease is stale after 60
+
+
+class MLflowTracker:
+    """One per `premed` command; see `tracker.Tracker`."""
+
+    def __init__(self, uri: str, artifacts: str | None, outbox: str):
+        """outbox: the folder of the records that are not delivered yet. See `RunStore` for the others."""
+        self.store = RunStore(uri, artifacts)
+        self.outbox = Outbox(self.store, outbox)
+        self.outbox.replay()
+        close_dead_runs(self.store)
+        self.leases: dict[str, Lease] = {}
+        self.held: set[str] = set()
+        self.claiming: set[str] = set()
+        self.lost: set[str] = set()
+        self.digests: dict[str, str] = {}  # of the runs that were opened here
+        self.events: deque[Event] = deque(maxlen=10_000)
+        self.lock = threading.Lock()  # an actor has several threads
+        self.closing = threading.Event()
+        threading.Thread(target=self._beat, name="premed heartbeat", daemon=True).start()
+
+    # ---- leases
+
+    def acquire(self, digest: str) -> bool:
+        with self.lock:
+            if digest in self.held | self.claiming:
+                return False
+            self.claiming.add(digest)
+        try:
+            held = self.leases.setdefault(digest, Lease(self.store)).acquire(digest, f"premed {os.getpid()}")
+            if held:
+                self.held.add(digest)
+                self.lost.discard(digest)
+        finally:
+            self.claiming.discard(digest)
+        return held
+
+    def release(self, digest: str) -> None:
+        if digest in self.held:
+            lease = self.leases.pop(digest)  # before others may ask for a new one
+            self.held.discard(digest)
+            lease.release()
+
+    def lease_lost(self, digest: str) -> bool:
+        return digest in self.lost
+
+    def _beat(self) -> None:
+        while not self.closing.wait(HEARTBEAT):
+            self.beat()
+
+    def beat(self) -> None:
+        """A heartbeat for each lease; one that was taken away is given up."""
+        for digest in list(self.held):
+            try:
+                alive = self.leases[digest].heartbeat()
+            except Exception:  # noqa: BLE001 - MLflow may be away for a while; the next heartbeat finds out
+                continue
+            if not alive and digest in self.held:  # this process slept, or was cut off
+                self.lost.add(digest)
+                self.release(digest)
+
+    # ---- runs
+
+    def newest_run(self, experiment: str, digest: str, kind: str, ended: bool = True) -> str | None:
+        runs = self.store.search({"premed.digest": digest, "premed.kind": kind}, experiment=experiment)
+        return next((run.run_id for run in runs if ended or run.status != "FINISHED"), None)
+
+    def finished_run(self, digest: str, kind: str) -> str | None:
+        run = self.store.find(digest, kind)
+        return run.run_id if run else None
+
+    def finished_with(self, run_id: str, tags: Mapping[str, str]) -> bool:
+        run = self.store.get(run_id)
+        return run.status == "FINISHED" and tags.items() <= run.tags.items()
+
+    def open_run(
+        self,
+        experiment: str,
+        name: str,
+        digest: str,
+        kind: str,
+        parent: str | None,
+        tags: Mapping[str, str],
+        params: Mapping[str, Any],
+    ) -> str:
+        if (run_id := self.newest_run(experiment, digest, kind, ended=False)) is not None:
+            self.reopen_run(run_id)
+            self.store.set_tags(run_id, tags)
+        else:
+            about: dict[str, Any] = {"digest": digest, "kind": kind, "parent": parent, "params": params}
+            run_id = self.store.start(experiment, name, tags={**tags, **provenance()}, **about)
+        self.digests[run_id] = digest
+        return run_id
+
+    def reopen_run(self, run_id: str) -> None:
+        with suppress(Exception):  # most have not failed
+            self.store.client.delete_tag(run_id, "premed.failure")
+        self.store.reopen(run_id)
+
+    def download(self, run_id: str, folder: str, scored: bool = True) -> bool:
+        """See `Tracker.download`. An outage is raised: waiting for a download is cheaper than a training."""
+        try:
+            self.store.download(run_id, "", folder)
+            rows = self.store.scores(run_id) if scored else None  # MLflow's file of that name is laid out for its UI
+        except Exception as error:
+            if outage(error) and type(error) is not OSError:  # MLflow raises OSError for files that it has lost
+                raise
+            self._warn(f"the files of run {run_id} cannot be had: {first_line(error)}")
+            return False
+        if rows is not None:
+            (Path(folder) / "scores.json").write_text(json.dumps(rows))
+        (Path(folder) / "scores.csv").unlink(missing_ok=True)
+        return True
+
+    # ---- writes, delivered by the outbox
+
+    def log_rows(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.outbox.add("log_rows", run_id, rows)
+
+    def log_scores(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.outbox.add("log_scores", run_id, rows)
+
+    def log_files(self, run_id: str, folder_or_file: str, path: str = "") -> None:
+        self.outbox.add("log_files", run_id, folder_or_file, path)
+
+    def log_datasets(self, run_id: str, entries: Sequence[Mapping[str, Any]]) -> None:
+        self.outbox.add("log_datasets", run_id, entries)
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        self.outbox.add("set_tags", run_id, tags)
+
+    def finish(self, run_id: str, status: str) -> None:
+        self.outbox.add("finish", run_id, status)
+
+    def wait_delivered(self, run_id: str, timeout: float = 10.0) -> bool:
+        deadline = time.monotonic() + timeout
+        # the outbox leaves no file of a run that ended and was delivered
+        while any((self.outbox.folder / f"{run_id}{suffix}").exists() for suffix in (".jsonl", ".lock")):
+            if time.monotonic() > deadline or self.closing.wait(0.02):
+                return False
+        return True
+
+    # ---- models
+
+    def is_registered(self, run_id: str) -> bool | None:
+        search = self.store.client.search_model_versions
+        return self._ask_registry(lambda: bool(search(f"run_id = '{run_id}'", max_results=1)))
+
+    def register_model(
+        self, run_id: str, name: str, module: Any, example: Any, score: float, card: dict[str, Any]
+    ) -> str | None:
+        return self._ask_registry(lambda: self.store.register(run_id, name, module, example, score, card))
+
+    def _ask_registry(self, call: Callable[[], Any]) -> Any:
+        """The call's result; None, with a warning, where the registry refuses: that must not cost a training."""
+        try:
+            return call()
+        except Exception as error:
+            if outage(error):
+                raise
+            self._warn(f"the model was not registered: {first_line(error)}")
+            return None
+
+    # ---- events
+
+    def record_event(self, run_id: str, event: Event) -> None:
+        if self.lease_lost(self.digests.get(run_id, "")):
+            raise LeaseLost("another command took this stage over while this one was silent")
+        if isinstance(event, MetricsLogged):
+            metrics = {**event.metrics, **event.throughput}
+            self.log_rows(run_id, [{"step": event.step, "time": event.time, "metrics": metrics}])
+        self.events.append(replace(event, run_id=run_id))
+
+    def _warn(self, text: str) -> None:
+        self.events.append(WarningIssued(text))
+
+    def drain_events(self) -> list[Event]:
+        with self.lock:
+            return [self.events.popleft() for _ in range(len(self.events))]
+
+    def close(self, timeout: float = 60.0) -> int:
+        self.closing.set()
+        for digest in list(self.held):
+            self.release(digest)
+        return self.outbox.close(timeout)

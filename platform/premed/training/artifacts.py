@@ -1,0 +1,59 @@
+"""What a stage leaves for the next one: the named parts of a network, and their card."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from premed.config.experiment import Stage
+from premed.contracts import Domain, Encoder
+from premed.errors import UserError
+from premed.models.network import load_resized
+from premed.training.storage import StageStorage
+
+
+def load_encoder(encoder: Encoder, storage: StageStorage) -> dict[str, Any]:
+    """Loads a stage's encoder, resized where it was made on another grid; see `models.network.load_resized`."""
+    about = storage.get_json("parts/card.json")
+    assert about is not None, f"{storage.where} has no card"
+    return load_resized(encoder, part_weights(storage, "encoder"), tuple(about["grid"]))
+
+
+def part_weights(storage: StageStorage, part: str) -> dict[str, torch.Tensor]:
+    """The weights of a part that a stage saved. UserError where they are missing."""
+    weights = storage.get_weights(f"parts/{part}.safetensors")
+    if weights is None:
+        raise UserError(f"{storage.where}/parts/{part}.safetensors is missing: remove that folder and pre-train again")
+    return weights
+
+
+def card(
+    stage: Stage, domains: Sequence[Domain], parts: Mapping[str, nn.Module], gate: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The model card: all that is needed to use the parts without the data they were trained on."""
+    encoder, head = parts["encoder"], getattr(stage.training, "head", None)
+    assert isinstance(encoder, Encoder)
+    sources = {"sources": [source(domain) for domain in domains]} if getattr(stage.training, "sources", None) else {}
+    return (
+        domains[0].task.describe()
+        | sources
+        | {
+            "digest": stage.digest(),
+            "kind": stage.kind,
+            "parts": sorted(parts),
+            "encoder": stage.encoder.model_dump(mode="json"),
+            "head": head.model_dump(mode="json") if head else None,
+            "grid": encoder.grid,
+            "patch": encoder.patch,
+            "width": encoder.width,
+            "gate": gate,
+        }
+    )
+
+
+def source(domain: Domain) -> dict[str, Any]:
+    """The card's entry for a data set of `pretrain.sources`."""
+    task = domain.task
+    about = {"task": task.name, "group": domain.group, "channels": task.channels, "roi": list(task.roi)}
+    return about | {"preprocessing": task.recipe.model_dump(mode="json")}

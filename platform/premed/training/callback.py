@@ -1,0 +1,211 @@
+"""Training callback: logs metrics, validates, keeps the best weights, saves checkpoints, stops on a non-finite loss.
+
+Everything here falls on steps that are the same for any number of workers and after any restart, so that a resumed run
+draws the same curve.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from premed.contracts import Objective, Picks, Plan, Row, Sample
+from premed.distributed import rank_and_world
+from premed.events import CheckpointSaved, EventHandler, MetricsLogged, TrainingResumed
+from premed.training.checkpoint import KEPT, CheckpointManager
+from premed.training.evaluate import evaluate
+from premed.training.storage import StageStorage
+from premed.training.throughput import Throughput
+
+SHOWN = 20  # names of samples in a message
+SNAPSHOTS = 4  # of what a training makes of fixed cases: after a quarter, half, three quarters and all of it
+
+
+class NotFinite(Exception):
+    """The loss is not finite; the message names the step, its samples and the last good checkpoint."""
+
+    def __init__(self, message: str, step: int, samples: Sequence[str]):
+        super().__init__(message)
+        self.step, self.samples = step, list(samples)
+
+
+class TrainingCallback:
+    """Called by `fit` after every step, on every rank; see `fit.StepCallback`.
+
+    sample_names: the case names of a step's samples. score: the number of a validation that picks the weights to keep,
+    higher is better (None: the last ones are kept). on_event: called on the first rank. report: called with the numbers
+    of each validation, on every rank. spread_over: the number of steps that the validations are spread over, where
+    `plan` ends before. throughput: None where there is no gradient descent to measure.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        optimizer: AdamW,
+        plan: Plan,
+        storage: StageStorage,
+        val: Sequence[Sample],
+        *,
+        validations: int,
+        score: str | None,
+        log_steps: int,
+        save_minutes: float,
+        precision: torch.dtype,
+        sample_names: Callable[[Picks], Sequence[str]],
+        on_event: EventHandler,
+        report: Callable[[dict[str, float]], None],
+        spread_over: int | None = None,
+        throughput: Throughput | None = None,
+    ):
+        self.objective, self.optimizer, self.plan, self.storage, self.val = objective, optimizer, plan, storage, val
+        self.score, self.log_steps, self.save_minutes, self.precision = score, log_steps, save_minutes, precision
+        self.sample_names, self.on_event, self.report = sample_names, on_event, report
+        self.throughput = throughput
+        self.checkpoints = CheckpointManager(storage)
+        spread = {math.ceil((spread_over or plan.num_steps) * i / validations) for i in range(1, validations + 1)}
+        self.validation_steps = {step for step in spread if step <= plan.num_steps} | {plan.num_steps}
+        steps = sorted(self.validation_steps)
+        self.snapshot_steps = {steps[math.ceil(len(steps) * i / SNAPSHOTS) - 1] for i in range(1, SNAPSHOTS + 1)}
+        self.rank, self.world = rank_and_world()
+        self.device = next(objective.parameters()).device
+        self.curve: list[dict[str, Any]] = []  # rows of curve.jsonl: step, time in ms, metrics
+        self.rows: list[Row] = []  # the scores of val at the best step
+        self.best: dict[str, Any] = {}  # step, value, summary
+        self.seconds = 0.0  # before the last restart
+        self.began = time.monotonic()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the steps since the last point of the curve."""
+        self.total, self.count = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        self.not_finite = torch.full((), math.inf, dtype=torch.float64, device=self.device)  # first such step
+
+    def __call__(self, step: int, loss: Tensor, metrics: dict[str, Tensor | float]) -> None:
+        self.total += loss
+        self.count += 1
+        # the value is not looked at here: on a GPU that would wait for the step
+        self.not_finite = torch.where(loss.isfinite(), self.not_finite, self.not_finite.clamp(max=step))
+        last = step == self.plan.num_steps
+        if step % self.log_steps == 0 or last or step in self.validation_steps:
+            self.log_training(step, metrics)
+        if step in self.validation_steps:
+            self.validate(step)
+        if step % self.log_steps == 0 and not last and self.checkpoints.due(self.save_minutes, self.device):
+            self.save(step)
+        if self.throughput and self.count == 0:
+            self.throughput.start()
+
+    # ---- the curve
+
+    def log_training(self, step: int, metrics: dict[str, Tensor | float]) -> None:
+        """Logs the mean loss of the steps since the last point, and the metrics of this one."""
+        if self.world > 1:
+            dist.all_reduce(self.total)
+            dist.all_reduce(self.not_finite, op=dist.ReduceOp.MIN)
+            metrics = self.mean_over_ranks(metrics)
+        if math.isfinite(first := float(self.not_finite)):
+            self.raise_not_finite(int(first), "the loss is not a number")
+        # a finite loss can have a gradient that is none: such weights must never become a checkpoint
+        if not nn.utils.get_total_norm(list(self.objective.parameters())).isfinite():
+            self.raise_not_finite(step, "the weights are no numbers")
+        loss = float(self.total) / self.world / self.count
+        training = {"train/loss": loss} | {f"train/{name}": float(value) for name, value in metrics.items()}
+        self.log(step, training, self.measure_throughput(step))
+        self.reset()
+
+    def mean_over_ranks(self, metrics: dict[str, Tensor | float]) -> dict[str, Tensor | float]:
+        """Tensors become means over the step's samples on all ranks; plain numbers are the same everywhere and stay."""
+        tensors = {name: value for name, value in metrics.items() if isinstance(value, Tensor)}
+        if not tensors:
+            return metrics
+        stacked = torch.stack([value.detach().to(self.device, torch.float64) for value in tensors.values()])
+        dist.all_reduce(stacked)
+        return metrics | dict(zip(tensors, stacked / self.world, strict=True))
+
+    def measure_throughput(self, step: int) -> dict[str, float]:
+        """Speed and memory since the last point. Emits an event, once, where data loading is the bottleneck."""
+        if self.throughput is None:
+            return {}
+        steps = range(step - self.count, step)
+        numbers = self.throughput.stop(sum(len(self.plan.at(done).samples) for done in steps))
+        if bottleneck := self.throughput.bottleneck():
+            self.on_event(bottleneck)
+        return numbers
+
+    def raise_not_finite(self, step: int, what: str) -> None:
+        names = self.sample_names(self.plan.at(step - 1))
+        shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+        steps = self.checkpoints.steps()
+        good = f"the last good checkpoint is that of step {steps[-1]}" if steps else "there is no checkpoint yet"
+        remedy = "look at these images, or lower lr or set clip"
+        raise NotFinite(f"{what} at step {step} (samples {shown}); {good}: {remedy}", step, names)
+
+    def log(self, step: int, metrics: dict[str, float], throughput: dict[str, float] | None = None) -> None:
+        """Adds a point to the curve. throughput: logged beside it and not kept."""
+        if self.rank == 0:
+            row = {"step": step, "time": int(time.time() * 1000), "metrics": metrics}
+            self.curve.append(row)
+            self.on_event(MetricsLogged(num_steps=self.plan.num_steps, throughput=throughput or {}, **row))
+
+    # ---- validation
+
+    def validate(self, step: int) -> None:
+        """Scores val; keeps the weights where they are the best so far."""
+        rows = evaluate(self.objective, self.val, self.precision)
+        summary = self.objective.summary(rows)
+        self.log(step, {f"val/{name}": value for name, value in summary.items() if "/" not in name})
+        # without a score (or with one that is undefined on val) later is better
+        value = summary.get(self.score, -math.inf) if self.score else -math.inf
+        if not self.best or value > self.best["value"] or self.best["value"] == -math.inf:
+            self.best, self.rows = {"step": step, "value": value, "summary": summary}, rows
+            if self.rank == 0 and (self.score or step == self.plan.num_steps):
+                self.checkpoints.save_best(self.best, self.objective)
+        if step in self.snapshot_steps and self.rank == 0:
+            self.snapshot(step)
+        self.report({"step": step, **summary})
+
+    def snapshot(self, step: int) -> None:
+        """Keeps what the objective makes of fixed cases; the step is in the name, so a resumed run has each once."""
+        with torch.no_grad():
+            self.objective.eval()
+            tensors = self.objective.snapshot(self.val)
+            self.objective.train()
+        if tensors:
+            self.storage.put_weights(f"snapshots/{step:09d}.safetensors", tensors)
+
+    # ---- checkpoints
+
+    def save(self, step: int, kept: int = KEPT) -> None:
+        """Saves a checkpoint of the objective, the optimizer and what the curve came to; the `kept` newest stay."""
+        notes = {"curve": self.curve, "best": self.best, "rows": self.rows, "seconds": self.elapsed()}
+        self.checkpoints.save(step, self.objective, self.optimizer, notes, kept)
+        if self.rank == 0:
+            self.on_event(CheckpointSaved(step))
+
+    def resume(self, trunk: StageStorage | None = None) -> int:
+        """Loads the newest good checkpoint, if any; returns the number of steps that are done.
+
+        trunk: the segment that this stage goes on from, as if they were one, while it has no checkpoint of its own.
+        """
+        checkpoint = self.checkpoints.restore(self.objective, self.optimizer, trunk)
+        if checkpoint is None:
+            return 0
+        notes = checkpoint.notes
+        self.curve = notes["curve"]
+        if checkpoint.own:
+            self.best, self.rows, self.seconds = notes["best"], notes["rows"], notes["seconds"]
+            self.on_event(TrainingResumed(checkpoint.step, num_steps=self.plan.num_steps))
+        elif trunk and self.rank == 0:
+            for name in trunk.names():
+                if name.startswith("snapshots/") and (content := trunk.get(name)):
+                    self.storage.put(name, content)
+        return checkpoint.step
+
+    def elapsed(self) -> float:
+        """Seconds of training so far, over all restarts."""
+        return self.seconds + time.monotonic() - self.began

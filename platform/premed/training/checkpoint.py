@@ -1,0 +1,152 @@
+"""Checkpoints of a training: the state to resume from, and the best weights so far.
+
+In a stage's folder, `checkpoints/STEP.pt` holds the state (torch's own format, read with `weights_only=True`) and
+`checkpoints/STEP.json` its manifest: the hash of everything, and notes. The manifest is written last, so that a
+checkpoint counts only once it is complete. `best/STEP/PART.safetensors` are the weights that validation picked.
+
+Written by premed itself rather than through Ray's checkpoint manager: a run resumes in the same way with and without
+Ray, and from the checkpoint before where the newest is damaged.
+"""
+
+import hashlib
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch.optim import AdamW
+
+from premed.contracts import Objective
+from premed.distributed import RaisedOnAllRanks, all_gather, rank_and_world
+from premed.training.storage import StageStorage
+
+KEPT = 2  # checkpoints: the newest may turn out damaged
+
+
+class Checkpoint(NamedTuple):
+    """The state after `step` steps."""
+
+    step: int
+    state: dict[str, Any]  # tensors and plain values
+    notes: dict[str, Any]  # JSON
+    own: bool = True  # the stage's; False where it is the final state of the trunk segment before
+
+
+class CheckpointManager:
+    """Writes, prunes and restores the checkpoints of one stage. Rank 0 writes, all ranks read."""
+
+    def __init__(self, storage: StageStorage):
+        self.storage = storage
+        self.saved_at = time.monotonic()
+
+    # ---- files
+
+    def steps(self) -> list[int]:
+        """The steps after which there is a checkpoint, damaged or not, in order."""
+        names = self.storage.names()
+        return [int(Path(name).stem) for name in names if name.startswith("checkpoints/") and name.endswith(".json")]
+
+    def manifest(self, step: int) -> dict[str, Any]:
+        """`hash` and `notes` of the checkpoint of a step; empty where it cannot be read."""
+        try:
+            return self.storage.get_json(f"checkpoints/{step:09d}.json") or {}
+        except ValueError:
+            return {}
+
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint that is complete and undamaged."""
+        for step in reversed(self.steps()):
+            manifest, content = self.manifest(step), self.storage.get(f"checkpoints/{step:09d}.pt")
+            if content is not None and manifest and _hash(content, manifest.get("notes")) == manifest.get("hash"):
+                state = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+                return Checkpoint(step, state, manifest["notes"])
+        return None
+
+    def write(self, checkpoint: Checkpoint, kept: int = KEPT) -> None:
+        """Writes a checkpoint; of those up to its step the `kept` newest stay, later ones are removed.
+
+        Later ones belong to a past that was given up because they were damaged.
+        """
+        step, state, notes, _ = checkpoint
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        content = buffer.getbuffer()
+        self.storage.put(f"checkpoints/{step:09d}.pt", content)
+        manifest = {"step": step, "hash": _hash(content, notes), "notes": notes}
+        self.storage.put_json(f"checkpoints/{step:09d}.json", manifest)
+        stay = {f"{old:09d}" for old in [old for old in self.steps() if old <= step][-kept:]}
+        for name in self.storage.names():
+            if name.startswith("checkpoints/") and Path(name).stem not in stay:
+                self.storage.remove(name)
+
+    # ---- a training
+
+    def due(self, minutes: float, device: torch.device) -> bool:
+        """Whether the last checkpoint is `minutes` old, by rank 0's clock."""
+        due = torch.tensor(float(time.monotonic() - self.saved_at >= minutes * 60))
+        if rank_and_world()[1] > 1:
+            due = due.to(device)
+            dist.broadcast(due, 0)
+        return bool(due)
+
+    def save(self, step: int, objective: Objective, optimizer: AdamW, notes: dict[str, Any], kept: int = KEPT) -> None:
+        """Rank 0 writes a checkpoint; the others wait until it is there."""
+        rank, world = rank_and_world()
+        if rank == 0:
+            state = {"objective": objective.state_dict(), "optimizer": optimizer.state_dict()}
+            self.write(Checkpoint(step, state, notes), kept)
+        self.saved_at = time.monotonic()
+        if world > 1:
+            dist.barrier()
+
+    def restore(self, objective: Objective, optimizer: AdamW, trunk: StageStorage | None = None) -> Checkpoint | None:
+        """Loads the newest checkpoint, on all ranks, and returns it; None where there is none.
+
+        trunk: the segment whose final state the stage starts from while it has no checkpoint of its own. Raises
+        RaisedOnAllRanks where that is damaged, or where the ranks do not see the same checkpoints.
+        """
+        if rank_and_world()[0] == 0:
+            self.storage.remove_partial_files()
+        checkpoint = self.newest()
+        if checkpoint is None and trunk and (final := CheckpointManager(trunk).newest()):
+            checkpoint = final._replace(own=False)
+        steps = all_gather(checkpoint.step if checkpoint else 0)
+        if len(set(steps)) > 1:
+            raise RaisedOnAllRanks(
+                f"train.storage: {self.storage.where} is another folder on each machine (their newest checkpoints "
+                f"are of steps {steps}); name one that all nodes reach"
+            )
+        if checkpoint is None and trunk:
+            message = f"{trunk.where}: the state it ended with is damaged; remove that folder and run again"
+            raise RaisedOnAllRanks(message)
+        if checkpoint is not None:
+            objective.load_state_dict(checkpoint.state["objective"])
+            optimizer.load_state_dict(checkpoint.state["optimizer"])
+        return checkpoint
+
+    # ---- the best weights
+
+    def save_best(self, best: dict[str, Any], objective: Objective) -> None:
+        """Writes the objective's parts as the weights of the best step so far, and removes those of earlier ones."""
+        for part, module in objective.parts.items():
+            self.storage.put_weights(best_file(best["step"], part), module.state_dict())
+        # a checkpoint may be resumed from: the weights that were the best when it was written stay, too
+        noted = [self.manifest(step).get("notes", {}).get("best", {}) for step in self.steps()]
+        stay = {f"{each['step']:09d}" for each in [best, *noted] if each}
+        for name in self.storage.names():
+            if name.startswith("best/") and name.split("/")[1] not in stay:
+                self.storage.remove(name)
+
+
+def best_file(step: int, part: str) -> str:
+    """Where the weights of the best step are; the step is in the name, for a resumed run may find another best."""
+    return f"best/{step:09d}/{part}.safetensors"
+
+
+def _hash(content: bytes | memoryview, notes: Any) -> str:
+    hashed = hashlib.blake2b(content)
+    hashed.update(json.dumps(notes).encode())
+    return hashed.hexdigest()

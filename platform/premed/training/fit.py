@@ -1,0 +1,133 @@
+"""The only training loop: plain torch, no Ray, no MLflow.
+
+In each step every rank takes its share of the step's samples, in one or several micro-batches. Losses are weighted by
+the share of samples that they are of, so that any number of ranks and micro-batches gives the gradient of the step's
+mean loss. The samples of a step are a function of its number (`Plan.at`), the random draws for a sample a function of
+its key: a run that resumes from a checkpoint continues as if it had never stopped.
+"""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from inspect import signature
+from math import cos, pi
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from premed.contracts import Batch, Objective, Picks, Plan, Source
+from premed.distributed import rank_and_world
+from premed.training.schedule import Schedule
+
+
+class StepCallback(Protocol):
+    """Called after every step on every rank: logging, validation, checkpoints."""
+
+    def __call__(self, step: int, loss: Tensor, metrics: dict[str, Tensor | float]) -> None:
+        """`step` steps are done. `loss` and tensors in `metrics` are this rank's weighted part of the last one's."""
+        ...
+
+
+def fit(
+    objective: nn.Module,
+    source: Source,
+    plan: Plan,
+    schedule: Schedule,
+    optimizer: AdamW,
+    callback: StepCallback,
+    *,
+    start: int = 0,
+    accumulate: int = 1,
+    clip: float | None = None,
+    precision: torch.dtype = torch.float32,
+) -> None:
+    """Trains `objective` (bare, or wrapped in DDP) from step `start` to the end of the plan.
+
+    accumulate: micro-batches per step. clip: limit of the gradient's norm.
+    """
+    module: Objective = objective.module if hasattr(objective, "module") else objective  # type: ignore[assignment]
+    device = next(module.parameters()).device
+    module.train()
+    for step, batches in feed(plan, source, start, accumulate):
+        progress = schedule.progress(step)
+        lr = set_lr(optimizer, schedule.at(step))
+        set_decay(optimizer, progress)
+        total, metrics = torch.zeros((), device=device), {"lr": lr}
+        for i, batch in enumerate(batches):
+            last = i + 1 == len(batches)
+            with objective.no_sync() if hasattr(objective, "no_sync") and not last else nullcontext():  # type: ignore[operator]
+                with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                    loss, logs = objective(batch, progress)
+                (loss * batch.weight).backward()
+            total += loss.detach().float() * batch.weight
+            metrics |= {name: metrics.get(name, 0) + value * batch.weight for name, value in logs.items()}
+        metrics |= module.before_step(progress)
+        metrics |= gradient_norm(module, clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        module.after_step(progress)
+        callback(step + 1, total, metrics)
+
+
+def feed(plan: Plan, source: Source, start: int, accumulate: int) -> Iterator[tuple[int, list[Batch]]]:
+    """This rank's micro-batches of every step from `start` on."""
+    rank, world = rank_and_world()
+    steps = range(start, plan.num_steps)
+    stream = source.batches(picks for step in steps for picks in share(plan.at(step), rank, world, accumulate))
+    for step in steps:
+        yield step, [next(stream) for _ in range(accumulate)]
+
+
+def share(picks: Picks, rank: int, world: int, accumulate: int = 1) -> list[Picks]:
+    """The share of `rank` in a step's samples, as `accumulate` micro-batches.
+
+    A weight is the micro-batch's share of the samples times the number of ranks, because DDP averages over ranks. A
+    rank for which no sample is left takes the first one with weight 0, so that all ranks do the same number of passes.
+    """
+    num = len(picks.samples)
+    epochs = np.broadcast_to(picks.epoch, num)
+    chunks = np.array_split(np.arange(num), world * accumulate)[rank::world]
+    weighted = [(chunk, len(chunk) / num * world) if len(chunk) else (np.arange(1), 0.0) for chunk in chunks]
+    return [Picks(epochs[chunk], picks.samples[chunk], weight) for chunk, weight in weighted]
+
+
+def make_optimizer(objective: Objective, betas: tuple[float, float]) -> AdamW:
+    """AdamW over the objective's groups; their `lr_scale` (layer decay) is applied by `set_lr` at every step."""
+    return AdamW(objective.param_groups(), lr=0.0, betas=betas, fused=next(objective.parameters()).is_cuda)
+
+
+def set_lr(optimizer: AdamW, lr: float) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+    return lr
+
+
+def set_decay(optimizer: AdamW, progress: float) -> None:
+    """Weight decay of groups with `decay` (first, last): from the first to the last value along half a cosine."""
+    for group in optimizer.param_groups:
+        if "decay" in group:
+            first, last = group["decay"]
+            group["weight_decay"] = last + (first - last) * 0.5 * (1 + cos(pi * progress))
+
+
+def gradient_norm(module: nn.Module, limit: float | None) -> dict[str, Tensor]:
+    """The gradients' global norm, to log; clips them to `limit` where it is set."""
+    norm = nn.utils.get_total_norm([each.grad for each in module.parameters() if each.grad is not None])
+    if limit is not None:
+        nn.utils.clip_grads_with_norm_(module.parameters(), limit, norm)
+    return {"gradient_norm": norm}
+
+
+def distributed(objective: Objective) -> nn.Module:
+    """Wrapped in DDP where there are several ranks.
+
+    The same buckets at every step keep a resumed run's sums in their order.
+    """
+    if rank_and_world()[1] == 1:
+        return objective
+    wrapper = nn.parallel.DistributedDataParallel
+    newer = "forward_sync_buffers" in signature(wrapper).parameters  # torch 2.15's name
+    sync: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}  # all ranks have the same
+    return wrapper(objective, find_unused_parameters=True, **sync)

@@ -1,0 +1,93 @@
+"""The closed form of `fit`: a head's weights are solved on the frozen encoder's features of the training images.
+
+One step per solution, so that the training callback validates, keeps the best and saves as it does in a descent. Rank 0
+solves; all ranks get its weights.
+"""
+
+from collections.abc import Sequence
+from itertools import chain, islice, repeat
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from premed.contracts import Sample, Solution
+from premed.data import views as sampling
+from premed.distributed import rank_and_world
+from premed.errors import UserError
+from premed.events import EventHandler, WarningIssued
+from premed.training.fit import StepCallback
+from premed.training.supervised import Supervised
+
+
+def solve(
+    objective: Supervised,
+    train: Sequence[Sample],
+    callback: StepCallback,
+    *,
+    start: int = 0,
+    precision: torch.dtype = torch.float32,
+    on_event: EventHandler,
+) -> None:
+    """Takes the head of `objective` through its solutions, of which the first `start` are done.
+
+    on_event: called with each warning of the head, once.
+    """
+    objective.eval()
+    head, warned = objective.network.head, set()
+    rows, shares = extract_features(objective, train, precision)
+    elsewhere = repeat(Solution(0.0, {}, []), head.num_solutions)
+    solutions = head.solve(rows, shares) if rank_and_world()[0] == 0 else elsewhere
+    for step, (loss, metrics, warnings) in islice(enumerate(solutions, 1), start, None):
+        for text in dict.fromkeys(warnings):
+            if text not in warned:
+                on_event(WarningIssued(text))
+        warned.update(warnings)
+        total = torch.tensor(loss, device=next(head.parameters()).device)
+        if rank_and_world()[1] > 1:
+            for tensor in (total, *head.state_dict().values()):
+                dist.broadcast(tensor, 0)
+        callback(step, total, dict(metrics))
+
+
+def extract_features(objective: Supervised, train: Sequence[Sample], precision: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rows [n, D] and the classes' shares [n, classes] of the training cases' fixed views, on the CPU of rank 0.
+
+    The ranks share the work and send rows only; the same cases go through the encoder together for any number of ranks.
+    On other ranks both are empty.
+    """
+    rank, world = rank_and_world()
+    chunks = sampling.chunks(train, objective.task.roi)
+    features: list[Any] = [features_of(objective, chunk, precision) for chunk in chunks[rank::world]]
+    if world > 1:
+        by_rank: list[Any] | None = [None] * world if rank == 0 else None
+        dist.gather_object(features, by_rank)
+        if by_rank is None:
+            return torch.empty(0), torch.empty(0)
+        features = [None] * len(chunks)
+        for sender, part in enumerate(by_rank):
+            features[sender::world] = part
+    rows, shares = zip(*features, strict=True)
+    return torch.cat(rows), torch.cat(shares)
+
+
+@torch.no_grad()
+def features_of(objective: Supervised, chunk: Sequence[Sample], precision: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Rows and shares of the cases that go through the encoder together. UserError where a row is not finite."""
+    task, network = objective.task, objective.network
+    tiles = [task.tiles(sample) for sample in chunk]
+    device = next(objective.parameters()).device
+    image = torch.from_numpy(np.stack(list(chain(*tiles)))).to(device)
+    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+        features = network.encoder(image, taps=network.head.taps)
+    rows = network.head.rows(features).cpu()  # [B, N, D]
+    names = [sample.case.name for sample, views in zip(chunk, tiles, strict=True) for _ in views]
+    for name, finite in zip(names, rows.flatten(1).isfinite().all(dim=1), strict=True):
+        if not finite:
+            raise UserError(f"{name}: its features are no numbers; look at this image (premed data check)")
+    shares = [
+        torch.from_numpy(each) for sample in chunk for each in task.label_fractions(sample, network.encoder.patch)
+    ]
+    return rows.flatten(0, 1), torch.cat([each.reshape(len(task.classes), -1).T for each in shares])

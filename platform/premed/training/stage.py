@@ -1,0 +1,312 @@
+"""Runs one stage, on each Ray worker or in this process: trains, tests or imports, and writes its results.
+
+No MLflow here.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from premed.config.experiment import Stage
+from premed.config.plugins import plugin
+from premed.config.settings import Finetune, Pretrain, Train
+from premed.config.spec import Spec
+from premed.contracts import Case, Domain, Objective, Sample, Task
+from premed.data.cache import Cache
+from premed.data.datamodule import Tasks, absent_classes, cases, domains, refuse_unnamed
+from premed.data.loader import Mapped
+from premed.distributed import RaisedOnAllRanks, raise_on_all_ranks, rank_and_world
+from premed.errors import UserError
+from premed.events import EvaluationStarted, EventHandler, TrainingStarted
+from premed.models.network import Network, load_strictly, seeded_init
+from premed.training.artifacts import card, load_encoder, part_weights
+from premed.training.callback import SNAPSHOTS, NotFinite, TrainingCallback
+from premed.training.checkpoint import best_file
+from premed.training.device import device_of, forget_peak_memory, peak_memory_mb, precision_of
+from premed.training.evaluate import bootstrap_interval, collapsed, evaluate, passed_gate
+from premed.training.fit import distributed, fit, make_optimizer
+from premed.training.import_weights import bring
+from premed.training.schedule import planned
+from premed.training.solver import solve
+from premed.training.storage import StageStorage
+from premed.training.supervised import Supervised
+from premed.training.throughput import Throughput
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """A stage, and where and how to run it. Travels to the workers."""
+
+    stage: Stage
+    parent: Stage | None  # the stage whose parts it starts from
+    train: Train
+    storage: str  # `train.storage`, which holds the folders of all stages
+    cache: Path
+
+    @property
+    def stage_storage(self) -> StageStorage:
+        """The stage's own folder."""
+        return StageStorage(self.storage, self.stage.folder)
+
+    @property
+    def parent_storage(self) -> StageStorage | None:
+        """The folder of the stage whose parts it starts from."""
+        return StageStorage(self.storage, self.parent.folder) if self.parent else None
+
+    @property
+    def trunk_storage(self) -> StageStorage | None:
+        """The folder of the trunk segment that this stage goes on from; None for stages that go on from none."""
+        return self.parent_storage if self.parent and self.parent.kind == "trunk" else None
+
+
+def run_stage(
+    job: StageJob,
+    on_event: EventHandler,
+    report: Callable[[dict[str, float]], None],
+    tasks: Callable[[Spec], Task] | None = None,
+) -> None:
+    """Runs the stage and writes `result.json` last; `failure.json` where a retry would fail in the same way.
+
+    on_event: called on the first rank only. report: called with the numbers of each validation, on every rank.
+    tasks: returns the task of a configuration, where some are built already.
+    """
+    tasks, (rank, world) = tasks or Tasks(), rank_and_world()
+    on_event = on_event if rank == 0 else lambda event: None
+    storage = job.stage_storage
+    if any(storage.get(name) for name in ("result.json", "failure.json")):
+        return  # Ray started all ranks again because of one that died after the result, or that failed alone
+    forget_peak_memory()
+    try:
+        if job.stage.kind == "import":
+            bring(job.stage, storage, on_event, tasks)
+        elif job.stage.kind == "test":
+            test_stage(job, on_event, tasks)
+        else:
+            train_stage(job, on_event, report, tasks)
+    except (NotFinite, UserError) as error:
+        on_all_ranks = isinstance(error, (NotFinite, RaisedOnAllRanks))
+        if rank == 0 or not on_all_ranks:
+            kind = "NotFinite" if isinstance(error, NotFinite) else "UserError"
+            storage.put_json("failure.json", {"kind": kind, "message": str(error), **vars(error)})
+        if world > 1 and not on_all_ranks:
+            raise  # the others wait for this rank
+
+
+def train_stage(
+    job: StageJob,
+    on_event: EventHandler,
+    report: Callable[[dict[str, float]], None],
+    tasks: Callable[[Spec], Task],
+) -> None:
+    """Pre-training or fine-tuning."""
+    stage, settings, how = job.stage, job.stage.training, job.train
+    assert isinstance(settings, (Pretrain, Finetune))
+    with raise_on_all_ranks():
+        data_sets = domains(stage, tasks)
+        train, val = training_samples(job, data_sets)
+        device, precision = device_of(how), precision_of(how)
+        accumulate = how.micro_batches(rank_and_world()[1])
+        objective, loaded = make_objective(job, data_sets)
+        objective.to(device)
+        if objective.couples_batch and accumulate > 1:
+            raise UserError("train.accumulate: the loss is of all of a step's images together; set it to 1")
+        sizes = [sum(sample.domain == number for sample in train) for number in range(len(data_sets))]
+        plan, schedule = planned(stage, sizes, objective.num_solutions)
+
+    source = Mapped(data_sets, train, seed=settings.seed, stage=stage.draws, device=device, num_loaders=how.loaders)
+    optimizer, throughput = make_optimizer(objective, settings.betas), Throughput(device, how.loaders)
+    callback = TrainingCallback(
+        objective,
+        optimizer,
+        plan,
+        job.stage_storage,
+        val,
+        validations=objective.num_solutions or settings.validations,
+        score=data_sets[0].task.score if stage.kind == "finetune" else None,
+        log_steps=how.log_steps,
+        save_minutes=how.save_minutes,
+        precision=precision,
+        sample_names=lambda picks: [train[i].case.name for i in picks.samples],
+        on_event=on_event,
+        report=report,
+        spread_over=schedule.num_steps,
+        throughput=None if objective.num_solutions else throughput,
+    )
+    if (start := callback.resume(job.trunk_storage)) == 0:
+        objective.on_start(train)
+    on_event(
+        TrainingStarted(
+            start,
+            num_images=len(train),
+            num_val=len(val),
+            num_steps=plan.num_steps,
+            absent_classes=absent_classes(data_sets[0].task, train) if stage.kind == "finetune" else (),
+            workers=rank_and_world()[1] if how.elastic else None,
+        )
+    )
+    if objective.num_solutions:
+        assert isinstance(objective, Supervised)
+        solve(objective, train, callback, start=start, precision=precision, on_event=on_event)
+    else:
+        fit(
+            distributed(objective),
+            throughput.timed(source),
+            plan,
+            schedule,
+            optimizer,
+            callback,
+            start=start,
+            accumulate=accumulate,
+            clip=settings.clip,
+            precision=precision,
+        )
+    if stage.kind == "trunk":
+        save_trunk_segment(job, callback, num_cases=len(train))
+    elif rank_and_world()[0] == 0:
+        save_results(job, data_sets, callback, loaded, num_cases=len(train))
+
+
+def training_samples(job: StageJob, data_sets: Sequence[Domain]) -> tuple[list[Sample], list[Sample]]:
+    """The samples that the stage trains on and those that it is validated on, one data set after the other."""
+    train, val = list[Sample](), list[Sample]()
+    for number, domain in enumerate(data_sets):
+        for samples, part in zip((train, val), cases(job.stage, domain.task), strict=True):
+            samples += prepared(job, domain.task, part, number)
+    if not val:
+        raise UserError(f"task: {data_sets[0].task.name} has no val images here; correct its split, or add a data set")
+    return train, val
+
+
+def save_results(
+    job: StageJob, data_sets: Sequence[Domain], callback: TrainingCallback, loaded: dict[str, Any], num_cases: int
+) -> None:
+    """Saves the best weights as parts, pictures, scores and, last of all, the result; removes checkpoints."""
+    stage, storage, objective, best = job.stage, job.stage_storage, callback.objective, callback.best
+    for name, part in objective.parts.items():
+        weights = storage.get_weights(best_file(best["step"], name))
+        assert weights is not None, "the last step is always validated"
+        part.load_state_dict(weights)
+        storage.put_weights(f"parts/{name}.safetensors", weights)
+    save_pictures(storage, objective, callback.val)
+    gate = passed_gate(best["summary"])
+    storage.put_json("parts/card.json", card(stage, data_sets, objective.parts, gate))
+    storage.put_json("scores.json", callback.rows)
+    more = {"gate": gate, "collapse": collapsed(best["summary"]), "loaded": loaded}
+    write_result(job, callback, num_cases, more)
+    storage.clear("checkpoints")  # nothing is resumed any more
+    storage.clear("snapshots")
+
+
+def save_trunk_segment(job: StageJob, callback: TrainingCallback, num_cases: int) -> None:
+    """Saves the state at the end of a trunk segment, which the next stages go on from.
+
+    There are no parts: the learning rate of a trunk has not fallen.
+    """
+    callback.save(callback.plan.num_steps, kept=1)
+    if rank_and_world()[0] == 0:
+        write_result(job, callback, num_cases, {"epochs": job.stage.training.epochs})  # type: ignore[union-attr]
+
+
+def write_result(job: StageJob, callback: TrainingCallback, num_cases: int, more: dict[str, Any]) -> None:
+    """Writes the curve and, last of all, the result."""
+    storage = job.stage_storage
+    storage.put("curve.jsonl", "\n".join(map(json.dumps, callback.curve)).encode())
+    result = {
+        "kind": job.stage.kind,
+        "digest": job.stage.digest(),
+        "summary": {f"val/{name}": value for name, value in callback.best["summary"].items()},
+        "best_step": callback.best["step"],
+        "num_steps": callback.plan.num_steps,
+        "num_cases": num_cases,
+        "precision": str(callback.precision).removeprefix("torch."),
+        "seconds": callback.elapsed(),
+        "peak_memory_mb": peak_memory_mb(callback.device),
+    }
+    storage.put_json("result.json", result | more)
+    storage.clear("best")
+
+
+def test_stage(job: StageJob, on_event: EventHandler, tasks: Callable[[Spec], Task]) -> None:
+    """Scores the test part once, with the weights that validation picked."""
+    began = time.monotonic()
+    with raise_on_all_ranks():
+        data_sets = domains(job.stage, tasks)
+        task = data_sets[0].task
+        samples = prepared(job, task, task.split("test"))
+        objective, loaded = make_objective(job, data_sets)
+        objective.to(device_of(job.train))
+    on_event(EvaluationStarted(num_images=len(samples)))
+    rows = evaluate(objective, samples, precision_of(job.train))
+    if rank_and_world()[0] != 0:
+        return
+    constant = task.constant_baseline(prepared(job, task, task.split("train")), samples)
+    storage, summary = job.stage_storage, task.summary(rows)
+    save_pictures(storage, objective, samples)
+    storage.put_json("scores.json", rows)
+    storage.put_json("constant.json", constant)
+    result = {
+        "kind": "test",
+        "digest": job.stage.digest(),
+        "summary": {f"test/{name}": value for name, value in summary.items()},
+        "undefined": [name for name in task.classes if "n_undefined" in summary and f"auc/{name}" not in summary],
+        "score": task.score,
+        "value": summary.get(task.score),
+        "interval": bootstrap_interval(rows, lambda drawn: task.summary(drawn).get(task.score, float("nan"))),
+        "constant": task.summary(constant).get(task.score, 0.5),
+        "num_cases": len(samples),
+        "num_patients": len({row["patient"] for row in rows}),
+        "loaded": loaded,
+        "seconds": time.monotonic() - began,
+        "peak_memory_mb": peak_memory_mb(device_of(job.train)),
+    }
+    storage.put_json("result.json", result)
+
+
+def prepared(job: StageJob, task: Task, selected: Sequence[Case], domain: int = 0) -> list[Sample]:
+    """The cases with their prepared images; prepared here where this machine has none yet."""
+    entries = Cache(job.cache).prepare(selected, task.recipe)
+    refuse_unnamed(selected, entries, task.labels)
+    return [Sample(case, entry, domain) for case, entry in zip(selected, entries, strict=True)]
+
+
+def make_objective(job: StageJob, data_sets: Sequence[Domain]) -> tuple[Objective, dict[str, Any]]:
+    """The stage's objective with initial or loaded weights, and a report of what was loaded."""
+    stage, settings, task = job.stage, job.stage.training, data_sets[0].task
+    assert isinstance(settings, (Pretrain, Finetune))
+    first, *more = dict.fromkeys((domain.task.channels, tuple(domain.task.roi)) for domain in data_sets)
+    with seeded_init(settings.seed, "encoder"):
+        encoder = plugin("encoders", stage.encoder).build(stage.encoder, *first, *more)
+    if isinstance(settings, Pretrain):
+        with seeded_init(settings.seed, "pretext"):
+            assert stage.pretext is not None
+            return plugin("pretext", stage.pretext).build(stage.pretext, encoder, data_sets, settings.weight_decay), {}
+    with seeded_init(settings.seed, "head"):
+        head = plugin("heads", settings.head).build(settings.head, encoder, task)
+    loaded = {}
+    if (parent := job.parent_storage) is not None:
+        loaded["encoder"] = load_encoder(encoder, parent)
+        for part in ("head",) if stage.kind == "test" else head.loads:
+            module = head if part == "head" else head.get_submodule(part)
+            loaded[part] = load_strictly(module, part_weights(parent, part), part)
+    rates = {name: getattr(settings, name) for name in ("weight_decay", "layer_decay", "drop_path")}
+    return Supervised(Network(encoder, head), task, **rates), loaded
+
+
+def save_pictures(storage: StageStorage, objective: Objective, samples: Sequence[Sample]) -> None:
+    """Draws what the objective has learnt, and how that came about where there are snapshots."""
+    files = {int(Path(name).stem): name for name in storage.names() if name.startswith("snapshots/")}
+    if len(files) > SNAPSHOTS:  # the segments of a trunk left some each
+        spread = [max(files) * i / SNAPSHOTS for i in range(1, SNAPSHOTS + 1)]
+        files = {step: files[step] for step in (min(files, key=lambda step: abs(step - each)) for each in spread)}
+    snapshots = {step: storage.get_weights(name) or {} for step, name in files.items()}
+    objective.eval()
+    with TemporaryDirectory() as folder:
+        paths = objective.pictures(samples, Path(folder))
+        if snapshots:
+            paths = paths + objective.progress_pictures(samples, snapshots, Path(folder))
+        for path in paths:
+            storage.put(f"pictures/{path.name}", path.read_bytes())

@@ -1,0 +1,115 @@
+"""What follows from a sweep's file: names, folders, metrics; and the sweep's result, from its study."""
+
+import hashlib
+from contextlib import suppress
+from functools import cached_property
+from itertools import islice, product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from premed.config.settings import Train
+from premed.config.spec import canonical
+from premed.errors import UserError
+from premed.execution.preflight import resolve
+from premed.paths import home, settled_in
+from premed.reporting.sweep import page, terminal
+from premed.reporting.sweep.result import StageResult, SweepResult, TrialResult
+from premed.tuning.space import COSTS, MOST, Choice, Range, Sweep
+from premed.tuning.study import Study, Told
+
+
+class Plan:
+    """What follows from a sweep file: names, places, what its trials are scored by."""
+
+    def __init__(self, sweep: Sweep):
+        (self.resolved,) = resolve([sweep.base])
+        self.sweep, self.base, self.task = sweep, self.resolved.experiment, self.resolved.task
+        self.metrics = sweep.search.metric or (f"val/{self.task.score}",)
+        self.modes = sweep.search.mode or tuple("min" if name in COSTS else "max" for name in self.metrics)
+        defining = canonical([sweep.search, self.base, self.metrics, self.modes])
+        self.digest = hashlib.sha256(defining.encode()).hexdigest()
+        self.name = sweep.search.name
+        self.where = home() / "sweeps" / f"{self.name}-{self.digest[:8]}"
+
+    def study(self, begun: bool = False) -> Study:
+        directions = [f"{mode}imize" for mode in self.modes]
+        url = self.sweep.search.study or f"sqlite:///{settled_in() / 'sweeps.db'}"
+        return Study(self.sweep, f"{self.name} {self.digest[:16]}", url, directions, begun)
+
+    @cached_property
+    def validations(self) -> int:
+        """Validations of a fine-tuning."""
+        return self.base.finetune.validations
+
+    def result(self, study: Study) -> SweepResult:
+        """The sweep as far as it has come."""
+        search, front = self.sweep.search, study.front()
+        return SweepResult(
+            name=self.name,
+            task=self.task.name,
+            strategy=self.base.strategy,
+            score=self.task.score,
+            search=search.search,
+            scheduler=search.scheduler and search.scheduler.name,
+            metrics=list(self.metrics),
+            modes=list(self.modes),
+            space={path: as_written(values) for path, values in search.space.items()},
+            seeds=list(search.seeds),
+            num_trials=self.sweep.num_trials,
+            where=str(self.where),
+            run_id=study.note("run_id"),
+            trials=[trial_result(trial) for trial in study.trials()],
+            best=front[0] if len(self.metrics) == 1 and front else None,
+            front=front,
+            importances=study.importances(),
+        )
+
+    def write(self, result: SweepResult) -> list[Path]:
+        """Writes report.html, trials.csv and best.yaml, the best trial's experiment with its test; returns their paths.
+
+        `premed run best.yaml` finds the trial's stages, and tests the first seed's fine-tuning.
+        """
+        self.where.mkdir(parents=True, exist_ok=True)
+        files = [self.where / name for name in ("report.html", "trials.csv")]
+        page.write(result, files[0])
+        terminal.write_csv(result, files[1])
+        if result.best is not None:
+            setting = next(trial.setting for trial in result.trials if trial.number == result.best)
+            experiment = self.sweep.whole(dict(setting))[0].model_dump(mode="json")
+            header = f"# trial {result.best} of {self.name}: {self.sweep.label(dict(setting))}\n"
+            files.append(self.where / "best.yaml")
+            files[-1].write_text(header + yaml.safe_dump(experiment, sort_keys=False), encoding="utf-8")
+        return files
+
+
+def as_written(values: Choice | Range) -> Any:
+    """A field's values as the sweep's file writes them: a list, or {"uniform": (low, high)}."""
+    return list(values.choice) if isinstance(values, Choice) else values.model_dump(exclude_none=True)
+
+
+def trial_result(trial: Told) -> TrialResult:
+    """A trial of the study, with what the sweep noted about it."""
+    return TrialResult(
+        number=trial.number,
+        setting=trial.setting,
+        state=trial.state,
+        values=trial.values,
+        by_seed=trial.notes.get("by_seed", {}),
+        curve=trial.curve,
+        stages=[StageResult(**stage) for stage in trial.notes.get("stages", [])],
+        failure=trial.notes.get("failure"),
+        run_id=trial.notes.get("run_id"),
+    )
+
+
+def trains_of(sweep: Sweep) -> list[Train]:
+    """The distinct `train` settings of all trials, so that what no node can run is refused before anything starts."""
+    first = next(sweep.combinations())
+    space = {path: values for path, values in sweep.search.space.items() if path.startswith("train.")}
+    trains = [sweep.base.train]
+    for values in islice(product(*(each.corners for each in space.values())), MOST):
+        with suppress(UserError):  # values that do not fit together fail their trial, not the sweep
+            trains.append(sweep.experiments(first | dict(zip(space, values, strict=True)))[0].train)
+    return list(dict.fromkeys(trains))

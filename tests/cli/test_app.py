@@ -1,0 +1,220 @@
+"""The command line: exit codes, one line on stderr, one JSON object on stdout."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import yaml
+from support.experiments import SCRATCH, forked, results, run, runs_of, settle_in, store_of, tree, until
+from support.stores import copied, free_port
+
+from premed.cli import options
+from premed.reporting import console
+from premed.tracking.store import LEASES
+
+pytest_plugins = ["support.experiment_fixtures"]
+
+
+@pytest.fixture
+def written(tmp_path, chest):
+    """Writes the tiny experiment, with changes, as a YAML."""
+
+    def write(*changes):
+        (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree(chest, *changes)))
+        return tmp_path / "tiny.yaml"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run"], "Missing argument"),
+        (["frobnicate"], "No such command"),
+        (["run", "--frobnicate"], "No such option"),
+        (["run", "absent.yaml"], "absent.yaml: cannot be read"),
+        (["run", "task=nothing"], "'nothing' is not one of brats"),
+        (["data", "phantom", "heart", "absent"], "heart: there are phantoms for brats, btcv, chestxray14, images, msd"),
+        (["data", "phantom", "msd", "absent", "--num", "none"], "--num"),
+        (["data", "phantom", "images", "absent", "--kind", "bmp"], "kind: bmp is none of png, dicom, nifti"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_exit_code_2(premed, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = premed(*arguments)
+    assert code == 2 and out == "" and len(err) == 1
+    assert err[0].startswith("premed: ") and words in err[0]
+
+
+@pytest.mark.parametrize("change", ["pretrain.lr=fast", "pretext.mask=0.5", "train.workers=-1", "task.root=/absent"])
+def test_a_wrong_field_is_named(premed, written, home, change):
+    code, out, err = premed("run", written(), change)
+    assert code == 2 and out == "" and len(err) == 1 and change.split("=")[0] in err[0]
+
+
+def test_phantoms_are_not_written_among_other_files(premed, tmp_path):
+    (tmp_path / "mine").touch()
+    code, out, err = premed("data", "phantom", "msd", tmp_path)
+    assert code == 2 and err == [f"premed: {tmp_path} is not empty; name a new folder"]
+
+
+PLACES = {
+    "btcv": "Training/label/label0005.nii.gz",
+    "brats": "dataset.json",
+    "chestxray14": "images/00000001_000.png",
+    "images": "images/p0002_0.png",
+    "msd": "imagesTr/hippocampus_001.nii.gz",
+}
+
+
+@pytest.mark.parametrize(("task", "file"), PLACES.items())
+def test_phantoms_are_written_where_they_were_asked_for(premed, tmp_path, task, file):
+    code, out, err = premed("data", "phantom", task, tmp_path / "new", "--num", 2, "--size", 16, "--seed", 3)
+    assert (code, out, err) == (0, f"{tmp_path / 'new'}\n", []) and (tmp_path / "new" / file).is_file()
+    assert "with seed 3" in (tmp_path / "new" / "PHANTOMS.txt").read_text()
+
+
+def test_an_mlflow_that_does_not_answer_is_one_line(premed, written, home, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    for workers in (0, 2):
+        code, _, err = premed("run", written(), f"train.workers={workers}")
+        assert code == 2 and err[-1].endswith("does not answer: start it or unset the variable")
+    assert len(err) == 1  # and Ray was not started for it
+
+
+def test_a_home_that_cannot_be_made_is_one_line(premed, written, home, monkeypatch):
+    monkeypatch.setenv("PREMED_HOME", str(home / "mlflow.db" / "below"))
+    code, _, err = premed("run", written())
+    assert code == 2 and len(err) == 1 and "PREMED_HOME" in err[0]
+
+
+def test_a_ray_job_must_say_where_its_home_is(premed, written, monkeypatch):
+    monkeypatch.delenv("PREMED_HOME", raising=False)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    code, _, err = premed("run", written())
+    assert code == 2 and len(err) == 1 and "PREMED_HOME is not set" in err[0]
+
+
+def test_json_is_the_only_thing_on_stdout(premed, written, home):
+    code, out, err = premed("run", written(SCRATCH, {"test": False}), "--json")
+    assert code == 0 and len(out.splitlines()) == 1 and "fine-tuning: " in "\n".join(err)
+    told = json.loads(out)
+    assert told["strategy"] == "none" and told["score"] == "mauc" and told["run_id"]
+    assert [stage["kind"] for stage in told["stages"]] == ["finetune"]
+
+
+def test_what_a_library_prints_does_not_get_into_the_json(premed, written, home, monkeypatch):
+    def chatty(*args):
+        print("Downloading…")
+        return {"where": "x", "num_images": 1, "megabytes": math.nan}
+
+    monkeypatch.setattr("premed.execution.runner.prepare", chatty)
+    code, out, err = premed("data", "prepare", written(), "--json")
+    assert json.loads(out) == {"where": "x", "num_images": 1, "megabytes": None}
+    assert code == 0 and err == ["Downloading…"]
+
+
+def test_numbers_that_json_cannot_say_are_null():
+    numbers = {"a": [math.nan, 1.5], "b": (math.inf, {"c": -math.inf}), "d": True}
+    assert options.defined(numbers) == {"a": [None, 1.5], "b": [None, {"c": None}], "d": True}
+
+
+def test_a_run_that_fails_midway_is_one_line_and_exit_code_1(premed, written, home):
+    code, out, err = premed("run", written(SCRATCH), "finetune.lr=1e30", "--json")
+    assert code == 1 and out == ""
+    assert err[-1].startswith("premed: finetune: the loss is not a number at step") and "Traceback" not in str(err)
+
+
+def test_ctrl_c_in_a_command_is_exit_code_130(premed, written, home, monkeypatch):
+    monkeypatch.setattr("premed.execution.runner.run", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    code, out, err = premed("run", written())
+    assert code == 130 and err == ["premed: stopped; the same command goes on from the last checkpoint"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_command_leaves_everything_in_order_and_goes_on(home, chest, written, number):
+    changes = SCRATCH, {"test": False, "finetune": {"epochs": 30}}
+    process, said = forked(home, "run", written(*changes))
+    until(said, "step 4: checkpoint saved")
+    os.kill(process.pid, number)
+    rest = said.read().splitlines()
+    process.join()
+    assert process.exitcode == 130 and rest[-1].startswith("premed: stopped") and "Traceback" not in str(rest)
+    (begun,) = runs_of(home, "finetune")
+    assert begun.status == "KILLED" and not list(store_of(home).search({}, experiment=LEASES))
+    again = run(chest, *changes)
+    assert again["stages"][0]["run_id"] == begun.run_id and len(results(again)) == 1
+
+
+def test_the_ui_opens_the_store_in_use_to_this_machine_alone(premed, home, monkeypatch):
+    called = []
+    monkeypatch.setattr(os, "execv", lambda program, command: called.append(command))
+    code, _, err = premed("ui", "--port", "5055")
+    (command,) = called
+    assert code == 0 and err == ["http://127.0.0.1:5055  (Ctrl-C ends it)"]
+    assert command[command.index("--host") + 1] == "127.0.0.1" and f"sqlite:///{home}/mlflow.db" in command
+
+
+def test_the_ui_of_nothing_is_one_line(premed, tmp_path, monkeypatch):
+    monkeypatch.setenv("PREMED_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    code, _, err = premed("ui")
+    assert code == 2 and len(err) == 1 and "run something first" in err[0]
+
+
+def test_help_and_versions_do_not_wait_for_torch():
+    code = "import sys; from premed import cli; sys.exit('torch' in sys.modules or 'mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_table_is_what_people_get(premed, written, home, monkeypatch):
+    monkeypatch.setattr("premed.execution.runner.run", lambda experiment, show: {"stages": []})
+    monkeypatch.setattr(console, "show_outcomes", lambda found: print(f"a table of {len(found)}"))
+    assert premed("run", written()) == (0, "a table of 1\n", [])
+
+
+# ---- compare
+
+
+def test_compare_tells_of_real_runs_as_a_table_json_and_csv(premed, chest, home, tmp_path):
+    for seed in (0, 1):
+        run(chest, SCRATCH, {"finetune": {"epochs": 1, "seed": seed}})
+    tested = runs_of(home, "test")
+    code, out, err = premed("compare", "--json", "--csv", tmp_path / "all.csv")
+    (row,) = json.loads(out)["tasks"][0]["blocks"][0]["rows"]
+    assert code == 0 and row["num_seeds"] == 2 and row["strategy"] == "none"
+    found = sorted(each["value"] for each in row["runs"])
+    assert found == pytest.approx(sorted(each.metrics["test/mauc"] for each in tested))
+    assert row["cost"]["finetune"]["device"] == "CPU" and row["cost"]["finetune"]["seconds"] > 0
+    assert (tmp_path / "all.csv").read_text().startswith("task,part,head")
+    code, out, err = premed("compare")
+    assert code == 0 and "fewer than 3 seeds" in out and "none" in out
+
+
+@pytest.mark.whole
+def test_the_page_of_real_runs_shows_their_pre_training_and_their_answers(
+    premed, chest, mae_home, tmp_path, monkeypatch
+):
+    home = copied(mae_home[0], tmp_path / "home")
+    settle_in(monkeypatch, home)
+    run(chest, SCRATCH)
+    code, _, _ = premed("compare", "--html", tmp_path / "page.html", "--ui", "http://127.0.0.1:5000")
+    text = (tmp_path / "page.html").read_text()
+    tested, _ = runs_of(home, "test")
+    assert code == 0 and f"/runs/{tested.run_id}" in text and text.count("data:image/png") == 4
+    for shown in ("Pre-training and its gate", "seed 0: progress", "seed 0: reconstruction", "seed 0: probabilities"):
+        assert shown in text
+    code, _, err = premed("compare", "--html", tmp_path / "absent" / "page.html")
+    assert code == 2 and len(err) == 1 and "there is no such folder" in err[0]
+
+
+def test_compare_without_a_store_is_one_line(premed, tmp_path, monkeypatch):
+    monkeypatch.setenv("PREMED_HOME", str(tmp_path / "absent"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    code, out, err = premed("compare")
+    assert code == 2 and out == "" and len(err) == 1 and "is not there yet: run something first" in err[0]
+    assert premed("compare", "--part", "train")[2] == ["premed: --part train: is neither test nor val"]

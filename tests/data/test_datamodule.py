@@ -1,0 +1,267 @@
+"""A pre-training on other data sets than the task's: whose images they are, what it is known by, what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from support.experiments import runs_of, tree
+
+from premed.config.loader import checked, merged
+from premed.config.spec import canonical
+from premed.config.transforms import Augment
+from premed.contracts import Case, Domain, Picks, Sample
+from premed.data.datamodule import Tasks
+from premed.data.loader import Mapped
+from premed.data.phantoms.thorax import write_images
+from premed.data.phantoms.writers import write_msd
+from premed.errors import UserError
+from premed.events import TrainingStarted
+from premed.execution import runner
+from premed.execution.preflight import resolve, validate
+from premed.rng import sample_keys
+
+pytest_plugins = ["support.experiment_fixtures"]
+
+
+class Noise:
+    """A task whose views are nothing but draws."""
+
+    def view(self, sample, augment, draw):
+        return draw.uniform("image", 12, -1, 1).reshape(1, 3, 4), None
+
+
+def batch(picks, sizes=(5, 4), crops=(1, 1)):
+    domains = [Domain(Noise(), "", Augment(crops=number)) for number in crops]  # type: ignore[arg-type]
+    samples = [Sample(Case(f"{n} {i}", "", ()), None, n) for n, size in enumerate(sizes) for i in range(size)]  # type: ignore[arg-type]
+    (found,) = Mapped(domains, samples, seed=0, stage="pretrain", device=torch.device("cpu")).batches([picks])
+    return found
+
+
+# ---- views
+
+
+def test_a_batch_says_which_data_set_each_view_is_of():
+    found = batch(Picks(0, np.array([1, 6, 4])), crops=(2, 1))
+    assert found.names == ("0 1", "0 1", "1 1", "0 4", "0 4")
+    assert found.domain.tolist() == [0, 0, 1, 0, 0]
+
+
+def test_draws_of_a_data_set_do_not_depend_on_the_size_of_another():
+    one, other = batch(Picks(2, np.array([3, 6]))), batch(Picks(2, np.array([3, 31])), sizes=(30, 9))
+    assert one.names == other.names == ("0 3", "1 1")
+    assert torch.equal(one.keys, other.keys) and torch.equal(one.image, other.image)
+
+
+def test_each_data_set_each_view_and_each_epoch_has_draws_of_its_own():
+    numbers = np.arange(9)
+    keys = torch.cat([batch(Picks(epoch, numbers), crops=(3, 3)).keys for epoch in (0, 1)])
+    assert len(keys.unique()) == len(keys) == 2 * 9 * 3
+
+
+def test_the_first_data_set_s_draws_are_those_of_one_data_set_alone():
+    alone, several = batch(Picks(1, np.arange(5)), (5,), (1,)), batch(Picks(1, np.arange(5)))
+    assert torch.equal(alone.keys, several.keys) and alone.domain is None
+
+
+def test_samples_of_one_step_may_be_in_different_epochs():
+    mixed = sample_keys(0, "pretrain", np.array([3, 0, 3]), np.array([1, 1, 2]))
+    each = [sample_keys(0, "pretrain", epoch, np.array([i]))[0] for epoch, i in ((3, 1), (0, 1), (3, 2))]
+    assert mixed.tolist() == each
+
+
+# ---- digests
+
+CHILDREN = {"name": "images", "labels": ["pneumonia"], "roi": [16, 16]}
+
+
+@pytest.fixture(scope="module")
+def children(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("data") / "children", 24, 0, size=16)
+
+
+@pytest.fixture(scope="module")
+def brains(tmp_path_factory):
+    return write_msd(tmp_path_factory.mktemp("data") / "brains", 8, 0, shape=(16, 20, 16))
+
+
+def on(children, **more):
+    """Changes: MAE on the children's X-rays. more: of their task."""
+    return {"pretrain": {"sources": [{"task": CHILDREN | {"root": str(children)} | more}]}}
+
+
+def volumes(brains):
+    """Changes: fine-tuned on volumes."""
+    return {
+        "task": {"name": "msd", "root": str(brains), "roi": [16, 16, 16]},
+        "finetune": {"head": {"name": "unetr", "feature_size": 2}, "augment": {}},
+        "pretrain": {"augment": {}},
+        "encoder": {"depth": 3},
+    }
+
+
+def stages(whole, data=lambda kind: "data"):
+    return {stage.kind: stage for stage in checked(whole).stages(data)}
+
+
+def test_a_pre_training_on_named_data_sets_is_the_same_whatever_task_it_is_for(chest, children, brains):
+    both = merged(on(children), {"encoder": {"depth": 3}, "pretrain": {"augment": {}}})
+    ours, theirs = stages(tree(chest, both)), stages(tree(chest, volumes(brains), both))
+    assert ours["pretrain"].digest() == theirs["pretrain"].digest()
+    assert ours["finetune"].digest() != theirs["finetune"].digest()
+    assert ours["pretrain"].task.name == "images" and ours["finetune"].task.name == "chestxray14"
+
+
+@pytest.mark.parametrize(
+    ("change", "same"), [({"window_batch": 8, "overlap": 0.1}, True), ({"roi": [16, 16, 8]}, False)]
+)
+def test_how_a_data_set_is_scored_or_where_it_lies_is_not_what_a_pre_training_is_known_by(chest, brains, change, same):
+    def known(task):
+        return stages(tree(chest, {"pretrain": {"sources": [{"task": task}]}}))["pretrain"].digest()
+
+    task = {"name": "msd", "root": str(brains), "roi": [16, 16, 16]}
+    assert (known(task) == known(task | {"root": "/elsewhere"} | change)) is same
+
+
+def test_a_pre_training_on_the_task_s_own_images_is_known_as_before_there_were_others(chest):
+    assert "sources" not in canonical(checked(tree(chest))) + canonical(stages(tree(chest))["pretrain"])
+
+
+def test_the_order_the_group_and_the_views_of_data_sets_are_what_it_is_known_by(chest, children, brains):
+    one = {"task": CHILDREN | {"root": str(children)}}
+    two = {"task": {"name": "msd", "root": str(brains), "roi": [16, 16, 16]}}
+    named = [[one, two], [two, one], [one | {"group": "X-ray"}, two], [one | {"augment": {"flip": 0.5}}, two], [one]]
+    known = [stages(tree(chest, {"pretrain": {"sources": each}}))["pretrain"].digest() for each in named]
+    assert len(set(known)) == len(named)
+
+
+# ---- from one data set to another task
+
+
+def test_mae_on_one_data_set_is_fine_tuned_on_another_and_serves_both_tasks(chest, children, home):
+    events = []
+    outcome = runner.run(checked(tree(chest, on(children))), events.append)
+    assert [stage["kind"] for stage in outcome["stages"]] == ["pretrain", "finetune", "test"]
+    pretrain, finetune, _ = outcome["stages"]
+    source = checked(tree(chest, on(children))).pretrain.sources[0]
+    assert pretrain["num_cases"] == len(Tasks()(source.task).images())
+    assert finetune["loaded"]["encoder"]["missing"] == []
+    card = json.loads((home / "checkpoints" / pretrain["where"].rpartition("/")[2] / "parts" / "card.json").read_text())
+    (source,) = card["sources"]
+    assert card["task"] == source["task"] == "children" == source["group"]
+    assert source["roi"] == [16, 16] and source["preprocessing"]["normalise"] == "grey"
+    (run,) = runs_of(home, "pretrain")
+    assert run.params["stage.training.sources.0.task.name"] == "images"
+    assert not [value for value in run.params.values() if str(children) in value]
+
+    own = {"task": CHILDREN | {"root": str(children)}}
+    again = runner.run(checked(tree(chest, on(children), own)), events.append)
+    assert again["stages"][0]["reused"] and again["stages"][0]["run_id"] == pretrain["run_id"]
+
+
+def test_other_images_of_a_named_data_set_are_another_experiment(chest, children, home, tmp_path):
+    other = write_images(tmp_path / "children", 24, 1, size=16)
+    one, two = (runner.run(checked(tree(chest, on(each))), lambda event: None) for each in (children, other))
+    assert one["run_id"] != two["run_id"]
+
+
+# ---- what is refused
+
+REFUSED = {
+    "another split of the task's own folder": (
+        lambda chest, children, brains: {"pretrain": {"sources": [{"task": {**tree(chest)["task"], "split_seed": 5}}]}},
+        r"^pretrain\.sources: chestxray14 shows .*\.png \(and \d+ more\), which the task keeps for val or test",
+    ),
+    "an augmentation for pictures on volumes": (
+        lambda chest, children, brains: {
+            "pretrain": {
+                "augment": {"scale": [0.5, 1]},
+                "sources": [{"task": {"name": "msd", "root": str(brains), "roi": [16, 16, 16]}}],
+            }
+        },
+        r"^pretrain\.augment\.scale: is for pictures, which brains has not",
+    ),
+    "an augmentation of its own for volumes on pictures": (
+        lambda chest, children, brains: {
+            "pretrain": {"sources": [on(children)["pretrain"]["sources"][0] | {"augment": {"shift": 3}}]}
+        },
+        r"^pretrain\.sources\.0\.augment\.shift: is for volumes, which children has not",
+    ),
+    "two data sets for mae": (
+        lambda chest, children, brains: {
+            "pretrain": {"sources": [{"task": tree(chest)["task"]}, {"task": CHILDREN | {"root": str(children)}}]}
+        },
+        r"^pretrain\.sources: mae learns from one data set, and here are 2; leave one",
+    ),
+    "two shapes for vit": (
+        lambda chest, children, brains: {
+            "pretrain": {
+                "augment": {},
+                "sources": [
+                    {"task": CHILDREN | {"root": str(children)}},
+                    {"task": {"name": "msd", "root": str(brains), "roi": [16, 16, 16]}},
+                ],
+            }
+        },
+        r"^pretrain\.sources: vit sees images of one shape, and these are 1 × \[16, 16\] and 1 × \[16, 16, 16\]",
+    ),
+    "volumes for a task of pictures": (
+        lambda chest, children, brains: {
+            "pretrain": {
+                "augment": {},
+                "sources": [{"task": {"name": "msd", "root": str(brains), "roi": [16, 16, 16]}}],
+            }
+        },
+        r"^pretrain\.sources: their encoder does not suit chestxray14: .*of another shape: pos_embed|patch_embed",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_is_one_line_before_anything_is_trained(what, chest, children, brains, home):
+    change, message = REFUSED[what]
+    events: list = []
+    with pytest.raises(UserError, match=message):
+        runner.run(checked(tree(chest, change(chest, children, brains))), events.append)
+    assert not [event for event in events if isinstance(event, TrainingStarted)]
+
+
+def test_crops_that_look_at_labels_are_refused_for_a_named_data_set_too(chest, children):
+    source = on(children)["pretrain"]["sources"][0] | {"augment": {"positive": 0.5}}
+    with pytest.raises(UserError, match=r"^pretrain\.sources\.0: augment\.positive: .* not self-supervised"):
+        checked(tree(chest, {"pretrain": {"sources": [source]}}))
+
+
+def test_a_mistake_in_a_named_data_set_is_told_by_its_place(chest):
+    with pytest.raises(UserError, match=r"^pretrain\.sources\.0\.task: 'nonsense' is not one of"):
+        checked(tree(chest, {"pretrain": {"sources": [{"task": "nonsense"}]}}))
+    with pytest.raises(UserError, match=r"^pretrain\.sources"):
+        checked(tree(chest, {"pretrain": {"sources": []}}))
+
+
+def test_the_same_folder_split_alike_is_no_stranger(chest):
+    whole = tree(chest, {"pretrain": {"sources": [{"task": {**tree(chest)["task"], "stored": 24}}]}})
+    assert resolve([checked(whole)])
+
+
+def test_a_missing_image_of_a_named_data_set_is_told_before_anything_is_started(chest, tmp_path):
+    other = write_images(tmp_path / "children", 24, 0, size=16)
+    whole = checked(tree(chest, on(other)))
+    task = Tasks()(whole.pretrain.sources[0].task)
+    (file,) = task.images()[0].image
+    file.unlink()
+    with pytest.raises(UserError, match=file.name):
+        validate(resolve([whole]))
+
+
+def test_a_check_of_the_data_looks_at_named_data_sets_too(chest, children, home, premed, tmp_path):
+    import yaml
+
+    path = tmp_path / "experiment.yaml"
+    path.write_text(yaml.safe_dump(tree(chest, on(children), {"train": {"workers": 0}})))
+    code, out, _ = premed("data", "check", "--json", path)
+    told = json.loads(out)
+    assert code == 0 and [source["task"] for source in told["sources"]] == ["children"]
+    assert told["sources"][0]["num_images"] == told["sources"][0]["parts"]["train"] + told["sources"][0]["parts"]["val"]
+    code, out, _ = premed("data", "prepare", "--json", path)
+    assert code == 0 and json.loads(out)["num_images"] > told["num_images"]

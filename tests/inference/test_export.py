@@ -1,0 +1,302 @@
+"""`premed export`: what others read answers as premed does, and says how."""
+
+import copy
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.experiments import settle_in
+from support.predictions import FP32, laid, refused
+
+from premed.config.transforms import Recipe
+from premed.errors import StageFailed
+from premed.inference import bundle, export, load, predict
+from premed.inference import graph as graphs
+from premed.models.encoders import vit
+from premed.tasks.common import metrics
+
+pytest_plugins = ["support.trained_fixtures"]
+
+
+def answered(network, images) -> np.ndarray:
+    with torch.no_grad():
+        return network(torch.from_numpy(images)).numpy()
+
+
+def values(task, num=3) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(num, task.channels, *task.roi)).astype(np.float32)
+
+
+# Weights -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_pretrained_encoder_is_timm_s_to_the_last_key(chest_run, at_home, tmp_path):
+    import timm  # noqa: F401 - the card's call names it
+
+    at_home(chest_run)
+    run_id = chest_run.stage("pretrain")["run_id"]
+    export.run(run_id, tmp_path / "out", "safetensors", part=["encoder"])
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["timm"]["call"] in (tmp_path / "out" / "README.md").read_text()
+    names: dict = {}
+    exec(card["timm"]["call"], {"timm": timm}, names)
+    encoder = names["encoder"].eval()
+    encoder.load_state_dict(load_file(tmp_path / "out" / "encoder.safetensors"), strict=True)
+    image = torch.from_numpy(values(chest_run.task))
+    with load.opened(run_id) as found, torch.no_grad():
+        ours, theirs = found.encoder(1, (16, 16))(image), encoder.forward_features(image)
+    torch.testing.assert_close(theirs[:, 0], ours.summary)
+    torch.testing.assert_close(theirs[:, 1:], ours.tokens)
+
+
+def test_timm_s_oblong_patches_and_colours_are_named_too():
+    import timm
+
+    encoder = vit.build(vit.Config(width=24, depth=2, heads=3, patch=(8, 4)), 3, (32, 16))
+    other = timm.create_model(**encoder.timm())
+    other.load_state_dict(encoder.state_dict(), strict=True)
+    image = torch.rand(2, 3, 32, 16)
+    torch.testing.assert_close(other.eval().forward_features(image)[:, 1:], encoder(image).tokens)
+    assert vit.build(vit.Config(width=24, depth=2, heads=2, patch=8), 1, (16, 16, 16)).timm() is None
+
+
+def test_parts_are_the_run_s_own_and_whole_is_all_of_them(organ_run, at_home, tmp_path):
+    at_home(organ_run)
+    told = export.run(organ_run.run_id, tmp_path / "parts", "safetensors")
+    assert told["files"] == ["README.md", "card.json", "encoder.safetensors", "head.safetensors"]
+    export.run(organ_run.run_id, tmp_path / "whole", "safetensors", whole=True)
+    with load.opened(organ_run.run_id) as found:
+        network, _ = found.network()
+    whole = load_file(tmp_path / "whole" / "model.safetensors")
+    network.load_state_dict(whole, strict=True)
+    head = load_file(tmp_path / "parts" / "head.safetensors")
+    assert all(torch.equal(value, whole[f"head.{name}"]) for name, value in head.items())
+
+
+def test_a_card_says_in_numbers_and_words_how_to_prepare(organ_run, brain_run, at_home, tmp_path):
+    at_home(organ_run)
+    export.run(organ_run.run_id, tmp_path / "organ", "safetensors")
+    card = json.loads((tmp_path / "organ" / "card.json").read_text())
+    assert card["classes"] == ["background", "Anterior", "Posterior"] and card["roi"] == [16, 16, 16]
+    assert Recipe.model_validate(card["preprocessing"]) == organ_run.task.recipe
+    text = (tmp_path / "organ" / "README.md").read_text()
+    for words in ("axes to RAS", "3 × 3 × 3 mm", "percentiles 0.5 and 99.5", "overlapping by 0.5", "1: Anterior"):
+        assert words in text
+    at_home(brain_run)
+    export.run(brain_run.run_id, tmp_path / "brain", "safetensors")
+    text = (tmp_path / "brain" / "README.md").read_text()
+    for words in ("4 channels are the last axis", "voxels above 0", "0 stays 0", "TC (labels 2, 3)", "is above 0"):
+        assert words in text
+
+
+# ONNX ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["chest_run", pytest.param("organ_run", marks=pytest.mark.slow)])
+def test_onnx_answers_as_torch_for_any_number_of_images(name, request, at_home, tmp_path, monkeypatch):
+    import onnxruntime
+
+    run = at_home(request.getfixturevalue(name))
+    monkeypatch.setenv("PREMED_DATA", str(run.root.parent))  # then its validation images are found again
+    told = export.run(run.run_id, tmp_path / "out", "onnx")
+    assert told["check"]["on"].endswith("validation images") and told["check"]["largest_difference"] < 1e-4
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    with load.opened(run.run_id) as found:
+        network, task = found.network()
+    for num in (1, 5):
+        images = values(task, num)
+        (logits,) = session.run(None, {"image": images})
+        np.testing.assert_allclose(logits, answered(network, images), atol=1e-4, rtol=1e-4)
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["check"] == told["check"] and "largest difference" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_graph_that_differs_is_not_handed_over(chest_run, at_home, tmp_path, monkeypatch):
+    at_home(chest_run)
+    image = chest_run.task.split("test")[0].image[0]
+    with load.opened(chest_run.run_id) as found:
+        network, task = found.network()
+    views = list(values(task))
+    with pytest.raises(StageFailed, match="differ from torch's by up to 0.01 .*not handed over"):
+        graphs.largest_difference(network, lambda x: answered(network, x) + 0.01, views, Path("model.onnx"))
+    with pytest.raises(StageFailed, match="inf"):
+        graphs.largest_difference(network, lambda x: answered(network, x) * np.nan, views, Path("model.onnx"))
+    broken = lambda *args: lambda images: np.zeros((len(images), len(task.classes)), np.float32)  # noqa: E731
+    monkeypatch.setattr(graphs, "write_onnx", broken)
+    with pytest.raises(StageFailed, match="not handed over"):
+        export.run(chest_run.run_id, tmp_path / "out", "onnx", check=[image])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_any_image_made_up_values_are_compared_and_that_is_said(chest_run, at_home, monkeypatch):
+    at_home(chest_run)
+    monkeypatch.setattr(export, "validated", lambda trained: [])
+    with load.opened(chest_run.run_id) as found:
+        views, on = export.views_of(found, chest_run.task, [])
+        assert len(views) == 2 and views[0].shape == (1, 16, 16) and "--check" in on
+        refused(lambda: export.views_of(found, chest_run.task, [Path("absent.png")]), "absent.png", "no such file")
+
+
+# What cannot be ------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_format_cannot_do_is_one_line(premed, chest_run, at_home, tmp_path):
+    at_home(chest_run)
+    pretrained = chest_run.stage("pretrain")["run_id"]
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    for arguments, words in [
+        ((pretrained, "--format", "onnx"), "is a pre-training, which has parts only: safetensors"),
+        ((pretrained, "--format", "monai"), "is a pre-training"),
+        ((chest_run.run_id, "--format", "tflite"), "'tflite' is not one of safetensors, onnx, monai"),
+        ((chest_run.run_id, "--format", "safetensors", "--part", "tail"), "tail is not one of this run's parts"),
+        ((chest_run.run_id, "--format", "onnx", "--whole"), "--part and --whole are for safetensors"),
+        (("0" * 32, "--format", "onnx"), "no such run"),
+    ]:
+        code, out, err = premed("export", *arguments, "--to", tmp_path / "out")
+        assert code == 2 and out == "" and len(err) == 1 and words in err[0]
+        assert not (tmp_path / "out").exists()
+    code, _, err = premed("export", chest_run.run_id, "--format", "safetensors", "--to", tmp_path / "full")
+    assert code == 2 and err[0].endswith("is there and not empty; name a new folder")
+
+
+@pytest.mark.parametrize(("form", "package"), [("onnx", "onnxscript"), ("monai", "fire")])
+def test_a_missing_extra_is_named(premed, chest_run, at_home, tmp_path, monkeypatch, form, package):
+    at_home(chest_run)
+    monkeypatch.setitem(sys.modules, package, None)
+    code, _, err = premed("export", chest_run.run_id, "--format", form, "--to", tmp_path / "out")
+    assert code == 2 and err == [f"premed: --format {form}: needs {package}: pip install premed[export]"]
+
+
+def test_the_command_says_what_it_wrote(premed, organ_run, at_home, tmp_path):
+    at_home(organ_run)
+    arguments = "export", organ_run.run_id, "--format", "safetensors", "--to"
+    code, out, err = premed(*arguments, tmp_path / "a")
+    assert (code, err) == (0, []) and "encoder.safetensors" in out
+    code, out, err = premed(*arguments, tmp_path / "b", "--json")
+    assert code == 0 and json.loads(out)["format"] == "safetensors"
+
+
+def test_recipes_that_monai_has_no_transform_for_are_refused(organ_run, chest_run):
+    for run, change, words in [
+        (organ_run, {"normalise": "zscore_nonzero"}, "cannot clip non-zero voxels alone"),
+        (chest_run, {"size": (64, 32)}, "cannot average over views"),
+    ]:
+        task = copy.copy(run.task)
+        bundle.refuse(task) if run is organ_run else None
+        task.recipe = task.recipe.model_copy(update=change)
+        refused(lambda task=task: bundle.refuse(task), words)
+
+
+# Bundles -------------------------------------------------------------------------------------------------------------
+
+RUN = """
+import sys
+from monai.bundle import run
+for root in sys.argv[1:]:
+    where = {"bundle_root": root, "dataset_dir": f"{root}-images", "output_dir": f"{root}-out"}
+    run(config_file=f"{root}/configs/inference.json", meta_file=f"{root}/configs/metadata.json", **where)
+assert "premed" not in sys.modules
+"""
+BUNDLES = ("organ_run", "brain_run", "chest_run")
+
+
+@pytest.fixture(scope="module")
+def bundles(request, tmp_path_factory):
+    """Each run's bundle, run once by MONAI alone on the test images, and premed's own answers: `<run>-out`, `-ours`."""
+    folder = tmp_path_factory.mktemp("bundles")
+    for name in BUNDLES:
+        run, images = request.getfixturevalue(name), folder / f"{name}-images"
+        images.mkdir()
+        for case in run.task.split("test"):
+            shutil.copy(case.image[0], images)
+        if name == "organ_run":  # oblique, and smaller than the roi by an odd number of voxels
+            laid(next(images.iterdir()), images / "turned.nii.gz", "PIR", (4, 9, 14))
+        with pytest.MonkeyPatch.context() as patch:
+            settle_in(patch, run.home)
+            export.run(run.run_id, folder / name, "monai", check=[images])
+            predict.run(run.run_id, [images], folder / f"{name}-ours", lambda event: None, train=FP32)
+    command = [sys.executable, "-c", RUN, *(str(folder / name) for name in BUNDLES)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["organ_run", "brain_run"])
+def test_a_bundle_segments_as_predict_does(bundles, name):
+    ours = sorted((bundles / f"{name}-ours").glob("*.nii.gz"))
+    assert len(ours) >= 2
+    for path in ours:
+        first, second = nib.nifti1.load(path), nib.nifti1.load(bundles / f"{name}-out" / path.name)
+        labels, others = np.asarray(first.dataobj), np.asarray(second.dataobj)
+        assert labels.shape == others.shape and second.get_data_dtype() == np.uint8
+        np.testing.assert_allclose(first.affine, second.affine, atol=1e-4)
+        scores = [metrics.dice(others == label, labels == label) for label in range(4)]
+        assert np.nanmin(scores) >= 0.99, scores
+
+
+@pytest.mark.slow
+def test_a_bundle_classifies_as_predict_does(bundles):
+    with open(bundles / "chest_run-ours" / "predictions.csv", newline="") as file:
+        ours = {row.pop("path"): list(map(float, row.values())) for row in csv.DictReader(file)}
+    with open(bundles / "chest_run-out" / "predictions.csv", newline="") as file:
+        theirs = {row[0]: list(map(float, row[1:])) for row in csv.reader(file)}
+    assert len(ours) > 10 and ours.keys() == theirs.keys()
+    for path, probabilities in ours.items():
+        np.testing.assert_allclose(theirs[path], probabilities, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUNDLES)
+def test_a_bundle_passes_monai_s_checks(bundles, name, real, tmp_path):
+    from monai.bundle.scripts import verify_metadata
+
+    bundle.verify(bundles / name)
+    schema = real("schemas") / "meta_schema_20240725.json"
+    verify_metadata(meta_file=str(bundles / name / "configs/metadata.json"), filepath=str(schema))
+
+
+REQUIRED = {"schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version"}
+REQUIRED |= {"task", "description", "authors", "copyright", "network_data_format"}
+TENSOR = {"type": str, "format": str, "num_channels": int, "spatial_shape": list, "dtype": str, "value_range": list}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUNDLES)
+def test_a_bundle_s_metadata_has_what_the_specification_asks_for(bundles, name):
+    told = json.loads((bundles / name / "configs" / "metadata.json").read_text())
+    assert set(told) >= REQUIRED
+    for tensors in told["network_data_format"].values():
+        for tensor in tensors.values():
+            assert all(isinstance(tensor[field], kind) for field, kind in TENSOR.items())
+    channels = told["network_data_format"]["outputs"]["pred"]["channel_def"]
+    card = json.loads((bundles / name / "card.json").read_text())
+    assert list(channels.values()) == card["classes"]
+
+
+@pytest.mark.slow
+def test_a_network_that_is_not_what_the_metadata_says_is_noticed(bundles, tmp_path):
+    shutil.copytree(bundles / "chest_run", tmp_path / "copy")
+    path = tmp_path / "copy" / "configs" / "metadata.json"
+    told = json.loads(path.read_text())
+    told["network_data_format"]["outputs"]["pred"]["num_channels"] = 2
+    path.write_text(json.dumps(told))
+    with pytest.raises(ValueError, match="output channel number"):
+        bundle.verify(tmp_path / "copy")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUNDLES)
+def test_a_bundle_s_weights_are_plain_and_fit_its_graph(bundles, name):
+    weights = torch.load(bundles / name / "models" / "model.pt", weights_only=True)
+    graph = torch.jit.load(bundles / name / "models" / "model.ts")
+    graph.load_state_dict(weights, strict=True)

@@ -1,0 +1,108 @@
+"""Runs, curves and a sweep's history in a real PostgreSQL.
+
+make test-slow, or pytest -m cluster
+"""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import yaml
+from integration.databases import postgres
+from support.experiments import TINY, outcome, tree
+from support.stores import come_up, free_port, stop
+
+from premed.tracking.client import with_driver
+from premed.tracking.store import RunStore
+from premed.tuning.space import load_sweep
+from premed.tuning.study import Study
+
+pytest_plugins = ["support.experiment_fixtures"]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3000)]
+
+
+@pytest.fixture(scope="module")
+def database():
+    with postgres() as made:
+        yield made
+
+
+@pytest.fixture
+def server(database, tmp_path):
+    """Where an MLflow server on a database of its own answers."""
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--artifacts-destination", f"{tmp_path}/artifacts"]
+    settings = os.environ | {"MLFLOW_BACKEND_STORE_URI": with_driver(database("mlflow"), "")}
+    process = subprocess.Popen(command, env=settings, start_new_session=True)
+    try:
+        come_up(process, port)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        stop(process)
+
+
+def test_two_commands_of_two_workers_at_once_lose_no_point_of_a_curve(server, chest, tmp_path):
+    changes = {"train": {"workers": 2, "log_steps": 1, "save_minutes": 5}, "test": False}
+    commands = []
+    for seed in (0, 1):
+        changes |= {"pretrain": TINY["pretrain"] | {"seed": seed}, "finetune": TINY["finetune"] | {"seed": seed}}
+        file = tmp_path / f"{seed}.yaml"
+        file.write_text(yaml.safe_dump(tree(chest, changes)))
+        commands.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "premed", "run", "--json", str(file)],
+                env=os.environ | {"PREMED_HOME": str(tmp_path / "home"), "MLFLOW_TRACKING_URI": server},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    store, counted = RunStore(server), 0
+    for found in [outcome(command) for command in commands]:
+        for stage in found["stages"]:
+            kept = [json.loads(line) for line in Path(stage["where"], "curve.jsonl").read_text().splitlines()]
+            for name in {name for row in kept for name in row["metrics"]}:
+                points = [(point.step, point.value) for point in store.client.get_metric_history(stage["run_id"], name)]
+                assert points == [(row["step"], row["metrics"][name]) for row in kept if name in row["metrics"]], name
+                counted += len(points)
+            waits = store.client.get_metric_history(stage["run_id"], "pace/data_wait")
+            assert [point.step for point in waits] == list(range(1, stage["num_steps"] + 1))
+            assert store.get(stage["run_id"]).status == "FINISHED"
+    assert counted > 4 * 16 * 3
+    assert not [path.read_text() for path in (tmp_path / "home" / "spool").iterdir()]
+
+
+SWEEP = """
+name: on PostgreSQL
+base: tiny.yaml
+space: {finetune.lr: {loguniform: [1.0e-4, 1.0e-2]}}
+search: optuna
+trials: 3
+concurrency: 1
+"""
+
+
+def test_a_sweep_s_history_is_kept_and_gone_on_with(database, chest, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree(chest)))
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    sweep, url = load_sweep(tmp_path / "sweep.yaml"), database("sweeps")
+
+    def study():
+        found = Study(sweep, "ours", url, ["maximize"])
+        found.begin("data")
+        return found
+
+    first = study()
+    done, left = first.next(), first.next()
+    first.heard(done.number, 1, 0.25)
+    assert first.end(done.number, "done", [0.5], {"stages": [{"kind": "finetune", "seconds": 1.5}]})
+    again = study()
+    told = {each.number: each for each in again.trials()}
+    assert (told[0].values, told[0].curve, told[0].notes["stages"][0]["seconds"]) == ((0.5,), {1: 0.25}, 1.5)
+    rest = list(islice(iter(again.next, None), 9))
+    assert [each.number for each in rest] == [1, 2] and rest[0].setting == left.setting

@@ -1,0 +1,163 @@
+"""What tests do with whole experiments: a tiny one, in this process, in a fork of it, or as a command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - and all that takes time to import, once for all forks
+import pytest
+import timm.models.vision_transformer  # noqa: F401
+import torch
+import torch.export  # noqa: F401
+import yaml
+from support.forks import fork
+
+from premed.cli import app
+from premed.config.loader import checked, merged
+from premed.execution import runner
+from premed.execution.recorder import ExperimentRecorder
+from premed.tracking.store import RunStore
+from premed.training import stage as worker
+
+_TRAINING = {"epochs": 4, "batch": 16, "lr": 1e-3, "validations": 2, "augment": {"flip": 0.5}}
+TINY = {
+    "task": {"name": "chestxray14", "size": 16, "stored": 32},
+    "encoder": {"name": "vit", "width": 24, "depth": 2, "heads": 2, "patch": 8},
+    "pretext": {"name": "mae", "decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2},
+    "pretrain": _TRAINING,
+    "finetune": _TRAINING | {"head": {"name": "linear", "pool": "mean"}, "drop_path": 0.1},
+    "train": {"workers": 0, "log_steps": 2, "save_minutes": 0, "precision": "fp32"},
+}
+SCRATCH = {"pretext": {"name": "none"}}
+
+
+def tree(chest, *changes):
+    """The tiny experiment on the X-rays in the folder `chest`, with `changes` (trees), as a YAML would hold it."""
+    whole = merged(TINY, {"task": {"root": str(chest)}})
+    for change in changes:
+        whole = merged(whole, change)
+    return whole
+
+
+def experiment(chest, *changes):
+    return checked(tree(chest, *changes))
+
+
+def settle_in(monkeypatch, home):
+    """Makes `home` the home in use."""
+    monkeypatch.setenv("PREMED_HOME", str(home))
+    for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+DRAWING, REGISTERING = worker.save_pictures, ExperimentRecorder.register
+
+
+def bare(patch, whole=False):
+    """Stages draw no pictures and register no model, which cost more than a tiny training; or, if `whole`, they do."""
+    patch.setattr(worker, "save_pictures", DRAWING if whole else lambda *_: None)
+    patch.setattr(ExperimentRecorder, "register", REGISTERING if whole else lambda *_: None)
+
+
+def run(chest, *changes, show=lambda event: None):
+    return runner.run(experiment(chest, *changes), show)
+
+
+def beside(home, chest, *changes):
+    """(process, connection) of the same in another process: the connection gives its events, then the outcome."""
+    ours, theirs = fork.Pipe(duplex=False)
+    process = fork.Process(target=_beside, args=(home, tree(chest, *changes), theirs))
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def _beside(home, tree, connection):
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    os.environ["PREMED_HOME"] = str(home)
+    torch.set_num_threads(1)
+    bare(pytest.MonkeyPatch())
+    connection.send(runner.run(checked(tree), connection.send))
+
+
+def last(connection):
+    """The last of what a process sends."""
+    told = None
+    while True:
+        try:
+            told = connection.recv()
+        except EOFError:
+            return told
+
+
+def forked(home, *arguments):
+    """(process, its stderr by the line) of `premed …` in another process, without the time its imports take."""
+    ours, theirs = fork.Pipe(duplex=False)
+    process = fork.Process(target=_forked, args=(home, [str(each) for each in arguments], theirs))
+    process.start()
+    theirs.close()
+    return process, os.fdopen(os.dup(ours.fileno()))
+
+
+def _forked(home, arguments, stderr):
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    os.environ["PREMED_HOME"] = str(home)
+    torch.set_num_threads(1)
+    bare(pytest.MonkeyPatch())
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
+    os.dup2(stderr.fileno(), 2)
+    stderr.close()
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115 - as long as the process
+    sys.argv = ["premed", *arguments]
+    app.main()
+
+
+def command(folder, home, chest, *changes, arguments=()):
+    """`premed run --json` of the tiny experiment, as a user starts it; its stderr comes by the line."""
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(tree(chest, *changes)))
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "premed", "run", "--json", str(folder / "tiny.yaml"), *arguments],
+        env=environment | {"PREMED_HOME": str(home), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def until(lines, text):
+    """Reads what a command says on stderr until it says `text`; that line."""
+    said = []
+    for line in lines:
+        said.append(line)
+        if text in line:
+            return line
+    raise AssertionError(f"it never said {text!r}: {''.join(said)}")
+
+
+def outcome(process):
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return json.loads(out)
+
+
+def store_of(home):
+    return RunStore(f"sqlite:///{home}/mlflow.db", str(home / "artifacts"))
+
+
+def runs_of(home, kind, **more):
+    return list(store_of(home).search({"premed.kind": kind}, **more))
+
+
+def curve(home, run_id):
+    """All that MLflow has of a run's training and validation: {name: [(step, value), …]}, in the order of telling."""
+    client = store_of(home).client
+    names = [name for name in client.get_run(run_id).data.metrics if name.startswith(("train/", "val/"))]
+    return {name: [(point.step, point.value) for point in client.get_metric_history(run_id, name)] for name in names}
+
+
+def results(outcome):
+    """The scores of all stages: what must not depend on how they came about."""
+    return [{name: stage[name] for name in ("digest", "summary", "num_cases")} for stage in outcome["stages"]]

@@ -1,0 +1,21 @@
+"""The repository, real images, locked versions, and how many examples Hypothesis tries."""
+
+import os
+import re
+from pathlib import Path
+
+from hypothesis import settings
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+REAL_DATA = Path(os.environ.get("PREMED_DATA") or REPOSITORY.parent / "shared" / "data")
+
+
+def locked(package: str) -> str:
+    """The version that constraints.txt has of it."""
+    (version,) = re.findall(rf"^{package}==(\S+)", (REPOSITORY / "constraints.txt").read_text(), re.M)
+    return version
+
+
+def examples(num: int) -> int:
+    """So many of Hypothesis' examples with the long profile; with the short one as much fewer as it has, or ten."""
+    return max(min(num, 10), num * settings().max_examples // settings.get_profile("long").max_examples)

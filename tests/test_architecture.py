@@ -1,0 +1,174 @@
+"""What keeps the house in order where import-linter cannot see."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.suite import REPOSITORY
+
+from premed.config.loader import load
+from premed.config.plugins import PACKAGES, plugin
+from premed.config.spec import Spec
+
+PACKAGE = REPOSITORY / "platform" / "premed"
+FOLDERS = {kind: PACKAGE.joinpath(*package.split(".")) for kind, package in PACKAGES.items()}
+PLUGINS = [(kind, path.stem) for kind, folder in FOLDERS.items() for path in sorted(folder.glob("[!_]*.py"))]
+LAST = ("small", "probe", "pixels", "mit", "unet", "own")  # files to give after a strategy file
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+RECIPES = [path for path in (REPOSITORY / "experiments").glob("*/*.yaml") if "\nspace:" not in path.read_text()]
+EXPERIMENTS = sorted(path for path in RECIPES if path.stem not in LAST and path.parent.name != "unimiss")
+HEAVY = ("monai", "mlflow", "ray", "sklearn", "matplotlib", "timm", "torchvision")
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))
+
+
+def tracked() -> list[Path]:
+    """Text files that git knows or would take."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is not a git checkout")
+    paths = [REPOSITORY / name for name in listed.stdout.splitlines()]
+    return [path for path in paths if path.is_file() and path.suffix not in (".png", ".gz", ".nii")]
+
+
+def run(code: str, *arguments: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def test_platform_is_a_folder_and_never_a_package():
+    assert not (REPOSITORY / "platform" / "__init__.py").exists()
+    assert run("import platform; print(platform.python_version())").stdout.startswith("3.")
+
+
+# Plug-ins ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("folder", "name"), PLUGINS)
+def test_a_plugin_is_found_by_its_file_s_name(folder, name):
+    module = plugin(folder, name)
+    assert issubclass(module.Config, Spec)
+    assert module.Config.model_fields["name"].default == name
+    assert callable(module.build) or (folder, module.build) == ("pretext", None)
+    assert module.__doc__ and module.Config.__doc__
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_wrong_plugin_name_lists_the_right_ones(folder):
+    names = ", ".join(name for of, name in PLUGINS if of == folder)
+    with pytest.raises(ValueError, match=f"'nonsense' is not one of {names}$"):
+        plugin(folder, {"name": "nonsense"})
+
+
+NAMED = re.compile(r"""(if|elif|while|and|or)\b.*\b(name|task|strategy|pretext|encoder|head)\b\s*(==|!=|in)\s*[("']""")
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.parent.name != "cli"], ids=relative)
+def test_nothing_branches_on_a_plugin_s_name(path):
+    plugins = {name for _, name in PLUGINS} - {"none"}
+    lines = [line.strip() for line in path.read_text().splitlines() if NAMED.search(line)]
+    assert [line for line in lines if any(f'"{name}"' in line for name in plugins)] == []
+
+
+# YAML ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=relative)
+def test_every_experiment_loads_and_knows_its_stages_with_or_without_what_is_given_after_it(path, monkeypatch):
+    monkeypatch.delenv("PREMED_DATA", raising=False)
+    after = [path.with_name(f"{name}.yaml") for name in LAST]
+    for files in [[path], *([path, small] for small in after if small.is_file())]:
+        kinds = [stage.kind for stage in load(files).stages(lambda kind: kind)]
+        assert kinds[-2:] == ["finetune", "test"]
+
+
+ON = {"small": [["chestxray14", "small"], ["hippocampus", "small"]], "": [["chestxray14"], ["btcv"]]}
+"""The tasks, with what stands between their own file and MiT's; experiments/unimiss/*.yaml come after all of these."""
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "experiments" / "unimiss").glob("*.yaml")), ids=relative)
+def test_what_is_pre_trained_for_several_tasks_is_one_pre_training_of_them_all(path, monkeypatch):
+    monkeypatch.delenv("PREMED_DATA", raising=False)
+    known = set()
+    for folder, *more in ON["small" if path.stem.startswith("small_") else ""]:
+        task = REPOSITORY / "experiments" / folder
+        files = [*(task / f"{name}.yaml" for name in ("none", *more, "mit")), path]
+        pretrain, *_ = load(files).stages(lambda kind: kind)
+        known.add((pretrain.kind, pretrain.digest()))
+    assert len(known) == 1 and known.pop()[0] == "pretrain"
+
+
+# Sizes, words and places ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_no_file_is_past_300_lines_and_no_function_past_60(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= (350 if path.name == "contracts.py" else 300)  # the page to read first is one page
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
+    assert {name: length for name, length in lengths.items() if length > 60} == {}
+
+
+FORBIDDEN = {
+    "a registry's address": re.compile("index[-_]url *[=:]|find-links *[=:]|//pypi|//files[.]pythonhosted"),
+    "a machine's path": re.compile("(?<![\\w.}])/(home|root|Users|work)/[a-z]"),
+}
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_no_tracked_file_holds(what):
+    paths = [path for path in tracked() if path.name != "test_architecture.py"]
+    assert [relative(path) for path in paths if FORBIDDEN[what].search(path.read_text(errors="replace"))] == []
+
+
+PICKLED = "allow_pickle|import (cloud)?pickle|from (cloud)?pickle|pickle[.]load|read_pickle|joblib|weights_only=False"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_nothing_is_pickled(path):
+    text = path.read_text()
+    assert not re.search(PICKLED, text)
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    loads = [call for call in calls if ast.unparse(call.func) == "torch.load"]
+    assert all("weights_only=True" in [ast.unparse(word) for word in call.keywords] for call in loads)
+
+
+# The command line waits for nothing heavy ----------------------------------------------------------------------------
+
+COMMAND = """
+import sys
+from premed.cli.app import main
+code = 0
+try:
+    main()
+except SystemExit as end:
+    code = end.code
+print(code, *[name for name in sys.argv[1].split(",") if name in sys.modules], file=sys.stderr)
+"""
+
+
+def command(*arguments: str) -> tuple[str, str, str]:
+    """Standard output, standard error, and the exit code with the heavy modules that were imported."""
+    code = COMMAND.replace("    main()", "    heavy, sys.argv[1:] = sys.argv[1], sys.argv[2:]\n    main()")
+    done = run(code.replace("sys.argv[1].split", "heavy.split"), ",".join(HEAVY), *arguments)
+    *errors, told = done.stderr.splitlines()
+    return done.stdout, "\n".join(errors), told
+
+
+def test_help_imports_nothing_heavy():
+    out, errors, told = command("--help")
+    assert (told, errors) == ("0", "") and "run" in out
+
+
+def test_a_mistake_in_a_yaml_is_one_line_exit_code_2_and_imports_nothing_heavy(tmp_path):
+    path = tmp_path / "wrong.yaml"
+    path.write_text("task: {name: msd}\nencoder: {name: vit, widht: 5}\n")
+    out, errors, told = command("run", str(path))
+    assert (out, told) == ("", "2")
+    assert errors == "premed: encoder.widht: no such field; check its spelling"

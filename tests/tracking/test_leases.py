@@ -1,0 +1,136 @@
+"""Leases: two processes, killed ones, silent ones, on real SQLite stores."""
+
+import multiprocessing.connection
+import os
+import signal
+import subprocess
+
+import pytest
+from support.forks import fork
+from support.stores import start, unreachable
+
+from premed.tracking.leases import Lease, close_dead_runs
+from premed.tracking.provenance import process_tags
+from premed.tracking.store import RunStore
+
+pytest_plugins = ["support.store_fixtures"]
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def race(uri, rounds, barrier, wins):
+    store = RunStore(uri)
+    for number in range(rounds):
+        lease = Lease(store)
+        barrier.wait(60)
+        if lease.acquire(f"stage {number}", f"{os.getpid()}"):
+            wins.put((number, os.getpid()))
+        barrier.wait(60)
+        lease.release()
+
+
+def test_of_two_processes_that_start_together_one_gets_the_lease(tmp_path):
+    barrier, wins, rounds = fork.Barrier(2), fork.Queue(), 6
+    both = [fork.Process(target=race, args=(f"sqlite:///{tmp_path}/new.db", rounds, barrier, wins)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+    held = [wins.get(timeout=1) for _ in range(rounds)]
+    assert sorted(number for number, _ in held) == list(range(rounds))
+    assert wins.empty()
+
+
+def hold(uri, pipe):
+    store = RunStore(uri)
+    assert Lease(store).acquire("d", "first")
+    pipe.send(start(store, "d", "pretrain"))
+    signal.pause()
+
+
+def test_the_lease_of_a_killed_process_is_taken_over_at_once(store):
+    mine, theirs = fork.Pipe()
+    child = fork.Process(target=hold, args=(store.uri, theirs))
+    child.start()
+    assert mine.poll(60)
+    run_id = mine.recv()
+    assert not Lease(store).acquire("d", "second")
+    child.kill()
+    multiprocessing.connection.wait([child.sentinel])  # dead, and not yet reaped
+    lease = Lease(store)
+    assert lease.acquire("d", "second")
+    assert store.get(run_id).status == "KILLED"
+    assert lease.heartbeat()
+    child.join()
+
+
+def test_sweep_marks_what_an_ended_process_left_running(store):
+    left, alive, claim = start(store), start(store), Lease(store)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    assert claim.acquire("d", "ended")
+    for run_id in (left, claim.mine):
+        store.client.set_tag(run_id, "premed.pid", ended.pid)
+    assert close_dead_runs(store) == [left]
+    assert [store.get(run_id).status for run_id in (left, alive)] == ["KILLED", "RUNNING"]
+    assert list(store.search({}, experiment="premed leases")) == []
+
+
+def test_a_lease_is_free_again_when_released(store):
+    first, second = Lease(store), Lease(store)
+    assert first.acquire("d", "a") and not second.acquire("d", "b") and second.acquire("other", "b")
+    first.release()
+    first.release()
+    assert not first.heartbeat()
+    assert Lease(store).acquire("d", "c")
+
+
+@pytest.fixture
+def far(store):
+    """A lease held on another host."""
+    lease = Lease(store)
+    assert lease.acquire("d", "far")
+    for tag, value in process_tags().items():
+        store.client.set_tag(lease.mine, tag, f"far {value}" if tag == "premed.host" else value)
+    return lease
+
+
+def polls(lease, clock, every, times, between=lambda: None):
+    for _ in range(times):
+        if lease.acquire("d", "near"):
+            return True
+        between()
+        clock.now += every
+    return False
+
+
+def test_a_silent_holder_elsewhere_loses_its_lease_after_a_while(store, far):
+    clock = Clock()
+    near = Lease(store, stale_after=60, clock=clock)
+    run_id = start(store)
+    assert not polls(near, clock, 10, 6)
+    assert polls(near, clock, 10, 1)
+    assert not far.heartbeat()
+    assert store.get(run_id).status == "KILLED"
+
+
+def test_a_holder_elsewhere_that_beats_keeps_its_lease(store, far):
+    clock = Clock()
+    assert not polls(Lease(store, stale_after=60, clock=clock), clock, 20, 12, between=far.heartbeat)
+
+
+def test_an_outage_between_two_looks_takes_no_lease_away(store, far):
+    clock = Clock()
+    assert not polls(Lease(store, stale_after=60, clock=clock), clock, 3600, 3)
+    far.store = unreachable()
+    assert far.heartbeat()
+
+
+def test_claims_do_not_show_among_the_runs(store):
+    Lease(store).acquire("d", "a")
+    assert list(store.search({"premed.digest": "d"})) == []

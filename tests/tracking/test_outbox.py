@@ -1,0 +1,159 @@
+"""The outbox: outages, kills, replays; one slow test has a real server in it."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from support.forks import fork
+from support.stores import come_up, free_port, rows, start, steps, stop, unreachable
+
+from premed.tracking.leases import Lease
+from premed.tracking.outbox import Outbox
+from premed.tracking.store import RunStore
+
+pytest_plugins = ["support.store_fixtures"]
+
+
+def test_what_is_spooled_arrives_in_order_and_leaves_nothing(store, tmp_path):
+    run_id, outbox = start(store), Outbox(store, tmp_path / "outbox")
+    for step in range(5):
+        outbox.add("log_rows", run_id, [{"step": step, "time": step, "metrics": {"loss": np.float32(0.5)}}])
+    outbox.add("log_scores", run_id, [{"case": "a", "dice": math.nan}])
+    outbox.add("finish", run_id, "FINISHED", end_time=77)
+    assert outbox.close(60) == 0
+    assert steps(store, run_id) == [0, 1, 2, 3, 4]
+    assert store.client.get_run(run_id).info.end_time == 77
+    assert not list((tmp_path / "outbox").iterdir())
+
+
+def test_an_outage_loses_nothing(store, tmp_path):
+    run_id, outbox = start(store), Outbox(unreachable(), tmp_path)
+    outbox.add("log_rows", run_id, rows(1, 2))
+    outbox.add("finish", run_id)
+    assert outbox.close(0.1) == 2
+    outbox._writer.join(60)  # as if its process had ended
+    later = Outbox(store, tmp_path)
+    assert later.replay() == 2
+    assert later.close(60) == 0
+    assert steps(store, run_id) == [1, 2]
+    assert store.get(run_id).status == "FINISHED"
+
+
+def spool_and_wait(run_id, folder, pipe):
+    outbox = Outbox(unreachable(), folder)
+    for step in range(100):
+        outbox.add("log_rows", run_id, rows(step))
+    pipe.send("written")
+    signal.pause()
+
+
+def test_a_kill_loses_nothing_that_was_spooled(store, tmp_path):
+    run_id, (mine, theirs) = start(store), fork.Pipe()
+    child = fork.Process(target=spool_and_wait, args=(run_id, tmp_path / "outbox", theirs))
+    child.start()
+    assert mine.poll(60)
+    outbox = Outbox(store, tmp_path / "outbox")
+    assert outbox.replay() == 0  # its process lives
+    child.kill()
+    child.join()
+    (tmp_path / "outbox" / f"{run_id}.jsonl").open("a").write('{"call": "log_')  # and it was in the middle of a line
+    assert outbox.replay() == 101
+    assert outbox.close(60) == 0
+    assert steps(store, run_id) == list(range(100))
+
+
+def test_records_told_twice_count_once(store, tmp_path):
+    run_id, outbox = start(store), Outbox(unreachable(), tmp_path)
+    outbox.add("log_rows", run_id, rows(1, 2))
+    outbox.close(0)
+    outbox._writer.join(60)
+    store.log_rows(run_id, rows(1, 2))  # delivered, but the process ended before it noted so
+    later = Outbox(store, tmp_path)
+    later.replay()
+    assert later.close(60) == 0
+    assert steps(store, run_id) == [1, 2]
+
+
+def test_what_mlflow_refuses_is_put_aside_and_the_rest_goes_on(store, tmp_path, caplog):
+    run_id, outbox = start(store), Outbox(store, tmp_path)
+    outbox.add("log_files", run_id, tmp_path / "nowhere")
+    outbox.add("log_rows", run_id, [{"no": "step"}])
+    outbox.add("log_rows", "0" * 32, rows(1))
+    outbox.add("log_rows", run_id, rows(1))
+    assert outbox.close(60) == 0
+    assert steps(store, run_id) == [1]
+    refused = [json.loads(line)["record"] for line in (tmp_path / f"{run_id}.rejected.jsonl").open()]
+    assert ["nowhere" in refused[0], "step" in refused[1], len(refused)] == [True, True, 2]
+    assert caplog.text.count("MLflow refuses") == 3
+
+
+def test_runs_that_tell_of_one_dataset_together_all_have_it(store, tmp_path, caplog):
+    gate, names = threading.Barrier(4), {}
+
+    class Together(RunStore):
+        def log_datasets(self, run_id, entries):
+            with suppress(threading.BrokenBarrierError):
+                gate.wait(0.5)  # until all would tell; who tells again may be alone
+            super().log_datasets(run_id, entries)
+
+    spools = [Outbox(Together(store.uri), tmp_path / "outbox") for _ in range(4)]
+    for number in range(3):
+        entry = {"name": f"set {number}", "digest": "d", "context": "train", "source": "here", "num_cases": 3}
+        gate.reset()
+        mine = [start(store) for _ in spools]
+        for outbox, run_id in zip(spools, mine, strict=True):  # MLflow looks, then inserts: it refuses who comes second
+            outbox.add("log_datasets", run_id, [entry])
+            outbox.add("finish", run_id)
+        names |= dict.fromkeys(mine, entry["name"])
+        while list((tmp_path / "outbox").glob("*.lock")):
+            time.sleep(0.01)
+    assert [outbox.close(60) for outbox in spools] == [0] * 4
+    assert not list((tmp_path / "outbox").iterdir()) and not caplog.text
+    for run_id, name in names.items():
+        assert [each.dataset.name for each in store.client.get_run(run_id).inputs.dataset_inputs] == [name]
+
+
+def test_a_call_that_cannot_be_told_twice_is_not_spooled(store, tmp_path):
+    with pytest.raises(ValueError, match="register cannot be delivered later"):
+        Outbox(store, tmp_path).add("register", "r")
+
+
+def serve(folder, port):
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/m.db", "--artifacts-destination", f"{folder}/files"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    come_up(server, port)
+    return server
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_server_that_goes_and_comes_back_has_every_metric_once(tmp_path, module):
+    port = free_port()
+    server = serve(tmp_path, port)
+    try:
+        store = RunStore(f"http://127.0.0.1:{port}")
+        run_id, outbox = start(store), Outbox(store, tmp_path / "outbox")
+        assert Lease(store).acquire("d", "a") and not Lease(store).acquire("d", "b")
+        assert store.register(run_id, "chest", module, np.zeros((2, 1, 8, 8), np.float32), 0.5, {}) == "1"
+        for step in range(30):
+            if step == 10:
+                stop(server)
+            if step == 20:
+                server = serve(tmp_path, port)
+            outbox.add("log_rows", run_id, rows(step))
+        outbox.add("log_scores", run_id, [{"case": "a", "dice": 0.5}])
+        outbox.add("finish", run_id)
+        assert outbox.close(120) == 0
+        assert steps(store, run_id) == list(range(30))
+        assert store.scores(run_id) == [{"case": "a", "dice": 0.5}]
+        assert store.find("d") == store.get(run_id)
+    finally:
+        stop(server)

@@ -1,0 +1,368 @@
+"""Stages as users run them: killed and gone on with, on one rank and on several; what is loaded; what is refused."""
+
+import hashlib
+import socket
+from functools import partial
+from itertools import product
+
+import numpy as np
+import pytest
+from safetensors.torch import load
+from support.stages import jobs, on_ranks, outcome, run
+
+from premed.contracts import Case
+from premed.data import datamodule
+from premed.data.phantoms.writers import write_chestxray14
+from premed.distributed import raise_on_all_ranks
+from premed.errors import UserError
+from premed.events import CheckpointSaved, MetricsLogged
+from premed.pretext.mae import MAE
+from premed.tasks.chestxray14 import ChestXray14
+from premed.training import artifacts
+from premed.training import stage as worker
+from premed.training.checkpoint import CheckpointManager
+from premed.training.storage import StageStorage
+
+KILLED, FINE = -9, 0
+
+
+@pytest.fixture(scope="session")
+def chest(shared):
+    write = partial(write_chestxray14, num_patients=16, seed=1, size=32, prevalence=0.6)
+    return shared("x-rays to train on", lambda folder: write(folder / "chest")) / "chest"
+
+
+@pytest.fixture(scope="session")
+def undisturbed(chest, shared):
+    """What a stage leaves that nobody killed, by kind and number of ranks; each is run once."""
+
+    def find(kind, world=1, **changes):
+        def fill(folder):
+            assert run(jobs(chest, folder, **changes)[kind], world) == [FINE] * world
+
+        name = hashlib.sha256(f"{kind} {world} {changes}".encode()).hexdigest()[:8]
+        return outcome(jobs(chest, shared(f"undisturbed {kind} {name}", fill), **changes)[kind])
+
+    return find
+
+
+SCRATCH = {"pretext": {"name": "none"}}
+
+
+# ---- exact resume
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [
+        ["row 2", "row 3", "saved 6"],  # before the first checkpoint, between two, right after one
+        ["during checkpoints/000000004.pt", "before checkpoints/000000006.json", "during checkpoints/000000008.json"],
+        ["row 10", "before parts/card.json", "before result.json"],  # all steps are done, the result is not
+    ],
+)
+def test_a_killed_pretraining_goes_on_as_if_nothing_had_been(kills, chest, tmp_path, undisturbed):
+    job = jobs(chest, tmp_path)["pretrain"]
+    assert [run(job, kill=kill) for kill in kills] == [[KILLED]] * 3
+    assert run(job) == [FINE]
+    assert outcome(job) == undisturbed("pretrain")
+    assert not [name for name in job.stage_storage.names() if name.startswith(("checkpoints/", "best/"))]
+
+
+def tamper(name, flip=None, cut=None, remove=False):
+    """Damages a file of a vault: one byte other, the end gone, or all of it."""
+
+    def damage(vault):
+        content = bytearray(vault.get(name))
+        if flip is not None:
+            content[flip] ^= 1
+        vault.remove(name)
+        if not remove:
+            vault.put(name, bytes(content[:cut]))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        tamper("checkpoints/000000006.pt", cut=-100),
+        tamper("checkpoints/000000006.pt", flip=5000),
+        tamper("checkpoints/000000006.pt", remove=True),
+        tamper("checkpoints/000000006.json", flip=0),
+        tamper("checkpoints/000000006.json", cut=40),
+    ],
+)
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(damage, stopped_at_6, tmp_path, undisturbed):
+    job = stopped_at_6(tmp_path)
+    damage(job.stage_storage)
+    assert CheckpointManager(job.stage_storage).newest()[0] == 4
+    assert run(job) == [FINE]
+    assert outcome(job) == undisturbed("finetune", **SCRATCH)
+
+
+@pytest.fixture(scope="session")
+def stopped_at_6(chest, shared):
+    """Copies of a fine-tuning that was killed right after its checkpoint of step 6."""
+
+    def fill(folder):
+        assert run(jobs(chest, folder, **SCRATCH)["finetune"], kill="saved 6") == [KILLED]
+
+    job = jobs(chest, shared("stopped at 6", fill), **SCRATCH)["finetune"]
+
+    def copy(to):
+        copied = jobs(chest, to, **SCRATCH)["finetune"]
+        for name in job.stage_storage.names():
+            copied.stage_storage.put(name, job.stage_storage.get(name))
+        return copied
+
+    return copy
+
+
+def test_a_killed_finetuning_keeps_the_best_weights_of_its_own_past(stopped_at_6, tmp_path, undisturbed):
+    job = stopped_at_6(tmp_path)
+    job.stage_storage.put("best/000000008/encoder.safetensors", b"of a future that another machine saw")
+    assert run(job) == [FINE]
+    assert outcome(job) == undisturbed("finetune", **SCRATCH)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_several_ranks_go_on_exactly_too(world, chest, tmp_path, undisturbed):
+    job = jobs(chest, tmp_path)["pretrain"]
+    assert run(job, world, kill="row 5")[0] == KILLED
+    assert run(job, world, kill="during checkpoints/000000008.pt")[0] == KILLED
+    assert run(job, world) == [FINE] * world
+    assert outcome(job) == undisturbed("pretrain", world)
+
+
+# ---- any number of ranks
+
+
+@pytest.mark.parametrize(("kind", "batch", "accumulate"), [("pretrain", 5, 1), ("pretrain", 8, 3), ("finetune", 2, 1)])
+def test_the_number_of_workers_changes_rounding_only(kind, batch, accumulate, undisturbed):
+    few = {"batch": batch, "steps": 4, "validations": 1, "lr": 0.01}
+    base = {"pretrain": few, "finetune": few} | ({} if kind == "pretrain" else SCRATCH)
+    alone = undisturbed(kind, **base)
+    for world in (2, 3):
+        other = undisturbed(kind, world, **base, train={"accumulate": accumulate})
+        for (step, ours), (step_there, theirs) in zip(alone["curve"], other["curve"], strict=True):
+            assert (step, ours) == (step_there, pytest.approx(theirs, rel=1e-4))
+        for name in [name for name in alone if name.startswith("parts/")]:
+            assert difference(alone[name], other[name]) < 1e-4
+
+
+def difference(ours, theirs):
+    ours, theirs = load(ours), load(theirs)
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+
+# ---- what stops a run
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_loss_that_is_no_number_stops_the_run_and_names_step_samples_and_checkpoint(world, chest, tmp_path):
+    job = jobs(chest, tmp_path, finetune={"lr": 1e32, "warmup_epochs": 0.5}, **SCRATCH)["finetune"]
+    assert run(job, world) == [FINE] * world
+    failure = job.stage_storage.get_json("failure.json")
+    plan, _ = worker.planned(job.stage, [len(train_names(job))])
+    assert failure["kind"] == "NotFinite"
+    assert failure["samples"] == [train_names(job)[i] for i in plan.at(failure["step"] - 1).samples]
+    assert f"at step {failure['step']} (samples {', '.join(failure['samples'])})" in failure["message"]
+    assert "no checkpoint yet" in failure["message"]
+    assert "\n" not in failure["message"]
+    assert job.stage_storage.get("result.json") is None
+
+
+def train_names(job):
+    task = worker.plugin("tasks", job.stage.task).build(job.stage.task)
+    return [case.name for case in datamodule.cases(job.stage, task)[0]]
+
+
+def test_a_poisoned_image_stops_the_run_at_its_step_and_leaves_the_last_good_checkpoint(chest, tmp_path):
+    job = jobs(chest, tmp_path)["pretrain"]
+    plan, _ = worker.planned(job.stage, [len(train_names(job))])
+    victim = train_names(job)[plan.at(2).samples[0]]
+    assert run(job, poison=victim) == [FINE]
+    failure = job.stage_storage.get_json("failure.json")
+    assert (failure["step"], victim in failure["samples"]) == (3, True)
+    assert "the last good checkpoint is that of step 2" in failure["message"]
+    assert CheckpointManager(job.stage_storage).newest()[0] == 2
+
+
+def test_weights_that_are_no_numbers_never_become_a_checkpoint(chest, tmp_path):
+    job = jobs(chest, tmp_path, finetune={"lr": 1e38, "warmup_epochs": 0}, **SCRATCH, train={"log_steps": 1})[
+        "finetune"
+    ]
+    assert run(job) == [FINE]
+    failure = job.stage_storage.get_json("failure.json")
+    assert failure["message"].startswith("the weights are no numbers at step 1 ")
+    assert CheckpointManager(job.stage_storage).steps() == []
+
+
+def give_up_on_one_rank():
+    message = rf"^chest: is not here \(on node {socket.gethostname()}\)$"
+    with pytest.raises(UserError, match=message), raise_on_all_ranks():
+        if worker.rank_and_world()[0] == 1:
+            raise UserError("chest: is not here")
+    with pytest.raises(UserError, match="^chest: is nowhere$"), raise_on_all_ranks():
+        raise UserError("chest: is nowhere")
+
+
+def test_a_rank_that_cannot_start_takes_the_others_along():
+    assert on_ranks(3, give_up_on_one_rank) == [FINE] * 3
+
+
+def lose_an_image_on_one_rank(job):
+    from premed.data.loader import Views
+
+    if worker.rank_and_world()[0] == 1:
+
+        def gone(self, picks):
+            raise UserError("cache/ab: is gone")
+
+        Views.__getitem__ = gone
+    worker.run_stage(job, lambda event: None, lambda numbers: None)
+
+
+def test_what_one_rank_alone_meets_in_mid_training_is_told_and_does_not_hang_the_others(chest, tmp_path):
+    job = jobs(chest, tmp_path, **SCRATCH)["finetune"]
+    assert on_ranks(2, lose_an_image_on_one_rank, job)[1] == 1  # it tears the others from their wait
+    assert job.stage_storage.get_json("failure.json") == {"kind": "UserError", "message": "cache/ab: is gone"}
+    assert run(job, 2) == [FINE] * 2  # started again for its sake: nothing is tried once more
+    assert job.stage_storage.get_json("result.json") is None
+
+
+def test_a_part_without_images_is_refused_by_name(chest, tmp_path, monkeypatch):
+    monkeypatch.setattr(ChestXray14, "split", lambda self, part: [])
+    job = jobs(chest, tmp_path)["pretrain"]
+    monkeypatch.setattr(ChestXray14, "images", lambda self: [Case("a", "p", (chest / "images" / "nothing.png",))][:0])
+    worker.run_stage(job, print, print)
+    assert job.stage_storage.get_json("failure.json") == {
+        "kind": "UserError",
+        "message": "task: chestxray14 has no train images for this stage; mend its split",
+    }
+
+
+def test_a_training_never_asks_for_the_test_part(chest, tmp_path, monkeypatch):
+    parts, split = [], ChestXray14.split
+    monkeypatch.setattr(ChestXray14, "split", lambda self, part: parts.append(part) or split(self, part))
+    for kind in ("pretrain", "finetune"):
+        worker.run_stage(jobs(chest, tmp_path, **short())[kind], lambda event: None, lambda numbers: None)
+    assert set(parts) == {"train", "val"}
+
+
+def short():
+    return {"pretrain": {"steps": 1}, "finetune": {"steps": 1}}
+
+
+def test_more_validations_than_steps_validate_after_each(chest, tmp_path):
+    many = {"steps": 2, "validations": 50}
+    job, events = jobs(chest, tmp_path, pretrain=many)["pretrain"], []
+    worker.run_stage(job, events.append, lambda numbers: None)
+    rows = [event for event in events if isinstance(event, MetricsLogged) and "val/loss" in event.metrics]
+    assert [row.step for row in rows] == [1, 2]
+    assert job.stage_storage.get_json("result.json")["num_steps"] == 2
+
+
+def test_a_resumed_pretraining_does_not_look_at_all_images_again(chest, tmp_path, monkeypatch):
+    job, begun, begin = jobs(chest, tmp_path, pretrain={"steps": 3})["pretrain"], [], MAE.on_start
+    monkeypatch.setattr(MAE, "on_start", lambda self, train: begun.append(len(train)) or begin(self, train))
+
+    def interrupt(event):
+        if isinstance(event, CheckpointSaved):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        worker.run_stage(job, interrupt, print)
+    worker.run_stage(job, lambda event: None, lambda numbers: None)
+    assert begun == [len(train_names(job))]
+    assert 0.3 < job.stage_storage.get_json("result.json")["gate"]["gate"] < 1
+
+
+@pytest.mark.whole
+def test_an_interrupted_pretraining_draws_the_same_film_and_keeps_no_snapshot(chest, tmp_path):
+    def progress_picture(home, interruptions):
+        job, left = jobs(chest, home)["pretrain"], list(interruptions)
+
+        def interrupt(event):
+            if left and event == CheckpointSaved(left[0]):
+                raise KeyboardInterrupt(left.pop(0))
+
+        while left:
+            with pytest.raises(KeyboardInterrupt):
+                worker.run_stage(job, interrupt, print)
+        worker.run_stage(job, interrupt, print)
+        assert not [name for name in job.stage_storage.names() if name.startswith("snapshots/")]
+        return job.stage_storage.get("pictures/progress.png")
+
+    uninterrupted = progress_picture(tmp_path / "whole", [])
+    assert uninterrupted.startswith(b"\x89PNG")
+    assert progress_picture(tmp_path / "cut", [4, 6]) == uninterrupted
+
+
+def test_a_gradient_beyond_clip_is_scaled_down(chest, tmp_path):
+    job, events = jobs(chest, tmp_path, pretrain={"steps": 2, "clip": 1e-3})["pretrain"], []
+    worker.run_stage(job, events.append, lambda numbers: None)
+    norms = [event.metrics.get("train/gradient_norm") for event in events if isinstance(event, MetricsLogged)]
+    assert norms[0] > 1e-3  # as it was before
+
+
+# ---- what is loaded
+
+
+def test_a_chain_of_stages_hands_its_parts_on(chest, tmp_path):
+    chain = jobs(chest, tmp_path, **short())
+    for job in chain.values():
+        worker.run_stage(job, lambda event: None, lambda numbers: None)
+    results = {kind: job.stage_storage.get_json("result.json") for kind, job in chain.items()}
+    encoder = load(chain["pretrain"].stage_storage.get("parts/encoder.safetensors"))
+    assert results["finetune"]["loaded"] == {
+        "encoder": {"loaded": len(encoder), "missing": [], "resized": [], "dropped": []}
+    }
+    assert set(results["test"]["loaded"]) == {"encoder", "head"}
+    assert results["test"]["constant"] == 0.5
+    rows = chain["test"].stage_storage.get_json("scores.json")
+    assert len(rows) == results["test"]["num_cases"]
+    labels = {name[2:]: {row[name] for row in rows} for name in rows[0] if name.startswith("y/")}
+    assert results["test"]["undefined"] == [name for name, known in labels.items() if len(known) == 1]  # have no AUC
+
+
+def test_an_encoder_of_another_grid_is_resized_and_that_is_said(chest, tmp_path):
+    before = jobs(chest, tmp_path, **short())["pretrain"]
+    worker.run_stage(before, lambda event: None, lambda numbers: None)
+    after = jobs(chest, tmp_path, **short(), task={"size": 16})["finetune"]
+    job = worker.StageJob(after.stage, before.stage, after.train, after.storage, after.cache)
+    _, loaded = worker.make_objective(job, datamodule.domains(after.stage))
+    assert loaded["encoder"]["resized"] == ["pos_embed"]
+
+
+def test_weights_that_were_removed_are_asked_for(tmp_path):
+    with pytest.raises(UserError, match="parts/encoder.safetensors is missing"):
+        artifacts.part_weights(StageStorage(str(tmp_path), "pretrain-0"), "encoder")
+
+
+# ---- few labels
+
+
+def labelled(num_patients=40):
+    return [Case(f"{p}-{i}", f"{p}", (), (0.0,)) for p, i in product(range(num_patients), range(3))]
+
+
+def test_a_label_fraction_takes_whole_patients_and_smaller_ones_are_part_of_larger():
+    taken = [{case.patient for case in datamodule.fraction(labelled(), share, 0)} for share in (0.05, 0.1, 0.5, 1.0)]
+    assert [len(patients) for patients in taken] == [2, 4, 20, 40]
+    assert taken[0] < taken[1] < taken[2] < taken[3]
+    assert len(datamodule.fraction(labelled(), 0.05, 0)) == 2 * 3
+
+
+def test_a_label_fraction_is_drawn_by_its_seed():
+    chosen = [[case.name for case in datamodule.fraction(labelled(), 0.2, seed)] for seed in (0, 0, 1)]
+    assert chosen[0] == chosen[1] != chosen[2]
+    assert len(datamodule.fraction(labelled(), 1e-6, 0)) == 3  # one patient at least
+
+
+def test_the_learning_rate_grows_with_the_batch_and_steps_replace_the_epochs(chest, tmp_path):
+    stage = jobs(chest, tmp_path, pretrain={"lr": 1.0, "batch": 64, "epochs": 10, "steps": 50})["pretrain"].stage
+    plan, schedule = worker.planned(stage, [640])
+    assert (plan.num_steps, schedule.num_steps, schedule.warmup_steps) == (50, 50, 5)
+    assert schedule.lr == 0.25
+    assert sorted(np.concatenate([plan.at(step).samples for step in range(10)])) == list(range(640))
