@@ -1,12 +1,10 @@
 """The training callback: the curve, validations, which weights are kept, what stops a training."""
 
 import math
-import shutil
 
 import pytest
 import torch
 from support.stages import on_ranks
-from support.suite import REPOSITORY
 from torch import nn
 
 from premed.contracts import Case, Objective, Sample
@@ -165,16 +163,6 @@ def test_a_resumed_run_tells_the_same_curve(tmp_path):
     curves = [[(row["step"], row["metrics"]) for row in each.curve] for each in (again, uninterrupted)]
     assert curves[0] == curves[1]
     assert again.elapsed() >= again.seconds > 0
-
-
-def test_a_checkpoint_written_before_the_files_were_reordered_is_resumed(tmp_path):
-    """tests/golden/checkpoint: this callback's, stopped after step 7, as commit 5559275 wrote it."""
-    shutil.copytree(REPOSITORY / "tests" / "golden" / "checkpoint", tmp_path, dirs_exist_ok=True)
-    again, _ = training_callback(tmp_path, [0.3, 0.1, 0.1])
-    assert (again.resume(), again.objective.w.item(), again.best["step"], len(again.rows)) == (5, 5, 4, 3)
-    assert [row["step"] for row in again.curve] == [2, 2, 4, 4, 5]
-    steps(again, first=6)
-    assert sorted(weights(again).values()) == [4, 6] and set(snapshots(again)) == {4, 6, 8, 10}
 
 
 def snapshots(callback):

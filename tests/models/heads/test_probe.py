@@ -46,11 +46,11 @@ def findings(x: np.ndarray, num_classes: int = 3) -> np.ndarray:
 
 
 def solutions(of: probe.Probe, x: np.ndarray, y: np.ndarray):
-    """For each solution: what is told of it, and the logits [n, classes] of the same rows, as a network gives them."""
+    """For each solution: the Solution, and the logits [n, classes] of the same rows, as a network gives them."""
     tokens = torch.from_numpy(x)[:, None]
-    for told in of.solve(torch.from_numpy(x), torch.from_numpy(y)):
+    for solution in of.solve(torch.from_numpy(x), torch.from_numpy(y)):
         with torch.no_grad():
-            yield told, of(torch.empty(0), Features(tokens=tokens, grid=(1, 1))).double().numpy()
+            yield solution, of(torch.empty(0), Features(tokens=tokens, grid=(1, 1))).double().numpy()
 
 
 def reference(x: np.ndarray, y: np.ndarray, strength: float, **fit) -> np.ndarray:
@@ -63,19 +63,19 @@ def reference(x: np.ndarray, y: np.ndarray, strength: float, **fit) -> np.ndarra
 
 def test_each_finding_is_scikit_learns_logistic_regression_on_standardised_features():
     x, y = features(), findings(features())
-    for told, logits in solutions(head(3), x, y):
-        expected = np.stack([reference(x, y[:, k], told.numbers["strength"])[:, 1] for k in range(3)], axis=1)
+    for solution, logits in solutions(head(3), x, y):
+        expected = np.stack([reference(x, y[:, k], solution.metrics["strength"])[:, 1] for k in range(3)], axis=1)
         np.testing.assert_allclose(expit(logits), expected, atol=1e-6)
         loss = -(y * np.log(expected) + (1 - y) * np.log(1 - expected)).mean()
-        assert told.loss == pytest.approx(loss, rel=1e-5)
+        assert solution.loss == pytest.approx(loss, rel=1e-5)
 
 
 @pytest.mark.parametrize("num_classes", [2, 4])
 def test_exclusive_classes_are_scikit_learns_multinomial_regression(num_classes):
     x = features()
     kind = findings(x, 2) @ [1, 2] % num_classes
-    for told, logits in solutions(head(num_classes, exclusive=True), x, np.eye(num_classes)[kind.astype(int)]):
-        expected = reference(x, kind, told.numbers["strength"])
+    for solution, logits in solutions(head(num_classes, exclusive=True), x, np.eye(num_classes)[kind.astype(int)]):
+        expected = reference(x, kind, solution.metrics["strength"])
         np.testing.assert_allclose(np.exp(logits - np.logaddexp.reduce(logits, axis=1)[:, None]), expected, atol=1e-6)
 
 
@@ -92,21 +92,21 @@ def test_labels_that_are_not_known_count_for_nothing():
 def test_a_finding_with_one_kind_of_label_answers_its_frequency_and_is_named():
     x, y = features(), findings(features())
     y[:, 1], y[:, 2], y[10:, 2] = 0, 1, np.nan
-    ((told, logits),) = solutions(head(3, strengths=(0.1,)), x, y)
+    ((solution, logits),) = solutions(head(3, strengths=(0.1,)), x, y)
     np.testing.assert_allclose(logits[:, 1], logit(0.5 / 81), rtol=1e-5)
     np.testing.assert_allclose(logits[:, 2], logit(10.5 / 11), rtol=1e-5)
-    assert [text.split(" has ")[0] for text in told.warnings] == ["probe: b", "probe: c"]
-    assert np.isfinite(told.loss)
+    assert [text.split(" has ")[0] for text in solution.warnings] == ["probe: b", "probe: c"]
+    assert np.isfinite(solution.loss)
 
 
 def test_an_exclusive_class_without_a_case_is_rarer_than_one_case_and_is_named():
     x = features()
     kind = 2 * findings(x, 1)[:, 0].astype(int)
-    ((told, logits),) = solutions(head(3, exclusive=True, strengths=(0.1,)), x, np.eye(3)[kind])
+    ((solution, logits),) = solutions(head(3, exclusive=True, strengths=(0.1,)), x, np.eye(3)[kind])
     shares = np.exp(logits - np.logaddexp.reduce(logits, axis=1)[:, None])
     assert 0 < shares[:, 1].max() < 1 / 80
     np.testing.assert_allclose(shares[:, 2] / (shares[:, 0] + shares[:, 2]), reference(x, kind, 0.1)[:, 1], atol=1e-6)
-    assert told.warnings == ["probe: b is in no training case: its answer is the frequency of half a case"]
+    assert solution.warnings == ["probe: b is in no training case: its answer is the frequency of half a case"]
 
 
 def test_a_feature_that_never_varies_changes_nothing():
@@ -297,7 +297,7 @@ def test_what_a_head_has_to_say_is_said_once(chest, tmp_path):
             return solve(self, rows, shares)
 
     objective.network.head.__class__ = Warned  # type: ignore[union-attr]
-    solver.solve(objective, train, lambda *_: None, emit=events.append)  # type: ignore[arg-type]
+    solver.solve(objective, train, lambda *_: None, on_event=events.append)  # type: ignore[arg-type]
     name = task.classes[0]
     said = [event.text for event in events if name in event.text]
     assert said == [f"probe: {name} has one kind of label only in training: its answer is its frequency there"]
