@@ -18,7 +18,7 @@ R = TypeVar("R")
 class Tracker(Protocol):
     """The runs of one command in a tracking server, and its leases of stages.
 
-    Implemented by `mlflow_tracker.MLflowTracker`. Writes (`log_…`, `set_tags`, `finish`) return at once and are delivered
+    Implemented by `mlflow_tracker.MLflowTracker`. Writes (`log_…`, `set_tags`, `finish`) return at once and arrive
     later, in order for each run; everything else asks the server and may raise what that raises.
     """
 
