@@ -1,16 +1,20 @@
-"""What a stage leaves for the next one: the named parts of a network, and their card."""
+"""What a stage leaves behind: the named parts of a network, their card, and pictures."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import nn
 
 from premed.config.experiment import Stage
-from premed.contracts import Domain, Encoder
+from premed.contracts import Domain, Encoder, Objective, Sample
 from premed.errors import UserError
 from premed.models.network import load_resized
 from premed.training.storage import StageStorage
+
+SNAPSHOTS = 4  # of what a training makes of fixed cases: after a quarter, half, three quarters and all of it
 
 
 def load_encoder(encoder: Encoder, storage: StageStorage) -> dict[str, Any]:
@@ -57,3 +61,19 @@ def source(domain: Domain) -> dict[str, Any]:
     task = domain.task
     about = {"task": task.name, "group": domain.group, "channels": task.channels, "roi": list(task.roi)}
     return about | {"preprocessing": task.recipe.model_dump(mode="json")}
+
+
+def save_pictures(storage: StageStorage, objective: Objective, samples: Sequence[Sample]) -> None:
+    """Draws what the objective has learnt, and how that came about where there are snapshots."""
+    files = {int(Path(name).stem): name for name in storage.names() if name.startswith("snapshots/")}
+    if len(files) > SNAPSHOTS:  # the segments of a trunk left some each
+        spread = [max(files) * i / SNAPSHOTS for i in range(1, SNAPSHOTS + 1)]
+        files = {step: files[step] for step in (min(files, key=lambda step: abs(step - each)) for each in spread)}
+    snapshots = {step: storage.get_weights(name) or {} for step, name in files.items()}
+    objective.eval()
+    with TemporaryDirectory() as folder:
+        paths = objective.pictures(samples, Path(folder))
+        if snapshots:
+            paths = paths + objective.progress_pictures(samples, snapshots, Path(folder))
+        for path in paths:
+            storage.put(f"pictures/{path.name}", path.read_bytes())
