@@ -1,15 +1,18 @@
-"""What a stage leaves for the next one: the named parts of a network, and their card."""
+"""What a stage leaves: the named parts of a network with their card, for the next stage; and pictures."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import nn
 
 from premed.config.experiment import Stage
-from premed.contracts import Domain, Encoder
+from premed.contracts import Domain, Encoder, Objective, Sample
 from premed.errors import UserError
 from premed.models.network import load_resized
+from premed.training.callback import SNAPSHOTS
 from premed.training.storage import StageStorage
 
 
@@ -57,3 +60,19 @@ def source(domain: Domain) -> dict[str, Any]:
     task = domain.task
     about = {"task": task.name, "group": domain.group, "channels": task.channels, "roi": list(task.roi)}
     return about | {"preprocessing": task.recipe.model_dump(mode="json")}
+
+
+def save_pictures(storage: StageStorage, objective: Objective, samples: Sequence[Sample]) -> None:
+    """Draws what the objective has learnt, and how that came about where there are snapshots."""
+    files = {int(Path(name).stem): name for name in storage.names() if name.startswith("snapshots/")}
+    if len(files) > SNAPSHOTS:  # the segments of a trunk left some each
+        spread = [max(files) * i / SNAPSHOTS for i in range(1, SNAPSHOTS + 1)]
+        files = {step: files[step] for step in (min(files, key=lambda step: abs(step - each)) for each in spread)}
+    snapshots = {step: storage.get_weights(name) or {} for step, name in files.items()}
+    objective.eval()
+    with TemporaryDirectory() as folder:
+        paths = objective.pictures(samples, Path(folder))
+        if snapshots:
+            paths = paths + objective.progress_pictures(samples, snapshots, Path(folder))
+        for path in paths:
+            storage.put(f"pictures/{path.name}", path.read_bytes())

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from premed.config.experiment import Stage
@@ -23,8 +22,8 @@ from premed.distributed import RaisedOnAllRanks, raise_on_all_ranks, rank_and_wo
 from premed.errors import UserError
 from premed.events import EvaluationStarted, EventHandler, TrainingStarted
 from premed.models.network import Network, load_strictly, seeded_init
-from premed.training.artifacts import card, load_encoder, part_weights
-from premed.training.callback import SNAPSHOTS, NotFinite, TrainingCallback
+from premed.training.artifacts import card, load_encoder, part_weights, save_pictures
+from premed.training.callback import NotFinite, TrainingCallback
 from premed.training.checkpoint import best_file
 from premed.training.device import device_of, forget_peak_memory, peak_memory_mb, precision_of
 from premed.training.evaluate import bootstrap_interval, collapsed, evaluate, passed_gate
@@ -294,19 +293,3 @@ def make_objective(job: StageJob, data_sets: Sequence[Domain]) -> tuple[Objectiv
             loaded[part] = load_strictly(module, part_weights(parent, part), part)
     rates = {name: getattr(settings, name) for name in ("weight_decay", "layer_decay", "drop_path")}
     return Supervised(Network(encoder, head), task, **rates), loaded
-
-
-def save_pictures(storage: StageStorage, objective: Objective, samples: Sequence[Sample]) -> None:
-    """Draws what the objective has learnt, and how that came about where there are snapshots."""
-    files = {int(Path(name).stem): name for name in storage.names() if name.startswith("snapshots/")}
-    if len(files) > SNAPSHOTS:  # the segments of a trunk left some each
-        spread = [max(files) * i / SNAPSHOTS for i in range(1, SNAPSHOTS + 1)]
-        files = {step: files[step] for step in (min(files, key=lambda step: abs(step - each)) for each in spread)}
-    snapshots = {step: storage.get_weights(name) or {} for step, name in files.items()}
-    objective.eval()
-    with TemporaryDirectory() as folder:
-        paths = objective.pictures(samples, Path(folder))
-        if snapshots:
-            paths = paths + objective.progress_pictures(samples, snapshots, Path(folder))
-        for path in paths:
-            storage.put(f"pictures/{path.name}", path.read_bytes())
