@@ -12,8 +12,9 @@ from premed.config.experiment import Stage
 from premed.contracts import Domain, Encoder, Objective, Sample
 from premed.errors import UserError
 from premed.models.network import load_resized
-from premed.training.callback import SNAPSHOTS
 from premed.training.storage import StageStorage
+
+SNAPSHOTS = 4  # of what a training makes of fixed cases: after a quarter, half, three quarters and all of it
 
 
 def load_encoder(encoder: Encoder, storage: StageStorage) -> dict[str, Any]:

@@ -17,13 +17,13 @@ from torch.optim import AdamW
 from premed.contracts import Objective, Picks, Plan, Row, Sample
 from premed.distributed import rank_and_world
 from premed.events import CheckpointSaved, EventHandler, MetricsLogged, TrainingResumed
+from premed.training.artifacts import SNAPSHOTS
 from premed.training.checkpoint import KEPT, CheckpointManager
 from premed.training.evaluate import evaluate
 from premed.training.storage import StageStorage
 from premed.training.throughput import Throughput
 
 SHOWN = 20  # names of samples in a message
-SNAPSHOTS = 4  # of what a training makes of fixed cases: after a quarter, half, three quarters and all of it
 
 
 class NotFinite(Exception):
