@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from premed.rng import Draw, bits, fold, key, permutation, sample_keys, uniform
+from premed.rng import SampleRng, bits, fold, key, permutation, sample_keys, uniform
 
 KEYS = st.integers(-(2**63), 2**63 - 1)
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -46,14 +46,14 @@ def test_known_draws_stay_as_they_are():
     assert key(0, "pretrain", 3) == 7547795792879027380
     assert sample_keys(0, "pretrain", 3, np.array([0, 5])).tolist() == [-4932111772348162566, 2926678124837818769]
     assert permutation(key("order"), 8).tolist() == [5, 6, 7, 1, 4, 2, 3, 0]
-    assert (Draw(7).uniform("x", 3) * 2**24).tolist() == [11438932, 7729281, 13752309]
-    assert Draw(7).child("crop").integer("y", 1000) == 549
+    assert (SampleRng(7).uniform("x", 3) * 2**24).tolist() == [11438932, 7729281, 13752309]
+    assert SampleRng(7).child("crop").integer("y", 1000) == 549
 
 
 def test_no_draw_warns_of_an_overflow():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        draw = Draw(2**63 - 1).child("crop").child(-1)
+        draw = SampleRng(2**63 - 1).child("crop").child(-1)
         assert len(draw.uniform("x", 3)) == 3 and draw.integer("y", 7) < 7 and not draw.chance("z", 0)
         assert len(permutation(-(2**63), 10)) == 10
         assert len(fold(sample_keys(2**62, "s", 2**40, np.array([2**62])), 2**63 - 1)) == 1
@@ -139,11 +139,11 @@ def test_a_permutation_cannot_be_changed_by_who_asked_for_it():
 def test_a_draws_names_and_children_do_not_move_each_other():
     of = sample_keys(0, "s", 0, np.arange(3000)).tolist()
     columns = {
-        "a": [Draw(k).uniform("a")[0] for k in of],
-        "b": [Draw(k).uniform("b")[0] for k in of],
-        "child": [Draw(k).child("a").uniform("a")[0] for k in of],
-        "0": [Draw(k).child(0).uniform("a")[0] for k in of],
-        "1": [Draw(k).child(1).uniform("a")[0] for k in of],
+        "a": [SampleRng(k).uniform("a")[0] for k in of],
+        "b": [SampleRng(k).uniform("b")[0] for k in of],
+        "child": [SampleRng(k).child("a").uniform("a")[0] for k in of],
+        "0": [SampleRng(k).child(0).uniform("a")[0] for k in of],
+        "1": [SampleRng(k).child(1).uniform("a")[0] for k in of],
     }
     assert abs(np.corrcoef(list(columns.values())) - np.eye(5)).max() < 0.08
 
@@ -151,22 +151,22 @@ def test_a_draws_names_and_children_do_not_move_each_other():
 @given(of=KEYS, low=st.floats(-1e3, 1e3), width=st.floats(1e-3, 1e3))
 def test_a_draw_stays_below_its_high_end(of, low, width):
     low, high = float(np.float32(low)), float(np.float32(low + width))
-    drawn = Draw(of).uniform("x", 8, low, np.float64(high))
+    drawn = SampleRng(of).uniform("x", 8, low, np.float64(high))
     assert drawn.dtype == np.float32
     assert (low <= drawn).all() and (drawn < high).all()
 
 
 def test_a_sum_that_rounds_up_to_the_high_end_is_taken_back(monkeypatch):
     monkeypatch.setattr("premed.rng.uniform", lambda keys, n: np.full(n, 1 - 2.0**-24, np.float32))
-    assert Draw(0).uniform("x", 1, 100, 101)[0] < 101
+    assert SampleRng(0).uniform("x", 1, 100, 101)[0] < 101
 
 
 @given(of=KEYS, below=st.integers(1, 2**40))
 def test_an_integer_lies_below_its_bound(of, below):
-    assert 0 <= Draw(of).integer("x", below) < below
+    assert 0 <= SampleRng(of).integer("x", below) < below
 
 
 def test_chances_come_true_as_often_as_they_should():
     for probability in (0.0, 0.2, 1.0):
-        share = np.mean([Draw(i).chance("x", probability) for i in range(2000)])
+        share = np.mean([SampleRng(i).chance("x", probability) for i in range(2000)])
         assert abs(share - probability) < 0.04 * (0 < probability < 1) + 1e-9

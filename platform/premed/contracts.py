@@ -20,9 +20,9 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor, nn
 
-from premed.config.transforms import Augment, Recipe
+from premed.config.transforms import Augmentation, Preprocessing
 from premed.errors import Finding
-from premed.rng import Draw, drop_path
+from premed.rng import SampleRng, drop_path
 
 Part = Literal["train", "val", "test"]
 Row = dict[str, Any]
@@ -100,7 +100,7 @@ class Sample(NamedTuple):
 
     case: Case
     entry: PreparedImage
-    domain: int = 0  # the number of the data set it is from; samples of one data set follow each other
+    data_set: int = 0  # the number of the data set it is from; samples of one data set follow each other
 
 
 @dataclass
@@ -112,7 +112,7 @@ class Batch:
     names: tuple[str, ...]  # the cases' names
     label: Tensor | None = None  # [B, classes] or [B, *S]
     weight: float = 1.0  # this batch's share of the step's samples × number of ranks: DDP then averages rightly
-    domain: Tensor | None = None  # [B] int64: the number of the data set each is from; None where there is but one
+    data_set: Tensor | None = None  # [B] int64: the number of the data set each is from; None where there is but one
 
 
 @dataclass
@@ -216,7 +216,7 @@ class Task(Protocol):
     labels: tuple[int, ...]  # the values its label maps may hold; () where labels are not maps
     regions: Mapping[str, tuple[int, ...]]  # what of these maps is scored: name to the values it unites
     score: str  # the number, among `summary`'s, that picks the checkpoint on val: higher is better
-    recipe: Recipe  # the deterministic preprocessing, done once by the cache
+    preprocessing: Preprocessing  # the deterministic preprocessing, done once by the cache
     lenient: bool  # set to have `split` leave out what it would refuse: `premed data check` then opens all the rest
 
     def images(self) -> list[Case]:
@@ -230,7 +230,7 @@ class Task(Protocol):
         test: false leaves the test part alone, its list too.
         """
 
-    def view(self, sample: Sample, augment: Augment, draw: Draw) -> tuple[np.ndarray, np.ndarray | None]:
+    def view(self, sample: Sample, augment: Augmentation, draw: SampleRng) -> tuple[np.ndarray, np.ndarray | None]:
         """One view for training: image [C, *roi] float32, and its label (None where the case has none)."""
 
     def tiles(self, sample: Sample) -> list[np.ndarray]:
@@ -258,22 +258,22 @@ class Task(Protocol):
         """What a network's card holds of the task, from which a task that answers alike is made without the data."""
 
 
-class Domain(NamedTuple):
+class DataSet(NamedTuple):
     """One of the data sets that a training learns from."""
 
     task: Task
     group: str  # what it has in common with others (X-ray, MRI)
-    augment: Augment = Augment()  # how its views vary
+    augment: Augmentation = Augmentation()  # how its views vary
 
 
-class Source(Protocol):
+class BatchLoader(Protocol):
     """Where batches come from: workers reading memory-mapped files, or volumes resident on the device. Same draws."""
 
-    def batches(self, picks: "Iterable[Picks]") -> Iterator[Batch]:
+    def batches(self, indices: "Iterable[BatchIndices]") -> Iterator[Batch]:
         """One batch on the device per entry of `picks`, in that order, read ahead where that pays."""
 
 
-class Picks(NamedTuple):
+class BatchIndices(NamedTuple):
     """The samples of one (micro-)batch, whose views have one shape: a pure function of the step."""
 
     epoch: int | np.ndarray  # how often their data set was gone through before: of all, or of each sample [n]
@@ -281,13 +281,13 @@ class Picks(NamedTuple):
     weight: float = 1.0
 
 
-class Plan(Protocol):
+class BatchSampler(Protocol):
     """Which samples make up which step. Several data sets are one plan over all of their samples (`plans.py`)."""
 
     @property
     def num_steps(self) -> int: ...
 
-    def at(self, step: int) -> Picks:
+    def at(self, step: int) -> BatchIndices:
         """The whole step's samples, over all ranks."""
 
 

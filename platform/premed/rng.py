@@ -70,7 +70,7 @@ def permutation(of: int, n: int) -> np.ndarray:
     return order
 
 
-class Draw:
+class SampleRng:
     """The draws of one sample: each by a name, so that adding one moves no other."""
 
     def __init__(self, of: int):
@@ -89,8 +89,8 @@ class Draw:
         """A number in 0..below-1."""
         return min(int(self.uniform(name)[0].astype(np.float64) * below), below - 1)
 
-    def child(self, name: int | str) -> "Draw":
-        return Draw(int(fold(self.key, name)))
+    def child(self, name: int | str) -> "SampleRng":
+        return SampleRng(int(fold(self.key, name)))
 
 
 def _mix(x: Keys) -> Keys:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from support.forks import fork
 from support.suite import examples
 
-from premed.config.transforms import Recipe
+from premed.config.transforms import Preprocessing
 from premed.data import cache as cache_module
 from premed.data import prepared as entry_module
 from premed.data import transforms
@@ -26,10 +26,10 @@ from premed.data.cache import Cache
 from premed.data.prepared import PreparedFile, write
 from premed.data.preprocess import Prepared, prepare
 from premed.errors import UserError
-from premed.rng import Draw
+from premed.rng import SampleRng
 
-ZSCORE = Recipe(dims=3, normalise="zscore")
-CT = Recipe(dims=3, normalise="window", window=(-175, 250))
+ZSCORE = Preprocessing(dims=3, normalise="zscore")
+CT = Preprocessing(dims=3, normalise="window", window=(-175, 250))
 
 
 @dataclass(frozen=True)
@@ -147,13 +147,13 @@ def test_locations_are_the_labels_own_voxels_and_background_is_not_air(cache, re
 def test_balanced_crops_of_a_real_image_hold_its_labels(cache, hippocampus):
     entry = cache.prepare(hippocampus[:1], ZSCORE)[0]
     roi = (16, 16, 16)
-    centres = [entry.label(transforms.balanced_start(entry, roi, Draw(i), 1.0), roi).any() for i in range(50)]
+    centres = [entry.label(transforms.balanced_start(entry, roi, SampleRng(i), 1.0), roi).any() for i in range(50)]
     assert all(centres)
 
 
 def test_augmented_eight_bit_pictures_become_values(cache, real):
     case = Case("chest", (next((real("chestxray14") / "images").glob("*.png")),), (0.0, 1.0))
-    entry = cache.prepare([case], Recipe(dims=2, normalise="grey"))[0]
+    entry = cache.prepare([case], Preprocessing(dims=2, normalise="grey"))[0]
     np.testing.assert_array_equal(entry.values(entry.stored()), entry.image())
     assert not entry.has_label and entry.image().shape == (1, 64, 64)
     with pytest.raises(ValueError, match="without a label"):
@@ -199,7 +199,7 @@ def test_other_processes_may_do_the_work(cache, cases):
 
 def test_another_recipe_is_another_entry(cache, cases):
     assert cache.prepare(cases, ZSCORE)[0].path != cache.prepare(cases, CT)[0].path
-    assert cache.open(cases[0], Recipe(dims=3, normalise="zscore_nonzero")) is None
+    assert cache.open(cases[0], Preprocessing(dims=3, normalise="zscore_nonzero")) is None
 
 
 def test_a_touched_or_moved_file_is_the_same_and_a_changed_one_is_not(cache, cases, tmp_path):

@@ -18,9 +18,9 @@ from PIL import Image
 from support.pages import Page
 
 from premed.cli import app
-from premed.config.transforms import Recipe
+from premed.config.transforms import Preprocessing
 from premed.contracts import Case
-from premed.data.inspection import Job, inspect
+from premed.data.inspection import Inspection, inspect
 from premed.errors import UserError
 from premed.execution import runner
 from premed.tasks import msd
@@ -616,8 +616,8 @@ def test_the_pictures_show_the_labels_on_the_right_hand_copy(hippocampi):
     from premed.data.inspection import picture
 
     files = at(hippocampi, "imagesTr", 0), at(hippocampi, "labelsTr", 0)
-    recipe = Recipe(dims=3, normalise="zscore")
-    _, png = picture(Job(0, files[:1], files[1], recipe, (0, 1, 2)))
+    preprocessing = Preprocessing(dims=3, normalise="zscore")
+    _, png = picture(Inspection(0, files[:1], files[1], preprocessing, (0, 1, 2)))
     assert png is not None
     sheet = np.asarray(Image.open(BytesIO(png))).astype(int)
     plain, painted = np.split(sheet, 2, axis=1)
@@ -644,11 +644,11 @@ def test_the_table_names_files_below_the_root_and_does_not_repeat_itself_for_eve
 
 def test_facts_are_small_whatever_the_image_s_size(hippocampi):
     facts = inspect(
-        Job(
+        Inspection(
             0,
             (at(hippocampi, "imagesTr", 0),),
             at(hippocampi, "labelsTr", 0),
-            Recipe(dims=3, normalise="zscore"),
+            Preprocessing(dims=3, normalise="zscore"),
             (0, 1, 2),
         )
     )
@@ -661,9 +661,9 @@ def test_channels_in_files_of_their_own_are_compared_with_the_first(hippocampi, 
     root = copied(hippocampi)
     paths = [at(root, "imagesTr", number) for number in (0, 1, 2)]
     shutil.copy(paths[0], paths[1])
-    recipe = Recipe(dims=3, channels=2, normalise="zscore")
-    assert inspect(Job(0, tuple(paths[:2]), None, recipe, ())).findings == []
-    told = inspect(Job(0, tuple(paths), None, recipe, ())).findings
+    preprocessing = Preprocessing(dims=3, channels=2, normalise="zscore")
+    assert inspect(Inspection(0, tuple(paths[:2]), None, preprocessing, ())).findings == []
+    told = inspect(Inspection(0, tuple(paths), None, preprocessing, ())).findings
     assert [finding.where for finding in told] == [str(paths[2])] and "its shape" in told[0].what
 
 
@@ -756,7 +756,7 @@ def test_a_task_without_a_check_of_its_own_still_misses_no_file(hippocampi, copi
         name, dims, channels, classes, roi = "plain", 3, 1, ("background", "a", "b"), (16, 16, 16)
 
         def __init__(self):
-            self.root, self.recipe = root, Recipe(dims=3, normalise="zscore")
+            self.root, self.preprocessing = root, Preprocessing(dims=3, normalise="zscore")
 
         def split(self, part):
             return cases[part]

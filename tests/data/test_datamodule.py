@@ -9,10 +9,10 @@ from support.experiments import runs_of, tree
 
 from premed.config.loader import checked, merged
 from premed.config.spec import canonical
-from premed.config.transforms import Augment
-from premed.contracts import Case, Domain, Picks, Sample
+from premed.config.transforms import Augmentation
+from premed.contracts import BatchIndices, Case, DataSet, Sample
 from premed.data.datamodule import Tasks
-from premed.data.loader import Mapped
+from premed.data.loader import PreparedLoader
 from premed.data.phantoms.thorax import write_images
 from premed.data.phantoms.writers import write_msd
 from premed.errors import UserError
@@ -31,10 +31,12 @@ class Noise:
         return draw.uniform("image", 12, -1, 1).reshape(1, 3, 4), None
 
 
-def batch(picks, sizes=(5, 4), crops=(1, 1)):
-    domains = [Domain(Noise(), "", Augment(crops=number)) for number in crops]  # type: ignore[arg-type]
+def batch(indices, sizes=(5, 4), crops=(1, 1)):
+    data_sets = [DataSet(Noise(), "", Augmentation(crops=number)) for number in crops]  # type: ignore[arg-type]
     samples = [Sample(Case(f"{n} {i}", "", ()), None, n) for n, size in enumerate(sizes) for i in range(size)]  # type: ignore[arg-type]
-    (found,) = Mapped(domains, samples, seed=0, stage="pretrain", device=torch.device("cpu")).batches([picks])
+    (found,) = PreparedLoader(data_sets, samples, seed=0, stage="pretrain", device=torch.device("cpu")).batches(
+        [indices]
+    )
     return found
 
 
@@ -42,26 +44,26 @@ def batch(picks, sizes=(5, 4), crops=(1, 1)):
 
 
 def test_a_batch_says_which_data_set_each_view_is_of():
-    found = batch(Picks(0, np.array([1, 6, 4])), crops=(2, 1))
+    found = batch(BatchIndices(0, np.array([1, 6, 4])), crops=(2, 1))
     assert found.names == ("0 1", "0 1", "1 1", "0 4", "0 4")
-    assert found.domain.tolist() == [0, 0, 1, 0, 0]
+    assert found.data_set.tolist() == [0, 0, 1, 0, 0]
 
 
 def test_draws_of_a_data_set_do_not_depend_on_the_size_of_another():
-    one, other = batch(Picks(2, np.array([3, 6]))), batch(Picks(2, np.array([3, 31])), sizes=(30, 9))
+    one, other = batch(BatchIndices(2, np.array([3, 6]))), batch(BatchIndices(2, np.array([3, 31])), sizes=(30, 9))
     assert one.names == other.names == ("0 3", "1 1")
     assert torch.equal(one.keys, other.keys) and torch.equal(one.image, other.image)
 
 
 def test_each_data_set_each_view_and_each_epoch_has_draws_of_its_own():
     numbers = np.arange(9)
-    keys = torch.cat([batch(Picks(epoch, numbers), crops=(3, 3)).keys for epoch in (0, 1)])
+    keys = torch.cat([batch(BatchIndices(epoch, numbers), crops=(3, 3)).keys for epoch in (0, 1)])
     assert len(keys.unique()) == len(keys) == 2 * 9 * 3
 
 
 def test_the_first_data_set_s_draws_are_those_of_one_data_set_alone():
-    alone, several = batch(Picks(1, np.arange(5)), (5,), (1,)), batch(Picks(1, np.arange(5)))
-    assert torch.equal(alone.keys, several.keys) and alone.domain is None
+    alone, several = batch(BatchIndices(1, np.arange(5)), (5,), (1,)), batch(BatchIndices(1, np.arange(5)))
+    assert torch.equal(alone.keys, several.keys) and alone.data_set is None
 
 
 def test_samples_of_one_step_may_be_in_different_epochs():

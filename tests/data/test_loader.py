@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from premed.config.transforms import Augment
-from premed.contracts import Case, Domain, Picks, Sample
-from premed.data.loader import Mapped
+from premed.config.transforms import Augmentation
+from premed.contracts import BatchIndices, Case, DataSet, Sample
+from premed.data.loader import PreparedLoader
 from premed.errors import UserError
 
 
@@ -24,14 +24,18 @@ class Noise:
 def source(num=9, seed=0, stage="pretrain", crops=1, loaders=0, entry=None):
     samples = [Sample(Case(f"case {i}", "p", ()), np.full((3, 4), i) if entry is None else entry) for i in range(num)]
     where = {"seed": seed, "stage": stage, "device": torch.device("cpu"), "num_loaders": loaders}
-    return Mapped([Domain(Noise(), "", Augment(crops=crops))], samples, **where)
+    return PreparedLoader([DataSet(Noise(), "", Augmentation(crops=crops))], samples, **where)
 
 
-STEPS = [Picks(0, np.array([3, 1, 4])), Picks(0, np.array([5, 8]), 0.5), Picks(1, np.array([3]), 1.5)]
+STEPS = [
+    BatchIndices(0, np.array([3, 1, 4])),
+    BatchIndices(0, np.array([5, 8]), 0.5),
+    BatchIndices(1, np.array([3]), 1.5),
+]
 
 
 def same(ours, theirs):
-    assert (ours.names, ours.weight, ours.domain) == (theirs.names, theirs.weight, theirs.domain)
+    assert (ours.names, ours.weight, ours.data_set) == (theirs.names, theirs.weight, theirs.data_set)
     for one, other in ((ours.image, theirs.image), (ours.keys, theirs.keys), (ours.label, theirs.label)):
         assert torch.equal(one, other)
 
@@ -47,11 +51,11 @@ def test_a_batch_carries_what_its_picks_say():
     assert (first.image.shape, first.image.dtype, first.keys.dtype) == ((3, 1, 3, 4), torch.float32, torch.int64)
     assert first.label[:, 0, 0].tolist() == [3, 1, 4]
     assert [batch.weight for batch in (first, second, third)] == [1.0, 0.5, 1.5]
-    assert first.domain is None
+    assert first.data_set is None
 
 
 def views(samples, epoch=0, **of):
-    (batch,) = source(**of).batches([Picks(epoch, np.array(samples))])
+    (batch,) = source(**of).batches([BatchIndices(epoch, np.array(samples))])
     return {name: (image, key) for name, image, key in zip(batch.names, batch.image, batch.keys, strict=True)}
 
 
@@ -70,7 +74,7 @@ def test_each_epoch_seed_and_stage_draws_anew(other):
 
 
 def test_two_crops_of_an_image_are_two_views_with_keys_of_their_own():
-    (batch,) = source(crops=2).batches([Picks(0, np.array([3, 1]))])
+    (batch,) = source(crops=2).batches([BatchIndices(0, np.array([3, 1]))])
     assert batch.names == ("case 3", "case 3", "case 1", "case 1")
     assert len(set(batch.keys.tolist())) == len(batch.image.flatten(1).unique(dim=0)) == 4
     assert torch.equal(batch.image[0], views([3])["case 3"][0])  # the first crop is what one crop would be
@@ -91,11 +95,11 @@ def test_a_damaged_image_is_one_line_from_a_loader_process_too(loaders):
 def test_reading_ahead_never_goes_back_in_the_plan():
     asked = []
 
-    def picks():
+    def indices():
         for step in range(6):
             asked.append(step)
-            yield Picks(step, np.array([step]))
+            yield BatchIndices(step, np.array([step]))
 
-    names = [batch.names[0] for batch in source(loaders=1).batches(picks())]
+    names = [batch.names[0] for batch in source(loaders=1).batches(indices())]
     assert names == [f"case {step}" for step in range(6)]
     assert asked == list(range(6))

@@ -14,16 +14,16 @@ from pydantic import ValidationError
 from support.geometries import affines, shapes
 from support.suite import examples
 
-from premed.config.transforms import Recipe
+from premed.config.transforms import Preprocessing
 from premed.data import transforms
 from premed.data.io import geometry
 from premed.data.preprocess import Prepared, prepare
 from premed.errors import UserError
-from premed.rng import Draw
+from premed.rng import SampleRng
 
-CT = Recipe(dims=3, normalise="window", window=(-175, 250))
-ZSCORE = Recipe(dims=3, normalise="zscore")
-GREY = Recipe(dims=2, normalise="grey", size=(32, 48))
+CT = Preprocessing(dims=3, normalise="window", window=(-175, 250))
+ZSCORE = Preprocessing(dims=3, normalise="zscore")
+GREY = Preprocessing(dims=2, normalise="grey", size=(32, 48))
 
 
 def nifti(path: Path, values, affine=None) -> Path:
@@ -56,8 +56,8 @@ def test_a_label_comes_back_identical_where_the_spacing_is_kept(
     folder = tmp_path_factory.mktemp("case")
     labels = np.random.default_rng(seed).integers(0, 4, shape).astype(np.uint8)
     image = nifti(folder / "i.nii", labels.astype(np.float32), affine)  # foreground is where the label is
-    recipe = Recipe(dims=3, normalise="zscore", crop_foreground=crop, orientation=orientation)
-    made = prepare([image], nifti(folder / "l.nii", labels, affine), recipe)
+    preprocessing = Preprocessing(dims=3, normalise="zscore", crop_foreground=crop, orientation=orientation)
+    made = prepare([image], nifti(folder / "l.nii", labels, affine), preprocessing)
     back = [made.label, np.eye(4, dtype=np.float32)[made.label].transpose(3, 0, 1, 2)]
     for answer in back:
         np.testing.assert_array_equal(
@@ -90,10 +90,10 @@ def test_spacing_agrees_with_monai(real):
     from monai.transforms import Compose, EnsureChannelFirst, LoadImage, Orientation, Spacing
 
     path = real("btcv") / "img" / "img0005.nii.gz"
-    recipe = Recipe(dims=3, normalise="window", window=(-175, 250), spacing=(4.0, 5.0, 2.0))
+    preprocessing = Preprocessing(dims=3, normalise="window", window=(-175, 250), spacing=(4.0, 5.0, 2.0))
     steps = [LoadImage(), EnsureChannelFirst(), Orientation(axcodes="RAS", labels=None)]
-    theirs = Compose([*steps, Spacing(pixdim=recipe.spacing, mode="bilinear", dtype=np.float64)])(path)
-    made = prepare([path], None, recipe)
+    theirs = Compose([*steps, Spacing(pixdim=preprocessing.spacing, mode="bilinear", dtype=np.float64)])(path)
+    made = prepare([path], None, preprocessing)
     np.testing.assert_allclose(made.affine, theirs.affine.numpy(), atol=1e-6)
     expected = (np.clip(theirs.numpy(), -175, 250) + 175) / 425
     np.testing.assert_allclose(values_of(made), expected, atol=2e-4)
@@ -101,8 +101,10 @@ def test_spacing_agrees_with_monai(real):
 
 def test_respaced_labels_come_back_almost_whole(real):
     folder = real("btcv")
-    recipe = Recipe(dims=3, normalise="window", window=(-175, 250), spacing=(1.5, 1.5, 2.0), crop_foreground=True)
-    made = prepare([folder / "img/img0005.nii.gz"], folder / "label/label0005.nii.gz", recipe)
+    preprocessing = Preprocessing(
+        dims=3, normalise="window", window=(-175, 250), spacing=(1.5, 1.5, 2.0), crop_foreground=True
+    )
+    made = prepare([folder / "img/img0005.nii.gz"], folder / "label/label0005.nii.gz", preprocessing)
     native = np.asarray(nibabel.load(folder / "label/label0005.nii.gz").dataobj)
     back = geometry.to_native(made.label, made.affine, made.native_affine, made.native_shape)
     assert (back == native).mean() > 0.995
@@ -148,8 +150,8 @@ def test_the_foreground_box_is_seen_in_the_image_alone(tmp_path):
     values = np.zeros((9, 9, 9), np.float32)
     values[2:5, 3:7, 4] = 50
     label = np.ones((9, 9, 9), np.uint8)
-    recipe = Recipe(dims=3, normalise="zscore", crop_foreground=True)
-    made = prepare([nifti(tmp_path / "i.nii", values)], nifti(tmp_path / "l.nii", label), recipe)
+    preprocessing = Preprocessing(dims=3, normalise="zscore", crop_foreground=True)
+    made = prepare([nifti(tmp_path / "i.nii", values)], nifti(tmp_path / "l.nii", label), preprocessing)
     assert made.image.shape == (1, 3, 4, 1) and made.label.shape == (3, 4, 1)
     np.testing.assert_array_equal(made.affine[:3, 3], [2, 3, 4])
 
@@ -169,13 +171,13 @@ def test_zscore_within_percentiles_is_the_formula(real):
     path = real("Task04_Hippocampus") / "imagesTr" / "hippocampus_004.nii.gz"
     raw = np.asarray(nibabel.load(path).dataobj, np.float64)
     raw = np.clip(raw, *np.percentile(raw, [0.5, 99.5]))
-    made = prepare([path], None, Recipe(dims=3, normalise="zscore", percentiles=(0.5, 99.5)))
+    made = prepare([path], None, Preprocessing(dims=3, normalise="zscore", percentiles=(0.5, 99.5)))
     np.testing.assert_allclose(values_of(made)[0], (raw - raw.mean()) / raw.std(), atol=2e-4)
 
 
 def test_four_channels_are_normalised_each_over_what_is_not_zero(real):
     path = real("Task01_BrainTumour") / "imagesTr" / "BRATS_001.nii.gz"
-    made = prepare([path], None, Recipe(dims=3, channels=4, normalise="zscore_nonzero"))
+    made = prepare([path], None, Preprocessing(dims=3, channels=4, normalise="zscore_nonzero"))
     assert made.image.shape == (4, 240, 240, 155) and made.image.dtype == np.int16
     for number in range(4):
         raw = nibabel.load(path).dataobj[..., number].astype(np.float64)
@@ -186,7 +188,7 @@ def test_four_channels_are_normalised_each_over_what_is_not_zero(real):
 
 def test_grey_pictures_stay_eight_bit(real):
     path = next((real("chestxray14") / "images").glob("*.png"))
-    made = prepare([path], None, Recipe(dims=2, normalise="grey"))
+    made = prepare([path], None, Preprocessing(dims=2, normalise="grey"))
     raw = np.asarray(Image.open(path), np.float64)
     assert made.image.dtype == np.uint8
     np.testing.assert_allclose(values_of(made)[0], (raw / 255 - 0.5) / 0.225, atol=1e-6)
@@ -205,17 +207,17 @@ def test_pictures_are_equalised_then_resized(tmp_path):
 def test_grey_saved_as_colour_is_grey_and_colour_is_refused(tmp_path):
     grey = np.repeat(noise(8, 8).astype(np.uint8)[..., None], 4, axis=2)
     grey[..., 3] = 255
-    recipe = Recipe(dims=2, normalise="grey")
-    np.testing.assert_array_equal(prepare([png(tmp_path / "g.png", grey)], None, recipe).image[0], grey[..., 0])
+    preprocessing = Preprocessing(dims=2, normalise="grey")
+    np.testing.assert_array_equal(prepare([png(tmp_path / "g.png", grey)], None, preprocessing).image[0], grey[..., 0])
     with pytest.raises(UserError, match=r"c\.png: 3 channel"):
-        prepare([png(tmp_path / "c.png", noise(8, 8, 3).astype(np.uint8))], None, recipe)
+        prepare([png(tmp_path / "c.png", noise(8, 8, 3).astype(np.uint8))], None, preprocessing)
 
 
 @pytest.mark.parametrize("value", [0, 7, 0.5, -3.25])
 @pytest.mark.parametrize("normalise", ["zscore", "zscore_nonzero", "window"])
 def test_a_constant_image_gives_finite_numbers(tmp_path, value, normalise):
     path = nifti(tmp_path / "i.nii", np.full((3, 4, 5), value, np.float32))
-    made = prepare([path], None, Recipe(dims=3, normalise=normalise, window=(-1, 1)))
+    made = prepare([path], None, Preprocessing(dims=3, normalise=normalise, window=(-1, 1)))
     assert np.isfinite(values_of(made)).all()
 
 
@@ -232,7 +234,7 @@ def test_storing_loses_less_than_a_ten_thousandth_of_the_range(tmp_path_factory,
 # What users get wrong ------------------------------------------------------------------------------------------------
 
 
-def broken(folder: Path, how: str) -> tuple[list[Path], Path | None, Recipe]:
+def broken(folder: Path, how: str) -> tuple[list[Path], Path | None, Preprocessing]:
     good = nifti(folder / "good.nii.gz", noise(12, 12, 12))
     bad, picture = folder / "bad.nii.gz", folder / "bad.png"
     values = noise(12, 12, 12)
@@ -301,9 +303,9 @@ HOW += ["truncated png", "not a png", "16 bit", "unknown kind"]
 
 @pytest.mark.parametrize("how", HOW)
 def test_a_bad_file_is_named_in_one_line_with_the_mend(tmp_path, how):
-    images, label, recipe = broken(tmp_path, how)
+    images, label, preprocessing = broken(tmp_path, how)
     with pytest.raises(UserError, match=r"bad\.(nii|nii\.gz|png|txt): .*") as caught:
-        prepare(images, label, recipe)
+        prepare(images, label, preprocessing)
     assert "\n" not in str(caught.value)
 
 
@@ -317,7 +319,7 @@ def test_a_recipe_that_cannot_be_meant_is_refused():
         {"dims": 3, "normalise": "zscore", "percentiles": (5, 101)},
     ):
         with pytest.raises(ValidationError):
-            Recipe(**wrong)
+            Preprocessing(**wrong)
 
 
 # Views ---------------------------------------------------------------------------------------------------------------
@@ -336,7 +338,7 @@ def test_the_same_draw_gives_the_same_view(seed):
     picture, volume = noise(1, 40, 40).astype(np.uint8), noise(2, 6, 6, 4)
 
     def all_views():
-        draw = Draw(seed)
+        draw = SampleRng(seed)
         yield transforms.random_resized_crop(picture, (32, 32), draw)
         yield transforms.rand_augment(picture, draw)
         yield transforms.horizontal_flip(picture, draw)
@@ -349,58 +351,58 @@ def test_the_same_draw_gives_the_same_view(seed):
 
 
 def test_boxes_stay_inside_and_small_images_are_padded_alike():
-    starts = np.array([transforms.random_box((30, 9, 10), (10, 9, 16), Draw(i)) for i in range(400)])
+    starts = np.array([transforms.random_box((30, 9, 10), (10, 9, 16), SampleRng(i)) for i in range(400)])
     assert set(starts[:, 0]) == set(range(21)) and set(starts[:, 1]) == {0} and set(starts[:, 2]) == {-3}
     assert transforms.centre_start((30, 9, 10), (10, 9, 16)) == (10, 0, -3)
 
 
 def test_shifts_reach_as_far_as_they_may_on_both_sides():
-    shifted = np.array([transforms.shifted_start((30, 9), (10, 9), 2, Draw(i)) for i in range(200)])
+    shifted = np.array([transforms.shifted_start((30, 9), (10, 9), 2, SampleRng(i)) for i in range(200)])
     assert set(shifted[:, 0]) == {8, 9, 10, 11, 12} and set(shifted[:, 1]) == {-2, -1, 0, 1, 2}
 
 
 def test_half_of_the_balanced_crops_are_around_a_label_by_its_share_of_voxels():
-    starts = np.array([transforms.balanced_start(Located(), (2, 2, 2), Draw(i)) for i in range(2000)])
+    starts = np.array([transforms.balanced_start(Located(), (2, 2, 2), SampleRng(i)) for i in range(2000)])
     shares = [(starts[:, 2] == at).mean() for at in (0, 7, 11)]  # labels 0, 2 and 3 lie at 0, 8 and 12
     np.testing.assert_allclose(shares, [0.5, 0.45, 0.05], atol=0.03)
 
 
 def test_balanced_crops_stay_inside_or_in_the_middle():
-    starts = {transforms.balanced_start(Located(), (8, 8, 24), Draw(i)) for i in range(50)}
+    starts = {transforms.balanced_start(Located(), (8, 8, 24), SampleRng(i)) for i in range(50)}
     assert starts == {(0, 6, -2)}
 
 
 def test_a_turned_label_stays_on_its_image():
     for seed in range(60):
         image = noise(1, 6, 6, 6, seed=seed)
-        turned, label = transforms.flip_rotate(image, (image[0] > 100).astype(np.uint8), Draw(seed), 0.5, 0.5)
+        turned, label = transforms.flip_rotate(image, (image[0] > 100).astype(np.uint8), SampleRng(seed), 0.5, 0.5)
         np.testing.assert_array_equal(turned[0] > 100, label)
 
 
 def test_only_equal_sides_are_turned_into_each_other():
-    shapes = {transforms.flip_rotate(noise(1, 4, 6, 4), None, Draw(i), 0, 1)[0].shape for i in range(30)}
-    turned = [transforms.flip_rotate(noise(1, 4, 6, 4), None, Draw(i), 0, 1)[0] for i in range(30)]
+    shapes = {transforms.flip_rotate(noise(1, 4, 6, 4), None, SampleRng(i), 0, 1)[0].shape for i in range(30)}
+    turned = [transforms.flip_rotate(noise(1, 4, 6, 4), None, SampleRng(i), 0, 1)[0] for i in range(30)]
     assert shapes == {(1, 4, 6, 4)} and len({view.tobytes() for view in turned}) == 3
 
 
 def test_a_flip_may_be_asked_for_axis_by_axis():
     image = noise(1, 4, 5, 6)
-    np.testing.assert_array_equal(transforms.flip_rotate(image, None, Draw(1), (1, 0, 0), 0)[0], image[:, ::-1])
+    np.testing.assert_array_equal(transforms.flip_rotate(image, None, SampleRng(1), (1, 0, 0), 0)[0], image[:, ::-1])
 
 
 def test_intensities_move_by_at_most_the_amount():
     image = np.ones((1, 2, 2, 2), np.float32)
-    moved = np.array([transforms.scale_shift_intensity(image, Draw(i), 0.1, 1.0)[0, 0, 0, 0] for i in range(300)])
+    moved = np.array([transforms.scale_shift_intensity(image, SampleRng(i), 0.1, 1.0)[0, 0, 0, 0] for i in range(300)])
     assert 0.8 <= moved.min() < 0.85 and 1.15 < moved.max() <= 1.2
 
 
 def test_resized_crops_follow_torchvisions_rule():
-    boxes = np.array([transforms._box((100, 120), Draw(i), (0.08, 1.0), (3 / 4, 4 / 3)) for i in range(2000)])
+    boxes = np.array([transforms._box((100, 120), SampleRng(i), (0.08, 1.0), (3 / 4, 4 / 3)) for i in range(2000)])
     top, left, height, width = boxes.T
     area, aspect = height * width / 12000, width / height
     assert (top + height <= 100).all() and (left + width <= 120).all() and (top >= 0).all() and (left >= 0).all()
     assert 0.07 < area.min() < 0.1 and area.max() > 0.9 and aspect.min() > 0.7 and aspect.max() < 1.4
-    assert transforms._box((10, 1000), Draw(0), (0.5, 1.0), (3 / 4, 4 / 3)) == (0, 493, 10, 13)
+    assert transforms._box((10, 1000), SampleRng(0), (0.5, 1.0), (3 / 4, 4 / 3)) == (0, 493, 10, 13)
 
 
 def test_rand_augment_s_strongest_step_leaves_a_black_picture():
@@ -411,5 +413,5 @@ def test_rand_augment_s_strongest_step_leaves_a_black_picture():
 
 def test_rand_augment_leaves_the_global_generators_alone():
     before = random.getstate(), np.random.get_state()[1].tolist()
-    made = {transforms.rand_augment(noise(1, 24, 24).astype(np.uint8), Draw(i)).tobytes() for i in range(10)}
+    made = {transforms.rand_augment(noise(1, 24, 24).astype(np.uint8), SampleRng(i)).tobytes() for i in range(10)}
     assert before == (random.getstate(), np.random.get_state()[1].tolist()) and len(made) > 5

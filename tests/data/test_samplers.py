@@ -22,9 +22,9 @@ def settings(batch, epochs=1, steps=None):
     return SimpleNamespace(batch=batch, epochs=epochs, steps=steps, seed=0)
 
 
-def whose(picks, sizes):
+def whose(indices, sizes):
     """The data set that each sample of a step is of."""
-    return np.searchsorted(np.cumsum(sizes), picks.samples, side="right")
+    return np.searchsorted(np.cumsum(sizes), indices.samples, side="right")
 
 
 def in_turn(sizes, batch, epochs=1, interval=2, steps=None):
@@ -59,9 +59,9 @@ def test_epochs_are_counted_over_all_data_sets(sizes, batch, epochs, interval):
 def test_an_epoch_of_a_data_set_takes_each_of_its_images_once(sizes, batch, interval):
     plan = in_turn(sizes, batch, 3 * interval * len(sizes), interval)
     seen: dict = {}
-    for picks in map(plan.at, range(plan.num_steps)):
-        (number,) = set(whose(picks, sizes))
-        seen.setdefault((number, picks.epoch), []).extend(picks.samples.tolist())
+    for indices in map(plan.at, range(plan.num_steps)):
+        (number,) = set(whose(indices, sizes))
+        seen.setdefault((number, indices.epoch), []).extend(indices.samples.tolist())
     begins = np.cumsum([0, *sizes])
     assert {key: sorted(samples) for key, samples in seen.items()} == {
         (number, epoch): list(range(begins[number], begins[number + 1]))
@@ -92,8 +92,8 @@ def test_over_any_stretch_of_steps_data_sets_differ_by_one_image_at_the_most(siz
 @given(SIZES, st.integers(1, 12))
 def test_a_data_set_goes_through_all_its_images_before_one_comes_again(sizes, batch):
     plan = balanced(sizes, batch)
-    picks = [plan.at(step) for step in range(3 * len(sizes) * max(sizes) // batch + 1)]
-    samples, epochs = (np.concatenate([getattr(pick, name) for pick in picks]) for name in ("samples", "epoch"))
+    indices = [plan.at(step) for step in range(3 * len(sizes) * max(sizes) // batch + 1)]
+    samples, epochs = (np.concatenate([getattr(pick, name) for pick in indices]) for name in ("samples", "epoch"))
     begins = np.cumsum([0, *sizes])
     for number, size in enumerate(sizes):
         mine = (samples >= begins[number]) & (samples < begins[number + 1])
@@ -106,8 +106,8 @@ def test_each_rank_s_share_has_as_many_of_each_data_set(num, each, world, step):
     sizes = [9] * num
     whole = balanced(sizes, batch=num * each * world).at(step)
     for rank in range(world):
-        (picks,) = share(whole, rank, world)
-        assert np.bincount(whose(picks, sizes)).tolist() == [each] * num
+        (indices,) = share(whole, rank, world)
+        assert np.bincount(whose(indices, sizes)).tolist() == [each] * num
 
 
 def test_an_epoch_takes_as_many_images_as_there_are():

@@ -9,15 +9,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from premed.config.transforms import Augment, Recipe
+from premed.config.transforms import Augmentation, Preprocessing
 from premed.data import views as sampling
 from premed.data.cache import Cache
-from premed.rng import Draw, key
+from premed.rng import SampleRng, key
 
 SHAPE = (20, 24, 18)
-WARPS = Augment(flip=0.5, rotate=0.5, intensity=0.5)
-PICTURES = [Augment(), Augment(flip=1.0), Augment(scale=(0.3, 0.9), flip=0.5), Augment(rand="rand-m9-mstd0.5-inc1")]
-VOLUMES = [Augment(), WARPS, Augment(shift=3), Augment(positive=1.0), Augment(flip=1.0, flip_axes=(0,))]
+WARPS = Augmentation(flip=0.5, rotate=0.5, intensity=0.5)
+PICTURES = [
+    Augmentation(),
+    Augmentation(flip=1.0),
+    Augmentation(scale=(0.3, 0.9), flip=0.5),
+    Augmentation(rand="rand-m9-mstd0.5-inc1"),
+]
+VOLUMES = [
+    Augmentation(),
+    WARPS,
+    Augmentation(shift=3),
+    Augmentation(positive=1.0),
+    Augmentation(flip=1.0, flip_axes=(0,)),
+]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +37,7 @@ def picture(tmp_path_factory):
     folder = tmp_path_factory.mktemp("picture")
     Image.fromarray((np.add.outer(np.arange(48) * 2, np.arange(40) * 3)).astype(np.uint8)).save(folder / "a.png")
     case = SimpleNamespace(name="a", image=(folder / "a.png",), label=None)
-    return Cache(folder / "cache").prepare([case], Recipe(dims=2, normalise="grey", orientation="RAS"))[0]
+    return Cache(folder / "cache").prepare([case], Preprocessing(dims=2, normalise="grey", orientation="RAS"))[0]
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +51,13 @@ def volume(tmp_path_factory):
     )
     nib.save(nib.Nifti1Image(label, np.eye(4)), folder / "b.nii")
     case = SimpleNamespace(name="a", image=(folder / "a.nii",), label=folder / "b.nii")
-    recipe = Recipe(dims=3, window=(0, float(np.prod(SHAPE))), normalise="window", orientation="RAS")
-    return Cache(folder / "cache").prepare([case], recipe)[0]
+    preprocessing = Preprocessing(dims=3, window=(0, float(np.prod(SHAPE))), normalise="window", orientation="RAS")
+    return Cache(folder / "cache").prepare([case], preprocessing)[0]
 
 
 @pytest.mark.parametrize("augment", PICTURES)
 def test_a_picture_s_view_is_a_pure_function_of_its_draw(picture, augment):
-    views = [sampling.picture(picture, (32, 24), augment, Draw(key("view", i))) for i in (0, 1, 2, 3, 0)]
+    views = [sampling.picture(picture, (32, 24), augment, SampleRng(key("view", i))) for i in (0, 1, 2, 3, 0)]
     assert all(view.shape == (1, 32, 24) and view.dtype == np.float32 for view in views)
     assert np.array_equal(views[0], views[4])
 
@@ -54,7 +65,7 @@ def test_a_picture_s_view_is_a_pure_function_of_its_draw(picture, augment):
 @pytest.mark.parametrize("augment", VOLUMES)
 @pytest.mark.parametrize("roi", [(8, 8, 8), (32, 16, 32)])
 def test_a_volume_s_view_is_a_pure_function_of_its_draw(volume, augment, roi):
-    views = [sampling.volume(volume, roi, augment, Draw(key("view", i)), True) for i in (0, 1, 0)]
+    views = [sampling.volume(volume, roi, augment, SampleRng(key("view", i)), True) for i in (0, 1, 0)]
     assert all(image.shape == (1, *roi) and image.dtype == np.float32 for image, _ in views)
     assert all(label is not None and label.shape == roi for _, label in views)
     assert np.array_equal(views[0][0], views[2][0])
@@ -62,31 +73,33 @@ def test_a_volume_s_view_is_a_pure_function_of_its_draw(volume, augment, roi):
 
 
 def test_without_augmentation_a_picture_s_view_is_its_middle(picture):
-    view = sampling.picture(picture, (32, 24), Augment(), Draw(0))
+    view = sampling.picture(picture, (32, 24), Augmentation(), SampleRng(0))
     assert np.array_equal(view, picture.image((8, 8), (32, 24)))
     assert np.array_equal(view, sampling.centre(picture, (32, 24)))
 
 
 def test_a_certain_flip_is_left_to_right(picture):
-    flipped = sampling.picture(picture, (32, 24), Augment(flip=1.0), Draw(0))
+    flipped = sampling.picture(picture, (32, 24), Augmentation(flip=1.0), SampleRng(0))
     assert np.array_equal(flipped[..., ::-1], sampling.centre(picture, (32, 24)))
 
 
 def test_flips_keep_to_their_axes(volume):
-    flipped, _ = sampling.volume(volume, SHAPE, Augment(flip=1.0, flip_axes=(1,)), Draw(0))
+    flipped, _ = sampling.volume(volume, SHAPE, Augmentation(flip=1.0, flip_axes=(1,)), SampleRng(0))
     assert np.array_equal(flipped[:, :, ::-1], volume.image())
 
 
 @given(st.integers(0, 10_000))
 def test_balanced_crops_hold_the_label_and_others_need_not_look(volume, seed):
-    _, label = sampling.volume(volume, (8, 8, 8), Augment(positive=1.0), Draw(seed), with_label=True)
+    _, label = sampling.volume(volume, (8, 8, 8), Augmentation(positive=1.0), SampleRng(seed), with_label=True)
     assert label is not None and label.sum() == 1
-    assert sampling.volume(volume, (8, 8, 8), Augment(), Draw(seed))[1] is None
+    assert sampling.volume(volume, (8, 8, 8), Augmentation(), SampleRng(seed))[1] is None
 
 
 @given(st.integers(0, 10_000))
 def test_image_and_label_move_together(volume, seed):
-    image, label = sampling.volume(volume, (12, 12, 12), Augment(positive=1.0, flip=0.5, rotate=0.5), Draw(seed), True)
+    image, label = sampling.volume(
+        volume, (12, 12, 12), Augmentation(positive=1.0, flip=0.5, rotate=0.5), SampleRng(seed), True
+    )
     assert label is not None
     number = 15 * 24 * 18 + 4 * 18 + 9 + 1
     assert (image[0][label == 1] * np.prod(SHAPE)).tolist() == [pytest.approx(number, abs=0.5)]
@@ -94,7 +107,7 @@ def test_image_and_label_move_together(volume, seed):
 
 @given(st.integers(0, 10_000))
 def test_shifted_crops_stay_near_the_middle(volume, seed):
-    image, _ = sampling.volume(volume, (8, 8, 8), Augment(shift=2), Draw(seed))
+    image, _ = sampling.volume(volume, (8, 8, 8), Augmentation(shift=2), SampleRng(seed))
     first = np.unravel_index(round(float(image[0, 0, 0, 0]) * np.prod(SHAPE)) - 1, SHAPE)
     assert all(abs(at - (n - 8) // 2) <= 2 for at, n in zip(first, SHAPE, strict=True))
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from support.experiments import settle_in
 from support.predictions import FP32, laid, refused
 
-from premed.config.transforms import Recipe
+from premed.config.transforms import Preprocessing
 from premed.errors import StageFailed
 from premed.inference import bundle, export, load, predict
 from premed.inference import graph as graphs
@@ -86,7 +86,7 @@ def test_a_card_says_in_numbers_and_words_how_to_prepare(organ_run, brain_run, a
     export.run(organ_run.run_id, tmp_path / "organ", "safetensors")
     card = json.loads((tmp_path / "organ" / "card.json").read_text())
     assert card["classes"] == ["background", "Anterior", "Posterior"] and card["roi"] == [16, 16, 16]
-    assert Recipe.model_validate(card["preprocessing"]) == organ_run.task.recipe
+    assert Preprocessing.model_validate(card["preprocessing"]) == organ_run.task.preprocessing
     text = (tmp_path / "organ" / "README.md").read_text()
     for words in ("axes to RAS", "3 × 3 × 3 mm", "percentiles 0.5 and 99.5", "overlapping by 0.5", "1: Anterior"):
         assert words in text
@@ -192,7 +192,7 @@ def test_recipes_that_monai_has_no_transform_for_are_refused(organ_run, chest_ru
     ]:
         task = copy.copy(run.task)
         bundle.refuse(task) if run is organ_run else None
-        task.recipe = task.recipe.model_copy(update=change)
+        task.preprocessing = task.preprocessing.model_copy(update=change)
         refused(lambda task=task: bundle.refuse(task), words)
 
 

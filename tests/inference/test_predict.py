@@ -215,7 +215,11 @@ def test_a_task_without_its_data_has_its_facts(organ_run, brain_run):
         card = json.loads(json.dumps(task.describe()))
         found = load.task_of(card)
         assert json.loads(json.dumps(found.describe())) == card
-        assert (found.regions, found.labels, found.recipe) == (dict(task.regions), task.labels, task.recipe)
+        assert (found.regions, found.labels, found.preprocessing) == (
+            dict(task.regions),
+            task.labels,
+            task.preprocessing,
+        )
 
 
 def test_a_task_that_answers_in_its_own_way_is_not_guessed(organ_run):

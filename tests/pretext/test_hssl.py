@@ -16,9 +16,9 @@ from torch import Tensor
 
 from premed.config.loader import checked, load
 from premed.config.settings import Pretrain
-from premed.config.transforms import Augment
-from premed.contracts import Batch, Case, Domain
-from premed.data.loader import Mapped
+from premed.config.transforms import Augmentation
+from premed.contracts import Batch, Case, DataSet
+from premed.data.loader import PreparedLoader
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.data.splits import unlabelled_val
 from premed.errors import UserError
@@ -28,7 +28,7 @@ from premed.pretext import hssl
 from premed.pretext.common.slices import Sliced
 from premed.pretext.common.views import Jitter, jittered
 from premed.pretext.hssl import HSSL, Config
-from premed.rng import Draw, sample_keys
+from premed.rng import SampleRng, sample_keys
 from premed.training.fit import feed
 
 pytest_plugins = ["support.experiment_fixtures"]
@@ -50,14 +50,14 @@ class Images:
         return [rng.normal(size=(1, *self.roi)).astype(np.float32) for _ in range(1 + sample.number % 3)]
 
 
-def domains(*groups: str, roi=(16, 24)) -> list[Domain]:
-    return [Domain(Images(roi), group, Augment()) for group in groups or ("MRI", "X-ray", "MRI")]  # type: ignore[arg-type]
+def data_sets(*groups: str, roi=(16, 24)) -> list[DataSet]:
+    return [DataSet(Images(roi), group, Augmentation()) for group in groups or ("MRI", "X-ray", "MRI")]  # type: ignore[arg-type]
 
 
 def objective(*groups: str, roi=(16, 24), **settings) -> HSSL:
     torch.manual_seed(0)
     encoder = unet.build(unet.Config(widths=(8, 16, 24)), 1, roi)
-    return hssl.build(Config.model_validate(SMALL | settings), encoder, domains(*groups, roi=roi), 0.05)
+    return hssl.build(Config.model_validate(SMALL | settings), encoder, data_sets(*groups, roi=roi), 0.05)
 
 
 def keys(n: int, epoch: int = 0) -> Tensor:
@@ -66,13 +66,13 @@ def keys(n: int, epoch: int = 0) -> Tensor:
 
 def batch(n: int = 6, roi=(16, 24), num_domains: int = 3) -> Batch:
     image = torch.randn(n, 1, *roi, generator=torch.Generator().manual_seed(1))
-    domain = torch.arange(n) % num_domains if num_domains > 1 else None
-    return Batch(image, keys(n), tuple(map(str, range(n))), domain=domain)
+    data_set = torch.arange(n) % num_domains if num_domains > 1 else None
+    return Batch(image, keys(n), tuple(map(str, range(n))), data_set=data_set)
 
 
 def samples(n: int) -> list:
     cases = [SimpleNamespace(name=f"case{i}", patient=f"patient{i}") for i in range(n)]
-    return [SimpleNamespace(number=i, case=case, domain=i * 3 // n) for i, case in enumerate(cases)]
+    return [SimpleNamespace(number=i, case=case, data_set=i * 3 // n) for i, case in enumerate(cases)]
 
 
 # The levels -----------------------------------------------------------------------------------------------------------
@@ -158,15 +158,19 @@ def part_of_a_step(num: int, group_loss: str, loss: float, gradients: dict[str, 
     """What `fit` makes of a step on this rank and the others, against the same step's loss and gradients on one."""
     import torch.distributed as dist
 
-    from premed.contracts import Picks
+    from premed.contracts import BatchIndices
     from premed.distributed import rank_and_world
     from premed.training.fit import share
 
     rank, world = rank_and_world()
-    mine, whole, model = share(Picks(0, np.arange(num)), rank, world)[0], batch(num), objective(group_loss=group_loss)
+    mine, whole, model = (
+        share(BatchIndices(0, np.arange(num)), rank, world)[0],
+        batch(num),
+        objective(group_loss=group_loss),
+    )
     at = torch.from_numpy(mine.samples)
-    assert whole.domain is not None
-    part = Batch(whole.image[at], whole.keys[at], ("",) * len(at), None, mine.weight, whole.domain[at])
+    assert whole.data_set is not None
+    part = Batch(whole.image[at], whole.keys[at], ("",) * len(at), None, mine.weight, whole.data_set[at])
     module = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
     own = module(part, 0.0)[0] * part.weight
     own.backward()
@@ -224,7 +228,7 @@ def test_shares_that_are_none_are_refused(area):
 class Volumes:
     """A task whose views say where they are from: value = channel * 100 + slice, moved by the draw."""
 
-    dims, name, channels, recipe = 3, "volumes", 4, "recipe"
+    dims, name, channels, preprocessing = 3, "volumes", 4, "recipe"
     roi = (8, 16, 5)
 
     def view(self, sample, augment, draw):
@@ -237,17 +241,17 @@ class Volumes:
 
 def test_a_volume_s_view_is_one_drawn_slice_of_its_own_and_no_label():
     task, sliced = Volumes(), Sliced(Volumes(), 4)  # type: ignore[arg-type]
-    assert (sliced.dims, sliced.roi, sliced.channels, sliced.recipe, sliced.name) == (
+    assert (sliced.dims, sliced.roi, sliced.channels, sliced.preprocessing, sliced.name) == (
         2,
         (8, 16),
         4,
-        "recipe",
+        "preprocessing",
         "volumes",
     )
     seen = Counter()
     for i in range(60):
-        view, label = sliced.view(None, Augment(), Draw(i))  # type: ignore[arg-type]
-        whole, _ = task.view(None, None, Draw(i))
+        view, label = sliced.view(None, Augmentation(), SampleRng(i))  # type: ignore[arg-type]
+        whole, _ = task.view(None, None, SampleRng(i))
         number = int(view[0, 0, 0]) % 1000
         assert label is None and np.array_equal(view, whole[..., number])
         seen[number] += 1
@@ -257,14 +261,14 @@ def test_a_volume_s_view_is_one_drawn_slice_of_its_own_and_no_label():
 
 def test_where_channels_are_too_many_one_is_drawn_and_tiles_show_the_first():
     sliced = Sliced(Volumes(), 1)  # type: ignore[arg-type]
-    views = [sliced.view(None, Augment(), Draw(i))[0] for i in range(200)]  # type: ignore[arg-type]
+    views = [sliced.view(None, Augmentation(), SampleRng(i))[0] for i in range(200)]  # type: ignore[arg-type]
     assert {view.shape for view in views} == {(1, 8, 16)}
     assert {int(view[0, 0, 0]) % 1000 for view in views} == {c * 100 + s for c in range(4) for s in range(5)}
     assert sliced.tiles(None)[0][0, 0, 0] == 2  # type: ignore[arg-type]
 
 
-def task(dims=2, channels=1, roi=(8, 16), name="some") -> Domain:
-    return Domain(SimpleNamespace(dims=dims, channels=channels, roi=roi, name=name), name, Augment())  # type: ignore[arg-type]
+def task(dims=2, channels=1, roi=(8, 16), name="some") -> DataSet:
+    return DataSet(SimpleNamespace(dims=dims, channels=channels, roi=roi, name=name), name, Augmentation())  # type: ignore[arg-type]
 
 
 def test_volumes_become_slices_for_a_network_for_pictures_and_others_stay_as_they_are():
@@ -304,15 +308,15 @@ def test_a_data_set_with_ten_times_the_images_does_not_dominate():
         def view(self, sample, augment, draw):
             return self.tiles(sample)[0], None
 
-    some = [SimpleNamespace(number=0, domain=int(i >= 100), case=SimpleNamespace(name=str(i))) for i in range(110)]
-    given = [Domain(Numbered((4, 4)), name, Augment()) for name in "ab"]  # type: ignore[arg-type]
+    some = [SimpleNamespace(number=0, data_set=int(i >= 100), case=SimpleNamespace(name=str(i))) for i in range(110)]
+    given = [DataSet(Numbered((4, 4)), name, Augmentation()) for name in "ab"]  # type: ignore[arg-type]
     settings = Pretrain(epochs=1, steps=50, batch=7, lr=1)
     plan = hssl.plan(Config(), settings, (100, 10), "pretrain")
-    source = Mapped(given, some, seed=0, stage="pretrain", device=torch.device("cpu"))  # type: ignore[arg-type]
+    source = PreparedLoader(given, some, seed=0, stage="pretrain", device=torch.device("cpu"))  # type: ignore[arg-type]
     counts, images = Counter(), Counter()
     for _, (one,) in feed(plan, source, 0, 1):
         assert one.label is None
-        counts.update(one.domain.tolist())
+        counts.update(one.data_set.tolist())
         images.update(one.names)
     assert counts == {0: 175, 1: 175}
     small = [images[str(i)] for i in range(100, 110)]
@@ -399,7 +403,7 @@ def test_a_strategy_that_would_learn_nothing_is_refused():
 def test_an_encoder_without_a_decoder_is_refused_by_name():
     encoder = vit.build(vit.Config(width=24, depth=2, heads=2, patch=8), 1, (16, 24))
     with pytest.raises(UserError, match="encoder: hssl trains an encoder with a decoder; use unet"):
-        hssl.build(Config(), encoder, domains(), 0.05)
+        hssl.build(Config(), encoder, data_sets(), 0.05)
 
 
 @pytest.mark.parametrize(("settings", "roi"), [({"block": 5}, (16, 24)), ({"block": 8, "hidden": 0.1}, (16, 24))])
@@ -410,7 +414,7 @@ def test_blocks_that_do_not_fit_are_refused_by_name(settings, roi):
 
 
 def test_crops_of_one_image_are_refused_for_they_would_be_contrasted():
-    given = [each._replace(augment=Augment(crops=2)) for each in domains()]
+    given = [each._replace(augment=Augmentation(crops=2)) for each in data_sets()]
     with pytest.raises(UserError, match=r"pretrain\.augment\.crops: hssl makes two views"):
         hssl.build(Config(block=4), unet.build(unet.Config(widths=(8, 16)), 1, (16, 24)), given, 0.05)
 
@@ -448,7 +452,7 @@ def test_one_pre_training_on_pictures_and_volumes_serves_both_tasks_and_sees_no_
 
     def watched(self, batch, progress):
         assert batch.label is None and batch.image.shape[1:] == (1, 32, 32)
-        seen.update(batch.domain.tolist())
+        seen.update(batch.data_set.tolist())
         return forward(self, batch, progress)
 
     monkeypatch.setattr(HSSL, "forward", watched)

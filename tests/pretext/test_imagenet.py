@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
-from premed.config.transforms import Recipe
+from premed.config.transforms import Preprocessing
 from premed.errors import UserError
 from premed.models import pretrained
 from premed.models.encoders import vit
 from premed.pretext import imagenet
 
-HALF = Recipe(dims=2, channels=3, normalise="grey", mean=0.5, std=0.5)  # what timm's own ViTs want
-PIXELS = Recipe(dims=2, normalise="window", window=(0, 255))
+HALF = Preprocessing(dims=2, channels=3, normalise="grey", mean=0.5, std=0.5)  # what timm's own ViTs want
+PIXELS = Preprocessing(dims=2, normalise="window", window=(0, 255))
 SMALL = {"img_size": 64, "patch_size": 16, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 5}
 MODEL = "vit_tiny_patch16_224"
 
@@ -43,15 +43,17 @@ def saved(tmp_path):
     return save
 
 
-def task_of(roi, recipe) -> SimpleNamespace:
-    return SimpleNamespace(name="images", channels=recipe.channels, dims=len(roi), roi=roi, recipe=recipe)
+def task_of(roi, preprocessing) -> SimpleNamespace:
+    return SimpleNamespace(
+        name="images", channels=preprocessing.channels, dims=len(roi), roi=roi, preprocessing=preprocessing
+    )
 
 
-def brought(file, roi=(64, 64), recipe=HALF, patch=16, width=24, depth=2, heads=2, **pretext):
+def brought(file, roi=(64, 64), preprocessing=HALF, patch=16, width=24, depth=2, heads=2, **pretext):
     """The encoder with the file's weights, in evaluation, and the report."""
-    encoder = vit.build(vit.Config(width=width, depth=depth, heads=heads, patch=patch), recipe.channels, roi)
+    encoder = vit.build(vit.Config(width=width, depth=depth, heads=heads, patch=patch), preprocessing.channels, roi)
     config = imagenet.Config(weights=file, **({"model": MODEL} | pretext))
-    state, report = imagenet.weights(config, encoder, task_of(roi, recipe))
+    state, report = imagenet.weights(config, encoder, task_of(roi, preprocessing))
     encoder.load_state_dict(state)
     return encoder.eval(), report
 
@@ -82,8 +84,8 @@ def test_features_are_timms_on_three_channels_of_224_in_timms_own_normalisation(
 @pytest.mark.parametrize("model", [MODEL, "deit_tiny_patch16_224"])  # mean and std .5; those of ImageNet
 def test_a_grey_image_gives_what_timm_gives_for_it_repeated_three_times(saved, channels, model):
     network, about = random_vit(), pretrained.known(model)
-    recipe = PIXELS.model_copy(update={"channels": channels})
-    encoder, report = brought(saved(network), recipe=recipe, model=model)
+    preprocessing = PIXELS.model_copy(update={"channels": channels})
+    encoder, report = brought(saved(network), preprocessing=preprocessing, model=model)
     pixels = torch.rand(2, 1, 64, 64)
     mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (about.mean, about.std))
     assert_same(encoder(pixels.repeat(1, channels, 1, 1)), network.forward_features((pixels - mean) / std))
@@ -93,7 +95,7 @@ def test_a_grey_image_gives_what_timm_gives_for_it_repeated_three_times(saved, c
 @torch.no_grad()
 def test_x_rays_in_our_normalisation_give_what_timm_gives_in_its_own(saved):
     network = random_vit()
-    encoder, _ = brought(saved(network), recipe=Recipe(dims=2, normalise="grey"))  # (pixel - .5) / .225
+    encoder, _ = brought(saved(network), preprocessing=Preprocessing(dims=2, normalise="grey"))  # (pixel - .5) / .225
     pixels = torch.rand(2, 1, 64, 64)
     ours, timms = (pixels - 0.5) / 0.225, (pixels.repeat(1, 3, 1, 1) - 0.5) / 0.5
     assert_same(encoder(ours), network.forward_features(timms))
@@ -101,19 +103,21 @@ def test_x_rays_in_our_normalisation_give_what_timm_gives_in_its_own(saved):
 
 @torch.no_grad()
 def test_a_z_scored_image_is_taken_as_one_with_imagenets_mean_and_deviation(saved):
-    network, recipe = random_vit(), Recipe(dims=2, normalise="zscore")
-    encoder, _ = brought(saved(network), recipe=recipe, model="deit_tiny_patch16_224")
+    network, preprocessing = random_vit(), Preprocessing(dims=2, normalise="zscore")
+    encoder, _ = brought(saved(network), preprocessing=preprocessing, model="deit_tiny_patch16_224")
     image = torch.randn(2, 1, 64, 64)
     assert_same(encoder(image), network.forward_features(image.repeat(1, 3, 1, 1)))
     std, mean = (torch.tensor(each).view(3, 1, 1) for each in ([0.229, 0.224, 0.225], [0.485, 0.456, 0.406]))
     pixels = image * std + mean
-    assert_same(brought(saved(network), recipe=recipe)[0](image), network.forward_features((pixels - 0.5) / 0.5))
+    assert_same(
+        brought(saved(network), preprocessing=preprocessing)[0](image), network.forward_features((pixels - 0.5) / 0.5)
+    )
 
 
 @torch.no_grad()
 def test_mean_and_std_in_the_yaml_win_over_the_models(saved):
     network = random_vit()
-    encoder, _ = brought(saved(network), recipe=PIXELS, mean=(0.1, 0.2, 0.3), std=(1, 2, 3))
+    encoder, _ = brought(saved(network), preprocessing=PIXELS, mean=(0.1, 0.2, 0.3), std=(1, 2, 3))
     pixels, mean = torch.rand(2, 1, 64, 64), torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)
     assert_same(encoder(pixels), network.forward_features((pixels - mean) / torch.tensor([1, 2, 3]).view(1, 3, 1, 1)))
 
@@ -137,8 +141,12 @@ def test_another_patch_or_grid_is_resampled_as_timm_does(saved, patch, roi):
 @torch.no_grad()
 @pytest.mark.parametrize("patch", [16, (16, 16, 4), (8, 8, 8), (8, 16, 4)])
 def test_a_volume_that_is_constant_along_its_third_axis_gives_the_response_of_its_slices(saved, patch):
-    file, roi, recipe = saved(random_vit()), (32, 48, 32), Recipe(dims=3, normalise="window", window=(0, 1))
-    volumes, _ = brought(file, roi, recipe, patch)
+    file, roi, preprocessing = (
+        saved(random_vit()),
+        (32, 48, 32),
+        Preprocessing(dims=3, normalise="window", window=(0, 1)),
+    )
+    volumes, _ = brought(file, roi, preprocessing, patch)
     edges = volumes.patch
     pictures, _ = brought(file, roi[:2], PIXELS, edges[:2])
     slices = torch.rand(2, 1, *roi[:2])
@@ -150,15 +158,15 @@ def test_a_volume_that_is_constant_along_its_third_axis_gives_the_response_of_it
 @torch.no_grad()
 def test_a_grey_volume_in_all_four_channels_gives_the_response_of_one(saved):
     file, roi = saved(random_vit()), (32, 32, 32)
-    one, four = (brought(file, roi, Recipe(dims=3, channels=c, normalise="zscore"))[0] for c in (1, 4))
+    one, four = (brought(file, roi, Preprocessing(dims=3, channels=c, normalise="zscore"))[0] for c in (1, 4))
     volume = torch.randn(2, 1, *roi)
     torch.testing.assert_close(four.patch_embed(volume.repeat(1, 4, 1, 1, 1)), one.patch_embed(volume))
 
 
 @torch.no_grad()
 def test_positions_of_a_volume_are_the_pictures_on_average_and_differ_by_depth(saved):
-    file, recipe = saved(random_vit()), Recipe(dims=3, normalise="zscore")
-    volumes, report = brought(file, (32, 48, 64), recipe, patch=8)
+    file, preprocessing = saved(random_vit()), Preprocessing(dims=3, normalise="zscore")
+    volumes, report = brought(file, (32, 48, 64), preprocessing, patch=8)
     pictures, _ = brought(file, (32, 48), PIXELS, patch=8)
     flat, deep = pictures.pos_embed[0], volumes.pos_embed[0]
     assert torch.equal(deep[0], flat[0]) and report["changed"]["pos_embed"] == "4x4 to 4x6x8"
@@ -173,7 +181,7 @@ def test_positions_of_a_volume_are_the_pictures_on_average_and_differ_by_depth(s
 
 def test_a_volume_one_patch_deep_has_the_positions_of_a_picture(saved):
     file = saved(random_vit())
-    volumes, _ = brought(file, (64, 64, 16), Recipe(dims=3, normalise="zscore"))
+    volumes, _ = brought(file, (64, 64, 16), Preprocessing(dims=3, normalise="zscore"))
     assert torch.equal(volumes.pos_embed, brought(file)[0].pos_embed)
 
 
@@ -210,7 +218,7 @@ def test_what_belongs_to_no_encoder_is_left_out_and_named(saved):
 @torch.no_grad()
 def test_a_stem_that_was_trained_on_the_tasks_own_channels_is_left_alone(saved):
     network = random_vit(in_chans=1)
-    encoder, report = brought(saved(network), recipe=Recipe(dims=2, normalise="grey"))
+    encoder, report = brought(saved(network), preprocessing=Preprocessing(dims=2, normalise="grey"))
     image = torch.randn(2, 1, 64, 64)
     assert_same(encoder(image), network.forward_features(image))
     assert report["changed"] == {}
@@ -260,7 +268,10 @@ def test_another_kind_of_network_is_refused_by_name(saved, what):
     [
         ({"width": 48}, r"has width 24 and the encoder 48; set encoder\.width=24, or name weights of the"),
         ({"depth": 3}, "has depth 2 and the encoder 3; set encoder.depth=2"),
-        ({"recipe": HALF.model_copy(update={"channels": 4}), "in_chans": 2}, "takes 2 channels and images has 4"),
+        (
+            {"preprocessing": HALF.model_copy(update={"channels": 4}), "in_chans": 2},
+            "takes 2 channels and images has 4",
+        ),
         ({"no_embed_class": True}, "its 16 positions are no class token and a square"),
     ],
 )

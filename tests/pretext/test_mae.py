@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from support.suite import examples
 
-from premed.contracts import Batch, Domain
+from premed.contracts import Batch, DataSet
 from premed.errors import UserError
 from premed.models.encoders import vit
 from premed.models.encoders.vit import patchify
@@ -42,7 +42,7 @@ def samples(start: int, stop: int) -> list:
 def objective(roi=(32, 24), channels=1, patch=8, **changes) -> MAE:
     torch.manual_seed(0)
     encoder = vit.build(vit.Config(width=24, depth=2, heads=2, patch=patch), channels, roi)
-    return mae.build(Config.model_validate(SMALL | changes), encoder, [Domain(Images(roi, channels), "")], 0.05)  # type: ignore[arg-type]
+    return mae.build(Config.model_validate(SMALL | changes), encoder, [DataSet(Images(roi, channels), "")], 0.05)  # type: ignore[arg-type]
 
 
 def keys(n: int, epoch: int = 0, seed: int = 0) -> torch.Tensor:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from premed.cli import progress as presenter
 from premed.config.loader import checked
-from premed.config.transforms import Augment
-from premed.contracts import Batch, Case, Domain, Sample
+from premed.config.transforms import Augmentation
+from premed.contracts import Batch, Case, DataSet, Sample
 from premed.data import datamodule
 from premed.data.phantoms.thorax import write_images
 from premed.data.phantoms.writers import write_chestxray14, write_msd
@@ -39,7 +39,7 @@ NUMBERS: dict[str, Any] = {"widths": (8, 16, 16, 32), "heads": (1, 2, 2, 4), "de
 NUMBERS |= {"reductions": (3, 2, 2, 1), "stem_width": 8, "stem_stride": (1, 1, 1)}
 SMALL = {"hidden": 12, "bottleneck": 6, "prototypes": 10}
 PICTURE, VOLUME = (1, (32, 48)), (1, (32, 48, 4))
-TWO = Augment(crops=2)
+TWO = Augmentation(crops=2)
 
 
 class Images:
@@ -62,8 +62,8 @@ def encoder(*inputs) -> mit.MiT:
 def objective(*inputs, augment=TWO, **changes) -> UniMiSS:
     torch.manual_seed(0)
     inputs = inputs or (PICTURE, (1, (32, 48, 32)))
-    domains = [Domain(Images(*one, name=f"{len(one[1])}d"), "", augment) for one in inputs]  # type: ignore[arg-type]
-    return unimiss.build(Config.model_validate(SMALL | changes), encoder(*inputs), domains, weight_decay=0.04)
+    data_sets = [DataSet(Images(*one, name=f"{len(one[1])}d"), "", augment) for one in inputs]  # type: ignore[arg-type]
+    return unimiss.build(Config.model_validate(SMALL | changes), encoder(*inputs), data_sets, weight_decay=0.04)
 
 
 def batch(of, n: int = 2, seed: int = 1, weight: float = 1.0) -> Batch:
@@ -280,10 +280,10 @@ def test_weight_decay_goes_from_first_to_last_and_leaves_vectors_alone():
 # Did it collapse ------------------------------------------------------------------------------------------------------
 
 
-def rows(model: UniMiSS, heard: Tensor, domain=0) -> list[dict]:
+def rows(model: UniMiSS, heard: Tensor, data_set=0) -> list[dict]:
     """Rows of cases to which the teacher says `heard` [N, K]."""
     numbers = zip(model.entropy(heard).tolist(), model.answers(heard).argmax(dim=1).tolist(), strict=True)
-    return [{"domain": domain, "loss": 1.0, "entropy": entropy, "top": top} for entropy, top in numbers]
+    return [{"domain": data_set, "loss": 1.0, "entropy": entropy, "top": top} for entropy, top in numbers]
 
 
 def test_teachers_that_say_one_thing_or_nothing_are_known():
@@ -297,7 +297,7 @@ def test_teachers_that_say_one_thing_or_nothing_are_known():
     assert found(one)["into"] == "one" and found(one)["same"] == 1
     assert found(uniform)["into"] == "uniform" and found(uniform)["entropy"] == pytest.approx(1)
     assert found(healthy) is None
-    assert found(healthy, rows(model, eye[[3] * 10], domain=1))["into"] == "one"  # of one data set alone
+    assert found(healthy, rows(model, eye[[3] * 10], data_set=1))["into"] == "one"  # of one data set alone
     assert evaluate.collapsed({"loss": 1.0, "gate": 2.0}) is None
 
 
@@ -315,8 +315,8 @@ def test_a_collapse_is_told_in_one_line(capsys):
         assert line.startswith("WARNING: the pre-training collapsed") and words in line
 
 
-def samples(num: int, domain: int) -> list[Sample]:
-    return [Sample(Case(f"case{i}", f"patient{i}", ()), None, domain) for i in range(num)]  # type: ignore[arg-type]
+def samples(num: int, data_set: int) -> list[Sample]:
+    return [Sample(Case(f"case{i}", f"patient{i}", ()), None, data_set) for i in range(num)]  # type: ignore[arg-type]
 
 
 def test_a_row_is_the_same_at_every_validation_and_whoever_is_beside_it(monkeypatch):
@@ -324,7 +324,7 @@ def test_a_row_is_the_same_at_every_validation_and_whoever_is_beside_it(monkeypa
     val = [*samples(3, 0), *samples(2, 1)]
     found = model.measure(val)
     assert [(row["case"], row["domain"]) for row in found] == [
-        (f"case{i}", domain) for domain, n in ((0, 3), (1, 2)) for i in range(n)
+        (f"case{i}", data_set) for data_set, n in ((0, 3), (1, 2)) for i in range(n)
     ]
     monkeypatch.setattr(unimiss, "CHUNK", 1)
     for row, alone in zip(found, model.measure(val), strict=True):
@@ -338,7 +338,11 @@ def test_a_row_is_the_same_at_every_validation_and_whoever_is_beside_it(monkeypa
 @pytest.mark.parametrize(
     ("inputs", "changes", "message"),
     [
-        (BOTH, {"augment": Augment()}, r"^pretrain\.augment\.crops: unimiss compares two views .* 2d has 1; make it 2"),
+        (
+            BOTH,
+            {"augment": Augmentation()},
+            r"^pretrain\.augment\.crops: unimiss compares two views .* 2d has 1; make it 2",
+        ),
         (BOTH[1:], {}, r"^pretext\.slices: .* name a data set of pictures"),
         (((3, (32, 48)), BOTH[1]), {}, r"^pretext\.slices: slices of 3d have 1 channels and pictures of 2d 3"),
         ((PICTURE, (1, (16, 16, 32))), {}, r"^encoder\.(stem_stride|reductions): "),
@@ -351,8 +355,8 @@ def test_data_sets_that_do_not_suit_are_refused_by_name(inputs, changes, message
 
 def test_pictures_alone_may_go_through_another_transformer():
     flat = vit.build(vit.Config(width=24, depth=1, heads=2, patch=16), *PICTURE)
-    domains = [Domain(Images(*PICTURE), "", TWO)]  # type: ignore[arg-type]
-    model = unimiss.build(Config.model_validate(SMALL), flat, domains, 0.04)
+    data_sets = [DataSet(Images(*PICTURE), "", TWO)]  # type: ignore[arg-type]
+    model = unimiss.build(Config.model_validate(SMALL), flat, data_sets, 0.04)
     assert torch.isfinite(model(batch(PICTURE), 0.5)[0])
 
 
@@ -425,13 +429,13 @@ def test_classification_of_pictures_and_of_volumes_and_segmentation_load_all_but
     pretrain, finetune, _ = experiment.stages(lambda kind: "data")
     where = experiment.train, str(tmp_path), tmp_path
     before, after = worker.StageJob(pretrain, None, *where), worker.StageJob(finetune, pretrain, *where)
-    encoder = worker.make_objective(before, datamodule.domains(pretrain))[0].parts["encoder"]
+    encoder = worker.make_objective(before, datamodule.data_sets_of(pretrain))[0].parts["encoder"]
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(1)
     before.stage_storage.put_weights("parts/encoder.safetensors", encoder.state_dict())
     before.stage_storage.put_json("parts/card.json", {"grid": encoder.grid})
-    objective, loaded = worker.make_objective(after, datamodule.domains(finetune))
+    objective, loaded = worker.make_objective(after, datamodule.data_sets_of(finetune))
     state, saved = objective.parts["encoder"].state_dict(), encoder.state_dict()
     assert loaded["encoder"]["missing"] == [] and loaded["encoder"]["dropped"] == sorted(saved.keys() - state.keys())
     assert all(other in name.split(".") for name in loaded["encoder"]["dropped"])

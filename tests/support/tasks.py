@@ -16,7 +16,7 @@ def names(cases: list[Case]) -> list[str]:
 
 
 def samples(task, cases: list[Case], cache: Path) -> list[Sample]:
-    return [Sample(*pair) for pair in zip(cases, Cache(cache).prepare(cases, task.recipe), strict=True)]
+    return [Sample(*pair) for pair in zip(cases, Cache(cache).prepare(cases, task.preprocessing), strict=True)]
 
 
 def refused(call, *words: str) -> None:

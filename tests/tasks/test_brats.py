@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from premed.config.transforms import Recipe
+from premed.config.transforms import Preprocessing
 from premed.contracts import Case, Sample
 from premed.data.cache import Cache
 from premed.data.phantoms.brain import write_brats
@@ -53,7 +53,7 @@ def names(cases: list[Case]) -> list[str]:
 
 
 def samples(found, cases: list[Case], cache: Path) -> list[Sample]:
-    return [Sample(*pair) for pair in zip(cases, Cache(cache).prepare(cases, found.recipe), strict=True)]
+    return [Sample(*pair) for pair in zip(cases, Cache(cache).prepare(cases, found.preprocessing), strict=True)]
 
 
 def refused(call, *words: str) -> None:
@@ -129,7 +129,7 @@ def test_the_real_brain_without_a_label_serves_pretraining_only(real, tmp_path):
 
 def test_the_recipe_is_the_paper_s(tmp_path):
     found = brats.build(brats.Config(root=listed(tmp_path, 5)))
-    assert found.recipe == Recipe(dims=3, channels=4, spacing=(1, 1, 1), normalise="zscore_nonzero")
+    assert found.preprocessing == Preprocessing(dims=3, channels=4, spacing=(1, 1, 1), normalise="zscore_nonzero")
     assert (found.roi, found.channels, found.score) == ((128, 128, 128), 4, "dice")
 
 
@@ -299,10 +299,10 @@ def test_pictures_paint_the_regions_inside_each_other(sample, tmp_path):
 
 
 def test_crops_are_led_by_any_tumour_label(sample):
-    from premed.config.transforms import Augment
-    from premed.rng import Draw
+    from premed.config.transforms import Augmentation
+    from premed.rng import SampleRng
 
     found, one = sample
     for seed in range(8):
-        image, label = found.view(one, Augment(positive=1.0), Draw(seed))
+        image, label = found.view(one, Augmentation(positive=1.0), SampleRng(seed))
         assert image.shape == (4, 16, 16, 16) and label.any()

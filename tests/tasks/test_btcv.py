@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from premed.config.transforms import Recipe
+from premed.config.transforms import Preprocessing
 from premed.contracts import Case
 from premed.data.cache import Cache
 from premed.data.splits import carve_val
@@ -201,12 +201,14 @@ def test_a_check_without_the_test_part_leaves_its_cases_alone(tmp_path):
 
 def test_the_recipe_is_the_paper_s(tmp_path):
     window = {"window": (-175, 250), "normalise": "window", "crop_foreground": True}
-    assert task(tmp_path).recipe == Recipe(dims=3, channels=1, orientation="RAS", spacing=(1.5, 1.5, 2.0), **window)
+    assert task(tmp_path).preprocessing == Preprocessing(
+        dims=3, channels=1, orientation="RAS", spacing=(1.5, 1.5, 2.0), **window
+    )
 
 
 def test_the_real_ct_is_prepared_between_0_and_1_at_the_recipe_s_spacing(real, tmp_path):
     found = task(real("btcv"), split={"train": ("img0005",)})
-    (entry,) = Cache(tmp_path).prepare(found.split("train"), found.recipe)
+    (entry,) = Cache(tmp_path).prepare(found.split("train"), found.preprocessing)
     assert entry.spacing == pytest.approx((1.5, 1.5, 2.0))
     image = entry.image((60, 60, 40), (96, 96, 96))
     assert image.shape == (1, 96, 96, 96) and image.min() >= 0 and image.max() <= 1 and image.std() > 0.1

@@ -15,10 +15,10 @@ from support.suite import REPOSITORY
 from support.tasks import PARTS, check_parts, names, refused, samples
 
 from premed.config.loader import load
-from premed.config.transforms import Augment, Recipe
+from premed.config.transforms import Augmentation, Preprocessing
 from premed.contracts import Case, Sample
 from premed.errors import UserError
-from premed.rng import Draw
+from premed.rng import SampleRng
 from premed.tasks import images
 from premed.tasks.common.metrics import accuracy_summary
 from premed.training.stage import StageJob, run_stage
@@ -273,11 +273,11 @@ def test_pictures_are_drawn_of_volumes_too(tmp_path):
 
 def test_the_recipe_is_what_the_fields_ask_for(folder):
     root = folder()
-    assert task(root, stored=(10, 9)).recipe == Recipe(dims=2, size=(10, 9), normalise="grey")
+    assert task(root, stored=(10, 9)).preprocessing == Preprocessing(dims=2, size=(10, 9), normalise="grey")
     window = {"window": (-1000, 400), "normalise": "window"}
     ct = task(root, dims=3, roi=(8, 8, 8), spacing=(2, 2, 2), **window)
-    assert ct.recipe == Recipe(dims=3, spacing=(2, 2, 2), **window)
-    assert task(root, dims=3, roi=(8, 8, 8)).recipe == Recipe(dims=3, normalise="zscore")
+    assert ct.preprocessing == Preprocessing(dims=3, spacing=(2, 2, 2), **window)
+    assert task(root, dims=3, roi=(8, 8, 8)).preprocessing == Preprocessing(dims=3, normalise="zscore")
 
 
 def test_views_carry_the_label_and_pictures_of_all_kinds_stand_side_by_side(tmp_path):
@@ -289,7 +289,7 @@ def test_views_carry_the_label_and_pictures_of_all_kinds_stand_side_by_side(tmp_
     one = task(tmp_path, labels=("a",))
     some = samples(one, one.rows("train"), tmp_path / "cache")
     assert {sample.entry.shape for sample in some} == {(8, 8)}
-    image, label = one.view(some[0], Augment(scale=(0.5, 1)), Draw(3))
+    image, label = one.view(some[0], Augmentation(scale=(0.5, 1)), SampleRng(3))
     assert image.shape == (1, 8, 8) and label is not None and label.tolist() == [1.0]
 
 

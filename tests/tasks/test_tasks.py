@@ -11,11 +11,11 @@ import pytest
 import torch
 from support.tasks import PARTS, check_parts, names, refused, samples
 
-from premed.config.transforms import Augment, Recipe
+from premed.config.transforms import Augmentation, Preprocessing
 from premed.contracts import Case, Sample
 from premed.data.phantoms.writers import save_nifti, write_chestxray14, write_msd
 from premed.paths import portable
-from premed.rng import Draw
+from premed.rng import SampleRng
 from premed.tasks import chestxray14, msd
 
 HEADER = (
@@ -376,14 +376,14 @@ def test_a_picture_larger_than_what_is_stored_is_refused(nih):
 
 
 def test_views_are_pure_and_carry_the_label(nih, decathlon, tmp_path):
-    augment = Augment(flip=0.5, positive=0.5)
+    augment = Augmentation(flip=0.5, positive=0.5)
     for task, shape in ((chest(nih, size=24), (1, 24, 24)), (brain(decathlon), (1, 16, 16, 16))):
         sample = samples(task, task.split("train")[:1], tmp_path)[0]
-        (image, label), (again, _) = (task.view(sample, augment, Draw(7)) for _ in range(2))
+        (image, label), (again, _) = (task.view(sample, augment, SampleRng(7)) for _ in range(2))
         assert image.shape == shape and image.dtype == np.float32 and np.array_equal(image, again)
         assert label is not None and label.shape == ((14,) if task.dims == 2 else shape[1:])
         blind = samples(task, task.images()[:1], tmp_path)[0]
-        assert task.view(blind, Augment(), Draw(7))[1] is None
+        assert task.view(blind, Augmentation(), SampleRng(7))[1] is None
         assert all(tile.shape == shape for tile in task.tiles(blind))
 
 
@@ -558,7 +558,7 @@ def test_pictures_are_drawn_of_both_kinds(nih, tmp_path):
 
 
 def test_the_recipes_are_the_papers(nih, decathlon):
-    assert chest(nih, size=224, stored=256).recipe == Recipe(
+    assert chest(nih, size=224, stored=256).preprocessing == Preprocessing(
         dims=2, size=(256, 256), equalize=True, normalise="grey", orientation="RAS"
     )
-    assert brain(decathlon).recipe.orientation == "RAS"
+    assert brain(decathlon).preprocessing.orientation == "RAS"

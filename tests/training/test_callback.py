@@ -62,7 +62,7 @@ def training_callback(folder, scores=(), *, num_steps=10, validations=5, score="
         log_steps=log_steps,
         save_minutes=0,
         precision=FP32,
-        sample_names=lambda picks: [f"case {i}" for i in picks.samples],
+        sample_names=lambda indices: [f"case {i}" for i in indices.samples],
         on_event=lambda event: None,
         report=reports.append,
     )
@@ -212,7 +212,7 @@ def test_the_first_loss_that_is_no_number_is_named_with_its_samples(tmp_path, ba
 
 def test_a_large_batch_names_twenty_and_counts_the_rest(tmp_path):
     callback, _ = training_callback(tmp_path)
-    callback.sample_names = lambda picks: [f"case {i}" for i in range(256)]
+    callback.sample_names = lambda indices: [f"case {i}" for i in range(256)]
     with pytest.raises(NotFinite, match=r"case 19 and 236 more\)") as caught:
         callback.raise_not_finite(1, "the loss is not a number")
     assert len(caught.value.samples) == 256

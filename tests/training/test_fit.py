@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from premed.contracts import Batch, Objective, Picks
+from premed.contracts import Batch, BatchIndices, Objective
 from premed.data.samplers import EpochPlan
 from premed.rng import permutation
 from premed.training import fit as loop
@@ -35,10 +35,10 @@ def test_the_learning_rate_stays_between_zero_and_its_top(num_steps, warmup):
 @given(st.integers(1, 60), st.integers(1, 70), st.integers(0, 5))
 def test_an_epoch_takes_every_sample_once(num_samples, batch, epoch):
     plan, steps = EpochPlan(num_samples, batch, 10**6, 0, "pretrain"), ceil(num_samples / batch)
-    picks = [plan.at(epoch * steps + i) for i in range(steps)]
-    assert sorted(np.concatenate([pick.samples for pick in picks])) == list(range(num_samples))
-    assert {pick.epoch for pick in picks} == {epoch}
-    assert all(len(pick.samples) == batch for pick in picks[:-1])
+    indices = [plan.at(epoch * steps + i) for i in range(steps)]
+    assert sorted(np.concatenate([pick.samples for pick in indices])) == list(range(num_samples))
+    assert {pick.epoch for pick in indices} == {epoch}
+    assert all(len(pick.samples) == batch for pick in indices[:-1])
 
 
 def order(epoch=0, seed=0, stage="pretrain"):
@@ -62,21 +62,24 @@ def test_a_step_does_not_depend_on_what_was_asked_before():
 
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 4))
 def test_every_sample_is_taken_once_with_its_share_of_the_weight(num, world, accumulate):
-    picks_of_step = Picks(3, np.arange(100, 100 + num))
-    dealt = [picks for rank in range(world) for picks in share(picks_of_step, rank, world, accumulate)]
+    picks_of_step = BatchIndices(3, np.arange(100, 100 + num))
+    dealt = [indices for rank in range(world) for indices in share(picks_of_step, rank, world, accumulate)]
     assert len(dealt) == world * accumulate
-    assert sorted(np.concatenate([picks.samples for picks in dealt if picks.weight])) == picks_of_step.samples.tolist()
-    assert sum(picks.weight for picks in dealt) == pytest.approx(world)
-    for picks in dealt:
-        assert set(picks.epoch) == {3} and len(picks.samples) >= 1
-        assert picks.weight in (0, pytest.approx(len(picks.samples) * world / num))
+    assert (
+        sorted(np.concatenate([indices.samples for indices in dealt if indices.weight]))
+        == picks_of_step.samples.tolist()
+    )
+    assert sum(indices.weight for indices in dealt) == pytest.approx(world)
+    for indices in dealt:
+        assert set(indices.epoch) == {3} and len(indices.samples) >= 1
+        assert indices.weight in (0, pytest.approx(len(indices.samples) * world / num))
 
 
 @given(st.integers(1, 20), st.integers(1, 5), st.integers(1, 3), st.integers(0, 99))
 def test_weighted_means_add_up_to_the_mean_of_the_step(num, world, accumulate, seed):
     losses = np.random.default_rng(seed).normal(size=num)
-    ranks = [share(Picks(0, np.arange(num)), rank, world, accumulate) for rank in range(world)]
-    sums = [sum(losses[picks.samples].mean() * picks.weight for picks in rank) for rank in ranks]
+    ranks = [share(BatchIndices(0, np.arange(num)), rank, world, accumulate) for rank in range(world)]
+    sums = [sum(losses[indices.samples].mean() * indices.weight for indices in rank) for rank in ranks]
     assert np.mean(sums) == pytest.approx(losses.mean())  # DDP takes the mean over ranks
 
 
@@ -86,8 +89,8 @@ class Numbers:
     def __init__(self, values=tuple(range(100))):
         self.values, self.read = values, []
 
-    def batches(self, picks):
-        for pick in picks:
+    def batches(self, indices):
+        for pick in indices:
             self.read.append(pick.samples.tolist())
             image = torch.tensor([[float(self.values[i])] for i in pick.samples])
             yield Batch(image, torch.tensor(pick.samples), tuple(map(str, pick.samples)), None, pick.weight)
@@ -109,9 +112,9 @@ def test_any_number_of_ranks_sees_the_same_global_batches(world, accumulate, mon
 
 @given(st.integers(1, 30), st.integers(1, 4), st.integers(1, 3))
 def test_each_sample_keeps_the_epoch_that_it_has_of_its_own(num, world, accumulate):
-    picks_of_step = Picks(np.arange(num) // 3, np.arange(num))
-    dealt = [picks for rank in range(world) for picks in share(picks_of_step, rank, world, accumulate)]
-    assert all((picks.epoch == picks.samples // 3).all() for picks in dealt)
+    picks_of_step = BatchIndices(np.arange(num) // 3, np.arange(num))
+    dealt = [indices for rank in range(world) for indices in share(picks_of_step, rank, world, accumulate)]
+    assert all((indices.epoch == indices.samples // 3).all() for indices in dealt)
 
 
 # ---- the loop

@@ -17,9 +17,9 @@ import pytest
 import torch
 from support.suite import REPOSITORY, locked
 
-from premed.config.transforms import Augment
-from premed.contracts import Case, Domain, Objective, Sample
-from premed.data.loader import Mapped
+from premed.config.transforms import Augmentation
+from premed.contracts import Case, DataSet, Objective, Sample
+from premed.data.loader import PreparedLoader
 from premed.data.prepared import PreparedFile, write
 from premed.data.preprocess import Prepared
 from premed.data.samplers import EpochPlan, InTurn
@@ -27,7 +27,7 @@ from premed.models.encoders import mit, unet, vit
 from premed.models.heads import conv, linear, unetr
 from premed.models.network import Network
 from premed.pretext import hssl, mae, unimiss
-from premed.rng import Draw, key
+from premed.rng import SampleRng, key
 from premed.tasks.common.classification import Classification
 from premed.tasks.common.segmentation import Segmentation
 from premed.training.fit import fit, make_optimizer
@@ -57,7 +57,7 @@ class Scans(Volumes):
 
 def sample(task: Pictures | Volumes, i: int, folder: Path) -> Sample:
     """An image of noise with a bright block in it; what it is labelled with follows from the block."""
-    draw = Draw(key("golden", task.dims, i))
+    draw = SampleRng(key("golden", task.dims, i))
     shape = tuple(n + 4 for n in task.roi)
     image = draw.uniform("noise", task.channels * int(np.prod(shape)), 0, 120).reshape(task.channels, *shape)
     start = [draw.integer(f"start{axis}", n - 9) for axis, n in enumerate(shape)]
@@ -82,27 +82,27 @@ MIT = mit.Config.model_validate({"size": "tiny", "stem_stride": (1, 1, 1), "stem
 THIN = MIT.model_copy(update={"widths": (16, 32, 32, 64)})
 
 
-def pretraining(domains: list[Domain]) -> Objective:
-    encoder = vit.build(VIT, domains[0].task.channels, domains[0].task.roi)
+def pretraining(data_sets: list[DataSet]) -> Objective:
+    encoder = vit.build(VIT, data_sets[0].task.channels, data_sets[0].task.roi)
     config = mae.Config(mask_ratio=0.6, decoder_width=24, decoder_depth=2, decoder_heads=2)
-    return mae.build(config, encoder, domains, weight_decay=0.05)
+    return mae.build(config, encoder, data_sets, weight_decay=0.05)
 
 
-def contrasting(domains: list[Domain], group_loss: Any) -> Objective:
-    encoder = unet.build(unet.Config(widths=(8, 16, 24)), domains[0].task.channels, domains[0].task.roi)
+def contrasting(data_sets: list[DataSet], group_loss: Any) -> Objective:
+    encoder = unet.build(unet.Config(widths=(8, 16, 24)), data_sets[0].task.channels, data_sets[0].task.roi)
     config = hssl.Config(dim=16, hidden_width=32, block=4, group_loss=group_loss)
-    return hssl.build(config, encoder, domains, weight_decay=0.05)
+    return hssl.build(config, encoder, data_sets, weight_decay=0.05)
 
 
-def distilling(domains: list[Domain]) -> Objective:
-    inputs = [(domain.task.channels, domain.task.roi) for domain in domains]
+def distilling(data_sets: list[DataSet]) -> Objective:
+    inputs = [(data_set.task.channels, data_set.task.roi) for data_set in data_sets]
     encoder = mit.build(THIN, *inputs[0], *inputs[1:])
     config = unimiss.Config(hidden=64, bottleneck=16, prototypes=32, resting=0.1, momentum=0.99)
-    return unimiss.build(config, encoder, domains, weight_decay=0.04)
+    return unimiss.build(config, encoder, data_sets, weight_decay=0.04)
 
 
-def finetuning(domains: list[Domain], head, encoders=vit) -> Objective:
-    task = domains[0].task
+def finetuning(data_sets: list[DataSet], head, encoders=vit) -> Objective:
+    task = data_sets[0].task
     encoder = encoders.build(VIT if encoders is vit else MIT, task.channels, task.roi)
     config = head.Config(**({"feature_size": 4} if head is unetr else {}))
     network = Network(encoder, head.build(config, encoder, task))
@@ -111,8 +111,8 @@ def finetuning(domains: list[Domain], head, encoders=vit) -> Objective:
 
 class Kind(NamedTuple):
     tasks: type[Pictures] | type[Volumes] | tuple[type[Pictures] | type[Volumes], ...]
-    objective: Callable[[list[Domain]], Objective]
-    augment: Augment
+    objective: Callable[[list[DataSet]], Objective]
+    augment: Augmentation
     parts: tuple[ModuleType, ...]
     lr: float = 2e-3
     interval: int = 0  # of data sets in turn: so many steps of each
@@ -120,25 +120,29 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "mae-2d": Kind(Pictures, pretraining, Augment(flip=0.5), (mae, vit)),
-    "mae-3d": Kind(Volumes, pretraining, Augment(flip=0.2), (mae, vit)),
-    "linear": Kind(Pictures, partial(finetuning, head=linear), Augment(flip=0.5), (linear, vit)),
+    "mae-2d": Kind(Pictures, pretraining, Augmentation(flip=0.5), (mae, vit)),
+    "mae-3d": Kind(Volumes, pretraining, Augmentation(flip=0.2), (mae, vit)),
+    "linear": Kind(Pictures, partial(finetuning, head=linear), Augmentation(flip=0.5), (linear, vit)),
     # slower: at 2e-3 rounding errors grow to 4e-5 within the 20 steps, at 2e-4 to 2e-6
-    "unetr": Kind(Volumes, partial(finetuning, head=unetr), Augment(flip=0.2, rotate=0.2, crops=2), (unetr, vit), 2e-4),
-    "mit-2d": Kind(Pictures, partial(finetuning, head=linear, encoders=mit), Augment(flip=0.5), (linear, mit), 5e-4),
-    "unimiss": Kind((Pictures, Scans), distilling, Augment(flip=0.5, crops=2), (unimiss, mit), 2e-4, interval=2),
-    "mit-3d": Kind(Slabs, partial(finetuning, head=conv, encoders=mit), Augment(flip=0.2), (conv, mit), 2e-4),
+    "unetr": Kind(
+        Volumes, partial(finetuning, head=unetr), Augmentation(flip=0.2, rotate=0.2, crops=2), (unetr, vit), 2e-4
+    ),
+    "mit-2d": Kind(
+        Pictures, partial(finetuning, head=linear, encoders=mit), Augmentation(flip=0.5), (linear, mit), 5e-4
+    ),
+    "unimiss": Kind((Pictures, Scans), distilling, Augmentation(flip=0.5, crops=2), (unimiss, mit), 2e-4, interval=2),
+    "mit-3d": Kind(Slabs, partial(finetuning, head=conv, encoders=mit), Augmentation(flip=0.2), (conv, mit), 2e-4),
     "hssl-2d": Kind(
         (Pictures,) * 3,
         partial(contrasting, group_loss="classes"),
-        Augment(flip=0.5),
+        Augmentation(flip=0.5),
         (hssl, unet),
         accumulate=1,
     ),
     "hssl-3d": Kind(
         (Volumes,) * 3,
         partial(contrasting, group_loss="contrast"),
-        Augment(flip=0.2),
+        Augmentation(flip=0.2),
         (hssl, unet),
         accumulate=1,
     ),
@@ -149,22 +153,24 @@ def losses(kind: str, folder: Path) -> list[float]:
     """The loss of each step."""
     of = KINDS[kind]
     tasks: list[Any] = [task() for task in (of.tasks if isinstance(of.tasks, tuple) else (of.tasks,))]
-    domains = [Domain(task, "ab"[number % 2], of.augment) for number, task in enumerate(tasks)]
+    data_sets = [DataSet(task, "ab"[number % 2], of.augment) for number, task in enumerate(tasks)]
     if of.interval:  # an epoch is a step
         plan = InTurn((BATCH,) * len(tasks), BATCH, NUM_STEPS, 0, kind, of.interval)
         samples = [
-            sample(task, i, folder / f"{n}")._replace(domain=n) for n, task in enumerate(tasks) for i in range(BATCH)
+            sample(task, i, folder / f"{n}")._replace(data_set=n) for n, task in enumerate(tasks) for i in range(BATCH)
         ]
     else:
         plan = EpochPlan(NUM_IMAGES, BATCH, NUM_STEPS, seed=0, stage=kind)
-        samples = [sample(tasks[0], i, folder)._replace(domain=i * len(tasks) // NUM_IMAGES) for i in range(NUM_IMAGES)]
+        samples = [
+            sample(tasks[0], i, folder)._replace(data_set=i * len(tasks) // NUM_IMAGES) for i in range(NUM_IMAGES)
+        ]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key("golden", kind))
-        objective = of.objective(domains)
+        objective = of.objective(data_sets)
     seen: list[float] = []
     fit(
         objective,
-        Mapped(domains, samples, seed=0, stage=kind, device=torch.device("cpu")),
+        PreparedLoader(data_sets, samples, seed=0, stage=kind, device=torch.device("cpu")),
         plan,
         Schedule(NUM_STEPS, warmup_steps=4, lr=of.lr),
         make_optimizer(objective, (0.9, 0.95)),

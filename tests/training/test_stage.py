@@ -216,7 +216,7 @@ def lose_an_image_on_one_rank(job):
 
     if worker.rank_and_world()[0] == 1:
 
-        def gone(self, picks):
+        def gone(self, indices):
             raise UserError("cache/ab: is gone")
 
         Views.__getitem__ = gone
@@ -331,7 +331,7 @@ def test_an_encoder_of_another_grid_is_resized_and_that_is_said(chest, tmp_path)
     worker.run_stage(before, lambda event: None, lambda numbers: None)
     after = jobs(chest, tmp_path, **short(), task={"size": 16})["finetune"]
     job = worker.StageJob(after.stage, before.stage, after.train, after.storage, after.cache)
-    _, loaded = worker.make_objective(job, datamodule.domains(after.stage))
+    _, loaded = worker.make_objective(job, datamodule.data_sets_of(after.stage))
     assert loaded["encoder"]["resized"] == ["pos_embed"]
 
 

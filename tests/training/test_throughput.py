@@ -8,7 +8,7 @@ import torch
 from support.stages import jobs, on_ranks
 
 from premed.cli.progress import bottleneck_words
-from premed.contracts import Picks
+from premed.contracts import BatchIndices
 from premed.data.loader import Views
 from premed.data.phantoms.writers import write_chestxray14
 from premed.events import DataLoadingBottleneck, MetricsLogged
@@ -36,9 +36,9 @@ def slow(monkeypatch, clock, reading, training):
     """A batch takes `reading` seconds to read, a step `training` to compute."""
     read, step = Views.__getitem__, MAE.after_step
 
-    def read_slowly(self, picks):
+    def read_slowly(self, indices):
         clock.seconds += reading
-        return read(self, picks)
+        return read(self, indices)
 
     def train_slowly(self, progress):
         clock.seconds += training
@@ -152,14 +152,14 @@ class Endless:
     def __init__(self, clock):
         self.clock = clock
 
-    def batches(self, picks):
-        for pick in picks:
+    def batches(self, indices):
+        for pick in indices:
             self.clock.seconds += 1
             yield pick
 
 
 def test_a_timed_source_gives_what_the_source_gives(clock):
     ours = Throughput(CPU, 0)
-    picks = [Picks(epoch, torch.zeros(1)) for epoch in range(3)]
-    assert [pick.epoch for pick in ours.timed(Endless(clock)).batches(picks)] == [0, 1, 2]
+    indices = [BatchIndices(epoch, torch.zeros(1)) for epoch in range(3)]
+    assert [pick.epoch for pick in ours.timed(Endless(clock)).batches(indices)] == [0, 1, 2]
     assert ours.waited == 2.0

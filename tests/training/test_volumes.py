@@ -11,10 +11,10 @@ from support.suite import REPOSITORY
 
 from premed.config.experiment import Stage
 from premed.config.loader import checked, load
-from premed.config.transforms import Augment
-from premed.contracts import Domain, Objective, Sample
+from premed.config.transforms import Augmentation
+from premed.contracts import DataSet, Objective, Sample
 from premed.data.cache import Cache
-from premed.data.loader import Mapped
+from premed.data.loader import PreparedLoader
 from premed.data.phantoms.abdomen import write_btcv
 from premed.data.phantoms.brain import write_brats
 from premed.data.samplers import EpochPlan
@@ -82,13 +82,13 @@ def test_a_real_image_is_pretrained_on_for_a_few_steps(real, tmp_path, name):
     else:
         task = brats.build(brats.Config(root=real(name), roi=(48, 48, 48), crop_foreground=True))
     (case,) = task.images()
-    sample = Sample(case, Cache(tmp_path).prepare([case], task.recipe)[0])
+    sample = Sample(case, Cache(tmp_path).prepare([case], task.preprocessing)[0])
     torch.manual_seed(0)
     encoder = vit.build(vit.Config(width=48, depth=2, heads=3, patch=16), task.channels, task.roi)
     config = mae.Config(mask_ratio=0.25, decoder_width=24, decoder_depth=1, decoder_heads=2)
-    objective = mae.build(config, encoder, [Domain(task, "")], weight_decay=0.05)
-    domain = Domain(task, "", Augment(shift=0))
-    source = Mapped([domain], [sample], seed=0, stage="pretrain", device=torch.device("cpu"))
+    objective = mae.build(config, encoder, [DataSet(task, "")], weight_decay=0.05)
+    data_set = DataSet(task, "", Augmentation(shift=0))
+    source = PreparedLoader([data_set], [sample], seed=0, stage="pretrain", device=torch.device("cpu"))
     losses: list[float] = []
     fit(
         objective,
@@ -176,7 +176,7 @@ def test_ten_thousand_epochs_of_three_steps_are_thirty_thousand_steps_with_nothi
             shelf,  # type: ignore[arg-type]
             [],
             **{"validations": 20, "score": None, "log_steps": 20, "save_minutes": 5.0, "precision": torch.float32},
-            sample_names=lambda picks: [],
+            sample_names=lambda indices: [],
             on_event=events.append,
             report=lambda numbers: None,
         )

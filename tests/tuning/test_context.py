@@ -7,7 +7,7 @@ import yaml
 from support.suite import REPOSITORY
 
 from premed.cli.options import defined
-from premed.tuning.context import Plan
+from premed.tuning.context import SweepContext
 from premed.tuning.space import load_sweep
 from premed.tuning.study import written
 
@@ -44,7 +44,7 @@ def plan(tmp_path, monkeypatch):
     sweep = {"base": "base.yaml", "space": SPACE, "search": "optuna", "trials": 9, "seeds": [0, 1]}
     sweep |= {"scheduler": {"name": "asha", "grace": 1, "reduction": 2}}
     (tmp_path / "lr.yaml").write_text(yaml.safe_dump(sweep, sort_keys=False))
-    return Plan(load_sweep(tmp_path / "lr.yaml"))
+    return SweepContext(load_sweep(tmp_path / "lr.yaml"))
 
 
 def test_the_json_of_a_sweep_is_to_the_byte_what_it_was(plan, tmp_path, monkeypatch):

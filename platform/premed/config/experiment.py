@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pydantic import SerializeAsAny, model_validator
 
 from premed.config.plugins import plugged, plugin
-from premed.config.settings import BLIND, PRETRAINING, Finetune, Kind, Origin, Pretrain, Train, origins
+from premed.config.settings import BLIND, PRETRAINING, Finetune, Kind, Pretrain, Source, Train, sources
 from premed.config.spec import Spec, elsewhere, unscored
 
 
@@ -52,9 +52,9 @@ class Experiment(Spec):
             first = [("import", None)]
         return [*first, ("finetune", self.finetune), *([("test", self.finetune)] if self.test else [])]
 
-    def origins(self, kind: Kind) -> tuple[Origin, ...]:
+    def sources(self, kind: Kind) -> tuple[Source, ...]:
         """The data sets that a stage of that kind sees."""
-        return origins(self.pretrain if kind in PRETRAINING else None, self.task)
+        return sources(self.pretrain if kind in PRETRAINING else None, self.task)
 
     def stages(self, data: "Callable[[Kind], str]") -> "Iterator[Stage]":
         """Its stages in order, each naming its parent.
@@ -64,7 +64,7 @@ class Experiment(Spec):
         """
         parent = None
         for kind, training in self.trainings():
-            task = self.origins(kind)[0].task
+            task = self.sources(kind)[0].task
             if kind in BLIND:  # the same, whatever the task is that it is for
                 task, training = unscored(task), training and unscored(training)
             stage = Stage(
@@ -92,9 +92,9 @@ class Stage(Spec):
     training: SerializeAsAny[Spec] | None
 
     @property
-    def origins(self) -> tuple[Origin, ...]:
+    def sources(self) -> tuple[Source, ...]:
         """The data sets that it sees; `task` is the first one's."""
-        return origins(self.training, self.task)
+        return sources(self.training, self.task)
 
     @property
     def draws(self) -> str:

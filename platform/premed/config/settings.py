@@ -14,7 +14,7 @@ from pydantic import (
 
 from premed.config.plugins import plugged
 from premed.config.spec import Spec, elsewhere
-from premed.config.transforms import Augment
+from premed.config.transforms import Augmentation
 
 Kind = Literal["pretrain", "trunk", "cooldown", "import", "finetune", "test"]
 PRETRAINING: tuple[Kind, ...] = ("pretrain", "trunk", "cooldown")
@@ -45,20 +45,20 @@ class Training(Spec):
     seed: int = 0
     validations: int = Field(20, ge=1)
     """How often val is scored, evenly spread over the steps; the last is at the end."""
-    augment: Augment = Augment()
+    augment: Augmentation = Augmentation()
 
 
-class Origin(Spec):
+class Source(Spec):
     """A data set that a pre-training learns from."""
 
     task: plugged("tasks")  # type: ignore[valid-type]
     group: str | None = None
     """What it has in common with others (X-ray, MRI); None: the task's name."""
-    augment: Augment | None = None
+    augment: Augmentation | None = None
     """How its views vary; None: as the pre-training says."""
 
     @model_validator(mode="after")
-    def _label_free(self) -> "Origin":
+    def _label_free(self) -> "Source":
         return label_free(self)
 
 
@@ -71,7 +71,7 @@ def label_free(spec: Any) -> Any:
 class Pretrain(Training):
     """Pre-training on the task's training images, or on those of other tasks, without labels."""
 
-    sources: tuple[Origin, ...] | None = Field(None, min_length=1)
+    sources: tuple[Source, ...] | None = Field(None, min_length=1)
     """The data sets that it learns from, and from no other; None: the task's own."""
     trunk: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     """Values of `epochs`, its own among them, that share one training at a constant rate and each cool down from it;
@@ -118,10 +118,10 @@ class Pretrain(Training):
         return [*(("trunk", segment) for segment in segments), ("cooldown", segments[-1])]
 
 
-def origins(training: Spec | None, task: Spec) -> tuple[Origin, ...]:
+def sources(training: Spec | None, task: Spec) -> tuple[Source, ...]:
     """The data sets that a stage sees: those that its pre-training names, else its task's own."""
     named = training.sources if isinstance(training, Pretrain) else None
-    return named or (Origin(task=task),)
+    return named or (Source(task=task),)
 
 
 class Finetune(Training):

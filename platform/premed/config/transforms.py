@@ -7,7 +7,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 from premed.config.spec import Spec
 
 
-class Augment(Spec):
+class Augmentation(Spec):
     """How the views of an image vary from epoch to epoch. Chances are per axis and view."""
 
     crops: int = Field(default=1, ge=1)
@@ -41,7 +41,7 @@ class Augment(Spec):
         return scale
 
 
-class Recipe(Spec):
+class Preprocessing(Spec):
     """The deterministic preprocessing of one kind of image: done once, before any random view."""
 
     dims: Literal[2, 3]

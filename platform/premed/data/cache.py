@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from premed.config.spec import canonical
-from premed.config.transforms import Recipe
+from premed.config.transforms import Preprocessing
+from premed.contracts import Case
 from premed.data.io.dicom import members
 from premed.data.prepared import PreparedFile, is_whole, write
 from premed.data.preprocess import prepare
@@ -27,35 +28,22 @@ CACHE_VERSION = 1  # raised whenever the same files and recipe come to mean anot
 STALE = 24 * 3600  # seconds after which a temporary file is surely nobody's
 
 
-class Case(Protocol):
-    """What the cache asks of a case. A label that is not a path is not for it to prepare."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def image(self) -> tuple[Path, ...]: ...
-
-    @property
-    def label(self) -> Any: ...
-
-
 class Cache:
     """A folder of entries."""
 
     def __init__(self, root: Path):
         self.root = Path(root)
 
-    def open(self, case: Case, recipe: Recipe) -> PreparedFile | None:
+    def open(self, case: Case, preprocessing: Preprocessing) -> PreparedFile | None:
         """The entry of a case, where it is there and whole."""
         with _Hashes(self.root) as hashes:
-            path = _path(self.root, [_hash(hashes, file) for file in _files(case)], _has_map(case), recipe)
+            path = _path(self.root, [_hash(hashes, file) for file in _files(case)], _has_map(case), preprocessing)
         return PreparedFile(path) if is_whole(path) else None
 
     def prepare(
         self,
         cases: Sequence[Case],
-        recipe: Recipe,
+        preprocessing: Preprocessing,
         mapper: Callable[[Callable, Iterable], Iterable] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[PreparedFile]:
@@ -72,7 +60,7 @@ class Cache:
         with _Hashes(self.root) as hashes:
             for number, case in enumerate(cases):
                 known = [hashes.recall(file) for file in _files(case)]
-                if None not in known and is_whole(path := _path(self.root, known, _has_map(case), recipe)):
+                if None not in known and is_whole(path := _path(self.root, known, _has_map(case), preprocessing)):
                     paths[number] = path
                 else:
                     missing.append((number, known))
@@ -86,7 +74,7 @@ class Cache:
                         return
                     case = cases[number]
                     files, has_map, left = _files(case), _has_map(case), len(missing) - i
-                    yield _Job(number, files, has_map, known, recipe, self.root, left)
+                    yield _Job(number, files, has_map, known, preprocessing, self.root, left)
 
             for result in (mapper or map)(prepare_one, jobs()):
                 for content in result.contents:
@@ -139,7 +127,7 @@ class _Job(NamedTuple):
     files: tuple[Path, ...]  # the images, then the label map, if there is one
     has_map: bool
     known: list[str | None]  # the files' hashes
-    recipe: Recipe
+    preprocessing: Preprocessing
     root: Path
     num_left: int
 
@@ -159,10 +147,10 @@ def prepare_one(job: _Job) -> _Result:
         contents = [_content(file) for file, known in zip(job.files, job.known, strict=True) if known is None]
         fresh = {content.file: content.hash for content in contents}
         hashes = [known or fresh[file] for file, known in zip(job.files, job.known, strict=True)]
-        path = _path(job.root, hashes, job.has_map, job.recipe)
+        path = _path(job.root, hashes, job.has_map, job.preprocessing)
         if not is_whole(path):
             images, label = (job.files[:-1], job.files[-1]) if job.has_map else (job.files, None)
-            write(path, prepare(images, label, job.recipe), job.num_left)
+            write(path, prepare(images, label, job.preprocessing), job.num_left)
     except UserError as error:
         return _Result(job.number, None, contents, str(error), socket.gethostname())
     return _Result(job.number, path, contents, None, socket.gethostname())
@@ -180,8 +168,8 @@ def _has_map(case: Case) -> bool:
     return isinstance(case.label, Path)
 
 
-def _path(root: Path, hashes: Sequence[str | None], has_map: bool, recipe: Recipe) -> Path:
-    name = hashlib.sha256(canonical([CACHE_VERSION, hashes, has_map, recipe]).encode()).hexdigest()[:40]
+def _path(root: Path, hashes: Sequence[str | None], has_map: bool, preprocessing: Preprocessing) -> Path:
+    name = hashlib.sha256(canonical([CACHE_VERSION, hashes, has_map, preprocessing]).encode()).hexdigest()[:40]
     return root / name[:2] / f"{name}.safetensors"
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from premed.config.plugins import plugin
 from premed.config.spec import Spec
 from premed.contracts import Case, Part, Task
-from premed.data.inspection import Facts, Job, inspect
+from premed.data.inspection import Facts, Inspection, inspect
 from premed.data.splits import unlabelled_val
 from premed.errors import Finding, UserError
 
@@ -119,7 +119,7 @@ class Check:
         self.findings: list[Finding] = []
         self.parts: dict[str, list[Case]] = {}
         self.facts: list[Facts] = []
-        self.jobs: list[Job] = []
+        self.jobs: list[Inspection] = []
         self.cases: list[tuple[str, Case]] = []
         self.name, self.root = str(config.name), ""  # type: ignore[attr-defined]
         build = plugin("tasks", config).build
@@ -142,10 +142,10 @@ class Check:
         self.cases = [(part, case) for part, cases in self.parts.items() for case in cases]
         self.jobs = [self.job(number, case) for number, (_, case) in enumerate(self.cases)]
 
-    def job(self, number: int, case: Case) -> Job:
+    def job(self, number: int, case: Case) -> Inspection:
         label = case.label.absolute() if isinstance(case.label, Path) else None
         images = tuple(path.absolute() for path in case.image)
-        return Job(number, images, label, self.task.recipe, self.task.labels)
+        return Inspection(number, images, label, self.task.preprocessing, self.task.labels)
 
     def open_images(self, mapper: Callable | None, progress: Callable[[int, int], None]) -> None:
         """Inspects every case, then the set; mapper and progress as `Cache.prepare` has them."""

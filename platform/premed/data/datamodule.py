@@ -10,8 +10,8 @@ from premed.config.experiment import Stage
 from premed.config.plugins import plugin
 from premed.config.settings import PRETRAINING, Finetune, Kind, Training
 from premed.config.spec import Spec, canonical
-from premed.config.transforms import Augment
-from premed.contracts import Case, Domain, PreparedImage, Sample, Task
+from premed.config.transforms import Augmentation
+from premed.contracts import Case, DataSet, PreparedImage, Sample, Task
 from premed.data.cache import Cache
 from premed.data.splits import unlabelled_val
 from premed.errors import UserError
@@ -59,14 +59,14 @@ class DataModule:
         cases = [case for group in groups.values() for case in group]
         entries = store.prepare(
             cases,
-            self.task.recipe,
+            self.task.preprocessing,
             mapper=self.mapper,
             progress=lambda done, total: self.show(ImagesPrepared(done, total)),
         )
         refuse_unnamed(cases, entries, self.task.labels)
         self.files |= {entry.path for entry in entries}
         # beside the files' content: what the task makes of them, whose they are, and the order that draws go by
-        about = [self.task.name, self.task.classes, self.task.channels, self.task.recipe.digest()]
+        about = [self.task.name, self.task.classes, self.task.channels, self.task.preprocessing.digest()]
 
         def hashed(group: list[Case]) -> str:
             listed = [[case.name, case.patient] for case in group]
@@ -114,14 +114,14 @@ def refuse_unnamed(cases: Sequence[Case], entries: Sequence[PreparedImage], labe
 # ---- a stage's part of the data
 
 
-def domains(stage: Stage, tasks: Callable[[Spec], Task] | None = None) -> list[Domain]:
+def data_sets_of(stage: Stage, tasks: Callable[[Spec], Task] | None = None) -> list[DataSet]:
     """The data sets of a stage. tasks: gives a configuration's task, where some are built already."""
     tasks = tasks or Tasks()
-    usual = stage.training.augment if isinstance(stage.training, Training) else Augment()
+    usual = stage.training.augment if isinstance(stage.training, Training) else Augmentation()
     of_tasks = []
-    for origin in stage.origins:
-        task = tasks(origin.task)
-        of_tasks.append(Domain(task, origin.group or task.name, origin.augment or usual))
+    for source in stage.sources:
+        task = tasks(source.task)
+        of_tasks.append(DataSet(task, source.group or task.name, source.augment or usual))
     strategy: Any = plugin("pretext", stage.pretext) if stage.pretext else None
     return strategy.seen(stage.encoder, of_tasks) if hasattr(strategy, "seen") else of_tasks
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from nibabel.orientations import aff2axcodes
 
-from premed.config.transforms import Recipe
+from premed.config.transforms import Preprocessing
 from premed.data import figures
 from premed.data.io import geometry
 from premed.data.io.readers import LARGEST, read_values
@@ -24,13 +24,13 @@ from premed.errors import Finding, UserError
 ROUNDING = 1e-5  # mm: so far apart come two affines that mean the same, being float32 in the files
 
 
-class Job(NamedTuple):
+class Inspection(NamedTuple):
     """A case to inspect, in whatever process."""
 
     number: int
     images: tuple[Path, ...]  # absolute
     label: Path | None
-    recipe: Recipe
+    preprocessing: Preprocessing
     labels: tuple[int, ...]  # the values that a label map may hold
 
 
@@ -64,16 +64,16 @@ class Volume(NamedTuple):
     affine: np.ndarray
 
 
-def inspect(job: Job) -> Facts:
+def inspect(job: Inspection) -> Facts:
     """Opens a case's files, one after the other, and tells all that is wrong with them."""
     facts = Facts(job.number)
     image = opened_image(job, facts)
     if image is not None:
-        about(image, job.recipe, facts)
+        about(image, job.preprocessing, facts)
     label = None if job.label is None else opened(job.label, facts)
     if label is not None:
         values = label.values
-        if values.ndim == job.recipe.dims + 1 and values.shape[-1] == 1:
+        if values.ndim == job.preprocessing.dims + 1 and values.shape[-1] == 1:
             values = values[..., 0]
         if image is not None:
             same_grid(label, values.shape, image, "its image", facts)
@@ -96,22 +96,22 @@ def opened(path: Path, facts: Facts, shown: bool = False) -> Volume | None:
     return volume
 
 
-def opened_image(job: Job, facts: Facts) -> Volume | None:
+def opened_image(job: Inspection, facts: Facts) -> Volume | None:
     """All channels as [*S, C], where each file can be read and they fit together."""
-    recipe, parts, whole = job.recipe, [], True
+    preprocessing, parts, whole = job.preprocessing, [], True
     for path in job.images:
-        part = opened(path, facts, recipe.shown)
+        part = opened(path, facts, preprocessing.shown)
         if part is None:
             whole = False
             continue
         values = part.values
-        if values.ndim == recipe.dims:
+        if values.ndim == preprocessing.dims:
             values = values[..., None]
-        if values.ndim != recipe.dims + 1:
-            facts.say("error", path, f"{values.ndim} axes, where {recipe.dims} (and one of channels) are wanted")
+        if values.ndim != preprocessing.dims + 1:
+            facts.say("error", path, f"{values.ndim} axes, where {preprocessing.dims} (and one of channels) are wanted")
             whole = False
             continue
-        if recipe.dims == 2 and recipe.channels == 1 and (values == values[..., :1]).all():
+        if preprocessing.dims == 2 and preprocessing.channels == 1 and (values == values[..., :1]).all():
             values = values[..., :1]  # as `images.prepare` does
         part = Volume(path, values, part.affine)
         if parts:
@@ -119,11 +119,11 @@ def opened_image(job: Job, facts: Facts) -> Volume | None:
         parts.append(part)
     if not whole:
         return None
-    if recipe.dims == 2 and recipe.channels == 3 and len(parts) == 1 and parts[0].values.shape[-1] == 1:
+    if preprocessing.dims == 2 and preprocessing.channels == 3 and len(parts) == 1 and parts[0].values.shape[-1] == 1:
         parts[0] = parts[0]._replace(values=parts[0].values.repeat(3, axis=-1))  # as `images.prepare` does
     channels = sum(part.values.shape[-1] for part in parts)
-    if channels != recipe.channels:
-        what = f"{channels} channel(s), where {recipe.channels} are wanted; {CHANNELS}"
+    if channels != preprocessing.channels:
+        what = f"{channels} channel(s), where {preprocessing.channels} are wanted; {CHANNELS}"
         facts.say("error", job.images[0], what)
     facts.content = blake2b(b"".join(map(content, parts)), digest_size=16).hexdigest()
     values = parts[0].values if len(parts) == 1 else np.concatenate([part.values for part in parts], axis=-1)
@@ -152,24 +152,24 @@ def same_grid(part: Volume, shape: tuple[int, ...], other: Volume, name: str, fa
     return shape == wanted and gap <= TOLERANCE
 
 
-def about(image: Volume, recipe: Recipe, facts: Facts) -> None:
+def about(image: Volume, preprocessing: Preprocessing, facts: Facts) -> None:
     """What the image's grid and values give away."""
-    values, dims = image.values, recipe.dims
+    values, dims = image.values, preprocessing.dims
     facts.shape = values.shape[:dims]
     if (values == values.flat[0]).all():
         facts.say("note", image.path, f"is {values.flat[0]:g} everywhere: leave it out, if that is no image")
     if dims == 2:
-        facts.prepared = recipe.size or facts.shape
-        if values.dtype != np.uint8 and (recipe.equalize or recipe.normalise == "grey"):
+        facts.prepared = preprocessing.size or facts.shape
+        if values.dtype != np.uint8 and (preprocessing.equalize or preprocessing.normalise == "grey"):
             what = "not 8 bit; convert it, or set equalize: false and normalise: zscore"
             facts.say("error", image.path, what)
         return
     facts.orientation = "".join(map(str, aff2axcodes(image.affine)))
-    turned, _, affine = geometry.oriented(np.moveaxis(values, -1, 0), None, image.affine, recipe.orientation)
+    turned, _, affine = geometry.oriented(np.moveaxis(values, -1, 0), None, image.affine, preprocessing.orientation)
     facts.spacing = tuple(np.linalg.norm(affine[:3, :3], axis=0).tolist())
-    if recipe.crop_foreground:
-        turned = geometry.cropped(turned, None, affine, recipe.window[0] if recipe.window else 0)[0]
-    spacing = recipe.spacing or facts.spacing
+    if preprocessing.crop_foreground:
+        turned = geometry.cropped(turned, None, affine, preprocessing.window[0] if preprocessing.window else 0)[0]
+    spacing = preprocessing.spacing or facts.spacing
     sizes = zip(turned.shape[1:], facts.spacing, spacing, strict=True)
     facts.prepared = tuple(round((n - 1) * old / new + 1) for n, old, new in sizes)
     if math.prod(facts.prepared) > geometry.MAX_VOXELS:
@@ -197,7 +197,7 @@ def count_labels(path: Path, values: np.ndarray, labels: Sequence[int], facts: F
         facts.say("note", path, "is 0 everywhere: nothing is labelled")
 
 
-def picture(job: Job) -> tuple[int, bytes | None]:
+def picture(job: Inspection) -> tuple[int, bytes | None]:
     """A PNG of a case for the contact sheet: a slice, and again with its labels on it. None if it is unreadable."""
     facts = Facts(job.number)
     image = opened_image(job, facts)
@@ -208,7 +208,7 @@ def picture(job: Job) -> tuple[int, bytes | None]:
     if label is not None and label.values.size == math.prod(image.values.shape[:-1]):
         labels = np.nan_to_num(label.values).reshape(image.values.shape[:-1]).clip(0, 255).astype(np.uint8)
     values, affine = np.moveaxis(image.values, -1, 0), image.affine
-    if job.recipe.dims == 3:
+    if job.preprocessing.dims == 3:
         values, labels, affine = geometry.oriented(values, labels, affine, "RAS")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     return job.number, figures.thumbnail(values[0], labels, (float(spacing[0]), float(spacing[1])))

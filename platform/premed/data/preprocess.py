@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from premed.config.transforms import Recipe
+from premed.config.transforms import Preprocessing
 from premed.data.io import geometry
 from premed.data.io.readers import read_image
 from premed.errors import UserError
@@ -34,23 +34,25 @@ class Prepared:
     native_shape: tuple[int, ...]
 
 
-def prepare(images: Sequence[Path], label: Path | None, recipe: Recipe) -> Prepared:
+def prepare(images: Sequence[Path], label: Path | None, preprocessing: Preprocessing) -> Prepared:
     """Reads one image (a file, or one file per channel) and its label map, if there is one, and applies the recipe.
 
     Raises UserError, naming the file and the mend, for whatever is wrong with a file.
     """
-    values, native = _read_channels(images, recipe)
+    values, native = _read_channels(images, preprocessing)
     shape = values.shape[1:]
     target = None if label is None else _read_label(label, shape, native)
-    if recipe.dims == 2:
-        values, target, affine = _resized(images[0], values, target, native, recipe)
+    if preprocessing.dims == 2:
+        values, target, affine = _resized(images[0], values, target, native, preprocessing)
     else:
-        values, target, affine = geometry.oriented(values, target, native, recipe.orientation)
-        if recipe.spacing:
-            values, target, affine = geometry.respaced(values, target, affine, recipe.spacing)
-        if recipe.crop_foreground:
-            values, target, affine = geometry.cropped(values, target, affine, recipe.window[0] if recipe.window else 0)
-    image, scale, offset = _stored(values, recipe)
+        values, target, affine = geometry.oriented(values, target, native, preprocessing.orientation)
+        if preprocessing.spacing:
+            values, target, affine = geometry.respaced(values, target, affine, preprocessing.spacing)
+        if preprocessing.crop_foreground:
+            values, target, affine = geometry.cropped(
+                values, target, affine, preprocessing.window[0] if preprocessing.window else 0
+            )
+    image, scale, offset = _stored(values, preprocessing)
     target = None if target is None else np.ascontiguousarray(target)
     return Prepared(image, scale, offset, target, affine, native, shape)
 
@@ -58,25 +60,25 @@ def prepare(images: Sequence[Path], label: Path | None, recipe: Recipe) -> Prepa
 # Channels and labels -------------------------------------------------------------------------------------------------
 
 
-def _read_channels(paths: Sequence[Path], recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+def _read_channels(paths: Sequence[Path], preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
     """[C, *S] and the affine: channels last in one file, or one file each."""
     parts = []
     for path in paths:
-        values, affine = read_image(path, recipe.shown)
-        if values.ndim == recipe.dims:
+        values, affine = read_image(path, preprocessing.shown)
+        if values.ndim == preprocessing.dims:
             values = values[..., None]
-        if values.ndim != recipe.dims + 1:
-            raise UserError(f"{path}: {values.ndim} axes, where {recipe.dims} (and one of channels) are wanted")
-        if recipe.dims == 2 and recipe.channels == 1 and (values == values[..., :1]).all():
+        if values.ndim != preprocessing.dims + 1:
+            raise UserError(f"{path}: {values.ndim} axes, where {preprocessing.dims} (and one of channels) are wanted")
+        if preprocessing.dims == 2 and preprocessing.channels == 1 and (values == values[..., :1]).all():
             values = values[..., :1]  # grey in colour's clothes, as some of the NIH's X-rays are
         if parts and (values.shape[:-1] != parts[0][0].shape[:-1] or not _close(affine, parts[0][1])):
             raise UserError(f"{path}: its shape or affine is not that of {paths[0]}; resample it onto that grid")
         parts.append((values, affine))
-    if recipe.dims == 2 and recipe.channels == 3 and len(parts) == 1 and parts[0][0].shape[-1] == 1:
+    if preprocessing.dims == 2 and preprocessing.channels == 3 and len(parts) == 1 and parts[0][0].shape[-1] == 1:
         parts[0] = parts[0][0].repeat(3, axis=-1), parts[0][1]  # grey among coloured pictures
     channels = sum(values.shape[-1] for values, _ in parts)
-    if channels != recipe.channels:
-        raise UserError(f"{paths[0]}: {channels} channel(s), where {recipe.channels} are wanted; {CHANNELS}")
+    if channels != preprocessing.channels:
+        raise UserError(f"{paths[0]}: {channels} channel(s), where {preprocessing.channels} are wanted; {CHANNELS}")
     values = parts[0][0] if len(parts) == 1 else np.concatenate([values for values, _ in parts], axis=-1)
     return np.moveaxis(values, -1, 0), parts[0][1]
 
@@ -99,17 +101,17 @@ def _close(affine: np.ndarray, other: np.ndarray) -> bool:
     return np.allclose(affine, other, rtol=0, atol=TOLERANCE)
 
 
-def _resized(path: Path, values, label, affine, recipe: Recipe):
-    if values.dtype != np.uint8 and (recipe.equalize or recipe.normalise == "grey"):
+def _resized(path: Path, values, label, affine, preprocessing: Preprocessing):
+    if values.dtype != np.uint8 and (preprocessing.equalize or preprocessing.normalise == "grey"):
         raise UserError(f"{path}: not 8 bit; convert it, or set equalize: false and normalise: zscore")
     pictures = [Image.fromarray(np.ascontiguousarray(channel)) for channel in values]
-    if recipe.equalize:
+    if preprocessing.equalize:
         pictures = [ImageOps.equalize(picture) for picture in pictures]
-    if recipe.size and recipe.size != values.shape[1:]:
-        ratio = np.array([*np.divide(values.shape[1:], recipe.size), 1.0, 1.0])
+    if preprocessing.size and preprocessing.size != values.shape[1:]:
+        ratio = np.array([*np.divide(values.shape[1:], preprocessing.size), 1.0, 1.0])
         affine = affine @ np.diag(ratio)
         affine[:, 3] += (ratio - 1) / 2  # pixels are areas: the first centre moves
-        wanted = recipe.size[1], recipe.size[0]
+        wanted = preprocessing.size[1], preprocessing.size[0]
         pictures = [picture.resize(wanted, Image.Resampling.BILINEAR) for picture in pictures]
         if label is not None:
             label = np.asarray(Image.fromarray(label).resize(wanted, Image.Resampling.NEAREST))
@@ -119,23 +121,27 @@ def _resized(path: Path, values, label, affine, recipe: Recipe):
 # Into small numbers --------------------------------------------------------------------------------------------------
 
 
-def _stored(values: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _stored(values: np.ndarray, preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image [C, *S] uint8 or int16, scale [C], offset [C]. Whole numbers are kept exactly; others in 32,767 steps."""
     image = np.empty(values.shape, np.int16)
     scale, offset = np.empty((2, len(values)), np.float32)
-    one = _stored_nonzero if recipe.normalise == "zscore_nonzero" else _stored_channel
+    one = _stored_nonzero if preprocessing.normalise == "zscore_nonzero" else _stored_channel
     for channel, raw in enumerate(values):
-        image[channel], scale[channel], offset[channel] = one(raw.astype(np.float32), recipe)
+        image[channel], scale[channel], offset[channel] = one(raw.astype(np.float32), preprocessing)
     return image.astype(np.uint8) if image.min() >= 0 and image.max() <= 255 else image, scale, offset
 
 
-def _stored_channel(raw: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, float, float]:
-    raw = _clipped(raw, recipe)
-    if recipe.normalise == "grey":
-        low, mean, std = 0.0, 255 * recipe.mean, 255 * recipe.std
-    elif recipe.normalise == "window":
-        assert recipe.window
-        low, mean, std = recipe.window[0], recipe.window[0], recipe.window[1] - recipe.window[0]
+def _stored_channel(raw: np.ndarray, preprocessing: Preprocessing) -> tuple[np.ndarray, float, float]:
+    raw = _clipped(raw, preprocessing)
+    if preprocessing.normalise == "grey":
+        low, mean, std = 0.0, 255 * preprocessing.mean, 255 * preprocessing.std
+    elif preprocessing.normalise == "window":
+        assert preprocessing.window
+        low, mean, std = (
+            preprocessing.window[0],
+            preprocessing.window[0],
+            preprocessing.window[1] - preprocessing.window[0],
+        )
     else:
         low, mean, std = float(raw.min()), float(raw.mean(dtype=np.float64)), float(raw.std(dtype=np.float64)) or 1.0
     reach = float(raw.max()) - low
@@ -144,22 +150,22 @@ def _stored_channel(raw: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, float,
     return np.rint((raw - low) / step), step / std, (low - mean) / std
 
 
-def _stored_nonzero(raw: np.ndarray, recipe: Recipe) -> tuple[np.ndarray, float, float]:
+def _stored_nonzero(raw: np.ndarray, preprocessing: Preprocessing) -> tuple[np.ndarray, float, float]:
     stored, inside = np.zeros_like(raw), raw != 0
     if not inside.any():
         return stored, 1.0, 0.0
-    some = _clipped(raw[inside], recipe)
+    some = _clipped(raw[inside], preprocessing)
     some = (some - some.mean(dtype=np.float64)) / (some.std(dtype=np.float64) or 1)
     step = float(np.abs(some).max()) / 32767 or 1.0
     stored[inside] = np.rint(some / step)
     return stored, step, 0.0
 
 
-def _clipped(values: np.ndarray, recipe: Recipe) -> np.ndarray:
-    if recipe.window:
-        low, high = recipe.window
-    elif recipe.percentiles:
-        low, high = np.percentile(values, recipe.percentiles)
+def _clipped(values: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    if preprocessing.window:
+        low, high = preprocessing.window
+    elif preprocessing.percentiles:
+        low, high = np.percentile(values, preprocessing.percentiles)
     else:
         return values
     return np.clip(values, float(low), float(high))  # plain floats: NumPy's own would make float64 of float32

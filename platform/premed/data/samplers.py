@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from premed.contracts import Picks
+from premed.contracts import BatchIndices
 from premed.rng import key, permutation
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ class EpochPlan:
         num_steps = settings.steps or settings.epochs * ceil(num_samples / settings.batch)
         return cls(num_samples, settings.batch, num_steps, settings.seed, stage)
 
-    def at(self, step: int) -> Picks:
+    def at(self, step: int) -> BatchIndices:
         epoch, i = divmod(step, ceil(self.num_samples / self.batch))
-        return Picks(epoch, order(self, epoch, self.num_samples)[i * self.batch : (i + 1) * self.batch])
+        return BatchIndices(epoch, order(self, epoch, self.num_samples)[i * self.batch : (i + 1) * self.batch])
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,14 @@ class InTurn:
         """Where in a round, which is one turn of each data set, their turns end: in steps."""
         return list(accumulate(self.interval * steps for steps in self.per_epoch))
 
-    def at(self, step: int) -> Picks:
+    def at(self, step: int) -> BatchIndices:
         done, i = divmod(step, self.turns[-1])
         number = bisect_right(self.turns, i)
         begin = self.turns[number - 1] if number else 0
         more, i = divmod(i - begin, self.per_epoch[number])
         epoch = done * self.interval + more
         samples = order(self, epoch, self.sizes[number], number)[i * self.batch : (i + 1) * self.batch]
-        return Picks(epoch, samples + sum(self.sizes[:number]))
+        return BatchIndices(epoch, samples + sum(self.sizes[:number]))
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Balanced:
         num_steps = settings.steps or settings.epochs * ceil(sum(sizes) / settings.batch)
         return cls(tuple(sizes), settings.batch, num_steps, settings.seed, stage)
 
-    def at(self, step: int) -> Picks:
+    def at(self, step: int) -> BatchIndices:
         dealt = np.arange(step * self.batch, (step + 1) * self.batch)
         numbers, taken = dealt % len(self.sizes), dealt // len(self.sizes)
         epochs, places = np.divmod(taken, np.array(self.sizes)[numbers])
@@ -112,7 +112,7 @@ class Balanced:
             begins[number] + order(self, epoch, self.sizes[number], number)[place]
             for number, epoch, place in zip(numbers.tolist(), epochs.tolist(), places.tolist(), strict=True)
         ]
-        return Picks(epochs, np.array(samples))
+        return BatchIndices(epochs, np.array(samples))
 
 
 def order(plan: EpochPlan | InTurn | Balanced, epoch: int, size: int, number: int = 0) -> np.ndarray:

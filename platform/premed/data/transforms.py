@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 
 from premed.contracts import PreparedImage
-from premed.rng import Draw
+from premed.rng import SampleRng
 
 Start = tuple[int, ...]
 
@@ -22,14 +22,14 @@ def centre_start(shape: Sequence[int], roi: Sequence[int]) -> Start:
     return tuple((n - size) // 2 for n, size in zip(shape, roi, strict=True))
 
 
-def random_box(shape: Sequence[int], roi: Sequence[int], draw: Draw) -> Start:
+def random_box(shape: Sequence[int], roi: Sequence[int], draw: SampleRng) -> Start:
     """Anywhere inside; along an axis on which the image is smaller than `roi`, the middle."""
     middle = centre_start(shape, roi)
     free = [n - size for n, size in zip(shape, roi, strict=True)]
     return tuple(draw.integer(f"start{i}", free[i] + 1) if free[i] > 0 else middle[i] for i in range(len(free)))
 
 
-def shifted_start(shape: Sequence[int], roi: Sequence[int], max_shift: int, draw: Draw) -> Start:
+def shifted_start(shape: Sequence[int], roi: Sequence[int], max_shift: int, draw: SampleRng) -> Start:
     """The middle, moved by up to `max_shift` voxels along each axis, out of the image if need be."""
     return tuple(
         start + draw.integer(f"shift{i}", 2 * max_shift + 1) - max_shift
@@ -37,7 +37,7 @@ def shifted_start(shape: Sequence[int], roi: Sequence[int], max_shift: int, draw
     )
 
 
-def balanced_start(entry: PreparedImage, roi: Sequence[int], draw: Draw, positive_share: float = 0.5) -> Start:
+def balanced_start(entry: PreparedImage, roi: Sequence[int], draw: SampleRng, positive_share: float = 0.5) -> Start:
     """Around a labelled voxel with the probability `positive_share`, else around background that is not air.
 
     Labelled voxels are alike likely whatever their label, as in MONAI's RandCropByPosNegLabel; near an edge the crop
@@ -64,7 +64,7 @@ def balanced_start(entry: PreparedImage, roi: Sequence[int], draw: Draw, positiv
 def flip_rotate(
     image: np.ndarray,
     label: np.ndarray | None,
-    draw: Draw,
+    draw: SampleRng,
     flip: float | Sequence[float] = 0.2,
     rotate: float = 0.2,
 ) -> tuple[np.ndarray, np.ndarray | None]:
@@ -89,7 +89,7 @@ def flip_rotate(
     return moved(image, 1), None if label is None else moved(label, 0)
 
 
-def scale_shift_intensity(image: np.ndarray, draw: Draw, amount: float = 0.1, chance: float = 0.1) -> np.ndarray:
+def scale_shift_intensity(image: np.ndarray, draw: SampleRng, amount: float = 0.1, chance: float = 0.1) -> np.ndarray:
     """Image float32 times 1 ± amount, then plus ± amount, each with the probability `chance`."""
     assert image.dtype == np.float32, "intensities are changed in the network's units"
     factor = 1 + float(draw.uniform("scale", 1, -amount, amount)[0]) if draw.chance("scales", chance) else 1.0
@@ -100,7 +100,7 @@ def scale_shift_intensity(image: np.ndarray, draw: Draw, amount: float = 0.1, ch
 def random_resized_crop(
     image: np.ndarray,
     size: tuple[int, int],
-    draw: Draw,
+    draw: SampleRng,
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> np.ndarray:
@@ -115,7 +115,7 @@ def random_resized_crop(
     return np.ascontiguousarray(resized.numpy())
 
 
-def _box(shape: Sequence[int], draw: Draw, scale, ratio) -> tuple[int, int, int, int]:
+def _box(shape: Sequence[int], draw: SampleRng, scale, ratio) -> tuple[int, int, int, int]:
     """top, left, height, width"""
     full_height, full_width = shape
     shares = draw.uniform("area", 10, *scale).astype(np.float64)
@@ -132,12 +132,12 @@ def _box(shape: Sequence[int], draw: Draw, scale, ratio) -> tuple[int, int, int,
     return (full_height - height) // 2, (full_width - width) // 2, height, width
 
 
-def horizontal_flip(image: np.ndarray, draw: Draw, chance: float = 0.5) -> np.ndarray:
+def horizontal_flip(image: np.ndarray, draw: SampleRng, chance: float = 0.5) -> np.ndarray:
     """A picture [C, H, W] mirrored left to right."""
     return np.array(image[..., ::-1] if draw.chance("mirror", chance) else image, order="C")
 
 
-def rand_augment(image: np.ndarray, draw: Draw, spec: str = "rand-m9-mstd0.5-inc1") -> np.ndarray:
+def rand_augment(image: np.ndarray, draw: SampleRng, spec: str = "rand-m9-mstd0.5-inc1") -> np.ndarray:
     """timm's RandAugment of a picture [1 or 3, H, W] uint8; uncovered corners are mid-grey."""
     from PIL import Image
 

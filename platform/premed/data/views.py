@@ -1,4 +1,4 @@
-"""An PreparedImage and an Augment to what the network sees: [C, *roi] float32, and the label map where there is one."""
+"""A PreparedImage and an Augmentation to what the network sees: [C, *roi] float32, and the label map, if any."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -6,16 +6,16 @@ from math import prod
 
 import numpy as np
 
-from premed.config.transforms import Augment
+from premed.config.transforms import Augmentation
 from premed.contracts import PreparedImage, Sample
 from premed.data import transforms
-from premed.rng import Draw
+from premed.rng import SampleRng
 
 MOST_TILES = 8  # fixed views per image on which a pre-training is validated
 CHUNK, CHUNK_VOXELS = 64, 2**22  # images that are looked at together at most, and the voxels of one view of each
 
 
-def picture(entry: PreparedImage, roi: Sequence[int], augment: Augment, draw: Draw) -> np.ndarray:
+def picture(entry: PreparedImage, roi: Sequence[int], augment: Augmentation, draw: SampleRng) -> np.ndarray:
     """2D: a random resized crop (or the centre), mirrored, RandAugment: timm's order."""
     if augment.scale is None:
         image = entry.stored(transforms.centre_start(entry.shape, roi), roi)
@@ -28,7 +28,7 @@ def picture(entry: PreparedImage, roi: Sequence[int], augment: Augment, draw: Dr
 
 
 def volume(
-    entry: PreparedImage, roi: Sequence[int], augment: Augment, draw: Draw, with_label: bool = False
+    entry: PreparedImage, roi: Sequence[int], augment: Augmentation, draw: SampleRng, with_label: bool = False
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """3D: a crop (anywhere, near the centre, or balanced by label), flips, quarter turns, intensities."""
     if augment.positive is not None and with_label:

@@ -16,8 +16,8 @@ from premed.config.experiment import Stage
 from premed.config.plugins import plugin
 from premed.config.settings import BLIND, PRETRAINING, Kind
 from premed.config.spec import canonical
-from premed.contracts import Domain
-from premed.data.datamodule import cases, domains, joined
+from premed.contracts import DataSet
+from premed.data.datamodule import cases, data_sets_of, joined
 from premed.errors import LeaseLost, StageFailed, UserError, first_line
 from premed.events import (
     CollapseDetected,
@@ -93,16 +93,16 @@ class StagePipeline:
         kinds: list[Kind] = [kind for kind in self.experiment.kinds if kind in (*IDENTIFYING, *others)]
         return " ".join(dict.fromkeys(self.fingerprint(kind) for kind in kinds))
 
-    def domains(self, stage: Stage) -> list[Domain]:
+    def data_sets(self, stage: Stage) -> list[DataSet]:
         """The data sets of a stage."""
-        return domains(stage, self.session.tasks)
+        return data_sets_of(stage, self.session.tasks)
 
     def fingerprint(self, kind: Kind) -> str:
         """What identifies a stage's data: images; or weights, made to fit the task's channels and values."""
         if kind != "import":
-            return joined([self.session.fingerprint(each.task, kind) for each in self.experiment.origins(kind)])
+            return joined([self.session.fingerprint(each.task, kind) for each in self.experiment.sources(kind)])
         content = plugin("pretext", self.experiment.pretext).content(self.experiment.pretext)
-        made = canonical([content, self.task.channels, self.task.recipe.digest()])
+        made = canonical([content, self.task.channels, self.task.preprocessing.digest()])
         return f"weights:{hashlib.sha256(made.encode()).hexdigest()}"
 
     def find_or_train(self, stage: Stage, parent: Stage | None) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class StagePipeline:
         if result is None:
             return None
         if run_id is None:
-            run_id = self.recorder.open_stage(stage, self.domains(stage))
+            run_id = self.recorder.open_stage(stage, self.data_sets(stage))
             self.recorder.record(job, run_id, result)
         return self.reused(job, run_id, result)
 
@@ -204,7 +204,7 @@ class StagePipeline:
             self.rehearse()
         if job.trunk_storage:
             self.regain(self.jobs[job.stage.parent or ""])
-        run_id = self.recorder.open_stage(job.stage, self.domains(job.stage), job.trunk_storage)
+        run_id = self.recorder.open_stage(job.stage, self.data_sets(job.stage), job.trunk_storage)
         self.show(StageStarted(kind, stage_storage.where))
         for name in ("failure.json", "result.json"):  # of an earlier try; of a segment whose state is gone
             if stage_storage.get(name):
@@ -256,12 +256,12 @@ class StagePipeline:
         """Builds all networks without memory for their weights, so that mistakes in later stages are raised at once."""
         for stage in self.experiment.stages(lambda kind: ""):
             if stage.kind == "trunk":
-                planned(stage, [len(cases(stage, domain.task)[0]) for domain in self.domains(stage)])
+                planned(stage, [len(cases(stage, data_set.task)[0]) for data_set in self.data_sets(stage)])
         pretrained = None
         with self.rehearsing, torch.device("meta"):
             for stage in self.experiment.stages(lambda kind: ""):
                 job = StageJob(stage, None, self.experiment.train, "", self.cache)
-                objective, _ = make_objective(job, self.domains(stage))
+                objective, _ = make_objective(job, self.data_sets(stage))
                 encoder = objective.parts["encoder"]
                 if isinstance(objective, Supervised):
                     objective.network(torch.zeros(1, self.task.channels, *self.task.roi))

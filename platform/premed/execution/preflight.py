@@ -6,7 +6,7 @@ from typing import Any
 
 from premed.config.expand import told_apart
 from premed.config.experiment import Experiment
-from premed.config.transforms import Augment
+from premed.config.transforms import Augmentation
 from premed.contracts import Task
 from premed.data.check import refuse
 from premed.data.datamodule import Tasks
@@ -59,7 +59,7 @@ def settled(experiment: Experiment, tasks: Tasks) -> Experiment:
     return experiment.model_copy(update=changed)
 
 
-def refuse_misfits(task: Task, augment: Augment, where: str) -> None:
+def refuse_misfits(task: Task, augment: Augmentation, where: str) -> None:
     """Raises UserError for an augmentation (of the field `where`) of images with another number of dimensions."""
     for field in augment.misfits(task.dims):
         kind = "pictures" if task.dims == 3 else "volumes"
@@ -84,7 +84,7 @@ def validate(resolved: Sequence[Resolved]) -> None:
 
 def other_tasks(experiment: Experiment) -> list[Any]:
     """The configurations of the tasks beside its own that its pre-training learns from."""
-    configs = [origin.task for origin in experiment.origins(experiment.kinds[0])]
+    configs = [source.task for source in experiment.sources(experiment.kinds[0])]
     return [config for number, config in enumerate(configs) if config not in (experiment.task, *configs[:number])]
 
 

@@ -21,8 +21,8 @@ import yaml
 from premed.config.expand import title
 from premed.config.experiment import Experiment, Stage
 from premed.config.settings import BLIND, PRETRAINING, TRUNK, Kind, Pretrain, Train
-from premed.contracts import Domain, Task
-from premed.data.datamodule import cases, domains
+from premed.contracts import DataSet, Task
+from premed.data.datamodule import cases, data_sets_of
 from premed.errors import StageFailed
 from premed.events import EventHandler, ModelRegistrationStarted, WarningIssued
 from premed.paths import home, portable
@@ -113,7 +113,7 @@ class ExperimentRecorder:
 
     # ---- its stages
 
-    def open_stage(self, stage: Stage, data_sets: Sequence[Domain], trunk: StageStorage | None = None) -> str:
+    def open_stage(self, stage: Stage, data_sets: Sequence[DataSet], trunk: StageStorage | None = None) -> str:
         """The id of the stage's run: the unfinished one is reopened, else a new one starts.
 
         trunk: the segment that the stage goes on from, whose curve comes first.
@@ -156,7 +156,7 @@ class ExperimentRecorder:
         trained = pretrain and experiment.kinds[0] in PRETRAINING
         return tags | ({"pretrain_seed": str(pretrain.seed)} if pretrain and trained else {})
 
-    def datasets(self, stage: Stage, data_sets: Sequence[Domain]) -> list[dict[str, Any]]:
+    def datasets(self, stage: Stage, data_sets: Sequence[DataSet]) -> list[dict[str, Any]]:
         """An entry for each part of each data set; where there are several data sets, they share one digest."""
         parts = [part.split(":") for part in stage.data.split(" ")]
         return [
@@ -208,7 +208,7 @@ class ExperimentRecorder:
             # loaded as a test stage does it: the parts that validation picked
             stage = job.stage.model_copy(update={"kind": "test"})
             loading = StageJob(stage, job.stage, job.train, job.storage, job.cache)
-            objective, _ = make_objective(loading, domains(stage, lambda config: self.task))
+            objective, _ = make_objective(loading, data_sets_of(stage, lambda config: self.task))
             example = np.zeros((2, self.task.channels, *self.task.roi), np.float32)
             score = result["summary"].get(f"val/{self.task.score}", float("-inf"))
             with REGISTERING:

@@ -110,8 +110,8 @@ def prepare(experiment: Experiment, show: EventHandler) -> dict[str, Any]:
     experiment, files = resolved.experiment, set[Path]()
     with parallel_map(experiment.train, show) as mapper:
         for kind in experiment.kinds:
-            for origin in experiment.origins(kind) if kind != "import" else ():  # weights are no images
-                data = DataModule(resolved.tasks(origin.task), mapper, show)
+            for source in experiment.sources(kind) if kind != "import" else ():  # weights are no images
+                data = DataModule(resolved.tasks(source.task), mapper, show)
                 data.fingerprint(kind)  # prepares them
                 files |= data.files
     megabytes = sum(path.stat().st_size for path in files if path.is_file()) / 1e6  # else in other nodes' caches

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from premed.config.transforms import Recipe
+from premed.config.transforms import Preprocessing
 from premed.errors import UserError
 from premed.models.network import Network
 from premed.tasks.common.segmentation import Segmentation
@@ -63,21 +63,21 @@ def verify(folder: Path) -> None:
 
 def refuse(task: Any) -> None:
     """Raises UserError for what MONAI has no transform for."""
-    recipe: Recipe = task.recipe
+    preprocessing: Preprocessing = task.preprocessing
     mend = "take --format onnx or safetensors"
-    if recipe.normalise == "zscore_nonzero" and (recipe.window or recipe.percentiles):
+    if preprocessing.normalise == "zscore_nonzero" and (preprocessing.window or preprocessing.percentiles):
         raise UserError(f"--format monai: MONAI cannot clip non-zero voxels alone, as {task.name} does; {mend}")
     if not isinstance(task, Segmentation):
         if (
             task.dims == 3
-            or not recipe.size
-            or any(n >= 2 * size for n, size in zip(recipe.size, task.roi, strict=True))
+            or not preprocessing.size
+            or any(n >= 2 * size for n, size in zip(preprocessing.size, task.roi, strict=True))
         ):
             raise UserError(
                 f"--format monai: MONAI cannot average over views of one image, as {task.name} does; {mend}"
             )
-        if recipe.channels not in (1, 3):
-            raise UserError(f"--format monai: pictures of {recipe.channels} channels are no PNG or JPEG; {mend}")
+        if preprocessing.channels not in (1, 3):
+            raise UserError(f"--format monai: pictures of {preprocessing.channels} channels are no PNG or JPEG; {mend}")
 
 
 # The configuration ---------------------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def common(task: Any) -> dict[str, Any]:
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
         "network": f"$torch.jit.load(os.path.join(@bundle_root, '{MODEL}'), map_location=@device).eval()",
         "roi": list(task.roi),
-        "preprocessing": {"_target_": "Compose", "transforms": [*reading(task), *normalising(task.recipe)]},
+        "preprocessing": {"_target_": "Compose", "transforms": [*reading(task), *normalising(task.preprocessing)]},
         "dataset": {
             "_target_": "Dataset",
             "data": "$[{'image': each} for each in @images]",
@@ -116,14 +116,14 @@ def transform(target: str, **arguments: Any) -> dict[str, Any]:
 
 def reading(task: Any) -> list[dict[str, Any]]:
     """From a file to its prepared grid."""
-    recipe: Recipe = task.recipe
-    if recipe.dims == 2:
-        modes = dict.fromkeys(("1", "L", "LA", "P", "RGB", "RGBA"), "L" if recipe.channels == 1 else "RGB")
+    preprocessing: Preprocessing = task.preprocessing
+    if preprocessing.dims == 2:
+        modes = dict.fromkeys(("1", "L", "LA", "P", "RGB", "RGBA"), "L" if preprocessing.channels == 1 else "RGB")
         picture = f"(p if p.format == 'PNG' else ImageOps.exif_transpose(p)).convert({modes}[p.mode])"
-        picture = f"ImageOps.equalize({picture})" if recipe.equalize else picture
-        assert recipe.size
-        picture = f"({picture}).resize(({recipe.size[1]}, {recipe.size[0]}), Image.Resampling.BILINEAR)"
-        start = [(n - size) // 2 for n, size in zip(recipe.size, task.roi, strict=True)]
+        picture = f"ImageOps.equalize({picture})" if preprocessing.equalize else picture
+        assert preprocessing.size
+        picture = f"({picture}).resize(({preprocessing.size[1]}, {preprocessing.size[0]}), Image.Resampling.BILINEAR)"
+        start = [(n - size) // 2 for n, size in zip(preprocessing.size, task.roi, strict=True)]
         end = [first + size for first, size in zip(start, task.roi, strict=True)]
         read = {"reader": "PILReader", "converter": f"$lambda p: {picture}", "reverse_indexing": False}
         return [
@@ -132,48 +132,53 @@ def reading(task: Any) -> list[dict[str, Any]]:
         ]
     steps = [
         transform("LoadImaged", ensure_channel_first=True, reader="NibabelReader"),
-        transform("Orientationd", axcodes=recipe.orientation),
+        transform("Orientationd", axcodes=preprocessing.orientation),
     ]
-    if recipe.spacing:
+    if preprocessing.spacing:
         # MONAI's Spacing moves the first voxel of an oblique image: it is shown one that lies straight
         rows = ["RL".find, "AP".find, "SI".find]
-        axes = [[1 - 2 * at if (at := find(letter)) >= 0 else 0 for letter in recipe.orientation] for find in rows]
+        axes = [
+            [1 - 2 * at if (at := find(letter)) >= 0 else 0 for letter in preprocessing.orientation] for find in rows
+        ]
         straight = f"torch.block_diag(torch.tensor({axes}) * x.affine[:3, :3].norm(dim=0), torch.ones(1, 1))"
         told = "meta=x.meta, applied_operations=x.applied_operations"
         steps.append(transform("Lambdad", func=f"$lambda x: MetaTensor(x.as_tensor(), {straight}, {told})"))
-        steps.append(transform("Spacingd", pixdim=list(recipe.spacing), mode="bilinear", padding_mode="border"))
+        steps.append(transform("Spacingd", pixdim=list(preprocessing.spacing), mode="bilinear", padding_mode="border"))
         # its weights are 0 but for some 1e-16: what was 0 is 0 again, for boxes and averages that leave it out
         steps.append(transform("Lambdad", func="$lambda x: x * (x.abs() > 1e-10 * x.abs().max())"))
-    if recipe.crop_foreground:
-        low = recipe.window[0] if recipe.window else 0
+    if preprocessing.crop_foreground:
+        low = preprocessing.window[0] if preprocessing.window else 0
         above = f"$lambda x: x > {low}"
         steps.append(transform("CropForegroundd", source_key="image", select_fn=above, allow_smaller=True))
     return steps
 
 
-def normalising(recipe: Recipe) -> list[dict[str, Any]]:
+def normalising(preprocessing: Preprocessing) -> list[dict[str, Any]]:
     """Values as the network sees them."""
-    if recipe.normalise == "grey":
-        mean, std = [255 * recipe.mean] * recipe.channels, [255 * recipe.std] * recipe.channels
+    if preprocessing.normalise == "grey":
+        mean, std = (
+            [255 * preprocessing.mean] * preprocessing.channels,
+            [255 * preprocessing.std] * preprocessing.channels,
+        )
         return [transform("NormalizeIntensityd", subtrahend=mean, divisor=std, channel_wise=True)]
     steps = []
-    if recipe.window:
-        low, high = recipe.window
-        to = (0.0, 1.0) if recipe.normalise == "window" else recipe.window
+    if preprocessing.window:
+        low, high = preprocessing.window
+        to = (0.0, 1.0) if preprocessing.normalise == "window" else preprocessing.window
         scale = {"a_min": low, "a_max": high, "b_min": to[0], "b_max": to[1]}
         steps.append(transform("ScaleIntensityRanged", **scale, clip=True))
-    if recipe.percentiles:
-        low, high = recipe.percentiles
+    if preprocessing.percentiles:
+        low, high = preprocessing.percentiles
         steps.append(transform("ClipIntensityPercentilesd", lower=low, upper=high, channel_wise=True))
-    if recipe.normalise != "window":
-        nonzero = recipe.normalise == "zscore_nonzero"
+    if preprocessing.normalise != "window":
+        nonzero = preprocessing.normalise == "zscore_nonzero"
         steps.append(transform("NormalizeIntensityd", nonzero=nonzero, channel_wise=True))
     return steps
 
 
 def segmentation(task: Any) -> dict[str, Any]:
     """Sliding windows over the image, padded as premed does it; logits back to the file's grid; labels."""
-    air = "x.amin(dim=(1, 2, 3), keepdim=True)" if task.recipe.normalise == "zscore" else "0 * x[:, :1, :1, :1]"
+    air = "x.amin(dim=(1, 2, 3), keepdim=True)" if task.preprocessing.normalise == "zscore" else "0 * x[:, :1, :1, :1]"
     lack = "max(r - n, 0)"
     sides = f"[side for r, n in zip(@roi[::-1], x.shape[:0:-1]) for side in ({lack} - {lack} // 2, {lack} // 2)]"
     name = "os.path.basename(meta['filename_or_obj']).removesuffix('.gz').removesuffix('.nii') + '.nii.gz'"

@@ -154,7 +154,7 @@ def views_of(trained: Trained, task: Task, check: Sequence[Path]) -> tuple[list[
         if failed or not wanted:
             raise nothing(failed)
         for each in wanted[:FEW]:
-            with sample_of(each.path, task.recipe) as sample:
+            with sample_of(each.path, task.preprocessing) as sample:
                 views += task.tiles(sample)
         return views, f"{len(wanted[:FEW])} images that were given"
     with suppress(Exception):  # the data may be elsewhere or gone: then it is said
@@ -172,5 +172,5 @@ def validated(trained: Trained) -> list[Sample]:
         experiment = checked(yaml.safe_load(file.read_text(encoding="utf-8")))
     task: Task = plugin("tasks", experiment.task).build(experiment.task)
     cache = Cache(home() / "cache")
-    pairs = [(case, cache.open(case, task.recipe)) for case in task.split("val")[:FEW]]
+    pairs = [(case, cache.open(case, task.preprocessing)) for case in task.split("val")[:FEW]]
     return [Sample(case, entry) for case, entry in pairs if entry]

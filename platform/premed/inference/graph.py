@@ -10,7 +10,7 @@ import torch
 from premed.contracts import Task
 from premed.errors import StageFailed
 from premed.models.network import Network
-from premed.rng import Draw, key
+from premed.rng import SampleRng, key
 
 TOLERANCE = 1e-4
 """The largest difference of a logit from torch's at which a graph is handed over, as a share of the largest logit (of
@@ -64,7 +64,7 @@ def write_torchscript(network: Network, task: Task, path: Path) -> Graph:
 
 def made_up(task: Task) -> list[np.ndarray]:
     """Views of nothing, where no image is at hand."""
-    draws = [Draw(key("export", number)) for number in range(2)]
+    draws = [SampleRng(key("export", number)) for number in range(2)]
     shape = (task.channels, *task.roi)
     return [draw.uniform("view", int(np.prod(shape)), -1, 1).reshape(shape) for draw in draws]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from premed.config.transforms import Recipe
+from premed.config.transforms import Preprocessing
 from premed.contracts import Case, Sample
 from premed.data.io.dicom import is_dicom, members
 from premed.data.io.readers import DICOM, PICTURES, VOLUMES
@@ -82,10 +82,10 @@ def nothing(failed: Sequence[dict[str, str]]) -> UserError:
 
 
 @contextmanager
-def sample_of(path: Path, recipe: Recipe) -> Iterator[Sample]:
+def sample_of(path: Path, preprocessing: Preprocessing) -> Iterator[Sample]:
     """An image prepared as those it was trained on, for as long as the context lasts."""
     try:
-        prepared = prepare([path], None, recipe)
+        prepared = prepare([path], None, preprocessing)
     except MemoryError:
         raise UserError(f"{path}: does not fit in memory; make it smaller or take a larger machine") from None
     with TemporaryDirectory() as folder:

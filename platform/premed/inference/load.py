@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from premed.config.plugins import plugin
-from premed.config.transforms import Recipe
+from premed.config.transforms import Preprocessing
 from premed.contracts import Encoder, Task
 from premed.errors import UserError
 from premed.models.network import Network, load_strictly, seeded_init
@@ -82,7 +82,7 @@ def task_of(card: dict[str, Any]) -> Task:
         "labels": tuple(card["labels"]),
         "regions": MappingProxyType({name: tuple(united) for name, united in card["regions"].items()}),
         "roi": tuple(card["roi"]),
-        "recipe": Recipe.model_validate(card["preprocessing"]),
+        "preprocessing": Preprocessing.model_validate(card["preprocessing"]),
         **card["settings"],
     }
     return cast(Task, type("Described", (base,), facts)())  # class attributes: they override the base's properties, too

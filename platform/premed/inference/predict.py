@@ -55,7 +55,7 @@ def run(
         with answering(task, forward, out, wanted, trained.card["digest"], masks) as answer:
             for number, each in enumerate(wanted, start=1):
                 try:
-                    with sample_of(each.path, task.recipe) as sample:
+                    with sample_of(each.path, task.preprocessing) as sample:
                         outputs.append({"path": str(each.path)} | answer(each, sample))
                 except UserError as error:
                     failed.append({"path": str(each.path), "why": str(error)})

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from premed.config.transforms import Recipe
+from premed.config.transforms import Preprocessing
 
 MEANS = {
     "classes": "one logit per class: {how}",
@@ -14,21 +14,23 @@ MEANS = {
 
 def steps(card: dict[str, Any]) -> list[str]:
     """From a file to what the network sees, in words and numbers."""
-    recipe, roi = Recipe.model_validate(card["preprocessing"]), " × ".join(map(str, card["roi"]))
-    told = picture_steps(recipe) if recipe.dims == 2 else volume_steps(recipe)
-    if recipe.window:
-        told.append(f"clip to {recipe.window[0]:g} … {recipe.window[1]:g}")
-    if recipe.percentiles:
-        of = "non-zero voxels" if recipe.normalise == "zscore_nonzero" else "values"
-        told.append("clip each channel to the percentiles {:g} and {:g} of its {}".format(*recipe.percentiles, of))
+    preprocessing, roi = Preprocessing.model_validate(card["preprocessing"]), " × ".join(map(str, card["roi"]))
+    told = picture_steps(preprocessing) if preprocessing.dims == 2 else volume_steps(preprocessing)
+    if preprocessing.window:
+        told.append(f"clip to {preprocessing.window[0]:g} … {preprocessing.window[1]:g}")
+    if preprocessing.percentiles:
+        of = "non-zero voxels" if preprocessing.normalise == "zscore_nonzero" else "values"
+        told.append(
+            "clip each channel to the percentiles {:g} and {:g} of its {}".format(*preprocessing.percentiles, of)
+        )
     told.append(
         {
-            "grey": f"divide by 255, subtract {recipe.mean:g}, divide by {recipe.std:g}",
+            "grey": f"divide by 255, subtract {preprocessing.mean:g}, divide by {preprocessing.std:g}",
             "window": "scale that window to 0 … 1",
             "zscore": "subtract each channel's mean, divide by its standard deviation (population)",
             "zscore_nonzero": "of each channel's non-zero voxels, subtract the mean and divide by the standard "
             "deviation (population); 0 stays 0",
-        }[recipe.normalise]
+        }[preprocessing.normalise]
     )
     settings = card["settings"]
     if "overlap" in settings:
@@ -46,30 +48,38 @@ def steps(card: dict[str, Any]) -> list[str]:
     return told
 
 
-def picture_steps(recipe: Recipe) -> list[str]:
-    kind = "8-bit grey" if recipe.channels == 1 else "8-bit colours (RGB)" if recipe.channels == 3 else "8-bit channels"
+def picture_steps(preprocessing: Preprocessing) -> list[str]:
+    kind = (
+        "8-bit grey"
+        if preprocessing.channels == 1
+        else "8-bit colours (RGB)"
+        if preprocessing.channels == 3
+        else "8-bit channels"
+    )
     told = [
         f"read {kind} as [channels, height, width]; DICOM as a screen shows it"
-        if recipe.shown
+        if preprocessing.shown
         else "read as [channels, height, width]; DICOM in its own units"
     ]
-    if recipe.equalize:
+    if preprocessing.equalize:
         told.append("equalise the histogram of each channel (Pillow's ImageOps.equalize)")
-    if recipe.size:
+    if preprocessing.size:
         told.append(
-            "resize to {} × {} (height × width), bilinear with antialiasing, as Pillow does".format(*recipe.size)
+            "resize to {} × {} (height × width), bilinear with antialiasing, as Pillow does".format(*preprocessing.size)
         )
     return told
 
 
-def volume_steps(recipe: Recipe) -> list[str]:
-    four = f"; the {recipe.channels} channels are the last axis of one file" if recipe.channels > 1 else ""
+def volume_steps(preprocessing: Preprocessing) -> list[str]:
+    four = (
+        f"; the {preprocessing.channels} channels are the last axis of one file" if preprocessing.channels > 1 else ""
+    )
     told = [f"read as [channels, x, y, z]{four}"]
-    told.append(f"flip and permute the axes to {recipe.orientation}")
-    if recipe.spacing:
-        told.append("resample to {:g} × {:g} × {:g} mm, linearly; the first voxel stays".format(*recipe.spacing))
-    if recipe.crop_foreground:
-        low = recipe.window[0] if recipe.window else 0
+    told.append(f"flip and permute the axes to {preprocessing.orientation}")
+    if preprocessing.spacing:
+        told.append("resample to {:g} × {:g} × {:g} mm, linearly; the first voxel stays".format(*preprocessing.spacing))
+    if preprocessing.crop_foreground:
+        low = preprocessing.window[0] if preprocessing.window else 0
         told.append(f"cut out the smallest box that holds all voxels above {low:g}")
     return told
 

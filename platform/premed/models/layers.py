@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Stage(nn.Module):
+class PyramidStage(nn.Module):
     """One resolution: a way into it per branch, the class token's way, and blocks.
 
     embed: makes the convolution from `before` to `width` channels, of so many axes. grids: one per branch.

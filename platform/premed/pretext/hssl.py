@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from premed.config.spec import Spec
-from premed.contracts import Batch, Domain, Encoder, Features, Objective, Row, Sample
+from premed.contracts import Batch, DataSet, Encoder, Features, Objective, Row, Sample
 from premed.data.samplers import Balanced
 from premed.distributed import gather_rows, share_of_loss
 from premed.errors import UserError
@@ -77,24 +77,24 @@ class Config(Spec):
         return self
 
 
-def seen(encoder: Spec, domains: Sequence[Domain]) -> list[Domain]:
+def seen(encoder: Spec, data_sets: Sequence[DataSet]) -> list[DataSet]:
     """The data sets as one network sees them: volumes slice by slice where it is one for pictures (`encoder.dims: 2`),
     one channel at a time where another data set has no more. UserError where their images do not go together."""
-    axes = {domain.task.dims for domain in domains}
+    axes = {data_set.task.dims for data_set in data_sets}
     dims = getattr(encoder, "dims", None) or max(axes)
     if len(axes) > 1 and dims == 3:
-        flat = next(domain.task.name for domain in domains if domain.task.dims == 2)
+        flat = next(data_set.task.name for data_set in data_sets if data_set.task.dims == 2)
         raise UserError(f"encoder.dims: a network for volumes sees no pictures, which {flat} has; set encoder.dims: 2")
-    several = {domain.task.channels for domain in domains}
+    several = {data_set.task.channels for data_set in data_sets}
     if len(several) > 1 and min(several) > 1:
         raise UserError(f"pretrain.sources: have {sorted(several)} channels; only beside images of one is one drawn")
     found = [
-        domain._replace(task=Sliced(domain.task, min(several)))  # type: ignore[arg-type]
-        if domain.task.dims > dims or domain.task.channels > min(several)
-        else domain
-        for domain in domains
+        data_set._replace(task=Sliced(data_set.task, min(several)))  # type: ignore[arg-type]
+        if data_set.task.dims > dims or data_set.task.channels > min(several)
+        else data_set
+        for data_set in data_sets
     ]
-    sizes = {tuple(domain.task.roi): domain.task.name for domain in found}
+    sizes = {tuple(data_set.task.roi): data_set.task.name for data_set in found}
     if len(sizes) > 1:
         told = ", ".join(f"{name} {list(roi)}" for roi, name in sizes.items())
         raise UserError(f"pretrain.sources: hssl contrasts images of one size ({told}); set each task's roi or size")
@@ -106,9 +106,9 @@ def plan(config: Config, settings: Any, sizes: Sequence[int], draws: str) -> Bal
     return Balanced.of(settings, sizes, draws)
 
 
-def build(config: Config, encoder: Encoder, domains: Sequence[Domain], weight_decay: float) -> "HSSL":
+def build(config: Config, encoder: Encoder, data_sets: Sequence[DataSet], weight_decay: float) -> "HSSL":
     """The objective that trains `encoder` on views of all `domains`."""
-    return HSSL(config, encoder, domains, weight_decay)
+    return HSSL(config, encoder, data_sets, weight_decay)
 
 
 class HSSL(Objective):
@@ -116,18 +116,18 @@ class HSSL(Objective):
 
     groups: Tensor
 
-    def __init__(self, config: Config, encoder: Encoder, domains: Sequence[Domain], weight_decay: float):
+    def __init__(self, config: Config, encoder: Encoder, data_sets: Sequence[DataSet], weight_decay: float):
         super().__init__()
-        self.config, self.domains, self.weight_decay = config, domains, weight_decay
+        self.config, self.data_sets, self.weight_decay = config, data_sets, weight_decay
         self.weights = {level: weight for level, weight in config.levels if weight > 0}
         contrasted = ("image", "group") if config.group_loss == "contrast" else ("image",)
         self.contrasted = [level for level in contrasted if level in self.weights]
         self.couples_batch = bool(self.contrasted)
         if len(encoder.pyramid) < 2:
             raise UserError("encoder: hssl trains an encoder with a decoder; use unet")
-        if any(domain.augment.crops > 1 for domain in domains):
+        if any(data_set.augment.crops > 1 for data_set in data_sets):
             raise UserError("pretrain.augment.crops: hssl makes two views of each crop itself; leave it at 1")
-        roi, channels = domains[0].task.roi, domains[0].task.channels
+        roi, channels = data_sets[0].task.roi, data_sets[0].task.channels
         self.blocks = tuple(n // config.block for n in roi)
         self.num_hidden = int(prod(self.blocks) * config.hidden)
         if "decoder" in self.weights and (any(n % config.block for n in roi) or not self.num_hidden):
@@ -135,8 +135,8 @@ class HSSL(Objective):
                 f"pretext.block: {config.block} does not divide {roi} into blocks of which {config.hidden:g} can be "
                 "hidden; choose a smaller one"
             )
-        names = list(dict.fromkeys(domain.group for domain in domains))
-        self.register_buffer("groups", torch.tensor([names.index(d.group) for d in domains]), persistent=False)
+        names = list(dict.fromkeys(data_set.group for data_set in data_sets))
+        self.register_buffer("groups", torch.tensor([names.index(d.group) for d in data_sets]), persistent=False)
 
         def head(scale: int, num: int) -> nn.Module:
             width = encoder.pyramid[scale].channels
@@ -146,7 +146,7 @@ class HSSL(Objective):
         convolution = nn.Conv2d if len(roi) == 2 else nn.Conv3d
         heads = {
             "image": head(-1, config.dim),
-            "task": head(-2, len(domains)),
+            "task": head(-2, len(data_sets)),
             "group": head(-1, config.dim if "group" in self.contrasted else len(names)),
             "decoder": convolution(finest.channels, channels, 1),
         }
@@ -155,15 +155,15 @@ class HSSL(Objective):
         self.parts = {"encoder": encoder}
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        domain = torch.zeros_like(batch.keys) if batch.domain is None else batch.domain
-        kinds, numbers = self.groups[domain], {}
+        data_set = torch.zeros_like(batch.keys) if batch.data_set is None else batch.data_set
+        kinds, numbers = self.groups[data_set], {}
         for level, answer in self.answers(batch.image, batch.keys).items():
             if level in self.contrasted:
                 first, second = gather_rows(torch.cat(answer.chunk(2), dim=1), batch.weight > 0).chunk(2, dim=1)
                 loss = self.contrast(level, first, second, gather_rows(kinds, batch.weight > 0))
                 numbers |= {level: share_of_loss(loss, batch.weight), f"{level}_spread": spread(first)}
             else:
-                numbers |= {name: value.mean() for name, value in self.alone(level, answer, domain).items()}
+                numbers |= {name: value.mean() for name, value in self.alone(level, answer, data_set).items()}
         total = torch.stack([weight * numbers[level] for level, weight in self.weights.items()]).sum()
         return total, {name: number.detach() for name, number in numbers.items()}
 
@@ -202,11 +202,11 @@ class HSSL(Objective):
         restored = self.heads["decoder"](features.pyramid[self.encoder.decoded]).float()
         return restored if restored.shape == seen.shape else F.interpolate(restored, seen.shape[2:])
 
-    def alone(self, level: str, answer: Tensor, domain: Tensor) -> dict[str, Tensor]:
+    def alone(self, level: str, answer: Tensor, data_set: Tensor) -> dict[str, Tensor]:
         """Of a level that looks at each image alone: its loss [B], and whether it was told rightly."""
         if level == "decoder":
             return {level: answer.view(2, -1).mean(dim=0)}
-        truth = (domain if level == "task" else self.groups[domain]).repeat(2)
+        truth = (data_set if level == "task" else self.groups[data_set]).repeat(2)
         loss, right = F.cross_entropy(answer, truth, reduction="none"), answer.argmax(dim=1) == truth
         return {level: loss.view(2, -1).mean(dim=0), f"{level}_accuracy": right.float().view(2, -1).mean(dim=0)}
 
@@ -228,31 +228,31 @@ class HSSL(Objective):
             chunk = tiles[start : start + CHUNK]
             image = torch.from_numpy(np.stack([tile for _, _, tile in chunk])).to(self.groups.device)
             names = [key("val", samples[at].case.name, i) for at, i, _ in chunk]
-            domain = torch.tensor([samples[at].domain for at, _, _ in chunk], device=image.device)
+            data_set = torch.tensor([samples[at].data_set for at, _, _ in chunk], device=image.device)
             numbers: dict[str, Tensor] = {}
             for level, answer in self.answers(image, torch.tensor(names, device=image.device)).items():
                 pairs = {f"z/{level}": torch.stack(answer.chunk(2), dim=1)}
-                numbers |= pairs if level in self.contrasted else self.alone(level, answer, domain)
+                numbers |= pairs if level in self.contrasted else self.alone(level, answer, data_set)
             for name, values in numbers.items():
                 for (at, _, _), value in zip(chunk, values.tolist(), strict=True):
                     found[at].setdefault(name, []).append(value)
         return [
-            {"case": sample.case.name, "patient": sample.case.patient, "domain": sample.domain}
+            {"case": sample.case.name, "patient": sample.case.patient, "domain": sample.data_set}
             | {name: values[0] if name.startswith("z/") else float(np.mean(values)) for name, values in numbers.items()}
             for sample, numbers in zip(samples, found, strict=True)
         ]
 
     def tiles(self, sample: Sample) -> list[np.ndarray]:
-        return self.domains[sample.domain].task.tiles(sample)
+        return self.data_sets[sample.data_set].task.tiles(sample)
 
     def summary(self, rows: Sequence[Row]) -> dict[str, float]:
         """Each level's numbers, the data sets counting alike; what is contrasted, among AMONG cases at the most."""
-        domain = np.array([row["domain"] for row in rows])
+        data_set = np.array([row["domain"] for row in rows])
         names = [name for name in rows[0] if name not in ("case", "patient", "domain") and not name.startswith("z/")]
         table = np.array([[row[name] for name in names] for row in rows])
-        means = np.mean([table[domain == each].mean(axis=0) for each in np.unique(domain)], axis=0)
+        means = np.mean([table[data_set == each].mean(axis=0) for each in np.unique(data_set)], axis=0)
         numbers = dict(zip(names, means.tolist(), strict=True))
-        kinds, parts = self.groups.cpu()[torch.from_numpy(domain)], ceil(len(rows) / AMONG)
+        kinds, parts = self.groups.cpu()[torch.from_numpy(data_set)], ceil(len(rows) / AMONG)
         for level in self.contrasted:
             first, second = torch.tensor([row[f"z/{level}"] for row in rows]).unbind(dim=1)
             losses = [self.contrast(level, first[i::parts], second[i::parts], kinds[i::parts]) for i in range(parts)]
@@ -266,7 +266,7 @@ class HSSL(Objective):
 
         if "decoder" not in self.weights:
             return []
-        of_each = [[sample for sample in samples if sample.domain == number] for number in range(len(self.domains))]
+        of_each = [[sample for sample in samples if sample.data_set == number] for number in range(len(self.data_sets))]
         cases, few = [], ceil(SHOWN / len(of_each))
         for sample in [sample for some in of_each for sample in some[:few]]:
             image = torch.from_numpy(self.tiles(sample)[0])[None].to(self.groups.device)

@@ -13,7 +13,8 @@ Stem (`patch_embed.proj`), in this order:
 
 1. Another patch size: FlexiViT's PI-resize (Beyer 2023), by timm. In 3D, the patch's first two edges.
 2. Normalisation: timm's models take (pixel - mean) / std of pixels in [0, 1]; a task's values are another function of
-   the pixel (`Recipe.normalise`), and the difference is folded into kernel and bias. `window`: the value is the pixel.
+   the pixel (`Preprocessing.normalise`): the difference is folded into kernel and bias. `window`: the value is the
+   pixel.
    `grey`: the pixel is std * value + mean, the recipe's. `zscore`, `zscore_nonzero`: as `grey`, with the mean and std
    of ImageNet's pixels, channel by channel: an image's own mean goes where ImageNet's is.
 3. Channels: three stay red, green and blue. Any other number C: each gets the sum over red, green and blue, divided by
@@ -36,7 +37,7 @@ from pydantic import PositiveFloat
 from torch import Tensor
 
 from premed.config.spec import Spec, elsewhere
-from premed.config.transforms import Recipe
+from premed.config.transforms import Preprocessing
 from premed.contracts import Encoder, Task
 from premed.errors import UserError
 from premed.models import pretrained
@@ -161,7 +162,7 @@ def stem(
         done.append(f"{by(kernel.shape[2:])} to {by(edges)}")
         kernel = resample_patch_embed(kernel, list(edges))
     if kernel.shape[1] == 3:
-        scale, shift = rescaling(task.recipe, *mean_std)
+        scale, shift = rescaling(task.preprocessing, *mean_std)
         if (scale != 1).any() or (shift != 0).any():
             done.append("normalisation folded in")
             changed[BIAS] = "normalisation folded in"
@@ -180,14 +181,14 @@ def stem(
     return kernel, bias
 
 
-def rescaling(recipe: Recipe, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+def rescaling(preprocessing: Preprocessing, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
     """(scale [3], shift [3]) that take a task's value to what the model's channels want."""
     from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-    pixel = {"window": ([1.0] * 3, [0.0] * 3), "grey": ([recipe.std] * 3, [recipe.mean] * 3)}
+    pixel = {"window": ([1.0] * 3, [0.0] * 3), "grey": ([preprocessing.std] * 3, [preprocessing.mean] * 3)}
     factor, offset, centre, size = (
         torch.tensor(each, dtype=torch.float64)
-        for each in (*pixel.get(recipe.normalise, (IMAGENET_DEFAULT_STD, IMAGENET_DEFAULT_MEAN)), mean, std)
+        for each in (*pixel.get(preprocessing.normalise, (IMAGENET_DEFAULT_STD, IMAGENET_DEFAULT_MEAN)), mean, std)
     )
     return factor / size, (offset - centre) / size
 

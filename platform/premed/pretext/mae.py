@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from premed.config.spec import Spec
-from premed.contracts import Batch, Domain, Encoder, Features, Objective, Row, Sample, Task
+from premed.contracts import Batch, DataSet, Encoder, Features, Objective, Row, Sample, Task
 from premed.errors import UserError
 from premed.models.encoders.vit import Block, init_weights, patchify, sincos, unpatchify, with_class_row
 from premed.rng import bits, fold, key
@@ -37,11 +37,11 @@ class Config(Spec):
     """How many training images the network-free predictor (the gate) is made from, at the most."""
 
 
-def build(config: Config, encoder: Encoder, domains: Sequence[Domain], weight_decay: float) -> "MAE":
+def build(config: Config, encoder: Encoder, data_sets: Sequence[DataSet], weight_decay: float) -> "MAE":
     """The objective that trains `encoder` on views of the one data set."""
-    if len(domains) > 1:
-        raise UserError(f"pretrain.sources: mae learns from one data set, and here are {len(domains)}; leave one")
-    return MAE(config, encoder, domains[0].task, weight_decay)
+    if len(data_sets) > 1:
+        raise UserError(f"pretrain.sources: mae learns from one data set, and here are {len(data_sets)}; leave one")
+    return MAE(config, encoder, data_sets[0].task, weight_decay)
 
 
 class MAE(Objective):

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from premed.config.spec import Spec
-from premed.contracts import Batch, Domain, Encoder, Objective, Row, Sample
+from premed.contracts import Batch, DataSet, Encoder, Objective, Row, Sample
 from premed.data.samplers import InTurn
 from premed.distributed import rank_and_world
 from premed.errors import UserError
 from premed.models.encoders.mit import MiT
-from premed.rng import Draw, fold, key
+from premed.rng import SampleRng, fold, key
 
 if TYPE_CHECKING:
     from premed.config.settings import Pretrain
@@ -63,29 +63,29 @@ class Config(Spec):
     drop_path: float = Field(0.1, ge=0, lt=1)
 
 
-def build(config: Config, encoder: Encoder, domains: Sequence[Domain], weight_decay: float) -> "UniMiSS":
+def build(config: Config, encoder: Encoder, data_sets: Sequence[DataSet], weight_decay: float) -> "UniMiSS":
     """The objective that trains `encoder` on the data sets, pictures and volumes. UserError where they do not suit."""
-    for domain in domains:
-        if domain.augment.crops != 2:
+    for data_set in data_sets:
+        if data_set.augment.crops != 2:
             raise UserError(
-                f"pretrain.augment.crops: unimiss compares two views of an image, and {domain.task.name} has "
-                f"{domain.augment.crops}; make it 2"
+                f"pretrain.augment.crops: unimiss compares two views of an image, and {data_set.task.name} has "
+                f"{data_set.augment.crops}; make it 2"
             )
-    volumes = [domain for domain in domains if domain.task.dims == 3]
-    pictures = [domain for domain in domains if domain.task.dims == 2]
-    for domain in volumes if config.slices else ():
+    volumes = [data_set for data_set in data_sets if data_set.task.dims == 3]
+    pictures = [data_set for data_set in data_sets if data_set.task.dims == 2]
+    for data_set in volumes if config.slices else ():
         if not pictures or not isinstance(encoder, MiT):
             raise UserError(
                 "pretext.slices: slices go through a branch for pictures; let pretrain.sources name a data set of "
                 "pictures and encoder be mit, or set slices: false"
             )
-        if domain.task.channels != pictures[0].task.channels:
+        if data_set.task.channels != pictures[0].task.channels:
             raise UserError(
-                f"pretext.slices: slices of {domain.task.name} have {domain.task.channels} channels and pictures of "
-                f"{pictures[0].task.name} {pictures[0].task.channels}, which one branch cannot take; set slices: false"
+                f"pretext.slices: slices of {data_set.task.name} have {data_set.task.channels} channels and pictures "
+                f"of {pictures[0].task.name} {pictures[0].task.channels}, which one branch cannot take; set slices: false"
             )
-        encoder.config.grids(tuple(domain.task.roi[:2]))
-    return UniMiSS(config, encoder, domains, weight_decay)
+        encoder.config.grids(tuple(data_set.task.roi[:2]))
+    return UniMiSS(config, encoder, data_sets, weight_decay)
 
 
 def plan(config: Config, settings: "Pretrain", sizes: Sequence[int], draws: str) -> InTurn:
@@ -99,10 +99,10 @@ class UniMiSS(Objective):
     centre: Tensor
     heard: Tensor
 
-    def __init__(self, config: Config, encoder: Encoder, domains: Sequence[Domain], weight_decay: float):
+    def __init__(self, config: Config, encoder: Encoder, data_sets: Sequence[DataSet], weight_decay: float):
         super().__init__()
-        self.config, self.domains, self.weight_decay = config, domains, weight_decay
-        self.student = Network(encoder, Projection(config, encoder.width))
+        self.config, self.data_sets, self.weight_decay = config, data_sets, weight_decay
+        self.student = StudentNetwork(encoder, Projection(config, encoder.width))
         self.teacher = deepcopy(self.student).requires_grad_(False)
         self.student.encoder.drop_path = config.drop_path
         kept = self.student if config.saves == "student" else self.teacher
@@ -190,15 +190,17 @@ class UniMiSS(Objective):
         """
         rows: list[Row] = []
         for chunk in chunks(samples):
-            task, _, augment = self.domains[chunk[0].domain]
+            task, _, augment = self.data_sets[chunk[0].data_set]
             views = [
-                task.view(sample, augment, Draw(key("val", sample.case.name, i)))[0] for sample in chunk for i in (0, 1)
+                task.view(sample, augment, SampleRng(key("val", sample.case.name, i)))[0]
+                for sample in chunk
+                for i in (0, 1)
             ]
             terms, heard = self.terms(torch.from_numpy(np.stack(views)).to(self.centre.device))
             first = next(iter(heard.values()))[::2]
             numbers = torch.stack([*terms.values()]).mean(dim=0), self.entropy(first), self.answers(first).argmax(dim=1)
             for sample, loss, entropy, top in zip(chunk, *(x.tolist() for x in numbers), strict=True):
-                row = {"case": sample.case.name, "patient": sample.case.patient, "domain": sample.domain}
+                row = {"case": sample.case.name, "patient": sample.case.patient, "domain": sample.data_set}
                 rows.append(row | {"loss": loss, "entropy": entropy, "top": top})
         return rows
 
@@ -212,7 +214,7 @@ class UniMiSS(Objective):
         return means | {"same": same, "centre_spread": float(self.centre.std())}
 
 
-class Network(nn.Module):
+class StudentNetwork(nn.Module):
     """An encoder and its projection: images to logits of prototypes."""
 
     def __init__(self, encoder: Encoder, projection: "Projection"):
@@ -277,6 +279,6 @@ def compared(logits: Tensor, targets: Tensor) -> Tensor:
 
 def chunks(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
     """The samples in their order, a few of one data set at a time."""
-    for _, group in groupby(samples, key=lambda sample: sample.domain):
+    for _, group in groupby(samples, key=lambda sample: sample.data_set):
         some = list(group)
         yield from (some[start : start + CHUNK] for start in range(0, len(some), CHUNK))

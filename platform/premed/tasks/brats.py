@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from premed.config.spec import Spec, elsewhere
-from premed.config.transforms import Recipe
+from premed.config.transforms import Preprocessing
 from premed.contracts import Case, Part
 from premed.data import splits
 from premed.errors import Finding, UserError
@@ -67,7 +67,7 @@ class Brats(Regions):
     def __init__(self, config: Config):
         self.config, self.roi = config, config.roi
         self.overlap, self.window_batch = config.overlap, config.window_batch
-        self.recipe = Recipe(
+        self.preprocessing = Preprocessing(
             dims=3,
             channels=4,
             spacing=config.spacing,

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from premed.config.spec import Spec, elsewhere
-from premed.config.transforms import Recipe
+from premed.config.transforms import Preprocessing
 from premed.contracts import Case, Part, Row
 from premed.data import splits
 from premed.errors import Finding
@@ -60,12 +60,12 @@ class Config(Spec):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
-        self.recipe()
+        self.preprocessing()
         return self
 
-    def recipe(self) -> Recipe:
+    def preprocessing(self) -> Preprocessing:
         """The preprocessing these fields ask for."""
-        return Recipe(
+        return Preprocessing(
             dims=3,
             spacing=self.spacing,
             window=self.window,
@@ -86,7 +86,7 @@ class BTCV(Segmentation):
     dims, channels, classes = 3, 1, ("background", *ORGANS)
 
     def __init__(self, config: Config):
-        self.config, self.roi, self.recipe = config, config.roi, config.recipe()
+        self.config, self.roi, self.preprocessing = config, config.roi, config.preprocessing()
         self.overlap, self.window_batch = config.overlap, config.window_batch
 
     @cached_property

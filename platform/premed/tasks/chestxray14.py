@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field
 
 from premed.config.spec import Spec, elsewhere
-from premed.config.transforms import Recipe
+from premed.config.transforms import Preprocessing
 from premed.contracts import Case, Part
 from premed.errors import Finding, UserError
 from premed.paths import data_root
@@ -68,7 +68,7 @@ class ChestXray14(Classification):
             raise UserError(f"task.size: {config.size} is larger than task.stored {config.stored}; set both alike")
         self.config = config
         self.roi = (config.size, config.size)
-        self.recipe = Recipe(
+        self.preprocessing = Preprocessing(
             dims=2, channels=1, size=(config.stored, config.stored), equalize=config.equalize, normalise="grey"
         )
 

@@ -15,7 +15,7 @@ from pandas import Series
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from premed.config.spec import Spec, elsewhere
-from premed.config.transforms import Recipe
+from premed.config.transforms import Preprocessing
 from premed.contracts import Case, Part
 from premed.data import splits
 from premed.data.io.readers import DICOM, PICTURES, VOLUMES
@@ -100,12 +100,12 @@ class Config(Spec):
             raise ValueError("stored is for dims: 2")
         if abs(sum(self.shares) - 1) > 1e-6:
             raise ValueError(f"shares: {list(self.shares)} do not add up to 1")
-        self.recipe()
+        self.preprocessing()
         return self
 
-    def recipe(self) -> Recipe:
+    def preprocessing(self) -> Preprocessing:
         """The preprocessing these fields ask for."""
-        return Recipe(
+        return Preprocessing(
             dims=self.dims,
             channels=self.channels,
             size=(self.stored or self.roi) if self.dims == 2 else None,  # type: ignore[arg-type]
@@ -128,7 +128,7 @@ class Images(Classification):
 
     def __init__(self, config: Config):
         self.config, self.dims, self.channels, self.roi = config, config.dims, config.channels, config.roi
-        self.recipe = config.recipe()
+        self.preprocessing = config.preprocessing()
         self.exclusive = config.label is not None and config.separator is None
         self.root = data_root(config.root, config.folder)
         self.name = self.root.name

@@ -12,7 +12,7 @@ from typing import Literal
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from premed.config.spec import Spec, elsewhere, scoring
-from premed.config.transforms import Recipe
+from premed.config.transforms import Preprocessing
 from premed.contracts import Case, Part
 from premed.data import splits
 from premed.errors import Finding, UserError
@@ -51,12 +51,12 @@ class Config(Spec):
             raise ValueError(f"shares: {list(self.shares)} do not add up to 1")
         if self.window and self.percentiles:
             raise ValueError("window and percentiles exclude each other; set percentiles: null")
-        self.recipe(1)
+        self.preprocessing(1)
         return self
 
-    def recipe(self, channels: int) -> Recipe:
+    def preprocessing(self, channels: int) -> Preprocessing:
         """The preprocessing these fields ask for."""
-        return Recipe(
+        return Preprocessing(
             dims=3,
             channels=channels,
             spacing=self.spacing,
@@ -83,7 +83,7 @@ class MSD(Segmentation):
         self.folder = Decathlon(data_root(config.root, config.folder))
         self.root, self.name = self.folder.root, self.folder.root.name
         self.classes, self.channels = self.folder.classes, self.folder.channels
-        self.recipe = config.recipe(self.channels)
+        self.preprocessing = config.preprocessing(self.channels)
 
     def images(self) -> list[Case]:
         cases = self.cases

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from premed.config.experiment import Stage
-from premed.contracts import Domain, Encoder, Objective, Sample
+from premed.contracts import DataSet, Encoder, Objective, Sample
 from premed.errors import UserError
 from premed.models.network import load_resized
 from premed.training.storage import StageStorage
@@ -33,14 +33,16 @@ def part_weights(storage: StageStorage, part: str) -> dict[str, torch.Tensor]:
 
 
 def card(
-    stage: Stage, domains: Sequence[Domain], parts: Mapping[str, nn.Module], gate: dict[str, Any] | None
+    stage: Stage, data_sets: Sequence[DataSet], parts: Mapping[str, nn.Module], gate: dict[str, Any] | None
 ) -> dict[str, Any]:
     """The model card: all that is needed to use the parts without the data they were trained on."""
     encoder, head = parts["encoder"], getattr(stage.training, "head", None)
     assert isinstance(encoder, Encoder)
-    sources = {"sources": [source(domain) for domain in domains]} if getattr(stage.training, "sources", None) else {}
+    sources = (
+        {"sources": [source(data_set) for data_set in data_sets]} if getattr(stage.training, "sources", None) else {}
+    )
     return (
-        domains[0].task.describe()
+        data_sets[0].task.describe()
         | sources
         | {
             "digest": stage.digest(),
@@ -56,11 +58,11 @@ def card(
     )
 
 
-def source(domain: Domain) -> dict[str, Any]:
+def source(data_set: DataSet) -> dict[str, Any]:
     """The card's entry for a data set of `pretrain.sources`."""
-    task = domain.task
-    about = {"task": task.name, "group": domain.group, "channels": task.channels, "roi": list(task.roi)}
-    return about | {"preprocessing": task.recipe.model_dump(mode="json")}
+    task = data_set.task
+    about = {"task": task.name, "group": data_set.group, "channels": task.channels, "roi": list(task.roi)}
+    return about | {"preprocessing": task.preprocessing.model_dump(mode="json")}
 
 
 def save_pictures(storage: StageStorage, objective: Objective, samples: Sequence[Sample]) -> None:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from premed.contracts import Objective, Picks, Plan, Row, Sample
+from premed.contracts import BatchIndices, BatchSampler, Objective, Row, Sample
 from premed.distributed import rank_and_world
 from premed.events import CheckpointSaved, EventHandler, MetricsLogged, TrainingResumed
 from premed.training.artifacts import SNAPSHOTS
@@ -47,7 +47,7 @@ class TrainingCallback:
         self,
         objective: Objective,
         optimizer: AdamW,
-        plan: Plan,
+        plan: BatchSampler,
         storage: StageStorage,
         val: Sequence[Sample],
         *,
@@ -56,7 +56,7 @@ class TrainingCallback:
         log_steps: int,
         save_minutes: float,
         precision: torch.dtype,
-        sample_names: Callable[[Picks], Sequence[str]],
+        sample_names: Callable[[BatchIndices], Sequence[str]],
         on_event: EventHandler,
         report: Callable[[dict[str, float]], None],
         spread_over: int | None = None,

@@ -52,8 +52,8 @@ def bootstrap_interval(
     keys = fold(np.full(resamples, key(seed, "bootstrap"), np.int64), np.arange(resamples))
     values = np.full(resamples, np.nan)
     for number in range(resamples if groups else 0):
-        picks = (uniform(keys[number], len(groups)).astype(np.float64) * len(groups)).astype(np.intp)
-        values[number] = statistic([row for pick in picks for row in groups[pick]])
+        indices = (uniform(keys[number], len(groups)).astype(np.float64) * len(groups)).astype(np.intp)
+        values[number] = statistic([row for pick in indices for row in groups[pick]])
     values = values[~np.isnan(values)]
     if 2 * len(values) < resamples:
         return float("nan"), float("nan")

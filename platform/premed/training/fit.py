@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from premed.contracts import Batch, Objective, Picks, Plan, Source
+from premed.contracts import Batch, BatchIndices, BatchLoader, BatchSampler, Objective
 from premed.distributed import rank_and_world
 from premed.training.schedule import Schedule
 
@@ -32,8 +32,8 @@ class StepCallback(Protocol):
 
 def fit(
     objective: nn.Module,
-    source: Source,
-    plan: Plan,
+    source: BatchLoader,
+    plan: BatchSampler,
     schedule: Schedule,
     optimizer: AdamW,
     callback: StepCallback,
@@ -71,26 +71,26 @@ def fit(
         callback(step + 1, total, metrics)
 
 
-def feed(plan: Plan, source: Source, start: int, accumulate: int) -> Iterator[tuple[int, list[Batch]]]:
+def feed(plan: BatchSampler, source: BatchLoader, start: int, accumulate: int) -> Iterator[tuple[int, list[Batch]]]:
     """This rank's micro-batches of every step from `start` on."""
     rank, world = rank_and_world()
     steps = range(start, plan.num_steps)
-    stream = source.batches(picks for step in steps for picks in share(plan.at(step), rank, world, accumulate))
+    stream = source.batches(indices for step in steps for indices in share(plan.at(step), rank, world, accumulate))
     for step in steps:
         yield step, [next(stream) for _ in range(accumulate)]
 
 
-def share(picks: Picks, rank: int, world: int, accumulate: int = 1) -> list[Picks]:
+def share(indices: BatchIndices, rank: int, world: int, accumulate: int = 1) -> list[BatchIndices]:
     """The share of `rank` in a step's samples, as `accumulate` micro-batches.
 
     A weight is the micro-batch's share of the samples times the number of ranks, because DDP averages over ranks. A
     rank for which no sample is left takes the first one with weight 0, so that all ranks do the same number of passes.
     """
-    num = len(picks.samples)
-    epochs = np.broadcast_to(picks.epoch, num)
+    num = len(indices.samples)
+    epochs = np.broadcast_to(indices.epoch, num)
     chunks = np.array_split(np.arange(num), world * accumulate)[rank::world]
     weighted = [(chunk, len(chunk) / num * world) if len(chunk) else (np.arange(1), 0.0) for chunk in chunks]
-    return [Picks(epochs[chunk], picks.samples[chunk], weight) for chunk, weight in weighted]
+    return [BatchIndices(epochs[chunk], indices.samples[chunk], weight) for chunk, weight in weighted]
 
 
 def make_optimizer(objective: Objective, betas: tuple[float, float]) -> AdamW:

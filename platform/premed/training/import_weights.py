@@ -12,7 +12,7 @@ import torch
 from premed.config.experiment import Experiment, Stage
 from premed.config.plugins import plugin
 from premed.config.spec import Spec
-from premed.contracts import Domain, Encoder, Task
+from premed.contracts import DataSet, Encoder, Task
 from premed.events import EventHandler, WeightsImported
 from premed.models.network import load_strictly
 from premed.training.artifacts import card
@@ -33,7 +33,7 @@ def bring(stage: Stage, storage: StageStorage, on_event: EventHandler, tasks: Ca
     task, encoder, state, report = brought(stage, tasks)
     load_strictly(encoder.to_empty(device="cpu"), state, "encoder")
     storage.put_weights("parts/encoder.safetensors", encoder.state_dict())
-    storage.put_json("parts/card.json", card(stage, [Domain(task, task.name)], {"encoder": encoder}, None))
+    storage.put_json("parts/card.json", card(stage, [DataSet(task, task.name)], {"encoder": encoder}, None))
     on_event(WeightsImported(**{name: report[name] for name in ("file", "kept", "changed", "dropped")}))
     result = {
         "kind": stage.kind,

@@ -12,7 +12,7 @@ from math import ceil, cos, pi
 from premed.config.experiment import Stage
 from premed.config.plugins import plugin
 from premed.config.settings import Finetune, Pretrain
-from premed.contracts import Plan
+from premed.contracts import BatchSampler
 from premed.data.samplers import EpochPlan
 from premed.errors import UserError
 
@@ -56,7 +56,7 @@ class Trapezoid(Schedule):
         return max(step - self.turn, 0) / (self.num_steps - self.turn)
 
 
-def planned(stage: Stage, sizes: Sequence[int], num_solutions: int = 0) -> tuple[Plan, Schedule]:
+def planned(stage: Stage, sizes: Sequence[int], num_solutions: int = 0) -> tuple[BatchSampler, Schedule]:
     """The steps of a training and their learning rates, lr × batch / 256 at the highest.
 
     sizes: the number of images of each data set. Where weights are solved, a step is one solution, on all samples. The

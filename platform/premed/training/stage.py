@@ -14,10 +14,10 @@ from premed.config.experiment import Stage
 from premed.config.plugins import plugin
 from premed.config.settings import Finetune, Pretrain, Train
 from premed.config.spec import Spec
-from premed.contracts import Case, Domain, Objective, Sample, Task
+from premed.contracts import Case, DataSet, Objective, Sample, Task
 from premed.data.cache import Cache
-from premed.data.datamodule import Tasks, absent_classes, cases, domains, refuse_unnamed
-from premed.data.loader import Mapped
+from premed.data.datamodule import Tasks, absent_classes, cases, data_sets_of, refuse_unnamed
+from premed.data.loader import PreparedLoader
 from premed.distributed import RaisedOnAllRanks, raise_on_all_ranks, rank_and_world
 from premed.errors import UserError
 from premed.events import EvaluationStarted, EventHandler, TrainingStarted
@@ -100,7 +100,7 @@ def train_stage(job: StageJob, on_event: EventHandler, report: Report, tasks: Ta
     stage, settings, how = job.stage, job.stage.training, job.train
     assert isinstance(settings, (Pretrain, Finetune))
     with raise_on_all_ranks():
-        data_sets = domains(stage, tasks)
+        data_sets = data_sets_of(stage, tasks)
         train, val = training_samples(job, data_sets)
         device, precision = device_of(how), precision_of(how)
         accumulate = how.micro_batches(rank_and_world()[1])
@@ -108,10 +108,12 @@ def train_stage(job: StageJob, on_event: EventHandler, report: Report, tasks: Ta
         objective.to(device)
         if objective.couples_batch and accumulate > 1:
             raise UserError("train.accumulate: the loss is of all of a step's images together; set it to 1")
-        sizes = [sum(sample.domain == number for sample in train) for number in range(len(data_sets))]
+        sizes = [sum(sample.data_set == number for sample in train) for number in range(len(data_sets))]
         plan, schedule = planned(stage, sizes, objective.num_solutions)
 
-    source = Mapped(data_sets, train, seed=settings.seed, stage=stage.draws, device=device, num_loaders=how.loaders)
+    source = PreparedLoader(
+        data_sets, train, seed=settings.seed, stage=stage.draws, device=device, num_loaders=how.loaders
+    )
     optimizer, throughput = make_optimizer(objective, settings.betas), Throughput(device, how.loaders)
     callback = TrainingCallback(
         objective,
@@ -124,7 +126,7 @@ def train_stage(job: StageJob, on_event: EventHandler, report: Report, tasks: Ta
         log_steps=how.log_steps,
         save_minutes=how.save_minutes,
         precision=precision,
-        sample_names=lambda picks: [train[i].case.name for i in picks.samples],
+        sample_names=lambda indices: [train[i].case.name for i in indices.samples],
         on_event=on_event,
         report=report,
         spread_over=schedule.num_steps,
@@ -157,19 +159,19 @@ def train_stage(job: StageJob, on_event: EventHandler, report: Report, tasks: Ta
         save_results(job, data_sets, callback, loaded, num_cases=len(train))
 
 
-def training_samples(job: StageJob, data_sets: Sequence[Domain]) -> tuple[list[Sample], list[Sample]]:
+def training_samples(job: StageJob, data_sets: Sequence[DataSet]) -> tuple[list[Sample], list[Sample]]:
     """The samples that the stage trains on and those that it is validated on, one data set after the other."""
     train, val = list[Sample](), list[Sample]()
-    for number, domain in enumerate(data_sets):
-        for samples, part in zip((train, val), cases(job.stage, domain.task), strict=True):
-            samples += prepared(job, domain.task, part, number)
+    for number, data_set in enumerate(data_sets):
+        for samples, part in zip((train, val), cases(job.stage, data_set.task), strict=True):
+            samples += prepared(job, data_set.task, part, number)
     if not val:
         raise UserError(f"task: {data_sets[0].task.name} has no val images here; correct its split, or add a data set")
     return train, val
 
 
 def save_results(
-    job: StageJob, data_sets: Sequence[Domain], callback: TrainingCallback, loaded: dict[str, Any], num_cases: int
+    job: StageJob, data_sets: Sequence[DataSet], callback: TrainingCallback, loaded: dict[str, Any], num_cases: int
 ) -> None:
     """Saves the best weights as parts, pictures, scores and, last of all, the result; removes checkpoints."""
     stage, storage, objective, best = job.stage, job.stage_storage, callback.objective, callback.best
@@ -221,7 +223,7 @@ def test_stage(job: StageJob, on_event: EventHandler, tasks: TaskOf) -> None:
     """Scores the test part once, with the weights that validation picked."""
     began = time.monotonic()
     with raise_on_all_ranks():
-        data_sets = domains(job.stage, tasks)
+        data_sets = data_sets_of(job.stage, tasks)
         task = data_sets[0].task
         samples = prepared(job, task, task.split("test"))
         objective, loaded = make_objective(job, data_sets)
@@ -253,18 +255,18 @@ def test_stage(job: StageJob, on_event: EventHandler, tasks: TaskOf) -> None:
     storage.put_json("result.json", result)
 
 
-def prepared(job: StageJob, task: Task, selected: Sequence[Case], domain: int = 0) -> list[Sample]:
+def prepared(job: StageJob, task: Task, selected: Sequence[Case], data_set: int = 0) -> list[Sample]:
     """The cases with their prepared images; prepared here where this machine has none yet."""
-    entries = Cache(job.cache).prepare(selected, task.recipe)
+    entries = Cache(job.cache).prepare(selected, task.preprocessing)
     refuse_unnamed(selected, entries, task.labels)
-    return [Sample(case, entry, domain) for case, entry in zip(selected, entries, strict=True)]
+    return [Sample(case, entry, data_set) for case, entry in zip(selected, entries, strict=True)]
 
 
-def make_objective(job: StageJob, data_sets: Sequence[Domain]) -> tuple[Objective, dict[str, Any]]:
+def make_objective(job: StageJob, data_sets: Sequence[DataSet]) -> tuple[Objective, dict[str, Any]]:
     """The stage's objective with initial or loaded weights, and a report of what was loaded."""
     stage, settings, task = job.stage, job.stage.training, data_sets[0].task
     assert isinstance(settings, (Pretrain, Finetune))
-    first, *more = dict.fromkeys((domain.task.channels, tuple(domain.task.roi)) for domain in data_sets)
+    first, *more = dict.fromkeys((data_set.task.channels, tuple(data_set.task.roi)) for data_set in data_sets)
     with seeded_init(settings.seed, "encoder"):
         encoder = plugin("encoders", stage.encoder).build(stage.encoder, *first, *more)
     if isinstance(settings, Pretrain):

@@ -14,7 +14,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from premed.contracts import Batch, Picks, Source
+from premed.contracts import Batch, BatchIndices, BatchLoader
 from premed.distributed import rank_and_world
 from premed.events import DataLoadingBottleneck
 
@@ -31,9 +31,9 @@ class Throughput:
         self.warned = False
         self.start()
 
-    def timed(self, source: Source) -> "TimedSource":
+    def timed(self, source: BatchLoader) -> "TimedLoader":
         """The source, with the time spent waiting for its batches measured."""
-        return TimedSource(source, self)
+        return TimedLoader(source, self)
 
     def start(self) -> None:
         """Starts a measurement; what was before, a validation or a checkpoint, is no training."""
@@ -67,15 +67,15 @@ class Throughput:
         return DataLoadingBottleneck(share, self.num_loaders, suggested_loaders=min(needed, spare))
 
 
-class TimedSource:
+class TimedLoader:
     """A Source that measures how long each batch is waited for."""
 
-    def __init__(self, source: Source, throughput: Throughput):
+    def __init__(self, source: BatchLoader, throughput: Throughput):
         self.source, self.throughput = source, throughput
 
-    def batches(self, picks: Iterable[Picks]) -> Iterator[Batch]:
+    def batches(self, indices: Iterable[BatchIndices]) -> Iterator[Batch]:
         """See `Source.batches`."""
-        stream, first = self.source.batches(picks), True
+        stream, first = self.source.batches(indices), True
         while True:
             began = time.monotonic()
             try:

@@ -17,10 +17,10 @@ from premed.paths import home, settled_in
 from premed.reporting.sweep import page, terminal
 from premed.reporting.sweep.result import StageResult, SweepResult, TrialResult
 from premed.tuning.space import COSTS, MOST, Choice, Range, Sweep
-from premed.tuning.study import Study, Told
+from premed.tuning.study import Study, TrialRecord
 
 
-class Plan:
+class SweepContext:
     """What follows from a sweep file: names, places, what its trials are scored by."""
 
     def __init__(self, sweep: Sweep):
@@ -89,7 +89,7 @@ def as_written(values: Choice | Range) -> Any:
     return list(values.choice) if isinstance(values, Choice) else values.model_dump(exclude_none=True)
 
 
-def trial_result(trial: Told) -> TrialResult:
+def trial_result(trial: TrialRecord) -> TrialResult:
     """A trial of the study, with what the sweep noted about it."""
     return TrialResult(
         number=trial.number,

@@ -6,7 +6,7 @@ from typing import Any
 LOOK = 0.2  # seconds between two looks at whether there is news
 
 
-class News:
+class TrialReports:
     """What the driver tells of each trial, in order; an actor that Tune's processes ask."""
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class News:
         return self.told.get(number, [])[since:], self.closed or number in self.ended
 
 
-def attend(config: dict[str, Any]) -> None:
+def trainable(config: dict[str, Any]) -> None:
     """What Tune runs for a trial."""
     import ray
     from ray import tune

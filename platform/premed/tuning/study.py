@@ -25,7 +25,7 @@ State = Literal["waiting", "running", "done", "stopped", "failed"]
 
 
 @dataclass(frozen=True)
-class Told:
+class TrialRecord:
     """A trial as the history has it."""
 
     number: int
@@ -82,7 +82,7 @@ class Study:
 
     # ---- what is to be tried
 
-    def next(self) -> Told | None:
+    def next(self) -> TrialRecord | None:
         """The next trial: one that was left in the middle, or a new one; None when there are enough."""
         from optuna import Trial
 
@@ -148,18 +148,18 @@ class Study:
 
     # ---- reading
 
-    def told(self, number: int) -> Told:
+    def told(self, number: int) -> TrialRecord:
         return next(told for told in self.trials() if told.number == number)
 
-    def trials(self) -> list[Told]:
+    def trials(self) -> list[TrialRecord]:
         """All there are, by number."""
         return [self._told(trial) for trial in self.study.get_trials(deepcopy=False)]
 
-    def _told(self, trial: "FrozenTrial") -> Told:
+    def _told(self, trial: "FrozenTrial") -> TrialRecord:
         states: dict[str, State] = {"WAITING": "waiting", "RUNNING": "running", "COMPLETE": "done", "PRUNED": "stopped"}
         space = self.sweep.search.space
         said = trial.params or trial.system_attrs.get("fixed_params", {})
-        return Told(
+        return TrialRecord(
             number=trial.number,
             setting={path: read(values, said[path]) for path, values in space.items() if path in said},
             state=states.get(trial.state.name, "failed"),

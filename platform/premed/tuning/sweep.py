@@ -18,9 +18,9 @@ from premed.execution.preflight import resolve, validate
 from premed.execution.recorder import row
 from premed.execution.session import Session, session
 from premed.reporting.sweep.result import SweepResult
-from premed.tuning.context import Plan, as_written, trains_of
+from premed.tuning.context import SweepContext, as_written, trains_of
 from premed.tuning.space import Sweep
-from premed.tuning.study import State, Study, Told
+from premed.tuning.study import State, Study, TrialRecord
 from premed.tuning.trial import Trial, Validations
 from premed.tuning.tune import conduct, rungs, scheduler_of
 
@@ -33,7 +33,7 @@ def run(sweep: Sweep, show: EventHandler) -> SweepResult:
     Raises UserError, before anything starts, if the sweep cannot run.
     """
     sweep.look()
-    plan, trains = Plan(sweep), trains_of(sweep)
+    plan, trains = SweepContext(sweep), trains_of(sweep)
     if any(train.workers == 0 for train in trains):
         raise UserError("train.workers: a sweep runs on Ray; set 1 or more")
     validate([plan.resolved])
@@ -52,7 +52,7 @@ def report(sweep: Sweep) -> SweepResult:
     Raises UserError if the sweep never began.
     """
     sweep.look()
-    plan = Plan(sweep)
+    plan = SweepContext(sweep)
     result = plan.result(plan.study(begun=True))
     plan.write(result)
     return result
@@ -75,7 +75,7 @@ class Hearing:
 class Running:
     """A sweep under way: `tuning.Work`, done by a thread for each trial."""
 
-    def __init__(self, plan: Plan, study: Study, here: Session, hearing: Hearing):
+    def __init__(self, plan: SweepContext, study: Study, here: Session, hearing: Hearing):
         self.plan, self.study, self.here, self.hearing = plan, study, here, hearing
         self.sweep, self.search = plan.sweep, plan.sweep.search
         self.rungs = rungs(self.search.scheduler, plan.validations)
@@ -146,7 +146,7 @@ class Running:
 
     # ---- tuning.Work
 
-    def next(self) -> Told | None:
+    def next(self) -> TrialRecord | None:
         if self.here.stopped.is_set():
             return None
         return self.study.next()
@@ -209,7 +209,7 @@ class Running:
 
     # ---- a trial
 
-    def work(self, trial: Trial, told: Told) -> None:
+    def work(self, trial: Trial, told: TrialRecord) -> None:
         """A trial's thread, from its start to its record."""
         label = self.sweep.label(told.setting)
         self.here.show(TrialStarted(trial.number, label))
@@ -249,7 +249,7 @@ class Running:
         self.run_id = found
         self.study.set_note("run_id", found)
 
-    def open_trial(self, told: Told, label: str) -> str:
+    def open_trial(self, told: TrialRecord, label: str) -> str:
         digest = hashlib.sha256(f"{self.plan.digest} {told.number}".encode()).hexdigest()
         tags = {"task": self.plan.task.name, "strategy": self.plan.base.strategy, "stage": "trial"}
         tags |= {"sweep": self.plan.name, "trial": str(told.number)}

@@ -19,9 +19,9 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 from premed.execution.cluster import actor
-from premed.tuning.reporter import News, attend
+from premed.tuning.reporter import TrialReports, trainable
 from premed.tuning.space import Asha
-from premed.tuning.study import Told
+from premed.tuning.study import TrialRecord
 
 VALUE, TIME = "value", "validation"
 
@@ -29,7 +29,7 @@ VALUE, TIME = "value", "validation"
 class Work(Protocol):
     """What is done about the trials, as Tune comes to them."""
 
-    def next(self) -> Told | None: ...
+    def next(self) -> TrialRecord | None: ...
 
     def begin(self, number: int) -> None: ...
 
@@ -56,7 +56,7 @@ class Suggestions(Searcher):
         """The study is kept elsewhere."""
 
 
-class Conductor(TrialProgressCallback):
+class TrialCallback(TrialProgressCallback):
     """Begins a trial's work with it, and stops it with it. It has the place of the callback that would print."""
 
     def __init__(self, work: Work):
@@ -88,7 +88,7 @@ def rungs(asha: Asha | None, total: int) -> set[int]:
     return numbers
 
 
-def scheduler_of(asha: Asha | None, mode: str, total: int, before: Iterable[Told]) -> Any:
+def scheduler_of(asha: Asha | None, mode: str, total: int, before: Iterable[TrialRecord]) -> Any:
     """Tune's scheduler, told of all trials before. total: the validations of a fine-tuning."""
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
@@ -130,11 +130,11 @@ def conduct(work: Work, told: Callable[[Any], None], scheduler: Any, concurrency
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     from ray import tune
 
-    news = actor(News)
+    news = actor(TrialReports)
     told(news)
     try:
         tune.run(
-            attend,
+            trainable,
             name="tune",
             storage_path=str(folder),
             search_alg=Suggestions(work, news),
@@ -145,7 +145,7 @@ def conduct(work: Work, told: Callable[[Any], None], scheduler: Any, concurrency
             max_failures=3,  # of the process alone: a trial that fails ends in order
             raise_on_failed_trial=False,
             reuse_actors=True,
-            callbacks=[Conductor(work)],
+            callbacks=[TrialCallback(work)],
             verbose=0,
             log_to_file=False,
         )

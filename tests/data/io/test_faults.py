@@ -87,7 +87,7 @@ def prepared(root: Path, **settings) -> None:
         shape = {"dims": 3, "roi": (16, 16, 16)} if volumes else {"roi": (32, 32)}
         task = images.build(images.Config(root=root, **shape | {"labels": ("sick",)} | settings))
     parts = ("train", "val", "test") if (root / "dataset.json").exists() else ("train", "val")
-    Cache(root / "cache").prepare([case for part in parts for case in task.split(part)], task.recipe)
+    Cache(root / "cache").prepare([case for part in parts for case in task.split(part)], task.preprocessing)
 
 
 Spoil = Callable[[Path], None]

@@ -19,7 +19,7 @@ from premed.data.io import geometry
 from premed.data.phantoms.abdomen import abdomen
 from premed.data.phantoms.brain import brain
 from premed.data.phantoms.writers import save_nifti
-from premed.rng import Draw
+from premed.rng import SampleRng
 from premed.tasks import brats, btcv
 
 CODES = ["".join(code) for pairs in permutations(("RL", "AP", "SI")) for code in product(*pairs)]
@@ -28,7 +28,7 @@ CODES = ["".join(code) for pairs in permutations(("RL", "AP", "SI")) for code in
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, tuple]:
     """One patient each: image, label, affine."""
-    return {"btcv": abdomen(Draw(5), (44, 40, 24)), "brats": brain(Draw(7), (36, 36, 24))}
+    return {"btcv": abdomen(SampleRng(5), (44, 40, 24)), "brats": brain(SampleRng(7), (36, 36, 24))}
 
 
 def ct(root: Path, volume: tuple, axes: str, turn=(0.0, 0.0, 0.0), **settings) -> tuple[btcv.BTCV, Sample]:
@@ -61,7 +61,7 @@ def laid(voxels: np.ndarray, affine: np.ndarray, axes: str, turn, path: Path) ->
 
 def opened(task):
     (case,) = task.split("test")
-    return task, Sample(case, Cache(task.root / "cache").prepare([case], task.recipe)[0])
+    return task, Sample(case, Cache(task.root / "cache").prepare([case], task.preprocessing)[0])
 
 
 def right(task, sample: Sample):
@@ -108,13 +108,13 @@ def come_back(task, case) -> dict:
     from tempfile import TemporaryDirectory
 
     with TemporaryDirectory() as folder:
-        sample = Sample(case, Cache(Path(folder)).prepare([case], task.recipe)[0])
+        sample = Sample(case, Cache(Path(folder)).prepare([case], task.preprocessing)[0])
         return right(task, sample).measure(None, [sample])[0]
 
 
 def test_organs_of_finer_voxels_come_back_as_far_as_the_grid_is_fine(tmp_path):
     """At 2.2 × 2.2 × 3.7 mm all but the adrenal glands reach 0.97: sheets of 4 mm are two voxels of 1.5 mm thick."""
-    task, sample = ct(tmp_path, abdomen(Draw(6), (160, 160, 70)), "LAS")
+    task, sample = ct(tmp_path, abdomen(SampleRng(6), (160, 160, 70)), "LAS")
     (row,) = right(task, sample).measure(None, [sample])
     scores = {organ: row[f"dice/{organ}"] for organ in btcv.ORGANS}
     assert {organ for organ, score in scores.items() if not score >= 0.97} <= {

@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 from support.made_up import ct_series, dicom, radiograph
 from support.suite import examples
 
-from premed.config.transforms import Recipe
+from premed.config.transforms import Preprocessing
 from premed.contracts import Case
 from premed.data.cache import Cache
 from premed.data.io import dicom as dicom_module
@@ -28,7 +28,7 @@ from premed.data.preprocess import prepare
 from premed.errors import UserError
 
 rng = np.random.default_rng(0)
-GREY = Recipe(dims=2, normalise="grey")
+GREY = Preprocessing(dims=2, normalise="grey")
 
 
 def shipped(name: str) -> Path:
@@ -102,7 +102,7 @@ def test_a_photograph_is_turned_as_viewers_turn_it(tmp_path):
 
 def test_a_grey_picture_among_coloured_ones_has_three_equal_channels(tmp_path):
     Image.fromarray(COLOURS[..., 0]).save(tmp_path / "grey.png")
-    made = prepare([tmp_path / "grey.png"], None, Recipe(dims=2, channels=3, normalise="grey"))
+    made = prepare([tmp_path / "grey.png"], None, Preprocessing(dims=2, channels=3, normalise="grey"))
     assert made.image.shape == (3, 9, 7) and (made.image == COLOURS[..., 0]).all()
 
 
@@ -308,8 +308,8 @@ def test_a_series_is_prepared_as_the_same_nifti_would_be(tmp_path):
     folder = ct_series(tmp_path / "series", VALUES, along=OBLIQUE)
     values, affine = read_image(folder)
     nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / "same.nii.gz")
-    recipe = Recipe(dims=3, normalise="window", window=(-1000, 400), spacing=(2, 2, 2))
-    first, second = (prepare([path], None, recipe) for path in (folder, tmp_path / "same.nii.gz"))
+    preprocessing = Preprocessing(dims=3, normalise="window", window=(-1000, 400), spacing=(2, 2, 2))
+    first, second = (prepare([path], None, preprocessing) for path in (folder, tmp_path / "same.nii.gz"))
     assert np.array_equal(first.image, second.image) and np.allclose(first.affine, second.affine, atol=1e-5)
 
 
@@ -388,13 +388,17 @@ def test_a_spoilt_series_is_refused_by_the_slice_s_name(tmp_path, how):
 
 
 def test_a_series_is_prepared_once_and_again_when_a_slice_changes(tmp_path):
-    folder, cache, recipe = ct_series(tmp_path / "s", VALUES), Cache(tmp_path / "c"), Recipe(dims=3, normalise="zscore")
+    folder, cache, preprocessing = (
+        ct_series(tmp_path / "s", VALUES),
+        Cache(tmp_path / "c"),
+        Preprocessing(dims=3, normalise="zscore"),
+    )
     case = Case("s", "s", (folder,))
-    first = cache.prepare([case], recipe)[0].path
+    first = cache.prepare([case], preprocessing)[0].path
     before = cache.fingerprint([case], labels=False)
-    assert cache.open(case, recipe) is not None and cache.prepare([case], recipe)[0].path == first
+    assert cache.open(case, preprocessing) is not None and cache.prepare([case], preprocessing)[0].path == first
     ct_series(folder, VALUES[::-1])
-    assert cache.prepare([case], recipe)[0].path != first and cache.fingerprint([case], labels=False) != before
+    assert cache.prepare([case], preprocessing)[0].path != first and cache.fingerprint([case], labels=False) != before
 
 
 # NIfTI headers -------------------------------------------------------------------------------------------------------
@@ -450,7 +454,7 @@ def check_against_nibabel(path: Path) -> bool:
         expected = theirs.get_fdata(dtype=np.float32)
     np.testing.assert_array_equal(np.moveaxis(ours, 0, -1) if values.ndim == 4 else ours[0], expected)
     np.testing.assert_array_equal(affine, theirs.affine)
-    prepare([path], None, Recipe(dims=3, channels=len(ours), normalise="zscore"))
+    prepare([path], None, Preprocessing(dims=3, channels=len(ours), normalise="zscore"))
     return True
 
 

@@ -17,20 +17,20 @@ from premed.data.phantoms.hippocampus import hippocampus
 from premed.data.phantoms.shapes import noise, turned
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.errors import UserError
-from premed.rng import Draw, key
+from premed.rng import SampleRng, key
 
 
 @pytest.fixture(scope="module")
 def chests() -> tuple[np.ndarray, np.ndarray]:
     """Pictures [600, 64, 64] in 0..1 and findings [600, 14]."""
-    drawn = [chest(Draw(key("test", i)), 64) for i in range(600)]
+    drawn = [chest(SampleRng(key("test", i)), 64) for i in range(600)]
     return np.stack([image for image, _ in drawn]) / np.float32(255), np.array([list(f.values()) for _, f in drawn])
 
 
 @pytest.fixture(scope="module")
 def blocks() -> tuple[np.ndarray, np.ndarray]:
     """Images and labels [60, 32, 48, 32]."""
-    drawn = [hippocampus(Draw(key("test", i)), (32, 48, 32)) for i in range(60)]
+    drawn = [hippocampus(SampleRng(key("test", i)), (32, 48, 32)) for i in range(60)]
     return np.stack([image / image.mean() for image, _, _ in drawn]), np.stack([label for _, label, _ in drawn])
 
 
@@ -93,18 +93,18 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("size", [32, 65, 96])
 def test_a_chest_has_the_size_asked_for_and_the_14_findings(size):
-    image, found = chest(Draw(3), size)
+    image, found = chest(SampleRng(3), size)
     assert image.shape == (size, size) and image.dtype == np.uint8 and image.std() > 20
     assert tuple(found) == FINDINGS and all(isinstance(value, bool) for value in found.values())
 
 
 def test_the_same_key_draws_the_same_chest_and_another_key_another():
-    assert np.array_equal(chest(Draw(1), 48)[0], chest(Draw(1), 48)[0])
-    assert not np.array_equal(chest(Draw(1), 48)[0], chest(Draw(2), 48)[0])
+    assert np.array_equal(chest(SampleRng(1), 48)[0], chest(SampleRng(1), 48)[0])
+    assert not np.array_equal(chest(SampleRng(1), 48)[0], chest(SampleRng(2), 48)[0])
 
 
 def test_the_same_key_draws_the_same_hippocampus_and_another_key_another():
-    first, again, other = (hippocampus(Draw(k), (24, 40, 24)) for k in (1, 1, 2))
+    first, again, other = (hippocampus(SampleRng(k), (24, 40, 24)) for k in (1, 1, 2))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not np.array_equal(first[0], other[0]) and not np.array_equal(first[1], other[1])
 
@@ -112,11 +112,11 @@ def test_the_same_key_draws_the_same_hippocampus_and_another_key_another():
 def test_prevalence_is_what_was_asked_for(chests):
     rates = dict(zip(FINDINGS, chests[1].mean(0), strict=True))
     assert 0.10 < rates["Effusion"] < 0.20 and 0.04 < rates["Hernia"] < 0.12
-    assert not any(any(chest(Draw(i), 16, prevalence=0.0)[1].values()) for i in range(20))
+    assert not any(any(chest(SampleRng(i), 16, prevalence=0.0)[1].values()) for i in range(20))
 
 
 def test_all_findings_at_once_still_make_a_picture():
-    image, found = chest(Draw(8), 64, prevalence=100.0)
+    image, found = chest(SampleRng(8), 64, prevalence=100.0)
     assert image.std() > 20 and (all(found.values()) or not any(found.values()))
 
 
@@ -172,7 +172,7 @@ def test_the_hippocampus_is_no_brighter_than_its_grey_surroundings(blocks):
 @settings(max_examples=examples(25), deadline=None)
 @given(st.integers(), st.lists(st.integers(5, 24), min_size=1, max_size=3), st.floats(0.3, 6))
 def test_noise_has_mean_zero_and_deviation_one_at_any_smoothness(seed, shape, smooth):
-    field = noise(Draw(key(seed)), "field", shape, smooth)
+    field = noise(SampleRng(key(seed)), "field", shape, smooth)
     assert field.shape == tuple(shape) and field.dtype == np.float32
     assert abs(field.mean()) < 1e-3 and abs(field.std() - 1) < 1e-2
 
@@ -227,7 +227,7 @@ def test_image_and_label_lie_on_the_same_grid_in_several_orientations(msd):
 
 def test_a_stored_block_turned_back_to_ras_is_the_drawn_one(msd):
     for number in range(4):
-        _, label, affine = hippocampus(Draw(key(1, "hippocampus", number)))
+        _, label, affine = hippocampus(SampleRng(key(1, "hippocampus", number)))
         stored = nib.as_closest_canonical(
             nib.Nifti1Image.from_filename(msd / "labelsTr" / f"hippocampus_{number + 1:03d}.nii.gz")
         )

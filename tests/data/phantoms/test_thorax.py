@@ -13,7 +13,7 @@ from support.phantoms import bytes_of
 from premed.data.phantoms.thorax import WRITERS, thorax, write_images
 from premed.data.preprocess import prepare
 from premed.errors import UserError
-from premed.rng import Draw, key
+from premed.rng import SampleRng, key
 from premed.tasks import images
 
 
@@ -31,7 +31,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def chests() -> tuple[list[np.ndarray], list[bool]]:
     """CTs [32, 32, 24] in Hounsfield units and who is ill."""
-    drawn = [thorax(Draw(key("test", i)), (32, 32, 24)) for i in range(40)]
+    drawn = [thorax(SampleRng(key("test", i)), (32, 32, 24)) for i in range(40)]
     return [image for image, _, _ in drawn], [ill for _, _, ill in drawn]
 
 
@@ -43,7 +43,7 @@ def test_the_images_task_finds_nothing_wrong_and_prepares_them(folders, kind):
     assert {case.patient for case in task.images()} - {case.patient for case in task.split("train")} == {"p0013"}
     for part in ("train", "val", "test"):
         for case in task.split(part):
-            assert np.ptp(prepare(case.image, None, task.recipe).image) > 50
+            assert np.ptp(prepare(case.image, None, task.preprocessing).image) > 50
 
 
 def test_the_table_lists_what_is_on_disk_patient_by_patient(folders):
@@ -59,8 +59,10 @@ def test_an_x_ray_is_the_same_as_png_and_as_dicom_whatever_the_detector(tmp_path
     pictures = {}
     for kind in ("png", "dicom"):
         folder = write_images(tmp_path / kind, 12, seed=5, kind=kind, size=40)
-        recipe = images.Config(root=folder, labels=("pneumonia",), roi=(40, 40)).recipe()
-        pictures[kind] = [prepare([folder / row["path"]], None, recipe).image.astype(int) for row in rows(folder)]
+        preprocessing = images.Config(root=folder, labels=("pneumonia",), roi=(40, 40)).preprocessing()
+        pictures[kind] = [
+            prepare([folder / row["path"]], None, preprocessing).image.astype(int) for row in rows(folder)
+        ]
     heads = [pydicom.dcmread(tmp_path / "dicom" / row["path"]) for row in rows(tmp_path / "dicom")]
     assert {head.PhotometricInterpretation for head in heads} == {"MONOCHROME1", "MONOCHROME2"}
     assert len({head.RescaleSlope for head in heads}) == 3 and {Path(h.filename).suffix for h in heads} == {"", ".dcm"}

@@ -11,7 +11,7 @@ from support.phantoms import bytes_of, dice
 from premed.data.phantoms.abdomen import NUMBERS, abdomen, write_btcv
 from premed.data.phantoms.brain import brain, write_brats
 from premed.errors import UserError
-from premed.rng import Draw, key
+from premed.rng import SampleRng, key
 from premed.tasks.btcv import ORGANS, TEST, TRAIN
 from premed.tasks.common.metrics import dice as measured_dice
 from premed.tasks.common.segmentation import sampled
@@ -25,12 +25,12 @@ CENTRES = {  # in a supine patient (right, front, head), against the vertebrae: 
 
 @pytest.fixture(scope="module")
 def abdomens() -> list[tuple]:
-    return [abdomen(Draw(key("test", i)), SHAPE) for i in range(6)]
+    return [abdomen(SampleRng(key("test", i)), SHAPE) for i in range(6)]
 
 
 @pytest.fixture(scope="module")
 def brains() -> list[tuple]:
-    return [brain(Draw(key("test", i)), (56, 56, 40)) for i in range(10)]
+    return [brain(SampleRng(key("test", i)), (56, 56, 40)) for i in range(10)]
 
 
 def where(mask: np.ndarray, affine: np.ndarray) -> np.ndarray:
@@ -87,7 +87,7 @@ def test_the_mean_label_does_not_find_the_organs_nor_the_tumours():
     for name, classes, make in (("abdomen", 14, abdomen), ("brain", 4, brain)):
         maps = []
         for i in range(16):
-            image, label, _ = make(Draw(key("mean", i)), (36, 36, 26))
+            image, label, _ = make(SampleRng(key("mean", i)), (36, 36, 26))
             inside = np.argwhere(image > -175 if name == "abdomen" else image[..., 0] > 0)
             maps.append(
                 sampled(label[tuple(slice(a, b + 1) for a, b in zip(inside.min(0), inside.max(0), strict=True))])
@@ -102,10 +102,10 @@ def test_the_mean_label_does_not_find_the_organs_nor_the_tumours():
 
 @pytest.mark.parametrize("make", [lambda d, s: abdomen(d, s), lambda d, s: brain(d, s)], ids=["abdomen", "brain"])
 def test_the_same_draw_is_the_same_patient_at_any_resolution(make):
-    (image, label, affine), again = make(Draw(3), (48, 48, 32)), make(Draw(3), (48, 48, 32))
+    (image, label, affine), again = make(SampleRng(3), (48, 48, 32)), make(SampleRng(3), (48, 48, 32))
     assert all(np.array_equal(a, b) for a, b in zip((image, label, affine), again, strict=True))
-    assert not np.array_equal(label, make(Draw(4), (48, 48, 32))[1])
-    _, fine, _ = make(Draw(3), (96, 96, 64))
+    assert not np.array_equal(label, make(SampleRng(4), (48, 48, 32))[1])
+    _, fine, _ = make(SampleRng(3), (96, 96, 64))
     assert dice(fine[::2, ::2, ::2] > 0, label > 0) > 0.75
 
 

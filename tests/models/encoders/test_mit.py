@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from premed.config.loader import checked
-from premed.contracts import Domain
+from premed.contracts import DataSet
 from premed.data.phantoms.thorax import write_images
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.errors import UserError
@@ -374,7 +374,7 @@ def test_hidden_patches_are_refused_by_name():
 def test_mae_on_it_is_refused_before_anything_is_trained():
     task: Any = type("Task", (), {"channels": 1})()
     with pytest.raises(UserError, match="encoder: mae needs one that sees some patches only"):
-        mae.build(mae.Config(), encoder(), [Domain(task, "")], 0.05)
+        mae.build(mae.Config(), encoder(), [DataSet(task, "")], 0.05)
 
 
 def test_layers_count_from_the_stem_through_the_decoder_to_the_last_norm():

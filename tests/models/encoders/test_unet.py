@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from premed.config.loader import checked
-from premed.contracts import Domain
+from premed.contracts import DataSet
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.errors import UserError
 from premed.execution import runner
@@ -218,7 +218,7 @@ def test_hidden_patches_are_refused_by_name():
 
 def test_mae_on_it_is_refused_before_anything_is_trained():
     with pytest.raises(UserError, match="encoder: mae needs one that sees some patches only"):
-        mae.build(mae.Config(), encoder(), [Domain(task(PICTURE), "")], 0.05)
+        mae.build(mae.Config(), encoder(), [DataSet(task(PICTURE), "")], 0.05)
 
 
 # Loading --------------------------------------------------------------------------------------------------------------

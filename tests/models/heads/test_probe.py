@@ -221,7 +221,7 @@ def staged(job):
 
 def test_the_encoder_stays_bit_for_bit_what_it_was(chest, tmp_path):
     job = jobs(chest, tmp_path, **PROBE)["finetune"]
-    before = stage.make_objective(job, datamodule.domains(job.stage))[0].parts["encoder"].state_dict()
+    before = stage.make_objective(job, datamodule.data_sets_of(job.stage))[0].parts["encoder"].state_dict()
     staged(job)
     after = load(job.stage_storage.get("parts/encoder.safetensors"))
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
@@ -288,7 +288,7 @@ def test_what_a_head_has_to_say_is_said_once(chest, tmp_path):
     job, events = jobs(chest, tmp_path, **PROBE)["finetune"], []
     solve = probe.Probe.solve
     task = stage.plugin("tasks", job.stage.task).build(job.stage.task)
-    objective, _ = stage.make_objective(job, datamodule.domains(job.stage))
+    objective, _ = stage.make_objective(job, datamodule.data_sets_of(job.stage))
     train, _ = (stage.prepared(job, task, part) for part in datamodule.cases(job.stage, task))
 
     class Warned(probe.Probe):
@@ -352,7 +352,7 @@ def test_pixels_are_averages_at_the_edge_or_the_image_itself_where_it_is_smaller
 def test_a_strategy_that_hides_patches_is_refused_by_name_for_pixels(chest, tmp_path):
     job = jobs(chest, tmp_path, encoder={"name": "pixels"}, pretext={"mask_ratio": 0.5})["pretrain"]
     with pytest.raises(UserError, match=r"encoder: mae needs|pretext\.mask_ratio"):
-        stage.make_objective(job, datamodule.domains(job.stage))
+        stage.make_objective(job, datamodule.data_sets_of(job.stage))
     with pytest.raises(UserError, match="encoder: pixels sees whole images"):
         pixels.build(pixels.Config(), 1, (8, 8))(torch.empty(1, 1, 8, 8), keep=torch.zeros(1, 1, dtype=torch.int64))
 

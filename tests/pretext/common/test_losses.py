@@ -90,7 +90,7 @@ def one_rank_s_part(num: int) -> None:
     import numpy as np
     import torch.distributed as dist
 
-    from premed.contracts import Picks
+    from premed.contracts import BatchIndices
     from premed.distributed import rank_and_world
     from premed.training.fit import share
 
@@ -106,11 +106,11 @@ def one_rank_s_part(num: int) -> None:
             super().__init__()
             self.weights = torch.nn.Parameter(weights.clone())
 
-        def forward(self, picks: Picks) -> Tensor:
-            at = torch.from_numpy(picks.samples)
-            return whole(rows[at], kinds[at], self.weights, picks.weight)
+        def forward(self, indices: BatchIndices) -> Tensor:
+            at = torch.from_numpy(indices.samples)
+            return whole(rows[at], kinds[at], self.weights, indices.weight)
 
-    mine = share(Picks(0, np.arange(num)), rank, world)[0]
+    mine = share(BatchIndices(0, np.arange(num)), rank, world)[0]
     module = torch.nn.parallel.DistributedDataParallel(Part())
     loss = module(mine)
     (loss * mine.weight).backward()

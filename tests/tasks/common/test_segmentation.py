@@ -18,7 +18,7 @@ def small(tmp_path: Path) -> tuple[msd.MSD, Sample]:
     root = write_msd(tmp_path / "small", 8, seed=0, shape=(20, 24, 20))
     task = msd.build(msd.Config(root=root, roi=(32, 32, 32)))
     case = task.split("train")[0]
-    return task, Sample(case, Cache(tmp_path / "cache").prepare([case], task.recipe)[0])
+    return task, Sample(case, Cache(tmp_path / "cache").prepare([case], task.preprocessing)[0])
 
 
 def test_an_image_smaller_than_the_roi_is_padded_alike_in_training_and_in_scoring(small):

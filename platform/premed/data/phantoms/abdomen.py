@@ -10,9 +10,9 @@ import numpy as np
 from nibabel.affines import from_matvec
 
 from premed.data.phantoms.shapes import between, field_of, tube
-from premed.data.phantoms.torso import CAVITY, FAT, WALL, Patient, blob, bowel, dome, ring, scan, trunk
+from premed.data.phantoms.torso import CAVITY, FAT, WALL, Body, blob, bowel, dome, ring, scan, trunk
 from premed.data.phantoms.writers import made_up, save_nifti
-from premed.rng import Draw, key
+from premed.rng import SampleRng, key
 
 SPLEEN, RIGHT_KIDNEY, LEFT_KIDNEY, GALLBLADDER, ESOPHAGUS, LIVER, STOMACH, AORTA = range(1, 9)
 CAVA, PORTAL, PANCREAS, RIGHT_ADRENAL, LEFT_ADRENAL = range(9, 14)
@@ -23,7 +23,7 @@ NUMBERS = (
 )
 
 
-def abdomen(draw: Draw, shape: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def abdomen(draw: SampleRng, shape: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A CT of the upper abdomen: image [X, Y, Z] int16 in Hounsfield units, label [X, Y, Z] uint8, affine [4, 4] mm.
 
     In RAS order. `shape` is spread over the whole field of view, about 400 × 400 × 280 mm (BTCV: 512 × 512 × 85 to 198
@@ -46,7 +46,7 @@ def abdomen(draw: Draw, shape: Sequence[int] | None = None) -> tuple[np.ndarray,
     image, label = np.full(shape, -1000, np.float32), np.zeros(shape, np.uint8)
     contrast = between(draw, "contrast", 0.55, 1.0) if draw.chance("enhanced", 0.85) else 0.05
     edge = 0.6 * float(np.cbrt(np.prod(spacing)))
-    patient = Patient(draw, axes, warp, image, label, edge, contrast)
+    patient = Body(draw, axes, warp, image, label, edge, contrast)
     trunk(patient, flesh, field)
     bowel(patient, field)
     for part in (_liver, _stomach, _spleen, _kidneys, _vessels, _pancreas, _small_organs):
@@ -55,7 +55,7 @@ def abdomen(draw: Draw, shape: Sequence[int] | None = None) -> tuple[np.ndarray,
     return scan(patient, spacing), patient.label, from_matvec(np.diag(spacing), origin)
 
 
-def _liver(patient: Patient) -> None:
+def _liver(patient: Body) -> None:
     draw = patient.draw
     centre, size = patient.place("liver", (68, 2, 50), 10), between(draw, "liver", 0.78, 1.04)
     left = patient.place("left lobe", (-2, 44, 70), 12)
@@ -89,7 +89,7 @@ def _liver(patient: Patient) -> None:
         )
 
 
-def _stomach(patient: Patient) -> None:
+def _stomach(patient: Body) -> None:
     draw = patient.draw
     fill = between(draw, "stomach", 0.65, 1.15)
     nodes = [(-52, -2, 96), (-68, 16, 72), (-66, 36, 40), (-40, 54, 16), (2, 46, 10), (24, 34, 18)]
@@ -106,7 +106,7 @@ def _stomach(patient: Patient) -> None:
     patient.organ(STOMACH, -930.0, lambda points: np.minimum(level(points) - 4.5, points[1] - surface))
 
 
-def _spleen(patient: Patient) -> None:
+def _spleen(patient: Body) -> None:
     draw = patient.draw
     centre, size = patient.place("spleen", (-98, -22, 58), 12), between(draw, "spleen", 0.7, 1.25)
     hilum = centre + (34, 22, -4)
@@ -121,7 +121,7 @@ def _spleen(patient: Patient) -> None:
     patient.organ(SPLEEN, patient.enhanced("spleen", 48, 68), level)
 
 
-def _kidneys(patient: Patient) -> None:
+def _kidneys(patient: Body) -> None:
     draw = patient.draw
     cortex = patient.enhanced("kidney", 32, 150)
     medulla = cortex - 45 * patient.contrast
@@ -148,7 +148,7 @@ def _kidneys(patient: Patient) -> None:
         patient.organ(0, FAT + 30, sinus)
 
 
-def _vessels(patient: Patient) -> None:
+def _vessels(patient: Body) -> None:
     draw = patient.draw
     bend = between(draw, "aorta bend", -6, 6)
     aorta = [(-11, -14, 200), (-12, -12, 90), (-12 + bend, -7, 20), (-9 + bend, -5, -60), (-3, -6, -92)]
@@ -166,7 +166,7 @@ def _vessels(patient: Patient) -> None:
     patient.organ(CAVA, patient.enhanced("cava", 40, 78), vein)
 
 
-def _pancreas(patient: Patient) -> None:
+def _pancreas(patient: Body) -> None:
     """The pancreas, with the splenic vein along its back and the portal vein up to the liver."""
     draw = patient.draw
     nodes = [(31, 18, -14), (32, 20, 4), (10, 27, 18), (-24, 22, 30), (-58, 2, 42), (-76, -10, 50)]
@@ -190,7 +190,7 @@ def _pancreas(patient: Patient) -> None:
     patient.organ(PORTAL, patient.enhanced("portal", 42, 112), veins)
 
 
-def _small_organs(patient: Patient) -> None:
+def _small_organs(patient: Body) -> None:
     """Gallbladder, oesophagus, adrenal glands."""
     draw = patient.draw
     neck = patient.place("gallbladder", (44, 26, 22), 9)
@@ -232,7 +232,7 @@ def write_btcv(
     """
     folder = made_up(folder, "Training", "num_cases", num_cases + num_unlabelled, 1, seed)
     for number in range(num_cases + num_unlabelled):
-        draw = Draw(key(seed, "abdomen", number))
+        draw = SampleRng(key(seed, "abdomen", number))
         image, label, affine = abdomen(draw, shape)
         axes = ("LAS", "LAS", "LPS", "RAS", "LPI")[draw.integer("orientation", 5)]
         labelled = number < num_cases

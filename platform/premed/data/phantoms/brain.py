@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from premed.data.phantoms.shapes import between, blend, bump, ellipsoid, field_of, grid, noise, soft, tube, turned
 from premed.data.phantoms.writers import made_up, save_nifti
-from premed.rng import Draw, key
+from premed.rng import SampleRng, key
 
 CHANNELS = ("FLAIR", "T1w", "t1gd", "T2w")
 EDEMA, NON_ENHANCING, ENHANCING = 1, 2, 3
@@ -34,7 +34,7 @@ TISSUES = {  # brightness in each channel
 }
 
 
-def brain(draw: Draw, shape: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def brain(draw: SampleRng, shape: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image [X, Y, Z, 4] float32 (channels as CHANNELS; 0 outside the brain), label [X, Y, Z] uint8, affine [4, 4] mm.
 
     In RAS order. Label 1 is edema, 2 non-enhancing and 3 enhancing tumour; one patient in eight has no label 3.
@@ -65,7 +65,7 @@ def brain(draw: Draw, shape: Sequence[int] | None = None) -> tuple[np.ndarray, n
     return image, label * (hull > 0), from_matvec(np.diag(spacing), -(np.array(shape) - 1) / 2 * spacing)
 
 
-def _site(draw: Draw) -> tuple[np.ndarray, float]:
+def _site(draw: SampleRng) -> tuple[np.ndarray, float]:
     """Where a tumour lies, and how far its edema reaches."""
     side = 1 if draw.chance("tumour side", 0.5) else -1
     x, y, z = draw.uniform("tumour place", 3, -1, 1)
@@ -95,7 +95,9 @@ def _stem(points: np.ndarray) -> np.ndarray:
     return tube(points, path, [11, 15, 11, 8])
 
 
-def _tissue(draw: Draw, points: np.ndarray, room: np.ndarray, edge: float) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _tissue(
+    draw: SampleRng, points: np.ndarray, room: np.ndarray, edge: float
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """How much of each voxel is grey, white, fluid or vessel; and how deep it lies in white matter, in mm."""
     shape = points.shape[1:]
     x, y, z = points
@@ -131,7 +133,13 @@ def _tissue(draw: Draw, points: np.ndarray, room: np.ndarray, edge: float) -> tu
 
 
 def _tumour(
-    draw: Draw, away: np.ndarray, radius: float, room: np.ndarray, fluid: np.ndarray, inside: np.ndarray, edge: float
+    draw: SampleRng,
+    away: np.ndarray,
+    radius: float,
+    room: np.ndarray,
+    fluid: np.ndarray,
+    inside: np.ndarray,
+    edge: float,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The label map, and how much of each voxel each part of the tumour covers, outermost first."""
     shape = away.shape
@@ -157,7 +165,7 @@ def _tumour(
 
 
 def _scan(
-    draw: Draw, share: dict[str, np.ndarray], parts: dict[str, np.ndarray], inside: np.ndarray, spacing: np.ndarray
+    draw: SampleRng, share: dict[str, np.ndarray], parts: dict[str, np.ndarray], inside: np.ndarray, spacing: np.ndarray
 ) -> np.ndarray:
     """What a scanner makes of it, channel by channel: blur (thick slices), uneven coils, noise, a scale of its own."""
     shape, room = inside.shape, np.multiply(inside.shape, spacing)
@@ -194,7 +202,7 @@ def write_brats(
     folder = made_up(folder, "dataset.json", "num_cases", num_cases + num_unlabelled, 1, seed)
     training, test = [], []
     for number in range(num_cases + num_unlabelled):
-        draw = Draw(key(seed, "brain", number))
+        draw = SampleRng(key(seed, "brain", number))
         image, label, affine = brain(draw, shape)
         name, part = f"BRATS_{number + 1:03d}.nii.gz", "Tr" if number < num_cases else "Ts"
         axes = ("RAS", "RAS", "LPS", "ASR")[draw.integer("orientation", 4)]

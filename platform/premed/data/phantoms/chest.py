@@ -11,7 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from premed.data.phantoms.shapes import between, blend, bump, ellipsoid, grid, noise, soft, turned
-from premed.rng import Draw
+from premed.rng import SampleRng
 
 COMMON = ("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumothorax", "Consolidation")
 FINDINGS = (
@@ -33,7 +33,7 @@ class _Thorax:
     heart: np.ndarray  # [H, W]
     pixel: float
 
-    def spot(self, draw: Draw, low: float, high: float) -> tuple[int, np.ndarray]:
+    def spot(self, draw: SampleRng, low: float, high: float) -> tuple[int, np.ndarray]:
         """A side, and the distance [H, W] from a place in its clear lung, between two heights above the diaphragm."""
         side = draw.integer("side", 2)
         fits = (self.air[side] > 0.6) & (self.height[side] > low) & (self.height[side] < high)
@@ -41,13 +41,13 @@ class _Thorax:
         y, x = (axis.flat[place[draw.integer("place", len(place))]] for axis in self.points)
         return side, np.hypot(self.points[0] - y, self.points[1] - x)
 
-    def cloud(self, draw: Draw, fine: float) -> np.ndarray:
+    def cloud(self, draw: SampleRng, fine: float) -> np.ndarray:
         """Uneven filling [H, W], 0 to 1; `fine` is the size of its lumps."""
         return soft(noise(draw, "cloud", self.heart.shape, fine / self.pixel) + 0.4, 1.5)
 
 
 def chest(
-    draw: Draw, size: int, *, patient: Draw | None = None, prevalence: float = 0.15
+    draw: SampleRng, size: int, *, patient: SampleRng | None = None, prevalence: float = 0.15
 ) -> tuple[np.ndarray, dict[str, bool]]:
     """An 8-bit picture [size, size] and which of the 14 FINDINGS (in NIH's order) it shows.
 
@@ -68,7 +68,7 @@ def chest(
     return _expose(thorax, patient, draw), found
 
 
-def _thorax(patient: Draw, draw: Draw, size: int, found: dict[str, bool]) -> _Thorax:
+def _thorax(patient: SampleRng, draw: SampleRng, size: int, found: dict[str, bool]) -> _Thorax:
     """The chest without what _ALTERS adds: pose, lungs, heart; of the findings only those that move organs."""
     pixel = 2 / size
     angle = np.deg2rad(between(draw, "turn", -9, 9))
@@ -109,7 +109,7 @@ def _thorax(patient: Draw, draw: Draw, size: int, found: dict[str, bool]) -> _Th
     return _Thorax(points, out, level, height, air, _vessels(patient, y, out), heart, pixel)
 
 
-def _vessels(patient: Draw, y: np.ndarray, out: np.ndarray) -> np.ndarray:
+def _vessels(patient: SampleRng, y: np.ndarray, out: np.ndarray) -> np.ndarray:
     """Branches from each hilum outwards, thinner and fainter as they go."""
     n = 9
     fan = np.linspace(-1.25, 1.35, n)[:, None, None, None] + patient.uniform("fan", 2 * n, -0.14, 0.14).reshape(
@@ -123,7 +123,7 @@ def _vessels(patient: Draw, y: np.ndarray, out: np.ndarray) -> np.ndarray:
     return 0.8 * branches + 0.7 * bump(far, 0.07)
 
 
-def _expose(thorax: _Thorax, patient: Draw, draw: Draw) -> np.ndarray:
+def _expose(thorax: _Thorax, patient: SampleRng, draw: SampleRng) -> np.ndarray:
     """What lies in the rays' way, then tone, blur and noise: [size, size] uint8."""
     y, x = thorax.points
     stout = between(patient, "stout", 0.9, 1.12)
@@ -156,7 +156,7 @@ def _expose(thorax: _Thorax, patient: Draw, draw: Draw) -> np.ndarray:
     return np.round(255 * np.clip(value, 0, 1)).astype(np.uint8)
 
 
-def _bones(thorax: _Thorax, patient: Draw) -> np.ndarray:
+def _bones(thorax: _Thorax, patient: SampleRng) -> np.ndarray:
     y, (out, x) = thorax.points[0], (thorax.out.max(0), thorax.points[1])
     step = between(patient, "rib step", 0.145, 0.175)
     cage = soft(ellipsoid(np.stack([out - 0.05 * y, y]), (0, 0.02), (0.74, 0.86), 3.0), 0.25) * soft(out - 0.08, 0.06)
@@ -175,7 +175,7 @@ def _bones(thorax: _Thorax, patient: Draw) -> np.ndarray:
     return bones + 0.12 * np.sqrt(np.clip(upper_arm, 0, 1))
 
 
-def _effusion(t: _Thorax, draw: Draw) -> None:
+def _effusion(t: _Thorax, draw: SampleRng) -> None:
     side = draw.integer("side", 2)
     depth = between(draw, "depth", 0.03, 1.0) ** 2 * 0.6 + 0.05  # a blunted angle more often than half a lung
     floor = np.where(t.air[side] > 0.2, t.points[0], -1).max()
@@ -183,7 +183,7 @@ def _effusion(t: _Thorax, draw: Draw) -> None:
     t.air[side] *= 1 - 0.9 * soft(t.points[0] - meniscus, 0.06)
 
 
-def _pneumothorax(t: _Thorax, draw: Draw) -> None:
+def _pneumothorax(t: _Thorax, draw: SampleRng) -> None:
     side = draw.integer("side", 2)
     lateral = np.clip(t.out[side] - 0.25, 0, None) + np.clip(-0.2 - t.points[0], 0, None) * 1.3
     gap = t.level[side] - between(draw, "gap", 0.3, 0.75)
@@ -193,7 +193,7 @@ def _pneumothorax(t: _Thorax, draw: Draw) -> None:
     t.air[side] *= 1 - 0.25 * bump(gap, 0.06) * soft(lateral - 0.1, 0.06)  # the pleura's thin white line
 
 
-def _mass(t: _Thorax, draw: Draw) -> None:
+def _mass(t: _Thorax, draw: SampleRng) -> None:
     side, far = t.spot(draw, 0.05, 2)
     lumps = 1 + 0.12 * noise(draw, "outline", far.shape, 0.08 / t.pixel)
     t.air[side] *= 1 - between(draw, "contrast", 0.25, 0.85) * soft(
@@ -201,12 +201,12 @@ def _mass(t: _Thorax, draw: Draw) -> None:
     )
 
 
-def _nodule(t: _Thorax, draw: Draw) -> None:
+def _nodule(t: _Thorax, draw: SampleRng) -> None:
     side, far = t.spot(draw, 0.05, 2)
     t.air[side] *= 1 - between(draw, "contrast", 0.3, 0.9) * soft(between(draw, "radius", 0.03, 0.06) - far, 0.02)
 
 
-def _filling(t: _Thorax, draw: Draw, low: float, high: float, radius: tuple[float, float], lumps: float) -> None:
+def _filling(t: _Thorax, draw: SampleRng, low: float, high: float, radius: tuple[float, float], lumps: float) -> None:
     """A cloud of fluid in the lung's air spaces; what it is called depends on where, how large and how dense."""
     side, far = t.spot(draw, 0.0, high)
     extent = soft(
@@ -215,50 +215,50 @@ def _filling(t: _Thorax, draw: Draw, low: float, high: float, radius: tuple[floa
     t.air[side] *= 1 - between(draw, "contrast", low, 0.9) * extent * t.cloud(draw, lumps)
 
 
-def _consolidation(t: _Thorax, draw: Draw) -> None:
+def _consolidation(t: _Thorax, draw: SampleRng) -> None:
     _filling(t, draw, 0.55, 2.0, (0.2, 0.36), 0.2)
 
 
-def _pneumonia(t: _Thorax, draw: Draw) -> None:
+def _pneumonia(t: _Thorax, draw: SampleRng) -> None:
     _filling(t, draw, 0.45, 0.45, (0.18, 0.3), 0.1)
 
 
-def _infiltration(t: _Thorax, draw: Draw) -> None:
+def _infiltration(t: _Thorax, draw: SampleRng) -> None:
     for part in range(2):
         _filling(t, draw.child(part), 0.3, 2.0, (0.15, 0.3), 0.035)
 
 
-def _atelectasis(t: _Thorax, draw: Draw) -> None:
+def _atelectasis(t: _Thorax, draw: SampleRng) -> None:
     side = draw.integer("side", 2)
     slope, density = between(draw, "slope", -0.3, 0.3), between(draw, "contrast", 0.25, 0.75)
     plate = t.height[side] - between(draw, "height", 0.06, 0.25) - slope * (t.out[side] - 0.35)
     t.air[side] *= 1 - density * bump(plate, between(draw, "width", 0.025, 0.06)) * soft(t.level[side] - 0.1, 0.2)
 
 
-def _edema(t: _Thorax, draw: Draw) -> None:
+def _edema(t: _Thorax, draw: SampleRng) -> None:
     wings = bump(np.hypot(t.out - 0.2, (t.points[0] - 0.05) * 0.7), between(draw, "reach", 0.14, 0.24))
     t.air *= 1 - between(draw, "contrast", 0.2, 0.7) * wings * (0.4 + 0.6 * t.cloud(draw, 0.06))
     t.vessels *= 1.4
 
 
-def _emphysema(t: _Thorax, draw: Draw) -> None:
+def _emphysema(t: _Thorax, draw: SampleRng) -> None:
     t.air *= between(draw, "dark", 1.0, 1.15)
     t.vessels *= between(draw, "vessels", 0.4, 0.9)
 
 
-def _fibrosis(t: _Thorax, draw: Draw) -> None:
+def _fibrosis(t: _Thorax, draw: SampleRng) -> None:
     net = np.exp(-np.abs(noise(draw, "net", t.heart.shape, 0.035 / t.pixel)) / 0.35)
     where = bump(t.height, between(draw, "reach", 0.15, 0.4)) * soft(t.out - 0.3, 0.2)
     t.air *= 1 - between(draw, "contrast", 0.35, 0.9) * net * where
 
 
-def _pleural_thickening(t: _Thorax, draw: Draw) -> None:
+def _pleural_thickening(t: _Thorax, draw: SampleRng) -> None:
     side = draw.integer("side", 2)
     rind = between(draw, "width", 0.2, 0.5) - t.level[side] + 0.08 * noise(draw, "rind", t.heart.shape, 0.1 / t.pixel)
     t.air[side] *= 1 - between(draw, "contrast", 0.55, 0.95) * soft(rind, 0.1) * soft(t.out[side] - 0.38, 0.08)
 
 
-def _hernia(t: _Thorax, draw: Draw) -> None:
+def _hernia(t: _Thorax, draw: SampleRng) -> None:
     radius = between(draw, "radius", 0.1, 0.2)
     centre = (float(t.points[0][t.heart > 0.5].max(initial=0.2)) - radius, between(draw, "place", -0.12, 0.16))
     sac = ellipsoid(t.points, centre, (radius, radius))

@@ -8,12 +8,12 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from premed.data.phantoms.shapes import between, blend, bump, ellipsoid, grid, noise, soft, turned
-from premed.rng import Draw
+from premed.rng import SampleRng
 
 FLUID, GREY, WHITE = 0.06, 0.42, 0.80  # brightness of the tissues in a T1-weighted MRI
 
 
-def hippocampus(draw: Draw, shape: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def hippocampus(draw: SampleRng, shape: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A block of T1-weighted MRI around one hippocampus, as in MSD's Task04.
 
     Returns the image [X, Y, Z] float32 in RAS order on an arbitrary scale, the label [X, Y, Z] uint8 (1 anterior,
@@ -39,7 +39,7 @@ def hippocampus(draw: Draw, shape: Sequence[int] | None = None) -> tuple[np.ndar
     return _scan(draw, brain), label, from_matvec(np.diag(spacing), -np.array(shape) / 2 * spacing)
 
 
-def _sausage(draw: Draw, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+def _sausage(draw: SampleRng, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """A bent body with a thick head in front and a thin tail behind, all in mm.
 
     Returns the depth beneath its surface, the place along it, the height above its axis, and where the head begins.
@@ -59,7 +59,7 @@ def _sausage(draw: Draw, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np
 
 
 def _surroundings(
-    draw: Draw, points: np.ndarray, depth: np.ndarray, along: np.ndarray, above: np.ndarray
+    draw: SampleRng, points: np.ndarray, depth: np.ndarray, along: np.ndarray, above: np.ndarray
 ) -> np.ndarray:
     """Folded cortex below, white matter above, the ventricle's horn over the head: brightness [X, Y, Z]."""
     shape = depth.shape
@@ -88,7 +88,7 @@ def _surroundings(
     return blend(brain, WHITE, soft(cistern - 3.5, 1.2))  # the brain stem beyond it
 
 
-def _scan(draw: Draw, brain: np.ndarray) -> np.ndarray:
+def _scan(draw: SampleRng, brain: np.ndarray) -> np.ndarray:
     """What a scanner makes of it: blur, uneven coils, noise, and a scale of its own."""
     image = ndimage.gaussian_filter(brain, between(draw, "blur", 0.4, 0.6))
     image = image * (1 + between(draw, "coil", 0.02, 0.1) * noise(draw, "bias", image.shape, 14))

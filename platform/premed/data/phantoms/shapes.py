@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from premed.data.io.geometry import linear
-from premed.rng import Draw
+from premed.rng import SampleRng
 
 STEP = 6.0  # mm, the finest grid on which `field_of` draws
 
 
-def between(draw: Draw, name: str, low: float, high: float) -> float:
+def between(draw: SampleRng, name: str, low: float, high: float) -> float:
     """One number in [low, high)."""
     return float(draw.uniform(name, 1, low, high)[0])
 
@@ -26,7 +26,7 @@ def grid(shape: Sequence[int], spacing: Sequence[float] | np.ndarray) -> np.ndar
     return np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
 
 
-def noise(draw: Draw, name: str, shape: Sequence[int], smooth: float | Sequence[float] | np.ndarray) -> np.ndarray:
+def noise(draw: SampleRng, name: str, shape: Sequence[int], smooth: float | Sequence[float] | np.ndarray) -> np.ndarray:
     """A random field [*shape] float32, mean 0 and deviation 1, without detail finer than `smooth` (sigma, in pixels).
 
     It is periodic, being white noise filtered in the frequency domain: five times as fast as a filter in space.
@@ -43,7 +43,7 @@ def noise(draw: Draw, name: str, shape: Sequence[int], smooth: float | Sequence[
     return field / (field.std() + np.float32(1e-12))
 
 
-def field_of(draw: Draw, name: str, shape: Sequence[int], room: Sequence[float] | np.ndarray, smooth: float):
+def field_of(draw: SampleRng, name: str, shape: Sequence[int], room: Sequence[float] | np.ndarray, smooth: float):
     """`noise` over a room of so many mm, without detail finer than `smooth` mm: the same at any shape [*shape]."""
     step = max(STEP, smooth / 3)
     coarse = np.maximum(np.ceil(np.asarray(room) / step).astype(int), 4)

@@ -12,10 +12,10 @@ from nibabel.affines import from_matvec
 
 from premed.data.phantoms.chest import chest
 from premed.data.phantoms.shapes import between, blend, field_of, soft, tube
-from premed.data.phantoms.torso import CAVITY, WALL, Patient, blob, dome, ring, scan, trunk
+from premed.data.phantoms.torso import CAVITY, WALL, Body, blob, dome, ring, scan, trunk
 from premed.data.phantoms.writers import made_up, save_nifti, save_png
 from premed.errors import UserError
-from premed.rng import Draw, key
+from premed.rng import SampleRng, key
 
 TABLE = "labels.csv"
 PNEUMONIC = ("Pneumonia", "Consolidation", "Infiltration")
@@ -24,7 +24,7 @@ WATER = 20.0  # Hounsfield units of a filled air space
 
 
 def thorax(
-    draw: Draw, shape: Sequence[int] | None = None, prevalence: float = 0.4
+    draw: SampleRng, shape: Sequence[int] | None = None, prevalence: float = 0.4
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     """A CT of the chest: image [X, Y, Z] int16 in Hounsfield units in RAS order, affine [4, 4] mm, and whether it shows
     pneumonia.
@@ -48,7 +48,7 @@ def thorax(
     warp = np.stack([6.0 * field_of(draw, f"warp {axis}", shape, field, 30) for axis in range(3)])
     contrast = between(draw, "contrast", 0.4, 1.0) if draw.chance("enhanced", 0.5) else 0.05
     edge = 0.6 * float(np.cbrt(np.prod(spacing)))
-    patient = Patient(draw, axes, warp, np.full(shape, -1000, np.float32), np.zeros(shape, np.uint8), edge, contrast)
+    patient = Body(draw, axes, warp, np.full(shape, -1000, np.float32), np.zeros(shape, np.uint8), edge, contrast)
     trunk(patient, flesh, field)
     inside = _mediastinum(patient)
     ill = draw.chance("pneumonia", prevalence)
@@ -60,11 +60,11 @@ def thorax(
         patient.paint((slice(None),) * 3, *_nodule(patient, inside))
     if ill:
         _clouds(patient, inside, field)
-    origin = middle - (np.array(shape) - 1) / 2 * spacing
-    return scan(patient, spacing), from_matvec(np.diag(spacing), origin), ill
+    source = middle - (np.array(shape) - 1) / 2 * spacing
+    return scan(patient, spacing), from_matvec(np.diag(spacing), source), ill
 
 
-def _mediastinum(patient: Patient) -> np.ndarray:
+def _mediastinum(patient: Body) -> np.ndarray:
     """What parts the lungs, the vessels in them, and their domed tops; returns the level [X, Y, Z] inside the lungs."""
     draw, everywhere = patient.draw, (slice(None),) * 3
     points = patient.points(everywhere)
@@ -90,7 +90,7 @@ def _mediastinum(patient: Patient) -> np.ndarray:
     return inside
 
 
-def _nodule(patient: Patient, inside: np.ndarray) -> tuple[np.ndarray, float]:
+def _nodule(patient: Body, inside: np.ndarray) -> tuple[np.ndarray, float]:
     """A round spot somewhere in a lung: its level, and its density."""
     centre = _spot(patient, inside, "nodule")
     radius = between(patient.draw, "nodule size", 5, 14)
@@ -98,7 +98,7 @@ def _nodule(patient: Patient, inside: np.ndarray) -> tuple[np.ndarray, float]:
     return np.minimum(blob(points, centre, (radius,) * 3), inside), between(patient.draw, "nodule density", 10, 70)
 
 
-def _clouds(patient: Patient, inside: np.ndarray, field: np.ndarray) -> None:
+def _clouds(patient: Body, inside: np.ndarray, field: np.ndarray) -> None:
     """One to three clouds, uneven, with air left in them: ground glass as well as consolidation."""
     draw, points = patient.draw, patient.points((slice(None),) * 3)
     lumps = field_of(draw, "lumps", patient.image.shape, field, between(draw, "lump size", 8, 22))
@@ -110,7 +110,7 @@ def _clouds(patient: Patient, inside: np.ndarray, field: np.ndarray) -> None:
         patient.image[:] = blend(patient.image, np.maximum(patient.image, WATER), filled)
 
 
-def _spot(patient: Patient, inside: np.ndarray, name: str) -> np.ndarray:
+def _spot(patient: Body, inside: np.ndarray, name: str) -> np.ndarray:
     """A place in a lung, in standard mm."""
     deep = np.flatnonzero(inside > 6) if (inside > 6).any() else np.array([int(inside.argmax())])
     at = np.unravel_index(int(deep[patient.draw.integer(f"{name} spot", len(deep))]), inside.shape)
@@ -140,21 +140,21 @@ def write_images(
     rows = []
     for number in range(num_patients + num_unlabelled):
         patient = f"p{number + 1:04d}"
-        for path, ill in WRITERS[kind](folder, patient, Draw(key(seed, "clinic", number)), size):
+        for path, ill in WRITERS[kind](folder, patient, SampleRng(key(seed, "clinic", number)), size):
             rows.append([path, patient, int(ill) if number < num_patients else ""])
     with open(folder / TABLE, "w", newline="") as file:
         csv.writer(file).writerows([["path", "patient", "pneumonia"], *rows])
     return folder
 
 
-def radiographs(draw: Draw, size: int) -> Iterator[tuple[int, np.ndarray, bool]]:
+def radiographs(draw: SampleRng, size: int) -> Iterator[tuple[int, np.ndarray, bool]]:
     """A patient's X-rays: number of the visit, [size, size] uint8, and whether one may see pneumonia on it."""
     for visit in range(1 + draw.integer("visits", 3)):
         image, found = chest(draw.child(visit), size, patient=draw)
         yield visit, image, any(found[name] for name in PNEUMONIC)
 
 
-def _pngs(folder: Path, patient: str, draw: Draw, size: int) -> Iterator[tuple[str, bool]]:
+def _pngs(folder: Path, patient: str, draw: SampleRng, size: int) -> Iterator[tuple[str, bool]]:
     for visit, image, ill in radiographs(draw, size):
         path = f"images/{patient}_{visit}.png"
         (folder / path).parent.mkdir(exist_ok=True)
@@ -162,7 +162,7 @@ def _pngs(folder: Path, patient: str, draw: Draw, size: int) -> Iterator[tuple[s
         yield path, ill
 
 
-def _dicoms(folder: Path, patient: str, draw: Draw, size: int) -> Iterator[tuple[str, bool]]:
+def _dicoms(folder: Path, patient: str, draw: SampleRng, size: int) -> Iterator[tuple[str, bool]]:
     """As detectors differ: in depth, in which end is dark, in slope and window, in suffixes."""
     inverted, bare = draw.chance("MONOCHROME1", 0.4), draw.chance("no suffix", 0.3)
     slope, intercept = ((1.0, 0.0), (0.5, -100.0), (2.0, 10.0))[draw.integer("detector", 3)]
@@ -178,7 +178,7 @@ def _dicoms(folder: Path, patient: str, draw: Draw, size: int) -> Iterator[tuple
         yield path, ill
 
 
-def _volumes(folder: Path, patient: str, draw: Draw, size: int) -> Iterator[tuple[str, bool]]:
+def _volumes(folder: Path, patient: str, draw: SampleRng, size: int) -> Iterator[tuple[str, bool]]:
     image, affine, ill = thorax(draw, (size, size, size * 3 // 4))
     path = f"volumes/{patient}.nii.gz"
     (folder / path).parent.mkdir(exist_ok=True)
@@ -186,7 +186,7 @@ def _volumes(folder: Path, patient: str, draw: Draw, size: int) -> Iterator[tupl
     yield path, ill
 
 
-WRITERS: dict[str, Callable[[Path, str, Draw, int], Iterator[tuple[str, bool]]]] = {
+WRITERS: dict[str, Callable[[Path, str, SampleRng, int], Iterator[tuple[str, bool]]]] = {
     "png": _pngs,
     "dicom": _dicoms,
     "nifti": _volumes,

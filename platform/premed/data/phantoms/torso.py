@@ -12,17 +12,17 @@ import numpy as np
 from scipy import ndimage
 
 from premed.data.phantoms.shapes import between, blend, bump, ellipsoid, field_of, noise, soft, tube
-from premed.rng import Draw
+from premed.rng import SampleRng
 
 WALL, CAVITY = (146, 98), (128, 84)  # half axes of the muscles' outside and inside, in a standard patient
 FAT, LUNG = -104.0, -840.0  # Hounsfield units
 
 
 @dataclass
-class Patient:
+class Body:
     """An abdomen while it is being drawn."""
 
-    draw: Draw
+    draw: SampleRng
     axes: list[np.ndarray]  # standard millimetres along each axis
     warp: np.ndarray  # [3, *S] mm: how the tissue is displaced
     image: np.ndarray  # [*S] Hounsfield units
@@ -89,7 +89,7 @@ def dome(points: np.ndarray) -> np.ndarray:
     return 112 + 7 * np.tanh(x / 45) - 70 * (x / 150) ** 2 - 55 * ((y - 14) / 100) ** 2 - z
 
 
-def trunk(patient: Patient, flesh: float, field: np.ndarray) -> None:
+def trunk(patient: Body, flesh: float, field: np.ndarray) -> None:
     """Skin, fat, muscles, lungs, heart, spine, ribs."""
     draw, everywhere = patient.draw, (slice(None),) * 3
     points = patient.points(everywhere)
@@ -114,7 +114,7 @@ def trunk(patient: Patient, flesh: float, field: np.ndarray) -> None:
     _bones(patient, points)
 
 
-def _bones(patient: Patient, points: np.ndarray) -> None:
+def _bones(patient: Body, points: np.ndarray) -> None:
     draw, everywhere = patient.draw, (slice(None),) * 3
     x, y, z = points
     period = between(draw, "vertebra", 33, 38)
@@ -140,7 +140,7 @@ def _bones(patient: Patient, points: np.ndarray) -> None:
     patient.paint(everywhere, rib, blend(bone + 420, bone + 60, soft(rib - 1.7, 0.8)))
 
 
-def bowel(patient: Patient, field: np.ndarray) -> None:
+def bowel(patient: Body, field: np.ndarray) -> None:
     """Loops of small bowel, and the colon around them, with stool and gas."""
     draw, everywhere = patient.draw, (slice(None),) * 3
     points = patient.points(everywhere)
@@ -167,7 +167,7 @@ def bowel(patient: Patient, field: np.ndarray) -> None:
     patient.paint(everywhere, air, -920.0)
 
 
-def scan(patient: Patient, spacing: np.ndarray) -> np.ndarray:
+def scan(patient: Body, spacing: np.ndarray) -> np.ndarray:
     """What a scanner makes of it: blur, correlated noise, whole numbers from -1024 on."""
     draw = patient.draw
     blur = between(draw, "blur", 0.5, 1.0)  # mm

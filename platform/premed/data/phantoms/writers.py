@@ -11,7 +11,7 @@ import numpy as np
 from premed.data.phantoms.chest import FINDINGS, chest
 from premed.data.phantoms.hippocampus import hippocampus
 from premed.errors import UserError
-from premed.rng import Draw, key, permutation
+from premed.rng import SampleRng, key, permutation
 
 
 def write_chestxray14(
@@ -24,7 +24,7 @@ def write_chestxray14(
     lists: dict[str, list[str]] = {"train_val_list.txt": [], "test_list.txt": []}
     rows = []
     for number in range(num_patients):
-        patient = Draw(key(seed, "chest", number))
+        patient = SampleRng(key(seed, "chest", number))
         age, gender = 20 + patient.integer("age", 65), "F" if patient.chance("female", 0.5) else "M"
         for visit in range(1 + patient.integer("visits", 5)):
             draw = patient.child(visit)
@@ -57,7 +57,7 @@ def write_msd(
         (folder / part).mkdir(exist_ok=True)
     entries = []
     for number in range(num_cases + num_unlabelled):
-        draw = Draw(key(seed, "hippocampus", number))
+        draw = SampleRng(key(seed, "hippocampus", number))
         image, label, affine = hippocampus(draw, shape)
         name = f"hippocampus_{number + 1:03d}.nii.gz"
         axes = ("RAS", "RAS", "LPS", "ASR")[draw.integer("orientation", 4)]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from premed.config.spec import Spec, preset
 from premed.contracts import Encoder, Features, Scale
 from premed.errors import UserError
-from premed.models.layers import Block, Stage, branch, convolution, doubling, halving, resized, split
+from premed.models.layers import Block, PyramidStage, branch, convolution, doubling, halving, resized, split
 
 SIZES = {  # blocks per stage, of the encoder and of the decoder
     "tiny": {"depths": (1, 1, 1, 1), "decoder_depths": (1, 1, 1)},
@@ -131,11 +131,11 @@ class MiT(Encoder):
             numbers = width, config.heads[i], config.reductions[i]
             blocks = [Block(*numbers, self.branches) for _ in range(config.depths[i])]
             carry = nn.Linear(before, width) if i else nn.Identity()
-            self.stages.append(Stage(halving, before, width, grids[i], carry, blocks))
+            self.stages.append(PyramidStage(halving, before, width, grids[i], carry, blocks))
         for i, (before, width) in enumerate(pairwise(reversed(widths))):
             numbers = width, config.decoder_heads[i], config.reductions[-2 - i]
             blocks = [Block(*numbers, self.branches, bias=False) for _ in range(config.decoder_depths[i])]
-            self.decoder.append(Stage(doubling, before, width, grids[-2 - i], nn.Linear(before, width), blocks))
+            self.decoder.append(PyramidStage(doubling, before, width, grids[-2 - i], nn.Linear(before, width), blocks))
         self.norm = nn.LayerNorm(self.width, eps=1e-6)
         init_weights(self)
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from premed.config.transforms import Augment
+from premed.config.transforms import Augmentation
 from premed.contracts import Sample, Task
-from premed.rng import Draw
+from premed.rng import SampleRng
 
 
 class Sliced:
@@ -31,7 +31,7 @@ class Sliced:
         own = {"dims": self.dims, "channels": self.channels, "roi": list(self.roi)}
         return self.task.describe() | own | {"answer": None}
 
-    def view(self, sample: Sample, augment: Augment, draw: Draw) -> tuple[np.ndarray, None]:
+    def view(self, sample: Sample, augment: Augmentation, draw: SampleRng) -> tuple[np.ndarray, None]:
         """[channels, H, W], and no label."""
         image, _ = self.task.view(sample, augment, draw)
         if image.ndim == 4:

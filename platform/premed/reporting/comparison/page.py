@@ -15,7 +15,7 @@ from premed.reporting.comparison.result import ComparisonResult, TaskResult
 from premed.reporting.comparison.tables import (
     CaseRow,
     ClassTable,
-    ScoreTable,
+    ScoresView,
     Section,
     class_tables,
     extremes,
@@ -64,7 +64,7 @@ class BlockView:
 
     section: Section
     verdicts: Sequence[tuple]
-    scores: Sequence[ScoreTable]
+    scores: Sequence[ScoresView]
     fractions: charts.Chart | None
     classes: Sequence[ClassTable]
     strips: charts.Chart | None

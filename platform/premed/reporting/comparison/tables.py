@@ -90,7 +90,7 @@ class ScoreRow(NamedTuple):
     difference_bar: Markup
 
 
-class ScoreTable(NamedTuple):
+class ScoresView(NamedTuple):
     """One score of all arms."""
 
     name: str
@@ -108,7 +108,7 @@ class ScoreTable(NamedTuple):
     """Whether the score of a constant answer is in the bars."""
 
 
-def score_table(section: Section, name: str) -> ScoreTable:
+def score_table(section: Section, name: str) -> ScoresView:
     is_main, arms = name == section.score, section.arms
     scores = [arm.scores[name] for arm in arms]
     constants = [arm.constant for arm in arms] if is_main else []
@@ -125,7 +125,7 @@ def score_table(section: Section, name: str) -> ScoreTable:
         if reach and (difference := score.difference):
             difference_bar = charts.interval_bar(difference.value, difference.interval, reach, colour, [0.0])
         rows.append(ScoreRow(arm, bar, difference_bar))
-    return ScoreTable(
+    return ScoresView(
         name=name,
         title=NAMES.get(name, name),
         note="" if scores[0].higher_is_better else ": lower is better",

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from premed.config.transforms import Augment, Recipe
+from premed.config.transforms import Augmentation, Preprocessing
 from premed.contracts import Case, Forward, Part, Row, Sample
 from premed.data import views as sampling
 from premed.data.splits import missing_files
 from premed.errors import Finding
-from premed.rng import Draw
+from premed.rng import SampleRng
 from premed.tasks.common import metrics
 from premed.tasks.common.description import description
 
@@ -33,7 +33,7 @@ class Classification:
     labels: tuple[int, ...] = ()
     regions: Mapping[str, tuple[int, ...]] = MappingProxyType({})
     lenient = False
-    recipe: Recipe
+    preprocessing: Preprocessing
     score: str = "mauc"
     exclusive: bool = False
     """One answer per image: softmax and cross-entropy, `accuracy` beside the AUCs."""
@@ -47,7 +47,7 @@ class Classification:
     def split(self, part: Part) -> list[Case]:
         raise NotImplementedError
 
-    def view(self, sample: Sample, augment: Augment, draw: Draw) -> tuple[np.ndarray, np.ndarray | None]:
+    def view(self, sample: Sample, augment: Augmentation, draw: SampleRng) -> tuple[np.ndarray, np.ndarray | None]:
         label = None if sample.case.label is None else np.asarray(sample.case.label, np.float32)
         if self.dims == 2:
             return sampling.picture(sample.entry, self.roi, augment, draw), label

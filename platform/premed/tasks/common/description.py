@@ -22,6 +22,6 @@ def description(task: Any, base: type, answer: str) -> dict[str, Any]:
         "labels": list(task.labels),
         "regions": {name: list(united) for name, united in task.regions.items()},
         "roi": list(task.roi),
-        "preprocessing": task.recipe.model_dump(mode="json"),
+        "preprocessing": task.preprocessing.model_dump(mode="json"),
         "settings": {name: getattr(task, name) for name in SETTINGS if hasattr(task, name)},
     }

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from premed.config.transforms import Augment, Recipe
+from premed.config.transforms import Augmentation, Preprocessing
 from premed.contracts import Case, Forward, Part, PreparedImage, Row, Sample
 from premed.data import views
 from premed.data.io.geometry import regions_to_native, to_native
@@ -21,7 +21,7 @@ from premed.data.io.readers import read_image
 from premed.data.splits import missing_files
 from premed.data.transforms import centre_start
 from premed.errors import Finding
-from premed.rng import Draw
+from premed.rng import SampleRng
 from premed.tasks.common import metrics
 from premed.tasks.common.description import description
 
@@ -34,7 +34,7 @@ class Segmentation:
     dims: int
     roi: tuple[int, ...]
     classes: tuple[str, ...]
-    recipe: Recipe
+    preprocessing: Preprocessing
     exclusive = True
     overlap: float = 0.5
     window_batch: int = 4
@@ -60,7 +60,7 @@ class Segmentation:
     def split(self, part: Part) -> list[Case]:
         raise NotImplementedError
 
-    def view(self, sample: Sample, augment: Augment, draw: Draw) -> tuple[np.ndarray, np.ndarray | None]:
+    def view(self, sample: Sample, augment: Augmentation, draw: SampleRng) -> tuple[np.ndarray, np.ndarray | None]:
         return views.volume(sample.entry, self.roi, augment, draw, with_label=sample.case.label is not None)
 
     def tiles(self, sample: Sample) -> list[np.ndarray]:
