@@ -10,7 +10,7 @@ from support.stores import free_port, rows, start, steps
 
 from premed.errors import StageFailed, UserError
 from premed.events import MetricsLogged, WarningIssued
-from premed.tracking import tracker as module
+from premed.tracking import mlflow_tracker as module
 from premed.tracking.mlflow_tracker import MLflowTracker
 from premed.tracking.tracker import RetryingTracker, Tracker, outage
 

@@ -184,8 +184,8 @@ def validated(notes):
 def test_a_trunk_in_two_segments_ends_as_in_one_to_the_last_bit(xrays, undisturbed, tmp_path):
     (one, _) = chain(xrays, tmp_path, trunk=[4])
     run_all([one])
-    step, ours, notes = CheckpointManager(one.stage_storage).newest()
-    there, theirs, told = CheckpointManager(undisturbed[1].stage_storage).newest()
+    step, ours, notes, _ = CheckpointManager(one.stage_storage).newest()
+    there, theirs, told, _ = CheckpointManager(undisturbed[1].stage_storage).newest()
     assert step == there == one.stage_storage.get_json("result.json")["num_steps"]
     assert flat(ours) == flat(theirs) and len(flat(ours)) > 100
     ours, theirs = validated(notes), validated(told)

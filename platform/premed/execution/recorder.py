@@ -114,10 +114,7 @@ class ExperimentRecorder:
     # ---- its stages
 
     def open_stage(self, stage: Stage, data_sets: Sequence[DataSet], trunk: StageStorage | None = None) -> str:
-        """The id of the stage's run: the unfinished one is reopened, else a new one starts.
-
-        trunk: the segment that the stage goes on from, whose curve comes first.
-        """
+        """The id of the stage's run, reopened or new. trunk: the segment it goes on from, whose curve comes first."""
         seed = stage.training and stage.training.seed  # type: ignore[attr-defined]
         if not self.writing:
             self.tracker.reopen_run(self.run_id)

@@ -1,4 +1,4 @@
-"""What a stage leaves: the named parts of a network with their card, for the next stage; and pictures."""
+"""What a stage leaves behind: the named parts of a network, their card, and pictures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
