@@ -35,6 +35,11 @@ from premed.training.storage import StageStorage
 from premed.training.supervised import Supervised
 from premed.training.throughput import Throughput
 
+Report = Callable[[dict[str, float]], None]
+"""Takes the numbers of a validation; what it raises ends the stage."""
+TaskOf = Callable[[Spec], Task]
+"""Returns the task of a configuration."""
+
 
 @dataclass(frozen=True)
 class StageJob:
@@ -62,16 +67,11 @@ class StageJob:
         return self.parent_storage if self.parent and self.parent.kind == "trunk" else None
 
 
-def run_stage(
-    job: StageJob,
-    on_event: EventHandler,
-    report: Callable[[dict[str, float]], None],
-    tasks: Callable[[Spec], Task] | None = None,
-) -> None:
+def run_stage(job: StageJob, on_event: EventHandler, report: Report, tasks: TaskOf | None = None) -> None:
     """Runs the stage and writes `result.json` last; `failure.json` where a retry would fail in the same way.
 
     on_event: called on the first rank only. report: called with the numbers of each validation, on every rank.
-    tasks: returns the task of a configuration, where some are built already.
+    tasks: where some are built already.
     """
     tasks, (rank, world) = tasks or Tasks(), rank_and_world()
     on_event = on_event if rank == 0 else lambda event: None
@@ -95,12 +95,7 @@ def run_stage(
             raise  # the others wait for this rank
 
 
-def train_stage(
-    job: StageJob,
-    on_event: EventHandler,
-    report: Callable[[dict[str, float]], None],
-    tasks: Callable[[Spec], Task],
-) -> None:
+def train_stage(job: StageJob, on_event: EventHandler, report: Report, tasks: TaskOf) -> None:
     """Pre-training or fine-tuning."""
     stage, settings, how = job.stage, job.stage.training, job.train
     assert isinstance(settings, (Pretrain, Finetune))
@@ -139,16 +134,9 @@ def train_stage(
     )
     if (start := callback.resume(job.trunk_storage)) == 0:
         objective.on_start(train)
-    on_event(
-        TrainingStarted(
-            start,
-            num_images=len(train),
-            num_val=len(val),
-            num_steps=plan.num_steps,
-            absent_classes=absent_classes(data_sets[0].task, train) if stage.kind == "finetune" else (),
-            workers=rank_and_world()[1] if how.elastic else None,
-        )
-    )
+    absent = absent_classes(data_sets[0].task, train) if stage.kind == "finetune" else ()
+    workers = rank_and_world()[1] if how.elastic else None
+    on_event(TrainingStarted(start, len(train), len(val), plan.num_steps, absent, workers))
     if objective.num_solutions:
         assert isinstance(objective, Supervised)
         solve(objective, train, callback, start=start, precision=precision, on_event=on_event)
@@ -231,7 +219,7 @@ def write_result(job: StageJob, callback: TrainingCallback, num_cases: int, more
     storage.clear("best")
 
 
-def test_stage(job: StageJob, on_event: EventHandler, tasks: Callable[[Spec], Task]) -> None:
+def test_stage(job: StageJob, on_event: EventHandler, tasks: TaskOf) -> None:
     """Scores the test part once, with the weights that validation picked."""
     began = time.monotonic()
     with raise_on_all_ranks():
