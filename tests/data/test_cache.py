@@ -6,9 +6,8 @@ import pickle
 import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
@@ -19,6 +18,7 @@ from support.forks import fork
 from support.suite import examples
 
 from premed.config.transforms import Preprocessing
+from premed.contracts import Case
 from premed.data import cache as cache_module
 from premed.data import prepared as entry_module
 from premed.data import transforms
@@ -32,11 +32,8 @@ ZSCORE = Preprocessing(dims=3, normalise="zscore")
 CT = Preprocessing(dims=3, normalise="window", window=(-175, 250))
 
 
-@dataclass(frozen=True)
-class Case:
-    name: str
-    image: tuple[Path, ...]
-    label: Any = None
+def case_of(name: str, image: tuple[Path, ...], label: Path | tuple[float, ...] | None = None) -> Case:
+    return Case(name, "patient", image, label)
 
 
 @pytest.fixture
@@ -48,7 +45,7 @@ def cases(tmp_path) -> list[Case]:
         image, label = tmp_path / f"{name}.nii.gz", tmp_path / f"{name}_label.nii.gz"
         nibabel.save(nibabel.Nifti1Image(rng.normal(9, 3, (9, 10, 11)).astype(np.float32), np.eye(4)), image)
         nibabel.save(nibabel.Nifti1Image(rng.integers(0, 3, (9, 10, 11), np.uint8), np.eye(4)), label)
-        made.append(Case(name, (image,), label))
+        made.append(case_of(name, (image,), label))
     return made
 
 
@@ -61,7 +58,7 @@ def cache(tmp_path) -> Cache:
 def hippocampus(real) -> list[Case]:
     folder = real("Task04_Hippocampus")
     images = sorted((folder / "imagesTr").glob("*.nii.gz"))[:6]
-    return [Case(path.name, (path,), folder / "labelsTr" / path.name) for path in images]
+    return [case_of(path.name, (path,), folder / "labelsTr" / path.name) for path in images]
 
 
 def files(cache: Cache) -> list[Path]:
@@ -119,7 +116,7 @@ def test_a_crop_touches_only_its_own_pages(tmp_path):
 
 def test_an_entry_knows_where_it_is_and_travels_as_its_path(cache, real):
     folder = real("btcv")
-    case = Case("img0005", (folder / "img/img0005.nii.gz",), folder / "label/label0005.nii.gz")
+    case = case_of("img0005", (folder / "img/img0005.nii.gz",), folder / "label/label0005.nii.gz")
     entry = pickle.loads(pickle.dumps(cache.prepare([case], CT.model_copy(update={"spacing": (3, 3, 6)}))[0]))
     assert (
         entry.channels == 1
@@ -133,7 +130,7 @@ def test_an_entry_knows_where_it_is_and_travels_as_its_path(cache, real):
 
 def test_locations_are_the_labels_own_voxels_and_background_is_not_air(cache, real):
     folder = real("btcv")
-    case = Case("img0005", (folder / "img/img0005.nii.gz",), folder / "label/label0005.nii.gz")
+    case = case_of("img0005", (folder / "img/img0005.nii.gz",), folder / "label/label0005.nii.gz")
     entry = cache.prepare([case], CT)[0]
     label, image = entry.label(), entry.image()
     for number in (0, *entry.labels_present):
@@ -152,7 +149,7 @@ def test_balanced_crops_of_a_real_image_hold_its_labels(cache, hippocampus):
 
 
 def test_augmented_eight_bit_pictures_become_values(cache, real):
-    case = Case("chest", (next((real("chestxray14") / "images").glob("*.png")),), (0.0, 1.0))
+    case = case_of("chest", (next((real("chestxray14") / "images").glob("*.png")),), (0.0, 1.0))
     entry = cache.prepare([case], Preprocessing(dims=2, normalise="grey"))[0]
     np.testing.assert_array_equal(entry.values(entry.stored()), entry.image())
     assert not entry.has_label and entry.image().shape == (1, 64, 64)

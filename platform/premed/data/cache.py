@@ -102,7 +102,7 @@ class Cache:
                 row: list[Any] = [case.name, [_hash(hashes, file) for file in _absolute(case.image)]]
                 if labels and isinstance(case.label, Path):
                     row.append(_hash(hashes, *_absolute([case.label])))
-                elif labels and case.label is not None:
+                elif labels and isinstance(case.label, tuple):
                     row.append([None if math.isnan(number) else number for number in case.label])
                 rows.append(row)
         return hashlib.sha256(canonical(sorted(rows, key=canonical)).encode()).hexdigest()
@@ -157,7 +157,7 @@ def prepare_one(job: _Job) -> _Result:
 
 
 def _files(case: Case) -> tuple[Path, ...]:
-    return _absolute([*case.image, case.label] if _has_map(case) else case.image)
+    return _absolute(case.files)
 
 
 def _absolute(files: Iterable[Path]) -> tuple[Path, ...]:
