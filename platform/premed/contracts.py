@@ -99,7 +99,7 @@ class Sample(NamedTuple):
     """A case together with its prepared copy."""
 
     case: Case
-    entry: PreparedImage
+    prepared: PreparedImage
     data_set: int = 0  # the number of the data set it is from; samples of one data set follow each other
 
 

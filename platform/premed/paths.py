@@ -17,7 +17,7 @@ def home() -> Path:
     """
     path = os.environ.get("PREMED_HOME")
     if path:
-        return lasting("PREMED_HOME", path)
+        return persistent_path("PREMED_HOME", path)
     if in_job() and os.environ.get("MLFLOW_TRACKING_URI", "sqlite").startswith("sqlite"):
         raise UserError(
             "PREMED_HOME is not set: a Ray job's working directory is thrown away; set it to a path outside"
@@ -25,7 +25,7 @@ def home() -> Path:
     return Path(".premed").absolute()
 
 
-def settled_in() -> Path:
+def ensure_home() -> Path:
     """The same, made where it is not there. UserError where it cannot be."""
     try:
         home().mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def storage(where: str | None) -> str:
     UserError where a Ray job would lose them.
     """
     if where is not None:
-        return where if "://" in where else str(lasting("train.storage", where))
+        return where if "://" in where else str(persistent_path("train.storage", where))
     folder = home() / "checkpoints"
     if in_job() and not os.environ.get("PREMED_HOME"):
         raise UserError(
@@ -56,7 +56,7 @@ def in_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
-def lasting(name: str, where: str) -> Path:
+def persistent_path(name: str, where: str) -> Path:
     """`where` as an absolute path; UserError, naming the field, where that is in a Ray job's upload."""
     path = Path(where).absolute()
     if in_job() and UPLOADS in Path(os.path.normpath(path)).parts:
@@ -71,18 +71,18 @@ def data_root(root: Path | None, folder: str) -> Path:
         said = "not set" if root is None else wanted
         inside = wanted.removeprefix(f"{DATA}/")
         raise UserError(f"task.root is {said}: set it, or PREMED_DATA to the folder that holds {inside}/")
-    root = expanded(Path(wanted)).absolute()
+    root = expand_path(Path(wanted)).absolute()
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: point task.root (or PREMED_DATA) at the data set")
     return root
 
 
-def expanded(path: Path) -> Path:
+def expand_path(path: Path) -> Path:
     """A path that a YAML names, which may have ~ and ${PREMED_DATA}, or another such variable, in it."""
     return Path(os.path.expandvars(path)).expanduser()
 
 
-def portable(path: Path) -> str:
+def portable_path(path: Path) -> str:
     """`path` as a run records it, below ${PREMED_DATA}, so that no machine's paths are kept."""
     data = os.environ.get("PREMED_DATA")
     if data and path.absolute().is_relative_to(Path(data).absolute()):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from premed.config.expand import load_all, percent, title, told_apart
 from premed.config.loader import load
 from premed.contracts import Case
-from premed.data.datamodule import fraction
+from premed.data.datamodule import label_subset
 from premed.errors import UserError
 
 STEPS = {"epochs": 1, "batch": 4, "lr": 1e-3}
@@ -159,7 +159,7 @@ def dealt(owners):
 @given(patients, shares, shares, st.integers(0, 5))
 def test_a_smaller_fraction_is_part_of_a_larger_one_and_no_patient_is_split(owners, one, other, seed):
     cases = dealt(owners)
-    few, many = (fraction(cases, share, seed) for share in sorted((one, other)))
+    few, many = (label_subset(cases, share, seed) for share in sorted((one, other)))
     assert {case.name for case in few} <= {case.name for case in many}
     taken = {case.patient for case in few}
     assert few == [case for case in cases if case.patient in taken]
@@ -167,10 +167,10 @@ def test_a_smaller_fraction_is_part_of_a_larger_one_and_no_patient_is_split(owne
 
 @given(patients, shares, st.integers(0, 5))
 def test_a_fraction_is_that_share_of_the_patients_and_one_at_least(owners, share, seed):
-    num = len({case.patient for case in fraction(dealt(owners), share, seed)})
+    num = len({case.patient for case in label_subset(dealt(owners), share, seed)})
     assert num == max(1, round(share * len(set(owners))))
 
 
 def test_other_seeds_draw_other_patients_and_all_labels_are_all():
     cases = dealt(range(40))
-    assert fraction(cases, 0.1, 0) != fraction(cases, 0.1, 1) and fraction(cases, 1.0, 0) == cases
+    assert label_subset(cases, 0.1, 0) != label_subset(cases, 0.1, 1) and label_subset(cases, 1.0, 0) == cases

@@ -433,7 +433,7 @@ def test_whole_folders_are_clean(hippocampi, chests, found, checked):
     assert out == "Task04_Hippocampus: 12 images opened (7 train, 2 val, 3 test): 0 errors, 0 notes\n"
 
 
-def oriented(path: Path, axes: str) -> None:
+def reorient(path: Path, axes: str) -> None:
     image = nib.nifti1.load(path)
     turn = nib.orientations.ornt_transform(
         nib.orientations.io_orientation(image.affine), nib.orientations.axcodes2ornt(axes)
@@ -464,7 +464,7 @@ MSD_NOTES = {
         lambda root: [shutil.copy(at(root, part, 2), at(root, part, 1)) for part in ("imagesTr", "labelsTr")],
         ["(train) holds the same values as", "(train)"],
     ),
-    "turned": (both(lambda p: oriented(p, "LPS")), [IMAGE, "is stored as LPS, 11 of 12 as RAS"]),
+    "turned": (both(lambda p: reorient(p, "LPS")), [IMAGE, "is stored as LPS, 11 of 12 as RAS"]),
     "thick slices": (both(scaled(5)), [IMAGE, "its spacing 1 × 1 × 5 mm is far from the set's 1 × 1 × 1 mm"]),
     "constant": (image(lambda p: voxels(p, lambda v: 0 * v + 3)), [IMAGE, "is 3 everywhere"]),
     "no label drawn": (label(lambda p: voxels(p, lambda v: 0 * v)), [LABEL, "nothing is labelled"]),
@@ -513,7 +513,7 @@ def test_mixed_orientations_are_one_note(hippocampi, copied, found):
     root = copied(hippocampi)
     for number in range(5):
         for part in ("imagesTr", "labelsTr"):
-            oriented(at(root, part, number), "LPS")
+            reorient(at(root, part, number), "LPS")
     (only,) = found(MSD, root)
     assert only[0] == "note" and "orientations are mixed (7 RAS, 5 LPS)" in only[1]
 
@@ -613,11 +613,11 @@ def test_a_name_that_no_terminal_can_print_is_escaped(hippocampi, checked, tmp_p
 def test_the_pictures_show_the_labels_on_the_right_hand_copy(hippocampi):
     from io import BytesIO
 
-    from premed.data.inspection import picture
+    from premed.data.inspection import draw_thumbnail
 
     files = at(hippocampi, "imagesTr", 0), at(hippocampi, "labelsTr", 0)
     preprocessing = Preprocessing(dims=3, normalise="zscore")
-    _, png = picture(Inspection(0, files[:1], files[1], preprocessing, (0, 1, 2)))
+    _, png = draw_thumbnail(Inspection(0, files[:1], files[1], preprocessing, (0, 1, 2)))
     assert png is not None
     sheet = np.asarray(Image.open(BytesIO(png))).astype(int)
     plain, painted = np.split(sheet, 2, axis=1)

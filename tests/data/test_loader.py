@@ -16,9 +16,9 @@ class Noise:
     """A task whose views are nothing but draws, and whose label is the case's number."""
 
     def view(self, sample, augment, draw):
-        if isinstance(sample.entry, str):
+        if isinstance(sample.prepared, str):
             raise UserError(f"{sample.case.name}: damaged; remove it")
-        return draw.uniform("image", 12, -1, 1).reshape(1, 3, 4), None if sample.entry is None else sample.entry
+        return draw.uniform("image", 12, -1, 1).reshape(1, 3, 4), None if sample.prepared is None else sample.prepared
 
 
 def source(num=9, seed=0, stage="pretrain", crops=1, loaders=0, entry=None):
@@ -82,7 +82,7 @@ def test_two_crops_of_an_image_are_two_views_with_keys_of_their_own():
 
 def test_images_without_labels_give_batches_without():
     bare = source()
-    bare.views.samples = [sample._replace(entry=None) for sample in bare.views.samples]
+    bare.views.samples = [sample._replace(prepared=None) for sample in bare.views.samples]
     assert next(bare.batches(STEPS)).label is None
 
 

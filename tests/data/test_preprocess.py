@@ -70,9 +70,9 @@ def test_a_label_comes_back_identical_where_the_spacing_is_kept(
 def test_every_voxel_keeps_its_place_in_the_world(affine, shape, respace):
     places = np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3]  # each voxel says where it is
     values = np.moveaxis(places, -1, 0).astype(np.float32)
-    made, _, moved = geometry.oriented(values, None, affine, "RAS")
+    made, _, moved = geometry.reorient(values, None, affine, "RAS")
     if respace:
-        made, _, moved = geometry.respaced(made, None, moved, (1.0, 1.5, 2.0))
+        made, _, moved = geometry.resample_to_spacing(made, None, moved, (1.0, 1.5, 2.0))
     claimed = np.moveaxis(np.indices(made.shape[1:]), 0, -1) @ moved[:3, :3].T + moved[:3, 3]
     inside = tuple(slice(0, max(1, n - 1)) for n in made.shape[1:])  # the last one may lie half a voxel outside
     np.testing.assert_allclose(np.moveaxis(made, 0, -1)[inside], claimed[inside], atol=2e-3)
@@ -351,7 +351,7 @@ def test_the_same_draw_gives_the_same_view(seed):
 
 
 def test_boxes_stay_inside_and_small_images_are_padded_alike():
-    starts = np.array([transforms.random_box((30, 9, 10), (10, 9, 16), SampleRng(i)) for i in range(400)])
+    starts = np.array([transforms.random_start((30, 9, 10), (10, 9, 16), SampleRng(i)) for i in range(400)])
     assert set(starts[:, 0]) == set(range(21)) and set(starts[:, 1]) == {0} and set(starts[:, 2]) == {-3}
     assert transforms.centre_start((30, 9, 10), (10, 9, 16)) == (10, 0, -3)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.stages import jobs
 
-from premed.data.samplers import Balanced, EpochPlan, InTurn
+from premed.data.samplers import AlternatingSampler, BalancedSampler, EpochSampler
 from premed.errors import UserError
 from premed.pretext import mae
 from premed.training.fit import share
@@ -28,11 +28,11 @@ def whose(indices, sizes):
 
 
 def in_turn(sizes, batch, epochs=1, interval=2, steps=None):
-    return InTurn.of(settings(batch, epochs, steps), sizes, "pretrain", interval)
+    return AlternatingSampler.of(settings(batch, epochs, steps), sizes, "pretrain", interval)
 
 
 def balanced(sizes, batch, epochs=1, steps=None):
-    return Balanced.of(settings(batch, epochs, steps), sizes, "pretrain")
+    return BalancedSampler.of(settings(batch, epochs, steps), sizes, "pretrain")
 
 
 # ---- in turn
@@ -71,7 +71,7 @@ def test_an_epoch_of_a_data_set_takes_each_of_its_images_once(sizes, batch, inte
 
 
 def test_of_one_data_set_turns_are_epochs_as_ever():
-    plan, other = in_turn([23], batch=4, epochs=9), EpochPlan(23, 4, 54, 0, "pretrain")
+    plan, other = in_turn([23], batch=4, epochs=9), EpochSampler(23, 4, 54, 0, "pretrain")
     assert plan.num_steps == other.num_steps
     for step in range(54):
         ours, theirs = plan.at(step), other.at(step)
@@ -144,12 +144,12 @@ def test_a_step_does_not_depend_on_what_was_asked_before_it(kind):
 
 def test_a_strategy_s_own_plan_is_taken_with_the_rate_over_all_its_steps(tmp_path, monkeypatch):
     def plan(config, settings, sizes, draws):
-        return InTurn.of(settings, sizes, draws, interval=1)
+        return AlternatingSampler.of(settings, sizes, draws, interval=1)
 
     monkeypatch.setattr(mae, "plan", plan, raising=False)
     stage = jobs(tmp_path, tmp_path, pretrain={"steps": None, "epochs": 4, "warmup_epochs": 1})["pretrain"].stage
     found, schedule = planned(stage, [16, 9])
-    assert isinstance(found, InTurn) and (found.num_steps, schedule.num_steps) == (8, 8)
+    assert isinstance(found, AlternatingSampler) and (found.num_steps, schedule.num_steps) == (8, 8)
     assert schedule.warmup_steps == 2
     on_trunk = jobs(tmp_path, tmp_path, pretrain={"steps": None, "epochs": 4, "trunk": [2, 4]})["trunk"].stage
     with pytest.raises(UserError, match=r"^pretrain\.trunk: mae plans its steps by their total number"):

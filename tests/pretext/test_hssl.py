@@ -273,11 +273,13 @@ def task(dims=2, channels=1, roi=(8, 16), name="some") -> DataSet:
 
 def test_volumes_become_slices_for_a_network_for_pictures_and_others_stay_as_they_are():
     picture, volume = task(), task(3, 4, (8, 16, 5))
-    found = hssl.seen(unet.Config(dims=2), [picture, volume])
+    found = hssl.adapt_data_sets(unet.Config(dims=2), [picture, volume])
     assert found[0] is picture and found[1].group == volume.group
     assert (found[1].task.dims, found[1].task.channels, found[1].task.roi) == (2, 1, (8, 16))
     assert (
-        hssl.seen(unet.Config(dims=3), [volume, volume]) == [volume, volume] == hssl.seen(unet.Config(), [volume] * 2)
+        hssl.adapt_data_sets(unet.Config(dims=3), [volume, volume])
+        == [volume, volume]
+        == hssl.adapt_data_sets(unet.Config(), [volume] * 2)
     )
 
 
@@ -300,7 +302,7 @@ def test_volumes_become_slices_for_a_network_for_pictures_and_others_stay_as_the
 )
 def test_data_sets_that_do_not_go_together_are_refused_in_one_line(settings, given, message):
     with pytest.raises(UserError, match=message):
-        hssl.seen(unet.Config(**settings), given)
+        hssl.adapt_data_sets(unet.Config(**settings), given)
 
 
 def test_a_data_set_with_ten_times_the_images_does_not_dominate():

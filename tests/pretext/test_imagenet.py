@@ -83,7 +83,7 @@ def test_features_are_timms_on_three_channels_of_224_in_timms_own_normalisation(
 @pytest.mark.parametrize("channels", [1, 2, 4])
 @pytest.mark.parametrize("model", [MODEL, "deit_tiny_patch16_224"])  # mean and std .5; those of ImageNet
 def test_a_grey_image_gives_what_timm_gives_for_it_repeated_three_times(saved, channels, model):
-    network, about = random_vit(), pretrained.known(model)
+    network, about = random_vit(), pretrained.model_info(model)
     preprocessing = PIXELS.model_copy(update={"channels": channels})
     encoder, report = brought(saved(network), preprocessing=preprocessing, model=model)
     pixels = torch.rand(2, 1, 64, 64)

@@ -429,13 +429,13 @@ def test_classification_of_pictures_and_of_volumes_and_segmentation_load_all_but
     pretrain, finetune, _ = experiment.stages(lambda kind: "data")
     where = experiment.train, str(tmp_path), tmp_path
     before, after = worker.StageJob(pretrain, None, *where), worker.StageJob(finetune, pretrain, *where)
-    encoder = worker.make_objective(before, datamodule.data_sets_of(pretrain))[0].parts["encoder"]
+    encoder = worker.make_objective(before, datamodule.stage_data_sets(pretrain))[0].parts["encoder"]
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(1)
     before.stage_storage.put_weights("parts/encoder.safetensors", encoder.state_dict())
     before.stage_storage.put_json("parts/card.json", {"grid": encoder.grid})
-    objective, loaded = worker.make_objective(after, datamodule.data_sets_of(finetune))
+    objective, loaded = worker.make_objective(after, datamodule.stage_data_sets(finetune))
     state, saved = objective.parts["encoder"].state_dict(), encoder.state_dict()
     assert loaded["encoder"]["missing"] == [] and loaded["encoder"]["dropped"] == sorted(saved.keys() - state.keys())
     assert all(other in name.split(".") for name in loaded["encoder"]["dropped"])

@@ -120,10 +120,10 @@ def test_the_real_brain_without_a_label_serves_pretraining_only(real, tmp_path):
     (where, what), *_ = [(where, what) for _, where, what in told(found)]
     assert where.endswith("BRATS_001.nii.gz") and what == "has no label; it serves pre-training only"
     (sample,) = samples(found, found.images(), tmp_path)
-    crop = sample.entry.image((10, 30, 10), (96, 96, 96))
+    crop = sample.prepared.image((10, 30, 10), (96, 96, 96))
     inside = crop != 0
     assert crop.shape == (4, 96, 96, 96) and np.isfinite(crop).all() and inside.mean() > 0.5
-    whole = sample.entry.image()
+    whole = sample.prepared.image()
     assert [channel[channel != 0].mean() for channel in whole] == pytest.approx([0] * 4, abs=0.01)
 
 
@@ -235,7 +235,7 @@ def sample(brains, tmp_path) -> tuple[brats.Brats, Sample]:
     """A task and a case with all three labels."""
     found = task(brains, spacing=(3.0, 3.0, 2.5))
     every = samples(found, [case for part in PARTS for case in found.split(part)], tmp_path / "cache")
-    return found, next(sample for sample in every if sample.entry.labels_present == (1, 2, 3))
+    return found, next(sample for sample in every if sample.prepared.labels_present == (1, 2, 3))
 
 
 def answering(found: brats.Brats, scores: np.ndarray):
@@ -246,22 +246,22 @@ def answering(found: brats.Brats, scores: np.ndarray):
 
 def test_the_cached_label_map_holds_whole_numbers(sample):
     _, one = sample
-    assert one.entry.label().dtype == np.uint8 and set(np.unique(one.entry.label())) == {0, 1, 2, 3}
+    assert one.prepared.label().dtype == np.uint8 and set(np.unique(one.prepared.label())) == {0, 1, 2, 3}
 
 
 def test_each_region_is_where_its_own_sigmoid_is_above_one_half(sample):
     found, one = sample
-    scores = np.full((3, *one.entry.shape), -3.0, np.float32)
+    scores = np.full((3, *one.prepared.shape), -3.0, np.float32)
     scores[0, 8:18, 8:18, 8:18], scores[2, 12:24, 12:24, 12:24] = 2.0, 0.1  # a core without a whole tumour around it
     masks = found.masks(answering(found, scores).predict(None, one))
-    assert masks["TC"].shape == one.entry.native_shape and masks["TC"].dtype == bool
+    assert masks["TC"].shape == one.prepared.native_shape and masks["TC"].dtype == bool
     assert masks["TC"].any() and masks["ET"].any() and not masks["WT"].any()
     assert (masks["TC"] & masks["ET"]).any() and (masks["ET"] & ~masks["TC"]).any()
 
 
 def truth_of(one: Sample) -> np.ndarray:
     """Scores that are right about every voxel of the prepared grid."""
-    label = one.entry.label()
+    label = one.prepared.label()
     return np.stack([label >= 2, label >= 1, label == 3]).astype(np.float32) * 8 - 4
 
 
@@ -286,7 +286,7 @@ def test_the_constant_answer_of_alike_cases_is_near_them(brains, tmp_path):
 
 def test_pictures_paint_the_regions_inside_each_other(sample, tmp_path):
     found, one = sample
-    label = one.entry.label()
+    label = one.prepared.label()
     painted = found.painted(found.united(label))
     assert {(int(a), int(b)) for a, b in zip(label.ravel(), painted.ravel(), strict=True)} == {
         (0, 0),

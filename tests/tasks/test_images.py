@@ -288,7 +288,7 @@ def test_views_carry_the_label_and_pictures_of_all_kinds_stand_side_by_side(tmp_
     write_table(tmp_path, [{"path": name, "a": "1", "part": "train"} for name in ("a.dcm", "b.png", "c.jpg")])
     one = task(tmp_path, labels=("a",))
     some = samples(one, one.rows("train"), tmp_path / "cache")
-    assert {sample.entry.shape for sample in some} == {(8, 8)}
+    assert {sample.prepared.shape for sample in some} == {(8, 8)}
     image, label = one.view(some[0], Augmentation(scale=(0.5, 1)), SampleRng(3))
     assert image.shape == (1, 8, 8) and label is not None and label.tolist() == [1.0]
 

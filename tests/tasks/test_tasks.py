@@ -14,7 +14,7 @@ from support.tasks import PARTS, check_parts, names, refused, samples
 from premed.config.transforms import Augmentation, Preprocessing
 from premed.contracts import Case, Sample
 from premed.data.phantoms.writers import save_nifti, write_chestxray14, write_msd
-from premed.paths import portable
+from premed.paths import portable_path
 from premed.rng import SampleRng
 from premed.tasks import chestxray14, msd
 
@@ -357,7 +357,7 @@ def test_a_root_that_is_not_there_or_not_given_is_named(tmp_path, monkeypatch):
 
 def test_a_root_as_a_run_records_it_is_found_again(nih, monkeypatch):
     monkeypatch.delenv("PREMED_DATA", raising=False)
-    recorded = portable(nih)
+    recorded = portable_path(nih)
     assert recorded == f"${{PREMED_DATA}}/{nih.name}"
     refused(
         lambda: chest(recorded).split("val"),
@@ -464,7 +464,7 @@ def test_a_perfect_answer_scores_perfectly_on_the_image_s_own_grid(tmp_path, axe
 def test_an_answer_given_on_another_spacing_is_scored_on_the_image_s_own_grid(tmp_path):
     task = read_off(labelled_volumes(tmp_path / "data", "LPS", (1.5, 1.5, 1.5)), spacing=(0.75, 0.75, 0.75))
     sample = samples(task, task.split("test"), tmp_path / "cache")[0]
-    assert task.predict(oracle, sample).shape == (24, 28, 20) != sample.entry.shape
+    assert task.predict(oracle, sample).shape == (24, 28, 20) != sample.prepared.shape
     summary = task.summary(task.measure(oracle, [sample]))
     assert summary["dice"] > 0.97 and summary["hd95"] <= 1.5
 
@@ -523,7 +523,7 @@ def test_the_constant_answer_leaves_unknown_labels_out(nih, tmp_path):
     task = chest(nih)
     train = samples(task, task.split("train")[:3], tmp_path)
     labels = [(float(i == 0), float("nan")) + (0.0,) * 12 for i in range(2)] + [(float("nan"),) * 14]
-    told = [Sample(Case(s.case.name, "p", s.case.image, y), s.entry) for s, y in zip(train, labels, strict=True)]
+    told = [Sample(Case(s.case.name, "p", s.case.image, y), s.prepared) for s, y in zip(train, labels, strict=True)]
     row = task.constant_baseline(told, told[:1])[0]
     assert (row["p/Atelectasis"], row["p/Cardiomegaly"]) == (0.5, 0.0)
 
@@ -533,7 +533,7 @@ def test_a_classification_scores_every_image_once_and_in_order(nih, tmp_path):
     test = samples(task, task.split("test"), tmp_path)
     rows = task.measure(lambda image: image.mean(dim=(1, 2, 3))[:, None].expand(-1, 14), test)
     assert [row["case"] for row in rows] == names(task.split("test"))
-    assert rows[1]["p/Mass"] == pytest.approx(1 / (1 + np.exp(-test[1].entry.image().mean())), rel=1e-4)
+    assert rows[1]["p/Mass"] == pytest.approx(1 / (1 + np.exp(-test[1].prepared.image().mean())), rel=1e-4)
     assert [row["y/Hernia"] for row in rows] == [case.label[13] for case in task.split("test")]
 
 

@@ -8,7 +8,7 @@ from support.stages import on_ranks
 from torch import nn
 
 from premed.contracts import Case, Objective, Sample
-from premed.data.samplers import EpochPlan
+from premed.data.samplers import EpochSampler
 from premed.errors import UserError
 from premed.training.callback import NotFinite, TrainingCallback
 from premed.training.checkpoint import Checkpoint, best_file
@@ -50,7 +50,7 @@ def samples(num):
 def training_callback(folder, scores=(), *, num_steps=10, validations=5, score="score", log_steps=5, batch=4):
     objective, reports = Fixed(scores), []
     objective.train()
-    plan = EpochPlan(8, batch, num_steps, 0, "finetune")
+    plan = EpochSampler(8, batch, num_steps, 0, "finetune")
     callback = TrainingCallback(
         objective,
         make_optimizer(objective, (0.9, 0.999)),

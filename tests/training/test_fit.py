@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from premed.contracts import Batch, BatchIndices, Objective
-from premed.data.samplers import EpochPlan
+from premed.data.samplers import EpochSampler
 from premed.rng import permutation
 from premed.training import fit as loop
 from premed.training.fit import fit, make_optimizer, share
@@ -34,7 +34,7 @@ def test_the_learning_rate_stays_between_zero_and_its_top(num_steps, warmup):
 
 @given(st.integers(1, 60), st.integers(1, 70), st.integers(0, 5))
 def test_an_epoch_takes_every_sample_once(num_samples, batch, epoch):
-    plan, steps = EpochPlan(num_samples, batch, 10**6, 0, "pretrain"), ceil(num_samples / batch)
+    plan, steps = EpochSampler(num_samples, batch, 10**6, 0, "pretrain"), ceil(num_samples / batch)
     indices = [plan.at(epoch * steps + i) for i in range(steps)]
     assert sorted(np.concatenate([pick.samples for pick in indices])) == list(range(num_samples))
     assert {pick.epoch for pick in indices} == {epoch}
@@ -42,7 +42,7 @@ def test_an_epoch_takes_every_sample_once(num_samples, batch, epoch):
 
 
 def order(epoch=0, seed=0, stage="pretrain"):
-    return EpochPlan(50, 50, 100, seed, stage).at(epoch).samples.tolist()
+    return EpochSampler(50, 50, 100, seed, stage).at(epoch).samples.tolist()
 
 
 def test_each_epoch_seed_and_stage_has_an_order_of_its_own():
@@ -51,7 +51,7 @@ def test_each_epoch_seed_and_stage_has_an_order_of_its_own():
 
 
 def test_a_step_does_not_depend_on_what_was_asked_before():
-    ahead = EpochPlan(7, 2, 100, 0, "pretrain")
+    ahead = EpochSampler(7, 2, 100, 0, "pretrain")
     in_order = [ahead.at(step).samples.tolist() for step in range(40)]
     permutation.cache_clear()
     assert [ahead.at(step).samples.tolist() for step in reversed(range(40))] == in_order[::-1]
@@ -99,7 +99,7 @@ class Numbers:
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_any_number_of_ranks_sees_the_same_global_batches(world, accumulate, monkeypatch):
-    plan = EpochPlan(11, 4, 9, 0, "finetune")
+    plan = EpochSampler(11, 4, 9, 0, "finetune")
     samples = {step: [] for step in range(2, 9)}
     for rank in range(world):
         monkeypatch.setattr(loop, "rank_and_world", lambda rank=rank: (rank, world))
@@ -146,7 +146,7 @@ class Line(Objective):
 def trained(**options):
     objective, calls = Line(), []
     optimizer = make_optimizer(objective, (0.9, 0.999))
-    plan = EpochPlan(6, 6, options.pop("num_steps", 1), 0, "finetune")
+    plan = EpochSampler(6, 6, options.pop("num_steps", 1), 0, "finetune")
     fit(objective, Numbers(), plan, Schedule(10, 0, 0.1), optimizer, lambda *row: calls.append(row), **options)
     return objective, optimizer, calls
 
@@ -174,7 +174,7 @@ class Decaying(Line):
 def test_weight_decay_may_go_from_first_to_last_by_half_a_cosine():
     objective, decays = Decaying(), []
     optimizer = make_optimizer(objective, (0.9, 0.999))
-    plan, schedule = EpochPlan(6, 6, 10, 0, "finetune"), Schedule(10, 0, 0.1)
+    plan, schedule = EpochSampler(6, 6, 10, 0, "finetune"), Schedule(10, 0, 0.1)
     fit(
         objective,
         Numbers(),

@@ -22,7 +22,7 @@ from premed.contracts import Case, DataSet, Objective, Sample
 from premed.data.loader import PreparedLoader
 from premed.data.prepared import PreparedFile, write
 from premed.data.preprocess import Prepared
-from premed.data.samplers import EpochPlan, InTurn
+from premed.data.samplers import AlternatingSampler, EpochSampler
 from premed.models.encoders import mit, unet, vit
 from premed.models.heads import conv, linear, unetr
 from premed.models.network import Network
@@ -155,12 +155,12 @@ def losses(kind: str, folder: Path) -> list[float]:
     tasks: list[Any] = [task() for task in (of.tasks if isinstance(of.tasks, tuple) else (of.tasks,))]
     data_sets = [DataSet(task, "ab"[number % 2], of.augment) for number, task in enumerate(tasks)]
     if of.interval:  # an epoch is a step
-        plan = InTurn((BATCH,) * len(tasks), BATCH, NUM_STEPS, 0, kind, of.interval)
+        plan = AlternatingSampler((BATCH,) * len(tasks), BATCH, NUM_STEPS, 0, kind, of.interval)
         samples = [
             sample(task, i, folder / f"{n}")._replace(data_set=n) for n, task in enumerate(tasks) for i in range(BATCH)
         ]
     else:
-        plan = EpochPlan(NUM_IMAGES, BATCH, NUM_STEPS, seed=0, stage=kind)
+        plan = EpochSampler(NUM_IMAGES, BATCH, NUM_STEPS, seed=0, stage=kind)
         samples = [
             sample(tasks[0], i, folder)._replace(data_set=i * len(tasks) // NUM_IMAGES) for i in range(NUM_IMAGES)
         ]

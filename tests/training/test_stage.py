@@ -174,7 +174,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_step_samples_and_check
 
 def train_names(job):
     task = worker.plugin("tasks", job.stage.task).build(job.stage.task)
-    return [case.name for case in datamodule.cases(job.stage, task)[0]]
+    return [case.name for case in datamodule.stage_cases(job.stage, task)[0]]
 
 
 def test_a_poisoned_image_stops_the_run_at_its_step_and_leaves_the_last_good_checkpoint(chest, tmp_path):
@@ -331,7 +331,7 @@ def test_an_encoder_of_another_grid_is_resized_and_that_is_said(chest, tmp_path)
     worker.run_stage(before, lambda event: None, lambda numbers: None)
     after = jobs(chest, tmp_path, **short(), task={"size": 16})["finetune"]
     job = worker.StageJob(after.stage, before.stage, after.train, after.storage, after.cache)
-    _, loaded = worker.make_objective(job, datamodule.data_sets_of(after.stage))
+    _, loaded = worker.make_objective(job, datamodule.stage_data_sets(after.stage))
     assert loaded["encoder"]["resized"] == ["pos_embed"]
 
 
@@ -348,16 +348,18 @@ def labelled(num_patients=40):
 
 
 def test_a_label_fraction_takes_whole_patients_and_smaller_ones_are_part_of_larger():
-    taken = [{case.patient for case in datamodule.fraction(labelled(), share, 0)} for share in (0.05, 0.1, 0.5, 1.0)]
+    taken = [
+        {case.patient for case in datamodule.label_subset(labelled(), share, 0)} for share in (0.05, 0.1, 0.5, 1.0)
+    ]
     assert [len(patients) for patients in taken] == [2, 4, 20, 40]
     assert taken[0] < taken[1] < taken[2] < taken[3]
-    assert len(datamodule.fraction(labelled(), 0.05, 0)) == 2 * 3
+    assert len(datamodule.label_subset(labelled(), 0.05, 0)) == 2 * 3
 
 
 def test_a_label_fraction_is_drawn_by_its_seed():
-    chosen = [[case.name for case in datamodule.fraction(labelled(), 0.2, seed)] for seed in (0, 0, 1)]
+    chosen = [[case.name for case in datamodule.label_subset(labelled(), 0.2, seed)] for seed in (0, 0, 1)]
     assert chosen[0] == chosen[1] != chosen[2]
-    assert len(datamodule.fraction(labelled(), 1e-6, 0)) == 3  # one patient at least
+    assert len(datamodule.label_subset(labelled(), 1e-6, 0)) == 3  # one patient at least
 
 
 def test_the_learning_rate_grows_with_the_batch_and_steps_replace_the_epochs(chest, tmp_path):

@@ -17,7 +17,7 @@ from premed.data.cache import Cache
 from premed.data.loader import PreparedLoader
 from premed.data.phantoms.abdomen import write_btcv
 from premed.data.phantoms.brain import write_brats
-from premed.data.samplers import EpochPlan
+from premed.data.samplers import EpochSampler
 from premed.events import MetricsLogged
 from premed.execution import runner
 from premed.models.encoders import vit
@@ -93,7 +93,7 @@ def test_a_real_image_is_pretrained_on_for_a_few_steps(real, tmp_path, name):
     fit(
         objective,
         source,
-        EpochPlan(1, 1, 10, seed=0, stage="pretrain"),
+        EpochSampler(1, 1, 10, seed=0, stage="pretrain"),
         Schedule(10, 1, lr=3e-3),
         make_optimizer(objective, (0.9, 0.95)),
         lambda step, loss, numbers: losses.append(loss.item()),
@@ -165,7 +165,7 @@ def test_ten_thousand_epochs_of_three_steps_are_thirty_thousand_steps_with_nothi
     """BTCV's recipe: points of the curve, validations and checkpoints fall where they fall in one epoch of as many."""
     told = []
     plan, _ = planned(stages("btcv/mae.yaml")["pretrain"], [15])
-    for of in (plan, EpochPlan(6 * 30_000, 6, 30_000, 0, "pretrain")):
+    for of in (plan, EpochSampler(6 * 30_000, 6, 30_000, 0, "pretrain")):
         clock = [0.0]
         monkeypatch.setattr("premed.training.callback.time.monotonic", lambda clock=clock: clock[0])
         objective, shelf, events = Still(), Shelf(), []

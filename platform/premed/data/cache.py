@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 from premed.config.spec import canonical
 from premed.config.transforms import Preprocessing
 from premed.contracts import Case
-from premed.data.io.dicom import members
-from premed.data.prepared import PreparedFile, is_whole, write
+from premed.data.io.dicom import slice_files
+from premed.data.prepared import PreparedFile, is_complete, write
 from premed.data.preprocess import prepare
 from premed.errors import UserError
 
@@ -38,7 +38,7 @@ class Cache:
         """The entry of a case, where it is there and whole."""
         with _Hashes(self.root) as hashes:
             path = _path(self.root, [_hash(hashes, file) for file in _files(case)], _has_map(case), preprocessing)
-        return PreparedFile(path) if is_whole(path) else None
+        return PreparedFile(path) if is_complete(path) else None
 
     def prepare(
         self,
@@ -53,14 +53,14 @@ class Cache:
         otherwise. `progress(done, total)` is called as they come. Raises UserError naming the first case that went
         wrong, once those already under way are done; no more are begun then, and what is finished stays.
         """
-        self._sweep()
+        self._remove_stale()
         paths: list[Path | None] = [None] * len(cases)
         missing: list[tuple[int, list[str | None]]] = []
         failures: dict[int, str] = {}
         with _Hashes(self.root) as hashes:
             for number, case in enumerate(cases):
-                known = [hashes.recall(file) for file in _files(case)]
-                if None not in known and is_whole(path := _path(self.root, known, _has_map(case), preprocessing)):
+                known = [hashes.get(file) for file in _files(case)]
+                if None not in known and is_complete(path := _path(self.root, known, _has_map(case), preprocessing)):
                     paths[number] = path
                 else:
                     missing.append((number, known))
@@ -78,7 +78,7 @@ class Cache:
 
             for result in (mapper or map)(prepare_one, jobs()):
                 for content in result.contents:
-                    hashes.remember(content)
+                    hashes.put(content)
                 if result.error is not None:
                     elsewhere = "" if result.node == socket.gethostname() else f" (on node {result.node})"
                     failures[result.number] = f"{result.error}{elsewhere}"
@@ -107,7 +107,7 @@ class Cache:
                 rows.append(row)
         return hashlib.sha256(canonical(sorted(rows, key=canonical)).encode()).hexdigest()
 
-    def _sweep(self) -> None:
+    def _remove_stale(self) -> None:
         """Removes what killed writers left behind."""
         for leftover in self.root.glob("??/*.tmp"):
             with suppress(OSError):
@@ -148,7 +148,7 @@ def prepare_one(job: _Job) -> _Result:
         fresh = {content.file: content.hash for content in contents}
         hashes = [known or fresh[file] for file, known in zip(job.files, job.known, strict=True)]
         path = _path(job.root, hashes, job.has_map, job.preprocessing)
-        if not is_whole(path):
+        if not is_complete(path):
             images, label = (job.files[:-1], job.files[-1]) if job.has_map else (job.files, None)
             write(path, prepare(images, label, job.preprocessing), job.num_left)
     except UserError as error:
@@ -194,16 +194,16 @@ def _state(file: Path) -> tuple[int, int, list[Path] | None]:
     state = file.stat()
     if not stat.S_ISDIR(state.st_mode):
         return state.st_size, state.st_mtime_ns, None
-    parts = members(file)
+    parts = slice_files(file)
     states = [part.stat() for part in parts]
     return sum(part.st_size for part in states), max([state.st_mtime_ns, *(part.st_mtime_ns for part in states)]), parts
 
 
 def _hash(hashes: "_Hashes", file: Path) -> str:
-    known = hashes.recall(file)
+    known = hashes.get(file)
     if known is None:
         content = _content(file)
-        hashes.remember(content)
+        hashes.put(content)
         known = content.hash
     return known
 
@@ -231,7 +231,7 @@ class _Hashes:
         if self._base:
             self._base.close()
 
-    def recall(self, file: Path) -> str | None:
+    def get(self, file: Path) -> str | None:
         with suppress(OSError, sqlite3.Error):
             size, mtime_ns, _ = _state(file)
             known = (str(file), size, mtime_ns)
@@ -240,7 +240,7 @@ class _Hashes:
             return row[0] if row else None
         return None
 
-    def remember(self, content: _Content) -> None:
+    def put(self, content: _Content) -> None:
         with suppress(sqlite3.Error):
             if self._base:
                 row = (str(content.file), *content[1:])

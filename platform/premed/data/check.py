@@ -59,7 +59,7 @@ def listings(task: Task, test: bool) -> list[Finding]:
             found.append(finding)
     except UserError as error:
         found.append(Finding.of(error))
-    parts, refusals = dealt(task, test)
+    parts, refusals = split_cases(task, test)
     refusal = None
     if UNLABELLED in parts and len(parts) == 1 and len({str(error) for error in refusals.values()}) == 1:
         refusal = Finding.of(next(iter(refusals.values())))._replace(severity="note")  # to be pre-trained on
@@ -72,11 +72,11 @@ def listings(task: Task, test: bool) -> list[Finding]:
             what = f"has images in {first} and in {second}; keep each patient in one part"
             found.append(Finding("error", f"{task.root}, patient {patient}", what))
     for part, cases in parts.items():
-        found += poor_classes(task, part, [case.label for case in cases if isinstance(case.label, tuple)])
+        found += rare_classes(task, part, [case.label for case in cases if isinstance(case.label, tuple)])
     return found
 
 
-def dealt(task: Task, test: bool) -> tuple[dict[str, list[Case]], dict[str, UserError]]:
+def split_cases(task: Task, test: bool) -> tuple[dict[str, list[Case]], dict[str, UserError]]:
     """Cases by part (and what is only pre-trained on), where they can be had, and the refusals where not."""
     parts: dict[str, list[Case]] = {}
     refusals: dict[str, UserError] = {}
@@ -94,7 +94,7 @@ def dealt(task: Task, test: bool) -> tuple[dict[str, list[Case]], dict[str, User
     return parts, refusals
 
 
-def poor_classes(task: Task, part: str, labels: Sequence[Any]) -> Iterator[Finding]:
+def rare_classes(task: Task, part: str, labels: Sequence[Any]) -> Iterator[Finding]:
     """Classes of which a part has too few images, or no others, to learn or to score them."""
     if not labels:
         return
@@ -130,12 +130,12 @@ class Check:
         except UserError as error:
             self.findings.append(Finding.of(error))
             return
-        self.parts, refusals = dealt(self.task, self.test)
+        self.parts, refusals = split_cases(self.task, self.test)
         if refusals:  # to open what is there all the same
             partial = {"partial": True} if "partial" in type(config).model_fields else {}
             self.task = build(config.model_copy(update=partial))
             self.task.lenient = True
-            self.parts, refusals = dealt(self.task, self.test)
+            self.parts, refusals = split_cases(self.task, self.test)
         if self.parts.keys() != {UNLABELLED}:
             what = "its images were not opened, for it is refused:"
             self.findings += [Finding("note", f"part {part}", f"{what} {error}") for part, error in refusals.items()]
@@ -155,15 +155,15 @@ class Check:
             self.facts.append(facts)
             progress(len(self.facts), len(self.jobs))
         self.facts.sort(key=lambda facts: facts.number)
-        told = {each.where for each in self.findings if not Path(each.where).exists()}  # missing: is said once
-        self.findings += [each for facts in self.facts for each in facts.findings if each.where not in told]
-        for rule in (self.twice, self.empty_classes, self.small, self.turned, self.far):
+        reported = {each.where for each in self.findings if not Path(each.where).exists()}  # missing: is said once
+        self.findings += [each for facts in self.facts for each in facts.findings if each.where not in reported]
+        for rule in (self.duplicates, self.empty_classes, self.small, self.orientations, self.spacings):
             self.findings += rule()
 
     def image(self, facts: Facts) -> str:
         return str(self.cases[facts.number][1].image[0])
 
-    def twice(self) -> Iterator[Finding]:
+    def duplicates(self) -> Iterator[Finding]:
         alike: dict[str, dict[str, Facts]] = defaultdict(dict)
         for facts in self.facts:
             if facts.content:  # one file listed in two parts is the listings' business
@@ -173,8 +173,8 @@ class Check:
             parts = [self.cases[facts.number][0] for facts in group]
             if len(group) > 1:
                 others = [f"{self.image(f)} ({part})" for f, part in zip(group, parts, strict=True)][:-1]
-                told = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-                what = f"({parts[-1]}) holds the same values as {told}; keep one of them"
+                reported = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+                what = f"({parts[-1]}) holds the same values as {reported}; keep one of them"
                 yield Finding("error" if len({*parts}) > 1 else "note", self.image(group[-1]), what)
 
     def empty_classes(self) -> Iterator[Finding]:
@@ -206,7 +206,7 @@ class Check:
             what = f"{len(small)} of {len(self.facts)} images are smaller than {list(roi)} and padded with air: "
             yield Finding("note", "task.roi", what + f"the smallest, {self.image(least)}, has {size} voxels prepared")
 
-    def turned(self) -> Iterator[Finding]:
+    def orientations(self) -> Iterator[Finding]:
         ways = Counter(facts.orientation for facts in self.facts if facts.orientation)
         if len(ways) < 2:
             return
@@ -220,7 +220,7 @@ class Check:
                 what = f"is stored as {facts.orientation}, {number} of {total} as {usual}: see that its header is right"
                 yield Finding("note", self.image(facts), what)
 
-    def far(self) -> Iterator[Finding]:
+    def spacings(self) -> Iterator[Finding]:
         some = [facts for facts in self.facts if facts.spacing]
         if len(some) < 5:
             return

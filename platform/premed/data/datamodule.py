@@ -35,13 +35,13 @@ class Tasks:
                 self.built[text] = plugin("tasks", config).build(config)
             return self.built[text]
 
-    def settled(self, config: Spec) -> Spec:
+    def resolve_root(self, config: Spec) -> Spec:
         """`config` with its folder as an absolute path, so that every worker looks there. Its task is the same one."""
         task = self(config)
-        settled = config.model_copy(update={"root": task.root})
+        resolved = config.model_copy(update={"root": task.root})
         with self.lock:
-            self.built.setdefault(settled.model_dump_json(), task)
-        return settled
+            self.built.setdefault(resolved.model_dump_json(), task)
+        return resolved
 
 
 class DataModule:
@@ -63,7 +63,7 @@ class DataModule:
             mapper=self.mapper,
             progress=lambda done, total: self.show(ImagesPrepared(done, total)),
         )
-        refuse_unnamed(cases, entries, self.task.labels)
+        refuse_unknown_labels(cases, entries, self.task.labels)
         self.files |= {entry.path for entry in entries}
         # beside the files' content: what the task makes of them, whose they are, and the order that draws go by
         about = [self.task.name, self.task.classes, self.task.channels, self.task.preprocessing.digest()]
@@ -84,7 +84,7 @@ class DataModule:
         return {"train": self.task.split("train"), "val": self.task.split("val")}
 
 
-def joined(fingerprints: Sequence[str]) -> str:
+def join_fingerprints(fingerprints: Sequence[str]) -> str:
     """One fingerprint of the same parts for several data sets together; a single one's stays as it is."""
     if len(fingerprints) == 1:
         return fingerprints[0]
@@ -93,7 +93,7 @@ def joined(fingerprints: Sequence[str]) -> str:
     return " ".join(f"{name}:{hashlib.sha256(all_of.encode()).hexdigest()}" for name, all_of in hashes.items())
 
 
-def refuse_unnamed(cases: Sequence[Case], entries: Sequence[PreparedImage], labels: Sequence[int]) -> None:
+def refuse_unknown_labels(cases: Sequence[Case], entries: Sequence[PreparedImage], labels: Sequence[int]) -> None:
     """Raises UserError for a label map with a value that no class has: the loss would fail on it with an index error.
 
     An entry that another node prepared in a cache of its own cannot be read here; that node's workers check it.
@@ -114,7 +114,7 @@ def refuse_unnamed(cases: Sequence[Case], entries: Sequence[PreparedImage], labe
 # ---- a stage's part of the data
 
 
-def data_sets_of(stage: Stage, tasks: Callable[[Spec], Task] | None = None) -> list[DataSet]:
+def stage_data_sets(stage: Stage, tasks: Callable[[Spec], Task] | None = None) -> list[DataSet]:
     """The data sets of a stage. tasks: gives a configuration's task, where some are built already."""
     tasks = tasks or Tasks()
     usual = stage.training.augment if isinstance(stage.training, Training) else Augmentation()
@@ -123,23 +123,23 @@ def data_sets_of(stage: Stage, tasks: Callable[[Spec], Task] | None = None) -> l
         task = tasks(source.task)
         of_tasks.append(DataSet(task, source.group or task.name, source.augment or usual))
     strategy: Any = plugin("pretext", stage.pretext) if stage.pretext else None
-    return strategy.seen(stage.encoder, of_tasks) if hasattr(strategy, "seen") else of_tasks
+    return strategy.adapt_data_sets(stage.encoder, of_tasks) if hasattr(strategy, "adapt_data_sets") else of_tasks
 
 
-def cases(stage: Stage, task: Task) -> tuple[list[Case], list[Case]]:
+def stage_cases(stage: Stage, task: Task) -> tuple[list[Case], list[Case]]:
     """(train, val) of a data set in a stage. A pre-training's have no labels."""
     if stage.kind in PRETRAINING:
         train, val = task.images(), unlabelled_val(task)
     else:
         assert isinstance(stage.training, Finetune)
-        train = fraction(task.split("train"), stage.training.label_fraction, stage.training.seed)
+        train = label_subset(task.split("train"), stage.training.label_fraction, stage.training.seed)
         val = task.split("val")
     if not train:
         raise UserError(f"task: {task.name} has no train images for this stage; mend its split")
     return train, val
 
 
-def fraction(labelled: list[Case], share: float, seed: int) -> list[Case]:
+def label_subset(labelled: list[Case], share: float, seed: int) -> list[Case]:
     """The cases of the first `share` of the patients, in an order drawn by `seed`: 5 % are part of 10 %."""
     patients = sorted({case.patient for case in labelled})
     order = permutation(key(seed, "label fraction"), len(patients))
@@ -150,7 +150,7 @@ def fraction(labelled: list[Case], share: float, seed: int) -> list[Case]:
 def absent_classes(task: Task, train: Sequence[Sample]) -> list[str]:
     """The classes that no image of `train` shows, as may happen with few labels."""
     if task.labels:
-        present = {value for sample in train for value in sample.entry.labels_present}
+        present = {value for sample in train for value in sample.prepared.labels_present}
         return [name for name, united in task.regions.items() if not present & set(united)]
     labels = [sample.case.label for sample in train if isinstance(sample.case.label, tuple)]
     return [name for i, name in enumerate(task.classes) if not any(label[i] > 0 for label in labels)]

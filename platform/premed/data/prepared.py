@@ -168,7 +168,7 @@ def _array(path: Path, name: str) -> np.ndarray:
     return np.memmap(path, dtype, "r", offset, shape).view(np.ndarray)
 
 
-def is_whole(path: Path) -> bool:
+def is_complete(path: Path) -> bool:
     """Is there an entry, and all of it?"""
     try:
         _read_head(path)

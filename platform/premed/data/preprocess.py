@@ -45,11 +45,11 @@ def prepare(images: Sequence[Path], label: Path | None, preprocessing: Preproces
     if preprocessing.dims == 2:
         values, target, affine = _resized(images[0], values, target, native, preprocessing)
     else:
-        values, target, affine = geometry.oriented(values, target, native, preprocessing.orientation)
+        values, target, affine = geometry.reorient(values, target, native, preprocessing.orientation)
         if preprocessing.spacing:
-            values, target, affine = geometry.respaced(values, target, affine, preprocessing.spacing)
+            values, target, affine = geometry.resample_to_spacing(values, target, affine, preprocessing.spacing)
         if preprocessing.crop_foreground:
-            values, target, affine = geometry.cropped(
+            values, target, affine = geometry.crop_to_foreground(
                 values, target, affine, preprocessing.window[0] if preprocessing.window else 0
             )
     image, scale, offset = _stored(values, preprocessing)

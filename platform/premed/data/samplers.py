@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class EpochPlan:
+class EpochSampler:
     """Each epoch is all images in a new order, in batches; the last, smaller one is kept."""
 
     num_samples: int
@@ -33,7 +33,7 @@ class EpochPlan:
     stage: str
 
     @classmethod
-    def of(cls, settings: "Training", sizes: Sequence[int], stage: str) -> "EpochPlan":
+    def of(cls, settings: "Training", sizes: Sequence[int], stage: str) -> "EpochSampler":
         num_samples = sum(sizes)
         num_steps = settings.steps or settings.epochs * ceil(num_samples / settings.batch)
         return cls(num_samples, settings.batch, num_steps, settings.seed, stage)
@@ -44,7 +44,7 @@ class EpochPlan:
 
 
 @dataclass(frozen=True)
-class InTurn:
+class AlternatingSampler:
     """`interval` epochs of the first data set, then of the next, …: a step's images are all of one (UniMiSS)."""
 
     sizes: tuple[int, ...]  # images of each data set
@@ -55,7 +55,7 @@ class InTurn:
     interval: int = 2
 
     @classmethod
-    def of(cls, settings: "Training", sizes: Sequence[int], stage: str, interval: int) -> "InTurn":
+    def of(cls, settings: "Training", sizes: Sequence[int], stage: str, interval: int) -> "AlternatingSampler":
         """`epochs` counts those of all data sets: 200 are 100 of each of two."""
         plan = cls(tuple(sizes), settings.batch, 0, settings.seed, stage, interval)
         rounds, rest = divmod(settings.epochs, interval * len(sizes))
@@ -84,7 +84,7 @@ class InTurn:
 
 
 @dataclass(frozen=True)
-class Balanced:
+class BalancedSampler:
     """One image of the first data set, one of the next, … and round again: every step has as many of each (HSSL).
 
     Over any stretch of steps the data sets differ by one image at the most; so they do in each rank's share of a step.
@@ -98,7 +98,7 @@ class Balanced:
     stage: str
 
     @classmethod
-    def of(cls, settings: "Training", sizes: Sequence[int], stage: str) -> "Balanced":
+    def of(cls, settings: "Training", sizes: Sequence[int], stage: str) -> "BalancedSampler":
         """An epoch takes as many images as there are."""
         num_steps = settings.steps or settings.epochs * ceil(sum(sizes) / settings.batch)
         return cls(tuple(sizes), settings.batch, num_steps, settings.seed, stage)
@@ -115,7 +115,9 @@ class Balanced:
         return BatchIndices(epochs, np.array(samples))
 
 
-def order(plan: EpochPlan | InTurn | Balanced, epoch: int, size: int, number: int = 0) -> np.ndarray:
+def order(
+    plan: EpochSampler | AlternatingSampler | BalancedSampler, epoch: int, size: int, number: int = 0
+) -> np.ndarray:
     """In which the images [size] of data set `number` are gone through in that epoch of it."""
     which = (number,) if number else ()
     return permutation(key(plan.seed, plan.stage, "order", epoch, *which), size)

@@ -78,7 +78,7 @@ def missing_files(cases: Iterable[Case]) -> Iterator[Finding]:
                 yield Finding("error", str(path), "is listed and missing; put it there, or take it off the list")
 
 
-def deal_patients(patients: Iterable[str], shares: Sequence[float], key: int) -> dict[str, str]:
+def assign_patients(patients: Iterable[str], shares: Sequence[float], key: int) -> dict[str, str]:
     """Patients to parts, by shares of their number, in an order drawn by `key`; train and val get at least one."""
     order = shuffled_patients(patients, key)
     num_train, num_val = (max(1, round(share * len(order))) for share in shares[:2])
@@ -97,7 +97,7 @@ def shuffled_patients(patients: Iterable[str], key: int) -> list[str]:
     return [names[i] for i in permutation(key, len(names))]
 
 
-def in_two_parts(patients: Iterable[str], parts: Iterable[str]) -> Iterator[str]:
+def shared_patients(patients: Iterable[str], parts: Iterable[str]) -> Iterator[str]:
     """Says which patients have images in more than one part; an empty part is none."""
     found: dict[str, set[str]] = {}
     for who, part in zip(patients, parts, strict=True):

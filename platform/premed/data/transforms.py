@@ -22,7 +22,7 @@ def centre_start(shape: Sequence[int], roi: Sequence[int]) -> Start:
     return tuple((n - size) // 2 for n, size in zip(shape, roi, strict=True))
 
 
-def random_box(shape: Sequence[int], roi: Sequence[int], draw: SampleRng) -> Start:
+def random_start(shape: Sequence[int], roi: Sequence[int], draw: SampleRng) -> Start:
     """Anywhere inside; along an axis on which the image is smaller than `roi`, the middle."""
     middle = centre_start(shape, roi)
     free = [n - size for n, size in zip(shape, roi, strict=True)]
@@ -37,27 +37,27 @@ def shifted_start(shape: Sequence[int], roi: Sequence[int], max_shift: int, draw
     )
 
 
-def balanced_start(entry: PreparedImage, roi: Sequence[int], draw: SampleRng, positive_share: float = 0.5) -> Start:
+def balanced_start(prepared: PreparedImage, roi: Sequence[int], draw: SampleRng, positive_share: float = 0.5) -> Start:
     """Around a labelled voxel with the probability `positive_share`, else around background that is not air.
 
     Labelled voxels are alike likely whatever their label, as in MONAI's RandCropByPosNegLabel; near an edge the crop
     moves inside. Where one kind is absent the other serves.
     """
-    counts = {label: count for label, count in entry.counts.items() if label > 0}
-    if counts and (draw.chance("positive", positive_share) or not entry.counts.get(0)):
+    counts = {label: count for label, count in prepared.counts.items() if label > 0}
+    if counts and (draw.chance("positive", positive_share) or not prepared.counts.get(0)):
         edges = np.cumsum([*counts.values()])
         pick = draw.uniform("label")[0].astype(np.float64) * edges[-1]
         label = [*counts][min(int(np.searchsorted(edges, pick, side="right")), len(counts) - 1)]
-    elif entry.counts.get(0):
+    elif prepared.counts.get(0):
         label = 0
     else:
-        return random_box(entry.shape, roi, draw)
-    places = entry.locations(label)
+        return random_start(prepared.shape, roi, draw)
+    places = prepared.locations(label)
     centre = places[draw.integer("location", len(places))]
-    middle = centre_start(entry.shape, roi)
+    middle = centre_start(prepared.shape, roi)
     return tuple(
         int(np.clip(centre[i] - roi[i] // 2, 0, n - roi[i])) if n > roi[i] else middle[i]
-        for i, n in enumerate(entry.shape)
+        for i, n in enumerate(prepared.shape)
     )
 
 

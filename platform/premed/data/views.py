@@ -15,43 +15,43 @@ MOST_TILES = 8  # fixed views per image on which a pre-training is validated
 CHUNK, CHUNK_VOXELS = 64, 2**22  # images that are looked at together at most, and the voxels of one view of each
 
 
-def picture(entry: PreparedImage, roi: Sequence[int], augment: Augmentation, draw: SampleRng) -> np.ndarray:
+def picture(prepared: PreparedImage, roi: Sequence[int], augment: Augmentation, draw: SampleRng) -> np.ndarray:
     """2D: a random resized crop (or the centre), mirrored, RandAugment: timm's order."""
     if augment.scale is None:
-        image = entry.stored(transforms.centre_start(entry.shape, roi), roi)
+        image = prepared.stored(transforms.centre_start(prepared.shape, roi), roi)
     else:
-        image = transforms.random_resized_crop(entry.stored(), (roi[0], roi[1]), draw, augment.scale)
+        image = transforms.random_resized_crop(prepared.stored(), (roi[0], roi[1]), draw, augment.scale)
     image = transforms.horizontal_flip(image, draw, augment.flip)
     if augment.rand is not None:
         image = transforms.rand_augment(image, draw, augment.rand)
-    return entry.values(image)
+    return prepared.values(image)
 
 
 def volume(
-    entry: PreparedImage, roi: Sequence[int], augment: Augmentation, draw: SampleRng, with_label: bool = False
+    prepared: PreparedImage, roi: Sequence[int], augment: Augmentation, draw: SampleRng, with_label: bool = False
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """3D: a crop (anywhere, near the centre, or balanced by label), flips, quarter turns, intensities."""
     if augment.positive is not None and with_label:
-        start = transforms.balanced_start(entry, roi, draw, augment.positive)
+        start = transforms.balanced_start(prepared, roi, draw, augment.positive)
     elif augment.shift is not None:
-        start = transforms.shifted_start(entry.shape, roi, augment.shift, draw)
+        start = transforms.shifted_start(prepared.shape, roi, augment.shift, draw)
     else:
-        start = transforms.random_box(entry.shape, roi, draw)
-    image, label = entry.image(start, roi), entry.label(start, roi) if with_label else None
+        start = transforms.random_start(prepared.shape, roi, draw)
+    image, label = prepared.image(start, roi), prepared.label(start, roi) if with_label else None
     axes = range(len(roi)) if augment.flip_axes is None else augment.flip_axes
     flips = [augment.flip if axis in axes else 0.0 for axis in range(len(roi))]
     image, label = transforms.flip_rotate(image, label, draw, flips, augment.rotate)
     return transforms.scale_shift_intensity(image, draw, chance=augment.intensity), label
 
 
-def centre(entry: PreparedImage, roi: Sequence[int]) -> np.ndarray:
+def centre(prepared: PreparedImage, roi: Sequence[int]) -> np.ndarray:
     """The fixed view in the middle."""
-    return entry.image(transforms.centre_start(entry.shape, roi), roi)
+    return prepared.image(transforms.centre_start(prepared.shape, roi), roi)
 
 
-def tiles(entry: PreparedImage, roi: Sequence[int]) -> list[np.ndarray]:
+def tiles(prepared: PreparedImage, roi: Sequence[int]) -> list[np.ndarray]:
     """Fixed views side by side over the image, from the middle out, MOST_TILES at the most."""
-    return [entry.image(start, roi) for start in tile_starts(entry.shape, roi)]
+    return [prepared.image(start, roi) for start in tile_starts(prepared.shape, roi)]
 
 
 def tile_starts(shape: Sequence[int], roi: Sequence[int]) -> list[transforms.Start]:

@@ -17,7 +17,7 @@ from premed.config.plugins import plugin
 from premed.config.settings import BLIND, PRETRAINING, Kind
 from premed.config.spec import canonical
 from premed.contracts import DataSet
-from premed.data.datamodule import cases, data_sets_of, joined
+from premed.data.datamodule import join_fingerprints, stage_cases, stage_data_sets
 from premed.errors import LeaseLost, StageFailed, UserError, first_line
 from premed.events import (
     CollapseDetected,
@@ -95,12 +95,14 @@ class StagePipeline:
 
     def data_sets(self, stage: Stage) -> list[DataSet]:
         """The data sets of a stage."""
-        return data_sets_of(stage, self.session.tasks)
+        return stage_data_sets(stage, self.session.tasks)
 
     def fingerprint(self, kind: Kind) -> str:
         """What identifies a stage's data: images; or weights, made to fit the task's channels and values."""
         if kind != "import":
-            return joined([self.session.fingerprint(each.task, kind) for each in self.experiment.sources(kind)])
+            return join_fingerprints(
+                [self.session.fingerprint(each.task, kind) for each in self.experiment.sources(kind)]
+            )
         content = plugin("pretext", self.experiment.pretext).content(self.experiment.pretext)
         made = canonical([content, self.task.channels, self.task.preprocessing.digest()])
         return f"weights:{hashlib.sha256(made.encode()).hexdigest()}"
@@ -256,7 +258,7 @@ class StagePipeline:
         """Builds all networks without memory for their weights, so that mistakes in later stages are raised at once."""
         for stage in self.experiment.stages(lambda kind: ""):
             if stage.kind == "trunk":
-                planned(stage, [len(cases(stage, data_set.task)[0]) for data_set in self.data_sets(stage)])
+                planned(stage, [len(stage_cases(stage, data_set.task)[0]) for data_set in self.data_sets(stage)])
         pretrained = None
         with self.rehearsing, torch.device("meta"):
             for stage in self.experiment.stages(lambda kind: ""):

@@ -46,13 +46,13 @@ def settled(experiment: Experiment, tasks: Tasks) -> Experiment:
     """The experiment with the folders of its data as absolute paths, so that every worker looks in the same place."""
     finetune, pretrain = experiment.finetune, experiment.pretrain
     refuse_misfits(tasks(experiment.task), finetune.augment, "finetune.augment")
-    changed: dict[str, Any] = {"task": tasks.settled(experiment.task)}
+    changed: dict[str, Any] = {"task": tasks.resolve_root(experiment.task)}
     if pretrain is not None and pretrain.sources:
         sources = []
         for number, source in enumerate(pretrain.sources):
             where = f"pretrain.sources.{number}.augment" if source.augment else "pretrain.augment"
             refuse_misfits(tasks(source.task), source.augment or pretrain.augment, where)
-            sources.append(source.model_copy(update={"task": tasks.settled(source.task)}))
+            sources.append(source.model_copy(update={"task": tasks.resolve_root(source.task)}))
         changed["pretrain"] = pretrain.model_copy(update={"sources": tuple(sources)})
     elif pretrain is not None:
         refuse_misfits(tasks(experiment.task), pretrain.augment, "pretrain.augment")

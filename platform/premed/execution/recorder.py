@@ -22,10 +22,10 @@ from premed.config.expand import title
 from premed.config.experiment import Experiment, Stage
 from premed.config.settings import BLIND, PRETRAINING, TRUNK, Kind, Pretrain, Train
 from premed.contracts import DataSet, Task
-from premed.data.datamodule import cases, data_sets_of
+from premed.data.datamodule import stage_cases, stage_data_sets
 from premed.errors import StageFailed
 from premed.events import EventHandler, ModelRegistrationStarted, WarningIssued
-from premed.paths import home, portable
+from premed.paths import home, portable_path
 from premed.tracking.tracker import Tracker
 from premed.training.stage import StageJob, make_objective
 from premed.training.storage import StageStorage
@@ -161,12 +161,12 @@ class ExperimentRecorder:
                 "name": f"{task.name} {name}",
                 "digest": digest[:32],
                 "context": CONTEXTS[name],
-                "source": portable(task.root),
+                "source": portable_path(task.root),
                 "num_cases": len(part),
             }
             for task, _, _ in data_sets
             for (name, digest), part in zip(
-                parts, [task.split("test")] if stage.kind == "test" else cases(stage, task), strict=True
+                parts, [task.split("test")] if stage.kind == "test" else stage_cases(stage, task), strict=True
             )
         ]
 
@@ -205,7 +205,7 @@ class ExperimentRecorder:
             # loaded as a test stage does it: the parts that validation picked
             stage = job.stage.model_copy(update={"kind": "test"})
             loading = StageJob(stage, job.stage, job.train, job.storage, job.cache)
-            objective, _ = make_objective(loading, data_sets_of(stage, lambda config: self.task))
+            objective, _ = make_objective(loading, stage_data_sets(stage, lambda config: self.task))
             example = np.zeros((2, self.task.channels, *self.task.roi), np.float32)
             score = result["summary"].get(f"val/{self.task.score}", float("-inf"))
             with REGISTERING:
@@ -293,5 +293,5 @@ def tree(experiment: Experiment) -> dict[str, Any]:
     places = [(fields["task"], "root"), (fields["pretext"], "weights"), *((each["task"], "root") for each in sources)]
     for part, field in places:
         if part.get(field):
-            part[field] = portable(Path(part[field]))
+            part[field] = portable_path(Path(part[field]))
     return fields

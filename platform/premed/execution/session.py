@@ -17,7 +17,7 @@ from premed.execution.executor import Executor, LocalExecutor, RayExecutor
 from premed.execution.scheduler import Scheduler, Ticket
 from premed.execution.single_flight import SingleFlight
 from premed.execution.worker_group import WorkerGroup
-from premed.paths import settled_in
+from premed.paths import ensure_home
 from premed.tracking.mlflow_tracker import MLflowTracker
 from premed.tracking.store import RunStore, locate_store
 from premed.tracking.tracker import RetryingTracker, Tracker
@@ -153,7 +153,7 @@ def session(trains: Sequence[Train], tasks: Tasks, show: EventHandler) -> Iterat
 
     UserError where MLflow does not answer, or where the cluster can never place the workers.
     """
-    settings = (*locate_store(), str(settled_in() / "spool"))
+    settings = (*locate_store(), str(ensure_home() / "spool"))
     if trains[0].workers == 0:
         here: Session = LocalSession(settings, tasks, show)
         try:

@@ -154,7 +154,7 @@ class LabelMaps:
         maps = [self.task.label_map(answer)] if self.whole else []
         files = []
         for name, voxels in zip(self.names(each), [*maps, *(masks[name] for name in self.regions)], strict=True):
-            self.write(self.out / name, voxels.astype(np.uint8), each.path, sample.entry.native_affine)
+            self.write(self.out / name, voxels.astype(np.uint8), each.path, sample.prepared.native_affine)
             files.append(name)
         return {"files": files, "voxels": {name: int(mask.sum()) for name, mask in masks.items()}}
 

@@ -29,14 +29,14 @@ class PyramidStage(nn.Module):
         blocks: Sequence["Block"],
     ):
         super().__init__()
-        ways = {branch(len(grid)): Embedding(embed(before, width, len(grid)), width, grid) for grid in grids}
+        ways = {branch_name(len(grid)): Embedding(embed(before, width, len(grid)), width, grid) for grid in grids}
         self.embed, self.carry, self.blocks = nn.ModuleDict(ways), carry, nn.ModuleList(blocks)
 
     def forward(
         self, x: Tensor, summary: Tensor, grid: tuple[int, ...], scales: Iterator, skip: Tensor | float = 0
     ) -> list[Tensor]:
         """The tokens [B, 1 + L, D] that each block leaves, of the map [B, C, *S] of the stage before."""
-        embed = self.embed[branch(len(grid))]
+        embed = self.embed[branch_name(len(grid))]
         assert isinstance(embed, Embedding)
         x = (embed.conv(x) + skip).flatten(2).transpose(1, 2)
         x = torch.cat([self.carry(summary), x], dim=1) + embed.positions(grid)
@@ -58,7 +58,7 @@ class Embedding(nn.Module):
 
     def positions(self, grid: tuple[int, ...]) -> Tensor:
         """[1, 1 + L, D]"""
-        return torch.cat([self.cls_pos_embed, resized(self.pos_embed, grid).flatten(1, -2)], dim=1)
+        return torch.cat([self.cls_pos_embed, interpolate_positions(self.pos_embed, grid).flatten(1, -2)], dim=1)
 
 
 class Block(nn.Module):
@@ -109,8 +109,8 @@ class Attention(nn.Module):
         """What is asked: [B, 1 + L / reduction^axes, D]."""
         if self.reduction == 1:
             return x
-        summary, places = split(x, grid)
-        places = self.reduce[branch(len(grid))](places).flatten(2).transpose(1, 2)
+        summary, places = split_class_token(x, grid)
+        places = self.reduce[branch_name(len(grid))](places).flatten(2).transpose(1, 2)
         return self.norm(torch.cat([summary, places], dim=1))
 
     def by_head(self, x: Tensor) -> Tensor:
@@ -118,17 +118,17 @@ class Attention(nn.Module):
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
-def branch(dims: int) -> str:
+def branch_name(dims: int) -> str:
     """The part of a parameter's name that tells that it is for images of so many axes."""
     return f"{dims}d"
 
 
-def split(x: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def split_class_token(x: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Tokens [B, 1 + L, D] to the class token [B, 1, D] and the patches as a map [B, D, *grid]."""
     return x[:, :1], x[:, 1:].transpose(1, 2).unflatten(2, grid)
 
 
-def resized(positions: Tensor, grid: tuple[int, ...]) -> Tensor:
+def interpolate_positions(positions: Tensor, grid: tuple[int, ...]) -> Tensor:
     """[1, *S, D] to [1, *grid, D], along each axis of its own."""
     if tuple(positions.shape[1:-1]) == tuple(grid):
         return positions
@@ -154,11 +154,11 @@ def convolution(before: int, width: int, kernel: int, stride: Sequence[int]) -> 
     )
 
 
-def halving(before: int, width: int, dims: int) -> nn.Module:
+def downsample(before: int, width: int, dims: int) -> nn.Module:
     """To half the patches per axis."""
     return convolution(before, width, 3, (2,) * dims)
 
 
-def doubling(before: int, width: int, dims: int) -> nn.Module:
+def upsample(before: int, width: int, dims: int) -> nn.Module:
     """To twice the patches per axis, by a transposed convolution."""
     return (nn.ConvTranspose2d if dims == 2 else nn.ConvTranspose3d)(before, width, 2, stride=2)

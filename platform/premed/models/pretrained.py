@@ -41,7 +41,7 @@ VARIANTS = {  # by what their tensors' names hold: networks that compute somethi
 }
 
 
-class Known(NamedTuple):
+class ModelInfo(NamedTuple):
     """What timm knows of a model by its name."""
 
     repository: str | None  # on the hub
@@ -54,7 +54,7 @@ class Known(NamedTuple):
 
 
 @cache
-def known(model: str) -> Known:
+def model_info(model: str) -> ModelInfo:
     """UserError where timm has no vision transformer of that name."""
     import timm
     from timm.models import get_pretrained_cfg
@@ -73,15 +73,15 @@ def known(model: str) -> Known:
     if not isinstance(network, VisionTransformer):
         raise UserError(f"pretext.model: {model} is no vision transformer; name one, such as vit_base_patch16_224")
     shape = network.embed_dim, len(network.blocks), network.blocks[0].attn.num_heads  # type: ignore[union-attr]
-    return Known(about.hf_hub_id, about.mean, about.std, *shape, tuple(network.state_dict()))  # type: ignore[arg-type]
+    return ModelInfo(about.hf_hub_id, about.mean, about.std, *shape, tuple(network.state_dict()))  # type: ignore[arg-type]
 
 
-def fetch(model: str) -> Path:
+def download(model: str) -> Path:
     """The model's file, from where an earlier call (or another program) put it, or from the hub."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    repository = known(model).repository
+    repository = model_info(model).repository
     mend = "give a file: pretext.weights=FILE"
     if repository is None:
         raise UserError(f"pretext.model: {model} is not on the hub; {mend}")
@@ -108,7 +108,7 @@ def sha256(path: Path) -> str:
         raise UserError(f"pretext.weights: {path} cannot be read ({error.strerror}); check the path") from None
 
 
-def read(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
     """The weights in a file, by timm's names, in float32."""
     try:
         with path.open("rb") as stream:

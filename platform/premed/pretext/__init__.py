@@ -4,7 +4,7 @@ Each has a `Config` and `build(config, encoder, domains, weight_decay)`. domains
 task's own or those of `pretrain.sources`. How their images come to steps may be said by
 `plan(config, settings, sizes, draws) -> Plan`: of the pre-training's settings, the images of each data set, and what
 names the draws (`plans.py`); without it, each epoch is all of them in a new order. One that sees them otherwise than
-their tasks show them has `seen(encoder's config, domains) -> domains` (`slices.py`).
+their tasks show them has `adapt_data_sets(encoder's config, data_sets) -> data_sets` (`slices.py`).
 
 Where there is nothing to train, `build = None`. Such a strategy may bring weights instead: its experiments begin with
 an import stage (`importing.py`). It has

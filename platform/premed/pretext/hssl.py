@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from premed.config.spec import Spec
 from premed.contracts import Batch, DataSet, Encoder, Features, Objective, Row, Sample
-from premed.data.samplers import Balanced
+from premed.data.samplers import BalancedSampler
 from premed.distributed import gather_rows, share_of_loss
 from premed.errors import UserError
 from premed.pretext.common.losses import nt_xent, spread, supervised_contrast
@@ -77,7 +77,7 @@ class Config(Spec):
         return self
 
 
-def seen(encoder: Spec, data_sets: Sequence[DataSet]) -> list[DataSet]:
+def adapt_data_sets(encoder: Spec, data_sets: Sequence[DataSet]) -> list[DataSet]:
     """The data sets as one network sees them: volumes slice by slice where it is one for pictures (`encoder.dims: 2`),
     one channel at a time where another data set has no more. UserError where their images do not go together."""
     axes = {data_set.task.dims for data_set in data_sets}
@@ -101,9 +101,9 @@ def seen(encoder: Spec, data_sets: Sequence[DataSet]) -> list[DataSet]:
     return found
 
 
-def plan(config: Config, settings: Any, sizes: Sequence[int], draws: str) -> Balanced:
+def plan(config: Config, settings: Any, sizes: Sequence[int], draws: str) -> BalancedSampler:
     """Every step has as many images of each data set."""
-    return Balanced.of(settings, sizes, draws)
+    return BalancedSampler.of(settings, sizes, draws)
 
 
 def build(config: Config, encoder: Encoder, data_sets: Sequence[DataSet], weight_decay: float) -> "HSSL":

@@ -42,7 +42,7 @@ from premed.contracts import Encoder, Task
 from premed.errors import UserError
 from premed.models import pretrained
 from premed.models.encoders.vit import Block, ViT, sincos
-from premed.paths import expanded
+from premed.paths import expand_path
 
 DROPPED = ("head.", "head_dist.", "fc.", "pre_logits.", "mask_token", "decoder")
 STEM, BIAS, PLACES = "patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed"
@@ -72,21 +72,21 @@ def content(config: Config) -> str:
 
 def source(config: Config) -> Path:
     """The file, fetched from the hub where none was given."""
-    return pretrained.fetch(config.model) if config.weights is None else expanded(config.weights)
+    return pretrained.download(config.model) if config.weights is None else expand_path(config.weights)
 
 
 def weights(config: Config, encoder: Encoder, task: Task) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The encoder's whole state, made from the file by the rules above, and what was done to it."""
     if not isinstance(encoder, ViT):
         raise UserError("encoder: imagenet's weights are a vision transformer's; use vit")
-    named = pretrained.known(config.model)
+    named = pretrained.model_info(config.model)
     where = f"pretext.weights: {config.weights}"
     if config.weights is None:  # what can be refused is not fetched
         where = f"pretext.model: {config.model}"
         pretrained.refuse_variants(named.names, where)
         refuse_shape(where, encoder, named.width, named.depth, named.heads)
     path = source(config)
-    whole = pretrained.read(path)
+    whole = pretrained.read_weights(path)
     state = {name: w for name, w in whole.items() if not name.startswith(DROPPED)}
     refuse_misfits(where, state, encoder, named)
     about = {"file": path.name, "sha256": pretrained.sha256(path), "model": config.model}
@@ -101,7 +101,7 @@ def weights(config: Config, encoder: Encoder, task: Task) -> tuple[dict[str, Ten
 # ---- what does not fit
 
 
-def refuse_misfits(where: str, state: dict[str, Tensor], encoder: ViT, named: pretrained.Known) -> None:
+def refuse_misfits(where: str, state: dict[str, Tensor], encoder: ViT, named: pretrained.ModelInfo) -> None:
     """UserError where these are not the weights of a plain ViT of the encoder's width, depth and heads."""
     pretrained.refuse_variants(state, where)
     blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from premed.config.spec import Spec
 from premed.contracts import Batch, DataSet, Encoder, Features, Objective, Row, Sample, Task
 from premed.errors import UserError
-from premed.models.encoders.vit import Block, init_weights, patchify, sincos, unpatchify, with_class_row
+from premed.models.encoders.vit import Block, add_class_row, init_weights, patchify, sincos, unpatchify
 from premed.rng import bits, fold, key
 
 FILMED = 2  # cases whose reconstruction is kept through the training
@@ -187,7 +187,7 @@ class Decoder(nn.Module):
         positions = sincos(encoder.grid, width, "pretext.decoder_width")
         self.embed = nn.Linear(encoder.width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_buffer("positions", with_class_row(positions), persistent=False)
+        self.register_buffer("positions", add_class_row(positions), persistent=False)
         self.blocks = nn.ModuleList(Block(width, config.decoder_heads) for _ in range(config.decoder_depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.predict = nn.Linear(width, channels * prod(encoder.patch))

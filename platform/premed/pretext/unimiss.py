@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from premed.config.spec import Spec
 from premed.contracts import Batch, DataSet, Encoder, Objective, Row, Sample
-from premed.data.samplers import InTurn
+from premed.data.samplers import AlternatingSampler
 from premed.distributed import rank_and_world
 from premed.errors import UserError
 from premed.models.encoders.mit import MiT
@@ -89,9 +89,9 @@ def build(config: Config, encoder: Encoder, data_sets: Sequence[DataSet], weight
     return UniMiSS(config, encoder, data_sets, weight_decay)
 
 
-def plan(config: Config, settings: "Pretrain", sizes: Sequence[int], draws: str) -> InTurn:
+def plan(config: Config, settings: "Pretrain", sizes: Sequence[int], draws: str) -> AlternatingSampler:
     """Each data set in its turn; `epochs` are those of all together."""
-    return InTurn.of(settings, sizes, draws, config.interval)
+    return AlternatingSampler.of(settings, sizes, draws, config.interval)
 
 
 class UniMiSS(Objective):

@@ -7,7 +7,7 @@ from typing import Any
 
 from premed.data.check import Check
 from premed.data.figures import COLOURS
-from premed.data.inspection import picture
+from premed.data.inspection import draw_thumbnail
 from premed.errors import printable
 from premed.reporting.html import render
 
@@ -53,7 +53,7 @@ def contact_sheet(check: Check, mapper: Callable | None) -> list[Thumbnail]:
         num = min(len(numbers), max(1, (NUM_PICTURES - len(bad)) // len(check.parts)))
         chosen += [numbers[i * len(numbers) // num] for i in range(num)]
     chosen = list(dict.fromkeys(chosen))
-    pngs = dict((mapper or map)(picture, [check.jobs[number] for number in chosen]))
+    pngs = dict((mapper or map)(draw_thumbnail, [check.jobs[number] for number in chosen]))
     return [thumbnail(check, number, png) for number in chosen if (png := pngs[number])]
 
 

@@ -208,7 +208,7 @@ class Images(Classification):
             carve = all(part != "val" for _, part in rows)
             val = splits.carve_patients(train, config.shares[1] / sum(config.shares[:2]), seed) if carve else set()
             return ["val" if part == "train" and who in val else part for who, part in rows]
-        of = splits.deal_patients(self.patients, config.shares, seed)
+        of = splits.assign_patients(self.patients, config.shares, seed)
         if config.split is not None:
             of = {who: part for part, patients in config.split.items() for who in patients}
         return [of.get(case.patient, "") for case in self.cases]
@@ -225,7 +225,7 @@ class Images(Classification):
             ]
             said = f"is none of {', '.join(words)}; mend it, or name it in task.parts"
             yield from listing.foreign(self.table, self.dealt, wrong, said)
-        for what in splits.in_two_parts((case.patient for case in self.cases), self.parts):
+        for what in splits.shared_patients((case.patient for case in self.cases), self.parts):
             yield str(self.table), what
 
     def images(self) -> list[Case]:

@@ -13,7 +13,7 @@ from premed.config.experiment import Stage
 from premed.config.plugins import plugin
 from premed.config.settings import Finetune, Pretrain
 from premed.contracts import BatchSampler
-from premed.data.samplers import EpochPlan
+from premed.data.samplers import EpochSampler
 from premed.errors import UserError
 
 
@@ -65,10 +65,10 @@ def planned(stage: Stage, sizes: Sequence[int], num_solutions: int = 0) -> tuple
     settings, num_samples = stage.training, sum(sizes)
     assert isinstance(settings, (Pretrain, Finetune))
     if num_solutions:
-        plan = EpochPlan(num_samples, num_samples, num_solutions, settings.seed, stage.draws)
+        plan = EpochSampler(num_samples, num_samples, num_solutions, settings.seed, stage.draws)
         return plan, Schedule(num_solutions, 0, 0.0)
     own = getattr(plugin("pretext", stage.pretext), "plan", None) if stage.pretext else None
-    plan = own(stage.pretext, settings, sizes, stage.draws) if own else EpochPlan.of(settings, sizes, stage.draws)
+    plan = own(stage.pretext, settings, sizes, stage.draws) if own else EpochSampler.of(settings, sizes, stage.draws)
     warmup = plan.num_steps * min(settings.warmup_epochs / settings.epochs, 1.0)
     schedule = Schedule(plan.num_steps, warmup, settings.lr * settings.batch / 256)
     if isinstance(settings, Pretrain) and settings.trunk:

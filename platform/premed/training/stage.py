@@ -16,7 +16,7 @@ from premed.config.settings import Finetune, Pretrain, Train
 from premed.config.spec import Spec
 from premed.contracts import Case, DataSet, Objective, Sample, Task
 from premed.data.cache import Cache
-from premed.data.datamodule import Tasks, absent_classes, cases, data_sets_of, refuse_unnamed
+from premed.data.datamodule import Tasks, absent_classes, refuse_unknown_labels, stage_cases, stage_data_sets
 from premed.data.loader import PreparedLoader
 from premed.distributed import RaisedOnAllRanks, raise_on_all_ranks, rank_and_world
 from premed.errors import UserError
@@ -100,7 +100,7 @@ def train_stage(job: StageJob, on_event: EventHandler, report: Report, tasks: Ta
     stage, settings, how = job.stage, job.stage.training, job.train
     assert isinstance(settings, (Pretrain, Finetune))
     with raise_on_all_ranks():
-        data_sets = data_sets_of(stage, tasks)
+        data_sets = stage_data_sets(stage, tasks)
         train, val = training_samples(job, data_sets)
         device, precision = device_of(how), precision_of(how)
         accumulate = how.micro_batches(rank_and_world()[1])
@@ -163,7 +163,7 @@ def training_samples(job: StageJob, data_sets: Sequence[DataSet]) -> tuple[list[
     """The samples that the stage trains on and those that it is validated on, one data set after the other."""
     train, val = list[Sample](), list[Sample]()
     for number, data_set in enumerate(data_sets):
-        for samples, part in zip((train, val), cases(job.stage, data_set.task), strict=True):
+        for samples, part in zip((train, val), stage_cases(job.stage, data_set.task), strict=True):
             samples += prepared(job, data_set.task, part, number)
     if not val:
         raise UserError(f"task: {data_sets[0].task.name} has no val images here; correct its split, or add a data set")
@@ -223,7 +223,7 @@ def test_stage(job: StageJob, on_event: EventHandler, tasks: TaskOf) -> None:
     """Scores the test part once, with the weights that validation picked."""
     began = time.monotonic()
     with raise_on_all_ranks():
-        data_sets = data_sets_of(job.stage, tasks)
+        data_sets = stage_data_sets(job.stage, tasks)
         task = data_sets[0].task
         samples = prepared(job, task, task.split("test"))
         objective, loaded = make_objective(job, data_sets)
@@ -258,7 +258,7 @@ def test_stage(job: StageJob, on_event: EventHandler, tasks: TaskOf) -> None:
 def prepared(job: StageJob, task: Task, selected: Sequence[Case], data_set: int = 0) -> list[Sample]:
     """The cases with their prepared images; prepared here where this machine has none yet."""
     entries = Cache(job.cache).prepare(selected, task.preprocessing)
-    refuse_unnamed(selected, entries, task.labels)
+    refuse_unknown_labels(selected, entries, task.labels)
     return [Sample(case, entry, data_set) for case, entry in zip(selected, entries, strict=True)]
 
 

@@ -13,7 +13,7 @@ from premed.config.settings import Train
 from premed.config.spec import canonical
 from premed.errors import UserError
 from premed.execution.preflight import resolve
-from premed.paths import home, settled_in
+from premed.paths import ensure_home, home
 from premed.reporting.sweep import page, terminal
 from premed.reporting.sweep.result import StageResult, SweepResult, TrialResult
 from premed.tuning.space import COSTS, MOST, Choice, Range, Sweep
@@ -35,7 +35,7 @@ class SweepContext:
 
     def study(self, begun: bool = False) -> Study:
         directions = [f"{mode}imize" for mode in self.modes]
-        url = self.sweep.search.study or f"sqlite:///{settled_in() / 'sweeps.db'}"
+        url = self.sweep.search.study or f"sqlite:///{ensure_home() / 'sweeps.db'}"
         return Study(self.sweep, f"{self.name} {self.digest[:16]}", url, directions, begun)
 
     @cached_property

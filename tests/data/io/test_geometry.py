@@ -66,7 +66,7 @@ def opened(task):
 
 def right(task, sample: Sample):
     """The task with a network that is right about every voxel of the prepared grid."""
-    label = sample.entry.label()
+    label = sample.prepared.label()
     classes = task.regions.values() if isinstance(task, brats.Brats) else [(i,) for i in range(14)]
     scores = np.stack([np.isin(label, united) for united in classes]).astype(np.float32)
     task.logits = lambda forward, sample: scores - 0.5
@@ -85,7 +85,7 @@ def test_a_label_comes_back_identical_where_the_spacing_is_kept(drawn, tmp_path,
     volume = drawn[name]
     spacing = tuple(np.linalg.norm(volume[2][:3, :3], axis=0).tolist())
     task, sample = LAY[name](tmp_path, volume, axes, spacing=spacing, crop_foreground=True)
-    assert sample.entry.shape < volume[1].shape  # the air around was cut off
+    assert sample.prepared.shape < volume[1].shape  # the air around was cut off
     (row,) = right(task, sample).measure(None, [sample])
     there = [region for region in task.regions if row[f"state/{region}"] == "both"]
     assert len(there) >= 3 and {row[f"dice/{region}"] for region in there} == {1.0}
@@ -165,7 +165,7 @@ def test_flipped_permuted_and_oblique_files_get_the_same_scores(drawn, tmp_path_
 @given(affines(), shapes, st.integers(0, 99))
 def test_overlapping_regions_come_back_identical_where_the_spacing_is_kept(affine, shape, seed):
     masks = np.random.default_rng(seed).random((3, *shape)) > 0.5
-    turned, _, moved = geometry.oriented(masks.astype(np.float32) - 0.5, None, affine, "RAS")
+    turned, _, moved = geometry.reorient(masks.astype(np.float32) - 0.5, None, affine, "RAS")
     assert np.array_equal(geometry.regions_to_native(turned, moved, affine, shape), masks)
 
 

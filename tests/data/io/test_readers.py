@@ -22,7 +22,7 @@ from premed.config.transforms import Preprocessing
 from premed.contracts import Case
 from premed.data.cache import Cache
 from premed.data.io import dicom as dicom_module
-from premed.data.io.geometry import oriented
+from premed.data.io.geometry import reorient
 from premed.data.io.readers import read_image
 from premed.data.preprocess import prepare
 from premed.errors import UserError
@@ -285,7 +285,7 @@ def test_a_real_series_and_a_made_one_agree_with_monai(tmp_path):
         reader = PydicomReader()
         theirs, about = reader.get_data(reader.read(str(folder)))
         values, affine = read_image(folder)  # MONAI goes by the slices' numbers, we by their places
-        ours, theirs = (oriented(v[None], None, a, "RAS") for v, a in ((values, affine), (theirs, about["affine"])))
+        ours, theirs = (reorient(v[None], None, a, "RAS") for v, a in ((values, affine), (theirs, about["affine"])))
         np.testing.assert_array_equal(ours[0], theirs[0])
         np.testing.assert_allclose(ours[2], theirs[2], atol=1e-4)
 
@@ -448,7 +448,7 @@ def check_against_nibabel(path: Path) -> bool:
     channels = np.moveaxis(values, -1, 0) if values.ndim == 4 else values[None]
     if values.ndim > 4:
         return True
-    ours, _, affine = oriented(channels, None, affine, "RAS")
+    ours, _, affine = reorient(channels, None, affine, "RAS")
     with np.errstate(all="ignore"):
         theirs = nibabel.as_closest_canonical(nibabel.load(path))
         expected = theirs.get_fdata(dtype=np.float32)

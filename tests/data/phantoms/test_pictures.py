@@ -14,7 +14,7 @@ from support.suite import examples
 
 from premed.data.phantoms.chest import FINDINGS, chest
 from premed.data.phantoms.hippocampus import hippocampus
-from premed.data.phantoms.shapes import noise, turned
+from premed.data.phantoms.shapes import noise, transform_points
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.errors import UserError
 from premed.rng import SampleRng, key
@@ -180,7 +180,7 @@ def test_noise_has_mean_zero_and_deviation_one_at_any_smoothness(seed, shape, sm
 def test_turned_points_are_those_of_a_body_that_was_turned_and_moved():
     rotation, shift = np.array([[0.0, -1.0], [1.0, 0.0]]), np.array([3.0, 4.0])
     body = np.array([[1.0, 2.0], [5.0, -1.0]])  # two points, as columns
-    assert np.allclose(turned(rotation @ body + shift[:, None], rotation, shift), body)
+    assert np.allclose(transform_points(rotation @ body + shift[:, None], rotation, shift), body)
 
 
 # ---- folders

@@ -19,7 +19,7 @@ from premed.errors import UserError
 from premed.execution import runner
 from premed.models.encoders import mit
 from premed.models.encoders.mit import Config, MiT
-from premed.models.layers import Attention, Block, resized
+from premed.models.layers import Attention, Block, interpolate_positions
 from premed.pretext import mae
 from premed.rng import sample_keys
 from premed.training.artifacts import load_encoder
@@ -267,7 +267,7 @@ def test_two_branches_load_strictly_from_two_in_whatever_order_and_never_from_on
 def test_resized_positions_keep_a_ramp_along_each_axis(old, axis):
     new, axis = (10, 7, 12)[: len(old)], axis % len(old)
     ramp = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in old), indexing="ij")[axis]
-    values = resized(ramp[None, ..., None].expand(1, *old, 3), new)
+    values = interpolate_positions(ramp[None, ..., None].expand(1, *old, 3), new)
     assert values.shape == (1, *new, 3)
     values, ratio = values[0, ..., 0].movedim(axis, 0), old[axis] / new[axis]
     centres = (torch.arange(new[axis]) + 0.5) * ratio - 0.5  # in old patches
@@ -286,7 +286,7 @@ def test_weights_of_another_size_load_with_all_positions_resized_and_the_class_s
     assert len(report["resized"]) == 7 and all(name.endswith(".pos_embed") for name in report["resized"])
     for one, other in zip((*before.stages, *before.decoder), (*after.stages, *after.decoder), strict=True):
         one, other = (stage.embed[f"{len(old)}d"] for stage in (one, other))
-        assert torch.equal(other.pos_embed, resized(one.pos_embed, tuple(other.pos_embed.shape[1:-1])))
+        assert torch.equal(other.pos_embed, interpolate_positions(one.pos_embed, tuple(other.pos_embed.shape[1:-1])))
         assert torch.equal(other.cls_pos_embed, one.cls_pos_embed)
     torch.testing.assert_close(after(image((1, new))).tokens, before(image((1, new))).tokens)
 

@@ -221,7 +221,7 @@ def staged(job):
 
 def test_the_encoder_stays_bit_for_bit_what_it_was(chest, tmp_path):
     job = jobs(chest, tmp_path, **PROBE)["finetune"]
-    before = stage.make_objective(job, datamodule.data_sets_of(job.stage))[0].parts["encoder"].state_dict()
+    before = stage.make_objective(job, datamodule.stage_data_sets(job.stage))[0].parts["encoder"].state_dict()
     staged(job)
     after = load(job.stage_storage.get("parts/encoder.safetensors"))
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
@@ -272,7 +272,9 @@ def test_few_labels_are_those_that_fine_tuning_would_see(chest, tmp_path):
     for share in (0.3, 1.0):
         job = jobs(chest, tmp_path, **together(PROBE, {"finetune": {"label_fraction": share}}))["finetune"]
         task = stage.plugin("tasks", job.stage.task).build(job.stage.task)
-        assert staged(job)["num_cases"] == len(datamodule.fraction(task.split("train"), share, job.stage.training.seed))
+        assert staged(job)["num_cases"] == len(
+            datamodule.label_subset(task.split("train"), share, job.stage.training.seed)
+        )
 
 
 def test_features_that_are_no_numbers_are_refused_by_the_images_name(chest, tmp_path, monkeypatch):
@@ -288,8 +290,8 @@ def test_what_a_head_has_to_say_is_said_once(chest, tmp_path):
     job, events = jobs(chest, tmp_path, **PROBE)["finetune"], []
     solve = probe.Probe.solve
     task = stage.plugin("tasks", job.stage.task).build(job.stage.task)
-    objective, _ = stage.make_objective(job, datamodule.data_sets_of(job.stage))
-    train, _ = (stage.prepared(job, task, part) for part in datamodule.cases(job.stage, task))
+    objective, _ = stage.make_objective(job, datamodule.stage_data_sets(job.stage))
+    train, _ = (stage.prepared(job, task, part) for part in datamodule.stage_cases(job.stage, task))
 
     class Warned(probe.Probe):
         def solve(self, rows, shares):
@@ -312,7 +314,7 @@ def test_pixels_and_the_probe_are_logistic_regression_on_the_averaged_pixels(che
     job = jobs(chest, tmp_path, **PIXELS)["finetune"]
     result = staged(job)
     task = stage.plugin("tasks", job.stage.task).build(job.stage.task)
-    train, val = (stage.prepared(job, task, part) for part in datamodule.cases(job.stage, task))
+    train, val = (stage.prepared(job, task, part) for part in datamodule.stage_cases(job.stage, task))
 
     def averaged(samples):
         return np.stack([task.tiles(s)[0].reshape(8, 4, 8, 4).mean(axis=(1, 3)).ravel() for s in samples]).astype(float)
@@ -352,7 +354,7 @@ def test_pixels_are_averages_at_the_edge_or_the_image_itself_where_it_is_smaller
 def test_a_strategy_that_hides_patches_is_refused_by_name_for_pixels(chest, tmp_path):
     job = jobs(chest, tmp_path, encoder={"name": "pixels"}, pretext={"mask_ratio": 0.5})["pretrain"]
     with pytest.raises(UserError, match=r"encoder: mae needs|pretext\.mask_ratio"):
-        stage.make_objective(job, datamodule.data_sets_of(job.stage))
+        stage.make_objective(job, datamodule.stage_data_sets(job.stage))
     with pytest.raises(UserError, match="encoder: pixels sees whole images"):
         pixels.build(pixels.Config(), 1, (8, 8))(torch.empty(1, 1, 8, 8), keep=torch.zeros(1, 1, dtype=torch.int64))
 

@@ -29,11 +29,11 @@ def test_an_image_smaller_than_the_roi_is_padded_alike_in_training_and_in_scorin
         seen.append(image[0].numpy())
         return torch.zeros(len(image), 3, *image.shape[2:])
 
-    assert task.logits(forward, sample).shape == (3, *sample.entry.shape)
+    assert task.logits(forward, sample).shape == (3, *sample.prepared.shape)
     assert np.array_equal(seen[0], task.tiles(sample)[0])
 
 
 def test_the_padding_is_cut_off_where_it_was_put(small):
     task, sample = small
     answer = task.logits(lambda image: torch.cat([image, image, image], dim=1), sample)
-    assert np.allclose(answer[0], sample.entry.image()[0], atol=1e-5)
+    assert np.allclose(answer[0], sample.prepared.image()[0], atol=1e-5)

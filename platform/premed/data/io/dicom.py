@@ -23,7 +23,7 @@ def is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def members(folder: Path) -> list[Path]:
+def slice_files(folder: Path) -> list[Path]:
     """The files of a folder that may be slices of it."""
     return sorted(
         path for path in folder.iterdir() if path.name[0] != "." and path.name != "DICOMDIR" and path.is_file()
@@ -37,7 +37,7 @@ def read_picture(path: Path, shown: bool) -> tuple[np.ndarray, np.ndarray]:
     neither). Else grey values as float32 in the units of the rescale slope and intercept (or the modality table).
     MONOCHROME1 is inverted either way, so that air is dark; padding takes the darkest value of the rest.
     """
-    with _quiet():
+    with _silence_pydicom():
         return _pixels(path, _dataset(path), shown), np.eye(4)
 
 
@@ -46,12 +46,12 @@ def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
     Slices are put in the order of their ImagePositionPatient; they must be of one series, alike, and evenly spaced.
     """
-    with _quiet():
-        files = [path for path in members(folder) if path.suffix.lower() == ".dcm" or is_dicom(path)]
+    with _silence_pydicom():
+        files = [path for path in slice_files(folder) if path.suffix.lower() == ".dcm" or is_dicom(path)]
         heads = {path: _dataset(path, stop_before_pixels=True) for path in files}
         if len(heads) < 2:
             raise UserError(f"{folder}: holds {len(heads)} DICOM slice(s), not a volume; put one whole series there")
-        order, affine = _geometry(folder, heads)
+        order, affine = _series_geometry(folder, heads)
         first = heads[order[0]]
         shape = (int(first.Columns), int(first.Rows), len(order))
         if np.prod(shape, dtype=object) > geometry.MAX_VOXELS:
@@ -66,7 +66,7 @@ def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 @contextmanager
-def _quiet():
+def _silence_pydicom():
     """pydicom tells of every oddity that it reads past; a thousand files would bury what matters."""
     logger = logging.getLogger("pydicom")
     level = logger.level
@@ -93,7 +93,7 @@ def _dataset(path: Path, **how: Any) -> Any:
     dataset = pydicom.dcmread(path, **how)
     if not dataset.get("Rows") or not dataset.get("Columns"):
         kind = getattr(dataset.get("SOPClassUID"), "name", "of an unnamed kind")
-        raise UserError(f"{path}: holds no picture ({_line(kind)}); leave it out, or copy it again if it should")
+        raise UserError(f"{path}: holds no picture ({_one_line(kind)}); leave it out, or copy it again if it should")
     for name in ("RescaleSlope", "RescaleIntercept"):
         if dataset.get(name, 0) in (None, ""):  # some writers name what they do not know
             del dataset[name]
@@ -109,14 +109,14 @@ def _pixels(path: Path, dataset: Any, shown: bool) -> np.ndarray:
     """[H, W] or [H, W, 3], uint8 or float32; see `read_picture`."""
     from pydicom.pixels import apply_color_lut, apply_modality_lut
 
-    raw = _decoded(path, dataset)
+    raw = _decode(path, dataset)
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         raw = apply_color_lut(raw, dataset)
     if raw.ndim == 3:
-        return _eight_bit(raw, dataset) if shown or raw.dtype == np.uint8 else raw.astype(np.float32)
+        return _to_8_bit(raw, dataset) if shown or raw.dtype == np.uint8 else raw.astype(np.float32)
     inverted, values = dataset.PhotometricInterpretation == "MONOCHROME1", apply_modality_lut(raw, dataset)
     if shown:
-        seen, low, high = _through_window(values, dataset)
+        seen, low, high = _apply_window(values, dataset)
         share = np.clip((seen - low) / ((high - low) or 1), 0, 1)
         values = np.rint(255 * (1 - share if inverted else share)).astype(np.uint8)
     else:
@@ -132,7 +132,7 @@ def _pixels(path: Path, dataset: Any, shown: bool) -> np.ndarray:
     return values
 
 
-def _decoded(path: Path, dataset: Any) -> np.ndarray:
+def _decode(path: Path, dataset: Any) -> np.ndarray:
     from pydicom.pixels import get_decoder, pixel_array
 
     syntax = dataset.file_meta.TransferSyntaxUID
@@ -147,15 +147,15 @@ def _decoded(path: Path, dataset: Any) -> np.ndarray:
         return pixel_array(dataset)
     except RuntimeError as error:  # of the decoders' plug-ins
         raise UserError(
-            f"{path}: {syntax.name} could not be decoded ({_line(error)}); {mend}, or copy it again"
+            f"{path}: {syntax.name} could not be decoded ({_one_line(error)}); {mend}, or copy it again"
         ) from None
 
 
-def _line(said: object) -> str:
+def _one_line(said: object) -> str:
     return " ".join(str(said).split())
 
 
-def _eight_bit(colour: np.ndarray, dataset: Any) -> np.ndarray:
+def _to_8_bit(colour: np.ndarray, dataset: Any) -> np.ndarray:
     if colour.dtype == np.uint8:
         return colour
     palette = dataset.PhotometricInterpretation == "PALETTE COLOR"
@@ -163,7 +163,7 @@ def _eight_bit(colour: np.ndarray, dataset: Any) -> np.ndarray:
     return (colour >> max(bits - 8, 0)).astype(np.uint8)
 
 
-def _through_window(values: np.ndarray, dataset: Any) -> tuple[np.ndarray, float, float]:
+def _apply_window(values: np.ndarray, dataset: Any) -> tuple[np.ndarray, float, float]:
     """Values as the file's table or window turns them, and which of them are black and white."""
     from pydicom.pixels import apply_voi, apply_windowing
 
@@ -179,7 +179,7 @@ def _through_window(values: np.ndarray, dataset: Any) -> tuple[np.ndarray, float
 # Slices --------------------------------------------------------------------------------------------------------------
 
 
-def _geometry(folder: Path, heads: dict[Path, Any]) -> tuple[list[Path], np.ndarray]:
+def _series_geometry(folder: Path, heads: dict[Path, Any]) -> tuple[list[Path], np.ndarray]:
     """The slices in their order along the volume, and the affine."""
     names = ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing")
     for path, head in heads.items():

@@ -14,7 +14,7 @@ from premed.errors import UserError
 MAX_VOXELS = 2**31  # what claims to be larger is taken for a mistake, before any memory is taken
 
 
-def oriented(values, label, affine, orientation: str):
+def reorient(values, label, affine, orientation: str):
     """Axes flipped and permuted so that their numbers grow to, say, R, A and S as closely as that goes."""
     turn = orientations.ornt_transform(
         orientations.io_orientation(affine), orientations.axcodes2ornt(tuple(orientation))
@@ -24,7 +24,7 @@ def oriented(values, label, affine, orientation: str):
     return values, None if label is None else orientations.apply_orientation(label, turn), affine
 
 
-def respaced(values, label, affine, spacing: tuple[float, float, float]):
+def resample_to_spacing(values, label, affine, spacing: tuple[float, float, float]):
     """Voxels of `spacing` mm: linear for the image, nearest for the label. An axis within 0.1 % is left as it is.
 
     The first voxel's centre stays, and the last is the nearest to the old last one, as in MONAI's Spacing.
@@ -43,7 +43,7 @@ def respaced(values, label, affine, spacing: tuple[float, float, float]):
     return values, label, affine
 
 
-def cropped(values, label, affine, threshold: float):
+def crop_to_foreground(values, label, affine, threshold: float):
     """The smallest box that holds every voxel above `threshold`; everything, where none is."""
     inside = (values > threshold).any(axis=0)
     box = []

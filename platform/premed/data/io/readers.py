@@ -82,12 +82,12 @@ def _read_picture(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """[H, W] or [H, W, 3]; uint8, or float32 of 16 bits. Palettes become colours, and transparency is dropped."""
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as picture:
-            _refuse_absurd(path, picture.size)
+            _check_size(path, picture.size)
             if picture.format == "PNG" and getattr(picture, "n_frames", 1) > 1:
                 raise UserError(f"{path}: an animation of {picture.n_frames} pictures; save the one that is meant")  # type: ignore[attr-defined]
             deep = any(";16" in str(tile[3]) for tile in picture.tile)
             if deep and not picture.mode.startswith("I"):
-                return _deep_colour(path), np.eye(4)  # Pillow would keep the upper 8 bits alone
+                return _read_16_bit_colour(path), np.eye(4)  # Pillow would keep the upper 8 bits alone
             if picture.format != "PNG":
                 picture = ImageOps.exif_transpose(picture)  # as every viewer turns it
             if picture.mode in ("1", "LA"):
@@ -99,7 +99,7 @@ def _read_picture(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return values if values.dtype == np.uint8 else values.astype(np.float32), np.eye(4)
 
 
-def _deep_colour(path: Path) -> np.ndarray:
+def _read_16_bit_colour(path: Path) -> np.ndarray:
     """16-bit PNG in colours or with transparency, which is dropped: [H, W] or [H, W, 3] float32.
 
     Pillow keeps the upper byte of each number; told that the lower one comes first, it keeps that.
@@ -125,7 +125,7 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with open(path, "rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"  # names lie: browsers unpack what they save, and keep its name
     with LoggingOutputSuppressor(), gzip.open(path) if zipped else open(path, "rb") as file:
-        kind, end = _nifti_claims(path, file.read(540), path.stat().st_size * (DEFLATE if zipped else 1))
+        kind, end = _check_header(path, file.read(540), path.stat().st_size * (DEFLATE if zipped else 1))
         image = kind.from_file_map({"image": FileHolder(fileobj=file)}, mmap=False)
         affine = np.asarray(image.affine, np.float64)
         if not np.isfinite(affine).all() or not np.linalg.cond(affine[:3, :3]) < 1e6:
@@ -138,7 +138,7 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return values, affine
 
 
-def _nifti_claims(path: Path, block: bytes, most: int) -> tuple[Any, int]:
+def _check_header(path: Path, block: bytes, most: int) -> tuple[Any, int]:
     """The kind of NIfTI (1 or 2), and where its voxels end, by a header that is believed only so far."""
     kinds = {348: nibabel.Nifti1Image, 540: nibabel.Nifti2Image}
     kind = kinds.get(int.from_bytes(block[:4], "little")) or kinds.get(int.from_bytes(block[:4], "big"))
@@ -146,7 +146,7 @@ def _nifti_claims(path: Path, block: bytes, most: int) -> tuple[Any, int]:
         raise UserError(f"{path}: damaged, truncated or not NIfTI; copy it again")
     header = kind.header_class(block[: kind.header_class.sizeof_hdr], check=False)
     shape, dtype, offset = header.get_data_shape(), np.dtype(header.get_data_dtype()), header.get_data_offset()
-    _refuse_absurd(path, shape)
+    _check_size(path, shape)
     if dtype.kind not in "iuf":
         raise UserError(f"{path}: holds {dtype}, not plain numbers; convert it to int16 or float32")
     if not 0 <= offset <= MOST_EXTENSIONS:
@@ -157,6 +157,6 @@ def _nifti_claims(path: Path, block: bytes, most: int) -> tuple[Any, int]:
     return kind, end
 
 
-def _refuse_absurd(path: Path, shape: tuple[int, ...]) -> None:
+def _check_size(path: Path, shape: tuple[int, ...]) -> None:
     if any(n < 1 for n in shape) or not 0 < math.prod(map(int, shape)) <= geometry.MAX_VOXELS:
         raise UserError(f"{path}: its header claims the shape {tuple(shape)}; mend or leave out the file")

@@ -11,7 +11,7 @@ from nibabel.affines import from_matvec
 
 from premed.data.phantoms.shapes import between, field_of, tube
 from premed.data.phantoms.torso import CAVITY, FAT, WALL, Body, blob, bowel, dome, ring, scan, trunk
-from premed.data.phantoms.writers import made_up, save_nifti
+from premed.data.phantoms.writers import create_folder, save_nifti
 from premed.rng import SampleRng, key
 
 SPLEEN, RIGHT_KIDNEY, LEFT_KIDNEY, GALLBLADDER, ESOPHAGUS, LIVER, STOMACH, AORTA = range(1, 9)
@@ -230,7 +230,7 @@ def write_btcv(
     The numbers are BTCV's own, up to 30 cases, mixed so that a few already are in all parts of TransUNet's split; then
     others (111, 112, …). The files lie in several orientations.
     """
-    folder = made_up(folder, "Training", "num_cases", num_cases + num_unlabelled, 1, seed)
+    folder = create_folder(folder, "Training", "num_cases", num_cases + num_unlabelled, 1, seed)
     for number in range(num_cases + num_unlabelled):
         draw = SampleRng(key(seed, "abdomen", number))
         image, label, affine = abdomen(draw, shape)

@@ -15,8 +15,19 @@ from nibabel.affines import from_matvec
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from premed.data.phantoms.shapes import between, blend, bump, ellipsoid, field_of, grid, noise, soft, tube, turned
-from premed.data.phantoms.writers import made_up, save_nifti
+from premed.data.phantoms.shapes import (
+    between,
+    blend,
+    bump,
+    ellipsoid,
+    field_of,
+    grid,
+    noise,
+    soft,
+    transform_points,
+    tube,
+)
+from premed.data.phantoms.writers import create_folder, save_nifti
 from premed.rng import SampleRng, key
 
 CHANNELS = ("FLAIR", "T1w", "t1gd", "T2w")
@@ -48,12 +59,12 @@ def brain(draw: SampleRng, shape: Sequence[int] | None = None) -> tuple[np.ndarr
     room = np.multiply(shape, spacing)
     tilt = Rotation.from_euler("xyz", draw.uniform("tilt", 3, -7, 7), degrees=True).as_matrix()
     size = draw.uniform("size", 3, 0.92, 1.07).reshape(3, 1, 1, 1)
-    place = turned(grid(shape, spacing), tilt, draw.uniform("shift", 3, -4, 4) + (0, 0, -2)) / size
+    place = transform_points(grid(shape, spacing), tilt, draw.uniform("shift", 3, -4, 4) + (0, 0, -2)) / size
     place += 2.0 * np.stack([field_of(draw, f"warp {axis}", shape, room, 22) for axis in range(3)])
 
     centre, radius = _site(draw)
     lean = Rotation.from_rotvec(draw.uniform("tumour axes", 3, -2, 2)).as_matrix()
-    across = turned(place, lean, centre)
+    across = transform_points(place, lean, centre)
     away = np.sqrt(((across / draw.uniform("tumour shape", 3, 0.75, 1.3).reshape(3, 1, 1, 1)) ** 2).sum(axis=0)) + 1e-3
     push = between(draw, "mass effect", 0.05, 0.3) * radius * bump(away - 0.5 * radius, 0.9 * radius) / away
     hull = _hull(place)
@@ -199,7 +210,7 @@ def write_brats(
 
     The files lie in several orientations, as float32 or int16.
     """
-    folder = made_up(folder, "dataset.json", "num_cases", num_cases + num_unlabelled, 1, seed)
+    folder = create_folder(folder, "dataset.json", "num_cases", num_cases + num_unlabelled, 1, seed)
     training, test = [], []
     for number in range(num_cases + num_unlabelled):
         draw = SampleRng(key(seed, "brain", number))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from premed.data.phantoms.shapes import between, blend, bump, ellipsoid, grid, noise, soft, turned
+from premed.data.phantoms.shapes import between, blend, bump, ellipsoid, grid, noise, soft, transform_points
 from premed.rng import SampleRng
 
 COMMON = ("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumothorax", "Consolidation")
@@ -74,7 +74,9 @@ def _thorax(patient: SampleRng, draw: SampleRng, size: int, found: dict[str, boo
     angle = np.deg2rad(between(draw, "turn", -9, 9))
     scale = between(patient, "stature", 1.0, 1.3) * between(draw, "distance", 0.95, 1.05)
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    points = turned(grid((size, size), (pixel, pixel)), rotation, draw.uniform("shift", 2, -0.24, 0.24)) / scale
+    points = (
+        transform_points(grid((size, size), (pixel, pixel)), rotation, draw.uniform("shift", 2, -0.24, 0.24)) / scale
+    )
     y, x = points
     out = np.stack([-x, x])
 
@@ -100,7 +102,9 @@ def _thorax(patient: SampleRng, draw: SampleRng, size: int, found: dict[str, boo
     tilt = -np.deg2rad(between(patient, "heart axis", 25, 50))
     axis = np.array([[np.cos(tilt), -np.sin(tilt)], [np.sin(tilt), np.cos(tilt)]])
     base = float(np.mean(dome)) - 0.06
-    body = turned(points, axis, (base - 0.55 * reach, 0.36 * reach + between(patient, "heart place", -0.03, 0.03)))
+    body = transform_points(
+        points, axis, (base - 0.55 * reach, 0.36 * reach + between(patient, "heart place", -0.03, 0.03))
+    )
     heart = soft(ellipsoid(body, (0, 0), (0.72 * reach, 1.16 * reach)), 0.3)
     knob = soft(ellipsoid(points, (-0.28, 0.11), (0.1, between(patient, "aorta", 0.06, 0.13))), 0.5)
     stem = soft(between(patient, "mediastinum", 0.11, 0.16) - abs(x) + 0.1 * y, 0.05)

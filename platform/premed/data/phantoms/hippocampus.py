@@ -7,7 +7,7 @@ from nibabel.affines import from_matvec
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from premed.data.phantoms.shapes import between, blend, bump, ellipsoid, grid, noise, soft, turned
+from premed.data.phantoms.shapes import between, blend, bump, ellipsoid, grid, noise, soft, transform_points
 from premed.rng import SampleRng
 
 FLUID, GREY, WHITE = 0.06, 0.42, 0.80  # brightness of the tissues in a T1-weighted MRI
@@ -28,9 +28,9 @@ def hippocampus(draw: SampleRng, shape: Sequence[int] | None = None) -> tuple[np
     shift = draw.uniform("shift", 3, -1, 1) * (4.5, 6.5, 5)
     mirrored = place * np.array([side, 1, 1], np.float32).reshape(3, 1, 1, 1)
     warp = np.stack([noise(draw, f"warp {axis}", shape, 5.0) for axis in range(3)])
-    points = turned(mirrored, rotation, shift) + 1.1 * warp
+    points = transform_points(mirrored, rotation, shift) + 1.1 * warp
 
-    depth, along, above, head = _sausage(draw, points)
+    depth, along, above, head = _body(draw, points)
     brain = _surroundings(draw, points, depth, along, above)
     inner = GREY + 0.05 * noise(draw, "subfields", shape, 1.6)
     brain = blend(brain, inner, soft(depth, 0.7))
@@ -39,7 +39,7 @@ def hippocampus(draw: SampleRng, shape: Sequence[int] | None = None) -> tuple[np
     return _scan(draw, brain), label, from_matvec(np.diag(spacing), -np.array(shape) / 2 * spacing)
 
 
-def _sausage(draw: SampleRng, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+def _body(draw: SampleRng, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
     """A bent body with a thick head in front and a thin tail behind, all in mm.
 
     Returns the depth beneath its surface, the place along it, the height above its axis, and where the head begins.

@@ -82,7 +82,7 @@ def tube(points: np.ndarray, path: Sequence[Any], radii: Sequence[float] | np.nd
     return level
 
 
-def turned(points: np.ndarray, rotation: np.ndarray, shift: Sequence[float] | np.ndarray) -> np.ndarray:
+def transform_points(points: np.ndarray, rotation: np.ndarray, shift: Sequence[float] | np.ndarray) -> np.ndarray:
     """`points` as seen from a body that was turned by `rotation` [dims, dims] and then moved by `shift`."""
     moved = points - np.reshape(np.asarray(shift, np.float32), (-1,) + (1,) * (points.ndim - 1))
     return np.einsum("ij,i...->j...", rotation.astype(np.float32), moved)

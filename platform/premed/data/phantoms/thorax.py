@@ -13,7 +13,7 @@ from nibabel.affines import from_matvec
 from premed.data.phantoms.chest import chest
 from premed.data.phantoms.shapes import between, blend, field_of, soft, tube
 from premed.data.phantoms.torso import CAVITY, WALL, Body, blob, dome, ring, scan, trunk
-from premed.data.phantoms.writers import made_up, save_nifti, save_png
+from premed.data.phantoms.writers import create_folder, save_nifti, save_png
 from premed.errors import UserError
 from premed.rng import SampleRng, key
 
@@ -136,7 +136,7 @@ def write_images(
     """
     if kind not in WRITERS:
         raise UserError(f"kind: {kind} is none of {', '.join(WRITERS)}")
-    folder = made_up(folder, TABLE, "num_patients", num_patients, 2, seed)
+    folder = create_folder(folder, TABLE, "num_patients", num_patients, 2, seed)
     rows = []
     for number in range(num_patients + num_unlabelled):
         patient = f"p{number + 1:04d}"

@@ -18,7 +18,7 @@ def write_chestxray14(
     folder: Path | str, num_patients: int, seed: int, size: int = 64, prevalence: float = 0.15
 ) -> Path:
     """Chests in NIH's layout: 1-5 pictures a patient, the CSV, two lists without a common patient (a quarter test)."""
-    folder = made_up(folder, "Data_Entry_2017_v2020.csv", "num_patients", num_patients, 2, seed)
+    folder = create_folder(folder, "Data_Entry_2017_v2020.csv", "num_patients", num_patients, 2, seed)
     (folder / "images").mkdir(exist_ok=True)
     tested = set(permutation(key(seed, "test list"), num_patients)[: max(1, num_patients // 4)].tolist())
     lists: dict[str, list[str]] = {"train_val_list.txt": [], "test_list.txt": []}
@@ -52,7 +52,7 @@ def write_msd(
 
     The files lie in several orientations (RAS, LPS, and with permuted axes), as float32 or int16.
     """
-    folder = made_up(folder, "dataset.json", "num_cases", num_cases + num_unlabelled, 1, seed)
+    folder = create_folder(folder, "dataset.json", "num_cases", num_cases + num_unlabelled, 1, seed)
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(exist_ok=True)
     entries = []
@@ -76,7 +76,7 @@ def write_msd(
     return folder
 
 
-def made_up(folder: Path | str, index: str, field: str, count: int, least: int, seed: int) -> Path:
+def create_folder(folder: Path | str, index: str, field: str, count: int, least: int, seed: int) -> Path:
     """The folder, marked as made up. Never one that holds somebody's data."""
     folder = Path(folder)
     if count < least:

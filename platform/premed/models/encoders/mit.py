@@ -19,7 +19,16 @@ from torch import Tensor, nn
 from premed.config.spec import Spec, preset
 from premed.contracts import Encoder, Features, Scale
 from premed.errors import UserError
-from premed.models.layers import Block, PyramidStage, branch, convolution, doubling, halving, resized, split
+from premed.models.layers import (
+    Block,
+    PyramidStage,
+    branch_name,
+    convolution,
+    downsample,
+    interpolate_positions,
+    split_class_token,
+    upsample,
+)
 
 SIZES = {  # blocks per stage, of the encoder and of the decoder
     "tiny": {"depths": (1, 1, 1, 1), "decoder_depths": (1, 1, 1)},
@@ -113,7 +122,7 @@ class MiT(Encoder):
     def __init__(self, config: Config, *inputs: tuple[int, tuple[int, ...]]):
         super().__init__()
         self.config = config
-        self.branches = [branch(len(roi)) for _, roi in inputs]
+        self.branches = [branch_name(len(roi)) for _, roi in inputs]
         assert len(set(self.branches)) == len(inputs), "one kind of image per number of axes"
         grids = list(zip(*(config.grids(roi) for _, roi in inputs), strict=True))  # by stage, then by branch
         widths, strides = config.widths, config.strides(len(inputs[0][1]))
@@ -122,7 +131,8 @@ class MiT(Encoder):
         self.depth = sum(config.depths) + sum(config.decoder_depths)
 
         stems = {
-            branch(len(roi)): convolution(n, config.stem_width, 7, config.strides(len(roi))[0]) for n, roi in inputs
+            branch_name(len(roi)): convolution(n, config.stem_width, 7, config.strides(len(roi))[0])
+            for n, roi in inputs
         }
         self.stem = nn.ModuleDict(stems)
         self.cls_token = nn.Parameter(torch.empty(1, 1, self.width))
@@ -131,11 +141,11 @@ class MiT(Encoder):
             numbers = width, config.heads[i], config.reductions[i]
             blocks = [Block(*numbers, self.branches) for _ in range(config.depths[i])]
             carry = nn.Linear(before, width) if i else nn.Identity()
-            self.stages.append(PyramidStage(halving, before, width, grids[i], carry, blocks))
+            self.stages.append(PyramidStage(downsample, before, width, grids[i], carry, blocks))
         for i, (before, width) in enumerate(pairwise(reversed(widths))):
             numbers = width, config.decoder_heads[i], config.reductions[-2 - i]
             blocks = [Block(*numbers, self.branches, bias=False) for _ in range(config.decoder_depths[i])]
-            self.decoder.append(PyramidStage(doubling, before, width, grids[-2 - i], nn.Linear(before, width), blocks))
+            self.decoder.append(PyramidStage(upsample, before, width, grids[-2 - i], nn.Linear(before, width), blocks))
         self.norm = nn.LayerNorm(self.width, eps=1e-6)
         init_weights(self)
 
@@ -146,20 +156,20 @@ class MiT(Encoder):
             raise UserError("encoder: mit sees whole images; choose a strategy that hides no patches")
         grids = self.config.grids(tuple(image.shape[2:]))
         scales, states = iter(self.drop_scales(keys)), []
-        stem = x = self.stem[branch(len(grids[0]))](image)
+        stem = x = self.stem[branch_name(len(grids[0]))](image)
         summary, encoded = self.cls_token.expand(image.shape[0], -1, -1), []
         for stage, grid in zip(self.stages, grids, strict=True):
             states += stage(x, summary, grid, scales)
-            summary, x = split(states[-1], grid)
+            summary, x = split_class_token(states[-1], grid)
             encoded.append(x)
         *skips, coarsest = encoded
         decoded = []
         for stage, grid, skip in zip(self.decoder, grids[-2::-1], reversed(skips), strict=True):
             states += stage(x, summary, grid, scales, skip)
-            summary, x = split(states[-1], grid)
+            summary, x = split_class_token(states[-1], grid)
             decoded.append(x)
         last = self.norm(states[-1])
-        decoded[-1] = split(last, grids[0])[1]
+        decoded[-1] = split_class_token(last, grids[0])[1]
         return Features(
             tokens=last[:, 1:],
             grid=grids[0],
@@ -189,7 +199,7 @@ class MiT(Encoder):
         for name in sorted(name for name in state if name.endswith(".pos_embed") and name in own):
             old, size = state[name], tuple(own[name].shape[1:-1])
             if old.ndim == own[name].ndim and tuple(old.shape[1:-1]) != size:
-                state[name] = resized(old.float(), size)
+                state[name] = interpolate_positions(old.float(), size)
                 done.append(name)
         return state, done
 

@@ -77,7 +77,7 @@ class ViT(Encoder):
         self.grid = tuple(size // edge for size, edge in zip(roi, patch, strict=True))
         self.patch_embed = PatchEmbed(channels, self.width, patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, self.width))
-        self.pos_embed = nn.Parameter(with_class_row(sincos(self.grid, self.width)))
+        self.pos_embed = nn.Parameter(add_class_row(sincos(self.grid, self.width)))
         self.blocks = nn.ModuleList(Block(self.width, config.heads) for _ in range(self.depth))
         self.norm = nn.LayerNorm(self.width, eps=1e-6)
         nn.init.normal_(self.cls_token, std=0.02)
@@ -203,7 +203,7 @@ def sincos(grid: tuple[int, ...], width: int, field: str = "encoder.width") -> T
     return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1)[None].float()
 
 
-def with_class_row(positions: Tensor) -> Tensor:
+def add_class_row(positions: Tensor) -> Tensor:
     """[1, L, D] to [1, 1 + L, D]: zeros for the class token."""
     return torch.cat([positions.new_zeros(1, 1, positions.shape[2]), positions], dim=1)
 

@@ -86,7 +86,9 @@ class Probe(Head):
         scaler, y = StandardScaler(), shares.double().numpy()
         x = scaler.fit_transform(rows.double().numpy())
         for strength in self.strengths:
-            weight, bias, frequency, messages = (self.multinomial if self.exclusive else self.binary)(x, y, strength)
+            weight, bias, frequency, messages = (self.fit_multinomial if self.exclusive else self.fit_binary)(
+                x, y, strength
+            )
             weight = (weight / scaler.scale_).astype(np.float32)  # as kept: the bias then makes up for the rounding
             for prior in self.priors:
                 with torch.no_grad():
@@ -95,29 +97,31 @@ class Probe(Head):
                     loss = self.loss(self.linear(rows.to(self.fc.weight.device)).cpu(), shares.double())
                 yield Solution(loss, {"strength": strength} | ({"prior": prior} if self.grid else {}), messages)
 
-    def multinomial(self, x: np.ndarray, y: np.ndarray, strength: float) -> "Answer":
+    def fit_multinomial(self, x: np.ndarray, y: np.ndarray, strength: float) -> "Regression":
         """One softmax, of standardised rows `x` [n, D] and shares `y` [n, classes]."""
-        weight, bias, frequency, ended = regression(x, y, strength)
+        weight, bias, frequency, ended = fit_regression(x, y, strength)
         absent = [name for name, total in zip(self.classes, y.sum(axis=0), strict=True) if not total]
         message = "is in no training case: its answer is the frequency of half a case"
         messages = [f"probe: {name} {message}" for name in absent]
-        return Answer(weight, bias, frequency, messages + ([] if ended else [unfinished("the regression", strength)]))
+        return Regression(
+            weight, bias, frequency, messages + ([] if ended else [not_converged("the regression", strength)])
+        )
 
-    def binary(self, x: np.ndarray, y: np.ndarray, strength: float) -> "Answer":
+    def fit_binary(self, x: np.ndarray, y: np.ndarray, strength: float) -> "Regression":
         """One sigmoid per class, each from the rows in which it is known."""
         found, messages = [], []
         for name, share in zip(self.classes, y.T, strict=True):
             known = ~np.isnan(share)
             pair = np.stack([1 - share[known], share[known]], axis=1)
-            *both, ended = regression(x[known], pair, strength)
+            *both, ended = fit_regression(x[known], pair, strength)
             found.append([yes - no for no, yes in both])
             if not pair.any(axis=0).all():
                 message = "has one kind of label only in training: its answer is its frequency there"
                 messages.append(f"probe: {name} {message}")
             if not ended:
-                messages.append(unfinished(name, strength))
+                messages.append(not_converged(name, strength))
         weight, bias, frequency = map(np.stack, zip(*found, strict=True))
-        return Answer(weight, bias, frequency, messages)
+        return Regression(weight, bias, frequency, messages)
 
     def loss(self, logits: Tensor, shares: Tensor) -> float:
         """The mean over the rows of the (known) classes' cross-entropy, without the regularisation."""
@@ -127,7 +131,7 @@ class Probe(Head):
         return float(F.binary_cross_entropy_with_logits(logits[known], shares[known])) if known.any() else 0.0
 
 
-class Answer(NamedTuple):
+class Regression(NamedTuple):
     """A regression on standardised rows."""
 
     weight: np.ndarray  # [classes, D]
@@ -136,7 +140,9 @@ class Answer(NamedTuple):
     messages: list[str]
 
 
-def regression(x: np.ndarray, shares: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+def fit_regression(
+    x: np.ndarray, shares: np.ndarray, strength: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
     """Softmax weights [K, D], biases and log frequencies [K] of rows `x` [n, D] and shares [n, K]; if it converged.
 
     A class that no row has a share in gets weights of 0, and a bias that is its frequency at the mean row, counted as
@@ -165,5 +171,5 @@ def regression(x: np.ndarray, shares: np.ndarray, strength: float) -> tuple[np.n
     return weight, bias, frequency, bool((model.n_iter_ < ITERATIONS).all())
 
 
-def unfinished(what: str, strength: float) -> str:
+def not_converged(what: str, strength: float) -> str:
     return f"probe: {what} did not converge at strength {strength:g}; leave it out of finetune.head.strengths"

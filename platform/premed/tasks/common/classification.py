@@ -50,15 +50,15 @@ class Classification:
     def view(self, sample: Sample, augment: Augmentation, draw: SampleRng) -> tuple[np.ndarray, np.ndarray | None]:
         label = None if sample.case.label is None else np.asarray(sample.case.label, np.float32)
         if self.dims == 2:
-            return sampling.picture(sample.entry, self.roi, augment, draw), label
-        return sampling.volume(sample.entry, self.roi, augment, draw)[0], label
+            return sampling.picture(sample.prepared, self.roi, augment, draw), label
+        return sampling.volume(sample.prepared, self.roi, augment, draw)[0], label
 
     def tiles(self, sample: Sample) -> list[np.ndarray]:
-        return sampling.tiles(sample.entry, self.roi)
+        return sampling.tiles(sample.prepared, self.roi)
 
     def label_fractions(self, sample: Sample, patch: Sequence[int]) -> list[np.ndarray]:
         """Each of an image's tiles has the image's label."""
-        return [np.array(sample.case.label, float)] * len(sampling.tile_starts(sample.entry.shape, self.roi))
+        return [np.array(sample.case.label, float)] * len(sampling.tile_starts(sample.prepared.shape, self.roi))
 
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
         """Cross-entropy: of the true class, if they are exclusive, else binary, over the known labels."""
@@ -113,7 +113,7 @@ class Classification:
         cases = []
         for sample, row in zip(found, self.measure(forward, found), strict=True):
             answers = {name: (row[f"y/{name}"], row[f"p/{name}"]) for name in self.classes}
-            cases.append((row["case"], sampling.centre(sample.entry, self.roi)[0], answers))
+            cases.append((row["case"], sampling.centre(sample.prepared, self.roi)[0], answers))
         return [probabilities(folder / "probabilities.png", cases)]
 
     def describe(self) -> dict[str, Any]:

@@ -61,14 +61,14 @@ class Segmentation:
         raise NotImplementedError
 
     def view(self, sample: Sample, augment: Augmentation, draw: SampleRng) -> tuple[np.ndarray, np.ndarray | None]:
-        return views.volume(sample.entry, self.roi, augment, draw, with_label=sample.case.label is not None)
+        return views.volume(sample.prepared, self.roi, augment, draw, with_label=sample.case.label is not None)
 
     def tiles(self, sample: Sample) -> list[np.ndarray]:
-        return views.tiles(sample.entry, self.roi)
+        return views.tiles(sample.prepared, self.roi)
 
     def label_fractions(self, sample: Sample, patch: Sequence[int]) -> list[np.ndarray]:
-        starts = views.tile_starts(sample.entry.shape, self.roi)
-        labels = [sample.entry.label(start, self.roi) for start in starts]
+        starts = views.tile_starts(sample.prepared.shape, self.roi)
+        labels = [sample.prepared.label(start, self.roi) for start in starts]
         return [np.stack([patch_means(mask, patch) for mask in self.layers(some)]) for some in labels]
 
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
@@ -84,21 +84,21 @@ class Segmentation:
 
     def predict(self, forward: Forward, sample: Sample) -> np.ndarray:
         """The answer on the image's own grid, as `native` gives it."""
-        return self.native(self.logits(forward, sample), sample.entry)
+        return self.native(self.logits(forward, sample), sample.prepared)
 
-    def native(self, answer: np.ndarray, entry: PreparedImage) -> np.ndarray:
+    def native(self, answer: np.ndarray, prepared: PreparedImage) -> np.ndarray:
         """Labels [*S] uint8 on the image's own grid, of scores [K, *S] or labels [*S] on the prepared one."""
-        return to_native(answer, entry.affine, entry.native_affine, entry.native_shape)
+        return to_native(answer, prepared.affine, prepared.native_affine, prepared.native_shape)
 
     def logits(self, forward: Forward, sample: Sample) -> np.ndarray:
         """Scores [K, *S] on the prepared grid, by sliding windows.
 
         An image smaller than the roi is padded as in training, with its own air (MONAI would pad with 0).
         """
-        shape = sample.entry.shape
+        shape = sample.prepared.shape
         size = tuple(max(n, edge) for n, edge in zip(shape, self.roi, strict=True))
         start = centre_start(shape, size)
-        image = torch.from_numpy(sample.entry.image(start, size))
+        image = torch.from_numpy(sample.prepared.image(start, size))
         logits = metrics.sliding_window(image, self.roi, forward, overlap=self.overlap, batch=self.window_batch)
         inside = tuple(slice(-first, n - first) for first, n in zip(start, shape, strict=True))
         return logits[(slice(None), *inside)].numpy()
@@ -107,7 +107,7 @@ class Segmentation:
         """The scores of an answer on the image's own grid."""
         assert isinstance(sample.case.label, Path), f"{sample.case.name} has no label"
         truth = self.united(read_labels(sample.case.label))
-        spacing = np.linalg.norm(sample.entry.native_affine[:3, :3], axis=0)
+        spacing = np.linalg.norm(sample.prepared.native_affine[:3, :3], axis=0)
         scores = metrics.region_row(self.masks(answer), truth, tuple(spacing))
         return {"case": sample.case.name, "patient": sample.case.patient} | scores
 
@@ -132,12 +132,12 @@ class Segmentation:
 
         Laid out on the prepared grids, whose axes all point the same way.
         """
-        atlas = np.mean([self.frame(sample.entry.label()) for sample in train], axis=0)
+        atlas = np.mean([self.frame(sample.prepared.label()) for sample in train], axis=0)
 
         def answer(sample: Sample, share: float) -> Row:
-            entry = sample.entry
-            places = np.ix_(*((2 * np.arange(size) + 1) * ATLAS // (2 * size) for size in entry.shape))
-            return self.row(sample, self.native(self.cut(atlas, share)[(..., *places)], entry))
+            prepared = sample.prepared
+            places = np.ix_(*((2 * np.arange(size) + 1) * ATLAS // (2 * size) for size in prepared.shape))
+            return self.row(sample, self.native(self.cut(atlas, share)[(..., *places)], prepared))
 
         def score(share: float) -> float:
             return self.summary([answer(sample, share) for sample in train[:8]])[self.score]
@@ -164,9 +164,9 @@ class Segmentation:
         cases = []
         for sample in samples[:4]:
             assert isinstance(sample.case.label, Path)
-            entry = sample.entry
-            truth, answer = self.united(entry.label()), self.masks(self.decided(self.logits(forward, sample)))
-            cases.append((sample.case.name, entry.image()[0], self.painted(truth), self.painted(answer)))
+            prepared = sample.prepared
+            truth, answer = self.united(prepared.label()), self.masks(self.decided(self.logits(forward, sample)))
+            cases.append((sample.case.name, prepared.image()[0], self.painted(truth), self.painted(answer)))
         return [overlay(folder / "overlay.png", cases, tuple(self.regions))]
 
     def describe(self) -> dict[str, Any]:
@@ -198,9 +198,9 @@ class Regions(Segmentation):
         dice = DiceLoss(sigmoid=True, squared_pred=True, smooth_nr=0.0, smooth_dr=1e-6)
         return dice(logits.float(), truth.float())
 
-    def native(self, answer: np.ndarray, entry: PreparedImage) -> np.ndarray:
+    def native(self, answer: np.ndarray, prepared: PreparedImage) -> np.ndarray:
         """Masks [K, *S] bool on the image's own grid, of scores [K, *S] on the prepared one."""
-        return regions_to_native(answer, entry.affine, entry.native_affine, entry.native_shape)
+        return regions_to_native(answer, prepared.affine, prepared.native_affine, prepared.native_shape)
 
     def masks(self, answer: np.ndarray) -> Mapping[str, np.ndarray]:
         return dict(zip(self.regions, answer, strict=True))
