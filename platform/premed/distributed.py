@@ -1,4 +1,4 @@
-"""Processes (ranks) that train together: rank and world size, gathered values, errors that all of them raise."""
+"""Distributed training: rank and world size, gathered values, errors that all ranks raise together."""
 
 import socket
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def all_gather(value: Any) -> list[Any]:
-    """Each rank's `value`, in the order of the ranks."""
+    """Gathers `value` from all ranks, in rank order."""
     values: list[Any] = [value] * rank_and_world()[1]
     if len(values) > 1:
         dist.all_gather_object(values, value)
@@ -31,7 +31,7 @@ class RaisedOnAllRanks(UserError):
 
 @contextmanager
 def raise_on_all_ranks() -> Iterator[None]:
-    """Where the block raises a UserError on any rank, every rank raises it. Other errors stay with their rank."""
+    """If the block raises a UserError on any rank, every rank raises it. Other errors stay on their rank."""
     message = None
     try:
         yield
@@ -44,9 +44,9 @@ def raise_on_all_ranks() -> Iterator[None]:
 
 
 def gather_rows(rows: Tensor, real: bool = True) -> Tensor:
-    """The rows [n, …] of all ranks, [N, …], in the order of the ranks; the gradient reaches this rank's rows only.
+    """Gathers the rows [n, …] of all ranks, [N, …], in rank order; the gradient flows to this rank's rows only.
 
-    real: False on a rank without samples of its own, which takes part with a placeholder that is left out.
+    real: False on a rank without samples, which takes part with a placeholder that is dropped.
     """
     rank, world = rank_and_world()
     if world == 1:
@@ -62,13 +62,13 @@ def gather_rows(rows: Tensor, real: bool = True) -> Tensor:
     parts = [part[: int(count)] for part, count in zip(gathered, counts, strict=True)]
     if real:
         parts[rank] = rows
-    return torch.cat(parts) + 0 * rows.sum()  # a rank without samples goes through the backward pass, too
+    return torch.cat(parts) + 0 * rows.sum()  # a rank without samples joins the backward pass, too
 
 
 def share_of_loss(loss: Tensor, weight: float) -> Tensor:
-    """A loss that every rank computes from all samples, as this rank's part: same value, gradient scaled for DDP.
+    """Scales the gradient of a loss that every rank computes from all samples, for DDP. The value stays the same.
 
     weight: `Batch.weight`, the rank's share of the step's samples times the number of ranks. `fit` multiplies by it and
-    DDP averages, while the gradients that each rank has of its own samples must be summed.
+    DDP averages, but the gradients of the ranks' own samples must be summed.
     """
     return loss.detach() + (rank_and_world()[1] / weight if weight else 0) * (loss - loss.detach())

@@ -1,19 +1,19 @@
-"""Where state and data live: PREMED_HOME and PREMED_DATA."""
+"""The folders of state and data: PREMED_HOME and PREMED_DATA."""
 
 import os
 from pathlib import Path
 
 from premed.errors import UserError
 
-UPLOADS = "working_dir_files"  # where Ray unpacks what came with a job, below its session's runtime_resources/
-DATA = "${PREMED_DATA}"  # as YAMLs write it
+UPLOADS = "working_dir_files"  # Ray unpacks a job's upload there, below its session's runtime_resources/
+DATA = "${PREMED_DATA}"  # as written in YAMLs
 
 
 def home() -> Path:
-    """The folder of everything premed keeps: $PREMED_HOME, else ./.premed.
+    """The folder of premed's state: $PREMED_HOME, else ./.premed.
 
-    UserError where a Ray job would lose it. One whose runs go to a server (MLFLOW_TRACKING_URI) may do without: what is
-    then kept here can be made again (`storage` asks for the rest).
+    Raises UserError in a Ray job that would lose it. A job that tracks its runs on a server (MLFLOW_TRACKING_URI) does
+    not need it: the rest of the folder can be rebuilt, except checkpoints, which `storage` checks.
     """
     path = os.environ.get("PREMED_HOME")
     if path:
@@ -26,19 +26,19 @@ def home() -> Path:
 
 
 def ensure_home() -> Path:
-    """The same, made where it is not there. UserError where it cannot be."""
+    """Creates the folder of `home` if it is missing, and returns it. Raises UserError if that fails."""
     try:
         home().mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        told = f"PREMED_HOME: {home()} cannot be made ({error.strerror}); name a folder you may write"
-        raise UserError(told) from None
+        message = f"PREMED_HOME: {home()} cannot be created ({error.strerror}); name a folder that you may write to"
+        raise UserError(message) from None
     return home()
 
 
 def storage(where: str | None) -> str:
-    """Where checkpoints and results go, as a URL or an absolute path: `train.storage`, else $PREMED_HOME/checkpoints.
+    """The place of checkpoints and results, a URL or an absolute path: `train.storage`, else $PREMED_HOME/checkpoints.
 
-    UserError where a Ray job would lose them.
+    Raises UserError in a Ray job that would lose them.
     """
     if where is not None:
         return where if "://" in where else str(persistent_path("train.storage", where))
@@ -52,12 +52,12 @@ def storage(where: str | None) -> str:
 
 
 def in_job() -> bool:
-    """Whether this process is a Ray job's: its job manager says so by this variable."""
+    """Whether this process belongs to a Ray job, whose job manager sets this variable."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def persistent_path(name: str, where: str) -> Path:
-    """`where` as an absolute path; UserError, naming the field, where that is in a Ray job's upload."""
+    """Returns `where` as an absolute path. Raises UserError, which names the field, if it is in a Ray job's upload."""
     path = Path(where).absolute()
     if in_job() and UPLOADS in Path(os.path.normpath(path)).parts:
         raise UserError(f"{name}: {where} is in the Ray job's upload, which is thrown away; name a path outside")
@@ -65,25 +65,28 @@ def persistent_path(name: str, where: str) -> Path:
 
 
 def data_root(root: Path | None, folder: str) -> Path:
-    """A data set's folder: `task.root`, which a run records as `portable` has it, or $PREMED_DATA/<folder>."""
-    wanted = f"{DATA}/{folder}" if root is None else str(root)
-    if DATA in wanted and not os.environ.get("PREMED_DATA"):
-        said = "not set" if root is None else wanted
-        inside = wanted.removeprefix(f"{DATA}/")
-        raise UserError(f"task.root is {said}: set it, or PREMED_DATA to the folder that holds {inside}/")
-    root = expand_path(Path(wanted)).absolute()
+    """The folder of a data set: `task.root`, possibly as `portable_path` records it, or $PREMED_DATA/<folder>.
+
+    Raises UserError if it is not a folder, or if it needs PREMED_DATA and that is not set.
+    """
+    path = f"{DATA}/{folder}" if root is None else str(root)
+    if DATA in path and not os.environ.get("PREMED_DATA"):
+        value = "not set" if root is None else path
+        inside = path.removeprefix(f"{DATA}/")
+        raise UserError(f"task.root is {value}: set it, or PREMED_DATA to the folder that holds {inside}/")
+    root = expand_path(Path(path)).absolute()
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: point task.root (or PREMED_DATA) at the data set")
     return root
 
 
 def expand_path(path: Path) -> Path:
-    """A path that a YAML names, which may have ~ and ${PREMED_DATA}, or another such variable, in it."""
+    """Expands ~ and environment variables such as ${PREMED_DATA} in a path from a YAML."""
     return Path(os.path.expandvars(path)).expanduser()
 
 
 def portable_path(path: Path) -> str:
-    """`path` as a run records it, below ${PREMED_DATA}, so that no machine's paths are kept."""
+    """`path` relative to ${PREMED_DATA}, as runs record it, so that they hold no paths of a machine."""
     data = os.environ.get("PREMED_DATA")
     if data and path.absolute().is_relative_to(Path(data).absolute()):
         return str(Path(DATA) / path.absolute().relative_to(Path(data).absolute()))

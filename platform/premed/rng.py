@@ -1,8 +1,8 @@
-"""Every random draw as a pure function of (seed, stage, epoch, sample): nothing random is ever saved.
+"""Random numbers as pure functions of (seed, stage, epoch, sample): no generator state is ever saved.
 
-A *key* is a 64-bit integer (signed, as torch has no other); `fold` derives a key from a key and a name or number,
-`bits` and `uniform` turn keys into numbers. The arithmetic is integer arithmetic, the same in NumPy and in torch, on
-the CPU and on a GPU: the same key gives the same bits everywhere. The mixing function is SplitMix64's finaliser
+A *key* is a 64-bit integer (signed, because torch has no unsigned one); `fold` derives a key from a key and a name or
+number, `bits` and `uniform` turn keys into numbers. All arithmetic is on integers, the same in NumPy and in torch, on
+CPU and GPU: the same key gives the same bits everywhere. The mixing function is SplitMix64's finaliser
 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
 """
 
@@ -19,20 +19,20 @@ _GOLDEN = -7046029254386353131  # 2^64 / golden ratio, as a signed integer
 
 
 def key(*names: int | str) -> int:
-    """The key that a tuple of names and numbers stands for."""
+    """Hashes a tuple of names and numbers to a key."""
     text = "\x1f".join(f"{type(name).__name__}:{name}" for name in names)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def sample_keys(seed: int, stage: str, epoch: int | np.ndarray, samples: np.ndarray) -> np.ndarray:
-    """Keys [n] of the samples (their numbers [n] in the data set) in one epoch, or in one each [n], of one stage."""
+    """The keys [n] of samples, from their indices [n] in the data set and the epoch: one for all, or one each [n]."""
     epochs, which = np.unique(np.broadcast_to(epoch, len(samples)), return_inverse=True)
     begins = np.array([key(seed, stage, int(each)) for each in epochs], np.int64)
     return fold(begins[which], np.asarray(samples, np.int64))
 
 
 def fold(keys: Keys, value: "int | str | Keys") -> Keys:
-    """A new key for each of `keys`, told apart by `value`: a name, a number, or one number per key."""
+    """Derives a new key from each of `keys` and `value`: a name, a number, or one number per key."""
     if isinstance(value, str):
         value = key(value)
     with np.errstate(over="ignore"):
@@ -40,38 +40,38 @@ def fold(keys: Keys, value: "int | str | Keys") -> Keys:
 
 
 def bits(keys: Keys, n: int) -> Keys:
-    """`n` 64-bit draws for each key: [..., n], int64."""
+    """`n` random 64-bit integers for each key: [..., n], int64."""
     one_to_n: Any = arange(1, n + 1, device=keys.device) if isinstance(keys, Tensor) else np.arange(1, n + 1)
     with np.errstate(over="ignore"):
         return _mix(keys[..., None] + one_to_n * _GOLDEN)
 
 
 def uniform(keys: Keys, n: int) -> Keys:
-    """`n` draws in [0, 1) for each key: [..., n], float32, multiples of 2^-24 so that no rounding differs anywhere."""
+    """`n` uniform numbers in [0, 1) for each key: [..., n], float32, multiples of 2^-24, so that all devices agree."""
     top = _shift(bits(keys, n), 40)
     return top.float() * 2.0**-24 if isinstance(top, Tensor) else top.astype(np.float32) * np.float32(2.0**-24)
 
 
 def drop_path(keys: Tensor, rate: float, depth: int) -> Tensor:
-    """Per block and key, what the block's two branches are multiplied by, so that the mean stays: [depth, 2, B, 1, 1].
+    """Drop path: the factors of each block's two residual branches, [depth, 2, B, 1, 1], with mean 1.
 
-    0, with a probability that grows linearly from none in the first block to `rate` in the last.
+    A factor is 0 with a probability that grows linearly from 0 in the first block to `rate` in the last.
     """
     rates = linspace(0, rate, depth, device=keys.device)[:, None, None]
     draws = uniform(fold(keys, "drop path"), 2 * depth).T.reshape(depth, 2, len(keys))
     return ((draws >= rates) / (1 - rates))[..., None, None]
 
 
-@lru_cache(maxsize=32)  # an epoch's order is asked for at each of its steps, and each data set has one
+@lru_cache(maxsize=32)  # each step needs its epoch's order, of each data set
 def permutation(of: int, n: int) -> np.ndarray:
-    """The order 0..n-1 shuffled by one key: [n], int64, read-only."""
+    """The numbers 0..n-1, shuffled by one key: [n], int64, read-only."""
     order = np.argsort(bits(np.asarray(of, np.int64), n), kind="stable")
     order.flags.writeable = False
     return order
 
 
 class SampleRng:
-    """The draws of one sample: each by a name, so that adding one moves no other."""
+    """The random numbers of one sample, each drawn by name, so that a new draw changes no other."""
 
     def __init__(self, of: int):
         self.key = np.asarray(of, np.int64)
@@ -83,25 +83,27 @@ class SampleRng:
         return np.minimum(drawn, np.nextafter(np.float32(high), np.float32(low)))  # the sum may round up to `high`
 
     def chance(self, name: str, probability: float) -> bool:
+        """True with the given probability."""
         return bool(self.uniform(name)[0] < probability)
 
     def integer(self, name: str, below: int) -> int:
-        """A number in 0..below-1."""
+        """A uniform integer in 0..below-1."""
         return min(int(self.uniform(name)[0].astype(np.float64) * below), below - 1)
 
     def child(self, name: int | str) -> "SampleRng":
+        """A generator with draws of its own."""
         return SampleRng(int(fold(self.key, name)))
 
 
 def _mix(x: Keys) -> Keys:
-    # int64 products wrap in NumPy and in torch alike, as the mixing wants; NumPy's callers silence its warning
+    # int64 products must wrap, and do in NumPy and torch; callers silence NumPy's overflow warning
     x = (x ^ _shift(x, 30)) * -4658895280553007687
     x = (x ^ _shift(x, 27)) * -7723592293110705685
     return x ^ _shift(x, 31)
 
 
 def _shift(x: Keys, by: int) -> Keys:
-    """Logical shift right (`>>` on signed integers would drag the sign along)."""
+    """Logical shift right (`>>` on signed integers copies the sign bit)."""
     return (x >> by) & ((1 << (64 - by)) - 1)
 
 

@@ -230,9 +230,9 @@ MSD_FAULTS = {
     "NaN in a label": (label(lambda p: voxels(p, put(np.nan))), [LABEL, "1 values are NaN or infinite"]),
     "two channels": (
         image(lambda p: voxels(p, lambda v: np.stack([v, v], -1))),
-        [IMAGE, "2 channel(s), where 1 are wanted"],
+        [IMAGE, "2 channel(s), 1 expected"],
     ),
-    "five axes": (image(lambda p: voxels(p, lambda v: v[..., None, None].repeat(2, 4))), [IMAGE, "5 axes, where 3"]),
+    "five axes": (image(lambda p: voxels(p, lambda v: v[..., None, None].repeat(2, 4))), [IMAGE, "5 axes; 3"]),
     "another shape": (label(lambda p: voxels(p, lambda v: v[:-1])), [LABEL, "its shape", "resample it"]),
     "another affine": (
         label(lambda p: voxels(p, same, moved(0.002))),
@@ -342,7 +342,7 @@ CHEST_FAULTS = {
     "not an image": (lambda r: first(r).write_text("no"), [FIRST, "not an image", "copy it again"]),
     "a folder": (lambda r: (first(r).unlink(), first(r).mkdir()), [FIRST, "0 DICOM slice(s)"]),
     "16 bit": (drawn(lambda i: Image.fromarray(np.asarray(i).astype(np.uint16) * 257)), [FIRST, "not 8 bit"]),
-    "colour": (drawn(coloured), [FIRST, "3 channel(s), where 1 are wanted"]),
+    "colour": (drawn(coloured), [FIRST, "3 channel(s), 1 expected"]),
     "copied across lists": (
         lambda r: shutil.copy(first(r), first(r, TESTED)),
         ["images/", "(test) holds the same values as", FIRST],

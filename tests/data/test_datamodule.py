@@ -205,7 +205,7 @@ REFUSED = {
                 ],
             }
         },
-        r"^pretrain\.sources: vit sees images of one shape, and these are 1 × \[16, 16\] and 1 × \[16, 16, 16\]",
+        r"^pretrain\.sources: vit takes images of one shape, and these are 1 × \[16, 16\] and 1 × \[16, 16, 16\]",
     ),
     "volumes for a task of pictures": (
         lambda chest, children, brains: {

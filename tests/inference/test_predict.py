@@ -271,7 +271,7 @@ def test_nothing_that_can_be_used_is_one_line_and_exit_code_2(premed, brain_run,
     at_home(brain_run)
     one_channel = organ_run.task.split("test")[0].image[0]
     code, out, err = premed("predict", brain_run.run_id, one_channel, "--out", tmp_path / "out")
-    assert code == 2 and out == "" and "1 channel(s), where 4 are wanted" in err[-1]
+    assert code == 2 and out == "" and "1 channel(s), 4 expected" in err[-1]
     (tmp_path / "notes").mkdir()
     code, out, err = premed("predict", brain_run.run_id, tmp_path / "notes", "--out", tmp_path / "out")
     assert code == 2 and out == "" and err[-1].startswith(f"premed: {tmp_path / 'notes'}: holds no volume")

@@ -12,7 +12,7 @@ from premed.models import network
     ("change", "misfit"),
     [
         (lambda state: state.pop("weight"), "missing: weight"),
-        (lambda state: state.update(extra=torch.zeros(1)), "not wanted: extra"),
+        (lambda state: state.update(extra=torch.zeros(1)), "unexpected: extra"),
         (lambda state: state.update(bias=torch.zeros(9)), "of another shape: bias"),
     ],
 )

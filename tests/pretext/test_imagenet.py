@@ -304,7 +304,7 @@ def test_a_file_that_holds_no_weights_is_named(tmp_path, what):
 
 def test_a_pickled_network_is_never_unpickled(tmp_path):
     torch.save(random_vit(), tmp_path / "whole.pth")
-    refused("nothing but weights; save the network's state_dict as safetensors", tmp_path / "whole.pth")
+    refused("weights only; save the network's state_dict as safetensors", tmp_path / "whole.pth")
 
 
 def test_a_checkpoint_without_a_state_dict_is_refused(tmp_path):

@@ -100,7 +100,7 @@ def test_cases_of_one_s_own_are_listed(tmp_path):
 
 
 SPLITS = {
-    "two parts": ({"train": ("img0005",), "val": ("img0005",)}, ["task.split: img0005 stands in two parts"]),
+    "two parts": ({"train": ("img0005",), "val": ("img0005",)}, ["task.split: img0005 is in two parts"]),
     "unknown": ({"train": ("img0099",)}, ["task.split.train: img0099 is not a labelled case"]),
     "empty": ({"val": ("img0005",)}, ["task.split.train is empty"]),
 }

@@ -381,7 +381,7 @@ def test_fields_that_do_not_go_together_are_refused(what):
 
 
 SPLITS = {
-    "twice": ({"train": ("p00",), "val": ("p00",)}, ["task.split: p00 stands in two parts"]),
+    "twice": ({"train": ("p00",), "val": ("p00",)}, ["task.split: p00 is in two parts"]),
     "a stranger": ({"train": ("p99",)}, ["task.split: p99 is no patient with a label"]),
     "an empty part": ({"val": ("p01",)}, ["has no labelled image for train", "task.split"]),
 }

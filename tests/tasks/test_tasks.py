@@ -327,7 +327,7 @@ def test_a_listed_image_that_is_missing_is_named_when_it_is_prepared(decathlon, 
     (root / "imagesTr" / "hippocampus_003.nii.gz").unlink()
     task = brain(root)
     cases = [case for part in PARTS for case in task.split(part)]
-    refused(lambda: samples(task, cases, tmp_path / "cache"), "hippocampus_003", "mend the path")
+    refused(lambda: samples(task, cases, tmp_path / "cache"), "hippocampus_003", "fix the path")
 
 
 SPLITS = {

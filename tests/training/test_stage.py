@@ -238,7 +238,7 @@ def test_a_part_without_images_is_refused_by_name(chest, tmp_path, monkeypatch):
     worker.run_stage(job, print, print)
     assert job.stage_storage.get_json("failure.json") == {
         "kind": "UserError",
-        "message": "task: chestxray14 has no train images for this stage; mend its split",
+        "message": "task: chestxray14 has no train images for this stage; fix its split",
     }
 
 

@@ -1,7 +1,8 @@
-"""Prepared copies of images, each made once and found again by what it was made from.
+"""The cache of prepared images: each is computed once and looked up by a hash of its inputs.
 
-An entry's name is the hash of the image files' content, the label file's content and the recipe. So a changed recipe or
-a changed file makes a new entry; a moved or touched file does not. Any number of processes may share one folder.
+The hash covers the content of the image files, the content of the label file and the preprocessing. A changed
+preprocessing or file makes a new cache file; a moved or touched file does not. Any number of processes may share one
+folder.
 """
 
 import hashlib
@@ -24,18 +25,18 @@ from premed.data.prepared import PreparedFile, is_complete, write
 from premed.data.preprocess import prepare
 from premed.errors import UserError
 
-CACHE_VERSION = 1  # raised whenever the same files and recipe come to mean another entry
-STALE = 24 * 3600  # seconds after which a temporary file is surely nobody's
+CACHE_VERSION = 1  # raised whenever the same files and preprocessing give another result
+STALE = 24 * 3600  # seconds after which a temporary file's writer is taken for dead
 
 
 class Cache:
-    """A folder of entries."""
+    """A folder of prepared images."""
 
     def __init__(self, root: Path):
         self.root = Path(root)
 
     def open(self, case: Case, preprocessing: Preprocessing) -> PreparedFile | None:
-        """The entry of a case, where it is there and whole."""
+        """The prepared image of a case; None if the cache does not hold it, or holds it incompletely."""
         with _Hashes(self.root) as hashes:
             path = _path(self.root, [_hash(hashes, file) for file in _files(case)], _has_map(case), preprocessing)
         return PreparedFile(path) if is_complete(path) else None
@@ -47,11 +48,11 @@ class Cache:
         mapper: Callable[[Callable, Iterable], Iterable] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[PreparedFile]:
-        """The entries of all cases, in their order; only the missing ones are computed.
+        """Returns the prepared images of all cases, in their order; computes only the missing ones.
 
-        `mapper(function, items)` gives the results in any order, perhaps from other processes: plain `map` unless said
-        otherwise. `progress(done, total)` is called as they come. Raises UserError naming the first case that went
-        wrong, once those already under way are done; no more are begun then, and what is finished stays.
+        `mapper(function, items)` yields the results in any order, possibly from other processes; the default is `map`.
+        `progress(done, total)` is called for each result. After a failure no further case is started, those already
+        started are finished and kept, and UserError names the first case that failed.
         """
         self._remove_stale()
         paths: list[Path | None] = [None] * len(cases)
@@ -89,13 +90,13 @@ class Cache:
                     progress(done, len(cases))
         if failures:
             first = min(failures)
-            others = f" (and {len(failures) - 1} more like it)" if len(failures) > 1 else ""
+            others = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
             raise UserError(f"{cases[first].name}: {failures[first]}{others}")
         assert None not in paths, "the mapper left out results"
         return [PreparedFile(path) for path in paths if path]
 
     def fingerprint(self, cases: Iterable[Case], labels: bool) -> str:
-        """SHA-256 (hex) of names, images and, if `labels`, labels; without, no label file is so much as opened."""
+        """SHA-256 (hex) of names, images and, if `labels`, labels. Without `labels`, no label file is opened."""
         rows = []
         with _Hashes(self.root) as hashes:
             for case in cases:
@@ -108,7 +109,7 @@ class Cache:
         return hashlib.sha256(canonical(sorted(rows, key=canonical)).encode()).hexdigest()
 
     def _remove_stale(self) -> None:
-        """Removes what killed writers left behind."""
+        """Removes temporary files of writers that were killed."""
         for leftover in self.root.glob("??/*.tmp"):
             with suppress(OSError):
                 if time.time() - leftover.stat().st_mtime > STALE:
@@ -124,9 +125,9 @@ class _Content(NamedTuple):
 
 class _Job(NamedTuple):
     number: int
-    files: tuple[Path, ...]  # the images, then the label map, if there is one
+    files: tuple[Path, ...]  # the images, then the label map, if the case has one
     has_map: bool
-    known: list[str | None]  # the files' hashes
+    known: list[str | None]  # the files' hashes; None: not yet computed
     preprocessing: Preprocessing
     root: Path
     num_left: int
@@ -137,11 +138,11 @@ class _Result(NamedTuple):
     path: Path | None
     contents: list[_Content]  # newly hashed
     error: str | None
-    node: str  # where it was done
+    node: str  # the host that prepared it
 
 
 def prepare_one(job: _Job) -> _Result:
-    """Hashes and prepares one case, in whatever process: what `Cache.prepare` hands to its mapper."""
+    """Hashes and prepares one case. `Cache.prepare` passes this function to its mapper; it may run in any process."""
     contents = []
     try:
         contents = [_content(file) for file, known in zip(job.files, job.known, strict=True) if known is None]
@@ -178,10 +179,10 @@ def _content(file: Path) -> _Content:
         size, mtime_ns, parts = _state(file)
         if parts is None:
             return _Content(file, size, mtime_ns, _digest(file))
-        whole = hashlib.blake2b(canonical([[part.name, _digest(part)] for part in parts]).encode(), digest_size=20)
+        combined = hashlib.blake2b(canonical([[part.name, _digest(part)] for part in parts]).encode(), digest_size=20)
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); mend the path or its permissions") from None
-    return _Content(file, size, mtime_ns, whole.hexdigest())
+        raise UserError(f"{file}: cannot be read ({error.strerror}); fix the path or its permissions") from None
+    return _Content(file, size, mtime_ns, combined.hexdigest())
 
 
 def _digest(file: Path) -> str:
@@ -190,7 +191,7 @@ def _digest(file: Path) -> str:
 
 
 def _state(file: Path) -> tuple[int, int, list[Path] | None]:
-    """Size and time of change; those of a folder of slices are its files', which are named too."""
+    """Size, modification time and None. For a folder of slices: total size, latest time, and the slices' files."""
     state = file.stat()
     if not stat.S_ISDIR(state.st_mode):
         return state.st_size, state.st_mtime_ns, None
@@ -209,7 +210,7 @@ def _hash(hashes: "_Hashes", file: Path) -> str:
 
 
 class _Hashes:
-    """Content hashes by (path, size, time of change), in SQLite. They only save time: where this fails, one hashes."""
+    """Hashes by (path, size, modification time), in SQLite. An optimisation: if SQLite fails, files are hashed"""
 
     def __init__(self, root: Path):
         self._file = root / "contents.sqlite"

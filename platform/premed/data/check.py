@@ -1,16 +1,16 @@
-"""What is wrong with an experiment's data, found before any training: `premed data check`.
+"""`premed data check`: finds the faults of an experiment's data before any training.
 
-First its listings (`listings`: cheap, and what `premed run` looks at too), then every image and label by itself
-(`inspection.inspect`, in parallel, one case at a time in each process), then the set as a whole:
+It checks the listings (`listings`: cheap; `premed run` checks them, too), then every image and label by itself
+(`inspection.inspect`, in parallel, one case at a time in each process), then the data set as a whole:
 
-- the same values in two parts (an error: what is tested was trained on), or twice in one (a note);
-- classes that no label map of a part holds;
-- images smaller than the roi, on the prepared grid: they are padded with air;
-- an orientation that is not the one of at least 80 % of the set;
-- a spacing far from the set's: of at least 5 images, those whose spacing along an axis is more than 5 robust deviations
+- duplicates: the same values in two parts (an error: test images leak into training), or twice in one (a note);
+- classes that occur in no label map of a part;
+- images smaller than the roi, on the prepared grid: they are padded with background;
+- an orientation that differs from that of at least 80 % of the set;
+- an outlying spacing: of at least 5 images, those whose spacing along an axis is more than 5 robust deviations
   (1.4826 × the median absolute deviation, of logarithms) and more than a factor of 1.5 from the median.
 
-An error is what a run refuses, or what makes its numbers false; a note is what one should know.
+An error stops a run or makes its scores wrong; a note is information.
 """
 
 from collections import Counter, defaultdict
@@ -27,14 +27,14 @@ from premed.data.inspection import Facts, Inspection, inspect
 from premed.data.splits import unlabelled_val
 from premed.errors import Finding, UserError
 
-FEW = 5  # images with a class: with fewer in a part, its score there says little
-UNLABELLED = "unlabelled"  # the part of images that serve pre-training only
+FEW = 5  # a class with fewer images in a part gets a note: its score there is unreliable
+UNLABELLED = "unlabelled"  # the part that holds images for pre-training only
 
 
 def refuse(task: Task, test: bool, unlabelled: bool = False) -> None:
-    """Raises UserError where a task's listings hold errors: what `premed run` does before it starts anything.
+    """Raises UserError if a task's listings hold errors. `premed run` calls it before it starts anything.
 
-    unlabelled: it is pre-trained on alone, and may do without labels.
+    unlabelled: the task is for pre-training only and needs no labels.
     """
     errors = [finding for finding in listings(task, test) if finding.severity == "error"]
     if errors:
@@ -44,7 +44,7 @@ def refuse(task: Task, test: bool, unlabelled: bool = False) -> None:
         unlabelled_val(task)
         return
     for part in parts_of(test):
-        task.split(part)  # what serves pre-training only cannot be run to its end
+        task.split(part)  # raises if the images have no labels: they serve pre-training only
 
 
 def parts_of(test: bool) -> tuple[Part, ...]:
@@ -52,32 +52,32 @@ def parts_of(test: bool) -> tuple[Part, ...]:
 
 
 def listings(task: Task, test: bool) -> list[Finding]:
-    """What a task's listings give away, without opening an image; `test`: the test part's too."""
-    found: list[Finding] = []
+    """The faults of a task's listings, found without opening an image. test: checks the test part, too."""
+    findings: list[Finding] = []
     try:
         for finding in task.check(test):
-            found.append(finding)
+            findings.append(finding)
     except UserError as error:
-        found.append(Finding.of(error))
+        findings.append(Finding.of(error))
     parts, refusals = split_cases(task, test)
     refusal = None
     if UNLABELLED in parts and len(parts) == 1 and len({str(error) for error in refusals.values()}) == 1:
-        refusal = Finding.of(next(iter(refusals.values())))._replace(severity="note")  # to be pre-trained on
-        found.append(refusal)
-    elif not any(finding.severity == "error" for finding in found):  # else they are what is refused
-        found += dict.fromkeys(map(Finding.of, refusals.values()))
+        refusal = Finding.of(next(iter(refusals.values())))._replace(severity="note")  # pre-training on them works
+        findings.append(refusal)
+    elif not any(finding.severity == "error" for finding in findings):  # else the refusals repeat these errors
+        findings += dict.fromkeys(map(Finding.of, refusals.values()))
     owners = {part: {case.patient for case in cases} for part, cases in parts.items() if part != UNLABELLED}
     for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
         for patient in sorted(owners.get(first, set()) & owners.get(second, set())):
             what = f"has images in {first} and in {second}; keep each patient in one part"
-            found.append(Finding("error", f"{task.root}, patient {patient}", what))
+            findings.append(Finding("error", f"{task.root}, patient {patient}", what))
     for part, cases in parts.items():
-        found += rare_classes(task, part, [case.label for case in cases if isinstance(case.label, tuple)])
-    return found
+        findings += rare_classes(task, part, [case.label for case in cases if isinstance(case.label, tuple)])
+    return findings
 
 
 def split_cases(task: Task, test: bool) -> tuple[dict[str, list[Case]], dict[str, UserError]]:
-    """Cases by part (and what is only pre-trained on), where they can be had, and the refusals where not."""
+    """The cases of each part (UNLABELLED included) that the task can list, and the errors of the parts it cannot."""
     parts: dict[str, list[Case]] = {}
     refusals: dict[str, UserError] = {}
     for part in parts_of(test):
@@ -95,7 +95,7 @@ def split_cases(task: Task, test: bool) -> tuple[dict[str, list[Case]], dict[str
 
 
 def rare_classes(task: Task, part: str, labels: Sequence[Any]) -> Iterator[Finding]:
-    """Classes of which a part has too few images, or no others, to learn or to score them."""
+    """Notes on classes that no image, every image or fewer than FEW images of a part show."""
     if not labels:
         return
     table = np.array(labels, float)
@@ -112,7 +112,7 @@ def rare_classes(task: Task, part: str, labels: Sequence[Any]) -> Iterator[Findi
 
 
 class Check:
-    """A task's data under check. `findings` grow with what is opened: not the test part where `test: false`."""
+    """Checks a task's data and collects `findings`. With `test: false` it leaves the test part alone."""
 
     def __init__(self, config: Spec, test: bool):
         self.test = test
@@ -131,7 +131,7 @@ class Check:
             self.findings.append(Finding.of(error))
             return
         self.parts, refusals = split_cases(self.task, self.test)
-        if refusals:  # to open what is there all the same
+        if refusals:  # list the cases that are there, so that they are opened all the same
             partial = {"partial": True} if "partial" in type(config).model_fields else {}
             self.task = build(config.model_copy(update=partial))
             self.task.lenient = True
@@ -148,44 +148,48 @@ class Check:
         return Inspection(number, images, label, self.task.preprocessing, self.task.labels)
 
     def open_images(self, mapper: Callable | None, progress: Callable[[int, int], None]) -> None:
-        """Inspects every case, then the set; mapper and progress as `Cache.prepare` has them."""
+        """Inspects every case, then the data set as a whole. mapper, progress: see `Cache.prepare`."""
         if not self.jobs:
             return
         for facts in (mapper or map)(inspect, self.jobs):
             self.facts.append(facts)
             progress(len(self.facts), len(self.jobs))
         self.facts.sort(key=lambda facts: facts.number)
-        reported = {each.where for each in self.findings if not Path(each.where).exists()}  # missing: is said once
+        # missing files are reported once
+        reported = {each.where for each in self.findings if not Path(each.where).exists()}
         self.findings += [each for facts in self.facts for each in facts.findings if each.where not in reported]
-        for rule in (self.duplicates, self.empty_classes, self.small, self.orientations, self.spacings):
+        for rule in (self.duplicates, self.empty_classes, self.small_images, self.orientations, self.spacings):
             self.findings += rule()
 
     def image(self, facts: Facts) -> str:
+        """The first image file of a case."""
         return str(self.cases[facts.number][1].image[0])
 
     def duplicates(self) -> Iterator[Finding]:
+        """Images with equal values: an error across parts, a note within one."""
         alike: dict[str, dict[str, Facts]] = defaultdict(dict)
         for facts in self.facts:
-            if facts.content:  # one file listed in two parts is the listings' business
+            if facts.content:  # one file listed in two parts: `listings` reports it
                 alike[facts.content].setdefault(self.image(facts), facts)
         for same in alike.values():
             group = list(same.values())
             parts = [self.cases[facts.number][0] for facts in group]
             if len(group) > 1:
                 others = [f"{self.image(f)} ({part})" for f, part in zip(group, parts, strict=True)][:-1]
-                reported = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-                what = f"({parts[-1]}) holds the same values as {reported}; keep one of them"
+                listed = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+                what = f"({parts[-1]}) holds the same values as {listed}; keep one of them"
                 yield Finding("error" if len({*parts}) > 1 else "note", self.image(group[-1]), what)
 
     def empty_classes(self) -> Iterator[Finding]:
+        """Classes that no label map of a part holds."""
         for part, numbers in self.class_counts().items():
-            use = "nothing can be learnt of it" if part == "train" else "nothing of it can be missed, only invented"
+            use = "nothing can be learnt of it" if part == "train" else "its score counts false positives only"
             for name, number in numbers.items():
                 if number == 0 and any(isinstance(case.label, Path) for case in self.parts[part]):
                     yield Finding("note", f"class {name}, part {part}", f"no label map holds it: {use}")
 
     def class_counts(self) -> dict[str, dict[str, int]]:
-        """Part to class to the number of images that have it."""
+        """By part and class, the number of images that have the class."""
         counts: dict[str, dict[str, int]] = {}
         for part, cases in self.parts.items():
             labels = np.array([case.label for case in cases if isinstance(case.label, tuple)], float)
@@ -194,33 +198,37 @@ class Check:
             elif any(isinstance(case.label, Path) for case in cases):
                 held = [facts.counts.keys() for facts in self.facts if self.cases[facts.number][0] == part]
                 for name, united in self.task.regions.items():
-                    counts.setdefault(part, {})[name] = sum(not found.isdisjoint(united) for found in held)
+                    counts.setdefault(part, {})[name] = sum(not values.isdisjoint(united) for values in held)
         return counts
 
-    def small(self) -> Iterator[Finding]:
+    def small_images(self) -> Iterator[Finding]:
+        """A note if prepared images are smaller than the roi."""
         roi = self.task.roi
         small = [f for f in self.facts if f.prepared and any(np.less(f.prepared, roi))]
         if small:
             least = min(small, key=lambda facts: np.prod(facts.prepared))
             size = " × ".join(map(str, least.prepared))
-            what = f"{len(small)} of {len(self.facts)} images are smaller than {list(roi)} and padded with air: "
+            what = f"{len(small)} of {len(self.facts)} images are smaller than {list(roi)} and padded with background: "
             yield Finding("note", "task.roi", what + f"the smallest, {self.image(least)}, has {size} voxels prepared")
 
     def orientations(self) -> Iterator[Finding]:
-        ways = Counter(facts.orientation for facts in self.facts if facts.orientation)
-        if len(ways) < 2:
+        """Mixed orientations, or images that differ from the usual one."""
+        counts = Counter(facts.orientation for facts in self.facts if facts.orientation)
+        if len(counts) < 2:
             return
-        (usual, number), total = ways.most_common(1)[0], sum(ways.values())
+        (usual, number), total = counts.most_common(1)[0], sum(counts.values())
         if number < 0.8 * total:
-            said = ", ".join(f"{count} {way}" for way, count in ways.most_common())
-            yield Finding("note", self.root, f"orientations are mixed ({said}): all are turned to the recipe's")
+            listed = ", ".join(f"{count} {orientation}" for orientation, count in counts.most_common())
+            what = f"orientations are mixed ({listed}): all are reoriented by the preprocessing"
+            yield Finding("note", self.root, what)
             return
         for facts in self.facts:
             if facts.orientation and facts.orientation != usual:
-                what = f"is stored as {facts.orientation}, {number} of {total} as {usual}: see that its header is right"
+                what = f"is stored as {facts.orientation}, {number} of {total} as {usual}: check its header"
                 yield Finding("note", self.image(facts), what)
 
     def spacings(self) -> Iterator[Finding]:
+        """Images whose spacing is far from the median of the data set."""
         some = [facts for facts in self.facts if facts.spacing]
         if len(some) < 5:
             return
@@ -230,12 +238,12 @@ class Check:
         for facts, off in zip(some, np.abs(sizes - usual) > limit + 1e-9, strict=True):
             if off.any():
                 own, set_ = (" × ".join(f"{size:.3g}" for size in each) for each in (facts.spacing, np.exp(usual)))
-                what = f"its spacing {own} mm is far from the set's {set_} mm: see that its header is right"
+                what = f"its spacing {own} mm is far from the set's {set_} mm: check its header"
                 yield Finding("note", self.image(facts), what)
 
     def outcome(self) -> dict[str, Any]:
-        """What `--json` says."""
-        self.findings.sort(key=lambda finding: finding.severity)  # errors first, else as they came
+        """The result as a JSON object, for `--json`."""
+        self.findings.sort(key=lambda finding: finding.severity)  # errors first, otherwise in the order of discovery
         return {
             "task": self.name,
             "root": self.root,

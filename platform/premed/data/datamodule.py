@@ -1,4 +1,4 @@
-"""The data of a stage: tasks, each built once; their images, prepared and fingerprinted; what train and val are."""
+"""The data of a stage: builds tasks, prepares and fingerprints their images, selects the cases of train and val."""
 
 import hashlib
 import threading
@@ -21,14 +21,14 @@ from premed.rng import key, permutation
 
 
 class Tasks:
-    """The tasks of a process: each is built once from its configuration, whichever thread asks first."""
+    """The tasks of a process, each built once from its configuration. Thread-safe."""
 
     def __init__(self) -> None:
         self.built: dict[str, Task] = {}
         self.lock = threading.Lock()
 
     def __call__(self, config: Spec) -> Task:
-        """The task. Raises what its `build` raises: UserError."""
+        """Returns the task of a configuration. Raises UserError if its `build` does."""
         with self.lock:
             text = config.model_dump_json()
             if text not in self.built:
@@ -36,7 +36,7 @@ class Tasks:
             return self.built[text]
 
     def resolve_root(self, config: Spec) -> Spec:
-        """`config` with its folder as an absolute path, so that every worker looks there. Its task is the same one."""
+        """Returns `config` with its `root` as an absolute path, the same for every worker. It has the same task."""
         task = self(config)
         resolved = config.model_copy(update={"root": task.root})
         with self.lock:
@@ -51,32 +51,32 @@ class DataModule:
         """mapper: prepares images in parallel; see `Cache.prepare`."""
         self.task, self.mapper, self.show = task, mapper, show
         self.files: set[Path] = set()
-        """The prepared copies, of all kinds of stages so far."""
+        """The cache files of all stages that were fingerprinted so far."""
 
     def fingerprint(self, kind: Kind) -> str:
-        """Prepares what a stage of that kind needs, and returns what identifies it: `part:hash part:hash`."""
-        groups, store = self.groups(kind), Cache(home() / "cache")
+        """Prepares the images that a stage of that kind needs and returns their fingerprint: `part:hash part:hash`."""
+        groups, cache = self.groups(kind), Cache(home() / "cache")
         cases = [case for group in groups.values() for case in group]
-        entries = store.prepare(
+        images = cache.prepare(
             cases,
             self.task.preprocessing,
             mapper=self.mapper,
             progress=lambda done, total: self.show(ImagesPrepared(done, total)),
         )
-        refuse_unknown_labels(cases, entries, self.task.labels)
-        self.files |= {entry.path for entry in entries}
-        # beside the files' content: what the task makes of them, whose they are, and the order that draws go by
+        refuse_unknown_labels(cases, images, self.task.labels)
+        self.files |= {prepared.path for prepared in images}
+        # besides the files' content: how the task reads them, their patients, and their order, which random draws go by
         about = [self.task.name, self.task.classes, self.task.channels, self.task.preprocessing.digest()]
 
-        def hashed(group: list[Case]) -> str:
+        def digest(group: list[Case]) -> str:
             listed = [[case.name, case.patient] for case in group]
-            content = store.fingerprint(group, labels=kind not in PRETRAINING)
+            content = cache.fingerprint(group, labels=kind not in PRETRAINING)
             return hashlib.sha256(canonical([about, listed, content]).encode()).hexdigest()
 
-        return " ".join(f"{name}:{hashed(group)}" for name, group in groups.items())
+        return " ".join(f"{name}:{digest(group)}" for name, group in groups.items())
 
     def groups(self, kind: Kind) -> dict[str, list[Case]]:
-        """The cases that a stage of that kind needs, by what it needs them for."""
+        """The cases that a stage of that kind needs, by part."""
         if kind == "test":
             return {"test": self.task.split("test")}
         if kind in PRETRAINING:
@@ -85,7 +85,7 @@ class DataModule:
 
 
 def join_fingerprints(fingerprints: Sequence[str]) -> str:
-    """One fingerprint of the same parts for several data sets together; a single one's stays as it is."""
+    """Combines the fingerprints of several data sets, part by part. A single one is returned unchanged."""
     if len(fingerprints) == 1:
         return fingerprints[0]
     parts = [[part.split(":") for part in each.split(" ")] for each in fingerprints]
@@ -93,41 +93,41 @@ def join_fingerprints(fingerprints: Sequence[str]) -> str:
     return " ".join(f"{name}:{hashlib.sha256(all_of.encode()).hexdigest()}" for name, all_of in hashes.items())
 
 
-def refuse_unknown_labels(cases: Sequence[Case], entries: Sequence[PreparedImage], labels: Sequence[int]) -> None:
-    """Raises UserError for a label map with a value that no class has: the loss would fail on it with an index error.
+def refuse_unknown_labels(cases: Sequence[Case], images: Sequence[PreparedImage], labels: Sequence[int]) -> None:
+    """Raises UserError for a label map with a value of no class, on which the loss would fail with an index error.
 
-    An entry that another node prepared in a cache of its own cannot be read here; that node's workers check it.
+    An image that another node prepared in its own cache cannot be read here; that node's workers check it.
     """
-    for case, entry in zip(cases, entries, strict=True):
+    for case, prepared in zip(cases, images, strict=True):
         if (
             isinstance(case.label, Path)
-            and entry.path.is_file()
-            and (unknown := set(entry.labels_present) - set(labels))
+            and prepared.path.is_file()
+            and (unknown := set(prepared.labels_present) - set(labels))
         ):
             values = ", ".join(map(str, sorted(unknown)))
             raise UserError(
                 f"{case.label}: holds the label {values}, which no class has (they are {labels[0]} to {labels[-1]}); "
-                "mend the map (premed data check finds all such files)"
+                "fix the map (premed data check finds all such files)"
             )
 
 
-# ---- a stage's part of the data
+# ---- The data of a stage
 
 
 def stage_data_sets(stage: Stage, tasks: Callable[[Spec], Task] | None = None) -> list[DataSet]:
-    """The data sets of a stage. tasks: gives a configuration's task, where some are built already."""
+    """The data sets of a stage. tasks: returns the task of a configuration, to reuse tasks that are already built."""
     tasks = tasks or Tasks()
-    usual = stage.training.augment if isinstance(stage.training, Training) else Augmentation()
-    of_tasks = []
+    augment = stage.training.augment if isinstance(stage.training, Training) else Augmentation()
+    data_sets = []
     for source in stage.sources:
         task = tasks(source.task)
-        of_tasks.append(DataSet(task, source.group or task.name, source.augment or usual))
+        data_sets.append(DataSet(task, source.group or task.name, source.augment or augment))
     strategy: Any = plugin("pretext", stage.pretext) if stage.pretext else None
-    return strategy.adapt_data_sets(stage.encoder, of_tasks) if hasattr(strategy, "adapt_data_sets") else of_tasks
+    return strategy.adapt_data_sets(stage.encoder, data_sets) if hasattr(strategy, "adapt_data_sets") else data_sets
 
 
 def stage_cases(stage: Stage, task: Task) -> tuple[list[Case], list[Case]]:
-    """(train, val) of a data set in a stage. A pre-training's have no labels."""
+    """The cases (train, val) of a data set in a stage; without labels in a pre-training."""
     if stage.kind in PRETRAINING:
         train, val = task.images(), unlabelled_val(task)
     else:
@@ -135,12 +135,12 @@ def stage_cases(stage: Stage, task: Task) -> tuple[list[Case], list[Case]]:
         train = label_subset(task.split("train"), stage.training.label_fraction, stage.training.seed)
         val = task.split("val")
     if not train:
-        raise UserError(f"task: {task.name} has no train images for this stage; mend its split")
+        raise UserError(f"task: {task.name} has no train images for this stage; fix its split")
     return train, val
 
 
 def label_subset(labelled: list[Case], share: float, seed: int) -> list[Case]:
-    """The cases of the first `share` of the patients, in an order drawn by `seed`: 5 % are part of 10 %."""
+    """The cases of the first `share` of the patients, shuffled by `seed`: 5 % are a subset of 10 %."""
     patients = sorted({case.patient for case in labelled})
     order = permutation(key(seed, "label fraction"), len(patients))
     chosen = {patients[i] for i in order[: max(1, round(share * len(patients)))]}
@@ -148,7 +148,7 @@ def label_subset(labelled: list[Case], share: float, seed: int) -> list[Case]:
 
 
 def absent_classes(task: Task, train: Sequence[Sample]) -> list[str]:
-    """The classes that no image of `train` shows, as may happen with few labels."""
+    """The classes that no image of `train` shows; this can happen at small label fractions."""
     if task.labels:
         present = {value for sample in train for value in sample.prepared.labels_present}
         return [name for name, united in task.regions.items() if not present & set(united)]

@@ -1,8 +1,8 @@
-"""Pictures for people: each function writes one PNG and returns its path. The same input gives the same bytes.
+"""Figures: each function writes one PNG and returns its path. The same input gives the same bytes.
 
-Images are grey values [H, W], shown as they are, or volumes [X, Y, Z] in RAS order, of which one axial slice is shown
-as radiologists see it: anterior up, the patient's right on the left. Colours are Okabe and Ito's, safe for the colour
-blind, then Paul Tol's where there are more classes.
+Images are grey values [H, W], or volumes [X, Y, Z] in RAS order, of which one axial slice is shown in the radiological
+convention: anterior up, the patient's right on the left. Colours are Okabe and Ito's, safe for the colour-blind, then
+Paul Tol's if there are more classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 DPI = 120
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
            "#882255", "#44AA99", "#DDCC77", "#332288", "#999933", "#FFAABB", "#661100", "#AA4499")  # fmt: skip
-LINES = (4, 5, 2, 6, 0, 1, 7, 8)  # the colours that are read best as thin lines on white, best first
-HIDDEN = "#8792a5"  # bluish, so that no tissue is taken for a hidden patch
+LINES = (4, 5, 2, 6, 0, 1, 7, 8)  # the colours most legible as thin lines on white, best first
+HIDDEN = "#8792a5"  # bluish, so that a hidden patch does not look like tissue
 INK, FAINT = "#222222", "#777777"
 
 
 def reconstruction(path: Path, cases: Sequence[tuple], caption: str = "", steps: Sequence[int] = ()) -> Path:
-    """What a masked autoencoder sees and predicts, one row per case, as in figure 2 of He et al. 2022.
+    """A masked autoencoder's input and prediction, one row per case, as in figure 2 of He et al. 2022.
 
     A case is (name, original, masked, predicted) or (name, original, masked, predicted, mean patch), arrays of one
-    shape. `masked` is NaN at hidden patches; `predicted` has the visible ones pasted back; the mean patch is what a
-    predictor without a network gives. Of a volume, the slice is shown whose hidden patches hold most, for of a few none
-    may lie in the most varied one. All of a row share the grey scale of its original. steps: there is one
-    prediction for each, made after so many steps of training.
+    shape. `masked` is NaN at hidden patches; `predicted` has the visible ones pasted back; the mean patch is the
+    prediction without a network. Of a volume, the slice with the most varied hidden patches is shown, because the most
+    varied slice may have none. A row shares the grey scale of its original. steps: the training steps after which
+    each of several predictions was made.
     """
     predicted = [f"step {step:,}" for step in steps] or ["predicted"]
     titles = ["original", "masked", *predicted, "mean patch"][: max(len(case) for case in cases) - 1]
@@ -53,13 +53,13 @@ def overlay(
     """Segmentations, one row per case: the image, the truth, the prediction with the truth's outline in white.
 
     A case is (name, image, truth, prediction); label i + 1 is `classes[i]`, 0 is background. Of a volume, the slice
-    with most classes of the truth, then most of its voxels, is shown. `scores`: one Dice per case, for its title.
+    with the most classes of the truth, then the most labelled voxels, is shown. scores: a Dice per case, printed below.
     """
     slices = [_most_labelled_slice(truth if np.any(truth) else prediction) for _, _, truth, prediction in cases]
     planes = [[_plane(array, at) for array in case[1:]] for case, at in zip(cases, slices, strict=True)]
     shown = sorted({int(label) for _, *maps in planes for labels in maps for label in np.unique(labels) if label > 0})
-    lacking = 0.2 * len(shown) + 0.1 - 1.6 * len(cases)  # inches that the legend may want beyond the images
-    figure, axes = _grid(len(cases), 3, planes, width=2.1, top=0.32, right=2.2, gap=0.25, bottom=max(0.25, lacking))
+    legend = 0.2 * len(shown) + 0.1 - 1.6 * len(cases)  # inches by which the legend may exceed the images
+    figure, axes = _grid(len(cases), 3, planes, width=2.1, top=0.32, right=2.2, gap=0.25, bottom=max(0.25, legend))
     for number, (row, case, (image, truth, prediction)) in enumerate(zip(axes, cases, planes, strict=True)):
         for axis in row:
             _show(axis, image, _window(image))
@@ -76,10 +76,10 @@ def overlay(
 
 
 def probabilities(path: Path, cases: Sequence[tuple[str, np.ndarray, Mapping[str, tuple[float, float]]]]) -> Path:
-    """A grid of images with what is true of them and the three classes held most probable.
+    """A grid of images with their true findings and the three most probable classes.
 
-    A case is (name, image, {class: (truth, p)}), truth 1, 0 or NaN (not known). Bars of true findings are filled
-    in blue, of others in grey; a finding nobody knows about carries a question mark.
+    A case is (name, image, {class: (truth, p)}), truth 1, 0 or NaN (not known). Bars of true findings are blue,
+    others grey; a finding of unknown truth carries a question mark.
     """
     across = min(len(cases), 4)
     rows = -(-len(cases) // across)
@@ -101,10 +101,10 @@ def probabilities(path: Path, cases: Sequence[tuple[str, np.ndarray, Mapping[str
 def thumbnail(
     image: np.ndarray, labels: np.ndarray | None = None, spacing: tuple[float, float] = (1.0, 1.0), edge: int = 176
 ) -> bytes:
-    """A PNG, held in memory, of one image; beside it, where there are labels, the same with their colours.
+    """Returns a PNG of one image and, beside it, of the image with its labels in colour, if there are any.
 
-    Of a volume, the slice with most labels, else the most varied one. `spacing` (right, front) gives the proportions;
-    the longer side has `edge` pixels.
+    Of a volume, the slice with the most classes is shown, else the most varied one. `spacing` (right, front) sets the
+    aspect ratio; the longer side has `edge` pixels.
     """
     from io import BytesIO
 
@@ -137,7 +137,7 @@ def _grid(
     right: float = 0.08,
     gap: float = 0.08,
 ) -> "tuple[Figure, np.ndarray]":
-    """Axes [rows, columns] without ticks, as tall as the tallest of `planes` wants; margins, widths, gaps in inches."""
+    """Axes [rows, columns] without ticks, with the aspect ratio of the tallest plane; lengths in inches."""
     from matplotlib.figure import Figure
 
     between = 0.06
@@ -164,7 +164,7 @@ def _save(figure: "Figure", path: Path) -> Path:
 
 
 def _most_varied_slice(volume: np.ndarray) -> int:
-    """The axial slice of largest standard deviation in the middle half, where the organ is; 0 of a plane."""
+    """Index of the axial slice with the largest standard deviation in the middle half, where the organ is; 0 in 2D."""
     if volume.ndim == 2:
         return 0
     middle = _middle_half(volume)
@@ -172,23 +172,23 @@ def _most_varied_slice(volume: np.ndarray) -> int:
 
 
 def _most_hidden_slice(volume: np.ndarray, masked: np.ndarray) -> int:
-    """The one of the middle half whose hidden voxels differ most from the slice's mean; the most varied if none has."""
+    """Index of the slice of the middle half whose hidden voxels deviate most from its mean."""
     if volume.ndim == 2:
         return 0
     middle = _middle_half(volume)
     image = volume[:, :, middle]
-    held = np.where(np.isnan(masked[:, :, middle]), (image - image.mean(axis=(0, 1))) ** 2, 0).sum(axis=(0, 1))
-    return middle.start + int(np.argmax(held)) if held.any() else _most_varied_slice(volume)
+    deviation = np.where(np.isnan(masked[:, :, middle]), (image - image.mean(axis=(0, 1))) ** 2, 0).sum(axis=(0, 1))
+    return middle.start + int(np.argmax(deviation)) if deviation.any() else _most_varied_slice(volume)
 
 
 def _middle_half(volume: np.ndarray) -> slice:
-    """The axial slices in the middle, where the organ is; one at least."""
+    """The middle half of the axial slices, where the organ is; at least one slice."""
     depth = volume.shape[2]
     return slice(depth // 4, max(depth - depth // 4, depth // 4 + 1))
 
 
 def _most_labelled_slice(labels: np.ndarray) -> int:
-    """The axial slice with most classes, then with most voxels of them; the middle one if there are none."""
+    """Index of the axial slice with the most classes, then the most labelled voxels; the middle one if none has any."""
     if labels.ndim == 2:
         return 0
     if not labels.any():
@@ -198,12 +198,12 @@ def _most_labelled_slice(labels: np.ndarray) -> int:
 
 
 def _plane(image: np.ndarray, slice_: int) -> np.ndarray:
-    """[H, W] as it is; of a volume [X, Y, Z] in RAS order the axial slice, anterior up, right on the left."""
+    """A 2D image [H, W], or the axial slice of a volume [X, Y, Z] in RAS order, anterior up, right on the left."""
     return image if image.ndim == 2 else image[::-1, ::-1, slice_].T
 
 
 def _window(image: np.ndarray) -> tuple[float, float]:
-    """The grey scale: black and white at the first and last half per cent."""
+    """The grey values of black and white: the 0.5th and the 99.5th percentile."""
     low, high = np.nanpercentile(image, (0.5, 99.5))
     return float(low), float(max(high, low + 1e-6))
 
@@ -216,7 +216,7 @@ def _show(axis: "Axes", image: np.ndarray, window: tuple[float, float]) -> None:
 
 
 def _paint(labels: np.ndarray, alpha: float = 0.6) -> np.ndarray:
-    """Label map [H, W] as colours [H, W, 4], background transparent."""
+    """A label map [H, W] as RGBA colours [H, W, 4], background transparent."""
     from matplotlib.colors import to_rgba_array
 
     colours = to_rgba_array(COLOURS, alpha)
@@ -236,7 +236,7 @@ def _name_columns(axes: "Sequence[Axes]", titles: Sequence[str]) -> None:
 
 
 def _legend(axis: "Axes", colours: Mapping[str, str]) -> None:
-    """Names beside the colours, to the right of an axis, from its top down."""
+    """A legend to the right of an axis, from its top down."""
     from matplotlib.patches import Patch
 
     patches = [Patch(color=colour, label=short(name, 26)) for name, colour in colours.items()]
@@ -260,4 +260,5 @@ def _bars(figure: "Figure", axis: "Axes", findings: Sequence[tuple[str, tuple[fl
 
 
 def short(text: str, most: int) -> str:
+    """`text`, cut to `most` characters with an ellipsis."""
     return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,7 +1,7 @@
-"""One case under inspection: everything that is wrong with its files, and the few facts that its set is judged by.
+"""Inspects one case: lists all faults of its files, and the facts by which `check.Check` judges the data set.
 
-`images.prepare` stops at the first thing that is wrong; `inspect` goes on. What it gives back is small, whatever the
-image's size, so that any number of cases fits into memory.
+`preprocess.prepare` stops at the first fault; `inspect` lists them all. Its result is small whatever the image's size,
+so that any number of cases fits into memory.
 """
 
 import math
@@ -21,11 +21,11 @@ from premed.data.io.readers import LARGEST, read_values
 from premed.data.preprocess import CHANNELS, TOLERANCE
 from premed.errors import Finding, UserError
 
-ROUNDING = 1e-5  # mm: so far apart come two affines that mean the same, being float32 in the files
+ROUNDING = 1e-5  # mm: equal affines may differ by this much, because files hold float32
 
 
 class Inspection(NamedTuple):
-    """A case to inspect, in whatever process."""
+    """A case to inspect; pickled to other processes."""
 
     number: int
     images: tuple[Path, ...]  # absolute
@@ -36,18 +36,18 @@ class Inspection(NamedTuple):
 
 @dataclass
 class Facts:
-    """What is left of a case."""
+    """What `inspect` found out about a case."""
 
     number: int
     findings: list[Finding] = field(default_factory=list)
     content: str = ""
-    """Hash of the values of all channels; "" where not all could be read."""
+    """Hash of the values of all channels; "" if not all could be read."""
     shape: tuple[int, ...] = ()
-    """The file's; () where it could not be told."""
+    """Of the file; () if it could not be read."""
     prepared: tuple[int, ...] = ()
     """After orientation, spacing and foreground crop."""
     spacing: tuple[float, ...] = ()
-    """mm, of the file, along the recipe's axes; () for pictures."""
+    """mm, of the file, along the axes of the preprocessing's orientation; () for pictures."""
     orientation: str = ""
     counts: dict[int, int] = field(default_factory=dict)
     """Voxels per label value."""
@@ -57,7 +57,7 @@ class Facts:
 
 
 class Volume(NamedTuple):
-    """A file's values [*S, C] or, of a label map, [*S], and its affine."""
+    """The values of a file, [*S, C] or (label maps) [*S], and its affine."""
 
     path: Path
     values: np.ndarray
@@ -65,7 +65,7 @@ class Volume(NamedTuple):
 
 
 def inspect(job: Inspection) -> Facts:
-    """Opens a case's files, one after the other, and tells all that is wrong with them."""
+    """Opens the files of a case and returns all their faults."""
     facts = Facts(job.number)
     image = open_image(job, facts)
     if image is not None:
@@ -82,48 +82,48 @@ def inspect(job: Inspection) -> Facts:
 
 
 def open_volume(path: Path, facts: Facts, shown: bool = False) -> Volume | None:
-    """A file's numbers; nothing where it cannot be read, which is told."""
+    """Reads a file. Adds an error and returns None if it cannot be read."""
     try:
         volume = Volume(path, *read_values(path, shown))
     except UserError as error:
         facts.add("error", path, str(error).removeprefix(f"{path}: "))
         return None
-    except Exception as error:  # whatever a library says of one file: the others are still to be looked at
+    except Exception as error:  # a decoder may raise anything; the other files are still to be inspected
         facts.add("error", path, f"cannot be read ({type(error).__name__}: {error}); copy it again")
         return None
     if lost := np.count_nonzero(~(np.abs(volume.values) < LARGEST)):
-        facts.add("error", path, f"{lost} values are NaN or infinite; mend the file")
+        facts.add("error", path, f"{lost} values are NaN or infinite; fix the file")
     return volume
 
 
 def open_image(job: Inspection, facts: Facts) -> Volume | None:
-    """All channels as [*S, C], where each file can be read and they fit together."""
-    preprocessing, parts, whole = job.preprocessing, [], True
+    """All channels as [*S, C]. Adds an error and returns None if a file cannot be read or they do not fit together."""
+    preprocessing, parts, complete = job.preprocessing, [], True
     for path in job.images:
         part = open_volume(path, facts, preprocessing.shown)
         if part is None:
-            whole = False
+            complete = False
             continue
         values = part.values
         if values.ndim == preprocessing.dims:
             values = values[..., None]
         if values.ndim != preprocessing.dims + 1:
-            facts.add("error", path, f"{values.ndim} axes, where {preprocessing.dims} (and one of channels) are wanted")
-            whole = False
+            facts.add("error", path, f"{values.ndim} axes; {preprocessing.dims} (and one of channels) expected")
+            complete = False
             continue
         if preprocessing.dims == 2 and preprocessing.channels == 1 and (values == values[..., :1]).all():
-            values = values[..., :1]  # as `images.prepare` does
+            values = values[..., :1]  # as `preprocess.prepare` does
         part = Volume(path, values, part.affine)
         if parts:
-            whole &= compare_grids(part, values.shape[:-1], parts[0], str(parts[0].path), facts)
+            complete &= compare_grids(part, values.shape[:-1], parts[0], str(parts[0].path), facts)
         parts.append(part)
-    if not whole:
+    if not complete:
         return None
     if preprocessing.dims == 2 and preprocessing.channels == 3 and len(parts) == 1 and parts[0].values.shape[-1] == 1:
-        parts[0] = parts[0]._replace(values=parts[0].values.repeat(3, axis=-1))  # as `images.prepare` does
+        parts[0] = parts[0]._replace(values=parts[0].values.repeat(3, axis=-1))  # as `preprocess.prepare` does
     channels = sum(part.values.shape[-1] for part in parts)
     if channels != preprocessing.channels:
-        what = f"{channels} channel(s), where {preprocessing.channels} are wanted; {CHANNELS}"
+        what = f"{channels} channel(s), {preprocessing.channels} expected; {CHANNELS}"
         facts.add("error", job.images[0], what)
     facts.content = blake2b(b"".join(map(hash_values, parts)), digest_size=16).hexdigest()
     values = parts[0].values if len(parts) == 1 else np.concatenate([part.values for part in parts], axis=-1)
@@ -131,33 +131,35 @@ def open_image(job: Inspection, facts: Facts) -> Volume | None:
 
 
 def hash_values(part: Volume) -> bytes:
-    """Hash of a file's values, which another compression or another header leaves as it is."""
+    """Hash of a file's values, independent of its compression and header."""
     values, flags = part.values, part.values.flags
-    turned = flags.f_contiguous and not flags.c_contiguous  # as nibabel has it: hashed as it lies, without a copy
-    whole = blake2b(np.ascontiguousarray(values.T if turned else values).data, digest_size=16)
-    whole.update(str((values.shape, values.dtype.str, turned)).encode())
-    return whole.digest()
+    fortran = flags.f_contiguous and not flags.c_contiguous  # nibabel's order: hashed in place, without a copy
+    digest = blake2b(np.ascontiguousarray(values.T if fortran else values).data, digest_size=16)
+    digest.update(str((values.shape, values.dtype.str, fortran)).encode())
+    return digest.digest()
 
 
 def compare_grids(part: Volume, shape: tuple[int, ...], other: Volume, name: str, facts: Facts) -> bool:
-    """Is it on the grid of `other` [*S, C]? What differs is told; what differs within the tolerance is a note."""
-    wanted, gap = other.values.shape[:-1], float(np.abs(part.affine - other.affine).max())
-    if shape != wanted:
-        facts.add("error", part.path, f"its shape {shape} is not that of {name}, {wanted}; resample it onto that grid")
+    """Whether `part` is on the grid of `other` [*S, C]. Adds an error if not, a note if it is within the tolerance."""
+    expected, gap = other.values.shape[:-1], float(np.abs(part.affine - other.affine).max())
+    if shape != expected:
+        facts.add(
+            "error", part.path, f"its shape {shape} is not that of {name}, {expected}; resample it onto that grid"
+        )
     if gap > TOLERANCE:
-        what = f"its affine is not that of {name} ({gap:.3g} apart); resample it onto that grid or mend the header"
+        what = f"its affine is not that of {name} ({gap:.3g} apart); resample it onto that grid or fix the header"
         facts.add("error", part.path, what)
     elif gap > ROUNDING:
         facts.add("note", part.path, f"its affine is {gap:.1g} apart from that of {name}: taken as the same")
-    return shape == wanted and gap <= TOLERANCE
+    return shape == expected and gap <= TOLERANCE
 
 
 def inspect_grid(image: Volume, preprocessing: Preprocessing, facts: Facts) -> None:
-    """What the image's grid and values give away."""
+    """Adds the facts and faults of an image's grid and values."""
     values, dims = image.values, preprocessing.dims
     facts.shape = values.shape[:dims]
     if (values == values.flat[0]).all():
-        facts.add("note", image.path, f"is {values.flat[0]:g} everywhere: leave it out, if that is no image")
+        facts.add("note", image.path, f"is {values.flat[0]:g} everywhere; leave it out if that is a mistake")
     if dims == 2:
         facts.prepared = preprocessing.size or facts.shape
         if values.dtype != np.uint8 and (preprocessing.equalize or preprocessing.normalise == "grey"):
@@ -165,42 +167,42 @@ def inspect_grid(image: Volume, preprocessing: Preprocessing, facts: Facts) -> N
             facts.add("error", image.path, what)
         return
     facts.orientation = "".join(map(str, aff2axcodes(image.affine)))
-    turned, _, affine = geometry.reorient(np.moveaxis(values, -1, 0), None, image.affine, preprocessing.orientation)
+    oriented, _, affine = geometry.reorient(np.moveaxis(values, -1, 0), None, image.affine, preprocessing.orientation)
     facts.spacing = tuple(np.linalg.norm(affine[:3, :3], axis=0).tolist())
     if preprocessing.crop_foreground:
-        turned = geometry.crop_to_foreground(
-            turned, None, affine, preprocessing.window[0] if preprocessing.window else 0
+        oriented = geometry.crop_to_foreground(
+            oriented, None, affine, preprocessing.window[0] if preprocessing.window else 0
         )[0]
     spacing = preprocessing.spacing or facts.spacing
-    sizes = zip(turned.shape[1:], facts.spacing, spacing, strict=True)
+    sizes = zip(oriented.shape[1:], facts.spacing, spacing, strict=True)
     facts.prepared = tuple(round((n - 1) * old / new + 1) for n, old, new in sizes)
     if math.prod(facts.prepared) > geometry.MAX_VOXELS:
-        what = f"spacing {spacing} makes {facts.prepared} voxels of it; take a coarser one or mend the header"
+        what = f"spacing {spacing} makes it {facts.prepared} voxels; take a coarser one or fix the header"
         facts.add("error", image.path, what)
 
 
 def count_labels(path: Path, values: np.ndarray, labels: Sequence[int], facts: Facts) -> None:
-    """Voxels per label value; values that are no label, or none of `labels`, are told."""
+    """Counts the voxels of each label value. Adds an error for values that are no label, or none of `labels`."""
     values = values[np.isfinite(values)]
-    whole = np.rint(values)
+    rounded = np.rint(values)
     if values.size == 0:
         return
     low, high = float(values.min()), float(values.max())
-    if np.abs(values - whole).max() > TOLERANCE or low < 0 or high > 255:
+    if np.abs(values - rounded).max() > TOLERANCE or low < 0 or high > 255:
         facts.add("error", path, f"labels must be whole numbers in 0..255; found {low:g} to {high:g}")
         return
-    found = np.bincount(whole.astype(np.uint8))
-    facts.counts = {int(label): int(found[label]) for label in np.flatnonzero(found)}
+    counts = np.bincount(rounded.astype(np.uint8))
+    facts.counts = {int(label): int(counts[label]) for label in np.flatnonzero(counts)}
     if unknown := {label: count for label, count in facts.counts.items() if labels and label not in labels}:
-        held = ", ".join(f"{label} ({count} voxels)" for label, count in unknown.items())
-        what = f"holds the label {held}, which no class has (they are {labels[0]} to {labels[-1]}); mend the map"
+        listed = ", ".join(f"{label} ({count} voxels)" for label, count in unknown.items())
+        what = f"holds the label {listed}, which no class has (they are {labels[0]} to {labels[-1]}); fix the map"
         facts.add("error", path, what)
     elif set(facts.counts) == {0}:
         facts.add("note", path, "is 0 everywhere: nothing is labelled")
 
 
 def draw_thumbnail(job: Inspection) -> tuple[int, bytes | None]:
-    """A PNG of a case for the contact sheet: a slice, and again with its labels on it. None if it is unreadable."""
+    """A PNG of a case: a slice, and the slice with its labels on it. None if the image is unreadable."""
     facts = Facts(job.number)
     image = open_image(job, facts)
     if image is None:

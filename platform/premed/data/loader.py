@@ -1,4 +1,4 @@
-"""Where batches come from. `PreparedLoader` reads prepared, memory-mapped files in loader processes."""
+"""`PreparedLoader` reads batches from prepared, memory-mapped files, in loader processes."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -12,10 +12,10 @@ from premed.rng import SampleRng, fold, sample_keys
 
 
 class PreparedLoader:
-    """A Source over memory-mapped files: only the views that are asked for are read.
+    """A BatchLoader over memory-mapped files, of which it reads only the crops it needs.
 
-    samples: of one domain after the other. num_loaders: processes that read ahead (0: none). stage: names the draws,
-    with `seed`.
+    samples: those of a data set are contiguous. num_loaders: processes that read ahead (0: none). seed, stage:
+    determine the random views.
     """
 
     def __init__(
@@ -32,8 +32,8 @@ class PreparedLoader:
         self.device, self.num_loaders = device, num_loaders
 
     def batches(self, indices: Iterable[BatchIndices]) -> Iterator[Batch]:
-        """See `Source.batches`."""
-        # the picks are the sampler: one pick, one batch, so that the loader keeps their order
+        """See `BatchLoader.batches`."""
+        # each item of the sampler is one batch, so the DataLoader keeps their order
         loader = DataLoader(
             self.views,
             sampler=indices,  # type: ignore[arg-type]
@@ -52,27 +52,27 @@ class PreparedLoader:
                     data_set=None if data_set is None else data_set.to(self.device, non_blocking=True),
                 )
         except UserError as error:
-            # a loader process wraps a message in its traceback, of which it is the last line
+            # a loader process sends its traceback as the message; the last line is the original message
             prefix = f"{UserError.__module__}.{UserError.__qualname__}: "
             raise UserError(error.args[0].strip().splitlines()[-1].removeprefix(prefix)) from None
 
 
 class Views(Dataset):
-    """BatchIndices to the arrays of a batch; a pure function of (seed, stage, epoch, samples)."""
+    """Maps BatchIndices to the arrays of a batch; a pure function of (seed, stage, epoch, samples)."""
 
     def __init__(self, data_sets: list[DataSet], samples: list[Sample], seed: int, stage: str):
         self.data_sets, self.samples, self.seed, self.stage = data_sets, samples, seed, stage
         self.numbers = np.array([sample.data_set for sample in samples])
-        assert (np.diff(self.numbers) >= 0).all(), "the samples of a domain follow each other"
+        assert (np.diff(self.numbers) >= 0).all(), "the samples of a data set are contiguous"
         self.begins = np.searchsorted(self.numbers, np.arange(len(data_sets)))
 
     def __getitem__(self, indices: BatchIndices):  # type: ignore[override]
         images, labels, view_keys, numbers, names = [], [], [], [], []
-        for place, of in zip(indices.samples.tolist(), self.keys(indices).tolist(), strict=True):
-            sample = self.samples[place]
+        for i, key in zip(indices.samples.tolist(), self.keys(indices).tolist(), strict=True):
+            sample = self.samples[i]
             task, _, augment = self.data_sets[sample.data_set]
             for crop in range(augment.crops):
-                draw = SampleRng(of).child(crop)
+                draw = SampleRng(key).child(crop)
                 image, label = task.view(sample, augment, draw)
                 images.append(image)
                 labels.append(label)
@@ -85,7 +85,7 @@ class Views(Dataset):
         return image, label, torch.tensor(view_keys), data_set, names, indices.weight
 
     def keys(self, indices: BatchIndices) -> np.ndarray:
-        """The samples' keys [n]: by their data set and their number in it, however large the other data sets are."""
+        """The samples' random keys [n], from data set and index within it; other data sets' sizes do not matter."""
         numbers = self.numbers[indices.samples]
         keys = sample_keys(self.seed, self.stage, indices.epoch, indices.samples - self.begins[numbers])
         return np.where(numbers, fold(fold(keys, "domain"), numbers), keys)

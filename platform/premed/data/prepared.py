@@ -1,6 +1,6 @@
-"""A prepared image on disk, memory-mapped: a crop reads only itself.
+"""Prepared images on disk, memory-mapped, so that a crop reads only its own voxels.
 
-The file is safetensors: `image` [C, *S], `label` [*S], `locations` [n, dims]; what is small is JSON in its metadata.
+A file is safetensors: `image` [C, *S], `label` [*S], `locations` [n, dims]; its metadata holds the rest as JSON.
 """
 
 import errno
@@ -25,9 +25,9 @@ MAX_LOCATIONS = 5000  # per label
 
 
 class PreparedFile:
-    """A prepared image on disk. Holds a path and nothing else, so that thousands cost nothing and travel anywhere.
+    """A prepared image on disk; see `PreparedImage`. It holds only a path, so thousands are cheap to keep and pickle.
 
-    `start` may lie outside and `start + size` too: what is outside is air (stored 0, label 0). None: all.
+    A crop may extend beyond the image; it is then padded with stored 0 and label 0.
     """
 
     def __init__(self, path: Path):
@@ -42,7 +42,7 @@ class PreparedFile:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The spatial one."""
+        """*S, without channels."""
         return _head(self.path).arrays["image"].shape[1:]
 
     @property
@@ -50,29 +50,29 @@ class PreparedFile:
         return "label" in _head(self.path).arrays
 
     def image(self, start: Sequence[int] | None = None, size: Sequence[int] | None = None) -> np.ndarray:
-        """Float32 [C, *size], in the units the networks see."""
+        """Float32 [C, *size], in the units that networks take."""
         return self.values(self._crop("image", start, size))
 
     def stored(self, start: Sequence[int] | None = None, size: Sequence[int] | None = None) -> np.ndarray:
-        """uint8 or int16 [C, *size]: smaller; `values` makes `image` of it."""
+        """uint8 or int16 [C, *size]; `values` converts it to the units of `image`."""
         return np.array(self._crop("image", start, size))
 
     def values(self, stored: np.ndarray) -> np.ndarray:
-        """Stored numbers [C, ...] as float32 values, after 8-bit augmentation, say."""
+        """Converts stored numbers [C, ...] to float32 values, after 8-bit augmentation for example."""
         facts, ones = _head(self.path).facts, (1,) * (stored.ndim - 1)
         out = np.multiply(stored, np.array(facts["scale"], np.float32).reshape(-1, *ones), dtype=np.float32)
         out += np.array(facts["offset"], np.float32).reshape(-1, *ones)
         return np.ascontiguousarray(out)
 
     def label(self, start: Sequence[int] | None = None, size: Sequence[int] | None = None) -> np.ndarray:
-        """uint8 [*size]. Raises ValueError where there is none."""
+        """uint8 [*size]. Raises ValueError if the image was prepared without a label."""
         if not self.has_label:
             raise ValueError(f"{self.path}: prepared without a label")
         return np.array(self._crop("label", start, size))
 
     @property
     def counts(self) -> dict[int, int]:
-        """How many voxels each label has, ascending; 0 counts those that are not air."""
+        """Voxels per label, in ascending order; 0 counts the unlabelled voxels whose stored value is not 0."""
         return {int(label): count for label, (_, _, count) in _head(self.path).facts["labels"].items()}
 
     @property
@@ -81,7 +81,7 @@ class PreparedFile:
         return tuple(label for label in self.counts if label)
 
     def locations(self, label: int) -> np.ndarray:
-        """Up to 5,000 voxels [n, dims] of a label, spread evenly over it; 0: of what is neither labelled nor air."""
+        """Up to 5,000 voxels [n, dims] of a label, spread evenly over it; 0: of the voxels that `counts` counts."""
         first, n, _ = _head(self.path).facts["labels"].get(str(label), (0, 0, 0))
         if not n:
             return np.zeros((0, len(self.shape)), np.int16)
@@ -105,19 +105,19 @@ class PreparedFile:
         return tuple(_head(self.path).facts["native_shape"])
 
     def _crop(self, name: str, start: Sequence[int] | None, size: Sequence[int] | None) -> np.ndarray:
-        whole = _array(self.path, name)
-        lead = whole.shape[: whole.ndim - len(self.shape)]
+        array = _array(self.path, name)
+        lead = array.shape[: array.ndim - len(self.shape)]
         if start is None or size is None:
-            return whole
+            return array
         low = [max(0, at) for at in start]
         high = [min(n, at + length) for n, at, length in zip(self.shape, start, size, strict=True)]
         inside = (...,) + tuple(slice(a, max(a, b)) for a, b in zip(low, high, strict=True))
         if all(b - a == length for a, b, length in zip(low, high, size, strict=True)):
-            return whole[inside]
-        padded = np.zeros((*lead, *size), whole.dtype)
+            return array[inside]
+        padded = np.zeros((*lead, *size), array.dtype)
         target = tuple(slice(a - at, max(a, b) - at) for a, b, at in zip(low, high, start, strict=True))
         if all(a < b for a, b in zip(low, high, strict=True)):
-            padded[(..., *target)] = whole[inside]
+            padded[(..., *target)] = array[inside]
         return padded
 
 
@@ -144,17 +144,17 @@ def _head(path: Path) -> _Head:
 
 
 def _read_head(path: Path) -> _Head:
-    """Raises OSError or ValueError where this is not a whole entry."""
+    """Reads and checks the header. Raises OSError, ValueError or KeyError if the file is missing or incomplete."""
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", (file.read(8) + bytes(8))[:8])
         total = os.fstat(file.fileno()).st_size
         if length > total:
-            raise ValueError("cut short")
+            raise ValueError("truncated")
         header = json.loads(file.read(length))
     facts = json.loads(header.pop("__metadata__")["premed"])
     end = 8 + length + max(item["data_offsets"][1] for item in header.values())
     if total != end:
-        raise ValueError("cut short")
+        raise ValueError("truncated")
     arrays = {
         name: _Array(_DTYPES[item["dtype"]], tuple(item["shape"]), 8 + length + item["data_offsets"][0])
         for name, item in header.items()
@@ -163,13 +163,13 @@ def _read_head(path: Path) -> _Head:
 
 
 def _array(path: Path, name: str) -> np.ndarray:
-    # mapped anew for each access: 25 µs beside a crop's millisecond, and no file stays open
+    # mapped anew for each access: 25 µs against a crop's millisecond, and no file stays open
     dtype, shape, offset = _head(path).arrays[name]
     return np.memmap(path, dtype, "r", offset, shape).view(np.ndarray)
 
 
 def is_complete(path: Path) -> bool:
-    """Is there an entry, and all of it?"""
+    """Whether the file exists and is complete."""
     try:
         _read_head(path)
     except (OSError, ValueError, KeyError):
@@ -178,9 +178,10 @@ def is_complete(path: Path) -> bool:
 
 
 def write(path: Path, prepared: Prepared, num_left: int = 1) -> None:
-    """Whole or not at all: under another name first, so that neither a kill nor a second writer shows.
+    """Writes the file atomically: to a temporary name, then renamed, so that readers never see a partial file.
 
-    Raises UserError where the folder is full (`num_left`: how many such images are still to be written) or closed.
+    Raises UserError if the disk is full or the folder not writable. num_left: images still to be written, for the
+    message about the disk space needed.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
@@ -213,17 +214,17 @@ def write(path: Path, prepared: Prepared, num_left: int = 1) -> None:
 
 
 def _refusal(root: Path, error: Exception, megabytes: float) -> UserError:
-    # safetensors wraps the system's error in its own and leaves its number in the text
+    # safetensors wraps the system's error; only its text has the error number
     codes = (errno.ENOSPC, errno.EDQUOT)
     if getattr(error, "errno", None) in codes or any(f"os error {code}" in str(error) for code in codes):
         return UserError(
             f"{root}: the disk is full (about {megabytes:.1f} MB more are needed); make room or move PREMED_HOME"
         )
-    return UserError(f"{root}: cannot be written ({error}); mend its permissions or move PREMED_HOME")
+    return UserError(f"{root}: cannot be written ({error}); fix its permissions or move PREMED_HOME")
 
 
 def _locations(prepared: Prepared) -> tuple[np.ndarray, dict[int, tuple[int, int, int]]]:
-    """[n, dims], and for each label the first of its rows, their number, and the number of all its voxels."""
+    """Sampled voxels [n, dims], and for each label: its first row, its number of rows, its number of voxels."""
     label = prepared.label
     assert label is not None
     parts, labels, first = [], {}, 0
@@ -233,7 +234,7 @@ def _locations(prepared: Prepared) -> tuple[np.ndarray, dict[int, tuple[int, int
             hit &= (prepared.image != 0).any(axis=0)
         places = np.flatnonzero(hit)
         count = len(places)
-        if count > MAX_LOCATIONS:  # one from each of as many equal stretches
+        if count > MAX_LOCATIONS:  # one from each of MAX_LOCATIONS equal intervals
             edges = np.arange(MAX_LOCATIONS + 1) * count // MAX_LOCATIONS
             within = uniform(np.asarray(random_key("locations", int(number)), np.int64), MAX_LOCATIONS)
             places = places[edges[:-1] + (within.astype(np.float64) * np.diff(edges)).astype(np.intp)]

@@ -1,8 +1,8 @@
-"""Images as networks want them: put on one grid, clipped, normalised, stored small.
+"""Preprocessing: resamples images to a common grid, clips and normalises them, and stores them compactly.
 
-Axes: C channels; *S spatial axes, (H, W) of a picture or three axes in the recipe's orientation (RAS: the numbers grow
-to the right, the front, the top). An affine [4, 4] takes voxel numbers to millimetres (a picture's: to its file's
-pixels).
+Axes: C channels; *S spatial axes, (H, W) of a picture or three axes in the orientation of the preprocessing (RAS:
+indices increase to the right, the front, the top). An affine [4, 4] maps voxel indices to millimetres (of a picture: to
+pixels of its file).
 """
 
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ from premed.data.io import geometry
 from premed.data.io.readers import read_image
 from premed.errors import UserError
 
-CHANNELS = "mend the file, what lists its channels, or task.channels"
+CHANNELS = "fix the file, the list of its channels, or task.channels"
 TOLERANCE = 1e-3  # mm, between the affines of an image and of its label or of its other channels
 
 
 @dataclass
 class Prepared:
-    """An image on the recipe's grid. Its values are stored * scale + offset; stored 0 is air, wherever one pads."""
+    """A preprocessed image. Its values are stored * scale + offset; crops are padded with stored 0."""
 
-    image: np.ndarray  # [C, *S] uint8 where that loses nothing, else int16
+    image: np.ndarray  # [C, *S] uint8 if lossless, else int16
     scale: np.ndarray  # [C] float32
     offset: np.ndarray  # [C] float32
     label: np.ndarray | None  # [*S] uint8
@@ -35,15 +35,15 @@ class Prepared:
 
 
 def prepare(images: Sequence[Path], label: Path | None, preprocessing: Preprocessing) -> Prepared:
-    """Reads one image (a file, or one file per channel) and its label map, if there is one, and applies the recipe.
+    """Reads one image (a file, or one file per channel) and its label map, if there is one, and preprocesses them.
 
-    Raises UserError, naming the file and the mend, for whatever is wrong with a file.
+    Raises UserError, which names the file and the fix, for any fault of a file.
     """
     values, native = _read_channels(images, preprocessing)
     shape = values.shape[1:]
     target = None if label is None else _read_label(label, shape, native)
     if preprocessing.dims == 2:
-        values, target, affine = _resized(images[0], values, target, native, preprocessing)
+        values, target, affine = _resize(images[0], values, target, native, preprocessing)
     else:
         values, target, affine = geometry.reorient(values, target, native, preprocessing.orientation)
         if preprocessing.spacing:
@@ -52,7 +52,7 @@ def prepare(images: Sequence[Path], label: Path | None, preprocessing: Preproces
             values, target, affine = geometry.crop_to_foreground(
                 values, target, affine, preprocessing.window[0] if preprocessing.window else 0
             )
-    image, scale, offset = _stored(values, preprocessing)
+    image, scale, offset = _quantise(values, preprocessing)
     target = None if target is None else np.ascontiguousarray(target)
     return Prepared(image, scale, offset, target, affine, native, shape)
 
@@ -61,24 +61,24 @@ def prepare(images: Sequence[Path], label: Path | None, preprocessing: Preproces
 
 
 def _read_channels(paths: Sequence[Path], preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray]:
-    """[C, *S] and the affine: channels last in one file, or one file each."""
+    """Returns [C, *S] and the affine. Channels are the last axis of one file, or in one file each."""
     parts = []
     for path in paths:
         values, affine = read_image(path, preprocessing.shown)
         if values.ndim == preprocessing.dims:
             values = values[..., None]
         if values.ndim != preprocessing.dims + 1:
-            raise UserError(f"{path}: {values.ndim} axes, where {preprocessing.dims} (and one of channels) are wanted")
+            raise UserError(f"{path}: {values.ndim} axes; {preprocessing.dims} (and one of channels) expected")
         if preprocessing.dims == 2 and preprocessing.channels == 1 and (values == values[..., :1]).all():
-            values = values[..., :1]  # grey in colour's clothes, as some of the NIH's X-rays are
+            values = values[..., :1]  # grey images stored as RGB, such as some NIH X-rays
         if parts and (values.shape[:-1] != parts[0][0].shape[:-1] or not _close(affine, parts[0][1])):
             raise UserError(f"{path}: its shape or affine is not that of {paths[0]}; resample it onto that grid")
         parts.append((values, affine))
     if preprocessing.dims == 2 and preprocessing.channels == 3 and len(parts) == 1 and parts[0][0].shape[-1] == 1:
-        parts[0] = parts[0][0].repeat(3, axis=-1), parts[0][1]  # grey among coloured pictures
+        parts[0] = parts[0][0].repeat(3, axis=-1), parts[0][1]  # a grey picture in a data set of colour pictures
     channels = sum(values.shape[-1] for values, _ in parts)
     if channels != preprocessing.channels:
-        raise UserError(f"{paths[0]}: {channels} channel(s), where {preprocessing.channels} are wanted; {CHANNELS}")
+        raise UserError(f"{paths[0]}: {channels} channel(s), {preprocessing.channels} expected; {CHANNELS}")
     values = parts[0][0] if len(parts) == 1 else np.concatenate([values for values, _ in parts], axis=-1)
     return np.moveaxis(values, -1, 0), parts[0][1]
 
@@ -90,18 +90,18 @@ def _read_label(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> np.nd
     if values.shape != shape:
         raise UserError(f"{path}: its shape {values.shape} is not its image's {shape}; resample it onto that grid")
     if not _close(own, affine):
-        raise UserError(f"{path}: its affine is not its image's; resample it onto that grid or mend the header")
-    whole = np.rint(values)
-    if np.abs(values - whole).max() > TOLERANCE or whole.min() < 0 or whole.max() > 255:
+        raise UserError(f"{path}: its affine is not its image's; resample it onto that grid or fix the header")
+    rounded = np.rint(values)
+    if np.abs(values - rounded).max() > TOLERANCE or rounded.min() < 0 or rounded.max() > 255:
         raise UserError(f"{path}: labels must be whole numbers in 0..255; found {values.min():g} to {values.max():g}")
-    return whole.astype(np.uint8)
+    return rounded.astype(np.uint8)
 
 
 def _close(affine: np.ndarray, other: np.ndarray) -> bool:
     return np.allclose(affine, other, rtol=0, atol=TOLERANCE)
 
 
-def _resized(path: Path, values, label, affine, preprocessing: Preprocessing):
+def _resize(path: Path, values, label, affine, preprocessing: Preprocessing):
     if values.dtype != np.uint8 and (preprocessing.equalize or preprocessing.normalise == "grey"):
         raise UserError(f"{path}: not 8 bit; convert it, or set equalize: false and normalise: zscore")
     pictures = [Image.fromarray(np.ascontiguousarray(channel)) for channel in values]
@@ -111,28 +111,28 @@ def _resized(path: Path, values, label, affine, preprocessing: Preprocessing):
         ratio = np.array([*np.divide(values.shape[1:], preprocessing.size), 1.0, 1.0])
         affine = affine @ np.diag(ratio)
         affine[:, 3] += (ratio - 1) / 2  # pixels are areas: the first centre moves
-        wanted = preprocessing.size[1], preprocessing.size[0]
-        pictures = [picture.resize(wanted, Image.Resampling.BILINEAR) for picture in pictures]
+        size = preprocessing.size[1], preprocessing.size[0]
+        pictures = [picture.resize(size, Image.Resampling.BILINEAR) for picture in pictures]
         if label is not None:
-            label = np.asarray(Image.fromarray(label).resize(wanted, Image.Resampling.NEAREST))
+            label = np.asarray(Image.fromarray(label).resize(size, Image.Resampling.NEAREST))
     return np.stack([np.asarray(picture) for picture in pictures]), label, affine
 
 
-# Into small numbers --------------------------------------------------------------------------------------------------
+# Storage -------------------------------------------------------------------------------------------------------------
 
 
-def _stored(values: np.ndarray, preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image [C, *S] uint8 or int16, scale [C], offset [C]. Whole numbers are kept exactly; others in 32,767 steps."""
+def _quantise(values: np.ndarray, preprocessing: Preprocessing) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns image [C, *S] uint8 or int16, scale [C], offset [C]. Integers are exact, others in 32,767 steps."""
     image = np.empty(values.shape, np.int16)
     scale, offset = np.empty((2, len(values)), np.float32)
-    one = _stored_nonzero if preprocessing.normalise == "zscore_nonzero" else _stored_channel
+    quantise = _quantise_nonzero if preprocessing.normalise == "zscore_nonzero" else _quantise_channel
     for channel, raw in enumerate(values):
-        image[channel], scale[channel], offset[channel] = one(raw.astype(np.float32), preprocessing)
+        image[channel], scale[channel], offset[channel] = quantise(raw.astype(np.float32), preprocessing)
     return image.astype(np.uint8) if image.min() >= 0 and image.max() <= 255 else image, scale, offset
 
 
-def _stored_channel(raw: np.ndarray, preprocessing: Preprocessing) -> tuple[np.ndarray, float, float]:
-    raw = _clipped(raw, preprocessing)
+def _quantise_channel(raw: np.ndarray, preprocessing: Preprocessing) -> tuple[np.ndarray, float, float]:
+    raw = _clip(raw, preprocessing)
     if preprocessing.normalise == "grey":
         low, mean, std = 0.0, 255 * preprocessing.mean, 255 * preprocessing.std
     elif preprocessing.normalise == "window":
@@ -150,22 +150,22 @@ def _stored_channel(raw: np.ndarray, preprocessing: Preprocessing) -> tuple[np.n
     return np.rint((raw - low) / step), step / std, (low - mean) / std
 
 
-def _stored_nonzero(raw: np.ndarray, preprocessing: Preprocessing) -> tuple[np.ndarray, float, float]:
+def _quantise_nonzero(raw: np.ndarray, preprocessing: Preprocessing) -> tuple[np.ndarray, float, float]:
     stored, inside = np.zeros_like(raw), raw != 0
     if not inside.any():
         return stored, 1.0, 0.0
-    some = _clipped(raw[inside], preprocessing)
+    some = _clip(raw[inside], preprocessing)
     some = (some - some.mean(dtype=np.float64)) / (some.std(dtype=np.float64) or 1)
     step = float(np.abs(some).max()) / 32767 or 1.0
     stored[inside] = np.rint(some / step)
     return stored, step, 0.0
 
 
-def _clipped(values: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+def _clip(values: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     if preprocessing.window:
         low, high = preprocessing.window
     elif preprocessing.percentiles:
         low, high = np.percentile(values, preprocessing.percentiles)
     else:
         return values
-    return np.clip(values, float(low), float(high))  # plain floats: NumPy's own would make float64 of float32
+    return np.clip(values, float(low), float(high))  # Python floats: NumPy's would turn float32 into float64

@@ -1,8 +1,7 @@
-"""Plans: which samples make up which step, of one data set or of several. All are pure functions of the step.
+"""Batch samplers: choose the samples of each step, from one or several data sets, as pure functions of the step.
 
-The samples of several data sets follow each other: those of the second have the numbers after those of the first. Each
-data set goes through its images in an order of its own, a new one for each of its epochs, on which the size of no other
-data set has an influence.
+Samples of several data sets are numbered consecutively: the second data set's indices follow the first's. Each data set
+is shuffled anew for each of its epochs, independently of the other data sets' sizes.
 """
 
 from bisect import bisect_right
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EpochSampler:
-    """Each epoch is all images in a new order, in batches; the last, smaller one is kept."""
+    """Each epoch has all images in a new order; the last, smaller batch is kept."""
 
     num_samples: int
     batch: int
@@ -45,7 +44,7 @@ class EpochSampler:
 
 @dataclass(frozen=True)
 class AlternatingSampler:
-    """`interval` epochs of the first data set, then of the next, …: a step's images are all of one (UniMiSS)."""
+    """`interval` epochs of the first data set, then of the next, …: each step has images of one data set (UniMiSS)."""
 
     sizes: tuple[int, ...]  # images of each data set
     batch: int
@@ -56,39 +55,41 @@ class AlternatingSampler:
 
     @classmethod
     def of(cls, settings: "Training", sizes: Sequence[int], stage: str, interval: int) -> "AlternatingSampler":
-        """`epochs` counts those of all data sets: 200 are 100 of each of two."""
-        plan = cls(tuple(sizes), settings.batch, 0, settings.seed, stage, interval)
+        """`settings.epochs` is the sum over the data sets: 200 means 100 for each of two."""
+        sampler = cls(tuple(sizes), settings.batch, 0, settings.seed, stage, interval)
         rounds, rest = divmod(settings.epochs, interval * len(sizes))
-        left = [min(max(rest - number * interval, 0), interval) for number in range(len(sizes))]
-        num_steps = rounds * plan.turns[-1] + sum(n * each for n, each in zip(left, plan.per_epoch, strict=True))
-        return replace(plan, num_steps=settings.steps or num_steps)
+        remaining = [min(max(rest - number * interval, 0), interval) for number in range(len(sizes))]
+        num_steps = rounds * sampler.turns[-1] + sum(
+            n * each for n, each in zip(remaining, sampler.per_epoch, strict=True)
+        )
+        return replace(sampler, num_steps=settings.steps or num_steps)
 
     @cached_property
     def per_epoch(self) -> list[int]:
-        """Steps of an epoch of each data set."""
+        """Steps per epoch of each data set."""
         return [ceil(size / self.batch) for size in self.sizes]
 
     @cached_property
     def turns(self) -> list[int]:
-        """Where in a round, which is one turn of each data set, their turns end: in steps."""
+        """The step at which each data set's turn ends, within a round of one turn each."""
         return list(accumulate(self.interval * steps for steps in self.per_epoch))
 
     def at(self, step: int) -> BatchIndices:
-        done, i = divmod(step, self.turns[-1])
+        rounds, i = divmod(step, self.turns[-1])
         number = bisect_right(self.turns, i)
         begin = self.turns[number - 1] if number else 0
-        more, i = divmod(i - begin, self.per_epoch[number])
-        epoch = done * self.interval + more
+        epochs, i = divmod(i - begin, self.per_epoch[number])
+        epoch = rounds * self.interval + epochs
         samples = order(self, epoch, self.sizes[number], number)[i * self.batch : (i + 1) * self.batch]
         return BatchIndices(epoch, samples + sum(self.sizes[:number]))
 
 
 @dataclass(frozen=True)
 class BalancedSampler:
-    """One image of the first data set, one of the next, … and round again: every step has as many of each (HSSL).
+    """Round-robin over the data sets, image by image: every step has equally many of each (HSSL).
 
-    Over any stretch of steps the data sets differ by one image at the most; so they do in each rank's share of a step.
-    A small data set is gone through more often than a large one.
+    Over any range of steps, and in each rank's share of a step, the counts differ by at most one image. A small data
+    set is repeated more often than a large one.
     """
 
     sizes: tuple[int, ...]  # images of each data set
@@ -99,14 +100,14 @@ class BalancedSampler:
 
     @classmethod
     def of(cls, settings: "Training", sizes: Sequence[int], stage: str) -> "BalancedSampler":
-        """An epoch takes as many images as there are."""
+        """An epoch has as many images as all data sets together."""
         num_steps = settings.steps or settings.epochs * ceil(sum(sizes) / settings.batch)
         return cls(tuple(sizes), settings.batch, num_steps, settings.seed, stage)
 
     def at(self, step: int) -> BatchIndices:
-        dealt = np.arange(step * self.batch, (step + 1) * self.batch)
-        numbers, taken = dealt % len(self.sizes), dealt // len(self.sizes)
-        epochs, places = np.divmod(taken, np.array(self.sizes)[numbers])
+        positions = np.arange(step * self.batch, (step + 1) * self.batch)
+        numbers, counts = positions % len(self.sizes), positions // len(self.sizes)
+        epochs, places = np.divmod(counts, np.array(self.sizes)[numbers])
         begins = [0, *accumulate(self.sizes)]
         samples = [
             begins[number] + order(self, epoch, self.sizes[number], number)[place]
@@ -116,8 +117,8 @@ class BalancedSampler:
 
 
 def order(
-    plan: EpochSampler | AlternatingSampler | BalancedSampler, epoch: int, size: int, number: int = 0
+    sampler: EpochSampler | AlternatingSampler | BalancedSampler, epoch: int, size: int, number: int = 0
 ) -> np.ndarray:
-    """In which the images [size] of data set `number` are gone through in that epoch of it."""
+    """The order [size] of the images of data set `number` in one of its epochs."""
     which = (number,) if number else ()
-    return permutation(key(plan.seed, plan.stage, "order", epoch, *which), size)
+    return permutation(key(sampler.seed, sampler.stage, "order", epoch, *which), size)

@@ -1,4 +1,4 @@
-"""Which case is in which part: as `task.split` lists it, dealt by patient, or val carved out of train by patient.
+"""Splits of cases into parts: listed in `task.split`, drawn by patient, or val carved out of train by patient.
 
 No patient is in two parts.
 """
@@ -19,7 +19,7 @@ Split = dict[Part, tuple[str, ...]]
 def listed_cases(
     split: Split, part: Part, labelled: Mapping[str, Case], root: Path, lenient: bool = False
 ) -> list[Case]:
-    """The cases of a part, in the order they are listed. Raises UserError for the first fault, unless `lenient`."""
+    """The cases of a part, in listed order. Raises UserError for the first fault, unless `lenient`."""
     raise_first_error(() if lenient else split_faults(split, labelled, root, [part]))
     if not split.get(part):
         raise UserError(f"task.split.{part} is empty: name at least one case")
@@ -29,10 +29,10 @@ def listed_cases(
 def split_faults(
     split: Split, labelled: Collection[str], root: Path, parts: Sequence[Part] = PARTS
 ) -> Iterator[Finding]:
-    """Names that stand in two parts (of all), then names of `parts` that no labelled case has."""
-    names = [name for listed_cases in split.values() for name in listed_cases]
+    """Yields names that are listed in two parts, then names listed in `parts` that no labelled case has."""
+    names = [name for listed in split.values() for name in listed]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        yield Finding("error", "task.split", f"{name} stands in two parts; keep it in one")
+        yield Finding("error", "task.split", f"{name} is in two parts; keep it in one")
     for part in parts:
         for name in sorted(set(split.get(part, ())) - set(labelled)):
             yield Finding("error", f"task.split.{part}", f"{name} is not a labelled case of {root}")
@@ -46,10 +46,10 @@ def raise_first_error(findings: Iterable[Finding]) -> None:
 
 
 def carve_val(names: Sequence[str], there: Collection[str], share: float, of: int) -> tuple[list[str], list[str]]:
-    """(train, val) of those of `names` that are `there`, both in the order of `names`.
+    """Splits those of `names` that are `there` into (train, val), both in the order of `names`.
 
-    `of` is a draw key: it puts all of `names` in an order, and val is the first of them, so that what is not there
-    changes little. Val gets at least one, if there are two.
+    of: a random key, which shuffles all of `names`; val is the first `share` of those that are there, so that a missing
+    case changes the split little. Val gets at least one of two or more.
     """
     order = [names[i] for i in permutation(of, len(names)) if names[i] in there]
     val = set(order[: min(max(1, round(share * len(order))), len(order) - 1)] if order else [])
@@ -58,59 +58,59 @@ def carve_val(names: Sequence[str], there: Collection[str], share: float, of: in
 
 
 def unlabelled_val(task: Task) -> list[Case]:
-    """What a pre-training on a data set is validated on: val without labels; nothing, where no image has a label."""
+    """The val cases without labels, on which a pre-training is validated; none if no image of the task has a label."""
     try:
         return [Case(case.name, case.patient, case.image) for case in task.split("val")]
     except UserError as refusal:
         try:
             task.split("train")
         except UserError as other:
-            if str(other) == str(refusal) and task.images():  # they cannot be split, and can be pre-trained on
+            if str(other) == str(refusal) and task.images():  # no labels to split by, but images to pre-train on
                 return []
         raise
 
 
 def missing_files(cases: Iterable[Case]) -> Iterator[Finding]:
-    """The files of `cases` that are not there."""
+    """Yields an error for each missing file of `cases`."""
     for case in cases:
         for path in case.files:
             if not path.exists():  # a folder may be one volume
-                yield Finding("error", str(path), "is listed and missing; put it there, or take it off the list")
+                yield Finding("error", str(path), "is listed and missing; add it, or remove it from the list")
 
 
 def assign_patients(patients: Iterable[str], shares: Sequence[float], key: int) -> dict[str, str]:
-    """Patients to parts, by shares of their number, in an order drawn by `key`; train and val get at least one."""
+    """Assigns patients to parts, by shares of their number, shuffled by `key`. Train and val get at least one each."""
     order = shuffled_patients(patients, key)
     num_train, num_val = (max(1, round(share * len(order))) for share in shares[:2])
     return {who: PARTS[(i >= num_train) + (i >= num_train + num_val)] for i, who in enumerate(order)}
 
 
 def carve_patients(patients: Iterable[str], share: float, key: int) -> set[str]:
-    """So large a share of the patients, at least one."""
+    """Draws a share of the patients, at least one."""
     order = shuffled_patients(patients, key)
     return set(order[: max(1, round(share * len(order)))])
 
 
 def shuffled_patients(patients: Iterable[str], key: int) -> list[str]:
-    """Each once, in an order that depends on their names and `key` alone."""
+    """The distinct patients, in an order that depends only on their names and `key`."""
     names = sorted(set(patients))
     return [names[i] for i in permutation(key, len(names))]
 
 
 def shared_patients(patients: Iterable[str], parts: Iterable[str]) -> Iterator[str]:
-    """Says which patients have images in more than one part; an empty part is none."""
-    found: dict[str, set[str]] = {}
+    """Yields a message for each patient with images in more than one part; an empty part does not count."""
+    parts_of: dict[str, set[str]] = {}
     for who, part in zip(patients, parts, strict=True):
-        found.setdefault(who, set()).add(part)
-    for who, some in found.items():
+        parts_of.setdefault(who, set()).add(part)
+    for who, some in parts_of.items():
         if len(some - {""}) > 1:
             yield f"patient {who} is in {' and '.join(sorted(some - {''}))}; keep each patient in one part"
 
 
 def listing_faults(split: Mapping[Any, Sequence[str]], patients: set[str]) -> Iterator[str]:
-    """What a listed split says of patients that cannot be: twice, or not there."""
+    """Yields a message if a split lists a patient twice, and one if it lists a patient without labelled images."""
     listed = [who for some in split.values() for who in some]
     if twice := {who for who in listed if listed.count(who) > 1}:
-        yield f"{min(twice)} stands in two parts; keep it in one"
+        yield f"{min(twice)} is in two parts; keep it in one"
     if strangers := set(listed) - patients:
-        yield f"{min(strangers)} is no patient with a label; mend the name"
+        yield f"{min(strangers)} is no patient with a label; fix the name"

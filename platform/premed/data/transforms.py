@@ -1,8 +1,8 @@
-"""Random views of an image: where to cut, and what to do to the cut. Each is a pure function of its Draw.
+"""Random transforms: positions of crops, and augmentations. Each is a pure function of its SampleRng.
 
-A *start* is the first voxel of a crop of the size `roi`; it may lie outside the image, and the crop is then padded with
-air (`PreparedImage.image` does that). What changes an image keeps its dtype and gives a C-contiguous array: the
-same one, where chance leaves it alone.
+A *start* is the first voxel of a crop of the size `roi`; it may lie outside the image, and `PreparedImage.image` then
+pads the crop with background. Augmentations keep the dtype and return a C-contiguous array, the input itself if chance
+leaves it unchanged.
 """
 
 import random
@@ -18,19 +18,19 @@ Start = tuple[int, ...]
 
 
 def centre_start(shape: Sequence[int], roi: Sequence[int]) -> Start:
-    """The crop in the middle; where the image is smaller, it is padded alike on both sides."""
+    """The centre crop; a smaller image is padded equally on both sides."""
     return tuple((n - size) // 2 for n, size in zip(shape, roi, strict=True))
 
 
 def random_start(shape: Sequence[int], roi: Sequence[int], draw: SampleRng) -> Start:
-    """Anywhere inside; along an axis on which the image is smaller than `roi`, the middle."""
+    """A uniformly random crop inside the image; centred along axes on which the image is smaller than `roi`."""
     middle = centre_start(shape, roi)
     free = [n - size for n, size in zip(shape, roi, strict=True)]
     return tuple(draw.integer(f"start{i}", free[i] + 1) if free[i] > 0 else middle[i] for i in range(len(free)))
 
 
 def shifted_start(shape: Sequence[int], roi: Sequence[int], max_shift: int, draw: SampleRng) -> Start:
-    """The middle, moved by up to `max_shift` voxels along each axis, out of the image if need be."""
+    """The centre crop, moved by up to `max_shift` voxels along each axis, possibly beyond the image."""
     return tuple(
         start + draw.integer(f"shift{i}", 2 * max_shift + 1) - max_shift
         for i, start in enumerate(centre_start(shape, roi))
@@ -38,10 +38,10 @@ def shifted_start(shape: Sequence[int], roi: Sequence[int], max_shift: int, draw
 
 
 def balanced_start(prepared: PreparedImage, roi: Sequence[int], draw: SampleRng, positive_share: float = 0.5) -> Start:
-    """Around a labelled voxel with the probability `positive_share`, else around background that is not air.
+    """A crop around a labelled voxel with the probability `positive_share`, else around an unlabelled non-zero one.
 
-    Labelled voxels are alike likely whatever their label, as in MONAI's RandCropByPosNegLabel; near an edge the crop
-    moves inside. Where one kind is absent the other serves.
+    All labelled voxels are equally likely, as in MONAI's RandCropByPosNegLabel; near an edge the crop moves inside. If
+    one kind of voxel is absent, the other is used.
     """
     counts = {label: count for label, count in prepared.counts.items() if label > 0}
     if counts and (draw.chance("positive", positive_share) or not prepared.counts.get(0)):
@@ -81,16 +81,18 @@ def flip_rotate(
     if not axes and not turn:
         return image, label
 
-    def moved(array: np.ndarray, first: int) -> np.ndarray:
+    def transform(array: np.ndarray, first: int) -> np.ndarray:
         array = np.flip(array, tuple(first + i for i in axes))
         array = np.rot90(array, quarters, (first + plane[0], first + plane[1])) if turn else array
-        return np.array(array, order="C")  # not ascontiguousarray: it lets a negative stride of an axis of one pass
+        return np.array(
+            array, order="C"
+        )  # not ascontiguousarray: it keeps the negative stride of an axis of length one
 
-    return moved(image, 1), None if label is None else moved(label, 0)
+    return transform(image, 1), None if label is None else transform(label, 0)
 
 
 def scale_shift_intensity(image: np.ndarray, draw: SampleRng, amount: float = 0.1, chance: float = 0.1) -> np.ndarray:
-    """Image float32 times 1 ± amount, then plus ± amount, each with the probability `chance`."""
+    """Scales a float32 image by 1 ± amount, then shifts it by ± amount, each with the probability `chance`."""
     assert image.dtype == np.float32, "intensities are changed in the network's units"
     factor = 1 + float(draw.uniform("scale", 1, -amount, amount)[0]) if draw.chance("scales", chance) else 1.0
     shift = float(draw.uniform("shift", 1, -amount, amount)[0]) if draw.chance("shifts", chance) else 0.0
@@ -104,8 +106,8 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> np.ndarray:
-    """A box of a random share of the area and a random aspect ratio, torchvision's RandomResizedCrop, from a picture
-    [C, H, W] uint8 or float32, resized to `size` (bicubic, antialiased)."""
+    """torchvision's RandomResizedCrop of a picture [C, H, W] uint8 or float32: a box of a random share of the area and
+    a random aspect ratio, resized to `size` (bicubic, antialiased)."""
     from torch import from_numpy
     from torchvision.transforms.v2 import InterpolationMode, functional
 
@@ -116,7 +118,7 @@ def random_resized_crop(
 
 
 def _box(shape: Sequence[int], draw: SampleRng, scale, ratio) -> tuple[int, int, int, int]:
-    """top, left, height, width"""
+    """Draws a box that fits: top, left, height, width."""
     full_height, full_width = shape
     shares = draw.uniform("area", 10, *scale).astype(np.float64)
     aspects = np.exp(draw.uniform("aspect", 10, *np.log(ratio)).astype(np.float64))
@@ -126,14 +128,14 @@ def _box(shape: Sequence[int], draw: SampleRng, scale, ratio) -> tuple[int, int,
         if 0 < width <= full_width and 0 < height <= full_height:
             top, left = draw.integer("top", full_height - height + 1), draw.integer("left", full_width - width + 1)
             return top, left, height, width
-    # none of ten fits: the largest box in the middle whose aspect ratio is allowed
+    # none of ten fits: the largest centred box with an allowed aspect ratio
     aspect = min(max(full_width / full_height, ratio[0]), ratio[1])
     width, height = min(full_width, round(full_height * aspect)), min(full_height, round(full_width / aspect))
     return (full_height - height) // 2, (full_width - width) // 2, height, width
 
 
 def horizontal_flip(image: np.ndarray, draw: SampleRng, chance: float = 0.5) -> np.ndarray:
-    """A picture [C, H, W] mirrored left to right."""
+    """Mirrors a picture [C, H, W] left to right with the probability `chance`."""
     return np.array(image[..., ::-1] if draw.chance("mirror", chance) else image, order="C")
 
 
@@ -144,7 +146,7 @@ def rand_augment(image: np.ndarray, draw: SampleRng, spec: str = "rand-m9-mstd0.
     assert image.dtype == np.uint8 and image.shape[0] in (1, 3), "rand_augment is for 8-bit pictures, before scaling"
     picture = Image.fromarray(np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0).copy())
     augment = _augment(spec, min(image.shape[1:]))
-    # timm draws from Python's and NumPy's global generators: set for this picture, then put back
+    # timm draws from Python's and NumPy's global generators: seed them for this picture, then restore them
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         seed = int(draw.child("rand_augment").key) % 2**32
@@ -162,8 +164,8 @@ def rand_augment(image: np.ndarray, draw: SampleRng, spec: str = "rand-m9-mstd0.
 def _augment(spec: str, side: int):
     from timm.data import auto_augment
 
-    def posterize(picture, bits, **how):  # the strongest leaves no bit, which Pillow took for black and 13 refuses
-        return auto_augment.posterize(picture, bits, **how) if bits else picture.point(lambda value: 0)
+    def posterize(picture, bits, **options):  # the strongest leaves 0 bits: black in old Pillow, an error from 13 on
+        return auto_augment.posterize(picture, bits, **options) if bits else picture.point(lambda value: 0)
 
     settings = {"translate_const": int(side * 0.45), "img_mean": (128, 128, 128)}
     transform = auto_augment.rand_augment_transform(spec, settings)

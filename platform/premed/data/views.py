@@ -1,4 +1,4 @@
-"""A PreparedImage and an Augmentation to what the network sees: [C, *roi] float32, and the label map, if any."""
+"""Makes the network's inputs from prepared images: random and fixed views [C, *roi] float32, and their label maps."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -12,11 +12,11 @@ from premed.data import transforms
 from premed.rng import SampleRng
 
 MOST_TILES = 8  # fixed views per image on which a pre-training is validated
-CHUNK, CHUNK_VOXELS = 64, 2**22  # images that are looked at together at most, and the voxels of one view of each
+CHUNK, CHUNK_VOXELS = 64, 2**22  # at most so many images at a time, with so many voxels of one view each
 
 
 def picture(prepared: PreparedImage, roi: Sequence[int], augment: Augmentation, draw: SampleRng) -> np.ndarray:
-    """2D: a random resized crop (or the centre), mirrored, RandAugment: timm's order."""
+    """A random 2D view: random resized crop (or centre crop), mirroring, RandAugment, in timm's order."""
     if augment.scale is None:
         image = prepared.stored(transforms.centre_start(prepared.shape, roi), roi)
     else:
@@ -30,7 +30,7 @@ def picture(prepared: PreparedImage, roi: Sequence[int], augment: Augmentation, 
 def volume(
     prepared: PreparedImage, roi: Sequence[int], augment: Augmentation, draw: SampleRng, with_label: bool = False
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """3D: a crop (anywhere, near the centre, or balanced by label), flips, quarter turns, intensities."""
+    """A random 3D view: a crop (anywhere, near the centre, or balanced by label), flips, quarter turns, intensities."""
     if augment.positive is not None and with_label:
         start = transforms.balanced_start(prepared, roi, draw, augment.positive)
     elif augment.shift is not None:
@@ -45,17 +45,17 @@ def volume(
 
 
 def centre(prepared: PreparedImage, roi: Sequence[int]) -> np.ndarray:
-    """The fixed view in the middle."""
+    """The centre crop."""
     return prepared.image(transforms.centre_start(prepared.shape, roi), roi)
 
 
 def tiles(prepared: PreparedImage, roi: Sequence[int]) -> list[np.ndarray]:
-    """Fixed views side by side over the image, from the middle out, MOST_TILES at the most."""
+    """Adjacent fixed views that cover the image from the centre outwards, at most MOST_TILES."""
     return [prepared.image(start, roi) for start in tile_starts(prepared.shape, roi)]
 
 
 def tile_starts(shape: Sequence[int], roi: Sequence[int]) -> list[transforms.Start]:
-    """Where the tiles of an image of that shape begin."""
+    """The starts of the tiles of an image of that shape."""
     counts = [max(1, n // size) for n, size in zip(shape, roi, strict=True)]
     first = transforms.centre_start(shape, [count * size for count, size in zip(counts, roi, strict=True)])
 
@@ -67,6 +67,6 @@ def tile_starts(shape: Sequence[int], roi: Sequence[int]) -> list[transforms.Sta
 
 
 def chunks(samples: Sequence[Sample], roi: Sequence[int]) -> list[Sequence[Sample]]:
-    """The samples, so many at a time that the tiles of all of them may go through a network at once."""
+    """Groups the samples so that the tiles of a group fit through a network at once."""
     num = max(1, min(CHUNK, CHUNK_VOXELS // prod(roi)))
     return [samples[start : start + num] for start in range(0, len(samples), num)]

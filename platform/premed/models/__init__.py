@@ -1,2 +1,2 @@
-"""Networks. PLUG-INS: `encoders/` and `heads/`, a file each; `layers` and `network` are shared,
-`pretrained` reads files of weights."""
+"""Networks. Plug-ins: `encoders/` and `heads/`, one file each. `layers` and `network` are shared; `pretrained` reads
+files of weights."""

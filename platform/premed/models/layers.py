@@ -1,9 +1,9 @@
-"""Transformer layers for pictures and volumes alike: what depends on the number of axes is there once per branch.
+"""Transformer layers for pictures and volumes, with one branch of parameters per number of axes where needed.
 
-Attention, MLPs, norms and the class token's way are shared by the branches `2d` and `3d`; patch embeddings, positions
-and the convolutions that thin out keys are not, and have their branch in their name.
+The branches `2d` and `3d` share attention, MLPs, norms and the class token's projection. Each has its own patch
+embeddings, positions and convolutions that reduce the keys; its name is part of their parameters' names.
 
-Shapes: B batch, C channels, *S spatial axes, L patches, D width; of tokens, the class token is the first.
+Shapes: B batch, C channels, *S spatial axes, L patches, D width; the class token is the first token.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 
 class PyramidStage(nn.Module):
-    """One resolution: a way into it per branch, the class token's way, and blocks.
+    """One resolution of a pyramid: an embedding per branch, the class token's projection, and blocks.
 
-    embed: makes the convolution from `before` to `width` channels, of so many axes. grids: one per branch.
+    embed: builds the convolution from (`before` channels, `width` channels, number of axes). grids: one per branch.
+    carry: projects the class token.
     """
 
     def __init__(
@@ -29,13 +30,13 @@ class PyramidStage(nn.Module):
         blocks: Sequence["Block"],
     ):
         super().__init__()
-        ways = {branch_name(len(grid)): Embedding(embed(before, width, len(grid)), width, grid) for grid in grids}
-        self.embed, self.carry, self.blocks = nn.ModuleDict(ways), carry, nn.ModuleList(blocks)
+        embeddings = {branch_name(len(grid)): Embedding(embed(before, width, len(grid)), width, grid) for grid in grids}
+        self.embed, self.carry, self.blocks = nn.ModuleDict(embeddings), carry, nn.ModuleList(blocks)
 
     def forward(
         self, x: Tensor, summary: Tensor, grid: tuple[int, ...], scales: Iterator, skip: Tensor | float = 0
     ) -> list[Tensor]:
-        """The tokens [B, 1 + L, D] that each block leaves, of the map [B, C, *S] of the stage before."""
+        """Returns the output tokens [B, 1 + L, D] of each block, from the previous stage's map [B, C, *S]."""
         embed = self.embed[branch_name(len(grid))]
         assert isinstance(embed, Embedding)
         x = (embed.conv(x) + skip).flatten(2).transpose(1, 2)
@@ -48,7 +49,7 @@ class PyramidStage(nn.Module):
 
 
 class Embedding(nn.Module):
-    """One branch's way into a stage: a convolution, and learnable positions on a grid."""
+    """The embedding of one branch: a convolution, and learnable positions on a grid."""
 
     def __init__(self, conv: nn.Module, width: int, grid: tuple[int, ...]):
         super().__init__()
@@ -57,15 +58,15 @@ class Embedding(nn.Module):
         self.cls_pos_embed = nn.Parameter(torch.empty(1, 1, width))
 
     def positions(self, grid: tuple[int, ...]) -> Tensor:
-        """[1, 1 + L, D]"""
+        """The positions of the class token and of a grid's patches: [1, 1 + L, D]."""
         return torch.cat([self.cls_pos_embed, interpolate_positions(self.pos_embed, grid).flatten(1, -2)], dim=1)
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP, with drop path drawn by the caller."""
+    """Pre-norm attention and MLP; the caller draws drop path."""
 
     def __init__(self, width: int, heads: int, reduction: int, branches: Sequence[str], bias: bool = True):
-        from timm.layers import Mlp  # importing timm takes seconds: the command line's errors should not wait for it
+        from timm.layers import Mlp  # importing timm takes seconds, for which error messages should not wait
 
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
@@ -81,10 +82,10 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Spatial-reduction attention (PVT, Wang 2021), to which timm's lacks the class token and volumes.
+    """Spatial-reduction attention (PVT, Wang 2021), with a class token and for volumes, which timm's lacks.
 
-    All tokens ask; the class token and a strided convolution of the patches answer. A rest at the far end of an axis
-    that fills no stride is not seen.
+    Queries are all tokens; keys and values are the class token and a strided convolution of the patches. Patches at the
+    far end of an axis that fill no stride are ignored.
     """
 
     def __init__(self, width: int, heads: int, reduction: int, branches: Sequence[str], bias: bool = True):
@@ -99,14 +100,14 @@ class Attention(nn.Module):
             self.norm = nn.LayerNorm(width, eps=1e-6)
 
     def forward(self, x: Tensor, grid: tuple[int, ...]) -> Tensor:
-        """[B, 1 + L, D] to the same."""
+        """Maps tokens [B, 1 + L, D] to the same shape."""
         q = self.by_head(self.q(x))
         k, v = self.kv(self.context(x, grid)).chunk(2, dim=2)
         x = F.scaled_dot_product_attention(q, self.by_head(k), self.by_head(v))
         return self.proj(x.transpose(1, 2).flatten(2))
 
     def context(self, x: Tensor, grid: tuple[int, ...]) -> Tensor:
-        """What is asked: [B, 1 + L / reduction^axes, D]."""
+        """The tokens of keys and values: [B, 1 + L / reduction^axes, D]."""
         if self.reduction == 1:
             return x
         summary, places = split_class_token(x, grid)
@@ -114,22 +115,22 @@ class Attention(nn.Module):
         return self.norm(torch.cat([summary, places], dim=1))
 
     def by_head(self, x: Tensor) -> Tensor:
-        """[B, N, D] to [B, heads, N, D / heads]."""
+        """Reshapes [B, N, D] to [B, heads, N, D / heads]."""
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
 def branch_name(dims: int) -> str:
-    """The part of a parameter's name that tells that it is for images of so many axes."""
+    """The branch of images with so many axes, as it appears in parameter names."""
     return f"{dims}d"
 
 
 def split_class_token(x: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Tokens [B, 1 + L, D] to the class token [B, 1, D] and the patches as a map [B, D, *grid]."""
+    """Splits tokens [B, 1 + L, D] into the class token [B, 1, D] and the patches as a map [B, D, *grid]."""
     return x[:, :1], x[:, 1:].transpose(1, 2).unflatten(2, grid)
 
 
 def interpolate_positions(positions: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """[1, *S, D] to [1, *grid, D], along each axis of its own."""
+    """Interpolates positions [1, *S, D] to [1, *grid, D], axis by axis."""
     if tuple(positions.shape[1:-1]) == tuple(grid):
         return positions
     flat = len(grid) == 2  # without antialiasing, torch's bicubic bends a ramp
@@ -138,7 +139,7 @@ def interpolate_positions(positions: Tensor, grid: tuple[int, ...]) -> Tensor:
 
 
 def convolution(before: int, width: int, kernel: int, stride: Sequence[int]) -> nn.Module:
-    """Strided convolution, instance norm, leaky ReLU: a patch embedding, in which patches overlap."""
+    """Strided convolution, instance norm, leaky ReLU: an embedding of overlapping patches."""
     from monai.networks.blocks.convolutions import Convolution
 
     return Convolution(
@@ -155,10 +156,10 @@ def convolution(before: int, width: int, kernel: int, stride: Sequence[int]) -> 
 
 
 def downsample(before: int, width: int, dims: int) -> nn.Module:
-    """To half the patches per axis."""
+    """A convolution that halves the patches per axis."""
     return convolution(before, width, 3, (2,) * dims)
 
 
 def upsample(before: int, width: int, dims: int) -> nn.Module:
-    """To twice the patches per axis, by a transposed convolution."""
+    """A transposed convolution that doubles the patches per axis."""
     return (nn.ConvTranspose2d if dims == 2 else nn.ConvTranspose3d)(before, width, 2, stride=2)

@@ -1,4 +1,4 @@
-"""Encoder and head as one network; initial weights from a seed; weights loaded strictly, or not at all."""
+"""Encoder and head as one network; seeded initial weights; strict loading of weights."""
 
 import threading
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ INIT_LOCK = threading.RLock()
 
 
 class Network(nn.Module):
-    """Encoder and head, what fine-tuning trains: image [B, C, *roi] to logits."""
+    """Encoder and head, as fine-tuning trains them: maps images [B, C, *roi] to logits."""
 
     def __init__(self, encoder: Encoder, head: Head):
         super().__init__()
@@ -41,7 +41,7 @@ def seeded_init(seed: int, name: str) -> Iterator[None]:
 def load_resized(encoder: Encoder, saved: dict[str, Tensor], grid: tuple[int, ...]) -> dict[str, Any]:
     """Loads weights made on another `grid`, resized to the encoder's own.
 
-    Returns how many tensors were loaded and which were resized and dropped. UserError where the rest does not fit.
+    Returns how many tensors were loaded and which were resized and dropped. Raises UserError if the rest does not fit.
     """
     state, resized = encoder.fit_state(saved, grid)
     dropped = sorted(saved.keys() - state.keys())
@@ -51,16 +51,16 @@ def load_resized(encoder: Encoder, saved: dict[str, Tensor], grid: tuple[int, ..
 def load_strictly(module: nn.Module, state: dict[str, Tensor], part: str) -> dict[str, Any]:
     """Loads all of `state` into all of `module`, and returns how many tensors that is.
 
-    UserError that names the first missing, unexpected and misshapen tensors where they do not match. part: what the
-    message calls the module.
+    Raises UserError, which names the first missing, unexpected and misshapen tensors, if they do not match. part: the
+    module's name in the message.
     """
     own = module.state_dict()
     missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     wrong = [name for name in own if name in state and own[name].shape != state[name].shape]
     if missing or extra or wrong:
-        lists = {"missing": missing, "not wanted": extra, "of another shape": wrong}
+        lists = {"missing": missing, "unexpected": extra, "of another shape": wrong}
         misfits = "; ".join(f"{what}: {', '.join(names[:3])}" for what, names in lists.items() if names)
-        remedy = "encoder and head must be those of the YAML that it was trained with"
+        remedy = "encoder and head must be those of the YAML with which it was trained"
         raise UserError(f"{part}: the saved weights do not fit the network ({misfits}); {remedy}")
     module.load_state_dict(state)
     return {"loaded": len(own), "missing": []}

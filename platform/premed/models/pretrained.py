@@ -1,8 +1,8 @@
-"""Weights that others trained: a timm vision transformer's, from the Hugging Face hub or a file. Nothing is unpickled.
+"""Pretrained weights of a timm vision transformer, from the Hugging Face hub or a file. Nothing is unpickled.
 
-A file is safetensors, or a checkpoint of torch's read with `weights_only=True`; the weights may lie in it under
-`state_dict` or `model` (the moving average, where timm kept one, before the last ones), their names may begin with
-`module.` or `_orig_mod.`, as DDP and torch.compile leave them.
+A file is safetensors, or a torch checkpoint, read with `weights_only=True`. The weights may be under `state_dict` or
+`model` (timm's moving average takes precedence), and their names may begin with `module.` or `_orig_mod.`, the prefixes
+of DDP and torch.compile.
 """
 
 import hashlib
@@ -19,9 +19,9 @@ from torch import Tensor
 
 from premed.errors import UserError
 
-FILE = "model.safetensors"  # what timm calls it on the hub
+FILE = "model.safetensors"  # timm's file name on the hub
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's order
-VARIANTS = {  # by what their tensors' names hold: networks that compute something else than our encoder
+VARIANTS = {  # by a part of their tensors' names: networks that compute something else than our encoder
     "dist_token": "is distilled (it has a distillation token)",
     "reg_token": "has register tokens",
     ".ls1.": "scales its layers (LayerScale)",
@@ -42,10 +42,10 @@ VARIANTS = {  # by what their tensors' names hold: networks that compute somethi
 
 
 class ModelInfo(NamedTuple):
-    """What timm knows of a model by its name."""
+    """A timm model's facts."""
 
-    repository: str | None  # on the hub
-    mean: tuple[float, ...]  # of the pixels in [0, 1] that it was trained on, by channel
+    repository: str | None  # on the hub; None: timm offers no weights there
+    mean: tuple[float, ...]  # per channel, of the training pixels in [0, 1]
     std: tuple[float, ...]
     width: int
     depth: int
@@ -55,19 +55,19 @@ class ModelInfo(NamedTuple):
 
 @cache
 def model_info(model: str) -> ModelInfo:
-    """UserError where timm has no vision transformer of that name."""
+    """Looks a model up in timm. Raises UserError if timm has no vision transformer of that name."""
     import timm
     from timm.models import get_pretrained_cfg
     from timm.models.vision_transformer import VisionTransformer
 
     try:
         about = get_pretrained_cfg(model)
-    except RuntimeError:  # what stands after the dot is unknown
+    except RuntimeError:  # the tag after the dot is unknown
         about = None
     if about is None:
         close = get_close_matches(model, timm.list_models(pretrained=True), 3, 0.5)
-        mend = f"did you mean {', '.join(close)}?" if close else "timm.list_models('vit_*') lists them"
-        raise UserError(f"pretext.model: timm has no {model!r}; {mend}")
+        remedy = f"did you mean {', '.join(close)}?" if close else "timm.list_models('vit_*') lists them"
+        raise UserError(f"pretext.model: timm has no {model!r}; {remedy}")
     with torch.device("meta"):
         network = timm.create_model(model, num_classes=0)
     if not isinstance(network, VisionTransformer):
@@ -77,30 +77,30 @@ def model_info(model: str) -> ModelInfo:
 
 
 def download(model: str) -> Path:
-    """The model's file, from where an earlier call (or another program) put it, or from the hub."""
+    """Returns the model's file, from the hub's local cache or the hub. Raises UserError if neither has it."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     repository = model_info(model).repository
-    mend = "give a file: pretext.weights=FILE"
+    remedy = "give a file: pretext.weights=FILE"
     if repository is None:
-        raise UserError(f"pretext.model: {model} is not on the hub; {mend}")
+        raise UserError(f"pretext.model: {model} is not on the hub; {remedy}")
     with suppress(LocalEntryNotFoundError):
         return Path(hf_hub_download(repository, FILE, local_files_only=True))
     try:
         get_hf_file_metadata(
             hf_hub_url(repository, FILE), timeout=10
-        )  # the download would try for half a minute, aloud
+        )  # without this check, the download retries for half a minute and prints each try
         return Path(hf_hub_download(repository, FILE))
-    except Exception as error:  # noqa: BLE001 - the hub's, its HTTP library's or the system's: there is no file
+    except Exception as error:  # noqa: BLE001 - whether the hub, its HTTP library or the system fails: there is no file
         raise UserError(
-            f"pretext.model: {model} is not on this machine and cannot be had from the hub "
-            f"({type(error).__name__}); go online, or {mend}"
+            f"pretext.model: {model} is not on this machine and cannot be downloaded from the hub "
+            f"({type(error).__name__}); go online, or {remedy}"
         ) from error
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content, as hex; UserError where it cannot be read."""
+    """SHA-256 of a file's content, as hex. Raises UserError if it cannot be read."""
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -109,7 +109,7 @@ def sha256(path: Path) -> str:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The weights in a file, by timm's names, in float32."""
+    """Reads the weights of a file, by timm's names, as float32. Raises UserError if it holds none."""
     try:
         with path.open("rb") as stream:
             safe = stream.read(9)[8:] == b"{"  # safetensors: eight bytes of length, then JSON
@@ -139,19 +139,19 @@ def _safetensors(path: Path) -> Any:
 
 def _torch(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals([Namespace]):  # a training's arguments, beside the weights
+        with torch.serialization.safe_globals([Namespace]):  # training arguments saved beside the weights
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception:  # noqa: BLE001 - whatever the reader stumbles over, there are no weights to be had
+    except Exception:  # noqa: BLE001 - whatever the reader raises, there are no weights
         raise UserError(
-            f"pretext.weights: {path} is neither safetensors nor a torch checkpoint of nothing but weights; "
+            f"pretext.weights: {path} is neither safetensors nor a torch checkpoint of weights only; "
             "save the network's state_dict as safetensors"
         ) from None
 
 
 def refuse_variants(names: Iterable[str], where: str) -> None:
-    """UserError for a vision transformer whose tensors tell that it is another kind of network than our encoder."""
+    """Raises UserError if tensor names show that a vision transformer is of another kind than our encoder."""
     for name in names:
         for part, what in VARIANTS.items():
             if part in name:

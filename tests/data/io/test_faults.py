@@ -227,7 +227,7 @@ FAULTS: dict[str, tuple[str, Spoil, list[str]]] = {
     "png 60000 pixels wide": ("pictures", bytes_at("1.png", 16, struct.pack(">2I", 60000, 60000)), ["1.png"]),
     "gif called png": ("pictures", saved_as("1.png", "GIF"), ["1.png", DAMAGED]),
     "16 bits": ("pictures", deep, ["1.png: not 8 bit", "normalise: zscore"]),
-    "a coloured png": ("pictures", coloured("1.png"), ["1.png: 3 channel(s), where 1 are wanted"]),
+    "a coloured png": ("pictures", coloured("1.png"), ["1.png: 3 channel(s), 1 expected"]),
     "a folder called png": ("pictures", a_folder("1.png"), ["1.png: holds 0 DICOM slice(s)"]),
     # JPEG
     "jpeg cut short": ("photographs", cut("1.jpg", 0.5), ["1.jpg", DAMAGED, "truncated"]),
@@ -272,9 +272,9 @@ FAULTS: dict[str, tuple[str, Spoil, list[str]]] = {
         ["puts the voxels at byte"],
     ),
     "a lost voxel": ("volumes", voxels("1.nii.gz", not_a_number), ["1.nii.gz: 1 values are NaN or infinite"]),
-    "a flat affine": ("volumes", flat, ["1.nii.gz: its affine cannot be inverted; mend the header"]),
+    "a flat affine": ("volumes", flat, ["1.nii.gz: its affine cannot be inverted; fix the header"]),
     "two channels": ("volumes", voxels("1.nii.gz", lambda v: np.stack([v, v], -1)), ["1.nii.gz: 2 channel(s)"]),
-    "a slice": ("volumes", voxels("1.nii.gz", lambda v: v[..., 0]), ["1.nii.gz: 2 axes, where 3"]),
+    "a slice": ("volumes", voxels("1.nii.gz", lambda v: v[..., 0]), ["1.nii.gz: 2 axes; 3"]),
     # CSV
     "no table": ("pictures", lambda root: (root / TABLE).unlink(), [f"{TABLE} is missing", "task.table"]),
     "an empty table": ("pictures", written(TABLE, b""), [f"{TABLE}: is empty", "first line must name the columns"]),

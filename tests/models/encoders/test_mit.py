@@ -314,7 +314,7 @@ def test_data_sets_with_equally_many_axes_share_a_branch():
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ((3, (32, 48)), r"^pretrain\.sources: images of 2 axes have 1 and 3 channels; mit has one way in"),
+        ((3, (32, 48)), r"^pretrain\.sources: images of 2 axes have 1 and 3 channels; mit has one stem for both"),
         ((1, (32, 20)), r"^encoder\.stem_stride: .*\(32, 20\)"),
     ],
 )
@@ -367,7 +367,7 @@ def test_a_number_beside_the_size_wins():
 
 
 def test_hidden_patches_are_refused_by_name():
-    with pytest.raises(UserError, match="encoder: mit sees whole images"):
+    with pytest.raises(UserError, match="encoder: mit takes no masked images"):
         encoder()(image(PICTURE), keep=torch.zeros(2, 1, dtype=torch.int64))
 
 

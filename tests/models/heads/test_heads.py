@@ -156,9 +156,9 @@ def test_conv_is_one_layer_where_the_decoder_ends_at_full_resolution():
 
 
 def test_an_encoder_that_does_not_suit_a_segmentation_head_is_refused_by_name():
-    with pytest.raises(UserError, match=r"finetune\.head: conv goes on from feature maps.*use unetr"):
+    with pytest.raises(UserError, match=r"finetune\.head: conv needs feature maps.*use unetr"):
         conv.build(conv.Config(), encoder((32, 32)), task(2))
-    with pytest.raises(UserError, match=r"finetune\.head: unetr wants one grid.*use conv"):
+    with pytest.raises(UserError, match=r"finetune\.head: unetr needs one grid.*use conv"):
         unetr.build(unetr.Config(), pyramid((64, 32)), task(2))
 
 

@@ -106,7 +106,7 @@ def test_an_exclusive_class_without_a_case_is_rarer_than_one_case_and_is_named()
     shares = np.exp(logits - np.logaddexp.reduce(logits, axis=1)[:, None])
     assert 0 < shares[:, 1].max() < 1 / 80
     np.testing.assert_allclose(shares[:, 2] / (shares[:, 0] + shares[:, 2]), reference(x, kind, 0.1)[:, 1], atol=1e-6)
-    assert solution.warnings == ["probe: b is in no training case: its answer is the frequency of half a case"]
+    assert solution.warnings == ["probe: b is in no training case: it is predicted with the frequency of half a case"]
 
 
 def test_a_feature_that_never_varies_changes_nothing():
@@ -302,7 +302,7 @@ def test_what_a_head_has_to_say_is_said_once(chest, tmp_path):
     solver.solve(objective, train, lambda *_: None, on_event=events.append)  # type: ignore[arg-type]
     name = task.classes[0]
     said = [event.text for event in events if name in event.text]
-    assert said == [f"probe: {name} has one kind of label only in training: its answer is its frequency there"]
+    assert said == [f"probe: {name} has one kind of label only in training: it is predicted with its frequency there"]
 
 
 # Pixels ---------------------------------------------------------------------------------------------------------------
@@ -355,7 +355,7 @@ def test_a_strategy_that_hides_patches_is_refused_by_name_for_pixels(chest, tmp_
     job = jobs(chest, tmp_path, encoder={"name": "pixels"}, pretext={"mask_ratio": 0.5})["pretrain"]
     with pytest.raises(UserError, match=r"encoder: mae needs|pretext\.mask_ratio"):
         stage.make_objective(job, datamodule.stage_data_sets(job.stage))
-    with pytest.raises(UserError, match="encoder: pixels sees whole images"):
+    with pytest.raises(UserError, match="encoder: pixels takes no masked images"):
         pixels.build(pixels.Config(), 1, (8, 8))(torch.empty(1, 1, 8, 8), keep=torch.zeros(1, 1, dtype=torch.int64))
 
 

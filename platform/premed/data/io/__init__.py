@@ -1,1 +1,1 @@
-"""Image files (NIfTI, DICOM, PNG, JPEG) and the geometry of their grids. Doors: `readers.read_image`, `geometry`."""
+"""Image files (NIfTI, DICOM, PNG, JPEG) and the geometry of their grids. Public: `readers.read_image`, `geometry`."""

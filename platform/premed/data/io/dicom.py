@@ -1,4 +1,4 @@
-"""DICOM as numbers: one picture as a screen shows it or as it was measured, and a folder of slices as one volume."""
+"""Reads DICOM: one picture, as displayed or as measured, or a folder of slices as one volume."""
 
 import logging
 import warnings
@@ -11,40 +11,40 @@ import numpy as np
 from premed.data.io import geometry
 from premed.errors import UserError
 
-MOST_PIXELS = 178_956_970  # of one picture: Pillow's own limit; the largest radiographs have 30 million
+MOST_PIXELS = 178_956_970  # per picture: Pillow's limit; the largest radiographs have 30 million
 DEFLATED = "1.2.840.10008.1.2.1.99"
-EVEN = 0.05  # how far a slice may lie from its place, as a share of the gap between two
+EVEN = 0.05  # tolerated deviation of a slice's position, as a fraction of the slice distance
 TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's axes grow to the left and the back
 
 
 def is_dicom(path: Path) -> bool:
-    """Does the file carry DICOM's mark? Many have no suffix."""
+    """Whether the file has DICOM's magic number. Many DICOM files have no suffix."""
     with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"
 
 
 def slice_files(folder: Path) -> list[Path]:
-    """The files of a folder that may be slices of it."""
+    """The files of a folder that may be slices of a volume."""
     return sorted(
         path for path in folder.iterdir() if path.name[0] != "." and path.name != "DICOMDIR" and path.is_file()
     )
 
 
 def read_picture(path: Path, shown: bool) -> tuple[np.ndarray, np.ndarray]:
-    """One frame: [H, W] or [H, W, 3], and an affine that knows pixels only.
+    """Returns one frame, [H, W] or [H, W, 3], and the identity as its affine.
 
-    shown: as a screen shows it, uint8: through the file's own VOI table or first window (its whole range, where it has
-    neither). Else grey values as float32 in the units of the rescale slope and intercept (or the modality table).
-    MONOCHROME1 is inverted either way, so that air is dark; padding takes the darkest value of the rest.
+    shown: as displayed, uint8, through the file's VOI LUT or first window (full range if it has neither). Otherwise the
+    measured grey values, float32, in the units of the rescale slope and intercept (or the modality LUT). MONOCHROME1 is
+    inverted either way, so that air is dark; padding pixels get the darkest value of the others.
     """
     with _silence_pydicom():
         return _pixels(path, _dataset(path), shown), np.eye(4)
 
 
 def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """A folder of slices as a volume [X, Y, Z] float32, rescaled (Hounsfield units of a CT), and its affine in RAS.
+    """Reads a folder of slices as a volume [X, Y, Z] float32, rescaled (CT: Hounsfield units), and its affine in RAS.
 
-    Slices are put in the order of their ImagePositionPatient; they must be of one series, alike, and evenly spaced.
+    Slices are sorted by ImagePositionPatient. UserError if they are not one series of equal, evenly spaced slices.
     """
     with _silence_pydicom():
         files = [path for path in slice_files(folder) if path.suffix.lower() == ".dcm" or is_dicom(path)]
@@ -55,7 +55,7 @@ def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
         first = heads[order[0]]
         shape = (int(first.Columns), int(first.Rows), len(order))
         if np.prod(shape, dtype=object) > geometry.MAX_VOXELS:
-            raise UserError(f"{folder}: its headers claim the shape {shape}; mend or leave out the folder")
+            raise UserError(f"{folder}: its headers claim the shape {shape}; fix or leave out the folder")
         values = np.empty(shape, np.float32)
         for number, path in enumerate(order):
             plane = _pixels(path, _dataset(path), shown=False)
@@ -67,7 +67,7 @@ def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 @contextmanager
 def _silence_pydicom():
-    """pydicom tells of every oddity that it reads past; a thousand files would bury what matters."""
+    """Silences pydicom, whose warnings about harmless deviations would flood the terminal for large series."""
     logger = logging.getLogger("pydicom")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -79,7 +79,7 @@ def _silence_pydicom():
         logger.setLevel(level)
 
 
-def _dataset(path: Path, **how: Any) -> Any:
+def _dataset(path: Path, **options: Any) -> Any:
     import pydicom
     from pydicom.filereader import read_file_meta_info
 
@@ -88,20 +88,20 @@ def _dataset(path: Path, **how: Any) -> Any:
     syntax = read_file_meta_info(path).get("TransferSyntaxUID")
     if syntax is None:
         raise UserError(f"{path}: names no transfer syntax; convert it with dcmtk's dcmconv")
-    if syntax == DEFLATED:  # nothing says how large it gets before it is
+    if syntax == DEFLATED:  # its size is unknown before it is inflated
         raise UserError(f"{path}: a deflated data set; inflate it with dcmtk's dcmconv +te")
-    dataset = pydicom.dcmread(path, **how)
+    dataset = pydicom.dcmread(path, **options)
     if not dataset.get("Rows") or not dataset.get("Columns"):
         kind = getattr(dataset.get("SOPClassUID"), "name", "of an unnamed kind")
         raise UserError(f"{path}: holds no picture ({_one_line(kind)}); leave it out, or copy it again if it should")
     for name in ("RescaleSlope", "RescaleIntercept"):
-        if dataset.get(name, 0) in (None, ""):  # some writers name what they do not know
+        if dataset.get(name, 0) in (None, ""):  # some writers add the field without a value
             del dataset[name]
     frames, pixels = int(dataset.get("NumberOfFrames") or 1), int(dataset.Rows) * int(dataset.Columns)
     if frames != 1:
-        raise UserError(f"{path}: holds {frames} frames; save the one that is meant, or the volume as NIfTI (dcm2niix)")
+        raise UserError(f"{path}: holds {frames} frames; save the one you need, or the volume as NIfTI (dcm2niix)")
     if pixels > MOST_PIXELS:
-        raise UserError(f"{path}: its header claims {dataset.Rows} × {dataset.Columns} pixels; mend or leave it out")
+        raise UserError(f"{path}: its header claims {dataset.Rows} × {dataset.Columns} pixels; fix or leave it out")
     return dataset
 
 
@@ -116,13 +116,15 @@ def _pixels(path: Path, dataset: Any, shown: bool) -> np.ndarray:
         return _to_8_bit(raw, dataset) if shown or raw.dtype == np.uint8 else raw.astype(np.float32)
     inverted, values = dataset.PhotometricInterpretation == "MONOCHROME1", apply_modality_lut(raw, dataset)
     if shown:
-        seen, low, high = _apply_window(values, dataset)
-        share = np.clip((seen - low) / ((high - low) or 1), 0, 1)
+        windowed, low, high = _apply_window(values, dataset)
+        share = np.clip((windowed - low) / ((high - low) or 1), 0, 1)
         values = np.rint(255 * (1 - share if inverted else share)).astype(np.uint8)
     else:
         if inverted:
             signed, bits = int(dataset.PixelRepresentation), int(dataset.BitsStored)
-            ends = np.array([-signed << (bits - 1), (1 << (bits - signed)) - 1])  # what the file could hold at all
+            ends = np.array(
+                [-signed << (bits - 1), (1 << (bits - signed)) - 1]
+            )  # lowest and highest value of the file's format
             values = apply_modality_lut(ends, dataset).sum(dtype=np.float64) - values
         values = values.astype(np.float32)
     if (edge := dataset.get("PixelPaddingValue")) not in (None, ""):
@@ -136,23 +138,23 @@ def _decode(path: Path, dataset: Any) -> np.ndarray:
     from pydicom.pixels import get_decoder, pixel_array
 
     syntax = dataset.file_meta.TransferSyntaxUID
-    mend = "decompress it (gdcmconv --raw IN OUT) or pip install 'pylibjpeg[all]'"
+    remedy = "decompress it (gdcmconv --raw IN OUT) or pip install 'pylibjpeg[all]'"
     try:
         ready = not syntax.is_compressed or get_decoder(syntax).is_available
     except NotImplementedError:
         ready = False
     if not ready:
-        raise UserError(f"{path}: compressed as {syntax.name}, which cannot be decoded here; {mend}")
+        raise UserError(f"{path}: compressed as {syntax.name}, which cannot be decoded here; {remedy}")
     try:
         return pixel_array(dataset)
-    except RuntimeError as error:  # of the decoders' plug-ins
+    except RuntimeError as error:  # raised by the decoders' plug-ins
         raise UserError(
-            f"{path}: {syntax.name} could not be decoded ({_one_line(error)}); {mend}, or copy it again"
+            f"{path}: {syntax.name} could not be decoded ({_one_line(error)}); {remedy}, or copy it again"
         ) from None
 
 
-def _one_line(said: object) -> str:
-    return " ".join(str(said).split())
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
 
 
 def _to_8_bit(colour: np.ndarray, dataset: Any) -> np.ndarray:
@@ -164,7 +166,7 @@ def _to_8_bit(colour: np.ndarray, dataset: Any) -> np.ndarray:
 
 
 def _apply_window(values: np.ndarray, dataset: Any) -> tuple[np.ndarray, float, float]:
-    """Values as the file's table or window turns them, and which of them are black and white."""
+    """Applies the file's VOI LUT or window. Returns the values, and those of black and of white."""
     from pydicom.pixels import apply_voi, apply_windowing
 
     if dataset.get("VOILUTSequence"):
@@ -180,7 +182,7 @@ def _apply_window(values: np.ndarray, dataset: Any) -> tuple[np.ndarray, float, 
 
 
 def _series_geometry(folder: Path, heads: dict[Path, Any]) -> tuple[list[Path], np.ndarray]:
-    """The slices in their order along the volume, and the affine."""
+    """The slices sorted along the volume, and the affine. UserError if they do not make up a volume."""
     names = ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing")
     for path, head in heads.items():
         if missing := [name for name in names if not head.get(name)]:
@@ -193,15 +195,15 @@ def _series_geometry(folder: Path, heads: dict[Path, Any]) -> tuple[list[Path], 
     places = {path: np.array(head.ImagePositionPatient, float) for path, head in heads.items()}
     order = sorted(heads, key=lambda path: float(places[path] @ np.cross(along, down)))
     track = np.stack([places[path] for path in order])
-    step = (track[-1] - track[0]) / (len(order) - 1)  # not always at right angles to the slices: tilted gantries
-    off = np.linalg.norm(track - (track[0] + np.arange(len(order))[:, None] * step), axis=1)
+    step = (track[-1] - track[0]) / (len(order) - 1)  # not always perpendicular to the slices: tilted gantries
+    deviation = np.linalg.norm(track - (track[0] + np.arange(len(order))[:, None] * step), axis=1)
     gaps = np.linalg.norm(np.diff(track, axis=0), axis=1)
     if (at := int(gaps.argmin())) is not None and gaps[at] <= EVEN * np.median(gaps):
         raise UserError(f"{order[at + 1]}: lies where {order[at].name} lies; keep one phase or echo in one folder")
-    if off.max() > EVEN * np.linalg.norm(step):
+    if deviation.max() > EVEN * np.linalg.norm(step):
         at = int(np.abs(gaps - np.median(gaps)).argmax())
-        said = f"{gaps[at]:.3g} mm behind {order[at].name}, where {np.median(gaps):.3g} mm are usual"
-        raise UserError(f"{order[at + 1]}: lies {said}; a slice is missing or out of place in {folder.name}")
+        gap = f"{gaps[at]:.3g} mm behind {order[at].name}, where {np.median(gaps):.3g} mm are usual"
+        raise UserError(f"{order[at + 1]}: lies {gap}; a slice is missing or out of place in {folder.name}")
     height, width = map(float, heads[first].PixelSpacing)  # of a row, of a column
     affine = np.eye(4)
     affine[:3] = np.stack([along * width, down * height, step, track[0]], axis=1)
@@ -209,7 +211,7 @@ def _series_geometry(folder: Path, heads: dict[Path, Any]) -> tuple[list[Path], 
 
 
 def _difference(head: Any, other: Any) -> str:
-    """The name of the field in which two slices differ that must not."""
+    """The name of the first field that differs between two slices and must not; "" if none does."""
     for name in ("SeriesInstanceUID", "Rows", "Columns"):
         if head.get(name) != other.get(name):
             return name

@@ -1,7 +1,7 @@
-"""Voxel grids: turned to an orientation, respaced, cropped; and answers carried back onto the file's own grid.
+"""Voxel grids: reorients, resamples and crops images; resamples predictions back onto the file's own grid.
 
-The first three take and give an image [C, *S], its label [*S] or None, and its affine [4, 4], which takes voxel numbers
-to millimetres.
+`reorient`, `resample_to_spacing` and `crop_to_foreground` take and return an image [C, *S], its label map [*S] or None,
+and its affine [4, 4], from voxel indices to millimetres.
 """
 
 import math
@@ -11,11 +11,11 @@ from nibabel import orientations
 
 from premed.errors import UserError
 
-MAX_VOXELS = 2**31  # what claims to be larger is taken for a mistake, before any memory is taken
+MAX_VOXELS = 2**31  # a header that claims more is taken for a mistake, before any memory is allocated
 
 
 def reorient(values, label, affine, orientation: str):
-    """Axes flipped and permuted so that their numbers grow to, say, R, A and S as closely as that goes."""
+    """Flips and permutes the axes so that their indices increase as closely as possible towards, say, R, A and S."""
     turn = orientations.ornt_transform(
         orientations.io_orientation(affine), orientations.axcodes2ornt(tuple(orientation))
     )
@@ -25,18 +25,21 @@ def reorient(values, label, affine, orientation: str):
 
 
 def resample_to_spacing(values, label, affine, spacing: tuple[float, float, float]):
-    """Voxels of `spacing` mm: linear for the image, nearest for the label. An axis within 0.1 % is left as it is.
+    """Resamples to voxels of `spacing` mm: linearly for the image, nearest neighbour for the label.
 
-    The first voxel's centre stays, and the last is the nearest to the old last one, as in MONAI's Spacing.
+    Axes whose spacing is within 0.1 % stay unchanged. The first voxel's centre stays, and the last is the closest to
+    the old last one, as in MONAI's Spacing. UserError if the result exceeds MAX_VOXELS.
     """
     affine, shape = affine.copy(), values.shape[1:]
-    step = np.array(spacing) / np.linalg.norm(affine[:3, :3], axis=0)  # a new voxel, in old ones
+    step = np.array(spacing) / np.linalg.norm(affine[:3, :3], axis=0)  # new voxel edges, in old voxels
     step[np.abs(step - 1) < 1e-3] = 1
-    wanted = [round((n - 1) / by + 1) for n, by in zip(shape, step, strict=True)]
-    if math.prod(wanted) > MAX_VOXELS:
-        raise UserError(f"spacing: {spacing} makes an image of {wanted} voxels; take a coarser one or mend the header")
-    for axis in np.argsort(-step):  # what shrinks most goes first: less to do for the others
-        at = np.arange(wanted[axis]) * step[axis]
+    new_shape = [round((n - 1) / by + 1) for n, by in zip(shape, step, strict=True)]
+    if math.prod(new_shape) > MAX_VOXELS:
+        raise UserError(
+            f"spacing: {spacing} makes an image of {new_shape} voxels; take a coarser one or fix the header"
+        )
+    for axis in np.argsort(-step):  # the axis that shrinks most goes first: less work for the others
+        at = np.arange(new_shape[axis]) * step[axis]
         values = linear(values, at, axis + 1)
         label = None if label is None else label.take(_nearest(at, shape[axis]), axis)
         affine[:3, axis] *= step[axis]
@@ -44,7 +47,7 @@ def resample_to_spacing(values, label, affine, spacing: tuple[float, float, floa
 
 
 def crop_to_foreground(values, label, affine, threshold: float):
-    """The smallest box that holds every voxel above `threshold`; everything, where none is."""
+    """Crops to the bounding box of the voxels above `threshold`; no crop if there is none."""
     inside = (values > threshold).any(axis=0)
     box = []
     for axis in range(3):
@@ -58,15 +61,15 @@ def crop_to_foreground(values, label, affine, threshold: float):
 def to_native(
     answer: np.ndarray, affine: np.ndarray, native_affine: np.ndarray, native_shape: tuple[int, ...]
 ) -> np.ndarray:
-    """An answer on a prepared grid (`affine`), as a label map uint8 on the file's own grid; 0 outside.
+    """Resamples a prediction from the prepared grid (`affine`) to a label map uint8 on the file's grid; 0 outside.
 
-    `answer` is a label map [*S], carried over by the nearest voxel, or scores [K, *S], interpolated linearly class by
-    class, the highest winning: only two native float32 maps are held at a time. Exact where the grids differ by flips,
-    permutations and crops.
+    `answer` is a label map [*S], resampled by nearest neighbour, or scores [K, *S], interpolated linearly class by
+    class with the argmax taken on the way, so that memory holds only two native float32 maps. Exact if the grids differ
+    by flips, permutations and crops only.
     """
     dims = len(native_shape)
     has_scores = answer.ndim == dims + 1
-    pull = np.linalg.inv(affine) @ native_affine  # from native voxel numbers to prepared ones
+    pull = np.linalg.inv(affine) @ native_affine  # from native voxel indices to prepared ones
     matrix, shift = pull[:dims, :dims], pull[:dims, 3]
     source = np.abs(matrix).argmax(axis=0)  # the prepared axis along each native one
     rest = matrix.copy()
@@ -79,13 +82,13 @@ def to_native(
     if has_scores:
         order = sorted(range(dims), key=lambda i: len(at[i]) / answer.shape[1 + source[i]])
 
-        def carried(scores: np.ndarray) -> np.ndarray:
+        def resample(scores: np.ndarray) -> np.ndarray:
             scores = scores.astype(np.float32, copy=False).transpose(source)
             for i in order:
                 scores = linear(scores, at[i], i)
             return scores
 
-        labels = _winner(answer, carried)
+        labels = _argmax(answer, resample)
     else:
         labels = answer.transpose(source)
         for i, places in enumerate(at):
@@ -99,10 +102,10 @@ def to_native(
 def regions_to_native(
     scores: np.ndarray, affine: np.ndarray, native_affine: np.ndarray, native_shape: tuple[int, ...]
 ) -> np.ndarray:
-    """Scores [K, *S] of regions that may overlap, on a prepared grid, as masks [K, *native_shape] bool; none outside.
+    """Resamples scores [K, *S] of regions that may overlap to masks [K, *native_shape] bool; False outside.
 
-    A region is where its score is above 0 (its sigmoid above one half). A sigmoid is a choice of two, the score against
-    0, so each region is carried over as `to_native` carries two classes.
+    A region is where its score is above 0 (its sigmoid above one half). A sigmoid chooses between the score and 0, so
+    each region is resampled as `to_native` resamples two classes.
     """
     pairs = (np.stack([np.zeros_like(score), score]) for score in scores)
     return np.stack([to_native(pair, affine, native_affine, native_shape) > 0 for pair in pairs])
@@ -111,21 +114,21 @@ def regions_to_native(
 def _to_native_oblique(answer, matrix, shift, native_shape, has_scores) -> np.ndarray:
     from scipy.ndimage import affine_transform
 
-    def carried(values: np.ndarray, order: int, mode: str) -> np.ndarray:
+    def resample(values: np.ndarray, order: int, mode: str) -> np.ndarray:
         return affine_transform(values, matrix, shift, native_shape, order=order, mode=mode, prefilter=False)
 
     if not has_scores:
-        return carried(answer[0].astype(np.uint8), 0, "grid-constant")
-    labels = _winner(answer, lambda scores: carried(scores.astype(np.float32, copy=False), 1, "nearest"))
-    return labels * carried(np.ones(answer.shape[1:], np.uint8), 0, "grid-constant")
+        return resample(answer[0].astype(np.uint8), 0, "grid-constant")
+    labels = _argmax(answer, lambda scores: resample(scores.astype(np.float32, copy=False), 1, "nearest"))
+    return labels * resample(np.ones(answer.shape[1:], np.uint8), 0, "grid-constant")
 
 
-def _winner(scores: np.ndarray, carried) -> np.ndarray:
-    """The number of the class whose `carried` scores are highest, at each voxel: uint8."""
-    best = carried(scores[0])
+def _argmax(scores: np.ndarray, resample) -> np.ndarray:
+    """Index of the class with the highest resampled score, at each voxel: uint8."""
+    best = resample(scores[0])
     labels = np.zeros(best.shape, np.uint8)
     for number in range(1, len(scores)):
-        other = carried(scores[number])
+        other = resample(scores[number])
         better = other > best
         labels[better] = number
         best = np.where(better, other, best)
@@ -133,7 +136,7 @@ def _winner(scores: np.ndarray, carried) -> np.ndarray:
 
 
 def linear(values: np.ndarray, at: np.ndarray, axis: int) -> np.ndarray:
-    """Float32 values interpolated along one axis at the places `at`; beyond the ends, the end's."""
+    """Interpolates float32 values linearly along one axis at the positions `at`, clamped to the ends."""
     last = values.shape[axis] - 1
     at = np.clip(at, 0, last)
     low = at.astype(np.intp)

@@ -1,7 +1,7 @@
-"""Files to numbers: PNG and JPEG, NIfTI, DICOM. What comes out is [*S] or [*S, C], uint8 or float32, and an affine.
+"""Reads image files: PNG and JPEG, NIfTI, DICOM. Returns [*S] or [*S, C], uint8 or float32, and an affine.
 
-Files come from anywhere. So sizes are looked at before memory is taken, nothing is unpickled, and whatever a decoder
-makes of a damaged file becomes one line that names it.
+Files are not trusted: sizes are checked before memory is allocated, nothing is unpickled, and whatever a decoder raises
+on a damaged file becomes a UserError of one line that names the file.
 """
 
 import gzip
@@ -22,25 +22,25 @@ PICTURES, VOLUMES, DICOM = (".png", ".jpg", ".jpeg"), (".nii", ".nii.gz"), (".dc
 """Suffixes. DICOM may also have none, and a folder is a volume of DICOM slices."""
 
 MOST_EXTENSIONS = 2**26  # bytes between a NIfTI header and its voxels
-DEFLATE = 1032  # deflate's highest ratio: what claims to hold more was cut short, or lies
+DEFLATE = 1032  # deflate's highest ratio; if a header claims more, it is wrong or the file truncated
 MOST_TAIL = 2**20  # bytes that may follow the last voxel
-LARGEST = 1e30  # differences and squares of what is larger are no float32 any more
+LARGEST = 1e30  # differences and squares of larger values overflow float32
 
 
 def read_image(path: Path, shown: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """A file's numbers, [*S] or [*S, C], uint8 or float32, and its affine; a folder's, if it holds a DICOM series.
+    """Returns the values of a file or a folder of DICOM slices, [*S] or [*S, C], uint8 or float32; and the affine.
 
-    shown: DICOM pictures as a screen shows them, uint8, rather than as they were measured. Raises UserError, naming
-    the file and the mend, for whatever is wrong with it.
+    shown: reads DICOM pictures as displayed, uint8, rather than as measured. Raises UserError, which names the file and
+    the fix, for any fault.
     """
     values, affine = read_values(path, shown)
     if values.dtype != np.uint8 and (bad := np.count_nonzero(~(np.abs(values) < LARGEST))):
-        raise UserError(f"{path}: {bad} values are NaN or infinite; mend the file")
+        raise UserError(f"{path}: {bad} values are NaN or infinite; fix the file")
     return values, affine
 
 
 def read_values(path: Path, shown: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """The same with whatever is in the file, NaN too: for `premed data check`, which tells all that is wrong."""
+    """Like `read_image`, but accepts NaN and infinite values, which `premed data check` reports by itself."""
     try:
         if not path.exists():
             raise UserError(f"{path}: there is no such file")
@@ -50,14 +50,14 @@ def read_values(path: Path, shown: bool = False) -> tuple[np.ndarray, np.ndarray
     except UserError:
         raise
     except PermissionError:
-        raise UserError(f"{path}: may not be read; change its permissions") from None
+        raise UserError(f"{path}: cannot be read (permission denied); change its permissions") from None
     except MemoryError:
         raise UserError(f"{path}: does not fit in memory; make it smaller or take a larger machine") from None
-    except Exception as error:  # decoders raise anything at all on bytes they were not meant for
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: damaged, truncated or not an image ({said}); copy it again") from None
+    except Exception as error:  # decoders may raise anything on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: damaged, truncated or not an image ({reason}); copy it again") from None
     if values.size == 0:
-        raise UserError(f"{path}: holds nothing; copy it again")
+        raise UserError(f"{path}: holds no values; copy it again")
     return values, affine
 
 
@@ -71,38 +71,38 @@ def _read(path: Path, shown: bool) -> tuple[np.ndarray, np.ndarray]:
         return _read_picture(path)
     if name.endswith(DICOM) or dicom.is_dicom(path):
         return dicom.read_picture(path, shown)
-    can = ", ".join((*PICTURES, *VOLUMES, *DICOM))
-    raise UserError(f"{path}: not a kind of image that can be read; these can: {can}, a folder of DICOM slices")
+    suffixes = ", ".join((*PICTURES, *VOLUMES, *DICOM))
+    raise UserError(f"{path}: not a kind of image that can be read; these can: {suffixes}, a folder of DICOM slices")
 
 
 # Pictures ------------------------------------------------------------------------------------------------------------
 
 
 def _read_picture(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """[H, W] or [H, W, 3]; uint8, or float32 of 16 bits. Palettes become colours, and transparency is dropped."""
+    """Returns [H, W] or [H, W, 3]: uint8, or float32 if 16-bit. Palettes become colours; transparency is dropped."""
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as picture:
             _check_size(path, picture.size)
             if picture.format == "PNG" and getattr(picture, "n_frames", 1) > 1:
-                raise UserError(f"{path}: an animation of {picture.n_frames} pictures; save the one that is meant")  # type: ignore[attr-defined]
+                raise UserError(f"{path}: an animation of {picture.n_frames} pictures; save the one you need")  # type: ignore[attr-defined]
             deep = any(";16" in str(tile[3]) for tile in picture.tile)
             if deep and not picture.mode.startswith("I"):
-                return _read_16_bit_colour(path), np.eye(4)  # Pillow would keep the upper 8 bits alone
+                return _read_16_bit_colour(path), np.eye(4)  # Pillow would keep the upper 8 bits only
             if picture.format != "PNG":
-                picture = ImageOps.exif_transpose(picture)  # as every viewer turns it
+                picture = ImageOps.exif_transpose(picture)  # rotated as viewers do
             if picture.mode in ("1", "LA"):
                 picture = picture.convert("L")
-            whole = picture.mode.startswith("I") or picture.mode == "L"
-            values = np.asarray(picture if whole else picture.convert("RGB"))
+            grey = picture.mode.startswith("I") or picture.mode == "L"
+            values = np.asarray(picture if grey else picture.convert("RGB"))
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: {error}; make it smaller") from None
     return values if values.dtype == np.uint8 else values.astype(np.float32), np.eye(4)
 
 
 def _read_16_bit_colour(path: Path) -> np.ndarray:
-    """16-bit PNG in colours or with transparency, which is dropped: [H, W] or [H, W, 3] float32.
+    """Reads a 16-bit PNG in colour or with transparency, which is dropped: [H, W] or [H, W, 3] float32.
 
-    Pillow keeps the upper byte of each number; told that the lower one comes first, it keeps that.
+    Pillow keeps only the upper byte of each value; read as little-endian, it keeps the lower one.
     """
 
     def bytes_as(raw_mode: str) -> np.ndarray:
@@ -123,23 +123,26 @@ def _read_16_bit_colour(path: Path) -> np.ndarray:
 
 def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with open(path, "rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"  # names lie: browsers unpack what they save, and keep its name
+        zipped = file.read(2) == b"\x1f\x8b"  # not by suffix: browsers unpack a download and keep its name
     with LoggingOutputSuppressor(), gzip.open(path) if zipped else open(path, "rb") as file:
         kind, end = _check_header(path, file.read(540), path.stat().st_size * (DEFLATE if zipped else 1))
         image = kind.from_file_map({"image": FileHolder(fileobj=file)}, mmap=False)
         affine = np.asarray(image.affine, np.float64)
         if not np.isfinite(affine).all() or not np.linalg.cond(affine[:3, :3]) < 1e6:
-            raise UserError(f"{path}: its affine cannot be inverted; mend the header")
-        with np.errstate(over="ignore", invalid="ignore"):  # what is too large for float32 is refused as infinite
+            raise UserError(f"{path}: its affine cannot be inverted; fix the header")
+        with np.errstate(over="ignore", invalid="ignore"):  # values beyond float32 become infinite and are refused
             values = image.get_fdata(caching="unchanged", dtype=np.float32)
         file.seek(end)
-        if zipped and len(file.read(MOST_TAIL)) == MOST_TAIL:  # and its checksum is looked at here
+        if zipped and len(file.read(MOST_TAIL)) == MOST_TAIL:  # reading to the end also verifies gzip's checksum
             raise UserError(f"{path}: unpacks to far more than its header says; copy it again")
     return values, affine
 
 
 def _check_header(path: Path, block: bytes, most: int) -> tuple[Any, int]:
-    """The kind of NIfTI (1 or 2), and where its voxels end, by a header that is believed only so far."""
+    """Checks the header `block`. Returns the NIfTI class (1 or 2) and the byte at which the voxels end.
+
+    most: the bytes that the file can hold, unpacked. UserError if the header is implausible.
+    """
     kinds = {348: nibabel.Nifti1Image, 540: nibabel.Nifti2Image}
     kind = kinds.get(int.from_bytes(block[:4], "little")) or kinds.get(int.from_bytes(block[:4], "big"))
     if kind is None or len(block) < kind.header_class.sizeof_hdr:
@@ -150,7 +153,7 @@ def _check_header(path: Path, block: bytes, most: int) -> tuple[Any, int]:
     if dtype.kind not in "iuf":
         raise UserError(f"{path}: holds {dtype}, not plain numbers; convert it to int16 or float32")
     if not 0 <= offset <= MOST_EXTENSIONS:
-        raise UserError(f"{path}: its header puts the voxels at byte {offset}; mend the header or copy it again")
+        raise UserError(f"{path}: its header puts the voxels at byte {offset}; fix the header or copy it again")
     end = offset + math.prod(shape) * dtype.itemsize
     if end > most:
         raise UserError(f"{path}: truncated (its header asks for {end} bytes, it holds {most} at most); copy it again")
@@ -159,4 +162,4 @@ def _check_header(path: Path, block: bytes, most: int) -> tuple[Any, int]:
 
 def _check_size(path: Path, shape: tuple[int, ...]) -> None:
     if any(n < 1 for n in shape) or not 0 < math.prod(map(int, shape)) <= geometry.MAX_VOXELS:
-        raise UserError(f"{path}: its header claims the shape {tuple(shape)}; mend or leave out the file")
+        raise UserError(f"{path}: its header claims the shape {tuple(shape)}; fix or leave out the file")

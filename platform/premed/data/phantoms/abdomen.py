@@ -1,5 +1,6 @@
-"""A made-up abdominal CT in Hounsfield units with BTCV's 13 organs, each with a place, a size, a shape and a contrast
-of its own. `torso.py` draws what is around them, and says what the coordinates are.
+"""Abdominal CT phantoms in Hounsfield units with BTCV's 13 organs, each of random position, size, shape and contrast.
+
+`torso.py` draws the body around them and defines the coordinates.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from premed.rng import SampleRng, key
 
 SPLEEN, RIGHT_KIDNEY, LEFT_KIDNEY, GALLBLADDER, ESOPHAGUS, LIVER, STOMACH, AORTA = range(1, 9)
 CAVA, PORTAL, PANCREAS, RIGHT_ADRENAL, LEFT_ADRENAL = range(9, 14)
-# BTCV's 30 training numbers: three of TransUNet's training cases, two of its test cases, and so on
+# BTCV's 30 training case numbers: three of TransUNet's training cases, two of its test cases, and so on
 NUMBERS = (
     *(5, 6, 1, 7, 2, 9, 10, 3, 21, 4, 23, 24, 8, 26, 22),
     *(27, 28, 25, 30, 29, 31, 33, 32, 34, 35, 37, 39, 36, 40, 38),
@@ -24,15 +25,15 @@ NUMBERS = (
 
 
 def abdomen(draw: SampleRng, shape: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A CT of the upper abdomen: image [X, Y, Z] int16 in Hounsfield units, label [X, Y, Z] uint8, affine [4, 4] mm.
+    """Draws a CT of the upper abdomen.
 
-    In RAS order. `shape` is spread over the whole field of view, about 400 × 400 × 280 mm (BTCV: 512 × 512 × 85 to 198
-    voxels); None: 128 × 128 × 70 or so.
+    Returns image [X, Y, Z] int16 in Hounsfield units, label [X, Y, Z] uint8 and affine [4, 4] mm, in RAS order. `shape`
+    covers a field of view of about 400 × 400 × 280 mm (BTCV: 512 × 512 × 85 to 198 voxels); None: about 128 × 128 × 70.
     """
     shape = tuple(shape or (128, 128, 60 + draw.integer("slices", 24)))
     build = np.array([between(draw, "width", 0.88, 1.12), between(draw, "depth", 0.86, 1.14), 1.0])
     build *= between(draw, "stature", 0.93, 1.07)
-    flesh = between(draw, "fat", 10, 34)  # mm beneath the skin
+    flesh = between(draw, "fat", 10, 34)  # mm of subcutaneous fat
     field = np.array([2 * (max(WALL) + flesh) * build[0] * between(draw, "field", 1.04, 1.16)] * 2 + [0.0])
     low, high = between(draw, "lowest", -165, -72), between(draw, "highest", 118, 178)  # standard mm
     field[2] = (high - low) * build[2]
@@ -95,7 +96,7 @@ def _stomach(patient: Body) -> None:
     nodes = [(-52, -2, 96), (-68, 16, 72), (-66, 36, 40), (-40, 54, 16), (2, 46, 10), (24, 34, 18)]
     path = [np.array(node) + draw.uniform(f"stomach {i}", 3, -10, 10) for i, node in enumerate(nodes)]
     radii = np.array([26, 33, 28, 22, 16, 11]) * fill
-    surface = float(path[2][1] + between(draw, "meal", -8, 26))  # the patient lies on the back: gas is in front
+    surface = float(path[2][1] + between(draw, "meal", -8, 26))  # the patient is supine: gas is anterior
 
     def level(points: np.ndarray) -> np.ndarray:
         return reduce(np.minimum, [tube(points, path, radii), dome(points) - 2, ring(points, CAVITY)])
@@ -131,12 +132,12 @@ def _kidneys(patient: Body) -> None:
 
         def level(points: np.ndarray, centre=centre, radii=radii, side=side) -> np.ndarray:
             x, y, z = points - centre.reshape(3, 1, 1, 1)
-            seen = np.stack(
+            tilted = np.stack(
                 [x + side * 0.22 * z, y - 0.2 * z + side * 0.4 * x, z]
-            )  # the upper pole lies inwards, behind
-            bean = blob(seen, (0, 0, 0), radii, 2.3)
+            )  # the upper pole is medial and posterior
+            bean = blob(tilted, (0, 0, 0), radii, 2.3)
             return np.minimum(
-                bean, np.sqrt((seen[0] + side * 32) ** 2 + (seen[1] - 9) ** 2 + (seen[2] / 1.6) ** 2) - 17
+                bean, np.sqrt((tilted[0] + side * 32) ** 2 + (tilted[1] - 9) ** 2 + (tilted[2] / 1.6) ** 2) - 17
             )
 
         def sinus(points: np.ndarray, level=level, centre=centre, side=side) -> np.ndarray:
@@ -167,7 +168,7 @@ def _vessels(patient: Body) -> None:
 
 
 def _pancreas(patient: Body) -> None:
-    """The pancreas, with the splenic vein along its back and the portal vein up to the liver."""
+    """Pancreas, splenic vein along its posterior surface, and portal vein up to the liver."""
     draw = patient.draw
     nodes = [(31, 18, -14), (32, 20, 4), (10, 27, 18), (-24, 22, 30), (-58, 2, 42), (-76, -10, 50)]
     path = [np.array(node) + draw.uniform(f"pancreas {i}", 3, -6, 6) for i, node in enumerate(nodes)]
@@ -211,7 +212,7 @@ def _small_organs(patient: Body) -> None:
     ):
         middle = patient.place(f"{name} adrenal", centre, 5)
         thick = between(draw, f"{name} adrenal", 3.2, 4.6)
-        limbs = [(9 * side, -15, -10), (-2 * side, -17, -8), (0, 8, 13)]  # from the body outwards, inwards, forwards
+        limbs = [(9 * side, -15, -10), (-2 * side, -17, -8), (0, 8, 13)]  # lateral, medial, anterior
         ends = [middle + np.array(limb) for limb in limbs]
 
         def gland(points: np.ndarray, middle=middle, ends=ends, thick=thick) -> np.ndarray:
@@ -225,10 +226,10 @@ def _small_organs(patient: Body) -> None:
 def write_btcv(
     folder: Path | str, num_cases: int, seed: int, num_unlabelled: int = 0, shape: Sequence[int] | None = None
 ) -> Path:
-    """CTs in BTCV's layout as downloaded: `Training/img` and `Training/label`, and `Testing/img` without labels.
+    """Writes CTs in BTCV's layout as downloaded: `Training/img` and `Training/label`, and `Testing/img` without labels.
 
-    The numbers are BTCV's own, up to 30 cases, mixed so that a few already are in all parts of TransUNet's split; then
-    others (111, 112, …). The files lie in several orientations.
+    The first 30 cases have BTCV's own numbers, ordered so that a few cover all parts of TransUNet's split; further
+    cases are 111, 112, …. The files are in several orientations.
     """
     folder = create_folder(folder, "Training", "num_cases", num_cases + num_unlabelled, 1, seed)
     for number in range(num_cases + num_unlabelled):

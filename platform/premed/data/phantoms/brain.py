@@ -1,7 +1,7 @@
-"""A made-up brain in four MRI channels, without the skull, with a tumour of nested parts: as in MSD's Task01.
+"""Brain MRI phantoms in four channels, skull-stripped, with a tumour of nested parts, as in MSD's Task01.
 
-Everything is laid out in millimetres, 0 in the middle of the brain (x to the right, y to the front, z to the head). A
-*level* or *depth* is how many millimetres a point lies under a surface. The same draw gives the same patient at any
+Coordinates are millimetres from the centre of the brain (x to the right, y to the front, z to the head). A *level* or
+*depth* is the distance of a point below a surface, in millimetres. The same draws give the same patient at any
 resolution.
 """
 
@@ -46,10 +46,11 @@ TISSUES = {  # brightness in each channel
 
 
 def brain(draw: SampleRng, shape: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image [X, Y, Z, 4] float32 (channels as CHANNELS; 0 outside the brain), label [X, Y, Z] uint8, affine [4, 4] mm.
+    """Draws a brain.
 
-    In RAS order. Label 1 is edema, 2 non-enhancing and 3 enhancing tumour; one patient in eight has no label 3.
-    `shape` is spread over a field of about 240 × 240 × 155 mm; None: as many voxels of 1 mm.
+    Returns image [X, Y, Z, 4] float32 (channels as CHANNELS; 0 outside the brain), label [X, Y, Z] uint8 and affine
+    [4, 4] mm, in RAS order. Label 1 is edema, 2 non-enhancing and 3 enhancing tumour; one patient in eight has no
+    label 3. `shape` covers about 240 × 240 × 155 mm; None: voxels of 1 mm.
     """
     if shape is None:
         shape, spacing = tuple(int(mm) for mm in FIELD), np.ones(3)
@@ -77,7 +78,7 @@ def brain(draw: SampleRng, shape: Sequence[int] | None = None) -> tuple[np.ndarr
 
 
 def _site(draw: SampleRng) -> tuple[np.ndarray, float]:
-    """Where a tumour lies, and how far its edema reaches."""
+    """The centre of a tumour, and the radius of its edema, in mm."""
     side = 1 if draw.chance("tumour side", 0.5) else -1
     x, y, z = draw.uniform("tumour place", 3, -1, 1)
     return np.array((side * (33 + 12 * x), 2 + 42 * y, 18 + 20 * z), np.float32), between(draw, "tumour", 17, 36)
@@ -89,7 +90,7 @@ def _ball(points: np.ndarray, centre: Sequence[float], radii: Sequence[float]) -
 
 
 def _hull(points: np.ndarray) -> np.ndarray:
-    """How deep beneath the brain's surface."""
+    """The depth of points below the surface of the brain."""
     both = np.stack([abs(points[0]), points[1], points[2]])
     cerebrum = np.minimum(_ball(points, (0, 2, 8), (67, 85, 62)), points[2] + 26)
     temporal = _ball(both, (42, 8, -22), (25, 44, 24))
@@ -109,13 +110,13 @@ def _stem(points: np.ndarray) -> np.ndarray:
 def _tissue(
     draw: SampleRng, points: np.ndarray, room: np.ndarray, edge: float
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """How much of each voxel is grey, white, fluid or vessel; and how deep it lies in white matter, in mm."""
+    """Each voxel's fractions of grey and white matter, fluid and vessel, and its depth in white matter, in mm."""
     shape = points.shape[1:]
     x, y, z = points
     hull, atrophy = _hull(points), between(draw, "atrophy", 0.3, 1.5)
     folds = [field_of(draw, f"folds {i}", shape, room, between(draw, f"gyri {i}", 5.5, 7.5)) for i in range(2)]
     sulcus = np.minimum(9 * abs(folds[0]), 10 * abs(folds[1])) + 0.6 * np.clip(hull - 17, 0, None)
-    loop = 1 - (y / 52) ** 2 - ((z - 8) / 26) ** 2  # the corpus callosum and what is below bridge the midline
+    loop = 1 - (y / 52) ** 2 - ((z - 8) / 26) ** 2  # the corpus callosum and the structures below it bridge the midline
     fissure = abs(x + 1.5 * folds[0]) + np.clip(14 * loop, 0, None) + 30 * soft(-z - 18, 4)
     outside = reduce(np.minimum, [hull, sulcus, fissure])
     depth = outside - 0.8 * atrophy
@@ -152,14 +153,16 @@ def _tumour(
     inside: np.ndarray,
     edge: float,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The label map, and how much of each voxel each part of the tumour covers, outermost first."""
+    """The label map, and the fraction of each voxel that each part of the tumour covers, outermost first."""
     shape = away.shape
     lumps = field_of(draw, "lumps", shape, room, 0.32 * radius)
     fingers = field_of(draw, "fingers", shape, room, 6)
     core = between(draw, "core", 0.4, 0.72) * radius - away + 0.2 * radius * lumps
     halo = radius - away + 0.2 * radius * lumps + 1.5 * fingers
     swollen = np.maximum(np.minimum(halo, 2.5 * inside + 2), core)  # edema spreads along white matter
-    swollen = np.minimum(swollen, 8 * (0.5 - fluid) + 12 * soft(core - 1, 1))  # and not into fluid, which a core fills
+    swollen = np.minimum(
+        swollen, 8 * (0.5 - fluid) + 12 * soft(core - 1, 1)
+    )  # but not into fluid, except where the core fills it
     swollen, core = np.minimum(swollen, inside + 6), np.minimum(core, inside + 6)
     rim = between(draw, "rim", 2.5, 7.0) * (1 + 0.45 * field_of(draw, "rim", shape, room, 8))
     ring = np.minimum(core, rim - core)
@@ -178,7 +181,7 @@ def _tumour(
 def _scan(
     draw: SampleRng, share: dict[str, np.ndarray], parts: dict[str, np.ndarray], inside: np.ndarray, spacing: np.ndarray
 ) -> np.ndarray:
-    """What a scanner makes of it, channel by channel: blur (thick slices), uneven coils, noise, a scale of its own."""
+    """Simulates the scanner, per channel: blur (thick slices), coil bias field, noise, arbitrary intensity scale."""
     shape, room = inside.shape, np.multiply(inside.shape, spacing)
     image = np.zeros((*shape, len(CHANNELS)), np.float32)
     strength = {name: between(draw, f"{name} strength", 0.75, 1.15) for name in parts}
@@ -206,9 +209,9 @@ def _scan(
 def write_brats(
     folder: Path | str, num_cases: int, seed: int, num_unlabelled: int = 0, shape: Sequence[int] | None = None
 ) -> Path:
-    """Brains in the layout of MSD's Task01: `num_cases` with a label, then `num_unlabelled` test images without.
+    """Writes brains in the layout of MSD's Task01: `num_cases` with a label, then `num_unlabelled` test images without.
 
-    The files lie in several orientations, as float32 or int16.
+    The files are in several orientations, as float32 or int16.
     """
     folder = create_folder(folder, "dataset.json", "num_cases", num_cases + num_unlabelled, 1, seed)
     training, test = [], []

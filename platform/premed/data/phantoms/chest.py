@@ -1,8 +1,8 @@
-"""A made-up frontal chest X-ray: a patient's anatomy, some of the 14 NIH findings, an exposure.
+"""Frontal chest X-ray phantoms: a patient's anatomy, some of the 14 NIH findings, an exposure.
 
-Drawn as an X-ray is made: how much lies in each ray's way (flesh, bone, minus the air of the lungs), then a tone curve.
-The patient's own coordinates run from -1 to 1 over the picture, y downwards; an array [2, H, W] holds the lung at the
-picture's left (the patient's right) and the one at its right. `out` is the distance from the midline towards the side.
+They simulate the attenuation along each ray (soft tissue and bone, minus the air of the lungs), then a tone curve.
+Patient coordinates run from -1 to 1 over the picture, y downwards; an array [2, H, W] holds the lung at the picture's
+left (the patient's right) and the one at its right. `out` is the lateral distance from the midline.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ FINDINGS = (
 
 @dataclass
 class _Thorax:
-    """A patient's chest while it is being drawn."""
+    """The anatomy of a chest, which the findings alter."""
 
     points: np.ndarray  # [2, H, W]: y, x in the patient's coordinates
     out: np.ndarray  # [2, H, W]
@@ -34,7 +34,10 @@ class _Thorax:
     pixel: float
 
     def spot(self, draw: SampleRng, low: float, high: float) -> tuple[int, np.ndarray]:
-        """A side, and the distance [H, W] from a place in its clear lung, between two heights above the diaphragm."""
+        """Draws a side and a point in its clear lung, between two heights above the diaphragm.
+
+        Returns the side and the distance [H, W] from the point.
+        """
         side = draw.integer("side", 2)
         fits = (self.air[side] > 0.6) & (self.height[side] > low) & (self.height[side] < high)
         place = np.flatnonzero(fits if fits.any() else self.level[side] == self.level[side].max())
@@ -42,34 +45,34 @@ class _Thorax:
         return side, np.hypot(self.points[0] - y, self.points[1] - x)
 
     def cloud(self, draw: SampleRng, fine: float) -> np.ndarray:
-        """Uneven filling [H, W], 0 to 1; `fine` is the size of its lumps."""
+        """An uneven opacity [H, W], 0 to 1; `fine` is the size of its lumps."""
         return soft(noise(draw, "cloud", self.heart.shape, fine / self.pixel) + 0.4, 1.5)
 
 
 def chest(
     draw: SampleRng, size: int, *, patient: SampleRng | None = None, prevalence: float = 0.15
 ) -> tuple[np.ndarray, dict[str, bool]]:
-    """An 8-bit picture [size, size] and which of the 14 FINDINGS (in NIH's order) it shows.
+    """Draws a chest X-ray: uint8 [size, size], and which of the 14 FINDINGS (in NIH's order) it shows.
 
-    `patient` draws the anatomy, so that follow-ups of one patient look alike; without it each picture is somebody else.
-    `prevalence` is that of the COMMON findings; the others are half as frequent. A third of the patients have none.
-    Sizes and contrasts reach down to the invisible, so no reader is right every time.
+    patient: draws the anatomy, so that follow-ups of one patient look alike; by default each picture is a new one.
+    prevalence: of the COMMON findings; the others are half as frequent. A third of the patients have none. Sizes and
+    contrasts reach down to the invisible, so no reader is always right.
     """
     patient = patient or draw
     sick = patient.chance("sick", 0.65)
-    found = {
+    present = {
         name: sick and draw.chance(name, min(prevalence * (1 if name in COMMON else 0.5) / 0.65, 1))
         for name in FINDINGS
     }
-    thorax = _thorax(patient, draw, size, found)
+    thorax = _thorax(patient, draw, size, present)
     for name, alter in _ALTERS.items():
-        if found[name]:
+        if present[name]:
             alter(thorax, draw.child(name))
-    return _expose(thorax, patient, draw), found
+    return _expose(thorax, patient, draw), present
 
 
-def _thorax(patient: SampleRng, draw: SampleRng, size: int, found: dict[str, bool]) -> _Thorax:
-    """The chest without what _ALTERS adds: pose, lungs, heart; of the findings only those that move organs."""
+def _thorax(patient: SampleRng, draw: SampleRng, size: int, present: dict[str, bool]) -> _Thorax:
+    """The chest before the functions of _ALTERS: pose, lungs, heart, and the findings that move organs."""
     pixel = 2 / size
     angle = np.deg2rad(between(draw, "turn", -9, 9))
     scale = between(patient, "stature", 1.0, 1.3) * between(draw, "distance", 0.95, 1.05)
@@ -83,21 +86,21 @@ def _thorax(patient: SampleRng, draw: SampleRng, size: int, found: dict[str, boo
     def sides(name: str, low: float, high: float) -> np.ndarray:
         return patient.uniform(name, 2, low, high).reshape(2, 1, 1)
 
-    trapped = between(draw, "trapped", 0.1, 1.0) * found["Emphysema"]
+    trapped = between(draw, "trapped", 0.1, 1.0) * present["Emphysema"]
     width = sides("lung width", 0.27, 0.33) + between(patient, "build", -0.03, 0.03)
     apart = 0.37 + sides("lung place", -0.02, 0.02)
     middle = apart + 0.09 * y  # the rib cage widens downwards
     tall = between(patient, "lung height", 0.68, 0.84)
     level = ellipsoid(np.stack([out - middle, 0 * out + y]), (0, 0.08), (width, tall), 2.6)
-    breath = between(draw, "breath", 0.36, 0.6) + 0.1 * trapped  # how deep the diaphragm stands
+    breath = between(draw, "breath", 0.36, 0.6) + 0.1 * trapped  # position of the diaphragm
     dome = np.array([-0.05, 0.0]).reshape(2, 1, 1) + sides("dome", -0.03, 0.03) + breath
-    loss = between(draw, "volume loss", 0.0, 0.14) * found["Atelectasis"]
+    loss = between(draw, "volume loss", 0.0, 0.14) * present["Atelectasis"]
     dome[draw.child("Atelectasis").integer("side", 2)] -= loss
     arch = (between(patient, "arch", 0.11, 0.18) - 0.09 * trapped) * (1 - ((out - middle + 0.07) / width) ** 2)
     height = dome - arch - y
 
-    # the cardiothoracic ratio: above one half is a large heart, but neighbours of that line look alike
-    ratio = between(patient, "heart", 0.54, 0.68) if found["Cardiomegaly"] else between(patient, "heart", 0.38, 0.55)
+    # the cardiothoracic ratio: above one half the heart is enlarged, but the two ranges overlap
+    ratio = between(patient, "heart", 0.54, 0.68) if present["Cardiomegaly"] else between(patient, "heart", 0.38, 0.55)
     reach = ratio * float(np.mean(apart + width)) * (1 - 0.1 * trapped)
     tilt = -np.deg2rad(between(patient, "heart axis", 25, 50))
     axis = np.array([[np.cos(tilt), -np.sin(tilt)], [np.sin(tilt), np.cos(tilt)]])
@@ -114,7 +117,7 @@ def _thorax(patient: SampleRng, draw: SampleRng, size: int, found: dict[str, boo
 
 
 def _vessels(patient: SampleRng, y: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """Branches from each hilum outwards, thinner and fainter as they go."""
+    """Vessels that branch outwards from each hilum, ever thinner and fainter."""
     n = 9
     fan = np.linspace(-1.25, 1.35, n)[:, None, None, None] + patient.uniform("fan", 2 * n, -0.14, 0.14).reshape(
         n, 2, 1, 1
@@ -128,14 +131,14 @@ def _vessels(patient: SampleRng, y: np.ndarray, out: np.ndarray) -> np.ndarray:
 
 
 def _expose(thorax: _Thorax, patient: SampleRng, draw: SampleRng) -> np.ndarray:
-    """What lies in the rays' way, then tone, blur and noise: [size, size] uint8."""
+    """Simulates the exposure: attenuation, tone curve, blur and noise. Returns [size, size] uint8."""
     y, x = thorax.points
     stout = between(patient, "stout", 0.9, 1.12)
     out = thorax.out.max(0)
     waist = 0.84 * stout + 0.5 * soft(-0.42 - y, 0.2) + 0.06 * np.clip(y - 0.3, 0, None) - out
     shoulders = y + 0.8 + 0.8 * soft(0.2 - out, 0.1) + 0.12 * bump(out, 0.3) - 0.1 * out - 0.15 * out**2
     flesh = 0.6 * np.sqrt(np.clip(3.5 * waist, 0, 1) * np.clip(4 * shoulders, 0, 1))
-    flesh += 0.16 * soft(-thorax.height.min(0), 0.08) * np.clip(4 * waist, 0, 1)  # the abdomen is full
+    flesh += 0.16 * soft(-thorax.height.min(0), 0.08) * np.clip(4 * waist, 0, 1)  # the abdomen is dense
     if patient.chance("female", 0.5):
         breast = ellipsoid(np.stack([thorax.out, 0 * thorax.out + y]), (0.45, 0.3), (0.3, 0.27))
         flesh += between(patient, "breast", 0.05, 0.12) * np.sqrt(np.clip(breast, 0, 1)).max(0)
@@ -154,7 +157,7 @@ def _expose(thorax: _Thorax, patient: SampleRng, draw: SampleRng) -> np.ndarray:
     value = value * between(draw, "gain", 0.85, 1.05) + between(draw, "haze", 0.0, 0.08)
     value = ndimage.gaussian_filter(value, between(draw, "blur", 0.35, 0.6) * max(1.0, len(y) / 160))
     value += between(draw, "noise", 0.004, 0.014) * np.sqrt(value) * noise(draw, "grain", value.shape, 0.4)
-    if draw.chance("shutter", 0.3):  # the collimator's edge, parallel to the picture, not to the patient
+    if draw.chance("shutter", 0.3):  # the collimator's edge, aligned with the picture, not the patient
         frame = grid(value.shape, (thorax.pixel, thorax.pixel))[draw.integer("edge", 2)]
         value *= soft(between(draw, "opening", 0.85, 0.97) - frame * (1 if draw.chance("end", 0.5) else -1), 0.02)
     return np.round(255 * np.clip(value, 0, 1)).astype(np.uint8)
@@ -169,8 +172,8 @@ def _bones(thorax: _Thorax, patient: SampleRng) -> np.ndarray:
         phase = (y - course) / step + float(patient.uniform("rib phase")[0])
         return bump(phase - np.round(phase), width)
 
-    bones = 0.075 * ribs(-0.35 * out + 1.0 * out**2, 0.2) * cage  # from the spine over the back
-    bones += 0.045 * ribs(0.65 * (0.8 - out), 0.2) * cage * soft(out - 0.22, 0.1) * soft(y + 0.45, 0.2)  # to the front
+    bones = 0.075 * ribs(-0.35 * out + 1.0 * out**2, 0.2) * cage  # posterior ribs
+    bones += 0.045 * ribs(0.65 * (0.8 - out), 0.2) * cage * soft(out - 0.22, 0.1) * soft(y + 0.45, 0.2)  # anterior ribs
     collar = y + 0.66 + between(patient, "collar", -0.05, 0.05) + 0.22 * (out - 0.1) - 0.16 * np.sin(5 * (out - 0.1))
     bones += 0.15 * bump(collar, 0.03) * soft(out - 0.08, 0.03) * soft(0.72 - out, 0.05)
     vertebrae = 0.75 + 0.25 * np.cos(2 * np.pi * y / (step * 0.85))
@@ -181,7 +184,7 @@ def _bones(thorax: _Thorax, patient: SampleRng) -> np.ndarray:
 
 def _effusion(t: _Thorax, draw: SampleRng) -> None:
     side = draw.integer("side", 2)
-    depth = between(draw, "depth", 0.03, 1.0) ** 2 * 0.6 + 0.05  # a blunted angle more often than half a lung
+    depth = between(draw, "depth", 0.03, 1.0) ** 2 * 0.6 + 0.05  # a blunted angle is more frequent than half a lung
     floor = np.where(t.air[side] > 0.2, t.points[0], -1).max()
     meniscus = floor - depth - 0.5 * np.clip(t.out[side] - 0.35, 0, None) * min(depth * 4, 1)
     t.air[side] *= 1 - 0.9 * soft(t.points[0] - meniscus, 0.06)
@@ -211,7 +214,7 @@ def _nodule(t: _Thorax, draw: SampleRng) -> None:
 
 
 def _filling(t: _Thorax, draw: SampleRng, low: float, high: float, radius: tuple[float, float], lumps: float) -> None:
-    """A cloud of fluid in the lung's air spaces; what it is called depends on where, how large and how dense."""
+    """Fluid in the air spaces of a lung; the findings that draw it differ in place, size and density."""
     side, far = t.spot(draw, 0.0, high)
     extent = soft(
         between(draw, "radius", *radius) - far + 0.05 * noise(draw, "outline", far.shape, 0.1 / t.pixel), 0.12

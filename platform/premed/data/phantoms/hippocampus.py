@@ -1,4 +1,4 @@
-"""Blocks of T1-weighted brain MRI around one hippocampus, as in MSD's Task04."""
+"""Phantoms of T1-weighted brain MRI: blocks around one hippocampus, as in MSD's Task04."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,10 @@ FLUID, GREY, WHITE = 0.06, 0.42, 0.80  # brightness of the tissues in a T1-weigh
 
 
 def hippocampus(draw: SampleRng, shape: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A block of T1-weighted MRI around one hippocampus, as in MSD's Task04.
+    """Draws a block of T1-weighted MRI around one hippocampus.
 
     Returns the image [X, Y, Z] float32 in RAS order on an arbitrary scale, the label [X, Y, Z] uint8 (1 anterior,
-    2 posterior) and the affine [4, 4] in millimetres. `shape`: about 35 × 50 × 36 voxels where not given.
+    2 posterior) and the affine [4, 4] in millimetres. `shape`: by default about 35 × 50 × 36 voxels.
     """
     shape = tuple(shape or np.array([31, 45, 32]) + [draw.integer(f"size {i}", n) for i, n in enumerate((9, 11, 9))])
     spacing = draw.uniform("spacing", 3, 0.92, 1.08)
@@ -40,9 +40,9 @@ def hippocampus(draw: SampleRng, shape: Sequence[int] | None = None) -> tuple[np
 
 
 def _body(draw: SampleRng, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """A bent body with a thick head in front and a thin tail behind, all in mm.
+    """A curved tube with a thick anterior head and a thin posterior tail, in mm.
 
-    Returns the depth beneath its surface, the place along it, the height above its axis, and where the head begins.
+    Returns the depth below its surface, the position along it, the height above its axis, and where the head begins.
     """
     out, along, up = points
     half = between(draw, "length", 17, 22)
@@ -61,10 +61,10 @@ def _body(draw: SampleRng, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
 def _surroundings(
     draw: SampleRng, points: np.ndarray, depth: np.ndarray, along: np.ndarray, above: np.ndarray
 ) -> np.ndarray:
-    """Folded cortex below, white matter above, the ventricle's horn over the head: brightness [X, Y, Z]."""
+    """Brightness [X, Y, Z] of folded cortex below, white matter above, and the ventricle's horn over the head."""
     shape = depth.shape
     out, _, up = points
-    # sheets of fluid, grey and white matter in turn, as the folded cortex lies; above it white matter alone
+    # the folded cortex: alternating sheets of fluid, grey and white matter; above it only white matter
     folds = 2.6 * noise(draw, "folds", shape, between(draw, "fold size", 3.4, 4.6)) + 0.25 * up
     wave = np.sin(folds)
     brain = FLUID + (GREY - FLUID) * soft(wave + 0.88, 0.2) + (WHITE - GREY) * soft(wave - 0.15, 0.35)
@@ -89,7 +89,7 @@ def _surroundings(
 
 
 def _scan(draw: SampleRng, brain: np.ndarray) -> np.ndarray:
-    """What a scanner makes of it: blur, uneven coils, noise, and a scale of its own."""
+    """Simulates the scanner: blur, coil bias field, noise, arbitrary intensity scale."""
     image = ndimage.gaussian_filter(brain, between(draw, "blur", 0.4, 0.6))
     image = image * (1 + between(draw, "coil", 0.02, 0.1) * noise(draw, "bias", image.shape, 14))
     image = image + between(draw, "noise", 0.012, 0.035) * noise(draw, "grain", image.shape, 0.35)

@@ -1,7 +1,7 @@
-"""What phantoms are drawn with: coordinates, soft shapes and band-limited noise, as functions of points.
+"""Primitives of phantoms: coordinates, soft shapes and band-limited noise, as vectorised functions of points.
 
 Points are arrays [dims, *shape]; a *level* is positive inside a shape and negative outside; `soft` turns a level into
-how much of each pixel is covered, so that edges have partial volume at any size. No loops over pixels.
+the covered fraction of each pixel, so that edges have partial volume at any resolution.
 """
 
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ import numpy as np
 from premed.data.io.geometry import linear
 from premed.rng import SampleRng
 
-STEP = 6.0  # mm, the finest grid on which `field_of` draws
+STEP = 6.0  # mm, the finest grid spacing on which `field_of` draws
 
 
 def between(draw: SampleRng, name: str, low: float, high: float) -> float:
-    """One number in [low, high)."""
+    """A uniform number in [low, high)."""
     return float(draw.uniform(name, 1, low, high)[0])
 
 
 def grid(shape: Sequence[int], spacing: Sequence[float] | np.ndarray) -> np.ndarray:
-    """The pixel centres' coordinates, [dims, *shape] float32, in units of `spacing`, 0 at the block's centre."""
+    """Coordinates of the pixel centres, [dims, *shape] float32, in units of `spacing`, 0 at the centre of the grid."""
     axes = [(np.arange(n, dtype=np.float32) - (n - 1) / 2) * step for n, step in zip(shape, spacing, strict=True)]
     return np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
 
@@ -29,13 +29,13 @@ def grid(shape: Sequence[int], spacing: Sequence[float] | np.ndarray) -> np.ndar
 def noise(draw: SampleRng, name: str, shape: Sequence[int], smooth: float | Sequence[float] | np.ndarray) -> np.ndarray:
     """A random field [*shape] float32, mean 0 and deviation 1, without detail finer than `smooth` (sigma, in pixels).
 
-    It is periodic, being white noise filtered in the frequency domain: five times as fast as a filter in space.
+    It is periodic: white noise, filtered in the frequency domain, which is five times as fast as in space.
     """
     spectrum = np.fft.rfftn(draw.uniform(name, int(np.prod(shape)), -1, 1).reshape(shape))
     for axis, sigma in enumerate(np.broadcast_to(smooth, len(shape))):
         n = shape[axis]
         frequency = np.fft.rfftfreq(n) if axis == len(shape) - 1 else np.fft.fftfreq(n)
-        fall = np.minimum(0.5 * (2 * np.pi * sigma * frequency) ** 2, 20)  # numbers near 0 (denormal) would be slow
+        fall = np.minimum(0.5 * (2 * np.pi * sigma * frequency) ** 2, 20)  # denormal numbers would be slow
         damping = np.exp(-fall).astype(np.float32)
         spectrum *= damping.reshape([-1 if i == axis else 1 for i in range(len(shape))])
     spectrum.flat[0] = 0  # the mean
@@ -44,7 +44,7 @@ def noise(draw: SampleRng, name: str, shape: Sequence[int], smooth: float | Sequ
 
 
 def field_of(draw: SampleRng, name: str, shape: Sequence[int], room: Sequence[float] | np.ndarray, smooth: float):
-    """`noise` over a room of so many mm, without detail finer than `smooth` mm: the same at any shape [*shape]."""
+    """`noise` over a field of view of `room` mm, without detail finer than `smooth` mm: the same at any `shape`."""
     step = max(STEP, smooth / 3)
     coarse = np.maximum(np.ceil(np.asarray(room) / step).astype(int), 4)
     values = noise(draw, name, coarse.tolist(), smooth / step)
@@ -54,12 +54,12 @@ def field_of(draw: SampleRng, name: str, shape: Sequence[int], room: Sequence[fl
 
 
 def soft(level: np.ndarray, edge: float) -> np.ndarray:
-    """0 far below the level 0, 1 far above, 0.5 at it; `edge` is how far the change reaches to either side."""
+    """A smooth step from 0 (level far below 0) to 1 (far above), 0.5 at level 0; `edge` is its half width."""
     return 0.5 + 0.5 * np.tanh(level * (1.5 / edge))
 
 
 def bump(distance: np.ndarray, width: float | np.ndarray) -> np.ndarray:
-    """1 at distance 0, falling as a Gaussian of that width: lines, bands and spots."""
+    """A Gaussian of the distance, 1 at 0, with `width` as its sigma: lines, bands and spots."""
     return np.exp(-0.5 * (distance / width) ** 2)
 
 
@@ -72,7 +72,7 @@ def ellipsoid(
 
 
 def tube(points: np.ndarray, path: Sequence[Any], radii: Sequence[float] | np.ndarray) -> np.ndarray:
-    """The level, in mm, of a tube through the points of `path`; its radius runs from one of `radii` to the next."""
+    """The level, in mm, of a tube through the points of `path`; its radius is interpolated between `radii`."""
     level, nodes = np.full(points.shape[1:], -np.inf, np.float32), np.array(path, np.float32)
     for a, b, r, s in zip(nodes[:-1], nodes[1:], radii[:-1], radii[1:], strict=True):
         away = points - a.reshape(-1, 1, 1, 1)
@@ -83,11 +83,11 @@ def tube(points: np.ndarray, path: Sequence[Any], radii: Sequence[float] | np.nd
 
 
 def transform_points(points: np.ndarray, rotation: np.ndarray, shift: Sequence[float] | np.ndarray) -> np.ndarray:
-    """`points` as seen from a body that was turned by `rotation` [dims, dims] and then moved by `shift`."""
+    """`points` in the coordinates of a body that is rotated by `rotation` [dims, dims] and then moved by `shift`."""
     moved = points - np.reshape(np.asarray(shift, np.float32), (-1,) + (1,) * (points.ndim - 1))
     return np.einsum("ij,i...->j...", rotation.astype(np.float32), moved)
 
 
 def blend(under: np.ndarray | float, over: np.ndarray | float, cover: np.ndarray) -> np.ndarray:
-    """`over` painted on `under` where `cover` is 1."""
+    """Interpolates from `under` (cover 0) to `over` (cover 1)."""
     return under + (over - under) * cover

@@ -1,5 +1,6 @@
-"""Made-up chest images as a clinic's folder holds them: PNG, DICOM or CT volumes, and a table that says who has
-pneumonia. `radiograph.py` draws the X-rays; the CT is `torso.py`'s trunk, cut through the lungs.
+"""Chest phantoms in a folder such as a hospital's: PNG, DICOM or CT volumes, and a table of pneumonia labels.
+
+`chest.py` draws the X-rays; the CT is `torso.py`'s trunk at the height of the lungs.
 """
 
 import csv
@@ -19,23 +20,23 @@ from premed.rng import SampleRng, key
 
 TABLE = "labels.csv"
 PNEUMONIC = ("Pneumonia", "Consolidation", "Infiltration")
-"""The X-rays' findings that the table calls pneumonia; the other eleven are there to mislead."""
+"""The X-ray findings that the table labels as pneumonia; the other eleven are distractors."""
 WATER = 20.0  # Hounsfield units of a filled air space
 
 
 def thorax(
     draw: SampleRng, shape: Sequence[int] | None = None, prevalence: float = 0.4
 ) -> tuple[np.ndarray, np.ndarray, bool]:
-    """A CT of the chest: image [X, Y, Z] int16 in Hounsfield units in RAS order, affine [4, 4] mm, and whether it shows
-    pneumonia.
+    """Draws a CT of the chest.
 
-    Clouds of filled air spaces, of any size and density down to the invisible; other patients have nodules or an
-    effusion, which are none. `shape` is spread over about 400 × 400 × 230 mm; None: 64 × 64 × 48.
+    Returns image [X, Y, Z] int16 in Hounsfield units in RAS order, affine [4, 4] mm, and whether it shows pneumonia:
+    filled air spaces, of any size and density down to the invisible. Nodules and effusions are distractors. `shape`
+    covers about 400 × 400 × 230 mm; None: 64 × 64 × 48.
     """
     shape = tuple(shape or (64, 64, 48))
     build = np.array([between(draw, "width", 0.88, 1.12), between(draw, "depth", 0.86, 1.14), 1.0])
     build *= between(draw, "stature", 0.93, 1.07)
-    flesh = between(draw, "fat", 8, 30)  # mm beneath the skin
+    flesh = between(draw, "fat", 8, 30)  # mm of subcutaneous fat
     low, high = between(draw, "lowest", 10, 60), between(draw, "highest", 235, 285)  # standard mm
     field = np.array([2 * (max(WALL) + flesh) * build[0] * between(draw, "field", 1.04, 1.16)] * 2 + [0.0])
     field[2] = (high - low) * build[2]
@@ -54,7 +55,7 @@ def thorax(
     ill = draw.chance("pneumonia", prevalence)
     if draw.chance("effusion", 0.15):
         points = patient.points((slice(None),) * 3)
-        depth = between(draw, "effusion depth", 8, 40) - (points[1] + 80)  # lying on the back, it pools behind
+        depth = between(draw, "effusion depth", 8, 40) - (points[1] + 80)  # the patient is supine: it pools posteriorly
         patient.paint((slice(None),) * 3, np.minimum(inside, depth), between(draw, "effusion density", 0, 25))
     if draw.chance("nodule", 0.25):
         patient.paint((slice(None),) * 3, *_nodule(patient, inside))
@@ -65,7 +66,7 @@ def thorax(
 
 
 def _mediastinum(patient: Body) -> np.ndarray:
-    """What parts the lungs, the vessels in them, and their domed tops; returns the level [X, Y, Z] inside the lungs."""
+    """Draws mediastinum, lung vessels and lung apices. Returns the level [X, Y, Z], positive inside the lungs."""
     draw, everywhere = patient.draw, (slice(None),) * 3
     points = patient.points(everywhere)
     blood = 45 + 90 * patient.contrast
@@ -91,7 +92,7 @@ def _mediastinum(patient: Body) -> np.ndarray:
 
 
 def _nodule(patient: Body, inside: np.ndarray) -> tuple[np.ndarray, float]:
-    """A round spot somewhere in a lung: its level, and its density."""
+    """The level and the density of a round nodule in a lung."""
     centre = _spot(patient, inside, "nodule")
     radius = between(patient.draw, "nodule size", 5, 14)
     points = patient.points((slice(None),) * 3)
@@ -99,7 +100,7 @@ def _nodule(patient: Body, inside: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _clouds(patient: Body, inside: np.ndarray, field: np.ndarray) -> None:
-    """One to three clouds, uneven, with air left in them: ground glass as well as consolidation."""
+    """Draws one to three uneven, partly filled regions: ground glass as well as consolidation."""
     draw, points = patient.draw, patient.points((slice(None),) * 3)
     lumps = field_of(draw, "lumps", patient.image.shape, field, between(draw, "lump size", 8, 22))
     for number in range(1 + draw.integer("clouds", 3)):
@@ -111,7 +112,7 @@ def _clouds(patient: Body, inside: np.ndarray, field: np.ndarray) -> None:
 
 
 def _spot(patient: Body, inside: np.ndarray, name: str) -> np.ndarray:
-    """A place in a lung, in standard mm."""
+    """A random point in a lung, in standard mm."""
     deep = np.flatnonzero(inside > 6) if (inside > 6).any() else np.array([int(inside.argmax())])
     at = np.unravel_index(int(deep[patient.draw.integer(f"{name} spot", len(deep))]), inside.shape)
     return patient.points((slice(None),) * 3)[:, *at]
@@ -128,11 +129,11 @@ def write_images(
     size: int = 64,
     num_unlabelled: int = 0,
 ) -> Path:
-    """Chests in a folder with `labels.csv`: path, patient, pneumonia (1 or 0). The task deals the parts.
+    """Writes chests and `labels.csv`: path, patient, pneumonia (1 or 0). The task splits the patients into parts.
 
-    kind: `png` and `dicom`, X-rays [size, size], one to three a patient (DICOM: 12 bits, some MONOCHROME1, some files
-    without a suffix); `nifti`, a CT [size, size, 3/4 size] each, in several orientations. A third or so are pneumonic.
-    num_unlabelled: so many patients more, whose cells are empty.
+    kind: `png` and `dicom`, X-rays [size, size], one to three per patient (DICOM: 12 bits, some MONOCHROME1, some files
+    without a suffix); `nifti`, one CT [size, size, 3/4 size] per patient, in several orientations. About a third show
+    pneumonia. num_unlabelled: further patients, with empty labels.
     """
     if kind not in WRITERS:
         raise UserError(f"kind: {kind} is none of {', '.join(WRITERS)}")
@@ -148,10 +149,10 @@ def write_images(
 
 
 def radiographs(draw: SampleRng, size: int) -> Iterator[tuple[int, np.ndarray, bool]]:
-    """A patient's X-rays: number of the visit, [size, size] uint8, and whether one may see pneumonia on it."""
+    """A patient's X-rays: number of the visit, [size, size] uint8, and whether it shows pneumonia."""
     for visit in range(1 + draw.integer("visits", 3)):
-        image, found = chest(draw.child(visit), size, patient=draw)
-        yield visit, image, any(found[name] for name in PNEUMONIC)
+        image, findings = chest(draw.child(visit), size, patient=draw)
+        yield visit, image, any(findings[name] for name in PNEUMONIC)
 
 
 def _pngs(folder: Path, patient: str, draw: SampleRng, size: int) -> Iterator[tuple[str, bool]]:
@@ -163,11 +164,11 @@ def _pngs(folder: Path, patient: str, draw: SampleRng, size: int) -> Iterator[tu
 
 
 def _dicoms(folder: Path, patient: str, draw: SampleRng, size: int) -> Iterator[tuple[str, bool]]:
-    """As detectors differ: in depth, in which end is dark, in slope and window, in suffixes."""
-    inverted, bare = draw.chance("MONOCHROME1", 0.4), draw.chance("no suffix", 0.3)
+    """X-rays as DICOM, which differ as detectors do: photometric interpretation, slope, window, suffix."""
+    inverted, no_suffix = draw.chance("MONOCHROME1", 0.4), draw.chance("no suffix", 0.3)
     slope, intercept = ((1.0, 0.0), (0.5, -100.0), (2.0, 10.0))[draw.integer("detector", 3)]
     for visit, image, ill in radiographs(draw, size):
-        path = f"studies/{patient}/{visit}/IM0001{'' if bare else '.dcm'}"
+        path = f"studies/{patient}/{visit}/IM0001{'' if no_suffix else '.dcm'}"
         share = image.astype(np.float32) / 255
         stored = np.rint(300 + 3000 * (1 - share if inverted else share)).astype(np.uint16)
         centre, width = slope * 1800 + intercept, slope * 3000
@@ -194,7 +195,7 @@ WRITERS: dict[str, Callable[[Path, str, SampleRng, int], Iterator[tuple[str, boo
 
 
 def save_dicom(pixels: np.ndarray, path: Path, fields: Mapping[str, Any]) -> None:
-    """12-bit grey values [H, W] uint16 as a digital X-ray, with more fields by name; the same call, the same bytes."""
+    """Writes 12-bit grey values [H, W] uint16 as a digital X-ray with further `fields`; reproducible bytes."""
     from pydicom import dcmwrite
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian, generate_uid

@@ -1,8 +1,8 @@
-"""The trunk around the organs of a made-up abdominal CT: skin, fat, muscles, lungs, bones, bowel; and the scanner.
+"""The trunk of CT phantoms: skin, fat, muscles, lungs, bones and bowel around the organs; and the scanner.
 
-Everything is laid out in a standard patient's millimetres, 0 in front of the second lumbar vertebra (x to the right, y
-to the front, z to the head), and stretched to each patient's build. A *level* is how many millimetres deep a point lies
-under a surface. The same draw gives the same patient at any resolution.
+Coordinates are millimetres of a standard patient, with 0 in front of the second lumbar vertebra (x to the right, y to
+the front, z to the head), scaled to each patient's build. A *level* is the depth of a point below a surface, in
+millimetres. The same draws give the same patient at any resolution.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,28 +20,28 @@ FAT, LUNG = -104.0, -840.0  # Hounsfield units
 
 @dataclass
 class Body:
-    """An abdomen while it is being drawn."""
+    """A trunk that is being drawn, organ by organ."""
 
     draw: SampleRng
     axes: list[np.ndarray]  # standard millimetres along each axis
-    warp: np.ndarray  # [3, *S] mm: how the tissue is displaced
+    warp: np.ndarray  # [3, *S] mm: displacement of the tissue
     image: np.ndarray  # [*S] Hounsfield units
     label: np.ndarray  # [*S]
     edge: float  # mm: partial volume
     contrast: float  # 0 none, 1 a strong portal venous phase
 
     def box(self, low: Sequence[float], high: Sequence[float]) -> tuple[slice, ...]:
-        """The voxels between two corners, in standard millimetres."""
+        """The voxels between two corners given in standard millimetres."""
         ends = [np.searchsorted(axis, (a, b)) for axis, a, b in zip(self.axes, low, high, strict=True)]
         return tuple(slice(int(a), int(b)) for a, b in ends)
 
     def points(self, box: tuple[slice, ...]) -> np.ndarray:
-        """Where the tissue in the box comes from: [3, *box]."""
+        """The undisplaced coordinates of the tissue in the box: [3, *box]."""
         mesh = np.meshgrid(*(axis[part] for axis, part in zip(self.axes, box, strict=True)), indexing="ij")
         return np.stack(mesh).astype(np.float32) + self.warp[:, *box]
 
     def paint(self, box: tuple[slice, ...], level: np.ndarray, value: np.ndarray | float, label: int = 0) -> None:
-        """Lays `value` over what is there where `level` is positive, and the label with it."""
+        """Paints `value` and `label` where `level` is positive."""
         self.image[box] = blend(self.image[box], value, soft(level, self.edge))
         if label:
             self.label[box][level > 0] = label
@@ -49,7 +49,7 @@ class Body:
             self.label[box][level > self.edge] = 0
 
     def organ(self, label: int, value: np.ndarray | float, level: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Paints `level(points)` in a box that is found by looking at every few voxels first."""
+        """Paints an organ with the given `level(points)`, in its bounding box, which a coarse grid finds first."""
         coarse = tuple(slice(None, None, max(1, n // 40)) for n in self.image.shape)
         hits = np.argwhere(level(self.points(coarse)) > -12)
         if not len(hits):
@@ -59,7 +59,7 @@ class Body:
         self.paint(box, level(self.points(box)), value, label)
 
     def enhanced(self, name: str, plain: float, gain: float) -> float:
-        """An organ's density in this patient and phase."""
+        """An organ's density in this patient and contrast phase."""
         return (
             plain
             + gain * self.contrast * between(self.draw, f"{name} gain", 0.85, 1.15)
@@ -77,20 +77,20 @@ def blob(points: np.ndarray, centre, radii, power: float = 2.0) -> np.ndarray:
 
 
 def ring(points: np.ndarray, half: Sequence[float] | np.ndarray) -> np.ndarray:
-    """How many mm inside an elliptical cylinder, flattened behind, that stands along z."""
+    """The level of an elliptical cylinder along z, flattened posteriorly."""
     x, y, _ = points
     y = np.where(y < 0, y * 1.06, y * 0.98)
     return (1 - (abs(x / half[0]) ** 2.3 + abs(y / half[1]) ** 2.3) ** (1 / 2.3)) * half[1]
 
 
 def dome(points: np.ndarray) -> np.ndarray:
-    """How many mm below the diaphragm."""
+    """The level below the diaphragm."""
     x, y, z = points
     return 112 + 7 * np.tanh(x / 45) - 70 * (x / 150) ** 2 - 55 * ((y - 14) / 100) ** 2 - z
 
 
 def trunk(patient: Body, flesh: float, field: np.ndarray) -> None:
-    """Skin, fat, muscles, lungs, heart, spine, ribs."""
+    """Draws skin, fat, muscles, lungs, heart, spine and ribs."""
     draw, everywhere = patient.draw, (slice(None),) * 3
     points = patient.points(everywhere)
     x, y, z = points
@@ -118,7 +118,7 @@ def _bones(patient: Body, points: np.ndarray) -> None:
     draw, everywhere = patient.draw, (slice(None),) * 3
     x, y, z = points
     period = between(draw, "vertebra", 33, 38)
-    phase = abs((z + between(draw, "level", 0, 30)) % period - period / 2)  # 0 in the middle of a vertebra
+    phase = abs((z + between(draw, "level", 0, 30)) % period - period / 2)  # 0 at the centre of a vertebra
     bone = between(draw, "bone", 110, 210) + 20 * patient.contrast
     waist = 1.5 * np.cos(phase / period * 2 * np.pi)
     body = np.minimum(blob(points, (0, -38, 0), (23, 18, 500), 2.4) - waist, period / 2 - 3 - phase)
@@ -131,7 +131,7 @@ def _bones(patient: Body, points: np.ndarray) -> None:
     for part in (body, arch):
         patient.paint(everywhere, part, blend(bone + 330, bone, soft(part - 2.2, 1.2)))
     patient.paint(everywhere, canal, 25.0)
-    slope = z + 0.62 * (y + 70) + 0.1 * abs(x)  # ribs run down to the front
+    slope = z + 0.62 * (y + 70) + 0.1 * abs(x)  # ribs descend anteriorly
     rib_phase = (slope - between(draw, "ribs", 0, 25)) % 25 - 12.5
     across = (ring(points, CAVITY) + 6.5) / 3.8
     rib = (1 - (rib_phase / 5.5) ** 2 - across**2) * 3
@@ -141,7 +141,7 @@ def _bones(patient: Body, points: np.ndarray) -> None:
 
 
 def bowel(patient: Body, field: np.ndarray) -> None:
-    """Loops of small bowel, and the colon around them, with stool and gas."""
+    """Draws small bowel, and the colon around it, with stool and gas."""
     draw, everywhere = patient.draw, (slice(None),) * 3
     points = patient.points(everywhere)
     _, y, z = points
@@ -168,7 +168,7 @@ def bowel(patient: Body, field: np.ndarray) -> None:
 
 
 def scan(patient: Body, spacing: np.ndarray) -> np.ndarray:
-    """What a scanner makes of it: blur, correlated noise, whole numbers from -1024 on."""
+    """Simulates the scanner: blur, correlated noise, integers from -1024 on."""
     draw = patient.draw
     blur = between(draw, "blur", 0.5, 1.0)  # mm
     image = ndimage.gaussian_filter(patient.image, blur / spacing)

@@ -1,4 +1,4 @@
-"""Phantoms written in the folders and files of real data sets: what the demo and the tests train on."""
+"""Writes phantoms in the layouts of real data sets, for the demo and the tests."""
 
 import csv
 import json
@@ -17,10 +17,10 @@ from premed.rng import SampleRng, key, permutation
 def write_chestxray14(
     folder: Path | str, num_patients: int, seed: int, size: int = 64, prevalence: float = 0.15
 ) -> Path:
-    """Chests in NIH's layout: 1-5 pictures a patient, the CSV, two lists without a common patient (a quarter test)."""
+    """Writes chests in NIH's layout: 1-5 pictures per patient, the CSV, two lists by patient (a quarter is test)."""
     folder = create_folder(folder, "Data_Entry_2017_v2020.csv", "num_patients", num_patients, 2, seed)
     (folder / "images").mkdir(exist_ok=True)
-    tested = set(permutation(key(seed, "test list"), num_patients)[: max(1, num_patients // 4)].tolist())
+    test_patients = set(permutation(key(seed, "test list"), num_patients)[: max(1, num_patients // 4)].tolist())
     lists: dict[str, list[str]] = {"train_val_list.txt": [], "test_list.txt": []}
     rows = []
     for number in range(num_patients):
@@ -29,16 +29,16 @@ def write_chestxray14(
         for visit in range(1 + patient.integer("visits", 5)):
             draw = patient.child(visit)
             name = f"{number + 1:08d}_{visit:03d}.png"
-            image, found = chest(draw, size, patient=patient, prevalence=prevalence)
+            image, findings = chest(draw, size, patient=patient, prevalence=prevalence)
             save_png(image, folder / "images" / name)
-            labels = "|".join(label for label in FINDINGS if found[label]) or "No Finding"
+            labels = "|".join(label for label in FINDINGS if findings[label]) or "No Finding"
             view = "PA" if draw.chance("view", 0.6) else "AP"
             rows.append([name, labels, visit, number + 1, age, gender, view, size, size, 360 / size, 360 / size])
-            lists["test_list.txt" if number in tested else "train_val_list.txt"].append(name)
+            lists["test_list.txt" if number in test_patients else "train_val_list.txt"].append(name)
     for name, images in lists.items():
         (folder / name).write_text("".join(f"{image}\n" for image in images))
     columns = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"
-    # the brackets hold commas, so that a CSV reader sees two columns in each: the real file is like this
+    # the commas in brackets make two columns of each for a CSV reader, as in the real file
     columns += ",OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]"
     with open(folder / "Data_Entry_2017_v2020.csv", "w", newline="") as file:
         csv.writer(file).writerows([columns.split(","), *rows])
@@ -48,9 +48,9 @@ def write_chestxray14(
 def write_msd(
     folder: Path | str, num_cases: int, seed: int, num_unlabelled: int = 0, shape: Sequence[int] | None = None
 ) -> Path:
-    """Hippocampi in the layout of MSD's Task04: `num_cases` with a label, then `num_unlabelled` without.
+    """Writes hippocampi in the layout of MSD's Task04: `num_cases` with a label, then `num_unlabelled` without.
 
-    The files lie in several orientations (RAS, LPS, and with permuted axes), as float32 or int16.
+    The files are in several orientations (RAS, LPS, and with permuted axes), as float32 or int16.
     """
     folder = create_folder(folder, "dataset.json", "num_cases", num_cases + num_unlabelled, 1, seed)
     for part in ("imagesTr", "labelsTr"):
@@ -77,7 +77,10 @@ def write_msd(
 
 
 def create_folder(folder: Path | str, index: str, field: str, count: int, least: int, seed: int) -> Path:
-    """The folder, marked as made up. Never one that holds somebody's data."""
+    """Creates the folder of a phantom data set and marks it with PHANTOMS.txt.
+
+    UserError if `count` is below `least`, or if the folder holds an `index` file that premed did not write.
+    """
     folder = Path(folder)
     if count < least:
         raise UserError(f"{field}: {count} is too few: give at least {least}")
@@ -97,7 +100,7 @@ def save_png(image: np.ndarray, path: Path) -> None:
 
 
 def save_nifti(voxels: np.ndarray, affine: np.ndarray, axes: str, path: Path) -> None:
-    """RAS voxels, stored with their axes in the order and direction `axes`."""
+    """Writes RAS voxels with their axes in the order and direction of `axes`."""
     stored = nib.Nifti1Image(voxels, affine)
     turn = nib.orientations.ornt_transform(nib.io_orientation(affine), nib.orientations.axcodes2ornt(axes))
     stored = stored.as_reoriented(turn.tolist())

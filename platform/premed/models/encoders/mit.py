@@ -1,10 +1,10 @@
-"""MiT, the transformer of UniMiSS (Xie 2022): a pyramid with a decoder of its own, one body for pictures and volumes.
+"""MiT, the transformer of UniMiSS (Xie 2022): a pyramid with its own decoder, for pictures and volumes.
 
-What depends on the number of axes is there once per branch (`branches.py`). A network holds the branches that it is
-built for: one to fine-tune, both to pre-train on both.
+Parameters that depend on the number of axes exist once per branch (`models/layers.py`). A network has the branches
+that it is built for: one to fine-tune, both to pre-train on both.
 
-Not as in its code: volumes are in RAS order, so the axis that the first convolution leaves as fine as it is comes last;
-positions keep their grid's axes and are resized along these; eps is 1e-6 in all norms; drop path acts.
+Differences to the authors' code: volumes are in RAS order, so the axis that the first convolution does not downsample
+is the last; positions keep their grid's axes and are resized along these; eps is 1e-6 in all norms; drop path acts.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ Four = tuple[Count, Count, Count, Count]
 
 
 class Config(Spec):
-    """`size: tiny | small` stands for the depths; numbers given beside it win. Encoder fine to coarse, decoder back."""
+    """`size: tiny | small` presets the depths; explicit numbers override it. Encoder fine to coarse, decoder back."""
 
     name: Literal["mit"] = "mit"
     widths: Four = (48, 128, 256, 512)
@@ -50,10 +50,10 @@ class Config(Spec):
     decoder_heads: Three = (8, 4, 2)
     decoder_depths: Three = SIZES["small"]["decoder_depths"]
     reductions: Four = (6, 4, 2, 1)
-    """At each of the encoder's stages, how many patches per axis are drawn together into one key."""
+    """For each encoder stage, how many patches per axis are merged into one key."""
     stem_width: Count = 32
     stem_stride: Three = (2, 2, 1)
-    """Of the first convolution, axis by axis (pictures have the first two); the stages' are 2, 4, 8 and 16 times it."""
+    """Stride of the first convolution per axis (pictures: the first two); the stages have 2, 4, 8 and 16 times it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -69,11 +69,11 @@ class Config(Spec):
         return self
 
     def strides(self, dims: int) -> list[tuple[int, ...]]:
-        """Voxels per patch and axis: of the stem, then of each stage."""
+        """Voxels per patch along each axis: of the stem, then of each stage."""
         return [tuple(edge * 2**i for edge in self.stem_stride[:dims]) for i in range(1 + len(self.widths))]
 
     def grids(self, size: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """Patches per axis at each stage of an image of `size`. Raises UserError where they come out uneven."""
+        """Patches per axis at each stage for an image of `size`. UserError if `size` does not suit the strides."""
         *_, coarsest = strides = self.strides(len(size))
         if any(n % edge for n, edge in zip(size, coarsest, strict=True)):
             raise UserError(
@@ -95,9 +95,9 @@ class Config(Spec):
 
 
 def build(config: Config, channels: int, roi: Sequence[int], *more: tuple[int, Sequence[int]]) -> "MiT":
-    """The encoder for images [B, channels, *roi] and for `more` (channels, roi), of the same number of axes or not.
+    """Builds the encoder for images [B, channels, *roi] and for `more` (channels, roi) with any number of axes.
 
-    UserError where images with equally many axes have not equally many channels: they share one way in.
+    Raises UserError if images with equally many axes differ in channels: they share one stem.
     """
     inputs = {len(roi): (channels, tuple(roi))}
     for n, size in more:
@@ -105,16 +105,16 @@ def build(config: Config, channels: int, roi: Sequence[int], *more: tuple[int, S
         first, _ = inputs.setdefault(len(size), (n, tuple(size)))
         if first != n:
             raise UserError(
-                f"pretrain.sources: images of {len(size)} axes have {first} and {n} channels; mit has one way in"
+                f"pretrain.sources: images of {len(size)} axes have {first} and {n} channels; mit has one stem for both"
             )
     return MiT(config, *inputs.values())
 
 
 class MiT(Encoder):
-    """Images [B, C, *S] to Features; see `Encoder.forward`. Any S that the strides divide, beside the roi.
+    """Maps images [B, C, *S] to Features; see `Encoder.forward`. S may be any multiple of the strides.
 
-    Tokens, grid and class token are those of the decoder's last, finest stage. The pyramid: the stem, then the decoded
-    maps, and the encoder's coarsest. What it says of itself holds for the first of `inputs`: (channels, roi) by branch.
+    Tokens, grid and class token are those of the decoder's last, finest stage. The pyramid is the stem, the decoder's
+    maps, and the encoder's coarsest map. inputs: (channels, roi) per branch; the attributes describe the first.
     """
 
     decoded = 1
@@ -153,7 +153,7 @@ class MiT(Encoder):
         self, image: Tensor, *, keep: Tensor | None = None, taps: Sequence[int] = (), keys: Tensor | None = None
     ) -> Features:
         if keep is not None:
-            raise UserError("encoder: mit sees whole images; choose a strategy that hides no patches")
+            raise UserError("encoder: mit takes no masked images; choose a strategy that hides no patches")
         grids = self.config.grids(tuple(image.shape[2:]))
         scales, states = iter(self.drop_scales(keys)), []
         stem = x = self.stem[branch_name(len(grids[0]))](image)
@@ -179,7 +179,7 @@ class MiT(Encoder):
         )
 
     def layer(self, name: str) -> int:
-        """Blocks count from the encoder's first to the decoder's last; what leads into a stage counts as its first."""
+        """Numbers the blocks from the encoder's first to the decoder's last; embeddings belong to a stage's first."""
         part, *rest = name.split(".")
         if part == "norm":
             return self.depth + 1
@@ -192,20 +192,20 @@ class MiT(Encoder):
         return sum(depths[:stage]) + int(rest[2]) + 1
 
     def fit_state(self, state: dict[str, Tensor], grid: tuple[int, ...]) -> tuple[dict[str, Tensor], list[str]]:
-        """Resizes positions to this encoder's grids, and leaves out a branch that it does not have."""
+        """Resizes positions to this encoder's grids, and drops a branch that it does not have."""
         others = {"2d", "3d"}.difference(self.branches)
         state = {name: value for name, value in state.items() if others.isdisjoint(name.split("."))}
-        own, done = self.state_dict(), []
+        own, resized = self.state_dict(), []
         for name in sorted(name for name in state if name.endswith(".pos_embed") and name in own):
             old, size = state[name], tuple(own[name].shape[1:-1])
             if old.ndim == own[name].ndim and tuple(old.shape[1:-1]) != size:
                 state[name] = interpolate_positions(old.float(), size)
-                done.append(name)
-        return state, done
+                resized.append(name)
+        return state, resized
 
 
 def init_weights(module: nn.Module) -> None:
-    """As UniMiSS: He's for convolutions (by what they feed), a normal of 0.02 for matrices, positions and class."""
+    """UniMiSS's initialisation: He (fan out) for convolutions, normal of 0.02 for matrices, positions, class token."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.trunc_normal_(part.weight, std=0.02)

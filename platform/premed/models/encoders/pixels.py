@@ -1,4 +1,4 @@
-"""The image itself, averaged down and flattened: an encoder without parameters, for a baseline without a network."""
+"""The downsampled, flattened image: an encoder without parameters, for a baseline without a network."""
 
 from collections.abc import Sequence
 from math import prod
@@ -14,19 +14,19 @@ from premed.errors import UserError
 
 
 class Config(Spec):
-    """`edge`: averaged values per axis, at the most the image's own (None: 32 of a picture, 16 of a volume)."""
+    """`edge`: values per axis after average pooling, at most the image's own (None: 32 in 2D, 16 in 3D)."""
 
     name: Literal["pixels"] = "pixels"
     edge: int | None = Field(default=None, ge=1)
 
 
 def build(config: Config, channels: int, roi: Sequence[int], *more: tuple[int, Sequence[int]]) -> "Pixels":
-    """The encoder for images [B, channels, *roi], and of no `more` shapes: there is nothing in it to be pre-trained."""
+    """Builds the encoder for images [B, channels, *roi]. It ignores `more`: it has nothing to pre-train."""
     return Pixels(config, channels, tuple(roi))
 
 
 class Pixels(Encoder):
-    """Images [B, C, *S] to one token, which is the summary too: C × the averaged values, channel by channel."""
+    """Maps images [B, C, *S] to one token, also the summary: the pooled values, channel by channel."""
 
     depth = 0
 
@@ -40,7 +40,7 @@ class Pixels(Encoder):
         self, image: Tensor, *, keep: Tensor | None = None, taps: Sequence[int] = (), keys: Tensor | None = None
     ) -> Features:
         if keep is not None:
-            raise UserError("encoder: pixels sees whole images; choose a strategy that hides no patches")
+            raise UserError("encoder: pixels takes no masked images; choose a strategy that hides no patches")
         average = F.adaptive_avg_pool2d if len(self.size) == 2 else F.adaptive_avg_pool3d
         summary = average(image, self.size).flatten(1)  # type: ignore[arg-type]
         return Features(tokens=summary[:, None], grid=self.grid, summary=summary)

@@ -1,7 +1,7 @@
 """A U-Net (Ronneberger 2015) from MONAI's blocks, encoder and decoder, for pictures and volumes: HSSL's network.
 
-HSSL's widths and blocks are not public; these are ours. Group norm, where U-Nets have instance norm: that one takes
-each channel's level out of each image, and then the mean of a map, which classification is read off, says little.
+HSSL's widths and blocks are not public; these are ours. Norms are group norms, not a U-Net's instance
+norms: those remove each channel's mean from each image, and classification reads the mean of a map.
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,16 @@ Width = Annotated[int, Field(ge=GROUPS, multiple_of=GROUPS)]
 
 
 class Config(Spec):
-    """`widths`: channels at each resolution, fine to coarse, each half as fine as the one before."""
+    """`widths`: channels at each resolution, fine to coarse; each halves the one before."""
 
     name: Literal["unet"] = "unet"
     widths: tuple[Width, ...] = Field((32, 64, 128, 256, 512), min_length=2)
     dims: Literal[2, 3] | None = None
-    """2: a network for pictures, which sees volumes slice by slice along their last axis. None: the images' own."""
+    """2: a 2D network, which takes volumes slice by slice along their last axis. None: the images' number of axes."""
 
 
 def build(config: Config, channels: int, roi: Sequence[int], *more: tuple[int, Sequence[int]]) -> "UNet":
-    """The encoder for images [B, channels, *roi]; `more`: (channels, roi) of further ones, which it must suit, too."""
+    """Builds the encoder for images [B, channels, *roi]. Raises UserError if `more` (channels, roi) do not fit it."""
     encoder = UNet(config, channels, tuple(roi))
     for others, size in more:
         if others != channels:
@@ -40,10 +40,10 @@ def build(config: Config, channels: int, roi: Sequence[int], *more: tuple[int, S
 
 
 class UNet(Encoder):
-    """Images [B, C, *S] to Features; see `Encoder.forward`. Any S that the strides divide, beside the roi.
+    """Maps images [B, C, *S] to Features; see `Encoder.forward`. S may be any multiple of the strides.
 
-    Tokens and grid are those of the encoder's last, coarsest map, and their mean is the summary: classification reads
-    the encoder alone. The pyramid: the decoded maps, of which the finest has the image's own grid, and that last map.
+    Tokens and grid are those of the encoder's coarsest map, and their mean is the summary: classification does not use
+    the decoder. The pyramid is the decoder's maps, the finest on the image's grid, and the coarsest map.
     """
 
     decoded = 0
@@ -65,10 +65,10 @@ class UNet(Encoder):
             self.up.append(UnetUpBlock(self.dims, before, width, 3, 1, 2, norm))
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Conv3d)):
-                nn.init.kaiming_normal_(module.weight, a=0.01)  # He's, for the slope that the blocks have below 0
+                nn.init.kaiming_normal_(module.weight, a=0.01)  # He initialisation for the blocks' leaky ReLU
 
     def grid_of(self, size: tuple[int, ...]) -> tuple[int, ...]:
-        """Places per axis on the coarsest map of an image of `size`. Raises UserError where they come out uneven."""
+        """The grid of the coarsest map for an image of `size`. Raises UserError if `size` does not suit the strides."""
         if len(size) < self.dims:
             raise UserError(f"encoder.dims: {self.dims} axes are more than pictures of {size} have; choose 2")
         stride = 2 ** (self.num_levels - 1)
@@ -83,7 +83,7 @@ class UNet(Encoder):
         self, image: Tensor, *, keep: Tensor | None = None, taps: Sequence[int] = (), keys: Tensor | None = None
     ) -> Features:
         if keep is not None:
-            raise UserError("encoder: unet sees whole images; choose a strategy that hides no patches")
+            raise UserError("encoder: unet takes no masked images; choose a strategy that hides no patches")
         grid = self.grid_of(tuple(image.shape[2:]))
         sliced = len(grid) > self.dims
         x = image.movedim(-1, 1).flatten(0, 1) if sliced else image  # all slices as one batch of pictures
@@ -104,16 +104,18 @@ class UNet(Encoder):
         )
 
     def layer(self, name: str) -> int:
-        """Blocks count from the encoder's first, which is layer 1, to the decoder's last."""
+        """Numbers the blocks from the encoder's first, which is layer 1, to the decoder's last."""
         part, number, *_ = name.split(".")
         return int(number) + 1 + (self.num_levels if part == "up" else 0)
 
     @property
     def drop_path(self) -> float:  # type: ignore[override]
-        """None: a plain block has no way around it that would be left if its branch were dropped."""
+        """Always 0: the blocks have no residual connection that would remain if the branch were dropped."""
         return 0.0
 
     @drop_path.setter
     def drop_path(self, rate: float) -> None:
         if rate:
-            raise UserError(f"finetune.drop_path: is {rate:g}, and unet's blocks have no way around them; set it to 0")
+            raise UserError(
+                f"finetune.drop_path: is {rate:g}, and unet's blocks have no residual connections; set it to 0"
+            )

@@ -1,8 +1,8 @@
 """The vision transformer of ViT (Dosovitskiy 2021) and MAE (He 2022), in 2D and 3D.
 
 Parameter names and arithmetic are timm's (`VisionTransformer` with a class token, LayerNorm eps 1e-6, qkv bias), so its
-2D weights load as they are. Positions are sines and cosines (order h, w, d; temperature 10000; a zero row for
-the class token): fixed while a masked autoencoder trains, learnable in fine-tuning.
+2D weights load unchanged. Positions are sines and cosines (order h, w, d; temperature 10000; 0 for the class token),
+fixed while a masked autoencoder trains, learnable in fine-tuning.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ SIZES = {  # width, depth, heads of timm's tiny, small and base
 
 
 class Config(Spec):
-    """`size: tiny | small | base` stands for three numbers; a number given beside it wins."""
+    """`size: tiny | small | base` presets width, depth and heads; explicit numbers override it."""
 
     name: Literal["vit"] = "vit"
     width: int = Field(default=768, ge=8)
@@ -55,15 +55,15 @@ class Config(Spec):
 
 
 def build(config: Config, channels: int, roi: Sequence[int], *more: tuple[int, Sequence[int]]) -> "ViT":
-    """The encoder for images [B, channels, *roi]. UserError where there are `more` shapes: it has one grid."""
+    """Builds the encoder for images [B, channels, *roi]. UserError if there are `more` shapes: it has one grid."""
     if more:
         shapes = " and ".join(f"{n} × {list(size)}" for n, size in ((channels, roi), *more))
-        raise UserError(f"pretrain.sources: vit sees images of one shape, and these are {shapes}; use mit")
+        raise UserError(f"pretrain.sources: vit takes images of one shape, and these are {shapes}; use mit")
     return ViT(config, channels, tuple(roi))
 
 
 class ViT(Encoder):
-    """Images [B, C, *roi] to Features; see `Encoder.forward`."""
+    """Maps images [B, C, *roi] to Features; see `Encoder.forward`."""
 
     def __init__(self, config: Config, channels: int, roi: tuple[int, ...]):
         super().__init__()
@@ -90,15 +90,15 @@ class ViT(Encoder):
         if keep is not None:
             x = torch.gather(x, 1, keep[..., None].expand(-1, -1, self.width))  # [B, K, D]
         summary = self.cls_token + self.pos_embed[:, :1]
-        # x.shape[0], for len(x) would fix the batch size of an exported network
+        # not len(x), which would fix the batch size of an exported network
         x = torch.cat([summary.expand(x.shape[0], -1, -1), x], dim=1)
-        tapped = {}
+        states = {}
         for i, (block, scale) in enumerate(zip(self.blocks, self.drop_scales(keys), strict=True)):
             x = block(x, scale)
             if i in taps:
-                tapped[i] = x[:, 1:]
+                states[i] = x[:, 1:]
         x = self.norm(x)
-        return Features(tokens=x[:, 1:], grid=self.grid, summary=x[:, 0], taps=tapped)
+        return Features(tokens=x[:, 1:], grid=self.grid, summary=x[:, 0], taps=states)
 
     def layer(self, name: str) -> int:
         if name.startswith(("cls_token", "pos_embed", "patch_embed")):
@@ -106,10 +106,10 @@ class ViT(Encoder):
         return int(name.split(".")[1]) + 1 if name.startswith("blocks.") else self.depth + 1
 
     def fit_state(self, state: dict[str, Tensor], grid: tuple[int, ...]) -> tuple[dict[str, Tensor], list[str]]:
-        """Resizes the position embedding from `grid` to this encoder's, axis by axis; the class row stays."""
+        """Resizes the position embedding from `grid` to this encoder's, axis by axis; the class token's row stays."""
         if tuple(grid) == self.grid or len(grid) != len(self.grid):
             return state, []
-        flat = len(grid) == 2  # then as timm does it; without antialiasing torch's bicubic bends a ramp
+        flat = len(grid) == 2  # as timm does; without antialiasing, torch's bicubic distorts a linear ramp
         mode = "bicubic" if flat else "trilinear"
         summary, places = state["pos_embed"].float().split([1, prod(grid)], dim=1)
         places = places.transpose(1, 2).unflatten(2, tuple(grid))
@@ -117,7 +117,7 @@ class ViT(Encoder):
         return state | {"pos_embed": torch.cat([summary, places.flatten(2).transpose(1, 2)], dim=1)}, ["pos_embed"]
 
     def timm(self) -> dict[str, Any] | None:
-        """Any of timm's plain ViTs, with its numbers set. It has 2D ones alone."""
+        """Arguments of one of timm's plain ViTs, with this encoder's sizes. timm has only 2D ones."""
         if len(self.grid) != 2:
             return None
         return {
@@ -133,7 +133,7 @@ class ViT(Encoder):
 
 
 class PatchEmbed(nn.Module):
-    """Patches [B, L, D] by a strided convolution (named `proj`, as timm's)."""
+    """Embeds patches as [B, L, D], by a strided convolution (named `proj`, as in timm)."""
 
     def __init__(self, channels: int, width: int, patch: tuple[int, ...]):
         super().__init__()
@@ -141,16 +141,16 @@ class PatchEmbed(nn.Module):
         self.proj = convolution(channels, width, patch, stride=patch)  # type: ignore[arg-type]
 
     def forward(self, image: Tensor) -> Tensor:
-        # patches × weight matrix: the strided convolution's sum, without its slow backward pass on CPUs
+        # a matrix product equals the strided convolution, whose backward pass is slow on CPUs
         weight = self.proj.weight.flatten(1)
         return F.linear(patchify(image, tuple(self.proj.kernel_size)), weight, self.proj.bias)
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP: timm's layers and names, with drop path drawn by the caller."""
+    """Pre-norm attention and MLP: timm's layers and names, the caller draws drop path."""
 
     def __init__(self, width: int, heads: int):
-        from timm.layers import Mlp  # importing timm takes seconds: the command line's errors should not wait for it
+        from timm.layers import Mlp  # importing timm takes seconds, for which error messages should not wait
         from timm.models.vision_transformer import Attention
 
         super().__init__()
@@ -167,7 +167,7 @@ class Block(nn.Module):
 
 
 def patchify(image: Tensor, patch: tuple[int, ...]) -> Tensor:
-    """[B, C, *S] to [B, L, C * prod(patch)]: patches in raster order, values in the order of a convolution's weight."""
+    """Cuts [B, C, *S] into patches [B, L, C * prod(patch)], in raster order; values as in a convolution's weight."""
     dims = len(patch)
     for axis, edge in enumerate(patch):
         image = image.unflatten(2 + 2 * axis, (-1, edge))  # [B, C, S1/p, p, S2/p, p, …]
@@ -190,7 +190,7 @@ def unpatchify(patches: Tensor, grid: tuple[int, ...], patch: tuple[int, ...]) -
 def sincos(grid: tuple[int, ...], width: int, field: str = "encoder.width") -> Tensor:
     """Fixed positions [1, L, width]: per axis, `width / axes` numbers, sines then cosines.
 
-    Raises UserError, naming the `field` that the width comes from, where it cannot be split so.
+    Raises UserError, which names the width's `field`, if it cannot be divided so.
     """
     dims = len(grid)
     if width % (2 * dims):
@@ -204,12 +204,12 @@ def sincos(grid: tuple[int, ...], width: int, field: str = "encoder.width") -> T
 
 
 def add_class_row(positions: Tensor) -> Tensor:
-    """[1, L, D] to [1, 1 + L, D]: zeros for the class token."""
+    """Prepends the class token's position, zeros: [1, L, D] to [1, 1 + L, D]."""
     return torch.cat([positions.new_zeros(1, 1, positions.shape[2]), positions], dim=1)
 
 
 def init_weights(module: nn.Module) -> None:
-    """Xavier for matrices (patch embedding included), zero biases, as MAE does."""
+    """MAE's initialisation: Xavier for matrices (patch embedding included), zero biases."""
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Conv2d, nn.Conv3d)):
             nn.init.xavier_uniform_(part.weight.data.flatten(1))

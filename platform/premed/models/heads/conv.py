@@ -1,7 +1,7 @@
-"""Convolutions from an encoder's feature maps to the image's own grid: segmentation with an encoder that has a decoder.
+"""A convolutional segmentation head for encoders with their own decoder.
 
-It goes on from the finest map that the decoder made, takes the finer, early maps in as skips (UNETR's blocks, from
-MONAI), and ends at full resolution.
+It starts from the decoder's finest map, takes finer, earlier maps as skip connections (UNETR's blocks, from MONAI), and
+upsamples to full resolution.
 """
 
 from itertools import pairwise
@@ -17,21 +17,21 @@ from premed.errors import UserError
 
 
 class Config(Spec):
-    """`feature_size` channels at full resolution, where no feature map is that fine."""
+    """`feature_size`: channels at full resolution, if no feature map is that fine."""
 
     name: Literal["conv"] = "conv"
     feature_size: int = Field(default=16, ge=1)
 
 
 def build(config: Config, encoder: Encoder, task: Task) -> "Conv":
-    """The head for `task`'s classes on `encoder`'s feature maps."""
+    """Builds the head for `task`'s classes. Raises UserError if the encoder has no feature maps."""
     if not encoder.pyramid:
-        raise UserError("finetune.head: conv goes on from feature maps, which this encoder has none of; use unetr")
+        raise UserError("finetune.head: conv needs feature maps, and this encoder has none; use unetr")
     return Conv(config, encoder.pyramid[encoder.decoded :: -1], len(task.classes))
 
 
 class Conv(Head):
-    """Logits [B, classes, *S] at the image's own resolution. `scales`: of the maps that it reads, coarse to fine."""
+    """Logits [B, classes, *S] at the image's own resolution. scales: of its input maps, coarse to fine."""
 
     def __init__(self, config: Config, scales: tuple[Scale, ...], num_classes: int):
         from monai.networks.blocks.dynunet_block import UnetOutBlock, UnetResBlock, get_conv_layer

@@ -1,4 +1,4 @@
-"""One linear layer on the class token (the paper's) or on the mean of the patch tokens: classification."""
+"""A linear classification head on the class token (as in MAE's paper) or on the mean of the patch tokens."""
 
 from typing import Literal
 
@@ -10,14 +10,14 @@ from premed.errors import UserError
 
 
 class Config(Spec):
-    """`pool: cls` is timm's and SelfMedMAE's head; `mean` suits short pre-trainings, whose class token knows little."""
+    """`pool: cls` is timm's and SelfMedMAE's head; `mean` suits short pre-trainings, which barely train it."""
 
     name: Literal["linear"] = "linear"
     pool: Literal["cls", "mean"] = "cls"
 
 
 def build(config: Config, encoder: Encoder, task: Task) -> "Linear":
-    """The head for `task`'s classes on `encoder`'s features."""
+    """Builds the head for `task`'s classes."""
     return Linear(config, encoder.width, len(task.classes))
 
 
@@ -28,7 +28,7 @@ class Linear(Head):
         super().__init__()
         self.pool = config.pool
         self.fc = nn.Linear(width, num_classes)
-        nn.init.trunc_normal_(self.fc.weight, std=2e-5)  # MAE's fine-tuning: start from an even answer
+        nn.init.trunc_normal_(self.fc.weight, std=2e-5)  # MAE's fine-tuning: starts from almost uniform predictions
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, image: Tensor, features: Features) -> Tensor:

@@ -1,9 +1,9 @@
-"""Logistic regression on the features of an encoder that stays as it is: solved in seconds, with no rate to choose.
+"""A linear probe: logistic regression on a frozen encoder's features, solved in seconds, without a learning rate.
 
-Classification: a row per view, the mean of its patch tokens or its class token. Segmentation: a row per patch, and the
-patches' logits are interpolated to voxels; a patch in which several classes have a share counts for each of them with
-it (soft labels), which is the same as giving every voxel its patch's features. Exclusive classes are one multinomial
-regression, others (findings, regions) one binary regression each, over the labels that are known.
+Classification: one row per view, the mean of its patch tokens or its class token. Segmentation: one row per patch, and
+the patches' logits are interpolated to voxels; a patch with several classes counts for each of them by its share (soft
+labels), which is equivalent to giving every voxel its patch's features. Exclusive classes are one multinomial
+regression, others (findings, regions) one binary regression each, on the rows with known labels.
 """
 
 import warnings
@@ -20,33 +20,33 @@ from premed.config.spec import Spec
 from premed.contracts import Encoder, Features, Head, Solution, Task
 from premed.errors import UserError
 
-ITERATIONS = 1000  # scikit-learn's L-BFGS ends far earlier where the regularisation is of any strength
+ITERATIONS = 1000  # scikit-learn's L-BFGS converges far earlier, unless the regularisation is very weak
 
 Strength = Annotated[float, Field(gt=0)]
 Prior = Annotated[float, Field(ge=0, le=1)]
 
 
 class Config(Spec):
-    """`strengths` are scikit-learn's C, of which val picks one (of equals the first); features are standardised."""
+    """`strengths` are values of scikit-learn's C; val selects one (the first of equals). Features are standardised."""
 
     name: Literal["probe"] = "probe"
     pool: Literal["mean", "cls"] = "mean"
     """Classification: the mean of the patch tokens, or the class token."""
     strengths: tuple[Strength, ...] = Field((1e-4, 1e-3, 0.01, 0.1, 1.0), min_length=1)
     priors: tuple[Prior, ...] = Field((0.0, 0.5, 0.75, 1.0), min_length=1)
-    """Label maps: how much of the classes' log frequency is taken off the logits (1: as if all were equally frequent),
-    of which val picks one too. With none taken off, a patch that is background by half answers background alone."""
+    """Label maps: the share of the classes' log frequency that is subtracted from the logits (1: as if all were equally
+    frequent); val selects one, too. At 0, a patch that is half background is predicted as background only."""
 
 
 def build(config: Config, encoder: Encoder, task: Task) -> "Probe":
-    """The head for `task`'s classes on `encoder`'s features."""
+    """Builds the head for `task`'s classes. Raises UserError if `pool` does not suit its labels."""
     if task.labels and config.pool == "cls":
         raise UserError("finetune.head.pool: cls is one row per image, and label maps need one per patch; leave it out")
     return Probe(config, encoder, task)
 
 
 class Probe(Head):
-    """Logits [B, classes], or [B, classes, *S] where labels are maps."""
+    """Logits [B, classes], or [B, classes, *S] if labels are maps."""
 
     def __init__(self, config: Config, encoder: Encoder, task: Task):
         super().__init__()
@@ -77,7 +77,7 @@ class Probe(Head):
         return F.interpolate(maps, size=image.shape[2:], mode=mode, align_corners=False)
 
     def linear(self, rows: Tensor) -> Tensor:
-        # double, which autocast leaves alone: with the standardisation folded in, large terms cancel
+        # float64, which autocast does not change: large terms cancel, since the weights include the standardisation
         return F.linear(rows.double(), self.fc.weight.double(), self.fc.bias.double())
 
     def solve(self, rows: Tensor, shares: Tensor) -> Iterator[Solution]:
@@ -89,7 +89,7 @@ class Probe(Head):
             weight, bias, frequency, messages = (self.fit_multinomial if self.exclusive else self.fit_binary)(
                 x, y, strength
             )
-            weight = (weight / scaler.scale_).astype(np.float32)  # as kept: the bias then makes up for the rounding
+            weight = (weight / scaler.scale_).astype(np.float32)  # rounded as stored: the bias below compensates for it
             for prior in self.priors:
                 with torch.no_grad():
                     self.fc.weight.copy_(torch.from_numpy(weight))
@@ -98,33 +98,33 @@ class Probe(Head):
                 yield Solution(loss, {"strength": strength} | ({"prior": prior} if self.grid else {}), messages)
 
     def fit_multinomial(self, x: np.ndarray, y: np.ndarray, strength: float) -> "Regression":
-        """One softmax, of standardised rows `x` [n, D] and shares `y` [n, classes]."""
+        """Fits one softmax to standardised rows `x` [n, D] and shares `y` [n, classes]."""
         weight, bias, frequency, ended = fit_regression(x, y, strength)
         absent = [name for name, total in zip(self.classes, y.sum(axis=0), strict=True) if not total]
-        message = "is in no training case: its answer is the frequency of half a case"
+        message = "is in no training case: it is predicted with the frequency of half a case"
         messages = [f"probe: {name} {message}" for name in absent]
         return Regression(
             weight, bias, frequency, messages + ([] if ended else [not_converged("the regression", strength)])
         )
 
     def fit_binary(self, x: np.ndarray, y: np.ndarray, strength: float) -> "Regression":
-        """One sigmoid per class, each from the rows in which it is known."""
-        found, messages = [], []
+        """Fits one sigmoid per class, to the rows in which the class is known."""
+        fits, messages = [], []
         for name, share in zip(self.classes, y.T, strict=True):
             known = ~np.isnan(share)
             pair = np.stack([1 - share[known], share[known]], axis=1)
             *both, ended = fit_regression(x[known], pair, strength)
-            found.append([yes - no for no, yes in both])
+            fits.append([yes - no for no, yes in both])
             if not pair.any(axis=0).all():
-                message = "has one kind of label only in training: its answer is its frequency there"
+                message = "has only one kind of label in training: it is predicted with its frequency there"
                 messages.append(f"probe: {name} {message}")
             if not ended:
                 messages.append(not_converged(name, strength))
-        weight, bias, frequency = map(np.stack, zip(*found, strict=True))
+        weight, bias, frequency = map(np.stack, zip(*fits, strict=True))
         return Regression(weight, bias, frequency, messages)
 
     def loss(self, logits: Tensor, shares: Tensor) -> float:
-        """The mean over the rows of the (known) classes' cross-entropy, without the regularisation."""
+        """The cross-entropy of the (known) classes, mean over the rows, without the regularisation."""
         if self.exclusive:
             return float(F.cross_entropy(logits, shares))
         known = ~shares.isnan()
@@ -136,17 +136,18 @@ class Regression(NamedTuple):
 
     weight: np.ndarray  # [classes, D]
     bias: np.ndarray  # [classes]
-    frequency: np.ndarray  # [classes]: the classes' log frequencies, or log odds; 0 where there was nothing to solve
+    frequency: np.ndarray  # [classes]: the classes' log frequencies, or log odds; 0 if there was nothing to fit
     messages: list[str]
 
 
 def fit_regression(
     x: np.ndarray, shares: np.ndarray, strength: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
-    """Softmax weights [K, D], biases and log frequencies [K] of rows `x` [n, D] and shares [n, K]; if it converged.
+    """Fits a softmax to rows `x` [n, D] and shares [n, K].
 
-    A class that no row has a share in gets weights of 0, and a bias that is its frequency at the mean row, counted as
-    if there were half a row more of each class; so do all, if no two have a share.
+    Returns weights [K, D], biases [K], log frequencies [K], and whether it converged. A class without any share gets
+    weights of 0 and a bias that yields its frequency at the mean row, counting half a row more of each class; so do all
+    classes if fewer than two have a share.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -172,4 +173,5 @@ def fit_regression(
 
 
 def not_converged(what: str, strength: float) -> str:
+    """The warning for a regression that did not converge."""
     return f"probe: {what} did not converge at strength {strength:g}; leave it out of finetune.head.strengths"

@@ -1,7 +1,7 @@
-"""UNETR (Hatamizadeh 2022): a convolutional decoder on the states of a transformer, 2D or 3D, from MONAI's blocks.
+"""UNETR (Hatamizadeh 2022): a convolutional decoder on a transformer's hidden states, 2D or 3D, of MONAI's blocks.
 
-For patch 16 and 12 blocks this is MONAI's `UNETR` to the name of each weight: states of blocks 3, 6 and 9 (counted from
-0) and the normed last tokens. A patch of 2^k has k levels; its k - 1 states are spread evenly over the depth.
+For patch 16 and 12 blocks this is MONAI's `UNETR`, with the same weight names: it takes the outputs of blocks 3, 6 and
+9 (counted from 0) and the normalised last tokens. A patch of 2^k has k levels; the k - 1 blocks are evenly spaced.
 """
 
 from typing import Literal
@@ -15,16 +15,16 @@ from premed.errors import UserError
 
 
 class Config(Spec):
-    """`feature_size` channels at full resolution, doubled at each level below (SelfMedMAE: 16)."""
+    """`feature_size`: channels at full resolution, doubled at each coarser level (SelfMedMAE: 16)."""
 
     name: Literal["unetr"] = "unetr"
     feature_size: int = Field(default=16, ge=1)
 
 
 def build(config: Config, encoder: Encoder, task: Task) -> "UNETR":
-    """The head for `task`'s classes on `encoder`'s features."""
+    """Builds the head for `task`'s classes. Raises UserError if the encoder does not suit it."""
     if encoder.pyramid:
-        raise UserError("finetune.head: unetr wants one grid in all blocks, and this encoder has several; use conv")
+        raise UserError("finetune.head: unetr needs one grid in all blocks, and this encoder has several; use conv")
     edges = set(encoder.patch)
     levels = max(edges).bit_length() - 1
     if len(edges) != 1 or 2**levels != max(edges) or levels < 2:
@@ -55,10 +55,10 @@ class UNETR(Head):
         up = {"upsample_kernel_size": 2, **same}
         self.encoder1 = UnetrBasicBlock(dims, channels, size, stride=1, **same)
         for i in range(1, levels):  # encoder2, encoder3, …: tokens to maps at 1/2, 1/4, … of the resolution
-            grown = UnetrPrUpBlock(
+            block = UnetrPrUpBlock(
                 dims, encoder.width, size * 2**i, num_layer=levels - 1 - i, stride=1, conv_block=True, **up
             )
-            self.add_module(f"encoder{i + 1}", grown)
+            self.add_module(f"encoder{i + 1}", block)
         for i in range(levels):  # decoder{levels + 1}, …, decoder2: from coarse to fine
             coarse = encoder.width if i == levels - 1 else size * 2 ** (i + 1)
             self.add_module(f"decoder{i + 2}", UnetrUpBlock(dims, coarse, size * 2**i, **up))
@@ -72,5 +72,5 @@ class UNETR(Head):
         return self.out(self.decoder2(x, self.encoder1(image)))
 
     def to_map(self, tokens: Tensor) -> Tensor:
-        """[B, L, D] to [B, D, *grid]."""
+        """Reshapes tokens [B, L, D] to a map [B, D, *grid]."""
         return tokens.transpose(1, 2).unflatten(2, self.grid)
