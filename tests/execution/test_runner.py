@@ -191,7 +191,7 @@ def test_parameters_are_what_a_yaml_can_say(used):
 def test_a_run_says_which_commit_it_comes_from(used):
     tags = store_of(used[0]).get(used[1]["run_id"]).tags
     folder = os.path.dirname(runner.__file__)
-    if subprocess.run(["git", "ls-files", "--error-unmatch", "launch.py"], cwd=folder, capture_output=True).returncode:
+    if subprocess.run(["git", "ls-files", "--error-unmatch", "runner.py"], cwd=folder, capture_output=True).returncode:
         pytest.skip("premed is not run from its own checkout")
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True).stdout.strip()
     assert tags["mlflow.source.git.commit"].removesuffix("-dirty") == head

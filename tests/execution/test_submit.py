@@ -110,7 +110,8 @@ def test_a_checkout_travels_as_git_has_it_less_what_rayignore_names_and_is_small
 def test_from_elsewhere_yamls_with_their_bases_and_the_premed_in_use_travel_and_nothing_else(premed, elsewhere):
     told = dry(premed, "mine/a.yaml", "train.workers=2")
     names = {file["name"] for file in told["files"]}
-    package = {f"premed/{path.relative_to(submit.PACKAGE)}" for path in submit.PACKAGE.rglob("*.py")}
+    parts = [path for path in submit.PACKAGE.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
+    package = {f"premed/{path.relative_to(submit.PACKAGE)}" for path in parts}
     assert names == {"mine/a.yaml", "shared/base.yaml"} | package
     assert told["entrypoint"] == "python -m premed run mine/a.yaml train.workers=2"
 

@@ -57,8 +57,7 @@ class ExperimentRecorder:
         """register: a fine-tuned network becomes a version of the task's model."""
         self.experiment, self.task, self.tracker, self.on_event = experiment, task, tracker, on_event
         self.pause, self.registers = pause, register
-        self.run_id, self.digest = "", ""
-        self.writing = False
+        self.run_id, self.digest, self.writing = "", "", False
         self.pretrain_run: str | None = None  # the run of the pre-training that the experiment starts from, once known
         self.copies: dict[str, list[str]] = {}  # by run: folders of copied files that MLflow has not read yet
 

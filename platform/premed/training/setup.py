@@ -23,6 +23,9 @@ from premed.training.schedule import Schedule, planned
 from premed.training.storage import StageStorage
 from premed.training.supervised import Supervised
 
+TaskOf = Callable[[Spec], Task]
+"""Returns the task of a configuration."""
+
 
 @dataclass(frozen=True)
 class StageJob:
@@ -70,7 +73,7 @@ class TrainingSetup(NamedTuple):
         return self.data_sets[0].task
 
 
-def set_up(job: StageJob, tasks: Callable[[Spec], Task]) -> TrainingSetup:
+def set_up(job: StageJob, tasks: TaskOf) -> TrainingSetup:
     """Prepares a training. A UserError on any rank is raised on all ranks."""
     with raise_on_all_ranks():
         data_sets = data_sets_of(job.stage, tasks)

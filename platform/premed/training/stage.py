@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from premed.config.settings import Finetune, Pretrain
-from premed.config.spec import Spec
-from premed.contracts import DataSet, Task
+from premed.contracts import DataSet
 from premed.data.datamodule import Tasks, absent_classes, data_sets_of
 from premed.data.loader import PreparedLoader
 from premed.distributed import RaisedOnAllRanks, raise_on_all_ranks, rank_and_world
@@ -23,22 +22,20 @@ from premed.training.device import device_of, forget_peak_memory, peak_memory_mb
 from premed.training.evaluate import bootstrap_interval, collapsed, evaluate, passed_gate
 from premed.training.fit import distributed, fit, make_optimizer
 from premed.training.import_weights import bring
-from premed.training.setup import StageJob, make_objective, prepared, set_up
+from premed.training.setup import StageJob, TaskOf, make_objective, prepared, set_up
 from premed.training.solver import solve
 from premed.training.supervised import Supervised
 from premed.training.throughput import Throughput
 
+Report = Callable[[dict[str, float]], None]
+"""Takes the numbers of a validation; what it raises ends the stage."""
 
-def run_stage(
-    job: StageJob,
-    on_event: EventHandler,
-    report: Callable[[dict[str, float]], None],
-    tasks: Callable[[Spec], Task] | None = None,
-) -> None:
+
+def run_stage(job: StageJob, on_event: EventHandler, report: Report, tasks: TaskOf | None = None) -> None:
     """Runs the stage and writes `result.json` last; `failure.json` where a retry would fail in the same way.
 
     on_event: called on the first rank only. report: called with the numbers of each validation, on every rank.
-    tasks: returns the task of a configuration, where some are built already.
+    tasks: where some are built already.
     """
     tasks, (rank, world) = tasks or Tasks(), rank_and_world()
     on_event = on_event if rank == 0 else lambda event: None
@@ -62,12 +59,7 @@ def run_stage(
             raise  # the others wait for this rank
 
 
-def train_stage(
-    job: StageJob,
-    on_event: EventHandler,
-    report: Callable[[dict[str, float]], None],
-    tasks: Callable[[Spec], Task],
-) -> None:
+def train_stage(job: StageJob, on_event: EventHandler, report: Report, tasks: TaskOf) -> None:
     """Pre-training or fine-tuning."""
     stage, settings, how = job.stage, job.stage.training, job.train
     assert isinstance(settings, (Pretrain, Finetune))
@@ -169,7 +161,7 @@ def write_result(job: StageJob, callback: TrainingCallback, num_cases: int, more
     storage.clear("best")
 
 
-def test_stage(job: StageJob, on_event: EventHandler, tasks: Callable[[Spec], Task]) -> None:
+def test_stage(job: StageJob, on_event: EventHandler, tasks: TaskOf) -> None:
     """Scores the test part once, with the weights that validation picked."""
     began = time.monotonic()
     with raise_on_all_ranks():
