@@ -287,7 +287,7 @@ def test_the_constant_answer_of_alike_cases_is_near_them(brains, tmp_path):
 def test_pictures_paint_the_regions_inside_each_other(sample, tmp_path):
     found, one = sample
     label = one.entry.label()
-    painted = found.painted(found.united(label))
+    painted = found.paint(found.region_masks(label))
     assert {(int(a), int(b)) for a, b in zip(label.ravel(), painted.ravel(), strict=True)} == {
         (0, 0),
         (1, 2),

@@ -16,7 +16,7 @@ import torch
 from premed.config.transforms import Preprocessing
 from premed.errors import UserError
 from premed.models.network import Network
-from premed.tasks.common.segmentation import Segmentation
+from premed.tasks.base_config.segmentation_config import Segmentation
 
 MODEL = "models/model.ts"
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
@@ -24,11 +24,11 @@ SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/downlo
 
 def write(network: Network, task: Any, card: dict[str, Any], folder: Path) -> list[str]:
     """All of the bundle but its graph (`models/model.ts`); returns what there is to know beside it."""
-    refuse(task)
+    refuse_unsupported(task)
     for name in ("configs", "models", "docs"):
         (folder / name).mkdir()
     volumes = isinstance(task, Segmentation)
-    config = common(task) | (segmentation(task) if volumes else classification(task))
+    config = base_config(task) | (segmentation_config(task) if volumes else classification_config(task))
     for name, content in (("metadata", metadata(task, card)), ("inference", config)):
         (folder / "configs" / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     # the specification asks for the plain weights too; they are the graph's, name by name
@@ -61,7 +61,7 @@ def verify(folder: Path) -> None:
         logging.disable(logging.NOTSET)
 
 
-def refuse(task: Any) -> None:
+def refuse_unsupported(task: Any) -> None:
     """Raises UserError for what MONAI has no transform for."""
     preprocessing: Preprocessing = task.preprocessing
     mend = "take --format onnx or safetensors"
@@ -83,7 +83,7 @@ def refuse(task: Any) -> None:
 # The configuration ---------------------------------------------------------------------------------------------------
 
 
-def common(task: Any) -> dict[str, Any]:
+def base_config(task: Any) -> dict[str, Any]:
     kinds = ["*.nii.gz", "*.nii"] if task.dims == 3 else ["*.png", "*.jpg", "*.jpeg"]
     find = " + ".join(f"glob.glob(os.path.join(@dataset_dir, '{kind}'))" for kind in kinds)
     return {
@@ -101,7 +101,10 @@ def common(task: Any) -> dict[str, Any]:
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
         "network": f"$torch.jit.load(os.path.join(@bundle_root, '{MODEL}'), map_location=@device).eval()",
         "roi": list(task.roi),
-        "preprocessing": {"_target_": "Compose", "transforms": [*reading(task), *normalising(task.preprocessing)]},
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": [*reading_transforms(task), *intensity_transforms(task.preprocessing)],
+        },
         "dataset": {
             "_target_": "Dataset",
             "data": "$[{'image': each} for each in @images]",
@@ -114,7 +117,7 @@ def transform(target: str, **arguments: Any) -> dict[str, Any]:
     return {"_target_": target, "keys": "image", **arguments}
 
 
-def reading(task: Any) -> list[dict[str, Any]]:
+def reading_transforms(task: Any) -> list[dict[str, Any]]:
     """From a file to its prepared grid."""
     preprocessing: Preprocessing = task.preprocessing
     if preprocessing.dims == 2:
@@ -141,8 +144,8 @@ def reading(task: Any) -> list[dict[str, Any]]:
             [1 - 2 * at if (at := find(letter)) >= 0 else 0 for letter in preprocessing.orientation] for find in rows
         ]
         straight = f"torch.block_diag(torch.tensor({axes}) * x.affine[:3, :3].norm(dim=0), torch.ones(1, 1))"
-        told = "meta=x.meta, applied_operations=x.applied_operations"
-        steps.append(transform("Lambdad", func=f"$lambda x: MetaTensor(x.as_tensor(), {straight}, {told})"))
+        kept_metadata = "meta=x.meta, applied_operations=x.applied_operations"
+        steps.append(transform("Lambdad", func=f"$lambda x: MetaTensor(x.as_tensor(), {straight}, {kept_metadata})"))
         steps.append(transform("Spacingd", pixdim=list(preprocessing.spacing), mode="bilinear", padding_mode="border"))
         # its weights are 0 but for some 1e-16: what was 0 is 0 again, for boxes and averages that leave it out
         steps.append(transform("Lambdad", func="$lambda x: x * (x.abs() > 1e-10 * x.abs().max())"))
@@ -153,7 +156,7 @@ def reading(task: Any) -> list[dict[str, Any]]:
     return steps
 
 
-def normalising(preprocessing: Preprocessing) -> list[dict[str, Any]]:
+def intensity_transforms(preprocessing: Preprocessing) -> list[dict[str, Any]]:
     """Values as the network sees them."""
     if preprocessing.normalise == "grey":
         mean, std = (
@@ -176,7 +179,7 @@ def normalising(preprocessing: Preprocessing) -> list[dict[str, Any]]:
     return steps
 
 
-def segmentation(task: Any) -> dict[str, Any]:
+def segmentation_config(task: Any) -> dict[str, Any]:
     """Sliding windows over the image, padded as premed does it; logits back to the file's grid; labels."""
     air = "x.amin(dim=(1, 2, 3), keepdim=True)" if task.preprocessing.normalise == "zscore" else "0 * x[:, :1, :1, :1]"
     lack = "max(r - n, 0)"
@@ -205,7 +208,7 @@ def segmentation(task: Any) -> dict[str, Any]:
             "orig_keys": "image",
             "nearest_interp": False,
         },
-        "decided": f"$lambda x: {decision(task)}",
+        "decided": f"$lambda x: {decision_expression(task)}",
         "label_map": "$lambda x, meta: nibabel.Nifti1Image(x.numpy().astype('uint8'), meta['original_affine'])",
         "path": f"$lambda meta: os.path.join(@output_dir, {name})",
         "save": "$lambda x, meta: nibabel.save(@label_map(@decided(x), meta), @path(meta))",
@@ -214,7 +217,7 @@ def segmentation(task: Any) -> dict[str, Any]:
     }
 
 
-def decision(task: Any) -> str:
+def decision_expression(task: Any) -> str:
     """Logits `x` [K, *S] on the file's grid to a label map [*S]; to masks [*S, K], where no map can say it."""
     nesting = getattr(task, "nesting", ())
     if nesting == ():
@@ -227,7 +230,7 @@ def decision(task: Any) -> str:
     return painted
 
 
-def classification(task: Any) -> dict[str, Any]:
+def classification_config(task: Any) -> dict[str, Any]:
     answer = f"@network(x.as_tensor()[None].to(@device)).{'softmax(dim=1)' if task.exclusive else 'sigmoid()'}[0].cpu()"
     save = {"filename": "predictions.csv", "overwrite": True}
     return {

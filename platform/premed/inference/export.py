@@ -18,16 +18,16 @@ import numpy as np
 import yaml
 from safetensors.torch import save_file
 
-from premed.config.loader import checked
+from premed.config.loader import validate_experiment
 from premed.config.plugins import plugin
 from premed.contracts import Sample, Task
 from premed.data.cache import Cache
 from premed.errors import StageFailed, UserError
 from premed.inference import bundle
 from premed.inference import graph as graphs
-from premed.inference.inputs import inputs, nothing, sample_of
-from premed.inference.load import Trained, opened
-from premed.inference.readme import meaning, readme, steps
+from premed.inference.inputs import find_images, no_image_error, prepare_sample
+from premed.inference.load import TrainedModel, open_trained
+from premed.inference.readme import output_meaning, preparation_steps, render
 from premed.models.network import Network
 from premed.paths import home
 from premed.tracking.store import open_store
@@ -42,7 +42,13 @@ FEW = 4  # images on which a graph is compared with torch
 
 
 def run(
-    reference: str, to: Path, form: str, *, check: Sequence[Path] = (), part: Sequence[str] = (), whole: bool = False
+    reference: str,
+    to: Path,
+    form: str,
+    *,
+    check: Sequence[Path] = (),
+    part: Sequence[str] = (),
+    single_file: bool = False,
 ) -> dict[str, Any]:
     """Writes the folder `to`; returns what `--json` says.
 
@@ -52,16 +58,16 @@ def run(
         raise UserError(f"--format: {form!r} is not one of {', '.join(EXTRA)}")
     if absent := [name for name in EXTRA[form] if find_spec(name) is None]:
         raise UserError(f"--format {form}: needs {', '.join(absent)}: pip install premed[export]")
-    if form != "safetensors" and (part or whole):
+    if form != "safetensors" and (part or single_file):
         raise UserError(f"--format {form}: holds the whole network; --part and --whole are for safetensors")
     if form == "safetensors" and check:
         raise UserError("--check: compares a graph with torch; safetensors are the weights themselves")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"{to}: is there and not empty; name a new folder")
-    with opened(reference) as trained, whole_or_nothing(to) as folder:
-        card = about(trained, form)
+    with open_trained(reference) as trained, atomic_folder(to) as folder:
+        card = export_card(trained, form)
         if form == "safetensors":
-            card |= write_parts(trained, folder, part, whole)
+            card |= write_parts(trained, folder, part, single_file)
         else:
             if trained.card.get("head") is None:
                 raise UserError(f"--format {form}: {reference} is a pre-training, which has parts only: safetensors")
@@ -69,14 +75,14 @@ def run(
             card |= write_graph(trained, network, task, form, folder, check)
         (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
         docs = folder / "docs" if form == "monai" else folder
-        (docs / "README.md").write_text(readme(card), encoding="utf-8")
+        (docs / "README.md").write_text(render(card), encoding="utf-8")
         files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     about_it = {name: card[name] for name in ("format", "task", "run_id", "check") if name in card}
     return {"folder": str(to), **about_it, "files": files}
 
 
 @contextmanager
-def whole_or_nothing(to: Path) -> Iterator[Path]:
+def atomic_folder(to: Path) -> Iterator[Path]:
     """A folder beside `to`, which takes its place when the context ends well."""
     try:
         to.absolute().parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +97,7 @@ def whole_or_nothing(to: Path) -> Iterator[Path]:
         raise StageFailed(f"{to}: cannot be written ({error.strerror or error}); make room or name another") from error
 
 
-def about(trained: Trained, form: str) -> dict[str, Any]:
+def export_card(trained: TrainedModel, form: str) -> dict[str, Any]:
     """The stage's card, and what it means."""
     card = trained.card
     if "settings" not in card:
@@ -99,19 +105,19 @@ def about(trained: Trained, form: str) -> dict[str, Any]:
             f"{trained.reference}: was trained by an older premed, whose card says too little; run it again"
         )
     told = {"format": form, "premed": version("premed"), "run_id": trained.run_id}
-    return told | card | {"steps": steps(card), "meaning": meaning(card)}
+    return told | card | {"steps": preparation_steps(card), "meaning": output_meaning(card)}
 
 
 # Weights -------------------------------------------------------------------------------------------------------------
 
 
-def write_parts(trained: Trained, folder: Path, part: Sequence[str], whole: bool) -> dict[str, Any]:
+def write_parts(trained: TrainedModel, folder: Path, part: Sequence[str], single_file: bool) -> dict[str, Any]:
     """A file for each part, or one for all, `part.name` each; and how timm takes the encoder, where it does."""
     there = trained.card["parts"]
     if unknown := [name for name in part if name not in there]:
         raise UserError(f"--part: {unknown[0]} is not one of this run's parts: {', '.join(there)}")
     weights = {name: trained.weights(name) for name in part or there}
-    if whole:
+    if single_file:
         joined = {f"{name}.{key}": value for name, state in weights.items() for key, value in state.items()}
         save_file(joined, folder / "model.safetensors")
     else:
@@ -119,7 +125,7 @@ def write_parts(trained: Trained, folder: Path, part: Sequence[str], whole: bool
             save_file(state, folder / f"{name}.safetensors")
     card = trained.card
     arguments = trained.encoder(card["channels"], tuple(card["roi"])).timm()
-    if whole or not arguments or "encoder" not in weights:
+    if single_file or not arguments or "encoder" not in weights:
         return {}
     written = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
     return {"timm": {"arguments": arguments, "call": f"encoder = timm.create_model({written})"}}
@@ -129,10 +135,10 @@ def write_parts(trained: Trained, folder: Path, part: Sequence[str], whole: bool
 
 
 def write_graph(
-    trained: Trained, network: Network, task: Task, form: str, folder: Path, check: Sequence[Path]
+    trained: TrainedModel, network: Network, task: Task, form: str, folder: Path, check: Sequence[Path]
 ) -> dict[str, Any]:
     """ONNX or a bundle, compared with torch before it is handed over."""
-    views, on = views_of(trained, task, check)
+    views, on = comparison_views(trained, task, check)
     if form == "onnx":
         file, remarks = folder / "model.onnx", []
         graph = graphs.write_onnx(network, task, file)
@@ -146,30 +152,30 @@ def write_graph(
     return {"check": {"views": len(views), "on": on, **difference}, "remarks": remarks}
 
 
-def views_of(trained: Trained, task: Task, check: Sequence[Path]) -> tuple[list[np.ndarray], str]:
+def comparison_views(trained: TrainedModel, task: Task, check: Sequence[Path]) -> tuple[list[np.ndarray], str]:
     """Views [C, *roi] to compare answers on, and whose they are: given images, validation images, or nobody's."""
     views: list[np.ndarray] = []
     if check:
-        wanted, failed = inputs(check, task.dims, Path(os.devnull))
+        wanted, failed = find_images(check, task.dims, Path(os.devnull))
         if failed or not wanted:
-            raise nothing(failed)
+            raise no_image_error(failed)
         for each in wanted[:FEW]:
-            with sample_of(each.path, task.preprocessing) as sample:
+            with prepare_sample(each.path, task.preprocessing) as sample:
                 views += task.tiles(sample)
         return views, f"{len(wanted[:FEW])} images that were given"
     with suppress(Exception):  # the data may be elsewhere or gone: then it is said
-        samples = validated(trained)
+        samples = validation_samples(trained)
         views = [view for sample in samples for view in task.tiles(sample)]
     if views:
         return views, f"{len(samples)} validation images"
-    return graphs.made_up(task), "made-up values, for no validation image is at hand: give some with --check"
+    return graphs.random_views(task), "made-up values, for no validation image is at hand: give some with --check"
 
 
-def validated(trained: Trained) -> list[Sample]:
+def validation_samples(trained: TrainedModel) -> list[Sample]:
     """A few of the run's own validation images that this machine's cache holds."""
     with TemporaryDirectory() as folder:
         file = open_store().download(trained.parent or "", "experiment.yaml", folder)
-        experiment = checked(yaml.safe_load(file.read_text(encoding="utf-8")))
+        experiment = validate_experiment(yaml.safe_load(file.read_text(encoding="utf-8")))
     task: Task = plugin("tasks", experiment.task).build(experiment.task)
     cache = Cache(home() / "cache")
     pairs = [(case, cache.open(case, task.preprocessing)) for case in task.split("val")[:FEW]]

@@ -62,7 +62,7 @@ def write_torchscript(network: Network, task: Task, path: Path) -> Graph:
     return graph
 
 
-def made_up(task: Task) -> list[np.ndarray]:
+def random_views(task: Task) -> list[np.ndarray]:
     """Views of nothing, where no image is at hand."""
     draws = [SampleRng(key("export", number)) for number in range(2)]
     shape = (task.channels, *task.roi)

@@ -23,7 +23,7 @@ class Input(NamedTuple):
     name: str  # what its label map is called, without the suffix; of what lies in a folder, its path there
 
 
-def inputs(images: Sequence[Path], dims: int, out: Path) -> tuple[list[Input], list[dict[str, str]]]:
+def find_images(images: Sequence[Path], dims: int, out: Path) -> tuple[list[Input], list[dict[str, str]]]:
     """The images that are meant, each once and in order; and arguments that mean none, with the reason."""
     found: dict[Path, Input] = {}
     failed = []
@@ -47,7 +47,9 @@ def images_in(folder: Path, dims: int, out: Path) -> Iterator[Path]:
     """All images in a folder and below it, in alphabetical order; not what lies in `out`, which are answers."""
     if folder.absolute() == out:
         return
-    if dims == 3 and any(path.name.lower().endswith(DICOM) or unmarked(path) for path in members(folder)):
+    if dims == 3 and any(
+        path.name.lower().endswith(DICOM) or is_dicom_without_suffix(path) for path in members(folder)
+    ):
         yield folder  # one volume
         return
     for path in sorted(folder.iterdir()):
@@ -56,11 +58,13 @@ def images_in(folder: Path, dims: int, out: Path) -> Iterator[Path]:
             continue
         if path.is_dir():
             yield from images_in(path, dims, out)
-        elif name.endswith(VOLUMES if dims == 3 else (*PICTURES, *DICOM)) or (dims == 2 and unmarked(path)):
+        elif name.endswith(VOLUMES if dims == 3 else (*PICTURES, *DICOM)) or (
+            dims == 2 and is_dicom_without_suffix(path)
+        ):
             yield path
 
 
-def unmarked(path: Path) -> bool:
+def is_dicom_without_suffix(path: Path) -> bool:
     """Is it DICOM without a suffix?"""
     with suppress(OSError):
         return not path.suffix.strip(".0123456789") and is_dicom(path)
@@ -76,13 +80,13 @@ def stem(path: Path) -> str:
     return name[: len(name) - len(suffix)]
 
 
-def nothing(failed: Sequence[dict[str, str]]) -> UserError:
+def no_image_error(failed: Sequence[dict[str, str]]) -> UserError:
     more = f" (and {len(failed) - 1} more like it)" if len(failed) > 1 else ""
     return UserError(f"{failed[0]['why']}{more}")
 
 
 @contextmanager
-def sample_of(path: Path, preprocessing: Preprocessing) -> Iterator[Sample]:
+def prepare_sample(path: Path, preprocessing: Preprocessing) -> Iterator[Sample]:
     """An image prepared as those it was trained on, for as long as the context lasts."""
     try:
         prepared = prepare([path], None, preprocessing)

@@ -28,7 +28,7 @@ TASKS: dict[str, type] = {"regions": Regions, "labels": Segmentation, "classes":
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """What a finished stage left for others to use."""
 
     run_id: str
@@ -42,7 +42,7 @@ class Trained:
 
     def encoder(self, channels: int, roi: tuple[int, ...]) -> Encoder:
         """The encoder with its trained weights."""
-        module, config = self.configured("encoders", self.card["encoder"])
+        module, config = self.parse_plugin("encoders", self.card["encoder"])
         with seeded_init(0, "encoder"):
             encoder = module.build(config, channels, roi)
         load_encoder(encoder, self.storage)
@@ -52,24 +52,24 @@ class Trained:
         """The fine-tuned network, in evaluation, and the task it answers. UserError of a pre-training."""
         if self.card.get("head") is None:
             raise UserError(f"{self.reference}: is a pre-training and answers nothing; name a run that was fine-tuned")
-        task = task_of(self.card)
+        task = task_from_card(self.card)
         encoder = self.encoder(task.channels, task.roi)
-        module, config = self.configured("heads", self.card["head"])
+        module, config = self.parse_plugin("heads", self.card["head"])
         with seeded_init(0, "head"):
             head = module.build(config, encoder, task)
         load_strictly(head, self.weights("head"), "head")
         return Network(encoder, head).eval().requires_grad_(False), task
 
-    def configured(self, folder: str, config: dict[str, Any]) -> tuple[Any, Any]:
+    def parse_plugin(self, folder: str, config: dict[str, Any]) -> tuple[Any, Any]:
         try:
             module = plugin(folder, config)
             return module, module.Config.model_validate(config)
         except ValueError as error:  # pydantic's are such, too
-            said = " ".join(str(error).split())
-            raise UserError(f"{self.reference}: {folder}: {said}; take the premed that it was trained with") from None
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self.reference}: {folder}: {reason}; take the premed that it was trained with") from None
 
 
-def task_of(card: dict[str, Any]) -> Task:
+def task_from_card(card: dict[str, Any]) -> Task:
     """The task that a card describes, without data. UserError where the card does not say how it answers."""
     base = TASKS.get(card.get("answer") or "")
     if base is None:
@@ -89,36 +89,36 @@ def task_of(card: dict[str, Any]) -> Task:
 
 
 @contextmanager
-def opened(reference: str) -> Iterator[Trained]:
+def open_trained(reference: str) -> Iterator[TrainedModel]:
     """The stage that `reference` means, for as long as the context lasts. Raises UserError where there is none.
 
     reference: the id of an experiment's, a fine-tuning's, a test's or a pre-training's run, or
     `models:/NAME@ALIAS`, or `models:/NAME/VERSION`.
     """
     store = open_store()
-    run = stage_of(store, reference)
+    run = find_stage_run(store, reference)
     digest = run.tags["premed.digest"]
     with TemporaryDirectory() as folder:
-        storage = place(run)
-        if card_of(storage, digest) is None:
+        storage = stage_storage(run)
+        if read_card(storage, digest) is None:
             with suppress(Exception):  # whatever way MLflow says that it has not got them, or not any more
                 store.download(run.run_id, "parts", folder)
-            storage = StageStorage(folder, "") if card_of(StageStorage(folder, ""), digest) else storage
-        card = card_of(storage, digest)
+            storage = StageStorage(folder, "") if read_card(StageStorage(folder, ""), digest) else storage
+        card = read_card(storage, digest)
         if card is None:
             raise UserError(f"{reference}: its weights are neither in {storage.where} nor in MLflow; run it again")
-        yield Trained(run.run_id, reference, run.parent, card, storage)
+        yield TrainedModel(run.run_id, reference, run.parent, card, storage)
 
 
-def stage_of(store: RunStore, reference: str) -> Run:
+def find_stage_run(store: RunStore, reference: str) -> Run:
     """The run of the training that `reference` means: of an experiment or a test, its fine-tuning."""
     run_id = registry.run_of(store.client, reference) if reference.startswith("models:/") else reference
-    run = got(store, run_id, reference)
+    run = get_run(store, run_id, reference)
     kind = run.tags.get("premed.kind")
     if kind == "experiment":
         if "finetune_run" not in run.tags:
             raise UserError(f"{reference}: this experiment has not been fine-tuned to its end; run it again")
-        run = got(store, run.tags["finetune_run"], reference)
+        run = get_run(store, run.tags["finetune_run"], reference)
     elif kind == "test":
         found = store.find(run.tags.get("premed.parent_digest", ""), "finetune")
         if found is None:
@@ -131,7 +131,7 @@ def stage_of(store: RunStore, reference: str) -> Run:
     return run
 
 
-def got(store: RunStore, run_id: str, reference: str) -> Run:
+def get_run(store: RunStore, run_id: str, reference: str) -> Run:
     try:
         return store.get(run_id)
     except Exception as error:
@@ -142,14 +142,14 @@ def got(store: RunStore, run_id: str, reference: str) -> Run:
         ) from None
 
 
-def place(run: Run) -> StageStorage:
+def stage_storage(run: Run) -> StageStorage:
     """Where the run's stage says it left its files, whether they are there still or not."""
     where = run.tags.get("premed.where", "").replace("${PREMED_HOME}", str(home()))
     storage, _, name = where.rpartition("/")
     return StageStorage(storage, name)
 
 
-def card_of(storage: StageStorage, digest: str) -> dict[str, Any] | None:
+def read_card(storage: StageStorage, digest: str) -> dict[str, Any] | None:
     """The card in a stage's folder, if it is that stage's."""
     with suppress(Exception):  # a storage that is out of reach, or was, says so in many ways
         card = storage.get_json("parts/card.json")

@@ -20,14 +20,14 @@ from premed.config.settings import Train
 from premed.contracts import Forward, Sample
 from premed.errors import StageFailed, UserError
 from premed.events import EventHandler, ImageSkipped, ImagesPredicted
-from premed.inference.inputs import Input, inputs, nothing, sample_of
-from premed.inference.load import opened
+from premed.inference.inputs import Input, find_images, no_image_error, prepare_sample
+from premed.inference.load import open_trained
 from premed.models.network import Network
 from premed.tasks.common.segmentation import Segmentation
 from premed.training.device import device_of, precision_of
 
 TABLE = "predictions.csv"
-OURS = b"premed"  # how the description in the header of a label map begins that may be written anew
+DESCRIPTION_PREFIX = b"premed"  # how the description in the header of a label map begins that may be written anew
 
 
 def run(
@@ -44,30 +44,30 @@ def run(
     masks: a mask of each region beside its label map. train: on what (`gpu`) and how precisely to compute. Raises
     UserError where nothing at all could be answered.
     """
-    with opened(reference) as trained:
+    with open_trained(reference) as trained:
         network, task = trained.network()
-        wanted, failed = inputs(images, task.dims, out)
+        wanted, failed = find_images(images, task.dims, out)
         for each in failed:
             show(ImageSkipped(each["why"]))
         if not wanted:
-            raise nothing(failed)
-        forward, outputs = forward_of(network, train), []
-        with answering(task, forward, out, wanted, trained.card["digest"], masks) as answer:
+            raise no_image_error(failed)
+        forward, outputs = make_forward(network, train), []
+        with open_predictor(task, forward, out, wanted, trained.card["digest"], masks) as answer:
             for number, each in enumerate(wanted, start=1):
                 try:
-                    with sample_of(each.path, task.preprocessing) as sample:
+                    with prepare_sample(each.path, task.preprocessing) as sample:
                         outputs.append({"path": str(each.path)} | answer(each, sample))
                 except UserError as error:
                     failed.append({"path": str(each.path), "why": str(error)})
                     show(ImageSkipped(str(error)))
                 show(ImagesPredicted(number, len(wanted)))
     if not outputs:
-        raise nothing(failed)
+        raise no_image_error(failed)
     about = {"run_id": trained.run_id, "task": task.name, "answer": trained.card["answer"], "folder": str(out)}
     return about | {"outputs": outputs, "failed": failed}
 
 
-def forward_of(network: Network, train: Train) -> Forward:
+def make_forward(network: Network, train: Train) -> Forward:
     """Images on the CPU to logits on the CPU, as a test stage computes them."""
     device, precision = device_of(train), precision_of(train)
     network.to(device)
@@ -84,7 +84,7 @@ Answer = Callable[[Input, Sample], dict[str, Any]]
 
 
 @contextmanager
-def answering(
+def open_predictor(
     task: Any, forward: Forward, out: Path, wanted: Sequence[Input], digest: str, masks: bool
 ) -> Iterator[Answer]:
     """What answers an image, writes it below `out` and returns what is said of it."""
@@ -99,12 +99,14 @@ def answering(
         maps.refuse(wanted)
         yield maps
     else:
-        with table(out / TABLE, task.classes) as add:
+        with probability_table(out / TABLE, task.classes) as add:
             yield lambda each, sample: add(each, task.probabilities(forward, [sample])[0])
 
 
 @contextmanager
-def table(path: Path, classes: Sequence[str]) -> Iterator[Callable[[Input, Sequence[float]], dict[str, Any]]]:
+def probability_table(
+    path: Path, classes: Sequence[str]
+) -> Iterator[Callable[[Input, Sequence[float]], dict[str, Any]]]:
     """A CSV with a row for each image, its probabilities behind its path; what is done stays if it is stopped."""
     header = ["path", *classes]
     if path.exists():
@@ -128,13 +130,13 @@ class LabelMaps:
 
     def __init__(self, task: Any, forward: Forward, out: Path, digest: str, masks: bool):
         self.task, self.forward, self.out, self.digest = task, forward, out, digest
-        self.whole = getattr(task, "nesting", ()) is not None  # else only masks can say it
-        self.regions = tuple(task.regions) if masks or not self.whole else ()
+        self.has_label_map = getattr(task, "nesting", ()) is not None  # else only masks can say it
+        self.regions = tuple(task.regions) if masks or not self.has_label_map else ()
 
     def names(self, each: Input) -> list[str]:
         """Of all files that are written for an image."""
         regions = (re.sub(r"[^-.\w]+", "_", region) for region in self.regions)
-        return [f"{each.name}.nii.gz"] * self.whole + [f"{each.name}.{region}.nii.gz" for region in regions]
+        return [f"{each.name}.nii.gz"] * self.has_label_map + [f"{each.name}.{region}.nii.gz" for region in regions]
 
     def refuse(self, wanted: Sequence[Input]) -> None:
         """Raises UserError where one file would be written over another, or over what premed has not written."""
@@ -145,13 +147,13 @@ class LabelMaps:
                     both = f"{owners[name].path} and {each.path} would both become {self.out / name}"
                     raise UserError(f"{both}; predict them into two folders")
                 owners[name] = each
-                if (self.out / name).exists() and not is_ours(self.out / name):
+                if (self.out / name).exists() and not is_from_premed(self.out / name):
                     raise UserError(f"{self.out / name}: is there already, and not from premed; name another folder")
 
     def __call__(self, each: Input, sample: Sample) -> dict[str, Any]:
         answer = self.task.predict(self.forward, sample)
         masks = self.task.masks(answer)
-        maps = [self.task.label_map(answer)] if self.whole else []
+        maps = [self.task.label_map(answer)] if self.has_label_map else []
         files = []
         for name, voxels in zip(self.names(each), [*maps, *(masks[name] for name in self.regions)], strict=True):
             self.write(self.out / name, voxels.astype(np.uint8), each.path, sample.entry.native_affine)
@@ -160,17 +162,17 @@ class LabelMaps:
 
     def write(self, path: Path, voxels: np.ndarray, source: Path, affine: np.ndarray) -> None:
         """Whole, or not at all."""
-        beside = path.with_name(f".{path.name}")
+        temporary = path.with_name(f".{path.name}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            nibabel.save(nifti(voxels, source, affine, f"premed {self.digest[:16]}"), beside)
-            beside.replace(path)
+            nibabel.save(nifti(voxels, source, affine, f"premed {self.digest[:16]}"), temporary)
+            temporary.replace(path)
         except OSError as error:
             raise StageFailed(
                 f"{path}: cannot be written ({error.strerror or error}); make room and start again"
             ) from error
         finally:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def nifti(voxels: np.ndarray, source: Path, affine: np.ndarray, description: str) -> Any:
@@ -194,9 +196,9 @@ def nifti(voxels: np.ndarray, source: Path, affine: np.ndarray, description: str
     return image
 
 
-def is_ours(path: Path) -> bool:
+def is_from_premed(path: Path) -> bool:
     """Did premed write this label map?"""
     try:
-        return bytes(nibabel.load(path).header["descrip"]).startswith(OURS)  # type: ignore[attr-defined]
+        return bytes(nibabel.load(path).header["descrip"]).startswith(DESCRIPTION_PREFIX)  # type: ignore[attr-defined]
     except Exception:  # noqa: BLE001 - a damaged file may raise anything, and is not ours to remove
         return False

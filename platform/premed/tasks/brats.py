@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from premed.config.spec import Spec, elsewhere
+from premed.config.spec import Spec, runtime_field
 from premed.config.transforms import Preprocessing
 from premed.contracts import Case, Part
 from premed.data import splits
@@ -31,13 +31,13 @@ class Config(Spec):
     """SelfMedMAE's preprocessing: each channel normalised over what is not 0; `roi` in voxels, `spacing` in mm."""
 
     name: Literal["brats"] = "brats"
-    root: Path | None = elsewhere(None)
+    root: Path | None = runtime_field(None)
     roi: tuple[PositiveInt, PositiveInt, PositiveInt] = (128, 128, 128)
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1.0, 1.0, 1.0)
     crop_foreground: bool = False
     """Only the box of the brain: smaller, and crops hold less air."""
     overlap: float = Field(0.5, ge=0, lt=1)
-    window_batch: int = elsewhere(4, ge=1)
+    window_batch: int = runtime_field(4, ge=1)
     split_seed: int = 0
     fold: int = Field(0, ge=0, lt=FOLDS)
     """The one that is tested on."""
@@ -45,7 +45,7 @@ class Config(Spec):
     """Of the other folds' cases: 39 of 387."""
     split: splits.Split | None = None
     """Case names (BRATS_001, …) per part, in place of the folds."""
-    partial: bool = elsewhere(False)
+    partial: bool = runtime_field(False)
     """Listed cases that are not on disk are left out rather than refused; the folds stay what they are."""
     test_images: bool = False
     """The decathlon's unlabelled test images join the pre-training; SelfMedMAE leaves them out."""

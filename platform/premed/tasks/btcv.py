@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from premed.config.spec import Spec, elsewhere
+from premed.config.spec import Spec, runtime_field
 from premed.config.transforms import Preprocessing
 from premed.contracts import Case, Part, Row
 from premed.data import splits
@@ -41,19 +41,19 @@ class Config(Spec):
     """SelfMedMAE's preprocessing; `roi` in voxels, `spacing` in mm, `window` in Hounsfield units."""
 
     name: Literal["btcv"] = "btcv"
-    root: Path | None = elsewhere(None)
+    root: Path | None = runtime_field(None)
     roi: tuple[PositiveInt, PositiveInt, PositiveInt] = (96, 96, 96)
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1.5, 1.5, 2.0)
     window: tuple[float, float] = (-175, 250)
     crop_foreground: bool = True
     overlap: float = Field(0.5, ge=0, lt=1)
-    window_batch: int = elsewhere(4, ge=1)
+    window_batch: int = runtime_field(4, ge=1)
     split_seed: int = 0
     val_share: float = Field(0.17, gt=0, lt=1)
     """Of the training cases, the first of an order drawn by `split_seed`: 3 of TransUNet's 18."""
     split: splits.Split | None = None
     """Case names (img0005, …) per part, in place of TransUNet's."""
-    partial: bool = elsewhere(False)
+    partial: bool = runtime_field(False)
     """Cases of TransUNet's split that are not on disk are left out rather than refused."""
     test_images: bool = False
     """The unlabelled images of `Testing/img` join the pre-training; SelfMedMAE leaves them out."""

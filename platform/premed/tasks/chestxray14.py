@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
-from premed.config.spec import Spec, elsewhere
+from premed.config.spec import Spec, runtime_field
 from premed.config.transforms import Preprocessing
 from premed.contracts import Case, Part
 from premed.errors import Finding, UserError
@@ -33,7 +33,7 @@ class Config(Spec):
     """`size` is what the network sees; images are kept at `stored` and cropped there (SelfMedMAE: 256, then 224)."""
 
     name: Literal["chestxray14"] = "chestxray14"
-    root: Path | None = elsewhere(None)
+    root: Path | None = runtime_field(None)
     size: int = Field(224, ge=8)
     stored: int = Field(256, ge=8)
     equalize: bool = True

@@ -14,7 +14,7 @@ import numpy as np
 from pandas import Series
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from premed.config.spec import Spec, elsewhere
+from premed.config.spec import Spec, runtime_field
 from premed.config.transforms import Preprocessing
 from premed.contracts import Case, Part
 from premed.data import splits
@@ -41,12 +41,12 @@ class Config(Spec):
     """`labels` or `label` says what is asked. Units are the field's: pixels or voxels for roi, mm for spacing."""
 
     name: Literal["images"] = "images"
-    root: Path | None = elsewhere(None)
-    folder: str = elsewhere("images")
+    root: Path | None = runtime_field(None)
+    folder: str = runtime_field("images")
     """Below $PREMED_DATA, where no root is set."""
-    table: str = elsewhere("labels.csv")
+    table: str = runtime_field("labels.csv")
     """A CSV in UTF-8, below the root."""
-    delimiter: str = elsewhere(",", min_length=1, max_length=1)
+    delimiter: str = runtime_field(",", min_length=1, max_length=1)
     columns: Columns = Columns()
     labels: tuple[str, ...] | None = Field(None, min_length=1)
     """One column per class: 1 yes, 0 no, empty not known."""

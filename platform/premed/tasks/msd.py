@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from premed.config.spec import Spec, elsewhere, scoring
+from premed.config.spec import Spec, runtime_field, scoring_field
 from premed.config.transforms import Preprocessing
 from premed.contracts import Case, Part
 from premed.data import splits
@@ -26,8 +26,8 @@ class Config(Spec):
     """`root`, or `folder` below $PREMED_DATA. Numbers are in the field's units: voxels for roi, mm for spacing."""
 
     name: Literal["msd"] = "msd"
-    root: Path | None = elsewhere(None)
-    folder: str = elsewhere("Task04_Hippocampus")
+    root: Path | None = runtime_field(None)
+    folder: str = runtime_field("Task04_Hippocampus")
     roi: tuple[PositiveInt, PositiveInt, PositiveInt] = (96, 96, 96)
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     """None keeps each image's own."""
@@ -35,14 +35,14 @@ class Config(Spec):
     percentiles: tuple[float, float] | None = (0.5, 99.5)
     normalise: Literal["window", "zscore", "zscore_nonzero"] = "zscore"
     crop_foreground: bool = False
-    overlap: float = scoring(0.5, ge=0, lt=1)
-    window_batch: int = elsewhere(4, ge=1)
+    overlap: float = scoring_field(0.5, ge=0, lt=1)
+    window_batch: int = runtime_field(4, ge=1)
     split_seed: int = 0
     shares: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.6, 0.15, 0.25)
     """Of the labelled cases: train, val, test."""
     split: dict[Part, tuple[str, ...]] | None = None
     """Case names (hippocampus_001, …) per part, in place of the dealing."""
-    partial: bool = elsewhere(False)
+    partial: bool = runtime_field(False)
     """Listed cases that are not on disk are left out of the part they belong to, rather than refused."""
 
     @model_validator(mode="after")

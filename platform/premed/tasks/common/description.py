@@ -2,7 +2,7 @@
 
 from typing import Any
 
-ANSWERING = ("logits", "native", "predict", "masks", "decided", "tiles", "probabilities")
+PREDICTION_METHODS = ("logits", "native", "predict", "masks", "decide", "tiles", "probabilities")
 """The methods that turn logits into an answer."""
 SETTINGS = ("overlap", "window_batch", "exclusive")
 
@@ -12,7 +12,7 @@ def description(task: Any, base: type, answer: str) -> dict[str, Any]:
 
     answer: what an answer is: `regions` (masks that may overlap), `labels` (one per voxel), `classes` (probabilities).
     """
-    is_base = all(getattr(type(task), name, None) is getattr(base, name, None) for name in ANSWERING)
+    is_base = all(getattr(type(task), name, None) is getattr(base, name, None) for name in PREDICTION_METHODS)
     return {
         "task": task.name,
         "answer": answer if is_base else None,

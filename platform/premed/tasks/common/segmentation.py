@@ -69,7 +69,7 @@ class Segmentation:
     def label_fractions(self, sample: Sample, patch: Sequence[int]) -> list[np.ndarray]:
         starts = views.tile_starts(sample.entry.shape, self.roi)
         labels = [sample.entry.label(start, self.roi) for start in starts]
-        return [np.stack([patch_means(mask, patch) for mask in self.layers(some)]) for some in labels]
+        return [np.stack([patch_means(mask, patch) for mask in self.class_masks(some)]) for some in labels]
 
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
         """Dice + cross-entropy as SelfMedMAE sets it for BTCV; the mean over samples and classes."""
@@ -106,22 +106,22 @@ class Segmentation:
     def row(self, sample: Sample, answer: np.ndarray) -> Row:
         """The scores of an answer on the image's own grid."""
         assert isinstance(sample.case.label, Path), f"{sample.case.name} has no label"
-        truth = self.united(read_labels(sample.case.label))
+        truth = self.region_masks(read_labels(sample.case.label))
         spacing = np.linalg.norm(sample.entry.native_affine[:3, :3], axis=0)
         scores = metrics.region_row(self.masks(answer), truth, tuple(spacing))
         return {"case": sample.case.name, "patient": sample.case.patient} | scores
 
     def masks(self, answer: np.ndarray) -> Mapping[str, np.ndarray]:
         """Each region of an answer, as `native` or `cut` gives it."""
-        return self.united(answer)
+        return self.region_masks(answer)
 
     def label_map(self, answer: np.ndarray) -> np.ndarray | None:
         """An answer, as `native` gives it, with the values of the task's label maps: uint8 [*S]."""
         return answer
 
-    def united(self, labels: np.ndarray) -> Mapping[str, np.ndarray]:
+    def region_masks(self, labels: np.ndarray) -> Mapping[str, np.ndarray]:
         """Each region of a label map."""
-        return {name: np.isin(labels, united) for name, united in self.regions.items()}
+        return {name: np.isin(labels, region_masks) for name, region_masks in self.regions.items()}
 
     def summary(self, rows: Sequence[Row]) -> dict[str, float]:
         """Per case, then over cases per region, then over regions."""
@@ -132,12 +132,12 @@ class Segmentation:
 
         Laid out on the prepared grids, whose axes all point the same way.
         """
-        atlas = np.mean([self.frame(sample.entry.label()) for sample in train], axis=0)
+        atlas = np.mean([self.atlas_frame(sample.entry.label()) for sample in train], axis=0)
 
         def answer(sample: Sample, share: float) -> Row:
             entry = sample.entry
             places = np.ix_(*((2 * np.arange(size) + 1) * ATLAS // (2 * size) for size in entry.shape))
-            return self.row(sample, self.native(self.cut(atlas, share)[(..., *places)], entry))
+            return self.row(sample, self.native(self.threshold_atlas(atlas, share)[(..., *places)], entry))
 
         def score(share: float) -> float:
             return self.summary([answer(sample, share) for sample in train[:8]])[self.score]
@@ -145,15 +145,15 @@ class Segmentation:
         share = max((0.1, 0.2, 0.3, 0.4, 0.5), key=score)
         return [answer(sample, share) for sample in samples]
 
-    def frame(self, labels: np.ndarray) -> np.ndarray:
+    def atlas_frame(self, labels: np.ndarray) -> np.ndarray:
         """One map per class, [classes, ATLAS, …], of a label map sampled on a fixed number of places."""
-        return np.stack([*self.layers(sampled(labels))])
+        return np.stack([*self.class_masks(sample_atlas(labels))])
 
-    def layers(self, labels: np.ndarray) -> Iterator[np.ndarray]:
+    def class_masks(self, labels: np.ndarray) -> Iterator[np.ndarray]:
         """Each class of a label map, as its logits have them, one mask after the other."""
         return (labels == label for label in self.labels)
 
-    def cut(self, atlas: np.ndarray, share: float) -> np.ndarray:
+    def threshold_atlas(self, atlas: np.ndarray, share: float) -> np.ndarray:
         """The answer where an atlas (a mean of `frame`s) holds at least `share`, on its own grid."""
         some, best = 1 - atlas[0] >= share, 1 + atlas[1:].argmax(axis=0)
         return (some * best).astype(np.uint8)
@@ -165,24 +165,24 @@ class Segmentation:
         for sample in samples[:4]:
             assert isinstance(sample.case.label, Path)
             entry = sample.entry
-            truth, answer = self.united(entry.label()), self.masks(self.decided(self.logits(forward, sample)))
-            cases.append((sample.case.name, entry.image()[0], self.painted(truth), self.painted(answer)))
+            truth, answer = self.region_masks(entry.label()), self.masks(self.decide(self.logits(forward, sample)))
+            cases.append((sample.case.name, entry.image()[0], self.paint(truth), self.paint(answer)))
         return [overlay(folder / "overlay.png", cases, tuple(self.regions))]
 
     def describe(self) -> dict[str, Any]:
         return description(self, Segmentation, "labels")
 
-    def decided(self, logits: np.ndarray) -> np.ndarray:
+    def decide(self, logits: np.ndarray) -> np.ndarray:
         """What logits [K, *S] answer, on their own grid."""
         return logits.argmax(axis=0).astype(np.uint8)
 
-    def painted(self, masks: Mapping[str, np.ndarray]) -> np.ndarray:
+    def paint(self, masks: Mapping[str, np.ndarray]) -> np.ndarray:
         """Masks as one map uint8 for the eye: i + 1 is the i-th region; those of fewer labels lie on top."""
         numbers = {name: number for number, name in enumerate(self.regions, start=1)}
-        painted = np.zeros(next(iter(masks.values())).shape, np.uint8)
+        paint = np.zeros(next(iter(masks.values())).shape, np.uint8)
         for name in sorted(self.regions, key=lambda name: -len(self.regions[name])):
-            painted[masks[name]] = numbers[name]
-        return painted
+            paint[masks[name]] = numbers[name]
+        return paint
 
 
 class Regions(Segmentation):
@@ -194,7 +194,9 @@ class Regions(Segmentation):
         """Dice as SelfMedMAE sets it for BraTS; the mean over samples and regions."""
         from monai.losses import DiceLoss
 
-        truth = torch.stack([torch.isin(label, label.new_tensor(united)) for united in self.regions.values()], dim=1)
+        truth = torch.stack(
+            [torch.isin(label, label.new_tensor(region_masks)) for region_masks in self.regions.values()], dim=1
+        )
         dice = DiceLoss(sigmoid=True, squared_pred=True, smooth_nr=0.0, smooth_dr=1e-6)
         return dice(logits.float(), truth.float())
 
@@ -205,8 +207,8 @@ class Regions(Segmentation):
     def masks(self, answer: np.ndarray) -> Mapping[str, np.ndarray]:
         return dict(zip(self.regions, answer, strict=True))
 
-    def layers(self, labels: np.ndarray) -> Iterator[np.ndarray]:
-        return (np.isin(labels, united) for united in self.regions.values())
+    def class_masks(self, labels: np.ndarray) -> Iterator[np.ndarray]:
+        return (np.isin(labels, region_masks) for region_masks in self.regions.values())
 
     def label_map(self, answer: np.ndarray) -> np.ndarray | None:
         """Painted from the outermost region to the innermost; None where the regions do not lie in each other.
@@ -215,10 +217,10 @@ class Regions(Segmentation):
         """
         if self.nesting is None:
             return None
-        painted, masks = np.zeros(answer.shape[1:], np.uint8), self.masks(answer)
+        paint, masks = np.zeros(answer.shape[1:], np.uint8), self.masks(answer)
         for name, label in self.nesting:
-            painted[masks[name]] = label
-        return painted
+            paint[masks[name]] = label
+        return paint
 
     @property
     def nesting(self) -> list[tuple[str, int]] | None:
@@ -229,18 +231,18 @@ class Regions(Segmentation):
             return None
         return [(name, min(outer - inner)) for name, outer, inner in zip(names, sets, sets[1:], strict=False)]
 
-    def cut(self, atlas: np.ndarray, share: float) -> np.ndarray:
+    def threshold_atlas(self, atlas: np.ndarray, share: float) -> np.ndarray:
         """Scores: above 0 where the atlas holds at least `share`."""
         return atlas - (share - 1e-6)
 
-    def decided(self, logits: np.ndarray) -> np.ndarray:
+    def decide(self, logits: np.ndarray) -> np.ndarray:
         return logits > 0
 
     def describe(self) -> dict[str, Any]:
         return description(self, Regions, "regions")
 
 
-def sampled(labels: np.ndarray) -> np.ndarray:
+def sample_atlas(labels: np.ndarray) -> np.ndarray:
     """A label map on ATLAS places along each axis."""
     return labels[np.ix_(*((2 * np.arange(ATLAS) + 1) * size // (2 * ATLAS) for size in labels.shape))]
 
