@@ -313,14 +313,14 @@ def test_check_says_everything_at_once(folder):
     table[3]["path"] = "pictures/link.png"
     write_table(root, table)
     said = told(root)
-    mend = "is neither 1, 0 nor empty; mend it, or name it in task.unknown (none so far)"
+    remedy = "is neither 1, 0 nor empty; fix it, or name it in task.unknown (none so far)"
     assert set(said) >= {
-        f"error: labels.csv, line 6: 'x' in column a {mend} (so in 2 lines)",
+        f"error: labels.csv, line 6: 'x' in column a {remedy} (so in 2 lines)",
         "error: labels.csv, line 8: ../out.png leads out of the folder; keep images inside it",
         "error: labels.csv, line 10: pictures/8.png is listed in line 9 already; keep one of them",
         "error: labels.csv, line 12: '' in column patient is no patient; say whose the image is",
         "error: labels.csv, line 14: 'tset' in column part is none of train, val, test; "
-        "mend it, or name it in task.parts",
+        "fix it, or name it in task.parts",
         "error: labels.csv: patient p00 is in train and val; keep each patient in one part",
         "error: pictures/2.png: is missing; copy it there, or set task.partial=true",
         "error: pictures/link.png: leads out of the folder, by a link; keep images inside it",

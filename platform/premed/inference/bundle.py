@@ -64,9 +64,9 @@ def verify(folder: Path) -> None:
 def refuse_unsupported(task: Any) -> None:
     """Raises UserError for what MONAI has no transform for."""
     preprocessing: Preprocessing = task.preprocessing
-    mend = "take --format onnx or safetensors"
+    remedy = "take --format onnx or safetensors"
     if preprocessing.normalise == "zscore_nonzero" and (preprocessing.window or preprocessing.percentiles):
-        raise UserError(f"--format monai: MONAI cannot clip non-zero voxels alone, as {task.name} does; {mend}")
+        raise UserError(f"--format monai: MONAI cannot clip non-zero voxels alone, as {task.name} does; {remedy}")
     if not isinstance(task, Segmentation):
         if (
             task.dims == 3
@@ -74,10 +74,12 @@ def refuse_unsupported(task: Any) -> None:
             or any(n >= 2 * size for n, size in zip(preprocessing.size, task.roi, strict=True))
         ):
             raise UserError(
-                f"--format monai: MONAI cannot average over views of one image, as {task.name} does; {mend}"
+                f"--format monai: MONAI cannot average over views of one image, as {task.name} does; {remedy}"
             )
         if preprocessing.channels not in (1, 3):
-            raise UserError(f"--format monai: pictures of {preprocessing.channels} channels are no PNG or JPEG; {mend}")
+            raise UserError(
+                f"--format monai: pictures of {preprocessing.channels} channels are no PNG or JPEG; {remedy}"
+            )
 
 
 # The configuration ---------------------------------------------------------------------------------------------------

@@ -224,7 +224,7 @@ class HSSL(Objective):
 
     @torch.no_grad()
     def measure(self, samples: Sequence[Sample]) -> list[Row]:
-        """Returns one row per case: losses and accuracies of the per-image levels, means over its tiles; `z/<level>`: the
+        """Returns one row per case: losses and accuracies of the per-image levels, means over its tiles; `z/<level>`:
         embeddings [2, D] of its middle tile, which `summary` contrasts over all rows."""
         tiles = [(at, i, tile) for at, sample in enumerate(samples) for i, tile in enumerate(self.tiles(sample))]
         collected: list[dict[str, list[Any]]] = [{} for _ in samples]

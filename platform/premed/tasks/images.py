@@ -133,12 +133,12 @@ class Images(Classification):
         self.root = data_root(config.root, config.folder)
         self.name = self.root.name
         self.folder, self.table = listing.Folder(self.root), self.root / config.table
-        self.frame = listing.read(self.table, config.delimiter)
-        there = set(self.frame.columns)
-        self.paths = listing.column(self.table, self.frame, config.columns.path, "task.columns")
-        self.whose = self.column(config.columns.patient or ("patient" if "patient" in there else ""))
-        unsaid = config.columns.part is None and "part" in there
-        self.dealt = self.column("part" if unsaid else config.columns.part or "")
+        self.frame = listing.read_table(self.table, config.delimiter)
+        columns = set(self.frame.columns)
+        self.paths = listing.select_column(self.table, self.frame, config.columns.path, "task.columns")
+        self.patient_cells = self.column(config.columns.patient or ("patient" if "patient" in columns else ""))
+        use_default = config.columns.part is None and "part" in columns
+        self.part_cells = self.column("part" if use_default else config.columns.part or "")
         self.read_classes()
         self.score = "accuracy" if self.exclusive and len(self.classes) > 2 else "mauc"
 
@@ -146,20 +146,24 @@ class Images(Classification):
 
     def column(self, name: str, field: str = "task.columns") -> Series | None:
         """A column's cells; None without a name."""
-        return listing.column(self.table, self.frame, name, field) if name else None
+        return listing.select_column(self.table, self.frame, name, field) if name else None
 
     def read_classes(self) -> None:
         """Class names, cleaned for tables of scores, and the labels [rows, classes]."""
         config, cells = self.config, self.column(self.config.label or "", "task.label")
         if cells is None:
             names = config.labels or ()
-            columns = [listing.column(self.table, self.frame, name, "task.labels") for name in names]
-            self.truth, self.complaints = listing.yes_or_no(self.table, columns, config.unknown)
+            columns = [listing.select_column(self.table, self.frame, name, "task.labels") for name in names]
+            self.truth, self.label_problems = listing.parse_binary(self.table, columns, config.unknown)
         else:
             cells = cells.replace(dict.fromkeys(config.unknown, ""))
-            found = {name for cell in set(cells) for name in listing.names_of(cell, config.separator, config.none)}
-            names = config.classes or listing.sorted_names(found)
-            self.truth, self.complaints = listing.named(self.table, cells, names, config.separator, config.none)
+            on_disk_cases = {
+                name for cell in set(cells) for name in listing.split_names(cell, config.separator, config.none)
+            }
+            names = config.classes or listing.sorted_names(on_disk_cases)
+            self.truth, self.label_problems = listing.parse_names(
+                self.table, cells, names, config.separator, config.none
+            )
         if len(names) < 1 + self.exclusive:
             raise UserError(f"{self.table}: column {config.label} names {len(names)} class(es), too few to tell apart")
         self.classes = tuple(re.sub(r"[^\w.-]+", "_", name).strip("_") for name in names)
@@ -170,7 +174,7 @@ class Images(Classification):
     def cases(self) -> list[Case]:
         """All rows, in the table's order. A case is called by its path."""
         names = [self.folder.name(path) for path in self.paths]
-        patients = names if self.whose is None else self.whose
+        patients = names if self.patient_cells is None else self.patient_cells
         known = np.isfinite(self.truth).sum(axis=1)
         labels = [tuple(row) if num else None for row, num in zip(self.truth.tolist(), known, strict=True)]
         rows = zip(names, patients, labels, strict=True)
@@ -180,15 +184,19 @@ class Images(Classification):
     def errors(self) -> list[Finding]:
         """What is wrong with the table, whatever is on disk. Nothing is trained on before it is mended."""
         names, other = [case.name for case in self.cases], VOLUMES if self.dims == 2 else (*PICTURES, *DICOM)
-        found = [*self.complaints, *listing.wrong_paths(self.table, self.paths, names)]
-        said = (
+        on_disk_cases = [*self.label_problems, *listing.path_errors(self.table, self.paths, names)]
+        what = (
             "is no path of a volume (a folder of DICOM slices is one)" if self.dims == 3 else "is no path of a picture"
         )
         kinds = [name.lower().endswith(other) for name in names]
-        found += listing.foreign(self.table, self.paths, kinds, f"{said}; mend it, or task.dims and task.roi")
-        if self.whose is not None:
-            found += listing.foreign(self.table, self.whose, self.whose == "", "is no patient; say whose the image is")
-        return [Finding("error", *complaint) for complaint in [*found, *self.wrong_parts()]]
+        on_disk_cases += listing.invalid_values(
+            self.table, self.paths, kinds, f"{what}; fix it, or task.dims and task.roi"
+        )
+        if self.patient_cells is not None:
+            on_disk_cases += listing.invalid_values(
+                self.table, self.patient_cells, self.patient_cells == "", "is no patient; say whose the image is"
+            )
+        return [Finding("error", *problem) for problem in [*on_disk_cases, *self.part_problems()]]
 
     # Parts -----------------------------------------------------------------------------------------------------------
 
@@ -201,9 +209,9 @@ class Images(Classification):
     def parts(self) -> list[str]:
         """The part of each row; empty for none."""
         config, seed = self.config, key(self.config.split_seed, "images", "split")
-        if config.split is None and self.dealt is not None:
+        if config.split is None and self.part_cells is not None:
             words = {word: part for part, words in config.parts.items() for word in words}
-            rows = [(case.patient, words.get(cell, "")) for case, cell in zip(self.cases, self.dealt, strict=True)]
+            rows = [(case.patient, words.get(cell, "")) for case, cell in zip(self.cases, self.part_cells, strict=True)]
             train = {who for who, part in rows if part == "train"} & self.patients
             carve = all(part != "val" for _, part in rows)
             val = splits.carve_patients(train, config.shares[1] / sum(config.shares[:2]), seed) if carve else set()
@@ -213,18 +221,18 @@ class Images(Classification):
             of = {who: part for part, patients in config.split.items() for who in patients}
         return [of.get(case.patient, "") for case in self.cases]
 
-    def wrong_parts(self) -> Iterator[listing.Complaint]:
+    def part_problems(self) -> Iterator[listing.Problem]:
         if self.config.split is not None:
             for what in splits.listing_faults(self.config.split, self.patients):
                 yield "task.split", what
-        elif self.dealt is not None:
+        elif self.part_cells is not None:
             words = [word for part in self.config.parts.values() for word in part]
             wrong = [
                 cell not in words and bool(cell or case.label)
-                for cell, case in zip(self.dealt, self.cases, strict=True)
+                for cell, case in zip(self.part_cells, self.cases, strict=True)
             ]
-            said = f"is none of {', '.join(words)}; mend it, or name it in task.parts"
-            yield from listing.foreign(self.table, self.dealt, wrong, said)
+            what = f"is none of {', '.join(words)}; fix it, or name it in task.parts"
+            yield from listing.invalid_values(self.table, self.part_cells, wrong, what)
         for what in splits.in_two_parts((case.patient for case in self.cases), self.parts):
             yield str(self.table), what
 
@@ -240,9 +248,9 @@ class Images(Classification):
             refuse(self.errors)
         rows = list(zip(self.cases, self.parts, strict=True))
         if part == "images":
-            held = {case.patient for case, of in rows if of in ("val", "test")}
+            held_out = {case.patient for case, of in rows if of in ("val", "test")}
             wanted = [case for case, of in rows if of == "train" or (not of and case.label is None)]
-            return [case for case in wanted if case.patient not in held]
+            return [case for case in wanted if case.patient not in held_out]
         wanted = [case for case, of in rows if of == part and case.label is not None]
         if not wanted:
             raise UserError(f"{self.table}: has no labelled image for {part}; add some, or list patients in task.split")
@@ -250,14 +258,14 @@ class Images(Classification):
 
     def on_disk(self, cases: list[Case]) -> list[Case]:
         if not self.lenient:
-            refuse(finding for case in cases if (finding := self.trouble(case)) and finding.severity == "error")
-        found = [case for case in cases if self.trouble(case) is None]
-        if not found:
-            raise UserError(f"{self.root}: none of {len(cases)} listed images is there; mend task.columns.path")
-        return found
+            refuse(finding for case in cases if (finding := self.file_finding(case)) and finding.severity == "error")
+        on_disk_cases = [case for case in cases if self.file_finding(case) is None]
+        if not on_disk_cases:
+            raise UserError(f"{self.root}: none of {len(cases)} listed images is there; fix task.columns.path")
+        return on_disk_cases
 
-    def trouble(self, case: Case) -> Finding | None:
-        what = self.folder.trouble(case.name)
+    def file_finding(self, case: Case) -> Finding | None:
+        what = self.folder.path_error(case.name)
         missing = self.config.partial and what.startswith("is missing")
         return Finding("note" if missing else "error", str(case.image[0]), what) if what else None
 
@@ -270,21 +278,21 @@ class Images(Classification):
         for line, case, part in zip(self.frame.index, self.cases, self.parts, strict=True):
             if part == "test" and not test:
                 continue
-            if f"{self.table}, line {line}" not in wrong and (finding := self.trouble(case)):
+            if f"{self.table}, line {line}" not in wrong and (finding := self.file_finding(case)):
                 yield finding
-        for name in self.folder.others((case.name for case in self.cases), (*PICTURES, *VOLUMES, *DICOM)):
+        for name in self.folder.unlisted((case.name for case in self.cases), (*PICTURES, *VOLUMES, *DICOM)):
             yield Finding("note", str(self.root / name), f"has no row in {self.table.name}; it is not used")
-        for what in self.about_patients():
+        for what in self.patient_notes():
             yield Finding("note", str(self.table), what)
 
-    def about_patients(self) -> Iterator[str]:
-        if self.whose is None:
+    def patient_notes(self) -> Iterator[str]:
+        if self.patient_cells is None:
             yield "names no patients, so each image counts as one; is there a column for task.columns.patient?"
         rows = list(zip(self.cases, self.parts, strict=True))
         if blind := sum(case.label is None for case in self.cases):
             yield f"{blind} images have no label and serve pre-training only"
-        held = {case.patient for case, part in rows if part in ("val", "test") and case.label is not None}
-        if kept := sum(case.label is None and case.patient in held for case in self.cases):
+        held_out = {case.patient for case, part in rows if part in ("val", "test") and case.label is not None}
+        if kept := sum(case.label is None and case.patient in held_out for case in self.cases):
             yield f"{kept} of these belong to patients of val or test and are left out"
         if unused := sum(case.label is not None and not part for case, part in rows):
             yield f"{unused} labelled images are in no part and are left out"
