@@ -1,7 +1,7 @@
-"""A MONAI bundle that answers as `premed predict` does, without premed: a graph, and MONAI's transforms around it.
+"""Writes a MONAI bundle that predicts as `premed predict` does, without premed: a graph, and MONAI's transforms.
 
-The configuration is plain MONAI: `python -m monai.bundle run --config_file configs/inference.json --bundle_root .
---dataset_dir DIR --output_dir DIR`. It needs no engine beside MONAI, and nibabel or Pillow to read with.
+The configuration uses MONAI alone: `python -m monai.bundle run --config_file configs/inference.json --bundle_root .
+--dataset_dir DIR --output_dir DIR`. It requires MONAI, and nibabel or Pillow as the reader.
 """
 
 import json
@@ -23,7 +23,7 @@ SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/downlo
 
 
 def write(network: Network, task: Any, card: dict[str, Any], folder: Path) -> list[str]:
-    """All of the bundle but its graph (`models/model.ts`); returns what there is to know beside it."""
+    """Writes all of the bundle but its graph (`models/model.ts`); returns remarks for its README."""
     refuse_unsupported(task)
     for name in ("configs", "models", "docs"):
         (folder / name).mkdir()
@@ -31,24 +31,24 @@ def write(network: Network, task: Any, card: dict[str, Any], folder: Path) -> li
     config = base_config(task) | (segmentation_config(task) if volumes else classification_config(task))
     for name, content in (("metadata", metadata(task, card)), ("inference", config)):
         (folder / "configs" / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    # the specification asks for the plain weights too; they are the graph's, name by name
+    # the specification also requires the weights alone; they are the graph's, with the same names
     torch.save({name: value.contiguous() for name, value in network.state_dict().items()}, folder / "models/model.pt")
     remarks = ["`models/model.ts` is TorchScript and `models/model.pt` its weights (`weights_only=True` reads them)."]
     remarks.append(
-        "NIfTI is read, not DICOM; values are not rounded to the 16 bits that premed's cache keeps, and MONAI carries "
-        "the logits back step by step: single voxels at a border may differ from `premed predict`."
+        "It reads NIfTI, not DICOM. Values are not rounded to the 16 bits of premed's cache, and MONAI inverts the "
+        "transforms one by one: single voxels at a border may differ from `premed predict`."
         if volumes
-        else "8-bit PNG and JPEG are read, not DICOM; colours become grey where one channel is wanted, which premed "
-        "refuses. The columns of predictions.csv are the file's path and the classes in their order."
+        else "It reads 8-bit PNG and JPEG, not DICOM. It converts colours to grey for a network with one channel; premed "
+        "refuses these. The columns of predictions.csv are the file's path and the classes in their order."
     )
     return remarks
 
 
 def verify(folder: Path) -> None:
-    """MONAI's own check that the network takes and gives what the metadata says."""
+    """Runs MONAI's check that the network's inputs and outputs are those of the metadata."""
     from monai.bundle.scripts import verify_net_in_out
 
-    logging.disable(logging.INFO)  # it tells each of its arguments
+    logging.disable(logging.INFO)  # it logs each of its arguments
     try:
         verify_net_in_out(
             net_id="network",
@@ -64,7 +64,7 @@ def verify(folder: Path) -> None:
 def refuse_unsupported(task: Any) -> None:
     """Raises UserError for what MONAI has no transform for."""
     preprocessing: Preprocessing = task.preprocessing
-    remedy = "take --format onnx or safetensors"
+    remedy = "use --format onnx or safetensors"
     if preprocessing.normalise == "zscore_nonzero" and (preprocessing.window or preprocessing.percentiles):
         raise UserError(f"--format monai: MONAI cannot clip non-zero voxels alone, as {task.name} does; {remedy}")
     if not isinstance(task, Segmentation):
@@ -78,7 +78,7 @@ def refuse_unsupported(task: Any) -> None:
             )
         if preprocessing.channels not in (1, 3):
             raise UserError(
-                f"--format monai: pictures of {preprocessing.channels} channels are no PNG or JPEG; {remedy}"
+                f"--format monai: pictures of {preprocessing.channels} channels are not PNG or JPEG; {remedy}"
             )
 
 
@@ -120,7 +120,7 @@ def transform(target: str, **arguments: Any) -> dict[str, Any]:
 
 
 def reading_transforms(task: Any) -> list[dict[str, Any]]:
-    """From a file to its prepared grid."""
+    """Returns the transforms from a file to its prepared grid."""
     preprocessing: Preprocessing = task.preprocessing
     if preprocessing.dims == 2:
         modes = dict.fromkeys(("1", "L", "LA", "P", "RGB", "RGBA"), "L" if preprocessing.channels == 1 else "RGB")
@@ -140,7 +140,7 @@ def reading_transforms(task: Any) -> list[dict[str, Any]]:
         transform("Orientationd", axcodes=preprocessing.orientation),
     ]
     if preprocessing.spacing:
-        # MONAI's Spacing moves the first voxel of an oblique image: it is shown one that lies straight
+        # MONAI's Spacing moves the first voxel of an oblique image, so it gets an affine without rotation
         rows = ["RL".find, "AP".find, "SI".find]
         axes = [
             [1 - 2 * at if (at := find(letter)) >= 0 else 0 for letter in preprocessing.orientation] for find in rows
@@ -149,7 +149,7 @@ def reading_transforms(task: Any) -> list[dict[str, Any]]:
         kept_metadata = "meta=x.meta, applied_operations=x.applied_operations"
         steps.append(transform("Lambdad", func=f"$lambda x: MetaTensor(x.as_tensor(), {straight}, {kept_metadata})"))
         steps.append(transform("Spacingd", pixdim=list(preprocessing.spacing), mode="bilinear", padding_mode="border"))
-        # its weights are 0 but for some 1e-16: what was 0 is 0 again, for boxes and averages that leave it out
+        # its weights have errors of 1e-16: 0 must stay 0, for boxes and averages that leave it out
         steps.append(transform("Lambdad", func="$lambda x: x * (x.abs() > 1e-10 * x.abs().max())"))
     if preprocessing.crop_foreground:
         low = preprocessing.window[0] if preprocessing.window else 0
@@ -159,7 +159,7 @@ def reading_transforms(task: Any) -> list[dict[str, Any]]:
 
 
 def intensity_transforms(preprocessing: Preprocessing) -> list[dict[str, Any]]:
-    """Values as the network sees them."""
+    """Returns the transforms of intensities to the network's input."""
     if preprocessing.normalise == "grey":
         mean, std = (
             [255 * preprocessing.mean] * preprocessing.channels,
@@ -182,7 +182,7 @@ def intensity_transforms(preprocessing: Preprocessing) -> list[dict[str, Any]]:
 
 
 def segmentation_config(task: Any) -> dict[str, Any]:
-    """Sliding windows over the image, padded as premed does it; logits back to the file's grid; labels."""
+    """Returns the sliding windows over a padded image, the inversion to the file's grid, and the saving of labels."""
     air = "x.amin(dim=(1, 2, 3), keepdim=True)" if task.preprocessing.normalise == "zscore" else "0 * x[:, :1, :1, :1]"
     lack = "max(r - n, 0)"
     sides = f"[side for r, n in zip(@roi[::-1], x.shape[:0:-1]) for side in ({lack} - {lack} // 2, {lack} // 2)]"
@@ -201,7 +201,7 @@ def segmentation_config(task: Any) -> dict[str, Any]:
         "padded": "$lambda x, p: torch.nn.functional.pad(x - @air(x), p) + @air(x)",
         "cut": "$lambda y, p: y[:, p[4]:y.shape[1] - p[5], p[2]:y.shape[2] - p[3], p[0]:y.shape[3] - p[1]]",
         "logits": "$lambda x, p: @cut(@inferer(@padded(x, p)[None], @network)[0], p)",
-        # Invertd passes over what is no MetaTensor
+        # Invertd ignores what is not a MetaTensor
         "answer": "$torch.no_grad()(lambda x: MetaTensor(@logits(x.as_tensor().to(@device), @sides(x)).cpu()))",
         "postprocessing": {
             "_target_": "Invertd",
@@ -220,16 +220,17 @@ def segmentation_config(task: Any) -> dict[str, Any]:
 
 
 def decision_expression(task: Any) -> str:
-    """Logits `x` [K, *S] on the file's grid to a label map [*S]; to masks [*S, K], where no map can say it."""
+    """Returns an expression of logits `x` [K, *S] on the file's grid: a label map [*S], or masks [*S, K] if regions are
+    not nested."""
     nesting = getattr(task, "nesting", ())
     if nesting == ():
         return "x.argmax(dim=0)"
     if nesting is None:
         return "(x > 0).movedim(0, -1)"
-    painted, names = "0", list(task.regions)
+    label_map, names = "0", list(task.regions)
     for name, label in nesting:
-        painted = f"torch.where(x[{names.index(name)}] > 0, {label}, {painted})"
-    return painted
+        label_map = f"torch.where(x[{names.index(name)}] > 0, {label}, {label_map})"
+    return label_map
 
 
 def classification_config(task: Any) -> dict[str, Any]:
@@ -263,7 +264,7 @@ def metadata(task: Any, card: dict[str, Any]) -> dict[str, Any]:
         "numpy_version": np.__version__,
         "required_packages_version": {reads: version(reads)},
         "task": f"{task.name}: {what} {', '.join(task.regions or task.classes)}",
-        "description": f"A network that premed fine-tuned (stage {card['digest'][:16]}); docs/README.md says the rest.",
+        "description": f"A network that premed fine-tuned (stage {card['digest'][:16]}); see docs/README.md.",
         "authors": "not stated",
         "copyright": "not stated",
         "data_type": reads,

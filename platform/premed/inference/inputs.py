@@ -1,4 +1,4 @@
-"""Images that no task lists: named by files and folders, prepared one at a time."""
+"""Finds images in files and folders, and prepares them one at a time, outside any task's lists."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -17,15 +17,15 @@ from premed.errors import UserError
 
 
 class Input(NamedTuple):
-    """An image to answer."""
+    """An image to predict."""
 
     path: Path
-    name: str  # what its label map is called, without the suffix; of what lies in a folder, its path there
+    name: str  # of its label map, without the suffix; the relative path for images in a folder
 
 
 def find_images(images: Sequence[Path], dims: int, out: Path) -> tuple[list[Input], list[dict[str, str]]]:
-    """The images that are meant, each once and in order; and arguments that mean none, with the reason."""
-    found: dict[Path, Input] = {}
+    """Returns the images of the arguments, in order, without duplicates; and arguments without images, and why."""
+    unique: dict[Path, Input] = {}
     failed = []
     kind = "picture (.png, .jpg, DICOM)" if dims == 2 else "volume (.nii, .nii.gz, a folder of DICOM slices)"
     for path in images:
@@ -34,17 +34,17 @@ def find_images(images: Sequence[Path], dims: int, out: Path) -> tuple[list[Inpu
         elif path.is_dir():
             below = list(images_in(path, dims, out.absolute()))
             if not below:
-                failed.append({"path": str(path), "why": f"{path}: holds no {kind}; name another folder"})
+                failed.append({"path": str(path), "why": f"{path}: contains no {kind}; name another folder"})
             for each in below:
                 name = stem(each.relative_to(path)) if each != path else path.absolute().name
-                found.setdefault(Path(os.path.abspath(each)), Input(each, name))
+                unique.setdefault(Path(os.path.abspath(each)), Input(each, name))
         else:
-            found.setdefault(Path(os.path.abspath(path)), Input(path, stem(Path(path.name))))
-    return list(found.values()), failed
+            unique.setdefault(Path(os.path.abspath(path)), Input(path, stem(Path(path.name))))
+    return list(unique.values()), failed
 
 
 def images_in(folder: Path, dims: int, out: Path) -> Iterator[Path]:
-    """All images in a folder and below it, in alphabetical order; not what lies in `out`, which are answers."""
+    """Yields all images in a folder and its subfolders, alphabetically, without the predictions in `out`."""
     if folder.absolute() == out:
         return
     if dims == 3 and any(
@@ -65,14 +65,14 @@ def images_in(folder: Path, dims: int, out: Path) -> Iterator[Path]:
 
 
 def is_dicom_without_suffix(path: Path) -> bool:
-    """Is it DICOM without a suffix?"""
+    """True for a DICOM file without suffix."""
     with suppress(OSError):
         return not path.suffix.strip(".0123456789") and is_dicom(path)
     return False
 
 
 def stem(path: Path) -> str:
-    """A path without the suffixes of images."""
+    """Returns a path without an image's suffix."""
     name = str(path)
     suffix = next(
         (end for end in (*sorted(VOLUMES, key=len, reverse=True), *PICTURES, *DICOM) if name.lower().endswith(end)), ""
@@ -81,19 +81,20 @@ def stem(path: Path) -> str:
 
 
 def no_image_error(failed: Sequence[dict[str, str]]) -> UserError:
+    """Returns the error for the case that no image was predicted."""
     more = f" (and {len(failed) - 1} more like it)" if len(failed) > 1 else ""
     return UserError(f"{failed[0]['why']}{more}")
 
 
 @contextmanager
 def prepare_sample(path: Path, preprocessing: Preprocessing) -> Iterator[Sample]:
-    """An image prepared as those it was trained on, for as long as the context lasts."""
+    """Yields an image, preprocessed as in training; its file is deleted when the context ends."""
     try:
         prepared = prepare([path], None, preprocessing)
     except MemoryError:
-        raise UserError(f"{path}: does not fit in memory; make it smaller or take a larger machine") from None
+        raise UserError(f"{path}: does not fit in memory; make it smaller or use a larger machine") from None
     with TemporaryDirectory() as folder:
         file = Path(folder) / "image.safetensors"
         write(file, prepared)
-        del prepared  # from here on, what is looked at is read
+        del prepared  # from here on, it is read from the file
         yield Sample(Case(str(path), str(path), (path,)), PreparedFile(file))

@@ -1,4 +1,4 @@
-"""A card in words: how an image must be prepared for a network, in order, and what its answer means."""
+"""Renders a card as text: how to prepare an image for the network, step by step, and what the output means."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ MEANS = {
 
 
 def preparation_steps(card: dict[str, Any]) -> list[str]:
-    """From a file to what the network sees, in words and numbers."""
+    """Returns the steps from a file to the network's input and from its output to a prediction, as text."""
     preprocessing, roi = Preprocessing.model_validate(card["preprocessing"]), " × ".join(map(str, card["roi"]))
     steps = picture_steps(preprocessing) if preprocessing.dims == 2 else volume_steps(preprocessing)
     if preprocessing.window:
@@ -36,13 +36,13 @@ def preparation_steps(card: dict[str, Any]) -> list[str]:
     if "overlap" in settings:
         steps.append(
             f"slide a window of {roi} over the image, overlapping by {settings['overlap']:g}, and average the logits "
-            "evenly; an image smaller than that is padded alike on both sides with its own air (the lowest value of "
+            "evenly; an image smaller than that is padded equally on both sides with its own air (the lowest value of "
             "the clipped channel; 0 for zscore_nonzero)"
         )
-        steps.append("carry the logits back to the file's grid, linearly, and decide there; outside the crop: nothing")
+        steps.append("resample the logits to the file's grid, linearly, and predict there; background outside the crop")
     else:
         steps.append(
-            f"cut {roi} out of the middle; an image that holds several such views side by side is answered by the mean "
+            f"cut {roi} out of the middle; for an image that contains several such views side by side, take the mean "
             "of their probabilities (8 at most, from the middle out)"
         )
     return steps
@@ -57,7 +57,7 @@ def picture_steps(preprocessing: Preprocessing) -> list[str]:
         else "8-bit channels"
     )
     steps = [
-        f"read {kind} as [channels, height, width]; DICOM as a screen shows it"
+        f"read {kind} as [channels, height, width]; DICOM with its display window"
         if preprocessing.as_displayed
         else "read as [channels, height, width]; DICOM in its own units"
     ]
@@ -82,7 +82,7 @@ def volume_steps(preprocessing: Preprocessing) -> list[str]:
         )
     if preprocessing.crop_foreground:
         low = preprocessing.window[0] if preprocessing.window else 0
-        steps.append(f"cut out the smallest box that holds all voxels above {low:g}")
+        steps.append(f"crop to the bounding box of all voxels above {low:g}")
     return steps
 
 
@@ -92,10 +92,15 @@ def output_meaning(card: dict[str, Any]) -> str:
 
 
 def render(card: dict[str, Any]) -> str:
-    """The whole card for people."""
+    """Returns a README of the card, in Markdown."""
     lines = [f"# {card['task']}: {card['kind']} by premed {card['premed']}", ""]
     lines += [f"Run {card['run_id']}, stage {card['digest'][:16]}; format {card['format']}.", ""]
-    lines += ["## Input", "", f"float32 [batch, {card['channels']}, {', '.join(map(str, card['roi']))}], made so:", ""]
+    lines += [
+        "## Input",
+        "",
+        f"float32 [batch, {card['channels']}, {', '.join(map(str, card['roi']))}], prepared as follows:",
+        "",
+    ]
     lines += [f"{number}. {step}" for number, step in enumerate(card["steps"], start=1)]
     lines += [
         "",
@@ -105,27 +110,27 @@ def render(card: dict[str, Any]) -> str:
         "",
     ]
     named = card["classes"] if card["head"] else ()
-    lines += [f"- {number}: {name}{united(card, name)}" for number, name in enumerate(named)]
+    lines += [f"- {number}: {name}{region_labels(card, name)}" for number, name in enumerate(named)]
     if card.get("timm"):
         lines += ["", "## In timm", "", "```python", card["timm"]["call"]]
         lines += ['encoder.load_state_dict(safetensors.torch.load_file("encoder.safetensors"), strict=True)', "```"]
-    if found := card.get("check"):
+    if check := card.get("check"):
         lines += [
             "",
             "## Checked",
             "",
-            f"On {found['views']} views of {found['on']}, the largest difference of a logit",
+            f"On {check['views']} views of {check['on']}, the largest difference of a logit",
         ]
         lines += [
-            f"from torch's is {found['largest_difference']:.2g} (the largest logit is {found['largest_logit']:.3g})."
+            f"from torch's is {check['largest_difference']:.2g} (the largest logit is {check['largest_logit']:.3g})."
         ]
     for remark in card.get("remarks", ()):
         lines += ["", remark]
     return "\n".join(lines) + "\n"
 
 
-def united(card: dict[str, Any], name: str) -> str:
-    """The labels that a region unites."""
+def region_labels(card: dict[str, Any], name: str) -> str:
+    """Returns the labels that a region unites, in parentheses; empty for classes."""
     if card["answer"] != "regions":
         return ""
     return f" (labels {', '.join(map(str, card['regions'][name]))})"

@@ -27,7 +27,7 @@ CHANNELS = ("flair", "t1w", "t1gd", "t2w")
 
 
 class Config(Spec):
-    """SelfMedMAE's preprocessing: each channel normalised over its non-zero voxels; `roi` in voxels, `spacing` in mm."""
+    """SelfMedMAE's preprocessing: each channel normalised over non-zero voxels; `roi` in voxels, `spacing` in mm."""
 
     name: Literal["brats"] = "brats"
     root: Path | None = runtime_field(None)
@@ -109,7 +109,7 @@ class Brats(Regions):
         return on_disk
 
     def deal_parts(self) -> dict[Part, list[str]]:
-        """Returns the names of each part. Fold i has positions i, i + 5, i + 10, … of a seeded permutation of all cases.
+        """Returns the names of each part. Fold i has positions i, i + 5, i + 10, … of a seeded permutation of cases.
 
         The folds do not depend on what is on disk. 484 cases make folds of 97, 97, 97, 97 and 96, as MONAI's
         CrossValidation does, but not of the same cases: the permutation differs.

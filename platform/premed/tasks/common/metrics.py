@@ -46,7 +46,7 @@ def hd95(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) ->
 def region_row(
     prediction: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray], spacing: Sequence[float]
 ) -> dict[str, Any]:
-    """Returns one case's `dice/<class>`, `hd95/<class>` and `state/<class>`, for each class of `truth`; masks [*S] bool.
+    """Returns a case's `dice/<class>`, `hd95/<class>` and `state/<class>` for each class of `truth`; masks [*S] bool.
 
     state: both, missed (only in the truth), invented (only in the prediction), absent (in neither).
     Missed and invented: Dice 0 and HD95 = the image's diagonal in mm, so that leaving an organ out never pays.

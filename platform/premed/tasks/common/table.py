@@ -114,7 +114,7 @@ def invalid_values(path: Path, cells: pandas.Series, wrong: Iterable[bool], what
 
 
 def path_errors(table: Path, paths: pandas.Series, names: Sequence[str]) -> Iterator[Problem]:
-    """Yields paths that are empty, outside the folder, or listed twice. names: the paths as `Folder.name` returns them."""
+    """Yields paths that are empty, outside the folder, or listed twice. names: the same, from `Folder.name`."""
     lines: dict[str, int] = {}
     for line, path, name in zip(paths.index, paths, names, strict=True):
         if not path:
