@@ -125,13 +125,13 @@ def test_a_graph_that_differs_is_not_handed_over(chest_run, at_home, tmp_path, m
     with load.open_trained(chest_run.run_id) as found:
         network, task = found.network()
     views = list(values(task))
-    with pytest.raises(StageFailed, match="differ from torch's by up to 0.01 .*not handed over"):
+    with pytest.raises(StageFailed, match="differ from torch's by up to 0.01 .*nothing is exported"):
         graphs.largest_difference(network, lambda x: answered(network, x) + 0.01, views, Path("model.onnx"))
     with pytest.raises(StageFailed, match="inf"):
         graphs.largest_difference(network, lambda x: answered(network, x) * np.nan, views, Path("model.onnx"))
     broken = lambda *args: lambda images: np.zeros((len(images), len(task.classes)), np.float32)  # noqa: E731
     monkeypatch.setattr(graphs, "write_onnx", broken)
-    with pytest.raises(StageFailed, match="not handed over"):
+    with pytest.raises(StageFailed, match="nothing is exported"):
         export.run(chest_run.run_id, tmp_path / "out", "onnx", check=[image])
     assert list(tmp_path.iterdir()) == []
 
@@ -156,7 +156,7 @@ def test_what_a_format_cannot_do_is_one_line(premed, chest_run, at_home, tmp_pat
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
     for arguments, words in [
-        ((pretrained, "--format", "onnx"), "is a pre-training, which has parts only: safetensors"),
+        ((pretrained, "--format", "onnx"), "is a pre-training, which has no head; use safetensors"),
         ((pretrained, "--format", "monai"), "is a pre-training"),
         ((chest_run.run_id, "--format", "tflite"), "'tflite' is not one of safetensors, onnx, monai"),
         ((chest_run.run_id, "--format", "safetensors", "--part", "tail"), "tail is not one of this run's parts"),
@@ -167,7 +167,7 @@ def test_what_a_format_cannot_do_is_one_line(premed, chest_run, at_home, tmp_pat
         assert code == 2 and out == "" and len(err) == 1 and words in err[0]
         assert not (tmp_path / "out").exists()
     code, _, err = premed("export", chest_run.run_id, "--format", "safetensors", "--to", tmp_path / "full")
-    assert code == 2 and err[0].endswith("is there and not empty; name a new folder")
+    assert code == 2 and err[0].endswith("exists and is not empty; name a new folder")
 
 
 @pytest.mark.parametrize(("form", "package"), [("onnx", "onnxscript"), ("monai", "fire")])

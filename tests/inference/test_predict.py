@@ -199,9 +199,9 @@ def test_weights_that_do_not_fit_are_refused_and_those_that_are_gone_are_named(o
     at_home(organ_run)
     case, digest = organ_run.task.split("test")[0], organ_run.stage("finetune")["digest"]
     with load.open_trained(organ_run.run_id) as found:
-        for name in found.vault.names():
+        for name in found.storage.names():
             (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / "copy" / name).write_bytes(found.vault.get(name))
+            (tmp_path / "copy" / name).write_bytes(found.storage.get(name))
     vault = load.StageStorage(str(tmp_path), "copy")
     weights = vault.get_weights("parts/head.safetensors")
     vault.put_weights("parts/head.safetensors", dict(list(weights.items())[1:]))
@@ -231,7 +231,7 @@ def test_a_task_that_answers_in_its_own_way_is_not_guessed(organ_run):
 
     card = Own(organ_run.task.config).describe()
     assert card["answer"] is None
-    refused(lambda: load.task_from_card(card), "does not say how it answers")
+    refused(lambda: load.task_from_card(card), "does not say how it predicts")
 
 
 # What is wrong with files --------------------------------------------------------------------------------------------
@@ -276,7 +276,7 @@ def test_nothing_that_can_be_used_is_one_line_and_exit_code_2(premed, brain_run,
     assert code == 2 and out == "" and "1 channel(s), where 4 are wanted" in err[-1]
     (tmp_path / "notes").mkdir()
     code, out, err = premed("predict", brain_run.run_id, tmp_path / "notes", "--out", tmp_path / "out")
-    assert code == 2 and out == "" and err[-1].startswith(f"premed: {tmp_path / 'notes'}: holds no volume")
+    assert code == 2 and out == "" and err[-1].startswith(f"premed: {tmp_path / 'notes'}: contains no volume")
 
 
 def test_answers_are_never_written_over_anything_else(organ_run, at_home, tmp_path):
@@ -287,7 +287,7 @@ def test_answers_are_never_written_over_anything_else(organ_run, at_home, tmp_pa
     both = [tmp_path / "a" / "x.nii.gz", tmp_path / "b" / "x.nii.gz"]
     refused(lambda: answer(organ_run, both, tmp_path / "out"), "a/x.nii.gz", "b/x.nii.gz", "two folders")
     before = both[0].read_bytes()
-    refused(lambda: answer(organ_run, both[:1], tmp_path / "a"), "a/x.nii.gz: is there already, and not from premed")
+    refused(lambda: answer(organ_run, both[:1], tmp_path / "a"), "a/x.nii.gz: already exists and is not from premed")
     assert both[0].read_bytes() == before
     for _ in range(2):  # what premed wrote, it may write again
         told = answer(organ_run, [tmp_path], tmp_path / "out")
@@ -297,7 +297,7 @@ def test_answers_are_never_written_over_anything_else(organ_run, at_home, tmp_pa
 def test_another_table_is_not_written_over(chest_run, at_home, tmp_path):
     (tmp_path / "predictions.csv").write_text("path,mine\n")
     case = at_home(chest_run).task.split("test")[0]
-    refused(lambda: answer(chest_run, case.image, tmp_path), "predictions.csv: is there already")
+    refused(lambda: answer(chest_run, case.image, tmp_path), "predictions.csv: already exists")
     assert (tmp_path / "predictions.csv").read_text() == "path,mine\n"
 
 

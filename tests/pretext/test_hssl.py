@@ -228,7 +228,7 @@ def test_shares_that_are_none_are_refused(area):
 class Volumes:
     """A task whose views say where they are from: value = channel * 100 + slice, moved by the draw."""
 
-    dims, name, channels, preprocessing = 3, "volumes", 4, "recipe"
+    dims, name, channels, preprocessing = 3, "volumes", 4, "preprocessing"
     roi = (8, 16, 5)
 
     def view(self, sample, augment, draw):
@@ -289,10 +289,10 @@ def test_volumes_become_slices_for_a_network_for_pictures_and_others_stay_as_the
         (
             {"dims": 3},
             [task(3, 1, (8, 16, 5)), task(name="chests")],
-            r"encoder\.dims: .* no pictures, which chests has",
+            r"encoder\.dims: a 3D network cannot take the pictures of chests",
         ),
         ({}, [task(3, 1, (8, 16, 5)), task(name="chests")], r"encoder\.dims: .* set encoder\.dims: 2"),
-        ({"dims": 2}, [task(channels=2), task(channels=4)], r"pretrain\.sources: have \[2, 4\] channels"),
+        ({"dims": 2}, [task(channels=2), task(channels=4)], r"pretrain\.sources: the data sets have \[2, 4\] channels"),
         (
             {"dims": 2},
             [task(roi=(8, 8), name="a"), task(3, 1, (8, 16, 5), "b")],
@@ -404,7 +404,7 @@ def test_a_strategy_that_would_learn_nothing_is_refused():
 
 def test_an_encoder_without_a_decoder_is_refused_by_name():
     encoder = vit.build(vit.Config(width=24, depth=2, heads=2, patch=8), 1, (16, 24))
-    with pytest.raises(UserError, match="encoder: hssl trains an encoder with a decoder; use unet"):
+    with pytest.raises(UserError, match="encoder: hssl needs an encoder with a decoder; use unet"):
         hssl.build(Config(), encoder, data_sets(), 0.05)
 
 

@@ -343,7 +343,7 @@ def test_a_row_is_the_same_at_every_validation_and_whoever_is_beside_it(monkeypa
             {"augment": Augmentation()},
             r"^pretrain\.augment\.crops: unimiss compares two views .* 2d has 1; make it 2",
         ),
-        (BOTH[1:], {}, r"^pretext\.slices: .* name a data set of pictures"),
+        (BOTH[1:], {}, r"^pretext\.slices: .* add a data set of pictures"),
         (((3, (32, 48)), BOTH[1]), {}, r"^pretext\.slices: slices of 3d have 1 channels and pictures of 2d 3"),
         ((PICTURE, (1, (16, 16, 32))), {}, r"^encoder\.(stem_stride|reductions): "),
     ],

@@ -158,7 +158,7 @@ SPOILT = {
         entries({"image": "x.nii.gz", "label": "/x.nii.gz"}),
         ("dataset.json", "/x.nii.gz leads out of the folder"),
     ),
-    "no name of a file": (entries({"image": "a\0b"}), ("dataset.json", r"a\x00b is no name of a file")),
+    "no name of a file": (entries({"image": "a\0b"}), ("dataset.json", r"a\x00b is not a valid file name")),
     "no list": (about(test={"a": 1}), ("dataset.json", "`test` must be a list")),
 }
 

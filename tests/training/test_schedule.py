@@ -333,7 +333,7 @@ def test_a_cool_down_s_encoder_is_there_for_others_and_a_segment_s_is_refused(gr
     with open_trained(cooled["run_id"]) as found:
         assert found.card["kind"] == "cooldown" and found.weights("encoder")
     with (
-        pytest.raises(UserError, match="is a segment of a trunk, which leaves no encoder"),
+        pytest.raises(UserError, match="is a segment of a trunk, which has no encoder"),
         open_trained(segment["run_id"]),
     ):
         pass

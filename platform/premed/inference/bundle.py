@@ -38,8 +38,8 @@ def write(network: Network, task: Any, card: dict[str, Any], folder: Path) -> li
         "It reads NIfTI, not DICOM. Values are not rounded to the 16 bits of premed's cache, and MONAI inverts the "
         "transforms one by one: single voxels at a border may differ from `premed predict`."
         if volumes
-        else "It reads 8-bit PNG and JPEG, not DICOM. It converts colours to grey for a network with one channel; premed "
-        "refuses these. The columns of predictions.csv are the file's path and the classes in their order."
+        else "It reads 8-bit PNG and JPEG, not DICOM. It converts colours to grey for a network with one channel; "
+        "premed refuses these. The columns of predictions.csv are the file's path and the classes in their order."
     )
     return remarks
 

@@ -74,7 +74,7 @@ class TrainedModel:
 
 
 def task_from_card(card: dict[str, Any]) -> Task:
-    """Returns the task that a card describes, without data. Raises UserError if the card does not say how it predicts."""
+    """Returns the task that a card describes, without data. Raises UserError if the card has no kind of `answer`."""
     base = TASKS.get(card.get("answer") or "")
     if base is None:
         raise UserError(f"the card of {card.get('task', 'this run')} does not say how it predicts; run it again")
