@@ -365,7 +365,7 @@ CHEST_FAULTS = {
     "no table": (lambda r: (r / TABLE).write_text('"' + 200_000 * "a"), [TABLE, "is not a table", "download it again"]),
     "no list": (lambda r: (r / TESTED).unlink(), ["test_list.txt is missing"]),
     "table missing": (lambda r: (r / TABLE).unlink(), ["there is no Data_Entry_2017*.csv"]),
-    "no images": (lambda r: shutil.rmtree(r / "images"), ["images: holds no image"]),
+    "no images": (lambda r: shutil.rmtree(r / "images"), ["images: contains no image"]),
 }
 
 

@@ -16,7 +16,7 @@ import torch
 from premed.config.transforms import Preprocessing
 from premed.errors import UserError
 from premed.models.network import Network
-from premed.tasks.base_config.segmentation_config import Segmentation
+from premed.tasks.common.segmentation import Segmentation
 
 MODEL = "models/model.ts"
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"

@@ -159,14 +159,14 @@ class HSSL(Objective):
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         data_set = torch.zeros_like(batch.keys) if batch.data_set is None else batch.data_set
         groups, numbers = self.groups[data_set], {}
-        for level, answer in self.level_outputs(batch.image, batch.keys).items():
+        for level, output in self.level_outputs(batch.image, batch.keys).items():
             if level in self.contrasted:
-                first, second = gather_rows(torch.cat(answer.chunk(2), dim=1), batch.weight > 0).chunk(2, dim=1)
+                first, second = gather_rows(torch.cat(output.chunk(2), dim=1), batch.weight > 0).chunk(2, dim=1)
                 loss = self.contrastive_loss(level, first, second, gather_rows(groups, batch.weight > 0))
                 numbers |= {level: share_of_loss(loss, batch.weight), f"{level}_spread": spread(first)}
             else:
                 numbers |= {
-                    name: value.mean() for name, value in self.per_image_losses(level, answer, data_set).items()
+                    name: value.mean() for name, value in self.per_image_losses(level, output, data_set).items()
                 }
         total = torch.stack([weight * numbers[level] for level, weight in self.weights.items()]).sum()
         return total, {name: number.detach() for name, number in numbers.items()}
@@ -206,12 +206,12 @@ class HSSL(Objective):
         image = self.heads["decoder"](features.pyramid[self.encoder.decoded]).float()
         return image if image.shape == masked.shape else F.interpolate(image, masked.shape[2:])
 
-    def per_image_losses(self, level: str, answer: Tensor, data_set: Tensor) -> dict[str, Tensor]:
+    def per_image_losses(self, level: str, output: Tensor, data_set: Tensor) -> dict[str, Tensor]:
         """Returns the loss [B] of a level that is computed per image, and its accuracy if it classifies."""
         if level == "decoder":
-            return {level: answer.view(2, -1).mean(dim=0)}
+            return {level: output.view(2, -1).mean(dim=0)}
         truth = (data_set if level == "task" else self.groups[data_set]).repeat(2)
-        loss, right = F.cross_entropy(answer, truth, reduction="none"), answer.argmax(dim=1) == truth
+        loss, right = F.cross_entropy(output, truth, reduction="none"), output.argmax(dim=1) == truth
         return {level: loss.view(2, -1).mean(dim=0), f"{level}_accuracy": right.float().view(2, -1).mean(dim=0)}
 
     def contrastive_loss(self, level: str, first: Tensor, second: Tensor, groups: Tensor) -> Tensor:
@@ -234,9 +234,9 @@ class HSSL(Objective):
             names = [key("val", samples[at].case.name, i) for at, i, _ in chunk]
             data_set = torch.tensor([samples[at].data_set for at, _, _ in chunk], device=image.device)
             numbers: dict[str, Tensor] = {}
-            for level, answer in self.level_outputs(image, torch.tensor(names, device=image.device)).items():
-                pairs = {f"z/{level}": torch.stack(answer.chunk(2), dim=1)}
-                numbers |= pairs if level in self.contrasted else self.per_image_losses(level, answer, data_set)
+            for level, output in self.level_outputs(image, torch.tensor(names, device=image.device)).items():
+                pairs = {f"z/{level}": torch.stack(output.chunk(2), dim=1)}
+                numbers |= pairs if level in self.contrasted else self.per_image_losses(level, output, data_set)
             for name, values in numbers.items():
                 for (at, _, _), value in zip(chunk, values.tolist(), strict=True):
                     collected[at].setdefault(name, []).append(value)

@@ -206,7 +206,7 @@ class ChestXray14(Classification):
             except UserError as error:
                 yield Finding.of(error)
         if not self.files:
-            yield Finding("error", str(self.root / "images"), "holds no image; put NIH's images there")
+            yield Finding("error", str(self.root / "images"), "contains no image; put NIH's images there")
         for listing, names in listings.items():
             yield from self.check_list(listing, names, rows)
         if len(listings) == len(LISTS):

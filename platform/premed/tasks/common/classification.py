@@ -89,8 +89,8 @@ class Classification:
     def row(self, sample: Sample, probabilities: Sequence[float]) -> Row:
         assert isinstance(sample.case.label, tuple), f"{sample.case.name} has no label"
         truth = {f"y/{name}": float(y) for name, y in zip(self.classes, sample.case.label, strict=True)}
-        answer = {f"p/{name}": float(p) for name, p in zip(self.classes, probabilities, strict=True)}
-        return {"case": sample.case.name, "patient": sample.case.patient} | truth | answer
+        predicted = {f"p/{name}": float(p) for name, p in zip(self.classes, probabilities, strict=True)}
+        return {"case": sample.case.name, "patient": sample.case.patient} | truth | predicted
 
     def summary(self, rows: Sequence[Row]) -> dict[str, float]:
         """Returns `auc/<class>`, `mauc` (the mean over classes with a defined AUC) and, if exclusive, `accuracy`."""

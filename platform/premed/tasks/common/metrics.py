@@ -118,11 +118,11 @@ def sliding_window(
     mode: Literal["constant", "gaussian"] = "constant",
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """The prediction [K, *S], float32, for a whole image [C, *S] from `forward(windows [B, C, *roi]) -> [B, K, *roi]`.
+    """Returns the prediction [K, *S], float32, of an image [C, *S] by `forward(windows [B, C, *roi]) -> [B, K, *roi]`.
 
     Windows overlap by the share `overlap` and are averaged, evenly or weighted towards their centre (`gaussian`). An
-    image smaller than `roi` is padded with zeros and the answer cropped back. Windows lie on the image's device.
-    `device` is where the whole answer is put together (the image's, if None): name the CPU where K × S is too large.
+    image smaller than `roi` is padded with zeros and the prediction cropped back. Windows lie on the image's device.
+    `device` is where the windows are merged (None: the image's device): use the CPU if K × S is too large for it.
     The defaults are SelfMedMAE's.
     """
     from monai.inferers.utils import sliding_window_inference
