@@ -123,7 +123,8 @@ def stage_data_sets(stage: Stage, tasks: Callable[[Spec], Task] | None = None) -
         task = tasks(source.task)
         data_sets.append(DataSet(task, source.group or task.name, source.augment or augment))
     strategy: Any = plugin("pretext", stage.pretext) if stage.pretext else None
-    return strategy.adapt_data_sets(stage.encoder, data_sets) if hasattr(strategy, "adapt_data_sets") else data_sets
+    transform = getattr(strategy, "transform_data_sets", None)
+    return transform(stage.encoder, data_sets) if transform else data_sets
 
 
 def stage_cases(stage: Stage, task: Task) -> tuple[list[Case], list[Case]]:

@@ -100,7 +100,7 @@ def open_image(job: Inspection, facts: Facts) -> Volume | None:
     """All channels as [*S, C]. Adds an error and returns None if a file cannot be read or they do not fit together."""
     preprocessing, parts, complete = job.preprocessing, [], True
     for path in job.images:
-        part = open_volume(path, facts, preprocessing.shown)
+        part = open_volume(path, facts, preprocessing.as_displayed)
         if part is None:
             complete = False
             continue

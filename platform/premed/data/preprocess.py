@@ -64,7 +64,7 @@ def _read_channels(paths: Sequence[Path], preprocessing: Preprocessing) -> tuple
     """Returns [C, *S] and the affine. Channels are the last axis of one file, or in one file each."""
     parts = []
     for path in paths:
-        values, affine = read_image(path, preprocessing.shown)
+        values, affine = read_image(path, preprocessing.as_displayed)
         if values.ndim == preprocessing.dims:
             values = values[..., None]
         if values.ndim != preprocessing.dims + 1:
