@@ -303,7 +303,7 @@ def test_what_a_head_has_to_say_is_said_once(chest, tmp_path):
     solver.solve(objective, train, lambda *_: None, on_event=events.append)  # type: ignore[arg-type]
     name = task.classes[0]
     said = [event.text for event in events if name in event.text]
-    assert said == [f"probe: {name} has one kind of label only in training: it is predicted with its frequency there"]
+    assert said == [f"probe: {name} has only one kind of label in training: it is predicted with its frequency there"]
 
 
 # Pixels ---------------------------------------------------------------------------------------------------------------
