@@ -343,7 +343,7 @@ def test_a_tracker_that_ray_ends_for_want_of_memory_ends_the_command_in_order(mo
         raise OutOfMemoryError("10 worker(s) were killed")
 
     monkeypatch.setattr("ray.get", get)
-    with pytest.raises(StageFailed, match="^the MLflow tracker's process ended; the same command goes on"):
+    with pytest.raises(StageFailed, match="^the MLflow tracker's process ended; run the same command again to resume"):
         Remote(MagicMock(), "MLflow tracker").drain()
 
 

@@ -205,7 +205,9 @@ def test_every_method_of_a_tracker_is_tried_again_with_its_own_arguments(name):
 
 def test_an_outage_without_end_fails_in_one_line():
     retrying = RetryingTracker(Away(3, ConnectionError("refused")), lambda event: None, waits=[0] * 2)
-    with pytest.raises(StageFailed, match=r"^MLflow does not answer \(refused\); the same command goes on$"):
+    with pytest.raises(
+        StageFailed, match=r"^MLflow does not answer \(refused\); run the same command again to resume$"
+    ):
         retrying.finished_run("d", "test")
 
 

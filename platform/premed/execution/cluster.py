@@ -202,7 +202,7 @@ class Remote:
                 raise error.cause from None
             except RayError as error:  # it died, or Ray killed it when memory ran out
                 raise StageFailed(
-                    f"the {self.name}'s process ended; the same command goes on from the last checkpoint"
+                    f"the {self.name}'s process ended; run the same command again to resume from the last checkpoint"
                 ) from error
 
         return call

@@ -220,9 +220,11 @@ class StagePipeline:
                 self.recorder.end(run_id, "FAILED", {"premed.failure": str(error)})
                 raise
             stage_storage.put("traceback.txt", traceback.format_exc().encode())
-            message = f"{first_line(error)} ({stage_storage.where}/traceback.txt has the whole story)"
+            message = f"{first_line(error)} ({stage_storage.where}/traceback.txt has the traceback)"
             self.recorder.end(run_id, "FAILED", {"premed.failure": message})
-            raise StageFailed(f"{kind}: {message}; the same command goes on from the last checkpoint") from error
+            raise StageFailed(
+                f"{kind}: {message}; run the same command again to resume from the last checkpoint"
+            ) from error
         except BaseException:  # Ctrl-C
             self.recorder.end(run_id, "KILLED")
             raise

@@ -206,13 +206,15 @@ def submit(job: RayJob, address: str | None, follow: bool, log: TextIO) -> dict[
     with ray_warnings_off():
         with job_client(address) as client:
             name = client.submit_job(entrypoint=job.entrypoint, runtime_env=job.runtime_env)
-            print(f"job {name} is sent; ray job stop {name} ends it", file=sys.stderr)
+            print(f"job {name} was submitted; ray job stop {name} stops it", file=sys.stderr)
             if not follow:
                 return {"job": name, "status": client.get_job_status(name).value, "exit_code": 0}
         try:
             return follow_log(client, name, log)
         except KeyboardInterrupt:
-            raise Left(f"the job goes on; ray job logs --follow {name} shows it, ray job stop {name} ends it") from None
+            raise Left(
+                f"the job keeps running; ray job logs --follow {name} shows it, ray job stop {name} ends it"
+            ) from None
         except (OSError, RuntimeError) as error:
             raise Left(f"lost sight of the job ({brief(error)}); ray job logs --follow {name} shows it") from None
 

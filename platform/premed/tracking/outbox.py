@@ -123,7 +123,7 @@ class Outbox:
         try:
             record = json.loads(line)
             getattr(self.store, record["call"])(*record["args"], **record["kwargs"])
-        except Exception as error:  # noqa: BLE001 - whatever it is, the thread must go on
+        except Exception as error:  # noqa: BLE001 - whatever it is, the thread must keep running
             if transient(error):
                 if not self._silent and not lost_race(error):
                     log.warning("MLflow does not answer; records wait in %s (%s)", self.folder, masked(str(error)))
