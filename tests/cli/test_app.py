@@ -212,12 +212,12 @@ def test_the_page_of_real_runs_shows_their_pre_training_and_their_answers(
     for shown in ("Pre-training and its gate", "seed 0: progress", "seed 0: reconstruction", "seed 0: probabilities"):
         assert shown in text
     code, _, err = premed("compare", "--html", tmp_path / "absent" / "page.html")
-    assert code == 2 and len(err) == 1 and "there is no such folder" in err[0]
+    assert code == 2 and len(err) == 1 and "its folder does not exist" in err[0]
 
 
 def test_compare_without_a_store_is_one_line(premed, tmp_path, monkeypatch):
     monkeypatch.setenv("PREMED_HOME", str(tmp_path / "absent"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     code, out, err = premed("compare")
-    assert code == 2 and out == "" and len(err) == 1 and "is not there yet: run something first" in err[0]
+    assert code == 2 and out == "" and len(err) == 1 and "does not exist yet: run an experiment first" in err[0]
     assert premed("compare", "--part", "train")[2] == ["premed: --part train: write --part test or --part val"]

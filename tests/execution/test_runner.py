@@ -358,7 +358,7 @@ def test_workers_that_an_autoscaler_may_still_start_count_as_there(monkeypatch):
     with pytest.raises(UserError, match="4 workers need 4 GPUs and the cluster has 3;"):
         admit(Train(workers=4, gpu=True))
     monkeypatch.setenv("PREMED_NODES", "many")
-    with pytest.raises(UserError, match="^PREMED_NODES=many: say how many workers"):
+    with pytest.raises(UserError, match="^PREMED_NODES=many: write the largest number of workers"):
         nodes()
 
 

@@ -118,7 +118,7 @@ def test_an_outage_during_a_download_is_not_an_answer(tracker, tmp_path, monkeyp
 def test_files_that_mlflow_lost_are_a_warning(tracker, tmp_path):
     assert not tracker.download(opened(tracker), str(tmp_path / "back"))
     (warning,) = tracker.drain_events()
-    assert isinstance(warning, WarningIssued) and "cannot be had" in warning.text
+    assert isinstance(warning, WarningIssued) and "cannot be downloaded" in warning.text
 
 
 def test_a_model_that_mlflow_refuses_is_a_warning(tracker, monkeypatch):

@@ -351,7 +351,7 @@ def test_a_segment_whose_state_is_gone_is_trained_again_when_a_stage_needs_it(ho
     found = runner.run(on_trunk(chest, 5, [2, 4, 5]), told.append)
     assert trained(told) == ["trunk", "trunk", "trunk", "cooldown", "finetune"]
     said = [event.text for event in told if isinstance(event, WarningIssued)]
-    assert len(said) == 2 and all(text.endswith("its state is gone, so it is trained again") for text in said)
+    assert len(said) == 2 and all(text.endswith("has no checkpoint any more; training it again") for text in said)
     assert [stage["digest"] for stage in found["stages"][:2]] == [s["digest"] for s in grown[1][1]["stages"][:2]]
     assert runner.run(on_trunk(chest, 5, [2, 4, 5]), lambda event: None)["stages"][2]["reused"]
 

@@ -114,7 +114,7 @@ class ExperimentRecorder:
     # ---- its stages
 
     def open_stage(self, stage: Stage, data_sets: Sequence[DataSet], trunk: StageStorage | None = None) -> str:
-        """Starts or reopens the stage's run; returns its id. trunk: the segment it continues, whose curve comes first."""
+        """Starts or reopens the stage's run; returns its id. trunk: the segment it continues, whose curve is logged."""
         seed = stage.training and stage.training.seed  # type: ignore[attr-defined]
         if not self.writing:
             self.tracker.reopen_run(self.run_id)

@@ -125,7 +125,7 @@ def check(experiment: Experiment, show: EventHandler, html: Path | None = None) 
     html: also writes them as a page. The findings of `pretrain.sources` are under `sources`, and not on the page.
     """
     if html is not None and not html.absolute().parent.is_dir():
-        raise UserError(f"{html}: there is no such folder to write it into; make it")
+        raise UserError(f"{html}: its folder does not exist; create it")
     checked = Check(experiment.task, experiment.test)
     sources = [Check(config, test=False) for config in other_tasks(experiment)]
     jobs = [job for each in (checked, *sources) for job in each.jobs]
