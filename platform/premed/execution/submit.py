@@ -1,10 +1,9 @@
 """`premed submit`: runs a command as a Ray job.
 
 From the root of a checkout all of it is uploaded, except what .gitignore and .rayignore name, and the job runs that
-code, as with
-`ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- python -m premed …`. From elsewhere
-the YAMLs that the command names are uploaded (with their bases), and the premed in use as a module: the cluster runs
-the same code, and needs premed's dependencies but no premed. Data are never uploaded.
+code, as with `ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- python -m premed …`. From
+elsewhere the YAMLs that the command names are uploaded (with their bases), and the premed in use as a module: the
+cluster runs the same code, and needs premed's dependencies but no premed. Data are never uploaded.
 """
 
 import json

@@ -82,8 +82,8 @@ def build(config: Config, encoder: Encoder, data_sets: Sequence[DataSet], weight
         if data_set.task.channels != pictures[0].task.channels:
             raise UserError(
                 f"pretext.slices: slices of {data_set.task.name} have {data_set.task.channels} channels and pictures "
-                f"of {pictures[0].task.name} {pictures[0].task.channels}, which one branch cannot take; "
-                "set slices: false"
+                f"of {pictures[0].task.name} {pictures[0].task.channels}, "
+                "which one branch cannot take; set slices: false"
             )
         encoder.config.grids(tuple(data_set.task.roi[:2]))
     return UniMiSS(config, encoder, data_sets, weight_decay)

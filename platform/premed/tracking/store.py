@@ -18,7 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 from premed.errors import UserError
 from premed.paths import home
-from premed.tracking.client import (artifact_location, batches, connect, connect_or_raise, flatten, json_cell, masked, on_disk, resolve_uri, truncated, valid_name,)
+from premed.tracking.client import (
+    artifact_location,
+    batches,
+    connect,
+    connect_or_raise,
+    flatten,
+    json_cell,
+    masked,
+    on_disk,
+    resolve_uri,
+    truncated,
+    valid_name,
+)
 from premed.tracking.provenance import process_tags
 
 if TYPE_CHECKING:
@@ -84,8 +96,6 @@ class RunStore:
         if not self.uri.startswith(_SERVERS) and not self.artifacts:
             remedy = "run `mlflow server` on this database and name that server"
             raise UserError(f"MLFLOW_TRACKING_URI={masked(uri)} has no folder for artifacts: {remedy}")
-                f"MLFLOW_TRACKING_URI={uri} names no artifact folder: run `mlflow server` on this database, and set MLFLOW_TRACKING_URI to the server"
-            )
         self.client = connect_or_raise(self.uri)
 
     def __getstate__(self) -> dict[str, Any]:
