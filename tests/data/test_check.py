@@ -631,7 +631,7 @@ def test_the_pictures_show_the_labels_on_the_right_hand_copy(hippocampi):
 
 def test_a_page_that_cannot_be_written_is_said_before_the_images_are_opened(hippocampi, checked, tmp_path):
     code, out, err = checked(MSD, hippocampi, "--html", tmp_path / "no" / "check.html")
-    assert code == 2 and out == "" and "no/check.html: there is no such folder" in err and "checking" not in err
+    assert code == 2 and out == "" and "no/check.html: its folder does not exist" in err and "checking" not in err
 
 
 def test_the_table_names_files_below_the_root_and_does_not_repeat_itself_for_ever(chests, copied, checked):

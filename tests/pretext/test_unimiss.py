@@ -28,9 +28,9 @@ from premed.reporting.comparison.compare import compare
 from premed.rng import sample_keys
 from premed.tracking.store import open_store
 from premed.training import evaluate
-from premed.training import stage as worker
 from premed.training.checkpoint import CheckpointManager
 from premed.training.fit import distributed, make_optimizer, set_lr
+from premed.training.setup import StageJob, make_objective
 from premed.training.storage import StageStorage
 
 pytest_plugins = ["support.experiment_fixtures"]
@@ -430,14 +430,14 @@ def test_classification_of_pictures_and_of_volumes_and_segmentation_load_all_but
     experiment = validate_experiment(tree(folders, which))
     pretrain, finetune, _ = experiment.stages(lambda kind: "data")
     where = experiment.train, str(tmp_path), tmp_path
-    before, after = worker.StageJob(pretrain, None, *where), worker.StageJob(finetune, pretrain, *where)
-    encoder = worker.make_objective(before, datamodule.data_sets_of(pretrain))[0].parts["encoder"]
+    before, after = StageJob(pretrain, None, *where), StageJob(finetune, pretrain, *where)
+    encoder = make_objective(before, datamodule.data_sets_of(pretrain))[0].parts["encoder"]
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(1)
     before.stage_storage.put_weights("parts/encoder.safetensors", encoder.state_dict())
     before.stage_storage.put_json("parts/card.json", {"grid": encoder.grid})
-    objective, loaded = worker.make_objective(after, datamodule.data_sets_of(finetune))
+    objective, loaded = make_objective(after, datamodule.data_sets_of(finetune))
     state, saved = objective.parts["encoder"].state_dict(), encoder.state_dict()
     assert loaded["encoder"]["missing"] == [] and loaded["encoder"]["dropped"] == sorted(saved.keys() - state.keys())
     assert all(other in name.split(".") for name in loaded["encoder"]["dropped"])
@@ -450,9 +450,7 @@ def made(folders, tmp_path, **changes):
 
     experiment = validate_experiment(merge(tree(folders), changes))
     stage = next(experiment.stages(lambda kind: "data"))
-    return worker.StageJob(
-        stage, None, experiment.train, str(tmp_path / "checkpoints"), folders["chest"].parent / "cache"
-    )
+    return StageJob(stage, None, experiment.train, str(tmp_path / "checkpoints"), folders["chest"].parent / "cache")
 
 
 def test_a_run_that_was_killed_goes_on_exactly_teacher_and_centre_too(folders, tmp_path):

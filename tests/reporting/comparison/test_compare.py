@@ -12,7 +12,7 @@ from support.comparing import add, in_order, variety, volumes, xrays
 from support.memory_store import MemoryStore
 from support.suite import REPOSITORY
 
-from premed.cli.options import defined, tell
+from premed.cli.options import as_json_value, print_result
 from premed.errors import UserError
 from premed.reporting.comparison import terminal
 from premed.reporting.comparison.compare import compare
@@ -320,11 +320,11 @@ def test_a_field_that_only_says_where_data_lies_may_differ(trained):
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"where": ["finetune.lr"]}, "reads FIELD=VALUE"),
-        ({"where": ["lr=0.1"]}, r"--where lr: no run has such a field; is it finetune.lr or pretrain.lr\?"),
+        ({"where": ["finetune.lr"]}, "write FIELD=VALUE"),
+        ({"where": ["lr=0.1"]}, r"--where lr: no run has this field; is it finetune.lr or pretrain.lr\?"),
         ({"where": ["finetune.lr=7"]}, "no run has it; finetune.lr is 0.001"),
-        ({"allow": ["nonsense"]}, "--allow nonsense: no run has such a field; they are called as in the YAML"),
-        ({"task": "btcv"}, "--task btcv: the store has none of it; it has chestxray14"),
+        ({"allow": ["nonsense"]}, "--allow nonsense: no run has this field; write it as in the YAML"),
+        ({"task": "btcv"}, "--task btcv: the store has no run of it; it has chestxray14"),
         ({"baseline": "imagenet"}, "--baseline imagenet: no run is called so; there are mae and none"),
     ],
 )
@@ -461,10 +461,10 @@ def cell(text):
 def test_json_terminal_and_csv_are_what_they_were(store, capsys, tmp_path):
     variety(store)
     result = compare(store)
-    tell(result, True, terminal.show)
+    print_result(result, True, terminal.show)
     written = rounded(json.loads(capsys.readouterr().out))
     assert json.dumps(written, indent=1) + "\n" == (GOLDEN / "variety.json").read_text()
-    tell(result, False, terminal.show)
+    print_result(result, False, terminal.show)
     assert capsys.readouterr().out == (GOLDEN / "variety.txt").read_text()
     terminal.write_csv(result, tmp_path / "all.csv")
     lines = csv.reader((tmp_path / "all.csv").open())
@@ -479,7 +479,7 @@ def test_mlflow_s_store_gives_what_the_store_in_memory_gives(store, empty_databa
         add(each, "none", 0, volumes(0.5), change={"task": {"name": "btcv"}}, score="dice")
         add(each, "mae", 0, volumes(0.8), change={"task": {"name": "btcv"}}, score="dice")
         add(each, "none", 0, status="RUNNING")
-        told.append(json.dumps(defined(compare(each))))
+        told.append(json.dumps(as_json_value(compare(each))))
         for number, run_id in enumerate(ids):
             told[-1] = told[-1].replace(run_id, f"run{number:03d}")
     assert told[0] == told[1]

@@ -274,7 +274,7 @@ def test_the_server_in_use_is_linked_without_its_password(trained, tmp_path, mon
 
 
 def test_a_page_that_cannot_be_written_is_one_line(trained, tmp_path):
-    with pytest.raises(UserError, match="no/page.html: there is no such folder"):
+    with pytest.raises(UserError, match="no/page.html: its folder does not exist"):
         report.refuse(tmp_path / "no" / "page.html", None)
     with pytest.raises(UserError, match=f"--html {tmp_path}: cannot be written"):
         report.write(compare(trained), trained, tmp_path, None)
@@ -284,5 +284,5 @@ def test_a_page_that_cannot_be_written_is_one_line(trained, tmp_path):
     "address", ["127.0.0.1:5000", "javascript:alert(1)", "http://", "file:///x", "javascript://x/%0aalert(1)"]
 )
 def test_an_address_that_is_none_is_refused(tmp_path, address):
-    with pytest.raises(UserError, match="is no address; it reads http://127.0.0.1:5000"):
+    with pytest.raises(UserError, match="is no URL; write it as premed ui prints it: http://127.0.0.1:5000"):
         report.refuse(tmp_path / "page.html", address)
