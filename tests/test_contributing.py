@@ -95,7 +95,7 @@ def test_the_ways_name_functions_that_are_there():
 
 def paths_in(text: str) -> set[str]:
     """Paths in backticks that begin at the repository's root, patterns of several files among them."""
-    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+    spans = re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
     words = {word.partition(":")[0] for span in spans for word in span.split()}
     return {word for word in words if re.match(r"(platform|tests|experiments|docs|cluster)/", word) and "<" not in word}
 
