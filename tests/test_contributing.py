@@ -174,7 +174,7 @@ def write_spleens(folder) -> None:
             nib.Nifti1Image(voxels, np.eye(4)).to_filename(folder / kind / f"p{number}.nii.gz")
 
 
-@pytest.mark.slow  # about 15 s of CPU, most of it the imports of a process of its own
+@pytest.mark.slow  # 21 s of CPU, most of it the imports of a process of its own
 def test_the_examples_train_as_they_stand(tmp_path, home):
     package = shutil.copytree(PACKAGE, tmp_path / "copy" / "premed", ignore=shutil.ignore_patterns("__pycache__"))
     for path, title in PLUGINS.items():
