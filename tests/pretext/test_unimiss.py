@@ -463,6 +463,7 @@ def test_a_run_that_was_killed_goes_on_exactly_teacher_and_centre_too(folders, t
     assert outcome(killed) == outcome(whole)
 
 
+@pytest.mark.slow
 def test_two_ranks_differ_from_one_by_rounding_alone_and_go_on_exactly(folders, tmp_path):
     slow = {"pretrain": {"lr": 0.003}}
     alone, both, killed = (made(folders, tmp_path / name, **slow) for name in "abc")
