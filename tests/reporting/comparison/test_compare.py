@@ -49,15 +49,12 @@ def difference_of(result, label="mae", **more):
 
 
 @pytest.fixture
-def trained(store_with):
+def trained(store):
     """Three seeds of `none` and of `mae`."""
-
-    def fill(store):
-        for seed in range(3):
-            add(store, "none", seed)
-            add(store, "mae", seed, xrays(2.5, seed))
-
-    return store_with("three seeds", fill)
+    for seed in range(3):
+        add(store, "none", seed)
+        add(store, "mae", seed, xrays(2.5, seed))
+    return store
 
 
 # ---- the numbers

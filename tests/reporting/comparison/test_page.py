@@ -45,16 +45,13 @@ def leave(store, run_id, folder, losses=(), gate=None, pictures=()):
 
 
 @pytest.fixture
-def trained(store_with):
+def trained(store):
     """Three seeds of `none` and of `mae`, at two label fractions."""
-
-    def fill(store):
-        for seed in range(3):
-            for fraction in (0.1, 1.0):
-                add(store, "none", seed, fraction=fraction)
-                add(store, "mae", seed, xrays(2.5 if fraction == 1 else 1.1, seed + 9 * seed), fraction=fraction)
-
-    return store_with("three seeds and two fractions", fill)
+    for seed in range(3):
+        for fraction in (0.1, 1.0):
+            add(store, "none", seed, fraction=fraction)
+            add(store, "mae", seed, xrays(2.5 if fraction == 1 else 1.1, seed + 9 * seed), fraction=fraction)
+    return store
 
 
 def stages(store, strategy, seed=0, fraction=1.0):
