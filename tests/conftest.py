@@ -17,15 +17,9 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 import psutil
 import pytest
 from filelock import FileLock
-from hypothesis import settings
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from support.suite import REAL_DATA
-
-# no clocks, and the same examples for everybody; make test-all takes as many as Hypothesis would
-settings.register_profile("long", deadline=None, derandomize=True)
-settings.register_profile("short", settings.get_profile("long"), max_examples=25)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 LEFT_OUT = {"slow", "cluster", "browser"}  # by make test
 WORK, PATIENCE = 20, 120  # seconds of CPU and, where others keep it busy, of a clock that a test may take without them

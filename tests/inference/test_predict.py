@@ -197,17 +197,17 @@ def test_weights_that_do_not_fit_are_refused_and_those_that_are_gone_are_named(o
     at_home(organ_run)
     case, digest = organ_run.task.split("test")[0], organ_run.stage("finetune")["digest"]
     with load.opened(organ_run.run_id) as found:
-        for name in found.vault.names():
+        for name in found.storage.names():
             (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / "copy" / name).write_bytes(found.vault.get(name))
-    vault = load.StageStorage(str(tmp_path), "copy")
-    weights = vault.get_weights("parts/head.safetensors")
-    vault.put_weights("parts/head.safetensors", dict(list(weights.items())[1:]))
-    broken = load.Trained("id", "some run", None, load.card_of(vault, digest), vault)
+            (tmp_path / "copy" / name).write_bytes(found.storage.get(name))
+    copied = load.StageStorage(str(tmp_path), "copy")
+    weights = copied.get_weights("parts/head.safetensors")
+    copied.put_weights("parts/head.safetensors", dict(list(weights.items())[1:]))
+    broken = load.Trained("id", "some run", None, load.card_of(copied, digest), copied)
     refused(broken.network, "head: the saved weights do not fit the network (missing: ")
-    vault.remove("parts/head.safetensors")
+    copied.remove("parts/head.safetensors")
     refused(broken.network, "parts/head.safetensors is missing")
-    assert load.card_of(vault, "another digest") is None and case
+    assert load.card_of(copied, "another digest") is None and case
 
 
 def test_a_task_without_its_data_has_its_facts(organ_run, brain_run):

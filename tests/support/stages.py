@@ -40,7 +40,7 @@ def tree(root: Path, **changes: Any) -> dict[str, Any]:
 def jobs(root: Path, home: Path, **changes: Any) -> dict[str, Any]:
     """The stages of a tiny experiment, by kind, as jobs that share `home`."""
     from premed.config.loader import checked
-    from premed.training.stage import StageJob
+    from premed.training.setup import StageJob
 
     experiment, found, before = checked(tree(root, **changes)), {}, None
     for stage in experiment.stages(lambda kind: "data"):

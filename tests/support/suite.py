@@ -6,6 +6,11 @@ from pathlib import Path
 
 from hypothesis import settings
 
+# no clocks, and the same examples for everybody; make test-all takes as many as Hypothesis would
+settings.register_profile("long", deadline=None, derandomize=True)
+settings.register_profile("short", settings.get_profile("long"), max_examples=25)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 REAL_DATA = Path(os.environ.get("PREMED_DATA") or REPOSITORY.parent / "shared" / "data")
 

@@ -21,7 +21,8 @@ from premed.errors import UserError
 from premed.rng import SampleRng
 from premed.tasks import images
 from premed.tasks.common.metrics import accuracy_summary
-from premed.training.stage import StageJob, run_stage
+from premed.training.setup import StageJob
+from premed.training.stage import run_stage
 
 CLASSES = ["normal", "covid", "other"]
 

@@ -14,7 +14,8 @@ from support.made_up import ct_series, radiograph
 from support.suite import REPOSITORY
 
 from premed.config.loader import checked, merged
-from premed.training.stage import StageJob, run_stage
+from premed.training.setup import StageJob
+from premed.training.stage import run_stage
 
 PAGE = (REPOSITORY / "docs" / "own-data.md").read_text()
 FILES = {text.splitlines()[0][2:]: text for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)}

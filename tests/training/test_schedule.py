@@ -204,10 +204,10 @@ def test_a_stage_starts_where_the_one_before_ended_and_its_curve_holds_all(undis
 
 def test_a_finished_segment_keeps_the_state_it_ended_with_and_no_more(undisturbed):
     first, second, cooled = (job.stage_storage for job in undisturbed)
-    for vault in (first, second):
-        end = vault.get_json("result.json")["num_steps"]
+    for storage in (first, second):
+        end = storage.get_json("result.json")["num_steps"]
         kept = {"curve.jsonl", "result.json", f"checkpoints/{end:09d}.json", f"checkpoints/{end:09d}.pt"}
-        assert {name for name in vault.names() if not name.startswith("snapshots/")} == kept
+        assert {name for name in storage.names() if not name.startswith("snapshots/")} == kept
     names = cooled.names()
     assert {"parts/encoder.safetensors", "parts/card.json", "scores.json", "pictures/progress.png"} <= {*names}
     assert not [name for name in names if name.startswith(("checkpoints/", "best/", "snapshots/"))]

@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load
 from support.stages import jobs, on_ranks, outcome, run
 
+from premed.config.plugins import plugin
 from premed.contracts import Case
 from premed.data import datamodule
 from premed.data.phantoms.writers import write_chestxray14
@@ -21,6 +22,7 @@ from premed.tasks.chestxray14 import ChestXray14
 from premed.training import artifacts
 from premed.training import stage as worker
 from premed.training.checkpoint import CheckpointManager
+from premed.training.schedule import planned
 from premed.training.storage import StageStorage
 
 KILLED, FINE = -9, 0
@@ -163,7 +165,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_step_samples_and_check
     job = jobs(chest, tmp_path, finetune={"lr": 1e32, "warmup_epochs": 0.5}, **SCRATCH)["finetune"]
     assert run(job, world) == [FINE] * world
     failure = job.stage_storage.get_json("failure.json")
-    plan, _ = worker.planned(job.stage, [len(train_names(job))])
+    plan, _ = planned(job.stage, [len(train_names(job))])
     assert failure["kind"] == "NotFinite"
     assert failure["samples"] == [train_names(job)[i] for i in plan.at(failure["step"] - 1).samples]
     assert f"at step {failure['step']} (samples {', '.join(failure['samples'])})" in failure["message"]
@@ -173,13 +175,13 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_step_samples_and_check
 
 
 def train_names(job):
-    task = worker.plugin("tasks", job.stage.task).build(job.stage.task)
+    task = plugin("tasks", job.stage.task).build(job.stage.task)
     return [case.name for case in datamodule.cases(job.stage, task)[0]]
 
 
 def test_a_poisoned_image_stops_the_run_at_its_step_and_leaves_the_last_good_checkpoint(chest, tmp_path):
     job = jobs(chest, tmp_path)["pretrain"]
-    plan, _ = worker.planned(job.stage, [len(train_names(job))])
+    plan, _ = planned(job.stage, [len(train_names(job))])
     victim = train_names(job)[plan.at(2).samples[0]]
     assert run(job, poison=victim) == [FINE]
     failure = job.stage_storage.get_json("failure.json")
@@ -362,7 +364,7 @@ def test_a_label_fraction_is_drawn_by_its_seed():
 
 def test_the_learning_rate_grows_with_the_batch_and_steps_replace_the_epochs(chest, tmp_path):
     stage = jobs(chest, tmp_path, pretrain={"lr": 1.0, "batch": 64, "epochs": 10, "steps": 50})["pretrain"].stage
-    plan, schedule = worker.planned(stage, [640])
+    plan, schedule = planned(stage, [640])
     assert (plan.num_steps, schedule.num_steps, schedule.warmup_steps) == (50, 50, 5)
     assert schedule.lr == 0.25
     assert sorted(np.concatenate([plan.at(step).samples for step in range(10)])) == list(range(640))

@@ -82,6 +82,6 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     assert (storage.get("a"), list(tmp_path.rglob("*.part"))) == (b"old", [])
 
 
-def test_a_vault_travels_to_another_process(storage):
+def test_a_storage_pickles(storage):
     storage.put("a", b"1")
     assert pickle.loads(pickle.dumps(storage)).where == storage.where

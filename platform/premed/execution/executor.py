@@ -7,7 +7,8 @@ from premed.config.spec import Spec
 from premed.contracts import Task
 from premed.events import EventHandler
 from premed.execution.scheduler import Scheduler, Ticket
-from premed.training.stage import StageJob, run_stage
+from premed.training.setup import StageJob
+from premed.training.stage import run_stage
 
 POLL = 0.2  # seconds between two questions to `report`
 

@@ -37,7 +37,7 @@ from premed.models.network import load_resized
 from premed.paths import home, storage
 from premed.training.checkpoint import CheckpointManager
 from premed.training.schedule import planned
-from premed.training.stage import StageJob, make_objective
+from premed.training.setup import StageJob, make_objective
 from premed.training.supervised import Supervised
 
 IDENTIFYING = ("import", "finetune")

@@ -27,7 +27,7 @@ from premed.errors import StageFailed
 from premed.events import EventHandler, ModelRegistrationStarted, WarningIssued
 from premed.paths import home, portable
 from premed.tracking.tracker import Tracker
-from premed.training.stage import StageJob, make_objective
+from premed.training.setup import StageJob, make_objective
 from premed.training.storage import StageStorage
 
 DOING: dict[Kind, str] = {

@@ -16,7 +16,7 @@ from premed.config.settings import Kind
 from premed.events import EventHandler, WaitingForResources
 from premed.execution.cluster import Resources, fits, workers_of
 from premed.execution.worker_group import WorkerGroup
-from premed.training.stage import StageJob
+from premed.training.setup import StageJob
 
 ORDER: dict[Kind, int] = {"test": 0, "trunk": 1, "pretrain": 1, "cooldown": 1, "finetune": 2}
 POLL = 0.2  # seconds between two looks at whether there is room now

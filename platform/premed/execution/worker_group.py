@@ -24,7 +24,8 @@ from premed.errors import CalledOff, StageFailed, UserError
 from premed.events import EventHandler
 from premed.execution.cluster import actor
 from premed.execution.job_queue import JobQueue, Signal
-from premed.training.stage import StageJob, run_stage
+from premed.training.setup import StageJob
+from premed.training.stage import run_stage
 
 POLL = 0.1  # seconds between two looks at the queue
 INTERFACE = "GLOO_SOCKET_IFNAME"

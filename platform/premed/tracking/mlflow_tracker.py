@@ -17,6 +17,7 @@ from typing import Any
 
 from premed.errors import LeaseLost, first_line
 from premed.events import Event, MetricsLogged, WarningIssued
+from premed.tracking import registry
 from premed.tracking.leases import Lease, close_dead_runs
 from premed.tracking.outbox import Outbox
 from premed.tracking.provenance import provenance
@@ -175,7 +176,9 @@ class MLflowTracker:
     def register_model(
         self, run_id: str, name: str, module: Any, example: Any, score: float, card: dict[str, Any]
     ) -> str | None:
-        return self._ask_registry(lambda: self.store.register(run_id, name, module, example, score, card))
+        return self._ask_registry(
+            lambda: registry.register(self.store.client, run_id, name, module, example, score, card)
+        )
 
     def _ask_registry(self, call: Callable[[], Any]) -> Any:
         """The call's result; None, with a warning, where the registry refuses: that must not cost a training."""

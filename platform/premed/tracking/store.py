@@ -19,13 +19,10 @@ from typing import TYPE_CHECKING, Any
 from premed.errors import UserError
 from premed.paths import home
 from premed.tracking import client as tracking
-from premed.tracking import registry
 from premed.tracking.client import batches, flatten, json_cell, truncated, valid_name
 from premed.tracking.provenance import process_tags
 
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
     from mlflow import MlflowClient
 
     from premed.contracts import Row
@@ -292,15 +289,3 @@ class RunStore:
             data = Dataset(name, digest, "local", json.dumps(source), profile=json.dumps(profile))
             inputs.append(DatasetInput(data, [InputTag("mlflow.data.context", contexts)]))
         self.client.log_inputs(run_id, inputs)
-
-    def register(
-        self,
-        run_id: str,
-        name: str,
-        module: "torch.nn.Module",
-        example: "np.ndarray",
-        score: float,
-        card: dict[str, Any],
-    ) -> str:
-        """See `registry.register`."""
-        return registry.register(self.client, run_id, name, module, example, score, card)

@@ -96,7 +96,7 @@ class Tracker(Protocol):
     def register_model(
         self, run_id: str, name: str, module: Any, example: Any, score: float, card: dict[str, Any]
     ) -> str | None:
-        """Registers the run's network (`RunStore.register`); returns the version, None where the registry refuses."""
+        """Registers the run's network (`registry.register`); returns the version, None where the registry refuses."""
 
     # ---- events
 

@@ -6,65 +6,29 @@ No MLflow here.
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from premed.config.experiment import Stage
-from premed.config.plugins import plugin
-from premed.config.settings import Finetune, Pretrain, Train
-from premed.config.spec import Spec
-from premed.contracts import Case, DataSet, Objective, Sample, Task
-from premed.data.cache import Cache
-from premed.data.datamodule import Tasks, absent_classes, cases, data_sets_of, refuse_unnamed
+from premed.config.settings import Finetune, Pretrain
+from premed.contracts import DataSet
+from premed.data.datamodule import Tasks, absent_classes, data_sets_of
 from premed.data.loader import PreparedLoader
 from premed.distributed import RaisedOnAllRanks, raise_on_all_ranks, rank_and_world
 from premed.errors import UserError
 from premed.events import EvaluationStarted, EventHandler, TrainingStarted
-from premed.models.network import Network, load_strictly, seeded_init
-from premed.training.artifacts import card, load_encoder, part_weights, save_pictures
+from premed.training.artifacts import card, save_pictures
 from premed.training.callback import NotFinite, TrainingCallback
 from premed.training.checkpoint import best_file
 from premed.training.device import device_of, forget_peak_memory, peak_memory_mb, precision_of
 from premed.training.evaluate import bootstrap_interval, collapsed, evaluate, passed_gate
 from premed.training.fit import distributed, fit, make_optimizer
 from premed.training.import_weights import bring
-from premed.training.schedule import planned
+from premed.training.setup import StageJob, TaskOf, make_objective, prepared, set_up
 from premed.training.solver import solve
-from premed.training.storage import StageStorage
 from premed.training.supervised import Supervised
 from premed.training.throughput import Throughput
 
 Report = Callable[[dict[str, float]], None]
 """Takes the numbers of a validation; what it raises ends the stage."""
-TaskOf = Callable[[Spec], Task]
-"""Returns the task of a configuration."""
-
-
-@dataclass(frozen=True)
-class StageJob:
-    """A stage, and where and how to run it. Travels to the workers."""
-
-    stage: Stage
-    parent: Stage | None  # the stage whose parts it starts from
-    train: Train
-    storage: str  # `train.storage`, which holds the folders of all stages
-    cache: Path
-
-    @property
-    def stage_storage(self) -> StageStorage:
-        """The stage's own folder."""
-        return StageStorage(self.storage, self.stage.folder)
-
-    @property
-    def parent_storage(self) -> StageStorage | None:
-        """The folder of the stage whose parts it starts from."""
-        return StageStorage(self.storage, self.parent.folder) if self.parent else None
-
-    @property
-    def trunk_storage(self) -> StageStorage | None:
-        """The folder of the trunk segment that this stage goes on from; None for stages that go on from none."""
-        return self.parent_storage if self.parent and self.parent.kind == "trunk" else None
 
 
 def run_stage(job: StageJob, on_event: EventHandler, report: Report, tasks: TaskOf | None = None) -> None:
@@ -99,75 +63,53 @@ def train_stage(job: StageJob, on_event: EventHandler, report: Report, tasks: Ta
     """Pre-training or fine-tuning."""
     stage, settings, how = job.stage, job.stage.training, job.train
     assert isinstance(settings, (Pretrain, Finetune))
-    with raise_on_all_ranks():
-        data_sets = data_sets_of(stage, tasks)
-        train, val = training_samples(job, data_sets)
-        device, precision = device_of(how), precision_of(how)
-        accumulate = how.micro_batches(rank_and_world()[1])
-        objective, loaded = make_objective(job, data_sets)
-        objective.to(device)
-        if objective.couples_batch and accumulate > 1:
-            raise UserError("train.accumulate: the loss is of all of a step's images together; set it to 1")
-        sizes = [sum(sample.data_set == number for sample in train) for number in range(len(data_sets))]
-        plan, schedule = planned(stage, sizes, objective.num_solutions)
-
-    source = PreparedLoader(
-        data_sets, train, seed=settings.seed, stage=stage.draws, device=device, num_loaders=how.loaders
-    )
-    optimizer, throughput = make_optimizer(objective, settings.betas), Throughput(device, how.loaders)
+    setup = set_up(job, tasks)
+    objective, plan, train, precision = setup.objective, setup.plan, setup.train, setup.precision
+    optimizer, throughput = make_optimizer(objective, settings.betas), Throughput(setup.device, how.loaders)
     callback = TrainingCallback(
         objective,
         optimizer,
         plan,
         job.stage_storage,
-        val,
+        setup.val,
         validations=objective.num_solutions or settings.validations,
-        score=data_sets[0].task.score if stage.kind == "finetune" else None,
+        score=setup.task.score if stage.kind == "finetune" else None,
         log_steps=how.log_steps,
         save_minutes=how.save_minutes,
         precision=precision,
         sample_names=lambda indices: [train[i].case.name for i in indices.samples],
         on_event=on_event,
         report=report,
-        spread_over=schedule.num_steps,
+        spread_over=setup.schedule.num_steps,
         throughput=None if objective.num_solutions else throughput,
     )
     if (start := callback.resume(job.trunk_storage)) == 0:
         objective.on_start(train)
-    absent = absent_classes(data_sets[0].task, train) if stage.kind == "finetune" else ()
+    absent = absent_classes(setup.task, train) if stage.kind == "finetune" else ()
     workers = rank_and_world()[1] if how.elastic else None
-    on_event(TrainingStarted(start, len(train), len(val), plan.num_steps, absent, workers))
+    on_event(TrainingStarted(start, len(train), len(setup.val), plan.num_steps, absent, workers))
     if objective.num_solutions:
         assert isinstance(objective, Supervised)
         solve(objective, train, callback, start=start, precision=precision, on_event=on_event)
     else:
+        draws: dict[str, Any] = {"seed": settings.seed, "stage": stage.draws}
+        source = PreparedLoader(setup.data_sets, train, device=setup.device, num_loaders=how.loaders, **draws)
         fit(
             distributed(objective),
             throughput.timed(source),
             plan,
-            schedule,
+            setup.schedule,
             optimizer,
             callback,
             start=start,
-            accumulate=accumulate,
+            accumulate=setup.accumulate,
             clip=settings.clip,
             precision=precision,
         )
     if stage.kind == "trunk":
         save_trunk_segment(job, callback, num_cases=len(train))
     elif rank_and_world()[0] == 0:
-        save_results(job, data_sets, callback, loaded, num_cases=len(train))
-
-
-def training_samples(job: StageJob, data_sets: Sequence[DataSet]) -> tuple[list[Sample], list[Sample]]:
-    """The samples that the stage trains on and those that it is validated on, one data set after the other."""
-    train, val = list[Sample](), list[Sample]()
-    for number, data_set in enumerate(data_sets):
-        for samples, part in zip((train, val), cases(job.stage, data_set.task), strict=True):
-            samples += prepared(job, data_set.task, part, number)
-    if not val:
-        raise UserError(f"task: {data_sets[0].task.name} has no val images here; correct its split, or add a data set")
-    return train, val
+        save_results(job, setup.data_sets, callback, setup.loaded, num_cases=len(train))
 
 
 def save_results(
@@ -253,33 +195,3 @@ def test_stage(job: StageJob, on_event: EventHandler, tasks: TaskOf) -> None:
         "peak_memory_mb": peak_memory_mb(device_of(job.train)),
     }
     storage.put_json("result.json", result)
-
-
-def prepared(job: StageJob, task: Task, selected: Sequence[Case], data_set: int = 0) -> list[Sample]:
-    """The cases with their prepared images; prepared here where this machine has none yet."""
-    entries = Cache(job.cache).prepare(selected, task.preprocessing)
-    refuse_unnamed(selected, entries, task.labels)
-    return [Sample(case, entry, data_set) for case, entry in zip(selected, entries, strict=True)]
-
-
-def make_objective(job: StageJob, data_sets: Sequence[DataSet]) -> tuple[Objective, dict[str, Any]]:
-    """The stage's objective with initial or loaded weights, and a report of what was loaded."""
-    stage, settings, task = job.stage, job.stage.training, data_sets[0].task
-    assert isinstance(settings, (Pretrain, Finetune))
-    first, *more = dict.fromkeys((data_set.task.channels, tuple(data_set.task.roi)) for data_set in data_sets)
-    with seeded_init(settings.seed, "encoder"):
-        encoder = plugin("encoders", stage.encoder).build(stage.encoder, *first, *more)
-    if isinstance(settings, Pretrain):
-        with seeded_init(settings.seed, "pretext"):
-            assert stage.pretext is not None
-            return plugin("pretext", stage.pretext).build(stage.pretext, encoder, data_sets, settings.weight_decay), {}
-    with seeded_init(settings.seed, "head"):
-        head = plugin("heads", settings.head).build(settings.head, encoder, task)
-    loaded = {}
-    if (parent := job.parent_storage) is not None:
-        loaded["encoder"] = load_encoder(encoder, parent)
-        for part in ("head",) if stage.kind == "test" else head.loads:
-            module = head if part == "head" else head.get_submodule(part)
-            loaded[part] = load_strictly(module, part_weights(parent, part), part)
-    rates = {name: getattr(settings, name) for name in ("weight_decay", "layer_decay", "drop_path")}
-    return Supervised(Network(encoder, head), task, **rates), loaded

@@ -16,6 +16,7 @@ from support.stages import jobs, outcome, run
 from torch.nn import functional as F
 
 from premed.config.loader import merged
+from premed.config.plugins import plugin
 from premed.contracts import Features, Sample
 from premed.data import datamodule
 from premed.data.phantoms.writers import write_chestxray14
@@ -243,7 +244,7 @@ def test_the_constant_answers_rows_lie_beside_the_scores(chest, tmp_path):
     chain = jobs(chest, tmp_path, **PROBE)
     staged(chain["finetune"])
     result = staged(chain["test"])
-    task = stage.plugin("tasks", chain["test"].stage.task).build(chain["test"].stage.task)
+    task = plugin("tasks", chain["test"].stage.task).build(chain["test"].stage.task)
     rows, scores = (chain["test"].stage_storage.get_json(name) for name in ("constant.json", "scores.json"))
     assert [row["case"] for row in rows] == [row["case"] for row in scores]
     assert task.summary(rows)[task.score] == result["constant"]
@@ -271,7 +272,7 @@ def test_a_killed_probe_goes_on_to_the_same_end(chest, tmp_path):
 def test_few_labels_are_those_that_fine_tuning_would_see(chest, tmp_path):
     for share in (0.3, 1.0):
         job = jobs(chest, tmp_path, **together(PROBE, {"finetune": {"label_fraction": share}}))["finetune"]
-        task = stage.plugin("tasks", job.stage.task).build(job.stage.task)
+        task = plugin("tasks", job.stage.task).build(job.stage.task)
         assert staged(job)["num_cases"] == len(datamodule.fraction(task.split("train"), share, job.stage.training.seed))
 
 
@@ -287,7 +288,7 @@ def test_features_that_are_no_numbers_are_refused_by_the_images_name(chest, tmp_
 def test_what_a_head_has_to_say_is_said_once(chest, tmp_path):
     job, events = jobs(chest, tmp_path, **PROBE)["finetune"], []
     solve = probe.Probe.solve
-    task = stage.plugin("tasks", job.stage.task).build(job.stage.task)
+    task = plugin("tasks", job.stage.task).build(job.stage.task)
     objective, _ = stage.make_objective(job, datamodule.data_sets_of(job.stage))
     train, _ = (stage.prepared(job, task, part) for part in datamodule.cases(job.stage, task))
 
@@ -311,7 +312,7 @@ PIXELS = {**PROBE, "encoder": {"name": "pixels", "edge": 8}}
 def test_pixels_and_the_probe_are_logistic_regression_on_the_averaged_pixels(chest, tmp_path):
     job = jobs(chest, tmp_path, **PIXELS)["finetune"]
     result = staged(job)
-    task = stage.plugin("tasks", job.stage.task).build(job.stage.task)
+    task = plugin("tasks", job.stage.task).build(job.stage.task)
     train, val = (stage.prepared(job, task, part) for part in datamodule.cases(job.stage, task))
 
     def averaged(samples):

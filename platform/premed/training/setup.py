@@ -1,0 +1,130 @@
+"""From a stage's job to what it needs: its folders, prepared samples, an objective with its weights, a plan."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from premed.config.experiment import Stage
+from premed.config.plugins import plugin
+from premed.config.settings import Finetune, Pretrain, Train
+from premed.config.spec import Spec
+from premed.contracts import BatchSampler, Case, DataSet, Objective, Sample, Task
+from premed.data.cache import Cache
+from premed.data.datamodule import cases, data_sets_of, refuse_unnamed
+from premed.distributed import raise_on_all_ranks, rank_and_world
+from premed.errors import UserError
+from premed.models.network import Network, load_strictly, seeded_init
+from premed.training.artifacts import load_encoder, part_weights
+from premed.training.device import device_of, precision_of
+from premed.training.schedule import Schedule, planned
+from premed.training.storage import StageStorage
+from premed.training.supervised import Supervised
+
+TaskOf = Callable[[Spec], Task]
+"""Returns the task of a configuration."""
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """A stage, and where and how to run it. Travels to the workers."""
+
+    stage: Stage
+    parent: Stage | None  # the stage whose parts it starts from
+    train: Train
+    storage: str  # `train.storage`, which holds the folders of all stages
+    cache: Path
+
+    @property
+    def stage_storage(self) -> StageStorage:
+        """The stage's own folder."""
+        return StageStorage(self.storage, self.stage.folder)
+
+    @property
+    def parent_storage(self) -> StageStorage | None:
+        """The folder of the stage whose parts it starts from."""
+        return StageStorage(self.storage, self.parent.folder) if self.parent else None
+
+    @property
+    def trunk_storage(self) -> StageStorage | None:
+        """The folder of the trunk segment that this stage goes on from; None for stages that go on from none."""
+        return self.parent_storage if self.parent and self.parent.kind == "trunk" else None
+
+
+class TrainingSetup(NamedTuple):
+    """What a training starts with."""
+
+    data_sets: list[DataSet]
+    train: list[Sample]
+    val: list[Sample]
+    objective: Objective  # on its device
+    loaded: dict[str, Any]  # report of the weights that were loaded
+    plan: BatchSampler
+    schedule: Schedule
+    device: torch.device
+    precision: torch.dtype
+    accumulate: int
+
+    @property
+    def task(self) -> Task:
+        """Of the first data set: a fine-tuning's own."""
+        return self.data_sets[0].task
+
+
+def set_up(job: StageJob, tasks: TaskOf) -> TrainingSetup:
+    """Prepares a training. A UserError on any rank is raised on all ranks."""
+    with raise_on_all_ranks():
+        data_sets = data_sets_of(job.stage, tasks)
+        train, val = training_samples(job, data_sets)
+        device, accumulate = device_of(job.train), job.train.micro_batches(rank_and_world()[1])
+        objective, loaded = make_objective(job, data_sets)
+        objective.to(device)
+        if objective.couples_batch and accumulate > 1:
+            raise UserError("train.accumulate: the loss is of all of a step's images together; set it to 1")
+        sizes = [sum(sample.data_set == number for sample in train) for number in range(len(data_sets))]
+        plan, schedule = planned(job.stage, sizes, objective.num_solutions)
+    precision = precision_of(job.train)
+    return TrainingSetup(data_sets, train, val, objective, loaded, plan, schedule, device, precision, accumulate)
+
+
+def training_samples(job: StageJob, data_sets: Sequence[DataSet]) -> tuple[list[Sample], list[Sample]]:
+    """The samples that the stage trains on and those that it is validated on, one data set after the other."""
+    train, val = list[Sample](), list[Sample]()
+    for number, data_set in enumerate(data_sets):
+        for samples, part in zip((train, val), cases(job.stage, data_set.task), strict=True):
+            samples += prepared(job, data_set.task, part, number)
+    if not val:
+        raise UserError(f"task: {data_sets[0].task.name} has no val images here; correct its split, or add a data set")
+    return train, val
+
+
+def prepared(job: StageJob, task: Task, selected: Sequence[Case], data_set: int = 0) -> list[Sample]:
+    """The cases with their prepared images; prepared here where this machine has none yet."""
+    entries = Cache(job.cache).prepare(selected, task.preprocessing)
+    refuse_unnamed(selected, entries, task.labels)
+    return [Sample(case, entry, data_set) for case, entry in zip(selected, entries, strict=True)]
+
+
+def make_objective(job: StageJob, data_sets: Sequence[DataSet]) -> tuple[Objective, dict[str, Any]]:
+    """The stage's objective with initial or loaded weights, and a report of what was loaded."""
+    stage, settings, task = job.stage, job.stage.training, data_sets[0].task
+    assert isinstance(settings, (Pretrain, Finetune))
+    first, *more = dict.fromkeys((data_set.task.channels, tuple(data_set.task.roi)) for data_set in data_sets)
+    with seeded_init(settings.seed, "encoder"):
+        encoder = plugin("encoders", stage.encoder).build(stage.encoder, *first, *more)
+    if isinstance(settings, Pretrain):
+        with seeded_init(settings.seed, "pretext"):
+            assert stage.pretext is not None
+            return plugin("pretext", stage.pretext).build(stage.pretext, encoder, data_sets, settings.weight_decay), {}
+    with seeded_init(settings.seed, "head"):
+        head = plugin("heads", settings.head).build(settings.head, encoder, task)
+    loaded = {}
+    if (parent := job.parent_storage) is not None:
+        loaded["encoder"] = load_encoder(encoder, parent)
+        for part in ("head",) if stage.kind == "test" else head.loads:
+            module = head if part == "head" else head.get_submodule(part)
+            loaded[part] = load_strictly(module, part_weights(parent, part), part)
+    rates = {name: getattr(settings, name) for name in ("weight_decay", "layer_decay", "drop_path")}
+    return Supervised(Network(encoder, head), task, **rates), loaded
