@@ -181,7 +181,10 @@ def part_of_a_step(num: int, group_loss: str, loss: float, gradients: dict[str, 
         np.testing.assert_allclose(parameter.grad, gradients[name], rtol=1e-3, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize(("world", "num", "group_loss"), [(2, 6, "classes"), (2, 7, "contrast"), (3, 2, "contrast")])
+@pytest.mark.parametrize(
+    ("world", "num", "group_loss"),
+    [(2, 6, "classes"), pytest.param(2, 7, "contrast", marks=pytest.mark.slow), (3, 2, "contrast")],
+)
 def test_loss_and_gradients_are_the_same_on_one_rank_and_on_several(world, num, group_loss):
     model = objective(group_loss=group_loss)
     loss, _ = model(batch(num), 0.0)
@@ -446,6 +449,7 @@ def sections(folders, name: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.whole
 def test_one_pre_training_on_pictures_and_volumes_serves_both_tasks_and_sees_no_label(folders, home, monkeypatch):
     seen, forward = Counter(), HSSL.forward
@@ -499,6 +503,7 @@ def pretraining(folders, home) -> Any:
     return jobs(folders["chest"], home, **tree)["pretrain"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", ["row 5", "saved 4"])
 def test_killed_on_two_ranks_it_goes_on_exactly(kill, folders, tmp_path, undisturbed):
     job = pretraining(folders, tmp_path)
@@ -507,6 +512,7 @@ def test_killed_on_two_ranks_it_goes_on_exactly(kill, folders, tmp_path, undistu
     assert outcome(job) == undisturbed
 
 
+@pytest.mark.slow
 def test_on_one_rank_it_draws_the_same_curve_as_on_two(folders, tmp_path, undisturbed):
     job = pretraining(folders, tmp_path)
     assert run(job) == [0]

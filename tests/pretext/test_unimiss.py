@@ -453,6 +453,7 @@ def made(folders, tmp_path, **changes):
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_exactly_teacher_and_centre_too(folders, tmp_path):
     whole, killed = made(folders, tmp_path / "a"), made(folders, tmp_path / "b")
     assert run(whole) == [0]
@@ -463,6 +464,7 @@ def test_a_run_that_was_killed_goes_on_exactly_teacher_and_centre_too(folders, t
     assert outcome(killed) == outcome(whole)
 
 
+@pytest.mark.slow
 def test_two_ranks_differ_from_one_by_rounding_alone_and_go_on_exactly(folders, tmp_path):
     slow = {"pretrain": {"lr": 0.003}}
     alone, both, killed = (made(folders, tmp_path / name, **slow) for name in "abc")
@@ -474,6 +476,7 @@ def test_two_ranks_differ_from_one_by_rounding_alone_and_go_on_exactly(folders, 
         assert step == step_there and theirs == theirs | losses
 
 
+@pytest.mark.slow
 def test_the_teacher_s_encoder_is_saved_if_asked_for(folders, tmp_path):
     student, teacher = made(folders, tmp_path / "a"), made(folders, tmp_path / "b", pretext={"saves": "teacher"})
     assert run(student) == run(teacher) == [0]
