@@ -347,6 +347,7 @@ def test_a_folder_of_slices_is_a_row_and_its_files_are_not_without_one(tmp_path)
     assert sum("scan.2" in line for line in said) == 4 and not any("scan.1" in line for line in said)
 
 
+@pytest.mark.slow
 def test_112120_rows_are_read_dealt_and_checked(tmp_path):
     (tmp_path / "x").mkdir()
     lines = [f"x/{i}.png,{i // 4},{i % 2},{(i >> 1) % 2}" for i in range(112_120)]

@@ -440,6 +440,7 @@ def run(task: dict, head: dict) -> dict:
     return outcome["stages"][1]
 
 
+@pytest.mark.slow
 def test_pictures_are_classified_end_to_end(tmp_path, home):
     root = write_chestxray14(tmp_path / "chest", 20, 0, size=32)
     task = {"name": "chestxray14", "root": str(root), "size": 32, "stored": 32}
