@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from support.comparing import CLASSES, add, volumes, xrays
-from support.memory_store import MemoryStore
 from support.pages import Page
 
 from premed.errors import UserError
@@ -18,11 +17,6 @@ from premed.reporting.comparison import artifacts
 from premed.reporting.comparison import page as report
 from premed.reporting.comparison.compare import compare
 from premed.reporting.formatting import number, p_value, signed
-
-
-@pytest.fixture
-def store(tmp_path):
-    return MemoryStore(tmp_path / "runs")
 
 
 def png(width=40, height=20) -> bytes:
