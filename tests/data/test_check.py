@@ -183,9 +183,9 @@ def test_the_test_part_is_left_alone_where_test_is_false(hippocampi, chests, cop
 
 
 def experiment(tree, root, **changes):
-    from premed.config.loader import checked, merged
+    from premed.config.loader import merge, validate_experiment
 
-    return checked(merged(tree, {"task": {"root": str(root)}, **changes}))
+    return validate_experiment(merge(tree, {"task": {"root": str(root)}, **changes}))
 
 
 def test_a_run_refuses_an_error_of_the_listings_before_anything_starts(hippocampi, copied, monkeypatch, tmp_path):

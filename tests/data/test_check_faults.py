@@ -111,20 +111,23 @@ MSD_FAULTS = {
     "number twice": (about(labels={"background": 0, "a": 1, "b": 1}), ["dataset.json: `labels` must number"]),
     "listed twice": (entry(lambda t: t.append(t[0])), ["dataset.json: hippocampus_001 is listed twice; keep one"]),
     "no image named": (entry(lambda t: t.append({"label": "x"})), ["dataset.json: {'label': 'x'} names no image"]),
-    "no name of a file": (entry(lambda t: t.append({"image": "a\0b"})), [r"dataset.json: a\x00b is no name of a file"]),
+    "no name of a file": (
+        entry(lambda t: t.append({"image": "a\0b"})),
+        [r"dataset.json: a\x00b is not a valid file name"],
+    ),
     "too long a name": (
         entry(lambda t: t.append({"image": "a" * 999})),
-        ["dataset.json: aaaa", "is no name of a file"],
+        ["dataset.json: aaaa", "is not a valid file name"],
     ),
     "a link to itself": (
         image(lambda p: (p.unlink(), p.symlink_to(p))),
-        ["dataset.json: ./imagesTr/{1} is no name of a file"],
+        ["dataset.json: ./imagesTr/{1} is not a valid file name"],
     ),
     "brackets without end": (
         lambda root: (root / "dataset.json").write_text("[" * 10**5),
         ["dataset.json is not JSON"],
     ),
-    "half a sign": (entry(lambda t: t.append({"image": "\ud800"})), [r"dataset.json: \ud800 is no name of a file"]),
+    "half a sign": (entry(lambda t: t.append({"image": "\ud800"})), [r"dataset.json: \ud800 is not a valid file name"]),
     "out of the folder": (
         entry(lambda t: t.append({"image": "../x.nii.gz"})),
         ["dataset.json: ../x.nii.gz leads out of the folder"],
@@ -184,7 +187,7 @@ CHEST_FAULTS = {
     "no table": (lambda r: (r / TABLE).write_text('"' + 200_000 * "a"), [TABLE, "is not a table", "download it again"]),
     "no list": (lambda r: (r / TESTED).unlink(), ["test_list.txt is missing"]),
     "table missing": (lambda r: (r / TABLE).unlink(), ["there is no Data_Entry_2017*.csv"]),
-    "no images": (lambda r: shutil.rmtree(r / "images"), ["images: holds no image"]),
+    "no images": (lambda r: shutil.rmtree(r / "images"), ["images: contains no image"]),
 }
 
 

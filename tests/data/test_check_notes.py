@@ -102,7 +102,7 @@ def test_an_oddity_of_a_decathlon_folder_is_a_note(hippocampi, copied, found, od
 
 
 CHEST_NOTES = {
-    "listed twice": (add(TRAINED, "{first}"), ["train_val_list.txt, {first}: is listed 2 times: it counts once"]),
+    "listed twice": (add(TRAINED, "{first}"), ["train_val_list.txt, {first}: is listed 2 times: it is used once"]),
     "row twice": (add(TABLE, "{row}"), []),
     "row not listed": (add(TABLE, "x.png,Mass,0,1,"), [TABLE + ", x.png: is in neither list"]),
     "image without row": (lambda r: shutil.copy(first(r), r / "images" / "x.png"), ["images/x.png: has no row in"]),

@@ -16,7 +16,7 @@ from premed.contracts import Batch, DataSet
 from premed.errors import UserError
 from premed.models.encoders import unet, vit
 from premed.pretext import hssl
-from premed.pretext.common.views import Jitter, jittered
+from premed.pretext.common.views import Jitter, jitter
 from premed.pretext.hssl import HSSL, Config
 from premed.rng import sample_keys
 
@@ -118,13 +118,13 @@ def test_the_decoder_restores_the_share_of_blocks_that_is_hidden_and_is_asked_fo
         torch.equal(seen.where(~mask, 0), views.where(~mask, 0))
         and len({tuple(m.tolist()) for m in mask.flatten(1)}) == 8
     )
-    whole = (model.restored(model.encoder(seen), seen) - hssl.standardised(views)).square()
+    whole = (model.reconstruct(model.encoder(seen), seen) - hssl.standardise(views)).square()
     errors = [float(error[each].mean()) for error, each in zip(whole, mask, strict=True)]
-    assert model.answers(given.image, given.keys)["decoder"].tolist() == pytest.approx(errors, rel=1e-4)
+    assert model.level_outputs(given.image, given.keys)["decoder"].tolist() == pytest.approx(errors, rel=1e-4)
 
 
 def test_guessing_the_mean_of_a_view_loses_about_one():
-    assert float(hssl.standardised(batch(3).image).square().mean()) == pytest.approx(1, abs=1e-4)
+    assert float(hssl.standardise(batch(3).image).square().mean()) == pytest.approx(1, abs=1e-4)
 
 
 # Any number of ranks --------------------------------------------------------------------------------------------------
@@ -175,11 +175,11 @@ def test_loss_and_gradients_are_the_same_on_one_rank_and_on_several(world, num, 
 @pytest.mark.parametrize("roi", [(16, 24), (8, 16, 12)])
 def test_a_view_is_a_function_of_its_image_and_its_key(roi):
     image = batch(4, roi).image
-    views = jittered(image, keys(4), Jitter())
-    assert views.shape == image.shape and not torch.allclose(views, jittered(image, keys(4, epoch=1), Jitter()))
+    views = jitter(image, keys(4), Jitter())
+    assert views.shape == image.shape and not torch.allclose(views, jitter(image, keys(4, epoch=1), Jitter()))
     for i in range(4):
-        torch.testing.assert_close(jittered(image[i : i + 1], keys(4)[i : i + 1], Jitter())[0], views[i])
-    same = jittered(image, keys(4), Jitter(area=(1, 1), contrast=0, brightness=0, noise=0))
+        torch.testing.assert_close(jitter(image[i : i + 1], keys(4)[i : i + 1], Jitter())[0], views[i])
+    same = jitter(image, keys(4), Jitter(area=(1, 1), contrast=0, brightness=0, noise=0))
     torch.testing.assert_close(same, image, rtol=0, atol=1e-4)
 
 
@@ -189,7 +189,7 @@ def test_a_cut_shows_a_box_inside_the_image():
     )
     how = Jitter(area=(0.25, 0.25), contrast=0, brightness=0, noise=0)
     for axis, size in enumerate((32, 64)):
-        seen = jittered(ramp, keys(50), how)[:, axis]
+        seen = jitter(ramp, keys(50), how)[:, axis]
         ends = torch.stack([seen.flatten(1).amin(dim=1), seen.flatten(1).amax(dim=1)])
         torch.testing.assert_close(ends[1] - ends[0], torch.full((50,), size / 2 - 0.5), rtol=0, atol=1)
         assert ends.min() >= 0 and ends.max() <= size - 1 and ends[0].max() - ends[0].min() > size / 3
@@ -246,7 +246,7 @@ def test_a_strategy_that_would_learn_nothing_is_refused():
 
 def test_an_encoder_without_a_decoder_is_refused_by_name():
     encoder = vit.build(vit.Config(width=24, depth=2, heads=2, patch=8), 1, (16, 24))
-    with pytest.raises(UserError, match="encoder: hssl trains an encoder with a decoder; use unet"):
+    with pytest.raises(UserError, match="encoder: hssl needs an encoder with a decoder; use unet"):
         hssl.build(Config(), encoder, data_sets(), 0.05)
 
 

@@ -18,7 +18,7 @@ from premed.data.splits import unlabelled_val
 from premed.errors import UserError
 from premed.models.encoders import unet
 from premed.pretext import hssl
-from premed.pretext.common.slices import Sliced
+from premed.pretext.common.slices import SlicedTask
 from premed.pretext.hssl import Config
 from premed.rng import SampleRng
 from premed.training.fit import feed
@@ -32,7 +32,7 @@ pytest_plugins = ["support.experiment_fixtures"]
 class Volumes:
     """A task whose views say where they are from: value = channel * 100 + slice, moved by the draw."""
 
-    dims, name, channels, preprocessing = 3, "volumes", 4, "recipe"
+    dims, name, channels, preprocessing = 3, "volumes", 4, "preprocessing"
     roi = (8, 16, 5)
 
     def view(self, sample, augment, draw):
@@ -44,7 +44,7 @@ class Volumes:
 
 
 def test_a_volume_s_view_is_one_drawn_slice_of_its_own_and_no_label():
-    task, sliced = Volumes(), Sliced(Volumes(), 4)  # type: ignore[arg-type]
+    task, sliced = Volumes(), SlicedTask(Volumes(), 4)  # type: ignore[arg-type]
     assert (sliced.dims, sliced.roi, sliced.channels, sliced.preprocessing, sliced.name) == (
         2,
         (8, 16),
@@ -64,7 +64,7 @@ def test_a_volume_s_view_is_one_drawn_slice_of_its_own_and_no_label():
 
 
 def test_where_channels_are_too_many_one_is_drawn_and_tiles_show_the_first():
-    sliced = Sliced(Volumes(), 1)  # type: ignore[arg-type]
+    sliced = SlicedTask(Volumes(), 1)  # type: ignore[arg-type]
     views = [sliced.view(None, Augmentation(), SampleRng(i))[0] for i in range(200)]  # type: ignore[arg-type]
     assert {view.shape for view in views} == {(1, 8, 16)}
     assert {int(view[0, 0, 0]) % 1000 for view in views} == {c * 100 + s for c in range(4) for s in range(5)}
@@ -77,11 +77,13 @@ def task(dims=2, channels=1, roi=(8, 16), name="some") -> DataSet:
 
 def test_volumes_become_slices_for_a_network_for_pictures_and_others_stay_as_they_are():
     picture, volume = task(), task(3, 4, (8, 16, 5))
-    found = hssl.seen(unet.Config(dims=2), [picture, volume])
+    found = hssl.transform_data_sets(unet.Config(dims=2), [picture, volume])
     assert found[0] is picture and found[1].group == volume.group
     assert (found[1].task.dims, found[1].task.channels, found[1].task.roi) == (2, 1, (8, 16))
     assert (
-        hssl.seen(unet.Config(dims=3), [volume, volume]) == [volume, volume] == hssl.seen(unet.Config(), [volume] * 2)
+        hssl.transform_data_sets(unet.Config(dims=3), [volume, volume])
+        == [volume, volume]
+        == hssl.transform_data_sets(unet.Config(), [volume] * 2)
     )
 
 
@@ -91,10 +93,10 @@ def test_volumes_become_slices_for_a_network_for_pictures_and_others_stay_as_the
         (
             {"dims": 3},
             [task(3, 1, (8, 16, 5)), task(name="chests")],
-            r"encoder\.dims: .* no pictures, which chests has",
+            r"encoder\.dims: a 3D network cannot take the pictures of chests",
         ),
         ({}, [task(3, 1, (8, 16, 5)), task(name="chests")], r"encoder\.dims: .* set encoder\.dims: 2"),
-        ({"dims": 2}, [task(channels=2), task(channels=4)], r"pretrain\.sources: have \[2, 4\] channels"),
+        ({"dims": 2}, [task(channels=2), task(channels=4)], r"pretrain\.sources: the data sets have \[2, 4\] channels"),
         (
             {"dims": 2},
             [task(roi=(8, 8), name="a"), task(3, 1, (8, 16, 5), "b")],
@@ -104,7 +106,7 @@ def test_volumes_become_slices_for_a_network_for_pictures_and_others_stay_as_the
 )
 def test_data_sets_that_do_not_go_together_are_refused_in_one_line(settings, given, message):
     with pytest.raises(UserError, match=message):
-        hssl.seen(unet.Config(**settings), given)
+        hssl.transform_data_sets(unet.Config(**settings), given)
 
 
 def test_a_data_set_with_ten_times_the_images_does_not_dominate():

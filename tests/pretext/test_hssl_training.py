@@ -8,7 +8,7 @@ import pytest
 from support.hssl import SMALL
 from support.stages import jobs, outcome, run
 
-from premed.config.loader import checked
+from premed.config.loader import validate_experiment
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.errors import UserError
 from premed.execution import runner
@@ -55,7 +55,7 @@ def test_one_pre_training_on_pictures_and_volumes_serves_both_tasks_and_sees_no_
         return forward(self, batch, progress)
 
     monkeypatch.setattr(HSSL, "forward", watched)
-    first, second = (runner.run(checked(sections(folders, name)), lambda event: None) for name in folders)
+    first, second = (runner.run(validate_experiment(sections(folders, name)), lambda event: None) for name in folders)
     assert seen == {0: 18, 1: 18}
     kinds = [stage["kind"] for stage in first["stages"]]
     assert kinds == ["pretrain", "finetune", "test"] == [stage["kind"] for stage in second["stages"]]
@@ -70,7 +70,7 @@ def test_one_pre_training_on_pictures_and_volumes_serves_both_tasks_and_sees_no_
 def test_it_pre_trains_on_the_task_s_own_images_too(folders, home):
     tree = sections(folders, "hippocampus")
     del tree["pretrain"]["sources"]
-    stage = runner.run(checked(tree | {"test": False}), lambda event: None)["stages"][0]
+    stage = runner.run(validate_experiment(tree | {"test": False}), lambda event: None)["stages"][0]
     assert stage["summary"]["val/task"] == 0 == stage["summary"]["val/group"]
 
 
@@ -78,7 +78,7 @@ def test_micro_batches_are_refused_by_name_for_they_would_be_another_loss(folder
     tree = sections(folders, "chest")
     tree["train"]["accumulate"] = 2
     with pytest.raises(UserError, match=r"train\.accumulate: .* all of a step's images together; set it to 1"):
-        runner.run(checked(tree), lambda event: None)
+        runner.run(validate_experiment(tree), lambda event: None)
 
 
 # Again, and on several ranks ------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from support.mit import NUMBERS
 from support.stages import outcome, run
 from support.unimiss import SMALL
 
-from premed.config.loader import checked
+from premed.config.loader import validate_experiment
 from premed.data import datamodule
 from premed.data.phantoms.thorax import write_images
 from premed.data.phantoms.writers import write_chestxray14, write_msd
@@ -68,8 +68,10 @@ def tree(folders, which="chest", strategy="unimiss", *, names=("chest", "brain")
 @pytest.mark.slow
 @pytest.mark.whole
 def test_one_pre_training_on_both_serves_pictures_and_segmentation_beside_none(folders, home):
-    found = {which: runner.run(checked(tree(folders, which)), lambda event: None) for which in ("chest", "brain")}
-    runner.run(checked(tree(folders, "chest", "none")), lambda event: None)
+    found = {
+        which: runner.run(validate_experiment(tree(folders, which)), lambda event: None) for which in ("chest", "brain")
+    }
+    runner.run(validate_experiment(tree(folders, "chest", "none")), lambda event: None)
     assert len(runs_of(home, "pretrain")) == 1 and found["brain"]["stages"][0]["reused"]
     for which, other in (("chest", "3d"), ("brain", "2d")):
         loaded = found[which]["stages"][1]["loaded"]
@@ -90,7 +92,7 @@ def test_one_pre_training_on_both_serves_pictures_and_segmentation_beside_none(f
 def test_classification_of_pictures_and_of_volumes_and_segmentation_load_all_but_the_other_branch(
     folders, tmp_path, which, other
 ):
-    experiment = checked(tree(folders, which))
+    experiment = validate_experiment(tree(folders, which))
     pretrain, finetune, _ = experiment.stages(lambda kind: "data")
     where = experiment.train, str(tmp_path), tmp_path
     before, after = worker.StageJob(pretrain, None, *where), worker.StageJob(finetune, pretrain, *where)
@@ -109,9 +111,9 @@ def test_classification_of_pictures_and_of_volumes_and_segmentation_load_all_but
 
 def made(folders, tmp_path, **changes):
     """The joint pre-training as a job."""
-    from premed.config.loader import merged
+    from premed.config.loader import merge
 
-    experiment = checked(merged(tree(folders), changes))
+    experiment = validate_experiment(merge(tree(folders), changes))
     stage = next(experiment.stages(lambda kind: "data"))
     return worker.StageJob(
         stage, None, experiment.train, str(tmp_path / "checkpoints"), folders["chest"].parent / "cache"

@@ -131,6 +131,10 @@ def put(value):
     return change
 
 
+def same(values):
+    return values
+
+
 def moved(by):
     def change(affine):
         affine[0, 3] += by
@@ -141,30 +145,6 @@ def moved(by):
 
 def cut(path: Path, share: float = 0.5) -> None:
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-
-
-def first(root: Path, listing: str = TRAINED) -> Path:
-    return root / "images" / (root / listing).read_text().split()[0]
-
-
-def add(name: str, text: str):
-    def spoil(root: Path) -> None:
-        with (root / name).open("a") as file:
-            file.write(text.format(first=first(root).name, row=row_of(root, first(root).name)) + "\n")
-
-    return spoil
-
-
-def row_of(root: Path, name: str) -> str:
-    return next(line for line in (root / TABLE).read_text().splitlines() if line.startswith(name))
-
-
-def notes(findings, word):
-    return [text for severity, text in findings if severity == "note" and word in text]
-
-
-def same(values):
-    return values
 
 
 def about(**fields):
@@ -195,6 +175,22 @@ def label(change):
 IMAGE, LABEL = "imagesTr/{1}", "labelsTr/{1}"  # the second training case's
 
 
+def first(root: Path, listing: str = TRAINED) -> Path:
+    return root / "images" / (root / listing).read_text().split()[0]
+
+
+def add(name: str, text: str):
+    def spoil(root: Path) -> None:
+        with (root / name).open("a") as file:
+            file.write(text.format(first=first(root).name, row=row_of(root, first(root).name)) + "\n")
+
+    return spoil
+
+
+def row_of(root: Path, name: str) -> str:
+    return next(line for line in (root / TABLE).read_text().splitlines() if line.startswith(name))
+
+
 def drawn(change):
     def spoil(root: Path) -> None:
         change(Image.open(first(root)).copy()).save(first(root))
@@ -203,3 +199,7 @@ def drawn(change):
 
 
 FIRST = "images/{first}"
+
+
+def notes(findings, word):
+    return [text for severity, text in findings if severity == "note" and word in text]

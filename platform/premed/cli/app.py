@@ -174,7 +174,7 @@ def export(
     from premed.reporting import console
 
     with quiet(as_json):
-        told = exporting.run(reference, to, form, check=check or (), part=part or (), whole=whole)
+        told = exporting.run(reference, to, form, check=check or (), part=part or (), single_file=whole)
     tell(told, as_json, console.show_export)
 
 

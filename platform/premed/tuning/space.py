@@ -20,10 +20,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictInt, model_validator
 
-from premed.config.expand import fan_out, listed
+from premed.config.expand import check_list, fan_out
 from premed.config.experiment import Experiment
-from premed.config.loader import gathered, given, loaded, merged, nested, parsed, read
-from premed.config.spec import Spec, elsewhere, validated
+from premed.config.loader import merge, merge_trees, nest, parse_value, read_trees, read_with_base, read_yaml
+from premed.config.spec import Spec, runtime_field, validate_spec
 from premed.errors import UserError
 from premed.reporting.sweep import fields
 
@@ -37,7 +37,7 @@ Mode = Literal["min", "max"]
 class Choice(Spec):
     """One of several values, of any kind a YAML may hold."""
 
-    choice: Annotated[tuple[Any, ...], BeforeValidator(lambda said: listed("[0.5, 0.75]", said))]
+    choice: Annotated[tuple[Any, ...], BeforeValidator(lambda said: check_list("[0.5, 0.75]", said))]
 
     @property
     def corners(self) -> Sequence[Any]:
@@ -116,7 +116,7 @@ def _several(said: Any) -> Any:
 class Search(Spec):
     """A sweep file, without its base."""
 
-    name: str = elsewhere("")
+    name: str = runtime_field("")
     """What people call the sweep; the file's name, if nothing is said."""
     space: Annotated[dict[str, Values], Field(min_length=1)]
     """Values by a field's dotted path."""
@@ -128,19 +128,19 @@ class Search(Spec):
     search: Literal["grid", "random", "optuna"] = "grid"
     """Every combination; at random; or where earlier trials promise most (TPE)."""
     scheduler: Annotated[Asha | None, BeforeValidator(_scheduler)] = None
-    trials: int | None = elsewhere(None, ge=1)
+    trials: int | None = runtime_field(None, ge=1)
     """How many; a grid has as many as it has."""
-    seeds: Annotated[tuple[StrictInt, ...], BeforeValidator(lambda said: listed("[0, 1, 2]", said))] = (0,)
+    seeds: Annotated[tuple[StrictInt, ...], BeforeValidator(lambda said: check_list("[0, 1, 2]", said))] = (0,)
     """Of the fine-tuning: a trial's value is the mean over them."""
     seed: int = 0
     """The search's own."""
-    concurrency: int = elsewhere(4, ge=1)
+    concurrency: int = runtime_field(4, ge=1)
     """Trials under way at once. Each stage of them waits for room; only with 1 is a search by Optuna reproducible."""
-    retries: int = elsewhere(0, ge=0)
+    retries: int = runtime_field(0, ge=0)
     """How often a failed trial is tried again."""
     snapshots: Literal["full", "trunk"] = "full"
     """Several `pretrain.epochs`: a full run for each, or one trunk at a constant rate with a cool-down for each."""
-    study: str | None = elsewhere(None)
+    study: str | None = runtime_field(None)
     """The database of the search's history, as Optuna names it; PREMED_HOME/sweeps.db, if nothing is said."""
 
     @model_validator(mode="after")
@@ -195,10 +195,10 @@ class Sweep:
         above = self.above
         if self.search.snapshots == "trunk":
             epochs = self.search.space["pretrain.epochs"]
-            above = merged(above, {"pretrain": {"trunk": sorted(epochs.corners)}})
+            above = merge(above, {"pretrain": {"trunk": sorted(epochs.corners)}})
         for path, value in setting.items():
-            above = merged(above, nested(path.split("."), value))
-        tree = gathered(self.trees, above)
+            above = merge(above, nest(path.split("."), value))
+        tree = merge_trees(self.trees, above)
         return fan_out(tree | {"seeds": list(self.search.seeds)})
 
     def combinations(self) -> Iterator[Setting]:
@@ -247,7 +247,7 @@ def load_sweep(file: Path | str, files: Sequence[Path | str] = (), overrides: Se
     An override whose first word is the sweep's own (`trials=4`, `space.finetune.lr=[0.1]`) is the sweep's, any other
     the experiment's.
     """
-    tree = loaded(Path(file))
+    tree = read_yaml(Path(file))
     if not isinstance(tree.get("space"), dict):
         raise UserError(
             f"{file}: has no space: {{field: values}}, so that it is no sweep (`premed run` is for experiments)"
@@ -263,15 +263,15 @@ def load_sweep(file: Path | str, files: Sequence[Path | str] = (), overrides: Se
         path, _, value = override.partition("=")
         own, _, rest = path.partition(".")
         if own == "space" and rest:
-            tree["space"] = {**tree["space"], rest: parsed(value, override)}
+            tree["space"] = {**tree["space"], rest: parse_value(value, override)}
         elif own in Search.model_fields and own != "version":
-            tree = merged(tree, nested(path.split("."), parsed(value, override)))
+            tree = merge(tree, nest(path.split("."), parse_value(value, override)))
         else:
-            above = merged(above, given([], [override])[1])
+            above = merge(above, read_trees([], [override])[1])
     try:
-        search = validated(Search, {"name": Path(file).stem} | tree)
+        search = validate_spec(Search, {"name": Path(file).stem} | tree)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     folder = Path(file).parent
-    trees = [*(read(folder / each) for each in bases), over, *(read(Path(each)) for each in files)]
+    trees = [*(read_with_base(folder / each) for each in bases), over, *(read_with_base(Path(each)) for each in files)]
     return Sweep(search, tuple(trees), above)

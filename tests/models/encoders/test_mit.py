@@ -234,7 +234,7 @@ def test_hidden_patches_are_refused_by_name():
 
 def test_mae_on_it_is_refused_before_anything_is_trained():
     task: Any = type("Task", (), {"channels": 1})()
-    with pytest.raises(UserError, match="encoder: mae needs one that sees some patches only"):
+    with pytest.raises(UserError, match="encoder: mae needs one that can skip patches"):
         mae.build(mae.Config(), encoder(), [DataSet(task, "")], 0.05)
 
 

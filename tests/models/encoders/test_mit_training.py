@@ -3,7 +3,7 @@
 import pytest
 from support.mit import NUMBERS
 
-from premed.config.loader import checked
+from premed.config.loader import validate_experiment
 from premed.data.phantoms.thorax import write_images
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.execution import runner
@@ -26,7 +26,7 @@ def run(task: dict, head: dict) -> dict:
         "finetune": {"head": head, **TRAINING},
         "train": {"workers": 0, "log_steps": 2, "precision": "fp32"},
     }
-    outcome = runner.run(checked(tree), lambda event: None)
+    outcome = runner.run(validate_experiment(tree), lambda event: None)
     assert [stage["kind"] for stage in outcome["stages"]] == ["finetune", "test"]
     return outcome["stages"][1]
 
