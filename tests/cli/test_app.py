@@ -138,7 +138,7 @@ def test_ctrl_c_in_a_command_is_exit_code_130(premed, written, home, monkeypatch
     assert code == 130 and err == ["premed: stopped; run the same command again to resume from the last checkpoint"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_stopped_command_leaves_everything_in_order_and_goes_on(home, chest, written, number):
     changes = SCRATCH, {"test": False, "finetune": {"epochs": 30}}
     process, said = forked(home, "run", written(*changes))
@@ -198,6 +198,7 @@ def test_compare_tells_of_real_runs_as_a_table_json_and_csv(premed, chest, home,
     assert code == 0 and "fewer than 3 seeds" in out and "none" in out
 
 
+@pytest.mark.slow
 @pytest.mark.whole
 def test_the_page_of_real_runs_shows_their_pre_training_and_their_answers(
     premed, chest, mae_home, tmp_path, monkeypatch

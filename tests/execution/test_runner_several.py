@@ -38,6 +38,7 @@ def tags_of(home, kind, *names):
     return sorted(tuple(run.tags.get(name) for name in names) for run in runs_of(home, kind))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_seeds_two_fractions_and_two_strategies_cost_one_pre_training(home, chest):
     told = []

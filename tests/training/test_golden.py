@@ -157,6 +157,9 @@ KINDS = {
 }
 
 
+LONG = {"mit-3d", "hssl-3d", "unimiss"}
+
+
 def losses(kind: str, folder: Path) -> list[float]:
     """The loss of each step."""
     of = KINDS[kind]
@@ -196,7 +199,7 @@ def heading(kind: str) -> str:
     return f"# loss of steps 1 to {NUM_STEPS}; version of {', '.join(versions)}"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in LONG)) for kind in KINDS])
 def test_twenty_steps_give_the_golden_losses(kind, tmp_path):
     if torch.__version__.partition("+")[0] != (ours := locked("torch")):
         pytest.skip(f"golden losses are those of torch {ours}: another rounds otherwise, which training amplifies")

@@ -218,7 +218,7 @@ def test_a_finished_segment_keeps_the_state_it_ended_with_and_no_more(undisturbe
 @pytest.mark.parametrize(
     "kills",
     [
-        {0: "row 4", 1: "row 10", 2: "before result.json"},
+        pytest.param({0: "row 4", 1: "row 10", 2: "before result.json"}, marks=pytest.mark.slow),
         {0: "before result.json", 1: "during checkpoints/000000016.pt", 2: "row 17"},
     ],
 )
@@ -233,6 +233,7 @@ def test_a_chain_that_is_killed_in_every_stage_ends_as_if_nothing_had_been(kills
     assert outcome(jobs[-1]) == outcome(undisturbed[-1])
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_changes_rounding_only(xrays, tmp_path, undisturbed):
     jobs = chain(xrays, tmp_path)
     assert [run(job, 2) for job in jobs] == [[FINE] * 2] * 3
@@ -348,6 +349,7 @@ def test_what_was_cleaned_away_comes_back_from_mlflow_without_training(home, che
     assert results(again) == results(grown[1][1])
 
 
+@pytest.mark.slow
 def test_a_segment_whose_state_is_gone_is_trained_again_when_a_stage_needs_it(home, chest, grown):
     shutil.rmtree(home / "checkpoints")
     told = []

@@ -58,9 +58,11 @@ SCRATCH = {"pretext": {"name": "none"}}
 @pytest.mark.parametrize(
     "kills",
     [
-        ["row 2", "row 3", "saved 6"],  # before the first checkpoint, between two, right after one
+        # before the first checkpoint, between two, right after one
+        pytest.param(["row 2", "row 3", "saved 6"], marks=pytest.mark.slow),
         ["during checkpoints/000000004.pt", "before checkpoints/000000006.json", "during checkpoints/000000008.json"],
-        ["row 10", "before parts/card.json", "before result.json"],  # all steps are done, the result is not
+        # all steps are done, the result is not
+        pytest.param(["row 10", "before parts/card.json", "before result.json"], marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_pretraining_goes_on_as_if_nothing_had_been(kills, chest, tmp_path, undisturbed):
@@ -89,10 +91,10 @@ def tamper(name, flip=None, cut=None, remove=False):
     "damage",
     [
         tamper("checkpoints/000000006.pt", cut=-100),
-        tamper("checkpoints/000000006.pt", flip=5000),
-        tamper("checkpoints/000000006.pt", remove=True),
+        pytest.param(tamper("checkpoints/000000006.pt", flip=5000), marks=pytest.mark.slow),
+        pytest.param(tamper("checkpoints/000000006.pt", remove=True), marks=pytest.mark.slow),
         tamper("checkpoints/000000006.json", flip=0),
-        tamper("checkpoints/000000006.json", cut=40),
+        pytest.param(tamper("checkpoints/000000006.json", cut=40), marks=pytest.mark.slow),
     ],
 )
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(damage, stopped_at_6, tmp_path, undisturbed):
@@ -128,6 +130,7 @@ def test_a_killed_finetuning_keeps_the_best_weights_of_its_own_past(stopped_at_6
     assert outcome(job) == undisturbed("finetune", **SCRATCH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
 def test_several_ranks_go_on_exactly_too(world, chest, tmp_path, undisturbed):
     job = jobs(chest, tmp_path)["pretrain"]
@@ -140,7 +143,14 @@ def test_several_ranks_go_on_exactly_too(world, chest, tmp_path, undisturbed):
 # ---- any number of ranks
 
 
-@pytest.mark.parametrize(("kind", "batch", "accumulate"), [("pretrain", 5, 1), ("pretrain", 8, 3), ("finetune", 2, 1)])
+@pytest.mark.parametrize(
+    ("kind", "batch", "accumulate"),
+    [
+        pytest.param("pretrain", 5, 1, marks=pytest.mark.slow),
+        ("pretrain", 8, 3),
+        pytest.param("finetune", 2, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_the_number_of_workers_changes_rounding_only(kind, batch, accumulate, undisturbed):
     few = {"batch": batch, "steps": 4, "validations": 1, "lr": 0.01}
     base = {"pretrain": few, "finetune": few} | ({} if kind == "pretrain" else SCRATCH)

@@ -74,7 +74,9 @@ def test_a_grid_is_tried_once_each_in_order(tmp_path):
     assert {record.state for record in ours.trials()} == {"done"} and ours.ask() is None
 
 
-@pytest.mark.parametrize("after", [0, 3, 11])
+@pytest.mark.parametrize(
+    "after", [pytest.param(0, marks=pytest.mark.slow), 3, pytest.param(11, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("asked", [GRID, OPTUNA, OPTUNA | {"search": "random"}])
 def test_stopped_in_the_middle_of_any_trial_it_ends_as_if_it_had_not_been(shared, asked, after):
     folder, name = shared[0], shared[1]()

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from support.comparing import CLASSES, add, volumes, xrays
-from support.memory_store import MemoryStore
 from support.pages import Page
 
 from premed.errors import UserError
@@ -18,11 +17,6 @@ from premed.reporting.comparison import artifacts
 from premed.reporting.comparison import page as report
 from premed.reporting.comparison.compare import compare
 from premed.reporting.formatting import number, p_value, signed
-
-
-@pytest.fixture
-def store(tmp_path):
-    return MemoryStore(tmp_path / "runs")
 
 
 def png(width=40, height=20) -> bytes:
@@ -45,16 +39,13 @@ def leave(store, run_id, folder, losses=(), gate=None, pictures=()):
 
 
 @pytest.fixture
-def trained(store_with):
+def trained(store):
     """Three seeds of `none` and of `mae`, at two label fractions."""
-
-    def fill(store):
-        for seed in range(3):
-            for fraction in (0.1, 1.0):
-                add(store, "none", seed, fraction=fraction)
-                add(store, "mae", seed, xrays(2.5 if fraction == 1 else 1.1, seed + 9 * seed), fraction=fraction)
-
-    return store_with("three seeds and two fractions", fill)
+    for seed in range(3):
+        for fraction in (0.1, 1.0):
+            add(store, "none", seed, fraction=fraction)
+            add(store, "mae", seed, xrays(2.5 if fraction == 1 else 1.1, seed + 9 * seed), fraction=fraction)
+    return store
 
 
 def stages(store, strategy, seed=0, fraction=1.0):
