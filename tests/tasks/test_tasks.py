@@ -236,7 +236,7 @@ SPOILT_CHEST = {
     "no image": (lambda r: (r / "images" / first(r)).unlink(), ["images/", "is missing", "task.partial=true"]),
     "list with labels": (
         lambda r: write_lines(r / "train_val_list.txt", first(r), "a.png 0 1"),
-        ["train_val_list.txt, line 2: has more than one word", "name alone"],
+        ["train_val_list.txt, line 2: has more than one word", "only the image's name"],
     ),
     "list not UTF-8": (lambda r: (r / "train_val_list.txt").write_bytes(b"\xff"), ["train_val_list.txt", "not UTF-8"]),
     "table not UTF-8": (lambda r: (r / TABLE).write_bytes(b"\xff"), [TABLE, "is not UTF-8", "save it as UTF-8"]),

@@ -197,7 +197,7 @@ FAULTS: dict[str, tuple[str, Spoil, list[str]]] = {
         ["line 2: /etc/passwd leads out of the folder"],
     ),
     "a link outside": ("pictures", linked, ["1.png: leads out of the folder, by a link; keep images inside it"]),
-    "no path": ("pictures", line(2, ",p1,train,1"), [f"{TABLE}, line 2: names no image"]),
+    "no path": ("pictures", line(2, ",p1,train,1"), [f"{TABLE}, line 2: has no path"]),
     "a row twice": (
         "pictures",
         line(3, "./1.png,p1,train,1"),

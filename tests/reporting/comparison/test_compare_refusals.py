@@ -67,11 +67,11 @@ def test_a_field_that_only_says_where_data_lies_may_differ(trained):
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"where": ["finetune.lr"]}, "reads FIELD=VALUE"),
-        ({"where": ["lr=0.1"]}, r"--where lr: no run has such a field; is it finetune.lr or pretrain.lr\?"),
+        ({"where": ["finetune.lr"]}, "write FIELD=VALUE, as in --where finetune.lr=0.001"),
+        ({"where": ["lr=0.1"]}, r"--where lr: no run has this field; is it finetune.lr or pretrain.lr\?"),
         ({"where": ["finetune.lr=7"]}, "no run has it; finetune.lr is 0.001"),
-        ({"allow": ["nonsense"]}, "--allow nonsense: no run has such a field; they are called as in the YAML"),
-        ({"task": "btcv"}, "--task btcv: the store has none of it; it has chestxray14"),
+        ({"allow": ["nonsense"]}, "--allow nonsense: no run has this field; write it as in the YAML: finetune.lr"),
+        ({"task": "btcv"}, "--task btcv: the store has no run of it; it has chestxray14"),
         ({"baseline": "imagenet"}, "--baseline imagenet: no run is called so; there are mae and none"),
     ],
 )
