@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from premed.config.expand import load_all, percent, title, told_apart
+from premed.config.expand import distinct_titles, load_all, percent, title
 from premed.config.loader import load
 from premed.contracts import Case
 from premed.data.datamodule import fraction
@@ -97,7 +97,7 @@ def test_where_only_the_pre_training_varies_a_strategy_without_one_runs_once(wri
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["seeds=[0,1,0]"], "seeds: 0 stands there twice"),
+        (["seeds=[0,1,0]"], "seeds: 0 is listed twice"),
         (["seeds=[]"], "seeds: must be a list of at least one"),
         (["seeds=3"], r"seeds: must be a list of at least one, as in \[0, 1, 2\] \(it is 3\)"),
         (["seeds=[0, a]"], "seeds.1: Input should be a valid integer"),
@@ -106,14 +106,14 @@ def test_where_only_the_pre_training_varies_a_strategy_without_one_runs_once(wri
         (["seeds=[0,1]", "vary=[]"], "vary: must be a list"),
         (
             ["seeds=[0,1]", "vary=pretrain", "pretext=none"],
-            "vary: names the pre-training, and no strategy here has one",
+            "vary: names the pre-training, and none of these strategies has one",
         ),
         (["finetune.label_fraction=[0.1, 1.5]"], r"finetune.label_fraction: .*less than or equal to 1 \(it is 1.5\)"),
         (["finetune.label_fraction=[0.1, 0]"], "finetune.label_fraction: .*greater than 0"),
         (["finetune.label_fraction=[]"], "finetune.label_fraction: must be a list of at least one"),
-        (["finetune.label_fraction=[1, 1.0]"], "finetune.label_fraction: 1.0 stands there twice"),
+        (["finetune.label_fraction=[1, 1.0]"], "finetune.label_fraction: 1.0 is listed twice"),
         (["pretext=[none, mea]"], "pretext: 'mea' is not one of"),
-        (["pretext=[mae, mae]"], "pretext: mae stands there twice"),
+        (["pretext=[mae, mae]"], "pretext: mae is listed twice"),
         (
             ["pretext=[none, mae]", "pretext.mask_ratio=0.5"],
             "pretext: is a list, which pretext.mask_ratio cannot be set",
@@ -140,10 +140,10 @@ def test_titles_say_all_that_a_fan_out_varies(written):
 
 def test_experiments_are_told_apart_by_what_differs_and_no_more(written):
     found = load_all([written(MAE)], ["pretext=[none,mae]", "seeds=[0,1]"])
-    assert told_apart(found, ["mri"] * 4) == ["none seed 0", "none seed 1", "mae seed 0", "mae seed 1"]
-    assert told_apart(found[::2], ["mri", "chest"]) == ["mri none", "chest mae"]
+    assert distinct_titles(found, ["mri"] * 4) == ["none seed 0", "none seed 1", "mae seed 0", "mae seed 1"]
+    assert distinct_titles(found[::2], ["mri", "chest"]) == ["mri none", "chest mae"]
     twice = load_all([written(MAE)], ["pretext=[{name: mae, mask_ratio: 0.75}, mae]"])
-    assert told_apart(twice, ["mri", "mri"]) == ["mae (1)", "mae (2)"]
+    assert distinct_titles(twice, ["mri", "mri"]) == ["mae (1)", "mae (2)"]
 
 
 # ---- a fraction of the labels

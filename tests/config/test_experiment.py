@@ -7,7 +7,7 @@ import yaml
 
 from premed.config import experiment
 from premed.config.experiment import Experiment, Stage
-from premed.config.loader import checked, load
+from premed.config.loader import load, validate_experiment
 from premed.errors import UserError
 from premed.pretext import mae
 
@@ -57,10 +57,10 @@ def test_overrides_reach_a_field_by_its_dotted_path_and_win_over_the_files(base)
 
 def test_workers_may_be_the_fewest_and_the_most_and_hold_no_more_at_once_where_they_are_few(base):
     train = load([base], ["train.workers=[2,8]", "train.accumulate=3"]).train
-    assert (train.workers, train.fewest, train.most, train.elastic) == ((2, 8), 2, 8, True)
+    assert (train.workers, train.min_workers, train.max_workers, train.elastic) == ((2, 8), 2, 8, True)
     assert [train.micro_batches(workers) for workers in (8, 5, 2)] == [3, 5, 12]
     train = load([base], ["train.workers=4", "train.accumulate=3"]).train
-    assert (train.fewest, train.most, train.elastic, train.micro_batches(4)) == (4, 4, False, 3)
+    assert (train.min_workers, train.max_workers, train.elastic, train.micro_batches(4)) == (4, 4, False, 3)
 
 
 def test_later_files_win_key_by_key(base, write):
@@ -128,9 +128,9 @@ MISTAKES = {
     "encoder.patch=0": r"encoder\.patch: 0 is not an edge in voxels",
     "finetune.head.name=liner": r"finetune\.head: 'liner' is not one of conv, linear, probe, unetr",
     "finetune.head.pool=max": r"finetune\.head\.pool: Input should be 'cls' or 'mean' \(it is 'max'\)",
-    "train.workers=[2]": r"train\.workers: must be a number, or the fewest and the most, as in \[2, 8\] \(it is .*",
-    "train.workers=[8, 2]": r"train\.workers: must be a number, or the fewest and the most",
-    "train.workers=[0, 2]": r"train\.workers: must be a number, or the fewest and the most",
+    "train.workers=[2]": r"train\.workers: must be a number, or the minimum and the maximum, as in \[2, 8\] \(it is .*",
+    "train.workers=[8, 2]": r"train\.workers: must be a number, or the minimum and the maximum",
+    "train.workers=[0, 2]": r"train\.workers: must be a number, or the minimum and the maximum",
     "train.workers=[a, 2]": r"train\.workers: .*valid integer.* \(it is 'a'\)",
     "train.workers=-1": r"train\.workers: Input should be greater than or equal to 0 \(it is -1\)",
     "finetune.epochs=0": r"finetune\.epochs: Input should be greater than or equal to 1 \(it is 0\)",
@@ -194,7 +194,7 @@ def test_a_file_that_is_not_text_or_not_there_is_named(tmp_path):
 @pytest.mark.parametrize("field", ["task", "encoder", "pretext", "finetune"])
 def test_a_missing_part_is_named(field):
     with pytest.raises(UserError, match=f"{field}: is missing; set it in a YAML or on the command line"):
-        checked({name: part for name, part in TREE.items() if name != field})
+        validate_experiment({name: part for name, part in TREE.items() if name != field})
 
 
 # Stages and digests --------------------------------------------------------------------------------------------------
@@ -329,7 +329,7 @@ def test_how_answers_are_scored_is_no_part_of_a_pre_training(tmp_path):
             "pretrain": {"epochs": 1, "batch": 4, "lr": 1e-3},
             "finetune": {"head": "unetr", "epochs": 1, "batch": 4, "lr": 1e-3},
         }
-        return {stage.kind: stage.digest() for stage in checked(tree).stages(lambda kind: "data")}
+        return {stage.kind: stage.digest() for stage in validate_experiment(tree).stages(lambda kind: "data")}
 
     plain, other, roi = digests(), digests(overlap=0.7), digests(roi=[64, 64, 64])
     assert plain["pretrain"] == other["pretrain"] != roi["pretrain"]

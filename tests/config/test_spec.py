@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, SerializeAsAny, ValidationError
 
-from premed.config.spec import Spec, canonical, elsewhere
+from premed.config.spec import Spec, canonical, runtime_field
 
 
 class Inner(Spec):
     width: int = 4
-    device: str = elsewhere("cpu")
+    device: str = runtime_field("cpu")
 
 
 class Outer(Spec):
@@ -25,7 +25,7 @@ class Outer(Spec):
     root: Path | None = None
     inner: SerializeAsAny[Spec] = Inner()
     extra: dict[str, Any] = {}
-    workers: int = elsewhere(1, ge=0)
+    workers: int = runtime_field(1, ge=0)
 
 
 @pytest.mark.parametrize(

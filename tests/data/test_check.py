@@ -265,20 +265,23 @@ MSD_FAULTS = {
     "number twice": (about(labels={"background": 0, "a": 1, "b": 1}), ["dataset.json: `labels` must number"]),
     "listed twice": (entry(lambda t: t.append(t[0])), ["dataset.json: hippocampus_001 is listed twice; keep one"]),
     "no image named": (entry(lambda t: t.append({"label": "x"})), ["dataset.json: {'label': 'x'} names no image"]),
-    "no name of a file": (entry(lambda t: t.append({"image": "a\0b"})), [r"dataset.json: a\x00b is no name of a file"]),
+    "no name of a file": (
+        entry(lambda t: t.append({"image": "a\0b"})),
+        [r"dataset.json: a\x00b is not a valid file name"],
+    ),
     "too long a name": (
         entry(lambda t: t.append({"image": "a" * 999})),
-        ["dataset.json: aaaa", "is no name of a file"],
+        ["dataset.json: aaaa", "is not a valid file name"],
     ),
     "a link to itself": (
         image(lambda p: (p.unlink(), p.symlink_to(p))),
-        ["dataset.json: ./imagesTr/{1} is no name of a file"],
+        ["dataset.json: ./imagesTr/{1} is not a valid file name"],
     ),
     "brackets without end": (
         lambda root: (root / "dataset.json").write_text("[" * 10**5),
         ["dataset.json is not JSON"],
     ),
-    "half a sign": (entry(lambda t: t.append({"image": "\ud800"})), [r"dataset.json: \ud800 is no name of a file"]),
+    "half a sign": (entry(lambda t: t.append({"image": "\ud800"})), [r"dataset.json: \ud800 is not a valid file name"]),
     "out of the folder": (
         entry(lambda t: t.append({"image": "../x.nii.gz"})),
         ["dataset.json: ../x.nii.gz leads out of the folder"],
@@ -362,7 +365,7 @@ CHEST_FAULTS = {
     "no table": (lambda r: (r / TABLE).write_text('"' + 200_000 * "a"), [TABLE, "is not a table", "download it again"]),
     "no list": (lambda r: (r / TESTED).unlink(), ["test_list.txt is missing"]),
     "table missing": (lambda r: (r / TABLE).unlink(), ["there is no Data_Entry_2017*.csv"]),
-    "no images": (lambda r: shutil.rmtree(r / "images"), ["images: holds no image"]),
+    "no images": (lambda r: shutil.rmtree(r / "images"), ["images: contains no image"]),
 }
 
 
@@ -489,7 +492,7 @@ def test_an_oddity_of_a_decathlon_folder_is_a_note(hippocampi, copied, found, od
 
 
 CHEST_NOTES = {
-    "listed twice": (add(TRAINED, "{first}"), ["train_val_list.txt, {first}: is listed 2 times: it counts once"]),
+    "listed twice": (add(TRAINED, "{first}"), ["train_val_list.txt, {first}: is listed 2 times: it is used once"]),
     "row twice": (add(TABLE, "{row}"), []),
     "row not listed": (add(TABLE, "x.png,Mass,0,1,"), [TABLE + ", x.png: is in neither list"]),
     "image without row": (lambda r: shutil.copy(first(r), r / "images" / "x.png"), ["images/x.png: has no row in"]),
@@ -687,9 +690,9 @@ def test_the_test_part_is_left_alone_where_test_is_false(hippocampi, chests, cop
 
 
 def experiment(tree, root, **changes):
-    from premed.config.loader import checked, merged
+    from premed.config.loader import merge, validate_experiment
 
-    return checked(merged(tree, {"task": {"root": str(root)}, **changes}))
+    return validate_experiment(merge(tree, {"task": {"root": str(root)}, **changes}))
 
 
 def test_a_run_refuses_an_error_of_the_listings_before_anything_starts(hippocampi, copied, monkeypatch, tmp_path):

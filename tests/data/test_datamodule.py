@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.experiments import runs_of, tree
 
-from premed.config.loader import checked, merged
+from premed.config.loader import merge, validate_experiment
 from premed.config.spec import canonical
 from premed.config.transforms import Augmentation
 from premed.contracts import BatchIndices, Case, DataSet, Sample
@@ -103,11 +103,11 @@ def volumes(brains):
 
 
 def stages(whole, data=lambda kind: "data"):
-    return {stage.kind: stage for stage in checked(whole).stages(data)}
+    return {stage.kind: stage for stage in validate_experiment(whole).stages(data)}
 
 
 def test_a_pre_training_on_named_data_sets_is_the_same_whatever_task_it_is_for(chest, children, brains):
-    both = merged(on(children), {"encoder": {"depth": 3}, "pretrain": {"augment": {}}})
+    both = merge(on(children), {"encoder": {"depth": 3}, "pretrain": {"augment": {}}})
     ours, theirs = stages(tree(chest, both)), stages(tree(chest, volumes(brains), both))
     assert ours["pretrain"].digest() == theirs["pretrain"].digest()
     assert ours["finetune"].digest() != theirs["finetune"].digest()
@@ -126,7 +126,7 @@ def test_how_a_data_set_is_scored_or_where_it_lies_is_not_what_a_pre_training_is
 
 
 def test_a_pre_training_on_the_task_s_own_images_is_known_as_before_there_were_others(chest):
-    assert "sources" not in canonical(checked(tree(chest))) + canonical(stages(tree(chest))["pretrain"])
+    assert "sources" not in canonical(validate_experiment(tree(chest))) + canonical(stages(tree(chest))["pretrain"])
 
 
 def test_the_order_the_group_and_the_views_of_data_sets_are_what_it_is_known_by(chest, children, brains):
@@ -142,10 +142,10 @@ def test_the_order_the_group_and_the_views_of_data_sets_are_what_it_is_known_by(
 
 def test_mae_on_one_data_set_is_fine_tuned_on_another_and_serves_both_tasks(chest, children, home):
     events = []
-    outcome = runner.run(checked(tree(chest, on(children))), events.append)
+    outcome = runner.run(validate_experiment(tree(chest, on(children))), events.append)
     assert [stage["kind"] for stage in outcome["stages"]] == ["pretrain", "finetune", "test"]
     pretrain, finetune, _ = outcome["stages"]
-    source = checked(tree(chest, on(children))).pretrain.sources[0]
+    source = validate_experiment(tree(chest, on(children))).pretrain.sources[0]
     assert pretrain["num_cases"] == len(Tasks()(source.task).images())
     assert finetune["loaded"]["encoder"]["missing"] == []
     card = json.loads((home / "checkpoints" / pretrain["where"].rpartition("/")[2] / "parts" / "card.json").read_text())
@@ -157,13 +157,15 @@ def test_mae_on_one_data_set_is_fine_tuned_on_another_and_serves_both_tasks(ches
     assert not [value for value in run.params.values() if str(children) in value]
 
     own = {"task": CHILDREN | {"root": str(children)}}
-    again = runner.run(checked(tree(chest, on(children), own)), events.append)
+    again = runner.run(validate_experiment(tree(chest, on(children), own)), events.append)
     assert again["stages"][0]["reused"] and again["stages"][0]["run_id"] == pretrain["run_id"]
 
 
 def test_other_images_of_a_named_data_set_are_another_experiment(chest, children, home, tmp_path):
     other = write_images(tmp_path / "children", 24, 1, size=16)
-    one, two = (runner.run(checked(tree(chest, on(each))), lambda event: None) for each in (children, other))
+    one, two = (
+        runner.run(validate_experiment(tree(chest, on(each))), lambda event: None) for each in (children, other)
+    )
     assert one["run_id"] != two["run_id"]
 
 
@@ -193,7 +195,7 @@ REFUSED = {
         lambda chest, children, brains: {
             "pretrain": {"sources": [{"task": tree(chest)["task"]}, {"task": CHILDREN | {"root": str(children)}}]}
         },
-        r"^pretrain\.sources: mae learns from one data set, and here are 2; leave one",
+        r"^pretrain\.sources: mae learns from one data set, and there are 2; keep one",
     ),
     "two shapes for vit": (
         lambda chest, children, brains: {
@@ -224,31 +226,31 @@ def test_what_cannot_be_is_one_line_before_anything_is_trained(what, chest, chil
     change, message = REFUSED[what]
     events: list = []
     with pytest.raises(UserError, match=message):
-        runner.run(checked(tree(chest, change(chest, children, brains))), events.append)
+        runner.run(validate_experiment(tree(chest, change(chest, children, brains))), events.append)
     assert not [event for event in events if isinstance(event, TrainingStarted)]
 
 
 def test_crops_that_look_at_labels_are_refused_for_a_named_data_set_too(chest, children):
     source = on(children)["pretrain"]["sources"][0] | {"augment": {"positive": 0.5}}
     with pytest.raises(UserError, match=r"^pretrain\.sources\.0: augment\.positive: .* not self-supervised"):
-        checked(tree(chest, {"pretrain": {"sources": [source]}}))
+        validate_experiment(tree(chest, {"pretrain": {"sources": [source]}}))
 
 
 def test_a_mistake_in_a_named_data_set_is_told_by_its_place(chest):
     with pytest.raises(UserError, match=r"^pretrain\.sources\.0\.task: 'nonsense' is not one of"):
-        checked(tree(chest, {"pretrain": {"sources": [{"task": "nonsense"}]}}))
+        validate_experiment(tree(chest, {"pretrain": {"sources": [{"task": "nonsense"}]}}))
     with pytest.raises(UserError, match=r"^pretrain\.sources"):
-        checked(tree(chest, {"pretrain": {"sources": []}}))
+        validate_experiment(tree(chest, {"pretrain": {"sources": []}}))
 
 
 def test_the_same_folder_split_alike_is_no_stranger(chest):
     whole = tree(chest, {"pretrain": {"sources": [{"task": {**tree(chest)["task"], "stored": 24}}]}})
-    assert resolve([checked(whole)])
+    assert resolve([validate_experiment(whole)])
 
 
 def test_a_missing_image_of_a_named_data_set_is_told_before_anything_is_started(chest, tmp_path):
     other = write_images(tmp_path / "children", 24, 0, size=16)
-    whole = checked(tree(chest, on(other)))
+    whole = validate_experiment(tree(chest, on(other)))
     task = Tasks()(whole.pretrain.sources[0].task)
     (file,) = task.images()[0].image
     file.unlink()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from premed.config.loader import checked, merged
+from premed.config.loader import merge, validate_experiment
 from premed.data.datamodule import DataModule, Tasks
 from premed.data.phantoms.writers import write_msd
 from premed.errors import UserError
@@ -28,7 +28,7 @@ def tree(tmp_path, monkeypatch):
 
 
 def known_by(tree) -> str:
-    return DataModule(Tasks()(checked(tree).task)).fingerprint("finetune")
+    return DataModule(Tasks()(validate_experiment(tree).task)).fingerprint("finetune")
 
 
 def test_other_classes_in_dataset_json_are_other_data(tree, tmp_path):
@@ -43,7 +43,7 @@ def test_the_same_folder_is_the_same_data(tree):
 
 
 def test_the_order_that_draws_go_by_is_part_of_the_data(tree):
-    names = [case.name for case in Tasks()(checked(tree).task).split("train")]
+    names = [case.name for case in Tasks()(validate_experiment(tree).task).split("train")]
     parts = {"train": names[:4], "val": names[4:]}
     one = known_by(tree | {"task": tree["task"] | {"split": parts}})
     other = known_by(tree | {"task": tree["task"] | {"split": parts | {"train": names[3::-1]}}})
@@ -70,7 +70,7 @@ MAE = {
 def test_a_mistake_in_the_fine_tuning_costs_no_pre_training(tree, change, words):
     trained: list = []
     with pytest.raises(UserError, match=words):
-        runner.run(checked(merged(merged(tree, MAE), change)), trained.append)
+        runner.run(validate_experiment(merge(merge(tree, MAE), change)), trained.append)
     assert not [event for event in trained if isinstance(event, TrainingStarted)]
 
 
@@ -80,7 +80,7 @@ def test_a_mistake_in_the_fine_tuning_costs_no_pre_training(tree, change, words)
 )
 def test_an_augmentation_for_pictures_is_refused_for_volumes(tree, where, augment, field):
     with pytest.raises(UserError, match=f"^{where}.augment.{field}: is for pictures, which mri has not"):
-        resolve([checked(merged(merged(tree, MAE), {where: {"augment": augment}}))])
+        resolve([validate_experiment(merge(merge(tree, MAE), {where: {"augment": augment}}))])
 
 
 def test_an_augmentation_for_volumes_is_refused_for_pictures(tmp_path):
@@ -92,7 +92,7 @@ def test_an_augmentation_for_volumes_is_refused_for_pictures(tmp_path):
         "finetune": tiny | {"head": "linear", "augment": {"flip": 0.5, "flip_axes": [1], "shift": 3}},
     }
     with pytest.raises(UserError, match="^finetune.augment.shift: is for volumes"):
-        resolve([checked(tree)])
+        resolve([validate_experiment(tree)])
 
 
 # ---- a lease that is lost
@@ -117,7 +117,7 @@ def test_a_stage_that_another_command_took_over_is_left_to_it_and_waited_for(tre
         MLflowTracker, "__init__", lambda self, *args: (init(self, *args), seen.update(tracker=self))[0]
     )
     monkeypatch.setattr(executor, "run_stage", sleepy)
-    outcome = runner.run(checked(tree), told.append)
+    outcome = runner.run(validate_experiment(tree), told.append)
     assert tries == ["finetune", "finetune", "test"]
     assert ["has taken over this stage" in event.text for event in told if isinstance(event, WarningIssued)] == [True]
     assert [stage["kind"] for stage in outcome["stages"]] == ["finetune", "test"]

@@ -27,7 +27,7 @@ from support.experiments import SCRATCH, TINY, settle_in
 from support.stores import moved
 from support.suite import locked
 
-from premed.config.loader import merged
+from premed.config.loader import merge
 from premed.data.phantoms.writers import write_chestxray14
 
 pytest_plugins = ["support.experiment_fixtures"]
@@ -58,7 +58,7 @@ def written(strategy, folder, **more):
     """A YAML of the experiment, which finds its data in PREMED_DATA; `more`: fields of the top."""
     tree = TINY
     for change in STRATEGIES[strategy]:
-        tree = merged(tree, change)
+        tree = merge(tree, change)
     if strategy == "none":
         tree = {name: part for name, part in tree.items() if name != "pretrain"}
     (folder / f"{strategy}.yaml").write_text(yaml.safe_dump(tree | more))

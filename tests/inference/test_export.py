@@ -51,7 +51,7 @@ def test_a_pretrained_encoder_is_timm_s_to_the_last_key(chest_run, at_home, tmp_
     encoder = names["encoder"].eval()
     encoder.load_state_dict(load_file(tmp_path / "out" / "encoder.safetensors"), strict=True)
     image = torch.from_numpy(values(chest_run.task))
-    with load.opened(run_id) as found, torch.no_grad():
+    with load.open_trained(run_id) as found, torch.no_grad():
         ours, theirs = found.encoder(1, (16, 16))(image), encoder.forward_features(image)
     torch.testing.assert_close(theirs[:, 0], ours.summary)
     torch.testing.assert_close(theirs[:, 1:], ours.tokens)
@@ -72,8 +72,8 @@ def test_parts_are_the_run_s_own_and_whole_is_all_of_them(organ_run, at_home, tm
     at_home(organ_run)
     told = export.run(organ_run.run_id, tmp_path / "parts", "safetensors")
     assert told["files"] == ["README.md", "card.json", "encoder.safetensors", "head.safetensors"]
-    export.run(organ_run.run_id, tmp_path / "whole", "safetensors", whole=True)
-    with load.opened(organ_run.run_id) as found:
+    export.run(organ_run.run_id, tmp_path / "whole", "safetensors", single_file=True)
+    with load.open_trained(organ_run.run_id) as found:
         network, _ = found.network()
     whole = load_file(tmp_path / "whole" / "model.safetensors")
     network.load_state_dict(whole, strict=True)
@@ -109,7 +109,7 @@ def test_onnx_answers_as_torch_for_any_number_of_images(name, request, at_home, 
     told = export.run(run.run_id, tmp_path / "out", "onnx")
     assert told["check"]["on"].endswith("validation images") and told["check"]["largest_difference"] < 1e-4
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
-    with load.opened(run.run_id) as found:
+    with load.open_trained(run.run_id) as found:
         network, task = found.network()
     for num in (1, 5):
         images = values(task, num)
@@ -122,16 +122,16 @@ def test_onnx_answers_as_torch_for_any_number_of_images(name, request, at_home, 
 def test_a_graph_that_differs_is_not_handed_over(chest_run, at_home, tmp_path, monkeypatch):
     at_home(chest_run)
     image = chest_run.task.split("test")[0].image[0]
-    with load.opened(chest_run.run_id) as found:
+    with load.open_trained(chest_run.run_id) as found:
         network, task = found.network()
     views = list(values(task))
-    with pytest.raises(StageFailed, match="differ from torch's by up to 0.01 .*not handed over"):
+    with pytest.raises(StageFailed, match="differ from torch's by up to 0.01 .*nothing is exported"):
         graphs.largest_difference(network, lambda x: answered(network, x) + 0.01, views, Path("model.onnx"))
     with pytest.raises(StageFailed, match="inf"):
         graphs.largest_difference(network, lambda x: answered(network, x) * np.nan, views, Path("model.onnx"))
     broken = lambda *args: lambda images: np.zeros((len(images), len(task.classes)), np.float32)  # noqa: E731
     monkeypatch.setattr(graphs, "write_onnx", broken)
-    with pytest.raises(StageFailed, match="not handed over"):
+    with pytest.raises(StageFailed, match="nothing is exported"):
         export.run(chest_run.run_id, tmp_path / "out", "onnx", check=[image])
     assert list(tmp_path.iterdir()) == []
 
@@ -139,10 +139,12 @@ def test_a_graph_that_differs_is_not_handed_over(chest_run, at_home, tmp_path, m
 def test_without_any_image_made_up_values_are_compared_and_that_is_said(chest_run, at_home, monkeypatch):
     at_home(chest_run)
     monkeypatch.setattr(export, "validated", lambda trained: [])
-    with load.opened(chest_run.run_id) as found:
-        views, on = export.views_of(found, chest_run.task, [])
+    with load.open_trained(chest_run.run_id) as found:
+        views, on = export.comparison_views(found, chest_run.task, [])
         assert len(views) == 2 and views[0].shape == (1, 16, 16) and "--check" in on
-        refused(lambda: export.views_of(found, chest_run.task, [Path("absent.png")]), "absent.png", "no such file")
+        refused(
+            lambda: export.comparison_views(found, chest_run.task, [Path("absent.png")]), "absent.png", "no such file"
+        )
 
 
 # What cannot be ------------------------------------------------------------------------------------------------------
@@ -154,7 +156,7 @@ def test_what_a_format_cannot_do_is_one_line(premed, chest_run, at_home, tmp_pat
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
     for arguments, words in [
-        ((pretrained, "--format", "onnx"), "is a pre-training, which has parts only: safetensors"),
+        ((pretrained, "--format", "onnx"), "is a pre-training, which has no head; use safetensors"),
         ((pretrained, "--format", "monai"), "is a pre-training"),
         ((chest_run.run_id, "--format", "tflite"), "'tflite' is not one of safetensors, onnx, monai"),
         ((chest_run.run_id, "--format", "safetensors", "--part", "tail"), "tail is not one of this run's parts"),
@@ -165,7 +167,7 @@ def test_what_a_format_cannot_do_is_one_line(premed, chest_run, at_home, tmp_pat
         assert code == 2 and out == "" and len(err) == 1 and words in err[0]
         assert not (tmp_path / "out").exists()
     code, _, err = premed("export", chest_run.run_id, "--format", "safetensors", "--to", tmp_path / "full")
-    assert code == 2 and err[0].endswith("is there and not empty; name a new folder")
+    assert code == 2 and err[0].endswith("exists and is not empty; name a new folder")
 
 
 @pytest.mark.parametrize(("form", "package"), [("onnx", "onnxscript"), ("monai", "fire")])
@@ -191,9 +193,9 @@ def test_recipes_that_monai_has_no_transform_for_are_refused(organ_run, chest_ru
         (chest_run, {"size": (64, 32)}, "cannot average over views"),
     ]:
         task = copy.copy(run.task)
-        bundle.refuse(task) if run is organ_run else None
+        bundle.refuse_unsupported(task) if run is organ_run else None
         task.preprocessing = task.preprocessing.model_copy(update=change)
-        refused(lambda task=task: bundle.refuse(task), words)
+        refused(lambda task=task: bundle.refuse_unsupported(task), words)
 
 
 # Bundles -------------------------------------------------------------------------------------------------------------

@@ -48,7 +48,9 @@ def test_label_maps_of_the_test_images_have_the_test_stage_s_scores(organ_run, a
     answer(organ_run, [case.image[0] for case in cases], tmp_path)
     for case in cases:
         label = nib.nifti1.load(case.label)
-        masks, truth = (organ_run.task.united(read_labels(path)) for path in (tmp_path / case.label.name, case.label))
+        masks, truth = (
+            organ_run.task.region_masks(read_labels(path)) for path in (tmp_path / case.label.name, case.label)
+        )
         own = metrics.region_row(masks, truth, label.header.get_zooms())
         for name in ("dice/Anterior", "dice/Posterior", "state/Anterior"):
             assert own[name] == rows[case.name][name]
@@ -60,7 +62,7 @@ def test_masks_of_regions_have_the_test_stage_s_scores(brain_run, at_home, tmp_p
     rows, cases = scored(at_home(brain_run))
     answer(brain_run, [case.image[0] for case in cases], tmp_path, masks=True)
     for case in cases:
-        truth = brain_run.task.united(read_labels(case.label))
+        truth = brain_run.task.region_masks(read_labels(case.label))
         for region in ("TC", "WT", "ET"):
             mask = read_labels(tmp_path / f"{case.name}.{region}.nii.gz") == 1
             assert metrics.dice(mask, truth[region]) == rows[case.name][f"dice/{region}"] > 0
@@ -156,7 +158,7 @@ def test_any_name_of_a_run_means_the_same_network(chest_run, at_home):
     finetune = chest_run.stage("finetune")["run_id"]
     named = [chest_run.run_id, finetune, chest_run.stage("test")["run_id"], "models:/chestxray14@best"]
     for name in [*named, "models:/chestxray14/1"]:
-        with load.opened(name) as found:
+        with load.open_trained(name) as found:
             assert found.run_id == finetune and found.card["digest"] == chest_run.stage("finetune")["digest"]
 
 
@@ -196,24 +198,24 @@ def test_neither_the_data_nor_the_checkpoints_are_needed(chest_run, at_home, tmp
 def test_weights_that_do_not_fit_are_refused_and_those_that_are_gone_are_named(organ_run, at_home, tmp_path):
     at_home(organ_run)
     case, digest = organ_run.task.split("test")[0], organ_run.stage("finetune")["digest"]
-    with load.opened(organ_run.run_id) as found:
+    with load.open_trained(organ_run.run_id) as found:
         for name in found.storage.names():
             (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "copy" / name).write_bytes(found.storage.get(name))
     copied = load.StageStorage(str(tmp_path), "copy")
     weights = copied.get_weights("parts/head.safetensors")
     copied.put_weights("parts/head.safetensors", dict(list(weights.items())[1:]))
-    broken = load.Trained("id", "some run", None, load.card_of(copied, digest), copied)
+    broken = load.TrainedModel("id", "some run", None, load.read_card(copied, digest), copied)
     refused(broken.network, "head: the saved weights do not fit the network (missing: ")
     copied.remove("parts/head.safetensors")
     refused(broken.network, "parts/head.safetensors is missing")
-    assert load.card_of(copied, "another digest") is None and case
+    assert load.read_card(copied, "another digest") is None and case
 
 
 def test_a_task_without_its_data_has_its_facts(organ_run, brain_run):
     for task in (organ_run.task, brain_run.task):
         card = json.loads(json.dumps(task.describe()))
-        found = load.task_of(card)
+        found = load.task_from_card(card)
         assert json.loads(json.dumps(found.describe())) == card
         assert (found.regions, found.labels, found.preprocessing) == (
             dict(task.regions),
@@ -229,7 +231,7 @@ def test_a_task_that_answers_in_its_own_way_is_not_guessed(organ_run):
 
     card = Own(organ_run.task.config).describe()
     assert card["answer"] is None
-    refused(lambda: load.task_of(card), "does not say how it answers")
+    refused(lambda: load.task_from_card(card), "does not say how it predicts")
 
 
 # What is wrong with files --------------------------------------------------------------------------------------------
@@ -274,7 +276,7 @@ def test_nothing_that_can_be_used_is_one_line_and_exit_code_2(premed, brain_run,
     assert code == 2 and out == "" and "1 channel(s), where 4 are wanted" in err[-1]
     (tmp_path / "notes").mkdir()
     code, out, err = premed("predict", brain_run.run_id, tmp_path / "notes", "--out", tmp_path / "out")
-    assert code == 2 and out == "" and err[-1].startswith(f"premed: {tmp_path / 'notes'}: holds no volume")
+    assert code == 2 and out == "" and err[-1].startswith(f"premed: {tmp_path / 'notes'}: contains no volume")
 
 
 def test_answers_are_never_written_over_anything_else(organ_run, at_home, tmp_path):
@@ -285,7 +287,7 @@ def test_answers_are_never_written_over_anything_else(organ_run, at_home, tmp_pa
     both = [tmp_path / "a" / "x.nii.gz", tmp_path / "b" / "x.nii.gz"]
     refused(lambda: answer(organ_run, both, tmp_path / "out"), "a/x.nii.gz", "b/x.nii.gz", "two folders")
     before = both[0].read_bytes()
-    refused(lambda: answer(organ_run, both[:1], tmp_path / "a"), "a/x.nii.gz: is there already, and not from premed")
+    refused(lambda: answer(organ_run, both[:1], tmp_path / "a"), "a/x.nii.gz: already exists and is not from premed")
     assert both[0].read_bytes() == before
     for _ in range(2):  # what premed wrote, it may write again
         told = answer(organ_run, [tmp_path], tmp_path / "out")
@@ -295,7 +297,7 @@ def test_answers_are_never_written_over_anything_else(organ_run, at_home, tmp_pa
 def test_another_table_is_not_written_over(chest_run, at_home, tmp_path):
     (tmp_path / "predictions.csv").write_text("path,mine\n")
     case = at_home(chest_run).task.split("test")[0]
-    refused(lambda: answer(chest_run, case.image, tmp_path), "predictions.csv: is there already")
+    refused(lambda: answer(chest_run, case.image, tmp_path), "predictions.csv: already exists")
     assert (tmp_path / "predictions.csv").read_text() == "path,mine\n"
 
 

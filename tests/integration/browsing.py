@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from support.experiments import TINY
 
 from premed.config.expand import fan_out
-from premed.config.loader import merged
+from premed.config.loader import merge
 from premed.data.phantoms.thorax import write_images
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.execution import runner
@@ -44,7 +44,7 @@ def fill(data):
     write_images(data / "clinic", 30, 0, size=32)
     experiments = [each for task in tasks(data) for tree in trees(data, task) for each in fan_out(tree)]
     few = {"finetune": {"label_fraction": 0.5}, "seeds": [0]}
-    experiments += fan_out(merged(next(trees(data, tasks(data)[0])), few))
+    experiments += fan_out(merge(next(trees(data, tasks(data)[0])), few))
     outcomes = runner.run_all(experiments, lambda event: None)
     assert not [each["failure"] for each in outcomes if "failure" in each]
     return outcomes
@@ -75,7 +75,7 @@ def trees(data, task):
         "imagenet": {"name": "imagenet", "weights": str(file), "model": "vit_tiny_patch16_224"},
     }
     for strategy in STRATEGIES:
-        whole = merged(merged(TINY, {"encoder": {"depth": 3}, "seeds": list(SEEDS)}), task)
+        whole = merge(merge(TINY, {"encoder": {"depth": 3}, "seeds": list(SEEDS)}), task)
         whole |= {"pretext": pretexts[strategy]}
         yield whole if strategy == "mae" else {name: part for name, part in whole.items() if name != "pretrain"}
 

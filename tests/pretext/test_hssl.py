@@ -14,7 +14,7 @@ from support.stages import jobs, on_ranks, outcome, run
 from support.suite import REPOSITORY
 from torch import Tensor
 
-from premed.config.loader import checked, load
+from premed.config.loader import load, validate_experiment
 from premed.config.settings import Pretrain
 from premed.config.transforms import Augmentation
 from premed.contracts import Batch, Case, DataSet
@@ -25,8 +25,8 @@ from premed.errors import UserError
 from premed.execution import runner
 from premed.models.encoders import unet, vit
 from premed.pretext import hssl
-from premed.pretext.common.slices import Sliced
-from premed.pretext.common.views import Jitter, jittered
+from premed.pretext.common.slices import SlicedTask
+from premed.pretext.common.views import Jitter, jitter
 from premed.pretext.hssl import HSSL, Config
 from premed.rng import SampleRng, sample_keys
 from premed.training.fit import feed
@@ -142,13 +142,13 @@ def test_the_decoder_restores_the_share_of_blocks_that_is_hidden_and_is_asked_fo
         torch.equal(seen.where(~mask, 0), views.where(~mask, 0))
         and len({tuple(m.tolist()) for m in mask.flatten(1)}) == 8
     )
-    whole = (model.restored(model.encoder(seen), seen) - hssl.standardised(views)).square()
+    whole = (model.reconstruct(model.encoder(seen), seen) - hssl.standardise(views)).square()
     errors = [float(error[each].mean()) for error, each in zip(whole, mask, strict=True)]
-    assert model.answers(given.image, given.keys)["decoder"].tolist() == pytest.approx(errors, rel=1e-4)
+    assert model.level_outputs(given.image, given.keys)["decoder"].tolist() == pytest.approx(errors, rel=1e-4)
 
 
 def test_guessing_the_mean_of_a_view_loses_about_one():
-    assert float(hssl.standardised(batch(3).image).square().mean()) == pytest.approx(1, abs=1e-4)
+    assert float(hssl.standardise(batch(3).image).square().mean()) == pytest.approx(1, abs=1e-4)
 
 
 # Any number of ranks --------------------------------------------------------------------------------------------------
@@ -196,11 +196,11 @@ def test_loss_and_gradients_are_the_same_on_one_rank_and_on_several(world, num, 
 @pytest.mark.parametrize("roi", [(16, 24), (8, 16, 12)])
 def test_a_view_is_a_function_of_its_image_and_its_key(roi):
     image = batch(4, roi).image
-    views = jittered(image, keys(4), Jitter())
-    assert views.shape == image.shape and not torch.allclose(views, jittered(image, keys(4, epoch=1), Jitter()))
+    views = jitter(image, keys(4), Jitter())
+    assert views.shape == image.shape and not torch.allclose(views, jitter(image, keys(4, epoch=1), Jitter()))
     for i in range(4):
-        torch.testing.assert_close(jittered(image[i : i + 1], keys(4)[i : i + 1], Jitter())[0], views[i])
-    same = jittered(image, keys(4), Jitter(area=(1, 1), contrast=0, brightness=0, noise=0))
+        torch.testing.assert_close(jitter(image[i : i + 1], keys(4)[i : i + 1], Jitter())[0], views[i])
+    same = jitter(image, keys(4), Jitter(area=(1, 1), contrast=0, brightness=0, noise=0))
     torch.testing.assert_close(same, image, rtol=0, atol=1e-4)
 
 
@@ -210,7 +210,7 @@ def test_a_cut_shows_a_box_inside_the_image():
     )
     how = Jitter(area=(0.25, 0.25), contrast=0, brightness=0, noise=0)
     for axis, size in enumerate((32, 64)):
-        seen = jittered(ramp, keys(50), how)[:, axis]
+        seen = jitter(ramp, keys(50), how)[:, axis]
         ends = torch.stack([seen.flatten(1).amin(dim=1), seen.flatten(1).amax(dim=1)])
         torch.testing.assert_close(ends[1] - ends[0], torch.full((50,), size / 2 - 0.5), rtol=0, atol=1)
         assert ends.min() >= 0 and ends.max() <= size - 1 and ends[0].max() - ends[0].min() > size / 3
@@ -228,7 +228,7 @@ def test_shares_that_are_none_are_refused(area):
 class Volumes:
     """A task whose views say where they are from: value = channel * 100 + slice, moved by the draw."""
 
-    dims, name, channels, preprocessing = 3, "volumes", 4, "recipe"
+    dims, name, channels, preprocessing = 3, "volumes", 4, "preprocessing"
     roi = (8, 16, 5)
 
     def view(self, sample, augment, draw):
@@ -240,7 +240,7 @@ class Volumes:
 
 
 def test_a_volume_s_view_is_one_drawn_slice_of_its_own_and_no_label():
-    task, sliced = Volumes(), Sliced(Volumes(), 4)  # type: ignore[arg-type]
+    task, sliced = Volumes(), SlicedTask(Volumes(), 4)  # type: ignore[arg-type]
     assert (sliced.dims, sliced.roi, sliced.channels, sliced.preprocessing, sliced.name) == (
         2,
         (8, 16),
@@ -260,7 +260,7 @@ def test_a_volume_s_view_is_one_drawn_slice_of_its_own_and_no_label():
 
 
 def test_where_channels_are_too_many_one_is_drawn_and_tiles_show_the_first():
-    sliced = Sliced(Volumes(), 1)  # type: ignore[arg-type]
+    sliced = SlicedTask(Volumes(), 1)  # type: ignore[arg-type]
     views = [sliced.view(None, Augmentation(), SampleRng(i))[0] for i in range(200)]  # type: ignore[arg-type]
     assert {view.shape for view in views} == {(1, 8, 16)}
     assert {int(view[0, 0, 0]) % 1000 for view in views} == {c * 100 + s for c in range(4) for s in range(5)}
@@ -273,11 +273,13 @@ def task(dims=2, channels=1, roi=(8, 16), name="some") -> DataSet:
 
 def test_volumes_become_slices_for_a_network_for_pictures_and_others_stay_as_they_are():
     picture, volume = task(), task(3, 4, (8, 16, 5))
-    found = hssl.seen(unet.Config(dims=2), [picture, volume])
+    found = hssl.transform_data_sets(unet.Config(dims=2), [picture, volume])
     assert found[0] is picture and found[1].group == volume.group
     assert (found[1].task.dims, found[1].task.channels, found[1].task.roi) == (2, 1, (8, 16))
     assert (
-        hssl.seen(unet.Config(dims=3), [volume, volume]) == [volume, volume] == hssl.seen(unet.Config(), [volume] * 2)
+        hssl.transform_data_sets(unet.Config(dims=3), [volume, volume])
+        == [volume, volume]
+        == hssl.transform_data_sets(unet.Config(), [volume] * 2)
     )
 
 
@@ -287,10 +289,10 @@ def test_volumes_become_slices_for_a_network_for_pictures_and_others_stay_as_the
         (
             {"dims": 3},
             [task(3, 1, (8, 16, 5)), task(name="chests")],
-            r"encoder\.dims: .* no pictures, which chests has",
+            r"encoder\.dims: a 3D network cannot take the pictures of chests",
         ),
         ({}, [task(3, 1, (8, 16, 5)), task(name="chests")], r"encoder\.dims: .* set encoder\.dims: 2"),
-        ({"dims": 2}, [task(channels=2), task(channels=4)], r"pretrain\.sources: have \[2, 4\] channels"),
+        ({"dims": 2}, [task(channels=2), task(channels=4)], r"pretrain\.sources: the data sets have \[2, 4\] channels"),
         (
             {"dims": 2},
             [task(roi=(8, 8), name="a"), task(3, 1, (8, 16, 5), "b")],
@@ -300,7 +302,7 @@ def test_volumes_become_slices_for_a_network_for_pictures_and_others_stay_as_the
 )
 def test_data_sets_that_do_not_go_together_are_refused_in_one_line(settings, given, message):
     with pytest.raises(UserError, match=message):
-        hssl.seen(unet.Config(**settings), given)
+        hssl.transform_data_sets(unet.Config(**settings), given)
 
 
 def test_a_data_set_with_ten_times_the_images_does_not_dominate():
@@ -402,7 +404,7 @@ def test_a_strategy_that_would_learn_nothing_is_refused():
 
 def test_an_encoder_without_a_decoder_is_refused_by_name():
     encoder = vit.build(vit.Config(width=24, depth=2, heads=2, patch=8), 1, (16, 24))
-    with pytest.raises(UserError, match="encoder: hssl trains an encoder with a decoder; use unet"):
+    with pytest.raises(UserError, match="encoder: hssl needs an encoder with a decoder; use unet"):
         hssl.build(Config(), encoder, data_sets(), 0.05)
 
 
@@ -456,7 +458,7 @@ def test_one_pre_training_on_pictures_and_volumes_serves_both_tasks_and_sees_no_
         return forward(self, batch, progress)
 
     monkeypatch.setattr(HSSL, "forward", watched)
-    first, second = (runner.run(checked(sections(folders, name)), lambda event: None) for name in folders)
+    first, second = (runner.run(validate_experiment(sections(folders, name)), lambda event: None) for name in folders)
     assert seen == {0: 18, 1: 18}
     kinds = [stage["kind"] for stage in first["stages"]]
     assert kinds == ["pretrain", "finetune", "test"] == [stage["kind"] for stage in second["stages"]]
@@ -471,7 +473,7 @@ def test_one_pre_training_on_pictures_and_volumes_serves_both_tasks_and_sees_no_
 def test_it_pre_trains_on_the_task_s_own_images_too(folders, home):
     tree = sections(folders, "hippocampus")
     del tree["pretrain"]["sources"]
-    stage = runner.run(checked(tree | {"test": False}), lambda event: None)["stages"][0]
+    stage = runner.run(validate_experiment(tree | {"test": False}), lambda event: None)["stages"][0]
     assert stage["summary"]["val/task"] == 0 == stage["summary"]["val/group"]
 
 
@@ -479,7 +481,7 @@ def test_micro_batches_are_refused_by_name_for_they_would_be_another_loss(folder
     tree = sections(folders, "chest")
     tree["train"]["accumulate"] = 2
     with pytest.raises(UserError, match=r"train\.accumulate: .* all of a step's images together; set it to 1"):
-        runner.run(checked(tree), lambda event: None)
+        runner.run(validate_experiment(tree), lambda event: None)
 
 
 # Again, and on several ranks ------------------------------------------------------------------------------------------

@@ -251,7 +251,7 @@ VIT = {
     "no class token": ({"cls_token": None}, "has no class token"),
     "a missing tensor": ({"blocks.1.norm2.bias": None}, r"\(missing: blocks.1.norm2.bias\)"),
     "another MLP": ({"blocks.1.mlp.fc1.bias": 1}, r"\(of another shape: blocks.1.mlp.fc1.bias\)"),
-    "no ViT": ({"cls_token": None, "pos_embed": None}, "holds no vision transformer by timm's names"),
+    "no ViT": ({"cls_token": None, "pos_embed": None}, "contains no vision transformer with timm's names"),
 }
 
 
@@ -270,9 +270,9 @@ def test_another_kind_of_network_is_refused_by_name(saved, what):
         ({"depth": 3}, "has depth 2 and the encoder 3; set encoder.depth=2"),
         (
             {"preprocessing": HALF.model_copy(update={"channels": 4}), "in_chans": 2},
-            "takes 2 channels and images has 4",
+            "has 2 input channels and images has 4",
         ),
-        ({"no_embed_class": True}, "its 16 positions are no class token and a square"),
+        ({"no_embed_class": True}, "its 16 positions are not a class token and a square"),
     ],
 )
 def test_weights_of_another_shape_are_refused_by_field(saved, settings, words):

@@ -12,7 +12,7 @@ from support.stages import on_ranks, outcome, run
 from torch import Tensor
 
 from premed.cli import progress as presenter
-from premed.config.loader import checked
+from premed.config.loader import validate_experiment
 from premed.config.transforms import Augmentation
 from premed.contracts import Batch, Case, DataSet, Sample
 from premed.data import datamodule
@@ -23,7 +23,7 @@ from premed.events import CollapseDetected
 from premed.execution import runner
 from premed.models.encoders import mit, vit
 from premed.pretext import unimiss
-from premed.pretext.unimiss import Config, UniMiSS, compared
+from premed.pretext.unimiss import Config, UniMiSS, swapped_cross_entropy
 from premed.reporting.comparison.compare import compare
 from premed.rng import sample_keys
 from premed.tracking.store import open_store
@@ -100,7 +100,7 @@ def test_each_view_is_compared_with_the_other_view_of_its_image_both_ways():
         return -sum(float(t) * (float(x) - log(total)) for x, t in zip(logits[i], targets[j], strict=True))
 
     by_hand = [(entropy(1, 0) + entropy(0, 1)) / 2, (entropy(3, 2) + entropy(2, 3)) / 2]
-    assert compared(logits, targets).tolist() == pytest.approx(by_hand, rel=1e-5)
+    assert swapped_cross_entropy(logits, targets).tolist() == pytest.approx(by_hand, rel=1e-5)
 
 
 def formula(student: Tensor, teacher: Tensor, centre: Tensor) -> Tensor:
@@ -153,10 +153,10 @@ def test_a_picture_is_one_term_and_so_is_a_volume_without_slices():
 def test_drop_path_acts_on_the_student_alone_by_the_views_keys():
     model, one = objective(drop_path=0.9).train(), batch(BOTH[1])
     other = Batch(one.image, one.keys + 1, one.names)
-    logits = [model.student.accounts(each.image, each.keys, True) for each in (one, one, other)]
+    logits = [model.student.branch_logits(each.image, each.keys, True) for each in (one, one, other)]
     for name in ("volume", "slices"):
         assert torch.equal(logits[0][name], logits[1][name]) and not torch.equal(logits[0][name], logits[2][name])
-    heard = [model.terms(each.image, each.keys)[1]["slices"] for each in (one, other)]
+    heard = [model.pair_losses(each.image, each.keys)[1]["slices"] for each in (one, other)]
     assert torch.equal(*heard)
 
 
@@ -236,11 +236,11 @@ def test_the_teacher_follows_by_a_momentum_that_rises_to_one_by_half_a_cosine():
 
 def test_one_centre_follows_the_mean_of_all_that_the_teacher_says_in_a_step():
     model = objective()
-    heard = model.terms(batch(BOTH[1]).image)[1]
+    heard = model.pair_losses(batch(BOTH[1]).image)[1]
     model(batch(BOTH[1], weight=0.5), 0.5)
     model(batch(PICTURE, weight=0.5), 0.5)  # as micro-batches of one step
     assert not model.centre.any()  # the same for all of a step
-    pictures = model.terms(batch(PICTURE).image)[1]["picture"].mean(dim=0)
+    pictures = model.pair_losses(batch(PICTURE).image)[1]["picture"].mean(dim=0)
     mean = 0.5 * torch.cat([heard["volume"], heard["slices"]]).mean(dim=0) + 0.5 * pictures
     model.after_step(0.5)
     torch.testing.assert_close(model.centre, 0.1 * mean)
@@ -282,7 +282,7 @@ def test_weight_decay_goes_from_first_to_last_and_leaves_vectors_alone():
 
 def rows(model: UniMiSS, heard: Tensor, data_set=0) -> list[dict]:
     """Rows of cases to which the teacher says `heard` [N, K]."""
-    numbers = zip(model.entropy(heard).tolist(), model.answers(heard).argmax(dim=1).tolist(), strict=True)
+    numbers = zip(model.entropy(heard).tolist(), model.log_probabilities(heard).argmax(dim=1).tolist(), strict=True)
     return [{"domain": data_set, "loss": 1.0, "entropy": entropy, "top": top} for entropy, top in numbers]
 
 
@@ -343,7 +343,7 @@ def test_a_row_is_the_same_at_every_validation_and_whoever_is_beside_it(monkeypa
             {"augment": Augmentation()},
             r"^pretrain\.augment\.crops: unimiss compares two views .* 2d has 1; make it 2",
         ),
-        (BOTH[1:], {}, r"^pretext\.slices: .* name a data set of pictures"),
+        (BOTH[1:], {}, r"^pretext\.slices: .* add a data set of pictures"),
         (((3, (32, 48)), BOTH[1]), {}, r"^pretext\.slices: slices of 3d have 1 channels and pictures of 2d 3"),
         ((PICTURE, (1, (16, 16, 32))), {}, r"^encoder\.(stem_stride|reductions): "),
     ],
@@ -403,8 +403,10 @@ def tree(folders, which="chest", strategy="unimiss", *, names=("chest", "brain")
 @pytest.mark.slow
 @pytest.mark.whole
 def test_one_pre_training_on_both_serves_pictures_and_segmentation_beside_none(folders, home):
-    found = {which: runner.run(checked(tree(folders, which)), lambda event: None) for which in ("chest", "brain")}
-    runner.run(checked(tree(folders, "chest", "none")), lambda event: None)
+    found = {
+        which: runner.run(validate_experiment(tree(folders, which)), lambda event: None) for which in ("chest", "brain")
+    }
+    runner.run(validate_experiment(tree(folders, "chest", "none")), lambda event: None)
     assert len(runs_of(home, "pretrain")) == 1 and found["brain"]["stages"][0]["reused"]
     for which, other in (("chest", "3d"), ("brain", "2d")):
         loaded = found[which]["stages"][1]["loaded"]
@@ -425,7 +427,7 @@ def test_one_pre_training_on_both_serves_pictures_and_segmentation_beside_none(f
 def test_classification_of_pictures_and_of_volumes_and_segmentation_load_all_but_the_other_branch(
     folders, tmp_path, which, other
 ):
-    experiment = checked(tree(folders, which))
+    experiment = validate_experiment(tree(folders, which))
     pretrain, finetune, _ = experiment.stages(lambda kind: "data")
     where = experiment.train, str(tmp_path), tmp_path
     before, after = StageJob(pretrain, None, *where), StageJob(finetune, pretrain, *where)
@@ -444,9 +446,9 @@ def test_classification_of_pictures_and_of_volumes_and_segmentation_load_all_but
 
 def made(folders, tmp_path, **changes):
     """The joint pre-training as a job."""
-    from premed.config.loader import merged
+    from premed.config.loader import merge
 
-    experiment = checked(merged(tree(folders), changes))
+    experiment = validate_experiment(merge(tree(folders), changes))
     stage = next(experiment.stages(lambda kind: "data"))
     return StageJob(stage, None, experiment.train, str(tmp_path / "checkpoints"), folders["chest"].parent / "cache")
 

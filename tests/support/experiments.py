@@ -15,7 +15,7 @@ import yaml
 from support.forks import fork
 
 from premed.cli import app
-from premed.config.loader import checked, merged
+from premed.config.loader import merge, validate_experiment
 from premed.execution import runner
 from premed.execution.recorder import ExperimentRecorder
 from premed.tracking.store import RunStore
@@ -35,14 +35,14 @@ SCRATCH = {"pretext": {"name": "none"}}
 
 def tree(chest, *changes):
     """The tiny experiment on the X-rays in the folder `chest`, with `changes` (trees), as a YAML would hold it."""
-    whole = merged(TINY, {"task": {"root": str(chest)}})
+    whole = merge(TINY, {"task": {"root": str(chest)}})
     for change in changes:
-        whole = merged(whole, change)
+        whole = merge(whole, change)
     return whole
 
 
 def experiment(chest, *changes):
-    return checked(tree(chest, *changes))
+    return validate_experiment(tree(chest, *changes))
 
 
 def settle_in(monkeypatch, home):
@@ -79,7 +79,7 @@ def _beside(home, tree, connection):
     os.environ["PREMED_HOME"] = str(home)
     torch.set_num_threads(1)
     bare(pytest.MonkeyPatch())
-    connection.send(runner.run(checked(tree), connection.send))
+    connection.send(runner.run(validate_experiment(tree), connection.send))
 
 
 def last(connection):

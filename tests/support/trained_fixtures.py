@@ -8,7 +8,7 @@ import pytest
 from support.experiments import experiment, settle_in
 
 from premed.config.experiment import plugin
-from premed.config.loader import checked, merged
+from premed.config.loader import merge, validate_experiment
 from premed.data.phantoms.brain import write_brats
 from premed.data.phantoms.writers import write_msd
 from premed.execution import runner
@@ -62,7 +62,7 @@ def organ_run(home_after, shared) -> Finished:
     """Volumes in several orientations, one label per voxel."""
     root = shared("organs", lambda folder: write_msd(folder / "msd", 8, seed=0)) / "msd"
     task = {"name": "msd", "root": str(root), "roi": [16, 16, 16], "spacing": [3.0, 3.0, 3.0]}
-    return finished(home_after, "organ run", checked(merged(VOLUMES, {"task": task})))
+    return finished(home_after, "organ run", validate_experiment(merge(VOLUMES, {"task": task})))
 
 
 @pytest.fixture(scope="session")
@@ -70,8 +70,8 @@ def brain_run(home_after, shared) -> Finished:
     """Four channels, three regions that lie in each other."""
     root = shared("brains", lambda folder: write_brats(folder / "brats", 6, seed=0, shape=(32, 32, 20))) / "brats"
     task = {"name": "brats", "root": str(root), "roi": [16, 16, 16], "spacing": [6.0, 6.0, 6.0]}
-    whole = merged(VOLUMES, {"task": task | {"crop_foreground": True}})
-    return finished(home_after, "brain run", checked(whole))
+    whole = merge(VOLUMES, {"task": task | {"crop_foreground": True}})
+    return finished(home_after, "brain run", validate_experiment(whole))
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_the_folds_are_as_large_as_monai_s_and_test_each_case_once(tmp_path):
     from monai.data.utils import partition_dataset
 
     root = listed(tmp_path, 484)
-    folds = [task(root, fold=fold).dealt() for fold in range(5)]
+    folds = [task(root, fold=fold).deal_parts() for fold in range(5)]
     assert [len(fold["test"]) for fold in folds] == [
         len(part) for part in partition_dataset(range(484), num_partitions=5)
     ]
@@ -86,7 +86,7 @@ def test_the_folds_are_as_large_as_monai_s_and_test_each_case_once(tmp_path):
 
 def test_the_folds_are_drawn_by_the_split_seed(tmp_path):
     root = listed(tmp_path, 30)
-    dealt = [task(root, split_seed=seed).dealt() for seed in (0, 0, 1)]
+    dealt = [task(root, split_seed=seed).deal_parts() for seed in (0, 0, 1)]
     assert dealt[0] == dealt[1] and dealt[0]["test"] != dealt[2]["test"]
 
 
@@ -158,7 +158,7 @@ SPOILT = {
         entries({"image": "x.nii.gz", "label": "/x.nii.gz"}),
         ("dataset.json", "/x.nii.gz leads out of the folder"),
     ),
-    "no name of a file": (entries({"image": "a\0b"}), ("dataset.json", r"a\x00b is no name of a file")),
+    "no name of a file": (entries({"image": "a\0b"}), ("dataset.json", r"a\x00b is not a valid file name")),
     "no list": (about(test={"a": 1}), ("dataset.json", "`test` must be a list")),
 }
 
@@ -199,7 +199,7 @@ def test_too_few_cases_for_a_fold_are_refused_with_the_mend(tmp_path):
 
 def test_a_check_without_the_test_part_leaves_its_files_alone(tmp_path):
     root = listed(tmp_path, 6, there=True)
-    (root / f"imagesTr/{task(root).dealt()['test'][0]}.nii.gz").unlink()
+    (root / f"imagesTr/{task(root).deal_parts()['test'][0]}.nii.gz").unlink()
     assert told(task(root), test=False) == [] and len(told(task(root))) == 1
 
 
@@ -287,7 +287,7 @@ def test_the_constant_answer_of_alike_cases_is_near_them(brains, tmp_path):
 def test_pictures_paint_the_regions_inside_each_other(sample, tmp_path):
     found, one = sample
     label = one.entry.label()
-    painted = found.painted(found.united(label))
+    painted = found.paint(found.region_masks(label))
     assert {(int(a), int(b)) for a, b in zip(label.ravel(), painted.ravel(), strict=True)} == {
         (0, 0),
         (1, 2),

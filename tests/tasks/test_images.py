@@ -298,7 +298,9 @@ def test_views_carry_the_label_and_pictures_of_all_kinds_stand_side_by_side(tmp_
 
 
 def test_a_clean_folder_is_told_nothing_but_what_has_no_label(folder):
-    assert told(folder(), label="kind") == ["note: labels.csv: 2 images have no label and serve pre-training only"]
+    assert told(folder(), label="kind") == [
+        "note: labels.csv: 2 images have no label and are used for pre-training only"
+    ]
 
 
 def test_check_says_everything_at_once(folder):
@@ -314,14 +316,14 @@ def test_check_says_everything_at_once(folder):
     table[3]["path"] = "pictures/link.png"
     write_table(root, table)
     said = told(root)
-    mend = "is neither 1, 0 nor empty; mend it, or name it in task.unknown (none so far)"
+    remedy = "is neither 1, 0 nor empty; fix it, or name it in task.unknown (none so far)"
     assert set(said) >= {
-        f"error: labels.csv, line 6: 'x' in column a {mend} (so in 2 lines)",
+        f"error: labels.csv, line 6: 'x' in column a {remedy} (so in 2 lines)",
         "error: labels.csv, line 8: ../out.png leads out of the folder; keep images inside it",
         "error: labels.csv, line 10: pictures/8.png is listed in line 9 already; keep one of them",
         "error: labels.csv, line 12: '' in column patient is no patient; say whose the image is",
         "error: labels.csv, line 14: 'tset' in column part is none of train, val, test; "
-        "mend it, or name it in task.parts",
+        "fix it, or name it in task.parts",
         "error: labels.csv: patient p00 is in train and val; keep each patient in one part",
         "error: pictures/2.png: is missing; copy it there, or set task.partial=true",
         "error: pictures/link.png: leads out of the folder, by a link; keep images inside it",
@@ -334,8 +336,9 @@ def test_check_says_everything_at_once(folder):
 def test_missing_patients_and_labels_are_notes(folder):
     table = [row for row in rows() if row["part"] != "test"]
     assert told(folder(table, without=("patient",)))[-2:] == [
-        "note: labels.csv: names no patients, so each image counts as one; is there a column for task.columns.patient?",
-        "note: labels.csv: 2 images have no label and serve pre-training only",
+        "note: labels.csv: has no column of patients, so each image counts as one; "
+        "set task.columns.patient if there is one",
+        "note: labels.csv: 2 images have no label and are used for pre-training only",
     ]
 
 
@@ -365,8 +368,8 @@ WRONG = {
     "nothing asked": ({}, "set labels"),
     "both asked": ({"labels": ("a",), "label": "b"}, "not both"),
     "a separator of columns": ({"labels": ("a",), "separator": "|"}, "go with label"),
-    "none without a separator": ({"label": "a", "none": "x"}, "goes with a separator"),
-    "roi": ({"labels": ("a",), "dims": 3}, "has not 3 numbers"),
+    "none without a separator": ({"label": "a", "none": "x"}, "needs a separator"),
+    "roi": ({"labels": ("a",), "dims": 3}, "must have 3 numbers"),
     "stored": ({"labels": ("a",), "stored": (100, 100)}, "smaller than roi"),
     "stored volumes": ({"labels": ("a",), "dims": 3, "roi": (8, 8, 8), "stored": (9, 9)}, "is for dims: 2"),
     "shares": ({"labels": ("a",), "shares": (0.5, 0.1, 0.1)}, "do not add up"),
@@ -407,9 +410,9 @@ def test_nothing_on_disk_is_said_in_one_line(folder):
 
 WINDOWS = "\\"  # between folders
 MISSPELT = {
-    "pictures/0.PNG": "pictures/0.PNG: is missing; 0.png is there: spell it so in the table",
+    "pictures/0.PNG": "pictures/0.PNG: is missing; 0.png is there: write it like that in the table",
     f"pictures{WINDOWS}0.png": f"pictures{WINDOWS}0.png: is missing; write / in place of {WINDOWS} in the table",
-    unicodedata.normalize("NFC", "pictures/ä.png"): "ä.png is there: spell it so in the table",
+    unicodedata.normalize("NFC", "pictures/ä.png"): "ä.png is there: write it like that in the table",
 }
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from support.made_up import ct_series, radiograph
 from support.suite import REPOSITORY
 
-from premed.config.loader import checked, merged
+from premed.config.loader import merge, validate_experiment
 from premed.training.setup import StageJob
 from premed.training.stage import run_stage
 
@@ -107,11 +107,11 @@ def test_every_yaml_of_the_page_is_tried():
 def test_the_page_s_yaml_pretrains_finetunes_and_tests(name, tmp_path):
     MADE[name](tmp_path / "data")
     documented = yaml.safe_load(FILES[name])
-    checked(documented)  # as it stands
-    tree = merged(merged(documented, TINY), {"task": {"root": str(tmp_path / "data")}})
+    validate_experiment(documented)  # as it stands
+    tree = merge(merge(documented, TINY), {"task": {"root": str(tmp_path / "data")}})
     for what in (len(tree["task"]["roi"]), tree["finetune"]["head"]["name"]):
-        tree = merged(tree, SMALLER.get(what, {}))
-    experiment, before, kinds = checked(tree), None, []
+        tree = merge(tree, SMALLER.get(what, {}))
+    experiment, before, kinds = validate_experiment(tree), None, []
     for stage in experiment.stages(lambda kind: "data"):
         job = StageJob(stage, before, experiment.train, str(tmp_path / "checkpoints"), tmp_path / "cache")
         run_stage(job, lambda event: None, lambda numbers: None)

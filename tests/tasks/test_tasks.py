@@ -253,7 +253,7 @@ SPOILT_CHEST = {
     "header": (lambda r: replace(r / TABLE, "Image Index", "Image"), [TABLE, "'Image Index' is not in list", "header"]),
     "finding": (lambda r: replace(r / TABLE, "No Finding", "Flu"), [TABLE, "line ", "Flu is none of the 14 findings"]),
     "columns": (lambda r: write_lines(r / TABLE, HEADER, "a.png,Mass"), [TABLE, "line 2", "too few columns"]),
-    "no row": (lambda r: write_lines(r / "train_val_list.txt", "a.png"), ["a.png is listed", TABLE, "mend the list"]),
+    "no row": (lambda r: write_lines(r / "train_val_list.txt", "a.png"), ["a.png is listed", TABLE, "fix the list"]),
     "no image": (lambda r: (r / "images" / first(r)).unlink(), ["images/", "is missing", "task.partial=true"]),
     "list with labels": (
         lambda r: write_lines(r / "train_val_list.txt", first(r), "a.png 0 1"),

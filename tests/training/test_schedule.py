@@ -16,12 +16,12 @@ from support.stages import outcome, run, tree
 
 from premed.cli import progress
 from premed.config import settings
-from premed.config.loader import checked
+from premed.config.loader import validate_experiment
 from premed.data.phantoms.writers import write_chestxray14
 from premed.errors import UserError
 from premed.events import StageStarted, TrainingStarted, WarningIssued
 from premed.execution import recorder, runner, scheduler
-from premed.inference.load import opened
+from premed.inference.load import open_trained
 from premed.reporting.comparison import artifacts
 from premed.reporting.comparison.compare import compare
 from premed.training.checkpoint import CheckpointManager
@@ -64,7 +64,7 @@ TWO = {"epochs": 4, "trunk": [2, 4], "warmup_epochs": 0.5, "steps": None}
 
 
 def described(root, **pretrain):
-    return checked(tree(root, pretrain={"steps": None} | pretrain))
+    return validate_experiment(tree(root, pretrain={"steps": None} | pretrain))
 
 
 def stages(root, **pretrain):
@@ -109,7 +109,7 @@ def test_a_pre_training_of_its_own_is_known_as_before_there_were_trunks(tmp_path
 
 
 MISTAKES = {
-    "unsorted": ({"trunk": [4, 2]}, r"^pretrain\.trunk: must be different numbers of epochs in rising order"),
+    "unsorted": ({"trunk": [4, 2]}, r"^pretrain\.trunk: must be different numbers of epochs in ascending order"),
     "twice": ({"trunk": [4, 4]}, r"^pretrain\.trunk: must be different"),
     "without its own": (
         {"trunk": [2, 8]},
@@ -149,7 +149,7 @@ def xrays(shared):
 def chain(xrays, home, **pretrain):
     """The trunk's segments and the cool-down, as jobs that share `home`."""
     found, before = [], None
-    described = checked(tree(xrays, pretrain={**TWO, **pretrain}))
+    described = validate_experiment(tree(xrays, pretrain={**TWO, **pretrain}))
     for stage in described.stages(lambda kind: "data"):
         found.append(StageJob(stage, before, described.train, str(home / "checkpoints"), xrays.parent / "cache"))
         before = stage
@@ -331,9 +331,12 @@ def test_the_cost_of_a_pre_training_is_all_that_it_took_to_get_there(grown, home
 
 def test_a_cool_down_s_encoder_is_there_for_others_and_a_segment_s_is_refused(grown, home):
     segment, _, cooled, _ = grown[1][1]["stages"]
-    with opened(cooled["run_id"]) as found:
+    with open_trained(cooled["run_id"]) as found:
         assert found.card["kind"] == "cooldown" and found.weights("encoder")
-    with pytest.raises(UserError, match="is a segment of a trunk, which leaves no encoder"), opened(segment["run_id"]):
+    with (
+        pytest.raises(UserError, match="is a segment of a trunk, which has no encoder"),
+        open_trained(segment["run_id"]),
+    ):
         pass
 
 

@@ -10,7 +10,7 @@ from support.experiments import settle_in
 from support.suite import REPOSITORY
 
 from premed.config.experiment import Stage
-from premed.config.loader import checked, load
+from premed.config.loader import load, validate_experiment
 from premed.config.transforms import Augmentation
 from premed.contracts import DataSet, Objective, Sample
 from premed.data.cache import Cache
@@ -43,7 +43,7 @@ TINY = {
 def run(task: dict, home: Path, monkeypatch) -> dict:
     """Pre-training, fine-tuning and test."""
     settle_in(monkeypatch, home)
-    outcome = runner.run(checked(TINY | {"task": task}), lambda event: None)
+    outcome = runner.run(validate_experiment(TINY | {"task": task}), lambda event: None)
     assert [stage["kind"] for stage in outcome["stages"]] == ["pretrain", "finetune", "test"]
     assert outcome["score"] == "dice" and 0 <= outcome["stages"][2]["value"] <= 1
     return outcome["stages"][2]

@@ -123,7 +123,7 @@ RANDOM = {"search": "random", "trials": 3}
         ({"space": {"finetune.lr": {"uniform": [1.0, 0.5]}}} | RANDOM, "1.0 is not below 0.5"),
         ({"space": {"finetune.lr": {"normal": [0, 1]}}} | RANDOM, "space.finetune.lr.normal: no such field"),
         ({"space": {"finetune.lr": {"uniform": [0.1, 1.0]}}}, "space.finetune.lr: a grid needs a list of values"),
-        ({"space": {"finetune.lr": [0.1, 0.1]}}, "0.1 stands there twice"),
+        ({"space": {"finetune.lr": [0.1, 0.1]}}, "0.1 is listed twice"),
         ({"space": {"finetune.lr": []}}, "must be a list of at least one"),
         ({"space": {}}, "space"),
         ({"space": {"test": [True]}}, "space.test: no trial opens the test part"),

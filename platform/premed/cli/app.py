@@ -182,7 +182,7 @@ def export(
     from premed.reporting import console
 
     with redirect_prints(as_json):
-        result = export.run(reference, to, form, check=check or (), part=part or (), whole=whole)
+        result = export.run(reference, to, form, check=check or (), part=part or (), single_file=whole)
     print_result(result, as_json, console.show_export)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from premed.cli.progress import ProgressPrinter
 from premed.config.experiment import Experiment
-from premed.config.loader import checked, merged
+from premed.config.loader import merge, validate_experiment
 from premed.data.phantoms import abdomen, brain
 from premed.data.phantoms.writers import write_chestxray14
 from premed.execution import runner
@@ -70,7 +70,7 @@ VOLUMES = {
     "train": TRAIN,
 }
 # test_images: pre-trains on volumes without labels, too; fewer than a hundred would soon be overfitted
-CT = merged(
+CT = merge(
     VOLUMES,
     {
         "task": {
@@ -84,7 +84,7 @@ CT = merged(
         "finetune": {"head": {"feature_size": 16}, "steps": 160, "lr": 6.0, "augment": {"shift": 0}},
     },
 )
-MRI = merged(
+MRI = merge(
     VOLUMES,
     {
         "task": {
@@ -137,7 +137,9 @@ def write_phantom(folder: Path, name: str) -> None:
 def experiments() -> list[Experiment]:
     """`none` and `mae` on each data set; everything but the strategy is the same."""
     return [
-        checked(tree | {"pretext": strategy, "pretrain": tree["pretrain"] if strategy["name"] == "mae" else None})
+        validate_experiment(
+            tree | {"pretext": strategy, "pretrain": tree["pretrain"] if strategy["name"] == "mae" else None}
+        )
         for tree in (CHEST, CT, MRI)
         for strategy in ({"name": "none"}, MAE)
     ]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from premed.config.spec import validated
+from premed.config.spec import validate_spec
 from premed.errors import UserError
 
 What = Annotated[
@@ -46,7 +46,7 @@ def train_settings(**fields: Any) -> Any:
     from premed.config.settings import Train
 
     try:
-        return validated(Train, fields)
+        return validate_spec(Train, fields)
     except UserError as error:
         raise UserError(f"--{error}") from None
 

@@ -1,7 +1,7 @@
-"""What one command asks for: an Experiment for every strategy, label fraction and seed that YAMLs and overrides list.
+"""Expands YAMLs and overrides into one Experiment for every combination of strategy, label fraction and seed.
 
-`pretext: [none, mae]`, `finetune: {label_fraction: [0.05, 1.0]}` and `seeds: [0, 1, 2]` multiply. A seed is the
-fine-tuning's, so that all share one pre-training, unless `vary: [pretrain]` (or both) is said.
+`pretext: [none, mae]`, `finetune: {label_fraction: [0.05, 1.0]}` and `seeds: [0, 1, 2]` multiply. Seeds apply to the
+fine-tuning, so that all share one pre-training; `vary: [pretrain]`, or both, applies them to the pre-training.
 """
 
 from collections import Counter
@@ -14,113 +14,118 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, StrictInt
 
 from premed.config.experiment import Experiment
-from premed.config.loader import checked, gathered, given, merged
+from premed.config.loader import merge, merge_trees, read_trees, validate_experiment
 from premed.config.plugins import plugin
-from premed.config.spec import Spec, validated
+from premed.config.spec import Spec, validate_spec
 from premed.errors import UserError
 
 
-def listed(example: str, value: Any) -> Sequence[Any]:
-    """`value`, if it is a list of different things."""
+def check_list(example: str, value: Any) -> Sequence[Any]:
+    """Returns `value` if it is a non-empty list without duplicates. Raises ValueError otherwise."""
     if not isinstance(value, (list, tuple)) or not value:
         raise ValueError(f"must be a list of at least one, as in {example} (it is {value!r})")
     if twice := [item for i, item in enumerate(value) if item in value[:i]]:
-        raise ValueError(f"{twice[0]} stands there twice")
+        raise ValueError(f"{twice[0]} is listed twice")
     return value
 
 
-def listed_or_alone(example: str, value: Any) -> Sequence[Any]:
-    return [value] if isinstance(value, str) else listed(example, value)
+def check_list_or_word(example: str, value: Any) -> Sequence[Any]:
+    """As `check_list`; a single word counts as a list of one."""
+    return [value] if isinstance(value, str) else check_list(example, value)
 
 
 class Seeds(Spec):
-    """The seeds to run with, and the stages they are for."""
+    """The seeds of a run, and the stages that they apply to."""
 
-    seeds: Annotated[tuple[StrictInt, ...], BeforeValidator(partial(listed, "[0, 1, 2]"))]
+    seeds: Annotated[tuple[StrictInt, ...], BeforeValidator(partial(check_list, "[0, 1, 2]"))]
     vary: Annotated[
-        tuple[Literal["pretrain", "finetune"], ...], BeforeValidator(partial(listed_or_alone, "[pretrain]"))
+        tuple[Literal["pretrain", "finetune"], ...], BeforeValidator(partial(check_list_or_word, "[pretrain]"))
     ] = ("finetune",)
 
 
 def load_all(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> list[Experiment]:
-    """The experiments that YAML files and `key=value` overrides describe, by strategy, label fraction and seed.
+    """Returns the experiments of YAML files and `key=value` overrides, by strategy, label fraction and seed.
 
-    UserError names the field and the mend.
+    Raises UserError with the field and a remedy.
     """
-    trees, above = given(files, overrides)
-    said = [tree["pretext"] for tree in (*trees, above) if "pretext" in tree]
-    if said and isinstance(said[-1], list):
-        strategies = named("pretext", listed, "[none, mae]", said[-1])
-        wholes = [gathered([chosen(tree, each) for tree in trees], chosen(above, each)) for each in strategies]
+    trees, above = read_trees(files, overrides)
+    pretexts = [tree["pretext"] for tree in (*trees, above) if "pretext" in tree]
+    if pretexts and isinstance(pretexts[-1], list):
+        strategies = check_field("pretext", check_list, "[none, mae]", pretexts[-1])
+        merged = [
+            merge_trees([with_strategy(tree, each) for tree in trees], with_strategy(above, each))
+            for each in strategies
+        ]
     else:
-        wholes = [gathered(trees, above)]
-    seeds = [seeds_of(tree) for tree in wholes]
-    if all(some and some.vary == ("pretrain",) for some in seeds) and not any(map(pre_trains, wholes)):
-        raise UserError("vary: names the pre-training, and no strategy here has one; leave it out")
-    return [experiment for tree in wholes for experiment in fan_out(tree)]
+        merged = [merge_trees(trees, above)]
+    seeds = [parse_seeds(tree) for tree in merged]
+    if all(each and each.vary == ("pretrain",) for each in seeds) and not any(map(has_pretraining, merged)):
+        raise UserError("vary: names the pre-training, and none of these strategies has one; leave it out")
+    return [experiment for tree in merged for experiment in fan_out(tree)]
 
 
-def chosen(tree: dict[str, Any], strategy: Any) -> dict[str, Any]:
-    """`tree` with one strategy where it lists several."""
+def with_strategy(tree: dict[str, Any], strategy: Any) -> dict[str, Any]:
+    """Returns `tree` with that strategy in place of a list of strategies."""
     return tree | {"pretext": strategy} if isinstance(tree.get("pretext"), list) else tree
 
 
 def fan_out(tree: dict[str, Any]) -> list[Experiment]:
-    """One strategy's experiments, by label fraction and seed. What has no pre-training has no settings of one."""
-    dropped = {*Seeds.model_fields, *(() if pre_trains(tree) else ("pretrain",))}
+    """Returns one strategy's experiments, by label fraction and seed. Drops `pretrain` if the strategy has none."""
+    dropped = {*Seeds.model_fields, *(() if has_pretraining(tree) else ("pretrain",))}
     rest = {name: value for name, value in tree.items() if name not in dropped}
     finetune = rest.get("finetune")
     fractions = finetune.get("label_fraction") if isinstance(finetune, dict) else None
     by_fraction: list[dict[str, Any]] = [{}]
     if isinstance(fractions, list):
-        fractions = named("finetune.label_fraction", listed, "[0.05, 0.1, 1.0]", fractions)
+        fractions = check_field("finetune.label_fraction", check_list, "[0.05, 0.1, 1.0]", fractions)
         by_fraction = [{"finetune": {"label_fraction": fraction}} for fraction in fractions]
     by_seed: list[dict[str, Any]] = [{}]
-    if seeds := seeds_of(tree):
+    if seeds := parse_seeds(tree):
         varied = [name for name in seeds.vary if isinstance(rest.get(name), dict)]
         by_seed = [{name: {"seed": seed} for name in varied} for seed in seeds.seeds] if varied else [{}]
-    return [checked(merged(merged(rest, fraction), seed)) for fraction, seed in product(by_fraction, by_seed)]
+    return [validate_experiment(merge(merge(rest, fraction), seed)) for fraction, seed in product(by_fraction, by_seed)]
 
 
-def seeds_of(tree: dict[str, Any]) -> Seeds | None:
-    said = {name: tree[name] for name in Seeds.model_fields if name in tree}
-    return validated(Seeds, said) if said else None
+def parse_seeds(tree: dict[str, Any]) -> Seeds | None:
+    """Returns the `seeds` and `vary` of `tree`, or None if it has neither."""
+    fields = {name: tree[name] for name in Seeds.model_fields if name in tree}
+    return validate_spec(Seeds, fields) if fields else None
 
 
-def pre_trains(tree: dict[str, Any]) -> bool:
-    """Whether its strategy has a pre-training; one that is not known is refused elsewhere."""
+def has_pretraining(tree: dict[str, Any]) -> bool:
+    """True if its strategy has a pre-training, or is unknown: validation refuses that one later."""
     try:
         return plugin("pretext", tree.get("pretext")).build is not None
     except ValueError:
         return True
 
 
-def named(field: str, check: Any, *args: Any) -> Any:
-    """What `check(*args)` gives; its complaint as the field's."""
+def check_field(field: str, check: Any, *args: Any) -> Any:
+    """Returns `check(*args)`; turns its ValueError into a UserError that names the field."""
     try:
         return check(*args)
     except ValueError as error:
         raise UserError(f"{field}: {error}") from None
 
 
-# ---- what experiments are called
+# ---- names of experiments
 
 
 def percent(share: float) -> str:
-    """0.05 as `5 %`."""
+    """Formats 0.05 as `5 %`."""
     return f"{100 * share:g} %"
 
 
 def title(experiment: Experiment) -> str:
-    """What a person calls it: `mae 5 % seed 1`; a pre-training of another seed than 0 is said."""
+    """Returns a display name: `mae 5 % seed 1`; it includes the pre-training's seed unless that is 0."""
     pretrain = experiment.pretrain
     other = f" pre-training seed {pretrain.seed}" if pretrain and pretrain.seed else ""
     share = percent(experiment.finetune.label_fraction)
     return f"{experiment.name or experiment.strategy} {share} seed {experiment.finetune.seed}{other}"
 
 
-def told_apart(experiments: Sequence[Experiment], tasks: Sequence[str]) -> list[str]:
-    """The shortest titles by which a command's experiments, whose tasks have these names, are told from each other."""
+def distinct_titles(experiments: Sequence[Experiment], tasks: Sequence[str]) -> list[str]:
+    """Returns the shortest titles that distinguish a command's experiments. tasks: the name of each one's task."""
     columns = [
         list(tasks),
         [experiment.name or experiment.strategy for experiment in experiments],
@@ -130,9 +135,9 @@ def told_apart(experiments: Sequence[Experiment], tasks: Sequence[str]) -> list[
     ]
     differing = [column for i, column in enumerate(columns) if i == 1 or len({*column} - {"pre-training seed -"}) > 1]
     titles = [" ".join(word for word in words if not word.endswith("-")) for words in zip(*differing, strict=True)]
-    many, seen = Counter(titles), Counter()
+    totals, numbers = Counter(titles), Counter()
     for i, each in enumerate(titles):
-        seen[each] += 1
-        if many[each] > 1:  # they differ in something that has no place in a title
-            titles[i] = f"{each} ({seen[each]})"
+        numbers[each] += 1
+        if totals[each] > 1:  # they differ in a field that titles do not show
+            titles[i] = f"{each} ({numbers[each]})"
     return titles

@@ -1,30 +1,30 @@
-"""Experiment: what one YAML says, as data; and the Stages it comes to.
+"""Experiment: the content of one YAML; and its Stages.
 
-`loader` reads YAMLs into one, `expand` into several. A plug-in is named by its file: `plugins`.
+`loader` reads YAMLs into one Experiment, `expand` into several. Plug-ins are selected by file name: `plugins`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 
 from pydantic import SerializeAsAny, model_validator
 
-from premed.config.plugins import plugged, plugin
-from premed.config.settings import BLIND, PRETRAINING, Finetune, Kind, Pretrain, Source, Train, sources
-from premed.config.spec import Spec, elsewhere, unscored
+from premed.config.plugins import plugin, plugin_field
+from premed.config.settings import LABEL_FREE, PRETRAINING, Finetune, Kind, Pretrain, Source, Train, sources
+from premed.config.spec import Spec, runtime_field, without_scoring
 
 
 class Experiment(Spec):
     """One strategy on one task."""
 
-    name: str | None = elsewhere(None)
-    """What people call it; the task and the strategy, if nothing is said."""
-    task: plugged("tasks")  # type: ignore[valid-type]
-    encoder: plugged("encoders")  # type: ignore[valid-type]
-    pretext: plugged("pretext")  # type: ignore[valid-type]
+    name: str | None = runtime_field(None)
+    """Display name; None: the task and the strategy."""
+    task: plugin_field("tasks")  # type: ignore[valid-type]
+    encoder: plugin_field("encoders")  # type: ignore[valid-type]
+    pretext: plugin_field("pretext")  # type: ignore[valid-type]
     pretrain: Pretrain | None = None
     finetune: Finetune
     train: Train = Train()
-    test: bool = elsewhere(True)
-    """False stops after validation; the test part is not even opened."""
+    test: bool = runtime_field(True)
+    """False stops after validation and never opens the test part."""
 
     @model_validator(mode="after")
     def _trainable(self) -> "Experiment":
@@ -38,42 +38,42 @@ class Experiment(Spec):
 
     @property
     def kinds(self) -> list[Kind]:
-        """Of its stages, in order."""
+        """The kinds of its stages, in order."""
         return [kind for kind, _ in self.trainings()]
 
     def trainings(self) -> list[tuple[Kind, Spec | None]]:
-        """Kind and settings of its stages: pre-training or import (if the strategy has one), fine-tuning, test."""
+        """Returns kind and settings of its stages: pre-training or import (where there is one), fine-tuning, test."""
         strategy = plugin("pretext", self.pretext)
         first: Sequence[tuple[Kind, Spec | None]] = []
         if strategy.build:
             assert self.pretrain is not None
-            first = self.pretrain.stretches()
+            first = self.pretrain.trainings()
         elif hasattr(strategy, "weights"):
             first = [("import", None)]
         return [*first, ("finetune", self.finetune), *([("test", self.finetune)] if self.test else [])]
 
     def sources(self, kind: Kind) -> tuple[Source, ...]:
-        """The data sets that a stage of that kind sees."""
+        """Returns the data sets of a stage of that kind."""
         return sources(self.pretrain if kind in PRETRAINING else None, self.task)
 
     def stages(self, data: "Callable[[Kind], str]") -> "Iterator[Stage]":
-        """Its stages in order, each naming its parent.
+        """Yields its stages in order, each with the digest of its parent.
 
-        data: a stage's kind to the fingerprint of the data that it sees. It is asked when the stage's turn comes, for
-        "test" only after the fine-tuning was taken, and never if `test` is false.
+        data: maps a stage's kind to the fingerprint of its data. It is called when the stage is requested: for "test"
+        only after the fine-tuning was yielded, and never if `test` is false.
         """
         parent = None
         for kind, training in self.trainings():
             task = self.sources(kind)[0].task
-            if kind in BLIND:  # the same, whatever the task is that it is for
-                task, training = unscored(task), training and unscored(training)
+            if kind in LABEL_FREE:  # independent of how the task is scored
+                task, training = without_scoring(task), training and without_scoring(training)
             stage = Stage(
                 kind=kind,
                 parent=parent,
                 data=data(kind),
                 task=task,
                 encoder=self.encoder,
-                pretext=self.pretext if kind in BLIND else None,
+                pretext=self.pretext if kind in LABEL_FREE else None,
                 training=training,
             )
             yield stage
@@ -81,7 +81,7 @@ class Experiment(Spec):
 
 
 class Stage(Spec):
-    """What is found by its digest, or run: everything its result depends on."""
+    """Everything that a stage's result depends on: it is looked up by its digest, and run if there is none."""
 
     kind: Kind
     parent: str | None
@@ -93,15 +93,15 @@ class Stage(Spec):
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """The data sets that it sees; `task` is the first one's."""
+        """Its data sets; `task` is the first one's."""
         return sources(self.training, self.task)
 
     @property
     def draws(self) -> str:
-        """What its draws are keyed by: the same for all that pre-trains, so that a trunk goes on across its stages."""
+        """The key of its random draws: one for all stages of a pre-training, so that a trunk continues across them."""
         return "pretrain" if self.kind in PRETRAINING else self.kind
 
     @property
     def folder(self) -> str:
-        """Its name below `train.storage`."""
+        """The name of its folder below `train.storage`."""
         return f"{self.kind}-{self.digest()[:16]}"

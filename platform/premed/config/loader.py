@@ -1,7 +1,7 @@
-"""YAML files and `key=value` overrides to one tree of fields.
+"""Reads YAML files and `key=value` overrides into one Experiment.
 
-Later files and then `key=value` override earlier ones by dotted path; a relative `base:` is followed once; what stands
-under `only: {mae: …}` holds for that strategy.
+Later files override earlier ones and `key=value` overrides all files, by dotted path. A relative `base:` is followed
+once. Fields under `only: {mae: …}` apply to that strategy alone.
 """
 
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ import yaml
 
 from premed.config.experiment import Experiment
 from premed.config.plugins import plugin
-from premed.config.spec import validated
+from premed.config.spec import validate_spec
 from premed.errors import UserError
 
 
 def load(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> Experiment:
-    """The experiment that YAML files and `key=value` overrides describe; UserError names the field and the mend."""
-    return checked(gathered(*given(files, overrides)))
+    """Returns the experiment of YAML files and `key=value` overrides. Raises UserError with the field and a remedy."""
+    return validate_experiment(merge_trees(*read_trees(files, overrides)))
 
 
-def given(files: Sequence[Path | str], overrides: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """What each file says, and what the overrides say together."""
-    trees = [read(Path(file)) for file in files]
+def read_trees(files: Sequence[Path | str], overrides: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Returns the tree of each file, and one tree of all overrides."""
+    trees = [read_with_base(Path(file)) for file in files]
     above: dict[str, Any] = {}
     for override in overrides:
         path, equals, value = override.partition("=")
@@ -32,25 +32,26 @@ def given(files: Sequence[Path | str], overrides: Sequence[str]) -> tuple[list[d
             raise UserError(f"{override}: is neither a YAML file nor key=value; overrides read pretext.mask_ratio=0.5")
         if not all(path.split(".")):
             raise UserError(f"{override}: names no field; overrides read pretext.mask_ratio=0.5")
-        above = merged(above, nested(path.split("."), parsed(value, override)))
+        above = merge(above, nest(path.split("."), parse_value(value, override)))
     return trees, above
 
 
-def gathered(trees: Sequence[dict[str, Any]], above: dict[str, Any]) -> dict[str, Any]:
-    """One tree of all: later files over earlier ones, `above` over all, and what stands under `only:` in its place."""
-    strategy = reduce(merged, [*trees, above], {}).get("pretext")
+def merge_trees(trees: Sequence[dict[str, Any]], above: dict[str, Any]) -> dict[str, Any]:
+    """Merges all into one tree: later files over earlier ones, then `above`. The strategy's fields under `only:` are
+    applied right after their file."""
+    strategy = reduce(merge, [*trees, above], {}).get("pretext")
     strategy = strategy.get("name") if isinstance(strategy, dict) else strategy
     below: dict[str, Any] = {}
     for tree in trees:  # a file's own `only:` right after the file, so that later files override it too
-        only = strategies(tree.get("only") or {})
-        below = merged(below, {name: value for name, value in tree.items() if name != "only"})
+        only = only_by_strategy(tree.get("only") or {})
+        below = merge(below, {name: value for name, value in tree.items() if name != "only"})
         if isinstance(strategy, str) and strategy in only:
-            below = merged(below, merged({"pretext": {"name": strategy}}, only[strategy]))
-    return merged(below, above)
+            below = merge(below, merge({"pretext": {"name": strategy}}, only[strategy]))
+    return merge(below, above)
 
 
-def strategies(only: Any) -> dict[str, dict[str, Any]]:
-    """What a file that suits several strategies sets for each: `only: {mae: {pretext: {decoder_depth: 2}}}`."""
+def only_by_strategy(only: Any) -> dict[str, dict[str, Any]]:
+    """Validates the fields that a file sets per strategy: `only: {mae: {pretext: {decoder_depth: 2}}}`."""
     if not isinstance(only, dict) or not all(isinstance(part, dict) for part in only.values()):
         raise UserError("only: must hold fields by strategy, as in only: {mae: {pretext: {decoder_depth: 2}}}")
     for name in only:
@@ -61,13 +62,13 @@ def strategies(only: Any) -> dict[str, dict[str, Any]]:
     return only
 
 
-def checked(tree: dict[str, Any]) -> Experiment:
-    """`tree` as an Experiment, or a UserError of one line for the first thing that is wrong."""
-    return validated(Experiment, tree)
+def validate_experiment(tree: dict[str, Any]) -> Experiment:
+    """Returns `tree` as an Experiment. Raises UserError (one line) for the first invalid field."""
+    return validate_spec(Experiment, tree)
 
 
-def loaded(path: Path) -> dict[str, Any]:
-    """What one YAML file says."""
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Returns the fields of one YAML file; an empty file has none."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -81,9 +82,9 @@ def loaded(path: Path) -> dict[str, Any]:
     return tree
 
 
-def read(path: Path, follow: bool = True) -> dict[str, Any]:
-    """One YAML file, on top of the `base:` it names."""
-    tree = loaded(path)
+def read_with_base(path: Path, follow: bool = True) -> dict[str, Any]:
+    """Returns the fields of one YAML file, merged over those of its `base:`."""
+    tree = read_yaml(path)
     base = tree.pop("base", None)
     if base is None:
         return tree
@@ -91,13 +92,13 @@ def read(path: Path, follow: bool = True) -> dict[str, Any]:
         raise UserError(f"{path}: base is {base!r}; name one YAML file, relative to this one")
     if not follow:
         raise UserError(f"{path}: is a base itself and names another (base: {base}); a base is followed once")
-    return merged(read(path.parent / base, follow=False), tree)
+    return merge(read_with_base(path.parent / base, follow=False), tree)
 
 
-def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` over `below`, key by key; another plug-in `name` replaces the whole plug-in.
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Merges `above` over `below`, key by key; another plug-in `name` replaces the whole plug-in.
 
-    A word stands for the plug-in of that name: `pretext: mae` means `pretext: {name: mae}`.
+    `pretext: mae` is short for `pretext: {name: mae}`.
     """
     result = dict(below)
     for name, value in above.items():
@@ -111,18 +112,20 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
                 f"{name}: is a list, which {name}.{next(iter(value), '')} cannot be set on; set it in its items"
             )
         if isinstance(old, dict) and isinstance(value, dict):
-            swapped = "name" in value and value["name"] != old.get("name")
-            result[name] = value if swapped else merged(old, value)
+            replaced = "name" in value and value["name"] != old.get("name")
+            result[name] = value if replaced else merge(old, value)
         else:
             result[name] = value
     return result
 
 
-def nested(path: list[str], value: Any) -> dict[str, Any]:
-    return {path[0]: nested(path[1:], value) if len(path) > 1 else value}
+def nest(path: list[str], value: Any) -> dict[str, Any]:
+    """Returns `value` in nested dicts: nest([a, b], 1) is {a: {b: 1}}."""
+    return {path[0]: nest(path[1:], value) if len(path) > 1 else value}
 
 
-def parsed(value: str, override: str) -> Any:
+def parse_value(value: str, override: str) -> Any:
+    """Parses the value of an override as YAML."""
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError:

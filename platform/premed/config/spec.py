@@ -1,4 +1,4 @@
-"""Spec: what a user writes in a YAML, as frozen, checked, digestible data. No torch here."""
+"""Spec: the base class of every configuration: frozen, validated, with a digest. Imports no torch."""
 
 import hashlib
 import json
@@ -11,27 +11,27 @@ from premed.errors import UserError
 
 
 class Spec(BaseModel):
-    """A frozen piece of a configuration; an unknown key, a wrong type or a value out of range is refused."""
+    """A frozen part of a configuration. Unknown keys, wrong types and values out of range raise a ValidationError."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     version: ClassVar[int] = 1
-    """Raised whenever the same fields come to mean another result (the golden losses change)."""
+    """Increment it whenever the same fields give another result (the golden losses change)."""
 
-    def unsaid(self) -> set[str]:
-        """Fields that mean nothing as the others stand: they stay out of the digest."""
+    def unused_fields(self) -> set[str]:
+        """Returns the fields that have no effect given the values of the others; the digest leaves them out."""
         return set()
 
     def digest(self) -> str:
-        """SHA-256 (hex) of every field that changes a result, nested specs and plug-in versions included."""
+        """Returns the SHA-256 (hex) of all fields that change a result, nested specs and plug-in versions included."""
         return hashlib.sha256(canonical(self).encode()).hexdigest()
 
 
 Kind = TypeVar("Kind", bound=Spec)
 
 
-def validated(kind: type[Kind], tree: Any) -> Kind:
-    """`tree` as a Spec of that kind, or a UserError of one line for the first thing that is wrong."""
+def validate_spec(kind: type[Kind], tree: Any) -> Kind:
+    """Returns `tree` as a Spec of that kind. Raises UserError (one line) for the first invalid field."""
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
@@ -40,7 +40,7 @@ def validated(kind: type[Kind], tree: Any) -> Kind:
 
 
 def first_error(error: ValidationError) -> tuple[str, str]:
-    """Dotted path and message of a validation error, through the plug-ins' own."""
+    """Returns the dotted path and the message of the first error, also of one nested in a plug-in's configuration."""
     first = error.errors()[0]
     place = [str(part) for part in first["loc"]]
     inner = first.get("ctx", {}).get("error")
@@ -58,7 +58,7 @@ def first_error(error: ValidationError) -> tuple[str, str]:
 
 
 def preset(data: Any, field: str, presets: Mapping[str, Mapping[str, Any]]) -> Any:
-    """A configuration in which a word stands for several numbers (`size: tiny`); a number given beside it wins."""
+    """Expands a preset name into the fields it stands for (`size: tiny`); a field given explicitly takes precedence."""
     if not isinstance(data, dict) or field not in data:
         return data
     if not isinstance(data[field], str) or data[field] not in presets:
@@ -66,51 +66,51 @@ def preset(data: Any, field: str, presets: Mapping[str, Mapping[str, Any]]) -> A
     return {**presets[data[field]], **{name: value for name, value in data.items() if name != field}}
 
 
-def elsewhere(default: Any, **constraints: Any) -> Any:
-    """A field that says where or how something runs, not what comes out: it stays out of the digest."""
+def runtime_field(default: Any, **constraints: Any) -> Any:
+    """A field that says where or how something runs and does not change the result: the digest leaves it out."""
     return Field(default, json_schema_extra={"digest": False}, **constraints)
 
 
-def scoring(default: Any, **constraints: Any) -> Any:
-    """A field that changes how an answer is scored and nothing in how an encoder is pre-trained: see `unscored`."""
+def scoring_field(default: Any, **constraints: Any) -> Any:
+    """A field that changes how a prediction is scored, and not how an encoder is pre-trained (`without_scoring`)."""
     return Field(default, json_schema_extra={"scoring": True}, **constraints)
 
 
-def unscored(spec: Spec) -> Spec:
-    """`spec` with its `scoring` fields, and those of what it holds, as by default: what a pre-training depends on."""
+def without_scoring(spec: Spec) -> Spec:
+    """Returns `spec` with its scoring fields, nested ones too, at their defaults: what a pre-training depends on."""
 
-    def bare(value: Any) -> Any:
+    def reset(value: Any) -> Any:
         if isinstance(value, Spec):
-            return unscored(value)
-        return tuple(map(bare, value)) if isinstance(value, tuple) else value
+            return without_scoring(value)
+        return tuple(map(reset, value)) if isinstance(value, tuple) else value
 
     fields = type(spec).model_fields.items()
     return spec.model_copy(
         update={
-            name: field.default if (field.json_schema_extra or {}) == {"scoring": True} else bare(getattr(spec, name))
+            name: field.default if (field.json_schema_extra or {}) == {"scoring": True} else reset(getattr(spec, name))
             for name, field in fields
         }
     )
 
 
 def canonical(value: Any) -> str:
-    """JSON with sorted keys, without the `elsewhere` fields: equal text means equal meaning."""
-    return json.dumps(_meaning(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    """Returns JSON with sorted keys and without the runtime fields: equal text means an equal result."""
+    return json.dumps(_digested(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _meaning(value: Any) -> Any:
+def _digested(value: Any) -> Any:
     if isinstance(value, Spec):
-        unsaid = value.unsaid()
+        unused = value.unused_fields()
         fields = {
-            name: _meaning(getattr(value, name))
+            name: _digested(getattr(value, name))
             for name, field in type(value).model_fields.items()
-            if (field.json_schema_extra or {}) != {"digest": False} and name not in unsaid
+            if (field.json_schema_extra or {}) != {"digest": False} and name not in unused
         }
         return {**fields, "version": value.version}
     if isinstance(value, dict):
-        return {str(name): _meaning(item) for name, item in value.items()}
+        return {str(name): _digested(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_meaning(item) for item in value]
+        return [_digested(item) for item in value]
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     if isinstance(value, (set, frozenset)):

@@ -1,4 +1,4 @@
-"""What a YAML says of how images are preprocessed (once, deterministic) and augmented (every view, random)."""
+"""The settings of preprocessing (once per image, deterministic) and of augmentation (per view, random)."""
 
 from typing import Literal
 
@@ -8,28 +8,28 @@ from premed.config.spec import Spec
 
 
 class Augmentation(Spec):
-    """How the views of an image vary from epoch to epoch. Chances are per axis and view."""
+    """Random augmentation of the views. Probabilities are per axis and view."""
 
     crops: int = Field(default=1, ge=1)
-    """Views of one image in one step; the batch and the learning rate count images (MONAI: num_samples)."""
+    """Views of one image in one step (MONAI: num_samples); batch size and learning rate count images."""
     flip: float = Field(default=0.0, ge=0, le=1)
     flip_axes: tuple[int, ...] | None = None
-    """The spatial axes that may flip; None: all of a volume's, left-right of a picture."""
+    """The spatial axes that may flip; None: all axes of a volume, left-right for a picture."""
     rotate: float = Field(default=0.0, ge=0, le=1)
-    """3D: chance of a quarter turn in a random plane."""
+    """3D: probability of a 90° rotation in a random plane."""
     intensity: float = Field(default=0.0, ge=0, le=1)
-    """3D: chance of scaling, and of shifting, the values by up to 10 %."""
+    """3D: probability of scaling, and of shifting, the values by up to 10 %."""
     shift: int | None = Field(default=None, ge=0)
-    """3D: crops lie within so many voxels of the image's centre; None: anywhere."""
+    """3D: the largest distance of a crop from the image's centre, in voxels; None: anywhere."""
     positive: float | None = Field(default=None, ge=0, le=1)
-    """3D, with labels: the share of crops centred on a labelled voxel; None: crops do not look at labels."""
+    """3D, with labels: the share of crops centred on a labelled voxel; None: crops do not depend on labels."""
     scale: tuple[float, float] | None = None
-    """2D: random resized crop, share of the area; None: the whole picture."""
+    """2D: range of the area of a random resized crop, as shares; None: the whole picture."""
     rand: str | None = Field(default=None, pattern=r"^rand(-[a-z]+[0-9.]*)*$")
     """2D: timm's RandAugment policy, such as rand-m9-mstd0.5-inc1."""
 
-    def misfits(self, dims: int) -> list[str]:
-        """The fields that are set and mean nothing for images of so many dimensions."""
+    def inapplicable_fields(self, dims: int) -> list[str]:
+        """Returns the fields that are set and have no effect on images with `dims` dimensions."""
         others = ("scale", "rand") if dims == 3 else ("rotate", "intensity", "shift", "positive")
         return [name for name in others if getattr(self, name) != type(self).model_fields[name].default]
 
@@ -42,27 +42,28 @@ class Augmentation(Spec):
 
 
 class Preprocessing(Spec):
-    """The deterministic preprocessing of one kind of image: done once, before any random view."""
+    """Deterministic preprocessing of an image, done once, before any random view."""
 
     dims: Literal[2, 3]
     channels: PositiveInt = 1
     size: tuple[PositiveInt, PositiveInt] | None = None
-    """2D: resized to (H, W), antialiased; None keeps the file's."""
+    """2D: resize to (H, W), antialiased; None keeps the file's size."""
     equalize: bool = False
     """2D: histogram equalisation of 8-bit images, before resizing."""
     orientation: str = Field(default="RAS", pattern="^[RLAPSI]{3}$")
-    """3D: where the numbers of each axis grow to; axes are flipped and permuted to the closest, never rotated."""
+    """3D: the direction in which each axis increases; axes are flipped and permuted to the closest, never rotated."""
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
-    """3D: mm between voxels; linear for the image, nearest for the label; None keeps the file's."""
+    """3D: resample to this voxel size in mm; linear for the image, nearest for the label; None keeps the file's."""
     crop_foreground: bool = False
-    """3D: only the box of voxels above the window's low end (above 0 without a window), seen in the image alone."""
+    """3D: crop to the bounding box of the voxels above the window's low end (above 0 without a window); labels have no
+    influence."""
     window: tuple[float, float] | None = None
     """Clip to these values."""
     percentiles: tuple[float, float] | None = None
-    """Clip each channel to these percentiles of it (of its non-zero voxels, for `zscore_nonzero`)."""
+    """Clip each channel to these percentiles of its values (of its non-zero voxels, for `zscore_nonzero`)."""
     normalise: Literal["window", "zscore", "zscore_nonzero", "grey"]
-    """`window` to [0, 1]; `zscore` of each channel, `zscore_nonzero` by and of its non-zero voxels; `grey`: 8 bit to
-    [0, 1], then (x - mean) / std."""
+    """`window`: the window to [0, 1]; `zscore`: per channel; `zscore_nonzero`: per channel, with the statistics of its
+    non-zero voxels, which alone change; `grey`: 8 bit to [0, 1], then (x - mean) / std."""
     mean: float = 0.5  # `grey`: SelfMedMAE's for chest X-rays
     std: PositiveFloat = 0.225
 
@@ -87,6 +88,6 @@ class Preprocessing(Spec):
         return self
 
     @property
-    def shown(self) -> bool:
-        """Whether DICOM pictures are taken as a screen shows them (8 bit) rather than as they were measured."""
+    def as_displayed(self) -> bool:
+        """True if DICOM pictures are read with their display window (8 bit) rather than in stored units."""
         return self.equalize or self.normalise == "grey"

@@ -123,7 +123,8 @@ def data_sets_of(stage: Stage, tasks: Callable[[Spec], Task] | None = None) -> l
         task = tasks(source.task)
         of_tasks.append(DataSet(task, source.group or task.name, source.augment or usual))
     strategy: Any = plugin("pretext", stage.pretext) if stage.pretext else None
-    return strategy.seen(stage.encoder, of_tasks) if hasattr(strategy, "seen") else of_tasks
+    transform = getattr(strategy, "transform_data_sets", None)
+    return transform(stage.encoder, of_tasks) if transform else of_tasks
 
 
 def cases(stage: Stage, task: Task) -> tuple[list[Case], list[Case]]:

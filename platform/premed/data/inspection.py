@@ -100,7 +100,7 @@ def opened_image(job: Inspection, facts: Facts) -> Volume | None:
     """All channels as [*S, C], where each file can be read and they fit together."""
     preprocessing, parts, whole = job.preprocessing, [], True
     for path in job.images:
-        part = opened(path, facts, preprocessing.shown)
+        part = opened(path, facts, preprocessing.as_displayed)
         if part is None:
             whole = False
             continue

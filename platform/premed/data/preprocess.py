@@ -64,7 +64,7 @@ def _read_channels(paths: Sequence[Path], preprocessing: Preprocessing) -> tuple
     """[C, *S] and the affine: channels last in one file, or one file each."""
     parts = []
     for path in paths:
-        values, affine = read_image(path, preprocessing.shown)
+        values, affine = read_image(path, preprocessing.as_displayed)
         if values.ndim == preprocessing.dims:
             values = values[..., None]
         if values.ndim != preprocessing.dims + 1:

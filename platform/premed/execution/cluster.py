@@ -106,7 +106,7 @@ def autoscaling() -> tuple[int, dict[str, float]]:
 def admit(train: Train) -> None:
     """Raises UserError where this cluster can never place the workers: what they need and what there is."""
     there = nodes()
-    workers = train.fewest
+    workers = train.min_workers
     for resource, needed in (("CPU", workers * train.cpus), ("GPU", float(workers * train.gpu))):
         if needed > (most := sum(node.get(resource, 0) for node in there)):
             raise UserError(

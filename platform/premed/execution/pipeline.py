@@ -14,7 +14,7 @@ import torch
 
 from premed.config.experiment import Stage
 from premed.config.plugins import plugin
-from premed.config.settings import BLIND, PRETRAINING, Kind
+from premed.config.settings import LABEL_FREE, PRETRAINING, Kind
 from premed.config.spec import canonical
 from premed.contracts import DataSet
 from premed.data.datamodule import cases, data_sets_of, joined
@@ -74,7 +74,7 @@ class StagePipeline:
             parent: Stage | None = None
             for stage in self.experiment.stages(self.fingerprint):
                 self.stages.append(self.find_or_train(stage, parent))
-                if stage.kind in BLIND:
+                if stage.kind in LABEL_FREE:
                     self.recorder.pretrain_run = self.stages[-1]["run_id"]
                 parent = stage
             self.recorder.close(self.stages)

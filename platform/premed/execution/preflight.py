@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from premed.config.expand import told_apart
+from premed.config.expand import distinct_titles
 from premed.config.experiment import Experiment
 from premed.config.transforms import Augmentation
 from premed.contracts import Task
@@ -38,7 +38,7 @@ def resolve(experiments: Sequence[Experiment], tasks: Tasks | None = None) -> li
     """
     tasks = tasks or Tasks()
     experiments = [settled(experiment, tasks) for experiment in experiments]
-    names = told_apart(experiments, [tasks(experiment.task).name for experiment in experiments])
+    names = distinct_titles(experiments, [tasks(experiment.task).name for experiment in experiments])
     return [Resolved(experiment, tasks, name) for experiment, name in zip(experiments, names, strict=True)]
 
 
@@ -61,7 +61,7 @@ def settled(experiment: Experiment, tasks: Tasks) -> Experiment:
 
 def refuse_misfits(task: Task, augment: Augmentation, where: str) -> None:
     """Raises UserError for an augmentation (of the field `where`) of images with another number of dimensions."""
-    for field in augment.misfits(task.dims):
+    for field in augment.inapplicable_fields(task.dims):
         kind = "pictures" if task.dims == 3 else "volumes"
         raise UserError(f"{where}.{field}: is for {kind}, which {task.name} has not; leave it out")
 

@@ -20,7 +20,7 @@ import yaml
 
 from premed.config.expand import title
 from premed.config.experiment import Experiment, Stage
-from premed.config.settings import BLIND, PRETRAINING, TRUNK, Kind, Pretrain, Train
+from premed.config.settings import LABEL_FREE, PRETRAINING, TRUNK, Kind, Pretrain, Train
 from premed.contracts import DataSet, Task
 from premed.data.datamodule import cases, data_sets_of
 from premed.errors import StageFailed
@@ -119,7 +119,7 @@ class ExperimentRecorder:
         if not self.writing:
             self.tracker.reopen_run(self.run_id)
             self.writing = True
-        if stage.kind in BLIND:  # others may share it
+        if stage.kind in LABEL_FREE:  # others may share it
             seeded = "" if seed is None else f" seed {seed}"
             on_trunk = isinstance(stage.training, Pretrain) and stage.training.trunk
             length = f" {stage.training.epochs} epochs" if on_trunk else ""  # type: ignore[union-attr]
@@ -130,7 +130,7 @@ class ExperimentRecorder:
         hidden: Any = {"kind": True, "parent": True, "data": True, "task": {"root"}, "pretext": {"weights"}}
         if isinstance(stage.training, Pretrain):
             places = {} if stage.training.sources is None else {"sources": {"__all__": {"task": {"root"}}}}
-            hidden |= {"training": places | dict.fromkeys(stage.training.unsaid(), True)}
+            hidden |= {"training": places | dict.fromkeys(stage.training.unused_fields(), True)}
         params = {"stage": stage.model_dump(mode="json", exclude=hidden)}
         tags = self.tags(stage.kind) | ({} if seed is None else {"seed": str(seed)})
         tags |= {"compute": resources_of(self.experiment.train)}
@@ -146,7 +146,7 @@ class ExperimentRecorder:
         experiment, pretrain = self.experiment, self.experiment.pretrain
         tags = {"task": self.task.name, "strategy": experiment.strategy, "stage": kind}
         tags |= {"encoder": experiment.encoder.name}
-        if kind in BLIND:  # it has neither labels nor a head
+        if kind in LABEL_FREE:  # it has neither labels nor a head
             return tags
         tags |= {"head": experiment.finetune.head.name, "label_fraction": f"{experiment.finetune.label_fraction:g}"}
         tags |= {"score": self.task.score} | ({"pretrain_run": self.pretrain_run} if self.pretrain_run else {})
@@ -241,7 +241,7 @@ def numbers_of(result: dict[str, Any]) -> dict[str, float]:
 
 def resources_of(train: Train) -> str:
     """What a stage computes on: `2 CPU`, `4 GPU`."""
-    workers = max(train.most, 1)  # where their number changes, at the most
+    workers = max(train.max_workers, 1)  # where their number changes, at the most
     return f"{workers} GPU" if train.gpu else f"{workers * train.cpus:g} CPU"
 
 

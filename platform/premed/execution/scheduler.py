@@ -110,8 +110,8 @@ class Scheduler:
         idle = [group for group in self.groups if group not in self.busy and group not in self.reserved.values()]
         if group := next((group for group in idle if group.suits(job)), None):
             return group
-        held = [worker for group in self.groups for worker in workers_of(group.train, group.train.most)]
-        if not self.groups or fits(self.nodes(), [*held, *workers_of(job.train, job.train.fewest)]):
+        held = [worker for group in self.groups for worker in workers_of(group.train, group.train.max_workers)]
+        if not self.groups or fits(self.nodes(), [*held, *workers_of(job.train, job.train.min_workers)]):
             self.groups.append(group := self.start_group(job))
             return group
         for group in idle:
@@ -124,7 +124,7 @@ class Scheduler:
         kinds = ["CPU", *["GPU"] * train.gpu]
         return WaitingForResources(
             job.stage.kind,
-            workers=train.fewest,
+            workers=train.min_workers,
             cpus=train.cpus,
             gpu=train.gpu,
             free={kind: free.get(kind, 0.0) for kind in kinds},
@@ -134,13 +134,13 @@ class Scheduler:
     def held(self) -> float:
         """The CPUs that the workers hold."""
         with self.change:
-            return sum(group.train.most * group.train.cpus for group in self.groups if group.alive)
+            return sum(group.train.max_workers * group.train.cpus for group in self.groups if group.alive)
 
     def idle(self) -> float:
         """Those of them whose workers have no job."""
         with self.change:
             idle = [group for group in self.groups if group.alive and group not in self.busy]
-            return sum(group.train.most * group.train.cpus for group in idle)
+            return sum(group.train.max_workers * group.train.cpus for group in idle)
 
     def close(self) -> None:
         """Ends all workers, and waits until they have ended."""

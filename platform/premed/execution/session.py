@@ -8,7 +8,7 @@ from functools import partial
 from typing import cast
 
 from premed.config.settings import PRETRAINING, Kind, Train
-from premed.config.spec import Spec, unscored
+from premed.config.spec import Spec, without_scoring
 from premed.data.datamodule import DataModule, Tasks
 from premed.errors import StageFailed
 from premed.events import Event, EventHandler, WarningIssued
@@ -54,13 +54,13 @@ class Session:
 
     def data(self, config: Spec) -> DataModule:
         """A task's images: the same for all experiments on it, however they score it."""
-        key = "data", unscored(config).model_dump_json()
+        key = "data", without_scoring(config).model_dump_json()
         return self.results(key, lambda: DataModule(self.tasks(config), self.mapper, self.show_or_stop))[0]
 
     def fingerprint(self, config: Spec, kind: Kind) -> str:
         """Prepares the images of a task that a stage of that kind needs, once, and returns what identifies them."""
         kind = "pretrain" if kind in PRETRAINING else kind
-        key = "fingerprint", kind, unscored(config).model_dump_json()
+        key = "fingerprint", kind, without_scoring(config).model_dump_json()
         return self.results(key, lambda: self.data(config).fingerprint(kind), pause=self.pause)[0]
 
     # ---- stopping, and what is shown

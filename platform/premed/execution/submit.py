@@ -25,7 +25,7 @@ from zipfile import ZipFile
 import yaml
 
 import premed
-from premed.config.loader import read
+from premed.config.loader import read_with_base
 from premed.errors import Left, StageFailed, UserError
 from premed.tracking.provenance import commit
 
@@ -78,7 +78,7 @@ def packed(words: Sequence[str], runtime_env: Path | None, env: Sequence[str]) -
     from_checkout = here == CHECKOUT and PACKAGE == CHECKOUT / "platform" / "premed"
     if runtime_env is None and from_checkout:
         runtime_env = CHECKOUT / "cluster" / "runtime_env.yaml"
-    settings = read(runtime_env) if runtime_env else {}
+    settings = read_with_base(runtime_env) if runtime_env else {}
     settings["env_vars"] = {**(settings.get("env_vars") or {}), **variables(env)}
     if git_commit := commit():
         settings["env_vars"].setdefault("PREMED_COMMIT", git_commit)  # .git is not uploaded

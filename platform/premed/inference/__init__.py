@@ -1,4 +1,4 @@
-"""A trained network used: loaded from its run, asked about new images, exported.
+"""Uses trained networks: loads them from their runs, predicts new images, exports.
 
-Doors: `load.opened`, `predict.run`, `export.run`.
+Public: `load.open_trained`, `predict.run`, `export.run`.
 """

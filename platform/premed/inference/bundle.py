@@ -1,7 +1,7 @@
-"""A MONAI bundle that answers as `premed predict` does, without premed: a graph, and MONAI's transforms around it.
+"""Writes a MONAI bundle that predicts as `premed predict` does, without premed: a graph, and MONAI's transforms.
 
-The configuration is plain MONAI: `python -m monai.bundle run --config_file configs/inference.json --bundle_root .
---dataset_dir DIR --output_dir DIR`. It needs no engine beside MONAI, and nibabel or Pillow to read with.
+The configuration uses MONAI alone: `python -m monai.bundle run --config_file configs/inference.json --bundle_root .
+--dataset_dir DIR --output_dir DIR`. It requires MONAI, and nibabel or Pillow as the reader.
 """
 
 import json
@@ -23,32 +23,32 @@ SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/downlo
 
 
 def write(network: Network, task: Any, card: dict[str, Any], folder: Path) -> list[str]:
-    """All of the bundle but its graph (`models/model.ts`); returns what there is to know beside it."""
-    refuse(task)
+    """Writes all of the bundle but its graph (`models/model.ts`); returns remarks for its README."""
+    refuse_unsupported(task)
     for name in ("configs", "models", "docs"):
         (folder / name).mkdir()
     volumes = isinstance(task, Segmentation)
-    config = common(task) | (segmentation(task) if volumes else classification(task))
+    config = base_config(task) | (segmentation_config(task) if volumes else classification_config(task))
     for name, content in (("metadata", metadata(task, card)), ("inference", config)):
         (folder / "configs" / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    # the specification asks for the plain weights too; they are the graph's, name by name
+    # the specification also requires the weights alone; they are the graph's, with the same names
     torch.save({name: value.contiguous() for name, value in network.state_dict().items()}, folder / "models/model.pt")
     remarks = ["`models/model.ts` is TorchScript and `models/model.pt` its weights (`weights_only=True` reads them)."]
     remarks.append(
-        "NIfTI is read, not DICOM; values are not rounded to the 16 bits that premed's cache keeps, and MONAI carries "
-        "the logits back step by step: single voxels at a border may differ from `premed predict`."
+        "It reads NIfTI, not DICOM. Values are not rounded to the 16 bits of premed's cache, and MONAI inverts the "
+        "transforms one by one: single voxels at a border may differ from `premed predict`."
         if volumes
-        else "8-bit PNG and JPEG are read, not DICOM; colours become grey where one channel is wanted, which premed "
-        "refuses. The columns of predictions.csv are the file's path and the classes in their order."
+        else "It reads 8-bit PNG and JPEG, not DICOM. It converts colours to grey for a network with one channel; "
+        "premed refuses these. The columns of predictions.csv are the file's path and the classes in their order."
     )
     return remarks
 
 
 def verify(folder: Path) -> None:
-    """MONAI's own check that the network takes and gives what the metadata says."""
+    """Runs MONAI's check that the network's inputs and outputs are those of the metadata."""
     from monai.bundle.scripts import verify_net_in_out
 
-    logging.disable(logging.INFO)  # it tells each of its arguments
+    logging.disable(logging.INFO)  # it logs each of its arguments
     try:
         verify_net_in_out(
             net_id="network",
@@ -61,12 +61,12 @@ def verify(folder: Path) -> None:
         logging.disable(logging.NOTSET)
 
 
-def refuse(task: Any) -> None:
+def refuse_unsupported(task: Any) -> None:
     """Raises UserError for what MONAI has no transform for."""
     preprocessing: Preprocessing = task.preprocessing
-    mend = "take --format onnx or safetensors"
+    remedy = "use --format onnx or safetensors"
     if preprocessing.normalise == "zscore_nonzero" and (preprocessing.window or preprocessing.percentiles):
-        raise UserError(f"--format monai: MONAI cannot clip non-zero voxels alone, as {task.name} does; {mend}")
+        raise UserError(f"--format monai: MONAI cannot clip non-zero voxels alone, as {task.name} does; {remedy}")
     if not isinstance(task, Segmentation):
         if (
             task.dims == 3
@@ -74,16 +74,18 @@ def refuse(task: Any) -> None:
             or any(n >= 2 * size for n, size in zip(preprocessing.size, task.roi, strict=True))
         ):
             raise UserError(
-                f"--format monai: MONAI cannot average over views of one image, as {task.name} does; {mend}"
+                f"--format monai: MONAI cannot average over views of one image, as {task.name} does; {remedy}"
             )
         if preprocessing.channels not in (1, 3):
-            raise UserError(f"--format monai: pictures of {preprocessing.channels} channels are no PNG or JPEG; {mend}")
+            raise UserError(
+                f"--format monai: pictures of {preprocessing.channels} channels are not PNG or JPEG; {remedy}"
+            )
 
 
 # The configuration ---------------------------------------------------------------------------------------------------
 
 
-def common(task: Any) -> dict[str, Any]:
+def base_config(task: Any) -> dict[str, Any]:
     kinds = ["*.nii.gz", "*.nii"] if task.dims == 3 else ["*.png", "*.jpg", "*.jpeg"]
     find = " + ".join(f"glob.glob(os.path.join(@dataset_dir, '{kind}'))" for kind in kinds)
     return {
@@ -101,7 +103,10 @@ def common(task: Any) -> dict[str, Any]:
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
         "network": f"$torch.jit.load(os.path.join(@bundle_root, '{MODEL}'), map_location=@device).eval()",
         "roi": list(task.roi),
-        "preprocessing": {"_target_": "Compose", "transforms": [*reading(task), *normalising(task.preprocessing)]},
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": [*reading_transforms(task), *intensity_transforms(task.preprocessing)],
+        },
         "dataset": {
             "_target_": "Dataset",
             "data": "$[{'image': each} for each in @images]",
@@ -114,8 +119,8 @@ def transform(target: str, **arguments: Any) -> dict[str, Any]:
     return {"_target_": target, "keys": "image", **arguments}
 
 
-def reading(task: Any) -> list[dict[str, Any]]:
-    """From a file to its prepared grid."""
+def reading_transforms(task: Any) -> list[dict[str, Any]]:
+    """Returns the transforms from a file to its prepared grid."""
     preprocessing: Preprocessing = task.preprocessing
     if preprocessing.dims == 2:
         modes = dict.fromkeys(("1", "L", "LA", "P", "RGB", "RGBA"), "L" if preprocessing.channels == 1 else "RGB")
@@ -135,16 +140,16 @@ def reading(task: Any) -> list[dict[str, Any]]:
         transform("Orientationd", axcodes=preprocessing.orientation),
     ]
     if preprocessing.spacing:
-        # MONAI's Spacing moves the first voxel of an oblique image: it is shown one that lies straight
+        # MONAI's Spacing moves the first voxel of an oblique image, so it gets an affine without rotation
         rows = ["RL".find, "AP".find, "SI".find]
         axes = [
             [1 - 2 * at if (at := find(letter)) >= 0 else 0 for letter in preprocessing.orientation] for find in rows
         ]
         straight = f"torch.block_diag(torch.tensor({axes}) * x.affine[:3, :3].norm(dim=0), torch.ones(1, 1))"
-        told = "meta=x.meta, applied_operations=x.applied_operations"
-        steps.append(transform("Lambdad", func=f"$lambda x: MetaTensor(x.as_tensor(), {straight}, {told})"))
+        kept_metadata = "meta=x.meta, applied_operations=x.applied_operations"
+        steps.append(transform("Lambdad", func=f"$lambda x: MetaTensor(x.as_tensor(), {straight}, {kept_metadata})"))
         steps.append(transform("Spacingd", pixdim=list(preprocessing.spacing), mode="bilinear", padding_mode="border"))
-        # its weights are 0 but for some 1e-16: what was 0 is 0 again, for boxes and averages that leave it out
+        # its weights have errors of 1e-16: 0 must stay 0, for boxes and averages that leave it out
         steps.append(transform("Lambdad", func="$lambda x: x * (x.abs() > 1e-10 * x.abs().max())"))
     if preprocessing.crop_foreground:
         low = preprocessing.window[0] if preprocessing.window else 0
@@ -153,8 +158,8 @@ def reading(task: Any) -> list[dict[str, Any]]:
     return steps
 
 
-def normalising(preprocessing: Preprocessing) -> list[dict[str, Any]]:
-    """Values as the network sees them."""
+def intensity_transforms(preprocessing: Preprocessing) -> list[dict[str, Any]]:
+    """Returns the transforms of intensities to the network's input."""
     if preprocessing.normalise == "grey":
         mean, std = (
             [255 * preprocessing.mean] * preprocessing.channels,
@@ -176,8 +181,8 @@ def normalising(preprocessing: Preprocessing) -> list[dict[str, Any]]:
     return steps
 
 
-def segmentation(task: Any) -> dict[str, Any]:
-    """Sliding windows over the image, padded as premed does it; logits back to the file's grid; labels."""
+def segmentation_config(task: Any) -> dict[str, Any]:
+    """Returns the sliding windows over a padded image, the inversion to the file's grid, and the saving of labels."""
     air = "x.amin(dim=(1, 2, 3), keepdim=True)" if task.preprocessing.normalise == "zscore" else "0 * x[:, :1, :1, :1]"
     lack = "max(r - n, 0)"
     sides = f"[side for r, n in zip(@roi[::-1], x.shape[:0:-1]) for side in ({lack} - {lack} // 2, {lack} // 2)]"
@@ -196,7 +201,7 @@ def segmentation(task: Any) -> dict[str, Any]:
         "padded": "$lambda x, p: torch.nn.functional.pad(x - @air(x), p) + @air(x)",
         "cut": "$lambda y, p: y[:, p[4]:y.shape[1] - p[5], p[2]:y.shape[2] - p[3], p[0]:y.shape[3] - p[1]]",
         "logits": "$lambda x, p: @cut(@inferer(@padded(x, p)[None], @network)[0], p)",
-        # Invertd passes over what is no MetaTensor
+        # Invertd ignores what is not a MetaTensor
         "answer": "$torch.no_grad()(lambda x: MetaTensor(@logits(x.as_tensor().to(@device), @sides(x)).cpu()))",
         "postprocessing": {
             "_target_": "Invertd",
@@ -205,7 +210,7 @@ def segmentation(task: Any) -> dict[str, Any]:
             "orig_keys": "image",
             "nearest_interp": False,
         },
-        "decided": f"$lambda x: {decision(task)}",
+        "decided": f"$lambda x: {decision_expression(task)}",
         "label_map": "$lambda x, meta: nibabel.Nifti1Image(x.numpy().astype('uint8'), meta['original_affine'])",
         "path": f"$lambda meta: os.path.join(@output_dir, {name})",
         "save": "$lambda x, meta: nibabel.save(@label_map(@decided(x), meta), @path(meta))",
@@ -214,20 +219,21 @@ def segmentation(task: Any) -> dict[str, Any]:
     }
 
 
-def decision(task: Any) -> str:
-    """Logits `x` [K, *S] on the file's grid to a label map [*S]; to masks [*S, K], where no map can say it."""
+def decision_expression(task: Any) -> str:
+    """Returns an expression of logits `x` [K, *S] on the file's grid: a label map [*S], or masks [*S, K] if regions are
+    not nested."""
     nesting = getattr(task, "nesting", ())
     if nesting == ():
         return "x.argmax(dim=0)"
     if nesting is None:
         return "(x > 0).movedim(0, -1)"
-    painted, names = "0", list(task.regions)
+    label_map, names = "0", list(task.regions)
     for name, label in nesting:
-        painted = f"torch.where(x[{names.index(name)}] > 0, {label}, {painted})"
-    return painted
+        label_map = f"torch.where(x[{names.index(name)}] > 0, {label}, {label_map})"
+    return label_map
 
 
-def classification(task: Any) -> dict[str, Any]:
+def classification_config(task: Any) -> dict[str, Any]:
     answer = f"@network(x.as_tensor()[None].to(@device)).{'softmax(dim=1)' if task.exclusive else 'sigmoid()'}[0].cpu()"
     save = {"filename": "predictions.csv", "overwrite": True}
     return {
@@ -258,7 +264,7 @@ def metadata(task: Any, card: dict[str, Any]) -> dict[str, Any]:
         "numpy_version": np.__version__,
         "required_packages_version": {reads: version(reads)},
         "task": f"{task.name}: {what} {', '.join(task.regions or task.classes)}",
-        "description": f"A network that premed fine-tuned (stage {card['digest'][:16]}); docs/README.md says the rest.",
+        "description": f"A network that premed fine-tuned (stage {card['digest'][:16]}); see docs/README.md.",
         "authors": "not stated",
         "copyright": "not stated",
         "data_type": reads,

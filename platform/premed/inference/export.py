@@ -1,7 +1,7 @@
-"""`premed export`: a trained network as files that others read: safetensors, ONNX, a MONAI bundle.
+"""`premed export`: writes a trained network as safetensors, ONNX or a MONAI bundle.
 
-Each comes with `card.json`, which says how images must be prepared and what the answer means, and with the same in
-words in `README.md`. The folder appears whole, or not at all.
+Each has a `card.json`, which describes how to prepare images and what the output means, and the same as text in
+`README.md`. The folder is created atomically.
 """
 
 import json
@@ -18,16 +18,16 @@ import numpy as np
 import yaml
 from safetensors.torch import save_file
 
-from premed.config.loader import checked
+from premed.config.loader import validate_experiment
 from premed.config.plugins import plugin
 from premed.contracts import Sample, Task
 from premed.data.cache import Cache
 from premed.errors import StageFailed, UserError
 from premed.inference import bundle
 from premed.inference import graph as graphs
-from premed.inference.inputs import inputs, nothing, sample_of
-from premed.inference.load import Trained, opened
-from premed.inference.readme import meaning, readme, steps
+from premed.inference.inputs import find_images, no_image_error, prepare_sample
+from premed.inference.load import TrainedModel, open_trained
+from premed.inference.readme import output_meaning, preparation_steps, render
 from premed.models.network import Network
 from premed.paths import home
 from premed.tracking.store import open_store
@@ -37,89 +37,94 @@ EXTRA = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "monai": ("fire", "jsonschema"),
 }
-"""What a format needs beyond premed itself: premed[export]."""
-FEW = 4  # images on which a graph is compared with torch
+"""The packages that a format requires in addition: premed[export]."""
+MAX_IMAGES = 4  # on which a graph is compared with torch
 
 
 def run(
-    reference: str, to: Path, form: str, *, check: Sequence[Path] = (), part: Sequence[str] = (), whole: bool = False
+    reference: str,
+    to: Path,
+    form: str,
+    *,
+    check: Sequence[Path] = (),
+    part: Sequence[str] = (),
+    single_file: bool = False,
 ) -> dict[str, Any]:
-    """Writes the folder `to`; returns what `--json` says.
+    """Writes the folder `to`; returns the content of `--json`.
 
-    check: images to compare a graph's answers on. part, whole: of safetensors, some parts, or all in one file.
+    check: images on which to compare a graph with torch. part, single_file (safetensors only): the parts to write, and
+    whether to write them to one file. Raises UserError for options that do not fit the format.
     """
     if form not in EXTRA:
         raise UserError(f"--format: {form!r} is not one of {', '.join(EXTRA)}")
     if absent := [name for name in EXTRA[form] if find_spec(name) is None]:
         raise UserError(f"--format {form}: needs {', '.join(absent)}: pip install premed[export]")
-    if form != "safetensors" and (part or whole):
-        raise UserError(f"--format {form}: holds the whole network; --part and --whole are for safetensors")
+    if form != "safetensors" and (part or single_file):
+        raise UserError(f"--format {form}: contains the complete network; --part and --whole are for safetensors")
     if form == "safetensors" and check:
         raise UserError("--check: compares a graph with torch; safetensors are the weights themselves")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UserError(f"{to}: is there and not empty; name a new folder")
-    with opened(reference) as trained, whole_or_nothing(to) as folder:
-        card = about(trained, form)
+        raise UserError(f"{to}: exists and is not empty; name a new folder")
+    with open_trained(reference) as trained, atomic_folder(to) as folder:
+        card = export_card(trained, form)
         if form == "safetensors":
-            card |= write_parts(trained, folder, part, whole)
+            card |= write_parts(trained, folder, part, single_file)
         else:
             if trained.card.get("head") is None:
-                raise UserError(f"--format {form}: {reference} is a pre-training, which has parts only: safetensors")
+                raise UserError(f"--format {form}: {reference} is a pre-training, which has no head; use safetensors")
             network, task = trained.network()
             card |= write_graph(trained, network, task, form, folder, check)
         (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
         docs = folder / "docs" if form == "monai" else folder
-        (docs / "README.md").write_text(readme(card), encoding="utf-8")
+        (docs / "README.md").write_text(render(card), encoding="utf-8")
         files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    about_it = {name: card[name] for name in ("format", "task", "run_id", "check") if name in card}
-    return {"folder": str(to), **about_it, "files": files}
+    summary = {name: card[name] for name in ("format", "task", "run_id", "check") if name in card}
+    return {"folder": str(to), **summary, "files": files}
 
 
 @contextmanager
-def whole_or_nothing(to: Path) -> Iterator[Path]:
-    """A folder beside `to`, which takes its place when the context ends well."""
+def atomic_folder(to: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `to`, which is renamed to `to` if the context succeeds."""
     try:
         to.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=to.absolute().parent, prefix=".premed-") as beside:
-            folder = Path(beside) / "export"
+        with TemporaryDirectory(dir=to.absolute().parent, prefix=".premed-") as temporary:
+            folder = Path(temporary) / "export"
             folder.mkdir()
             yield folder
             if to.exists():
                 to.rmdir()  # it is empty
             folder.rename(to)
     except OSError as error:
-        raise StageFailed(f"{to}: cannot be written ({error.strerror or error}); make room or name another") from error
+        raise StageFailed(f"{to}: cannot be written ({error.strerror or error}); free space or name another") from error
 
 
-def about(trained: Trained, form: str) -> dict[str, Any]:
-    """The stage's card, and what it means."""
+def export_card(trained: TrainedModel, form: str) -> dict[str, Any]:
+    """Returns the stage's card, with the preparation of images and the meaning of outputs."""
     card = trained.card
     if "settings" not in card:
-        raise UserError(
-            f"{trained.reference}: was trained by an older premed, whose card says too little; run it again"
-        )
-    told = {"format": form, "premed": version("premed"), "run_id": trained.run_id}
-    return told | card | {"steps": steps(card), "meaning": meaning(card)}
+        raise UserError(f"{trained.reference}: was trained by an older premed, whose card is incomplete; run it again")
+    origin = {"format": form, "premed": version("premed"), "run_id": trained.run_id}
+    return origin | card | {"steps": preparation_steps(card), "meaning": output_meaning(card)}
 
 
 # Weights -------------------------------------------------------------------------------------------------------------
 
 
-def write_parts(trained: Trained, folder: Path, part: Sequence[str], whole: bool) -> dict[str, Any]:
-    """A file for each part, or one for all, `part.name` each; and how timm takes the encoder, where it does."""
-    there = trained.card["parts"]
-    if unknown := [name for name in part if name not in there]:
-        raise UserError(f"--part: {unknown[0]} is not one of this run's parts: {', '.join(there)}")
-    weights = {name: trained.weights(name) for name in part or there}
-    if whole:
-        joined = {f"{name}.{key}": value for name, state in weights.items() for key, value in state.items()}
-        save_file(joined, folder / "model.safetensors")
+def write_parts(trained: TrainedModel, folder: Path, part: Sequence[str], single_file: bool) -> dict[str, Any]:
+    """Writes a file per part, or one for all with names `part.name`; returns how timm loads the encoder, if it can."""
+    parts = trained.card["parts"]
+    if unknown := [name for name in part if name not in parts]:
+        raise UserError(f"--part: {unknown[0]} is not one of this run's parts: {', '.join(parts)}")
+    weights = {name: trained.weights(name) for name in part or parts}
+    if single_file:
+        merged = {f"{name}.{key}": value for name, state in weights.items() for key, value in state.items()}
+        save_file(merged, folder / "model.safetensors")
     else:
         for name, state in weights.items():
             save_file(state, folder / f"{name}.safetensors")
     card = trained.card
     arguments = trained.encoder(card["channels"], tuple(card["roi"])).timm()
-    if whole or not arguments or "encoder" not in weights:
+    if single_file or not arguments or "encoder" not in weights:
         return {}
     written = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
     return {"timm": {"arguments": arguments, "call": f"encoder = timm.create_model({written})"}}
@@ -129,10 +134,10 @@ def write_parts(trained: Trained, folder: Path, part: Sequence[str], whole: bool
 
 
 def write_graph(
-    trained: Trained, network: Network, task: Task, form: str, folder: Path, check: Sequence[Path]
+    trained: TrainedModel, network: Network, task: Task, form: str, folder: Path, check: Sequence[Path]
 ) -> dict[str, Any]:
-    """ONNX or a bundle, compared with torch before it is handed over."""
-    views, on = views_of(trained, task, check)
+    """Writes ONNX or a bundle and compares it with torch. Raises StageFailed if they differ."""
+    views, on = comparison_views(trained, task, check)
     if form == "onnx":
         file, remarks = folder / "model.onnx", []
         graph = graphs.write_onnx(network, task, file)
@@ -146,31 +151,31 @@ def write_graph(
     return {"check": {"views": len(views), "on": on, **difference}, "remarks": remarks}
 
 
-def views_of(trained: Trained, task: Task, check: Sequence[Path]) -> tuple[list[np.ndarray], str]:
-    """Views [C, *roi] to compare answers on, and whose they are: given images, validation images, or nobody's."""
+def comparison_views(trained: TrainedModel, task: Task, check: Sequence[Path]) -> tuple[list[np.ndarray], str]:
+    """Returns views [C, *roi] for the comparison, and their origin: given images, validation images, or random."""
     views: list[np.ndarray] = []
     if check:
-        wanted, failed = inputs(check, task.dims, Path(os.devnull))
-        if failed or not wanted:
-            raise nothing(failed)
-        for each in wanted[:FEW]:
-            with sample_of(each.path, task.preprocessing) as sample:
+        images, failed = find_images(check, task.dims, Path(os.devnull))
+        if failed or not images:
+            raise no_image_error(failed)
+        for each in images[:MAX_IMAGES]:
+            with prepare_sample(each.path, task.preprocessing) as sample:
                 views += task.tiles(sample)
-        return views, f"{len(wanted[:FEW])} images that were given"
-    with suppress(Exception):  # the data may be elsewhere or gone: then it is said
-        samples = validated(trained)
+        return views, f"{len(images[:MAX_IMAGES])} given images"
+    with suppress(Exception):  # the data may be elsewhere or deleted: random views replace them, and the result says so
+        samples = validation_samples(trained)
         views = [view for sample in samples for view in task.tiles(sample)]
     if views:
         return views, f"{len(samples)} validation images"
-    return graphs.made_up(task), "made-up values, for no validation image is at hand: give some with --check"
+    return graphs.random_views(task), "random values, because no validation image is available: name some with --check"
 
 
-def validated(trained: Trained) -> list[Sample]:
-    """A few of the run's own validation images that this machine's cache holds."""
+def validation_samples(trained: TrainedModel) -> list[Sample]:
+    """Returns a few of the run's validation images that are in this machine's cache."""
     with TemporaryDirectory() as folder:
         file = open_store().download(trained.parent or "", "experiment.yaml", folder)
-        experiment = checked(yaml.safe_load(file.read_text(encoding="utf-8")))
+        experiment = validate_experiment(yaml.safe_load(file.read_text(encoding="utf-8")))
     task: Task = plugin("tasks", experiment.task).build(experiment.task)
     cache = Cache(home() / "cache")
-    pairs = [(case, cache.open(case, task.preprocessing)) for case in task.split("val")[:FEW]]
+    pairs = [(case, cache.open(case, task.preprocessing)) for case in task.split("val")[:MAX_IMAGES]]
     return [Sample(case, entry) for case, entry in pairs if entry]

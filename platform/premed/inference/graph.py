@@ -1,4 +1,4 @@
-"""A network as a graph that others run without premed: ONNX, TorchScript; and how far its answers are from torch's."""
+"""Exports a network as a graph, ONNX or TorchScript, and compares its logits with torch's."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,17 +13,17 @@ from premed.models.network import Network
 from premed.rng import SampleRng, key
 
 TOLERANCE = 1e-4
-"""The largest difference of a logit from torch's at which a graph is handed over, as a share of the largest logit (of
-1, where all are smaller)."""
+"""The largest accepted difference of a graph's logits from torch's, as a share of the largest logit (of 1, if all are
+smaller)."""
 Graph = Callable[[np.ndarray], np.ndarray]
 """Images [B, C, *roi] float32 to logits."""
 
 
 def write_onnx(network: Network, task: Task, path: Path) -> Graph:
-    """ONNX with one input `image` [batch, C, *roi] and one output `logits`; any batch size."""
+    """Writes ONNX with one input `image` [batch, C, *roi] and one output `logits`; any batch size."""
     import onnxruntime
 
-    example = torch.zeros(2, task.channels, *task.roi)  # one image would nail the batch size to one
+    example = torch.zeros(2, task.channels, *task.roi)  # a batch of one would fix the batch size
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -48,22 +48,22 @@ def write_onnx(network: Network, task: Task, path: Path) -> Graph:
 
 
 def write_torchscript(network: Network, task: Task, path: Path) -> Graph:
-    """TorchScript by tracing; any batch size. It holds no pickled code."""
+    """Writes TorchScript by tracing; any batch size. It contains no pickled code."""
     example = torch.zeros(2, task.channels, *task.roi)
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # torch would rather have torch.export; MONAI's bundles are TorchScript
+        warnings.simplefilter("ignore")  # torch recommends torch.export; MONAI's bundles require TorchScript
         torch.jit.save(torch.jit.trace(network, (example,), check_trace=False), str(path))
-        read = torch.jit.load(str(path), map_location="cpu")
+        module = torch.jit.load(str(path), map_location="cpu")
 
     @torch.no_grad()
     def graph(images: np.ndarray) -> np.ndarray:
-        return read(torch.from_numpy(images)).numpy()
+        return module(torch.from_numpy(images)).numpy()
 
     return graph
 
 
-def made_up(task: Task) -> list[np.ndarray]:
-    """Views of nothing, where no image is at hand."""
+def random_views(task: Task) -> list[np.ndarray]:
+    """Returns views [C, *roi] of random values, for use without images."""
     draws = [SampleRng(key("export", number)) for number in range(2)]
     shape = (task.channels, *task.roi)
     return [draw.uniform("view", int(np.prod(shape)), -1, 1).reshape(shape) for draw in draws]
@@ -71,21 +71,21 @@ def made_up(task: Task) -> list[np.ndarray]:
 
 @torch.no_grad()
 def largest_difference(network: Network, graph: Graph, views: Sequence[np.ndarray], path: Path) -> dict[str, float]:
-    """Of a graph's logits from torch's, over all views [C, *roi]: the first alone, the others in pairs.
+    """Compares a graph's logits with torch's over all views [C, *roi]: the first alone, the others in pairs.
 
-    Raises StageFailed where it is more than TOLERANCE allows.
+    Returns the largest difference, the largest logit and the tolerance. Raises StageFailed above TOLERANCE.
     """
     difference = largest = 0.0
     batches = [views[:1], *(views[start : start + 2] for start in range(1, len(views), 2))]
     for batch in batches:
         images = np.ascontiguousarray(np.stack(batch), np.float32)
         expected = network(torch.from_numpy(images)).numpy()
-        apart = np.abs(graph(images) - expected)
-        difference = max(difference, float(apart.max()) if np.isfinite(apart).all() else float("inf"))
+        error = np.abs(graph(images) - expected)
+        difference = max(difference, float(error.max()) if np.isfinite(error).all() else float("inf"))
         largest = max(largest, float(np.abs(expected).max()))
     if not difference <= TOLERANCE * max(1.0, largest):
         raise StageFailed(
             f"{path.name}: its logits differ from torch's by up to {difference:.2g} (of {largest:.2g}; "
-            f"{TOLERANCE:g} of it is allowed); it is not handed over"
+            f"{TOLERANCE:g} of it is allowed); nothing is exported"
         )
     return {"largest_difference": difference, "largest_logit": largest, "tolerance": TOLERANCE}

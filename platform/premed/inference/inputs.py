@@ -1,4 +1,4 @@
-"""Images that no task lists: named by files and folders, prepared one at a time."""
+"""Finds images in files and folders, and prepares them one at a time, outside any task's lists."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -17,15 +17,15 @@ from premed.errors import UserError
 
 
 class Input(NamedTuple):
-    """An image to answer."""
+    """An image to predict."""
 
     path: Path
-    name: str  # what its label map is called, without the suffix; of what lies in a folder, its path there
+    name: str  # of its label map, without the suffix; the relative path for images in a folder
 
 
-def inputs(images: Sequence[Path], dims: int, out: Path) -> tuple[list[Input], list[dict[str, str]]]:
-    """The images that are meant, each once and in order; and arguments that mean none, with the reason."""
-    found: dict[Path, Input] = {}
+def find_images(images: Sequence[Path], dims: int, out: Path) -> tuple[list[Input], list[dict[str, str]]]:
+    """Returns the images of the arguments, in order, without duplicates; and arguments without images, and why."""
+    unique: dict[Path, Input] = {}
     failed = []
     kind = "picture (.png, .jpg, DICOM)" if dims == 2 else "volume (.nii, .nii.gz, a folder of DICOM slices)"
     for path in images:
@@ -34,20 +34,22 @@ def inputs(images: Sequence[Path], dims: int, out: Path) -> tuple[list[Input], l
         elif path.is_dir():
             below = list(images_in(path, dims, out.absolute()))
             if not below:
-                failed.append({"path": str(path), "why": f"{path}: holds no {kind}; name another folder"})
+                failed.append({"path": str(path), "why": f"{path}: contains no {kind}; name another folder"})
             for each in below:
                 name = stem(each.relative_to(path)) if each != path else path.absolute().name
-                found.setdefault(Path(os.path.abspath(each)), Input(each, name))
+                unique.setdefault(Path(os.path.abspath(each)), Input(each, name))
         else:
-            found.setdefault(Path(os.path.abspath(path)), Input(path, stem(Path(path.name))))
-    return list(found.values()), failed
+            unique.setdefault(Path(os.path.abspath(path)), Input(path, stem(Path(path.name))))
+    return list(unique.values()), failed
 
 
 def images_in(folder: Path, dims: int, out: Path) -> Iterator[Path]:
-    """All images in a folder and below it, in alphabetical order; not what lies in `out`, which are answers."""
+    """Yields all images in a folder and its subfolders, alphabetically, without the predictions in `out`."""
     if folder.absolute() == out:
         return
-    if dims == 3 and any(path.name.lower().endswith(DICOM) or unmarked(path) for path in members(folder)):
+    if dims == 3 and any(
+        path.name.lower().endswith(DICOM) or is_dicom_without_suffix(path) for path in members(folder)
+    ):
         yield folder  # one volume
         return
     for path in sorted(folder.iterdir()):
@@ -56,19 +58,21 @@ def images_in(folder: Path, dims: int, out: Path) -> Iterator[Path]:
             continue
         if path.is_dir():
             yield from images_in(path, dims, out)
-        elif name.endswith(VOLUMES if dims == 3 else (*PICTURES, *DICOM)) or (dims == 2 and unmarked(path)):
+        elif name.endswith(VOLUMES if dims == 3 else (*PICTURES, *DICOM)) or (
+            dims == 2 and is_dicom_without_suffix(path)
+        ):
             yield path
 
 
-def unmarked(path: Path) -> bool:
-    """Is it DICOM without a suffix?"""
+def is_dicom_without_suffix(path: Path) -> bool:
+    """True for a DICOM file without suffix."""
     with suppress(OSError):
         return not path.suffix.strip(".0123456789") and is_dicom(path)
     return False
 
 
 def stem(path: Path) -> str:
-    """A path without the suffixes of images."""
+    """Returns a path without an image's suffix."""
     name = str(path)
     suffix = next(
         (end for end in (*sorted(VOLUMES, key=len, reverse=True), *PICTURES, *DICOM) if name.lower().endswith(end)), ""
@@ -76,20 +80,21 @@ def stem(path: Path) -> str:
     return name[: len(name) - len(suffix)]
 
 
-def nothing(failed: Sequence[dict[str, str]]) -> UserError:
+def no_image_error(failed: Sequence[dict[str, str]]) -> UserError:
+    """Returns the error for the case that no image was predicted."""
     more = f" (and {len(failed) - 1} more like it)" if len(failed) > 1 else ""
     return UserError(f"{failed[0]['why']}{more}")
 
 
 @contextmanager
-def sample_of(path: Path, preprocessing: Preprocessing) -> Iterator[Sample]:
-    """An image prepared as those it was trained on, for as long as the context lasts."""
+def prepare_sample(path: Path, preprocessing: Preprocessing) -> Iterator[Sample]:
+    """Yields an image, preprocessed as in training; its file is deleted when the context ends."""
     try:
         prepared = prepare([path], None, preprocessing)
     except MemoryError:
-        raise UserError(f"{path}: does not fit in memory; make it smaller or take a larger machine") from None
+        raise UserError(f"{path}: does not fit in memory; make it smaller or use a larger machine") from None
     with TemporaryDirectory() as folder:
         file = Path(folder) / "image.safetensors"
         write(file, prepared)
-        del prepared  # from here on, what is looked at is read
+        del prepared  # from here on, it is read from the file
         yield Sample(Case(str(path), str(path), (path,)), PreparedFile(file))

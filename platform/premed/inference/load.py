@@ -1,6 +1,6 @@
-"""A trained network, found by its run or by its name in the registry, and built again without its data.
+"""Loads a trained network by its run or by its name in the model registry, without its data.
 
-Its weights come from the stage's folder, or from MLflow where that is gone (or on another machine).
+Weights are read from the stage's folder, or from MLflow if that is gone or on another machine.
 """
 
 from collections.abc import Iterator
@@ -24,63 +24,67 @@ from premed.training.artifacts import load_encoder, part_weights
 from premed.training.storage import StageStorage
 
 TASKS: dict[str, type] = {"regions": Regions, "labels": Segmentation, "classes": Classification}
-"""By a card's `answer`."""
+"""The base class of a task by its card's `answer`."""
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What a finished stage left for others to use."""
+class TrainedModel:
+    """The weights and the card of a finished stage."""
 
     run_id: str
-    reference: str  # as the user named it
+    reference: str  # as the user gave it
     parent: str | None  # the experiment's run
     card: dict[str, Any]
     storage: StageStorage
 
     def weights(self, part: str) -> dict[str, Any]:
+        """Returns the weights of a part (`encoder`, `head`, …), by name."""
         return part_weights(self.storage, part)
 
     def encoder(self, channels: int, roi: tuple[int, ...]) -> Encoder:
-        """The encoder with its trained weights."""
-        module, config = self.configured("encoders", self.card["encoder"])
+        """Returns the encoder with its trained weights, in evaluation mode."""
+        module, config = self.parse_plugin("encoders", self.card["encoder"])
         with seeded_init(0, "encoder"):
             encoder = module.build(config, channels, roi)
         load_encoder(encoder, self.storage)
         return encoder.eval()
 
     def network(self) -> tuple[Network, Task]:
-        """The fine-tuned network, in evaluation, and the task it answers. UserError of a pre-training."""
+        """Returns the fine-tuned network, in evaluation mode, and its task. Raises UserError for a pre-training."""
         if self.card.get("head") is None:
-            raise UserError(f"{self.reference}: is a pre-training and answers nothing; name a run that was fine-tuned")
-        task = task_of(self.card)
+            raise UserError(f"{self.reference}: is a pre-training and cannot predict; name a run that was fine-tuned")
+        task = task_from_card(self.card)
         encoder = self.encoder(task.channels, task.roi)
-        module, config = self.configured("heads", self.card["head"])
+        module, config = self.parse_plugin("heads", self.card["head"])
         with seeded_init(0, "head"):
             head = module.build(config, encoder, task)
         load_strictly(head, self.weights("head"), "head")
         return Network(encoder, head).eval().requires_grad_(False), task
 
-    def configured(self, folder: str, config: dict[str, Any]) -> tuple[Any, Any]:
+    def parse_plugin(self, folder: str, config: dict[str, Any]) -> tuple[Any, Any]:
+        """Returns a plug-in's module and its parsed configuration."""
         try:
             module = plugin(folder, config)
             return module, module.Config.model_validate(config)
-        except ValueError as error:  # pydantic's are such, too
-            said = " ".join(str(error).split())
-            raise UserError(f"{self.reference}: {folder}: {said}; take the premed that it was trained with") from None
+        except ValueError as error:  # pydantic's ValidationError is one
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{self.reference}: {folder}: {reason}; use the version of premed that it was trained with"
+            ) from None
 
 
-def task_of(card: dict[str, Any]) -> Task:
-    """The task that a card describes, without data. UserError where the card does not say how it answers."""
+def task_from_card(card: dict[str, Any]) -> Task:
+    """Returns the task that a card describes, without data. Raises UserError if the card has no kind of `answer`."""
     base = TASKS.get(card.get("answer") or "")
     if base is None:
-        raise UserError(f"the card of {card.get('task', 'this run')} does not say how it answers; run it again")
+        raise UserError(f"the card of {card.get('task', 'this run')} does not say how it predicts; run it again")
     facts = {
         "name": card["task"],
         "dims": card["dims"],
         "channels": card["channels"],
         "classes": tuple(card["classes"]),
         "labels": tuple(card["labels"]),
-        "regions": MappingProxyType({name: tuple(united) for name, united in card["regions"].items()}),
+        "regions": MappingProxyType({name: tuple(labels) for name, labels in card["regions"].items()}),
         "roi": tuple(card["roi"]),
         "preprocessing": Preprocessing.model_validate(card["preprocessing"]),
         **card["settings"],
@@ -89,49 +93,50 @@ def task_of(card: dict[str, Any]) -> Task:
 
 
 @contextmanager
-def opened(reference: str) -> Iterator[Trained]:
-    """The stage that `reference` means, for as long as the context lasts. Raises UserError where there is none.
+def open_trained(reference: str) -> Iterator[TrainedModel]:
+    """Yields the stage of `reference`; downloaded weights are deleted when the context ends.
 
-    reference: the id of an experiment's, a fine-tuning's, a test's or a pre-training's run, or
-    `models:/NAME@ALIAS`, or `models:/NAME/VERSION`.
+    reference: the run id of an experiment, a fine-tuning, a test or a pre-training, or `models:/NAME@ALIAS`, or
+    `models:/NAME/VERSION`. Raises UserError if there is no such run or it has no weights.
     """
     store = open_store()
-    run = stage_of(store, reference)
+    run = find_stage_run(store, reference)
     digest = run.tags["premed.digest"]
     with TemporaryDirectory() as folder:
-        storage = place(run)
-        if card_of(storage, digest) is None:
-            with suppress(Exception):  # whatever way MLflow says that it has not got them, or not any more
+        storage = stage_storage(run)
+        if read_card(storage, digest) is None:
+            with suppress(Exception):  # MLflow raises various errors for missing artifacts
                 store.download(run.run_id, "parts", folder)
-            storage = StageStorage(folder, "") if card_of(StageStorage(folder, ""), digest) else storage
-        card = card_of(storage, digest)
+            storage = StageStorage(folder, "") if read_card(StageStorage(folder, ""), digest) else storage
+        card = read_card(storage, digest)
         if card is None:
             raise UserError(f"{reference}: its weights are neither in {storage.where} nor in MLflow; run it again")
-        yield Trained(run.run_id, reference, run.parent, card, storage)
+        yield TrainedModel(run.run_id, reference, run.parent, card, storage)
 
 
-def stage_of(store: RunStore, reference: str) -> Run:
-    """The run of the training that `reference` means: of an experiment or a test, its fine-tuning."""
+def find_stage_run(store: RunStore, reference: str) -> Run:
+    """Returns the run of a training; for an experiment or a test, that of its fine-tuning. Raises UserError if none."""
     run_id = registry.run_of(store.client, reference) if reference.startswith("models:/") else reference
-    run = got(store, run_id, reference)
+    run = get_run(store, run_id, reference)
     kind = run.tags.get("premed.kind")
     if kind == "experiment":
         if "finetune_run" not in run.tags:
             raise UserError(f"{reference}: this experiment has not been fine-tuned to its end; run it again")
-        run = got(store, run.tags["finetune_run"], reference)
+        run = get_run(store, run.tags["finetune_run"], reference)
     elif kind == "test":
-        found = store.find(run.tags.get("premed.parent_digest", ""), "finetune")
-        if found is None:
+        tested = store.find(run.tags.get("premed.parent_digest", ""), "finetune")
+        if tested is None:
             raise UserError(f"{reference}: the fine-tuning that it tested is not in this store; name another run")
-        run = found
+        run = tested
     if run.tags.get("premed.kind") == "trunk":
-        raise UserError(f"{reference}: is a segment of a trunk, which leaves no encoder; name a cool-down from it")
+        raise UserError(f"{reference}: is a segment of a trunk, which has no encoder; name a cool-down from it")
     if run.tags.get("premed.kind") not in ("pretrain", "cooldown", "finetune") or run.status != "FINISHED":
-        raise UserError(f"{reference}: is no finished run of premed ({run.status.lower()}); name another, or run it")
+        raise UserError(f"{reference}: is not a finished run of premed ({run.status.lower()}); name another, or run it")
     return run
 
 
-def got(store: RunStore, run_id: str, reference: str) -> Run:
+def get_run(store: RunStore, run_id: str, reference: str) -> Run:
+    """Returns a run. Raises UserError if it does not exist."""
     try:
         return store.get(run_id)
     except Exception as error:
@@ -142,16 +147,16 @@ def got(store: RunStore, run_id: str, reference: str) -> Run:
         ) from None
 
 
-def place(run: Run) -> StageStorage:
-    """Where the run's stage says it left its files, whether they are there still or not."""
+def stage_storage(run: Run) -> StageStorage:
+    """Returns the storage that the run names, whether its files still exist or not."""
     where = run.tags.get("premed.where", "").replace("${PREMED_HOME}", str(home()))
     storage, _, name = where.rpartition("/")
     return StageStorage(storage, name)
 
 
-def card_of(storage: StageStorage, digest: str) -> dict[str, Any] | None:
-    """The card in a stage's folder, if it is that stage's."""
-    with suppress(Exception):  # a storage that is out of reach, or was, says so in many ways
+def read_card(storage: StageStorage, digest: str) -> dict[str, Any] | None:
+    """Returns the card in a stage's folder, or None if there is none with that digest."""
+    with suppress(Exception):  # an unreachable storage raises various errors
         card = storage.get_json("parts/card.json")
         return card if card and card["digest"] == digest else None
     return None

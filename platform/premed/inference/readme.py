@@ -1,4 +1,4 @@
-"""A card in words: how an image must be prepared for a network, in order, and what its answer means."""
+"""Renders a card as text: how to prepare an image for the network, step by step, and what the output means."""
 
 from typing import Any
 
@@ -12,18 +12,18 @@ MEANS = {
 }
 
 
-def steps(card: dict[str, Any]) -> list[str]:
-    """From a file to what the network sees, in words and numbers."""
+def preparation_steps(card: dict[str, Any]) -> list[str]:
+    """Returns the steps from a file to the network's input and from its output to a prediction, as text."""
     preprocessing, roi = Preprocessing.model_validate(card["preprocessing"]), " × ".join(map(str, card["roi"]))
-    told = picture_steps(preprocessing) if preprocessing.dims == 2 else volume_steps(preprocessing)
+    steps = picture_steps(preprocessing) if preprocessing.dims == 2 else volume_steps(preprocessing)
     if preprocessing.window:
-        told.append(f"clip to {preprocessing.window[0]:g} … {preprocessing.window[1]:g}")
+        steps.append(f"clip to {preprocessing.window[0]:g} … {preprocessing.window[1]:g}")
     if preprocessing.percentiles:
         of = "non-zero voxels" if preprocessing.normalise == "zscore_nonzero" else "values"
-        told.append(
+        steps.append(
             "clip each channel to the percentiles {:g} and {:g} of its {}".format(*preprocessing.percentiles, of)
         )
-    told.append(
+    steps.append(
         {
             "grey": f"divide by 255, subtract {preprocessing.mean:g}, divide by {preprocessing.std:g}",
             "window": "scale that window to 0 … 1",
@@ -34,18 +34,18 @@ def steps(card: dict[str, Any]) -> list[str]:
     )
     settings = card["settings"]
     if "overlap" in settings:
-        told.append(
+        steps.append(
             f"slide a window of {roi} over the image, overlapping by {settings['overlap']:g}, and average the logits "
-            "evenly; an image smaller than that is padded alike on both sides with its own air (the lowest value of "
+            "evenly; an image smaller than that is padded equally on both sides with its own air (the lowest value of "
             "the clipped channel; 0 for zscore_nonzero)"
         )
-        told.append("carry the logits back to the file's grid, linearly, and decide there; outside the crop: nothing")
+        steps.append("resample the logits to the file's grid, linearly, and predict there; background outside the crop")
     else:
-        told.append(
-            f"cut {roi} out of the middle; an image that holds several such views side by side is answered by the mean "
+        steps.append(
+            f"cut {roi} out of the middle; for an image that contains several such views side by side, take the mean "
             "of their probabilities (8 at most, from the middle out)"
         )
-    return told
+    return steps
 
 
 def picture_steps(preprocessing: Preprocessing) -> list[str]:
@@ -56,44 +56,51 @@ def picture_steps(preprocessing: Preprocessing) -> list[str]:
         if preprocessing.channels == 3
         else "8-bit channels"
     )
-    told = [
-        f"read {kind} as [channels, height, width]; DICOM as a screen shows it"
-        if preprocessing.shown
+    steps = [
+        f"read {kind} as [channels, height, width]; DICOM with its display window"
+        if preprocessing.as_displayed
         else "read as [channels, height, width]; DICOM in its own units"
     ]
     if preprocessing.equalize:
-        told.append("equalise the histogram of each channel (Pillow's ImageOps.equalize)")
+        steps.append("equalise the histogram of each channel (Pillow's ImageOps.equalize)")
     if preprocessing.size:
-        told.append(
+        steps.append(
             "resize to {} × {} (height × width), bilinear with antialiasing, as Pillow does".format(*preprocessing.size)
         )
-    return told
+    return steps
 
 
 def volume_steps(preprocessing: Preprocessing) -> list[str]:
-    four = (
+    channel_axis = (
         f"; the {preprocessing.channels} channels are the last axis of one file" if preprocessing.channels > 1 else ""
     )
-    told = [f"read as [channels, x, y, z]{four}"]
-    told.append(f"flip and permute the axes to {preprocessing.orientation}")
+    steps = [f"read as [channels, x, y, z]{channel_axis}"]
+    steps.append(f"flip and permute the axes to {preprocessing.orientation}")
     if preprocessing.spacing:
-        told.append("resample to {:g} × {:g} × {:g} mm, linearly; the first voxel stays".format(*preprocessing.spacing))
+        steps.append(
+            "resample to {:g} × {:g} × {:g} mm, linearly; the first voxel stays".format(*preprocessing.spacing)
+        )
     if preprocessing.crop_foreground:
         low = preprocessing.window[0] if preprocessing.window else 0
-        told.append(f"cut out the smallest box that holds all voxels above {low:g}")
-    return told
+        steps.append(f"crop to the bounding box of all voxels above {low:g}")
+    return steps
 
 
-def meaning(card: dict[str, Any]) -> str:
+def output_meaning(card: dict[str, Any]) -> str:
     how = "softmax over the classes" if card["settings"].get("exclusive") else "a sigmoid each"
     return MEANS[card["answer"]].format(how=how)
 
 
-def readme(card: dict[str, Any]) -> str:
-    """The whole card for people."""
+def render(card: dict[str, Any]) -> str:
+    """Returns a README of the card, in Markdown."""
     lines = [f"# {card['task']}: {card['kind']} by premed {card['premed']}", ""]
     lines += [f"Run {card['run_id']}, stage {card['digest'][:16]}; format {card['format']}.", ""]
-    lines += ["## Input", "", f"float32 [batch, {card['channels']}, {', '.join(map(str, card['roi']))}], made so:", ""]
+    lines += [
+        "## Input",
+        "",
+        f"float32 [batch, {card['channels']}, {', '.join(map(str, card['roi']))}], prepared as follows:",
+        "",
+    ]
     lines += [f"{number}. {step}" for number, step in enumerate(card["steps"], start=1)]
     lines += [
         "",
@@ -103,27 +110,27 @@ def readme(card: dict[str, Any]) -> str:
         "",
     ]
     named = card["classes"] if card["head"] else ()
-    lines += [f"- {number}: {name}{united(card, name)}" for number, name in enumerate(named)]
+    lines += [f"- {number}: {name}{region_labels(card, name)}" for number, name in enumerate(named)]
     if card.get("timm"):
         lines += ["", "## In timm", "", "```python", card["timm"]["call"]]
         lines += ['encoder.load_state_dict(safetensors.torch.load_file("encoder.safetensors"), strict=True)', "```"]
-    if found := card.get("check"):
+    if check := card.get("check"):
         lines += [
             "",
             "## Checked",
             "",
-            f"On {found['views']} views of {found['on']}, the largest difference of a logit",
+            f"On {check['views']} views of {check['on']}, the largest difference of a logit",
         ]
         lines += [
-            f"from torch's is {found['largest_difference']:.2g} (the largest logit is {found['largest_logit']:.3g})."
+            f"from torch's is {check['largest_difference']:.2g} (the largest logit is {check['largest_logit']:.3g})."
         ]
     for remark in card.get("remarks", ()):
         lines += ["", remark]
     return "\n".join(lines) + "\n"
 
 
-def united(card: dict[str, Any], name: str) -> str:
-    """The labels that a region unites."""
+def region_labels(card: dict[str, Any], name: str) -> str:
+    """Returns the labels that a region unites, in parentheses; empty for classes."""
     if card["answer"] != "regions":
         return ""
     return f" (labels {', '.join(map(str, card['regions'][name]))})"

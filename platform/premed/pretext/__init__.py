@@ -1,16 +1,19 @@
 """Strategies: `{name: mae, …}` in a YAML means mae.py here.
 
-Each has a `Config` and `build(config, encoder, domains, weight_decay)`. domains: the data sets that it learns from, the
-task's own or those of `pretrain.sources`. How their images come to steps may be said by
-`plan(config, settings, sizes, draws) -> Plan`: of the pre-training's settings, the images of each data set, and what
-names the draws (`plans.py`); without it, each epoch is all of them in a new order. One that sees them otherwise than
-their tasks show them has `seen(encoder's config, domains) -> domains` (`slices.py`).
+Each has a `Config` and `build(config, encoder, data_sets, weight_decay) -> Objective`. data_sets: those to learn from,
+the task's own or those of `pretrain.sources`. Two functions are optional:
 
-Where there is nothing to train, `build = None`. Such a strategy may bring weights instead: its experiments begin with
-an import stage (`importing.py`). It has
+- `plan(config, settings, sizes, draws) -> BatchSampler`: which images make up each step (`data/samplers.py`), from the
+  pre-training's settings, the number of images of each data set, and the key of the draws. Without it, each epoch is a
+  new permutation of all images.
+- `transform_data_sets(encoder's config, data_sets) -> data_sets`: replaces tasks whose views the encoder cannot take as
+  they are, such as volumes by their slices (`common/slices.py`).
 
-- `content(config) -> str`: the hash of all that the weights come from; by it the stage is known, not by a path;
+A strategy that trains nothing has `build = None`. It may import weights instead: its experiments then begin with an
+import stage (`training/import_weights.py`). It has
+
+- `content(config) -> str`: the hash of all that the weights come from; the stage's digest holds it, and no path;
 - `weights(config, encoder, task) -> (state, report)`: all of the encoder's weights, and `file`, `kept` (a number),
-  `changed` (name: how) and `dropped` (names). The encoder has names and shapes and no memory. UserError where the
-  weights cannot be had or do not fit: it is asked before anything is started.
+  `changed` (name: how) and `dropped` (names). The encoder is on the meta device: names and shapes alone. Raises
+  UserError where the weights cannot be read or do not fit; it is called before any stage starts.
 """

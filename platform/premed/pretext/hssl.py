@@ -1,18 +1,18 @@
 """HSSL (Zheng 2021): hierarchical self-supervision on several data sets. A reconstruction: docs/hssl.md.
 
-Public to us is the abstract alone: contrastive and classification losses over data sets from several challenges, which
-pre-train an encoder and a decoder. Everything below it is our choice. Two views of each image pass through the network:
+Only the abstract is available to us: contrastive and classification losses over data sets from several challenges
+pre-train an encoder and a decoder. All details are our choice. Two views of each image pass through the network:
 
-- image level: an image's two views are told from all others of the step (NT-Xent);
-- task level: which data set is it from;
-- group level: which modality or body part, as the YAML groups the data sets: told, or contrasted;
-- decoder level: blocks of both views are hidden, and the decoder restores them.
+- image level: contrast an image's two views with all other images of the step (NT-Xent);
+- task level: classify the data set;
+- group level: classify the modality or body part, as the YAML groups the data sets, or contrast the groups;
+- decoder level: blocks of both views are hidden, and the decoder reconstructs them.
 
-The more general a level, the deeper the map that it reads: the group the coarsest, the task the one above (with which
-the decoder begins). The image level reads the coarsest, too, through a projection: classification is fine-tuned from
-that map, and from groups alone it would learn to tell groups apart and nothing else.
-The decoder level is a reconstruction and no dense contrast, for that needs to know which places of two images are
-alike, and what is behind a block tells as much of a small data set as of a large one.
+The more general a level, the deeper the feature map that it reads: the group level reads the coarsest, the task level
+the one above (with which the decoder begins). The image level reads the coarsest, too, through a projection:
+classification is fine-tuned from that map, and the group level alone would teach it the groups and nothing else.
+The decoder level is a reconstruction and not a dense contrast: a contrast needs to know which places of two images
+correspond, and a hidden block is as informative in a small data set as in a large one.
 """
 
 from collections.abc import Sequence
@@ -32,14 +32,14 @@ from premed.data.samplers import Balanced
 from premed.distributed import gather_rows, share_of_loss
 from premed.errors import UserError
 from premed.pretext.common.losses import nt_xent, spread, supervised_contrast
-from premed.pretext.common.slices import Sliced
-from premed.pretext.common.views import Jitter, jittered
+from premed.pretext.common.slices import SlicedTask
+from premed.pretext.common.views import Jitter, jitter
 from premed.rng import bits, fold, key
 
 CHUNK = 32  # validation views per forward; the rows do not depend on it
-AMONG = 256  # validation images that are contrasted with each other; at a time, so that any number of them may be
-SHOWN = 4  # restored images
-CAPTION = "hidden blocks restored by the decoder, in units of the view"
+CONTRAST_CASES = 256  # validation images per contrast, which bounds its memory
+NUM_PICTURES = 4  # reconstructed images
+CAPTION = "hidden blocks reconstructed by the decoder, in units of the view"
 
 
 class Levels(Spec):
@@ -52,67 +52,69 @@ class Levels(Spec):
 
 
 class Config(Spec):
-    """None of these numbers is the paper's, which are not public."""
+    """The paper's numbers are not public; these are ours."""
 
     name: Literal["hssl"] = "hssl"
     levels: Levels = Levels()
     temperature: float = Field(0.1, gt=0)
-    """Of all contrasts."""
+    """Of all contrastive losses."""
     group_loss: Literal["classes", "contrast"] = "classes"
     """Cross-entropy over the groups, or supervised contrast (Khosla 2020)."""
     dim: int = Field(64, ge=2)
-    """Numbers per embedding that is contrasted."""
+    """Width of the contrasted embeddings."""
     hidden_width: int = Field(256, ge=1)
-    """Of the levels' heads, two layers each, which are not kept."""
+    """Hidden width of the levels' heads: two layers each, not saved."""
     views: Jitter = Jitter()
     hidden: float = Field(0.3, gt=0, lt=1)
-    """The share of blocks that the decoder restores; nothing is hidden where its weight is 0."""
+    """The share of blocks that are hidden and reconstructed; none if the decoder's weight is 0."""
     block: int = Field(8, ge=1)
-    """Edge of a block."""
+    """Edge of a block, in pixels or voxels."""
 
     @model_validator(mode="after")
     def _something(self) -> "Config":
         if not any(dict(self.levels).values()):
-            raise ValueError("levels: all weights are 0, and nothing is learnt; leave one above it")
+            raise ValueError("levels: all weights are 0, so that nothing is learnt; make one larger")
         return self
 
 
-def seen(encoder: Spec, data_sets: Sequence[DataSet]) -> list[DataSet]:
-    """The data sets as one network sees them: volumes slice by slice where it is one for pictures (`encoder.dims: 2`),
-    one channel at a time where another data set has no more. UserError where their images do not go together."""
+def transform_data_sets(encoder: Spec, data_sets: Sequence[DataSet]) -> list[DataSet]:
+    """Returns the data sets as one network can see them: volumes as slices if it is 2D (`encoder.dims: 2`), one channel
+    if another data set has only one. Raises UserError where their images do not fit together."""
     axes = {data_set.task.dims for data_set in data_sets}
     dims = getattr(encoder, "dims", None) or max(axes)
     if len(axes) > 1 and dims == 3:
         flat = next(data_set.task.name for data_set in data_sets if data_set.task.dims == 2)
-        raise UserError(f"encoder.dims: a network for volumes sees no pictures, which {flat} has; set encoder.dims: 2")
-    several = {data_set.task.channels for data_set in data_sets}
-    if len(several) > 1 and min(several) > 1:
-        raise UserError(f"pretrain.sources: have {sorted(several)} channels; only beside images of one is one drawn")
-    found = [
-        data_set._replace(task=Sliced(data_set.task, min(several)))  # type: ignore[arg-type]
-        if data_set.task.dims > dims or data_set.task.channels > min(several)
+        raise UserError(f"encoder.dims: a 3D network cannot take the pictures of {flat}; set encoder.dims: 2")
+    channels = {data_set.task.channels for data_set in data_sets}
+    if len(channels) > 1 and min(channels) > 1:
+        raise UserError(
+            f"pretrain.sources: the data sets have {sorted(channels)} channels; these mix only if one has 1"
+        )
+    result = [
+        data_set._replace(task=SlicedTask(data_set.task, min(channels)))  # type: ignore[arg-type]
+        if data_set.task.dims > dims or data_set.task.channels > min(channels)
         else data_set
         for data_set in data_sets
     ]
-    sizes = {tuple(data_set.task.roi): data_set.task.name for data_set in found}
+    sizes = {tuple(data_set.task.roi): data_set.task.name for data_set in result}
     if len(sizes) > 1:
-        told = ", ".join(f"{name} {list(roi)}" for roi, name in sizes.items())
-        raise UserError(f"pretrain.sources: hssl contrasts images of one size ({told}); set each task's roi or size")
-    return found
+        listed = ", ".join(f"{name} {list(roi)}" for roi, name in sizes.items())
+        raise UserError(f"pretrain.sources: hssl contrasts images of one size ({listed}); set each task's roi or size")
+    return result
 
 
 def plan(config: Config, settings: Any, sizes: Sequence[int], draws: str) -> Balanced:
-    """Every step has as many images of each data set."""
+    """Returns a sampler with equally many images of each data set in every step."""
     return Balanced.of(settings, sizes, draws)
 
 
 def build(config: Config, encoder: Encoder, data_sets: Sequence[DataSet], weight_decay: float) -> "HSSL":
-    """The objective that trains `encoder` on views of all `domains`."""
+    """Returns the objective that trains `encoder` on views of all data sets."""
     return HSSL(config, encoder, data_sets, weight_decay)
 
 
 class HSSL(Objective):
-    """`forward` is the weighted sum of the levels' losses; `measure` has them on val, and how far embeddings spread."""
+    """`forward` returns the weighted sum of the levels' losses; `measure` computes them on val, and the collapse."""
 
     groups: Tensor
 
@@ -124,7 +126,7 @@ class HSSL(Objective):
         self.contrasted = [level for level in contrasted if level in self.weights]
         self.couples_batch = bool(self.contrasted)
         if len(encoder.pyramid) < 2:
-            raise UserError("encoder: hssl trains an encoder with a decoder; use unet")
+            raise UserError("encoder: hssl needs an encoder with a decoder; use unet")
         if any(data_set.augment.crops > 1 for data_set in data_sets):
             raise UserError("pretrain.augment.crops: hssl makes two views of each crop itself; leave it at 1")
         roi, channels = data_sets[0].task.roi, data_sets[0].task.channels
@@ -156,37 +158,39 @@ class HSSL(Objective):
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         data_set = torch.zeros_like(batch.keys) if batch.data_set is None else batch.data_set
-        kinds, numbers = self.groups[data_set], {}
-        for level, answer in self.answers(batch.image, batch.keys).items():
+        groups, numbers = self.groups[data_set], {}
+        for level, output in self.level_outputs(batch.image, batch.keys).items():
             if level in self.contrasted:
-                first, second = gather_rows(torch.cat(answer.chunk(2), dim=1), batch.weight > 0).chunk(2, dim=1)
-                loss = self.contrast(level, first, second, gather_rows(kinds, batch.weight > 0))
+                first, second = gather_rows(torch.cat(output.chunk(2), dim=1), batch.weight > 0).chunk(2, dim=1)
+                loss = self.contrastive_loss(level, first, second, gather_rows(groups, batch.weight > 0))
                 numbers |= {level: share_of_loss(loss, batch.weight), f"{level}_spread": spread(first)}
             else:
-                numbers |= {name: value.mean() for name, value in self.alone(level, answer, data_set).items()}
+                numbers |= {
+                    name: value.mean() for name, value in self.per_image_losses(level, output, data_set).items()
+                }
         total = torch.stack([weight * numbers[level] for level, weight in self.weights.items()]).sum()
         return total, {name: number.detach() for name, number in numbers.items()}
 
-    def answers(self, image: Tensor, keys: Tensor) -> dict[str, Tensor]:
-        """What each level's head says of two views of images [B, C, *S]: [2B, …], first views first.
+    def level_outputs(self, image: Tensor, keys: Tensor) -> dict[str, Tensor]:
+        """Returns the output of each level's head for two views of images [B, C, *S]: [2B, …], first views first.
 
-        The decoder's is its error on the hidden blocks, [2B].
+        The decoder level's is its mean squared error on the hidden blocks, [2B].
         """
-        views, seen, mask = self.views(image, keys)
-        features = self.encoder(seen)
-        maps, answers = {"image": -1, "task": -2, "group": -1}, {}
+        views, masked, mask = self.views(image, keys)
+        features = self.encoder(masked)
+        maps, outputs = {"image": -1, "task": -2, "group": -1}, {}
         for level, head in self.heads.items():
             if level in maps:
-                answers[level] = head(features.pyramid[maps[level]].flatten(2).mean(dim=2)).float()
+                outputs[level] = head(features.pyramid[maps[level]].flatten(2).mean(dim=2)).float()
             else:
-                error = (self.restored(features, seen) - standardised(views)).square().mean(dim=1, keepdim=True)
-                answers[level] = (error * mask).flatten(1).sum(dim=1) / mask.flatten(1).sum(dim=1)
-        return answers
+                error = (self.reconstruct(features, masked) - standardise(views)).square().mean(dim=1, keepdim=True)
+                outputs[level] = (error * mask).flatten(1).sum(dim=1) / mask.flatten(1).sum(dim=1)
+        return outputs
 
     def views(self, image: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Two views of images, [2B, C, *S]: as they are, as they are seen, and which voxels were hidden [2B, 1, *S]."""
+        """Returns two views of images, [2B, C, *S], the same with hidden blocks, and the mask of these [2B, 1, *S]."""
         both = [fold(keys, f"view {i}") for i in range(2)]
-        views = torch.cat([jittered(image, each, self.config.views) for each in both])
+        views = torch.cat([jitter(image, each, self.config.views) for each in both])
         mask = torch.zeros_like(views[:, :1], dtype=torch.bool)
         if "decoder" not in self.weights:
             return views, views, mask
@@ -197,86 +201,92 @@ class HSSL(Objective):
             mask = mask.repeat_interleave(self.config.block, dim=axis)
         return views, views.where(~mask, views.mean(dim=tuple(range(2, views.ndim)), keepdim=True)), mask
 
-    def restored(self, features: Features, seen: Tensor) -> Tensor:
-        """The decoder's answer [2B, C, *S], `standardised`."""
-        restored = self.heads["decoder"](features.pyramid[self.encoder.decoded]).float()
-        return restored if restored.shape == seen.shape else F.interpolate(restored, seen.shape[2:])
+    def reconstruct(self, features: Features, masked: Tensor) -> Tensor:
+        """Returns the decoder's prediction [2B, C, *S] of the standardised views."""
+        image = self.heads["decoder"](features.pyramid[self.encoder.decoded]).float()
+        return image if image.shape == masked.shape else F.interpolate(image, masked.shape[2:])
 
-    def alone(self, level: str, answer: Tensor, data_set: Tensor) -> dict[str, Tensor]:
-        """Of a level that looks at each image alone: its loss [B], and whether it was told rightly."""
+    def per_image_losses(self, level: str, output: Tensor, data_set: Tensor) -> dict[str, Tensor]:
+        """Returns the loss [B] of a level that is computed per image, and its accuracy if it classifies."""
         if level == "decoder":
-            return {level: answer.view(2, -1).mean(dim=0)}
+            return {level: output.view(2, -1).mean(dim=0)}
         truth = (data_set if level == "task" else self.groups[data_set]).repeat(2)
-        loss, right = F.cross_entropy(answer, truth, reduction="none"), answer.argmax(dim=1) == truth
+        loss, right = F.cross_entropy(output, truth, reduction="none"), output.argmax(dim=1) == truth
         return {level: loss.view(2, -1).mean(dim=0), f"{level}_accuracy": right.float().view(2, -1).mean(dim=0)}
 
-    def contrast(self, level: str, first: Tensor, second: Tensor, kinds: Tensor) -> Tensor:
-        """The loss of all images' embeddings, [N, D] of each view; kinds [N]: their groups."""
+    def contrastive_loss(self, level: str, first: Tensor, second: Tensor, groups: Tensor) -> Tensor:
+        """Returns a level's loss over the embeddings of all images, [N, D] per view; groups [N]."""
         if level == "image":
             return nt_xent(first, second, self.config.temperature)
-        return supervised_contrast(torch.cat([first, second]), kinds.repeat(2), self.config.temperature)
+        return supervised_contrast(torch.cat([first, second]), groups.repeat(2), self.config.temperature)
 
-    # What is measured -------------------------------------------------------------------------------------------------
+    # Validation -------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def measure(self, samples: Sequence[Sample]) -> list[Row]:
-        """One row per case: losses and accuracies of the levels that look at each image alone, means over its tiles;
-        and `z/<level>`, the embeddings [2, D] of its middle tile: what is contrasted is known when all rows are."""
+        """Returns one row per case: losses and accuracies of the per-image levels, means over its tiles; `z/<level>`:
+        embeddings [2, D] of its middle tile, which `summary` contrasts over all rows."""
         tiles = [(at, i, tile) for at, sample in enumerate(samples) for i, tile in enumerate(self.tiles(sample))]
-        found: list[dict[str, list[Any]]] = [{} for _ in samples]
+        collected: list[dict[str, list[Any]]] = [{} for _ in samples]
         for start in range(0, len(tiles), CHUNK):
             chunk = tiles[start : start + CHUNK]
             image = torch.from_numpy(np.stack([tile for _, _, tile in chunk])).to(self.groups.device)
             names = [key("val", samples[at].case.name, i) for at, i, _ in chunk]
             data_set = torch.tensor([samples[at].data_set for at, _, _ in chunk], device=image.device)
             numbers: dict[str, Tensor] = {}
-            for level, answer in self.answers(image, torch.tensor(names, device=image.device)).items():
-                pairs = {f"z/{level}": torch.stack(answer.chunk(2), dim=1)}
-                numbers |= pairs if level in self.contrasted else self.alone(level, answer, data_set)
+            for level, output in self.level_outputs(image, torch.tensor(names, device=image.device)).items():
+                pairs = {f"z/{level}": torch.stack(output.chunk(2), dim=1)}
+                numbers |= pairs if level in self.contrasted else self.per_image_losses(level, output, data_set)
             for name, values in numbers.items():
                 for (at, _, _), value in zip(chunk, values.tolist(), strict=True):
-                    found[at].setdefault(name, []).append(value)
+                    collected[at].setdefault(name, []).append(value)
         return [
             {"case": sample.case.name, "patient": sample.case.patient, "domain": sample.data_set}
             | {name: values[0] if name.startswith("z/") else float(np.mean(values)) for name, values in numbers.items()}
-            for sample, numbers in zip(samples, found, strict=True)
+            for sample, numbers in zip(samples, collected, strict=True)
         ]
 
     def tiles(self, sample: Sample) -> list[np.ndarray]:
         return self.data_sets[sample.data_set].task.tiles(sample)
 
     def summary(self, rows: Sequence[Row]) -> dict[str, float]:
-        """Each level's numbers, the data sets counting alike; what is contrasted, among AMONG cases at the most."""
+        """Returns each level's means, data sets weighted equally; contrasts are among at most CONTRAST_CASES cases."""
         data_set = np.array([row["domain"] for row in rows])
         names = [name for name in rows[0] if name not in ("case", "patient", "domain") and not name.startswith("z/")]
         table = np.array([[row[name] for name in names] for row in rows])
         means = np.mean([table[data_set == each].mean(axis=0) for each in np.unique(data_set)], axis=0)
         numbers = dict(zip(names, means.tolist(), strict=True))
-        kinds, parts = self.groups.cpu()[torch.from_numpy(data_set)], ceil(len(rows) / AMONG)
+        groups, parts = self.groups.cpu()[torch.from_numpy(data_set)], ceil(len(rows) / CONTRAST_CASES)
         for level in self.contrasted:
             first, second = torch.tensor([row[f"z/{level}"] for row in rows]).unbind(dim=1)
-            losses = [self.contrast(level, first[i::parts], second[i::parts], kinds[i::parts]) for i in range(parts)]
+            losses = [
+                self.contrastive_loss(level, first[i::parts], second[i::parts], groups[i::parts]) for i in range(parts)
+            ]
             numbers |= {level: float(torch.stack(losses).mean()), f"{level}_spread": float(spread(first))}
         return {"loss": fsum(weight * numbers[level] for level, weight in self.weights.items())} | numbers
 
     @torch.no_grad()
     def pictures(self, samples: Sequence[Sample], folder: Path) -> list[Path]:
-        """What the decoder restores, of the first cases of each data set: original, hidden, restored."""
+        """Draws original, hidden and reconstructed of the first cases of each data set."""
         from premed.data.figures import reconstruction
 
         if "decoder" not in self.weights:
             return []
-        of_each = [[sample for sample in samples if sample.data_set == number] for number in range(len(self.data_sets))]
-        cases, few = [], ceil(SHOWN / len(of_each))
-        for sample in [sample for some in of_each for sample in some[:few]]:
+        by_data_set = [
+            [sample for sample in samples if sample.data_set == number] for number in range(len(self.data_sets))
+        ]
+        cases, count = [], ceil(NUM_PICTURES / len(by_data_set))
+        for sample in [sample for samples_of_one in by_data_set for sample in samples_of_one[:count]]:
             image = torch.from_numpy(self.tiles(sample)[0])[None].to(self.groups.device)
-            views, seen, mask = self.views(image, torch.tensor([key("val", sample.case.name, 0)], device=image.device))
-            view, restored = standardised(views), self.restored(self.encoder(seen), seen)
-            three = view, view.masked_fill(mask, torch.nan), restored.where(mask, view)
+            views, masked, mask = self.views(
+                image, torch.tensor([key("val", sample.case.name, 0)], device=image.device)
+            )
+            view, reconstruct = standardise(views), self.reconstruct(self.encoder(masked), masked)
+            three = view, view.masked_fill(mask, torch.nan), reconstruct.where(mask, view)
             cases.append((sample.case.name, *(picture[0, 0].cpu().numpy() for picture in three)))
         return [reconstruction(folder / "restored.png", cases, CAPTION)]
 
 
-def standardised(image: Tensor) -> Tensor:
-    """[B, C, *S] with mean 0 and variance 1, all of an image together: guessing its mean then loses about 1."""
+def standardise(image: Tensor) -> Tensor:
+    """Normalises each image of [B, C, *S] to mean 0 and variance 1: predicting its mean then has a loss of about 1."""
     return F.layer_norm(image, image.shape[1:], eps=1e-6)

@@ -1,31 +1,30 @@
-"""ImageNet weights: fine-tuning starts from those of a timm ViT, from the hub or from a file. Nothing is trained.
+"""ImageNet weights: fine-tuning starts from a timm ViT, from the Hugging Face hub or a file. Nothing is trained.
 
-The encoder's names and arithmetic are timm's: all tensors but three are taken as they are. The rules for those:
+The encoder has timm's parameter names and arithmetic: all tensors but three are copied. The rules for these three:
 
-Positions (`pos_embed`): the class token's row stays. The rest, a square grid, is resampled to the encoder's grid as
-timm does it (bicubic, antialiased). In 3D it is resampled to the first two axes and repeated along the third; added to
-each depth are its sines and cosines, less their mean over the depths, as large (root mean square) as the resampled rows
-vary about their mean. So the mean over depths is the 2-D embedding, and depths differ from the first step. Repeated
-alone (ViViT, Arnab 2021), they would be told apart only as fine-tuning learns it, and layer decay lets positions hardly
-move (0.75^13: 2 % of the learning rate).
+Positions (`pos_embed`): the class token's row is copied. The rest, a square grid, is resampled to the encoder's grid as
+timm does it (bicubic, antialiased). In 3D it is resampled to the first two axes and repeated along the third. To each
+depth its sines and cosines are added, less their mean over the depths, scaled to the root mean square with which the
+resampled rows vary about their mean. So the mean over depths is the 2D embedding, and depths differ from the first
+step. Repeating alone (ViViT, Arnab 2021) would distinguish depths only as fine-tuning learns to, and layer decay lets
+positions hardly move (0.75^13: 2 % of the learning rate).
 
 Stem (`patch_embed.proj`), in this order:
 
 1. Another patch size: FlexiViT's PI-resize (Beyer 2023), by timm. In 3D, the patch's first two edges.
 2. Normalisation: timm's models take (pixel - mean) / std of pixels in [0, 1]; a task's values are another function of
    the pixel (`Preprocessing.normalise`): the difference is folded into kernel and bias. `window`: the value is the
-   pixel.
-   `grey`: the pixel is std * value + mean, the recipe's. `zscore`, `zscore_nonzero`: as `grey`, with the mean and std
-   of ImageNet's pixels, channel by channel: an image's own mean goes where ImageNet's is.
-3. Channels: three stay red, green and blue. Any other number C: each gets the sum over red, green and blue, divided by
-   C. So a grey image gives what timm gives for it repeated three times, be it in one channel or in all C.
+   pixel. `grey`: the pixel is std * value + mean, with the preprocessing's. `zscore`, `zscore_nonzero`: as `grey`,
+   with the mean and std of ImageNet's pixels per channel: an image's own mean is mapped to ImageNet's.
+3. Channels: three remain red, green and blue. For any other number C, each gets the sum over red, green and blue,
+   divided by C. So a grey image, in one channel or in all C, has the response of timm's model to it in three.
 4. In 3D: repeated along the third axis and divided by the patch's depth (I3D, Carreira 2017). So a volume that is
-   constant along its third axis gives the response of its slices volume[:, :, k].
+   constant along its third axis has the response of its slices volume[:, :, k].
 
-A stem of other than three channels was not trained on ImageNet's colours: it must have the task's number, and 2 and 3
-are left out. What belongs to no encoder (DROPPED) is dropped; a network that computes something else (`hub.VARIANTS`)
-is refused, and so is one of another width, depth or number of heads. A file does not tell its heads: they are taken to
-be those of `model` where width and depth are, else the encoder's.
+A stem without three channels was not trained on ImageNet's colours: it must have the task's number, and steps 2 and 3
+are skipped. Tensors that belong to no encoder (DROPPED) are dropped. A network with another forward pass
+(`pretrained.VARIANTS`) is refused, and so is one of another width, depth or number of heads. A file does not contain
+the number of heads: it is taken to be that of `model` if width and depth are, else the encoder's.
 """
 
 from math import isqrt
@@ -36,7 +35,7 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
-from premed.config.spec import Spec, elsewhere
+from premed.config.spec import Spec, runtime_field
 from premed.config.transforms import Preprocessing
 from premed.contracts import Encoder, Task
 from premed.errors import UserError
@@ -49,98 +48,100 @@ STEM, BIAS, PLACES = "patch_embed.proj.weight", "patch_embed.proj.bias", "pos_em
 
 
 class Config(Spec):
-    """Weights by timm's name for them, from the hub; or from a file, which is taken to be that model's."""
+    """Weights by timm's model name, from the hub; or from a file, which is assumed to be of that model."""
 
     name: Literal["imagenet"] = "imagenet"
     model: str = "vit_base_patch16_224.augreg_in1k"
-    """Says of a file, too, how its images were normalised, unless `mean` and `std` do."""
-    weights: Path | None = elsewhere(None)
-    """A file, read on this machine alone; stages are known by its content."""
+    """Also gives the normalisation that a file's weights were trained with, unless `mean` and `std` are set."""
+    weights: Path | None = runtime_field(None)
+    """A file, read on this machine alone; the stage's digest depends on its content."""
     mean: tuple[float, float, float] | None = None
-    """Of the pixels in [0, 1], by channel; None: the model's."""
+    """Of the pixels in [0, 1], per channel; None: the model's."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
 
 
 build = None
-"""There is nothing to train; `weights` brings what others trained."""
+"""Nothing is trained; `weights` returns pre-trained weights."""
 
 
 def content(config: Config) -> str:
-    """SHA-256 of the file that the weights come from."""
-    return pretrained.sha256(source(config))
+    """Returns the SHA-256 of the file with the weights."""
+    return pretrained.sha256(weights_file(config))
 
 
-def source(config: Config) -> Path:
-    """The file, fetched from the hub where none was given."""
+def weights_file(config: Config) -> Path:
+    """Returns the path of the file with the weights; downloads it from the hub if none is set."""
     return pretrained.fetch(config.model) if config.weights is None else expanded(config.weights)
 
 
 def weights(config: Config, encoder: Encoder, task: Task) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The encoder's whole state, made from the file by the rules above, and what was done to it."""
+    """Returns the encoder's state, converted from the file by the rules above, and a report of the changes."""
     if not isinstance(encoder, ViT):
         raise UserError("encoder: imagenet's weights are a vision transformer's; use vit")
     named = pretrained.known(config.model)
     where = f"pretext.weights: {config.weights}"
-    if config.weights is None:  # what can be refused is not fetched
+    if config.weights is None:  # refuse before downloading
         where = f"pretext.model: {config.model}"
         pretrained.refuse_variants(named.names, where)
         refuse_shape(where, encoder, named.width, named.depth, named.heads)
-    path = source(config)
-    whole = pretrained.read(path)
-    state = {name: w for name, w in whole.items() if not name.startswith(DROPPED)}
+    path = weights_file(config)
+    file_state = pretrained.read(path)
+    state = {name: w for name, w in file_state.items() if not name.startswith(DROPPED)}
     refuse_misfits(where, state, encoder, named)
     about = {"file": path.name, "sha256": pretrained.sha256(path), "model": config.model}
     changed: dict[str, str] = {}
     mean_std = config.mean or named.mean, config.std or named.std
-    state[STEM], state[BIAS] = stem(where, state[STEM], state[BIAS], encoder, task, mean_std, changed)
-    state[PLACES] = positions(where, state[PLACES], encoder.grid, changed)
-    dropped = sorted(set(whole) - set(state))
+    state[STEM], state[BIAS] = adapt_stem(where, state[STEM], state[BIAS], encoder, task, mean_std, changed)
+    state[PLACES] = adapt_positions(where, state[PLACES], encoder.grid, changed)
+    dropped = sorted(set(file_state) - set(state))
     return state, about | {"kept": len(state) - len(changed), "changed": changed, "dropped": dropped}
 
 
-# ---- what does not fit
+# ---- compatibility
 
 
 def refuse_misfits(where: str, state: dict[str, Tensor], encoder: ViT, named: pretrained.Known) -> None:
-    """UserError where these are not the weights of a plain ViT of the encoder's width, depth and heads."""
+    """Raises UserError unless these are the weights of a plain ViT of the encoder's width, depth and heads."""
     pretrained.refuse_variants(state, where)
     blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
     if not blocks or PLACES not in state or STEM not in state:
-        raise UserError(f"{where}: holds no vision transformer by timm's names (it has {', '.join(sorted(state)[:3])})")
+        raise UserError(
+            f"{where}: contains no vision transformer with timm's names (it has {', '.join(sorted(state)[:3])})"
+        )
     if "cls_token" not in state:
-        raise UserError(f"{where}: has no class token; take a plain ViT, such as vit_base_patch16_224")
+        raise UserError(f"{where}: has no class token; use a plain ViT, such as vit_base_patch16_224")
     width, depth = state["cls_token"].shape[-1], len(blocks)
     alike = (width, depth) == (named.width, named.depth)
     refuse_shape(where, encoder, width, depth, named.heads if alike else None)
     own = encoder.state_dict()
-    fixed = own.keys() - {STEM, PLACES}  # these two are made to fit
+    fixed = own.keys() - {STEM, PLACES}  # these two are converted
     lists = {
         "missing": sorted(own.keys() - state.keys()),
         "unknown": sorted(state.keys() - own.keys()),
         "of another shape": sorted(name for name in fixed & state.keys() if state[name].shape != own[name].shape),
     }
-    if said := "; ".join(f"{what}: {', '.join(names[:3])}" for what, names in lists.items() if names):
-        raise UserError(f"{where}: is not a plain ViT ({said}); take one, such as vit_base_patch16_224")
+    if problems := "; ".join(f"{what}: {', '.join(names[:3])}" for what, names in lists.items() if names):
+        raise UserError(f"{where}: is not a plain ViT ({problems}); use one, such as vit_base_patch16_224")
 
 
 def refuse_shape(where: str, encoder: ViT, width: int, depth: int, heads: int | None) -> None:
-    """UserError that names the field in which the weights are another network's; heads: None where nobody knows."""
+    """Raises UserError, which names the fields to set, if the shapes differ. heads: None if unknown."""
     own = cast(Block, encoder.blocks[0]).attn.num_heads
     fields = {"width": (width, encoder.width), "depth": (depth, encoder.depth), "heads": (heads, own)}
     if wrong := {field: pair for field, pair in fields.items() if pair[0] not in (None, pair[1])}:
         theirs = ", ".join(f"{field} {number}" for field, (number, _) in wrong.items())
         ours = ", ".join(str(number) for _, number in wrong.values())
-        mend = " ".join(f"encoder.{field}={number}" for field, (number, _) in wrong.items())
+        overrides = " ".join(f"encoder.{field}={number}" for field, (number, _) in wrong.items())
         raise UserError(
-            f"{where}: has {theirs} and the encoder {ours}; set {mend}, "
+            f"{where}: has {theirs} and the encoder {ours}; set {overrides}, "
             "or name weights of the encoder's shape (pretext.model, pretext.weights)"
         )
 
 
-# ---- what is made to fit
+# ---- conversion
 
 
-def stem(
+def adapt_stem(
     where: str,
     kernel: Tensor,
     bias: Tensor,
@@ -149,40 +150,40 @@ def stem(
     mean_std: tuple[tuple[float, ...], tuple[float, ...]],
     changed: dict[str, str],
 ) -> tuple[Tensor, Tensor]:
-    """Kernel [D, C, *patch] and bias [D] for the task's images, from [D, 3, p, p]; notes in `changed` what was done."""
+    """Converts kernel [D, 3, p, p] and bias [D] to [D, C, *patch] and [D] for the task; reports to `changed`."""
     from timm.layers import resample_patch_embed  # type: ignore[attr-defined]
 
     if kernel.ndim != 4 or kernel.shape[1] not in (3, task.channels):
         raise UserError(
-            f"{where}: its stem takes {kernel.shape[1]} channels and {task.name} has {task.channels}; "
-            "take one of 3 (red, green, blue)"
+            f"{where}: its stem has {kernel.shape[1]} input channels and {task.name} has {task.channels}; "
+            "use weights with 3 (red, green, blue)"
         )
-    done, edges = [], encoder.patch[:2]
+    changes, edges = [], encoder.patch[:2]
     if tuple(kernel.shape[2:]) != edges:
-        done.append(f"{by(kernel.shape[2:])} to {by(edges)}")
+        changes.append(f"{format_sizes(kernel.shape[2:])} to {format_sizes(edges)}")
         kernel = resample_patch_embed(kernel, list(edges))
     if kernel.shape[1] == 3:
         scale, shift = rescaling(task.preprocessing, *mean_std)
         if (scale != 1).any() or (shift != 0).any():
-            done.append("normalisation folded in")
+            changes.append("normalisation folded in")
             changed[BIAS] = "normalisation folded in"
             sums = kernel.double().sum(dim=(2, 3))  # [D, 3]
             bias = (bias.double() + sums @ shift).float()
             kernel = (kernel.double() * scale[:, None, None]).float()
         if task.channels != 3:
-            done.append(f"3 channels to {task.channels}")
+            changes.append(f"3 channels to {task.channels}")
             kernel = kernel.sum(dim=1, keepdim=True).repeat(1, task.channels, 1, 1) / task.channels
     if task.dims == 3:
         depth = encoder.patch[2]
-        done.append(f"inflated to {by(encoder.patch)}")
+        changes.append(f"inflated to {format_sizes(encoder.patch)}")
         kernel = kernel[..., None].repeat(1, 1, 1, 1, depth) / depth
-    if done:
-        changed[STEM] = ", ".join(done)
+    if changes:
+        changed[STEM] = ", ".join(changes)
     return kernel, bias
 
 
 def rescaling(preprocessing: Preprocessing, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """(scale [3], shift [3]) that take a task's value to what the model's channels want."""
+    """Returns (scale [3], shift [3]) that map a task's values to the normalisation of the model's channels."""
     from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
     pixel = {"window": ([1.0] * 3, [0.0] * 3), "grey": ([preprocessing.std] * 3, [preprocessing.mean] * 3)}
@@ -193,16 +194,16 @@ def rescaling(preprocessing: Preprocessing, mean: tuple[float, ...], std: tuple[
     return factor / size, (offset - centre) / size
 
 
-def positions(where: str, places: Tensor, grid: tuple[int, ...], changed: dict[str, str]) -> Tensor:
-    """[1, 1 + L, D] of the encoder's grid from [1, 1 + n * n, D]; notes in `changed` what was done."""
+def adapt_positions(where: str, places: Tensor, grid: tuple[int, ...], changed: dict[str, str]) -> Tensor:
+    """Resamples [1, 1 + n * n, D] to the encoder's grid, [1, 1 + L, D]; reports to `changed`."""
     from timm.layers import resample_abs_pos_embed  # type: ignore[attr-defined]
 
     side = isqrt(places.shape[1] - 1)
     if places.shape[1] != 1 + side * side:
-        raise UserError(f"{where}: its {places.shape[1]} positions are no class token and a square; take a plain ViT")
+        raise UserError(f"{where}: its {places.shape[1]} positions are not a class token and a square; use a plain ViT")
     if grid == (side, side):
         return places
-    changed[PLACES] = f"{side}x{side} to {by(grid)}"
+    changed[PLACES] = f"{side}x{side} to {format_sizes(grid)}"
     places = resample_abs_pos_embed(places, list(grid[:2]), [side, side])
     if len(grid) == 2:
         return places
@@ -214,6 +215,6 @@ def positions(where: str, places: Tensor, grid: tuple[int, ...], changed: dict[s
     return torch.cat([summary, (plane + depths).flatten(1, 2)], dim=1)
 
 
-def by(sizes: Any) -> str:
-    """(16, 16) as 16x16."""
+def format_sizes(sizes: Any) -> str:
+    """Formats (16, 16) as 16x16."""
     return "x".join(map(str, sizes))

@@ -1,7 +1,7 @@
 """Masked autoencoder (He 2022), in 2D and 3D, on the images of one data set: the task's own (SelfMedMAE), or another.
 
 The encoder sees the visible patches only; a light decoder predicts the hidden ones, each normalised by its own mean and
-variance; the loss is on hidden patches alone. SelfMedMAE's sizes: decoder 256 × 8 × 8 heads in 2D, 384 × 8 × 12 in 3D.
+variance; the loss is on the hidden patches alone. SelfMedMAE's decoders: 256 × 8 × 8 heads in 2D, 384 × 8 × 12 in 3D.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from premed.errors import UserError
 from premed.models.encoders.vit import Block, init_weights, patchify, sincos, unpatchify, with_class_row
 from premed.rng import bits, fold, key
 
-FILMED = 2  # cases whose reconstruction is kept through the training
+NUM_PROGRESS_CASES = 2  # cases whose reconstruction is recorded during the training
 CHUNK = 32  # validation views per forward; the rows do not depend on it
 CAPTION = "hidden patches predicted, visible ones pasted back; true mean and contrast of each patch put back"
 
@@ -34,18 +34,18 @@ class Config(Spec):
     decoder_depth: int = Field(default=8, ge=1)
     decoder_heads: int = Field(default=8, ge=1)
     gate_images: int = Field(default=2000, ge=1)
-    """How many training images the network-free predictor (the gate) is made from, at the most."""
+    """Maximum number of training images from which the network-free predictor (the gate) is computed."""
 
 
 def build(config: Config, encoder: Encoder, data_sets: Sequence[DataSet], weight_decay: float) -> "MAE":
-    """The objective that trains `encoder` on views of the one data set."""
+    """Returns the objective that trains `encoder` on views of one data set. Raises UserError for several."""
     if len(data_sets) > 1:
-        raise UserError(f"pretrain.sources: mae learns from one data set, and here are {len(data_sets)}; leave one")
+        raise UserError(f"pretrain.sources: mae learns from one data set, and there are {len(data_sets)}; keep one")
     return MAE(config, encoder, data_sets[0].task, weight_decay)
 
 
 class MAE(Objective):
-    """`forward` is the loss of the paper; `measure` scores it on val beside the gate."""
+    """`forward` returns the paper's loss; `measure` computes it on val, together with the gate's."""
 
     mean_patch: Tensor
 
@@ -60,19 +60,19 @@ class MAE(Objective):
                 "at least one must be visible and one hidden"
             )
         if "pos_embed" not in dict(encoder.named_parameters()):
-            raise UserError("encoder: mae needs one that sees some patches only, at known positions; use vit")
+            raise UserError("encoder: mae needs one that can skip patches and has position embeddings; use vit")
         self.encoder = encoder
         self.decoder = Decoder(config, encoder, task.channels)
         self.parts = {"encoder": encoder, "decoder": self.decoder}
         encoder.get_parameter("pos_embed").requires_grad_(False)
-        # the network-free predictor: the mean normalised patch of each position, [L, P]: the gate
+        # the gate: a network-free predictor, the mean normalised patch of each position [L, P]
         self.register_buffer("mean_patch", torch.zeros(num_patches, task.channels * prod(encoder.patch)))
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         return self.losses(batch.image, batch.keys)[0].mean(), {}
 
     def losses(self, image: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Per sample, the loss [B] of the network and of the network-free predictor, on the same hidden patches."""
+        """Returns the losses [B] of the network and of the gate, per sample, on the same hidden patches."""
         target = self.target(image)
         keep, hide = self.mask(keys)
         prediction = self.decoder(self.encoder(image, keep=keep), keep, hide)
@@ -83,18 +83,18 @@ class MAE(Objective):
         return error, gate
 
     def mask(self, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """The numbers of the visible [B, K] and the hidden [B, L - K] patches, K = int(L * (1 - mask_ratio))."""
+        """Returns the indices of visible [B, K] and hidden [B, L - K] patches, K = int(L * (1 - mask_ratio))."""
         order = bits(fold(keys, "mask"), prod(self.encoder.grid)).argsort(dim=1, stable=True)
         return order[:, : self.num_visible], order[:, self.num_visible :]
 
     def target(self, image: Tensor) -> Tensor:
-        """Patches [B, L, P], each with mean 0 and (biased) variance 1; all channels of a patch together."""
+        """Returns patches [B, L, P], each normalised to mean 0 and (biased) variance 1 over all of its channels."""
         patches = patchify(image.float(), self.encoder.patch)
         return torch.nn.functional.layer_norm(patches, patches.shape[-1:], eps=1e-6)
 
     @torch.no_grad()
     def on_start(self, train: Sequence[Sample]) -> None:
-        """Averages the normalised patches of the training images (the gate is made on train and scored on val)."""
+        """Computes the gate: each position's mean normalised patch over the training images (it is scored on val)."""
         total, count = torch.zeros_like(self.mean_patch, dtype=torch.float64), 0
         for sample in train[: self.config.gate_images]:
             for tile in self.task.tiles(sample):
@@ -104,7 +104,7 @@ class MAE(Objective):
 
     @torch.no_grad()
     def measure(self, samples: Sequence[Sample]) -> list[Row]:
-        """One row per case: `loss`, and `gate`, what the network-free predictor loses on the same patches."""
+        """Returns one row per case: `loss`, and `gate`, the loss of the network-free predictor on the same patches."""
         views = [(sample, i, tile) for sample in samples for i, tile in enumerate(self.task.tiles(sample))]
         losses: dict[str, list[tuple[float, float]]] = {sample.case.name: [] for sample in samples}
         for start in range(0, len(views), CHUNK):
@@ -123,40 +123,43 @@ class MAE(Objective):
         return {name: float(np.mean([row[name] for row in rows])) for name in ("loss", "gate")}
 
     def pictures(self, samples: Sequence[Sample], folder: Path) -> list[Path]:
-        """The paper's figure 2 on fixed cases: original, masked, predicted, and the network-free prediction."""
+        """Draws the paper's figure 2 on fixed cases: original, masked, predicted, and the gate's prediction."""
         from premed.data.figures import reconstruction
 
-        cases = [(sample.case.name, *(picture.numpy() for picture in self.shown(sample))) for sample in samples[:4]]
+        cases = [
+            (sample.case.name, *(picture.numpy() for picture in self.reconstruct_sample(sample)))
+            for sample in samples[:4]
+        ]
         return [reconstruction(folder / "reconstruction.png", cases, CAPTION)]
 
     def snapshot(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """What is predicted of the first cases: [*S] each, by name."""
-        return {sample.case.name: self.shown(sample)[2] for sample in samples[:FILMED]}
+        """Returns the predictions of the first cases, [*S] each, by name."""
+        return {sample.case.name: self.reconstruct_sample(sample)[2] for sample in samples[:NUM_PROGRESS_CASES]}
 
     def progress_pictures(
         self, samples: Sequence[Sample], snapshots: Mapping[int, dict[str, Tensor]], folder: Path
     ) -> list[Path]:
-        """The same cases again, predicted as training went on."""
+        """Draws the predictions of the same cases at successive steps."""
         from premed.data.figures import reconstruction
 
         cases = []
-        for sample in samples[:FILMED]:
-            original, masked, _, mean_patch = self.shown(sample)
+        for sample in samples[:NUM_PROGRESS_CASES]:
+            original, masked, _, mean_patch = self.reconstruct_sample(sample)
             predicted = [snapshots[step][sample.case.name] for step in sorted(snapshots)]
             cases.append((sample.case.name, *(x.numpy() for x in (original, masked, *predicted, mean_patch))))
         return [reconstruction(folder / "progress.png", cases, CAPTION, sorted(snapshots))]
 
     @torch.no_grad()
-    def shown(self, sample: Sample) -> list[Tensor]:
-        """`reconstruct` of the first channel [*S] of a case's first fixed view, always behind the same mask."""
+    def reconstruct_sample(self, sample: Sample) -> list[Tensor]:
+        """Returns `reconstruct` of the first channel [*S] of a case's first fixed view, always with the same mask."""
         image = torch.from_numpy(self.task.tiles(sample)[0])[None].to(self.mean_patch.device)
         keys = torch.tensor([key("val", sample.case.name, 0)], device=image.device)
         return [picture[0, 0].cpu() for picture in self.reconstruct(image, keys)]
 
     def reconstruct(self, image: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Original, masked (hidden patches NaN), predicted, mean patch: [B, C, *S] each.
+        """Returns original, masked (hidden patches NaN), predicted, mean patch: [B, C, *S] each.
 
-        Predictions are de-normalised by the target patch's own statistics; visible patches are the image's own.
+        Predictions are de-normalised with the target patch's own statistics; visible patches are the image's own.
         """
         keep, hide = self.mask(keys)
         patches = patchify(image.float(), self.encoder.patch)
@@ -167,15 +170,15 @@ class MAE(Objective):
             where = hide[..., None].expand(-1, -1, patches.shape[2])
             return unpatchify(patches.scatter(1, where, hidden), self.encoder.grid, self.encoder.patch)
 
-        def restored(normalised: Tensor) -> Tensor:
+        def denormalise(normalised: Tensor) -> Tensor:
             return paste(normalised * take((variance + 1e-6).sqrt(), hide) + take(mean, hide))
 
         blank = torch.full_like(prediction, torch.nan)
-        return image, paste(blank), restored(prediction), restored(self.mean_patch[hide])
+        return image, paste(blank), denormalise(prediction), denormalise(self.mean_patch[hide])
 
 
 class Decoder(nn.Module):
-    """Fills the hidden places with a learnt token, looks at all places, and predicts the hidden patches."""
+    """A transformer over all positions, with a learnt mask token at the hidden ones; predicts the hidden patches."""
 
     positions: Tensor
 
@@ -195,8 +198,8 @@ class Decoder(nn.Module):
         init_weights(self)
 
     def forward(self, features: Features, keep: Tensor, hide: Tensor) -> Tensor:
-        """Predictions [B, L - K, P] for the hidden places, in the order of `hide`."""
-        assert features.summary is not None, "the decoder wants a class token"
+        """Returns predictions [B, L - K, P] for the hidden positions, in the order of `hide`."""
+        assert features.summary is not None, "the decoder needs a class token"
         visible = self.embed(features.tokens) + take(self.positions[:, 1:].expand(len(keep), -1, -1), keep)
         hidden = self.mask_token + take(self.positions[:, 1:].expand(len(hide), -1, -1), hide)
         x = torch.cat([self.embed(features.summary)[:, None], visible, hidden.to(visible.dtype)], dim=1)
@@ -206,5 +209,5 @@ class Decoder(nn.Module):
 
 
 def take(x: Tensor, where: Tensor) -> Tensor:
-    """Rows `where` [B, N] of x [B, L, P]: [B, N, P]."""
+    """Returns the rows `where` [B, N] of x [B, L, P]: [B, N, P]."""
     return torch.gather(x, 1, where[..., None].expand(-1, -1, x.shape[2]))

@@ -6,10 +6,10 @@ from premed.config.spec import Spec
 
 
 class Config(Spec):
-    """Nothing to set."""
+    """No settings."""
 
     name: Literal["none"] = "none"
 
 
 build = None
-"""There is nothing to train: an experiment with this strategy has no pre-training stage."""
+"""An experiment with this strategy has no pre-training stage."""

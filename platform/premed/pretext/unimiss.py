@@ -1,10 +1,10 @@
 """UniMiSS (Xie 2022): self-distillation over pictures and volumes together, with one transformer for both.
 
-A student learns to say of one view of an image what its teacher, the mean of the student's own past, says of another
-(DINO, Caron 2021). Steps are on pictures and on volumes in turn. Of a volume, what is said of its depth slices, which
-go through the branch for pictures, counts as a second account of it: all four pairs of accounts are compared.
+The student predicts the teacher's output for another view; the teacher is an exponential moving average of the student
+(DINO, Caron 2021). Steps alternate between pictures and volumes. A volume has two outputs, that of the volume branch
+and that of its depth slices in the picture branch: the loss compares all four pairs of student and teacher outputs.
 
-Shapes: B images, two views each, one after the other in the batch; C channels; *S spatial axes; D depth; K prototypes.
+Shapes: B images, two adjacent views each in the batch; C channels; *S spatial axes; D depth; K prototypes.
 """
 
 from collections import Counter, defaultdict
@@ -36,35 +36,35 @@ CHUNK = 16  # validation images per forward; the rows do not depend on it
 
 
 class Config(Spec):
-    """The paper's numbers, as its code has them."""
+    """The paper's numbers, from its code."""
 
     name: Literal["unimiss"] = "unimiss"
     interval: int = Field(2, ge=1)
-    """Epochs of one data set before the next one's turn."""
+    """Consecutive epochs on one data set before the next one."""
     slices: bool = True
-    """Volumes are seen slice by slice, too."""
+    """Volumes also pass through the picture branch, slice by slice."""
     saves: Literal["student", "teacher"] = "student"
-    """Whose encoder is fine-tuned: the paper's code takes the student's."""
+    """The network whose encoder is saved: the paper's code saves the student's."""
     hidden: int = Field(2048, ge=1)
     bottleneck: int = Field(256, ge=1)
     prototypes: int = Field(65536, ge=2)
-    """What an answer is a distribution over."""
+    """Number of prototypes, over which an output is a distribution."""
     student_temperature: float = Field(0.1, gt=0)
     teacher_temperature: float = Field(0.04, gt=0)
     momentum: float = Field(0.996, ge=0, lt=1)
-    """Of the teacher, at the start: it rises to 1 by half a cosine."""
+    """Momentum of the teacher at the start; it rises to 1 by half a cosine."""
     centre_momentum: float = Field(0.9, ge=0, lt=1)
     clip_each: float | None = Field(0.3, gt=0)
-    """Limit of the norm of each parameter's gradient by itself."""
+    """Maximum norm of each parameter's gradient, parameter by parameter."""
     resting: float = Field(0.005, ge=0, lt=1)
-    """The share of the training at whose start the prototypes rest: the first of the paper's 200 epochs."""
+    """The share of the training, from its start, in which the prototypes are frozen: 1 of the paper's 200 epochs."""
     weight_decay_end: float | None = Field(0.4, ge=0)
-    """Where pretrain.weight_decay goes by half a cosine; None: it stays."""
+    """Final weight decay, reached from pretrain.weight_decay by half a cosine; None: constant."""
     drop_path: float = Field(0.1, ge=0, lt=1)
 
 
 def build(config: Config, encoder: Encoder, data_sets: Sequence[DataSet], weight_decay: float) -> "UniMiSS":
-    """The objective that trains `encoder` on the data sets, pictures and volumes. UserError where they do not suit."""
+    """Returns the objective that trains `encoder` on data sets of pictures and volumes. Raises UserError for others."""
     for data_set in data_sets:
         if data_set.augment.crops != 2:
             raise UserError(
@@ -76,8 +76,8 @@ def build(config: Config, encoder: Encoder, data_sets: Sequence[DataSet], weight
     for data_set in volumes if config.slices else ():
         if not pictures or not isinstance(encoder, MiT):
             raise UserError(
-                "pretext.slices: slices go through a branch for pictures; let pretrain.sources name a data set of "
-                "pictures and encoder be mit, or set slices: false"
+                "pretext.slices: slices need a picture branch; add a data set of pictures to pretrain.sources and "
+                "use encoder mit, or set slices: false"
             )
         if data_set.task.channels != pictures[0].task.channels:
             raise UserError(
@@ -90,15 +90,15 @@ def build(config: Config, encoder: Encoder, data_sets: Sequence[DataSet], weight
 
 
 def plan(config: Config, settings: "Pretrain", sizes: Sequence[int], draws: str) -> InTurn:
-    """Each data set in its turn; `epochs` are those of all together."""
+    """Returns a sampler that alternates between data sets; `epochs` counts those of all together."""
     return InTurn.of(settings, sizes, draws, config.interval)
 
 
 class UniMiSS(Objective):
-    """`forward` is the loss of the paper; `measure` scores it on fixed views, and looks whether it collapsed."""
+    """`forward` returns the paper's loss; `measure` computes it on fixed views, with measures of a collapse."""
 
     centre: Tensor
-    heard: Tensor
+    step_centre: Tensor
 
     def __init__(self, config: Config, encoder: Encoder, data_sets: Sequence[DataSet], weight_decay: float):
         super().__init__()
@@ -109,45 +109,47 @@ class UniMiSS(Objective):
         kept = self.student if config.saves == "student" else self.teacher
         self.parts = {"encoder": kept.encoder, "projection": kept.projection}
         self.register_buffer("centre", torch.zeros(config.prototypes))
-        self.register_buffer(
-            "heard", torch.zeros(config.prototypes), persistent=False
-        )  # of this step's teacher, so far
+        # the sum over micro-batches of the teacher's mean logits in this step
+        self.register_buffer("step_centre", torch.zeros(config.prototypes), persistent=False)
 
     # ---- the loss
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        terms, heard = self.terms(batch.image, batch.keys)
+        pair_losses, teacher_logits = self.pair_losses(batch.image, batch.keys)
         with torch.no_grad():
-            self.heard += batch.weight * torch.cat([*heard.values()]).mean(dim=0)
-            numbers = {name: term.mean() for name, term in terms.items()}
-            numbers |= {"entropy": self.entropy(next(iter(heard.values()))).mean(), "centre_spread": self.centre.std()}
-        return torch.stack([term.mean() for term in terms.values()]).sum(), numbers
+            self.step_centre += batch.weight * torch.cat([*teacher_logits.values()]).mean(dim=0)
+            numbers = {name: term.mean() for name, term in pair_losses.items()}
+            numbers |= {
+                "entropy": self.entropy(next(iter(teacher_logits.values()))).mean(),
+                "centre_spread": self.centre.std(),
+            }
+        return torch.stack([term.mean() for term in pair_losses.values()]).sum(), numbers
 
-    def terms(self, image: Tensor, keys: Tensor | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The loss per image [B] of each account of the student against each of the teacher's; and the latter [2B, K].
+    def pair_losses(self, image: Tensor, keys: Tensor | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Returns the loss per image [B] of each pair of student and teacher outputs, and the teacher's logits [2B, K].
 
-        Accounts are of pictures, or of volumes and of their slices.
+        Outputs are of pictures, or of volumes and of their slices.
         """
         sliced = image.ndim == 5 and self.config.slices
-        said = self.student.accounts(image, keys, sliced)
+        student_logits = self.student.branch_logits(image, keys, sliced)
         with torch.no_grad():
-            heard = self.teacher.accounts(image, None, sliced)
-            targets = {name: self.answers(logits).exp() for name, logits in heard.items()}
+            teacher_logits = self.teacher.branch_logits(image, None, sliced)
+            targets = {name: self.log_probabilities(logits).exp() for name, logits in teacher_logits.items()}
         losses = {
-            f"{ours}_{theirs}": compared(logits / self.config.student_temperature, target)
-            for ours, logits in said.items()
-            for theirs, target in targets.items()
+            f"{student}_{teacher}": swapped_cross_entropy(logits / self.config.student_temperature, target)
+            for student, logits in student_logits.items()
+            for teacher, target in targets.items()
         }
-        return losses, heard
+        return losses, teacher_logits
 
-    def answers(self, heard: Tensor) -> Tensor:
-        """The teacher's answers to logits [n, K], as logarithms of probabilities."""
-        return ((heard - self.centre) / self.config.teacher_temperature).log_softmax(dim=1)
+    def log_probabilities(self, teacher_logits: Tensor) -> Tensor:
+        """Returns the teacher's log-probabilities [n, K]: logits, centred and sharpened."""
+        return ((teacher_logits - self.centre) / self.config.teacher_temperature).log_softmax(dim=1)
 
-    def entropy(self, heard: Tensor) -> Tensor:
-        """Of the teacher's answers [n], as a share of what it can be: 0 is one prototype, 1 is all of them alike."""
-        answers = self.answers(heard)
-        return -(answers.exp() * answers).sum(dim=1) / log(self.config.prototypes)
+    def entropy(self, teacher_logits: Tensor) -> Tensor:
+        """Returns the entropy [n] of the teacher's outputs over its maximum: 0 is one prototype, 1 is uniform."""
+        log_probabilities = self.log_probabilities(teacher_logits)
+        return -(log_probabilities.exp() * log_probabilities).sum(dim=1) / log(self.config.prototypes)
 
     # ---- a step
 
@@ -158,9 +160,9 @@ class UniMiSS(Objective):
         return [matrices, others]
 
     def before_step(self, progress: float) -> dict[str, Tensor]:
-        """Takes the gradient from what rests, so that the optimizer leaves it alone; clips each other one.
+        """Removes the gradient of frozen prototypes, so that the optimizer skips them, and clips every other gradient.
 
-        In a step on pictures, what is for volumes has none: DDP makes none up for what no rank used.
+        In a step on pictures, the volume branch has no gradients: DDP leaves those of unused parameters None.
         """
         for name, parameter in self.student.named_parameters():
             if name == "projection.prototypes" and progress < self.config.resting:
@@ -171,42 +173,46 @@ class UniMiSS(Objective):
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Moves the teacher and the centre: both are the same on all ranks."""
+        """Updates the teacher and the centre, identically on all ranks."""
         momentum = 1 - (1 - self.config.momentum) * 0.5 * (1 + cos(pi * progress))
-        for theirs, ours in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
-            theirs.lerp_(ours, 1 - momentum)
+        for teacher, student in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+            teacher.lerp_(student, 1 - momentum)
         if (world := rank_and_world()[1]) > 1:  # a weight is a share of the step times the number of ranks
-            dist.all_reduce(self.heard)
-            self.heard /= world
-        self.centre.lerp_(self.heard, 1 - self.config.centre_momentum)
-        self.heard.zero_()
+            dist.all_reduce(self.step_centre)
+            self.step_centre /= world
+        self.centre.lerp_(self.step_centre, 1 - self.config.centre_momentum)
+        self.step_centre.zero_()
 
     # ---- validation
 
     @torch.no_grad()
     def measure(self, samples: Sequence[Sample]) -> list[Row]:
-        """One row per case, of two fixed views: `loss`, and of the teacher's answer its `entropy` and `top` prototype.
+        """Returns one row per case, from two fixed views: `loss`, and the teacher's `entropy` and `top` prototype.
 
-        The loss is the mean over the pairs of accounts; the answer is that to the first view.
+        The loss is the mean over the pairs of outputs; entropy and prototype are of the first view.
         """
         rows: list[Row] = []
-        for chunk in chunks(samples):
+        for chunk in data_set_chunks(samples):
             task, _, augment = self.data_sets[chunk[0].data_set]
             views = [
                 task.view(sample, augment, SampleRng(key("val", sample.case.name, i)))[0]
                 for sample in chunk
                 for i in (0, 1)
             ]
-            terms, heard = self.terms(torch.from_numpy(np.stack(views)).to(self.centre.device))
-            first = next(iter(heard.values()))[::2]
-            numbers = torch.stack([*terms.values()]).mean(dim=0), self.entropy(first), self.answers(first).argmax(dim=1)
+            pair_losses, teacher_logits = self.pair_losses(torch.from_numpy(np.stack(views)).to(self.centre.device))
+            first = next(iter(teacher_logits.values()))[::2]
+            numbers = (
+                torch.stack([*pair_losses.values()]).mean(dim=0),
+                self.entropy(first),
+                self.log_probabilities(first).argmax(dim=1),
+            )
             for sample, loss, entropy, top in zip(chunk, *(x.tolist() for x in numbers), strict=True):
                 row = {"case": sample.case.name, "patient": sample.case.patient, "domain": sample.data_set}
                 rows.append(row | {"loss": loss, "entropy": entropy, "top": top})
         return rows
 
     def summary(self, rows: Sequence[Row]) -> dict[str, float]:
-        """Means, and `same`: how many cases get the most frequent answer, in the data set where they are most."""
+        """Returns means, and `same`: the share of cases with the most frequent prototype, maximum over data sets."""
         means = {name: float(np.mean([row[name] for row in rows])) for name in ("loss", "entropy")}
         tops: dict[int, Counter[int]] = defaultdict(Counter)
         for row in rows:
@@ -216,19 +222,19 @@ class UniMiSS(Objective):
 
 
 class StudentNetwork(nn.Module):
-    """An encoder and its projection: images to logits of prototypes."""
+    """An encoder and its projection: images to logits over prototypes."""
 
     def __init__(self, encoder: Encoder, projection: "Projection"):
         super().__init__()
         self.encoder, self.projection = encoder, projection
 
-    def accounts(self, image: Tensor, keys: Tensor | None, sliced: bool) -> dict[str, Tensor]:
-        """What it says of images [B, C, *S] as they are and, if `sliced`, of their depth slices, each [B, K]."""
-        found = {"volume" if image.ndim == 5 else "picture": self.projection(self.summary(image, keys))}
+    def branch_logits(self, image: Tensor, keys: Tensor | None, sliced: bool) -> dict[str, Tensor]:
+        """Returns logits [B, K] of images [B, C, *S] and, if `sliced`, the mean logits [B, K] of their depth slices."""
+        logits = {"volume" if image.ndim == 5 else "picture": self.projection(self.summary(image, keys))}
         if sliced:
             depth = image.shape[4]
             slices = image.movedim(4, 1).flatten(0, 1)  # [B D, C, H, W]
-            own = (
+            slice_keys = (
                 None
                 if keys is None
                 else fold(
@@ -236,8 +242,8 @@ class StudentNetwork(nn.Module):
                     torch.arange(depth, device=keys.device).repeat(len(keys)),
                 )
             )
-            found["slices"] = self.projection(self.summary(slices, own), depth)
-        return found
+            logits["slices"] = self.projection(self.summary(slices, slice_keys), depth)
+        return logits
 
     def summary(self, image: Tensor, keys: Tensor | None) -> Tensor:
         summary = self.encoder(image, keys=keys).summary
@@ -247,7 +253,7 @@ class StudentNetwork(nn.Module):
 
 
 class Projection(nn.Module):
-    """Summaries [B, D] to logits [B, K]: a small MLP, to length 1, and how near that is to prototypes of length 1."""
+    """Summaries [B, D] to logits [B, K]: an MLP, then the cosine similarity to each prototype."""
 
     def __init__(self, config: Config, width: int):
         super().__init__()
@@ -263,23 +269,23 @@ class Projection(nn.Module):
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
-        nn.init.kaiming_uniform_(self.prototypes, a=5**0.5)  # as a linear layer's; their lengths count for nothing
+        nn.init.kaiming_uniform_(self.prototypes, a=5**0.5)  # as a linear layer; their lengths have no effect
 
     def forward(self, summary: Tensor, depth: int = 1) -> Tensor:
-        """`depth`: so many summaries follow each other, whose logits are averaged."""
-        # the mean goes through the matrix: that of all slices' logits, for the price of one's
+        """`depth`: the number of consecutive summaries whose logits are averaged."""
+        # averaging before the linear layer gives the mean of the slices' logits at the cost of one
         x = F.normalize(self.mlp(summary).float(), dim=1)
         return F.linear(x.unflatten(0, (-1, depth)).mean(dim=1), F.normalize(self.prototypes, dim=1)).float()
 
 
-def compared(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy [B] of logits [2B, K] with targets [2B, K]: of each view with its image's other view, both ways."""
+def swapped_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Returns the cross-entropy [B] of logits [2B, K] with the targets [2B, K] of the image's other view, both ways."""
     other = logits.log_softmax(dim=1).unflatten(0, (-1, 2)).flip(1)
     return -(targets.unflatten(0, (-1, 2)) * other).sum(dim=2).mean(dim=1)
 
 
-def chunks(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
-    """The samples in their order, a few of one data set at a time."""
+def data_set_chunks(samples: Sequence[Sample]) -> Iterator[list[Sample]]:
+    """Yields the samples in order, in chunks of one data set each."""
     for _, group in groupby(samples, key=lambda sample: sample.data_set):
-        some = list(group)
-        yield from (some[start : start + CHUNK] for start in range(0, len(some), CHUNK))
+        members = list(group)
+        yield from (members[start : start + CHUNK] for start in range(0, len(members), CHUNK))

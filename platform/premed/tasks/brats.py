@@ -1,9 +1,8 @@
 """Brain tumours of the Medical Segmentation Decathlon's Task01 (BraTS 2016 and 2017): four MRI channels, three regions.
 
-The labels are 1 edema, 2 non-enhancing and 3 enhancing tumour; what is scored are the regions that the challenge asks
-for, which lie in each other: enhancing tumour (ET), tumour core (TC), whole tumour (WT). The test part is one of five
-folds of the labelled cases, as in SelfMedMAE, where the same fold picks the checkpoint; here val is carved from the
-other four.
+The labels are 1 edema, 2 non-enhancing and 3 enhancing tumour. The challenge's nested regions are scored: enhancing
+tumour (ET), tumour core (TC), whole tumour (WT). The test part is one of five folds of the labelled cases, as in
+SelfMedMAE, where the same fold selects the checkpoint; here val is carved from the other four.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from premed.config.spec import Spec, elsewhere
+from premed.config.spec import Spec, runtime_field
 from premed.config.transforms import Preprocessing
 from premed.contracts import Case, Part
 from premed.data import splits
@@ -28,33 +27,33 @@ CHANNELS = ("flair", "t1w", "t1gd", "t2w")
 
 
 class Config(Spec):
-    """SelfMedMAE's preprocessing: each channel normalised over what is not 0; `roi` in voxels, `spacing` in mm."""
+    """SelfMedMAE's preprocessing: each channel normalised over non-zero voxels; `roi` in voxels, `spacing` in mm."""
 
     name: Literal["brats"] = "brats"
-    root: Path | None = elsewhere(None)
+    root: Path | None = runtime_field(None)
     roi: tuple[PositiveInt, PositiveInt, PositiveInt] = (128, 128, 128)
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1.0, 1.0, 1.0)
     crop_foreground: bool = False
-    """Only the box of the brain: smaller, and crops hold less air."""
+    """Crop to the bounding box of the brain: smaller images, and less air in crops."""
     overlap: float = Field(0.5, ge=0, lt=1)
-    window_batch: int = elsewhere(4, ge=1)
+    window_batch: int = runtime_field(4, ge=1)
     split_seed: int = 0
     fold: int = Field(0, ge=0, lt=FOLDS)
-    """The one that is tested on."""
+    """The fold of the test part."""
     val_share: float = Field(0.1, gt=0, lt=1)
-    """Of the other folds' cases: 39 of 387."""
+    """Share of the other folds' cases: 39 of 387."""
     split: splits.Split | None = None
     """Case names (BRATS_001, …) per part, in place of the folds."""
-    partial: bool = elsewhere(False)
-    """Listed cases that are not on disk are left out rather than refused; the folds stay what they are."""
+    partial: bool = runtime_field(False)
+    """Listed cases that are not on disk are left out rather than refused; the folds do not change."""
     test_images: bool = False
-    """The decathlon's unlabelled test images join the pre-training; SelfMedMAE leaves them out."""
+    """Pre-train on the decathlon's unlabelled test images, too; SelfMedMAE does not."""
     legacy_et_label2: bool = False
-    """ET as SelfMedMAE and a MONAI tutorial have it: label 2, which is the non-enhancing tumour."""
+    """ET as in SelfMedMAE and a MONAI tutorial: label 2, which is the non-enhancing tumour."""
 
 
 def build(config: Config) -> "Brats":
-    """The task; `dataset.json` is looked at when cases are asked for."""
+    """Returns the task; `dataset.json` is read when cases are first requested."""
     return Brats(config)
 
 
@@ -77,7 +76,7 @@ class Brats(Regions):
 
     @property
     def labels(self) -> tuple[int, ...]:
-        """The values that its label maps may hold."""
+        """The values that label maps may contain."""
         return 0, 1, 2, 3
 
     @property
@@ -85,35 +84,35 @@ class Brats(Regions):
         return {"TC": (2, 3), "WT": (1, 2, 3), "ET": (2,) if self.config.legacy_et_label2 else (3,)}
 
     def images(self) -> list[Case]:
-        """Training cases, and listed images without a label."""
+        """Returns training cases, and listed images without a label."""
         kinds = ("training", "test") if self.config.test_images else ("training",)
-        unlabelled = [each for each in self.folder.listed.cases if each.case.label is None and each.listed_as in kinds]
-        blind = [each.case for each in unlabelled if each.is_there]
-        train = [] if blind and not self.labelled else self.split("train")
-        return [Case(case.name, case.patient, case.image) for case in [*train, *blind]]
+        unlabelled = [each for each in self.folder.entries.cases if each.case.label is None and each.part in kinds]
+        unlabelled_cases = [each.case for each in unlabelled if each.on_disk]
+        train = [] if unlabelled_cases and not self.labelled else self.split("train")
+        return [Case(case.name, case.patient, case.image) for case in [*train, *unlabelled_cases]]
 
     def split(self, part: Part) -> list[Case]:
-        splits.raise_first_error(() if self.lenient else self.folder.listed.faults)
+        splits.raise_first_error(() if self.lenient else self.folder.entries.faults)
         if not self.labelled:
             raise UserError(f"{self.folder.listing}: no entry has a label; these images can only be pre-trained on")
         if self.config.split is not None:
             cases = splits.listed_cases(self.config.split, part, self.labelled, self.root, self.lenient)
         else:
-            cases = [self.labelled[name] for name in self.dealt()[part]]
+            cases = [self.labelled[name] for name in self.deal_parts()[part]]
         splits.raise_first_error(() if self.lenient else self.missing(cases))
-        there = [case for case in cases if not [*self.missing([case])]]
-        if not there:
+        on_disk = [case for case in cases if not [*self.missing([case])]]
+        if not on_disk:
             raise UserError(
                 f"{self.folder.listing}: {len(self.labelled)} labelled cases leave none on disk for {part}; "
                 "set task.fold, or list cases in task.split"
             )
-        return there
+        return on_disk
 
-    def dealt(self) -> dict[Part, list[str]]:
-        """The names of each part: fold i holds places i, i + 5, i + 10, … of a seeded order, whatever is on disk.
+    def deal_parts(self) -> dict[Part, list[str]]:
+        """Returns the names of each part. Fold i has positions i, i + 5, i + 10, … of a seeded permutation of cases.
 
-        So 484 cases make folds of 97, 97, 97, 97 and 96, as MONAI's CrossValidation does, though not of the same cases:
-        the order is premed's own.
+        The folds do not depend on what is on disk. 484 cases make folds of 97, 97, 97, 97 and 96, as MONAI's
+        CrossValidation does, but not of the same cases: the permutation differs.
         """
         names, seed = sorted(self.labelled), self.config.split_seed
         test = {names[i] for i in permutation(key(seed, "brats folds"), len(names))[self.config.fold :: FOLDS]}
@@ -121,7 +120,7 @@ class Brats(Regions):
         train, val = splits.carve_val(rest, rest, self.config.val_share, key(seed, "brats val", self.config.fold))
         return {"train": train, "val": val, "test": sorted(test)}
 
-    # What is there --------------------------------------------------------------------------------------------------
+    # Files ----------------------------------------------------------------------------------------------------------
 
     @cached_property
     def root(self) -> Path:
@@ -129,7 +128,7 @@ class Brats(Regions):
 
     @cached_property
     def folder(self) -> Decathlon:
-        """Refused unless labels and channels are Task01's: the regions count on their numbers."""
+        """The folder. Raises UserError unless labels and channels are Task01's: the regions depend on their numbers."""
         folder = Decathlon(self.root)
         names = [name.lower() for name in folder.classes[1:]]
         if not (len(names) == 3 and "edema" in names[0] and "non" in names[1] and names[2].startswith("enhanc")):
@@ -143,30 +142,32 @@ class Brats(Regions):
 
     @cached_property
     def labelled(self) -> dict[str, Case]:
-        """All that are listed with a label."""
-        return {each.case.name: each.case for each in self.folder.listed.cases if each.case.label is not None}
+        """All cases that are listed with a label, by name."""
+        return {each.case.name: each.case for each in self.folder.entries.cases if each.case.label is not None}
 
-    # What is wrong with it ------------------------------------------------------------------------------------------
+    # Checks ---------------------------------------------------------------------------------------------------------
 
     def check(self, test: bool = True) -> Iterator[Finding]:
         """See `Task.check`. `test`: look at the cases of the test part as well."""
-        yield from self.folder.listed.faults
-        for each in self.folder.listed.cases:
-            if each.case.label is None and each.listed_as == "training":
-                what = "has no label; it serves" if each.is_there else "is missing, nor has it a label; it would serve"
+        yield from self.folder.entries.faults
+        for each in self.folder.entries.cases:
+            if each.case.label is None and each.part == "training":
+                what = "has no label; it serves" if each.on_disk else "is missing and has no label; it would serve"
                 yield Finding("note", str(each.case.image[0]), f"{what} pre-training only")
         if self.config.split is not None:
             yield from splits.split_faults(self.config.split, self.labelled, self.root)
-            listed = {name for names in self.config.split.values() for name in names}
+            used = {name for names in self.config.split.values() for name in names}
         else:
-            listed = {name for part, names in self.dealt().items() if test or part != "test" for name in names}
-        yield from self.missing([case for name, case in self.labelled.items() if name in listed])
+            used = {name for part, names in self.deal_parts().items() if test or part != "test" for name in names}
+        yield from self.missing([case for name, case in self.labelled.items() if name in used])
 
     def missing(self, cases: Iterable[Case]) -> Iterator[Finding]:
-        """Files that are not on disk; notes where `partial` allows that."""
+        """Yields files that are not on disk: as notes if `partial` is set, else as errors."""
         partial = self.config.partial
         for case in cases:
             for file in (case.image[0], case.label):
                 if isinstance(file, Path) and not file.is_file():
-                    mend = f"{case.name} is left out (task.partial)" if partial else "get it, or set task.partial=true"
-                    yield Finding("note" if partial else "error", str(file), f"is listed and missing: {mend}")
+                    remedy = (
+                        f"{case.name} is left out (task.partial)" if partial else "get it, or set task.partial=true"
+                    )
+                    yield Finding("note" if partial else "error", str(file), f"is listed and missing: {remedy}")

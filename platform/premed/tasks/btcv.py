@@ -1,8 +1,8 @@
 """BTCV (Landman 2015; Synapse syn3193805): 13 organs in abdominal CT.
 
-The folder holds `img/` and `label/`, or `Training/img/` and `Training/label/` as downloaded, with imgNNNN.nii.gz and
-labelNNNN.nii.gz. The parts are TransUNet's: its 12 "validation" cases are the test here, and val is carved from its 18
-training cases. Other cases are used where `split` lists them.
+The folder contains `img/` and `label/`, or `Training/img/` and `Training/label/` as downloaded, with imgNNNN.nii.gz and
+labelNNNN.nii.gz. The split is TransUNet's: its 12 "validation" cases are the test part here, and val is carved from its
+18 training cases. Other cases are used only if `split` lists them.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from premed.config.spec import Spec, elsewhere
+from premed.config.spec import Spec, runtime_field
 from premed.config.transforms import Preprocessing
 from premed.contracts import Case, Part, Row
 from premed.data import splits
@@ -41,22 +41,22 @@ class Config(Spec):
     """SelfMedMAE's preprocessing; `roi` in voxels, `spacing` in mm, `window` in Hounsfield units."""
 
     name: Literal["btcv"] = "btcv"
-    root: Path | None = elsewhere(None)
+    root: Path | None = runtime_field(None)
     roi: tuple[PositiveInt, PositiveInt, PositiveInt] = (96, 96, 96)
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1.5, 1.5, 2.0)
     window: tuple[float, float] = (-175, 250)
     crop_foreground: bool = True
     overlap: float = Field(0.5, ge=0, lt=1)
-    window_batch: int = elsewhere(4, ge=1)
+    window_batch: int = runtime_field(4, ge=1)
     split_seed: int = 0
     val_share: float = Field(0.17, gt=0, lt=1)
-    """Of the training cases, the first of an order drawn by `split_seed`: 3 of TransUNet's 18."""
+    """Share of the training cases, the first of a permutation by `split_seed`: 3 of TransUNet's 18."""
     split: splits.Split | None = None
     """Case names (img0005, …) per part, in place of TransUNet's."""
-    partial: bool = elsewhere(False)
+    partial: bool = runtime_field(False)
     """Cases of TransUNet's split that are not on disk are left out rather than refused."""
     test_images: bool = False
-    """The unlabelled images of `Testing/img` join the pre-training; SelfMedMAE leaves them out."""
+    """Pre-train on the unlabelled images of `Testing/img`, too; SelfMedMAE does not."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
@@ -64,7 +64,7 @@ class Config(Spec):
         return self
 
     def preprocessing(self) -> Preprocessing:
-        """The preprocessing these fields ask for."""
+        """Returns the preprocessing with these settings."""
         return Preprocessing(
             dims=3,
             spacing=self.spacing,
@@ -75,7 +75,7 @@ class Config(Spec):
 
 
 def build(config: Config) -> "BTCV":
-    """The task; its folder is looked at when cases are asked for."""
+    """Returns the task; its folder is read when cases are first requested."""
     return BTCV(config)
 
 
@@ -94,39 +94,39 @@ class BTCV(Segmentation):
         return data_root(self.config.root, "btcv")
 
     def images(self) -> list[Case]:
-        """Training cases, and images without a label that no part claims."""
-        claimed = {*TRAIN, *TEST} if self.config.split is None else set(sum(self.config.split.values(), ()))
-        blind = [case for case in self.cases.values() if case.label is None and case.name not in claimed]
+        """Returns training cases, and images without a label that are in no part."""
+        in_parts = {*TRAIN, *TEST} if self.config.split is None else set(sum(self.config.split.values(), ()))
+        unlabelled = [case for case in self.cases.values() if case.label is None and case.name not in in_parts]
         if self.config.test_images:
-            blind += [Case(name, name, paths[:1]) for name, paths in self.files("img", ("Testing",)).items()]
-        train = [] if blind and not self.labelled else self.split("train")
-        return [Case(case.name, case.patient, case.image) for case in [*train, *blind]]
+            unlabelled += [Case(name, name, paths[:1]) for name, paths in self.files("img", ("Testing",)).items()]
+        train = [] if unlabelled and not self.labelled else self.split("train")
+        return [Case(case.name, case.patient, case.image) for case in [*train, *unlabelled]]
 
     def split(self, part: Part) -> list[Case]:
         if self.config.split is not None:
             return splits.listed_cases(self.config.split, part, self.labelled, self.root, self.lenient)
-        splits.raise_first_error(() if self.lenient else self.faults(TEST if part == "test" else TRAIN))
+        splits.raise_first_error(() if self.lenient else self.missing_cases(TEST if part == "test" else TRAIN))
         if part == "test":
             return [self.labelled[name] for name in TEST if name in self.labelled]
         of = key(self.config.split_seed, "btcv val")
         train, val = splits.carve_val(TRAIN, self.labelled, self.config.val_share, of)
         return [self.labelled[name] for name in (train if part == "train" else val)]
 
-    # What is there --------------------------------------------------------------------------------------------------
+    # Files ----------------------------------------------------------------------------------------------------------
 
     def files(self, kind: Literal["img", "label"], folders: Sequence[str] = FOLDERS) -> dict[str, tuple[Path, ...]]:
-        """The files of each case, by the name of its image."""
-        found: dict[str, tuple[Path, ...]] = {}
+        """Returns the files of each case, by the name of its image."""
+        files: dict[str, tuple[Path, ...]] = {}
         for path in self.listing(kind, folders):
             if number := re.fullmatch(rf"{kind}(\d{{4}})\.nii(\.gz)?", path.name):
                 name = f"img{number[1]}"
-                found[name] = (*found.get(name, ()), path)
-        return found
+                files[name] = (*files.get(name, ()), path)
+        return files
 
     def listing(self, kind: str, folders: Sequence[str] = FOLDERS) -> list[Path]:
-        """All that lies in the folders of one kind, but for hidden files (macOS leaves a ._ beside each)."""
-        there = [self.root / folder / kind for folder in folders if (self.root / folder / kind).is_dir()]
-        return [path for folder in there for path in sorted(folder.glob("[!.]*"))]
+        """Returns the files in the folders of one kind, without hidden ones (macOS creates a ._ file for each)."""
+        existing = [self.root / folder / kind for folder in folders if (self.root / folder / kind).is_dir()]
+        return [path for folder in existing for path in sorted(folder.glob("[!.]*"))]
 
     @cached_property
     def cases(self) -> dict[str, Case]:
@@ -140,7 +140,7 @@ class BTCV(Segmentation):
     def labelled(self) -> dict[str, Case]:
         return {name: case for name, case in self.cases.items() if case.label is not None}
 
-    # What is wrong with it ------------------------------------------------------------------------------------------
+    # Checks ---------------------------------------------------------------------------------------------------------
 
     def check(self, test: bool = True) -> Iterator[Finding]:
         """See `Task.check`. `test`: look at the cases of the test part as well."""
@@ -153,16 +153,16 @@ class BTCV(Segmentation):
                 if len(paths) > 1:
                     yield Finding("error", str(paths[1]), f"{name} is there twice ({paths[0]} too); keep one")
         if listed is None:
-            yield from self.faults(TRAIN)
-            yield from self.faults(TEST) if test else ()
+            yield from self.missing_cases(TRAIN)
+            yield from self.missing_cases(TEST) if test else ()
         else:
             yield from splits.split_faults(listed, self.labelled, self.root)
-        claimed = {*TRAIN, *TEST} if listed is None else set(sum(listed.values(), ()))
-        for name in sorted({*self.cases, *self.files("label")} - claimed):
-            yield self.unclaimed(name)
+        in_parts = {*TRAIN, *TEST} if listed is None else set(sum(listed.values(), ()))
+        for name in sorted({*self.cases, *self.files("label")} - in_parts):
+            yield self.unused_case(name)
 
-    def unclaimed(self, name: str) -> Finding:
-        """What becomes of a case that is in no part."""
+    def unused_case(self, name: str) -> Finding:
+        """Returns a note on a case that is in no part."""
         if name not in self.cases:
             label = self.files("label")[name][0]
             return Finding("note", str(label), f"has no image {name}.nii.gz; it is left out")
@@ -172,30 +172,30 @@ class BTCV(Segmentation):
         whose = "TransUNet's split" if self.config.split is None else "task.split"
         return Finding("note", image, f"is not in {whose} and is not used; list it in task.split to use it")
 
-    def faults(self, wanted: Sequence[str]) -> Iterator[Finding]:
-        """Cases of TransUNet's split that lack something; notes where `partial` allows that."""
+    def missing_cases(self, wanted: Sequence[str]) -> Iterator[Finding]:
+        """Yields cases of TransUNet's split without image or label: as notes if `partial` is set, else as errors."""
         severity = "note" if self.config.partial else "error"
         folder = "Training/" if (self.root / "Training").is_dir() else ""
-        here = [name for name in wanted if name in self.labelled]
-        mend = "is left out (task.partial)" if self.config.partial else "get it, or set task.partial=true"
-        if not here:
+        available = [name for name in wanted if name in self.labelled]
+        remedy = "is left out (task.partial)" if self.config.partial else "get it, or set task.partial=true"
+        if not available:
             what = f"has none of TransUNet's cases ({wanted[0]}, …) with a label; list your own cases in task.split"
             yield Finding("error", str(self.root), what)
             return
         for name in wanted:
             number = name.removeprefix("img")
             if name not in self.cases:
-                yield Finding(severity, str(self.root / f"{folder}img/{name}.nii.gz"), f"is missing: {mend}")
+                yield Finding(severity, str(self.root / f"{folder}img/{name}.nii.gz"), f"is missing: {remedy}")
             elif name not in self.labelled:
                 label = self.root / f"{folder}label/label{number}.nii.gz"
-                yield Finding(severity, str(label), f"is missing, and {name}.nii.gz is there: {mend}")
-        if self.config.partial and wanted is TRAIN and len(here) == 1:
-            what = f"{here[0]} alone cannot be both train and val; get more, or list your own cases in task.split"
+                yield Finding(severity, str(label), f"is missing, and {name}.nii.gz is there: {remedy}")
+        if self.config.partial and wanted is TRAIN and len(available) == 1:
+            what = f"{available[0]} alone cannot be both train and val; get more, or list your own cases in task.split"
             yield Finding("error", str(self.root), what)
 
     # Scores ---------------------------------------------------------------------------------------------------------
 
     def summary(self, rows: Sequence[Row]) -> dict[str, float]:
-        """Over the 13 organs, and `dice_8` and `hd95_8` over the 8 that are reported elsewhere."""
+        """Returns the scores over the 13 organs, and `dice_8` and `hd95_8` over the 8 that the papers report."""
         eight = metrics.segmentation_summary(rows, EIGHT)
         return super().summary(rows) | {f"{name}_8": eight[name] for name in ("dice", "hd95") if name in eight}

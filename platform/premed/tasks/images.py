@@ -1,11 +1,11 @@
-"""Any folder of pictures (PNG, JPEG, DICOM) or volumes (NIfTI, folders of DICOM slices), and a CSV that describes it.
+"""Any folder of pictures (PNG, JPEG, DICOM) or volumes (NIfTI, folders of DICOM slices), and a CSV that lists them.
 
-One row per image: its path, whose it is, its labels; perhaps its part. Splits are by patient: as a column deals them,
-as `split` lists them, or 60/15/25 by `split_seed`. Rows without labels serve pre-training only.
+One row per image: path, patient, labels and, optionally, part. Splits are by patient: from a column, as `split` lists
+them, or 60/15/25 by `split_seed`. Rows without labels are used for pre-training only.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ import numpy as np
 from pandas import Series
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from premed.config.spec import Spec, elsewhere
+from premed.config.spec import Spec, runtime_field
 from premed.config.transforms import Preprocessing
 from premed.contracts import Case, Part
 from premed.data import splits
@@ -27,60 +27,60 @@ from premed.tasks.common.classification import Classification
 
 
 class Columns(Spec):
-    """The table's names for what it holds beside the labels."""
+    """The names of the table's columns, except those of labels."""
 
     path: str = "path"
     """A file below the root, or a folder of DICOM slices."""
     patient: str | None = None
-    """None: `patient`, where there is such a column; else each image counts as a patient."""
+    """None: `patient`, if there is such a column; else each image counts as a patient."""
     part: str | None = None
-    """None: `part`, where there is such a column; an empty name: no column deals the parts."""
+    """None: `part`, if there is such a column; an empty name: no column gives the parts."""
 
 
 class Config(Spec):
-    """`labels` or `label` says what is asked. Units are the field's: pixels or voxels for roi, mm for spacing."""
+    """`labels` or `label` names the targets. `roi` in pixels or voxels, `spacing` in mm."""
 
     name: Literal["images"] = "images"
-    root: Path | None = elsewhere(None)
-    folder: str = elsewhere("images")
-    """Below $PREMED_DATA, where no root is set."""
-    table: str = elsewhere("labels.csv")
+    root: Path | None = runtime_field(None)
+    folder: str = runtime_field("images")
+    """The folder below $PREMED_DATA, if no root is set."""
+    table: str = runtime_field("labels.csv")
     """A CSV in UTF-8, below the root."""
-    delimiter: str = elsewhere(",", min_length=1, max_length=1)
+    delimiter: str = runtime_field(",", min_length=1, max_length=1)
     columns: Columns = Columns()
     labels: tuple[str, ...] | None = Field(None, min_length=1)
-    """One column per class: 1 yes, 0 no, empty not known."""
+    """One column per class: 1 yes, 0 no, empty unknown."""
     label: str | None = None
-    """One column that names each image's class; with a `separator`, any number of them. Empty: no label."""
+    """One column that names each image's class; with a `separator`, any number of classes. Empty: no label."""
     separator: str | None = Field(None, min_length=1)
     none: str | None = None
-    """With a separator: the name that stands for no class at all (No Finding)."""
+    """With a separator: the name that means no class (No Finding)."""
     classes: tuple[str, ...] | None = Field(None, min_length=1)
-    """What `label` may hold, in this order; None: what it holds, sorted."""
+    """The valid values of `label`, in this order; None: its values, sorted."""
     unknown: tuple[str, ...] = ()
-    """What means not known, beside the empty cell (CheXpert's -1.0)."""
+    """Values that mean unknown, besides an empty cell (CheXpert's -1.0)."""
     dims: Literal[2, 3] = 2
     channels: PositiveInt = 1
-    """3 for colours."""
+    """3 for RGB."""
     roi: tuple[PositiveInt, ...] = (224, 224)
-    """What the network sees: height and width, or three axes."""
+    """The network's input: height and width, or three axes."""
     stored: tuple[PositiveInt, PositiveInt] | None = None
-    """2D: pictures are resized to this, and the roi cut out of it; None: the roi itself."""
+    """2D: pictures are resized to this size, from which the roi is cropped; None: the roi's size."""
     equalize: bool = False
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
-    """3D: None keeps each image's own."""
+    """3D: None keeps each image's spacing."""
     window: tuple[float, float] | None = None
     percentiles: tuple[float, float] | None = None
     crop_foreground: bool = False
     normalise: Literal["grey", "window", "zscore", "zscore_nonzero"] | None = None
-    """None: grey for pictures (8 bit, DICOM as screens show it), zscore for volumes."""
+    """None: grey for pictures (8 bit; DICOM with its display window), zscore for volumes."""
     split_seed: int = 0
     shares: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.6, 0.15, 0.25)
-    """Of the labelled patients: train, val, test. Where a column names no val, val is carved from train alike."""
+    """Shares of the labelled patients: train, val, test. If a column has no val, it is carved from train likewise."""
     split: dict[Part, tuple[str, ...]] | None = None
-    """Patients per part, in place of a column and of the dealing."""
+    """Patients per part, in place of a column and of the random split."""
     parts: dict[Part, tuple[str, ...]] = {"train": ("train",), "val": ("val",), "test": ("test",)}
-    """The column's words for the parts."""
+    """The column's values for each part."""
     partial: bool = False
     """Images that are not on disk are left out rather than refused."""
 
@@ -91,9 +91,9 @@ class Config(Spec):
         if self.label is None and (self.separator or self.none or self.classes):
             raise ValueError("separator, none and classes go with label: one column of names")
         if self.none and not self.separator:
-            raise ValueError("none goes with a separator; without one, it is a class like the others")
+            raise ValueError("none needs a separator; without one, it is a class like the others")
         if len(self.roi) != self.dims:
-            raise ValueError(f"roi: {list(self.roi)} has not {self.dims} numbers")
+            raise ValueError(f"roi: {list(self.roi)} must have {self.dims} numbers")
         if self.stored and any(n < size for n, size in zip(self.stored, self.roi, strict=False)):
             raise ValueError(f"stored: {list(self.stored)} is smaller than roi {list(self.roi)}")
         if self.stored and self.dims == 3:
@@ -104,7 +104,7 @@ class Config(Spec):
         return self
 
     def preprocessing(self) -> Preprocessing:
-        """The preprocessing these fields ask for."""
+        """Returns the preprocessing with these settings."""
         return Preprocessing(
             dims=self.dims,
             channels=self.channels,
@@ -119,12 +119,12 @@ class Config(Spec):
 
 
 def build(config: Config) -> "Images":
-    """The task; its table is read at once, for the classes."""
+    """Returns the task; reads its table, for the classes."""
     return Images(config)
 
 
 class Images(Classification):
-    """Images [C, *roi]; scored by the mean AUC, or by the accuracy where each has one of more than two classes."""
+    """Images [C, *roi]; scored by the mean AUC, or by the accuracy if there are more than two exclusive classes."""
 
     def __init__(self, config: Config):
         self.config, self.dims, self.channels, self.roi = config, config.dims, config.channels, config.roi
@@ -133,33 +133,37 @@ class Images(Classification):
         self.root = data_root(config.root, config.folder)
         self.name = self.root.name
         self.folder, self.table = listing.Folder(self.root), self.root / config.table
-        self.frame = listing.read(self.table, config.delimiter)
-        there = set(self.frame.columns)
-        self.paths = listing.column(self.table, self.frame, config.columns.path, "task.columns")
-        self.whose = self.column(config.columns.patient or ("patient" if "patient" in there else ""))
-        unsaid = config.columns.part is None and "part" in there
-        self.dealt = self.column("part" if unsaid else config.columns.part or "")
+        self.frame = listing.read_table(self.table, config.delimiter)
+        columns = set(self.frame.columns)
+        self.paths = listing.select_column(self.table, self.frame, config.columns.path, "task.columns")
+        self.patient_cells = self.column(config.columns.patient or ("patient" if "patient" in columns else ""))
+        use_default = config.columns.part is None and "part" in columns
+        self.part_cells = self.column("part" if use_default else config.columns.part or "")
         self.read_classes()
         self.score = "accuracy" if self.exclusive and len(self.classes) > 2 else "mauc"
 
-    # What the table says ---------------------------------------------------------------------------------------------
+    # Table -----------------------------------------------------------------------------------------------------------
 
     def column(self, name: str, field: str = "task.columns") -> Series | None:
-        """A column's cells; None without a name."""
-        return listing.column(self.table, self.frame, name, field) if name else None
+        """Returns a column's cells; None if the name is empty."""
+        return listing.select_column(self.table, self.frame, name, field) if name else None
 
     def read_classes(self) -> None:
-        """Class names, cleaned for tables of scores, and the labels [rows, classes]."""
+        """Sets class names, restricted to the characters of score columns, and labels [rows, classes]."""
         config, cells = self.config, self.column(self.config.label or "", "task.label")
         if cells is None:
             names = config.labels or ()
-            columns = [listing.column(self.table, self.frame, name, "task.labels") for name in names]
-            self.truth, self.complaints = listing.yes_or_no(self.table, columns, config.unknown)
+            columns = [listing.select_column(self.table, self.frame, name, "task.labels") for name in names]
+            self.truth, self.label_problems = listing.parse_binary(self.table, columns, config.unknown)
         else:
             cells = cells.replace(dict.fromkeys(config.unknown, ""))
-            found = {name for cell in set(cells) for name in listing.names_of(cell, config.separator, config.none)}
-            names = config.classes or listing.sorted_names(found)
-            self.truth, self.complaints = listing.named(self.table, cells, names, config.separator, config.none)
+            names_in_cells = {
+                name for cell in set(cells) for name in listing.split_names(cell, config.separator, config.none)
+            }
+            names = config.classes or listing.sorted_names(names_in_cells)
+            self.truth, self.label_problems = listing.parse_names(
+                self.table, cells, names, config.separator, config.none
+            )
         if len(names) < 1 + self.exclusive:
             raise UserError(f"{self.table}: column {config.label} names {len(names)} class(es), too few to tell apart")
         self.classes = tuple(re.sub(r"[^\w.-]+", "_", name).strip("_") for name in names)
@@ -168,9 +172,9 @@ class Images(Classification):
 
     @cached_property
     def cases(self) -> list[Case]:
-        """All rows, in the table's order. A case is called by its path."""
+        """All rows, in the table's order. A case's name is its path."""
         names = [self.folder.name(path) for path in self.paths]
-        patients = names if self.whose is None else self.whose
+        patients = names if self.patient_cells is None else self.patient_cells
         known = np.isfinite(self.truth).sum(axis=1)
         labels = [tuple(row) if num else None for row, num in zip(self.truth.tolist(), known, strict=True)]
         rows = zip(names, patients, labels, strict=True)
@@ -178,32 +182,36 @@ class Images(Classification):
 
     @cached_property
     def errors(self) -> list[Finding]:
-        """What is wrong with the table, whatever is on disk. Nothing is trained on before it is mended."""
+        """What is wrong with the table itself; training is refused until it is fixed."""
         names, other = [case.name for case in self.cases], VOLUMES if self.dims == 2 else (*PICTURES, *DICOM)
-        found = [*self.complaints, *listing.wrong_paths(self.table, self.paths, names)]
-        said = (
-            "is no path of a volume (a folder of DICOM slices is one)" if self.dims == 3 else "is no path of a picture"
+        problems = [*self.label_problems, *listing.path_errors(self.table, self.paths, names)]
+        what = (
+            "is not the path of a volume (or a folder of DICOM slices)"
+            if self.dims == 3
+            else "is not the path of a picture"
         )
         kinds = [name.lower().endswith(other) for name in names]
-        found += listing.foreign(self.table, self.paths, kinds, f"{said}; mend it, or task.dims and task.roi")
-        if self.whose is not None:
-            found += listing.foreign(self.table, self.whose, self.whose == "", "is no patient; say whose the image is")
-        return [Finding("error", *complaint) for complaint in [*found, *self.wrong_parts()]]
+        problems += listing.invalid_values(self.table, self.paths, kinds, f"{what}; fix it, or task.dims and task.roi")
+        if self.patient_cells is not None:
+            problems += listing.invalid_values(
+                self.table, self.patient_cells, self.patient_cells == "", "is no patient; say whose the image is"
+            )
+        return [Finding("error", *problem) for problem in [*problems, *self.part_problems()]]
 
     # Parts -----------------------------------------------------------------------------------------------------------
 
     @cached_property
     def patients(self) -> set[str]:
-        """Those with a label."""
+        """The patients with a label."""
         return {case.patient for case in self.cases if case.label is not None}
 
     @cached_property
     def parts(self) -> list[str]:
-        """The part of each row; empty for none."""
+        """The part of each row; an empty string if it is in none."""
         config, seed = self.config, key(self.config.split_seed, "images", "split")
-        if config.split is None and self.dealt is not None:
+        if config.split is None and self.part_cells is not None:
             words = {word: part for part, words in config.parts.items() for word in words}
-            rows = [(case.patient, words.get(cell, "")) for case, cell in zip(self.cases, self.dealt, strict=True)]
+            rows = [(case.patient, words.get(cell, "")) for case, cell in zip(self.cases, self.part_cells, strict=True)]
             train = {who for who, part in rows if part == "train"} & self.patients
             carve = all(part != "val" for _, part in rows)
             val = splits.carve_patients(train, config.shares[1] / sum(config.shares[:2]), seed) if carve else set()
@@ -213,18 +221,19 @@ class Images(Classification):
             of = {who: part for part, patients in config.split.items() for who in patients}
         return [of.get(case.patient, "") for case in self.cases]
 
-    def wrong_parts(self) -> Iterator[listing.Complaint]:
+    def part_problems(self) -> Iterator[listing.Problem]:
+        """Yields invalid values of parts, and patients in two parts."""
         if self.config.split is not None:
             for what in splits.listing_faults(self.config.split, self.patients):
                 yield "task.split", what
-        elif self.dealt is not None:
+        elif self.part_cells is not None:
             words = [word for part in self.config.parts.values() for word in part]
             wrong = [
                 cell not in words and bool(cell or case.label)
-                for cell, case in zip(self.dealt, self.cases, strict=True)
+                for cell, case in zip(self.part_cells, self.cases, strict=True)
             ]
-            said = f"is none of {', '.join(words)}; mend it, or name it in task.parts"
-            yield from listing.foreign(self.table, self.dealt, wrong, said)
+            what = f"is none of {', '.join(words)}; fix it, or name it in task.parts"
+            yield from listing.invalid_values(self.table, self.part_cells, wrong, what)
         for what in splits.in_two_parts((case.patient for case in self.cases), self.parts):
             yield str(self.table), what
 
@@ -235,62 +244,59 @@ class Images(Classification):
         return self.on_disk(self.rows(part))
 
     def rows(self, part: Part | Literal["images"]) -> list[Case]:
-        """The cases of a part, or those of the pre-training, on disk or not."""
+        """Returns the cases of a part, or those of the pre-training, whether on disk or not."""
         if not self.lenient:
-            refuse(self.errors)
+            splits.raise_first_error(self.errors)
         rows = list(zip(self.cases, self.parts, strict=True))
         if part == "images":
-            held = {case.patient for case, of in rows if of in ("val", "test")}
+            held_out = {case.patient for case, of in rows if of in ("val", "test")}
             wanted = [case for case, of in rows if of == "train" or (not of and case.label is None)]
-            return [case for case in wanted if case.patient not in held]
+            return [case for case in wanted if case.patient not in held_out]
         wanted = [case for case, of in rows if of == part and case.label is not None]
         if not wanted:
             raise UserError(f"{self.table}: has no labelled image for {part}; add some, or list patients in task.split")
         return wanted
 
     def on_disk(self, cases: list[Case]) -> list[Case]:
+        """Returns the cases whose file exists. Raises UserError for one that may not be missing."""
         if not self.lenient:
-            refuse(finding for case in cases if (finding := self.trouble(case)) and finding.severity == "error")
-        found = [case for case in cases if self.trouble(case) is None]
-        if not found:
-            raise UserError(f"{self.root}: none of {len(cases)} listed images is there; mend task.columns.path")
-        return found
+            splits.raise_first_error(finding for case in cases if (finding := self.file_finding(case)))
+        existing = [case for case in cases if self.file_finding(case) is None]
+        if not existing:
+            raise UserError(f"{self.root}: none of {len(cases)} listed images is there; fix task.columns.path")
+        return existing
 
-    def trouble(self, case: Case) -> Finding | None:
-        what = self.folder.trouble(case.name)
+    def file_finding(self, case: Case) -> Finding | None:
+        """Returns what is wrong with a case's file: a note if `partial` allows it, else an error."""
+        what = self.folder.path_error(case.name)
         missing = self.config.partial and what.startswith("is missing")
         return Finding("note" if missing else "error", str(case.image[0]), what) if what else None
 
-    # What there is to say --------------------------------------------------------------------------------------------
+    # Checks ----------------------------------------------------------------------------------------------------------
 
     def check(self, test: bool = True) -> Iterator[Finding]:
-        """The table against itself and against the folder."""
+        """Yields faults of the table, and its differences from the folder."""
         yield from self.errors
         wrong = {error.where for error in self.errors}
         for line, case, part in zip(self.frame.index, self.cases, self.parts, strict=True):
             if part == "test" and not test:
                 continue
-            if f"{self.table}, line {line}" not in wrong and (finding := self.trouble(case)):
+            if f"{self.table}, line {line}" not in wrong and (finding := self.file_finding(case)):
                 yield finding
-        for name in self.folder.others((case.name for case in self.cases), (*PICTURES, *VOLUMES, *DICOM)):
+        for name in self.folder.unlisted((case.name for case in self.cases), (*PICTURES, *VOLUMES, *DICOM)):
             yield Finding("note", str(self.root / name), f"has no row in {self.table.name}; it is not used")
-        for what in self.about_patients():
+        for what in self.patient_notes():
             yield Finding("note", str(self.table), what)
 
-    def about_patients(self) -> Iterator[str]:
-        if self.whose is None:
-            yield "names no patients, so each image counts as one; is there a column for task.columns.patient?"
+    def patient_notes(self) -> Iterator[str]:
+        """Yields notes on patients, and on images that are left out."""
+        if self.patient_cells is None:
+            yield "has no column of patients, so each image counts as one; set task.columns.patient if there is one"
         rows = list(zip(self.cases, self.parts, strict=True))
-        if blind := sum(case.label is None for case in self.cases):
-            yield f"{blind} images have no label and serve pre-training only"
-        held = {case.patient for case, part in rows if part in ("val", "test") and case.label is not None}
-        if kept := sum(case.label is None and case.patient in held for case in self.cases):
-            yield f"{kept} of these belong to patients of val or test and are left out"
+        if unlabelled := sum(case.label is None for case in self.cases):
+            yield f"{unlabelled} images have no label and are used for pre-training only"
+        held_out = {case.patient for case, part in rows if part in ("val", "test") and case.label is not None}
+        if excluded := sum(case.label is None and case.patient in held_out for case in self.cases):
+            yield f"{excluded} of these belong to patients of val or test and are left out"
         if unused := sum(case.label is not None and not part for case, part in rows):
             yield f"{unused} labelled images are in no part and are left out"
-
-
-def refuse(findings: Iterable[Finding]) -> None:
-    """The first of them as an error."""
-    for finding in findings:
-        raise UserError(f"{finding.where}: {finding.what}")

@@ -1,7 +1,7 @@
 """Any folder in the layout of the Medical Segmentation Decathlon: `dataset.json`, `imagesTr/`, `labelsTr/`.
 
-The decathlon's own test images have no labels, so the labelled ones are dealt 60/15/25 into train, val and test by
-`split_seed`, or as `split` lists them. Entries without a label serve pre-training only.
+The decathlon's test images have no labels, so the labelled cases are split 60/15/25 into train, val and test by
+`split_seed`, or as `split` lists them. Images without a label are used for pre-training only.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from premed.config.spec import Spec, elsewhere, scoring
+from premed.config.spec import Spec, runtime_field, scoring_field
 from premed.config.transforms import Preprocessing
 from premed.contracts import Case, Part
 from premed.data import splits
@@ -23,27 +23,27 @@ from premed.tasks.common.segmentation import Segmentation
 
 
 class Config(Spec):
-    """`root`, or `folder` below $PREMED_DATA. Numbers are in the field's units: voxels for roi, mm for spacing."""
+    """The folder is `root`, or `folder` below $PREMED_DATA. `roi` in voxels, `spacing` in mm."""
 
     name: Literal["msd"] = "msd"
-    root: Path | None = elsewhere(None)
-    folder: str = elsewhere("Task04_Hippocampus")
+    root: Path | None = runtime_field(None)
+    folder: str = runtime_field("Task04_Hippocampus")
     roi: tuple[PositiveInt, PositiveInt, PositiveInt] = (96, 96, 96)
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
-    """None keeps each image's own."""
+    """None keeps each image's spacing."""
     window: tuple[float, float] | None = None
     percentiles: tuple[float, float] | None = (0.5, 99.5)
     normalise: Literal["window", "zscore", "zscore_nonzero"] = "zscore"
     crop_foreground: bool = False
-    overlap: float = scoring(0.5, ge=0, lt=1)
-    window_batch: int = elsewhere(4, ge=1)
+    overlap: float = scoring_field(0.5, ge=0, lt=1)
+    window_batch: int = runtime_field(4, ge=1)
     split_seed: int = 0
     shares: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.6, 0.15, 0.25)
-    """Of the labelled cases: train, val, test."""
+    """Shares of the labelled cases: train, val, test."""
     split: dict[Part, tuple[str, ...]] | None = None
-    """Case names (hippocampus_001, …) per part, in place of the dealing."""
-    partial: bool = elsewhere(False)
-    """Listed cases that are not on disk are left out of the part they belong to, rather than refused."""
+    """Case names (hippocampus_001, …) per part, in place of the random split."""
+    partial: bool = runtime_field(False)
+    """Listed cases that are not on disk are left out of their part rather than refused."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
@@ -55,7 +55,7 @@ class Config(Spec):
         return self
 
     def preprocessing(self, channels: int) -> Preprocessing:
-        """The preprocessing these fields ask for."""
+        """Returns the preprocessing with these settings."""
         return Preprocessing(
             dims=3,
             channels=channels,
@@ -68,7 +68,7 @@ class Config(Spec):
 
 
 def build(config: Config) -> "MSD":
-    """The task; `dataset.json` is read at once, for channels and classes."""
+    """Returns the task; reads channels and classes from `dataset.json`."""
     return MSD(config)
 
 
@@ -89,55 +89,56 @@ class MSD(Segmentation):
         cases = self.cases
         labelled = any(case.label is not None for case in cases)
         training = {case.name for case in self.split("train")} if labelled else set()
-        wanted = [case for case in cases if case.name in training or (case.label is None and self.kept(case))]
+        wanted = [case for case in cases if case.name in training or (case.label is None and self.has_files(case))]
         return [Case(case.name, case.patient, case.image) for case in wanted]
 
     def split(self, part: Part) -> list[Case]:
         labelled = [case for case in self.cases if case.label is not None]
         if not labelled:
             raise UserError(f"{self.folder.listing}: no entry has a label; these images can only be pre-trained on")
-        listed = self.listed(part, labelled)
-        cases = [case for case in listed if self.kept(case)]
+        listed = self.part_cases(part, labelled)
+        cases = [case for case in listed if self.has_files(case)]
         if not cases:
             raise UserError(f"{self.root}: none of the {len(listed)} cases of {part} is there; check the folder")
         return cases
 
-    def listed(self, part: Part, labelled: list[Case]) -> list[Case]:
-        """Those of `labelled` that are a part's, whether their files are there or not."""
+    def part_cases(self, part: Part, labelled: list[Case]) -> list[Case]:
+        """Returns those of `labelled` that belong to `part`, whether their files exist or not."""
         by_name = {case.name: case for case in labelled}
         if self.config.split is not None:
             return splits.listed_cases(self.config.split, part, by_name, self.root)
-        return [by_name[name] for name in self.dealt(part, sorted(by_name))]
+        return [by_name[name] for name in self.random_split(part, sorted(by_name))]
 
-    def dealt(self, part: Part, names: list[str]) -> list[str]:
-        """Those of `names` that are a part's, where `split` does not list them."""
+    def random_split(self, part: Part, names: list[str]) -> list[str]:
+        """Returns those of `names` that the random split assigns to `part`."""
         order = [names[i] for i in permutation(key(self.config.split_seed, "msd", "split"), len(names))]
         train, val = (max(1, round(share * len(order))) for share in self.config.shares[:2])
-        dealt = {"train": order[:train], "val": order[train : train + val], "test": order[train + val :]}
-        if not dealt[part]:
+        parts = {"train": order[:train], "val": order[train : train + val], "test": order[train + val :]}
+        if not parts[part]:
             raise UserError(
                 f"{self.folder.listing}: {len(names)} labelled cases leave none for {part}; list them in task.split"
             )
-        return sorted(dealt[part])
+        return sorted(parts[part])
 
-    def kept(self, case: Case) -> bool:
+    def has_files(self, case: Case) -> bool:
+        """False if the case is left out, because `partial` is set and a file is missing."""
         return self.lenient or not self.config.partial or all(path.is_file() for path in case.files)
 
     @property
     def cases(self) -> list[Case]:
-        """All of `training` (and `test`, unlabelled), in the file's order. UserError where an entry is wrong."""
-        splits.raise_first_error(() if self.lenient else self.folder.listed.faults)
-        return [each.case for each in self.folder.listed.cases]
+        """All of `training` and `test`, in the file's order. Raises UserError if an entry is invalid."""
+        splits.raise_first_error(() if self.lenient else self.folder.entries.faults)
+        return [each.case for each in self.folder.entries.cases]
 
     def check(self, test: bool = True) -> Iterator[Finding]:
-        listed = self.folder.listed
-        yield from listed.faults
-        cases = [each.case for each in listed.cases]
+        entries = self.folder.entries
+        yield from entries.faults
+        cases = [each.case for each in entries.cases]
         labelled = [case for case in cases if case.label is not None]
         hidden = set[str]()
         if not test and labelled:
             try:
-                hidden = {case.name for case in self.listed("test", labelled)}
+                hidden = {case.name for case in self.part_cases("test", labelled)}
             except UserError:  # `split` raises it
                 hidden = {case.name for case in labelled}
         for case in cases:
@@ -148,9 +149,11 @@ class MSD(Segmentation):
                     yield Finding("note", str(path), f"is listed and not there: {case.name} is left out")
                 else:
                     yield Finding("error", str(path), "is listed and missing; download it, or set task.partial=true")
-        for path in listed.absent:
+        for path in entries.missing_unlabelled:
             yield Finding("note", str(path), "is listed under `test` and not there: it is left out")
-        known = {realpath(path) for path in [*listed.absent, *(path for case in cases for path in case.files)]}
+        known = {
+            realpath(path) for path in [*entries.missing_unlabelled, *(path for case in cases for path in case.files)]
+        }
         for folder in ("imagesTr", "labelsTr", "imagesTs"):
             for path in sorted((self.root / folder).glob("[!.]*.nii*")):
                 if realpath(path) not in known:

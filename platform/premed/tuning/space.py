@@ -20,10 +20,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictInt, model_validator
 
-from premed.config.expand import fan_out, listed
+from premed.config.expand import check_list, fan_out
 from premed.config.experiment import Experiment
-from premed.config.loader import gathered, given, loaded, merged, nested, parsed, read
-from premed.config.spec import Spec, elsewhere, validated
+from premed.config.loader import merge, merge_trees, nest, parse_value, read_trees, read_with_base, read_yaml
+from premed.config.spec import Spec, runtime_field, validate_spec
 from premed.errors import UserError
 from premed.reporting.sweep import fields
 
@@ -37,7 +37,7 @@ Mode = Literal["min", "max"]
 class Choice(Spec):
     """One of several values, of any kind a YAML may hold."""
 
-    choice: Annotated[tuple[Any, ...], BeforeValidator(lambda value: listed("[0.5, 0.75]", value))]
+    choice: Annotated[tuple[Any, ...], BeforeValidator(lambda value: check_list("[0.5, 0.75]", value))]
 
     @property
     def grid_values(self) -> Sequence[Any]:
@@ -120,7 +120,7 @@ def _as_list(value: Any) -> Any:
 class Search(Spec):
     """A sweep file, without its base."""
 
-    name: str = elsewhere("")
+    name: str = runtime_field("")
     """The sweep's name; by default that of the file."""
     space: Annotated[dict[str, Values], Field(min_length=1)]
     """Values by a field's dotted path."""
@@ -132,19 +132,19 @@ class Search(Spec):
     search: Literal["grid", "random", "optuna"] = "grid"
     """Every combination; random values; or Optuna's TPE, which draws where earlier trials were good."""
     scheduler: Annotated[Asha | None, BeforeValidator(_parse_scheduler)] = None
-    trials: int | None = elsewhere(None, ge=1)
+    trials: int | None = runtime_field(None, ge=1)
     """The number of trials; not for a grid, which runs every combination."""
-    seeds: Annotated[tuple[StrictInt, ...], BeforeValidator(lambda value: listed("[0, 1, 2]", value))] = (0,)
+    seeds: Annotated[tuple[StrictInt, ...], BeforeValidator(lambda value: check_list("[0, 1, 2]", value))] = (0,)
     """Of the fine-tuning; a trial's value is the mean over them."""
     seed: int = 0
     """Of the search."""
-    concurrency: int = elsewhere(4, ge=1)
+    concurrency: int = runtime_field(4, ge=1)
     """Trials that run at once, each stage as resources are free. A search by Optuna is reproducible only with 1."""
-    retries: int = elsewhere(0, ge=0)
+    retries: int = runtime_field(0, ge=0)
     """How often a failed trial is run again."""
     snapshots: Literal["full", "trunk"] = "full"
     """For several `pretrain.epochs`: a full run each, or one trunk at a constant rate with a cool-down each."""
-    study: str | None = elsewhere(None)
+    study: str | None = runtime_field(None)
     """The URL of the Optuna study's database; by default PREMED_HOME/sweeps.db."""
 
     @model_validator(mode="after")
@@ -201,10 +201,10 @@ class Sweep:
         overrides = self.overrides
         if self.search.snapshots == "trunk":
             epochs = self.search.space["pretrain.epochs"]
-            overrides = merged(overrides, {"pretrain": {"trunk": sorted(epochs.grid_values)}})
+            overrides = merge(overrides, {"pretrain": {"trunk": sorted(epochs.grid_values)}})
         for path, value in setting.items():
-            overrides = merged(overrides, nested(path.split("."), value))
-        tree = gathered(self.trees, overrides)
+            overrides = merge(overrides, nest(path.split("."), value))
+        tree = merge_trees(self.trees, overrides)
         return fan_out(tree | {"seeds": list(self.search.seeds)})
 
     def combinations(self) -> Iterator[Setting]:
@@ -255,7 +255,7 @@ def load_sweep(file: Path | str, files: Sequence[Path | str] = (), overrides: Se
     An override of a field of the sweep (`trials=4`, `space.finetune.lr=[0.1]`) changes the sweep, any other the base
     experiment.
     """
-    tree = loaded(Path(file))
+    tree = read_yaml(Path(file))
     if not isinstance(tree.get("space"), dict):
         raise UserError(f"{file}: is no sweep, for it has no space: {{field: values}}; `premed run` runs experiments")
     base, fields_set = tree.pop("base", None), tree.pop("set", None) or {}
@@ -269,15 +269,19 @@ def load_sweep(file: Path | str, files: Sequence[Path | str] = (), overrides: Se
         path, _, value = override.partition("=")
         first, _, rest = path.partition(".")
         if first == "space" and rest:
-            tree["space"] = {**tree["space"], rest: parsed(value, override)}
+            tree["space"] = {**tree["space"], rest: parse_value(value, override)}
         elif first in Search.model_fields and first != "version":
-            tree = merged(tree, nested(path.split("."), parsed(value, override)))
+            tree = merge(tree, nest(path.split("."), parse_value(value, override)))
         else:
-            experiment_overrides = merged(experiment_overrides, given([], [override])[1])
+            experiment_overrides = merge(experiment_overrides, read_trees([], [override])[1])
     try:
-        search = validated(Search, {"name": Path(file).stem} | tree)
+        search = validate_spec(Search, {"name": Path(file).stem} | tree)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
     folder = Path(file).parent
-    trees = [*(read(folder / each) for each in bases), fields_set, *(read(Path(each)) for each in files)]
+    trees = [
+        *(read_with_base(folder / each) for each in bases),
+        fields_set,
+        *(read_with_base(Path(each)) for each in files),
+    ]
     return Sweep(search, tuple(trees), experiment_overrides)

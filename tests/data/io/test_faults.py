@@ -292,8 +292,8 @@ FAULTS: dict[str, tuple[str, Spoil, list[str]]] = {
         ["column 'sick' is not among path, patient", "task.labels"],
     ),
     "a column twice": ("pictures", line(1, "path,path,part,sick"), ["column 'path' is there twice"]),
-    "a line too long": ("pictures", line(3, "2.png,p2,train,1,7"), [f"{TABLE}: is no table", "line 3"]),
-    "an open quote": ("pictures", line(7, '"6.png,p6,val,1'), [TABLE, "is no table"]),
+    "a line too long": ("pictures", line(3, "2.png,p2,train,1,7"), [f"{TABLE}: is not a table", "line 3"]),
+    "an open quote": ("pictures", line(7, '"6.png,p6,val,1'), [TABLE, "is not a table"]),
     "a path outside": (
         "pictures",
         line(2, "../../1.png,p1,train,1"),
@@ -322,9 +322,13 @@ FAULTS: dict[str, tuple[str, Spoil, list[str]]] = {
     "a volume": (
         "pictures",
         line(2, "1.nii.gz,p1,train,1"),
-        ["line 2: '1.nii.gz' in column path is no path of a picture"],
+        ["line 2: '1.nii.gz' in column path is not the path of a picture"],
     ),
-    "a picture": ("volumes", line(2, "1.png,p1,train,1"), ["line 2: '1.png' in column path is no path of a volume"]),
+    "a picture": (
+        "volumes",
+        line(2, "1.png,p1,train,1"),
+        ["line 2: '1.png' in column path is not the path of a volume"],
+    ),
     # JSON and what it lists
     "JSON cut short": ("decathlon", cut("dataset.json", 0.5), ["dataset.json is not JSON", "download it again"]),
     "JSON in UTF-16": ("decathlon", written("dataset.json", "{}".encode("utf-16")), ["dataset.json is not JSON"]),

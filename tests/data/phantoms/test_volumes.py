@@ -14,7 +14,7 @@ from premed.errors import UserError
 from premed.rng import SampleRng, key
 from premed.tasks.btcv import ORGANS, TEST, TRAIN
 from premed.tasks.common.metrics import dice as measured_dice
-from premed.tasks.common.segmentation import sampled
+from premed.tasks.common.segmentation import sample_atlas
 
 SHAPE = (64, 64, 44)
 CENTRES = {  # in a supine patient (right, front, head), against the vertebrae: who lies on which side of whom
@@ -90,7 +90,7 @@ def test_the_mean_label_does_not_find_the_organs_nor_the_tumours():
             image, label, _ = make(SampleRng(key("mean", i)), (36, 36, 26))
             inside = np.argwhere(image > -175 if name == "abdomen" else image[..., 0] > 0)
             maps.append(
-                sampled(label[tuple(slice(a, b + 1) for a, b in zip(inside.min(0), inside.max(0), strict=True))])
+                sample_atlas(label[tuple(slice(a, b + 1) for a, b in zip(inside.min(0), inside.max(0), strict=True))])
             )
         atlas = np.stack([np.mean([labels == k for labels in maps[:12]], axis=0) for k in range(classes)])
         answers = [(1 - atlas[0] >= share) * (1 + atlas[1:].argmax(axis=0)) for share in (0.1, 0.2, 0.3, 0.4, 0.5)]

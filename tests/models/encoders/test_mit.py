@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from premed.config.loader import checked
+from premed.config.loader import validate_experiment
 from premed.contracts import DataSet
 from premed.data.phantoms.thorax import write_images
 from premed.data.phantoms.writers import write_chestxray14, write_msd
@@ -373,7 +373,7 @@ def test_hidden_patches_are_refused_by_name():
 
 def test_mae_on_it_is_refused_before_anything_is_trained():
     task: Any = type("Task", (), {"channels": 1})()
-    with pytest.raises(UserError, match="encoder: mae needs one that sees some patches only"):
+    with pytest.raises(UserError, match="encoder: mae needs one that can skip patches"):
         mae.build(mae.Config(), encoder(), [DataSet(task, "")], 0.05)
 
 
@@ -435,7 +435,7 @@ def run(task: dict, head: dict) -> dict:
         "finetune": {"head": head, **TRAINING},
         "train": {"workers": 0, "log_steps": 2, "precision": "fp32"},
     }
-    outcome = runner.run(checked(tree), lambda event: None)
+    outcome = runner.run(validate_experiment(tree), lambda event: None)
     assert [stage["kind"] for stage in outcome["stages"]] == ["finetune", "test"]
     return outcome["stages"][1]
 

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from support.stages import jobs, outcome, run
 from torch.nn import functional as F
 
-from premed.config.loader import merged
+from premed.config.loader import merge
 from premed.config.plugins import plugin
 from premed.contracts import Features, Sample
 from premed.data import datamodule
@@ -211,7 +211,7 @@ PROBE = {"pretext": {"name": "none"}, "finetune": {"head": {"name": "probe", "st
 
 
 def together(*trees):
-    return reduce(merged, trees)
+    return reduce(merge, trees)
 
 
 def staged(job):

@@ -1,1 +1,1 @@
-"""What several strategies share: losses between views, augmentation on the device, volumes as slices."""
+"""Shared by several strategies: contrastive losses, random views made on the device, volumes as slices."""

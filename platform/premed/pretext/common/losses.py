@@ -1,10 +1,10 @@
-"""Losses on the embeddings of a step's images, all ranks' together, and how far these have collapsed. No model here.
+"""Contrastive losses on the embeddings of a step's images, gathered over all ranks, and a measure of their collapse.
 
-Every image is another's negative, so the loss is no mean over a rank's own images. Each rank computes the whole of it,
-from everybody's embeddings, of which its own alone have a gradient; `distributed.share_of_loss` scales that for the
-mean which DDP takes.
+Every image is a negative of all others, so the loss is not a mean over a rank's own images. Each rank computes the
+complete loss from the embeddings of all ranks, of which only its own have a gradient; `distributed.share_of_loss`
+scales it for the mean that DDP takes.
 
-N images, D numbers each.
+Shapes: N images, D numbers per embedding.
 """
 
 import torch
@@ -13,42 +13,45 @@ from torch.nn import functional as F
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
-    """SimCLR's loss (Chen 2020, formula 1) of two views' embeddings, [N, D] each: the mean over all 2N.
+    """SimCLR's loss (Chen 2020, formula 1) of the embeddings of two views, [N, D] each: the mean over all 2N.
 
-    Each is to find its other view among the 2N - 1 others, by the cosine between them over `temperature`.
+    The cross-entropy of identifying each view's partner among the 2N - 1 others; logits: cosine / `temperature`.
     """
     num = len(first)
-    similar = cosines(torch.cat([first, second])) / temperature
+    similarities = cosine_similarities(torch.cat([first, second])) / temperature
     partner = torch.arange(2 * num, device=first.device).roll(num)
-    return F.cross_entropy(without_self(similar), partner)
+    return F.cross_entropy(mask_self(similarities), partner)
 
 
-def supervised_contrast(embeddings: Tensor, kinds: Tensor, temperature: float) -> Tensor:
-    """Khosla 2020, its L_out: the mean over the images that have another of their kind. embeddings [N, D], kinds [N].
+def supervised_contrast(embeddings: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """SupCon (Khosla 2020, L_out): the mean over the images with a positive, another image of the same label.
 
-    Each is to find all others of its kind; 0 where no image has one.
+    embeddings [N, D], labels [N]. Returns 0 where no image has a positive.
     """
-    alike = (kinds[:, None] == kinds).fill_diagonal_(False)
-    logs = without_self(cosines(embeddings) / temperature).log_softmax(dim=1)
-    counts = alike.sum(dim=1)
-    losses = -logs.where(alike, 0).sum(dim=1) / counts.clamp(min=1)
+    positives = (labels[:, None] == labels).fill_diagonal_(False)
+    log_probabilities = mask_self(cosine_similarities(embeddings) / temperature).log_softmax(dim=1)
+    counts = positives.sum(dim=1)
+    losses = -log_probabilities.where(positives, 0).sum(dim=1) / counts.clamp(min=1)
     return losses.sum() / (counts > 0).sum().clamp(min=1)
 
 
-def cosines(embeddings: Tensor) -> Tensor:
-    """[N, N] float32, whatever autocast says: at a small temperature half the digits are too few."""
+def cosine_similarities(embeddings: Tensor) -> Tensor:
+    """Returns [N, N] float32, also under autocast: half precision is too coarse at a small temperature."""
     with torch.autocast(embeddings.device.type, enabled=False):
         unit = F.normalize(embeddings.float(), dim=1)
         return unit @ unit.T
 
 
-def without_self(similar: Tensor) -> Tensor:
-    return similar.masked_fill(torch.eye(len(similar), dtype=torch.bool, device=similar.device), float("-inf"))
+def mask_self(similarities: Tensor) -> Tensor:
+    """Returns [N, N] with -inf on the diagonal."""
+    return similarities.masked_fill(
+        torch.eye(len(similarities), dtype=torch.bool, device=similarities.device), float("-inf")
+    )
 
 
 def spread(embeddings: Tensor) -> Tensor:
-    """1 where [N, D], brought to length 1, point everywhere alike; 0 where all are one point: a collapse.
+    """Returns how far embeddings [N, D] are from a collapse: 1 if their directions are uniform, 0 if they coincide.
 
-    The standard deviation over the images, root mean square over the D numbers, times sqrt(D).
+    Of the embeddings at length 1: the standard deviation over the images, root mean square over D, times sqrt(D).
     """
     return F.normalize(embeddings.float(), dim=1).var(dim=0, correction=0).sum().sqrt()

@@ -1,1 +1,1 @@
-"""What the tasks of a kind share: classification, segmentation, their metrics, and how listings are read."""
+"""Shared by several tasks: classification, segmentation, their metrics, and the parsing of listings."""

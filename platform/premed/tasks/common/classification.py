@@ -1,4 +1,4 @@
-"""What every classification task shares: views, loss, scores. A task file adds where its images and labels are."""
+"""The base class of classification tasks: views, loss, scores. A task file adds where its images and labels are."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
@@ -22,9 +22,9 @@ from premed.tasks.common.description import description
 
 
 class Classification:
-    """Several yes-or-no labels per image, NaN where an answer is not known; or one class each, if they are `exclusive`.
+    """Multi-label classification, NaN for unknown labels; or one class per image, if the classes are `exclusive`.
 
-    A label has one number per class either way: an image of the second of three exclusive classes has (0, 1, 0).
+    A label has one number per class in both cases: an image of the second of three exclusive classes has (0, 1, 0).
     """
 
     dims: int
@@ -36,10 +36,10 @@ class Classification:
     preprocessing: Preprocessing
     score: str = "mauc"
     exclusive: bool = False
-    """One answer per image: softmax and cross-entropy, `accuracy` beside the AUCs."""
+    """One class per image: softmax, cross-entropy, and `accuracy` beside the AUCs."""
 
     def check(self, test: bool = True) -> Iterator[Finding]:
-        """See `Task.check`; a task with listings of its own has more to tell."""
+        """See `Task.check`; tasks with listings override it."""
         parts: tuple[Part, ...] = ("train", "val", "test") if test else ("train", "val")
         for part in parts:
             yield from missing_files(self.split(part))
@@ -57,11 +57,11 @@ class Classification:
         return sampling.tiles(sample.entry, self.roi)
 
     def label_fractions(self, sample: Sample, patch: Sequence[int]) -> list[np.ndarray]:
-        """Each of an image's tiles has the image's label."""
+        """Returns the image's label for each of its tiles."""
         return [np.array(sample.case.label, float)] * len(sampling.tile_starts(sample.entry.shape, self.roi))
 
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Cross-entropy: of the true class, if they are exclusive, else binary, over the known labels."""
+        """Returns the cross-entropy of the true class if exclusive, else the binary one over known labels."""
         if self.exclusive:
             return F.cross_entropy(logits.float(), label)
         known = ~label.isnan()
@@ -69,38 +69,36 @@ class Classification:
         return ((losses * known).sum(dim=1) / known.sum(dim=1).clamp(min=1)).mean()
 
     def measure(self, forward: Forward, samples: Sequence[Sample]) -> list[Row]:
-        """Rows with `y/<class>` (0, 1 or NaN) and `p/<class>`: see `probabilities`."""
-        answers = self.probabilities(forward, samples)
-        return [self.row(sample, p) for sample, p in zip(samples, answers, strict=True)]
+        """Returns rows with `y/<class>` (0, 1 or NaN) and `p/<class>` (see `probabilities`)."""
+        probabilities = self.probabilities(forward, samples)
+        return [self.row(sample, p) for sample, p in zip(samples, probabilities, strict=True)]
 
     def probabilities(self, forward: Forward, samples: Sequence[Sample]) -> list[list[float]]:
-        """For each sample one number per class: the mean over the image's fixed views.
+        """Returns one probability per class for each sample: the mean over the image's fixed views.
 
         A picture has one such view, its centre, unless it is stored at twice the roi; a large volume has several.
         """
-        found: list[list[float]] = []
+        means: list[list[float]] = []
         for chunk in sampling.chunks(samples, self.roi):
             views = [self.tiles(sample) for sample in chunk]
             logits = forward(torch.from_numpy(np.stack(list(chain(*views)))))
-            answers = (logits.softmax(dim=1) if self.exclusive else logits.sigmoid()).split(
-                [len(some) for some in views]
-            )
-            found += [p.mean(dim=0).tolist() for p in answers]
-        return found
+            by_view = logits.softmax(dim=1) if self.exclusive else logits.sigmoid()
+            means += [p.mean(dim=0).tolist() for p in by_view.split([len(tiles) for tiles in views])]
+        return means
 
     def row(self, sample: Sample, probabilities: Sequence[float]) -> Row:
         assert isinstance(sample.case.label, tuple), f"{sample.case.name} has no label"
         truth = {f"y/{name}": float(y) for name, y in zip(self.classes, sample.case.label, strict=True)}
-        answer = {f"p/{name}": float(p) for name, p in zip(self.classes, probabilities, strict=True)}
-        return {"case": sample.case.name, "patient": sample.case.patient} | truth | answer
+        predicted = {f"p/{name}": float(p) for name, p in zip(self.classes, probabilities, strict=True)}
+        return {"case": sample.case.name, "patient": sample.case.patient} | truth | predicted
 
     def summary(self, rows: Sequence[Row]) -> dict[str, float]:
-        """`mauc`, the mean over the classes whose AUC is defined, and `auc/<class>`; `accuracy`, if exclusive."""
+        """Returns `auc/<class>`, `mauc` (the mean over classes with a defined AUC) and, if exclusive, `accuracy`."""
         accuracy = metrics.accuracy_summary(rows, self.classes) if self.exclusive else {}
         return accuracy | metrics.auc_summary(rows, self.classes)
 
     def constant_baseline(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Row]:
-        """The classes' frequencies in `train`, for every image: an AUC of one half, the most frequent's accuracy."""
+        """Predicts the class frequencies of `train` for every image: AUC 0.5, accuracy of the most frequent class."""
         labels = np.array([sample.case.label for sample in train], float)
         known = ~np.isnan(labels)
         frequencies = np.where(known, labels, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
@@ -109,11 +107,11 @@ class Classification:
     def pictures(self, forward: Forward, samples: Sequence[Sample], folder: Path) -> list[Path]:
         from premed.data.figures import probabilities
 
-        found = sorted(samples, key=lambda sample: -np.nansum(np.array(sample.case.label, float)))[:12]
+        most_labels = sorted(samples, key=lambda sample: -np.nansum(np.array(sample.case.label, float)))[:12]
         cases = []
-        for sample, row in zip(found, self.measure(forward, found), strict=True):
-            answers = {name: (row[f"y/{name}"], row[f"p/{name}"]) for name in self.classes}
-            cases.append((row["case"], sampling.centre(sample.entry, self.roi)[0], answers))
+        for sample, row in zip(most_labels, self.measure(forward, most_labels), strict=True):
+            labels = {name: (row[f"y/{name}"], row[f"p/{name}"]) for name in self.classes}
+            cases.append((row["case"], sampling.centre(sample.entry, self.roi)[0], labels))
         return [probabilities(folder / "probabilities.png", cases)]
 
     def describe(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Measures as pure functions: Dice, Hausdorff distance in mm, AUC; and sliding-window prediction.
+"""Metrics as pure functions: Dice, Hausdorff distance in mm, AUC; and sliding-window prediction.
 
-A *row* holds the numbers of one case. Segmentation: `dice/<class>`, `hd95/<class>`, `state/<class>`; classification:
-`y/<class>` (0, 1 or NaN: not known) and `p/<class>`. What is undefined is NaN in a row and left out of a summary.
+A *row* has the numbers of one case. Segmentation: `dice/<class>`, `hd95/<class>`, `state/<class>`; classification:
+`y/<class>` (0, 1 or NaN: unknown) and `p/<class>`. Undefined numbers are NaN in a row and left out of a summary.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,17 +16,17 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """2 |A ∩ B| / (|A| + |B|) of two boolean masks of one shape; NaN if both are empty."""
+    """Returns 2 |A ∩ B| / (|A| + |B|) of two boolean masks of one shape; NaN if both are empty."""
     prediction, truth = _masks(prediction, truth)
     total = np.count_nonzero(prediction) + np.count_nonzero(truth)
     return 2 * np.count_nonzero(prediction & truth) / total if total else float("nan")
 
 
 def hd95(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) -> float:
-    """Hausdorff distance in mm: the larger of the two directed 95th percentiles of the surfaces' distances.
+    """Returns the Hausdorff distance in mm: the larger of the two directed 95th percentiles of the surfaces' distances.
 
-    Equal to MONAI's `compute_hausdorff_distance(percentile=95, spacing=spacing)` wherever both masks hold a voxel. One
-    empty mask costs the image's diagonal in mm; two empty ones give NaN. `spacing`: mm per voxel along each axis.
+    Equal to MONAI's `compute_hausdorff_distance(percentile=95, spacing=spacing)` if neither mask is empty. One empty
+    mask gives the image's diagonal in mm; two give NaN. `spacing`: mm per voxel along each axis.
     """
     prediction, truth = _masks(prediction, truth)
     if len(spacing) != truth.ndim:
@@ -36,17 +36,17 @@ def hd95(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) ->
     from scipy.spatial import KDTree
 
     box = _box(prediction | truth)
-    ours, theirs = _surface(prediction[box]) * spacing, _surface(truth[box]) * spacing
-    # Points of a grid need no median splits: the unbalanced tree is built faster.
-    there = KDTree(theirs, balanced_tree=False).query(ours)[0]
-    back = KDTree(ours, balanced_tree=False).query(theirs)[0]
-    return float(max(np.quantile(there, 0.95), np.quantile(back, 0.95)))
+    predicted, true = _surface(prediction[box]) * spacing, _surface(truth[box]) * spacing
+    # grid points need no median splits, and an unbalanced tree is faster to build
+    forwards = KDTree(true, balanced_tree=False).query(predicted)[0]
+    backwards = KDTree(predicted, balanced_tree=False).query(true)[0]
+    return float(max(np.quantile(forwards, 0.95), np.quantile(backwards, 0.95)))
 
 
 def region_row(
     prediction: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray], spacing: Sequence[float]
 ) -> dict[str, Any]:
-    """One case's `dice/<class>`, `hd95/<class>` and `state/<class>` for each class of `truth`, from boolean masks [*S].
+    """Returns a case's `dice/<class>`, `hd95/<class>` and `state/<class>` for each class of `truth`; masks [*S] bool.
 
     state: both, missed (only in the truth), invented (only in the prediction), absent (in neither).
     Missed and invented: Dice 0 and HD95 = the image's diagonal in mm, so that leaving an organ out never pays.
@@ -61,10 +61,10 @@ def region_row(
 
 
 def segmentation_summary(rows: Rows, classes: Sequence[str]) -> dict[str, float]:
-    """Mean over cases per class (`dice/<class>`, `hd95/<class>`), then over classes (`dice`, `hd95`).
+    """Returns the mean over cases per class (`dice/<class>`, `hd95/<class>`), then over classes (`dice`, `hd95`).
 
     Cases that have a class in neither mask are excluded from its mean and counted in `n_excluded`; `n_missed` and
-    `n_invented` count the rest of the disagreements. A class without a case is left out.
+    `n_invented` count the pairs of case and class in only one mask. A class in no case is left out.
     """
     summary: dict[str, float] = {}
     for measure in ("dice", "hd95"):
@@ -80,7 +80,7 @@ def segmentation_summary(rows: Rows, classes: Sequence[str]) -> dict[str, float]
 
 
 def auc_summary(rows: Rows, classes: Sequence[str]) -> dict[str, float]:
-    """`auc/<class>`, their mean `mauc`, and `n_undefined`: how many classes have no AUC and are left out."""
+    """Returns `auc/<class>`, their mean `mauc`, and `n_undefined`, the number of classes without an AUC."""
     values = _aucs(rows, classes)
     defined = ~np.isnan(values)
     summary = {f"auc/{name}": float(value) for name, value in zip(classes, values, strict=True) if not np.isnan(value)}
@@ -90,9 +90,9 @@ def auc_summary(rows: Rows, classes: Sequence[str]) -> dict[str, float]:
 
 
 def accuracy_summary(rows: Rows, classes: Sequence[str]) -> dict[str, float]:
-    """One label per case: `accuracy` (is the highest p the true class) and `accuracy/<class>` over its own cases.
+    """Of exclusive classes: returns `accuracy` (highest p is the true class) and `accuracy/<class>` over its cases.
 
-    Cases with an unknown label are left out; so is what then has no case.
+    Cases with an unknown label are left out, and numbers that then have no case.
     """
     unknown = np.isnan(_columns(rows, "y", classes)).sum(axis=1)
     known = [row for row, num in zip(rows, unknown, strict=True) if not num]
@@ -118,17 +118,17 @@ def sliding_window(
     mode: Literal["constant", "gaussian"] = "constant",
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """The prediction [K, *S], float32, for a whole image [C, *S] from `forward(windows [B, C, *roi]) -> [B, K, *roi]`.
+    """Returns the prediction [K, *S], float32, of an image [C, *S] by `forward(windows [B, C, *roi]) -> [B, K, *roi]`.
 
     Windows overlap by the share `overlap` and are averaged, evenly or weighted towards their centre (`gaussian`). An
-    image smaller than `roi` is padded with zeros and the answer cropped back. Windows lie on the image's device.
-    `device` is where the whole answer is put together (the image's, if None): name the CPU where K × S is too large.
+    image smaller than `roi` is padded with zeros and the prediction cropped back. Windows lie on the image's device.
+    `device` is where the windows are merged (None: the image's device): use the CPU if K × S is too large for it.
     The defaults are SelfMedMAE's.
     """
     from monai.inferers.utils import sliding_window_inference
 
     def predict(windows: Tensor) -> Tensor:
-        # MONAI multiplies the answer in place: it gets a copy, where its weights are, and no half precision to sum in.
+        # MONAI multiplies the logits in place and sums them: they must be a copy, on the image's device, in float32
         return forward(windows).to(image.device, torch.float32, copy=True)
 
     stitched = sliding_window_inference(
@@ -157,7 +157,7 @@ def _diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
 
 
 def _box(mask: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box that holds every voxel of a mask with at least one."""
+    """Returns the bounding box of a non-empty mask."""
     box = []
     for axis in range(mask.ndim):
         filled = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
@@ -166,15 +166,15 @@ def _box(mask: np.ndarray) -> tuple[slice, ...]:
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:
-    """Positions [n, axes] of the voxels that have a neighbour outside the mask; beyond the image is outside."""
+    """Returns the positions [n, axes] of voxels with a neighbour outside the mask; beyond the image is outside."""
     from scipy.ndimage import binary_erosion
 
     return np.argwhere(mask & ~binary_erosion(mask))
 
 
 def _columns(rows: Rows, kind: str, classes: Sequence[str]) -> np.ndarray:
-    """The numbers `<kind>/<class>` of all rows: [rows, classes]; None counts as NaN."""
-    # itemgetter, and each first key once more so that it always gives a tuple: a bootstrap reads millions of them
+    """Returns the numbers `<kind>/<class>` of all rows, [rows, classes]; None becomes NaN."""
+    # itemgetter is fast (a bootstrap reads millions of rows); a repeated first key makes it always return a tuple
     pick = itemgetter(f"{kind}/{classes[0]}", *(f"{kind}/{name}" for name in classes))
     return np.array([pick(row) for row in rows], float).reshape(len(rows), len(classes) + 1)[:, 1:]
 
@@ -190,11 +190,11 @@ def _probabilities(rows: Rows, classes: Sequence[str]) -> np.ndarray:
 
 
 def _aucs(rows: Rows, classes: Sequence[str]) -> np.ndarray:
-    """[classes], NaN where undefined: the Mann-Whitney statistic, all classes at once, ties counting half."""
+    """Returns AUCs [classes], NaN if undefined: the Mann-Whitney statistic of all classes at once, ties count half."""
     from scipy.stats import rankdata
 
     truth = _columns(rows, "y", classes)
-    # Cases with an unknown label rank above all others, where they move no rank that counts.
+    # cases with an unknown label rank above all others, where they do not change the ranks of these
     ranks = rankdata(np.where(np.isnan(truth), np.inf, _probabilities(rows, classes)), axis=0)
     positives, negatives = (truth == 1).sum(0), (truth == 0).sum(0)
     wins = np.where(truth == 1, ranks, 0).sum(0) - positives * (positives + 1) / 2

@@ -1,8 +1,8 @@
-"""What every segmentation task shares: views, loss, sliding windows, scores on the native grid, overlays.
+"""The base classes of segmentation tasks: views, loss, sliding windows, scores on the native grid, overlays.
 
-`Segmentation` is one label per voxel. `Regions` is overlapping regions, a sigmoid each: it differs in what a logit
-means (loss, native, masks, layers, cut) and in nothing else. Label maps on disk and in the cache hold whole numbers for
-both; a task's `regions` say which of them each region unites.
+`Segmentation` has one label per voxel. `Regions` has overlapping regions with a sigmoid each: it overrides what depends
+on the meaning of a logit (loss, native, masks, class_masks, threshold_atlas, …). Both have integer label maps on disk
+and in the cache; a task's `regions` map each region to the labels that it unites.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ from premed.rng import SampleRng
 from premed.tasks.common import metrics
 from premed.tasks.common.description import description
 
-ATLAS = 32  # edge of the grid on which the constant predictor averages the training labels
+ATLAS = 32  # edge of the grid on which the constant baseline averages the training labels
 
 
 class Segmentation:
@@ -43,16 +43,16 @@ class Segmentation:
 
     @property
     def labels(self) -> tuple[int, ...]:
-        """The values that its label maps may hold."""
+        """The values that label maps may contain."""
         return tuple(range(len(self.classes)))
 
     @property
     def regions(self) -> dict[str, tuple[int, ...]]:
-        """What is scored: name to the labels it unites."""
+        """The scored regions: name to the labels that it unites."""
         return {name: (label,) for label, name in enumerate(self.classes) if label}
 
     def check(self, test: bool = True) -> Iterator[Finding]:
-        """See `Task.check`; a task with listings of its own has more to tell."""
+        """See `Task.check`; tasks with listings override it."""
         parts: tuple[Part, ...] = ("train", "val", "test") if test else ("train", "val")
         for part in parts:
             yield from missing_files(self.split(part))
@@ -69,31 +69,31 @@ class Segmentation:
     def label_fractions(self, sample: Sample, patch: Sequence[int]) -> list[np.ndarray]:
         starts = views.tile_starts(sample.entry.shape, self.roi)
         labels = [sample.entry.label(start, self.roi) for start in starts]
-        return [np.stack([patch_means(mask, patch) for mask in self.layers(some)]) for some in labels]
+        return [np.stack([patch_means(mask, patch) for mask in self.class_masks(tile)]) for tile in labels]
 
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Dice + cross-entropy as SelfMedMAE sets it for BTCV; the mean over samples and classes."""
+        """Returns Dice + cross-entropy as in SelfMedMAE's BTCV, the mean over samples and classes."""
         from monai.losses import DiceCELoss
 
         combined = DiceCELoss(to_onehot_y=True, softmax=True, squared_pred=True, smooth_nr=0.0, smooth_dr=1e-6)
         return combined(logits.float(), label[:, None].long())
 
     def measure(self, forward: Forward, samples: Sequence[Sample]) -> list[Row]:
-        """Rows with `dice/`, `hd95/` (mm) and `state/` of each region, on the image's own grid."""
+        """Returns rows with `dice/`, `hd95/` (mm) and `state/` of each region, on the image's native grid."""
         return [self.row(sample, self.predict(forward, sample)) for sample in samples]
 
     def predict(self, forward: Forward, sample: Sample) -> np.ndarray:
-        """The answer on the image's own grid, as `native` gives it."""
+        """Returns the prediction on the image's native grid (see `native`)."""
         return self.native(self.logits(forward, sample), sample.entry)
 
-    def native(self, answer: np.ndarray, entry: PreparedImage) -> np.ndarray:
-        """Labels [*S] uint8 on the image's own grid, of scores [K, *S] or labels [*S] on the prepared one."""
-        return to_native(answer, entry.affine, entry.native_affine, entry.native_shape)
+    def native(self, prediction: np.ndarray, entry: PreparedImage) -> np.ndarray:
+        """Resamples logits [K, *S] or labels [*S] on the prepared grid to labels [*S] uint8 on the native one."""
+        return to_native(prediction, entry.affine, entry.native_affine, entry.native_shape)
 
     def logits(self, forward: Forward, sample: Sample) -> np.ndarray:
-        """Scores [K, *S] on the prepared grid, by sliding windows.
+        """Returns logits [K, *S] on the prepared grid, by sliding windows.
 
-        An image smaller than the roi is padded as in training, with its own air (MONAI would pad with 0).
+        An image smaller than the roi is padded as in training, with its own air value (MONAI would pad with 0).
         """
         shape = sample.entry.shape
         size = tuple(max(n, edge) for n, edge in zip(shape, self.roi, strict=True))
@@ -103,60 +103,60 @@ class Segmentation:
         inside = tuple(slice(-first, n - first) for first, n in zip(start, shape, strict=True))
         return logits[(slice(None), *inside)].numpy()
 
-    def row(self, sample: Sample, answer: np.ndarray) -> Row:
-        """The scores of an answer on the image's own grid."""
+    def row(self, sample: Sample, prediction: np.ndarray) -> Row:
+        """Returns the scores of a prediction on the native grid."""
         assert isinstance(sample.case.label, Path), f"{sample.case.name} has no label"
-        truth = self.united(read_labels(sample.case.label))
+        truth = self.region_masks(read_labels(sample.case.label))
         spacing = np.linalg.norm(sample.entry.native_affine[:3, :3], axis=0)
-        scores = metrics.region_row(self.masks(answer), truth, tuple(spacing))
+        scores = metrics.region_row(self.masks(prediction), truth, tuple(spacing))
         return {"case": sample.case.name, "patient": sample.case.patient} | scores
 
-    def masks(self, answer: np.ndarray) -> Mapping[str, np.ndarray]:
-        """Each region of an answer, as `native` or `cut` gives it."""
-        return self.united(answer)
+    def masks(self, prediction: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Returns the mask of each region of a prediction, as `native` or `decide` returns it."""
+        return self.region_masks(prediction)
 
-    def label_map(self, answer: np.ndarray) -> np.ndarray | None:
-        """An answer, as `native` gives it, with the values of the task's label maps: uint8 [*S]."""
-        return answer
+    def label_map(self, prediction: np.ndarray) -> np.ndarray | None:
+        """Returns a prediction of `native` as a label map uint8 [*S]; None if a label map cannot represent it."""
+        return prediction
 
-    def united(self, labels: np.ndarray) -> Mapping[str, np.ndarray]:
-        """Each region of a label map."""
-        return {name: np.isin(labels, united) for name, united in self.regions.items()}
+    def region_masks(self, labels: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Returns the mask of each region of a label map."""
+        return {name: np.isin(labels, values) for name, values in self.regions.items()}
 
     def summary(self, rows: Sequence[Row]) -> dict[str, float]:
-        """Per case, then over cases per region, then over regions."""
+        """Returns means over cases per region, and their means over regions."""
         return metrics.segmentation_summary(rows, tuple(self.regions))
 
     def constant_baseline(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Row]:
-        """The mean label map of `train` in each image's frame, cut at the share that scores best on `train`.
+        """Predicts the mean label map of `train`, scaled to each image, with the threshold that scores best on `train`.
 
-        Laid out on the prepared grids, whose axes all point the same way.
+        It is averaged on prepared grids, because their axes all point in the same directions.
         """
-        atlas = np.mean([self.frame(sample.entry.label()) for sample in train], axis=0)
+        atlas = np.mean([self.atlas_frame(sample.entry.label()) for sample in train], axis=0)
 
-        def answer(sample: Sample, share: float) -> Row:
+        def score_row(sample: Sample, share: float) -> Row:
             entry = sample.entry
             places = np.ix_(*((2 * np.arange(size) + 1) * ATLAS // (2 * size) for size in entry.shape))
-            return self.row(sample, self.native(self.cut(atlas, share)[(..., *places)], entry))
+            return self.row(sample, self.native(self.threshold_atlas(atlas, share)[(..., *places)], entry))
 
         def score(share: float) -> float:
-            return self.summary([answer(sample, share) for sample in train[:8]])[self.score]
+            return self.summary([score_row(sample, share) for sample in train[:8]])[self.score]
 
         share = max((0.1, 0.2, 0.3, 0.4, 0.5), key=score)
-        return [answer(sample, share) for sample in samples]
+        return [score_row(sample, share) for sample in samples]
 
-    def frame(self, labels: np.ndarray) -> np.ndarray:
-        """One map per class, [classes, ATLAS, …], of a label map sampled on a fixed number of places."""
-        return np.stack([*self.layers(sampled(labels))])
+    def atlas_frame(self, labels: np.ndarray) -> np.ndarray:
+        """Returns the class masks [classes, ATLAS, …] of a label map, sampled to ATLAS points per axis."""
+        return np.stack([*self.class_masks(sample_atlas(labels))])
 
-    def layers(self, labels: np.ndarray) -> Iterator[np.ndarray]:
-        """Each class of a label map, as its logits have them, one mask after the other."""
+    def class_masks(self, labels: np.ndarray) -> Iterator[np.ndarray]:
+        """Yields the mask of each class of a label map, in the order of the logits."""
         return (labels == label for label in self.labels)
 
-    def cut(self, atlas: np.ndarray, share: float) -> np.ndarray:
-        """The answer where an atlas (a mean of `frame`s) holds at least `share`, on its own grid."""
-        some, best = 1 - atlas[0] >= share, 1 + atlas[1:].argmax(axis=0)
-        return (some * best).astype(np.uint8)
+    def threshold_atlas(self, atlas: np.ndarray, share: float) -> np.ndarray:
+        """Returns the prediction where the atlas (the mean of `atlas_frame`s) is at least `share`."""
+        foreground, best = 1 - atlas[0] >= share, 1 + atlas[1:].argmax(axis=0)
+        return (foreground * best).astype(np.uint8)
 
     def pictures(self, forward: Forward, samples: Sequence[Sample], folder: Path) -> list[Path]:
         from premed.data.figures import overlay
@@ -165,93 +165,93 @@ class Segmentation:
         for sample in samples[:4]:
             assert isinstance(sample.case.label, Path)
             entry = sample.entry
-            truth, answer = self.united(entry.label()), self.masks(self.decided(self.logits(forward, sample)))
-            cases.append((sample.case.name, entry.image()[0], self.painted(truth), self.painted(answer)))
+            truth, prediction = self.region_masks(entry.label()), self.masks(self.decide(self.logits(forward, sample)))
+            cases.append((sample.case.name, entry.image()[0], self.paint(truth), self.paint(prediction)))
         return [overlay(folder / "overlay.png", cases, tuple(self.regions))]
 
     def describe(self) -> dict[str, Any]:
         return description(self, Segmentation, "labels")
 
-    def decided(self, logits: np.ndarray) -> np.ndarray:
-        """What logits [K, *S] answer, on their own grid."""
+    def decide(self, logits: np.ndarray) -> np.ndarray:
+        """Returns the prediction of logits [K, *S], on their grid."""
         return logits.argmax(axis=0).astype(np.uint8)
 
-    def painted(self, masks: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Masks as one map uint8 for the eye: i + 1 is the i-th region; those of fewer labels lie on top."""
+    def paint(self, masks: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Returns masks as one map uint8 for pictures: i + 1 is the i-th region; regions of fewer labels are on top."""
         numbers = {name: number for number, name in enumerate(self.regions, start=1)}
-        painted = np.zeros(next(iter(masks.values())).shape, np.uint8)
+        picture = np.zeros(next(iter(masks.values())).shape, np.uint8)
         for name in sorted(self.regions, key=lambda name: -len(self.regions[name])):
-            painted[masks[name]] = numbers[name]
-        return painted
+            picture[masks[name]] = numbers[name]
+        return picture
 
 
 class Regions(Segmentation):
-    """Regions that may overlap, one sigmoid each: `classes` are the regions' names, `regions` the labels they unite."""
+    """Regions that may overlap, a sigmoid each: `classes` are the regions' names, `regions` the labels they unite."""
 
     exclusive = False
 
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Dice as SelfMedMAE sets it for BraTS; the mean over samples and regions."""
+        """Returns the Dice loss as in SelfMedMAE's BraTS, the mean over samples and regions."""
         from monai.losses import DiceLoss
 
-        truth = torch.stack([torch.isin(label, label.new_tensor(united)) for united in self.regions.values()], dim=1)
+        truth = torch.stack([torch.isin(label, label.new_tensor(values)) for values in self.regions.values()], dim=1)
         dice = DiceLoss(sigmoid=True, squared_pred=True, smooth_nr=0.0, smooth_dr=1e-6)
         return dice(logits.float(), truth.float())
 
-    def native(self, answer: np.ndarray, entry: PreparedImage) -> np.ndarray:
-        """Masks [K, *S] bool on the image's own grid, of scores [K, *S] on the prepared one."""
-        return regions_to_native(answer, entry.affine, entry.native_affine, entry.native_shape)
+    def native(self, prediction: np.ndarray, entry: PreparedImage) -> np.ndarray:
+        """Resamples logits [K, *S] on the prepared grid to masks [K, *S] bool on the native one."""
+        return regions_to_native(prediction, entry.affine, entry.native_affine, entry.native_shape)
 
-    def masks(self, answer: np.ndarray) -> Mapping[str, np.ndarray]:
-        return dict(zip(self.regions, answer, strict=True))
+    def masks(self, prediction: np.ndarray) -> Mapping[str, np.ndarray]:
+        return dict(zip(self.regions, prediction, strict=True))
 
-    def layers(self, labels: np.ndarray) -> Iterator[np.ndarray]:
-        return (np.isin(labels, united) for united in self.regions.values())
+    def class_masks(self, labels: np.ndarray) -> Iterator[np.ndarray]:
+        return (np.isin(labels, values) for values in self.regions.values())
 
-    def label_map(self, answer: np.ndarray) -> np.ndarray | None:
-        """Painted from the outermost region to the innermost; None where the regions do not lie in each other.
+    def label_map(self, prediction: np.ndarray) -> np.ndarray | None:
+        """Paints from the outermost region to the innermost; returns None if the regions are not nested.
 
-        A voxel that is answered to lie in an inner region lies in the outer ones then, whatever they say of it.
+        A voxel predicted in an inner region thereby counts as in the outer ones, whatever their logits.
         """
         if self.nesting is None:
             return None
-        painted, masks = np.zeros(answer.shape[1:], np.uint8), self.masks(answer)
+        labels, masks = np.zeros(prediction.shape[1:], np.uint8), self.masks(prediction)
         for name, label in self.nesting:
-            painted[masks[name]] = label
-        return painted
+            labels[masks[name]] = label
+        return labels
 
     @property
     def nesting(self) -> list[tuple[str, int]] | None:
-        """Regions from the outermost to the innermost, each with a label that no region inside it has."""
+        """Regions from the outermost to the innermost, each with a label that no inner one has; None if not nested."""
         names = sorted(self.regions, key=lambda name: -len(self.regions[name]))
         sets = [*({*self.regions[name]} for name in names), set()]
         if not all(inner < outer for outer, inner in zip(sets, sets[1:], strict=False)):
             return None
         return [(name, min(outer - inner)) for name, outer, inner in zip(names, sets, sets[1:], strict=False)]
 
-    def cut(self, atlas: np.ndarray, share: float) -> np.ndarray:
-        """Scores: above 0 where the atlas holds at least `share`."""
+    def threshold_atlas(self, atlas: np.ndarray, share: float) -> np.ndarray:
+        """Returns logits: above 0 where the atlas is at least `share`."""
         return atlas - (share - 1e-6)
 
-    def decided(self, logits: np.ndarray) -> np.ndarray:
+    def decide(self, logits: np.ndarray) -> np.ndarray:
         return logits > 0
 
     def describe(self) -> dict[str, Any]:
         return description(self, Regions, "regions")
 
 
-def sampled(labels: np.ndarray) -> np.ndarray:
-    """A label map on ATLAS places along each axis."""
+def sample_atlas(labels: np.ndarray) -> np.ndarray:
+    """Samples a label map at ATLAS points along each axis."""
     return labels[np.ix_(*((2 * np.arange(ATLAS) + 1) * size // (2 * ATLAS) for size in labels.shape))]
 
 
 def patch_means(mask: np.ndarray, patch: Sequence[int]) -> np.ndarray:
-    """The mean [*grid] of each patch of a mask [*S]."""
+    """Returns the mean [*grid] of each patch of a mask [*S]."""
     pairs = [(size // edge, edge) for size, edge in zip(mask.shape, patch, strict=True)]
     return mask.reshape([n for pair in pairs for n in pair]).mean(axis=tuple(range(1, 2 * mask.ndim, 2)))
 
 
 def read_labels(path: Path) -> np.ndarray:
-    """The label map [*S] uint8 on its own grid."""
+    """Reads a label map [*S] uint8 on its native grid."""
     values = np.rint(read_image(path)[0]).astype(np.uint8)
     return values[..., 0] if values.ndim == 4 else values
