@@ -166,7 +166,7 @@ def test_the_ui_of_nothing_is_one_line(premed, tmp_path, monkeypatch):
     monkeypatch.setenv("PREMED_HOME", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     code, _, err = premed("ui")
-    assert code == 2 and len(err) == 1 and "run something first" in err[0]
+    assert code == 2 and len(err) == 1 and "run an experiment first" in err[0]
 
 
 def test_help_and_versions_do_not_wait_for_torch():
