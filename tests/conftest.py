@@ -1,5 +1,6 @@
 """What all tests share: where real images are, what is made once for all of them, and quiet, bounded machinery."""
 
+import gc
 import os
 import shutil
 import sqlite3
@@ -83,6 +84,16 @@ def trust_the_disk(connection: object, record: object) -> None:
 
 
 # ---- make test stays short
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the collector need not look at it again, as statsmodels asks it to for each p-value."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 @pytest.hookimpl(wrapper=True)

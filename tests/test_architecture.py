@@ -115,6 +115,27 @@ def test_no_file_is_past_300_lines_and_no_function_past_60(path):
     assert {name: length for name, length in lengths.items() if length > 60} == {}
 
 
+def test_the_root_has_at_most_eight_files():
+    assert len(list(PACKAGE.glob("*.py"))) <= 8
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if path.name == "__init__.py"], ids=relative)
+def test_a_package_s_init_is_a_docstring_without_imports(path):
+    docstring, *more = ast.parse(path.read_text()).body
+    assert isinstance(docstring, ast.Expr) and isinstance(docstring.value, ast.Constant)
+    version = ["__version__"] if path.parent == PACKAGE else []
+    assert [ast.unparse(each).split(" = ")[0] for each in more] == version
+
+
+COINED = re.compile("crew|fleet|desk|vault|ledger|lineup|contenders|exhibits|clinic(?!al)", re.I)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_modules_and_classes_have_the_field_s_names(path):
+    classes = [node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)]
+    assert [name for name in (*path.relative_to(PACKAGE).parts, *classes) if COINED.search(name)] == []
+
+
 FORBIDDEN = {
     "a registry's address": re.compile("index[-_]url *[=:]|find-links *[=:]|//pypi|//files[.]pythonhosted"),
     "a machine's path": re.compile("(?<![\\w.}])/(home|root|Users|work)/[a-z]"),

@@ -38,7 +38,10 @@ def written(tmp_path, chest):
         (["run", "--frobnicate"], "No such option"),
         (["run", "absent.yaml"], "absent.yaml: cannot be read"),
         (["run", "task=nothing"], "'nothing' is not one of brats"),
-        (["data", "phantom", "heart", "absent"], "heart: there are phantoms for brats, btcv, chestxray14, images, msd"),
+        (
+            ["data", "phantom", "heart", "absent"],
+            "heart: has no phantoms; choose one of brats, btcv, chestxray14, images, msd",
+        ),
         (["data", "phantom", "msd", "absent", "--num", "none"], "--num"),
         (["data", "phantom", "images", "absent", "--kind", "bmp"], "kind: bmp is none of png, dicom, nifti"),
     ],
@@ -120,7 +123,7 @@ def test_what_a_library_prints_does_not_get_into_the_json(premed, written, home,
 
 def test_numbers_that_json_cannot_say_are_null():
     numbers = {"a": [math.nan, 1.5], "b": (math.inf, {"c": -math.inf}), "d": True}
-    assert options.defined(numbers) == {"a": [None, 1.5], "b": [None, {"c": None}], "d": True}
+    assert options.as_json_value(numbers) == {"a": [None, 1.5], "b": [None, {"c": None}], "d": True}
 
 
 def test_a_run_that_fails_midway_is_one_line_and_exit_code_1(premed, written, home):
@@ -132,10 +135,10 @@ def test_a_run_that_fails_midway_is_one_line_and_exit_code_1(premed, written, ho
 def test_ctrl_c_in_a_command_is_exit_code_130(premed, written, home, monkeypatch):
     monkeypatch.setattr("premed.execution.runner.run", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     code, out, err = premed("run", written())
-    assert code == 130 and err == ["premed: stopped; the same command goes on from the last checkpoint"]
+    assert code == 130 and err == ["premed: stopped; run the same command again to resume from the last checkpoint"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_stopped_command_leaves_everything_in_order_and_goes_on(home, chest, written, number):
     changes = SCRATCH, {"test": False, "finetune": {"epochs": 30}}
     process, said = forked(home, "run", written(*changes))
@@ -163,7 +166,7 @@ def test_the_ui_of_nothing_is_one_line(premed, tmp_path, monkeypatch):
     monkeypatch.setenv("PREMED_HOME", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     code, _, err = premed("ui")
-    assert code == 2 and len(err) == 1 and "run something first" in err[0]
+    assert code == 2 and len(err) == 1 and "run an experiment first" in err[0]
 
 
 def test_help_and_versions_do_not_wait_for_torch():
@@ -195,6 +198,7 @@ def test_compare_tells_of_real_runs_as_a_table_json_and_csv(premed, chest, home,
     assert code == 0 and "fewer than 3 seeds" in out and "none" in out
 
 
+@pytest.mark.slow
 @pytest.mark.whole
 def test_the_page_of_real_runs_shows_their_pre_training_and_their_answers(
     premed, chest, mae_home, tmp_path, monkeypatch
@@ -209,12 +213,12 @@ def test_the_page_of_real_runs_shows_their_pre_training_and_their_answers(
     for shown in ("Pre-training and its gate", "seed 0: progress", "seed 0: reconstruction", "seed 0: probabilities"):
         assert shown in text
     code, _, err = premed("compare", "--html", tmp_path / "absent" / "page.html")
-    assert code == 2 and len(err) == 1 and "there is no such folder" in err[0]
+    assert code == 2 and len(err) == 1 and "its folder does not exist" in err[0]
 
 
 def test_compare_without_a_store_is_one_line(premed, tmp_path, monkeypatch):
     monkeypatch.setenv("PREMED_HOME", str(tmp_path / "absent"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     code, out, err = premed("compare")
-    assert code == 2 and out == "" and len(err) == 1 and "is not there yet: run something first" in err[0]
-    assert premed("compare", "--part", "train")[2] == ["premed: --part train: is neither test nor val"]
+    assert code == 2 and out == "" and len(err) == 1 and "does not exist yet: run an experiment first" in err[0]
+    assert premed("compare", "--part", "train")[2] == ["premed: --part train: write --part test or --part val"]

@@ -303,7 +303,7 @@ def test_an_entry_appears_whole_or_not_at_all(cache, cases, monkeypatch):
 
 
 def race(root: Path, cases: list[Case], barrier) -> None:
-    barrier.wait(60)
+    barrier.wait(250)
     assert [entry.shape for entry in Cache(root).prepare(cases, ZSCORE)] == [(9, 10, 11)] * 3
 
 

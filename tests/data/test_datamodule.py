@@ -161,6 +161,7 @@ def test_mae_on_one_data_set_is_fine_tuned_on_another_and_serves_both_tasks(ches
     assert again["stages"][0]["reused"] and again["stages"][0]["run_id"] == pretrain["run_id"]
 
 
+@pytest.mark.slow
 def test_other_images_of_a_named_data_set_are_another_experiment(chest, children, home, tmp_path):
     other = write_images(tmp_path / "children", 24, 1, size=16)
     one, two = (

@@ -119,7 +119,7 @@ def test_a_stage_that_another_command_took_over_is_left_to_it_and_waited_for(tre
     monkeypatch.setattr(executor, "run_stage", sleepy)
     outcome = runner.run(validate_experiment(tree), told.append)
     assert tries == ["finetune", "finetune", "test"]
-    assert ["took this stage over" in event.text for event in told if isinstance(event, WarningIssued)] == [True]
+    assert ["has taken over this stage" in event.text for event in told if isinstance(event, WarningIssued)] == [True]
     assert [stage["kind"] for stage in outcome["stages"]] == ["finetune", "test"]
     runs = RunStore(f"sqlite:///{tmp_path}/home/mlflow.db", None).search({"premed.kind": "finetune"})
     assert [(run.status, run.tags.get("premed.failure")) for run in runs] == [("FINISHED", None)]

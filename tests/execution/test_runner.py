@@ -343,7 +343,7 @@ def test_a_tracker_that_ray_ends_for_want_of_memory_ends_the_command_in_order(mo
         raise OutOfMemoryError("10 worker(s) were killed")
 
     monkeypatch.setattr("ray.get", get)
-    with pytest.raises(StageFailed, match="^the MLflow tracker's process ended; the same command goes on"):
+    with pytest.raises(StageFailed, match="^the MLflow tracker's process ended; run the same command again to resume"):
         Remote(MagicMock(), "MLflow tracker").drain()
 
 
@@ -358,7 +358,7 @@ def test_workers_that_an_autoscaler_may_still_start_count_as_there(monkeypatch):
     with pytest.raises(UserError, match="4 workers need 4 GPUs and the cluster has 3;"):
         admit(Train(workers=4, gpu=True))
     monkeypatch.setenv("PREMED_NODES", "many")
-    with pytest.raises(UserError, match="^PREMED_NODES=many: say how many workers"):
+    with pytest.raises(UserError, match="^PREMED_NODES=many: write the largest number of workers"):
         nodes()
 
 

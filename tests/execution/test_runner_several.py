@@ -16,7 +16,7 @@ from premed.errors import CalledOff
 from premed.events import ExperimentEnded, ImagesPrepared, MetricsLogged, TrainingStarted, WarningIssued
 from premed.execution import runner
 from premed.execution.preflight import resolve
-from premed.execution.session import session
+from premed.execution.session import open_session
 from premed.execution.single_flight import SingleFlight
 from premed.tracking.store import LEASES
 
@@ -38,6 +38,7 @@ def tags_of(home, kind, *names):
     return sorted(tuple(run.tags.get(name) for name in names) for run in runs_of(home, kind))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_seeds_two_fractions_and_two_strategies_cost_one_pre_training(home, chest):
     told = []
@@ -213,7 +214,7 @@ def test_on_ray_two_run_at_once_one_fails_alone_and_nothing_is_held_in_the_end(h
         at_once.extend(len(scheduler.busy) for scheduler in schedulers)
 
     resolved = resolve(experiments)
-    with session([each.train for each in experiments], resolved[0].tasks, show) as here:
+    with open_session([each.train for each in experiments], resolved[0].tasks, show) as here:
         schedulers.append(here.scheduler)
         found = runner.ExperimentBatch(resolved, here).at_once()
         here.scheduler.close()

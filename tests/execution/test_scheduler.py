@@ -217,8 +217,8 @@ def test_what_stands_in_line_ends_when_the_command_is_stopped(command):
 
 
 def test_a_stage_that_waits_for_room_says_what_it_needs_and_what_there_is(command, monkeypatch):
-    monkeypatch.setattr(module, "PATIENCE", -1)
-    monkeypatch.setattr(module, "GLANCE", 0)
+    monkeypatch.setattr(module, "SHORTAGE_NOTICE", -1)
+    monkeypatch.setattr(module, "SHORTAGE_POLL", 0)
     command = command()
     command.ask("pretrain", 0)
     command.at(1)

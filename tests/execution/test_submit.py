@@ -162,7 +162,7 @@ def test_a_yaml_that_would_stay_behind_is_named(premed, monkeypatch, tmp_path):
     shutil.copy(MAE, tmp_path / "mae.yaml")
     shutil.copy("experiments/hippocampus/base.yaml", tmp_path)
     code, _, err = premed("submit", "--dry-run", tmp_path / "mae.yaml")
-    assert code == 2 and len(err) == 1 and f"{tmp_path / 'mae.yaml'}: does not travel" in err[0]
+    assert code == 2 and len(err) == 1 and f"{tmp_path / 'mae.yaml'}: would not be uploaded" in err[0]
 
 
 def test_an_upload_that_no_cluster_takes_names_its_largest_files(premed, elsewhere, monkeypatch):
@@ -180,7 +180,7 @@ def test_an_upload_that_no_cluster_takes_names_its_largest_files(premed, elsewhe
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["ui"], "ui makes no job"),
+        (["ui"], "ui cannot be a job"),
         (["frobnicate"], "frobnicate is no command; name one of compare, data, demo"),
         (["absent.yaml"], "absent.yaml: cannot be read"),
         (["mine/a.yaml", "pretext.mask=1"], "pretext.mask: no such field"),

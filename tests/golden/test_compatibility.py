@@ -168,7 +168,7 @@ def test_an_unfinished_stage_ends_as_if_it_had_never_been_stopped(data, home, pr
     (stage,) = (home / "checkpoints").glob(f"{kind}-*")
     strategy, step = UNFINISHED[kind]
     code, _, err = premed("run", written(strategy, tmp_path, test=False))
-    assert code == 0 and any(f"going on after step {step}" in line for line in err), err
+    assert code == 0 and any(f"resumed after step {step}" in line for line in err), err
     run_id = stage_of(expected()["outcomes"][strategy], kind)["run_id"]
     (where,) = (unpacked("store.zip", tmp_path / "then") / "artifacts").glob(f"*/{run_id}/artifacts")
     then, now = parts(where), parts(stage)

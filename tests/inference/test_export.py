@@ -138,7 +138,7 @@ def test_a_graph_that_differs_is_not_handed_over(chest_run, at_home, tmp_path, m
 
 def test_without_any_image_made_up_values_are_compared_and_that_is_said(chest_run, at_home, monkeypatch):
     at_home(chest_run)
-    monkeypatch.setattr(export, "validated", lambda trained: [])
+    monkeypatch.setattr(export, "validation_samples", lambda trained: [])
     with load.open_trained(chest_run.run_id) as found:
         views, on = export.comparison_views(found, chest_run.task, [])
         assert len(views) == 2 and views[0].shape == (1, 16, 16) and "--check" in on

@@ -173,7 +173,7 @@ def test_a_store_that_is_not_there_is_not_made(premed, tmp_path, monkeypatch):
     monkeypatch.setenv("PREMED_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     code, _, err = premed("predict", "0" * 32, tmp_path, "--out", tmp_path / "out")
-    assert code == 2 and len(err) == 1 and "run something first" in err[0] and not (tmp_path / "home").exists()
+    assert code == 2 and len(err) == 1 and "run an experiment first" in err[0] and not (tmp_path / "home").exists()
 
 
 def test_a_pretraining_answers_nothing(chest_run, at_home, tmp_path):

@@ -95,7 +95,9 @@ def test_a_stopped_job_leaves_no_placement_group_keeps_its_checkpoint_and_goes_o
     until(job.stdout, "checkpoint saved")
     ray.ray("job", "stop", name)
     rest, _ = job.communicate()
-    assert job.returncode == 130 and rest.splitlines()[-1].startswith("premed: stopped; the same command goes on")
+    assert job.returncode == 130 and rest.splitlines()[-1].startswith(
+        "premed: stopped; run the same command again to resume"
+    )
     assert {group["state"] for group in ray.listed("placement-groups")} <= {"REMOVED"}
     before = statuses(stopped)
     assert set(before.values()) <= {"KILLED", "RUNNING"}  # the rest is the next start's business
@@ -105,7 +107,7 @@ def test_a_stopped_job_leaves_no_placement_group_keeps_its_checkpoint_and_goes_o
     assert code == 0, said
     assert before.keys() == statuses(stopped).keys() and set(statuses(stopped).values()) == {"FINISHED"}
     assert list(RunStore(f"sqlite:///{stopped}/mlflow.db").search({}, experiment=LEASES)) == []
-    assert re.search(r"pre-training on \d{3} images, \d{3} steps, going on after step [1-9]", said)
+    assert re.search(r"pre-training on \d{3} images, \d{3} steps, resumed after step [1-9]", said)
     assert weights(stopped) == weights(straight)
 
 

@@ -154,9 +154,9 @@ def test_a_node_that_dies_and_one_that_comes_change_who_trains_and_not_what_is_l
     until(job.stdout, "steps, 2 workers")
     until(job.stdout, "checkpoint saved")
     end(nodes.nodes[2])
-    assert re.match(r"pre-training on .* going on after step [1-9]\d*, 1 worker\n", until(job.stdout, ", 1 worker\n"))
+    assert re.match(r"pre-training on .* resumed after step [1-9]\d*, 1 worker\n", until(job.stdout, ", 1 worker\n"))
     join(nodes, four[3], folder, {})
-    assert re.match(r"pre-training on .* going on after step [1-9]\d*, 2 workers", until(job.stdout, ", 2 workers"))
+    assert re.match(r"pre-training on .* resumed after step [1-9]\d*, 2 workers", until(job.stdout, ", 2 workers"))
     said, _ = job.communicate()
     assert job.returncode == 0, said
     assert trained_on(nodes) == {machine.address for machine in four[1:]}

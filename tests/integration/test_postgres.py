@@ -87,22 +87,22 @@ concurrency: 1
 """
 
 
-def test_a_sweep_s_history_is_kept_and_gone_on_with(database, chest, tmp_path):
+def test_a_sweep_s_study_is_kept_and_resumed(database, chest, tmp_path):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree(chest)))
     (tmp_path / "sweep.yaml").write_text(SWEEP)
     sweep, url = load_sweep(tmp_path / "sweep.yaml"), database("sweeps")
 
-    def study():
-        found = Study(sweep, "ours", url, ["maximize"])
-        found.begin("data")
-        return found
+    def started():
+        study = Study(sweep, "ours", url, ["maximize"])
+        study.start("data")
+        return study
 
-    first = study()
-    done, left = first.next(), first.next()
-    first.heard(done.number, 1, 0.25)
-    assert first.end(done.number, "done", [0.5], {"stages": [{"kind": "finetune", "seconds": 1.5}]})
-    again = study()
-    told = {each.number: each for each in again.trials()}
-    assert (told[0].values, told[0].curve, told[0].notes["stages"][0]["seconds"]) == ((0.5,), {1: 0.25}, 1.5)
-    rest = list(islice(iter(again.next, None), 9))
+    first = started()
+    done, left = first.ask(), first.ask()
+    first.report_intermediate(done.number, 1, 0.25)
+    assert first.tell(done.number, "done", [0.5], {"stages": [{"kind": "finetune", "seconds": 1.5}]})
+    again = started()
+    records = {each.number: each for each in again.trials()}
+    assert (records[0].values, records[0].curve, records[0].notes["stages"][0]["seconds"]) == ((0.5,), {1: 0.25}, 1.5)
+    rest = list(islice(iter(again.ask, None), 9))
     assert [each.number for each in rest] == [1, 2] and rest[0].setting == left.setting

@@ -69,7 +69,7 @@ def test_a_stage_is_told_in_plain_lines_where_there_is_no_terminal():
     ]
     assert shown(events).splitlines() == [
         "fine-tuning: /x",
-        "fine-tuning on 62 images, 40 steps, going on after step 20",
+        "fine-tuning on 62 images, 40 steps, resumed after step 20",
         "fine-tuning: 22/40 loss 0.5000",
         "step 24: validation mauc 0.700",
         "step 24: checkpoint saved",
@@ -164,7 +164,7 @@ def test_many_threads_may_speak_at_once_and_no_line_is_torn():
 def test_classes_that_no_image_of_a_training_shows_are_named():
     stage = StageStarted("finetune", "/x")
     event = TrainingStarted(0, num_images=2, num_val=1, num_steps=4, absent_classes=["Hernia", "Mass"])
-    assert shown([stage, event]).splitlines()[-1] == "no training image shows: Hernia, Mass"
+    assert shown([stage, event]).splitlines()[-1] == "no training image has: Hernia, Mass"
 
 
 # ---- the table

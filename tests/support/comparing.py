@@ -113,3 +113,24 @@ def variety(store):
     add(store, "mae", 3, xrays(0.2, 5), shared=shared, weights="aaa")
     add(store, "mae", 0, tested=False)
     add(store, "mae", 0, status="RUNNING")
+
+
+# ---- what a comparison holds
+
+
+def block_of(result, number=0):
+    (task,) = result.tasks
+    return task.blocks[number]
+
+
+def arm_of(result, label="mae", number=0, fraction=1.0):
+    (arm,) = [arm for arm in block_of(result, number).rows if (arm.label, arm.label_fraction) == (label, fraction)]
+    return arm
+
+
+def score_of(result, label="mae", **more):
+    return arm_of(result, label, **more).scores[result.tasks[0].score]
+
+
+def difference_of(result, label="mae", **more):
+    return score_of(result, label, **more).difference

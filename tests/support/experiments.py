@@ -19,7 +19,7 @@ from premed.config.loader import merge, validate_experiment
 from premed.execution import runner
 from premed.execution.recorder import ExperimentRecorder
 from premed.tracking.store import RunStore
-from premed.training import stage as worker
+from premed.training import stage
 
 _TRAINING = {"epochs": 4, "batch": 16, "lr": 1e-3, "validations": 2, "augment": {"flip": 0.5}}
 TINY = {
@@ -52,12 +52,12 @@ def settle_in(monkeypatch, home):
         monkeypatch.delenv(name, raising=False)
 
 
-DRAWING, REGISTERING = worker.save_pictures, ExperimentRecorder.register
+DRAWING, REGISTERING = stage.save_pictures, ExperimentRecorder.register
 
 
 def bare(patch, whole=False):
     """Stages draw no pictures and register no model, which cost more than a tiny training; or, if `whole`, they do."""
-    patch.setattr(worker, "save_pictures", DRAWING if whole else lambda *_: None)
+    patch.setattr(stage, "save_pictures", DRAWING if whole else lambda *_: None)
     patch.setattr(ExperimentRecorder, "register", REGISTERING if whole else lambda *_: None)
 
 

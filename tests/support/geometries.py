@@ -20,3 +20,7 @@ def affines(draw):
 
 
 shapes = st.tuples(*[st.integers(2, 9)] * 3)
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(100, 30, shape).astype(np.float32)

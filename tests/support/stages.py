@@ -91,11 +91,12 @@ def rank_main(rank: int, world: int, meeting: str, function: Callable[..., None]
 
 
 def stage_main(job: Any, kill: str, poison: str) -> None:
+    from premed.distributed import rank_and_world
     from premed.events import CheckpointSaved, MetricsLogged
-    from premed.training import stage as worker
+    from premed.training.stage import run_stage
 
     bare(pytest.MonkeyPatch())
-    if worker.rank_and_world()[0] == 0:
+    if rank_and_world()[0] == 0:
         killed_while_writing(kill)
     if poison:
         poisoned(poison)
@@ -106,7 +107,7 @@ def stage_main(job: Any, kill: str, poison: str) -> None:
         if type(event) in moments and f"{moments[type(event)]} {event.step}" == kill:
             die()
 
-    worker.run_stage(job, emit, lambda numbers: None)
+    run_stage(job, emit, lambda numbers: None)
 
 
 def die(*_: Any) -> None:

@@ -21,6 +21,6 @@ def locked(package: str) -> str:
     return version
 
 
-def examples(num: int) -> int:
-    """So many of Hypothesis' examples with the long profile; with the short one as much fewer as it has, or ten."""
-    return max(min(num, 10), num * settings().max_examples // settings.get_profile("long").max_examples)
+def examples(num: int, least: int = 10) -> int:
+    """So many of Hypothesis' examples with the long profile; with the short one a quarter of them, or `least`."""
+    return max(min(num, least), num * settings().max_examples // settings.get_profile("long").max_examples)

@@ -34,7 +34,7 @@ def trial(number, setting, by_seed=None, **more):
 def sweep(space, trials, **more):
     """A grid of them; the best is the one of the highest value."""
     values = {each.number: each.values[0] for each in trials if each.state == "done" and each.values}
-    best = max(values, key=values.__getitem__, default=None)
+    best = max((number for number, value in values.items() if value is not None), key=values.__getitem__, default=None)
     fields = {"name": "sweep", "task": "Task04_Hippocampus", "strategy": "mae", "score": "dice", "search": "grid"}
     fields |= {"scheduler": None, "metrics": ["val/dice"], "modes": ["max"], "seeds": [0, 1]}
     fields |= {"num_trials": len(trials), "where": "/premed/sweeps/sweep", "run_id": "run of the sweep"}

@@ -118,7 +118,7 @@ def test_an_outage_during_a_download_is_not_an_answer(tracker, tmp_path, monkeyp
 def test_files_that_mlflow_lost_are_a_warning(tracker, tmp_path):
     assert not tracker.download(opened(tracker), str(tmp_path / "back"))
     (warning,) = tracker.drain_events()
-    assert isinstance(warning, WarningIssued) and "cannot be had" in warning.text
+    assert isinstance(warning, WarningIssued) and "cannot be downloaded" in warning.text
 
 
 def test_a_model_that_mlflow_refuses_is_a_warning(tracker, monkeypatch):
@@ -205,7 +205,9 @@ def test_every_method_of_a_tracker_is_tried_again_with_its_own_arguments(name):
 
 def test_an_outage_without_end_fails_in_one_line():
     retrying = RetryingTracker(Away(3, ConnectionError("refused")), lambda event: None, waits=[0] * 2)
-    with pytest.raises(StageFailed, match=r"^MLflow does not answer \(refused\); the same command goes on$"):
+    with pytest.raises(
+        StageFailed, match=r"^MLflow does not answer \(refused\); run the same command again to resume$"
+    ):
         retrying.finished_run("d", "test")
 
 

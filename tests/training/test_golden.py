@@ -1,7 +1,9 @@
 """Golden losses: 20 steps of each kind of training, on images made of random numbers, give the losses they always gave.
 
 A refactoring leaves them as they are. Where a change is meant to move them, raise `version` in the plug-in's Config (a
-finished stage of the old version is then no longer reused) and write them anew: python tests/test_golden.py --write
+finished stage of the old version is then no longer reused) and write them anew:
+
+    python tests/training/test_golden.py --write
 """
 
 import sys
@@ -15,6 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+
+sys.path.append(str(Path(__file__).parents[1]))  # `support`, where this runs as a script
+
 from support.suite import REPOSITORY, locked
 
 from premed.config.transforms import Augmentation
@@ -36,7 +41,10 @@ from premed.training.supervised import Supervised
 
 GOLDEN = REPOSITORY / "tests" / "golden"
 NUM_STEPS, BATCH, NUM_IMAGES = 20, 6, 15  # the last batch of an epoch is smaller
-WRITE = "raise `version` in the Config of what was changed, then run: python tests/test_golden.py --write"
+WRITE = "raise `version` in the Config of what was changed, then run: python tests/training/test_golden.py --write"
+
+# processors differ in a float's last bit, and training amplifies that from step to step
+TOLERANCE = np.repeat([1e-4, 1e-3], NUM_STEPS // 2)
 
 
 class Pictures(Classification):
@@ -149,6 +157,9 @@ KINDS = {
 }
 
 
+LONG = {"mit-3d", "hssl-3d", "unimiss"}
+
+
 def losses(kind: str, folder: Path) -> list[float]:
     """The loss of each step."""
     of = KINDS[kind]
@@ -188,15 +199,13 @@ def heading(kind: str) -> str:
     return f"# loss of steps 1 to {NUM_STEPS}; version of {', '.join(versions)}"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in LONG)) for kind in KINDS])
 def test_twenty_steps_give_the_golden_losses(kind, tmp_path):
     if torch.__version__.partition("+")[0] != (ours := locked("torch")):
         pytest.skip(f"golden losses are those of torch {ours}: another rounds otherwise, which training amplifies")
     now, then = losses(kind, tmp_path), np.loadtxt(GOLDEN / f"{kind}.txt")
     message = f"the losses of {kind} have changed. If that is meant, {WRITE}"
-    # processors differ in a float's last bit, and training amplifies that from step to step
-    np.testing.assert_allclose(now[:10], then[:10], rtol=1e-4, err_msg=message)
-    np.testing.assert_allclose(now[10:], then[10:], rtol=1e-3, err_msg=message)
+    np.testing.assert_array_less(np.abs(now / then - 1), TOLERANCE, err_msg=message)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -218,7 +227,7 @@ def rewrite(kind: str) -> str:
     with TemporaryDirectory() as folder:
         now = losses(kind, Path(folder))
     if path.exists() and path.read_text().splitlines()[0] == heading(kind):
-        if np.allclose(np.loadtxt(path), now, rtol=1e-4):
+        if (np.abs(now / np.loadtxt(path) - 1) < TOLERANCE).all():
             return f"{kind}: unchanged"
         return f"{kind}: NOT written, for the losses changed under the same versions; {WRITE}"
     path.write_text("\n".join([heading(kind), *(f"{loss:.7f}" for loss in now)]) + "\n")
@@ -227,6 +236,6 @@ def rewrite(kind: str) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:] != ["--write"]:
-        sys.exit("usage: python tests/test_golden.py --write")
+        sys.exit("usage: python tests/training/test_golden.py --write")
     torch.set_num_threads(1)
     print("\n".join(map(rewrite, KINDS)))

@@ -127,6 +127,7 @@ def test_seeds_and_label_fractions_share_the_import(copied, chest, file):
         assert other["stages"][0]["run_id"] == before["stages"][0]["run_id"] and other["run_id"] != before["run_id"]
 
 
+@pytest.mark.slow
 def test_another_file_is_another_experiment_even_at_the_same_path(copied, chest, file, tmp_path):
     _, before = copied
     path = write(tmp_path / file.name, seed=1, **TINY)
@@ -152,6 +153,7 @@ def test_an_import_is_recorded_anew_where_mlflow_was_removed(copied, chest, file
     assert [len(runs_of(home, kind)) for kind in KINDS] == [1, 1, 1]
 
 
+@pytest.mark.slow
 def test_two_identical_commands_together_import_and_train_once(home, chest, file):
     pair = [beside(home, chest, using(file)) for _ in range(2)]
     first, second = (last(events) for _, events in pair)
@@ -198,6 +200,7 @@ def test_the_small_recipe_for_x_rays_runs_from_a_file_of_its_shape(home, chest, 
     assert outcome["stages"][0]["loaded"]["encoder"]["changed"]["pos_embed"] == "8x8 to 4x4"
 
 
+@pytest.mark.slow
 def test_the_small_recipe_for_volumes_runs_from_a_picture_networks_weights(home, tmp_path):
     root = write_msd(tmp_path / "mri", 8, seed=0, shape=(20, 28, 20))
     file = write(tmp_path / "vit.safetensors", **SMALL)

@@ -24,9 +24,10 @@ from premed.execution import recorder, runner, scheduler
 from premed.inference.load import open_trained
 from premed.reporting.comparison import artifacts
 from premed.reporting.comparison.compare import compare
-from premed.training import stage as worker
 from premed.training.checkpoint import CheckpointManager
 from premed.training.schedule import Schedule, Trapezoid, planned, turn
+from premed.training.setup import StageJob
+from premed.training.stage import run_stage
 
 pytest_plugins = ["support.experiment_fixtures"]
 
@@ -150,14 +151,14 @@ def chain(xrays, home, **pretrain):
     found, before = [], None
     described = validate_experiment(tree(xrays, pretrain={**TWO, **pretrain}))
     for stage in described.stages(lambda kind: "data"):
-        found.append(worker.StageJob(stage, before, described.train, str(home / "checkpoints"), xrays.parent / "cache"))
+        found.append(StageJob(stage, before, described.train, str(home / "checkpoints"), xrays.parent / "cache"))
         before = stage
     return [job for job in found if job.stage.kind in ("trunk", "cooldown")]
 
 
 def run_all(jobs):
     for job in jobs:
-        worker.run_stage(job, *QUIET)
+        run_stage(job, *QUIET)
         assert job.stage_storage.get_json("failure.json") is None, job.stage_storage.get_json("failure.json")
     return jobs
 
@@ -217,7 +218,7 @@ def test_a_finished_segment_keeps_the_state_it_ended_with_and_no_more(undisturbe
 @pytest.mark.parametrize(
     "kills",
     [
-        {0: "row 4", 1: "row 10", 2: "before result.json"},
+        pytest.param({0: "row 4", 1: "row 10", 2: "before result.json"}, marks=pytest.mark.slow),
         {0: "before result.json", 1: "during checkpoints/000000016.pt", 2: "row 17"},
     ],
 )
@@ -232,6 +233,7 @@ def test_a_chain_that_is_killed_in_every_stage_ends_as_if_nothing_had_been(kills
     assert outcome(jobs[-1]) == outcome(undisturbed[-1])
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_changes_rounding_only(xrays, tmp_path, undisturbed):
     jobs = chain(xrays, tmp_path)
     assert [run(job, 2) for job in jobs] == [[FINE] * 2] * 3
@@ -245,7 +247,7 @@ def test_a_state_that_is_damaged_is_refused_in_one_line(xrays, undisturbed, tmp_
     (step,) = CheckpointManager(jobs[1].stage_storage).steps()
     jobs[1].stage_storage.put(f"checkpoints/{step:09d}.pt", b"short")
     shutil.rmtree(jobs[2].stage_storage.where)
-    worker.run_stage(jobs[2], *QUIET)
+    run_stage(jobs[2], *QUIET)
     message = jobs[2].stage_storage.get_json("failure.json")["message"]
     assert message.startswith(f"{jobs[1].stage_storage.where}: the state it ended with is damaged; remove that folder")
 
@@ -347,13 +349,14 @@ def test_what_was_cleaned_away_comes_back_from_mlflow_without_training(home, che
     assert results(again) == results(grown[1][1])
 
 
+@pytest.mark.slow
 def test_a_segment_whose_state_is_gone_is_trained_again_when_a_stage_needs_it(home, chest, grown):
     shutil.rmtree(home / "checkpoints")
     told = []
     found = runner.run(on_trunk(chest, 5, [2, 4, 5]), told.append)
     assert trained(told) == ["trunk", "trunk", "trunk", "cooldown", "finetune"]
     said = [event.text for event in told if isinstance(event, WarningIssued)]
-    assert len(said) == 2 and all(text.endswith("its state is gone, so it is trained again") for text in said)
+    assert len(said) == 2 and all(text.endswith("has no checkpoint any more; training it again") for text in said)
     assert [stage["digest"] for stage in found["stages"][:2]] == [s["digest"] for s in grown[1][1]["stages"][:2]]
     assert runner.run(on_trunk(chest, 5, [2, 4, 5]), lambda event: None)["stages"][2]["reused"]
 

@@ -14,15 +14,16 @@ from premed.config.plugins import plugin
 from premed.contracts import Case
 from premed.data import datamodule
 from premed.data.phantoms.writers import write_chestxray14
-from premed.distributed import raise_on_all_ranks
+from premed.distributed import raise_on_all_ranks, rank_and_world
 from premed.errors import UserError
 from premed.events import CheckpointSaved, MetricsLogged
 from premed.pretext.mae import MAE
 from premed.tasks.chestxray14 import ChestXray14
 from premed.training import artifacts
-from premed.training import stage as worker
 from premed.training.checkpoint import CheckpointManager
 from premed.training.schedule import planned
+from premed.training.setup import StageJob, make_objective
+from premed.training.stage import run_stage
 from premed.training.storage import StageStorage
 
 KILLED, FINE = -9, 0
@@ -57,9 +58,11 @@ SCRATCH = {"pretext": {"name": "none"}}
 @pytest.mark.parametrize(
     "kills",
     [
-        ["row 2", "row 3", "saved 6"],  # before the first checkpoint, between two, right after one
+        # before the first checkpoint, between two, right after one
+        pytest.param(["row 2", "row 3", "saved 6"], marks=pytest.mark.slow),
         ["during checkpoints/000000004.pt", "before checkpoints/000000006.json", "during checkpoints/000000008.json"],
-        ["row 10", "before parts/card.json", "before result.json"],  # all steps are done, the result is not
+        # all steps are done, the result is not
+        pytest.param(["row 10", "before parts/card.json", "before result.json"], marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_pretraining_goes_on_as_if_nothing_had_been(kills, chest, tmp_path, undisturbed):
@@ -88,10 +91,10 @@ def tamper(name, flip=None, cut=None, remove=False):
     "damage",
     [
         tamper("checkpoints/000000006.pt", cut=-100),
-        tamper("checkpoints/000000006.pt", flip=5000),
-        tamper("checkpoints/000000006.pt", remove=True),
+        pytest.param(tamper("checkpoints/000000006.pt", flip=5000), marks=pytest.mark.slow),
+        pytest.param(tamper("checkpoints/000000006.pt", remove=True), marks=pytest.mark.slow),
         tamper("checkpoints/000000006.json", flip=0),
-        tamper("checkpoints/000000006.json", cut=40),
+        pytest.param(tamper("checkpoints/000000006.json", cut=40), marks=pytest.mark.slow),
     ],
 )
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(damage, stopped_at_6, tmp_path, undisturbed):
@@ -127,6 +130,7 @@ def test_a_killed_finetuning_keeps_the_best_weights_of_its_own_past(stopped_at_6
     assert outcome(job) == undisturbed("finetune", **SCRATCH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
 def test_several_ranks_go_on_exactly_too(world, chest, tmp_path, undisturbed):
     job = jobs(chest, tmp_path)["pretrain"]
@@ -139,7 +143,14 @@ def test_several_ranks_go_on_exactly_too(world, chest, tmp_path, undisturbed):
 # ---- any number of ranks
 
 
-@pytest.mark.parametrize(("kind", "batch", "accumulate"), [("pretrain", 5, 1), ("pretrain", 8, 3), ("finetune", 2, 1)])
+@pytest.mark.parametrize(
+    ("kind", "batch", "accumulate"),
+    [
+        pytest.param("pretrain", 5, 1, marks=pytest.mark.slow),
+        ("pretrain", 8, 3),
+        pytest.param("finetune", 2, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_the_number_of_workers_changes_rounding_only(kind, batch, accumulate, undisturbed):
     few = {"batch": batch, "steps": 4, "validations": 1, "lr": 0.01}
     base = {"pretrain": few, "finetune": few} | ({} if kind == "pretrain" else SCRATCH)
@@ -203,7 +214,7 @@ def test_weights_that_are_no_numbers_never_become_a_checkpoint(chest, tmp_path):
 def give_up_on_one_rank():
     message = rf"^chest: is not here \(on node {socket.gethostname()}\)$"
     with pytest.raises(UserError, match=message), raise_on_all_ranks():
-        if worker.rank_and_world()[0] == 1:
+        if rank_and_world()[0] == 1:
             raise UserError("chest: is not here")
     with pytest.raises(UserError, match="^chest: is nowhere$"), raise_on_all_ranks():
         raise UserError("chest: is nowhere")
@@ -216,13 +227,13 @@ def test_a_rank_that_cannot_start_takes_the_others_along():
 def lose_an_image_on_one_rank(job):
     from premed.data.loader import Views
 
-    if worker.rank_and_world()[0] == 1:
+    if rank_and_world()[0] == 1:
 
         def gone(self, indices):
             raise UserError("cache/ab: is gone")
 
         Views.__getitem__ = gone
-    worker.run_stage(job, lambda event: None, lambda numbers: None)
+    run_stage(job, lambda event: None, lambda numbers: None)
 
 
 def test_what_one_rank_alone_meets_in_mid_training_is_told_and_does_not_hang_the_others(chest, tmp_path):
@@ -237,7 +248,7 @@ def test_a_part_without_images_is_refused_by_name(chest, tmp_path, monkeypatch):
     monkeypatch.setattr(ChestXray14, "split", lambda self, part: [])
     job = jobs(chest, tmp_path)["pretrain"]
     monkeypatch.setattr(ChestXray14, "images", lambda self: [Case("a", "p", (chest / "images" / "nothing.png",))][:0])
-    worker.run_stage(job, print, print)
+    run_stage(job, print, print)
     assert job.stage_storage.get_json("failure.json") == {
         "kind": "UserError",
         "message": "task: chestxray14 has no train images for this stage; fix its split",
@@ -248,7 +259,7 @@ def test_a_training_never_asks_for_the_test_part(chest, tmp_path, monkeypatch):
     parts, split = [], ChestXray14.split
     monkeypatch.setattr(ChestXray14, "split", lambda self, part: parts.append(part) or split(self, part))
     for kind in ("pretrain", "finetune"):
-        worker.run_stage(jobs(chest, tmp_path, **short())[kind], lambda event: None, lambda numbers: None)
+        run_stage(jobs(chest, tmp_path, **short())[kind], lambda event: None, lambda numbers: None)
     assert set(parts) == {"train", "val"}
 
 
@@ -259,7 +270,7 @@ def short():
 def test_more_validations_than_steps_validate_after_each(chest, tmp_path):
     many = {"steps": 2, "validations": 50}
     job, events = jobs(chest, tmp_path, pretrain=many)["pretrain"], []
-    worker.run_stage(job, events.append, lambda numbers: None)
+    run_stage(job, events.append, lambda numbers: None)
     rows = [event for event in events if isinstance(event, MetricsLogged) and "val/loss" in event.metrics]
     assert [row.step for row in rows] == [1, 2]
     assert job.stage_storage.get_json("result.json")["num_steps"] == 2
@@ -274,8 +285,8 @@ def test_a_resumed_pretraining_does_not_look_at_all_images_again(chest, tmp_path
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        worker.run_stage(job, interrupt, print)
-    worker.run_stage(job, lambda event: None, lambda numbers: None)
+        run_stage(job, interrupt, print)
+    run_stage(job, lambda event: None, lambda numbers: None)
     assert begun == [len(train_names(job))]
     assert 0.3 < job.stage_storage.get_json("result.json")["gate"]["gate"] < 1
 
@@ -291,8 +302,8 @@ def test_an_interrupted_pretraining_draws_the_same_film_and_keeps_no_snapshot(ch
 
         while left:
             with pytest.raises(KeyboardInterrupt):
-                worker.run_stage(job, interrupt, print)
-        worker.run_stage(job, interrupt, print)
+                run_stage(job, interrupt, print)
+        run_stage(job, interrupt, print)
         assert not [name for name in job.stage_storage.names() if name.startswith("snapshots/")]
         return job.stage_storage.get("pictures/progress.png")
 
@@ -303,7 +314,7 @@ def test_an_interrupted_pretraining_draws_the_same_film_and_keeps_no_snapshot(ch
 
 def test_a_gradient_beyond_clip_is_scaled_down(chest, tmp_path):
     job, events = jobs(chest, tmp_path, pretrain={"steps": 2, "clip": 1e-3})["pretrain"], []
-    worker.run_stage(job, events.append, lambda numbers: None)
+    run_stage(job, events.append, lambda numbers: None)
     norms = [event.metrics.get("train/gradient_norm") for event in events if isinstance(event, MetricsLogged)]
     assert norms[0] > 1e-3  # as it was before
 
@@ -314,7 +325,7 @@ def test_a_gradient_beyond_clip_is_scaled_down(chest, tmp_path):
 def test_a_chain_of_stages_hands_its_parts_on(chest, tmp_path):
     chain = jobs(chest, tmp_path, **short())
     for job in chain.values():
-        worker.run_stage(job, lambda event: None, lambda numbers: None)
+        run_stage(job, lambda event: None, lambda numbers: None)
     results = {kind: job.stage_storage.get_json("result.json") for kind, job in chain.items()}
     encoder = load(chain["pretrain"].stage_storage.get("parts/encoder.safetensors"))
     assert results["finetune"]["loaded"] == {
@@ -330,10 +341,10 @@ def test_a_chain_of_stages_hands_its_parts_on(chest, tmp_path):
 
 def test_an_encoder_of_another_grid_is_resized_and_that_is_said(chest, tmp_path):
     before = jobs(chest, tmp_path, **short())["pretrain"]
-    worker.run_stage(before, lambda event: None, lambda numbers: None)
+    run_stage(before, lambda event: None, lambda numbers: None)
     after = jobs(chest, tmp_path, **short(), task={"size": 16})["finetune"]
-    job = worker.StageJob(after.stage, before.stage, after.train, after.storage, after.cache)
-    _, loaded = worker.make_objective(job, datamodule.stage_data_sets(after.stage))
+    job = StageJob(after.stage, before.stage, after.train, after.storage, after.cache)
+    _, loaded = make_objective(job, datamodule.stage_data_sets(after.stage))
     assert loaded["encoder"]["resized"] == ["pos_embed"]
 
 

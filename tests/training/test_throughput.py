@@ -67,7 +67,7 @@ def test_a_training_that_starves_on_images_says_so_once_with_the_mend(chest, tmp
     (starving,) = [event for event in events if isinstance(event, DataLoadingBottleneck)]
     assert starving == DataLoadingBottleneck(pytest.approx(28 / 36), num_loaders=0, suggested_loaders=4)
     assert bottleneck_words(starving) == (
-        "78% of the time goes into waiting for images; set train.loaders=4 (and train.cpus=5, so that each has a CPU)"
+        "78% of the time is spent waiting for images; set train.loaders=4 (and train.cpus=5, so that each has a CPU)"
     )
 
 

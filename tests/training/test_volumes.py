@@ -49,6 +49,7 @@ def run(task: dict, home: Path, monkeypatch) -> dict:
     return outcome["stages"][2]
 
 
+@pytest.mark.slow
 def test_ct_phantoms_and_the_real_ct_train_end_to_end(real, tmp_path, monkeypatch):
     root = write_btcv(tmp_path / "btcv", 4, seed=0, shape=(36, 36, 24))
     for kind in ("img", "label"):  # the real one takes the number of a phantom
@@ -61,6 +62,7 @@ def test_ct_phantoms_and_the_real_ct_train_end_to_end(real, tmp_path, monkeypatc
     assert test["num_cases"] == 1 and test["constant"] > 0.05
 
 
+@pytest.mark.slow
 def test_brain_phantoms_train_end_to_end(tmp_path, monkeypatch):
     root = write_brats(tmp_path / "brats", 6, seed=0, shape=(32, 32, 20))
     task = {

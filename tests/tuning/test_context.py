@@ -6,10 +6,10 @@ import pytest
 import yaml
 from support.suite import REPOSITORY
 
-from premed.cli.options import defined
+from premed.cli.options import as_json_value
 from premed.tuning.context import SweepContext
 from premed.tuning.space import load_sweep
-from premed.tuning.study import written
+from premed.tuning.study import encode
 
 GOLDEN = REPOSITORY / "tests" / "golden" / "sweep" / "study.json"
 SPACE = {
@@ -35,7 +35,7 @@ SHARES = {"finetune.lr": 0.75, "finetune.epochs": 0.25, "finetune.layer_decay": 
 
 
 @pytest.fixture
-def plan(tmp_path, monkeypatch):
+def context(tmp_path, monkeypatch):
     monkeypatch.setenv("PREMED_HOME", str(tmp_path / "premed"))
     task = {"name": "chestxray14", "root": str(tmp_path)}
     finetune = {"epochs": 2, "batch": 4, "lr": 1e-3, "head": "linear"}
@@ -47,18 +47,18 @@ def plan(tmp_path, monkeypatch):
     return SweepContext(load_sweep(tmp_path / "lr.yaml"))
 
 
-def test_the_json_of_a_sweep_is_to_the_byte_what_it_was(plan, tmp_path, monkeypatch):
-    study = plan.study()
+def test_the_json_of_a_sweep_is_to_the_byte_what_it_was(context, tmp_path, monkeypatch):
+    study = context.study()
     monkeypatch.setattr(study, "importances", lambda: SHARES)  # Optuna computes others in every version
-    study.begin("data")
+    study.start("data")
     study.set_note("run_id", "the sweep's run")
     for i, (state, values, notes) in enumerate(ENDS):
-        setting = (0.001 * 2**i, 1 + i, 0.6 + 0.1 * i % 0.4, written([{"flip": 0.5}, {}][i % 2]))
+        setting = (0.001 * 2**i, 1 + i, 0.6 + 0.1 * i % 0.4, encode([{"flip": 0.5}, {}][i % 2]))
         study.study.enqueue_trial(dict(zip(SPACE, setting, strict=True)))
-        number = study.next().number
+        number = study.ask().number
         for validation in (1, 2):
-            study.heard(number, validation, 0.25 * validation)
-        study.end(number, state, values, notes)
+            study.report_intermediate(number, validation, 0.25 * validation)
+        study.tell(number, state, values, notes)
     study.study.enqueue_trial({"finetune.lr": 0.1, "finetune.epochs": 9})  # waits
-    printed = json.dumps(defined(plan.result(study)), allow_nan=False)
+    printed = json.dumps(as_json_value(context.result(study)), allow_nan=False)
     assert printed.replace(str(tmp_path), "") + "\n" == GOLDEN.read_text()

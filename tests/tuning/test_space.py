@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from support.suite import REPOSITORY
 
 from premed.errors import UserError
-from premed.tuning.space import MOST, load_sweep
+from premed.tuning.space import MAX_CHECKED, load_sweep
 
 EXPERIMENTS = REPOSITORY / "experiments"
 STEPS = {"epochs": 2, "batch": 4, "lr": 1e-3}
@@ -25,50 +25,50 @@ GRID = {"base": "base.yaml", "space": {"pretext.mask_ratio": [0.25, 0.5], "finet
 def write(tmp_path):
     def write(*changes, base=BASE):
         (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
-        whole = dict(GRID)
+        sweep = dict(GRID)
         for change in changes:
-            whole |= change
-        (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(whole, sort_keys=False))
+            sweep |= change
+        (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep, sort_keys=False))
         return tmp_path / "sweep.yaml"
 
     return write
 
 
-def looked_at(file, *overrides):
+def load_valid(file, *overrides):
     sweep = load_sweep(file, (), overrides)
-    sweep.look()
+    sweep.validate()
     return sweep
 
 
 def test_a_grid_is_all_combinations_of_the_base_with_the_values(write):
-    sweep = looked_at(write())
-    found = list(sweep.combinations())
-    assert len(found) == sweep.num_trials == 6
-    assert found[1] == {"pretext.mask_ratio": 0.25, "finetune.layer_decay": 0.75}
-    (experiment,) = sweep.experiments(found[1])
+    sweep = load_valid(write())
+    settings = list(sweep.combinations())
+    assert len(settings) == sweep.num_trials == 6
+    assert settings[1] == {"pretext.mask_ratio": 0.25, "finetune.layer_decay": 0.75}
+    (experiment,) = sweep.experiments(settings[1])
     assert (experiment.pretext.mask_ratio, experiment.finetune.layer_decay, experiment.pretrain.epochs) == (
         0.25,
         0.75,
         2,
     )
-    pre_trainings = {next(sweep.experiments(each)[0].stages(str)).digest() for each in found}
+    pre_trainings = {next(sweep.experiments(each)[0].stages(str)).digest() for each in settings}
     assert len(pre_trainings) == 2  # layer decay is the fine-tuning's alone
 
 
 def test_no_experiment_of_a_sweep_opens_the_test_part_and_the_best_one_s_yaml_does(write):
-    sweep = looked_at(write())
+    sweep = load_valid(write())
     setting = next(sweep.combinations())
-    assert "test" not in sweep.experiments(setting)[0].kinds and "test" in sweep.whole(setting)[0].kinds
+    assert "test" not in sweep.experiments(setting)[0].kinds and "test" in sweep.experiments_with_test(setting)[0].kinds
 
 
 def test_seeds_are_experiments_of_one_trial(write):
-    sweep = looked_at(write({"seeds": [0, 4]}))
+    sweep = load_valid(write({"seeds": [0, 4]}))
     assert [each.finetune.seed for each in sweep.experiments(next(sweep.combinations()))] == [0, 4]
     assert sweep.num_trials == 6
 
 
 def test_any_value_that_a_yaml_may_hold_can_be_swept_a_strategy_too(write):
-    sweep = looked_at(
+    sweep = load_valid(
         write(
             {
                 "space": {
@@ -85,14 +85,19 @@ def test_any_value_that_a_yaml_may_hold_can_be_swept_a_strategy_too(write):
 
 def test_overrides_are_the_sweep_s_or_the_experiment_s_by_their_first_word(write):
     overrides = "seeds=[1]", "space.finetune.lr=[0.1, 0.2]", "finetune.batch=8", "train.workers=2"
-    sweep = looked_at(write(), *overrides)
-    found = sweep.experiments(next(sweep.combinations()))[0]
-    assert (found.finetune.seed, found.finetune.lr, found.finetune.batch, found.train.workers) == (1, 0.1, 8, 2)
+    sweep = load_valid(write(), *overrides)
+    experiment = sweep.experiments(next(sweep.combinations()))[0]
+    assert (experiment.finetune.seed, experiment.finetune.lr, experiment.finetune.batch, experiment.train.workers) == (
+        1,
+        0.1,
+        8,
+        2,
+    )
     assert sweep.num_trials == 12
 
 
 def test_a_setting_is_called_by_what_tells_its_fields_apart(write):
-    sweep = looked_at(
+    sweep = load_valid(
         write({"space": {"pretrain.lr": [0.1], "finetune.lr": [0.1 + 0.2], "finetune.layer_decay": [1.0]}})
     )
     assert sweep.label(next(sweep.combinations())) == "pretrain.lr=0.1 finetune.lr=0.3 layer_decay=1"
@@ -121,14 +126,17 @@ RANDOM = {"search": "random", "trials": 3}
         ({"space": {"finetune.lr": [0.1, 0.1]}}, "0.1 is listed twice"),
         ({"space": {"finetune.lr": []}}, "must be a list of at least one"),
         ({"space": {}}, "space"),
-        ({"space": {"test": [True]}}, "space.test: is the sweep's own"),
-        ({"space": {"finetune.seed": [0, 1]}}, "space.finetune.seed: is the sweep's own; set seeds: beside space:"),
+        ({"space": {"test": [True]}}, "space.test: no trial opens the test part"),
+        (
+            {"space": {"finetune.seed": [0, 1]}},
+            "space.finetune.seed: seeds are no part of the space; set seeds: beside space:",
+        ),
         ({"metric": "test/dice"}, "metric: 'test/dice' is neither a val/… score nor one of seconds"),
-        ({"metric": ["val/dice", "seconds"], "scheduler": "asha"} | RANDOM, "scheduler: asha goes by one metric"),
-        ({"metric": "seconds", "scheduler": "asha"}, "scheduler: asha goes by a score"),
-        ({"metric": ["val/dice", "seconds"], "mode": "max"}, "mode: there are 1 for 2 metrics"),
+        ({"metric": ["val/dice", "seconds"], "scheduler": "asha"} | RANDOM, "scheduler: asha needs a single metric"),
+        ({"metric": "seconds", "scheduler": "asha"}, "scheduler: asha needs a score"),
+        ({"metric": ["val/dice", "seconds"], "mode": "max"}, "mode: has 1 for 2 metrics"),
         ({"search": "random"}, "trials: is missing"),
-        ({"trials": 4}, "trials: a grid has as many as it has"),
+        ({"trials": 4}, "trials: a grid runs every combination"),
         ({"search": "bayes"}, "search"),
         ({"scheduler": "hyperband"}, "scheduler.name"),
         ({"base": None}, "base: must name the YAML files"),
@@ -138,25 +146,25 @@ RANDOM = {"search": "random", "trials": 3}
         ({"trails": 3}, "trails: no such field"),
     ],
 )
-def test_what_is_wrong_is_told_by_name_before_anything_starts(write, change, words):
+def test_what_is_wrong_is_refused_by_name_before_anything_starts(write, change, words):
     with pytest.raises(UserError) as error:
-        looked_at(write(change))
+        load_valid(write(change))
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_value_that_fits_in_some_combination_is_no_mistake(write):
     """No width of 96 with 5 heads, but with 3: such a trial fails alone, and says so."""
-    looked_at(write({"space": {"encoder.width": [60, 96], "encoder.heads": [3, 5]}}))
+    load_valid(write({"space": {"encoder.width": [60, 96], "encoder.heads": [3, 5]}}))
 
 
-@given(st.integers(1, 50), st.integers(1, MOST // 2))
-def test_of_a_range_of_whole_numbers_every_one_is_looked_at(tmp_path_factory, low, more):
+@given(st.integers(1, 50), st.integers(1, MAX_CHECKED // 2))
+def test_of_a_range_of_whole_numbers_every_one_is_load_valid(tmp_path_factory, low, more):
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "base.yaml").write_text(yaml.safe_dump(BASE))
     tree = GRID | RANDOM | {"space": {"pretrain.epochs": {"int": [low, low + more]}}}
     (folder / "sweep.yaml").write_text(yaml.safe_dump(tree))
     values = load_sweep(folder / "sweep.yaml").search.space["pretrain.epochs"]
-    assert list(values.corners) == list(range(low, low + more + 1))
+    assert list(values.grid_values) == list(range(low, low + more + 1))
 
 
 SWEEPS = sorted(path for path in EXPERIMENTS.glob("*/*.yaml") if "\nspace:" in path.read_text())
@@ -164,20 +172,20 @@ SWEEPS = sorted(path for path in EXPERIMENTS.glob("*/*.yaml") if "\nspace:" in p
 
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_the_sweeps_in_experiments_are_right(file):
-    sweep = looked_at(file)
+    sweep = load_valid(file)
     assert sweep.num_trials > 2 and sweep.label(next(sweep.combinations()))
 
 
 def test_what_is_set_holds_for_all_trials_and_gives_way_to_the_space(write):
-    sweep = looked_at(write({"set": {"finetune": {"steps": 7, "layer_decay": 0.5}, "pretrain": {"batch": 2}}}))
-    found = sweep.experiments(next(sweep.combinations()))[0]
-    assert (found.finetune.steps, found.finetune.layer_decay, found.pretrain.batch) == (7, 0.65, 2)
+    sweep = load_valid(write({"set": {"finetune": {"steps": 7, "layer_decay": 0.5}, "pretrain": {"batch": 2}}}))
+    experiment = sweep.experiments(next(sweep.combinations()))[0]
+    assert (experiment.finetune.steps, experiment.finetune.layer_decay, experiment.pretrain.batch) == (7, 0.65, 2)
 
 
 def test_several_lengths_of_pre_training_are_whole_ones_unless_a_trunk_is_asked_for(write):
     lengths = {"space": {"pretrain.epochs": [40, 10, 20], "finetune.lr": [0.1, 0.2]}}
     kinds = {"full": ["pretrain", "finetune"], "trunk": ["trunk", "trunk", "cooldown", "finetune"]}
     for snapshots, expected in kinds.items():
-        sweep = looked_at(write(lengths | {"snapshots": snapshots}))
-        (found,) = sweep.experiments({"pretrain.epochs": 20, "finetune.lr": 0.1})
-        assert found.kinds == expected
+        sweep = load_valid(write(lengths | {"snapshots": snapshots}))
+        (experiment,) = sweep.experiments({"pretrain.epochs": 20, "finetune.lr": 0.1})
+        assert experiment.kinds == expected

@@ -13,7 +13,7 @@ from support.suite import examples
 from premed.errors import UserError
 from premed.tuning.space import load_sweep
 from premed.tuning.study import Study
-from premed.tuning.tune import TIME, VALUE, rungs, scheduler_of
+from premed.tuning.tune import TIME, VALUE, make_scheduler, rungs
 
 STEPS = {"epochs": 2, "batch": 4, "lr": 1e-3}
 BASE = {
@@ -31,16 +31,16 @@ GRID = {"space": {"finetune.lr": [0.1, 0.2, 0.3], "finetune.augment": [{"flip": 
 OPTUNA = {"space": SPACE, "search": "optuna", "trials": 14, "concurrency": 1}
 
 
-def study(folder, *changes, directions=("maximize",), data="data", begun=False, name="a"):
+def study(folder, *changes, directions=("maximize",), data="data", must_exist=False, name="a"):
     tree = {"base": "base.yaml"}
     for change in changes:
         tree |= change
     (folder / "base.yaml").write_text(yaml.safe_dump(BASE))
     (folder / "sweep.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
-    found = Study(load_sweep(folder / "sweep.yaml"), name, f"sqlite:///{folder / 'sweeps.db'}", directions, begun)
-    if not begun:
-        found.begin(data)
-    return found
+    opened = Study(load_sweep(folder / "sweep.yaml"), name, f"sqlite:///{folder / 'sweeps.db'}", directions, must_exist)
+    if not must_exist:
+        opened.start(data)
+    return opened
 
 
 @pytest.fixture(scope="module")
@@ -57,45 +57,47 @@ def score(setting):
 def go_on(study, trials=99):
     """So many trials more, one after the other."""
     for _ in range(trials):
-        if (told := study.next()) is None:
+        if (record := study.ask()) is None:
             return
-        study.end(told.number, "done", [score(told.setting)], {})
+        study.tell(record.number, "done", [score(record.setting)], {})
 
 
 def table(study):
-    return [(told.number, told.setting, told.state, told.values) for told in study.trials()]
+    return [(record.number, record.setting, record.state, record.values) for record in study.trials()]
 
 
 def test_a_grid_is_tried_once_each_in_order(tmp_path):
     ours = study(tmp_path, GRID)
     go_on(ours)
-    tried = [(told.setting["finetune.lr"], told.setting["finetune.augment"]) for told in ours.trials()]
+    tried = [(record.setting["finetune.lr"], record.setting["finetune.augment"]) for record in ours.trials()]
     assert tried == [(lr, augment) for lr in (0.1, 0.2, 0.3) for augment in ({"flip": 0.5}, {})]
-    assert {told.state for told in ours.trials()} == {"done"} and ours.next() is None
+    assert {record.state for record in ours.trials()} == {"done"} and ours.ask() is None
 
 
-@pytest.mark.parametrize("after", [0, 3, 11])
+@pytest.mark.parametrize(
+    "after", [pytest.param(0, marks=pytest.mark.slow), 3, pytest.param(11, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("asked", [GRID, OPTUNA, OPTUNA | {"search": "random"}])
 def test_stopped_in_the_middle_of_any_trial_it_ends_as_if_it_had_not_been(shared, asked, after):
     folder, name = shared[0], shared[1]()
-    whole = study(folder, asked, name=shared[1]())
-    go_on(whole)
+    undisturbed = study(folder, asked, name=shared[1]())
+    go_on(undisturbed)
     ours = study(folder, asked, name=name)
     go_on(ours, after)
-    unfinished = ours.next()  # and then it is killed
+    unfinished = ours.ask()  # and then it is killed
     again = study(folder, asked, name=name)
     if unfinished:
-        first = again.next()
+        first = again.ask()
         assert (first.number, first.setting) == (unfinished.number, unfinished.setting)
-        again.end(first.number, "done", [score(first.setting)], {})
+        again.tell(first.number, "done", [score(first.setting)], {})
     go_on(again)
-    assert table(again) == table(whole)
+    assert table(again) == table(undisturbed)
 
 
 def test_optuna_looks_where_earlier_trials_were_best(tmp_path):
     ours = study(tmp_path, OPTUNA | {"trials": 30})
     go_on(ours)
-    off = [abs(math.log10(told.setting["finetune.lr"]) + 1.5) for told in ours.trials()]
+    off = [abs(math.log10(record.setting["finetune.lr"]) + 1.5) for record in ours.trials()]
     assert sum(off[20:]) / 10 < sum(off[:10]) / 10
     shares = ours.importances()
     assert max(shares, key=shares.get) == "finetune.lr" and sum(shares.values()) == pytest.approx(1)
@@ -106,47 +108,47 @@ def test_of_several_metrics_the_first_one_s_importances_are_those_that_it_has_al
     alone = study(tmp_path, OPTUNA | {"search": "random", "trials": 30}, name="alone")
     asked = OPTUNA | {"search": "random", "trials": 30, "metric": ["val/dice", "seconds"], "mode": ["max", "min"]}
     both = study(tmp_path, asked, directions=("maximize", "minimize"), name="both")
-    for trial in iter(alone.next, None):
-        alone.end(trial.number, "done", [score(trial.setting)], {})
-    for trial in iter(both.next, None):
-        both.end(trial.number, "done", [score(trial.setting), 1.0], {})
+    for trial in iter(alone.ask, None):
+        alone.tell(trial.number, "done", [score(trial.setting)], {})
+    for trial in iter(both.ask, None):
+        both.tell(trial.number, "done", [score(trial.setting), 1.0], {})
     assert both.importances() == pytest.approx(alone.importances())
 
 
 def test_validations_are_kept_and_a_trial_that_ended_early_has_no_value(tmp_path):
     ours = study(tmp_path, GRID)
-    first, second, third = (ours.next().number for _ in range(3))
-    ours.heard(first, 1, 0.3)
-    ours.heard(first, 2, 0.4)
-    assert ours.end(first, "stopped", None, {"stages": [{"seconds": 3.0}]})
-    assert ours.end(second, "failed", None, {"failure": "the loss is not a number"})
-    assert ours.end(third, "done", [0.2], {}) and not ours.end(third, "stopped", None, {})
-    ours.heard(third, 9, 1.0)  # too late
+    first, second, third = (ours.ask().number for _ in range(3))
+    ours.report_intermediate(first, 1, 0.3)
+    ours.report_intermediate(first, 2, 0.4)
+    assert ours.tell(first, "stopped", None, {"stages": [{"seconds": 3.0}]})
+    assert ours.tell(second, "failed", None, {"failure": "the loss is not a number"})
+    assert ours.tell(third, "done", [0.2], {}) and not ours.tell(third, "stopped", None, {})
+    ours.report_intermediate(third, 9, 1.0)  # too late
     stopped, failed, done, *rest = study(tmp_path, GRID).trials()
     assert (stopped.state, stopped.values, stopped.curve) == ("stopped", None, {1: 0.3, 2: 0.4})
     assert stopped.notes == {"stages": [{"seconds": 3.0}]}
     assert (failed.state, failed.notes["failure"]) == ("failed", "the loss is not a number")
     assert (done.state, done.values, done.curve) == ("done", (0.2,), {}) and ours.front() == [third]
-    assert {told.state for told in rest} == {"waiting"} and ours.importances() is None
+    assert {record.state for record in rest} == {"waiting"} and ours.importances() is None
 
 
 def test_of_several_metrics_the_front_is_what_no_other_beats_in_all(tmp_path):
     ours = study(tmp_path, GRID | {"metric": ["val/dice", "seconds"]}, directions=("maximize", "minimize"))
     for values in ([0.5, 10.0], [0.6, 20.0], [0.4, 15.0], [0.6, 20.0], [0.6, 21.0]):
-        ours.end(ours.next().number, "done", values, {})
-    ours.end(ours.next().number, "stopped", None, {})
+        ours.tell(ours.ask().number, "done", values, {})
+    ours.tell(ours.ask().number, "stopped", None, {})
     assert ours.front() == [0, 1, 3]
 
 
 def test_a_study_is_of_the_data_that_it_began_with(tmp_path):
     study(tmp_path, GRID)
-    with pytest.raises(UserError, match="the data have changed since this sweep began; set another name"):
+    with pytest.raises(UserError, match="the data have changed since this sweep started; set another name"):
         study(tmp_path, GRID, data="others")
 
 
 def test_a_report_of_what_never_began_and_a_database_that_is_none_are_refused(tmp_path):
-    with pytest.raises(UserError, match="was never begun"):
-        study(tmp_path, GRID, begun=True)
+    with pytest.raises(UserError, match="was never started"):
+        study(tmp_path, GRID, must_exist=True)
     (tmp_path / "sweeps.db").write_text("no database")
     with pytest.raises(UserError, match="does not answer"):
         study(tmp_path, GRID)
@@ -162,33 +164,33 @@ def test_rungs_are_those_of_ray_s_asha(tmp_path, grace, reduction, total):
         {"space": SPACE, "search": "random", "trials": 1},
         {"scheduler": {"name": "asha", "grace": grace, "reduction": reduction}},
     ).sweep
-    asha = scheduler_of(sweep.search.scheduler, "max", total, [])
+    asha = make_scheduler(sweep.search.scheduler, "max", total, [])
     milestones = [milestone for milestone, _ in asha._brackets[0]._rungs]
     assert rungs(sweep.search.scheduler, total) == {math.ceil(each) for each in milestones if each < total}
 
 
 @settings(max_examples=examples(10))
 @given(st.lists(st.lists(st.floats(0, 1), min_size=1, max_size=8), min_size=2, max_size=5))
-def test_a_scheduler_told_of_the_trials_before_judges_as_one_that_saw_them(shared, curves):
+def test_a_scheduler_made_from_earlier_trials_decides_as_one_that_ran_them(shared, curves):
     """Each curve is a trial that ended by itself or was stopped; the last one is judged."""
     scheduler = {"scheduler": {"name": "asha", "grace": 1, "reduction": 2}}
     ours = study(shared[0], {"space": SPACE, "search": "random", "trials": 99}, scheduler, name=shared[1]())
     asha, at = ours.sweep.search.scheduler, rungs(ours.sweep.search.scheduler, 8)
-    witness = scheduler_of(asha, "max", 8, [])
+    witness = make_scheduler(asha, "max", 8, [])
     *before, last = curves
     for curve in before:
-        told = ours.next()
-        trial = SimpleNamespace(trial_id=str(told.number))
+        record = ours.ask()
+        trial = SimpleNamespace(trial_id=str(record.number))
         witness.on_trial_add(None, trial)
         for number, value in enumerate(curve, start=1):
-            ours.heard(told.number, number, value)
+            ours.report_intermediate(record.number, number, value)
             if number in at:
                 witness.on_trial_result(None, trial, {TIME: number, VALUE: value})
-        ours.end(told.number, "stopped", None, {})
-    told = scheduler_of(asha, "max", 8, ours.trials())
+        ours.tell(record.number, "stopped", None, {})
+    resumed = make_scheduler(asha, "max", 8, ours.trials())
     trial = SimpleNamespace(trial_id="last")
-    for judge in (witness, told):
+    for judge in (witness, resumed):
         judge.on_trial_add(None, trial)
     for number, value in enumerate(last, start=1):
         result = {TIME: number, VALUE: value}
-        assert witness.on_trial_result(None, trial, result) == told.on_trial_result(None, trial, result)
+        assert witness.on_trial_result(None, trial, result) == resumed.on_trial_result(None, trial, result)

@@ -20,8 +20,8 @@ from premed.errors import UserError
 from premed.events import WarningIssued
 from premed.execution import runner
 from premed.tracking.store import LEASES
-from premed.tuning import sweep as sweeping
-from premed.tuning.context import trains_of
+from premed.tuning import sweep
+from premed.tuning.context import train_settings
 from premed.tuning.space import load_sweep
 
 pytest_plugins = ["support.experiment_fixtures"]
@@ -42,10 +42,10 @@ ASHA = {
 }
 
 
-def written(folder, chest, sweep, *changes):
+def write_sweep(folder, chest, search, *changes):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "base.yaml").write_text(yaml.safe_dump(tree(chest, QUICK, *changes)))
-    (folder / "sweep.yaml").write_text(yaml.safe_dump({"base": "base.yaml"} | sweep, sort_keys=False))
+    (folder / "sweep.yaml").write_text(yaml.safe_dump({"base": "base.yaml"} | search, sort_keys=False))
     return folder / "sweep.yaml"
 
 
@@ -64,8 +64,8 @@ def test_a_grid_shares_its_pre_trainings_never_opens_the_test_part_and_outlives_
     for name in (sealed / "test_list.txt").read_text().split():
         (sealed / "images" / name).write_bytes(b"sealed")
     space = {"pretext.mask_ratio": [0.5, 0.75], "finetune.lr": [1e-3, NOT_A_NUMBER]}
-    file, told = written(tmp_path, sealed, {"space": space, "retries": 1}), []
-    result = sweeping.run(load_sweep(file), told.append)
+    file, told = write_sweep(tmp_path, sealed, {"space": space, "retries": 1}), []
+    result = sweep.run(load_sweep(file), told.append)
 
     assert [each.state for each in result.trials] == ["done", "failed", "done", "failed"]
     assert "at step 1 (samples " in (result.trials[1].failure or "") and result.best in (0, 2)
@@ -84,7 +84,7 @@ def test_a_grid_shares_its_pre_trainings_never_opens_the_test_part_and_outlives_
 
     best = load([f"{result.where}/best.yaml"])
     assert best.test and best.finetune.lr == 1e-3 and list(result.trials[0].by_seed) == ["0"]
-    assert sweeping.report(load_sweep(file)) == result
+    assert sweep.report(load_sweep(file)) == result
 
     models = store_of(home).client.search_model_versions
     assert models() == []  # a sweep makes no versions; who takes its best makes one
@@ -99,16 +99,16 @@ def test_a_grid_shares_its_pre_trainings_never_opens_the_test_part_and_outlives_
 def test_what_can_never_be_placed_is_refused_at_once(home, chest, tmp_path):
     space = {"train.cpus": [1.0, 1e6]}
     with pytest.raises(UserError, match="workers need 1e[+]06 CPUs and the cluster has"):
-        sweeping.run(load_sweep(written(tmp_path, chest, {"space": space})), lambda event: None)
+        sweep.run(load_sweep(write_sweep(tmp_path, chest, {"space": space})), lambda event: None)
 
 
 def test_all_ways_that_trials_may_run_are_looked_at_together(home, chest, tmp_path):
     """2 workers fit on 2 CPUs, and so does 1 that wants both, but not 2 of these."""
     space = {"train.workers": [1, 2], "finetune.lr": [0.1, 0.2], "train.cpus": [1.0, 2.0]}
-    trains = trains_of(load_sweep(written(tmp_path, chest, {"space": space})))
+    trains = train_settings(load_sweep(write_sweep(tmp_path, chest, {"space": space})))
     assert {(train.workers, train.cpus) for train in trains} == {(1, 1.0), (1, 2.0), (2, 1.0), (2, 2.0)}
     with pytest.raises(UserError, match="train.workers: a sweep runs on Ray; set 1 or more"):
-        sweeping.run(load_sweep(written(tmp_path, chest, {"space": {"train.workers": [1, 0]}})), lambda event: None)
+        sweep.run(load_sweep(write_sweep(tmp_path, chest, {"space": {"train.workers": [1, 0]}})), lambda event: None)
 
 
 # ---- on a Ray that stays: nothing may be left on it
@@ -204,7 +204,7 @@ def test_killed_in_the_middle_the_same_command_ends_as_if_it_had_not_been_and_le
     new_home, chest, tmp_path, monkeypatch, cluster, asked, said, save_minutes
 ):
     theirs, ours = new_home(), new_home()
-    file = written(tmp_path, chest, asked, {"train": {"save_minutes": save_minutes}})
+    file = write_sweep(tmp_path, chest, asked, {"train": {"save_minutes": save_minutes}})
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("PREMED_HOME", str(theirs))
     expected = whole(file)
@@ -226,11 +226,11 @@ def test_killed_in_the_middle_the_same_command_ends_as_if_it_had_not_been_and_le
 @pytest.mark.cluster
 @pytest.mark.timeout(900)
 def test_ctrl_c_leaves_nothing_on_the_cluster_and_a_report_tells_how_far_it_came(home, chest, tmp_path, cluster):
-    file = written(tmp_path, chest, GRID)
+    file = write_sweep(tmp_path, chest, GRID)
     said, code = killed_once(file, "[trial 1] fine-tuning on", signal.SIGINT)
     assert code == 130 and said.splitlines()[-1].startswith("premed: stopped"), said
     assert emptied(cluster) == [2.0, []] and list(store_of(home).search({}, experiment=LEASES)) == []
-    result = sweeping.report(load_sweep(file))
+    result = sweep.report(load_sweep(file))
     assert "running" in {each.state for each in result.trials} <= {"running", "waiting", "done"}
     assert "RUNNING" not in {run.status for kind in ("finetune", "trial") for run in runs_of(home, kind)}
 
@@ -240,7 +240,7 @@ def test_ctrl_c_leaves_nothing_on_the_cluster_and_a_report_tells_how_far_it_came
 @pytest.mark.parametrize("which", ["ImplicitFunc", "RayTrainWorker"])
 def test_a_killed_process_of_a_trial_ends_no_trial(home, chest, tmp_path, cluster, which):
     """Tune's process of a trial is started again, and so are workers, which go on from their checkpoint."""
-    file = written(tmp_path, chest, GRID)
+    file = write_sweep(tmp_path, chest, GRID)
     command = [sys.executable, "-m", "premed", "sweep", "--json", str(file)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until(process.stderr, "[trial 1] fine-tuning on")
@@ -257,7 +257,7 @@ def test_a_killed_process_of_a_trial_ends_no_trial(home, chest, tmp_path, cluste
 @pytest.mark.timeout(1800)
 def test_when_all_of_ray_is_killed_the_command_ends_and_the_same_one_goes_on(home, chest, tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)  # a Ray of its own
-    file = written(tmp_path, chest, GRID)
+    file = write_sweep(tmp_path, chest, GRID)
     command = [sys.executable, "-m", "premed", "sweep", str(file)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     until(process.stderr, "[trial 2] fine-tuning on")

@@ -1,1 +1,1 @@
-"""The commands, their options, and progress on the terminal. Door: `app.main`, which `premed` calls."""
+"""The commands, their options, and progress on the terminal. Door: `app.main`, the entry point of `premed`."""

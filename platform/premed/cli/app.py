@@ -1,4 +1,4 @@
-"""The commands. Nothing else: each one hands over at once, and imports what it needs when it is called."""
+"""The commands: each parses its arguments and calls the package that does the work, which it imports only then."""
 
 import os
 import signal
@@ -10,7 +10,15 @@ from typing import Annotated, Any
 import typer
 
 from premed.cli import data
-from premed.cli.options import Json, What, experiments_of, quiet, tell, tell_all, train_of
+from premed.cli.options import (
+    Json,
+    What,
+    load_experiments,
+    print_outcomes,
+    print_result,
+    redirect_prints,
+    train_settings,
+)
 from premed.errors import Left, StageFailed, UserError
 
 app = typer.Typer(
@@ -29,19 +37,19 @@ def run(what: What, as_json: Json = False) -> None:
     Lists fan out: 'pretext=[none,mae]' 'finetune.label_fraction=[0.05,1.0]' 'seeds=[0,1,2]' are twelve experiments that
     share one pre-training ('vary=[pretrain]': one for each seed).
     """
-    experiments = experiments_of(what)
+    experiments = load_experiments(what)
     from premed.cli.progress import ProgressPrinter
     from premed.execution import runner
     from premed.reporting import console
 
     if len(experiments) == 1:
-        with ProgressPrinter() as show, quiet(as_json):
+        with ProgressPrinter() as show, redirect_prints(as_json):
             outcome = runner.run(experiments[0], show)
-        tell(outcome, as_json, lambda told: console.show_outcomes([told]))
+        print_result(outcome, as_json, lambda outcome: console.show_outcomes([outcome]))
         return
-    with ProgressPrinter() as show, quiet(as_json):
+    with ProgressPrinter() as show, redirect_prints(as_json):
         outcomes = runner.run_all(experiments, show)
-    tell_all(outcomes, as_json)
+    print_outcomes(outcomes, as_json)
 
 
 @app.command()
@@ -49,26 +57,26 @@ def sweep(
     what: Annotated[
         list[str], typer.Argument(metavar="SWEEP.yaml", help="the sweep, more YAMLs over its base, then key=value")
     ],
-    as_report: Annotated[bool, typer.Option("--report", help="only tell what there is so far")] = False,
+    as_report: Annotated[bool, typer.Option("--report", help="run nothing; print the results so far")] = False,
     as_json: Json = False,
 ) -> None:
-    """Ray Tune and Optuna over any fields, scored on val; the same command goes on where it was stopped.
+    """Ray Tune and Optuna over any fields, scored on val; the same command resumes a sweep that was stopped.
 
-    Each pre-training is trained once, however many trials stand on it. docs/sweeps.md shows one.
+    Each pre-training is trained once, however many trials share it. docs/sweeps.md shows one.
     """
     from premed.tuning.space import load_sweep
 
     files = [item for item in what if "=" not in item]
     if not files:
-        raise UserError("name the sweep's YAML file first")
-    asked = load_sweep(files[0], files[1:], [item for item in what if "=" in item])
+        raise UserError("sweep: no YAML file is given; name the sweep's file first")
+    loaded = load_sweep(files[0], files[1:], [item for item in what if "=" in item])
     from premed.cli.live import LiveTable
     from premed.reporting.sweep import terminal
-    from premed.tuning import sweep as sweeping
+    from premed.tuning import sweep
 
-    with LiveTable() as show, quiet(as_json):
-        result = sweeping.report(asked) if as_report else sweeping.run(asked, show)
-    tell(result, as_json, terminal.show)
+    with LiveTable() as show, redirect_prints(as_json):
+        result = sweep.report(loaded) if as_report else sweep.run(loaded, show)
+    print_result(result, as_json, terminal.show)
 
 
 @app.command()
@@ -77,13 +85,13 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Chest X-rays, abdominal CT and brain MRI, made up on the spot: from scratch against MAE, on 2 Ray workers."""
-    from premed.cli import demo as demonstration
+    from premed.cli import demo
 
-    with quiet(as_json):
-        outcomes = demonstration.run(folder.absolute())
+    with redirect_prints(as_json):
+        outcomes = demo.run(folder.absolute())
     if not as_json:
         print(f"pictures: {folder}/pictures\nruns:     PREMED_HOME={os.environ['PREMED_HOME']} premed ui")
-    tell_all(outcomes, as_json)
+    print_outcomes(outcomes, as_json)
 
 
 @app.command()
@@ -113,46 +121,46 @@ def compare(
     Intervals are for a new patient and a new seed; docs/compare.md says what each column means.
     """
     if part not in (None, "test", "val"):
-        raise UserError(f"--part {part}: is neither test nor val")
-    from premed.reporting.comparison import compare as comparison
-    from premed.reporting.comparison import page, terminal
+        raise UserError(f"--part {part}: write --part test or --part val")
+    from premed.reporting.comparison import compare, page, terminal
     from premed.tracking.store import open_store
 
     if html is not None:
         page.refuse(html, ui)
-    with quiet(as_json):
+    with redirect_prints(as_json):
         store = open_store()
         selection: dict[str, Any] = {"task": task, "baseline": baseline, "allow": allow or (), "where": where or ()}
-        result = comparison.compare(store, part=part, **selection)
+        result = compare.compare(store, part=part, **selection)
     if csv is not None:
         terminal.write_csv(result, csv)
     if html is not None:
         page.write(result, store, html, ui)
-    tell(result, as_json, terminal.show)
+    print_result(result, as_json, terminal.show)
 
 
 @app.command()
 def predict(
     reference: Annotated[str, typer.Argument(metavar="RUN", help="a run's id, models:/NAME@best or models:/NAME/3")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="files, folders of them, DICOM series")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="where the answers go")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="where the predictions are written")],
     masks: Annotated[bool, typer.Option("--masks", help="beside each label map, a mask of each region")] = False,
     gpu: Annotated[bool, typer.Option("--gpu", help="compute on this machine's GPU")] = False,
     precision: Annotated[str, typer.Option(help="as train.precision: auto, fp32 or bf16")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """Segment or classify images that were never seen: NIfTI in each input's own grid, or a CSV of probabilities.
+    """Segment or classify new images: NIfTI on each input's own grid, or a CSV of probabilities.
 
-    A bad file is named and left out, the others are done: exit code 1.
+    A file that cannot be read is named and skipped; the exit code is then 1.
     """
     from premed.cli.progress import ProgressPrinter
-    from premed.inference import predict as prediction
+    from premed.inference import predict
     from premed.reporting import console
 
-    with ProgressPrinter() as show, quiet(as_json):
-        told = prediction.run(reference, images, out, show, masks=masks, train=train_of(gpu=gpu, precision=precision))
-    tell(told, as_json, console.show_predictions)
-    if told["failed"]:
+    with ProgressPrinter() as show, redirect_prints(as_json):
+        train = train_settings(gpu=gpu, precision=precision)
+        result = predict.run(reference, images, out, show, masks=masks, train=train)
+    print_result(result, as_json, console.show_predictions)
+    if result["failed"]:
         raise typer.Exit(1)
 
 
@@ -169,21 +177,21 @@ def export(
     whole: Annotated[bool, typer.Option("--whole", help="safetensors: all parts in one file")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a trained network as files that others read, with how to prepare images for it."""
-    from premed.inference import export as exporting
+    """Write a trained network as files for other tools, with a description of how its images are prepared."""
+    from premed.inference import export
     from premed.reporting import console
 
-    with quiet(as_json):
-        told = exporting.run(reference, to, form, check=check or (), part=part or (), single_file=whole)
-    tell(told, as_json, console.show_export)
+    with redirect_prints(as_json):
+        result = export.run(reference, to, form, check=check or (), part=part or (), single_file=whole)
+    print_result(result, as_json, console.show_export)
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
 def submit(
     words: Annotated[
-        list[str], typer.Argument(metavar="COMMAND…", help="a command with all that it is given; `run` may be left out")
+        list[str], typer.Argument(metavar="COMMAND…", help="a command with its arguments; `run` may be left out")
     ],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list what would travel, and its size")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list what would be sent, and its size")] = False,
     address: Annotated[
         str | None, typer.Option(metavar="URL", help="of the cluster's dashboard [default: $RAY_ADDRESS]")
     ] = None,
@@ -193,30 +201,32 @@ def submit(
     runtime_env: Annotated[
         Path | None, typer.Option(metavar="FILE", help="[default: in a checkout cluster/runtime_env.yaml]")
     ] = None,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="print the job's name and leave")] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="print the job's name and return")] = False,
     as_json: Json = False,
 ) -> None:
-    """The same command as a Ray job; follows its log and ends with its exit code.
+    """Run a command as a Ray job; follow its log and end with its exit code.
 
-    From the root of a checkout that travels whole (less what .gitignore and .rayignore name); from anywhere else the
-    YAMLs and premed itself, and the cluster must have what premed needs: docs/cluster.md.
+    From the root of a checkout, the checkout is sent (without what .gitignore and .rayignore name); from anywhere else
+    the YAMLs and premed itself, and the cluster must have the packages that premed needs: docs/cluster.md.
     """
-    from premed.execution import submit as submission
+    from premed.execution import submit
     from premed.reporting import console
 
     commands = {str(each.name or each.callback.__name__) for each in app.registered_commands if each.callback} | {
         "data"
     }
-    words = submission.command(words, commands)
+    words = submit.command(words, commands)
     if words[0] == "run":
-        experiments_of([word for word in words[1:] if not word.startswith("-")])  # a mistake need not travel
-    with submission.packed(words, runtime_env, env or ()) as job:
+        load_experiments(
+            [word for word in words[1:] if not word.startswith("-")]
+        )  # a mistake is refused before anything is sent
+    with submit.packed(words, runtime_env, env or ()) as job:
         if dry_run:
-            tell(submission.upload(job), as_json, console.show_upload)
+            print_result(submit.upload(job), as_json, console.show_upload)
             return
-        told = submission.submit(job, address, follow=not no_wait, log=sys.stderr if as_json else sys.stdout)
-    tell(told, as_json, lambda told: print(told["job"]) if no_wait else None)
-    raise typer.Exit(told["exit_code"])
+        result = submit.submit(job, address, follow=not no_wait, log=sys.stderr if as_json else sys.stdout)
+    print_result(result, as_json, lambda result: print(result["job"]) if no_wait else None)
+    raise typer.Exit(result["exit_code"])
 
 
 @app.command()
@@ -239,29 +249,29 @@ def ui(
 
 
 def main() -> None:
-    """Exit code 0: done; 1: failed midway (what was reached stays); 2: something the user can mend; 130: Ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's stop is a Ctrl-C
+    """Exit code 0: done; 1: failed midway (what was reached stays); 2: something the user can fix; 130: Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's scheduler stops a job by it: like Ctrl-C
     try:
-        code, told = app(standalone_mode=False) or 0, ""
+        code, message = app(standalone_mode=False) or 0, ""
     except UserError as error:
-        code, told = 2, str(error)
+        code, message = 2, str(error)
     except StageFailed as error:
-        code, told = 1, str(error)
+        code, message = 1, str(error)
     except Left as error:
-        code, told = 130, str(error)
+        code, message = 130, str(error)
     except KeyboardInterrupt:
-        code, told = 130, ""
+        code, message = 130, ""
     except Exception as error:
         if not hasattr(error, "format_message"):  # typer's own: a wrong option, a missing argument
             raise
-        code, told = 2, error.format_message()  # type: ignore[attr-defined]
-    if code == 130 and not told:
-        told = "stopped; the same command goes on from the last checkpoint"
-    if told:
-        print(f"premed: {told}", file=sys.stderr)
+        code, message = 2, error.format_message()  # type: ignore[attr-defined]
+    if code == 130 and not message:
+        message = "stopped; run the same command again to resume from the last checkpoint"
+    if message:
+        print(f"premed: {message}", file=sys.stderr)
     if code == 130 and any(thread.name == "premed worker group" for thread in threading.enumerate()):
         sys.stderr.flush()
-        os._exit(code)  # a thread that is still in Ray's library would crash with the interpreter's end
+        os._exit(code)  # a thread that is still in Ray's library would crash when the interpreter ends
     sys.exit(code)
 
 

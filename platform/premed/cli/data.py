@@ -1,4 +1,4 @@
-"""`premed data …`: the commands that look at images and train nothing."""
+"""`premed data …`: commands on images, without training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from premed.cli.options import Json, What, experiment_of, quiet, tell
+from premed.cli.options import Json, What, load_first_experiment, print_result, redirect_prints
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.errors import UserError
 
@@ -16,14 +16,14 @@ app = typer.Typer(help="Phantoms, a check of the data, and the prepared cache.",
 @app.command()
 def prepare(what: What, as_json: Json = False) -> None:
     """Build the prepared cache of an experiment's images (all three parts), so that training starts at once."""
-    experiment = experiment_of(what)
+    experiment = load_first_experiment(what)
     from premed.cli.progress import ProgressPrinter
     from premed.execution import runner
 
-    with ProgressPrinter() as show, quiet(as_json):
-        told = runner.prepare(experiment, show)
-    line = f"{told['num_images']} images prepared in {told['where']} ({told['megabytes']:.0f} MB)"
-    tell(told, as_json, lambda _: print(line))
+    with ProgressPrinter() as show, redirect_prints(as_json):
+        result = runner.prepare(experiment, show)
+    line = f"{result['num_images']} images prepared in {result['where']} ({result['megabytes']:.0f} MB)"
+    print_result(result, as_json, lambda _: print(line))
 
 
 @app.command()
@@ -36,18 +36,18 @@ def check(
 ) -> None:
     """Find what is wrong with an experiment's images, labels and listings before any training.
 
-    Errors are what a run would refuse or what would make its numbers false: exit code 2. Notes are what one should
-    know: exit code 0. Every image is opened, those of the test part too (unless test=false).
+    Errors are what a run would refuse, or what would make its numbers wrong: exit code 2. Notes alone: exit code 0.
+    Every image is opened, those of the test part too (unless test=false).
     """
-    experiment = experiment_of(what)
+    experiment = load_first_experiment(what)
     from premed.cli.progress import ProgressPrinter
     from premed.execution import runner
     from premed.reporting import console
 
-    with ProgressPrinter() as show, quiet(as_json):
-        told = runner.check(experiment, show, html)
-    tell(told, as_json, console.show_findings)
-    if any(each["num_errors"] for each in (told, *told.get("sources", ()))):
+    with ProgressPrinter() as show, redirect_prints(as_json):
+        result = runner.check(experiment, show, html)
+    print_result(result, as_json, console.show_findings)
+    if any(each["num_errors"] for each in (result, *result.get("sources", ()))):
         raise typer.Exit(2)
 
 
@@ -78,7 +78,7 @@ def phantom(
         "msd": lambda: write_msd(folder, num or 100, seed, shape=(size,) * 3 if size else None),
     }
     if task not in writers:
-        raise UserError(f"{task}: there are phantoms for {', '.join(writers)}")
+        raise UserError(f"{task}: has no phantoms; choose one of {', '.join(writers)}")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; name a new folder")
     writers[task]()

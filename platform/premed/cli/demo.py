@@ -53,7 +53,7 @@ VOLUMES = {
         "lr": 4.8e-2,
         "clip": 1.0,
         "validations": 4,
-        "augment": {"shift": 0},  # shifted crops blur position, and then the gate is passed much later
+        "augment": {"shift": 0},  # with shifted crops the gate is passed much later, for positions are blurred
     },
     "finetune": {
         "head": {"name": "unetr", "feature_size": 8},
@@ -69,7 +69,7 @@ VOLUMES = {
     },
     "train": TRAIN,
 }
-# test_images: with the volumes without labels, for fewer than a hundred are soon known by heart
+# test_images: pre-trains on volumes without labels, too; fewer than a hundred would soon be overfitted
 CT = merge(
     VOLUMES,
     {
@@ -105,7 +105,7 @@ WRITERS = {
 
 
 def run(folder: Path) -> list[dict[str, Any]]:
-    """Writes phantoms, runs the experiments, copies their pictures; what is there already is not done again."""
+    """Writes the phantoms, runs the experiments and copies their pictures; finished parts are not done again."""
     os.environ.setdefault("PREMED_HOME", str(folder / "home"))
     os.environ["PREMED_DATA"] = str(folder / "data")
     with ProgressPrinter() as printer:
@@ -118,15 +118,16 @@ def run(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_phantoms(folder: Path, printer: ProgressPrinter) -> None:
-    """Each data set as a whole or not at all, side by side."""
+    """Writes the data sets that are missing, each in a process, and each completely or not at all."""
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         missing = [name for name in WRITERS if not (folder / name).is_dir()]
         for name in missing:
-            printer.print_line(f"drawing {name}")
-        list(pool.map(partial(draw, folder), missing))
+            printer.print_line(f"writing phantoms: {name}")
+        list(pool.map(partial(write_phantom, folder), missing))
 
 
-def draw(folder: Path, name: str) -> None:
+def write_phantom(folder: Path, name: str) -> None:
+    """Writes a data set into a hidden folder, which is renamed once it is complete."""
     unfinished = folder / f".{name}"
     shutil.rmtree(unfinished, ignore_errors=True)
     WRITERS[name](unfinished)
@@ -145,6 +146,7 @@ def experiments() -> list[Experiment]:
 
 
 def copy_pictures(outcome: dict[str, Any], folder: Path) -> None:
+    """Copies the pictures of an experiment's stages; their names say which task, strategy and stage they are of."""
     folder.mkdir(parents=True, exist_ok=True)
     for stage in outcome["stages"]:
         for picture in sorted(Path(stage["where"]).glob("pictures/*.png")):

@@ -37,7 +37,7 @@ ABOVE = (
     GateNotPassed,
     CollapseDetected,
 )
-"""Events that print a line above the table; what the others say is in it."""
+"""Events that print a line above the table; the others only update it."""
 MOST_ENDED = 5  # ended trials in the table, the best of them
 
 
@@ -136,12 +136,12 @@ class LiveTable(ProgressPrinter):
         return self.lines.get(int(words[1])) if len(words) > 1 and words[0] == "trial" else None
 
     def update(self, line: TrialLine, event: Event) -> None:
-        """Updates the line: what the event's seed is doing, in a word or two, and the last score."""
+        """Updates a trial's row by an event: what its seed is doing, and the last score."""
         seed, doing = event.experiment.partition(" seed ")[2], DOING.get(event.kind, "")
         if isinstance(event, WaitingForStage):
             line.doing[seed] = f"waits for {doing}"
         elif isinstance(event, StageStarted):
-            line.doing[seed] = f"{doing}: in line"
+            line.doing[seed] = f"{doing}: queued"
         elif isinstance(event, MetricsLogged):
             line.doing[seed] = f"{doing} {event.step}/{event.num_steps}"
             validated = [f"{name[4:]} {value:.3f}" for name, value in event.metrics.items() if name.startswith("val/")]

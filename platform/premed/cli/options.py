@@ -1,4 +1,4 @@
-"""What all commands share: how their arguments are read and how their answers are told."""
+"""What all commands share: options, loading of experiments, and printing of results."""
 
 import json
 import math
@@ -19,30 +19,30 @@ What = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, everything else on stderr")]
 
 
-def experiments_of(what: list[str]) -> Any:
-    """YAML files come first, overrides after them."""
+def load_experiments(what: list[str]) -> Any:
+    """The experiments of YAML files and `key=value` overrides; lists fan out. Raises UserError."""
     from premed.config.expand import load_all
 
     files = [item for item in what if "=" not in item]
     return load_all(files, [item for item in what if "=" in item])
 
 
-def experiment_of(what: list[str]) -> Any:
-    """The first, where there are several: the data are the same for all."""
-    return experiments_of(what)[0]
+def load_first_experiment(what: list[str]) -> Any:
+    """The first experiment, for commands that look at the data alone: these are the same for all."""
+    return load_experiments(what)[0]
 
 
-def tell_all(outcomes: list[dict[str, Any]], as_json: bool) -> None:
-    """The answer of several experiments; exit code 1 where one failed."""
+def print_outcomes(outcomes: list[dict[str, Any]], as_json: bool) -> None:
+    """Prints the outcomes of several experiments; exits with code 1 where one failed."""
     from premed.reporting import console
 
-    tell({"outcomes": outcomes}, as_json, lambda told: console.show_outcomes(told["outcomes"]))
+    print_result({"outcomes": outcomes}, as_json, lambda result: console.show_outcomes(result["outcomes"]))
     if any("failure" in outcome for outcome in outcomes):
         raise typer.Exit(1)
 
 
-def train_of(**fields: Any) -> Any:
-    """The part of an experiment that says on what to compute."""
+def train_settings(**fields: Any) -> Any:
+    """`Train` settings from a command's options. Raises UserError that names the option."""
     from premed.config.settings import Train
 
     try:
@@ -51,25 +51,25 @@ def train_of(**fields: Any) -> Any:
         raise UserError(f"--{error}") from None
 
 
-def quiet(as_json: bool) -> Any:
-    """Whatever a library prints meanwhile goes to stderr, if stdout is to hold one JSON object."""
+def redirect_prints(as_json: bool) -> Any:
+    """With --json, a context in which what libraries print goes to stderr: stdout holds one JSON object."""
     return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
-def tell(what: Any, as_json: bool, show: Callable[[Any], None]) -> None:
-    """The answer, a dict or a dataclass, on stdout: one JSON object, or as people read it."""
+def print_result(result: Any, as_json: bool, show: Callable[[Any], None]) -> None:
+    """Prints a result (a dict or a dataclass) on stdout: one JSON object, or by `show` for people."""
     if as_json:
-        print(json.dumps(defined(what), allow_nan=False))
+        print(json.dumps(as_json_value(result), allow_nan=False))
     else:
-        show(what)
+        show(result)
 
 
-def defined(value: Any) -> Any:
-    """`value` as JSON takes it: dataclasses as dicts, and null for numbers that JSON has no word for."""
+def as_json_value(value: Any) -> Any:
+    """`value` as JSON holds it: dataclasses as dicts, NaN and infinity as null."""
     if is_dataclass(value) and not isinstance(value, type):
-        return defined(asdict(value))
+        return as_json_value(asdict(value))
     if isinstance(value, dict):
-        return {name: defined(item) for name, item in value.items()}
+        return {name: as_json_value(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [defined(item) for item in value]
+        return [as_json_value(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

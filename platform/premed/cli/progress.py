@@ -51,7 +51,7 @@ EVERY = 10.0  # seconds between two plain lines of the same kind
 
 @dataclass
 class Activity:
-    """What one experiment is doing: the kind of its stage, what its bar counts, and when it last had a line."""
+    """The activity of one experiment: its stage's kind, its bar, and when it last printed a line."""
 
     kind: str = ""
     description: str = ""
@@ -88,7 +88,7 @@ class ProgressPrinter:
 
     @property
     def activity(self) -> Activity:
-        """Of the experiment whose event is handled."""
+        """The activity of the experiment whose event is handled."""
         return self.activities[self.experiment]
 
     def print_line(self, text: str) -> None:
@@ -100,7 +100,7 @@ class ProgressPrinter:
 
     @singledispatchmethod
     def handle(self, event: Event) -> None:
-        """Prints what there is to say of an event; of most kinds there is nothing."""
+        """Prints a line or updates a bar; events without a method of their own are ignored."""
 
     @handle.register
     def ray_starting(self, event: RayStarting) -> None:
@@ -124,7 +124,7 @@ class ProgressPrinter:
     @handle.register
     def images_prepared(self, event: ImagesPrepared) -> None:
         description = "preparing images"
-        if self.activity.description == description or event.done < event.total:  # else all were in the cache already
+        if self.activity.description == description or event.done < event.total:  # no bar where all were in the cache
             self.progress(description, event.done, event.total)
 
     @handle.register
@@ -160,13 +160,13 @@ class ProgressPrinter:
 
     @handle.register
     def training_started(self, event: TrainingStarted) -> None:
-        going_on = f", going on after step {event.start}" if event.start else ""
+        more = f", resumed after step {event.start}" if event.start else ""
         if event.workers:
-            going_on += f", {event.workers} worker{'s' * (event.workers != 1)}"
+            more += f", {event.workers} worker{'s' * (event.workers != 1)}"
         doing = DOING[self.activity.kind]
-        self.print_line(f"{doing} on {event.num_images} images, {event.num_steps} steps{going_on}")
+        self.print_line(f"{doing} on {event.num_images} images, {event.num_steps} steps{more}")
         if event.absent_classes:
-            self.print_line(f"no training image shows: {', '.join(event.absent_classes)}")
+            self.print_line(f"no training image has: {', '.join(event.absent_classes)}")
 
     @handle.register
     def weights_imported(self, event: WeightsImported) -> None:
@@ -208,9 +208,9 @@ class ProgressPrinter:
 
     @handle.register
     def collapse_detected(self, event: CollapseDetected) -> None:
-        answer = "the same answer" if event.into == "one" else "a uniform answer"
+        output = "the same output" if event.into == "one" else "a uniform output"
         self.print_line(
-            f"WARNING: the pre-training collapsed: its teacher gives all images {answer} (entropy {event.entropy:.2f} "
+            f"WARNING: the pre-training collapsed: its teacher gives all images {output} (entropy {event.entropy:.2f} "
             f"of 1, {event.same:.0%} alike): its encoder has learnt little; lower pretrain.lr, or train longer"
         )
 
@@ -239,7 +239,7 @@ class ProgressPrinter:
             self.end_bar()
 
     def bars(self) -> Progress:
-        """The display of all bars; started where there is none."""
+        """The display of all bars; starts it where there is none."""
         if self.display is None:
             parts = (
                 TextColumn("{task.description}", markup=False),
@@ -263,11 +263,11 @@ class ProgressPrinter:
 
 
 def bottleneck_words(event: DataLoadingBottleneck) -> str:
-    """How much time goes into waiting for images, and the remedy."""
-    waiting, loaders = f"{event.share:.0%} of the time goes into waiting for images", event.suggested_loaders
+    """The share of the time spent waiting for images, and the remedy."""
+    waiting, loaders = f"{event.share:.0%} of the time is spent waiting for images", event.suggested_loaders
     if loaders > event.num_loaders:
         return f"{waiting}; set train.loaders={loaders} (and train.cpus={loaders + 1}, so that each has a CPU)"
-    remedy = "take fewer workers per node, or put PREMED_HOME on a faster disk"
+    remedy = "use fewer workers per node, or put PREMED_HOME on a faster disk"
     return f"{waiting}; no CPU is left for train.loaders: {remedy}"
 
 
@@ -284,5 +284,5 @@ def gate_words(step: int, loss: float, gate: float) -> str:
     if loss < GATE_SHARE * gate:
         result = f"past the gate by {1 - loss / gate:.0%}"
     else:
-        result = "not past it yet: so far no better than the mean patch of each position"
+        result = "not past it yet: no better so far than predicting the mean patch of each position"
     return f"step {step}: validation loss {loss:.3f}, gate {gate:.3f}: {result}"

@@ -99,7 +99,7 @@ def autoscaling() -> tuple[int, dict[str, float]]:
         return int(most), {name: float(number) for name, number in pairs}
     except ValueError:
         raise UserError(
-            f"PREMED_NODES={value}: say how many workers there may be and what each has: 8 CPU=8 GPU=1"
+            f"PREMED_NODES={value}: write the largest number of workers and the resources of each: 8 CPU=8 GPU=1"
         ) from None
 
 
@@ -116,7 +116,7 @@ def admit(train: Train) -> None:
     if not fits(there, workers_of(train, workers)):
         room = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in there)
         raise UserError(
-            f"train.cpus: {workers} workers of {train.cpus:g} CPUs{' and a GPU' * train.gpu} find no place on "
+            f"train.cpus: {workers} workers of {train.cpus:g} CPUs{' and a GPU' * train.gpu} do not fit on "
             f"nodes with {room}; lower train.cpus or train.workers"
         )
 
@@ -202,7 +202,7 @@ class Remote:
                 raise error.cause from None
             except RayError as error:  # it died, or Ray killed it when memory ran out
                 raise StageFailed(
-                    f"the {self.name}'s process ended; the same command goes on from the last checkpoint"
+                    f"the {self.name}'s process ended; run the same command again to resume from the last checkpoint"
                 ) from error
 
         return call
@@ -216,7 +216,7 @@ class RemoteEvents:
         self.sent: list[Any] = []
 
     def __call__(self, event: Any) -> None:
-        """Waits for the event before only: the actor has several threads, and MLflow takes points in order."""
+        """Waits for the previous event only: the actor has several threads, and MLflow takes points in order."""
         import ray
 
         ray.get(self.sent)

@@ -1,4 +1,4 @@
-"""One experiment through its stages: each is found or trained, and recorded. It imports neither Ray nor MLflow."""
+"""StagePipeline: one experiment through its stages, each reused or trained, and recorded. No Ray, no MLflow."""
 
 import hashlib
 import threading
@@ -46,9 +46,9 @@ POLL = 1.0  # seconds between two looks at a stage that another command trains
 
 
 class StagePipeline:
-    """One experiment on its way through its stages. Several may be on theirs at once, a thread each."""
+    """Runs the stages of one experiment. Several experiments may run at once, each in a thread."""
 
-    rehearsing = threading.Lock()  # torch's default device is one for the whole process
+    building = threading.Lock()  # torch's default device is one for the whole process
 
     def __init__(self, resolved: Resolved, session: Session, ticket: Ticket, register: bool = True):
         """register: a fine-tuned network becomes a version of the task's model in MLflow."""
@@ -61,7 +61,7 @@ class StagePipeline:
         self.stages: list[dict[str, Any]] = []
         """The results of those that are finished so far."""
         self.jobs: dict[str, StageJob] = {}
-        """Those of the stages so far, by digest."""
+        """The jobs of the stages so far, by digest."""
 
     def show(self, event: Event) -> None:
         """Shows an event with the experiment's name, where the command has several."""
@@ -123,7 +123,7 @@ class StagePipeline:
         def on_wait() -> None:
             self.wait(job.stage.kind, "experiment")
             if job.stage.kind in PRETRAINING:
-                self.rehearse()
+                self.validate_networks()
 
         return self.session.results(key, function, on_wait, self.ticket.pause)
 
@@ -152,10 +152,10 @@ class StagePipeline:
             self.ticket.pause(POLL)
         return result
 
-    def regain(self, job: StageJob) -> None:
-        """Trains a segment of a trunk again where its last checkpoint is gone, which MLflow does not keep."""
+    def ensure_resumable(self, job: StageJob) -> None:
+        """Trains a segment of a trunk again where its last checkpoint was removed: MLflow does not keep checkpoints."""
         if not CheckpointManager(job.stage_storage).steps():
-            self.show(WarningIssued(f"{job.stage_storage.where}: its state is gone, so it is trained again"))
+            self.show(WarningIssued(f"{job.stage_storage.where}: has no checkpoint any more; training it again"))
             key = job.stage.digest(), self.storage, "resumable"
             self.once(job, key, partial(self.obtain, job, resumable=True))
 
@@ -168,7 +168,7 @@ class StagePipeline:
         return self.reused(job, run_id, result) if result and run_id else None
 
     def restore(self, job: StageJob) -> dict[str, Any] | None:
-        """The result of a stage that is finished in one of the two: storage was cleaned, or MLflow is another one."""
+        """The result of a stage that is finished in storage or in MLflow alone: one was cleaned or replaced."""
         stage, stage_storage = job.stage, job.stage_storage
         result = stage_storage.get_json("result.json")
         run_id = self.tracker.finished_run(stage.digest(), stage.kind)
@@ -188,11 +188,13 @@ class StagePipeline:
         return self.reused(job, run_id, result)
 
     def reused(self, job: StageJob, run_id: str, result: dict[str, Any]) -> dict[str, Any]:
+        """Shows that a finished stage is reused; returns its result."""
         self.show(StageReused(job.stage.kind, job.stage_storage.where))
         self.recorder.register(job, run_id, result)  # a sweep, which registers none, may have trained it
         return self.done(job, run_id, result, reused=True)
 
     def done(self, job: StageJob, run_id: str, result: dict[str, Any], reused: bool) -> dict[str, Any]:
+        """Shows what a pre-training's result warns of; returns the result with its run and its place."""
         if (gate := result.get("gate")) and not gate["passed"]:
             self.show(GateNotPassed(gate["loss"], gate["gate"]))
         if collapse := result.get("collapse"):
@@ -203,9 +205,9 @@ class StagePipeline:
         """Runs the stage and records its result."""
         kind, stage_storage = job.stage.kind, job.stage_storage
         if kind in PRETRAINING:
-            self.rehearse()
+            self.validate_networks()
         if job.trunk_storage:
-            self.regain(self.jobs[job.stage.parent or ""])
+            self.ensure_resumable(self.jobs[job.stage.parent or ""])
         run_id = self.recorder.open_stage(job.stage, self.data_sets(job.stage), job.trunk_storage)
         self.show(StageStarted(kind, stage_storage.where))
         for name in ("failure.json", "result.json"):  # of an earlier try; of a segment whose state is gone
@@ -218,13 +220,15 @@ class StagePipeline:
                 raise LeaseLost(str(error)) from None
             if stage_storage.get("failure.json"):
                 return self.refuse(job, run_id)
-            if isinstance(error, UserError):  # a node's fault, not the stage's
+            if isinstance(error, UserError):  # the node is set up wrongly; the stage itself is fine
                 self.recorder.end(run_id, "FAILED", {"premed.failure": str(error)})
                 raise
             stage_storage.put("traceback.txt", traceback.format_exc().encode())
-            message = f"{first_line(error)} ({stage_storage.where}/traceback.txt has the whole story)"
+            message = f"{first_line(error)} ({stage_storage.where}/traceback.txt has the traceback)"
             self.recorder.end(run_id, "FAILED", {"premed.failure": message})
-            raise StageFailed(f"{kind}: {message}; the same command goes on from the last checkpoint") from error
+            raise StageFailed(
+                f"{kind}: {message}; run the same command again to resume from the last checkpoint"
+            ) from error
         except BaseException:  # Ctrl-C
             self.recorder.end(run_id, "KILLED")
             raise
@@ -246,7 +250,7 @@ class StagePipeline:
             self.session.relay()
 
     def refuse(self, job: StageJob, run_id: str) -> NoReturn:
-        """Records and raises why the workers ended without a result: `failure.json` has the reason, if they knew it."""
+        """Records and raises why the workers ended without a result, by `failure.json` if they wrote it."""
         failure = job.stage_storage.get_json("failure.json")
         message = failure["message"] if failure else f"the workers ended without a result in {job.stage_storage.where}"
         self.recorder.end(run_id, "FAILED", {"premed.failure": message})
@@ -254,13 +258,13 @@ class StagePipeline:
             raise UserError(message)
         raise StageFailed(f"{job.stage.kind}: {message}")
 
-    def rehearse(self) -> None:
+    def validate_networks(self) -> None:
         """Builds all networks without memory for their weights, so that mistakes in later stages are raised at once."""
         for stage in self.experiment.stages(lambda kind: ""):
             if stage.kind == "trunk":
                 planned(stage, [len(stage_cases(stage, data_set.task)[0]) for data_set in self.data_sets(stage)])
         pretrained = None
-        with self.rehearsing, torch.device("meta"):
+        with self.building, torch.device("meta"):
             for stage in self.experiment.stages(lambda kind: ""):
                 job = StageJob(stage, None, self.experiment.train, "", self.cache)
                 objective, _ = make_objective(job, self.data_sets(stage))

@@ -1,4 +1,4 @@
-"""Before anything starts: paths settled, tasks built, names chosen, and experiments that cannot work refused."""
+"""Before anything starts: resolves paths, builds tasks, names experiments, and refuses those that cannot work."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ def refuse_misfits(task: Task, augment: Augmentation, where: str) -> None:
 
 
 def validate(resolved: Sequence[Resolved]) -> None:
-    """Raises UserError for all that can be found wrong before Ray starts and any image is read."""
+    """Raises UserError for every mistake that shows before Ray starts and any image is read."""
     checked: list[tuple[Any, bool, bool]] = []
     for each in resolved:
         experiment = each.experiment

@@ -114,7 +114,7 @@ class ExperimentRecorder:
     # ---- its stages
 
     def open_stage(self, stage: Stage, data_sets: Sequence[DataSet], trunk: StageStorage | None = None) -> str:
-        """The id of the stage's run, reopened or new. trunk: the segment it goes on from, whose curve comes first."""
+        """Starts or reopens the stage's run; returns its id. trunk: the segment it continues, whose curve is logged."""
         seed = stage.training and stage.training.seed  # type: ignore[attr-defined]
         if not self.writing:
             self.tracker.reopen_run(self.run_id)
@@ -215,7 +215,7 @@ class ExperimentRecorder:
             self.on_event(WarningIssued(f"the model was not registered: {error}"))
 
     def end(self, run_id: str, status: str, tags: dict[str, str] | None = None) -> None:
-        """Ends a run, and waits a while until that is delivered; then copied files are removed."""
+        """Ends a run, waits a while until that is delivered, and then removes copied files."""
         if tags:
             self.tracker.set_tags(run_id, tags)
         self.tracker.finish(run_id, status)

@@ -1,4 +1,4 @@
-"""Experiments from the first stage to the outcome, one or many at once; and what is done with their data alone."""
+"""Runs experiments, one or many at once, to their outcomes; prepares and checks their data without training."""
 
 import threading
 import traceback
@@ -18,7 +18,7 @@ from premed.execution.cluster import parallel_map
 from premed.execution.pipeline import StagePipeline
 from premed.execution.preflight import Resolved, other_tasks, resolve, validate
 from premed.execution.scheduler import Ticket
-from premed.execution.session import Session, session
+from premed.execution.session import Session, open_session
 from premed.paths import home
 from premed.reporting import data_check
 
@@ -27,22 +27,23 @@ def run(experiment: Experiment, show: EventHandler) -> dict[str, Any]:
     """Runs the stages that have no result yet, and returns the outcome: stages, scores, and where they are."""
     (resolved,) = resolve([experiment])
     validate([resolved])
-    with session([resolved.experiment.train], resolved.tasks, show) as here:
-        return StagePipeline(replace(resolved, name=""), here, Ticket(0, here.pause)).run()
+    with open_session([resolved.experiment.train], resolved.tasks, show) as session:
+        return StagePipeline(replace(resolved, name=""), session, Ticket(0, session.pause)).run()
 
 
 def run_all(experiments: Sequence[Experiment], show: EventHandler) -> list[dict[str, Any]]:
     """Runs all experiments with one Ray and one tracker, as many at once as there is room for.
 
-    Returns their outcomes in the order given. One that fails says why (`failure`) and stops no other. A pre-training
-    that several need is trained once. Without Ray (the first one's `train.workers` is 0) they run one after the other.
+    Returns their outcomes in the order given. One that fails has the reason in its outcome (`failure`) and stops no
+    other. A pre-training that several need is trained once. Without Ray (the first one's `train.workers` is 0) they run
+    one after the other.
     """
     resolved = resolve(experiments)
     validate(resolved)
-    with session([each.experiment.train for each in resolved], resolved[0].tasks, show) as here:
+    with open_session([each.experiment.train for each in resolved], resolved[0].tasks, show) as session:
         show(ExperimentsStarted(len(resolved)))
-        batch = ExperimentBatch(resolved, here)
-        return batch.at_once() if here.concurrent else batch.one_by_one()
+        batch = ExperimentBatch(resolved, session)
+        return batch.at_once() if session.concurrent else batch.one_by_one()
 
 
 class ExperimentBatch:
@@ -119,12 +120,12 @@ def prepare(experiment: Experiment, show: EventHandler) -> dict[str, Any]:
 
 
 def check(experiment: Experiment, show: EventHandler, html: Path | None = None) -> dict[str, Any]:
-    """What is wrong with an experiment's data (the test part too, unless `test` is false); `html`: as a page, too.
+    """Checks an experiment's data (the test part too, unless `test` is false); returns the findings.
 
-    What its pre-training names beside its own is under `sources`, and not on the page.
+    html: also writes them as a page. The findings of `pretrain.sources` are under `sources`, and not on the page.
     """
     if html is not None and not html.absolute().parent.is_dir():
-        raise UserError(f"{html}: there is no such folder to write it into; make it")
+        raise UserError(f"{html}: its folder does not exist; create it")
     checked = Check(experiment.task, experiment.test)
     sources = [Check(config, test=False) for config in other_tasks(experiment)]
     jobs = [job for each in (checked, *sources) for job in each.jobs]

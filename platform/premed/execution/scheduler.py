@@ -1,8 +1,8 @@
-"""Which stage runs next, and on which worker group: stages wait in line, and as many run at once as there is room for.
+"""Scheduler: which stage runs next, and on which worker group; as many run at once as the cluster has resources for.
 
-A test goes before a pre-training, and that before a fine-tuning, because others wait for it; then the order of the
-experiments counts. Only the first in line is served, so that a large stage does not starve behind small ones. A group
-that has finished a fine-tuning stays reserved for its experiment, whose test comes next, until that waits or ends.
+Tests come before pre-trainings, for which others wait, and these before fine-tunings; then the order of the experiments
+counts. Only the first in line may start, so that a large stage does not starve behind small ones. A group that has
+finished a fine-tuning stays reserved for its experiment, whose test comes next, until the experiment waits or ends.
 """
 
 import threading
@@ -20,16 +20,16 @@ from premed.training.setup import StageJob
 
 ORDER: dict[Kind, int] = {"test": 0, "trunk": 1, "pretrain": 1, "cooldown": 1, "finetune": 2}
 POLL = 0.2  # seconds between two looks at whether there is room now
-PATIENCE = 30.0  # seconds after which a stage says what it waits for
-GLANCE = 5.0  # seconds between two looks at whether its workers have a place
+SHORTAGE_NOTICE = 30.0  # seconds after which a stage reports what it waits for
+SHORTAGE_POLL = 5.0  # seconds between two looks at whether its workers are placed
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """An experiment's place among those of its command, and what its stages do while they wait."""
+    """An experiment's place in the order of its command, and the callbacks of its stages."""
 
     number: int
-    """Its place in their order."""
+    """Its place in the order."""
     pause: Callable[[float], None]
     """Waits so many seconds. Raises KeyboardInterrupt where the command, CalledOff where the experiment was stopped."""
     tested: bool = True
@@ -61,7 +61,7 @@ class Scheduler:
         self.reserved: dict[int, WorkerGroup] = {}  # by experiment
 
     def run(self, job: StageJob, events: EventHandler, report: Callable[[int], bool] | None, ticket: Ticket) -> None:
-        """Trains the stage of an experiment when it is its turn. Raises what ended the workers."""
+        """Runs a stage on a worker group once it is its turn. Raises what ended the workers."""
         finished, notice = False, ShortageNotice(lambda: events(self.shortage(job)))
         while not finished:
             group = self.acquire(job, ticket, notice)
@@ -151,7 +151,7 @@ class Scheduler:
 
 
 class ShortageNotice:
-    """Called again and again, it notifies once when resources were lacking for PATIENCE seconds."""
+    """Called again and again, it notifies once when resources were lacking for SHORTAGE_NOTICE seconds."""
 
     def __init__(self, notify: Callable[[], None]):
         self.notify, self.notified = notify, False
@@ -159,11 +159,11 @@ class ShortageNotice:
 
     def __call__(self, lacking: Callable[[], bool] = lambda: True) -> None:
         now = time.monotonic()
-        if now - self.looked < GLANCE:
+        if now - self.looked < SHORTAGE_POLL:
             return
         self.looked = now
         if not lacking():
             self.since, self.notified = now, False
-        elif not self.notified and now - self.since > PATIENCE:
+        elif not self.notified and now - self.since > SHORTAGE_NOTICE:
             self.notified = True
             self.notify()

@@ -44,7 +44,7 @@ class Session:
         raise NotImplementedError
 
     def handler(self, run_id: str) -> EventHandler:
-        """Takes the events of a run's stage, wherever that runs, for the tracker and for who watches."""
+        """Returns a handler for the events of a run's stage, wherever that runs: they are recorded, then shown."""
         raise NotImplementedError
 
     def stage_events(self, run_id: str, kind: Kind, experiment: str) -> EventHandler:
@@ -89,7 +89,7 @@ class Session:
         self.stopped.clear()  # it ends in order, even where it was stopped
         self.relay()
         if left := self.tracker.close():
-            self.show(WarningIssued(f"MLflow has not heard {left} records; the next start delivers them"))
+            self.show(WarningIssued(f"{left} records have not reached MLflow yet; the next start delivers them"))
 
 
 class LocalSession(Session):
@@ -148,25 +148,25 @@ class RaySession(Session):
 
 
 @contextmanager
-def session(trains: Sequence[Train], tasks: Tasks, show: EventHandler) -> Iterator[Session]:
-    """A LocalSession where the first one's `train.workers` is 0, else a RaySession.
+def open_session(trains: Sequence[Train], tasks: Tasks, show: EventHandler) -> Iterator[Session]:
+    """Yields a LocalSession where the first `train.workers` is 0, else a RaySession; closes it afterwards.
 
-    UserError where MLflow does not answer, or where the cluster can never place the workers.
+    Raises UserError where MLflow does not answer, or where the cluster can never place the workers.
     """
     settings = (*locate_store(), str(ensure_home() / "spool"))
     if trains[0].workers == 0:
-        here: Session = LocalSession(settings, tasks, show)
+        local = LocalSession(settings, tasks, show)
         try:
-            yield here
+            yield local
         finally:
-            here.close()
+            local.close()
         return
     RunStore(*settings[:2])  # creates the database, and raises a one-line error where a store does not answer
     with ray_cluster(trains, show):
-        here = RaySession(settings, tasks, show)
+        session = RaySession(settings, tasks, show)
         try:
-            with here.keep_relaying():
-                yield here
-                here.scheduler.close()
+            with session.keep_relaying():
+                yield session
+                session.scheduler.close()
         finally:
-            here.close()
+            session.close()

@@ -1,9 +1,9 @@
-"""`premed submit`: a command as a Ray job.
+"""`premed submit`: runs a command as a Ray job.
 
-From the root of a checkout all of it is uploaded, less what .gitignore and .rayignore name, and the job runs that code,
-as with `ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- python -m premed …`. From elsewhere
-the YAMLs that the command names are uploaded (with their bases), and the premed in use as a module: the cluster runs
-the same code, and needs premed's dependencies but no premed. Data are never uploaded.
+From the root of a checkout all of it is uploaded, except what .gitignore and .rayignore name, and the job runs that
+code, as with `ray job submit --working-dir . --runtime-env cluster/runtime_env.yaml -- python -m premed …`. From
+elsewhere the YAMLs that the command names are uploaded (with their bases), and the premed in use as a module: the
+cluster runs the same code, and needs premed's dependencies but no premed. Data are never uploaded.
 """
 
 import json
@@ -38,7 +38,7 @@ POLL = 0.5  # seconds between two looks at a job whose log has ended
 
 @dataclass(frozen=True)
 class RayJob:
-    """What is submitted: the command's words, and Ray's runtime environment with folders of this machine."""
+    """A job: the command's words, and Ray's runtime environment with folders of this machine."""
 
     words: list[str]
     runtime_env: dict[str, Any]
@@ -52,7 +52,7 @@ def command(words: Sequence[str], known: Collection[str]) -> list[str]:
     """`words` with the name of their command first. Raises UserError for one that cannot be a job."""
     first = words[0]
     if first in NOT_A_JOB:
-        raise UserError(f"submit: {first} makes no job; it runs here")
+        raise UserError(f"submit: {first} cannot be a job; run it on this machine")
     if first in known:
         return list(words)
     if first.startswith("-") or not (is_yaml(first) or "=" in first):
@@ -69,10 +69,10 @@ def is_yaml(word: str) -> bool:
 
 @contextmanager
 def packed(words: Sequence[str], runtime_env: Path | None, env: Sequence[str]) -> Iterator[RayJob]:
-    """A command's job, whose files are there for as long as the context lasts.
+    """Yields a command's job; its files exist while the context lasts.
 
     runtime_env: a YAML as Ray's; None means a checkout's own, or none. env: NAME=VALUE, over what that file sets.
-    UserError where a file cannot be read, or one that the command names would not be uploaded.
+    Raises UserError where a file cannot be read, or one that the command names would not be uploaded.
     """
     here = Path.cwd()
     from_checkout = here == CHECKOUT and PACKAGE == CHECKOUT / "platform" / "premed"
@@ -87,7 +87,9 @@ def packed(words: Sequence[str], runtime_env: Path | None, env: Sequence[str]) -
         uploaded = {file["name"] for file in upload(job)["files"]}
         for file in yamls(words):
             if os.path.relpath(file, CHECKOUT) not in uploaded:
-                raise UserError(f"{file}: does not travel (outside of {CHECKOUT.name}/, or ignored); put it elsewhere")
+                raise UserError(
+                    f"{file}: would not be uploaded (it is outside of {CHECKOUT.name}/, or ignored); move it"
+                )
         yield job
         return
     with TemporaryDirectory() as folder:
@@ -106,6 +108,7 @@ def packed(words: Sequence[str], runtime_env: Path | None, env: Sequence[str]) -
 
 
 def variables(env: Sequence[str]) -> dict[str, str]:
+    """Environment variables, from `NAME=VALUE`. Raises UserError."""
     for item in env:
         if not item.partition("=")[0] or "=" not in item:
             raise UserError(f"--env {item}: is not NAME=VALUE")
@@ -206,13 +209,15 @@ def submit(job: RayJob, address: str | None, follow: bool, log: TextIO) -> dict[
     with ray_warnings_off():
         with job_client(address) as client:
             name = client.submit_job(entrypoint=job.entrypoint, runtime_env=job.runtime_env)
-            print(f"job {name} is sent; ray job stop {name} ends it", file=sys.stderr)
+            print(f"job {name} was submitted; ray job stop {name} stops it", file=sys.stderr)
             if not follow:
                 return {"job": name, "status": client.get_job_status(name).value, "exit_code": 0}
         try:
             return follow_log(client, name, log)
         except KeyboardInterrupt:
-            raise Left(f"the job goes on; ray job logs --follow {name} shows it, ray job stop {name} ends it") from None
+            raise Left(
+                f"the job keeps running; ray job logs --follow {name} shows it, ray job stop {name} ends it"
+            ) from None
         except (OSError, RuntimeError) as error:
             raise Left(f"lost sight of the job ({brief(error)}); ray job logs --follow {name} shows it") from None
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from premed.config.transforms import Preprocessing
 from premed.contracts import Case, Sample
-from premed.data.io.dicom import is_dicom, members
+from premed.data.io.dicom import is_dicom, slice_files
 from premed.data.io.readers import DICOM, PICTURES, VOLUMES
 from premed.data.prepared import PreparedFile, write
 from premed.data.preprocess import prepare
@@ -48,7 +48,7 @@ def images_in(folder: Path, dims: int, out: Path) -> Iterator[Path]:
     if folder.absolute() == out:
         return
     if dims == 3 and any(
-        path.name.lower().endswith(DICOM) or is_dicom_without_suffix(path) for path in members(folder)
+        path.name.lower().endswith(DICOM) or is_dicom_without_suffix(path) for path in slice_files(folder)
     ):
         yield folder  # one volume
         return

@@ -1,4 +1,4 @@
-"""What `premed data check` found, for people: a line, findings by kind, and a page with a contact sheet."""
+"""The findings of `premed data check`: as a line, grouped by kind, and as a page with a contact sheet."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ class Thumbnail:
     about: Sequence[str]
     """Its part, its shape, its classes."""
     errors: Sequence[str]
-    """What was found of the image or its label."""
+    """The findings on the image or its label."""
 
 
 def page(check: Check, mapper: Callable | None) -> str:

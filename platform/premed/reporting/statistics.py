@@ -8,7 +8,7 @@ A pseudo-value is θ + P · dθ/dw, w being the weight of a patient with all the
 Jaeckel 1972; Efron 1982). So images of one patient count as the cluster that they are, and a class that only one
 patient has needs no rule of its own. For AUCs it comes to DeLong's placement values, summed by patient (DeLong et al.:
 Biometrics 44, 1988; Obuchowski: Biometrics 53, 1997). Leaving patients out one by one, as the first of these papers
-does, tells nearly the same from 60 patients on; with 12, its intervals of AUC differences are too wide
+does, gives nearly the same from 60 patients on; with 12, its intervals of AUC differences are too wide
 (docs/compare.md).
 
 Shapes: N images, K columns (classes), P patients, S seeds.
@@ -22,14 +22,14 @@ import numpy as np
 
 Scale = Literal["plain", "share", "positive"]
 SEEDS = 3
-"""Fewer say nothing of the variance between seeds."""
+"""With fewer, the variance between seeds is not estimated."""
 TINY = 1e-24
 """A variance that is rounding."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A number and how far it may be from the truth. NaN where there is nothing to tell it from."""
+    """A number and its confidence interval. NaN where it cannot be estimated."""
 
     value: float
     low: float
@@ -71,7 +71,7 @@ def interval(value: float, groups: Sequence[np.ndarray], scale: Scale = "plain",
         variance = over_seeds + rest
     else:
         parts, over_seeds, rest, variance = [], 0.0, over_patients, over_patients
-    if variance < TINY:  # all are perfect, or the same: nothing tells how others would be
+    if variance < TINY:  # all are perfect, or the same: no variance to estimate
         return Interval(value, np.nan, np.nan, np.nan, np.nan, with_seeds)
     inverse = (rest / variance) ** 2 / (num_patients - 1)
     if over_seeds:
@@ -113,11 +113,11 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 class Scores(NamedTuple):
-    """The scores of one run, and what stands behind them. What is undefined is NaN."""
+    """The scores of one run, with pseudo-values by patient. What is undefined is NaN."""
 
     full: np.ndarray  # [K]
     pseudo: np.ndarray  # [P, K], whose mean over patients is `full`
-    alone: np.ndarray  # [K]: one patient has all that it is made of, so how others would be is not known
+    alone: np.ndarray  # [K]: computed from one patient, so the variation between patients is unknown
 
 
 def means(values: np.ndarray, patients: np.ndarray) -> Scores:
@@ -137,11 +137,11 @@ def aucs(truth: np.ndarray, answer: np.ndarray, patients: np.ndarray) -> Scores:
     DeLong's placement values, summed by patient as Obuchowski does it.
     """
     num_patients = int(patients.max()) + 1
-    found = []
+    by_class = []
     for y, x in zip(truth.T, answer.T, strict=True):
         known = ~np.isnan(y)
-        found.append(_auc(y[known], x[known], patients[known], num_patients))
-    full, pseudo, alone = zip(*found, strict=True)
+        by_class.append(_auc(y[known], x[known], patients[known], num_patients))
+    full, pseudo, alone = zip(*by_class, strict=True)
     return Scores(np.array(full), np.stack(pseudo, axis=1), np.array(alone))
 
 

@@ -49,7 +49,9 @@ def resolve_uri(uri: str) -> tuple[str, Path | None]:
     if scheme in POSTGRES:
         return with_driver(uri, "MLFLOW_TRACKING_URI="), None
     if scheme == "file" or "://" not in uri and scheme != "databricks":
-        raise UserError(f"MLFLOW_TRACKING_URI={uri} is a folder, which MLflow gave up: write sqlite:///{uri}/mlflow.db")
+        raise UserError(
+            f"MLFLOW_TRACKING_URI={uri} is a folder, which MLflow no longer supports: write sqlite:///{uri}/mlflow.db"
+        )
     return uri.rstrip("/"), None
 
 
@@ -95,7 +97,7 @@ def connect_or_raise(uri: str) -> "MlflowClient":
         code = getattr(error, "error_code", "")
         if code in ("PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED", "UNAUTHENTICATED"):
             remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-            raise UserError(f"{where} does not let you in: {remedy}") from error
+            raise UserError(f"{where} denies access: {remedy}") from error
         if uri.startswith("http"):
             raise UserError(f"{where} does not answer: start it or unset the variable") from error
         reason = masked(str(error).strip().partition("\n")[0])

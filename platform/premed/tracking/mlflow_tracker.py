@@ -132,7 +132,7 @@ class MLflowTracker:
         except Exception as error:
             if outage(error) and type(error) is not OSError:  # MLflow raises OSError for files that it has lost
                 raise
-            self._warn(f"the files of run {run_id} cannot be had: {first_line(error)}")
+            self._warn(f"the files of run {run_id} cannot be downloaded: {first_line(error)}")
             return False
         if rows is not None:
             (Path(folder) / "scores.json").write_text(json.dumps(rows))
@@ -194,7 +194,7 @@ class MLflowTracker:
 
     def record_event(self, run_id: str, event: Event) -> None:
         if self.lease_lost(self.digests.get(run_id, "")):
-            raise LeaseLost("another command took this stage over while this one was silent")
+            raise LeaseLost("another command has taken over this stage, for this one sent no heartbeat")
         if isinstance(event, MetricsLogged):
             metrics = {**event.metrics, **event.throughput}
             self.log_rows(run_id, [{"step": event.step, "time": event.time, "metrics": metrics}])

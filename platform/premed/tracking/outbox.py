@@ -1,8 +1,8 @@
-"""Outbox: what a run writes to MLflow goes to disk first, and to MLflow when it answers.
+"""Outbox: writes to MLflow go to disk first, and from there to MLflow once it answers.
 
-So an outage of MLflow stops no training and loses nothing, and neither does the end of this process: the next one
-delivers what it left. A record may be delivered twice (where the process ended between delivery and the note of it);
-RunStore's writes allow for that.
+So neither an outage of MLflow nor the end of this process loses a record: the next process delivers what is left. A
+record may be delivered twice (where the process ended between delivery and the note of it); RunStore's writes allow
+for that.
 """
 
 import json
@@ -84,7 +84,9 @@ class Outbox:
             left = sum(journal.pending for journal in self._journals.values())
         if left:
             log.warning(
-                "%d records were not delivered to MLflow: they wait in %s for the next start", left, self.folder
+                "%d records were not delivered to MLflow: they are kept in %s and delivered at the next start",
+                left,
+                self.folder,
             )
         return left
 
@@ -123,10 +125,10 @@ class Outbox:
         try:
             record = json.loads(line)
             getattr(self.store, record["call"])(*record["args"], **record["kwargs"])
-        except Exception as error:  # noqa: BLE001 - whatever it is, the thread must go on
+        except Exception as error:  # noqa: BLE001 - whatever it is, the thread must keep running
             if transient(error):
                 if not self._silent and not lost_race(error):
-                    log.warning("MLflow does not answer; records wait in %s (%s)", self.folder, masked(str(error)))
+                    log.warning("MLflow does not answer; records are kept in %s (%s)", self.folder, masked(str(error)))
                 self._silent = self._silent or not lost_race(error)
                 return False
             log.error("MLflow refuses a record of %s, kept in %s: %s", journal.path.stem, journal.rejected.name, error)

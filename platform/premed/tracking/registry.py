@@ -134,5 +134,5 @@ def run_of(client: "MlflowClient", reference: str) -> str:
             raise
         raise UserError(f"{reference}: no such model or version; `premed ui` lists them under Models") from None
     if not run_id:
-        raise UserError(f"{reference}: does not say which run it came from; name the run itself")
+        raise UserError(f"{reference}: has no run in its metadata; name the run itself")
     return run_id

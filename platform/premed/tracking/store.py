@@ -18,8 +18,19 @@ from typing import TYPE_CHECKING, Any
 
 from premed.errors import UserError
 from premed.paths import home
-from premed.tracking import client as tracking
-from premed.tracking.client import batches, flatten, json_cell, truncated, valid_name
+from premed.tracking.client import (
+    artifact_location,
+    batches,
+    connect,
+    connect_or_raise,
+    flatten,
+    json_cell,
+    masked,
+    on_disk,
+    resolve_uri,
+    truncated,
+    valid_name,
+)
 from premed.tracking.provenance import process_tags
 
 if TYPE_CHECKING:
@@ -46,7 +57,7 @@ def require_store() -> tuple[str, str | None]:
     uri, artifacts = locate_store()
     file = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:") and not file.is_file():
-        raise UserError(f"{file} is not there yet: run something first, or set PREMED_HOME")
+        raise UserError(f"{file} does not exist yet: run an experiment first, or set PREMED_HOME")
     return uri, artifacts
 
 
@@ -80,19 +91,19 @@ class RunStore:
     """
 
     def __init__(self, uri: str, artifacts: str | None = None):
-        self.uri, folder = tracking.resolve_uri(uri)
+        self.uri, folder = resolve_uri(uri)
         self.artifacts = artifacts or (str(folder / "artifacts") if folder else None)
         if not self.uri.startswith(_SERVERS) and not self.artifacts:
-            uri = tracking.masked(uri)
-            raise UserError(f"MLFLOW_TRACKING_URI={uri} has no place for files: name one, or run `mlflow server` on it")
-        self.client = tracking.connect_or_raise(self.uri)
+            remedy = "run `mlflow server` on this database and name that server"
+            raise UserError(f"MLFLOW_TRACKING_URI={masked(uri)} has no folder for artifacts: {remedy}")
+        self.client = connect_or_raise(self.uri)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"uri": self.uri, "artifacts": self.artifacts}
 
     @cached_property
     def client(self) -> "MlflowClient":  # created anew in a process that unpickles the store
-        return tracking.connect(self.uri)
+        return connect(self.uri)
 
     def experiment(self, name: str) -> str:
         """The id of the experiment called `name`, created if missing."""
@@ -101,7 +112,7 @@ class RunStore:
         if not (experiment := self.client.get_experiment_by_name(name)):
             try:
                 artifacts = None if self.uri.startswith(_SERVERS) else self.artifacts
-                self.client.create_experiment(name, artifacts and tracking.artifact_location(artifacts, name))
+                self.client.create_experiment(name, artifacts and artifact_location(artifacts, name))
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process may create it in between
                     raise
@@ -260,13 +271,13 @@ class RunStore:
 
     def file(self, run: Run, path: str, to: Path | str) -> Path:
         """The run's file or folder `path` on this machine: the artifact itself, or a download into the folder `to`."""
-        return tracking.on_disk(run.artifact_uri, path) or self.download(run.run_id, path, to)
+        return on_disk(run.artifact_uri, path) or self.download(run.run_id, path, to)
 
     def log_files(self, run_id: str, folder_or_file: Path | str, path: str = "") -> None:
         """Logs a file, or all files of a folder, at `path` among the run's artifacts."""
         source = Path(folder_or_file)
         if not source.exists():
-            raise FileNotFoundError(f"{source}: nothing to log is there")
+            raise FileNotFoundError(f"{source}: does not exist, so it cannot be logged")
         send = self.client.log_artifacts if source.is_dir() else self.client.log_artifact
         send(run_id, str(source), path or None)
 

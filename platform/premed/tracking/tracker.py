@@ -139,7 +139,7 @@ class RetryingTracker:
                     raise
                 message, wait = f"MLflow does not answer ({first_line(error)})", next(waits, None)
                 if wait is None:
-                    raise StageFailed(f"{message}; the same command goes on") from error
+                    raise StageFailed(f"{message}; run the same command again to resume") from error
             if not warned:
                 self.on_event(WarningIssued(f"{message}; waiting"))
             warned = True

@@ -190,7 +190,8 @@ class TrainingCallback:
     def resume(self, trunk: StageStorage | None = None) -> int:
         """Loads the newest good checkpoint, if any; returns the number of steps that are done.
 
-        trunk: the segment that this stage goes on from, as if they were one, while it has no checkpoint of its own.
+        trunk: the segment that this stage continues, as if both were one training; used until it has a checkpoint of
+            its own.
         """
         checkpoint = self.checkpoints.restore(self.objective, self.optimizer, trunk)
         if checkpoint is None:

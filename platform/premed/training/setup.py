@@ -49,7 +49,7 @@ class StageJob:
 
     @property
     def trunk_storage(self) -> StageStorage | None:
-        """The folder of the trunk segment that this stage goes on from; None for stages that go on from none."""
+        """The folder of the trunk segment that this stage continues; None where it continues none."""
         return self.parent_storage if self.parent and self.parent.kind == "trunk" else None
 
 

@@ -133,7 +133,7 @@ def save_results(
 
 
 def save_trunk_segment(job: StageJob, callback: TrainingCallback, num_cases: int) -> None:
-    """Saves the state at the end of a trunk segment, which the next stages go on from.
+    """Saves the state at the end of a trunk segment, which the next stages continue.
 
     There are no parts: the learning rate of a trunk has not fallen.
     """

@@ -1,4 +1,4 @@
-"""A sweep: Ray Tune and Optuna over any fields of an experiment; each pre-training is trained once.
+"""Sweeps: Ray Tune and Optuna over any fields of an experiment; trials share stages, each pre-training is trained once.
 
-Doors: `sweep.run`, `space.load_sweep` (a sweep's YAML), `study.Study` (its history).
+Doors: `sweep.run` and `sweep.report`, `space.load_sweep` (a sweep's YAML), `study.Study` (its history).
 """

@@ -1,4 +1,4 @@
-"""What follows from a sweep's file: names, folders, metrics; and the sweep's result, from its study."""
+"""SweepContext: a sweep's name, digest, folder, metrics and task; makes the sweep's result from its study."""
 
 import hashlib
 from contextlib import suppress
@@ -16,12 +16,12 @@ from premed.execution.preflight import resolve
 from premed.paths import ensure_home, home
 from premed.reporting.sweep import page, terminal
 from premed.reporting.sweep.result import StageResult, SweepResult, TrialResult
-from premed.tuning.space import COSTS, MOST, Choice, Range, Sweep
+from premed.tuning.space import COSTS, MAX_CHECKED, Choice, Range, Sweep
 from premed.tuning.study import Study, TrialRecord
 
 
 class SweepContext:
-    """What follows from a sweep file: names, places, what its trials are scored by."""
+    """What a sweep's file determines: the base experiment and its task, metrics and modes, digest, name, folder."""
 
     def __init__(self, sweep: Sweep):
         (self.resolved,) = resolve([sweep.base])
@@ -33,18 +33,19 @@ class SweepContext:
         self.name = sweep.search.name
         self.where = home() / "sweeps" / f"{self.name}-{self.digest[:8]}"
 
-    def study(self, begun: bool = False) -> Study:
+    def study(self, must_exist: bool = False) -> Study:
+        """Opens the sweep's study, or creates it unless `must_exist`; see `Study`."""
         directions = [f"{mode}imize" for mode in self.modes]
         url = self.sweep.search.study or f"sqlite:///{ensure_home() / 'sweeps.db'}"
-        return Study(self.sweep, f"{self.name} {self.digest[:16]}", url, directions, begun)
+        return Study(self.sweep, f"{self.name} {self.digest[:16]}", url, directions, must_exist)
 
     @cached_property
-    def validations(self) -> int:
-        """Validations of a fine-tuning."""
+    def num_validations(self) -> int:
+        """The number of validations of a fine-tuning."""
         return self.base.finetune.validations
 
     def result(self, study: Study) -> SweepResult:
-        """The sweep as far as it has come."""
+        """The sweep's result so far."""
         search, front = self.sweep.search, study.front()
         return SweepResult(
             name=self.name,
@@ -67,9 +68,9 @@ class SweepContext:
         )
 
     def write(self, result: SweepResult) -> list[Path]:
-        """Writes report.html, trials.csv and best.yaml, the best trial's experiment with its test; returns their paths.
+        """Writes report.html, trials.csv and best.yaml (the best trial's experiment with its test); returns the paths.
 
-        `premed run best.yaml` finds the trial's stages, and tests the first seed's fine-tuning.
+        `premed run best.yaml` reuses the trial's stages and tests the first seed's fine-tuning.
         """
         self.where.mkdir(parents=True, exist_ok=True)
         files = [self.where / name for name in ("report.html", "trials.csv")]
@@ -77,7 +78,7 @@ class SweepContext:
         terminal.write_csv(result, files[1])
         if result.best is not None:
             setting = next(trial.setting for trial in result.trials if trial.number == result.best)
-            experiment = self.sweep.whole(dict(setting))[0].model_dump(mode="json")
+            experiment = self.sweep.experiments_with_test(dict(setting))[0].model_dump(mode="json")
             header = f"# trial {result.best} of {self.name}: {self.sweep.label(dict(setting))}\n"
             files.append(self.where / "best.yaml")
             files[-1].write_text(header + yaml.safe_dump(experiment, sort_keys=False), encoding="utf-8")
@@ -90,7 +91,7 @@ def as_written(values: Choice | Range) -> Any:
 
 
 def trial_result(trial: TrialRecord) -> TrialResult:
-    """A trial of the study, with what the sweep noted about it."""
+    """The result of a trial, from its record in the study."""
     return TrialResult(
         number=trial.number,
         setting=trial.setting,
@@ -104,12 +105,12 @@ def trial_result(trial: TrialRecord) -> TrialResult:
     )
 
 
-def trains_of(sweep: Sweep) -> list[Train]:
-    """The distinct `train` settings of all trials, so that what no node can run is refused before anything starts."""
+def train_settings(sweep: Sweep) -> list[Train]:
+    """The distinct `train` settings of all trials: those that no node can run are refused before anything starts."""
     first = next(sweep.combinations())
     space = {path: values for path, values in sweep.search.space.items() if path.startswith("train.")}
     trains = [sweep.base.train]
-    for values in islice(product(*(each.corners for each in space.values())), MOST):
+    for values in islice(product(*(each.grid_values for each in space.values())), MAX_CHECKED):
         with suppress(UserError):  # values that do not fit together fail their trial, not the sweep
             trains.append(sweep.experiments(first | dict(zip(space, values, strict=True)))[0].train)
     return list(dict.fromkeys(trains))

@@ -1,45 +1,46 @@
-"""What a sweep's driver tells of its trials, and who passes it on to Ray Tune: light, for each is a process."""
+"""Validation scores on their way from the command to Ray Tune. Few imports: every trial's process loads this module."""
 
 import time
 from typing import Any
 
-LOOK = 0.2  # seconds between two looks at whether there is news
+POLL = 0.2  # seconds between two looks for new results
 
 
 class TrialReports:
-    """What the driver tells of each trial, in order; an actor that Tune's processes ask."""
+    """The results of each trial, in order: an actor that the command fills and Tune's trial processes read."""
 
     def __init__(self) -> None:
-        self.told: dict[int, list[dict[str, Any]]] = {}
+        self.results: dict[int, list[dict[str, Any]]] = {}
         self.ended: set[int] = set()
         self.closed = False
 
-    def tell(self, number: int, news: dict[str, Any]) -> None:
-        self.told.setdefault(number, []).append(news)
+    def add(self, number: int, result: dict[str, Any]) -> None:
+        """Adds a result of trial `number`."""
+        self.results.setdefault(number, []).append(result)
 
     def end(self, number: int) -> None:
-        """There will be no more of it."""
+        """Trial `number` has ended and adds no more results."""
         self.ended.add(number)
 
     def close(self) -> None:
-        """Nor of any."""
+        """All trials have ended."""
         self.closed = True
 
-    def listen(self, number: int, since: int) -> tuple[list[dict[str, Any]], bool]:
-        """What there is after the first `since`, and whether that was all."""
-        return self.told.get(number, [])[since:], self.closed or number in self.ended
+    def read(self, number: int, start: int) -> tuple[list[dict[str, Any]], bool]:
+        """Returns trial `number`'s results from the `start`-th on, and whether it has ended."""
+        return self.results.get(number, [])[start:], self.closed or number in self.ended
 
 
 def trainable(config: dict[str, Any]) -> None:
-    """What Tune runs for a trial."""
+    """Tune's function trainable: forwards the results of trial `config["number"]` to Tune until the trial has ended."""
     import ray
     from ray import tune
 
-    since, over = 0, False
-    while not over:
-        news, over = ray.get(config["news"].listen.remote(config["number"], since))
-        for each in news:
-            tune.report(each)
-        since += len(news)
-        if not over:
-            time.sleep(LOOK)
+    num_reported, ended = 0, False
+    while not ended:
+        results, ended = ray.get(config["reports"].read.remote(config["number"], num_reported))
+        for result in results:
+            tune.report(result)
+        num_reported += len(results)
+        if not ended:
+            time.sleep(POLL)

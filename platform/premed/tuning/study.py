@@ -1,7 +1,6 @@
-"""The history of a sweep, in a database by Optuna: which trials there are, what was asked of each, what came of it.
+"""Study: a sweep's trials (settings, states, values) in an Optuna database, from which a stopped sweep resumes.
 
-It is all that a sweep goes on from when it is started again. What is drawn for a trial is a function of the search's
-seed, the trial's number and the history before it.
+The values drawn for a trial are a function of the search's seed, the trial's number and the trials before it.
 """
 
 import json
@@ -9,10 +8,11 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from premed.config.spec import canonical
 from premed.errors import UserError
+from premed.reporting.sweep.result import State
 from premed.rng import key
 from premed.tracking.client import masked, with_driver
 from premed.tuning.space import Choice, Range, Setting, Sweep
@@ -21,29 +21,30 @@ if TYPE_CHECKING:
     from optuna import Trial
     from optuna.trial import FrozenTrial
 
-State = Literal["waiting", "running", "done", "stopped", "failed"]
-
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A trial as the history has it."""
+    """A trial in the study."""
 
     number: int
     setting: Setting
     state: State
     values: tuple[float, ...] | None
-    """By metric; None where it has not come to one."""
+    """By metric; None unless the trial is done."""
     curve: dict[int, float]
-    """The best so far after each validation of the first seed."""
+    """The best value so far after each validation of the first seed."""
     notes: dict[str, Any] = field(default_factory=dict)
-    """What else is known: stages and their costs, values by seed, why it failed."""
+    """Stages and their costs, values by seed, why it failed."""
 
 
 class Study:
-    """One sweep's trials. One command at a time holds it (by a lease); any number may read it."""
+    """One sweep's trials. One command at a time writes (it holds a lease); any number may read."""
 
-    def __init__(self, sweep: Sweep, name: str, url: str, directions: Sequence[Any], begun: bool = False):
-        """UserError where no database answers at `url`; where `begun`, also if it was never begun."""
+    def __init__(self, sweep: Sweep, name: str, url: str, directions: Sequence[Any], must_exist: bool = False):
+        """Opens the study `name`; creates it if it is missing, unless `must_exist`.
+
+        Raises UserError where no database answers at `url`, or where the study is missing and must exist.
+        """
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -51,54 +52,61 @@ class Study:
         self.sweep, url = sweep, with_driver(url, "study: ")
         try:
             storage = optuna.storages.RDBStorage(url, engine_kwargs=engine_settings(url))
-            if begun:
+            if must_exist:
                 self.study = optuna.load_study(study_name=name, storage=storage)
             else:
                 self.study = optuna.create_study(
                     storage=storage, study_name=name, directions=list(directions), load_if_exists=True
                 )
         except KeyError:
-            raise UserError(f"{sweep.search.name}: this sweep was never begun; leave --report out to run it") from None
+            raise UserError(
+                f"{sweep.search.name}: this sweep was never started; leave out --report to run it"
+            ) from None
         except Exception as error:  # SQLAlchemy's, its driver's, or a missing driver's
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(masked(f"study: {url} does not answer ({said[0]}); name a database URL")) from None
-        self.live: dict[int, Trial] = {}
-        self.ending = threading.Lock()
-        self.left: list[FrozenTrial] = []
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(masked(f"study: {url} does not answer ({reason}); name a database URL")) from None
+        self.running: dict[int, Trial] = {}
+        self.lock = threading.Lock()  # a trial ends once, and nothing is reported after its end
+        self.interrupted: list[FrozenTrial] = []  # trials that an earlier command left running
 
-    def begin(self, data: str) -> None:
-        """Nobody else is at it now. data: fingerprint of what is trained on; UserError where it is not what it was."""
+    def start(self, data: str) -> None:
+        """Prepares the study for `ask`; the caller must hold the sweep's lease. A grid's combinations are enqueued.
+
+        data: the fingerprint of the images. Raises UserError where it differs from that of an earlier start.
+        """
         if self.note("data") not in (None, data):
             raise UserError(
-                f"{self.sweep.search.name}: the data have changed since this sweep began; set another name:"
+                f"{self.sweep.search.name}: the data have changed since this sweep started; set another name:"
             )
         self.set_note("data", data)
-        self.left = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.name == "RUNNING"]
+        self.interrupted = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.name == "RUNNING"]
         if self.sweep.search.search == "grid":
-            known = {canonical(told.setting) for told in self.trials()}
+            known = {canonical(trial.setting) for trial in self.trials()}
             for setting in self.sweep.combinations():
                 if canonical(setting) not in known:
-                    self.study.enqueue_trial({path: written(value) for path, value in setting.items()})
+                    self.study.enqueue_trial({path: encode(value) for path, value in setting.items()})
 
-    # ---- what is to be tried
+    # ---- asking for trials
 
-    def next(self) -> TrialRecord | None:
-        """The next trial: one that was left in the middle, or a new one; None when there are enough."""
+    def ask(self) -> TrialRecord | None:
+        """Returns the next trial to run: an interrupted one, else a new one; None when there are enough."""
         from optuna import Trial
 
-        if self.left:
-            frozen = self.left.pop(0)
+        if self.interrupted:
+            frozen = self.interrupted.pop(0)
             trial = Trial(self.study, frozen._trial_id)
         else:
-            asked = [t for t in self.study.get_trials(deepcopy=False) if t.state.name != "WAITING"]
-            if len(asked) >= self.sweep.num_trials:
+            trials = self.study.get_trials(deepcopy=False)
+            num_started = sum(trial.state.name != "WAITING" for trial in trials)
+            if num_started >= self.sweep.num_trials:
                 return None
-            self.study.sampler = self.sampler(len(asked))
+            self.study.sampler = self.sampler(num_started)
             trial = self.study.ask(self.distributions())
-        self.live[trial.number] = trial
-        return self.told(trial.number)
+        self.running[trial.number] = trial
+        return self.trial(trial.number)
 
     def sampler(self, number: int) -> Any:
+        """Optuna's sampler for trial `number`, seeded by the number: a resumed sweep draws the same values."""
         from optuna.samplers import RandomSampler, TPESampler
 
         seed = key(self.sweep.search.seed, "sweep", number) % 2**32
@@ -107,32 +115,33 @@ class Study:
         return RandomSampler(seed=seed)
 
     def distributions(self) -> dict[str, Any]:
+        """The space as Optuna's distributions, by path."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-        def of(values: Choice | Range) -> Any:
+        def distribution(values: Choice | Range) -> Any:
             if isinstance(values, Choice):
-                return CategoricalDistribution([written(value) for value in values.choice])
+                return CategoricalDistribution([encode(value) for value in values.choice])
             if values.int:
                 return IntDistribution(values.low, values.high)
             return FloatDistribution(values.low, values.high, log=values.loguniform is not None)
 
-        return {path: of(values) for path, values in self.sweep.search.space.items()}
+        return {path: distribution(values) for path, values in self.sweep.search.space.items()}
 
-    # ---- what came of it
+    # ---- telling results
 
-    def heard(self, number: int, validation: int, value: float) -> None:
-        """The best so far after a validation."""
-        with self.ending:
-            if number in self.live:
-                self.live[number].report(value, validation)
+    def report_intermediate(self, number: int, validation: int, value: float) -> None:
+        """Records a running trial's best value so far after a validation; ignored once the trial has ended."""
+        with self.lock:
+            if number in self.running:
+                self.running[number].report(value, validation)
 
-    def end(self, number: int, state: State, values: Sequence[float] | None, notes: dict[str, Any]) -> bool:
-        """The trial is done (with its values), stopped or failed. False: it had ended before."""
+    def tell(self, number: int, state: State, values: Sequence[float] | None, notes: dict[str, Any]) -> bool:
+        """Records that a trial is done (with its values), stopped or failed. Returns False if it had ended before."""
         from optuna.trial import TrialState
 
         states = {"done": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
-        with self.ending:
-            if (trial := self.live.pop(number, None)) is None:
+        with self.lock:
+            if (trial := self.running.pop(number, None)) is None:
                 return False
             for name, value in notes.items():
                 trial.set_user_attr(name, value)
@@ -140,7 +149,7 @@ class Study:
         return True
 
     def note(self, name: str) -> Any:
-        """What is known of the whole."""
+        """A note on the sweep itself; None if there is none of that name."""
         return self.study.user_attrs.get(name)
 
     def set_note(self, name: str, value: Any) -> None:
@@ -148,20 +157,20 @@ class Study:
 
     # ---- reading
 
-    def told(self, number: int) -> TrialRecord:
-        return next(told for told in self.trials() if told.number == number)
+    def trial(self, number: int) -> TrialRecord:
+        return next(trial for trial in self.trials() if trial.number == number)
 
     def trials(self) -> list[TrialRecord]:
-        """All there are, by number."""
-        return [self._told(trial) for trial in self.study.get_trials(deepcopy=False)]
+        """All trials, by number."""
+        return [self._record(trial) for trial in self.study.get_trials(deepcopy=False)]
 
-    def _told(self, trial: "FrozenTrial") -> TrialRecord:
+    def _record(self, trial: "FrozenTrial") -> TrialRecord:
         states: dict[str, State] = {"WAITING": "waiting", "RUNNING": "running", "COMPLETE": "done", "PRUNED": "stopped"}
         space = self.sweep.search.space
-        said = trial.params or trial.system_attrs.get("fixed_params", {})
+        params = trial.params or trial.system_attrs.get("fixed_params", {})
         return TrialRecord(
             number=trial.number,
-            setting={path: read(values, said[path]) for path, values in space.items() if path in said},
+            setting={path: decode(values, params[path]) for path, values in space.items() if path in params},
             state=states.get(trial.state.name, "failed"),
             values=tuple(trial.values) if trial.values and trial.state.name == "COMPLETE" else None,
             curve=dict(sorted(trial.intermediate_values.items())),
@@ -169,14 +178,17 @@ class Study:
         )
 
     def front(self) -> list[int]:
-        """The best trial; of several metrics, those of which no other is better in all."""
-        if not any(told.state == "done" for told in self.trials()):
+        """The numbers of the trials on the Pareto front; with one metric, the best trial alone."""
+        if not any(trial.state == "done" for trial in self.trials()):
             return []
         best = sorted(trial.number for trial in self.study.best_trials)
         return best if len(self.study.directions) > 1 else best[:1]
 
     def importances(self) -> dict[str, float] | None:
-        """How much of the first metric's spread each field explains, largest first; None where too few trials say."""
+        """Optuna's importances: the share of the first metric's variance that each field explains, largest first.
+
+        None if there are too few trials.
+        """
         from optuna.importance import get_param_importances
         from optuna.trial import TrialState
 
@@ -197,18 +209,18 @@ class Study:
         return lambda trial: sign * trial.values[0]
 
 
-def written(value: Any) -> Any:
-    """A value as Optuna keeps it: a list or a mapping as JSON."""
+def encode(value: Any) -> Any:
+    """A value as Optuna stores it: a list or a mapping as JSON."""
     return value if value is None or isinstance(value, (bool, int, float, str)) else json.dumps(value)
 
 
-def read(values: Choice | Range, said: Any) -> Any:
-    """The value that was written so."""
+def decode(values: Choice | Range, stored: Any) -> Any:
+    """The value of a field that `encode` made `stored` of."""
     if isinstance(values, Choice):
-        return next((value for value in values.choice if written(value) == said), said)
-    return said
+        return next((value for value in values.choice if encode(value) == stored), stored)
+    return stored
 
 
 def engine_settings(url: str) -> dict[str, Any]:
-    """Another command that reads must not end this one's writing: SQLite waits for its turn."""
+    """SQLAlchemy's settings: SQLite waits while another command reads or writes, in place of raising."""
     return {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}

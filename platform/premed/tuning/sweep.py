@@ -1,7 +1,7 @@
-"""`premed sweep`: trials of a base experiment over a space, chosen by a search, scored on val, gone on with if stopped.
+"""`premed sweep`: Ray Tune and Optuna over the fields of a base experiment, scored on val; a stopped sweep resumes.
 
-Two things are its memory: the study (what was tried, and what came of it) and the stages that are there. Started again,
-it tries what the study has not seen the end of, and every stage that is finished is found.
+A sweep resumes from two things: the study (the trials so far and their values) and the finished stages. Started again,
+it runs the trials that the study has no end of, and reuses every finished stage.
 """
 
 import hashlib
@@ -16,204 +16,219 @@ from premed.errors import CalledOff, StageFailed, UserError, first_line
 from premed.events import Event, EventHandler, MetricsLogged, SweepStarted, TrialEnded, TrialStarted, WarningIssued
 from premed.execution.preflight import resolve, validate
 from premed.execution.recorder import row
-from premed.execution.session import Session, session
-from premed.reporting.sweep.result import SweepResult
-from premed.tuning.context import SweepContext, as_written, trains_of
+from premed.execution.session import Session, open_session
+from premed.reporting.sweep.result import State, SweepResult
+from premed.tuning.context import SweepContext, as_written, train_settings
 from premed.tuning.space import Sweep
-from premed.tuning.study import State, Study, TrialRecord
+from premed.tuning.study import Study, TrialRecord
 from premed.tuning.trial import Trial, Validations
-from premed.tuning.tune import conduct, rungs, scheduler_of
+from premed.tuning.tune import TIME, VALUE, make_scheduler, run_tune, rungs
 
-WAIT = 0.5  # seconds between two looks at whether all trials are through
+POLL = 0.5  # seconds between two looks at whether all trials have ended
 
 
 def run(sweep: Sweep, show: EventHandler) -> SweepResult:
-    """Runs what is not there yet, writes the report and returns the result.
+    """Runs the trials that have not ended yet, writes the report and returns the result.
 
     Raises UserError, before anything starts, if the sweep cannot run.
     """
-    sweep.look()
-    plan, trains = SweepContext(sweep), trains_of(sweep)
+    sweep.validate()
+    context, trains = SweepContext(sweep), train_settings(sweep)
     if any(train.workers == 0 for train in trains):
         raise UserError("train.workers: a sweep runs on Ray; set 1 or more")
-    validate([plan.resolved])
-    study = plan.study()
-    hearing = Hearing(show)
-    with session(trains, plan.resolved.tasks, hearing) as here:
-        running = Running(plan, study, here, hearing)
-        with running.alone():
-            running.run()
-    return plan.result(study)
+    validate([context.resolved])
+    study = context.study()
+    router = EventRouter(show)
+    with open_session(trains, context.resolved.tasks, router) as session:
+        runner = SweepRunner(context, study, session, router)
+        with runner.exclusive():
+            runner.run()
+    return context.result(study)
 
 
 def report(sweep: Sweep) -> SweepResult:
     """Writes the report of a sweep that runs, was stopped or is over; returns its result so far.
 
-    Raises UserError if the sweep never began.
+    Raises UserError if the sweep was never started.
     """
-    sweep.look()
-    plan = SweepContext(sweep)
-    result = plan.result(plan.study(begun=True))
-    plan.write(result)
+    sweep.validate()
+    context = SweepContext(sweep)
+    result = context.result(context.study(must_exist=True))
+    context.write(result)
     return result
 
 
-class Hearing:
-    """A session's events on their way to who shows them; the rows of a trial's first seed are its validations."""
+class EventRouter:
+    """Passes a session's events on to `show`, and metrics of a first seed's fine-tuning to its trial's validations."""
 
     def __init__(self, show: EventHandler):
         self.show = show
-        self.ears: dict[str, Validations] = {}
+        self.validations: dict[str, Validations] = {}
+        """By the experiment's name in events."""
 
     def __call__(self, event: Event) -> None:
         self.show(event)
-        ear = self.ears.get(event.experiment)
-        if ear and isinstance(event, MetricsLogged) and event.kind == "finetune":
-            ear(event)
+        validations = self.validations.get(event.experiment)
+        if validations and isinstance(event, MetricsLogged) and event.kind == "finetune":
+            validations(event)
 
 
-class Running:
-    """A sweep under way: `tuning.Work`, done by a thread for each trial."""
+class SweepRunner:
+    """Runs a sweep: implements `tune.TrialRunner` with a thread for each trial."""
 
-    def __init__(self, plan: SweepContext, study: Study, here: Session, hearing: Hearing):
-        self.plan, self.study, self.here, self.hearing = plan, study, here, hearing
-        self.sweep, self.search = plan.sweep, plan.sweep.search
-        self.rungs = rungs(self.search.scheduler, plan.validations)
+    def __init__(self, context: SweepContext, study: Study, session: Session, router: EventRouter):
+        self.context, self.study, self.session, self.router = context, study, session, router
+        self.sweep, self.search, self.tracker = context.sweep, context.sweep.search, session.tracker
+        self.rungs = rungs(self.search.scheduler, context.num_validations)
         self.trials: dict[int, Trial] = {}
         self.threads: list[threading.Thread] = []
         self.errors: list[BaseException] = []
-        self.news: Any = None
+        self.reports: Any = None  # the TrialReports actor
+        self.run_id = ""  # the sweep's run in MLflow
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """No other command runs this sweep."""
+    def exclusive(self) -> Iterator[None]:
+        """Holds the lease of the sweep, so that no other command runs it; waits for it."""
         waiting = False
-        while not self.here.tracker.acquire(self.plan.digest):
+        while not self.tracker.acquire(self.context.digest):
             if not waiting:
-                self.here.show(WarningIssued("another command runs this sweep; waiting for its end"))
+                self.session.show(WarningIssued("another command runs this sweep; waiting for its end"))
             waiting = True
-            self.here.pause(1.0)
+            self.session.pause(1.0)
         try:
             yield
         finally:
-            self.here.tracker.release(self.plan.digest)
+            self.tracker.release(self.context.digest)
 
     def run(self) -> None:
-        """All trials; the last of them is through when this is back."""
-        self.study.begin(self.here.fingerprint(self.plan.base.task, "finetune"))
-        self.open()
-        ended = [told for told in self.study.trials() if told.state in ("done", "stopped")]
-        scheduler = scheduler_of(self.search.scheduler, self.plan.modes[0], self.plan.validations, ended)
-        left = self.sweep.num_trials - sum(told.state in ("done", "stopped", "failed") for told in self.study.trials())
-        self.here.show(SweepStarted(self.sweep.num_trials, left, self.plan.modes))
-        folder = self.plan.where / "tune"
+        """Runs all trials; returns when the last has ended. Raises what went wrong in a thread."""
+        self.study.start(self.session.fingerprint(self.context.base.task, "finetune"))
+        self.open_sweep_run()
+        trials = self.study.trials()
+        scored = [trial for trial in trials if trial.state in ("done", "stopped")]
+        num_ended = len(scored) + sum(trial.state == "failed" for trial in trials)
+        scheduler = make_scheduler(self.search.scheduler, self.context.modes[0], self.context.num_validations, scored)
+        num_trials = self.sweep.num_trials
+        self.session.show(SweepStarted(num_trials, num_trials - num_ended, self.context.modes))
+        folder = self.context.where / "tune"
         tune = threading.Thread(
-            target=self.guarded,
-            args=(conduct, self, self.heed, scheduler, self.search.concurrency, folder),
+            target=self.collect_errors,
+            args=(run_tune, self, self.set_reports, scheduler, self.search.concurrency, folder),
             daemon=True,
         )
         tune.start()
         try:
             while tune.is_alive() or any(thread.is_alive() for thread in self.threads):
-                self.here.pause(WAIT)
+                self.session.pause(POLL)
                 if self.errors:
                     raise self.errors[0]
         except BaseException:
-            self.here.stopped.set()
+            self.session.stopped.set()
             self.close()
             tune.join()
             raise
-        self.end()
+        self.close_sweep_run()
 
-    def guarded(self, work: Callable, *args: Any) -> None:
-        """What goes wrong in a thread ends the sweep."""
+    def collect_errors(self, function: Callable, *args: Any) -> None:
+        """Calls `function` in a thread; `run` raises what it raises, which ends the sweep."""
         try:
-            work(*args)
+            function(*args)
         except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt, too: the command was stopped
             self.errors.append(error)
 
-    def heed(self, news: Any) -> None:
-        self.news = news
-        if self.errors or self.here.stopped.is_set():
+    def set_reports(self, reports: Any) -> None:
+        """Takes the TrialReports actor; closes it at once where the sweep was stopped before."""
+        self.reports = reports
+        if self.errors or self.session.stopped.is_set():
             self.close()
 
     def close(self) -> None:
-        """Nothing more begins; Tune's processes end."""
-        if self.news is not None:
-            self.news.close.remote()
+        """Ends Tune's trial processes, and waits for the trials' threads."""
+        if self.reports is not None:
+            self.reports.close.remote()
         for thread in self.threads:
             thread.join()
 
-    # ---- tuning.Work
+    # ---- tune.TrialRunner
 
-    def next(self) -> TrialRecord | None:
-        if self.here.stopped.is_set():
-            return None
-        return self.study.next()
+    def next_trial(self) -> TrialRecord | None:
+        return None if self.session.stopped.is_set() else self.study.ask()
 
-    def begin(self, number: int) -> None:
-        if number in self.trials:  # Tune's process was started again
+    def start_trial(self, number: int) -> None:
+        if number in self.trials:  # Tune has restarted the trial's process
             return
-        told = self.study.told(number)
-        named = {"name": self.sweep.label(told.setting)}
+        record = self.study.trial(number)
+        label = {"name": self.sweep.label(record.setting)}
         validations = None
         if self.search.scheduler:
-            known = {int(at): value for at, value in told.curve.items()}
-            asked = self.plan.metrics[0], self.plan.modes[0], self.plan.validations
-            validations = Validations(*asked, known, partial(self.heard, number), partial(self.rule, number))
+            validations = Validations(
+                metric=self.context.metrics[0],
+                mode=self.context.modes[0],
+                total=self.context.num_validations,
+                best={int(validation): value for validation, value in record.curve.items()},
+                on_validation=partial(self.report_validation, number),
+                on_skipped=partial(self.continue_trial, number),
+            )
         self.trials[number] = trial = Trial(
             number=number,
             seeds=self.search.seeds,
             experiments=lambda: resolve(
-                [each.model_copy(update=named) for each in self.sweep.experiments(told.setting)],
-                self.plan.resolved.tasks,
+                [each.model_copy(update=label) for each in self.sweep.experiments(record.setting)],
+                self.context.resolved.tasks,
             ),
-            here=self.here,
-            metrics=self.plan.metrics,
-            show=self.hearing,
+            session=self.session,
+            metrics=self.context.metrics,
+            show=self.router,
             validations=validations,
         )
+        name = trial.experiment_name(0)
         if validations is not None:
-            self.hearing.ears[trial.who(0)] = validations
-            for validation, value in told.curve.items():  # of an earlier start
-                self.tell(number, validation, value, 0)
-        thread = threading.Thread(target=self.guarded, args=(self.work, trial, told), name=f"premed {trial.who(0)}")
+            self.router.validations[name] = validations
+            for validation, value in record.curve.items():  # of an earlier start
+                self.report_to_tune(number, validation, value, 0)
+        thread = threading.Thread(
+            target=self.collect_errors, args=(self.run_trial, trial, record), name=f"premed {name}"
+        )
         self.threads.append(thread)
         thread.start()
-        trial.begun.wait()
+        trial.queued.wait()
 
-    def heard(self, number: int, validation: int, value: float, step: int) -> None:
-        """A trial's validation is in the study before its training goes on."""
-        self.study.heard(number, validation, value)
-        if validation in self.rungs:
-            self.tell(number, validation, value, step)  # Tune's answer is `rule` or `stop`
-        else:
-            self.rule(number, step)
+    def continue_trial(self, number: int, step: int) -> None:
+        self.trials[number].allow(step)
 
-    def tell(self, number: int, validation: int, value: float, step: int) -> None:
-        if validation in self.rungs:
-            self.news.tell.remote(number, {"validation": validation, "value": value, "step": step})
-
-    def rule(self, number: int, step: int) -> None:
-        self.trials[number].rule(step)
-
-    def stop(self, number: int, failure: str = "") -> None:
-        """Tune is through with it: early, where it is still at work (and the sweep is), or because of a `failure`."""
+    def stop_trial(self, number: int, failure: str = "") -> None:
         trial = self.trials[number]
         if failure:
-            self.here.ensure_alive()
+            self.session.ensure_alive()
         notes = trial.notes | ({"failure": failure} if failure else {})
-        if not self.here.stopped.is_set() and self.study.end(number, "failed" if failure else "stopped", None, notes):
+        if self.session.stopped.is_set():
+            return
+        if self.study.tell(number, "failed" if failure else "stopped", None, notes):
             trial.failure = failure
-            trial.called_off.set()
+            trial.cancelled.set()
+
+    # ---- validations
+
+    def report_validation(self, number: int, validation: int, value: float, step: int) -> None:
+        """Reports a trial's validation to the study, then to Tune, which answers whether training continues."""
+        self.study.report_intermediate(number, validation, value)
+        if validation in self.rungs:
+            self.report_to_tune(number, validation, value, step)  # Tune calls continue_trial or stop_trial
+        else:
+            self.continue_trial(number, step)
+
+    def report_to_tune(self, number: int, validation: int, value: float, step: int) -> None:
+        """Reports the validations at which the scheduler decides, and no others."""
+        if validation in self.rungs:
+            self.reports.add.remote(number, {TIME: validation, VALUE: value, "step": step})
 
     # ---- a trial
 
-    def work(self, trial: Trial, told: TrialRecord) -> None:
-        """A trial's thread, from its start to its record."""
-        label = self.sweep.label(told.setting)
-        self.here.show(TrialStarted(trial.number, label))
-        trial.run_id = self.open_trial(told, label)
+    def run_trial(self, trial: Trial, record: TrialRecord) -> None:
+        """Runs a trial in its thread and records its end, in the study and in MLflow."""
+        label = self.sweep.label(record.setting)
+        self.session.show(TrialStarted(trial.number, label))
+        trial.run_id = self.open_trial_run(record, label)
         state: State = "done"
         values, failure = None, ""
         try:
@@ -221,70 +236,70 @@ class Running:
         except CalledOff:
             pass
         except KeyboardInterrupt:
-            self.close_run(trial.run_id, "KILLED")
+            self.tracker.finish(trial.run_id, "KILLED")
             raise
         except (UserError, StageFailed) as error:
-            self.here.ensure_alive()
+            self.session.ensure_alive()
             state, failure = "failed", first_line(error)
         notes = trial.notes | ({"failure": failure} if failure else {})
-        if trial.called_off.is_set() or not self.study.end(trial.number, state, values, notes):  # `stop` was first
+        if trial.cancelled.is_set() or not self.study.tell(trial.number, state, values, notes):
+            # stop_trial has recorded the end
             state, values, failure = "failed" if trial.failure else "stopped", None, trial.failure
-        self.record(trial, state, values, failure)
-        self.news.end.remote(trial.number)
-        self.here.show(TrialEnded(trial.number, label, state, self.plan.metrics, values, failure))
+        self.close_trial_run(trial, state, values, failure)
+        self.reports.end.remote(trial.number)
+        self.session.show(TrialEnded(trial.number, label, state, self.context.metrics, values, failure))
 
-    # ---- MLflow: a run for the sweep, one for each trial below it
+    # ---- MLflow: a run for the sweep, and a child run for each trial
 
-    def open(self) -> None:
-        about = {"sweep": self.plan.name, "search": self.search.search, "trials": str(self.sweep.num_trials)}
-        tags = {"task": self.plan.task.name, "strategy": self.plan.base.strategy, "stage": "sweep"} | about
+    def open_sweep_run(self) -> None:
+        """Starts the sweep's run, or reopens that of an earlier start."""
+        context, kind = self.context, "sweep"
+        tags = {"task": context.task.name, "strategy": context.base.strategy, "stage": kind}
+        tags |= {"sweep": context.name, "search": self.search.search, "trials": str(self.sweep.num_trials)}
         params = {path: str(as_written(values)) for path, values in self.search.space.items()}
-        named = self.plan.task.name, self.plan.digest, "sweep"
-        found = self.here.tracker.newest_run(*named)
-        if found is None:
-            opened = self.plan.name, self.plan.digest, "sweep", None, tags, params
-            found = self.here.tracker.open_run(self.plan.task.name, *opened)
+        run_id = self.tracker.newest_run(context.task.name, context.digest, kind)
+        if run_id is None:
+            run_id = self.tracker.open_run(context.task.name, context.name, context.digest, kind, None, tags, params)
         else:
-            self.here.tracker.reopen_run(found)
-        self.run_id = found
-        self.study.set_note("run_id", found)
+            self.tracker.reopen_run(run_id)
+        self.run_id = run_id
+        self.study.set_note("run_id", run_id)
 
-    def open_trial(self, told: TrialRecord, label: str) -> str:
-        digest = hashlib.sha256(f"{self.plan.digest} {told.number}".encode()).hexdigest()
-        tags = {"task": self.plan.task.name, "strategy": self.plan.base.strategy, "stage": "trial"}
-        tags |= {"sweep": self.plan.name, "trial": str(told.number)}
-        opened = f"trial {told.number} {label}", digest, "trial", self.run_id, tags, told.setting
-        return self.here.tracker.open_run(self.plan.task.name, *opened)
+    def open_trial_run(self, record: TrialRecord, label: str) -> str:
+        """Starts or reopens a trial's run, below the sweep's; returns its id."""
+        context, name = self.context, f"trial {record.number} {label}"
+        digest = hashlib.sha256(f"{context.digest} {record.number}".encode()).hexdigest()
+        tags = {"task": context.task.name, "strategy": context.base.strategy, "stage": "trial"}
+        tags |= {"sweep": context.name, "trial": str(record.number)}
+        return self.tracker.open_run(context.task.name, name, digest, "trial", self.run_id, tags, record.setting)
 
-    def record(self, trial: Trial, state: State, values: list[float] | None, failure: str) -> None:
-        tracker, by_seed = self.here.tracker, list(trial.by_seed.values())
+    def close_trial_run(self, trial: Trial, state: State, values: list[float] | None, failure: str) -> None:
+        """Logs a trial's values and costs, tags the runs of its experiments and stages, and ends its run."""
+        tracker, by_seed = self.tracker, list(trial.by_seed.values())
         numbers: dict[str, float] = {}
-        for place, (metric, value) in enumerate(zip(self.plan.metrics, values or (), strict=False)):
+        for i, (metric, value) in enumerate(zip(self.context.metrics, values or (), strict=False)):
             numbers[metric] = value
             if len(by_seed) > 1:
-                numbers[f"{metric}_std"] = pstdev([each[place] for each in by_seed])
-        ours = [stage for stage in trial.stages if not stage["reused"]]
-        numbers["seconds"] = sum(stage["seconds"] for stage in ours)
+                numbers[f"{metric}_std"] = pstdev([each[i] for each in by_seed])
+        trained = [stage for stage in trial.stages if not stage["reused"]]
+        numbers["seconds"] = sum(stage["seconds"] for stage in trained)
         tracker.log_rows(trial.run_id, [row(0, numbers)])
-        runs = [pipeline.recorder.run_id for pipeline in trial.pipelines]
-        for run_id in [*runs, *(stage["run_id"] for stage in ours)]:
-            tracker.set_tags(run_id, {"sweep": self.plan.name, "trial": str(trial.number)})
+        experiment_runs = [pipeline.recorder.run_id for pipeline in trial.pipelines]
+        for run_id in [*experiment_runs, *(stage["run_id"] for stage in trained)]:
+            tracker.set_tags(run_id, {"sweep": self.context.name, "trial": str(trial.number)})
         tags = {"state": state} | ({"premed.failure": failure} if failure else {})
-        tags |= {"experiment_run": runs[0]} if runs else {}
+        tags |= {"experiment_run": experiment_runs[0]} if experiment_runs else {}
         tracker.set_tags(trial.run_id, tags)
-        self.close_run(trial.run_id, "FAILED" if state == "failed" else "FINISHED")
+        tracker.finish(trial.run_id, "FAILED" if state == "failed" else "FINISHED")
 
-    def close_run(self, run_id: str, status: str) -> None:
-        self.here.tracker.finish(run_id, status)
-
-    def end(self) -> None:
-        """The sweep's run: its best values, and the best trial's YAML."""
-        result, tracker = self.plan.result(self.study), self.here.tracker
-        for place, metric in enumerate(self.plan.metrics):
-            values = [trial.values[place] for trial in result.trials if trial.number in result.front and trial.values]
+    def close_sweep_run(self) -> None:
+        """Logs the best values and the report's files, and ends the sweep's run."""
+        result = self.context.result(self.study)
+        for i, metric in enumerate(self.context.metrics):
+            values = [trial.values[i] for trial in result.trials if trial.number in result.front and trial.values]
             if values:
-                best = max if self.plan.modes[place] == "max" else min
-                tracker.log_rows(self.run_id, [row(self.sweep.num_trials, {metric: best(values)})])
-        for file in self.plan.write(result):
-            tracker.log_files(self.run_id, str(file))
-        self.close_run(self.run_id, "FINISHED")
+                best = max if self.context.modes[i] == "max" else min
+                self.tracker.log_rows(self.run_id, [row(self.sweep.num_trials, {metric: best(values)})])
+        for file in self.context.write(result):
+            self.tracker.log_files(self.run_id, str(file))
+        self.tracker.finish(self.run_id, "FINISHED")

@@ -1,4 +1,4 @@
-"""One trial of a sweep: its experiments, a seed each, from their first stage to the numbers that the search goes by."""
+"""One trial of a sweep: its experiments, one for each seed, and the values that the search optimises."""
 
 import json
 import math
@@ -23,78 +23,88 @@ STAGES = {"pretrain_seconds": ("pretrain", "trunk", "cooldown"), "finetune_secon
 
 @dataclass
 class Validations:
-    """What the first seed's fine-tuning came to at each validation: the best so far, by the validation's number.
+    """The validations of the first seed's fine-tuning: the best value so far, by the validation's number.
 
-    known: those of an earlier start. heard: takes each new one (number, best so far, at which step). passed: takes the
-    step of one that says nothing new, so that training goes on.
+    total: the validations of a fine-tuning. best: those of an earlier start, then all. on_validation: called with each
+    new one (number, best value so far, step). on_skipped: called with the step of a validation that is known already
+    or has no value, so that training continues.
     """
 
     metric: str
     mode: str
     total: int
-    known: dict[int, float]
-    heard: Callable[[int, float, int], None]
-    passed: Callable[[int], None]
+    best: dict[int, float]
+    on_validation: Callable[[int, float, int], None]
+    on_skipped: Callable[[int], None]
 
-    def __call__(self, point: MetricsLogged) -> None:
-        """A point of the fine-tuning's curve."""
-        if not any(name.startswith("val/") for name in point.metrics):
+    def __call__(self, event: MetricsLogged) -> None:
+        """Handles a point of the fine-tuning's curve; points without validation metrics are ignored."""
+        if not any(name.startswith("val/") for name in event.metrics):
             return
-        number, value = int(point.step * self.total // point.num_steps), point.metrics.get(self.metric)
-        if value is None or not math.isfinite(value) or number in self.known:
-            self.passed(point.step)
+        number, value = int(event.step * self.total // event.num_steps), event.metrics.get(self.metric)
+        if value is None or not math.isfinite(value) or number in self.best:
+            self.on_skipped(event.step)
             return
         best = max if self.mode == "max" else min
-        self.known[number] = best([value, *self.known.values()])
-        self.heard(number, self.known[number], point.step)
+        self.best[number] = best([value, *self.best.values()])
+        self.on_validation(number, self.best[number], event.step)
 
 
 @dataclass
 class Trial:
-    """The work of a thread. Others call it off (`called_off`), and let its training go on (`rule`)."""
+    """One trial; `run` trains its experiments in the calling thread.
+
+    Other threads may stop it (`cancelled`) and let its training continue (`allow`).
+    """
 
     number: int
     seeds: Sequence[int]
     experiments: Callable[[], Sequence[Resolved]]
-    """Makes them, one for each seed; UserError where the setting comes to none."""
-    here: Session
+    """Makes the experiments, one for each seed; UserError where the setting does not fit together."""
+    session: Session
     metrics: Sequence[str]
     show: EventHandler
     validations: Validations | None
-    """Where a scheduler reads them."""
-    called_off: threading.Event = field(default_factory=threading.Event)
+    """What a scheduler judges the trial by; None without one."""
+    cancelled: threading.Event = field(default_factory=threading.Event)
     failure: str = ""
-    """Why it was called off, if not for falling behind."""
-    ruled: float = 0.0
-    """The last step with a validation that the first seed's training may go on from."""
-    begun: threading.Event = field(default_factory=threading.Event)
-    """It stands in line, waits for another, or has ended: the next one may begin."""
+    """Why it was cancelled; empty where the scheduler stopped it."""
+    allowed_step: float = 0.0
+    """The last step with a validation that the first seed's training may continue from."""
+    queued: threading.Event = field(default_factory=threading.Event)
+    """Set once it waits in line or for another experiment, or has ended: the next trial may start."""
     pipelines: list[StagePipeline] = field(default_factory=list)
     by_seed: dict[str, list[float]] = field(default_factory=dict)
     run_id: str = ""
-    """Its own in MLflow."""
+    """The trial's run in MLflow."""
 
     @property
     def stages(self) -> list[dict[str, Any]]:
-        """Those that are finished so far, of all seeds."""
-        return [told(stage) for pipeline in self.pipelines for stage in pipeline.stages]
+        """The stages that are finished so far, of all seeds, as the study keeps them."""
+        names = "kind", "digest", "seconds", "peak_memory_mb", "run_id", "reused"
+        stages = [stage for pipeline in self.pipelines for stage in pipeline.stages]
+        return [{name: stage.get(name) for name in names} for stage in stages]
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What the study keeps of it."""
+        """What the study keeps beside the values."""
         return {"run_id": self.run_id, "stages": self.stages, "by_seed": self.by_seed}
 
     def pause(self, seconds: float) -> None:
-        if self.called_off.wait(seconds):
+        """Waits; raises CalledOff where the trial was cancelled, KeyboardInterrupt where the command was stopped."""
+        if self.cancelled.wait(seconds):
             raise CalledOff
-        self.here.pause(0)
+        self.session.pause(0)
 
-    def rule(self, step: float) -> None:
-        """Training may go on from the validation at that step."""
-        self.ruled = max(self.ruled, step)
+    def allow(self, step: float) -> None:
+        """The first seed's training may continue from the validation at `step`."""
+        self.allowed_step = max(self.allowed_step, step)
 
     def run(self, retries: int) -> list[float]:
-        """The value of each metric, the mean over seeds. UserError or StageFailed where it came to none."""
+        """Returns the value of each metric, the mean over seeds.
+
+        Raises the UserError or StageFailed of the last try where all `retries` failed, too.
+        """
         failure: Exception = StageFailed("it was never tried")
         for attempt in range(retries + 1):
             try:
@@ -102,60 +112,61 @@ class Trial:
             except (UserError, StageFailed) as error:
                 failure = error
             except Exception as error:  # noqa: BLE001 - a bug ends a trial, not the sweep; its traceback is shown
-                self.show(WarningIssued(traceback.format_exc(), experiment=self.who(0)))
+                self.show(WarningIssued(traceback.format_exc(), experiment=self.experiment_name(0)))
                 failure = StageFailed(f"{type(error).__name__}: {first_line(error)}")
             finally:
-                self.begun.set()
+                self.queued.set()
             if attempt < retries:
-                self.show(WarningIssued(f"{failure}; trying again", experiment=self.who(0)))
-                self.here.results.forget_failures()
+                self.show(WarningIssued(f"{failure}; trying again", experiment=self.experiment_name(0)))
+                self.session.results.forget_failures()
         raise failure
 
     def attempt(self) -> list[float]:
+        """Runs all seeds: the first alone, for a scheduler may stop the trial by it, then the others at once."""
         self.pipelines, self.by_seed = [], {}
         first, *rest = list(enumerate(self.experiments()))
-        outcomes = [self.one(*first)]
-        if rest:  # a scheduler has seen the first by now
+        outcomes = [self.run_seed(*first)]
+        if rest:
             with ThreadPoolExecutor(len(rest), "premed seed") as pool:
-                outcomes += [each.result() for each in [pool.submit(self.one, *each) for each in rest]]
+                outcomes += [future.result() for future in [pool.submit(self.run_seed, *each) for each in rest]]
         values = []
         for seed, outcome in zip(self.seeds, outcomes, strict=True):
-            values.append([value_of(metric, outcome["stages"]) for metric in self.metrics])
+            values.append([metric_value(metric, outcome["stages"]) for metric in self.metrics])
             self.by_seed[str(seed)] = values[-1]
         return [fmean(of_seeds) for of_seeds in zip(*values, strict=True)]
 
-    def who(self, place: int) -> str:
-        """What the trial, or its experiment of one seed, is called in events."""
-        return f"trial {self.number}" + (f" seed {self.seeds[place]}" if len(self.seeds) > 1 else "")
+    def experiment_name(self, index: int) -> str:
+        """The name in events of the experiment with the seed at `index`: `trial 3`, or `trial 3 seed 0`."""
+        return f"trial {self.number}" + (f" seed {self.seeds[index]}" if len(self.seeds) > 1 else "")
 
-    def one(self, place: int, experiment: Resolved) -> dict[str, Any]:
-        """The experiment of one seed."""
-        heeded = self.validations if place == 0 else None
+    def run_seed(self, index: int, experiment: Resolved) -> dict[str, Any]:
+        """Runs the experiment with the seed at `index`; returns its outcome."""
+        validations = self.validations if index == 0 else None
         ticket = Ticket(
-            self.number * len(self.seeds) + place,
+            self.number * len(self.seeds) + index,
             self.pause,
             tested=False,
-            report=(lambda step: step <= self.ruled) if heeded else None,
-            on_queued=self.begun.set,
+            report=(lambda step: step <= self.allowed_step) if validations else None,
+            on_queued=self.queued.set,
         )
-        pipeline = StagePipeline(replace(experiment, name=self.who(place)), self.here, ticket, register=False)
+        pipeline = StagePipeline(
+            replace(experiment, name=self.experiment_name(index)), self.session, ticket, register=False
+        )
         self.pipelines.append(pipeline)
         outcome = pipeline.run()
         last = outcome["stages"][-1]
-        if heeded and last["reused"]:  # its validations were not reported
+        if validations and last["reused"]:  # it was not trained now, so no event has reported its validations
             finished = StageStorage(pipeline.storage, last["where"].rsplit("/", 1)[-1])
             for row in map(json.loads, (finished.get("curve.jsonl") or b"").splitlines()):
-                heeded(MetricsLogged(num_steps=last["num_steps"], **row))
+                validations(MetricsLogged(num_steps=last["num_steps"], **row))
         return outcome
 
 
-def told(stage: dict[str, Any]) -> dict[str, Any]:
-    """What a trial keeps of a stage."""
-    return {name: stage.get(name) for name in ("kind", "digest", "seconds", "peak_memory_mb", "run_id", "reused")}
+def metric_value(metric: str, stages: Sequence[dict[str, Any]]) -> float:
+    """An experiment's value of a metric, from the results of its stages.
 
-
-def value_of(metric: str, stages: Sequence[dict[str, Any]]) -> float:
-    """A metric of one experiment. UserError where the fine-tuning has none such, StageFailed where it is undefined."""
+    Raises UserError where the fine-tuning has no such metric, StageFailed where it is undefined.
+    """
     if metric == "peak_memory_mb":
         return max(stage["peak_memory_mb"] for stage in stages)
     if metric.endswith("seconds"):

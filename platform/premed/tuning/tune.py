@@ -1,10 +1,11 @@
-"""Ray Tune around the trials of a sweep: how many are under way, and which fall behind and are stopped.
+"""Ray Tune over the trials of a sweep: how many run at once, and which ASHA stops early.
 
-A trial as Tune knows it is a process that holds no CPU: it passes on what the driver tells of the trial (`attend`), so
-that Tune's schedulers see it. Its work is done by the driver's threads and worker groups, which wait for room stage by
-stage. So a trial that waits holds nothing, and no trial's process can keep another's workers from their place.
+Tune's trials are zero-CPU proxies: each forwards a trial's validation scores to Tune (`reporter.trainable`), so that
+ASHA can stop it. The training itself is done by threads of the command and their worker groups, which wait for
+resources stage by stage. So a waiting trial holds no resources, and no trial's process takes the place of another
+trial's workers.
 
-What Tune knows is gone when the command ends: the study is what a sweep goes on from, and nothing pickled is read.
+Tune's own state is thrown away when the command ends: a sweep resumes from its study, and nothing pickled is read.
 """
 
 import logging
@@ -24,72 +25,84 @@ from premed.tuning.space import Asha
 from premed.tuning.study import TrialRecord
 
 VALUE, TIME = "value", "validation"
+"""Names in the results that Tune gets: the score, and the number of the validation."""
 
 
-class Work(Protocol):
-    """What is done about the trials, as Tune comes to them."""
+class TrialRunner(Protocol):
+    """Runs the trials that Tune asks for. Tune calls it from one thread."""
 
-    def next(self) -> TrialRecord | None: ...
+    def next_trial(self) -> TrialRecord | None:
+        """Returns the next trial to run; None if there are enough."""
+        ...
 
-    def begin(self, number: int) -> None: ...
+    def start_trial(self, number: int) -> None:
+        """Starts the trial, unless it is running; returns once the next one may start."""
 
-    def rule(self, number: int, step: int) -> None: ...
+    def continue_trial(self, number: int, step: int) -> None:
+        """Lets the trial's training continue from its validation at `step`."""
 
-    def stop(self, number: int, failure: str = "") -> None: ...
+    def stop_trial(self, number: int, failure: str = "") -> None:
+        """Stops the trial, if it is still running. failure: why it failed; empty where the scheduler stopped it."""
 
 
-class Suggestions(Searcher):
-    """Hands the study's next trial to Tune."""
+class StudySearcher(Searcher):
+    """Tune's search algorithm: hands out the next trial of the study."""
 
-    def __init__(self, work: Work, news: Any):
+    def __init__(self, runner: TrialRunner, reports: Any):
         super().__init__()
-        self.work, self.news = work, news
+        self.runner, self.reports = runner, reports
 
     def suggest(self, trial_id: str) -> Any:
-        told = self.work.next()
-        return Searcher.FINISHED if told is None else {"number": told.number, "news": self.news}
+        trial = self.runner.next_trial()
+        return Searcher.FINISHED if trial is None else {"number": trial.number, "reports": self.reports}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """The study hears of it from the trial itself."""
+        """Does nothing: the thread that runs the trial records its end in the study."""
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "") -> None:
-        """The study is kept elsewhere."""
+        """Does nothing: the study is in its own database."""
 
 
 class TrialCallback(TrialProgressCallback):
-    """Begins a trial's work with it, and stops it with it. It has the place of the callback that would print."""
+    """Starts and stops trials when Tune does. Being Tune's progress callback, it also replaces the one that prints."""
 
-    def __init__(self, work: Work):
+    def __init__(self, runner: TrialRunner):
         super().__init__()
-        self.work = work
+        self.runner = runner
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self.work.begin(trial.config["number"])
+        self.runner.start_trial(trial.config["number"])
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
         if not result.get("done"):
-            self.work.rule(trial.config["number"], result["step"])
+            self.runner.continue_trial(trial.config["number"], result["step"])
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self.work.stop(trial.config["number"])
+        self.runner.stop_trial(trial.config["number"])
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self.work.stop(trial.config["number"], "its process ended again and again")
+        self.runner.stop_trial(trial.config["number"], "its process ended again and again")
 
 
 def rungs(asha: Asha | None, total: int) -> set[int]:
-    """The validations after which a trial may be stopped: grace, and each time `reduction` times as many."""
+    """The validations after which ASHA may stop a trial: `grace`, then each time `reduction` times as many.
+
+    total: the validations of a fine-tuning. Empty without ASHA.
+    """
     if asha is None:
         return set()
-    numbers, at = set(), float(asha.grace)
-    while at < total:
-        numbers.add(int(-(-at // 1)))
-        at *= asha.reduction
+    numbers, rung = set(), float(asha.grace)
+    while rung < total:
+        numbers.add(int(-(-rung // 1)))
+        rung *= asha.reduction
     return numbers
 
 
-def scheduler_of(asha: Asha | None, mode: str, total: int, before: Iterable[TrialRecord]) -> Any:
-    """Tune's scheduler, told of all trials before. total: the validations of a fine-tuning."""
+def make_scheduler(asha: Asha | None, mode: str, total: int, earlier: Iterable[TrialRecord]) -> Any:
+    """Tune's scheduler, with the curves of trials that ended in an earlier start of the sweep.
+
+    total: the validations of a fine-tuning.
+    """
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
     if asha is None:
@@ -103,49 +116,52 @@ def scheduler_of(asha: Asha | None, mode: str, total: int, before: Iterable[Tria
         reduction_factor=asha.reduction,
         stop_last_trials=False,
     )
-    at = rungs(asha, total)
-    for told in before:
-        trial: Any = SimpleNamespace(trial_id=f"before {told.number}")
+    reported = rungs(asha, total)
+    for record in earlier:
+        trial: Any = SimpleNamespace(trial_id=f"before {record.number}")
         scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
-        for validation, value in told.curve.items():
-            if validation in at:
+        for validation, value in record.curve.items():
+            if validation in reported:
                 scheduler.on_trial_result(None, trial, {TIME: validation, VALUE: value})  # type: ignore[arg-type]
     return scheduler
 
 
-def conduct(work: Work, told: Callable[[Any], None], scheduler: Any, concurrency: int, folder: Path) -> None:
-    """Runs all trials; back when there are no more. told: takes the `News` actor, before any of them begins.
+def run_tune(
+    runner: TrialRunner, on_reports: Callable[[Any], None], scheduler: Any, concurrency: int, folder: Path
+) -> None:
+    """Runs all trials; returns when there are no more.
 
-    folder: for what Tune writes; removed afterwards.
+    on_reports: called with the `TrialReports` actor before any trial starts. folder: for Tune's files; removed at the
+    end.
     """
     for name, value in {
-        "RAY_AIR_NEW_OUTPUT": "0",  # it prints even where it is to be silent
+        "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints even with verbose=0
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_MAX_PENDING_TRIALS_PG": str(concurrency),
         "TUNE_GLOBAL_CHECKPOINT_S": "3600",
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
-        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial may end before it was scored
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial may end before its first score
     }.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     from ray import tune
 
-    news = actor(TrialReports)
-    told(news)
+    reports = actor(TrialReports)
+    on_reports(reports)
     try:
         tune.run(
             trainable,
             name="tune",
             storage_path=str(folder),
-            search_alg=Suggestions(work, news),
+            search_alg=StudySearcher(runner, reports),
             scheduler=scheduler,
             num_samples=-1,
             max_concurrent_trials=concurrency,
-            resources_per_trial={"cpu": 0, "memory": 1},  # nothing at all is no request to Ray
-            max_failures=3,  # of the process alone: a trial that fails ends in order
+            resources_per_trial={"cpu": 0, "memory": 1},  # Ray takes no request without any resource
+            max_failures=3,  # of the proxy process: a trial that fails ends its proxy in order
             raise_on_failed_trial=False,
             reuse_actors=True,
-            callbacks=[TrialCallback(work)],
+            callbacks=[TrialCallback(runner)],
             verbose=0,
             log_to_file=False,
         )

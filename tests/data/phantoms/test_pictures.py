@@ -109,6 +109,7 @@ def test_the_same_key_draws_the_same_hippocampus_and_another_key_another():
     assert not np.array_equal(first[0], other[0]) and not np.array_equal(first[1], other[1])
 
 
+@pytest.mark.slow
 def test_prevalence_is_what_was_asked_for(chests):
     rates = dict(zip(FINDINGS, chests[1].mean(0), strict=True))
     assert 0.10 < rates["Effusion"] < 0.20 and 0.04 < rates["Hernia"] < 0.12

@@ -81,6 +81,7 @@ def test_patients_differ_in_place_size_and_contrast(abdomens):
     assert len({affine[0, 0] for _, _, affine in abdomens}) == len(abdomens)
 
 
+@pytest.mark.slow
 def test_the_mean_label_does_not_find_the_organs_nor_the_tumours():
     """Place alone tells little: on 4 of 16 patients, the body's box stretched to one size."""
     score = {}
@@ -217,6 +218,7 @@ def test_real_task01_brightness_agrees_with_what_the_brains_are_drawn_with(real,
         assert t1[t2 > np.percentile(t2, 95)].mean() < 0.95 * t1.mean()
 
 
+@pytest.mark.slow
 def test_size_and_number_are_free(tmp_path):
     root = Path(write_btcv(tmp_path / "ct", 32, seed=0, shape=(9, 8, 7)))
     numbers = [int(path.name[3:7]) for path in (root / "Training/img").iterdir()]

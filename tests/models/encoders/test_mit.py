@@ -1,46 +1,26 @@
 """encoders/mit.py: UniMiSS's transformer; its sizes, its formulas, its two branches, and training with it."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from support.mit import NUMBERS, PICTURE, VOLUME, encoder, image, saved
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from premed.config.loader import validate_experiment
 from premed.contracts import DataSet
-from premed.data.phantoms.thorax import write_images
-from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.errors import UserError
-from premed.execution import runner
 from premed.models.encoders import mit
-from premed.models.encoders.mit import Config, MiT
-from premed.models.layers import Attention, Block, interpolate_positions
+from premed.models.encoders.mit import Config
+from premed.models.layers import Attention, Block
 from premed.pretext import mae
 from premed.rng import sample_keys
 from premed.training.artifacts import load_encoder
-from premed.training.storage import StageStorage
 
 pytest_plugins = ["support.experiment_fixtures"]
-
-NUMBERS: dict[str, Any] = {"widths": (8, 16, 16, 32), "heads": (1, 2, 2, 4), "decoder_heads": (4, 4, 2)}
-NUMBERS |= {"reductions": (3, 2, 2, 1), "stem_width": 8, "stem_stride": (1, 1, 1)}
-SMALLER = Config.model_validate({"size": "tiny", **NUMBERS})
-PICTURE, VOLUME = (1, (32, 48)), (1, (32, 48, 16))
-
-
-def encoder(*inputs, config=SMALLER) -> MiT:
-    torch.manual_seed(0)
-    first, *more = inputs or (PICTURE,)
-    return mit.build(config, *first, *more).eval()
-
-
-def image(of, n: int = 2) -> Tensor:
-    return torch.randn(n, of[0], *of[1], generator=torch.Generator().manual_seed(1))
 
 
 def keys(n: int, epoch: int = 0) -> Tensor:
@@ -59,16 +39,6 @@ def test_sizes_have_the_published_number_of_parameters_with_both_branches(size, 
     encoder = sum(n for name, n in counts.items() if not name.startswith(("decoder.", "norm.")))
     assert round(sum(counts.values()) / 1e6, 2) == total
     assert round(encoder / 1e6, 2) == without_decoder
-
-
-def test_positions_are_as_many_as_published():
-    with torch.device("meta"):
-        model = mit.build(Config(), 3, (224, 224), (1, (96, 96, 16)))
-    lengths = {
-        dims: [1 + math.prod(stage.embed[dims].pos_embed.shape[1:-1]) for stage in model.stages]
-        for dims in ("2d", "3d")
-    }
-    assert lengths == {"2d": [3137, 785, 197, 50], "3d": [4609, 577, 73, 10]}
 
 
 @pytest.mark.parametrize(("of", "last"), [((1, (96, 64)), (3, 2)), ((2, (64, 96, 48)), (2, 3, 3))])
@@ -154,24 +124,6 @@ def test_a_block_adds_attention_and_an_mlp_of_four_times_the_width():
 
 
 @torch.no_grad()
-def test_a_stage_embeds_adds_skip_and_positions_and_carries_the_class_token():
-    model = encoder(VOLUME)
-    stage, grid = model.decoder[0], (4, 6, 2)
-    below, skip, summary = torch.randn(2, 32, 2, 3, 1), torch.randn(2, 16, *grid), torch.randn(2, 1, 32)
-    seen = []
-    stage.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    stage(below, summary, grid, iter([None]), skip)
-    embed = stage.embed["3d"]
-    grown = torch.zeros(2, 16, *grid)
-    for at in np.ndindex(*grid):  # each patch becomes 2 x 2 x 2, with a matrix for each of these
-        old, corner = tuple(i // 2 for i in at), tuple(i % 2 for i in at)
-        grown[(..., *at)] = below[(..., *old)] @ embed.conv.weight[(..., *corner)] + embed.conv.bias
-    places = (grown + skip + embed.pos_embed.movedim(-1, 1)).flatten(2).transpose(1, 2)
-    first = summary @ stage.carry.weight.T + stage.carry.bias + embed.cls_pos_embed
-    torch.testing.assert_close(seen[0], torch.cat([first, places], dim=1), rtol=1e-4, atol=1e-5)
-
-
-@torch.no_grad()
 def test_the_class_token_passes_all_stages_and_comes_out_normed():
     model = encoder()
     before = model(image(PICTURE)).summary
@@ -234,13 +186,6 @@ def test_a_network_for_one_kind_of_image_holds_what_that_one_needs():
         assert {name for name, _ in encoder(of).named_parameters()} == {n for n in both if own(n) != {other}}
 
 
-def saved(model: MiT, folder: Path) -> StageStorage:
-    vault = StageStorage(str(folder), "stage")
-    vault.put_weights("parts/encoder.safetensors", model.state_dict())
-    vault.put_json("parts/card.json", {"grid": model.grid})
-    return vault
-
-
 @pytest.mark.parametrize("of", [PICTURE, VOLUME])
 @torch.no_grad()
 def test_one_branch_loads_strictly_from_two_and_says_what_was_left_out(of, tmp_path):
@@ -257,90 +202,6 @@ def test_two_branches_load_strictly_from_two_in_whatever_order_and_never_from_on
     assert report["dropped"] == [] and report["loaded"] == len(both.state_dict())
     with pytest.raises(UserError, match=r"do not fit the network \(missing: .*\.3d\."):
         load_encoder(same, saved(encoder(PICTURE), tmp_path / "one"))
-
-
-# Positions ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("old", [(8, 8), (6, 9), (8, 8, 8), (5, 12, 6)])
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_resized_positions_keep_a_ramp_along_each_axis(old, axis):
-    new, axis = (10, 7, 12)[: len(old)], axis % len(old)
-    ramp = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in old), indexing="ij")[axis]
-    values = interpolate_positions(ramp[None, ..., None].expand(1, *old, 3), new)
-    assert values.shape == (1, *new, 3)
-    values, ratio = values[0, ..., 0].movedim(axis, 0), old[axis] / new[axis]
-    centres = (torch.arange(new[axis]) + 0.5) * ratio - 0.5  # in old patches
-    rim = 0 if len(old) == 3 else 2 * max(ratio, 1) - 1  # how far inside a centre has all its neighbours
-    inner = (centres >= rim) & (centres <= old[axis] - 1 - rim)
-    assert inner.any()
-    expected = centres.reshape(-1, *[1] * (len(old) - 1)).expand(values.shape)
-    torch.testing.assert_close(values[inner], expected[inner], rtol=0, atol=1e-4 if ratio <= 1 else 0.03)
-
-
-@pytest.mark.parametrize(("old", "new"), [((32, 48), (48, 32)), ((32, 48, 16), (16, 32, 48))])
-@torch.no_grad()
-def test_weights_of_another_size_load_with_all_positions_resized_and_the_class_s_as_they_were(old, new, tmp_path):
-    before, after = encoder((1, old)), encoder((1, new))
-    report = load_encoder(after, saved(before, tmp_path))
-    assert len(report["resized"]) == 7 and all(name.endswith(".pos_embed") for name in report["resized"])
-    for one, other in zip((*before.stages, *before.decoder), (*after.stages, *after.decoder), strict=True):
-        one, other = (stage.embed[f"{len(old)}d"] for stage in (one, other))
-        assert torch.equal(other.pos_embed, interpolate_positions(one.pos_embed, tuple(other.pos_embed.shape[1:-1])))
-        assert torch.equal(other.cls_pos_embed, one.cls_pos_embed)
-    torch.testing.assert_close(after(image((1, new))).tokens, before(image((1, new))).tokens)
-
-
-def test_weights_of_the_same_size_are_left_alone():
-    model = encoder()
-    state = model.state_dict()
-    fitted, changed = model.fit_state(state, model.grid)
-    assert changed == [] and all(fitted[name] is state[name] for name in state)
-
-
-@torch.no_grad()
-def test_images_of_any_size_that_the_strides_divide_are_taken():
-    model = encoder(PICTURE, VOLUME)
-    assert model(image((1, (64, 16)))).grid == (32, 8)
-    assert model(image((1, (16, 32, 48)))).grid == (8, 16, 24)
-
-
-def test_data_sets_with_equally_many_axes_share_a_branch():
-    model = mit.build(SMALLER, *PICTURE, VOLUME, (1, (16, 32)), (1, (32, 32, 32)))
-    assert model.branches == ["2d", "3d"] and model.grid == encoder(PICTURE, VOLUME).grid
-    assert model.state_dict().keys() == encoder(PICTURE, VOLUME).state_dict().keys()
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ((3, (32, 48)), r"^pretrain\.sources: images of 2 axes have 1 and 3 channels; mit has one stem for both"),
-        ((1, (32, 20)), r"^encoder\.stem_stride: .*\(32, 20\)"),
-    ],
-)
-def test_data_sets_that_cannot_share_a_branch_are_refused(more, message):
-    with pytest.raises(UserError, match=message):
-        mit.build(SMALLER, *PICTURE, VOLUME, more)
-
-
-@pytest.mark.parametrize(
-    ("size", "config", "message"),
-    [
-        ((28, 28), {}, r"encoder\.stem_stride: \[2, 2, 1\] .*\(32, 32\).*\(28, 28\)"),
-        ((64, 64, 24), {}, r"encoder\.stem_stride: .*\(32, 32, 16\)"),
-        ((32, 32), {}, r"encoder\.stem_stride: .* one patch"),
-        ((64, 64), {"reductions": (17, 4, 2, 1)}, r"encoder\.reductions: \[17, 4, 2, 1\]"),
-    ],
-)
-def test_sizes_that_do_not_fit_are_refused_by_name(size, config, message):
-    config = Config.model_validate({"size": "tiny", **config})
-    with pytest.raises(UserError, match=message):
-        mit.build(config, 1, size)
-
-
-def test_an_image_that_the_strides_do_not_divide_is_refused_by_name():
-    with pytest.raises(UserError, match=r"encoder\.stem_stride: .*\(40, 40\)"):
-        encoder()(image((1, (40, 40))))
 
 
 # Settings, layers, drop path ------------------------------------------------------------------------------------------
@@ -419,47 +280,3 @@ def test_drop_path_acts_in_every_block_but_the_first_and_is_a_function_of_the_ke
     assert not dropped[0] and all(dropped[2:])
     plain = model(image(PICTURE, 8)).summary
     assert torch.equal(plain, model.eval()(image(PICTURE, 8), keys=keys(8)).summary)
-
-
-# From a folder to a test score, in this process -----------------------------------------------------------------------
-
-TRAINING = {"epochs": 1, "steps": 4, "batch": 4, "lr": 0.03, "validations": 2, "drop_path": 0.1, "layer_decay": 0.9}
-
-
-def run(task: dict, head: dict) -> dict:
-    """Fine-tuning from random weights, and test."""
-    tree = {
-        "task": task,
-        "encoder": {"name": "mit", "size": "tiny", **NUMBERS},
-        "pretext": {"name": "none"},
-        "finetune": {"head": head, **TRAINING},
-        "train": {"workers": 0, "log_steps": 2, "precision": "fp32"},
-    }
-    outcome = runner.run(validate_experiment(tree), lambda event: None)
-    assert [stage["kind"] for stage in outcome["stages"]] == ["finetune", "test"]
-    return outcome["stages"][1]
-
-
-def test_pictures_are_classified_end_to_end(tmp_path, home):
-    root = write_chestxray14(tmp_path / "chest", 20, 0, size=32)
-    task = {"name": "chestxray14", "root": str(root), "size": 32, "stored": 32}
-    test = run(task, {"name": "linear", "pool": "cls"})
-    assert 0 <= test["value"] <= 1 and test["loaded"]["encoder"]["dropped"] == []
-
-
-@pytest.mark.slow
-@pytest.mark.whole
-def test_volumes_are_classified_end_to_end(tmp_path, home):
-    root = write_images(tmp_path / "ct", 14, 0, kind="nifti", size=32)
-    task = {"name": "images", "root": str(root), "labels": ["pneumonia"], "dims": 3, "roi": [32, 32, 16]}
-    test = run(task, {"name": "linear", "pool": "cls"})
-    assert 0 <= test["value"] <= 1 and test["num_cases"] >= 3
-
-
-@pytest.mark.slow
-@pytest.mark.whole
-def test_volumes_are_segmented_end_to_end(tmp_path, home):
-    root = write_msd(tmp_path / "hippocampus", 8, 0, shape=(24, 30, 16))
-    task = {"name": "msd", "root": str(root), "roi": [32, 32, 16], "percentiles": [0.5, 99.5], "normalise": "zscore"}
-    test = run(task, {"name": "conv"})
-    assert {"test/dice", "test/dice/Anterior", "test/hd95"} <= set(test["summary"]) and 0 <= test["value"] <= 1

@@ -8,11 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.comparing import add, in_order, variety, volumes, xrays
-from support.memory_store import MemoryStore
+from support.comparing import add, arm_of, block_of, difference_of, in_order, score_of, variety, volumes, xrays
 from support.suite import REPOSITORY
 
-from premed.cli.options import defined, tell
+from premed.cli.options import as_json_value, print_result
 from premed.errors import UserError
 from premed.reporting.comparison import terminal
 from premed.reporting.comparison.compare import compare
@@ -23,41 +22,6 @@ from premed.tasks.common.metrics import accuracy_summary, auc_summary, segmentat
 from premed.tracking.store import RunStore
 
 pytest_plugins = ["support.store_fixtures"]
-
-
-@pytest.fixture
-def store(tmp_path):
-    return MemoryStore(tmp_path / "runs")
-
-
-def block_of(result, number=0):
-    (task,) = result.tasks
-    return task.blocks[number]
-
-
-def arm_of(result, label="mae", number=0, fraction=1.0):
-    (arm,) = [arm for arm in block_of(result, number).rows if (arm.label, arm.label_fraction) == (label, fraction)]
-    return arm
-
-
-def score_of(result, label="mae", **more):
-    return arm_of(result, label, **more).scores[result.tasks[0].score]
-
-
-def difference_of(result, label="mae", **more):
-    return score_of(result, label, **more).difference
-
-
-@pytest.fixture
-def trained(store_with):
-    """Three seeds of `none` and of `mae`."""
-
-    def fill(store):
-        for seed in range(3):
-            add(store, "none", seed)
-            add(store, "mae", seed, xrays(2.5, seed))
-
-    return store_with("three seeds", fill)
 
 
 # ---- the numbers
@@ -252,19 +216,6 @@ def test_probes_stand_below_compared_with_each_other(trained):
     assert arm_of(result, number=1).num_seeds == 2 and difference_of(result, number=1).num_seeds == 2
 
 
-def test_another_head_that_keeps_a_strategy_from_the_baseline_is_refused_unless_allowed(trained):
-    for seed in range(3):
-        add(trained, "imagenet", seed, change={"training": {"head": {"name": "unetr"}}})
-    with pytest.raises(
-        UserError, match=r"differ in finetune.head.name: linear \(6 runs\), unetr \(3 runs\), and imagenet"
-    ):
-        compare(trained)
-    result = compare(trained, allow=["head"])
-    assert difference_of(result, "imagenet") is not None
-    assert any("finetune.head.name differs and was allowed to" in note for note in result.tasks[0].notes)
-    assert len(block_of(compare(trained, where=["head=linear"])).rows) == 2
-
-
 def test_without_the_baseline_rows_stand_alone_and_a_named_one_must_be_there(store):
     for seed in range(3):
         add(store, "mae", seed)
@@ -276,69 +227,6 @@ def test_without_the_baseline_rows_stand_alone_and_a_named_one_must_be_there(sto
 
 
 # ---- refusals
-
-
-@pytest.mark.parametrize(
-    ("change", "field"),
-    [
-        ({"change": {"task": {"size": 32}}}, "task.size"),
-        ({"change": {"training": {"lr": 0.5}}}, "finetune.lr"),
-        ({"change": {"training": {"head": {"pool": "cls"}}}}, "finetune.head.pool"),
-        ({"data": "train:zz val:dd"}, "data.train"),
-        ({"test": "zz"}, "data.test"),
-    ],
-)
-def test_runs_of_another_protocol_are_refused_in_one_line_that_names_the_field(trained, change, field):
-    add(trained, "mae", 9, **change)
-    with pytest.raises(
-        UserError, match=rf"^chestxray14: runs differ in {field}: .*\(6 runs\), .*\(1 run\); --where {field}="
-    ) as told:
-        compare(trained)
-    assert "\n" not in str(told.value)
-    usual = {"size": 16, "lr": 0.001, "pool": "mean", "train": "cc", "test": "ee"}[field.rpartition(".")[2]]
-    assert arm_of(compare(trained, where=[f"{field}={usual}"])).num_seeds == 3
-
-
-def test_what_is_allowed_to_differ_tells_rows_apart_and_is_said(trained):
-    add(trained, "mae", 0, change={"training": {"lr": 0.5}})
-    result = compare(trained, allow=["finetune.lr"])
-    assert {arm.label for arm in block_of(result).rows} == {"none", "mae lr=0.001", "mae lr=0.5"}
-    assert "finetune.lr differs and was allowed to: 0.001 and 0.5" in result.tasks[0].notes
-
-
-def test_scores_of_other_cases_are_refused_whatever_is_allowed(trained):
-    add(trained, "mae", 9, test="zz")
-    with pytest.raises(UserError, match="for other cases cannot be paired"):
-        compare(trained, allow=["data"])
-
-
-def test_a_field_that_only_says_where_data_lies_may_differ(trained):
-    add(trained, "mae", 3, change={"task": {"root": "elsewhere"}})
-    assert arm_of(compare(trained)).num_seeds == 4
-
-
-@pytest.mark.parametrize(
-    ("asked", "words"),
-    [
-        ({"where": ["finetune.lr"]}, "reads FIELD=VALUE"),
-        ({"where": ["lr=0.1"]}, r"--where lr: no run has such a field; is it finetune.lr or pretrain.lr\?"),
-        ({"where": ["finetune.lr=7"]}, "no run has it; finetune.lr is 0.001"),
-        ({"allow": ["nonsense"]}, "--allow nonsense: no run has such a field; they are called as in the YAML"),
-        ({"task": "btcv"}, "--task btcv: the store has none of it; it has chestxray14"),
-        ({"baseline": "imagenet"}, "--baseline imagenet: no run is called so; there are mae and none"),
-    ],
-)
-def test_what_cannot_be_asked_is_one_line_with_the_mend(trained, asked, words):
-    with pytest.raises(UserError, match=words):
-        compare(trained, **asked)
-
-
-def test_an_empty_store_says_so(store):
-    with pytest.raises(UserError, match="holds no finished run to compare; premed run makes one"):
-        compare(store)
-    add(store, "none", status="RUNNING")
-    with pytest.raises(UserError, match=r"compare; 1 run not finished, left out .*; premed run"):
-        compare(store)
 
 
 def named(*tasks):
@@ -439,6 +327,7 @@ def test_the_csv_has_every_number_once(trained, tmp_path):
 
 # ---- what programs see
 
+
 GOLDEN = REPOSITORY / "tests" / "golden" / "comparison"
 
 
@@ -461,10 +350,10 @@ def cell(text):
 def test_json_terminal_and_csv_are_what_they_were(store, capsys, tmp_path):
     variety(store)
     result = compare(store)
-    tell(result, True, terminal.show)
+    print_result(result, True, terminal.show)
     written = rounded(json.loads(capsys.readouterr().out))
     assert json.dumps(written, indent=1) + "\n" == (GOLDEN / "variety.json").read_text()
-    tell(result, False, terminal.show)
+    print_result(result, False, terminal.show)
     assert capsys.readouterr().out == (GOLDEN / "variety.txt").read_text()
     terminal.write_csv(result, tmp_path / "all.csv")
     lines = csv.reader((tmp_path / "all.csv").open())
@@ -479,7 +368,7 @@ def test_mlflow_s_store_gives_what_the_store_in_memory_gives(store, empty_databa
         add(each, "none", 0, volumes(0.5), change={"task": {"name": "btcv"}}, score="dice")
         add(each, "mae", 0, volumes(0.8), change={"task": {"name": "btcv"}}, score="dice")
         add(each, "none", 0, status="RUNNING")
-        told.append(json.dumps(defined(compare(each))))
+        told.append(json.dumps(as_json_value(compare(each))))
         for number, run_id in enumerate(ids):
             told[-1] = told[-1].replace(run_id, f"run{number:03d}")
     assert told[0] == told[1]

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from support.comparing import CLASSES, add, volumes, xrays
-from support.memory_store import MemoryStore
 from support.pages import Page
 
 from premed.errors import UserError
@@ -18,11 +17,6 @@ from premed.reporting.comparison import artifacts
 from premed.reporting.comparison import page as report
 from premed.reporting.comparison.compare import compare
 from premed.reporting.formatting import number, p_value, signed
-
-
-@pytest.fixture
-def store(tmp_path):
-    return MemoryStore(tmp_path / "runs")
 
 
 def png(width=40, height=20) -> bytes:
@@ -45,16 +39,13 @@ def leave(store, run_id, folder, losses=(), gate=None, pictures=()):
 
 
 @pytest.fixture
-def trained(store_with):
+def trained(store):
     """Three seeds of `none` and of `mae`, at two label fractions."""
-
-    def fill(store):
-        for seed in range(3):
-            for fraction in (0.1, 1.0):
-                add(store, "none", seed, fraction=fraction)
-                add(store, "mae", seed, xrays(2.5 if fraction == 1 else 1.1, seed + 9 * seed), fraction=fraction)
-
-    return store_with("three seeds and two fractions", fill)
+    for seed in range(3):
+        for fraction in (0.1, 1.0):
+            add(store, "none", seed, fraction=fraction)
+            add(store, "mae", seed, xrays(2.5 if fraction == 1 else 1.1, seed + 9 * seed), fraction=fraction)
+    return store
 
 
 def stages(store, strategy, seed=0, fraction=1.0):
@@ -274,7 +265,7 @@ def test_the_server_in_use_is_linked_without_its_password(trained, tmp_path, mon
 
 
 def test_a_page_that_cannot_be_written_is_one_line(trained, tmp_path):
-    with pytest.raises(UserError, match="no/page.html: there is no such folder"):
+    with pytest.raises(UserError, match="no/page.html: its folder does not exist"):
         report.refuse(tmp_path / "no" / "page.html", None)
     with pytest.raises(UserError, match=f"--html {tmp_path}: cannot be written"):
         report.write(compare(trained), trained, tmp_path, None)
@@ -284,5 +275,5 @@ def test_a_page_that_cannot_be_written_is_one_line(trained, tmp_path):
     "address", ["127.0.0.1:5000", "javascript:alert(1)", "http://", "file:///x", "javascript://x/%0aalert(1)"]
 )
 def test_an_address_that_is_none_is_refused(tmp_path, address):
-    with pytest.raises(UserError, match="is no address; it reads http://127.0.0.1:5000"):
+    with pytest.raises(UserError, match="is no URL; write it as premed ui prints it: http://127.0.0.1:5000"):
         report.refuse(tmp_path / "page.html", address)

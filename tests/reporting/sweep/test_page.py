@@ -5,6 +5,7 @@ import re
 import pytest
 from hypothesis import given, settings
 from support.pages import Page
+from support.suite import examples
 from support.sweeping import by_seed, full_grid, pruned_search, results, stage, sweep, trial, two_objectives
 
 from premed.errors import UserError
@@ -83,7 +84,7 @@ def test_a_page_that_cannot_be_written_is_one_line(tmp_path):
         sweep_page.write(full_grid(), tmp_path)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(15, least=5), deadline=None)
 @given(results())
 def test_no_result_is_too_odd_for_the_page(result):
     assert {str(each.number) for each in result.trials} <= {row[0] for row in rendered(result).rows}

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
-from support.suite import REPOSITORY
+from support.suite import REPOSITORY, examples
 from support.sweeping import by_seed, full_grid, pruned_search, results, sweep, trial, two_objectives
 
 from premed.errors import UserError
@@ -71,7 +71,7 @@ def test_a_csv_that_cannot_be_written_is_one_line(tmp_path):
         terminal.write_csv(full_grid(), tmp_path)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(results())
 def test_no_result_is_too_odd_for_the_terminal_and_the_csv(tmp_path_factory, result):
     terminal.show(result)

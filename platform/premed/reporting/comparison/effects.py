@@ -31,7 +31,7 @@ def block_result(block: Block, baselines: Mapping[float, Arm], tables: Tables, m
     """A block in numbers. baselines: the baseline's arm at each label fraction; main: the task's own score."""
     arms = sorted(block.arms, key=lambda arm: (arm.fraction, arm is not baselines.get(arm.fraction), arm.label))
     results = [arm_result(arm, baselines.get(arm.fraction), tables, main) for arm in arms]
-    compared = [(i, found) for i, result in enumerate(results) if (found := result.scores[main].difference)]
+    compared = [(i, difference) for i, result in enumerate(results) if (difference := result.scores[main].difference)]
     corrected = holm([difference.p for _, difference in compared])
     for (i, difference), p_holm in zip(compared, corrected, strict=True):
         results[i] = with_verdict(results[i], main, replace(difference, p_holm=p_holm))
@@ -192,11 +192,11 @@ def stage_cost(runs: Sequence[Run]) -> StageCost:
     )
 
 
-# ---- what the numbers do not say
+# ---- limits of the numbers
 
 
 def caveats(arms: Sequence[Arm], results: Sequence[ArmResult], main: str) -> list[str]:
-    """What a reader of the table must know of its arms."""
+    """Notes on what the intervals of these arms do not cover."""
     notes: list[str] = []
     if few := [arm for arm in arms if len(arm.by_seed) < SEEDS]:
         note = f"fewer than {SEEDS} seeds; the interval covers patient sampling only, not seed-to-seed variation"

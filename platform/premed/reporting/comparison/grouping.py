@@ -1,4 +1,4 @@
-"""Grouping: which experiments stand beside each other, as the arms of a comparison.
+"""Grouping: which experiments are compared, as the arms of a comparison.
 
 Their protocol, which is the task, the data and the fine-tuning, must be equal or be allowed to differ by name; else the
 comparison is refused. What differs besides makes arms: an arm is a strategy, in one of its variants, at one label
@@ -30,7 +30,7 @@ class Arm:
     fraction: float
     runs: tuple[ExperimentRun, ...]
     differs: dict[str, str]
-    """The fields that tell it from others of its strategy, and their values."""
+    """The fields that distinguish it from other arms of its strategy, and their values."""
 
     @property
     def fields(self) -> dict[str, str]:
@@ -100,7 +100,7 @@ class Block:
         return sum(len(arm.runs) for arm in self.arms)
 
 
-# ---- what may stand beside what
+# ---- what may be compared
 
 
 def group_runs(runs: list[ExperimentRun], part: Part, allow: Sequence[str]) -> tuple[list[Block], list[str]]:

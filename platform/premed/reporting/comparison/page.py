@@ -31,9 +31,9 @@ from premed.tracking.store import RunStore
 def refuse(path: Path, ui: str | None) -> None:
     """Raises UserError, before any work, where the page's options cannot be met."""
     if not path.absolute().parent.is_dir():
-        raise UserError(f"--html {path}: there is no such folder to write it into; make it")
+        raise UserError(f"--html {path}: its folder does not exist; create it")
     if ui is not None and (urlsplit(ui).scheme not in ("http", "https") or not urlsplit(ui).netloc):
-        raise UserError(f"--ui {ui}: is no address; it reads http://127.0.0.1:5000, as premed ui prints it")
+        raise UserError(f"--ui {ui}: is no URL; write it as premed ui prints it: http://127.0.0.1:5000")
 
 
 def write(result: ComparisonResult, store: RunStore, path: Path, ui: str | None) -> None:
@@ -164,7 +164,7 @@ def strips(section: Section, scores: CaseScores) -> charts.Chart | None:
 
 def pretraining(section: Section, curves: Sequence[LossCurve]) -> list[charts.Chart]:
     """Validation losses: as shares of the gate where there is one, else as they are, a chart for each strategy."""
-    found, lines = [], []
+    shown, lines = [], []
     for label, steps, losses, gate in curves:
         if gate:
             shares = [loss / gate for loss in losses]
@@ -174,11 +174,11 @@ def pretraining(section: Section, curves: Sequence[LossCurve]) -> list[charts.Ch
         caption = f"Validation loss, as a share of what predicting the mean patch of each place loses ({gates}), which "
         caption += "takes no network: the gate. An encoder that is not clearly below 100 % has little to transfer."
         svg = charts.pretraining_curves(lines, "loss / gate", 1.0)
-        found.append(charts.Chart("Pre-training and its gate", caption, svg))
+        shown.append(charts.Chart("Pre-training and its gate", caption, svg))
     for label in dict.fromkeys(curve.label for curve in curves if not curve.gate):
         colour = section.colours[label]
         lines = [charts.Line(label, colour, each.steps, each.losses) for each in curves if each.label == label]
-        found.append(
+        shown.append(
             charts.Chart(f"Pre-training of {label}", "Validation loss.", charts.pretraining_curves(lines, "loss"))
         )
-    return found
+    return shown

@@ -113,7 +113,7 @@ class RunResult:
 @dataclass(frozen=True)
 class ArmResult:
     label: str
-    """Its strategy, and what tells it from others of that strategy."""
+    """Its strategy, and what distinguishes it from other arms of that strategy."""
     strategy: str
     encoder: str
     label_fraction: float
@@ -121,7 +121,7 @@ class ArmResult:
     same_architecture: bool
     """As the baseline's."""
     differs: Mapping[str, str]
-    """The fields that tell it from others of its strategy."""
+    """The fields that distinguish it from other arms of its strategy."""
     num_seeds: int
     varied: str
     """Which seeds differ within it, in words."""
@@ -129,7 +129,7 @@ class ArmResult:
     counts: Mapping[str, float]
     """n_missed, n_invented, n_excluded; or n_undefined: means over its runs."""
     constant: float
-    """What the best answer that looks at no image scores."""
+    """The score of the best constant answer."""
     cost: Cost
     runs: Sequence[RunResult]
 

@@ -1,4 +1,4 @@
-"""Selection: the experiments of a store that can be compared, with their fields, and those of them that are asked for.
+"""Selection: the experiments of a store that can be compared, with their fields, and the filters on them.
 
 A field has the name that it has in a YAML (`finetune.lr`). There are also `strategy` and the fingerprints of the data
 (`data.train`, `data.val`, `data.test`).
@@ -63,7 +63,7 @@ def finished_experiments(store: RunStore, task: str | None) -> tuple[list[Experi
     parents = [run for run in runs.values() if run.tags.get("premed.kind") == "experiment" and "task" in run.tags]
     if task is not None and parents and not any(run.tags["task"] == task for run in parents):
         raise UserError(
-            f"--task {task}: the store has none of it; it has {listed({run.tags['task'] for run in parents})}"
+            f"--task {task}: the store has no run of it; it has {listed({run.tags['task'] for run in parents})}"
         )
     experiments, num_unfinished, num_incomplete = [], 0, 0
     for run in parents:
@@ -104,7 +104,7 @@ def fields_of(run: Run, stages: dict[str, Run]) -> dict[str, str]:
     return fields
 
 
-# ---- which of them are asked for
+# ---- filters
 
 
 def filter_runs(runs: list[ExperimentRun], where: Sequence[str]) -> list[ExperimentRun]:
@@ -112,7 +112,7 @@ def filter_runs(runs: list[ExperimentRun], where: Sequence[str]) -> list[Experim
     for condition in where:
         field, equals, value = condition.partition("=")
         if not equals:
-            raise UserError(f"--where {condition}: reads FIELD=VALUE, as in --where finetune.lr=0.001")
+            raise UserError(f"--where {condition}: write FIELD=VALUE, as in --where finetune.lr=0.001")
         field = field_name(runs, field, "--where", single=True)
         kept = [run for run in runs if is_same(run.fields.get(field, ""), value)]
         if not kept:
@@ -130,8 +130,8 @@ def field_name(runs: Iterable[ExperimentRun], field: str, option: str, single: b
     if full in names or not single and any(name.startswith(f"{full}.") for name in names):
         return full
     like = sorted(name for name in names if name.rpartition(".")[2] == field.rpartition(".")[2])
-    remedy = f"is it {listed(like, 'or')}?" if like else "they are called as in the YAML: finetune.lr"
-    raise UserError(f"{option} {field}: no run has such a field; {remedy}")
+    remedy = f"is it {listed(like, 'or')}?" if like else "write it as in the YAML: finetune.lr"
+    raise UserError(f"{option} {field}: no run has this field; {remedy}")
 
 
 def is_same(one: str, other: str) -> bool:
@@ -145,7 +145,7 @@ def is_same(one: str, other: str) -> bool:
 def scored_on(runs: list[ExperimentRun], part: Part | None) -> tuple[Part, list[ExperimentRun], list[str]]:
     """The part on which a task's runs are compared, the runs that have it, and notes on this choice.
 
-    part: the one that is asked for; else it is test, where any run has it. Raises UserError where none has it.
+    part: None means test, where any run has it, else val. Raises UserError where none has it.
     """
     tested = [run for run in runs if "test" in run.stages]
     if part == "test" and not tested:

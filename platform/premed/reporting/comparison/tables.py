@@ -168,13 +168,13 @@ def class_tables(section: Section) -> list[ClassTable]:
     names = list(section.largest[0].scores[section.score].classes)
     if len(names) < 2:
         return []
-    found = []
+    tables = []
     for fraction in section.fractions:
         arms = section.at(fraction)
         scores = [arm.scores[section.score] for arm in arms]
         rows = [(name, [class_cell(each.classes[name], each.higher_is_better) for each in scores]) for name in names]
-        found.append(ClassTable(f"{percent(fraction)} of the labels", arms[0] in section.largest, arms, rows))
-    return found
+        tables.append(ClassTable(f"{percent(fraction)} of the labels", arms[0] in section.largest, arms, rows))
+    return tables
 
 
 def class_cell(estimate: ClassEstimate, higher_is_better: bool) -> ClassCell:

@@ -36,7 +36,7 @@ MAX_ARMS = 5  # side by side in the table of classes
 
 
 def show(result: ComparisonResult) -> None:
-    """Prints the whole comparison."""
+    """Prints the comparison."""
     for task in result.tasks:
         for block in task.blocks:
             show_block(task, block)
@@ -150,7 +150,7 @@ def lines(result: ComparisonResult) -> Iterator[dict[str, Any]]:
                 about |= {**arm.counts} | cost_cells(arm.cost)
                 for name, score in arm.scores.items():
                     for class_name, estimate in {"": score, **score.classes}.items():
-                        yield defined(about | {"score": name, "class": class_name} | estimate_cells(estimate))
+                        yield blank_undefined(about | {"score": name, "class": class_name} | estimate_cells(estimate))
 
 
 def estimate_cells(estimate: ScoreResult | ClassEstimate) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def cost_cells(cost: Cost) -> dict[str, Any]:
     return cells | {"device": device, "peak_memory_mb": cost.peak_memory_mb}
 
 
-def defined(line: dict[str, Any]) -> dict[str, Any]:
+def blank_undefined(line: dict[str, Any]) -> dict[str, Any]:
     """The line with empty cells for what is undefined."""
     return {
         name: "" if isinstance(value, float) and not math.isfinite(value) else value for name, value in line.items()

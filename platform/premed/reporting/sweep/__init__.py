@@ -1,4 +1,4 @@
-"""What a sweep found: analysed, summarised in words, and shown as a table or a page.
+"""The result of a sweep: analysed, summarised in words, and shown as a table or a page.
 
 Doors: `result.SweepResult`, `terminal`, `page`.
 """

@@ -50,7 +50,7 @@ def by_importance(result: SweepResult) -> list[str]:
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:
-    """By path, as many of its last parts as tell it from the others. `name` alone says nothing and is never used."""
+    """By path, as few of its last parts as distinguish it from the others; `name` alone is never used."""
 
     def endings(path: str) -> list[str]:
         parts = path.split(".")

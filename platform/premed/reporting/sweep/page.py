@@ -1,4 +1,4 @@
-"""A sweep's result as one HTML page, by templates/sweep.html.jinja: here is what stands in its tables and charts."""
+"""A sweep's result as one HTML page, templates/sweep.html.jinja; this module makes its tables and charts."""
 
 import math
 from collections.abc import Iterator, Sequence

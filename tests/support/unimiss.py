@@ -1,0 +1,3 @@
+"""A small UniMiSS."""
+
+SMALL = {"hidden": 12, "bottleneck": 6, "prototypes": 10}
