@@ -1,6 +1,5 @@
 """What the network sees of a prepared image: the right shape, a pure function of the draw, and where to look."""
 
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from premed.config.transforms import Augmentation, Preprocessing
+from premed.contracts import Case
 from premed.data import views as sampling
 from premed.data.cache import Cache
 from premed.rng import SampleRng, key
@@ -36,7 +36,7 @@ def picture(tmp_path_factory):
     """An entry of 48 × 40 pixels, all different along each axis."""
     folder = tmp_path_factory.mktemp("picture")
     Image.fromarray((np.add.outer(np.arange(48) * 2, np.arange(40) * 3)).astype(np.uint8)).save(folder / "a.png")
-    case = SimpleNamespace(name="a", image=(folder / "a.png",), label=None)
+    case = Case("a", "p", (folder / "a.png",))
     return Cache(folder / "cache").prepare([case], Preprocessing(dims=2, normalise="grey", orientation="RAS"))[0]
 
 
@@ -50,7 +50,7 @@ def volume(tmp_path_factory):
         nib.Nifti1Image(np.arange(1, np.prod(SHAPE) + 1, dtype=np.float32).reshape(SHAPE), np.eye(4)), folder / "a.nii"
     )
     nib.save(nib.Nifti1Image(label, np.eye(4)), folder / "b.nii")
-    case = SimpleNamespace(name="a", image=(folder / "a.nii",), label=folder / "b.nii")
+    case = Case("a", "p", (folder / "a.nii",), folder / "b.nii")
     preprocessing = Preprocessing(dims=3, window=(0, float(np.prod(SHAPE))), normalise="window", orientation="RAS")
     return Cache(folder / "cache").prepare([case], preprocessing)[0]
 

@@ -108,7 +108,7 @@ class Pretrain(Training):
     def _label_free(self) -> "Pretrain":
         return refuse_label_crops(self)
 
-    def unused(self) -> set[str]:
+    def unused_fields(self) -> set[str]:
         unused = {"sources"} if self.sources is None else set()
         return unused | ({"trunk", "cooldown"} if self.trunk is None else set())
 
