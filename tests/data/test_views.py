@@ -35,7 +35,7 @@ def picture(tmp_path_factory):
     """An entry of 48 × 40 pixels, all different along each axis."""
     folder = tmp_path_factory.mktemp("picture")
     Image.fromarray((np.add.outer(np.arange(48) * 2, np.arange(40) * 3)).astype(np.uint8)).save(folder / "a.png")
-    case = Case("a", "p", image=(folder / "a.png",), label=None)
+    case = Case("a", "p", (folder / "a.png",))
     return Cache(folder / "cache").prepare([case], Preprocessing(dims=2, normalise="grey", orientation="RAS"))[0]
 
 
@@ -49,7 +49,7 @@ def volume(tmp_path_factory):
         nib.Nifti1Image(np.arange(1, np.prod(SHAPE) + 1, dtype=np.float32).reshape(SHAPE), np.eye(4)), folder / "a.nii"
     )
     nib.save(nib.Nifti1Image(label, np.eye(4)), folder / "b.nii")
-    case = Case("a", "p", image=(folder / "a.nii",), label=folder / "b.nii")
+    case = Case("a", "p", (folder / "a.nii",), folder / "b.nii")
     preprocessing = Preprocessing(dims=3, window=(0, float(np.prod(SHAPE))), normalise="window", orientation="RAS")
     return Cache(folder / "cache").prepare([case], preprocessing)[0]
 

@@ -296,7 +296,7 @@ def test_the_centre_counts_when_it_is_asked_what_the_teacher_says():
 
 def test_a_collapse_is_told_in_one_line(capsys):
     show = presenter.ProgressPrinter()
-    for into, words in (("one", "the same answer"), ("uniform", "a uniform answer")):
+    for into, words in (("one", "the same output"), ("uniform", "a uniform output")):
         show(CollapseDetected(into, entropy=0.01, same=1.0))
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("WARNING: the pre-training collapsed") and words in line

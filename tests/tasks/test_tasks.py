@@ -312,7 +312,7 @@ def test_a_listed_image_that_is_missing_is_named_when_it_is_prepared(decathlon, 
 SPLITS = {
     "twice": (
         {"train": ("hippocampus_001",), "val": ("hippocampus_001",)},
-        ["task.split: hippocampus_001 stands in two"],
+        ["task.split: hippocampus_001 is in two"],
     ),
     "unknown": ({"train": ("hippocampus_999",)}, ["task.split.train: hippocampus_999 is not a labelled case"]),
     "unlabelled": ({"train": ("hippocampus_021",)}, ["task.split.train: hippocampus_021 is not a labelled case"]),

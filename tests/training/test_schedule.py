@@ -113,9 +113,9 @@ MISTAKES = {
     "twice": ({"trunk": [4, 4]}, r"^pretrain\.trunk: must be different"),
     "without its own": (
         {"trunk": [2, 8]},
-        r"^pretrain\.trunk: \[2, 8\] does not hold .* own epochs, 4",
+        r"^pretrain\.trunk: \[2, 8\] does not contain .* own epochs, 4",
     ),
-    "empty": ({"trunk": []}, r"^pretrain\.trunk: \[\] does not hold"),
+    "empty": ({"trunk": []}, r"^pretrain\.trunk: \[\] does not contain"),
     "none at all": ({"trunk": [0, 4]}, r"^pretrain\.trunk\.0: Input should be greater than or equal to 1"),
     "steps": ({"trunk": [4], "steps": 9}, r"^pretrain: steps: a trunk's values are epochs; leave steps out"),
     "warm-up": ({"trunk": [2, 4], "warmup_epochs": 1.7}, r"^pretrain: warmup_epochs: 1\.7 .* make it 1\.6 at the most"),

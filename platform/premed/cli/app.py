@@ -235,7 +235,7 @@ def ui(
 ) -> None:
     """The MLflow UI on the store in use."""
     from premed.paths import home
-    from premed.tracking.store import require_store
+    from premed.tracking.client import require_store
 
     uri, _ = require_store()
     if uri.startswith("http"):

@@ -1,7 +1,7 @@
 """Any folder of pictures (PNG, JPEG, DICOM) or volumes (NIfTI, folders of DICOM slices), and a CSV that lists them.
 
-One row per image: path, patient, labels and, optionally, part. Splits are by patient: from a column, as `split` lists
-them, or 60/15/25 by `split_seed`. Rows without labels are used for pre-training only.
+One row per image: path, patient, labels and, optionally, part. Rows without labels are for pre-training only. Splits
+are by patient: from a column, as `split` lists them, or 60/15/25 by `split_seed`.
 """
 
 import re
@@ -271,8 +271,6 @@ class Images(Classification):
         what = self.folder.path_error(case.name)
         missing = self.config.partial and what.startswith("is missing")
         return Finding("note" if missing else "error", str(case.image[0]), what) if what else None
-
-    # Checks ----------------------------------------------------------------------------------------------------------
 
     def check(self, test: bool = True) -> Iterator[Finding]:
         """Yields faults of the table, and its differences from the folder."""

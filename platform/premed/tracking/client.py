@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from premed.errors import UserError
+from premed.paths import home
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -184,3 +185,19 @@ def json_cell(value: Any) -> Any:
 def batches(items: list[Any], size: int) -> Iterator[list[Any]]:
     """`items` in lists of at most `size`."""
     return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def locate_store() -> tuple[str, str | None]:
+    """The tracking URI in use and the folder of its artifacts (None: a server decides): MLFLOW_TRACKING_URI, else
+    `mlflow.db` in PREMED_HOME."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+    return uri, str(home() / "artifacts") if uri.startswith("sqlite") else None
+
+
+def require_store() -> tuple[str, str | None]:
+    """The same; UserError where it is a file that is not there yet."""
+    uri, artifacts = locate_store()
+    file = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:") and not file.is_file():
+        raise UserError(f"{file} does not exist yet: run an experiment first, or set PREMED_HOME")
+    return uri, artifacts

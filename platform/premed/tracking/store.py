@@ -7,7 +7,6 @@ MLflow's global tracking URI and its active run are neither read nor set.
 import getpass
 import json
 import math
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from premed.errors import UserError
-from premed.paths import home
 from premed.tracking.client import (
     artifact_location,
     batches,
@@ -27,6 +25,7 @@ from premed.tracking.client import (
     json_cell,
     masked,
     on_disk,
+    require_store,
     resolve_uri,
     truncated,
     valid_name,
@@ -43,22 +42,6 @@ LEASES = "premed leases"
 _PAGE = 1000
 _NEWEST = ["attributes.start_time DESC"]
 _SERVERS = ("http", "databricks")  # they decide where artifacts go
-
-
-def locate_store() -> tuple[str, str | None]:
-    """The tracking URI in use and the folder of its artifacts (None: a server decides): MLFLOW_TRACKING_URI, else
-    `mlflow.db` in PREMED_HOME."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
-    return uri, str(home() / "artifacts") if uri.startswith("sqlite") else None
-
-
-def require_store() -> tuple[str, str | None]:
-    """The same; UserError where it is a file that is not there yet."""
-    uri, artifacts = locate_store()
-    file = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:") and not file.is_file():
-        raise UserError(f"{file} does not exist yet: run an experiment first, or set PREMED_HOME")
-    return uri, artifacts
 
 
 def open_store() -> "RunStore":

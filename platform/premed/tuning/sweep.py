@@ -13,7 +13,7 @@ from statistics import pstdev
 from typing import Any
 
 from premed.errors import CalledOff, StageFailed, UserError, first_line
-from premed.events import Event, EventHandler, MetricsLogged, SweepStarted, TrialEnded, TrialStarted, WarningIssued
+from premed.events import EventHandler, SweepStarted, TrialEnded, TrialStarted, WarningIssued
 from premed.execution.preflight import resolve, validate
 from premed.execution.recorder import row
 from premed.execution.session import Session, open_session
@@ -21,7 +21,7 @@ from premed.reporting.sweep.result import State, SweepResult
 from premed.tuning.context import SweepContext, as_written, train_settings
 from premed.tuning.space import Sweep
 from premed.tuning.study import Study, TrialRecord
-from premed.tuning.trial import Trial, Validations
+from premed.tuning.trial import EventRouter, Trial, Validations
 from premed.tuning.tune import TIME, VALUE, make_scheduler, run_tune, rungs
 
 POLL = 0.5  # seconds between two looks at whether all trials have ended
@@ -56,21 +56,6 @@ def report(sweep: Sweep) -> SweepResult:
     result = context.result(context.study(must_exist=True))
     context.write(result)
     return result
-
-
-class EventRouter:
-    """Passes a session's events on to `show`, and metrics of a first seed's fine-tuning to its trial's validations."""
-
-    def __init__(self, show: EventHandler):
-        self.show = show
-        self.validations: dict[str, Validations] = {}
-        """By the experiment's name in events."""
-
-    def __call__(self, event: Event) -> None:
-        self.show(event)
-        validations = self.validations.get(event.experiment)
-        if validations and isinstance(event, MetricsLogged) and event.kind == "finetune":
-            validations(event)
 
 
 class SweepRunner:

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from premed.errors import CalledOff, StageFailed, UserError, first_line
-from premed.events import EventHandler, MetricsLogged, WarningIssued
+from premed.events import Event, EventHandler, MetricsLogged, WarningIssued
 from premed.execution.pipeline import StagePipeline
 from premed.execution.preflight import Resolved
 from premed.execution.scheduler import Ticket
@@ -179,3 +179,18 @@ def metric_value(metric: str, stages: Sequence[dict[str, Any]]) -> float:
     if not math.isfinite(value):
         raise StageFailed(f"{metric} is undefined on val")
     return value
+
+
+class EventRouter:
+    """Passes a session's events on to `show`, and metrics of a first seed's fine-tuning to its trial's validations."""
+
+    def __init__(self, show: EventHandler):
+        self.show = show
+        self.validations: dict[str, Validations] = {}
+        """By the experiment's name in events."""
+
+    def __call__(self, event: Event) -> None:
+        self.show(event)
+        validations = self.validations.get(event.experiment)
+        if validations and isinstance(event, MetricsLogged) and event.kind == "finetune":
+            validations(event)
