@@ -1,4 +1,4 @@
-"""randomness.py: the same bits everywhere, uniform, and independent of their neighbours."""
+"""rng.py: the same bits everywhere, uniform, and independent of their neighbours."""
 
 import warnings
 from itertools import pairwise

@@ -9,7 +9,7 @@ from PIL import Image
 
 from premed.config.transforms import Augmentation, Preprocessing
 from premed.contracts import Case
-from premed.data import views as sampling
+from premed.data import views
 from premed.data.cache import Cache
 from premed.rng import SampleRng, key
 
@@ -56,47 +56,47 @@ def volume(tmp_path_factory):
 
 @pytest.mark.parametrize("augment", PICTURES)
 def test_a_picture_s_view_is_a_pure_function_of_its_draw(picture, augment):
-    views = [sampling.picture(picture, (32, 24), augment, SampleRng(key("view", i))) for i in (0, 1, 2, 3, 0)]
-    assert all(view.shape == (1, 32, 24) and view.dtype == np.float32 for view in views)
-    assert np.array_equal(views[0], views[4])
+    drawn = [views.picture(picture, (32, 24), augment, SampleRng(key("view", i))) for i in (0, 1, 2, 3, 0)]
+    assert all(view.shape == (1, 32, 24) and view.dtype == np.float32 for view in drawn)
+    assert np.array_equal(drawn[0], drawn[4])
 
 
 @pytest.mark.parametrize("augment", VOLUMES)
 @pytest.mark.parametrize("roi", [(8, 8, 8), (32, 16, 32)])
 def test_a_volume_s_view_is_a_pure_function_of_its_draw(volume, augment, roi):
-    views = [sampling.volume(volume, roi, augment, SampleRng(key("view", i)), True) for i in (0, 1, 0)]
-    assert all(image.shape == (1, *roi) and image.dtype == np.float32 for image, _ in views)
-    assert all(label is not None and label.shape == roi for _, label in views)
-    assert np.array_equal(views[0][0], views[2][0])
-    assert not np.array_equal(views[0][0], views[1][0]) or roi != (8, 8, 8) or augment.positive
+    drawn = [views.volume(volume, roi, augment, SampleRng(key("view", i)), True) for i in (0, 1, 0)]
+    assert all(image.shape == (1, *roi) and image.dtype == np.float32 for image, _ in drawn)
+    assert all(label is not None and label.shape == roi for _, label in drawn)
+    assert np.array_equal(drawn[0][0], drawn[2][0])
+    assert not np.array_equal(drawn[0][0], drawn[1][0]) or roi != (8, 8, 8) or augment.positive
 
 
 def test_without_augmentation_a_picture_s_view_is_its_middle(picture):
-    view = sampling.picture(picture, (32, 24), Augmentation(), SampleRng(0))
+    view = views.picture(picture, (32, 24), Augmentation(), SampleRng(0))
     assert np.array_equal(view, picture.image((8, 8), (32, 24)))
-    assert np.array_equal(view, sampling.centre(picture, (32, 24)))
+    assert np.array_equal(view, views.centre(picture, (32, 24)))
 
 
 def test_a_certain_flip_is_left_to_right(picture):
-    flipped = sampling.picture(picture, (32, 24), Augmentation(flip=1.0), SampleRng(0))
-    assert np.array_equal(flipped[..., ::-1], sampling.centre(picture, (32, 24)))
+    flipped = views.picture(picture, (32, 24), Augmentation(flip=1.0), SampleRng(0))
+    assert np.array_equal(flipped[..., ::-1], views.centre(picture, (32, 24)))
 
 
 def test_flips_keep_to_their_axes(volume):
-    flipped, _ = sampling.volume(volume, SHAPE, Augmentation(flip=1.0, flip_axes=(1,)), SampleRng(0))
+    flipped, _ = views.volume(volume, SHAPE, Augmentation(flip=1.0, flip_axes=(1,)), SampleRng(0))
     assert np.array_equal(flipped[:, :, ::-1], volume.image())
 
 
 @given(st.integers(0, 10_000))
 def test_balanced_crops_hold_the_label_and_others_need_not_look(volume, seed):
-    _, label = sampling.volume(volume, (8, 8, 8), Augmentation(positive=1.0), SampleRng(seed), with_label=True)
+    _, label = views.volume(volume, (8, 8, 8), Augmentation(positive=1.0), SampleRng(seed), with_label=True)
     assert label is not None and label.sum() == 1
-    assert sampling.volume(volume, (8, 8, 8), Augmentation(), SampleRng(seed))[1] is None
+    assert views.volume(volume, (8, 8, 8), Augmentation(), SampleRng(seed))[1] is None
 
 
 @given(st.integers(0, 10_000))
 def test_image_and_label_move_together(volume, seed):
-    image, label = sampling.volume(
+    image, label = views.volume(
         volume, (12, 12, 12), Augmentation(positive=1.0, flip=0.5, rotate=0.5), SampleRng(seed), True
     )
     assert label is not None
@@ -106,20 +106,20 @@ def test_image_and_label_move_together(volume, seed):
 
 @given(st.integers(0, 10_000))
 def test_shifted_crops_stay_near_the_middle(volume, seed):
-    image, _ = sampling.volume(volume, (8, 8, 8), Augmentation(shift=2), SampleRng(seed))
+    image, _ = views.volume(volume, (8, 8, 8), Augmentation(shift=2), SampleRng(seed))
     first = np.unravel_index(round(float(image[0, 0, 0, 0]) * np.prod(SHAPE)) - 1, SHAPE)
     assert all(abs(at - (n - 8) // 2) <= 2 for at, n in zip(first, SHAPE, strict=True))
 
 
 def test_tiles_lie_side_by_side_without_overlap_from_the_middle_out(volume):
-    tiles = sampling.tiles(volume, (10, 8, 9))
-    assert len(tiles) == sampling.MOST_TILES < 2 * 3 * 2, "the image has room for twelve"
+    tiles = views.tiles(volume, (10, 8, 9))
+    assert len(tiles) == views.MOST_TILES < 2 * 3 * 2, "the image has room for twelve"
     seen = np.concatenate([tile.ravel() for tile in tiles])
     assert len(np.unique(np.rint(seen * np.prod(SHAPE)))) == len(seen)
-    assert all(np.array_equal(a, b) for a, b in zip(tiles, sampling.tiles(volume, (10, 8, 9)), strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(tiles, views.tiles(volume, (10, 8, 9)), strict=True))
 
 
 def test_an_image_smaller_than_the_roi_is_one_padded_tile(volume):
-    (tile,) = sampling.tiles(volume, (32, 32, 32))
+    (tile,) = views.tiles(volume, (32, 32, 32))
     assert tile.shape == (1, 32, 32, 32)
     assert np.array_equal(tile[:, 6:26, 4:28, 7:25], volume.image())

@@ -19,7 +19,9 @@ from premed.inference import load, predict
 from premed.inference.inputs import Input
 from premed.tasks import brats, msd
 from premed.tasks.common import metrics
-from premed.tasks.common.segmentation import Regions, read_labels
+from premed.tasks.common.classification import Classification
+from premed.tasks.common.description import PREDICTION_METHODS
+from premed.tasks.common.segmentation import Regions, Segmentation, read_labels
 
 pytest_plugins = ["support.trained_fixtures"]
 
@@ -222,6 +224,12 @@ def test_a_task_without_its_data_has_its_facts(organ_run, brain_run):
             task.labels,
             task.preprocessing,
         )
+
+
+def test_the_methods_that_make_a_prediction_its_own_are_methods():
+    """A name that no kind of task has would never be found overridden."""
+    kinds = (Classification, Segmentation, Regions)
+    assert [name for name in PREDICTION_METHODS if not any(hasattr(kind, name) for kind in kinds)] == []
 
 
 def test_a_task_that_answers_in_its_own_way_is_not_guessed(organ_run):

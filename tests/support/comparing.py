@@ -1,4 +1,4 @@
-"""What tests of comparisons do: made-up experiments in a run store, as `records.py` leaves them."""
+"""What tests of comparisons do: made-up experiments in a run store, as `recorder.py` leaves them."""
 
 import numpy as np
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from premed.contracts import Sample, Solution
-from premed.data import views as sampling
+from premed.data import views
 from premed.distributed import rank_and_world
 from premed.errors import UserError
 from premed.events import EventHandler, WarningIssued
@@ -59,7 +59,7 @@ def extract_features(objective: Supervised, train: Sequence[Sample], precision: 
     On other ranks both are empty.
     """
     rank, world = rank_and_world()
-    chunks = sampling.chunks(train, objective.task.roi)
+    chunks = views.chunks(train, objective.task.roi)
     features: list[Any] = [features_of(objective, chunk, precision) for chunk in chunks[rank::world]]
     if world > 1:
         by_rank: list[Any] | None = [None] * world if rank == 0 else None

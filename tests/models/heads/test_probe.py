@@ -1,4 +1,4 @@
-"""heads/probe.py and solving.py: scikit-learn's answers, out of the same stages as any other head's."""
+"""heads/probe.py and solver.py: scikit-learn's answers, out of the same stages as any other head's."""
 
 from functools import reduce
 from types import SimpleNamespace

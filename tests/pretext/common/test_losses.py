@@ -1,4 +1,4 @@
-"""embeddings.py: the contrastive losses as their papers write them, the same on any number of ranks; collapse."""
+"""losses.py: the contrastive losses as their papers write them, the same on any number of ranks; collapse."""
 
 import math
 

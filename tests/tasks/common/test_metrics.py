@@ -1,4 +1,4 @@
-"""measure.py against MONAI, scikit-learn and formulas written out."""
+"""metrics.py against MONAI, scikit-learn and formulas written out."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""The scores of one run, from its table of cases: every score with its pseudo-values by patient, for `stats`."""
+"""The scores of one run, from its table of cases: every score with its pseudo-values by patient, for `statistics`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

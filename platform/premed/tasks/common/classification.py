@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from premed.config.transforms import Augmentation, Preprocessing
 from premed.contracts import Case, Forward, Part, Row, Sample
-from premed.data import views as sampling
+from premed.data import views
 from premed.data.splits import missing_files
 from premed.errors import Finding
 from premed.rng import SampleRng
@@ -50,15 +50,15 @@ class Classification:
     def view(self, sample: Sample, augment: Augmentation, draw: SampleRng) -> tuple[np.ndarray, np.ndarray | None]:
         label = None if sample.case.label is None else np.asarray(sample.case.label, np.float32)
         if self.dims == 2:
-            return sampling.picture(sample.prepared, self.roi, augment, draw), label
-        return sampling.volume(sample.prepared, self.roi, augment, draw)[0], label
+            return views.picture(sample.prepared, self.roi, augment, draw), label
+        return views.volume(sample.prepared, self.roi, augment, draw)[0], label
 
     def tiles(self, sample: Sample) -> list[np.ndarray]:
-        return sampling.tiles(sample.prepared, self.roi)
+        return views.tiles(sample.prepared, self.roi)
 
     def label_fractions(self, sample: Sample, patch: Sequence[int]) -> list[np.ndarray]:
         """Returns the image's label for each of its tiles."""
-        return [np.array(sample.case.label, float)] * len(sampling.tile_starts(sample.prepared.shape, self.roi))
+        return [np.array(sample.case.label, float)] * len(views.tile_starts(sample.prepared.shape, self.roi))
 
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
         """Returns the cross-entropy of the true class if exclusive, else the binary one over known labels."""
@@ -79,11 +79,11 @@ class Classification:
         A picture has one such view, its centre, unless it is stored at twice the roi; a large volume has several.
         """
         means: list[list[float]] = []
-        for chunk in sampling.chunks(samples, self.roi):
-            views = [self.tiles(sample) for sample in chunk]
-            logits = forward(torch.from_numpy(np.stack(list(chain(*views)))))
+        for chunk in views.chunks(samples, self.roi):
+            tiles_of = [self.tiles(sample) for sample in chunk]
+            logits = forward(torch.from_numpy(np.stack(list(chain(*tiles_of)))))
             by_view = logits.softmax(dim=1) if self.exclusive else logits.sigmoid()
-            means += [p.mean(dim=0).tolist() for p in by_view.split([len(tiles) for tiles in views])]
+            means += [p.mean(dim=0).tolist() for p in by_view.split([len(tiles) for tiles in tiles_of])]
         return means
 
     def row(self, sample: Sample, probabilities: Sequence[float]) -> Row:
@@ -111,7 +111,7 @@ class Classification:
         cases = []
         for sample, row in zip(most_labels, self.measure(forward, most_labels), strict=True):
             labels = {name: (row[f"y/{name}"], row[f"p/{name}"]) for name in self.classes}
-            cases.append((row["case"], sampling.centre(sample.prepared, self.roi)[0], labels))
+            cases.append((row["case"], views.centre(sample.prepared, self.roi)[0], labels))
         return [probabilities(folder / "probabilities.png", cases)]
 
     def describe(self) -> dict[str, Any]:
