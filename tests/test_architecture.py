@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.suite import REPOSITORY
 
-from premed.config.loader import load
+from premed.config.compose import load
 from premed.config.plugins import PACKAGES, plugin
 from premed.config.spec import Spec
 

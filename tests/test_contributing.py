@@ -147,7 +147,7 @@ RUN = """
 import json, sys
 import pytest
 from support.experiments import bare
-from premed.config.loader import checked
+from premed.config.compose import checked
 from premed.execution import runner
 bare(pytest.MonkeyPatch())
 print(json.dumps([runner.run(checked(tree), lambda event: None) for tree in json.load(sys.stdin)]))

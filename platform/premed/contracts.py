@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor, nn
 
-from premed.config.transforms import Augmentation, Preprocessing
+from premed.config.image_processing import Augmentation, Preprocessing
 from premed.errors import Finding
 from premed.rng import SampleRng, drop_path
 
@@ -310,8 +310,8 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """The optimizer's parameter groups: `params`, `weight_decay` or `decay` (first, last: `fit.set_decay`), and
-        `lr_scale` (layer decay). Frozen parameters are left out. By default, biases and norms have no weight decay."""
+        """Groups of unfrozen `params` with `lr_scale` (layer decay) and `weight_decay`, or `decay` (first, last).
+        By default, biases and norms have no weight decay."""
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return [
             {"params": [p for p in trainable if p.ndim > 1], "weight_decay": self.weight_decay, "lr_scale": 1.0},

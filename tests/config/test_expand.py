@@ -7,8 +7,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from premed.config.compose import load
 from premed.config.expand import distinct_titles, load_all, percent, title
-from premed.config.loader import load
 from premed.contracts import Case
 from premed.data.datamodule import label_subset
 from premed.errors import UserError

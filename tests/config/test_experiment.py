@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from premed.config import experiment
+from premed.config.compose import load, validate_experiment
 from premed.config.experiment import Experiment, Stage
-from premed.config.loader import load, validate_experiment
 from premed.errors import UserError
 from premed.pretext import mae
 

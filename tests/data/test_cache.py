@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from support.forks import fork
 from support.suite import examples
 
-from premed.config.transforms import Preprocessing
+from premed.config.image_processing import Preprocessing
 from premed.contracts import Case
 from premed.data import cache as cache_module
 from premed.data import prepared as entry_module

@@ -26,7 +26,7 @@ from support.checking import (
 )
 from support.pages import Page
 
-from premed.config.transforms import Preprocessing
+from premed.config.image_processing import Preprocessing
 from premed.contracts import Case
 from premed.data.inspection import Inspection, inspect
 from premed.errors import UserError
@@ -183,7 +183,7 @@ def test_the_test_part_is_left_alone_where_test_is_false(hippocampi, chests, cop
 
 
 def experiment(tree, root, **changes):
-    from premed.config.loader import merge, validate_experiment
+    from premed.config.compose import merge, validate_experiment
 
     return validate_experiment(merge(tree, {"task": {"root": str(root)}, **changes}))
 

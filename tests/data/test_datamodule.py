@@ -7,9 +7,9 @@ import pytest
 import torch
 from support.experiments import runs_of, tree
 
-from premed.config.loader import merge, validate_experiment
+from premed.config.compose import merge, validate_experiment
+from premed.config.image_processing import Augmentation
 from premed.config.spec import canonical
-from premed.config.transforms import Augmentation
 from premed.contracts import BatchIndices, Case, DataSet, Sample
 from premed.data.datamodule import Tasks
 from premed.data.loader import PreparedLoader

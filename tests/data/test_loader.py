@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from premed.config.transforms import Augmentation
+from premed.config.image_processing import Augmentation
 from premed.contracts import BatchIndices, Case, DataSet, Sample
 from premed.data.loader import PreparedLoader
 from premed.errors import UserError

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from support.geometries import affines, noise, shapes
 from support.suite import examples
 
-from premed.config.transforms import Preprocessing
+from premed.config.image_processing import Preprocessing
 from premed.data.io import geometry
 from premed.data.preprocess import Prepared, prepare
 from premed.errors import UserError

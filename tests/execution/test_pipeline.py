@@ -2,7 +2,7 @@
 
 import pytest
 
-from premed.config.loader import merge, validate_experiment
+from premed.config.compose import merge, validate_experiment
 from premed.data.datamodule import DataModule, Tasks
 from premed.data.phantoms.writers import write_msd
 from premed.errors import UserError

@@ -27,7 +27,7 @@ from support.experiments import SCRATCH, TINY, settle_in
 from support.stores import moved
 from support.suite import locked
 
-from premed.config.loader import merge
+from premed.config.compose import merge
 from premed.data.phantoms.writers import write_chestxray14
 
 pytest_plugins = ["support.experiment_fixtures"]
@@ -184,7 +184,7 @@ def test_an_unfinished_stage_ends_as_if_it_had_never_been_stopped(data, home, pr
 
 
 def write():
-    from premed.config.loader import load as experiment
+    from premed.config.compose import load as experiment
     from premed.config.settings import Train
     from premed.execution import runner
     from premed.inference.predict import run as predict

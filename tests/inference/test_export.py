@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from support.experiments import settle_in
 from support.predictions import FP32, laid, refused
 
-from premed.config.transforms import Preprocessing
+from premed.config.image_processing import Preprocessing
 from premed.errors import StageFailed
 from premed.inference import bundle, export, load, predict
-from premed.inference import graph as graphs
+from premed.inference.onnx_torchscript import largest_difference
 from premed.models.encoders import vit
 from premed.tasks.common import metrics
 
@@ -126,11 +126,11 @@ def test_a_graph_that_differs_is_not_handed_over(chest_run, at_home, tmp_path, m
         network, task = found.network()
     views = list(values(task))
     with pytest.raises(StageFailed, match="differ from torch's by up to 0.01 .*nothing is exported"):
-        graphs.largest_difference(network, lambda x: answered(network, x) + 0.01, views, Path("model.onnx"))
+        largest_difference(network, lambda x: answered(network, x) + 0.01, views, Path("model.onnx"))
     with pytest.raises(StageFailed, match="inf"):
-        graphs.largest_difference(network, lambda x: answered(network, x) * np.nan, views, Path("model.onnx"))
+        largest_difference(network, lambda x: answered(network, x) * np.nan, views, Path("model.onnx"))
     broken = lambda *args: lambda images: np.zeros((len(images), len(task.classes)), np.float32)  # noqa: E731
-    monkeypatch.setattr(graphs, "write_onnx", broken)
+    monkeypatch.setattr(export, "write_onnx", broken)
     with pytest.raises(StageFailed, match="nothing is exported"):
         export.run(chest_run.run_id, tmp_path / "out", "onnx", check=[image])
     assert list(tmp_path.iterdir()) == []

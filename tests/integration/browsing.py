@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from support.experiments import TINY
 
+from premed.config.compose import merge
 from premed.config.expand import fan_out
-from premed.config.loader import merge
 from premed.data.phantoms.thorax import write_images
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.execution import runner

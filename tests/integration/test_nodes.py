@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from support.experiments import TINY, curve, runs_of, settle_in, store_of, until
 from support.suite import REPOSITORY
 
-from premed.config.loader import load
+from premed.config.compose import load
 from premed.data.phantoms.writers import write_chestxray14
 from premed.execution import runner
 

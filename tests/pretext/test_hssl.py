@@ -11,12 +11,12 @@ from support.hssl import SMALL, Images
 from support.stages import on_ranks
 from torch import Tensor
 
-from premed.config.transforms import Augmentation
+from premed.config.image_processing import Augmentation
 from premed.contracts import Batch, DataSet
 from premed.errors import UserError
 from premed.models.encoders import unet, vit
 from premed.pretext import hssl
-from premed.pretext.common.views import Jitter, jitter
+from premed.pretext.common.batch_augment import Jitter, jitter
 from premed.pretext.hssl import HSSL, Config
 from premed.rng import sample_keys
 

@@ -9,9 +9,9 @@ import torch
 from support.hssl import Images
 from support.suite import REPOSITORY
 
-from premed.config.loader import load
+from premed.config.compose import load
+from premed.config.image_processing import Augmentation
 from premed.config.settings import Pretrain
-from premed.config.transforms import Augmentation
 from premed.contracts import Case, DataSet
 from premed.data.loader import PreparedLoader
 from premed.data.splits import unlabelled_val

@@ -8,7 +8,7 @@ import pytest
 from support.hssl import SMALL
 from support.stages import jobs, outcome, run
 
-from premed.config.loader import validate_experiment
+from premed.config.compose import validate_experiment
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.errors import UserError
 from premed.execution import runner

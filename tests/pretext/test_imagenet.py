@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 
-from premed.config.transforms import Preprocessing
+from premed.config.image_processing import Preprocessing
 from premed.errors import UserError
 from premed.models import pretrained
 from premed.models.encoders import vit

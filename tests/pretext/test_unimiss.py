@@ -11,7 +11,7 @@ from support.unimiss import SMALL
 from torch import Tensor
 
 from premed.cli import progress as presenter
-from premed.config.transforms import Augmentation
+from premed.config.image_processing import Augmentation
 from premed.contracts import Batch, Case, DataSet, Sample
 from premed.errors import UserError
 from premed.events import CollapseDetected
@@ -20,7 +20,8 @@ from premed.pretext import unimiss
 from premed.pretext.unimiss import Config, UniMiSS, swapped_cross_entropy
 from premed.rng import sample_keys
 from premed.training import evaluate
-from premed.training.fit import distributed, make_optimizer, set_lr
+from premed.training.fit import distributed
+from premed.training.optimizer import make_optimizer, set_lr
 
 pytest_plugins = ["support.experiment_fixtures"]
 

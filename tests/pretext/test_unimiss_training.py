@@ -10,7 +10,7 @@ from support.mit import NUMBERS
 from support.stages import outcome, run
 from support.unimiss import SMALL
 
-from premed.config.loader import validate_experiment
+from premed.config.compose import validate_experiment
 from premed.data import datamodule
 from premed.data.phantoms.thorax import write_images
 from premed.data.phantoms.writers import write_chestxray14, write_msd
@@ -111,7 +111,7 @@ def test_classification_of_pictures_and_of_volumes_and_segmentation_load_all_but
 
 def made(folders, tmp_path, **changes):
     """The joint pre-training as a job."""
-    from premed.config.loader import merge
+    from premed.config.compose import merge
 
     experiment = validate_experiment(merge(tree(folders), changes))
     stage = next(experiment.stages(lambda kind: "data"))

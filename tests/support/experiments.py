@@ -15,7 +15,7 @@ import yaml
 from support.forks import fork
 
 from premed.cli import app
-from premed.config.loader import merge, validate_experiment
+from premed.config.compose import merge, validate_experiment
 from premed.execution import runner
 from premed.execution.recorder import ExperimentRecorder
 from premed.tracking.store import RunStore

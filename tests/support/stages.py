@@ -17,7 +17,7 @@ from support.forks import fork
 
 def tree(root: Path, **changes: Any) -> dict[str, Any]:
     """A tiny experiment as a YAML would hold it; `changes` by section, as in `finetune={"lr": 1}`."""
-    from premed.config.loader import merge
+    from premed.config.compose import merge
 
     steps = {"epochs": 3, "batch": 8, "lr": 0.03, "validations": 4, "augment": {"flip": 0.5, "scale": [0.5, 1]}}
     whole: dict[str, Any] = {
@@ -39,7 +39,7 @@ def tree(root: Path, **changes: Any) -> dict[str, Any]:
 
 def jobs(root: Path, home: Path, **changes: Any) -> dict[str, Any]:
     """The stages of a tiny experiment, by kind, as jobs that share `home`."""
-    from premed.config.loader import validate_experiment
+    from premed.config.compose import validate_experiment
     from premed.training.setup import StageJob
 
     experiment, found, before = validate_experiment(tree(root, **changes)), {}, None

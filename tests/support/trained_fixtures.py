@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from support.experiments import experiment, settle_in
 
+from premed.config.compose import merge, validate_experiment
 from premed.config.experiment import plugin
-from premed.config.loader import merge, validate_experiment
 from premed.data.phantoms.brain import write_brats
 from premed.data.phantoms.writers import write_msd
 from premed.execution import runner

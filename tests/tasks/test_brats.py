@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from premed.config.transforms import Preprocessing
+from premed.config.image_processing import Preprocessing
 from premed.contracts import Case, Sample
 from premed.data.cache import Cache
 from premed.data.phantoms.brain import write_brats
@@ -299,7 +299,7 @@ def test_pictures_paint_the_regions_inside_each_other(sample, tmp_path):
 
 
 def test_crops_are_led_by_any_tumour_label(sample):
-    from premed.config.transforms import Augmentation
+    from premed.config.image_processing import Augmentation
     from premed.rng import SampleRng
 
     found, one = sample

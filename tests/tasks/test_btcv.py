@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from premed.config.transforms import Preprocessing
+from premed.config.image_processing import Preprocessing
 from premed.contracts import Case
 from premed.data.cache import Cache
 from premed.data.splits import carve_val

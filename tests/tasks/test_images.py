@@ -9,7 +9,7 @@ from support.image_tables import rows, task, told, write_table
 from support.made_up import ct_series, radiograph
 from support.tasks import PARTS, check_parts, names, refused, samples
 
-from premed.config.transforms import Augmentation, Preprocessing
+from premed.config.image_processing import Augmentation, Preprocessing
 from premed.contracts import Case, Sample
 from premed.rng import SampleRng
 from premed.tasks import images

@@ -13,7 +13,7 @@ from support.made_up import ct_series
 from support.suite import REPOSITORY
 from support.tasks import PARTS, refused
 
-from premed.config.loader import load
+from premed.config.compose import load
 from premed.errors import UserError
 from premed.tasks import images
 from premed.training.setup import StageJob

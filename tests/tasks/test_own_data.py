@@ -13,7 +13,7 @@ from PIL import Image
 from support.made_up import ct_series, radiograph
 from support.suite import REPOSITORY
 
-from premed.config.loader import merge, validate_experiment
+from premed.config.compose import merge, validate_experiment
 from premed.training.setup import StageJob
 from premed.training.stage import run_stage
 

@@ -11,7 +11,7 @@ import torch
 from support.task_fixtures import brain, chest
 from support.tasks import names, samples
 
-from premed.config.transforms import Augmentation, Preprocessing
+from premed.config.image_processing import Augmentation, Preprocessing
 from premed.contracts import Case, Sample
 from premed.data.phantoms.writers import save_nifti
 from premed.rng import SampleRng

@@ -12,7 +12,7 @@ from premed.data.samplers import EpochSampler
 from premed.errors import UserError
 from premed.training.callback import NotFinite, TrainingCallback
 from premed.training.checkpoint import Checkpoint, best_file
-from premed.training.fit import make_optimizer
+from premed.training.optimizer import make_optimizer
 from premed.training.storage import StageStorage
 
 FP32 = torch.float32

@@ -13,7 +13,8 @@ from premed.contracts import Batch, BatchIndices, Objective
 from premed.data.samplers import EpochSampler
 from premed.rng import permutation
 from premed.training import fit as loop
-from premed.training.fit import fit, make_optimizer, share
+from premed.training.fit import fit, share
+from premed.training.optimizer import make_optimizer
 from premed.training.schedule import Schedule
 
 

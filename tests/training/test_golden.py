@@ -22,7 +22,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # `support`, where this runs as
 
 from support.suite import REPOSITORY, locked
 
-from premed.config.transforms import Augmentation
+from premed.config.image_processing import Augmentation
 from premed.contracts import Case, DataSet, Objective, Sample
 from premed.data.loader import PreparedLoader
 from premed.data.prepared import PreparedFile, write
@@ -35,7 +35,8 @@ from premed.pretext import hssl, mae, unimiss
 from premed.rng import SampleRng, key
 from premed.tasks.common.classification import Classification
 from premed.tasks.common.segmentation import Segmentation
-from premed.training.fit import fit, make_optimizer
+from premed.training.fit import fit
+from premed.training.optimizer import make_optimizer
 from premed.training.schedule import Schedule
 from premed.training.supervised import Supervised
 

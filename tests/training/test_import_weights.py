@@ -11,7 +11,7 @@ from support.experiments import beside, experiment, last, results, run, runs_of,
 from support.suite import REPOSITORY
 from timm.models.vision_transformer import VisionTransformer
 
-from premed.config.loader import load
+from premed.config.compose import load
 from premed.data.phantoms.writers import write_msd
 from premed.errors import UserError
 from premed.events import WarningIssued, WeightsImported

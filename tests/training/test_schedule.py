@@ -16,7 +16,7 @@ from support.stages import outcome, run, tree
 
 from premed.cli import progress
 from premed.config import settings
-from premed.config.loader import validate_experiment
+from premed.config.compose import validate_experiment
 from premed.data.phantoms.writers import write_chestxray14
 from premed.errors import UserError
 from premed.events import StageStarted, TrainingStarted, WarningIssued

@@ -13,7 +13,7 @@ from premed.models.heads import linear, unetr
 from premed.models.network import Network
 from premed.pretext import mae
 from premed.rng import key
-from premed.training.fit import make_optimizer, set_lr
+from premed.training.optimizer import make_optimizer, set_lr
 from premed.training.schedule import Schedule
 from premed.training.supervised import Supervised
 

@@ -9,9 +9,9 @@ import torch
 from support.experiments import settle_in
 from support.suite import REPOSITORY
 
+from premed.config.compose import load, validate_experiment
 from premed.config.experiment import Stage
-from premed.config.loader import load, validate_experiment
-from premed.config.transforms import Augmentation
+from premed.config.image_processing import Augmentation
 from premed.contracts import DataSet, Objective, Sample
 from premed.data.cache import Cache
 from premed.data.loader import PreparedLoader
@@ -24,7 +24,8 @@ from premed.models.encoders import vit
 from premed.pretext import mae
 from premed.tasks import brats, btcv
 from premed.training.callback import TrainingCallback
-from premed.training.fit import fit, make_optimizer
+from premed.training.fit import fit
+from premed.training.optimizer import make_optimizer
 from premed.training.schedule import Schedule, planned
 
 TINY = {

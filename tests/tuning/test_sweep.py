@@ -15,7 +15,7 @@ import pytest
 import yaml
 from support.experiments import runs_of, store_of, tree, until
 
-from premed.config.loader import load
+from premed.config.compose import load
 from premed.errors import UserError
 from premed.events import WarningIssued
 from premed.execution import runner

@@ -70,7 +70,7 @@ def sweep(
     if not files:
         raise UserError("sweep: no YAML file is given; name the sweep's file first")
     loaded = load_sweep(files[0], files[1:], [item for item in what if "=" in item])
-    from premed.cli.live import LiveTable
+    from premed.cli.live_table import LiveTable
     from premed.reporting.sweep import terminal
     from premed.tuning import sweep
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from premed.cli.progress import ProgressPrinter
+from premed.config.compose import merge, validate_experiment
 from premed.config.experiment import Experiment
-from premed.config.loader import merge, validate_experiment
 from premed.data.phantoms import abdomen, brain
 from premed.data.phantoms.writers import write_chestxray14
 from premed.execution import runner

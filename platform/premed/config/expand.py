@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, StrictInt
 
+from premed.config.compose import merge, merge_trees, read_trees, validate_experiment
 from premed.config.experiment import Experiment
-from premed.config.loader import merge, merge_trees, read_trees, validate_experiment
 from premed.config.plugins import plugin
 from premed.config.spec import Spec, validate_spec
 from premed.errors import UserError

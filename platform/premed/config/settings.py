@@ -12,9 +12,9 @@ from pydantic import (
     model_validator,
 )
 
+from premed.config.image_processing import Augmentation
 from premed.config.plugins import plugin_field
 from premed.config.spec import Spec, runtime_field
-from premed.config.transforms import Augmentation
 
 Kind = Literal["pretrain", "trunk", "cooldown", "import", "finetune", "test"]
 PRETRAINING: tuple[Kind, ...] = ("pretrain", "trunk", "cooldown")

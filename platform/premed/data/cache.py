@@ -17,8 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from premed.config.image_processing import Preprocessing
 from premed.config.spec import canonical
-from premed.config.transforms import Preprocessing
 from premed.contracts import Case
 from premed.data.io.dicom import slice_files
 from premed.data.prepared import PreparedFile, is_complete, write

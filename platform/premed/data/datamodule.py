@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from premed.config.experiment import Stage
+from premed.config.image_processing import Augmentation
 from premed.config.plugins import plugin
 from premed.config.settings import PRETRAINING, Finetune, Kind, Training
 from premed.config.spec import Spec, canonical
-from premed.config.transforms import Augmentation
 from premed.contracts import Case, DataSet, PreparedImage, Sample, Task
 from premed.data.cache import Cache
 from premed.data.splits import unlabelled_val

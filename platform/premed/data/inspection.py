@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from nibabel.orientations import aff2axcodes
 
-from premed.config.transforms import Preprocessing
+from premed.config.image_processing import Preprocessing
 from premed.data import figures
 from premed.data.io import geometry
 from premed.data.io.readers import LARGEST, read_values

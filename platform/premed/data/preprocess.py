@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from premed.config.transforms import Preprocessing
+from premed.config.image_processing import Preprocessing
 from premed.data.io import geometry
 from premed.data.io.readers import read_image
 from premed.errors import UserError

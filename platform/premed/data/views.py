@@ -6,7 +6,7 @@ from math import prod
 
 import numpy as np
 
-from premed.config.transforms import Augmentation
+from premed.config.image_processing import Augmentation
 from premed.contracts import PreparedImage, Sample
 from premed.data import transforms
 from premed.rng import SampleRng

@@ -6,7 +6,7 @@ from typing import Any
 
 from premed.config.expand import distinct_titles
 from premed.config.experiment import Experiment
-from premed.config.transforms import Augmentation
+from premed.config.image_processing import Augmentation
 from premed.contracts import Task
 from premed.data.check import refuse
 from premed.data.datamodule import Tasks

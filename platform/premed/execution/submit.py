@@ -25,7 +25,7 @@ from zipfile import ZipFile
 import yaml
 
 import premed
-from premed.config.loader import read_with_base
+from premed.config.compose import read_with_base
 from premed.errors import Left, StageFailed, UserError
 from premed.tracking.provenance import commit
 

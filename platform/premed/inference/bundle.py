@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from premed.config.transforms import Preprocessing
+from premed.config.image_processing import Preprocessing
 from premed.errors import UserError
 from premed.models.network import Network
 from premed.tasks.common.segmentation import Segmentation

@@ -18,16 +18,16 @@ import numpy as np
 import yaml
 from safetensors.torch import save_file
 
-from premed.config.loader import validate_experiment
+from premed.config.compose import validate_experiment
 from premed.config.plugins import plugin
 from premed.contracts import Sample, Task
 from premed.data.cache import Cache
 from premed.errors import StageFailed, UserError
 from premed.inference import bundle
-from premed.inference import graph as graphs
 from premed.inference.inputs import find_images, no_image_error, prepare_sample
 from premed.inference.load import TrainedModel, open_trained
-from premed.inference.readme import output_meaning, preparation_steps, render
+from premed.inference.model_card import output_meaning, preparation_steps, render
+from premed.inference.onnx_torchscript import largest_difference, random_views, write_onnx, write_torchscript
 from premed.models.network import Network
 from premed.paths import home
 from premed.tracking.store import open_store
@@ -140,12 +140,12 @@ def write_graph(
     views, on = comparison_views(trained, task, check)
     if form == "onnx":
         file, remarks = folder / "model.onnx", []
-        graph = graphs.write_onnx(network, task, file)
+        graph = write_onnx(network, task, file)
     else:
         remarks = bundle.write(network, task, trained.card, folder)
         file = folder / bundle.MODEL
-        graph = graphs.write_torchscript(network, task, file)
-    difference = graphs.largest_difference(network, graph, views, file)
+        graph = write_torchscript(network, task, file)
+    difference = largest_difference(network, graph, views, file)
     if form == "monai":
         bundle.verify(folder)
     return {"check": {"views": len(views), "on": on, **difference}, "remarks": remarks}
@@ -167,7 +167,7 @@ def comparison_views(trained: TrainedModel, task: Task, check: Sequence[Path]) -
         views = [view for sample in samples for view in task.tiles(sample)]
     if views:
         return views, f"{len(samples)} validation images"
-    return graphs.random_views(task), "random values, because no validation image is available: name some with --check"
+    return random_views(task), "random values, because no validation image is available: name some with --check"
 
 
 def validation_samples(trained: TrainedModel) -> list[Sample]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from premed.config.transforms import Preprocessing
+from premed.config.image_processing import Preprocessing
 from premed.contracts import Case, Sample
 from premed.data.io.dicom import is_dicom, slice_files
 from premed.data.io.readers import DICOM, PICTURES, VOLUMES

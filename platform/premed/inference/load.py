@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any, cast
 
+from premed.config.image_processing import Preprocessing
 from premed.config.plugins import plugin
-from premed.config.transforms import Preprocessing
 from premed.contracts import Encoder, Task
 from premed.errors import UserError
 from premed.models.network import Network, load_strictly, seeded_init

@@ -31,9 +31,9 @@ from premed.contracts import Batch, DataSet, Encoder, Features, Objective, Row, 
 from premed.data.samplers import BalancedSampler
 from premed.distributed import gather_rows, share_of_loss
 from premed.errors import UserError
+from premed.pretext.common.batch_augment import Jitter, jitter
 from premed.pretext.common.losses import nt_xent, spread, supervised_contrast
 from premed.pretext.common.slices import SlicedTask
-from premed.pretext.common.views import Jitter, jitter
 from premed.rng import bits, fold, key
 
 CHUNK = 32  # validation views per forward; the rows do not depend on it

@@ -35,8 +35,8 @@ import torch
 from pydantic import PositiveFloat
 from torch import Tensor
 
+from premed.config.image_processing import Preprocessing
 from premed.config.spec import Spec, runtime_field
-from premed.config.transforms import Preprocessing
 from premed.contracts import Encoder, Task
 from premed.errors import UserError
 from premed.models import pretrained

@@ -12,8 +12,8 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from premed.config.image_processing import Preprocessing
 from premed.config.spec import Spec, runtime_field
-from premed.config.transforms import Preprocessing
 from premed.contracts import Case, Part
 from premed.data import splits
 from premed.errors import Finding, UserError

@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field
 
+from premed.config.image_processing import Preprocessing
 from premed.config.spec import Spec, runtime_field
-from premed.config.transforms import Preprocessing
 from premed.contracts import Case, Part
 from premed.errors import Finding, UserError
 from premed.paths import data_root

@@ -14,8 +14,8 @@ import numpy as np
 from pandas import Series
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from premed.config.image_processing import Preprocessing
 from premed.config.spec import Spec, runtime_field
-from premed.config.transforms import Preprocessing
 from premed.contracts import Case, Part
 from premed.data import splits
 from premed.data.io.readers import DICOM, PICTURES, VOLUMES

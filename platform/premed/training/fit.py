@@ -2,14 +2,13 @@
 
 In each step every rank takes its share of the step's samples, in one or several micro-batches. Losses are weighted by
 the share of samples that they are of, so that any number of ranks and micro-batches gives the gradient of the step's
-mean loss. The samples of a step are a function of its number (`Plan.at`), the random draws for a sample a function of
-its key: a run that resumes from a checkpoint continues as if it had never stopped.
+mean loss. The samples of a step are a function of its number (`BatchSampler.at`), the random draws for a sample a
+function of its key: a run that resumes from a checkpoint continues as if it had never stopped.
 """
 
 from collections.abc import Iterator
 from contextlib import nullcontext
 from inspect import signature
-from math import cos, pi
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch.optim import AdamW
 
 from premed.contracts import Batch, BatchIndices, BatchLoader, BatchSampler, Objective
 from premed.distributed import rank_and_world
+from premed.training.optimizer import gradient_norm, set_decay, set_lr
 from premed.training.schedule import Schedule
 
 
@@ -91,33 +91,6 @@ def share(indices: BatchIndices, rank: int, world: int, accumulate: int = 1) -> 
     chunks = np.array_split(np.arange(num), world * accumulate)[rank::world]
     weighted = [(chunk, len(chunk) / num * world) if len(chunk) else (np.arange(1), 0.0) for chunk in chunks]
     return [BatchIndices(epochs[chunk], indices.samples[chunk], weight) for chunk, weight in weighted]
-
-
-def make_optimizer(objective: Objective, betas: tuple[float, float]) -> AdamW:
-    """AdamW over the objective's groups; their `lr_scale` (layer decay) is applied by `set_lr` at every step."""
-    return AdamW(objective.param_groups(), lr=0.0, betas=betas, fused=next(objective.parameters()).is_cuda)
-
-
-def set_lr(optimizer: AdamW, lr: float) -> float:
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
-    return lr
-
-
-def set_decay(optimizer: AdamW, progress: float) -> None:
-    """Weight decay of groups with `decay` (first, last): from the first to the last value along half a cosine."""
-    for group in optimizer.param_groups:
-        if "decay" in group:
-            first, last = group["decay"]
-            group["weight_decay"] = last + (first - last) * 0.5 * (1 + cos(pi * progress))
-
-
-def gradient_norm(module: nn.Module, limit: float | None) -> dict[str, Tensor]:
-    """The gradients' global norm, to log; clips them to `limit` where it is set."""
-    norm = nn.utils.get_total_norm([each.grad for each in module.parameters() if each.grad is not None])
-    if limit is not None:
-        nn.utils.clip_grads_with_norm_(module.parameters(), limit, norm)
-    return {"gradient_norm": norm}
 
 
 def distributed(objective: Objective) -> nn.Module:

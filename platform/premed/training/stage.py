@@ -18,12 +18,13 @@ from premed.events import EvaluationStarted, EventHandler, TrainingStarted
 from premed.training.artifacts import card, save_pictures
 from premed.training.callback import NotFinite, TrainingCallback
 from premed.training.checkpoint import best_file
+from premed.training.closed_form import solve
 from premed.training.device import device_of, forget_peak_memory, peak_memory_mb, precision_of
 from premed.training.evaluate import bootstrap_interval, collapsed, evaluate, passed_gate
-from premed.training.fit import distributed, fit, make_optimizer
+from premed.training.fit import distributed, fit
 from premed.training.import_weights import bring
+from premed.training.optimizer import make_optimizer
 from premed.training.setup import StageJob, TaskOf, make_objective, prepared, set_up
-from premed.training.solver import solve
 from premed.training.supervised import Supervised
 from premed.training.throughput import Throughput
 

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from premed.contracts import Batch, Objective, Row, Sample, Task
 from premed.models.network import Network
+from premed.training.optimizer import layer_decay_groups
 
 
 class Supervised(Objective):
     """Trains `network` on the task's loss; validation gives the task's scores.
 
-    layer_decay: the learning rate of layer i (0 embeds, i + 1 is block i, depth + 1 the rest) is multiplied by
-    layer_decay^(depth + 1 - i). weight_decay: on matrices, not on biases, norms, positions and the class token.
+    weight_decay, layer_decay: as `layer_decay_groups` takes them.
     """
 
     def __init__(
@@ -34,22 +34,7 @@ class Supervised(Objective):
         return self.task.loss(self.network(batch.image, batch.keys), batch.label), {}
 
     def param_groups(self) -> list[dict[str, Any]]:
-        last = self.network.encoder.depth + 1
-        groups: dict[tuple[int, bool], dict[str, Any]] = {}
-        for name, parameter in self.network.named_parameters():
-            in_encoder = name.startswith("encoder.")
-            layer = self.network.encoder.layer(name.removeprefix("encoder.")) if in_encoder else last
-            decays = parameter.ndim > 1 and not name.endswith(("pos_embed", "cls_token", ".bias"))
-            group = groups.setdefault(
-                (layer, decays),
-                {
-                    "params": [],
-                    "weight_decay": self.weight_decay if decays else 0.0,
-                    "lr_scale": self.layer_decay ** (last - layer),
-                },
-            )
-            group["params"].append(parameter)
-        return list(groups.values())
+        return layer_decay_groups(self.network, self.weight_decay, self.layer_decay)
 
     def measure(self, samples: Sequence[Sample]) -> list[Row]:
         return self.task.measure(self.answer, samples)

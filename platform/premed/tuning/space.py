@@ -20,9 +20,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictInt, model_validator
 
+from premed.config.compose import merge, merge_trees, nest, parse_value, read_trees, read_with_base, read_yaml
 from premed.config.expand import check_list, fan_out
 from premed.config.experiment import Experiment
-from premed.config.loader import merge, merge_trees, nest, parse_value, read_trees, read_with_base, read_yaml
 from premed.config.spec import Spec, runtime_field, validate_spec
 from premed.errors import UserError
 from premed.reporting.sweep import fields

@@ -15,7 +15,7 @@ from PIL import Image
 from support.readers import refused, refused_cheaply, rng, shipped
 from support.suite import examples
 
-from premed.config.transforms import Preprocessing
+from premed.config.image_processing import Preprocessing
 from premed.data.io.geometry import reorient
 from premed.data.io.readers import read_image
 from premed.data.preprocess import prepare

@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset
 from support.made_up import ct_series, dicom, radiograph
 from support.readers import refused, refused_cheaply, rng, shipped
 
-from premed.config.transforms import Preprocessing
+from premed.config.image_processing import Preprocessing
 from premed.contracts import Case
 from premed.data.cache import Cache
 from premed.data.io import dicom as dicom_module

@@ -3,7 +3,7 @@
 import pytest
 from support.mit import NUMBERS
 
-from premed.config.loader import validate_experiment
+from premed.config.compose import validate_experiment
 from premed.data.phantoms.thorax import write_images
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.execution import runner

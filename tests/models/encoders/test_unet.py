@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional as F
 
-from premed.config.loader import validate_experiment
+from premed.config.compose import validate_experiment
 from premed.contracts import DataSet
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.errors import UserError

@@ -1,4 +1,4 @@
-"""heads/probe.py and solver.py: scikit-learn's answers, out of the same stages as any other head's."""
+"""heads/probe.py and closed_form.py: scikit-learn's answers, out of the same stages as any other head's."""
 
 from functools import reduce
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from support.stages import jobs, outcome, run
 from torch.nn import functional as F
 
-from premed.config.loader import merge
+from premed.config.compose import merge
 from premed.config.plugins import plugin
 from premed.contracts import Features, Sample
 from premed.data import datamodule
@@ -24,7 +24,7 @@ from premed.errors import UserError
 from premed.models.encoders import pixels
 from premed.models.heads import probe
 from premed.tasks.common.segmentation import Regions, Segmentation, patch_means
-from premed.training import solver, stage
+from premed.training import closed_form, stage
 
 FINE = 0
 
@@ -300,7 +300,7 @@ def test_what_a_head_has_to_say_is_said_once(chest, tmp_path):
             return solve(self, rows, shares)
 
     objective.network.head.__class__ = Warned  # type: ignore[union-attr]
-    solver.solve(objective, train, lambda *_: None, on_event=events.append)  # type: ignore[arg-type]
+    closed_form.solve(objective, train, lambda *_: None, on_event=events.append)  # type: ignore[arg-type]
     name = task.classes[0]
     said = [event.text for event in events if name in event.text]
     assert said == [f"probe: {name} has only one kind of label in training: it is predicted with its frequency there"]

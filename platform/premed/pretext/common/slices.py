@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from premed.config.transforms import Augmentation
+from premed.config.image_processing import Augmentation
 from premed.contracts import Sample, Task
 from premed.rng import SampleRng
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from premed.config.transforms import Augmentation, Preprocessing
+from premed.config.image_processing import Augmentation, Preprocessing
 from premed.contracts import Case, Forward, Part, Row, Sample
 from premed.data import views
 from premed.data.splits import missing_files

@@ -1,16 +1,14 @@
-"""Metrics as pure functions: Dice, Hausdorff distance in mm, AUC; and sliding-window prediction.
+"""Metrics as pure functions: Dice, Hausdorff distance in mm, AUC, accuracy.
 
 A *row* has the numbers of one case. Segmentation: `dice/<class>`, `hd95/<class>`, `state/<class>`; classification:
 `y/<class>` (0, 1 or NaN: unknown) and `p/<class>`. Undefined numbers are NaN in a row and left out of a summary.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -106,36 +104,6 @@ def accuracy_summary(rows: Rows, classes: Sequence[str]) -> dict[str, float]:
         if (truth == number).any()
     }
     return {"accuracy": float(right.mean()), **per_class}
-
-
-@torch.no_grad()
-def sliding_window(
-    image: Tensor,
-    roi: Sequence[int],
-    forward: Callable[[Tensor], Tensor],
-    overlap: float = 0.5,
-    batch: int = 4,
-    mode: Literal["constant", "gaussian"] = "constant",
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """Returns the prediction [K, *S], float32, of an image [C, *S] by `forward(windows [B, C, *roi]) -> [B, K, *roi]`.
-
-    Windows overlap by the share `overlap` and are averaged, evenly or weighted towards their centre (`gaussian`). An
-    image smaller than `roi` is padded with zeros and the prediction cropped back. Windows lie on the image's device.
-    `device` is where the windows are merged (None: the image's device): use the CPU if K × S is too large for it.
-    The defaults are SelfMedMAE's.
-    """
-    from monai.inferers.utils import sliding_window_inference
-
-    def predict(windows: Tensor) -> Tensor:
-        # MONAI multiplies the logits in place and sums them: they must be a copy, on the image's device, in float32
-        return forward(windows).to(image.device, torch.float32, copy=True)
-
-    stitched = sliding_window_inference(
-        image[None].float(), tuple(roi), batch, predict, overlap=overlap, mode=mode, device=device or image.device
-    )
-    assert isinstance(stitched, Tensor)
-    return stitched[0]
 
 
 # (predicted, true)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from premed.config.transforms import Augmentation, Preprocessing
+from premed.config.image_processing import Augmentation, Preprocessing
 from premed.contracts import Case, Forward, Part, PreparedImage, Row, Sample
 from premed.data import views
 from premed.data.io.geometry import regions_to_native, to_native
@@ -24,6 +24,7 @@ from premed.errors import Finding
 from premed.rng import SampleRng
 from premed.tasks.common import metrics
 from premed.tasks.common.description import description
+from premed.tasks.common.sliding_window import sliding_window
 
 ATLAS = 32  # edge of the grid on which the constant baseline averages the training labels
 
@@ -99,7 +100,7 @@ class Segmentation:
         size = tuple(max(n, edge) for n, edge in zip(shape, self.roi, strict=True))
         start = centre_start(shape, size)
         image = torch.from_numpy(sample.prepared.image(start, size))
-        logits = metrics.sliding_window(image, self.roi, forward, overlap=self.overlap, batch=self.window_batch)
+        logits = sliding_window(image, self.roi, forward, overlap=self.overlap, batch=self.window_batch)
         inside = tuple(slice(-first, n - first) for first, n in zip(start, shape, strict=True))
         return logits[(slice(None), *inside)].numpy()
 

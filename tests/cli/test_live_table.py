@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from premed.cli.live import LiveTable
+from premed.cli.live_table import LiveTable
 from premed.events import (
     MetricsLogged,
     RayStarting,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from premed.config.transforms import Preprocessing
+from premed.config.image_processing import Preprocessing
 
 MEANS = {
     "classes": "one logit per class: {how}",

@@ -1,0 +1,61 @@
+"""AdamW, its parameter groups with layer-wise decay, and what changes at every step: rate, weight decay, clipping."""
+
+from math import cos, pi
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from premed.contracts import Objective
+from premed.models.network import Network
+
+
+def make_optimizer(objective: Objective, betas: tuple[float, float]) -> AdamW:
+    """AdamW over the objective's groups; their `lr_scale` (layer decay) is applied by `set_lr` at every step."""
+    return AdamW(objective.param_groups(), lr=0.0, betas=betas, fused=next(objective.parameters()).is_cuda)
+
+
+def layer_decay_groups(network: Network, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """The parameter groups of `network`, by layer and by whether weight decay holds, as MAE's fine-tuning has them.
+
+    The learning rate of layer i (0 embeds, i + 1 is block i, depth + 1 the rest) is multiplied by
+    layer_decay^(depth + 1 - i). Weight decay is on matrices, not on biases, norms, positions and the class token.
+    """
+    last = network.encoder.depth + 1
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in network.named_parameters():
+        in_encoder = name.startswith("encoder.")
+        layer = network.encoder.layer(name.removeprefix("encoder.")) if in_encoder else last
+        decays = parameter.ndim > 1 and not name.endswith(("pos_embed", "cls_token", ".bias"))
+        group = groups.setdefault(
+            (layer, decays),
+            {
+                "params": [],
+                "weight_decay": weight_decay if decays else 0.0,
+                "lr_scale": layer_decay ** (last - layer),
+            },
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def set_lr(optimizer: AdamW, lr: float) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+    return lr
+
+
+def set_decay(optimizer: AdamW, progress: float) -> None:
+    """Weight decay of groups with `decay` (first, last): from the first to the last value along half a cosine."""
+    for group in optimizer.param_groups:
+        if "decay" in group:
+            first, last = group["decay"]
+            group["weight_decay"] = last + (first - last) * 0.5 * (1 + cos(pi * progress))
+
+
+def gradient_norm(module: nn.Module, limit: float | None) -> dict[str, Tensor]:
+    """The gradients' global norm, to log; clips them to `limit` where it is set."""
+    norm = nn.utils.get_total_norm([each.grad for each in module.parameters() if each.grad is not None])
+    if limit is not None:
+        nn.utils.clip_grads_with_norm_(module.parameters(), limit, norm)
+    return {"gradient_norm": norm}
