@@ -147,10 +147,10 @@ RUN = """
 import json, sys
 import pytest
 from support.experiments import bare
-from premed.config.compose import checked
+from premed.config.compose import validate_experiment
 from premed.execution import runner
 bare(pytest.MonkeyPatch())
-print(json.dumps([runner.run(checked(tree), lambda event: None) for tree in json.load(sys.stdin)]))
+print(json.dumps([runner.run(validate_experiment(tree), lambda event: None) for tree in json.load(sys.stdin)]))
 """
 
 
