@@ -14,7 +14,7 @@ from support.stores import copied, free_port
 
 from premed.cli import options
 from premed.reporting import console
-from premed.tracking.store import LEASES
+from premed.tracking.run_store import LEASES
 
 pytest_plugins = ["support.experiment_fixtures"]
 

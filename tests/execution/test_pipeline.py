@@ -10,7 +10,7 @@ from premed.events import TrainingStarted, WarningIssued
 from premed.execution import executor, runner
 from premed.execution.preflight import resolve
 from premed.tracking.mlflow_tracker import MLflowTracker
-from premed.tracking.store import RunStore
+from premed.tracking.run_store import RunStore
 from premed.training.stage import run_stage
 
 

@@ -37,7 +37,7 @@ from premed.execution import runner
 from premed.execution.cluster import Remote, admit, nodes
 from premed.models.network import Network
 from premed.tasks import chestxray14
-from premed.tracking.store import LEASES
+from premed.tracking.run_store import LEASES
 
 pytest_plugins = ["support.experiment_fixtures"]
 
@@ -117,7 +117,9 @@ def test_a_finished_stage_is_recorded_anew_where_mlflow_was_removed(copied, fini
 def test_files_that_mlflow_lost_are_trained_again(copied, chest, monkeypatch):
     home, before = copied
     shutil.rmtree(home / "checkpoints")
-    monkeypatch.setattr("premed.tracking.store.RunStore.download", lambda *args: (_ for _ in ()).throw(OSError("gone")))
+    monkeypatch.setattr(
+        "premed.tracking.run_store.RunStore.download", lambda *args: (_ for _ in ()).throw(OSError("gone"))
+    )
     again = run(chest, {"test": False})
     assert not any(stage["reused"] for stage in again["stages"])
     assert results(again) == results(before)[:2]

@@ -18,7 +18,7 @@ from premed.execution import runner
 from premed.execution.preflight import resolve
 from premed.execution.session import open_session
 from premed.execution.single_flight import SingleFlight
-from premed.tracking.store import LEASES
+from premed.tracking.run_store import LEASES
 
 pytest_plugins = ["support.experiment_fixtures"]
 

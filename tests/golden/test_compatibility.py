@@ -233,9 +233,9 @@ def write():
 def compare_now():
     from premed.paths import home
     from premed.reporting.comparison.compare import compare
-    from premed.tracking import store
+    from premed.tracking import run_store
 
-    return compared(compare(store.RunStore(f"sqlite:///{home()}/mlflow.db"), baseline="none"))
+    return compared(compare(run_store.RunStore(f"sqlite:///{home()}/mlflow.db"), baseline="none"))
 
 
 def stage_of(outcome, kind):

@@ -18,7 +18,7 @@ from support.predictions import FP32, laid, refused
 
 from premed.config.image_processing import Preprocessing
 from premed.errors import StageFailed
-from premed.inference import bundle, export, load, predict
+from premed.inference import export, load, monai_bundle, predict
 from premed.inference.onnx_torchscript import largest_difference
 from premed.models.encoders import vit
 from premed.tasks.common import metrics
@@ -193,9 +193,9 @@ def test_recipes_that_monai_has_no_transform_for_are_refused(organ_run, chest_ru
         (chest_run, {"size": (64, 32)}, "cannot average over views"),
     ]:
         task = copy.copy(run.task)
-        bundle.refuse_unsupported(task) if run is organ_run else None
+        monai_bundle.refuse_unsupported(task) if run is organ_run else None
         task.preprocessing = task.preprocessing.model_copy(update=change)
-        refused(lambda task=task: bundle.refuse_unsupported(task), words)
+        refused(lambda task=task: monai_bundle.refuse_unsupported(task), words)
 
 
 # Bundles -------------------------------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def test_a_bundle_classifies_as_predict_does(bundles):
 def test_a_bundle_passes_monai_s_checks(bundles, name, real, tmp_path):
     from monai.bundle.scripts import verify_metadata
 
-    bundle.verify(bundles / name)
+    monai_bundle.verify(bundles / name)
     schema = real("schemas") / "meta_schema_20240725.json"
     verify_metadata(meta_file=str(bundles / name / "configs/metadata.json"), filepath=str(schema))
 
@@ -293,7 +293,7 @@ def test_a_network_that_is_not_what_the_metadata_says_is_noticed(bundles, tmp_pa
     told["network_data_format"]["outputs"]["pred"]["num_channels"] = 2
     path.write_text(json.dumps(told))
     with pytest.raises(ValueError, match="output channel number"):
-        bundle.verify(tmp_path / "copy")
+        monai_bundle.verify(tmp_path / "copy")
 
 
 @pytest.mark.slow

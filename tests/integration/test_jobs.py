@@ -12,7 +12,7 @@ from support.experiments import TINY, runs_of, until
 from support.suite import REPOSITORY
 
 from premed.data.phantoms.writers import write_chestxray14
-from premed.tracking.store import LEASES, RunStore
+from premed.tracking.run_store import LEASES, RunStore
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3000)]
 

@@ -18,7 +18,7 @@ from support.stores import come_up, free_port
 from support.suite import REPOSITORY
 
 from premed.errors import UserError
-from premed.tracking.store import RunStore
+from premed.tracking.run_store import RunStore
 
 pytest_plugins = ["support.experiment_fixtures"]
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3000)]

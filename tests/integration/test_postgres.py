@@ -17,7 +17,7 @@ from support.experiments import TINY, outcome, tree
 from support.stores import come_up, free_port, stop
 
 from premed.tracking.client import with_driver
-from premed.tracking.store import RunStore
+from premed.tracking.run_store import RunStore
 from premed.tuning.space import load_sweep
 from premed.tuning.study import Study
 

@@ -16,7 +16,7 @@ from premed.data.phantoms.thorax import write_images
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.execution import runner
 from premed.reporting.comparison.compare import compare
-from premed.tracking.store import open_store
+from premed.tracking.run_store import open_store
 from premed.training import stage as worker
 from premed.training.checkpoint import CheckpointManager
 from premed.training.storage import StageStorage

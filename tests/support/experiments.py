@@ -18,7 +18,7 @@ from premed.cli import app
 from premed.config.compose import merge, validate_experiment
 from premed.execution import runner
 from premed.execution.recorder import ExperimentRecorder
-from premed.tracking.store import RunStore
+from premed.tracking.run_store import RunStore
 from premed.training import stage
 
 _TRAINING = {"epochs": 4, "batch": 16, "lr": 1e-3, "validations": 2, "augment": {"flip": 0.5}}

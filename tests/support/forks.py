@@ -6,8 +6,8 @@ HEAVY = [
     "premed.cli.app",
     "premed.execution.runner",
     "premed.training.stage",
-    "premed.tracking.store",
-    "premed.tracking.leases",
+    "premed.tracking.run_store",
+    "premed.tracking.stage_leases",
     "premed.training.import_weights",
 ]
 HEAVY += ["premed.tasks.chestxray14", "premed.tasks.msd", "premed.tasks.images", "premed.models.encoders.vit"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from premed.tracking.client import flatten, json_cell, truncated, valid_name
-from premed.tracking.store import Run
+from premed.tracking.run_store import Run
 
 
 class MemoryStore:

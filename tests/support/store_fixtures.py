@@ -5,7 +5,7 @@ import shutil
 import pytest
 from support.stores import copied
 
-from premed.tracking.store import RunStore
+from premed.tracking.run_store import RunStore
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import urllib.request
 
-from premed.tracking.store import RunStore
+from premed.tracking.run_store import RunStore
 
 
 def start(store, digest="d", kind="test", **more):

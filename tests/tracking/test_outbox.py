@@ -14,10 +14,10 @@ import pytest
 from support.forks import fork
 from support.stores import come_up, free_port, rows, start, steps, stop, unreachable
 
-from premed.tracking import registry
-from premed.tracking.leases import Lease
+from premed.tracking import model_registry
 from premed.tracking.outbox import Outbox
-from premed.tracking.store import RunStore
+from premed.tracking.run_store import RunStore
+from premed.tracking.stage_leases import Lease
 
 pytest_plugins = ["support.store_fixtures"]
 
@@ -144,7 +144,8 @@ def test_a_server_that_goes_and_comes_back_has_every_metric_once(tmp_path, modul
         run_id, outbox = start(store), Outbox(store, tmp_path / "outbox")
         assert Lease(store).acquire("d", "a") and not Lease(store).acquire("d", "b")
         assert (
-            registry.register(store.client, run_id, "chest", module, np.zeros((2, 1, 8, 8), np.float32), 0.5, {}) == "1"
+            model_registry.register(store.client, run_id, "chest", module, np.zeros((2, 1, 8, 8), np.float32), 0.5, {})
+            == "1"
         )
         for step in range(30):
             if step == 10:

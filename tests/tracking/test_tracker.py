@@ -11,7 +11,7 @@ from support.stores import free_port, rows, start, steps
 from premed.errors import StageFailed, UserError
 from premed.events import MetricsLogged, WarningIssued
 from premed.tracking import mlflow_tracker as module
-from premed.tracking import registry
+from premed.tracking import model_registry
 from premed.tracking.mlflow_tracker import MLflowTracker
 from premed.tracking.tracker import RetryingTracker, Tracker, outage
 
@@ -122,7 +122,7 @@ def test_files_that_mlflow_lost_are_a_warning(tracker, tmp_path):
 
 
 def test_a_model_that_mlflow_refuses_is_a_warning(tracker, monkeypatch):
-    monkeypatch.setattr(registry, "register", lambda *args: (_ for _ in ()).throw(ValueError("no\nmore")))
+    monkeypatch.setattr(model_registry, "register", lambda *args: (_ for _ in ()).throw(ValueError("no\nmore")))
     assert tracker.register_model("run", "model", None, None, 0.5, {}) is None
     assert tracker.drain_events() == [WarningIssued("the model was not registered: no")]
 

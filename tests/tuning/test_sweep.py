@@ -19,7 +19,7 @@ from premed.config.compose import load
 from premed.errors import UserError
 from premed.events import WarningIssued
 from premed.execution import runner
-from premed.tracking.store import LEASES
+from premed.tracking.run_store import LEASES
 from premed.tuning import sweep
 from premed.tuning.context import train_settings
 from premed.tuning.space import load_sweep

@@ -123,7 +123,7 @@ def compare(
     if part not in (None, "test", "val"):
         raise UserError(f"--part {part}: write --part test or --part val")
     from premed.reporting.comparison import compare, page, terminal
-    from premed.tracking.store import open_store
+    from premed.tracking.run_store import open_store
 
     if html is not None:
         page.refuse(html, ui)

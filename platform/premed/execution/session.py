@@ -20,7 +20,7 @@ from premed.execution.worker_group import WorkerGroup
 from premed.paths import ensure_home
 from premed.tracking.client import locate_store
 from premed.tracking.mlflow_tracker import MLflowTracker
-from premed.tracking.store import RunStore
+from premed.tracking.run_store import RunStore
 from premed.tracking.tracker import RetryingTracker, Tracker
 
 POLL = 0.5  # seconds between two looks at the tracker's events

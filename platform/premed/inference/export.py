@@ -23,14 +23,14 @@ from premed.config.plugins import plugin
 from premed.contracts import Sample, Task
 from premed.data.cache import Cache
 from premed.errors import StageFailed, UserError
-from premed.inference import bundle
+from premed.inference import monai_bundle
 from premed.inference.inputs import find_images, no_image_error, prepare_sample
 from premed.inference.load import TrainedModel, open_trained
 from premed.inference.model_card import output_meaning, preparation_steps, render
 from premed.inference.onnx_torchscript import largest_difference, random_views, write_onnx, write_torchscript
 from premed.models.network import Network
 from premed.paths import home
-from premed.tracking.store import open_store
+from premed.tracking.run_store import open_store
 
 EXTRA = {
     "safetensors": (),
@@ -142,12 +142,12 @@ def write_graph(
         file, remarks = folder / "model.onnx", []
         graph = write_onnx(network, task, file)
     else:
-        remarks = bundle.write(network, task, trained.card, folder)
-        file = folder / bundle.MODEL
+        remarks = monai_bundle.write(network, task, trained.card, folder)
+        file = folder / monai_bundle.MODEL
         graph = write_torchscript(network, task, file)
     difference = largest_difference(network, graph, views, file)
     if form == "monai":
-        bundle.verify(folder)
+        monai_bundle.verify(folder)
     return {"check": {"views": len(views), "on": on, **difference}, "remarks": remarks}
 
 

@@ -18,8 +18,8 @@ from premed.models.network import Network, load_strictly, seeded_init
 from premed.paths import home
 from premed.tasks.common.classification import Classification
 from premed.tasks.common.segmentation import Regions, Segmentation
-from premed.tracking import registry
-from premed.tracking.store import Run, RunStore, open_store
+from premed.tracking import model_registry
+from premed.tracking.run_store import Run, RunStore, open_store
 from premed.training.artifacts import load_encoder, part_weights
 from premed.training.storage import StageStorage
 
@@ -116,7 +116,7 @@ def open_trained(reference: str) -> Iterator[TrainedModel]:
 
 def find_stage_run(store: RunStore, reference: str) -> Run:
     """Returns the run of a training; for an experiment or a test, that of its fine-tuning. Raises UserError if none."""
-    run_id = registry.run_of(store.client, reference) if reference.startswith("models:/") else reference
+    run_id = model_registry.run_of(store.client, reference) if reference.startswith("models:/") else reference
     run = get_run(store, run_id, reference)
     kind = run.tags.get("premed.kind")
     if kind == "experiment":
@@ -140,7 +140,7 @@ def get_run(store: RunStore, run_id: str, reference: str) -> Run:
     try:
         return store.get(run_id)
     except Exception as error:
-        if getattr(error, "error_code", "") not in registry.UNKNOWN:
+        if getattr(error, "error_code", "") not in model_registry.UNKNOWN:
             raise
         raise UserError(
             f"{reference}: no such run in {store.uri}; `premed ui` lists them (MLFLOW_TRACKING_URI, PREMED_HOME)"

@@ -17,11 +17,11 @@ from typing import Any
 
 from premed.errors import LeaseLost, first_line
 from premed.events import Event, MetricsLogged, WarningIssued
-from premed.tracking import registry
-from premed.tracking.leases import Lease, close_dead_runs
+from premed.tracking import model_registry
 from premed.tracking.outbox import Outbox
 from premed.tracking.provenance import provenance
-from premed.tracking.store import RunStore
+from premed.tracking.run_store import RunStore
+from premed.tracking.stage_leases import Lease, close_dead_runs
 from premed.tracking.tracker import outage
 
 HEARTBEAT = 10.0  # seconds between heartbeats; a lease is stale after 60
@@ -177,7 +177,7 @@ class MLflowTracker:
         self, run_id: str, name: str, module: Any, example: Any, score: float, card: dict[str, Any]
     ) -> str | None:
         return self._ask_registry(
-            lambda: registry.register(self.store.client, run_id, name, module, example, score, card)
+            lambda: model_registry.register(self.store.client, run_id, name, module, example, score, card)
         )
 
     def _ask_registry(self, call: Callable[[], Any]) -> Any:

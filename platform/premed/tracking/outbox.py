@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from premed.tracking.client import lost_race, masked, transient
 
 if TYPE_CHECKING:
-    from premed.tracking.store import RunStore
+    from premed.tracking.run_store import RunStore
 
 log = logging.getLogger(__name__)
 _CALLS = ("log_rows", "log_scores", "log_files", "log_datasets", "set_tags", "finish")

@@ -19,7 +19,7 @@ from premed.reporting.comparison.effects import verdict
 from premed.reporting.comparison.result import Difference
 from premed.reporting.comparison.scores import score_table
 from premed.tasks.common.metrics import accuracy_summary, auc_summary, segmentation_summary
-from premed.tracking.store import RunStore
+from premed.tracking.run_store import RunStore
 
 pytest_plugins = ["support.store_fixtures"]
 

@@ -12,7 +12,7 @@ import numpy as np
 from premed.config.settings import TRUNK
 from premed.reporting.comparison.result import ArmResult, RunResult
 from premed.reporting.comparison.scores import Columns
-from premed.tracking.store import Run, RunStore
+from premed.tracking.run_store import Run, RunStore
 
 WIDE = 1200  # pixels
 SCORING = ("finetune", "test")  # stages that scored cases, on val and on test; the others are pre-training

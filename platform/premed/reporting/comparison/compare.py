@@ -20,7 +20,7 @@ from premed.reporting.comparison.selection import (
 )
 from premed.reporting.formatting import counted, listed
 from premed.tracking.client import masked
-from premed.tracking.store import RunStore
+from premed.tracking.run_store import RunStore
 
 DEFAULT_BASELINE = "none"  # the strategy
 

@@ -20,7 +20,7 @@ from premed.reporting.comparison.result import (
 )
 from premed.reporting.comparison.scores import LOWER_IS_BETTER, SCALES, ScoreTable
 from premed.reporting.statistics import SEEDS, Scale, holm, interval
-from premed.tracking.store import Run
+from premed.tracking.run_store import Run
 
 LEVEL = 0.05  # of a Holm-corrected p-value, below which an arm is called better or worse
 Tables = Mapping[str, ScoreTable]

@@ -25,7 +25,7 @@ from premed.reporting.comparison.tables import (
 from premed.reporting.comparison.terminal import cost_columns, cost_row
 from premed.reporting.formatting import NAMES, counted, listed
 from premed.reporting.html import render
-from premed.tracking.store import RunStore
+from premed.tracking.run_store import RunStore
 
 
 def refuse(path: Path, ui: str | None) -> None:

@@ -12,7 +12,7 @@ from premed.config.settings import TRUNK
 from premed.contracts import Part
 from premed.errors import UserError
 from premed.reporting.formatting import counted, listed
-from premed.tracking.store import Run, RunStore
+from premed.tracking.run_store import Run, RunStore
 
 SEEDS = ("finetune.seed", "pretrain.seed")
 FRACTION, HEAD = "finetune.label_fraction", "finetune.head.name"

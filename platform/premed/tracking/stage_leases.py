@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from premed.tracking.client import transient
 from premed.tracking.provenance import gone, host, process_tags
-from premed.tracking.store import LEASES, RunStore
+from premed.tracking.run_store import LEASES, RunStore
 
 _ROUNDS = 8
 _backoff = random.SystemRandom()  # no training result depends on it

@@ -12,9 +12,8 @@ from support.stores import free_port, rows, start, steps
 from support.suite import examples
 
 from premed.errors import UserError
-from premed.tracking import client, registry
-from premed.tracking import store as runs
-from premed.tracking.store import RunStore
+from premed.tracking import client, model_registry, run_store
+from premed.tracking.run_store import RunStore
 
 pytest_plugins = ["support.store_fixtures"]
 
@@ -98,7 +97,7 @@ def test_find_gives_the_newest_finished_run(store):
 
 
 def test_a_search_finds_every_run_over_many_pages_newest_first(store, monkeypatch):
-    monkeypatch.setattr(runs, "_PAGE", 2)
+    monkeypatch.setattr(run_store, "_PAGE", 2)
     for number in range(5):
         run_id = start(store, f"d{number}", tags={"seed": str(number)}, params={"a": {"b": number}})
         store.log_rows(run_id, rows(1, metric="test/mauc", value=number / 10))
@@ -208,7 +207,7 @@ def test_the_best_model_loads_without_pickle_for_any_batch_size(store, module, m
     example = np.random.default_rng(0).random((2, 1, 8, 8), dtype=np.float32)
     run_id, other = start(store, "abc"), torch.nn.Flatten()
     versions = [
-        registry.register(store.client, run_id, "chest", each, example, score, {"grid": [1, 2]})
+        model_registry.register(store.client, run_id, "chest", each, example, score, {"grid": [1, 2]})
         for each, score in ((other, 0.6), (module, 0.7), (other, 0.65), (other, math.nan))
     ]
     assert versions == ["1", "2", "3", "4"]
@@ -223,7 +222,9 @@ def test_the_best_model_loads_without_pickle_for_any_batch_size(store, module, m
 
 def test_a_version_and_its_run_name_each_other(store, module):
     run_id = start(store, "abc")
-    version = registry.register(store.client, run_id, "chest", module, np.zeros((2, 1, 8, 8), np.float32), 0.5, {})
+    version = model_registry.register(
+        store.client, run_id, "chest", module, np.zeros((2, 1, 8, 8), np.float32), 0.5, {}
+    )
     registered = store.client.get_model_version("chest", version)
     assert registered.run_id == run_id and registered.description == "a run"
     (output,) = store.client.get_run(run_id).outputs.model_outputs
@@ -234,10 +235,10 @@ def test_a_version_and_its_run_name_each_other(store, module):
 
 def test_a_model_that_would_not_load_everywhere_is_refused(store, module):
     with pytest.raises(ValueError, match="float32 on the CPU, not torch.float64 on cpu"):
-        registry.register(
+        model_registry.register(
             store.client, start(store), "chest", module.double(), np.zeros((2, 1, 8, 8), np.float32), 0.5, {}
         )
     with pytest.raises(ValueError, match="batch of 2"):
-        registry.register(
+        model_registry.register(
             store.client, start(store), "chest", module.float(), np.zeros((1, 1, 8, 8), np.float32), 0.5, {}
         )

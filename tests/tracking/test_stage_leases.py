@@ -9,9 +9,9 @@ import pytest
 from support.forks import fork
 from support.stores import start, unreachable
 
-from premed.tracking.leases import Lease, close_dead_runs
 from premed.tracking.provenance import process_tags
-from premed.tracking.store import RunStore
+from premed.tracking.run_store import RunStore
+from premed.tracking.stage_leases import Lease, close_dead_runs
 
 pytest_plugins = ["support.store_fixtures"]
 
