@@ -184,13 +184,13 @@ REFUSED = {
                 "sources": [{"task": {"name": "msd", "root": str(brains), "roi": [16, 16, 16]}}],
             }
         },
-        r"^pretrain\.augment\.scale: is for pictures, which brains has not",
+        r"^pretrain\.augment\.scale: is for pictures, and brains has none",
     ),
     "an augmentation of its own for volumes on pictures": (
         lambda chest, children, brains: {
             "pretrain": {"sources": [on(children)["pretrain"]["sources"][0] | {"augment": {"shift": 3}}]}
         },
-        r"^pretrain\.sources\.0\.augment\.shift: is for volumes, which children has not",
+        r"^pretrain\.sources\.0\.augment\.shift: is for volumes, and children has none",
     ),
     "two data sets for mae": (
         lambda chest, children, brains: {
@@ -217,7 +217,7 @@ REFUSED = {
                 "sources": [{"task": {"name": "msd", "root": str(brains), "roi": [16, 16, 16]}}],
             }
         },
-        r"^pretrain\.sources: their encoder does not suit chestxray14: .*of another shape: pos_embed|patch_embed",
+        r"^pretrain\.sources: their encoder does not fit chestxray14: .*of another shape: pos_embed|patch_embed",
     ),
 }
 

@@ -137,7 +137,7 @@ def test_images_that_a_node_lacks_are_named_with_the_node_at_the_start(nodes, fo
     assert "pre-training on" not in said
 
 
-@pytest.mark.parametrize(("name", "why"), [("eth9", "has no such network"), ("lo", "reaches no other node over it")])
+@pytest.mark.parametrize(("name", "why"), [("eth9", "has no such interface"), ("lo", "reaches no other node over it")])
 def test_a_network_that_no_node_has_or_that_ends_in_it_is_refused_in_one_line(nodes, folder, name, why):
     scratch = *small(folder), "pretext=none"
     code, said = nodes.premed("submit", "--env", f"GLOO_SOCKET_IFNAME={name}", YAML, *scratch)

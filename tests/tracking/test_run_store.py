@@ -39,7 +39,7 @@ def test_a_store_travels_to_another_process_as_two_strings(store):
         ("sqlite://", "write sqlite:///path"),
     ],
 )
-def test_a_store_that_cannot_be_used_is_one_line_with_the_mend(uri, remedy):
+def test_a_store_that_cannot_be_used_is_one_line_with_a_remedy(uri, remedy):
     with pytest.raises(UserError, match=remedy) as caught:
         RunStore(uri.format(port=free_port()))
     assert "MLFLOW_TRACKING_URI=" in str(caught.value)
@@ -115,7 +115,7 @@ def test_a_search_finds_every_run_over_many_pages_newest_first(store, monkeypatc
 # ---- metrics
 
 
-def test_steps_told_again_after_a_resume_count_once(store):
+def test_steps_logged_again_after_a_resume_count_once(store):
     run_id = start(store)
     store.log_rows(run_id, rows(1, 2, 3))
     store.log_rows(run_id, rows(2, 3, 4, time=1000))

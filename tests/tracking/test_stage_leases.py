@@ -69,7 +69,7 @@ def test_the_lease_of_a_killed_process_is_taken_over_at_once(store):
     child.join()
 
 
-def test_sweep_marks_what_an_ended_process_left_running(store):
+def test_close_dead_runs_marks_what_an_ended_process_left_running(store):
     left, alive, claim = start(store), start(store), Lease(store)
     ended = subprocess.Popen(["true"])
     ended.wait()
@@ -119,12 +119,12 @@ def test_a_silent_holder_elsewhere_loses_its_lease_after_a_while(store, far):
     assert store.get(run_id).status == "KILLED"
 
 
-def test_a_holder_elsewhere_that_beats_keeps_its_lease(store, far):
+def test_a_holder_elsewhere_that_sends_heartbeats_keeps_its_lease(store, far):
     clock = Clock()
     assert not polls(Lease(store, stale_after=60, clock=clock), clock, 20, 12, between=far.heartbeat)
 
 
-def test_an_outage_between_two_looks_takes_no_lease_away(store, far):
+def test_no_lease_is_lost_in_an_outage_between_two_polls(store, far):
     clock = Clock()
     assert not polls(Lease(store, stale_after=60, clock=clock), clock, 3600, 3)
     far.store = unreachable()

@@ -24,7 +24,7 @@ STAGES = [
 ]
 ENDS = [
     ("done", [0.5], {"run_id": "r0", "stages": STAGES, "by_seed": {"0": [0.4], "1": [0.6]}}),
-    ("failed", None, {"run_id": "r1", "failure": "the loss is not a number at step 3", "stages": STAGES[:1]}),
+    ("failed", None, {"run_id": "r1", "failure": "the loss is not finite at step 3", "stages": STAGES[:1]}),
     ("stopped", None, {"run_id": "r2", "stages": [], "by_seed": {}}),
     ("done", [0.7], {"by_seed": {"0": [0.6], "1": [0.8]}}),
     ("done", [0.6], {}),

@@ -158,7 +158,7 @@ def test_a_value_that_fits_in_some_combination_is_no_mistake(write):
 
 
 @given(st.integers(1, 50), st.integers(1, MAX_CHECKED // 2))
-def test_of_a_range_of_whole_numbers_every_one_is_load_valid(tmp_path_factory, low, more):
+def test_of_a_range_of_integers_every_one_is_validated(tmp_path_factory, low, more):
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "base.yaml").write_text(yaml.safe_dump(BASE))
     tree = GRID | RANDOM | {"space": {"pretrain.epochs": {"int": [low, low + more]}}}

@@ -121,13 +121,13 @@ def test_validations_are_kept_and_a_trial_that_ended_early_has_no_value(tmp_path
     ours.report_intermediate(first, 1, 0.3)
     ours.report_intermediate(first, 2, 0.4)
     assert ours.tell(first, "stopped", None, {"stages": [{"seconds": 3.0}]})
-    assert ours.tell(second, "failed", None, {"failure": "the loss is not a number"})
+    assert ours.tell(second, "failed", None, {"failure": "the loss is not finite"})
     assert ours.tell(third, "done", [0.2], {}) and not ours.tell(third, "stopped", None, {})
     ours.report_intermediate(third, 9, 1.0)  # too late
     stopped, failed, done, *rest = study(tmp_path, GRID).trials()
     assert (stopped.state, stopped.values, stopped.curve) == ("stopped", None, {1: 0.3, 2: 0.4})
     assert stopped.notes == {"stages": [{"seconds": 3.0}]}
-    assert (failed.state, failed.notes["failure"]) == ("failed", "the loss is not a number")
+    assert (failed.state, failed.notes["failure"]) == ("failed", "the loss is not finite")
     assert (done.state, done.values, done.curve) == ("done", (0.2,), {}) and ours.front() == [third]
     assert {record.state for record in rest} == {"waiting"} and ours.importances() is None
 

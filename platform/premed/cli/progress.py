@@ -124,7 +124,7 @@ class ProgressPrinter:
     @handle.register
     def images_prepared(self, event: ImagesPrepared) -> None:
         description = "preparing images"
-        if self.activity.description == description or event.done < event.total:  # no bar where all were in the cache
+        if self.activity.description == description or event.done < event.total:  # no bar if all were in the cache
             self.progress(description, event.done, event.total)
 
     @handle.register
@@ -239,7 +239,7 @@ class ProgressPrinter:
             self.end_bar()
 
     def bars(self) -> Progress:
-        """The display of all bars; starts it where there is none."""
+        """The display of all bars; starts it if there is none."""
         if self.display is None:
             parts = (
                 TextColumn("{task.description}", markup=False),

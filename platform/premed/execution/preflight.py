@@ -1,4 +1,4 @@
-"""Before anything starts: resolves paths, builds tasks, names experiments, and refuses those that cannot work."""
+"""Before anything starts: resolves paths, builds tasks, names experiments, and refuses invalid ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Resolved:
     tasks: Tasks
     """All tasks of the command."""
     name: str
-    """What messages call it: what differs from the command's other experiments. Empty where it is the only one."""
+    """Its name in messages: the fields that the command's experiments differ in. Empty if it is the only one."""
 
     @property
     def task(self) -> Task:
@@ -31,9 +31,9 @@ class Resolved:
 
 
 def resolve(experiments: Sequence[Experiment], tasks: Tasks | None = None) -> list[Resolved]:
-    """The experiments with their paths settled, their tasks and their names.
+    """Returns the experiments with absolute paths, their tasks and their names.
 
-    Builds each task once, in `tasks` where some are built already. UserError where a data set is not there, or an
+    Builds each task once. tasks: those that are built already. Raises UserError if a data set is missing, or an
     augmentation is for images of another number of dimensions.
     """
     tasks = tasks or Tasks()
@@ -63,11 +63,11 @@ def refuse_misfits(task: Task, augment: Augmentation, where: str) -> None:
     """Raises UserError for an augmentation (of the field `where`) of images with another number of dimensions."""
     for field in augment.inapplicable_fields(task.dims):
         kind = "pictures" if task.dims == 3 else "volumes"
-        raise UserError(f"{where}.{field}: is for {kind}, which {task.name} has not; leave it out")
+        raise UserError(f"{where}.{field}: is for {kind}, and {task.name} has none; leave it out")
 
 
 def validate(resolved: Sequence[Resolved]) -> None:
-    """Raises UserError for every mistake that shows before Ray starts and any image is read."""
+    """Raises UserError for a mistake that can be found before Ray starts and before any image is read."""
     checked: list[tuple[Any, bool, bool]] = []
     for each in resolved:
         experiment = each.experiment
@@ -83,20 +83,20 @@ def validate(resolved: Sequence[Resolved]) -> None:
 
 
 def other_tasks(experiment: Experiment) -> list[Any]:
-    """The configurations of the tasks beside its own that its pre-training learns from."""
+    """The configurations of the other tasks that the experiment's pre-training learns from."""
     configs = [source.task for source in experiment.sources(experiment.kinds[0])]
     return [config for number, config in enumerate(configs) if config not in (experiment.task, *configs[:number])]
 
 
 def refuse_leaks(experiment: Experiment, tasks: Tasks) -> None:
-    """Raises UserError where the pre-training would learn from images that the task keeps for val or test.
+    """Raises UserError if the pre-training would learn from images that the task keeps for val or test.
 
-    Another data set in the task's own folder, split with another seed, would show them.
+    It would if another data set is in the same folder and is split with another seed.
     """
     own = tasks(experiment.task)
 
     def images(task: Task) -> dict[tuple[str, ...], str]:
-        """The names of its images, by their files' places in the folder."""
+        """The names of its images, by the paths of their files below the root."""
         root = str(task.root)
         return {tuple(str(path).removeprefix(root) for path in case.image): case.name for case in task.images()}
 
@@ -106,5 +106,5 @@ def refuse_leaks(experiment: Experiment, tasks: Tasks) -> None:
             name = images(other)[min(leaked)]
             raise UserError(
                 f"pretrain.sources: {other.name} shows {name} (and {len(leaked) - 1} more), which the task "
-                "keeps for val or test; split both alike"
+                "keeps for val or test; split both in the same way"
             )

@@ -41,7 +41,7 @@ class Session:
         self.results = SingleFlight()
 
     def executor(self, ticket: Ticket) -> Executor:
-        """Runs the stages of the experiment that has the ticket."""
+        """Returns what runs the stages of the ticket's experiment."""
         raise NotImplementedError
 
     def handler(self, run_id: str) -> EventHandler:
@@ -49,7 +49,7 @@ class Session:
         raise NotImplementedError
 
     def stage_events(self, run_id: str, kind: Kind, experiment: str) -> EventHandler:
-        """The same; they are shown with the stage's kind and the experiment's name."""
+        """Returns the same; the events are shown with the stage's kind and the experiment's name."""
         self.stages[run_id] = {"kind": kind, "experiment": experiment}
         return self.handler(run_id)
 
@@ -67,7 +67,7 @@ class Session:
     # ---- stopping, and what is shown
 
     def pause(self, seconds: float) -> None:
-        """Waits; raises KeyboardInterrupt where the command was stopped, in threads too that no signal reaches."""
+        """Waits; raises KeyboardInterrupt if the command was stopped, also in threads, which receive no signals."""
         if self.stopped.wait(seconds):
             raise KeyboardInterrupt
 
@@ -76,25 +76,25 @@ class Session:
         self.show(event)
 
     def ensure_alive(self) -> None:
-        """Raises StageFailed where Ray is gone, and the tracker with it: the cause of failures that follow."""
+        """Raises StageFailed if Ray has died, and the tracker with it; this is then the cause of other failures."""
         self.tracker.lease_lost("")
 
     def relay(self) -> None:
-        """Shows the events that the tracker took since the last call."""
+        """Shows the events that the tracker received since the last call."""
         with self.relaying:
             for event in self.tracker.drain_events():
                 self.show(replace(event, **self.stages.get(event.run_id, {})))
 
     def close(self) -> None:
         """Shows the last events and delivers to MLflow what is still to be written."""
-        self.stopped.clear()  # it ends in order, even where it was stopped
+        self.stopped.clear()  # else the tracker's retries would raise KeyboardInterrupt
         self.relay()
         if left := self.tracker.close():
             self.show(WarningIssued(f"{left} records have not reached MLflow yet; the next start delivers them"))
 
 
 class LocalSession(Session):
-    """In this process, one experiment after the other."""
+    """Runs in this process, one experiment after the other."""
 
     concurrent = False
 
@@ -113,7 +113,7 @@ class LocalSession(Session):
 
 
 class RaySession(Session):
-    """On a Ray cluster: the tracker is an actor, and stages run on worker groups, as many at once as there is room."""
+    """Runs on Ray: the tracker is an actor, and stages run on worker groups, as many at once as resources allow."""
 
     concurrent = True
 
@@ -135,7 +135,7 @@ class RaySession(Session):
         over = threading.Event()
 
         def loop() -> None:
-            with suppress(StageFailed):  # the tracker's process ended: the next who calls it gets the error
+            with suppress(StageFailed):  # the tracker's process ended; its next caller gets the error
                 while not over.wait(POLL):
                     self.relay()
 
@@ -150,9 +150,9 @@ class RaySession(Session):
 
 @contextmanager
 def open_session(trains: Sequence[Train], tasks: Tasks, show: EventHandler) -> Iterator[Session]:
-    """Yields a LocalSession where the first `train.workers` is 0, else a RaySession; closes it afterwards.
+    """Yields a LocalSession if the first `train.workers` is 0, else a RaySession; closes it afterwards.
 
-    Raises UserError where MLflow does not answer, or where the cluster can never place the workers.
+    Raises UserError if MLflow does not answer, or if the cluster can never place the workers.
     """
     settings = (*locate_store(), str(ensure_home() / "spool"))
     if trains[0].workers == 0:
@@ -162,7 +162,7 @@ def open_session(trains: Sequence[Train], tasks: Tasks, show: EventHandler) -> I
         finally:
             local.close()
         return
-    RunStore(*settings[:2])  # creates the database, and raises a one-line error where a store does not answer
+    RunStore(*settings[:2])  # creates the database, and raises a one-line error if the store does not answer
     with ray_cluster(trains, show):
         session = RaySession(settings, tasks, show)
         try:

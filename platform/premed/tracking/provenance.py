@@ -1,4 +1,4 @@
-"""Where a run comes from: host and process that write it, commit and package versions that it ran on."""
+"""Where a run comes from: the host and process that write it, premed's commit, package versions."""
 
 import os
 import socket
@@ -23,7 +23,7 @@ def host() -> str:
 
 
 def process_tags() -> dict[str, str]:
-    """Tags that identify the process that writes a run."""
+    """Returns tags that identify this process as the writer of a run."""
     return {
         "premed.host": host(),
         "premed.pid": str(os.getpid()),
@@ -44,7 +44,7 @@ def gone(tags: dict[str, str]) -> bool:
 
 
 def provenance() -> dict[str, str]:
-    """Tags: the commit that premed runs from, and the versions of packages."""
+    """Returns tags with the versions of packages and, if known, the commit that premed runs from."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -55,7 +55,7 @@ def provenance() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of premed's own checkout, with `-dirty` where that has changes; None for an installed package.
+    """Returns the commit of premed's checkout, with `-dirty` if that has changes; None for an installed package.
 
     In a job of `premed submit`, whose files have no git history: PREMED_COMMIT.
     """
@@ -65,7 +65,7 @@ def commit() -> str | None:
         return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # else the repository around it is not premed's
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # fails if the repository around it is not premed's
         return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("PREMED_COMMIT")

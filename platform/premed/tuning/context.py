@@ -106,7 +106,7 @@ def trial_result(trial: TrialRecord) -> TrialResult:
 
 
 def train_settings(sweep: Sweep) -> list[Train]:
-    """The distinct `train` settings of all trials: those that no node can run are refused before anything starts."""
+    """The distinct `train` settings of all trials, to refuse those that no node can run before anything starts."""
     first = next(sweep.combinations())
     space = {path: values for path, values in sweep.search.space.items() if path.startswith("train.")}
     trains = [sweep.base.train]

@@ -54,11 +54,11 @@ class Range(Spec):
 
     @model_validator(mode="after")
     def _one(self) -> "Range":
-        read_trees = [name for name in type(self).model_fields if getattr(self, name) is not None]
-        if len(read_trees) != 1:
+        names = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(names) != 1:
             raise ValueError("must be a list of values, or one of {uniform: [low, high]}, {loguniform: …}, {int: …}")
         if self.low >= self.high:
-            raise ValueError(f"{read_trees[0]}: {self.low} is not below {self.high}")
+            raise ValueError(f"{names[0]}: {self.low} is not below {self.high}")
         if self.loguniform and self.low <= 0:
             raise ValueError(f"loguniform: {self.low} has no logarithm; start above 0")
         return self
@@ -130,7 +130,7 @@ class Search(Spec):
     mode: Annotated[tuple[Mode, ...], BeforeValidator(_as_list)] = ()
     """For each metric, which way is better; by default `max`, for costs `min`."""
     search: Literal["grid", "random", "optuna"] = "grid"
-    """Every combination; random values; or Optuna's TPE, which draws where earlier trials were good."""
+    """Every combination; random values; or Optuna's TPE, which draws near the values of good earlier trials."""
     scheduler: Annotated[Asha | None, BeforeValidator(_parse_scheduler)] = None
     trials: int | None = runtime_field(None, ge=1)
     """The number of trials; not for a grid, which runs every combination."""
@@ -189,7 +189,7 @@ class Sweep:
 
     @cached_property
     def base(self) -> Experiment:
-        """The first combination's first seed, for what is the same in all trials."""
+        """The experiment of the first combination and seed, for the fields that are the same in all trials."""
         return self.experiments(next(self.combinations()))[0]
 
     def experiments(self, setting: Setting) -> list[Experiment]:
@@ -197,7 +197,7 @@ class Sweep:
         return [each.model_copy(update={"test": False}) for each in self.experiments_with_test(setting)]
 
     def experiments_with_test(self, setting: Setting) -> list[Experiment]:
-        """The same, with the test as the base has it."""
+        """The same, with their test if the base has one."""
         overrides = self.overrides
         if self.search.snapshots == "trunk":
             epochs = self.search.space["pretrain.epochs"]
@@ -214,7 +214,7 @@ class Sweep:
             yield dict(zip(space, values, strict=True))
 
     def validate(self) -> None:
-        """Raises UserError for a path that is no field, and for a value that fits in no combination."""
+        """Raises UserError for a path that is no field, and for a value that is valid in no combination."""
         for path, values in self.search.space.items():
             if any(not part for part in path.split(".")):
                 raise UserError(f"space.{path}: names no field")
@@ -226,7 +226,7 @@ class Sweep:
                 self.validate_value(path, value)
 
     def validate_value(self, path: str, value: Any) -> None:
-        """Raises UserError where no combination with the value is valid, with the reason that the base gives."""
+        """Raises UserError if no combination with the value is valid, with the reason from the base experiment."""
         others = ({**each, path: value} for each in islice(self.combinations(), MAX_CHECKED))
         reason = None
         for setting in chain([{path: value}], others):
@@ -257,7 +257,7 @@ def load_sweep(file: Path | str, files: Sequence[Path | str] = (), overrides: Se
     """
     tree = read_yaml(Path(file))
     if not isinstance(tree.get("space"), dict):
-        raise UserError(f"{file}: is no sweep, for it has no space: {{field: values}}; `premed run` runs experiments")
+        raise UserError(f"{file}: is not a sweep: it has no space: {{field: values}}; `premed run` runs experiments")
     base, fields_set = tree.pop("base", None), tree.pop("set", None) or {}
     if not isinstance(fields_set, dict):
         raise UserError(f"{file}: set: must hold fields of the experiment, as in set: {{finetune: {{steps: 60}}}}")

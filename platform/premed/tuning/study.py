@@ -43,7 +43,7 @@ class Study:
     def __init__(self, sweep: Sweep, name: str, url: str, directions: Sequence[Any], must_exist: bool = False):
         """Opens the study `name`; creates it if it is missing, unless `must_exist`.
 
-        Raises UserError where no database answers at `url`, or where the study is missing and must exist.
+        Raises UserError if no database answers at `url`, or if the study is missing and must exist.
         """
         import optuna
 
@@ -72,7 +72,7 @@ class Study:
     def start(self, data: str) -> None:
         """Prepares the study for `ask`; the caller must hold the sweep's lease. A grid's combinations are enqueued.
 
-        data: the fingerprint of the images. Raises UserError where it differs from that of an earlier start.
+        data: the fingerprint of the images. Raises UserError if it differs from that of an earlier start.
         """
         if self.note("data") not in (None, data):
             raise UserError(
@@ -86,7 +86,7 @@ class Study:
                 if canonical(setting) not in known:
                     self.study.enqueue_trial({path: encode(value) for path, value in setting.items()})
 
-    # ---- asking for trials
+    # ---- ask
 
     def ask(self) -> TrialRecord | None:
         """Returns the next trial to run: an interrupted one, else a new one; None when there are enough."""
@@ -127,7 +127,7 @@ class Study:
 
         return {path: distribution(values) for path, values in self.sweep.search.space.items()}
 
-    # ---- telling results
+    # ---- tell
 
     def report_intermediate(self, number: int, validation: int, value: float) -> None:
         """Records a running trial's best value so far after a validation; ignored once the trial has ended."""
@@ -200,7 +200,7 @@ class Study:
         return {path: float(share) for path, share in importances.items()}
 
     def _first_metric(self) -> "Callable[[FrozenTrial], float] | None":
-        """The target of importances; None where there is one metric. Optuna takes any target as lower is better."""
+        """The target of importances; None if there is one metric. Optuna takes lower values of a target as better."""
         from optuna.study import StudyDirection
 
         if len(self.study.directions) == 1:
@@ -215,12 +215,12 @@ def encode(value: Any) -> Any:
 
 
 def decode(values: Choice | Range, stored: Any) -> Any:
-    """The value of a field that `encode` made `stored` of."""
+    """The value of a field that `encode` turned into `stored`."""
     if isinstance(values, Choice):
         return next((value for value in values.choice if encode(value) == stored), stored)
     return stored
 
 
 def engine_settings(url: str) -> dict[str, Any]:
-    """SQLAlchemy's settings: SQLite waits while another command reads or writes, in place of raising."""
+    """SQLAlchemy's settings: SQLite waits while another command reads or writes, instead of raising."""
     return {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}

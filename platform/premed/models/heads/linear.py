@@ -10,7 +10,7 @@ from premed.errors import UserError
 
 
 class Config(Spec):
-    """`pool: cls` is timm's and SelfMedMAE's head; `mean` suits short pre-trainings, which barely train it."""
+    """`pool: cls` is timm's and SelfMedMAE's head; `mean` suits short pre-trainings, which barely train the token."""
 
     name: Literal["linear"] = "linear"
     pool: Literal["cls", "mean"] = "cls"
