@@ -10,6 +10,7 @@ from premed.config.image_processing import Augmentation
 from premed.contracts import Task
 from premed.data.check import refuse
 from premed.data.datamodule import Tasks
+from premed.data.transforms import turning_planes
 from premed.errors import UserError
 from premed.paths import storage
 from premed.training.import_weights import foresee
@@ -64,6 +65,11 @@ def refuse_misfits(task: Task, augment: Augmentation, where: str) -> None:
     for field in augment.inapplicable_fields(task.dims):
         kind = "pictures" if task.dims == 3 else "volumes"
         raise UserError(f"{where}.{field}: is for {kind}, and {task.name} has none; leave it out")
+    if augment.rotate and not turning_planes(task.roi, augment.rotate_plane):
+        edges = " × ".join(map(str, task.roi))
+        raise UserError(
+            f"{where}.rotate: the roi {edges} has no equal edges to turn in; leave it out or change task.roi"
+        )
 
 
 def validate(resolved: Sequence[Resolved]) -> None:
