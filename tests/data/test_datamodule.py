@@ -186,6 +186,15 @@ REFUSED = {
         },
         r"^pretrain\.augment\.scale: is for pictures, and brains has none",
     ),
+    "a rotation for which the roi has no equal edges": (
+        lambda chest, children, brains: {
+            "pretrain": {
+                "augment": {"rotate": 0.5, "rotate_plane": [0, 1]},
+                "sources": [{"task": {"name": "msd", "root": str(brains), "roi": [16, 8, 16]}}],
+            }
+        },
+        r"^pretrain\.augment\.rotate: the roi 16 × 8 × 16 has no equal edges to turn in",
+    ),
     "an augmentation of its own for volumes on pictures": (
         lambda chest, children, brains: {
             "pretrain": {"sources": [on(children)["pretrain"]["sources"][0] | {"augment": {"shift": 3}}]}

@@ -61,7 +61,7 @@ def settled(experiment: Experiment, tasks: Tasks) -> Experiment:
 
 
 def refuse_misfits(task: Task, augment: Augmentation, where: str) -> None:
-    """Raises UserError for an augmentation (of the field `where`) of images with another number of dimensions."""
+    """Raises UserError for an augmentation (of the field `where`) that no image of the task could have."""
     for field in augment.inapplicable_fields(task.dims):
         kind = "pictures" if task.dims == 3 else "volumes"
         raise UserError(f"{where}.{field}: is for {kind}, and {task.name} has none; leave it out")
