@@ -2,7 +2,12 @@
 
 import json
 import math
+import os
 import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,8 +39,8 @@ def test_a_store_travels_to_another_process_as_two_strings(store):
     [
         ("http://127.0.0.1:{port}", "does not answer: start it or unset the variable"),
         ("http://user:secret@127.0.0.1:{port}", r"user:\*\*\*@127"),
-        ("mlruns", "write sqlite:///mlruns/mlflow.db"),
-        ("file:///tmp/mlruns", "write sqlite:///"),
+        ("mlruns", "write sqlite:////.*/mlruns/mlflow.db$"),
+        ("file:///tmp/mlruns", "write sqlite:////tmp/mlruns/mlflow.db$"),
         ("sqlite://", "write sqlite:///path"),
     ],
 )
@@ -242,3 +247,16 @@ def test_a_model_that_would_not_load_everywhere_is_refused(store, module):
         model_registry.register(
             store.client, start(store), "chest", module.float(), np.zeros((1, 1, 8, 8), np.float32), 0.5, {}
         )
+
+
+def test_the_command_that_restores_a_deleted_experiment_does(store):
+    start(store)
+    experiment = store.client.get_experiment_by_name("chest")
+    store.client.delete_experiment(experiment.experiment_id)
+    with pytest.raises(UserError, match="was deleted in MLflow") as refused:
+        store.experiment("chest")
+    (command,) = re.findall(r"restore it \((.*)\) or", str(refused.value))
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run(command, shell=True, check=True, env=environment | {"PATH": path})
+    assert store.experiment("chest") == experiment.experiment_id

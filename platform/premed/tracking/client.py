@@ -9,14 +9,14 @@ import socket
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 from premed.errors import UserError
-from premed.paths import home
+from premed.paths import expand_path, home, sqlite_file, sqlite_url
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,17 +42,18 @@ def resolve_uri(uri: str) -> tuple[str, Path | None]:
     """
     scheme = uri.partition(":")[0]
     if scheme == "sqlite":
-        path = Path(uri.removeprefix("sqlite:///")).expanduser().absolute()
-        if not uri.startswith("sqlite:///") or path.is_dir():
+        path = sqlite_file(uri)
+        path = path and expand_path(path, "MLFLOW_TRACKING_URI").absolute()
+        if path is None or path.is_dir():
             raise UserError(f"MLFLOW_TRACKING_URI={uri} names no file: write sqlite:///path/to/mlflow.db")
         path.parent.mkdir(parents=True, exist_ok=True)
-        return f"sqlite:///{path}", path.parent
+        return sqlite_url(path), path.parent
     if scheme in POSTGRES:
         return with_driver(uri, "MLFLOW_TRACKING_URI="), None
     if scheme == "file" or "://" not in uri and scheme != "databricks":
-        raise UserError(
-            f"MLFLOW_TRACKING_URI={uri} is a folder, which MLflow no longer supports: write sqlite:///{uri}/mlflow.db"
-        )
+        folder = urllib.parse.unquote(urllib.parse.urlsplit(uri).path) if scheme == "file" else uri
+        remedy = sqlite_url(expand_path(folder, "MLFLOW_TRACKING_URI").absolute() / "mlflow.db")
+        raise UserError(f"MLFLOW_TRACKING_URI={uri} is a folder, which MLflow no longer supports: write {remedy}")
     return uri.rstrip("/"), None
 
 
@@ -78,9 +79,14 @@ def connect(uri: str) -> "MlflowClient":
 
     for name in ("alembic", "mlflow.store.db.utils"):  # a new database logs every table
         logging.getLogger(name).setLevel(logging.WARNING)
+    file = sqlite_file(uri)
     # if two processes create the tables of one file at once, MLflow (3.17) leaves a broken database
-    with FileLock(f"{uri.removeprefix('sqlite:///')}.lock") if uri.startswith("sqlite:") else nullcontext():
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    with FileLock(f"{file}.lock") if file else nullcontext():
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    if file and (misread := Path(uri.removeprefix("sqlite:///")).parent) != file.parent:
+        with suppress(OSError):  # MLflow (3.17) makes the folder of a quoted path as if it were not quoted
+            misread.rmdir()
+    return client
 
 
 def connect_or_raise(uri: str) -> "MlflowClient":
@@ -190,14 +196,14 @@ def batches(items: list[Any], size: int) -> Iterator[list[Any]]:
 def locate_store() -> tuple[str, str | None]:
     """Returns the tracking URI, MLFLOW_TRACKING_URI or else `mlflow.db` in PREMED_HOME, and the folder of its artifacts
     (None: a server decides)."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_url(home() / "mlflow.db")
     return uri, str(home() / "artifacts") if uri.startswith("sqlite") else None
 
 
 def require_store() -> tuple[str, str | None]:
     """The same as `locate_store`. Raises UserError if it is a file that does not exist yet."""
     uri, artifacts = locate_store()
-    file = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:") and not file.is_file():
+    file = sqlite_file(resolve_uri(uri)[0])
+    if file and not file.is_file():
         raise UserError(f"{file} does not exist yet: run an experiment first, or set PREMED_HOME")
     return uri, artifacts

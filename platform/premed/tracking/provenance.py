@@ -27,7 +27,7 @@ def process_tags() -> dict[str, str]:
     return {
         "premed.host": host(),
         "premed.pid": str(os.getpid()),
-        "premed.born": f"{psutil.Process().create_time():.2f}",  # process ids are reused
+        "premed.born": born(os.getpid()),  # process ids are reused
     }
 
 
@@ -37,10 +37,26 @@ def gone(tags: dict[str, str]) -> bool:
         return False
     try:
         process = psutil.Process(int(tags["premed.pid"]))
-        other = abs(process.create_time() - float(tags["premed.born"])) > 10  # the clock may have been set
+        if ":" in tags["premed.born"]:
+            other = born(process.pid) != tags["premed.born"]
+        else:  # written by the clock, which may have been set since: by an older version, or without /proc
+            other = abs(process.create_time() - float(tags["premed.born"])) > 10
         return other or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return True
+
+
+def born(pid: int) -> str:
+    """When a process began: the boot and its clock's ticks since then, which do not depend on the clock on the wall.
+
+    Without /proc: seconds since 1970.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"{psutil.Process(pid).create_time():.2f}"
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # a command's name may hold anything
+    return f"{boot}:{fields[19]}"  # proc_pid_stat(5): starttime is field 22, the second behind the name is 3
 
 
 def provenance() -> dict[str, str]:

@@ -7,6 +7,7 @@ MLflow's global tracking URI and its active run are neither read nor set.
 import getpass
 import json
 import math
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -102,7 +103,8 @@ class RunStore:
             experiment = self.client.get_experiment_by_name(name)
         assert experiment is not None
         if experiment.lifecycle_stage != "active":
-            command = f"mlflow experiments restore -x {experiment.experiment_id}"
+            uri = shlex.quote(masked(self.uri))
+            command = f"MLFLOW_TRACKING_URI={uri} mlflow experiments restore -x {experiment.experiment_id}"
             raise UserError(f"experiment {name!r} was deleted in MLflow: restore it ({command}) or choose another name")
         return experiment.experiment_id
 

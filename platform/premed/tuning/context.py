@@ -13,7 +13,7 @@ from premed.config.settings import Train
 from premed.config.spec import canonical
 from premed.errors import UserError
 from premed.execution.preflight import resolve
-from premed.paths import ensure_home, home
+from premed.paths import ensure_home, home, sqlite_url
 from premed.reporting.sweep import page, terminal
 from premed.reporting.sweep.result import StageResult, SweepResult, TrialResult
 from premed.tuning.space import COSTS, MAX_CHECKED, Choice, Range, Sweep
@@ -36,7 +36,7 @@ class SweepContext:
     def study(self, must_exist: bool = False) -> Study:
         """Opens the sweep's study, or creates it unless `must_exist`; see `Study`."""
         directions = [f"{mode}imize" for mode in self.modes]
-        url = self.sweep.search.study or f"sqlite:///{ensure_home() / 'sweeps.db'}"
+        url = self.sweep.search.study or sqlite_url(ensure_home() / "sweeps.db")
         return Study(self.sweep, f"{self.name} {self.digest[:16]}", url, directions, must_exist)
 
     @cached_property

@@ -224,6 +224,20 @@ class Sweep:
                 raise UserError("space.test: no trial opens the test part; leave it out")
             for value in values.grid_values:
                 self.validate_value(path, value)
+            if isinstance(values, Choice):
+                self.refuse_equal(path, values.choice)
+
+    def refuse_equal(self, path: str, choice: Sequence[Any]) -> None:
+        """Raises UserError for two values that are one once the field has read them, such as 1e-3 and 0.001."""
+        for others in chain([{}], islice(self.combinations(), MAX_CHECKED)):
+            try:
+                read = [self.experiments_with_test({**others, path: value})[0].model_dump_json() for value in choice]
+            except UserError:  # each value is valid in some combination, and these are not in this one
+                continue
+            for value, text in zip(choice, read, strict=True):
+                if (first := choice[read.index(text)]) is not value:
+                    raise UserError(f"space.{path}: {first!r} and {value!r} are the same value; keep one")
+            return
 
     def validate_value(self, path: str, value: Any) -> None:
         """Raises UserError if no combination with the value is valid, with the reason from the base experiment."""
