@@ -258,9 +258,7 @@ class Sweep:
 
     @property
     def num_trials(self) -> int:
-        if self.search.trials is not None:
-            return self.search.trials
-        return sum(1 for _ in self.combinations())
+        return sum(1 for _ in self.combinations()) if self.search.trials is None else self.search.trials
 
 
 def load_sweep(file: Path | str, files: Sequence[Path | str] = (), overrides: Sequence[str] = ()) -> Sweep:
