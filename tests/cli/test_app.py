@@ -53,6 +53,13 @@ def test_what_cannot_be_is_one_line_and_exit_code_2(premed, tmp_path, monkeypatc
     assert err[0].startswith("premed: ") and words in err[0]
 
 
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "headnode", "127.0.0.1:1"])
+def test_a_cluster_that_is_none_is_one_line_and_exit_code_2(premed, written, home, monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    code, out, err = premed("run", written(), "train.workers=1")
+    assert code == 2 and out == "" and err[-1].startswith(f"premed: RAY_ADDRESS={address}")
+
+
 @pytest.mark.parametrize("change", ["pretrain.lr=fast", "pretext.mask=0.5", "train.workers=-1", "task.root=/absent"])
 def test_a_wrong_field_is_named(premed, written, home, change):
     code, out, err = premed("run", written(), change)

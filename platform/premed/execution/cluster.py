@@ -1,9 +1,6 @@
 """The Ray cluster: starts or joins one, lists the resources of its nodes, maps functions in parallel, makes actors."""
 
-import logging
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +8,7 @@ from typing import Any
 from premed.config.settings import Train
 from premed.errors import StageFailed, UserError
 from premed.events import EventHandler, RayStarting
+from premed.execution.connection import connect
 
 Resources = Mapping[str, float]
 """Amounts by the names of Ray's resources: `CPU`, `GPU`, …"""
@@ -22,21 +20,10 @@ def ray_cluster(trains: Sequence[Train], show: EventHandler) -> Iterator[None]:
 
     Raises UserError if that cluster does not answer, or can never place the workers of one of `trains`.
     """
+    show(RayStarting())
+    connect()
     import ray
 
-    show(RayStarting())
-    # without RAY_ADDRESS never a cluster that happens to run on this machine
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    # otherwise Ray warns of more processes than CPUs, and most of ours only wait
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "32")
-    try:
-        with own_signals():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, TimeoutError) as error:
-        if "InvalidAuthToken" in f"{error.__cause__} {error.__context__}":
-            remedy = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to its token's file"
-            raise UserError(f"RAY_ADDRESS={address} requires a token: {remedy}") from error
-        raise UserError(f"RAY_ADDRESS={address} does not answer: start that cluster or unset the variable") from error
     try:
         for train in trains:
             admit(train)
@@ -53,18 +40,6 @@ def parallel_map(train: Train, show: EventHandler) -> Iterator[Callable[..., Ite
     else:
         with ray_cluster([train], show):
             yield ray_map
-
-
-@contextmanager
-def own_signals() -> Iterator[None]:
-    """Restores the handlers of Ctrl-C and SIGTERM, which Ray replaces."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 # ---- resources for workers
