@@ -165,6 +165,20 @@ def test_a_yaml_that_would_not_be_uploaded_is_named(premed, monkeypatch, tmp_pat
     assert code == 2 and len(err) == 1 and f"{tmp_path / 'mae.yaml'}: would not be uploaded" in err[0]
 
 
+@pytest.mark.parametrize("folder", ["venv", ".venv/etc", "__pycache__"])
+def test_a_yaml_or_its_base_in_a_folder_that_ray_leaves_out_is_named(premed, elsewhere, folder):
+    hidden = elsewhere / folder
+    hidden.mkdir(parents=True)
+    for name in ("mine", "shared"):
+        shutil.move(elsewhere / name, hidden / name)
+    code, _, err = premed("submit", "--dry-run", f"{folder}/mine/a.yaml")
+    assert code == 2 and len(err) == 1
+    assert f"{hidden}/" in err[0] and "would not be uploaded (it is ignored, or in a folder that Ray" in err[0]
+    (elsewhere / "top.yaml").write_text(f"base: {folder}/shared/base.yaml\n")
+    code, _, err = premed("submit", "--dry-run", "top.yaml")
+    assert code == 2 and "would not be uploaded" in err[0]
+
+
 def test_an_upload_that_no_cluster_takes_names_its_largest_files(premed, elsewhere, monkeypatch):
     with (elsewhere / "mine/a.yaml").open("a") as file:
         file.write(f"# {os.urandom(2_000_000).hex()}\n")

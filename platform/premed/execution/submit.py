@@ -84,12 +84,7 @@ def packed(words: Sequence[str], runtime_env: Path | None, env: Sequence[str]) -
         settings["env_vars"].setdefault("PREMED_COMMIT", git_commit)  # .git is not uploaded
     if from_checkout:
         job = RayJob(list(words), settings | {"working_dir": str(CHECKOUT)})
-        uploaded = {file["name"] for file in upload(job)["files"]}
-        for file in yamls(words):
-            if os.path.relpath(file, CHECKOUT) not in uploaded:
-                raise UserError(
-                    f"{file}: would not be uploaded (it is outside of {CHECKOUT.name}/, or ignored); move it"
-                )
+        refuse_left_out(job, yamls(words), CHECKOUT)
         yield job
         return
     with TemporaryDirectory() as folder:
@@ -104,7 +99,22 @@ def packed(words: Sequence[str], runtime_env: Path | None, env: Sequence[str]) -
         moved = [str(Path(os.path.abspath(word)).relative_to(root)) if is_yaml(word) else word for word in words]
         modules = [*(settings.get("py_modules") or ()), str(PACKAGE)]
         excludes = [*(settings.get("excludes") or ()), "__pycache__"]
-        yield RayJob(moved, settings | {"working_dir": folder, "py_modules": modules, "excludes": excludes})
+        job = RayJob(moved, settings | {"working_dir": folder, "py_modules": modules, "excludes": excludes})
+        refuse_left_out(job, files, root)
+        yield job
+
+
+def refuse_left_out(job: RayJob, files: Sequence[Path], root: Path) -> None:
+    """Raises UserError for a file below `root`, of those that the command names, that the upload would not hold.
+
+    Ray leaves out what .gitignore, .rayignore and `excludes` name, and folders called venv, .venv, .git, __pycache__.
+    """
+    uploaded = {file["name"] for file in upload(job)["files"]}
+    for file in files:
+        if os.path.relpath(file, root) not in uploaded:
+            why = "it is ignored, or in a folder that Ray leaves out, such as venv"
+            why = why if file.is_relative_to(root) else f"it is outside of {root.name}/"
+            raise UserError(f"{file}: would not be uploaded ({why}); move it")
 
 
 def variables(env: Sequence[str]) -> dict[str, str]:
