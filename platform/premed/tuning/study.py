@@ -74,11 +74,14 @@ class Study:
 
         data: the fingerprint of the images. Raises UserError if it differs from that of an earlier start.
         """
+        import optuna
+
         if self.note("data") not in (None, data):
             raise UserError(
                 f"{self.sweep.search.name}: the data have changed since this sweep started; set another name:"
             )
         self.set_note("data", data)
+        self.set_note("optuna", sorted({optuna.__version__, *(self.note("optuna") or ())}))
         self.interrupted = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.name == "RUNNING"]
         if self.sweep.search.search == "grid":
             known = {canonical(trial.setting) for trial in self.trials()}
@@ -111,7 +114,14 @@ class Study:
 
         seed = key(self.sweep.search.seed, "sweep", number) % 2**32
         if self.sweep.search.search == "optuna":
-            return TPESampler(seed=seed, constant_liar=self.sweep.search.concurrency > 1)
+            return TPESampler(
+                seed=seed,
+                n_startup_trials=10,  # named, though they are Optuna 5's defaults: these change between versions
+                n_ei_candidates=24,
+                multivariate=len(self.study.directions) == 1,
+                group=False,
+                constant_liar=self.sweep.search.concurrency > 1,
+            )
         return RandomSampler(seed=seed)
 
     def distributions(self) -> dict[str, Any]:
@@ -185,18 +195,20 @@ class Study:
         return best if len(self.study.directions) > 1 else best[:1]
 
     def importances(self) -> dict[str, float] | None:
-        """Optuna's importances: the share of the first metric's variance that each field explains, largest first.
+        """Optuna's importances by PED-ANOVA, largest first: how much each field tells of whether a trial is among the
+        best tenth, as shares of 1.
 
         None if there are too few trials.
         """
-        from optuna.importance import get_param_importances
+        from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
         from optuna.trial import TrialState
 
         done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         varied = {path for path in self.sweep.search.space if len({str(t.params.get(path)) for t in done}) > 1}
         if len({trial.values[0] for trial in done}) < 2 or len(done) < 4 or not varied:
             return None
-        importances = get_param_importances(self.study, target=self._first_metric())
+        evaluator = PedAnovaImportanceEvaluator(target_quantile=0.1, region_quantile=1.0, evaluate_on_local=True)
+        importances = get_param_importances(self.study, evaluator=evaluator, target=self._first_metric())
         return {path: float(share) for path, share in importances.items()}
 
     def _first_metric(self) -> "Callable[[FrozenTrial], float] | None":
