@@ -21,6 +21,7 @@ from premed.events import (
     ExperimentsStarted,
     GateNotPassed,
     ImagesChecked,
+    ImagesCompared,
     ImageSkipped,
     ImagesPredicted,
     ImagesPrepared,
@@ -126,6 +127,10 @@ class ProgressPrinter:
         description = "preparing images"
         if self.activity.description == description or event.done < event.total:  # no bar if all were in the cache
             self.progress(description, event.done, event.total)
+
+    @handle.register
+    def images_compared(self, event: ImagesCompared) -> None:
+        self.progress("comparing images", event.done, event.total)
 
     @handle.register
     def images_checked(self, event: ImagesChecked) -> None:

@@ -69,6 +69,7 @@ class StagePipeline:
 
     def run(self) -> dict[str, Any]:
         """Runs all stages. Returns the outcome: task, strategy, name of the score, MLflow run, each stage's result."""
+        self.session.refuse_leaks(self.experiment)
         self.recorder.open(self.identity())
         try:
             parent: Stage | None = None

@@ -7,7 +7,7 @@ from typing import Any
 from premed.config.expand import distinct_titles
 from premed.config.experiment import Experiment
 from premed.config.image_processing import Augmentation
-from premed.contracts import Task
+from premed.contracts import Case, Task
 from premed.data.check import refuse
 from premed.data.datamodule import Tasks
 from premed.data.transforms import turning_planes
@@ -83,7 +83,7 @@ def validate(resolved: Sequence[Resolved]) -> None:
                 config, *how = task
                 refuse(each.tasks(config), *how)
                 checked.append(task)
-        refuse_leaks(experiment, each.tasks)
+        refuse_other_split(experiment, each.tasks)
         foresee(experiment, each.tasks)
         storage(experiment.train.storage)
 
@@ -94,23 +94,29 @@ def other_tasks(experiment: Experiment) -> list[Any]:
     return [config for number, config in enumerate(configs) if config not in (experiment.task, *configs[:number])]
 
 
-def refuse_leaks(experiment: Experiment, tasks: Tasks) -> None:
-    """Raises UserError if the pre-training would learn from images that the task keeps for val or test.
+def refuse_other_split(experiment: Experiment, tasks: Tasks) -> None:
+    """Raises UserError if a source of the pre-training is the task's own folder, split so that it shows val or test.
 
-    It would if another data set is in the same folder and is split with another seed.
+    Found by the listings alone; `Session.refuse_leaks` compares all sources by their content. With `test: false` the
+    test part is not even listed, and every image that the task itself does not pre-train on is refused.
     """
     own = tasks(experiment.task)
 
-    def images(task: Task) -> dict[tuple[str, ...], str]:
-        """The names of its images, by the paths of their files below the root."""
-        root = str(task.root)
-        return {tuple(str(path).removeprefix(root) for path in case.image): case.name for case in task.images()}
+    def images(task: Task) -> dict[tuple[str, ...], Case]:
+        """The cases that a pre-training may use, by the paths of their files below the root."""
+        return {tuple(str(path).removeprefix(str(task.root)) for path in case.image): case for case in task.images()}
 
     for config in other_tasks(experiment):
         other = tasks(config)
-        if other.root.resolve() == own.root.resolve() and (leaked := images(other).keys() - images(own).keys()):
-            name = images(other)[min(leaked)]
+        if type(config) is not type(experiment.task) or other.root.resolve() != own.root.resolve():
+            continue
+        known = images(own)
+        strange = [case for files, case in images(other).items() if files not in known]
+        if experiment.test:
+            held = {case.patient for case in (*own.split("val"), *own.split("test"))}
+            strange = [case for case in strange if case.patient in held]
+        if strange:
             raise UserError(
-                f"pretrain.sources: {other.name} shows {name} (and {len(leaked) - 1} more), which the task "
-                "keeps for val or test; split both in the same way"
+                f"pretrain.sources: {other.name} shows {min(case.name for case in strange)} (and {len(strange) - 1} "
+                "more), which the task keeps for val or test; split both in the same way"
             )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from premed.config.experiment import Experiment
-from premed.data.check import Check
+from premed.data.check import Check, leaks
 from premed.data.datamodule import DataModule
 from premed.errors import StageFailed, UserError, first_line
 from premed.events import EventHandler, ExperimentEnded, ExperimentsStarted, ImagesChecked, WarningIssued
@@ -41,6 +41,8 @@ def run_all(experiments: Sequence[Experiment], show: EventHandler) -> list[dict[
     resolved = resolve(experiments)
     validate(resolved)
     with open_session([each.experiment.train for each in resolved], resolved[0].tasks, show) as session:
+        for each in resolved:
+            session.refuse_leaks(each.experiment)
         show(ExperimentsStarted(len(resolved)))
         batch = ExperimentBatch(resolved, session)
         return batch.at_once() if session.concurrent else batch.one_by_one()
@@ -132,6 +134,8 @@ def check(experiment: Experiment, show: EventHandler, html: Path | None = None) 
     with parallel_map(experiment.train, show) if jobs else nullcontext() as mapper:
         for each in (checked, *sources):
             each.open_images(mapper, lambda done, total: show(ImagesChecked(done, total)))
+        for source in sources:
+            source.findings += leaks(checked, source)
         if html is not None:
             try:
                 html.write_text(data_check.page(checked, mapper), encoding="utf-8")

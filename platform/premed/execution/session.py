@@ -7,17 +7,21 @@ from dataclasses import replace
 from functools import partial
 from typing import cast
 
+from premed.config.experiment import Experiment
 from premed.config.settings import PRETRAINING, Kind, Train
 from premed.config.spec import Spec, without_scoring
+from premed.data.cache import Cache
 from premed.data.datamodule import DataModule, Tasks
+from premed.data.leakage import refuse_leaks
 from premed.errors import StageFailed
-from premed.events import Event, EventHandler, WarningIssued
+from premed.events import Event, EventHandler, ImagesCompared, WarningIssued
 from premed.execution.cluster import Remote, RemoteEvents, actor, free, nodes, ray_cluster, ray_map
 from premed.execution.executor import Executor, LocalExecutor, RayExecutor
+from premed.execution.preflight import other_tasks
 from premed.execution.scheduler import Scheduler, Ticket
 from premed.execution.single_flight import SingleFlight
 from premed.execution.worker_group import WorkerGroup
-from premed.paths import ensure_home
+from premed.paths import ensure_home, home
 from premed.tracking.client import locate_store
 from premed.tracking.mlflow_tracker import MLflowTracker
 from premed.tracking.run_store import RunStore
@@ -63,6 +67,26 @@ class Session:
         kind = "pretrain" if kind in PRETRAINING else kind
         key = "fingerprint", kind, without_scoring(config).model_dump_json()
         return self.results(key, lambda: self.data(config).fingerprint(kind), pause=self.pause)[0]
+
+    def refuse_leaks(self, experiment: Experiment) -> None:
+        """Raises UserError if another data set of the pre-training shows images that the task keeps for val or test.
+
+        Reads images; each two data sets are compared once in a command.
+        """
+        task = self.tasks(experiment.task)
+        for config in other_tasks(experiment):
+            other = self.tasks(config)
+            names = [without_scoring(each).model_dump_json() for each in (experiment.task, config)]
+            compare = partial(
+                refuse_leaks,
+                task,
+                other,
+                experiment.test,
+                Cache(home() / "cache"),
+                self.mapper,
+                lambda done, total: self.show_or_stop(ImagesCompared(done, total)),
+            )
+            self.results(("leaks", *names, experiment.test), compare, pause=self.pause)
 
     # ---- stopping, and what is shown
 
