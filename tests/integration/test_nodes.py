@@ -94,8 +94,8 @@ def alone(overrides, home, monkeypatch):
 
 
 def equal(ours, theirs):
-    """Up to the order of sums. A bias of attention's keys changes nothing and has no gradient but rounding, on which AdamW
-    walks about: these, the middle third of `qkv.bias`, are left out."""
+    """Up to the order of sums. A bias of attention's keys changes nothing and has no gradient but rounding, on which
+    AdamW walks about: these, the middle third of `qkv.bias`, are left out."""
 
     def learnt(name, values):
         return np.delete(values, np.s_[len(values) // 3 : -(len(values) // 3)]) if name.endswith("qkv.bias") else values
