@@ -54,6 +54,8 @@ class Listed:
 
     dims = 3
     lenient: bool = False
+    channel_files = True
+    """Each channel of an image is a file, CASE_0000, CASE_0001, …: `premed predict` joins them."""
 
     def __init__(self, config: Config, folder: RawFolder):
         self.config, self.roi, self.folder = config, config.roi, folder

@@ -4,7 +4,7 @@ from typing import Any
 
 PREDICTION_METHODS = ("logits", "native", "predict", "masks", "decide", "tiles", "probabilities")
 """The methods that turn logits into a prediction."""
-SETTINGS = ("overlap", "window_batch", "exclusive", "painted")
+SETTINGS = ("overlap", "window_batch", "exclusive", "painted", "channel_files")
 
 
 def description(task: Any, base: type, answer: str) -> dict[str, Any]:
