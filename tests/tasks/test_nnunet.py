@@ -102,6 +102,20 @@ def test_phantoms_are_as_nnunet_writes_them(tmp_path, ending):
     assert list(found.check()) == [] and found.split("val")[0].image[0].name.endswith(f"_0000{ending}")
 
 
+def test_real_hippocampi_are_prepared_as_msd_prepares_them(real, tmp_path):
+    root, source = raw(tmp_path / "data", channels=1, test=0, channel_names={"0": "MRI"}), real("Task04_Hippocampus")
+    listed = json.loads((source / "dataset.json").read_text())["training"][:10]
+    for name, entry in zip(EVERY, listed, strict=True):
+        shutil.copy(source / entry["image"], root / "imagesTr" / f"{name}_0000.nii.gz")
+        shutil.copy(source / entry["label"], root / "labelsTr" / f"{name}.nii.gz")
+    ours = samples(task(root), [*task(root).labelled.values()][:3], tmp_path / "ours")
+    by_name = {case.name: case for case in brain(source).cases}
+    theirs = [by_name[entry["image"].rpartition("/")[2].removesuffix(".nii.gz")] for entry in listed[:3]]
+    for one, other in zip(ours, samples(brain(source), theirs, tmp_path / "theirs"), strict=True):
+        assert np.array_equal(one.prepared.image(), other.prepared.image())
+        assert np.array_equal(one.prepared.label(), other.prepared.label())
+
+
 # Parts ---------------------------------------------------------------------------------------------------------------
 
 
