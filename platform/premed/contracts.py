@@ -13,8 +13,7 @@ Shapes: B batch, C channels, *S spatial axes (H, W or three axes in RAS order), 
 # (the Protocols' methods have a docstring for a body)
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from dataclasses import field as default
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -123,7 +122,7 @@ class Features:
     tokens: Tensor  # [B, L, D] or [B, K, D], after the last norm, without the class token
     grid: tuple[int, ...]  # patches per axis; prod(grid) == L
     summary: Tensor | None = None  # [B, D]: the class token, if the encoder has one
-    taps: dict[int, Tensor] = default(default_factory=dict)  # block -> its output [B, L, D]
+    taps: dict[int, Tensor] = field(default_factory=dict)  # block -> its output [B, L, D]
     pyramid: tuple[Tensor, ...] = ()  # feature maps [B, C_i, *S_i], fine to coarse, as `Encoder.pyramid` lists them
 
 
@@ -217,6 +216,7 @@ class Task(Protocol):
     classes: tuple[str, ...]  # one logit each
     exclusive: bool  # True: softmax over the classes; False: one sigmoid each
     labels: tuple[int, ...]  # the values that its label maps may hold; () if labels are not maps
+    ignore: int | None  # of these, the value of voxels that count in neither loss nor scores
     regions: Mapping[str, tuple[int, ...]]  # scored regions of the label maps: name to the label values it unites
     score: str  # the metric of `summary` by which val selects the checkpoint: higher is better
     preprocessing: Preprocessing  # deterministic; the cache applies it once

@@ -40,7 +40,7 @@ def written(tmp_path, chest):
         (["run", "task=nothing"], "'nothing' is not one of brats"),
         (
             ["data", "phantom", "heart", "absent"],
-            "heart: has no phantoms; choose one of brats, btcv, chestxray14, images, msd",
+            "heart: has no phantoms; choose one of brats, btcv, chestxray14, images, msd, nnunet",
         ),
         (["data", "phantom", "msd", "absent", "--num", "none"], "--num"),
         (["data", "phantom", "images", "absent", "--kind", "bmp"], "kind: bmp is none of png, dicom, nifti"),

@@ -19,6 +19,7 @@ from premed.training.stage import run_stage
 
 PAGE = (REPOSITORY / "docs" / "own-data.md").read_text()
 FILES = {text.splitlines()[0][2:]: text for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)}
+LISTINGS = [json.loads(text) for text in re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)]
 HEADERS = {name: re.findall(r"```csv\n(.*?)\n", PAGE[: PAGE.index(f"# {name}")], re.DOTALL)[-1:] for name in FILES}
 rng = np.random.default_rng(0)
 
@@ -40,6 +41,18 @@ def table(path: Path, name: str, rows: list[dict[str, str]]) -> None:
         writer.writerows(rows)
 
 
+def prostates(root: Path) -> None:
+    for number in range(10):
+        folder = "Tr" if number < 8 else "Ts"
+        for channel in range(2):
+            volume(root / f"images{folder}/p{number}_{channel:04d}.nii.gz", hounsfield(20, 22, 10))
+        if number < 8:
+            volume(root / f"labelsTr/p{number}.nii.gz", rng.integers(0, 3, (20, 22, 10)).astype(np.uint8))
+    every = [f"p{number}" for number in range(8)]
+    (root / "dataset.json").write_text(json.dumps(LISTINGS[0]))
+    (root / "splits_final.json").write_text(json.dumps([{"train": every[2:], "val": every[:2]}]))
+
+
 def organs(root: Path) -> None:
     entries = []
     for number in range(8):
@@ -47,8 +60,7 @@ def organs(root: Path) -> None:
         volume(root / entry["image"], hounsfield(20, 22, 18))
         volume(root / entry["label"], rng.integers(0, 3, (20, 22, 18)).astype(np.uint8))
         entries.append({"image": entry["image"]} if number == 7 else entry)
-    about = json.loads(re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[0])
-    (root / "dataset.json").write_text(json.dumps(about | {"training": entries}))
+    (root / "dataset.json").write_text(json.dumps(LISTINGS[1] | {"training": entries}))
 
 
 def diagnoses(root: Path) -> None:
@@ -85,7 +97,13 @@ def radiographs(root: Path) -> None:
     table(root / "labels.csv", "dicom.yaml", rows)
 
 
-MADE = {"ct-organs.yaml": organs, "ct-diagnosis.yaml": diagnoses, "xrays.yaml": xrays, "dicom.yaml": radiographs}
+MADE = {
+    "prostates.yaml": prostates,
+    "ct-organs.yaml": organs,
+    "ct-diagnosis.yaml": diagnoses,
+    "xrays.yaml": xrays,
+    "dicom.yaml": radiographs,
+}
 TINY = {
     "encoder": {"width": 24, "depth": 4, "heads": 2},
     "pretext": {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2},

@@ -273,15 +273,46 @@ def about(**fields):
     return change
 
 
+def without(*fields: str):
+    """Leaves fields of dataset.json out."""
+
+    def change(root: Path) -> None:
+        path = root / "dataset.json"
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({name: value for name, value in content.items() if name not in fields}))
+
+    return change
+
+
 SPOILT_MSD = {
     "missing": (lambda r: (r / "dataset.json").unlink(), ["dataset.json is missing", "decathlon's layout"]),
     "not JSON": (lambda r: (r / "dataset.json").write_text("{"), ["dataset.json is not JSON", "download it again"]),
     "a list": (lambda r: (r / "dataset.json").write_text("[]"), ["dataset.json", "must be an object"]),
     "no labels": (about(labels=None), ["dataset.json", "`labels` must number 0 (background), 1, 2"]),
     "gap": (about(labels={"0": "background", "2": "x"}), ["dataset.json", "without a gap"]),
-    "regions": (about(labels={"background": 0, "whole": [1, 2]}), ["dataset.json", "without a gap"]),
+    "regions": (
+        about(labels={"background": 0, "whole": [1, 2]}),
+        ["dataset.json", "without a gap", "regions (lists of labels) are for task.name=nnunet"],
+    ),
     "modality": (about(modality="MRI"), ["dataset.json", "`modality` must name each channel"]),
     "no training": (about(training=[]), ["dataset.json", "no entry has a label"]),
+    "training left out": (without("training", "test"), ["dataset.json: `training` is missing: list each case there"]),
+    "training renamed": (without("training"), ["dataset.json: `training` is missing: list each case there"]),
+    "nnU-Net": (
+        lambda r: (without("training", "test")(r), about(file_ending=".nii.gz")(r)),
+        ["dataset.json: is of nnU-Net's raw layout", "set task.name=nnunet"],
+    ),
+    "backslash": (
+        about(training=[{"image": "imagesTr\\hippocampus_001.nii.gz", "label": "y"}]),
+        ["imagesTr\\hippocampus_001.nii.gz has a backslash", "write imagesTr/hippocampus_001.nii.gz"],
+    ),
+    "backslash in a label": (
+        about(training=[{"image": "x.nii.gz", "label": "labelsTr\\x.nii.gz"}]),
+        ["labelsTr\\x.nii.gz has a backslash", "write labelsTr/x.nii.gz"],
+    ),
+    "ignore in between": (about(labels={"b": 0, "ignore": 1, "x": 2}), ["`labels` must number 0", "without a gap"]),
+    "ignore too high": (about(labels={"b": 0, "x": 1, "ignore": 255}), ["`ignore` must be one number", "2, not 255"]),
+    "Ignore": (about(labels={"b": 0, "x": 1, "Ignore": 2}), ["'Ignore'", "`ignore`, in lower case; rename it"]),
     "null": (about(training=None), ["dataset.json: `training` must be a list", "not null"]),
     "labels alike": (about(labels={"0": "b", "1": "a b", "2": "a_b"}), ["dataset.json", "'a b' and 'a_b'", "rename"]),
     "label no file": (about(training=[{"image": "x", "label": 1}]), ["dataset.json", "names no label file"]),

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from premed.cli.options import Json, What, load_first_experiment, print_result, redirect_prints
-from premed.data.phantoms.writers import write_chestxray14, write_msd
+from premed.data.phantoms.writers import write_chestxray14, write_msd, write_nnunet
 from premed.errors import UserError
 
 app = typer.Typer(help="Phantoms, a check of the data, and the prepared cache.", no_args_is_help=True)
@@ -53,7 +53,7 @@ def check(
 
 @app.command()
 def phantom(
-    task: Annotated[str, typer.Argument(help="brats, btcv, chestxray14, images or msd")],
+    task: Annotated[str, typer.Argument(help="brats, btcv, chestxray14, images, msd or nnunet")],
     folder: Annotated[Path, typer.Argument(help="an empty or new folder")],
     num: Annotated[int | None, typer.Option(min=1, help="patients or cases [default: the task's]")] = None,
     seed: int = 0,
@@ -61,7 +61,7 @@ def phantom(
         int | None,
         typer.Option(
             min=16,
-            help="voxels along an edge [default: brats 96, btcv 128, chestxray14, images 64; msd about 35 × 50 × 36]",
+            help="voxels along an edge [default: brats 96, btcv 128, chestxray14, images 64; else about 35 × 50 × 36]",
         ),
     ] = None,
     kind: Annotated[str, typer.Option(help="of files, for images: png or dicom (X-rays), nifti (CT volumes)")] = "png",
@@ -76,6 +76,7 @@ def phantom(
         "chestxray14": lambda: write_chestxray14(folder, num or 100, seed, size=size or 64),
         "images": lambda: thorax.write_images(folder, num or 100, seed, kind, size or 64),
         "msd": lambda: write_msd(folder, num or 100, seed, shape=(size,) * 3 if size else None),
+        "nnunet": lambda: write_nnunet(folder, num or 100, seed, shape=(size,) * 3 if size else None),
     }
     if task not in writers:
         raise UserError(f"{task}: has no phantoms; choose one of {', '.join(writers)}")

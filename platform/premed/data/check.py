@@ -148,7 +148,7 @@ class Check:
     def job(self, number: int, case: Case) -> Inspection:
         label = case.label.absolute() if isinstance(case.label, Path) else None
         images = tuple(path.absolute() for path in case.image)
-        return Inspection(number, images, label, self.task.preprocessing, self.task.labels)
+        return Inspection(number, images, label, self.task.preprocessing, self.task.labels, self.task.ignore)
 
     def open_images(self, mapper: Callable | None, progress: Callable[[int, int], None]) -> None:
         """Inspects every case, then the data set as a whole. mapper, progress: see `Cache.prepare`."""

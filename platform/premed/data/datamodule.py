@@ -74,6 +74,8 @@ class DataModule:
         self.warn_of_repeated(groups, cache)
         # besides the files' content: how the task reads them, their patients, and their order, which random draws go by
         about = [self.task.name, self.task.classes, self.task.channels, self.task.preprocessing.digest()]
+        if kind not in PRETRAINING and (meaning := getattr(self.task, "label_meaning", None)):
+            about.append(meaning)
 
         def digest(group: list[Case]) -> str:
             listed = [[case.name, case.patient] for case in group]
@@ -128,7 +130,7 @@ def refuse_unknown_labels(cases: Sequence[Case], images: Sequence[PreparedImage]
             and prepared.path.is_file()
             and (unknown := set(prepared.labels_present) - set(labels))
         ):
-            values = ", ".join(map(str, sorted(unknown)))
+            values = ", ".join(f"{label} ({prepared.counts[label]} voxels)" for label in sorted(unknown))
             raise UserError(
                 f"{case.label}: holds the label {values}, which no class has (they are {labels[0]} to {labels[-1]}); "
                 "fix the map (premed data check finds all such files)"

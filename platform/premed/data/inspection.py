@@ -5,7 +5,6 @@ so that any number of cases fits into memory.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from premed.data import figures
 from premed.data.content import hash_channels
 from premed.data.io import geometry
 from premed.data.io.readers import LARGEST, read_values
-from premed.data.preprocess import CHANNELS, TOLERANCE
+from premed.data.preprocess import CHANNELS, TOLERANCE, label_fault
 from premed.errors import Finding, UserError
 
 ROUNDING = 1e-5  # mm: equal affines may differ by this much, because files hold float32
@@ -32,6 +31,7 @@ class Inspection(NamedTuple):
     label: Path | None
     preprocessing: Preprocessing
     labels: tuple[int, ...]  # the values that a label map may hold
+    ignore: int | None = None  # see `Task.ignore`
 
 
 @dataclass
@@ -77,7 +77,7 @@ def inspect(job: Inspection) -> Facts:
             values = values[..., 0]
         if image is not None:
             compare_grids(label, values.shape, image, "its image", facts)
-        count_labels(label.path, values, job.labels, facts)
+        count_labels(label.path, values, job, facts)
     return facts
 
 
@@ -173,24 +173,26 @@ def inspect_grid(image: Volume, preprocessing: Preprocessing, facts: Facts) -> N
         facts.add("error", image.path, what)
 
 
-def count_labels(path: Path, values: np.ndarray, labels: Sequence[int], facts: Facts) -> None:
-    """Counts the voxels of each label value. Adds an error for values that are no label, or none of `labels`."""
+def count_labels(path: Path, values: np.ndarray, job: Inspection, facts: Facts) -> None:
+    """Counts the voxels of each label value. Adds an error for values that are no label, or none of the job's."""
     values = values[np.isfinite(values)]
-    rounded = np.rint(values)
     if values.size == 0:
         return
-    low, high = float(values.min()), float(values.max())
-    if np.abs(values - rounded).max() > TOLERANCE or low < 0 or high > 255:
-        facts.add("error", path, f"labels must be whole numbers in 0..255; found {low:g} to {high:g}")
+    if wrong := label_fault(values):
+        facts.add("error", path, wrong)
         return
-    counts = np.bincount(rounded.astype(np.uint8))
+    counts = np.bincount(np.rint(values).astype(np.uint8))
     facts.counts = {int(label): int(counts[label]) for label in np.flatnonzero(counts)}
-    if unknown := {label: count for label, count in facts.counts.items() if labels and label not in labels}:
+    if unknown := {label: count for label, count in facts.counts.items() if job.labels and label not in job.labels}:
         listed = ", ".join(f"{label} ({count} voxels)" for label, count in unknown.items())
-        what = f"holds the label {listed}, which no class has (they are {labels[0]} to {labels[-1]}); fix the map"
+        what = (
+            f"holds the label {listed}, which no class has (they are {job.labels[0]} to {job.labels[-1]}); fix the map"
+        )
         facts.add("error", path, what)
     elif set(facts.counts) == {0}:
         facts.add("note", path, "is 0 everywhere: nothing is labelled")
+    elif set(facts.counts) == {job.ignore}:
+        facts.add("note", path, f"is {job.ignore} (ignore) everywhere: it counts in neither loss nor scores")
 
 
 def draw_thumbnail(job: Inspection) -> tuple[int, bytes | None]:

@@ -19,6 +19,11 @@ from premed.errors import UserError
 
 CHANNELS = "fix the file, the list of its channels, or task.channels"
 TOLERANCE = 1e-3  # mm, between the affines of an image and of its label or of its other channels
+MOST_LABEL = 255
+WHOLE = 1e-3  # a label's distance from a whole number, at most: float32 rounds a slope and an intercept
+QUANTISED = (
+    0.05  # from a whole number at most: labels 0 to 25 in 256 steps are less than this away, interpolated ones not
+)
 
 
 @dataclass
@@ -91,10 +96,29 @@ def _read_label(path: Path, shape: tuple[int, ...], affine: np.ndarray) -> np.nd
         raise UserError(f"{path}: its shape {values.shape} is not its image's {shape}; resample it onto that grid")
     if not _close(own, affine):
         raise UserError(f"{path}: its affine is not its image's; resample it onto that grid or fix the header")
+    if wrong := label_fault(values):
+        raise UserError(f"{path}: {wrong}")
+    return np.rint(values).astype(np.uint8)
+
+
+def label_fault(values: np.ndarray) -> str:
+    """Returns what is wrong with the values of a label map, and how to mend it; empty if they are all labels."""
     rounded = np.rint(values)
-    if np.abs(values - rounded).max() > TOLERANCE or rounded.min() < 0 or rounded.max() > 255:
-        raise UserError(f"{path}: labels must be whole numbers in 0..255; found {values.min():g} to {values.max():g}")
-    return rounded.astype(np.uint8)
+    is_whole = np.abs(values - rounded) <= WHOLE
+    wrong = ~is_whole | (rounded < 0) | (rounded > MOST_LABEL)
+    if not wrong.any():
+        return ""
+    fractions = values[~is_whole]
+    found, counts = np.unique(fractions if fractions.size else values[wrong], return_counts=True)
+    usual, times = found[counts.argmax()], int(counts.max())
+    if not fractions.size:
+        mend = "give its labels numbers from 0 (background) on"
+    elif np.abs(fractions - np.rint(fractions)).max() <= QUANTISED:
+        mend = "it was stored with a slope (scl_slope): round its values and save them as uint8, without one"
+    else:
+        mend = "it was interpolated: resample the original map with nearest neighbour, and save it as uint8"
+    few = f"{np.count_nonzero(wrong)} voxels are not, {times} of them {usual:g}"
+    return f"labels must be whole numbers in 0..{MOST_LABEL}; {few}: {mend}"
 
 
 def _close(affine: np.ndarray, other: np.ndarray) -> bool:

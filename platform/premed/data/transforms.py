@@ -37,13 +37,19 @@ def shifted_start(shape: Sequence[int], roi: Sequence[int], max_shift: int, draw
     )
 
 
-def balanced_start(prepared: PreparedImage, roi: Sequence[int], draw: SampleRng, positive_share: float = 0.5) -> Start:
+def balanced_start(
+    prepared: PreparedImage,
+    roi: Sequence[int],
+    draw: SampleRng,
+    positive_share: float = 0.5,
+    ignore: int | None = None,
+) -> Start:
     """A crop around a labelled voxel with the probability `positive_share`, else around an unlabelled non-zero one.
 
     All labelled voxels are equally likely, as in MONAI's RandCropByPosNegLabel; near an edge the crop moves inside. If
-    one kind of voxel is absent, the other is used.
+    one kind of voxel is absent, the other is used. ignore: a label that is neither.
     """
-    counts = {label: count for label, count in prepared.counts.items() if label > 0}
+    counts = {label: count for label, count in prepared.counts.items() if label > 0 and label != ignore}
     if counts and (draw.chance("positive", positive_share) or not prepared.counts.get(0)):
         edges = np.cumsum([*counts.values()])
         pick = draw.uniform("label")[0].astype(np.float64) * edges[-1]

@@ -28,11 +28,19 @@ def picture(prepared: PreparedImage, roi: Sequence[int], augment: Augmentation, 
 
 
 def volume(
-    prepared: PreparedImage, roi: Sequence[int], augment: Augmentation, draw: SampleRng, with_label: bool = False
+    prepared: PreparedImage,
+    roi: Sequence[int],
+    augment: Augmentation,
+    draw: SampleRng,
+    with_label: bool = False,
+    ignore: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """A random 3D view: a crop (anywhere, near the centre, or balanced by label), flips, quarter turns, intensities."""
+    """A random 3D view: a crop (anywhere, near the centre, or balanced by label), flips, quarter turns, intensities.
+
+    ignore: a label on which no crop is centred (`Task.ignore`).
+    """
     if augment.positive is not None and with_label:
-        start = transforms.balanced_start(prepared, roi, draw, augment.positive)
+        start = transforms.balanced_start(prepared, roi, draw, augment.positive, ignore)
     elif augment.shift is not None:
         start = transforms.shifted_start(prepared.shape, roi, augment.shift, draw)
     else:

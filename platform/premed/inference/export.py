@@ -24,7 +24,7 @@ from premed.contracts import Sample, Task
 from premed.data.cache import Cache
 from premed.errors import StageFailed, UserError
 from premed.inference import monai_bundle
-from premed.inference.inputs import find_images, no_image_error, prepare_sample
+from premed.inference.inputs import find_images, join_channels, no_image_error, prepare_sample
 from premed.inference.load import TrainedModel, open_trained
 from premed.inference.model_card import output_meaning, preparation_steps, render
 from premed.inference.onnx_torchscript import largest_difference, random_views, write_onnx, write_torchscript
@@ -155,11 +155,12 @@ def comparison_views(trained: TrainedModel, task: Task, check: Sequence[Path]) -
     """Returns views [C, *roi] for the comparison, and their origin: given images, validation images, or random."""
     views: list[np.ndarray] = []
     if check:
-        images, failed = find_images(check, task.dims, Path(os.devnull))
-        if failed or not images:
-            raise no_image_error(failed)
+        found, failed = find_images(check, task.dims, Path(os.devnull))
+        images, incomplete = join_channels(found, task)
+        if failed + incomplete or not images:
+            raise no_image_error(failed + incomplete)
         for each in images[:MAX_IMAGES]:
-            with prepare_sample(each.path, task.preprocessing) as sample:
+            with prepare_sample(each.path, task.preprocessing, each.more) as sample:
                 views += task.tiles(sample)
         return views, f"{len(images[:MAX_IMAGES])} given images"
     with suppress(Exception):  # the data may be elsewhere or deleted: random views replace them, and the result says so

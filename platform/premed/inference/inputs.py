@@ -1,11 +1,12 @@
 """Finds images in files and folders, and prepares them one at a time, outside any task's lists."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from premed.config.image_processing import Preprocessing
 from premed.contracts import Case, Sample
@@ -21,6 +22,7 @@ class Input(NamedTuple):
 
     path: Path
     name: str  # of its label map, without the suffix; the relative path for images in a folder
+    more: tuple[Path, ...] = ()  # the files of its other channels
 
 
 def find_images(images: Sequence[Path], dims: int, out: Path) -> tuple[list[Input], list[dict[str, str]]]:
@@ -80,6 +82,36 @@ def stem(path: Path) -> str:
     return name[: len(name) - len(suffix)]
 
 
+def join_channels(wanted: Sequence[Input], task: Any) -> tuple[list[Input], list[dict[str, str]]]:
+    """Joins CASE_0000, CASE_0001, … to one image CASE, for a task whose channels are files; other names stay.
+
+    Returns the images, in order, and cases without all of the task's channels, and why.
+    """
+    if not getattr(task, "channel_files", False):
+        return [*wanted], []
+    cases: dict[Path, dict[int, Input]] = {}
+    joined, failed = [], []
+    for each in wanted:
+        found = re.fullmatch(r"(.+)_(\d{4})", each.name)
+        is_channel = found and (task.channels > 1 or int(found[2]) == 0)
+        case, number = (each.path.parent / found[1], int(found[2])) if found and is_channel else (each.path, -1)
+        cases.setdefault(case, {})[number] = each
+    for case, files in cases.items():
+        numbers = sorted(files)
+        first, *more = (files[number] for number in numbers)
+        if numbers == [-1]:
+            joined.append(first)
+        elif numbers == [*range(task.channels)]:
+            joined.append(Input(first.path, first.name.removesuffix("_0000"), tuple(each.path for each in more)))
+        else:
+            there = ", ".join(f"{number:04d}" for number in numbers)
+            what = (
+                f"has the channels {there}, and the network takes 0000 to {task.channels - 1:04d}; add or remove files"
+            )
+            failed.append({"path": str(first.path), "why": f"{case}: {what}"})
+    return joined, failed
+
+
 def no_image_error(failed: Sequence[dict[str, str]]) -> UserError:
     """Returns the error for the case that no image was predicted."""
     more = f" (and {len(failed) - 1} more like it)" if len(failed) > 1 else ""
@@ -87,14 +119,17 @@ def no_image_error(failed: Sequence[dict[str, str]]) -> UserError:
 
 
 @contextmanager
-def prepare_sample(path: Path, preprocessing: Preprocessing) -> Iterator[Sample]:
-    """Yields an image, preprocessed as in training; its file is deleted when the context ends."""
+def prepare_sample(path: Path, preprocessing: Preprocessing, more: Sequence[Path] = ()) -> Iterator[Sample]:
+    """Yields an image, preprocessed as in training; its file is deleted when the context ends.
+
+    more: the files of its other channels.
+    """
     try:
-        prepared = prepare([path], None, preprocessing)
+        prepared = prepare([path, *more], None, preprocessing)
     except MemoryError:
         raise UserError(f"{path}: does not fit in memory; make it smaller or use a larger machine") from None
     with TemporaryDirectory() as folder:
         file = Path(folder) / "image.safetensors"
         write(file, prepared)
         del prepared  # from here on, it is read from the file
-        yield Sample(Case(str(path), str(path), (path,)), PreparedFile(file))
+        yield Sample(Case(str(path), str(path), (path, *more)), PreparedFile(file))

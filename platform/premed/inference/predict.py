@@ -20,7 +20,7 @@ from premed.config.settings import Train
 from premed.contracts import Forward, Sample
 from premed.errors import StageFailed, UserError
 from premed.events import EventHandler, ImageSkipped, ImagesPredicted
-from premed.inference.inputs import Input, find_images, no_image_error, prepare_sample
+from premed.inference.inputs import Input, find_images, join_channels, no_image_error, prepare_sample
 from premed.inference.load import open_trained
 from premed.models.network import Network
 from premed.tasks.common.segmentation import Segmentation
@@ -47,6 +47,8 @@ def run(
     with open_trained(reference) as trained:
         network, task = trained.network()
         wanted, failed = find_images(images, task.dims, out)
+        wanted, incomplete = join_channels(wanted, task)
+        failed += incomplete
         for each in failed:
             show(ImageSkipped(each["why"]))
         if not wanted:
@@ -55,7 +57,7 @@ def run(
         with open_predictor(task, forward, out, wanted, trained.card["digest"], masks) as predict_image:
             for number, each in enumerate(wanted, start=1):
                 try:
-                    with prepare_sample(each.path, task.preprocessing) as sample:
+                    with prepare_sample(each.path, task.preprocessing, each.more) as sample:
                         outputs.append({"path": str(each.path)} | predict_image(each, sample))
                 except UserError as error:
                     failed.append({"path": str(each.path), "why": str(error)})

@@ -102,7 +102,7 @@ class Brats(Regions):
     def split(self, part: Part) -> list[Case]:
         splits.raise_first_error(() if self.lenient else self.folder.entries.faults)
         if not self.labelled:
-            raise UserError(f"{self.folder.listing}: no entry has a label; these images can only be pre-trained on")
+            raise self.folder.no_labels()
         if self.config.split is not None:
             cases = splits.listed_cases(self.config.split, part, self.labelled, self.root, self.lenient)
         else:
@@ -141,10 +141,11 @@ class Brats(Regions):
     def folder(self) -> Decathlon:
         """The folder. Raises UserError unless labels and channels are Task01's: the regions depend on their numbers."""
         folder = Decathlon(self.root, self.config.patient)
-        names = [name.lower() for name in folder.classes[1:]]
+        classes = (*folder.classes, *(() if folder.labels.ignore is None else ("ignore",)))
+        names = [name.lower() for name in classes[1:]]
         if not (len(names) == 3 and "edema" in names[0] and "non" in names[1] and names[2].startswith("enhanc")):
             raise UserError(
-                f"{folder.listing}: `labels` are {', '.join(folder.classes)}; they must be Task01's: "
+                f"{folder.listing}: `labels` are {', '.join(classes)}; they must be Task01's: "
                 "1 edema, 2 non-enhancing tumor, 3 enhancing tumour"
             )
         if folder.channels != len(CHANNELS):

@@ -9,69 +9,23 @@ from os.path import realpath  # unlike Path.resolve, of a link to itself too
 from pathlib import Path
 from typing import Literal
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
-
-from premed.config.image_processing import Preprocessing
-from premed.config.spec import Spec, runtime_field, scoring_field
+from premed.config.spec import runtime_field
 from premed.contracts import Case, Part
 from premed.data import splits
 from premed.errors import Finding, UserError
 from premed.paths import data_root
 from premed.rng import key
 from premed.tasks.common.decathlon import Decathlon
-from premed.tasks.common.patients import PatientRule
 from premed.tasks.common.segmentation import Segmentation
+from premed.tasks.common.volumes import VolumeSettings
 
 
-class Config(Spec):
+class Config(VolumeSettings):
     """The folder is `root`, or `folder` below $PREMED_DATA. `roi` in voxels, `spacing` in mm."""
 
     name: Literal["msd"] = "msd"
     root: Path | None = runtime_field(None)
     folder: str = runtime_field("Task04_Hippocampus")
-    roi: tuple[PositiveInt, PositiveInt, PositiveInt] = (96, 96, 96)
-    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
-    """None keeps each image's spacing."""
-    window: tuple[float, float] | None = None
-    percentiles: tuple[float, float] | None = (0.5, 99.5)
-    normalise: Literal["window", "zscore", "zscore_nonzero"] = "zscore"
-    crop_foreground: bool = False
-    overlap: float = scoring_field(0.5, ge=0, lt=1)
-    window_batch: int = runtime_field(4, ge=1)
-    patient: PatientRule | None = None
-    """A field of each entry of dataset.json, or a pattern over case names whose first group is the patient, as in
-    '(.+)_[0-9]+'; None: each image is a patient. All images of a patient go to one part."""
-    split_seed: int = 0
-    shares: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.6, 0.15, 0.25)
-    """Shares of the patients with labelled cases: train, val, test."""
-    split: dict[Part, tuple[str, ...]] | None = None
-    """Case names (hippocampus_001, …) per part, in place of the random split."""
-    partial: bool = runtime_field(False)
-    """Listed cases that are not on disk are left out of their part rather than refused."""
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> "Config":
-        if abs(sum(self.shares) - 1) > 1e-6:
-            raise ValueError(f"shares: {list(self.shares)} do not add up to 1")
-        if self.window and self.percentiles:
-            raise ValueError("window and percentiles exclude each other; set percentiles: null")
-        self.preprocessing(1)
-        return self
-
-    def unused_fields(self) -> set[str]:
-        return set() if self.patient else {"patient"}
-
-    def preprocessing(self, channels: int) -> Preprocessing:
-        """Returns the preprocessing with these settings."""
-        return Preprocessing(
-            dims=3,
-            channels=channels,
-            spacing=self.spacing,
-            window=self.window,
-            percentiles=self.percentiles,
-            normalise=self.normalise,
-            crop_foreground=self.crop_foreground,
-        )
 
 
 def build(config: Config) -> "MSD":
@@ -89,7 +43,7 @@ class MSD(Segmentation):
         self.overlap, self.window_batch = config.overlap, config.window_batch
         self.folder = Decathlon(data_root(config.root, config.folder), config.patient)
         self.root, self.name = self.folder.root, self.folder.root.name
-        self.classes, self.channels = self.folder.classes, self.folder.channels
+        self.classes, self.channels, self.ignore = self.folder.classes, self.folder.channels, self.folder.labels.ignore
         self.preprocessing = config.preprocessing(self.channels)
 
     def images(self) -> list[Case]:
@@ -101,7 +55,7 @@ class MSD(Segmentation):
 
     def split(self, part: Part) -> list[Case]:
         if all(case.label is None for case in self.cases):
-            raise UserError(f"{self.folder.listing}: no entry has a label; these images can only be pre-trained on")
+            raise self.folder.no_labels()
         listed = self.part_cases(part)
         cases = [case for case in listed if self.has_files(case)]
         if not cases:

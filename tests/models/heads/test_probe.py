@@ -118,6 +118,20 @@ def test_a_feature_that_never_varies_changes_nothing():
     np.testing.assert_allclose(logits, without, atol=1e-4)
 
 
+def test_rows_of_unknown_exclusive_classes_count_for_nothing():
+    x = features()
+    kind = findings(x, 2) @ [1, 2] % 3
+    y, known = np.eye(3)[kind.astype(int)], np.arange(len(x)) % 4 > 0
+    y[~known] = np.nan
+    scaled = StandardScaler().fit_transform(x.astype(float))
+    model = LogisticRegression(C=0.1, max_iter=1000).fit(scaled[known], kind[known])
+    ((solution, logits),) = solutions(head(3, exclusive=True, strengths=(0.1,)), x, y)
+    shares = np.exp(logits - np.logaddexp.reduce(logits, axis=1)[:, None])
+    np.testing.assert_allclose(shares, model.predict_proba(scaled), atol=1e-6)
+    assert solution.loss == pytest.approx(-np.log(shares[known][y[known] == 1]).mean(), rel=1e-5)
+    assert solution.warnings == []
+
+
 # Label maps -----------------------------------------------------------------------------------------------------------
 
 

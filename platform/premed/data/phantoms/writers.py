@@ -76,6 +76,26 @@ def write_msd(
     return folder
 
 
+def write_nnunet(
+    folder: Path | str, num_cases: int, seed: int, num_unlabelled: int = 0, shape: Sequence[int] | None = None
+) -> Path:
+    """Writes hippocampi in the layout of nnU-Net's raw data: `num_cases` to train on, `num_unlabelled` in imagesTs."""
+    folder = create_folder(folder, "dataset.json", "num_cases", num_cases + num_unlabelled, 1, seed)
+    for number in range(num_cases + num_unlabelled):
+        image, label, affine = hippocampus(SampleRng(key(seed, "hippocampus", number)), shape)
+        name, part = f"hippocampus_{number + 1:03d}", "Tr" if number < num_cases else "Ts"
+        files = {f"images{part}/{name}_0000.nii.gz": image} | (
+            {f"labelsTr/{name}.nii.gz": label} if number < num_cases else {}
+        )
+        for path, voxels in files.items():
+            (folder / path).parent.mkdir(exist_ok=True)
+            save_nifti(voxels, affine, "RAS", folder / path)
+    about = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "Anterior": 1, "Posterior": 2}}
+    about |= {"numTraining": num_cases, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(about, indent=1) + "\n")
+    return folder
+
+
 def create_folder(folder: Path | str, index: str, field: str, count: int, least: int, seed: int) -> Path:
     """Creates the folder of a phantom data set and marks it with PHANTOMS.txt.
 

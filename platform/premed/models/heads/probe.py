@@ -98,9 +98,10 @@ class Probe(Head):
                 yield Solution(loss, {"strength": strength} | ({"prior": prior} if self.grid else {}), messages)
 
     def fit_multinomial(self, x: np.ndarray, y: np.ndarray, strength: float) -> "Regression":
-        """Fits one softmax to standardised rows `x` [n, D] and shares `y` [n, classes]."""
-        weight, bias, frequency, ended = fit_regression(x, y, strength)
-        absent = [name for name, total in zip(self.classes, y.sum(axis=0), strict=True) if not total]
+        """Fits one softmax to standardised rows `x` [n, D] and shares `y` [n, classes], where these are known."""
+        known = ~np.isnan(y).any(axis=1)
+        weight, bias, frequency, ended = fit_regression(x[known], y[known], strength)
+        absent = [name for name, total in zip(self.classes, y[known].sum(axis=0), strict=True) if not total]
         message = "is in no training case: it is predicted with the frequency of half a case"
         messages = [f"probe: {name} {message}" for name in absent]
         return Regression(
@@ -125,9 +126,10 @@ class Probe(Head):
 
     def loss(self, logits: Tensor, shares: Tensor) -> float:
         """The cross-entropy of the (known) classes, mean over the rows, without the regularisation."""
-        if self.exclusive:
-            return float(F.cross_entropy(logits, shares))
         known = ~shares.isnan()
+        if self.exclusive:
+            rows = known.all(dim=1)
+            return float(F.cross_entropy(logits[rows], shares[rows])) if rows.any() else 0.0
         return float(F.binary_cross_entropy_with_logits(logits[known], shares[known])) if known.any() else 0.0
 
 

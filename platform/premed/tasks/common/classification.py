@@ -31,6 +31,7 @@ class Classification:
     roi: tuple[int, ...]
     classes: tuple[str, ...]
     labels: tuple[int, ...] = ()
+    ignore: int | None = None
     regions: Mapping[str, tuple[int, ...]] = MappingProxyType({})
     lenient = False
     preprocessing: Preprocessing

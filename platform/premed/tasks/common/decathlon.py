@@ -4,13 +4,14 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any, Literal, NamedTuple
 
 from premed.contracts import Case
-from premed.errors import Finding, UserError, printable
+from premed.errors import Finding, UserError
+from premed.tasks.common.files import is_nnunet, path_error, read_json
+from premed.tasks.common.labels import Labels, parse_labels
 from premed.tasks.common.patients import patient_of, several_scans
 
 PARTS: tuple[Literal["training", "test"], ...] = ("training", "test")
@@ -61,17 +62,6 @@ def stem(name: str) -> str:
     return name.removesuffix(".gz").removesuffix(".nii")
 
 
-def path_error(root: Path, real_root: Path, file: str) -> str:
-    """Returns what is wrong with a listed file, and a remedy; else an empty string. real_root: root, links resolved."""
-    try:
-        is_inside = (root / file).resolve().is_relative_to(real_root)
-        with suppress(FileNotFoundError, NotADirectoryError):
-            (root / file).stat()  # from Python 3.13 on, `resolve` does not raise for a link to itself
-    except (OSError, ValueError, RuntimeError):  # too long, invalid characters, a link to itself
-        return f"{printable(file)[:80]} is not a valid file name; fix the entry"
-    return "" if is_inside else f"{file} leads out of the folder; keep images inside it"
-
-
 class Decathlon:
     """A folder with a `dataset.json`, which is parsed once, when first used. Raises UserError if it is invalid."""
 
@@ -82,18 +72,13 @@ class Decathlon:
 
     @cached_property
     def content(self) -> dict[str, Any]:
-        try:
-            content = json.loads(self.listing.read_text(encoding="utf-8-sig"))
-        except FileNotFoundError:
-            raise UserError(
-                f"{self.listing} is missing: task.root must be a folder in the decathlon's layout"
-            ) from None
-        except OSError as error:
-            raise UserError(f"{self.listing}: cannot be read ({error.strerror}); fix its permissions") from None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{self.listing} is not JSON ({error}): download it again") from None
+        missing = f"{self.listing} is missing: task.root must be a folder in the decathlon's layout"
+        content = read_json(self.listing, missing)
         if not isinstance(content, dict):
             raise UserError(f"{self.listing}: must be an object with `labels`, `modality` and `training`")
+        if is_nnunet(self.root, content):
+            what = "is of nnU-Net's raw layout (a file per channel: CASE_0000.nii.gz)"
+            raise UserError(f"{self.listing}: {what}; set task.name=nnunet")
         return content
 
     @cached_property
@@ -109,25 +94,22 @@ class Decathlon:
         return len(channels)
 
     @cached_property
+    def labels(self) -> Labels:
+        """What the values of label maps mean."""
+        return parse_labels(self.listing, self.content.get("labels"))
+
+    @property
     def classes(self) -> tuple[str, ...]:
-        """Class names in label order. Both mappings are in use: {"0": "background"} and {"background": 0}."""
-        labels = self.content.get("labels")
-        pairs = labels.items() if isinstance(labels, dict) else ()
-        numbered = {str(k): str(v) for k, v in pairs} if "0" in dict(pairs) else {str(v): str(k) for k, v in pairs}
-        if len(numbered) < max(2, len(pairs)) or set(numbered) != set(map(str, range(len(numbered)))):
-            raise UserError(f"{self.listing}: `labels` must number 0 (background), 1, 2, … without a gap")
-        names = tuple(numbered[str(i)].replace(" ", "_") for i in range(len(numbered)))
-        for i, name in enumerate(names):
-            if name in names[:i]:
-                pair = f"{numbered[str(names.index(name))]!r} and {numbered[str(i)]!r}"
-                raise UserError(f"{self.listing}: `labels` {pair} are both scored as {name}; rename one")
-        return names
+        """Class names in label order."""
+        return self.labels.classes
 
     @cached_property
     def entries(self) -> Listing:
         """All entries. Of several cases with one name the first is kept, and the others are faults."""
         cases: dict[str, ListedCase] = {}
         missing_unlabelled, faults = list[Path](), list[Finding]()
+        if not self.content.keys() & PARTS:
+            faults.append(Finding.of(self.no_labels()))
         for part in PARTS:
             entries = self.content.get(part, [])
             if not isinstance(entries, list):
@@ -158,6 +140,12 @@ class Decathlon:
             yield Finding("note", str(self.listing), what)
         elif what := several_scans(each.case.name for each in self.entries.cases):
             yield Finding("note", str(self.listing), what)
+
+    def no_labels(self) -> UserError:
+        """The error for a folder without a labelled case, where labels are needed."""
+        if "training" not in self.content:
+            return UserError(f"{self.listing}: `training` is missing: list each case there, as {{image: …, label: …}}")
+        return UserError(f"{self.listing}: no entry has a label; these images can only be pre-trained on")
 
     def case(self, entry: object) -> Case:
         """Returns the case of one entry. Raises UserError if the entry is invalid."""

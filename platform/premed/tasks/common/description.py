@@ -4,7 +4,7 @@ from typing import Any
 
 PREDICTION_METHODS = ("logits", "native", "predict", "masks", "decide", "tiles", "probabilities")
 """The methods that turn logits into a prediction."""
-SETTINGS = ("overlap", "window_batch", "exclusive")
+SETTINGS = ("overlap", "window_batch", "exclusive", "painted", "channel_files")
 
 
 def description(task: Any, base: type, answer: str) -> dict[str, Any]:
@@ -24,5 +24,5 @@ def description(task: Any, base: type, answer: str) -> dict[str, Any]:
         "regions": {name: list(labels) for name, labels in task.regions.items()},
         "roi": list(task.roi),
         "preprocessing": task.preprocessing.model_dump(mode="json"),
-        "settings": {name: getattr(task, name) for name in SETTINGS if hasattr(task, name)},
+        "settings": {name: getattr(task, name) for name in SETTINGS if getattr(task, name, None) is not None},
     }

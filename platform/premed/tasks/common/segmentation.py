@@ -22,7 +22,7 @@ from premed.data.splits import missing_files
 from premed.data.transforms import centre_start
 from premed.errors import Finding
 from premed.rng import SampleRng
-from premed.tasks.common import metrics
+from premed.tasks.common import losses, metrics
 from premed.tasks.common.description import description
 from premed.tasks.common.sliding_window import sliding_window
 
@@ -37,6 +37,8 @@ class Segmentation:
     classes: tuple[str, ...]
     preprocessing: Preprocessing
     exclusive = True
+    ignore: int | None = None
+    """The value, in label maps, of voxels about which nothing is known: they count in neither loss nor scores."""
     overlap: float = 0.5
     window_batch: int = 4
     lenient = False
@@ -44,13 +46,18 @@ class Segmentation:
 
     @property
     def labels(self) -> tuple[int, ...]:
-        """The values that label maps may contain."""
-        return tuple(range(len(self.classes)))
+        """The values that label maps may contain, `ignore` included."""
+        return (*range(len(self.classes)), *(() if self.ignore is None else (self.ignore,)))
 
     @property
     def regions(self) -> dict[str, tuple[int, ...]]:
         """The scored regions: name to the labels that it unites."""
         return {name: (label,) for label, name in enumerate(self.classes) if label}
+
+    @property
+    def label_meaning(self) -> dict[str, Any] | None:
+        """What the values of label maps mean where only a data set's file says it: part of the data's fingerprint."""
+        return None if self.ignore is None else {"ignore": self.ignore}
 
     def check(self, test: bool = True) -> Iterator[Finding]:
         """See `Task.check`; tasks with listings override it."""
@@ -62,22 +69,28 @@ class Segmentation:
         raise NotImplementedError
 
     def view(self, sample: Sample, augment: Augmentation, draw: SampleRng) -> tuple[np.ndarray, np.ndarray | None]:
-        return views.volume(sample.prepared, self.roi, augment, draw, with_label=sample.case.label is not None)
+        with_label = sample.case.label is not None
+        return views.volume(sample.prepared, self.roi, augment, draw, with_label, self.ignore)
 
     def tiles(self, sample: Sample) -> list[np.ndarray]:
         return views.tiles(sample.prepared, self.roi)
 
     def label_fractions(self, sample: Sample, patch: Sequence[int]) -> list[np.ndarray]:
         starts = views.tile_starts(sample.prepared.shape, self.roi)
-        labels = [sample.prepared.label(start, self.roi) for start in starts]
-        return [np.stack([patch_means(mask, patch) for mask in self.class_masks(tile)]) for tile in labels]
+        return [self.patch_fractions(sample.prepared.label(start, self.roi), patch) for start in starts]
+
+    def patch_fractions(self, labels: np.ndarray, patch: Sequence[int]) -> np.ndarray:
+        """Returns class fractions [classes, *grid] of a label map's patches, over the voxels whose label is known; NaN
+        where a patch has none."""
+        fractions = np.stack([patch_means(mask, patch) for mask in self.class_masks(labels)])
+        if self.ignore is None:
+            return fractions
+        known = patch_means(labels != self.ignore, patch)
+        return np.divide(fractions, known, out=np.full_like(fractions, np.nan), where=known > 0)
 
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
         """Returns Dice + cross-entropy as in SelfMedMAE's BTCV, the mean over samples and classes."""
-        from monai.losses import DiceCELoss
-
-        combined = DiceCELoss(to_onehot_y=True, softmax=True, squared_pred=True, smooth_nr=0.0, smooth_dr=1e-6)
-        return combined(logits.float(), label[:, None].long())
+        return losses.dice_ce(logits, label, self.ignore)
 
     def measure(self, forward: Forward, samples: Sequence[Sample]) -> list[Row]:
         """Returns rows with `dice/`, `hd95/` (mm) and `state/` of each region, on the image's native grid."""
@@ -112,14 +125,23 @@ class Segmentation:
     def row(self, sample: Sample, prediction: np.ndarray) -> Row:
         """Returns the scores of a prediction on the native grid."""
         assert isinstance(sample.case.label, Path), f"{sample.case.name} has no label"
-        truth = self.region_masks(read_labels(sample.case.label))
+        labels = read_labels(sample.case.label)
+        truth = self.region_masks(labels)
         spacing = np.linalg.norm(sample.prepared.native_affine[:3, :3], axis=0)
-        scores = metrics.region_row(self.masks(prediction), truth, tuple(spacing))
+        scores = metrics.region_row(self.known_masks(prediction, labels), truth, tuple(spacing))
         return {"case": sample.case.name, "patient": sample.case.patient} | scores
 
     def masks(self, prediction: np.ndarray) -> Mapping[str, np.ndarray]:
         """Returns the mask of each region of a prediction, as `native` or `decide` returns it."""
         return self.region_masks(prediction)
+
+    def known_masks(self, prediction: np.ndarray, labels: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Returns `masks` without the voxels that the true `labels` [*S] ignore."""
+        masks = self.masks(prediction)
+        if self.ignore is None:
+            return masks
+        known = labels != self.ignore
+        return {name: mask & known for name, mask in masks.items()}
 
     def label_map(self, prediction: np.ndarray) -> np.ndarray | None:
         """Returns a prediction of `native` as a label map uint8 [*S]; None if a label map cannot represent it."""
@@ -138,7 +160,7 @@ class Segmentation:
 
         It is averaged on prepared grids, because their axes all point in the same directions.
         """
-        atlas = np.mean([self.atlas_frame(sample.prepared.label()) for sample in train], axis=0)
+        atlas = self.atlas([sample.prepared.label() for sample in train])
 
         def score_row(sample: Sample, share: float) -> Row:
             prepared = sample.prepared
@@ -151,13 +173,24 @@ class Segmentation:
         share = max((0.1, 0.2, 0.3, 0.4, 0.5), key=score)
         return [score_row(sample, share) for sample in samples]
 
+    def atlas(self, maps: Sequence[np.ndarray]) -> np.ndarray:
+        """Returns the mean `atlas_frame` of label maps: at each point, of those that know its label (background if none
+        does)."""
+        if self.ignore is None:
+            return np.mean([self.atlas_frame(labels) for labels in maps], axis=0)
+        total, num_known = 0.0, 0
+        for labels in maps:
+            total, num_known = total + self.atlas_frame(labels), num_known + (sample_atlas(labels) != self.ignore)
+        nowhere = self.atlas_frame(np.zeros_like(maps[0]))
+        return np.where(num_known > 0, total / np.maximum(num_known, 1), nowhere)
+
     def atlas_frame(self, labels: np.ndarray) -> np.ndarray:
         """Returns the class masks [classes, ATLAS, …] of a label map, sampled to ATLAS points per axis."""
         return np.stack([*self.class_masks(sample_atlas(labels))])
 
     def class_masks(self, labels: np.ndarray) -> Iterator[np.ndarray]:
         """Yields the mask of each class of a label map, in the order of the logits."""
-        return (labels == label for label in self.labels)
+        return (labels == label for label in range(len(self.classes)))
 
     def threshold_atlas(self, atlas: np.ndarray, share: float) -> np.ndarray:
         """Returns the prediction where the atlas (the mean of `atlas_frame`s) is at least `share`."""
@@ -171,10 +204,9 @@ class Segmentation:
         for sample in samples[:4]:
             assert isinstance(sample.case.label, Path)
             prepared = sample.prepared
-            truth, prediction = (
-                self.region_masks(prepared.label()),
-                self.masks(self.decide(self.logits(forward, sample))),
-            )
+            labels = prepared.label()
+            truth = self.region_masks(labels)
+            prediction = self.known_masks(self.decide(self.logits(forward, sample)), labels)
             cases.append((sample.case.name, prepared.image()[0], self.paint(truth), self.paint(prediction)))
         return [overlay(folder / "overlay.png", cases, tuple(self.regions))]
 
@@ -198,14 +230,14 @@ class Regions(Segmentation):
     """Regions that may overlap, a sigmoid each: `classes` are the regions' names, `regions` the labels they unite."""
 
     exclusive = False
+    painted: Sequence[int] | None = None
+    """The label that a label map has for each region, painted one over the other in this order (nnU-Net's
+    `regions_class_order`); None: as `nesting` finds."""
 
     def loss(self, logits: Tensor, label: Tensor) -> Tensor:
         """Returns the Dice loss as in SelfMedMAE's BraTS, the mean over samples and regions."""
-        from monai.losses import DiceLoss
-
         truth = torch.stack([torch.isin(label, label.new_tensor(values)) for values in self.regions.values()], dim=1)
-        dice = DiceLoss(sigmoid=True, squared_pred=True, smooth_nr=0.0, smooth_dr=1e-6)
-        return dice(logits.float(), truth.float())
+        return losses.region_dice(logits, truth, None if self.ignore is None else label != self.ignore)
 
     def native(self, prediction: np.ndarray, prepared: PreparedImage) -> np.ndarray:
         """Resamples logits [K, *S] on the prepared grid to masks [K, *S] bool on the native one."""
@@ -218,7 +250,7 @@ class Regions(Segmentation):
         return (np.isin(labels, values) for values in self.regions.values())
 
     def label_map(self, prediction: np.ndarray) -> np.ndarray | None:
-        """Paints from the outermost region to the innermost; returns None if the regions are not nested.
+        """Paints the regions as `nesting` lists them; returns None if they are not nested.
 
         A voxel predicted in an inner region thereby counts as in the outer ones, whatever their logits.
         """
@@ -231,7 +263,10 @@ class Regions(Segmentation):
 
     @property
     def nesting(self) -> list[tuple[str, int]] | None:
-        """Regions from the outermost to the innermost, each with a label that no inner one has; None if not nested."""
+        """Regions and their labels as they are painted: those of `painted`; else from the outermost to the innermost,
+        each with a label that no inner one has; None if they are not nested."""
+        if self.painted is not None:
+            return list(zip(self.regions, self.painted, strict=True))
         names = sorted(self.regions, key=lambda name: -len(self.regions[name]))
         sets = [*({*self.regions[name]} for name in names), set()]
         if not all(inner < outer for outer, inner in zip(sets, sets[1:], strict=False)):
