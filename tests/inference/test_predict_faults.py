@@ -12,7 +12,7 @@ from nibabel.affines import apply_affine
 from support.made_up import ct_series
 from support.predictions import FP32, laid
 
-from premed.inference import predict
+from premed.inference import inputs, predict
 from premed.tasks.common.classification import Classification
 from premed.tasks.common.segmentation import Segmentation
 
@@ -146,6 +146,30 @@ def test_a_label_map_that_cannot_be_written_is_its_image_s_fault_alone(organs, p
     code, told, err = predicted(long, tmp_path / "absent.nii", tmp_path / f"{'n' * 300}.nii", tmp_path / "x.nii.gz")
     assert code == 1 and [output["files"] for output in told["outputs"]] == [["x.nii.gz"]]
     assert len(told["failed"]) == 3 and any("File name too long" in line and str(long) in line for line in err)
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_the_rest_answered(organs, predicted, tmp_path, monkeypatch):
+    for name in ("closed", "open"):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        shutil.copy(organs[0], tmp_path / "all" / name / "x.nii.gz")
+    of = inputs.slice_files
+
+    def slice_files(folder):  # root may read everything
+        if folder.name == "closed":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return of(folder)
+
+    monkeypatch.setattr(inputs, "slice_files", slice_files)
+    code, told, err = predicted(tmp_path / "all")
+    assert code == 1 and [output["files"] for output in told["outputs"]] == [["open/x.nii.gz"]]
+    assert any(line.startswith(f"skipped: {tmp_path}/all/closed: cannot be read (Permission denied)") for line in err)
+
+
+def test_a_table_that_cannot_be_read_or_written_is_one_line(premed, chest_run, at_home, tmp_path):
+    image = at_home(chest_run).task.split("test")[0].image[0]
+    (tmp_path / "predictions.csv").mkdir()
+    code, out, err = premed("predict", chest_run.run_id, image, "--out", tmp_path)
+    assert (code, out, len(err)) == (2, "", 1) and "predictions.csv: already exists and cannot be read" in err[0]
 
 
 def test_a_full_disk_ends_it_in_one_line(organs, premed, organ_run, tmp_path, monkeypatch):
