@@ -63,7 +63,7 @@ def headers(draw):
     return header
 
 
-@settings(max_examples=examples(100), deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(headers(), st.booleans(), st.booleans())
 def test_what_a_label_map_has_of_its_image_s_header_is_the_grid_alone(tmp_path_factory, header, zipped, named):
     folder = tmp_path_factory.mktemp("case")

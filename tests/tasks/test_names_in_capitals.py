@@ -36,7 +36,7 @@ def test_two_files_that_differ_in_the_suffix_alone_are_two_cases():
 
 
 def test_a_decathlon_in_capitals_has_the_same_cases_and_parts_and_misses_nothing(tmp_path):
-    plain, capitals = write_msd(tmp_path / "a", 8, seed=0), tmp_path / "b"
+    plain, capitals = write_msd(tmp_path / "a", 8, seed=0, shape=(16, 16, 16)), tmp_path / "b"
     shutil.copytree(plain, capitals)
     for path in [*capitals.glob("*Tr/*.nii.gz")]:
         path.rename(path.with_name(path.name.replace(".nii.gz", ".NII.GZ")))
