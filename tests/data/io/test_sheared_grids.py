@@ -55,6 +55,8 @@ def test_a_sheared_grid_becomes_a_box_with_right_angles_around_it(affine, shape,
     sure = (np.abs(old % 1 - 0.5) > 1e-6).all(axis=-1)  # not half way between two voxels
     at = np.clip(np.rint(old).astype(int), 0, np.subtract(shape, 1))
     assert np.array_equal(label[sure], labels[tuple(at[sure].T)])
+    mask = geometry.resample_to_spacing(image, labels > 99, affine, spacing)[1]
+    assert mask.dtype == bool and np.array_equal(mask, label > 99)
 
 
 @pytest.mark.parametrize("degrees", [20, 7])

@@ -102,7 +102,9 @@ def _straighten(values, label, pull: np.ndarray, shape: Sequence[int]):
         how: Any = {"mode": "nearest", "prefilter": False}
         return affine_transform(volume, pull, output_shape=tuple(shape), order=order, **how)
 
-    return np.stack([resample(volume, 1) for volume in values]), None if label is None else resample(label, 0)
+    if label is not None:
+        label = resample(label.astype(np.uint8), 0).astype(label.dtype)  # which may be a mask
+    return np.stack([resample(volume, 1) for volume in values]), label
 
 
 def crop_to_foreground(values, label, affine, threshold: float):
