@@ -65,7 +65,8 @@ class Preprocessing(Spec):
     orientation: str = Field(default="RAS", pattern="^[RLAPSI]{3}$")
     """3D: the direction in which each axis increases; axes are flipped and permuted to the closest, never rotated."""
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
-    """3D: resample to this voxel size in mm; linear for the image, nearest for the label; None keeps the file's."""
+    """3D: resample to this voxel size in mm, at right angles; linear for the image, nearest for the label; None keeps
+    the file's grid."""
     crop_foreground: bool = False
     """3D: crop to the bounding box of the voxels above the window's low end (above 0 without a window); labels have no
     influence."""

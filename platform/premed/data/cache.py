@@ -23,7 +23,7 @@ from premed.data.prepared import PreparedFile, is_complete, write
 from premed.data.preprocess import prepare
 from premed.errors import UserError
 
-CACHE_VERSION = 1  # raised whenever the same files and preprocessing give another result
+CACHE_VERSION = 2  # raised whenever the same files and preprocessing give another result
 VERSION = f"{CACHE_VERSION}.1"  # of hashes of grey values; the last number is raised if `content` hashes otherwise
 STALE = 24 * 3600  # seconds after which a temporary file's writer is taken for dead
 

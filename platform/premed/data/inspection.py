@@ -47,7 +47,7 @@ class Facts:
     prepared: tuple[int, ...] = ()
     """After orientation, spacing and foreground crop."""
     spacing: tuple[float, ...] = ()
-    """mm, of the file, along the axes of the preprocessing's orientation; () for pictures."""
+    """mm from voxel to voxel of the file, along the axes of the preprocessing's orientation; () for pictures."""
     orientation: str = ""
     counts: dict[int, int] = field(default_factory=dict)
     """Voxels per label value."""
@@ -162,15 +162,24 @@ def inspect_grid(image: Volume, preprocessing: Preprocessing, facts: Facts) -> N
     oriented, _, affine = geometry.reorient(np.moveaxis(values, -1, 0), None, image.affine, preprocessing.orientation)
     facts.spacing = tuple(np.linalg.norm(affine[:3, :3], axis=0).tolist())
     if preprocessing.crop_foreground:
-        oriented = geometry.crop_to_foreground(
+        oriented, _, affine = geometry.crop_to_foreground(
             oriented, None, affine, preprocessing.window[0] if preprocessing.window else 0
-        )[0]
-    spacing = preprocessing.spacing or facts.spacing
-    sizes = zip(oriented.shape[1:], facts.spacing, spacing, strict=True)
-    facts.prepared = tuple(round((n - 1) * old / new + 1) for n, old, new in sizes)
+        )
+    facts.prepared = oriented.shape[1:]
+    if preprocessing.spacing:
+        facts.prepared = tuple(geometry.grid_of_spacing(affine, facts.prepared, preprocessing.spacing)[1])
+    if geometry.shear(affine) > geometry.SHEARED:
+        facts.add("note", image.path, sheared_grid(affine, preprocessing))
     if math.prod(facts.prepared) > geometry.MAX_VOXELS:
-        what = f"spacing {spacing} makes it {facts.prepared} voxels; take a coarser one or fix the header"
+        what = f"spacing {preprocessing.spacing} makes it {facts.prepared} voxels; take a coarser one or fix the header"
         facts.add("error", image.path, what)
+
+
+def sheared_grid(affine: np.ndarray, preprocessing: Preprocessing) -> str:
+    """Returns what a note says on a grid whose axes are not at right angles."""
+    angle = np.rad2deg(np.arcsin(min(1.0, geometry.shear(affine))))
+    what = "is resampled to right angles" if preprocessing.spacing else "stays sheared: set task.spacing to resample it"
+    return f"its axes are {angle:.2g} degrees off right angles (a tilted gantry, or a wrong header); it {what}"
 
 
 def count_labels(path: Path, values: np.ndarray, job: Inspection, facts: Facts) -> None:

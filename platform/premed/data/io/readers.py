@@ -6,6 +6,8 @@ on a damaged file becomes a UserError of one line that names the file.
 
 import gzip
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +43,32 @@ def read_image(path: Path, shown: bool = False) -> tuple[np.ndarray, np.ndarray]
 
 def read_values(path: Path, shown: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Like `read_image`, but accepts NaN and infinite values, which `premed data check` reports by itself."""
+    with _decoding(path):
+        values, affine = _read(path, shown)
+    if values.size == 0:
+        raise UserError(f"{path}: holds no values; copy it again")
+    return values, affine
+
+
+def read_header(path: Path) -> nibabel.Nifti1Header:
+    """Returns the header of a NIfTI file, which may be NIfTI-2's; reads it as `read_image` does, without the values.
+
+    Not `nibabel.load`, which refuses files that `read_image` reads (a gzip named .nii, a plain file named .nii.gz).
+    Raises UserError like `read_image`.
+    """
+    with _decoding(path), _open_nifti(path) as (image, *_):
+        return image.header
+
+
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """Turns whatever a decoder raises into a UserError that names the file."""
     try:
         if not path.exists():
             raise UserError(f"{path}: there is no such file")
         if path.is_file() and path.stat().st_size == 0:
             raise UserError(f"{path}: the file is empty (0 bytes); copy it again")
-        values, affine = _read(path, shown)
+        yield
     except UserError:
         raise
     except PermissionError:
@@ -56,9 +78,6 @@ def read_values(path: Path, shown: bool = False) -> tuple[np.ndarray, np.ndarray
     except Exception as error:  # decoders may raise anything on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: damaged, truncated or not an image ({reason}); copy it again") from None
-    if values.size == 0:
-        raise UserError(f"{path}: holds no values; copy it again")
-    return values, affine
 
 
 def _read(path: Path, shown: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -122,11 +141,7 @@ def _read_16_bit_colour(path: Path) -> np.ndarray:
 
 
 def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    with open(path, "rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"  # not by suffix: browsers unpack a download and keep its name
-    with LoggingOutputSuppressor(), gzip.open(path) if zipped else open(path, "rb") as file:
-        kind, end = _check_header(path, file.read(540), path.stat().st_size * (DEFLATE if zipped else 1))
-        image = kind.from_file_map({"image": FileHolder(fileobj=file)}, mmap=False)
+    with _open_nifti(path) as (image, file, zipped, end):
         affine = np.asarray(image.affine, np.float64)
         if not np.isfinite(affine).all() or not np.linalg.cond(affine[:3, :3]) < 1e6:
             raise UserError(f"{path}: its affine cannot be inverted; fix the header")
@@ -136,6 +151,16 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
         if zipped and len(file.read(MOST_TAIL)) == MOST_TAIL:  # reading to the end also verifies gzip's checksum
             raise UserError(f"{path}: unpacks to far more than its header says; copy it again")
     return values, affine
+
+
+@contextmanager
+def _open_nifti(path: Path) -> Iterator[tuple[Any, Any, bool, int]]:
+    """Yields the image, without its values; the open file; whether that is gzip; the byte at which its values end."""
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"  # not by suffix: browsers unpack a download and keep its name
+    with LoggingOutputSuppressor(), gzip.open(path) if zipped else open(path, "rb") as file:
+        kind, end = _check_header(path, file.read(540), path.stat().st_size * (DEFLATE if zipped else 1))
+        yield kind.from_file_map({"image": FileHolder(fileobj=file)}, mmap=False), file, zipped, end
 
 
 def _check_header(path: Path, block: bytes, most: int) -> tuple[Any, int]:

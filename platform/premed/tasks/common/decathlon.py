@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -58,8 +59,8 @@ def entries_of(content: Mapping[str, Any], part: str) -> list[Any]:
 
 
 def stem(name: str) -> str:
-    """Returns a file name without .nii or .nii.gz."""
-    return name.removesuffix(".gz").removesuffix(".nii")
+    """Returns a file name without .nii or .nii.gz, in small letters or capitals."""
+    return re.sub(r"(\.nii)?(\.gz)?$", "", name, count=1, flags=re.IGNORECASE)
 
 
 class Decathlon:

@@ -16,7 +16,7 @@ from torch import Tensor
 from premed.config.image_processing import Augmentation, Preprocessing
 from premed.contracts import Case, Forward, Part, PreparedImage, Row, Sample
 from premed.data import views
-from premed.data.io.geometry import regions_to_native, to_native
+from premed.data.io.geometry import regions_to_native, to_native, voxel_edges
 from premed.data.io.readers import read_image
 from premed.data.splits import missing_files
 from premed.data.transforms import centre_start
@@ -126,9 +126,8 @@ class Segmentation:
         """Returns the scores of a prediction on the native grid."""
         assert isinstance(sample.case.label, Path), f"{sample.case.name} has no label"
         labels = read_labels(sample.case.label)
-        truth = self.region_masks(labels)
-        spacing = np.linalg.norm(sample.prepared.native_affine[:3, :3], axis=0)
-        scores = metrics.region_row(self.known_masks(prediction, labels), truth, tuple(spacing))
+        predicted, truth = self.known_masks(prediction, labels), self.region_masks(labels)
+        scores = metrics.region_row(predicted, truth, voxel_edges(sample.prepared.native_affine))
         return {"case": sample.case.name, "patient": sample.case.patient} | scores
 
     def masks(self, prediction: np.ndarray) -> Mapping[str, np.ndarray]:
