@@ -15,7 +15,7 @@ from premed.contracts import Case, DataSet, PreparedImage, Sample, Task
 from premed.data.cache import Cache
 from premed.data.splits import unlabelled_val
 from premed.errors import UserError
-from premed.events import EventHandler, ImagesPrepared
+from premed.events import EventHandler, ImagesPrepared, WarningIssued
 from premed.paths import home
 from premed.rng import key, permutation
 
@@ -52,17 +52,22 @@ class DataModule:
         self.task, self.mapper, self.show = task, mapper, show
         self.files: set[Path] = set()
         """The cache files of all stages that were fingerprinted so far."""
+        self.warned: set[str] = set()
+        """The kinds of notes on headers that were shown so far."""
 
     def fingerprint(self, kind: Kind) -> str:
         """Prepares the images that a stage of that kind needs and returns their fingerprint: `part:hash part:hash`."""
         groups, cache = self.groups(kind), Cache(home() / "cache")
         cases = [case for group in groups.values() for case in group]
+        notes: list[tuple[Path, str]] = []
         images = cache.prepare(
             cases,
             self.task.preprocessing,
             mapper=self.mapper,
             progress=lambda done, total: self.show(ImagesPrepared(done, total)),
+            notify=lambda file, note: notes.append((file, note)),
         )
+        self.warn(notes)
         refuse_unknown_labels(cases, images, self.task.labels)
         self.files |= {prepared.path for prepared in images}
         # besides the files' content: how the task reads them, their patients, and their order, which random draws go by
@@ -74,6 +79,17 @@ class DataModule:
             return hashlib.sha256(canonical([about, listed, content]).encode()).hexdigest()
 
         return " ".join(f"{name}:{digest(group)}" for name, group in groups.items())
+
+    def warn(self, notes: Sequence[tuple[Path, str]]) -> None:
+        """Shows what headers leave open (`ImageFile.notes`): a line for each kind, with the first file that has it."""
+        kinds: dict[str, list[tuple[Path, str]]] = {}
+        for file, note in dict.fromkeys(notes):
+            kinds.setdefault(note.partition(":")[0], []).append((file, note))
+        for kind, group in kinds.items():
+            if kind not in self.warned:
+                self.warned.add(kind)
+                others = f" (and so on, {len(group)} files: premed data check lists them)" if len(group) > 1 else ""
+                self.show(WarningIssued(f"{group[0][0]}: {group[0][1]}{others}"))
 
     def groups(self, kind: Kind) -> dict[str, list[Case]]:
         """The cases that a stage of that kind needs, by part."""
