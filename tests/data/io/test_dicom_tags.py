@@ -123,6 +123,7 @@ FUNCTIONS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR CS")
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("width", [0.5, 1500])
 def test_a_window_s_function_is_the_standard_s(tmp_path, function, width):
@@ -235,8 +236,8 @@ def test_positions_rounded_to_a_tenth_are_even(tmp_path, step):
     np.testing.assert_allclose(affine[:3, 3] * [-1, -1, 1], places[0])
 
 
-@pytest.mark.parametrize("num", [3, 4, 5, 12])  # of four, a slice may lie a third of a distance from even ones
-@pytest.mark.parametrize("step", [[0, 0, 0.625], [0, 0, 0.3], OBLIQUE.tolist(), [0, 0, 5]])
+@pytest.mark.parametrize("num", [3, 4, 9])  # of four, a slice may lie a third of a distance from even ones
+@pytest.mark.parametrize("step", [[0, 0, 0.625], [0, 0, 0.3], OBLIQUE.tolist()])
 def test_a_missing_slice_is_refused_whatever_the_rounding(tmp_path, num, step):
     for missing in {1, num // 2, num - 1}:
         places = rounded(np.array(step), num + 1)
