@@ -48,6 +48,11 @@ def not_finite(values: np.ndarray) -> str:
     return f"{bad} values are NaN or infinite; {mend}, else fix the file"
 
 
+def read_values(path: Path, shown: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Like `read_image`, but accepts NaN and infinite values."""
+    return read_file(path, shown)[:2]
+
+
 def read_file(path: Path, shown: bool = False) -> ImageFile:
     """Like `read_finite`, but accepts NaN and infinite values, which `premed data check` reports by itself."""
     try:
