@@ -73,7 +73,8 @@ class Preprocessing(Spec):
     window: tuple[float, float] | None = None
     """Clip to these values."""
     percentiles: tuple[float, float] | None = None
-    """Clip each channel to these percentiles of its values (of its non-zero voxels, for `zscore_nonzero`)."""
+    """Clip each channel to these percentiles of its values (of its non-zero voxels, for `zscore_nonzero`). What DICOM
+    declares to be padding counts neither here nor in any other statistic."""
     normalise: Literal["window", "zscore", "zscore_nonzero", "grey"]
     """`window`: the window to [0, 1]; `zscore`: per channel; `zscore_nonzero`: per channel, with the statistics of its
     non-zero voxels, which alone change; `grey`: 8 bit to [0, 1], then (x - mean) / std."""

@@ -7,6 +7,7 @@ and its affine [4, 4], from voxel indices to millimetres.
 import math
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from nibabel import orientations
 from premed.errors import UserError
 
 MAX_VOXELS = 2**31  # a header that claims more is taken for a mistake, before any memory is allocated
+SAME = 0.25  # mm, see `tolerance`
 ROUNDING = 1e-6  # the cosine that a header's float32 may leave between axes at right angles
 SHEARED = 1e-3  # the cosine of the angle between two axes (90 ± 0.06 degrees) from which on a grid counts as sheared
 
@@ -214,3 +216,33 @@ def linear(values: np.ndarray, at: np.ndarray, axis: int) -> np.ndarray:
 
 def _nearest(at: np.ndarray, n: int) -> np.ndarray:
     return np.clip(np.floor(at + 0.5).astype(np.intp), 0, n - 1)
+
+
+# Sizes and equality of grids -----------------------------------------------------------------------------------------
+
+
+def check_size(path: Path, shape: tuple[int, ...]) -> None:
+    """UserError for a shape that no image has."""
+    if any(n < 1 for n in shape) or not 0 < math.prod(map(int, shape)) <= MAX_VOXELS:
+        raise UserError(f"{path}: its header claims the shape {tuple(shape)}; fix or leave out the file")
+
+
+def extent(shape: tuple[int, ...]) -> np.ndarray:
+    """The sizes [3] of a grid's axes in voxels; those that it has not are 1."""
+    return np.array([*shape[:3], 1, 1, 1][:3], np.float64)
+
+
+def tolerance(affine: np.ndarray) -> float:
+    """Two grids are the same if no corner of theirs is further apart than this, in mm.
+
+    Over 500 voxels, rounding makes so much of a header: three decimals of a spacing, a rotation as a quaternion in
+    float32. Where voxels are small, it is a quarter of their shortest edge, so that each still lies on its own.
+    """
+    return min(SAME, float(np.linalg.norm(affine[:3, :3], axis=0).min()) / 4)
+
+
+def corner_gap(affine: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
+    """The distance in mm between the places that two affines give to a corner of a grid, of its eight the largest."""
+    corners = np.stack(np.meshgrid(*([0, n] for n in extent(shape)), indexing="ij")).reshape(3, 8)
+    difference = np.asarray(affine, np.float64) - other
+    return float(np.linalg.norm(difference[:3, :3] @ corners + difference[:3, 3:], axis=0).max())
