@@ -171,7 +171,7 @@ def write_spleens(folder) -> None:
         mask[8 : 16 + number, 8:20, 8:24] = 1
         image[mask > 0] += 150
         for kind, voxels in (("ct", image), ("mask", mask)):
-            nib.Nifti1Image(voxels, np.eye(4)).to_filename(folder / kind / f"p{number}.nii.gz")
+            nib.Nifti1Image(voxels, np.eye(4)).to_filename(folder / kind / f"p{number}_1.nii.gz")
 
 
 @pytest.mark.slow  # 21 s of CPU, most of it the imports of a process of its own

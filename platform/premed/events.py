@@ -66,6 +66,14 @@ class ImagesPrepared(Event):
 
 
 @dataclass(frozen=True)
+class ImagesCompared(Event):
+    """Images of val and test are compared with those of other data sets: so many are read."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class ImagesChecked(Event):
     """So many images were opened by `premed data check`."""
 

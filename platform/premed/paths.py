@@ -1,6 +1,7 @@
 """The folders of state and data: PREMED_HOME and PREMED_DATA."""
 
 import os
+import re
 from pathlib import Path
 
 from premed.errors import UserError
@@ -58,7 +59,7 @@ def in_job() -> bool:
 
 def persistent_path(name: str, where: str) -> Path:
     """Returns `where` as an absolute path. Raises UserError, which names the field, if it is in a Ray job's upload."""
-    path = Path(where).absolute()
+    path = expand_path(where, name).absolute()
     if in_job() and UPLOADS in Path(os.path.normpath(path)).parts:
         raise UserError(f"{name}: {where} is in the Ray job's upload, which is thrown away; name a path outside")
     return path
@@ -74,15 +75,49 @@ def data_root(root: Path | None, folder: str) -> Path:
         value = "not set" if root is None else path
         inside = path.removeprefix(f"{DATA}/")
         raise UserError(f"task.root is {value}: set it, or PREMED_DATA to the folder that holds {inside}/")
-    root = expand_path(Path(path)).absolute()
+    root = expand_path(path, "task.root").absolute()
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: point task.root (or PREMED_DATA) at the data set")
     return root
 
 
-def expand_path(path: Path) -> Path:
-    """Expands ~ and environment variables such as ${PREMED_DATA} in a path from a YAML."""
-    return Path(os.path.expandvars(path)).expanduser()
+def expand_path(path: str | Path, field: str) -> Path:
+    """Expands ~ and environment variables such as ${PREMED_DATA} in a path that a user wrote into `field`.
+
+    Raises UserError for a variable that is not set and for an unknown user: the shell would have made the path another.
+    """
+    for name in re.findall(r"\$\{(\w+)\}|\$(\w+)", str(path)):
+        if (variable := name[0] or name[1]) not in os.environ:
+            raise UserError(f"{field}: {path} needs the variable {variable}; set it, or write the path")
+    try:
+        return Path(os.path.expandvars(path)).expanduser()
+    except RuntimeError:
+        raise UserError(f"{field}: {path} begins with a user that is not known here; write the path") from None
+
+
+def sqlite_url(file: Path) -> str:
+    """The URL by which SQLAlchemy, and so MLflow and Optuna, opens this SQLite file.
+
+    Raises UserError if the path has a ?, % or # and the installed SQLAlchemy (before 2.1) cannot be told so.
+    """
+    if not any(sign in str(file) for sign in "%?#"):
+        return f"sqlite:///{file}"
+    quoted = f"sqlite:///{re.sub('[%?#]', lambda sign: f'%{ord(sign[0]):02X}', str(file))}"
+    if sqlite_file(quoted) != file:
+        raise UserError(f"{file}: a database's URL cannot hold the ?, % or # in it; name another folder")
+    return quoted
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of a URL sqlite:///…, as SQLAlchemy reads it; None if the URL names none."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        path = make_url(url).database if url.startswith("sqlite:///") else None
+    except ArgumentError:
+        path = None
+    return Path(path) if path else None
 
 
 def portable_path(path: Path) -> str:

@@ -53,6 +53,13 @@ def test_what_cannot_be_is_one_line_and_exit_code_2(premed, tmp_path, monkeypatc
     assert err[0].startswith("premed: ") and words in err[0]
 
 
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "headnode", "127.0.0.1:1"])
+def test_a_cluster_that_is_none_is_one_line_and_exit_code_2(premed, written, home, monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    code, out, err = premed("run", written(), "train.workers=1")
+    assert code == 2 and out == "" and err[-1].startswith(f"premed: RAY_ADDRESS={address}")
+
+
 @pytest.mark.parametrize("change", ["pretrain.lr=fast", "pretext.mask=0.5", "train.workers=-1", "task.root=/absent"])
 def test_a_wrong_field_is_named(premed, written, home, change):
     code, out, err = premed("run", written(), change)
@@ -121,7 +128,7 @@ def test_what_a_library_prints_does_not_get_into_the_json(premed, written, home,
     assert code == 0 and err == ["Downloading…"]
 
 
-def test_numbers_that_json_cannot_say_are_null():
+def test_numbers_that_json_has_not_are_null():
     numbers = {"a": [math.nan, 1.5], "b": (math.inf, {"c": -math.inf}), "d": True}
     assert options.as_json_value(numbers) == {"a": [None, 1.5], "b": [None, {"c": None}], "d": True}
 
@@ -129,7 +136,7 @@ def test_numbers_that_json_cannot_say_are_null():
 def test_a_run_that_fails_midway_is_one_line_and_exit_code_1(premed, written, home):
     code, out, err = premed("run", written(SCRATCH), "finetune.lr=1e30", "--json")
     assert code == 1 and out == ""
-    assert err[-1].startswith("premed: finetune: the loss is not a number at step") and "Traceback" not in str(err)
+    assert err[-1].startswith("premed: finetune: the loss is not finite at step") and "Traceback" not in str(err)
 
 
 def test_ctrl_c_in_a_command_is_exit_code_130(premed, written, home, monkeypatch):
@@ -183,7 +190,7 @@ def test_the_table_is_what_people_get(premed, written, home, monkeypatch):
 # ---- compare
 
 
-def test_compare_tells_of_real_runs_as_a_table_json_and_csv(premed, chest, home, tmp_path):
+def test_compare_shows_real_runs_as_a_table_json_and_csv(premed, chest, home, tmp_path):
     for seed in (0, 1):
         run(chest, SCRATCH, {"finetune": {"epochs": 1, "seed": seed}})
     tested = runs_of(home, "test")

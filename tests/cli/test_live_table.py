@@ -66,10 +66,10 @@ def test_ended_trials_stand_below_the_best_first_with_how_long_the_rest_will_tak
     ("state", "failure", "words"),
     [
         ("stopped", "", "stopped, behind the others"),
-        ("failed", "the loss is not a number at step 3", "FAILED: the loss is not a number at step 3"),
+        ("failed", "the loss is not finite at step 3", "FAILED: the loss is not finite at step 3"),
     ],
 )
-def test_why_a_trial_ended_without_a_score_is_said(state, failure, words):
+def test_a_trial_that_ended_without_a_score_prints_why(state, failure, words):
     assert words in shown(ended(state, None, failure), terminal=False)[0]
 
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from premed.config import experiment
-from premed.config.compose import load, validate_experiment
+from premed.config.compose import load, parse_value, read_yaml, validate_experiment
 from premed.config.experiment import Experiment, Stage
 from premed.errors import UserError
 from premed.pretext import mae
@@ -334,3 +334,17 @@ def test_how_answers_are_scored_is_no_part_of_a_pre_training(tmp_path):
     plain, other, roi = digests(), digests(overlap=0.7), digests(roi=[64, 64, 64])
     assert plain["pretrain"] == other["pretrain"] != roi["pretrain"]
     assert plain["finetune"] != other["finetune"] and plain["test"] != other["test"]
+
+
+def test_a_field_that_is_set_twice_is_refused_by_name_and_line(tmp_path):
+    file = tmp_path / "twice.yaml"
+    file.write_text("finetune:\n  lr: 1.0e-3\n  epochs: 2\n  lr: 1.0e-2\n")
+    with pytest.raises(UserError, match=r"twice\.yaml, line 4: lr is set in line 2 already; keep one of them"):
+        read_yaml(file)
+    file.write_text("finetune: {lr: 1, augment: {flip: 0, flip: 1}}\n")
+    with pytest.raises(UserError, match="line 1: flip is set in line 1 already"):
+        read_yaml(file)
+    with pytest.raises(UserError, match=r"finetune=\{lr: 1, lr: 2\}: lr is set in line 1 already"):
+        parse_value("{lr: 1, lr: 2}", "finetune={lr: 1, lr: 2}")
+    file.write_text("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\n")  # a merge is overridden, not set twice
+    assert read_yaml(file)["b"] == {"x": 3, "y": 2}

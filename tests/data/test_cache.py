@@ -20,8 +20,8 @@ from support.suite import examples
 from premed.config.image_processing import Preprocessing
 from premed.contracts import Case
 from premed.data import cache as cache_module
+from premed.data import content, transforms
 from premed.data import prepared as entry_module
-from premed.data import transforms
 from premed.data.cache import Cache
 from premed.data.prepared import PreparedFile, write
 from premed.data.preprocess import Prepared, prepare
@@ -210,7 +210,7 @@ def test_a_touched_or_moved_file_is_the_same_and_a_changed_one_is_not(cache, cas
 
 def test_content_is_hashed_once(cache, cases, monkeypatch):
     cache.prepare(cases, ZSCORE)
-    monkeypatch.setattr(cache_module, "_content", lambda file: pytest.fail(f"{file} was read again"))
+    monkeypatch.setattr(content, "hash_file", lambda file: pytest.fail(f"{file} was read again"))
     assert cache.open(cases[0], ZSCORE) and cache.fingerprint(cases, labels=True)
 
 

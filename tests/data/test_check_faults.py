@@ -92,14 +92,14 @@ MSD_FAULTS = {
     "negative labels": (label(lambda p: voxels(p, put(-1))), [LABEL, "labels must be whole numbers"]),
     "copied across parts": (
         lambda root: shutil.copy(at(root, "imagesTr", 9), at(root, "imagesTr", 1)),
-        [IMAGE, "holds the same values as", "(test)", "keep one"],
+        [IMAGE, "holds the same image as", "(test)", "keep one"],
     ),
     "repacked across parts": (
         lambda root: (
             shutil.copy(at(root, "imagesTr", 9), at(root, "imagesTr", 1)),
             voxels(at(root, "imagesTr", 1), same, moved(3.0)),
         ),
-        [IMAGE, "holds the same values as"],
+        [IMAGE, "holds the same image as"],
     ),
     "no JSON": (lambda root: (root / "dataset.json").write_text("{"), ["dataset.json is not JSON"]),
     "no dataset.json": (lambda root: (root / "dataset.json").unlink(), ["dataset.json is missing"]),
@@ -170,7 +170,7 @@ CHEST_FAULTS = {
     "colour": (drawn(coloured), [FIRST, "3 channel(s), 1 expected"]),
     "copied across lists": (
         lambda r: shutil.copy(first(r), first(r, TESTED)),
-        ["images/", "(test) holds the same values as", FIRST],
+        ["images/", "(test) holds the same image as", FIRST],
     ),
     "no row": (without(TABLE, "{first}"), ["train_val_list.txt, {first}: is listed but has no row in " + TABLE]),
     "image in both lists": (add(TESTED, "{first}"), ["test_list.txt, {first}: is in train_val_list.txt too"]),

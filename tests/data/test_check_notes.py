@@ -75,7 +75,7 @@ MSD_NOTES = {
     "close affine": (label(lambda p: voxels(p, same, moved(0.0005))), [LABEL, "is 0.0005 apart", "taken as the same"]),
     "twice in a part": (
         lambda root: [shutil.copy(at(root, part, 2), at(root, part, 1)) for part in ("imagesTr", "labelsTr")],
-        ["(train) holds the same values as", "(train)"],
+        ["(train) holds the same image as", "(train)"],
     ),
     "turned": (both(lambda p: reorient(p, "LPS")), [IMAGE, "is stored as LPS, 11 of 12 as RAS"]),
     "thick slices": (both(scaled(5)), [IMAGE, "its spacing 1 × 1 × 5 mm is far from the set's 1 × 1 × 1 mm"]),

@@ -20,6 +20,7 @@ from premed.events import TrainingStarted
 from premed.execution import runner
 from premed.execution.preflight import resolve, validate
 from premed.rng import sample_keys
+from premed.tasks import msd
 
 pytest_plugins = ["support.experiment_fixtures"]
 
@@ -184,13 +185,22 @@ REFUSED = {
                 "sources": [{"task": {"name": "msd", "root": str(brains), "roi": [16, 16, 16]}}],
             }
         },
-        r"^pretrain\.augment\.scale: is for pictures, which brains has not",
+        r"^pretrain\.augment\.scale: is for pictures, and brains has none",
+    ),
+    "a rotation for which the roi has no equal edges": (
+        lambda chest, children, brains: {
+            "pretrain": {
+                "augment": {"rotate": 0.5, "rotate_plane": [0, 1]},
+                "sources": [{"task": {"name": "msd", "root": str(brains), "roi": [16, 8, 16]}}],
+            }
+        },
+        r"^pretrain\.augment\.rotate: the roi 16 × 8 × 16 has no equal edges to turn in",
     ),
     "an augmentation of its own for volumes on pictures": (
         lambda chest, children, brains: {
             "pretrain": {"sources": [on(children)["pretrain"]["sources"][0] | {"augment": {"shift": 3}}]}
         },
-        r"^pretrain\.sources\.0\.augment\.shift: is for volumes, which children has not",
+        r"^pretrain\.sources\.0\.augment\.shift: is for volumes, and children has none",
     ),
     "two data sets for mae": (
         lambda chest, children, brains: {
@@ -217,7 +227,7 @@ REFUSED = {
                 "sources": [{"task": {"name": "msd", "root": str(brains), "roi": [16, 16, 16]}}],
             }
         },
-        r"^pretrain\.sources: their encoder does not suit chestxray14: .*of another shape: pos_embed|patch_embed",
+        r"^pretrain\.sources: their encoder does not fit chestxray14: .*of another shape: pos_embed|patch_embed",
     ),
 }
 
@@ -247,6 +257,28 @@ def test_a_mistake_in_a_named_data_set_is_told_by_its_place(chest):
 def test_the_same_folder_split_alike_is_no_stranger(chest):
     whole = tree(chest, {"pretrain": {"sources": [{"task": {**tree(chest)["task"], "stored": 24}}]}})
     assert resolve([validate_experiment(whole)])
+
+
+@pytest.mark.parametrize("test", [True, False])
+def test_in_the_task_s_own_folder_what_its_split_leaves_out_may_be_pre_trained_on(brains, test):
+    """Where the test part is not to be opened, nobody knows that it is not in it."""
+    task = {"name": "msd", "root": str(brains), "roi": [16, 16, 16]}
+    names = sorted(case.name for part in ("train", "val", "test") for case in Tasks()(msd.Config(**task)).split(part))
+    own = {"split": {"train": names[:2], "val": names[2:3], "test": names[3:4]}}
+    rest, leaky = ({"split": {"train": some, "val": names[:1], "test": names[1:2]}} for some in (names[4:], names[3:]))
+
+    def refusal(split):
+        whole = merge(tree(brains, volumes(brains)), {"test": test, "task": own})
+        whole["pretrain"]["sources"] = [{"task": task | split}]
+        try:
+            validate(resolve([validate_experiment(whole)]))
+        except UserError as error:
+            return str(error)
+        return ""
+
+    start = f"pretrain.sources: brains shows {names[3]} (and 0 more), which the task keeps for val or test"
+    assert refusal(leaky).startswith(start if test else start[:40])
+    assert refusal(rest).startswith("" if test else start[:31]) and bool(refusal(rest)) is not test
 
 
 def test_a_missing_image_of_a_named_data_set_is_told_before_anything_is_started(chest, tmp_path):

@@ -152,5 +152,5 @@ def test_a_strategy_s_own_plan_is_taken_with_the_rate_over_all_its_steps(tmp_pat
     assert isinstance(found, AlternatingSampler) and (found.num_steps, schedule.num_steps) == (8, 8)
     assert schedule.warmup_steps == 2
     on_trunk = jobs(tmp_path, tmp_path, pretrain={"steps": None, "epochs": 4, "trunk": [2, 4]})["trunk"].stage
-    with pytest.raises(UserError, match=r"^pretrain\.trunk: mae plans its steps by their total number"):
+    with pytest.raises(UserError, match=r"^pretrain\.trunk: mae plans a fixed number of steps; leave trunk out"):
         planned(on_trunk, [16, 9])

@@ -73,6 +73,13 @@ def test_only_equal_sides_are_turned_into_each_other():
     assert shapes == {(1, 4, 6, 4)} and len({view.tobytes() for view in turned}) == 3
 
 
+def test_a_plane_may_be_given_and_no_other_is_turned():
+    image = noise(1, 4, 4, 4)
+    turned = {transforms.flip_rotate(image, None, SampleRng(i), 0, 1, (1, 0))[0].tobytes() for i in range(40)}
+    assert turned == {np.rot90(image, quarters, (1, 2)).tobytes() for quarters in (1, 2, 3)}
+    assert transforms.turning_planes((4, 6, 4), (0, 1)) == [] and transforms.turning_planes((4, 6, 4)) == [(0, 2)]
+
+
 def test_a_flip_may_be_asked_for_axis_by_axis():
     image = noise(1, 4, 5, 6)
     np.testing.assert_array_equal(transforms.flip_rotate(image, None, SampleRng(1), (1, 0, 0), 0)[0], image[:, ::-1])

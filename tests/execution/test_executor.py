@@ -1,4 +1,4 @@
-"""A stage in this process: it waits after each validation for leave to continue, and can be stopped there."""
+"""A stage in this process: it waits after each validation until it may continue, and can be cancelled there."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def validating(monkeypatch):
     return continued
 
 
-def test_a_stage_that_nobody_rules_runs_to_its_end(validating):
+def test_a_stage_without_report_runs_to_its_end(validating):
     LocalExecutor(None, None).run_stage(None, None)
     assert validating == [10, 20]
 
@@ -32,7 +32,7 @@ def test_a_stage_waits_at_each_validation_until_it_may_continue(validating):
     assert asked == [10, 10, 20, 20] and len(pauses) == 2 and validating == [10, 20]
 
 
-def test_a_stage_that_is_called_off_ends_at_its_validation(validating):
+def test_a_cancelled_stage_ends_at_its_validation(validating):
     def pause(seconds):
         raise CalledOff
 

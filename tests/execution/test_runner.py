@@ -73,7 +73,7 @@ def everything(home):
     return {run.run_id: (run.status, run.tags, run.metrics, ended[run.run_id]) for run in store.search({})}
 
 
-# ---- found rather than trained
+# ---- reused stages
 
 
 def test_a_second_run_reuses_every_stage_and_adds_nothing_to_mlflow(used, chest):
@@ -300,14 +300,14 @@ def test_two_identical_commands_together_train_once(home, chest):
     assert {run.status for kind in KINDS for run in runs_of(home, kind)} == {"FINISHED"}
 
 
-def test_a_loss_that_is_no_number_fails_the_stage_and_its_run(home, chest):
-    with pytest.raises(StageFailed, match="^finetune: the loss is not a number at step"):
+def test_a_loss_that_is_not_finite_fails_the_stage_and_its_run(home, chest):
+    with pytest.raises(StageFailed, match="^finetune: the loss is not finite at step"):
         run(chest, SCRATCH, {"finetune": {"lr": 1e30}})
     (failed,), (parent,) = runs_of(home, "finetune"), runs_of(home, "experiment")
-    assert failed.status == parent.status == "FAILED" and "not a number" in failed.tags["premed.failure"]
+    assert failed.status == parent.status == "FAILED" and "not finite" in failed.tags["premed.failure"]
 
 
-def test_a_bug_fails_the_stage_and_its_story_is_kept(home, chest, monkeypatch):
+def test_a_bug_fails_the_stage_and_its_traceback_is_kept(home, chest, monkeypatch):
     monkeypatch.setattr("premed.training.stage.make_optimizer", lambda *args: 1 / 0)
     with pytest.raises(StageFailed, match="division by zero .*traceback.txt"):
         run(chest, SCRATCH)
@@ -360,7 +360,7 @@ def test_workers_that_an_autoscaler_may_still_start_count_as_there(monkeypatch):
     with pytest.raises(UserError, match="4 workers need 4 GPUs and the cluster has 3;"):
         admit(Train(workers=4, gpu=True))
     monkeypatch.setenv("PREMED_NODES", "many")
-    with pytest.raises(UserError, match="^PREMED_NODES=many: write the largest number of workers"):
+    with pytest.raises(UserError, match="^PREMED_NODES=many: write the largest number of worker nodes"):
         nodes()
 
 

@@ -1,4 +1,4 @@
-"""Several experiments of one command: what they share, what one that fails costs, and as many at once as have room."""
+"""Several experiments of one command: what they share, what a failing one costs, and how many run at once."""
 
 import json
 import os
@@ -75,13 +75,13 @@ def test_a_pre_training_that_fails_is_tried_once_and_fails_only_what_stands_on_i
     assert ["failure" in each for each in found] == [False, False, True, True]
     assert len([event for event in told if isinstance(event, TrainingStarted)]) == 3
     for each in found[2:]:
-        assert each["failure"].startswith("pretrain: the loss is not a number at step") and each["stages"] == []
+        assert each["failure"].startswith("pretrain: the loss is not finite at step") and each["stages"] == []
         run = store_of(home).get(each["run_id"])
         assert run.status == "FAILED" and run.tags["premed.failure"] == each["failure"]
     assert list(store_of(home).search({}, experiment=LEASES)) == []
 
 
-def test_a_command_of_which_something_failed_ends_with_1_and_tells_all(home, chest, tmp_path, monkeypatch, capsys):
+def test_a_command_of_which_something_failed_ends_with_1_and_prints_all(home, chest, tmp_path, monkeypatch, capsys):
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(tree(chest, QUICK)))
     monkeypatch.setattr(app.signal, "signal", lambda *args: None)
     arguments = ["run", str(tmp_path / "a.yaml"), "pretext=[none,mae]", f"pretrain.lr={NOT_A_NUMBER}", "--json"]
@@ -90,9 +90,9 @@ def test_a_command_of_which_something_failed_ends_with_1_and_tells_all(home, che
         app.main()
     out, err = capsys.readouterr()
     none, mae = json.loads(out)["outcomes"]
-    assert end.value.code == 1 and none["stages"] and "failure" not in none and "not a number" in mae["failure"]
+    assert end.value.code == 1 and none["stages"] and "failure" not in none and "not finite" in mae["failure"]
     lines = err.splitlines()
-    assert any(line.startswith("[mae] FAILED: pretrain: the loss is not a number") for line in lines)
+    assert any(line.startswith("[mae] FAILED: pretrain: the loss is not finite") for line in lines)
     assert any(line.startswith("[none] val mauc ") and line.endswith("(2/2 experiments done)") for line in lines)
 
 
@@ -153,7 +153,7 @@ def test_what_failed_for_the_first_has_failed_for_all_and_is_not_tried_again():
     assert tried == [1, 1] and once("b", fails) == (2, False)
 
 
-def test_where_the_first_is_called_off_one_of_those_who_wait_takes_over():
+def test_where_the_first_is_cancelled_one_of_the_waiting_takes_over():
     once, holding, waiting, got = SingleFlight(), threading.Event(), threading.Semaphore(0), []
 
     def called_off():
@@ -179,7 +179,7 @@ def test_where_the_first_is_called_off_one_of_those_who_wait_takes_over():
     assert sorted(got) == [("done", False), ("done", True)]
 
 
-def test_who_waits_for_another_s_work_can_be_called_off_alone():
+def test_a_waiting_thread_can_be_cancelled_alone():
     once, going = SingleFlight(), threading.Event()
     worker = threading.Thread(target=lambda: once("a", lambda: going.wait(10)))
     worker.start()

@@ -65,7 +65,7 @@ class Command:
             self.change.notify_all()
 
     def ask(self, kind, number, workers=2, gpu=False):
-        """Experiment `number` runs a stage, in a thread of its own. Returns when that is in line or has a group."""
+        """Experiment `number` runs a stage, in a thread of its own. Returns when that is queued or has a group."""
         train, name = Train(workers=workers, gpu=gpu), f"{kind} {number}"
         job = SimpleNamespace(train=train, stage=SimpleNamespace(kind=kind), name=name)
 
@@ -192,7 +192,7 @@ def test_a_large_stage_does_not_starve_behind_small_ones(command):
     assert command.at(2)[-1] == "finetune 1"
 
 
-def test_workers_that_end_take_no_other_experiment_along(command):
+def test_workers_that_end_stop_no_other_experiment(command):
     command = command()
     command.ask("finetune", 0)
     command.at(1)
@@ -203,7 +203,7 @@ def test_workers_that_end_take_no_other_experiment_along(command):
     assert [str(error) for error in command.ended] == ["out of memory"]
 
 
-def test_what_stands_in_line_ends_when_the_command_is_stopped(command):
+def test_a_queued_stage_ends_when_the_command_is_stopped(command):
     command = command()
     command.ask("finetune", 0)
     command.at(1)

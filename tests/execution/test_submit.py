@@ -1,4 +1,4 @@
-"""`premed submit`: what travels, to which cluster, and what homes a job may have. A real cluster: test_jobs.py."""
+"""`premed submit`: what is uploaded, where, and which PREMED_HOME a job may have. A real cluster: test_jobs.py."""
 
 import json
 import os
@@ -91,10 +91,10 @@ def dry(premed, *arguments):
     return json.loads(out)
 
 
-# ---- what travels
+# ---- what is uploaded
 
 
-def test_a_checkout_travels_as_git_has_it_less_what_rayignore_names_and_is_small(premed, monkeypatch):
+def test_a_checkout_is_uploaded_as_git_has_it_less_what_rayignore_names_and_is_small(premed, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, capture_output=True, text=True)
@@ -107,7 +107,7 @@ def test_a_checkout_travels_as_git_has_it_less_what_rayignore_names_and_is_small
     assert told["env_vars"] == {"PYTHONPATH": "platform", "PREMED_COMMIT": commit()}
 
 
-def test_from_elsewhere_yamls_with_their_bases_and_the_premed_in_use_travel_and_nothing_else(premed, elsewhere):
+def test_from_elsewhere_yamls_with_their_bases_and_the_premed_in_use_are_uploaded_and_nothing_else(premed, elsewhere):
     told = dry(premed, "mine/a.yaml", "train.workers=2")
     names = {file["name"] for file in told["files"]}
     parts = [path for path in submit.PACKAGE.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
@@ -116,7 +116,7 @@ def test_from_elsewhere_yamls_with_their_bases_and_the_premed_in_use_travel_and_
     assert told["entrypoint"] == "python -m premed run mine/a.yaml train.workers=2"
 
 
-def test_all_bases_of_a_sweep_travel_and_theirs(premed, elsewhere):
+def test_all_bases_of_a_sweep_are_uploaded_and_theirs(premed, elsewhere):
     (elsewhere / "mine" / "small.yaml").write_text("train: {workers: 1}")
     (elsewhere / "mine" / "sweep.yaml").write_text("base: [a.yaml, small.yaml]\nspace: {finetune.lr: [0.1, 0.2]}")
     told = dry(premed, "sweep", "mine/sweep.yaml")
@@ -157,12 +157,26 @@ def test_people_see_each_file_with_its_size_and_the_sum(premed, elsewhere):
     assert "bytes in all, as Ray packs" in lines[-1]
 
 
-def test_a_yaml_that_would_stay_behind_is_named(premed, monkeypatch, tmp_path):
+def test_a_yaml_that_would_not_be_uploaded_is_named(premed, monkeypatch, tmp_path):
     monkeypatch.chdir(REPOSITORY)
     shutil.copy(MAE, tmp_path / "mae.yaml")
     shutil.copy("experiments/hippocampus/base.yaml", tmp_path)
     code, _, err = premed("submit", "--dry-run", tmp_path / "mae.yaml")
     assert code == 2 and len(err) == 1 and f"{tmp_path / 'mae.yaml'}: would not be uploaded" in err[0]
+
+
+@pytest.mark.parametrize("folder", ["venv", ".venv/etc", "__pycache__"])
+def test_a_yaml_or_its_base_in_a_folder_that_ray_leaves_out_is_named(premed, elsewhere, folder):
+    hidden = elsewhere / folder
+    hidden.mkdir(parents=True)
+    for name in ("mine", "shared"):
+        shutil.move(elsewhere / name, hidden / name)
+    code, _, err = premed("submit", "--dry-run", f"{folder}/mine/a.yaml")
+    assert code == 2 and len(err) == 1
+    assert f"{hidden}/" in err[0] and "would not be uploaded (it is ignored, or in a folder that Ray" in err[0]
+    (elsewhere / "top.yaml").write_text(f"base: {folder}/shared/base.yaml\n")
+    code, _, err = premed("submit", "--dry-run", "top.yaml")
+    assert code == 2 and "would not be uploaded" in err[0]
 
 
 def test_an_upload_that_no_cluster_takes_names_its_largest_files(premed, elsewhere, monkeypatch):
@@ -181,7 +195,7 @@ def test_an_upload_that_no_cluster_takes_names_its_largest_files(premed, elsewhe
     ("arguments", "words"),
     [
         (["ui"], "ui cannot be a job"),
-        (["frobnicate"], "frobnicate is no command; name one of compare, data, demo"),
+        (["frobnicate"], "frobnicate is not a command; name one of compare, data, demo"),
         (["absent.yaml"], "absent.yaml: cannot be read"),
         (["mine/a.yaml", "pretext.mask=1"], "pretext.mask: no such field"),
         (["--env", "PREMED_HOME", "mine/a.yaml"], "--env PREMED_HOME: is not NAME=VALUE"),
@@ -251,7 +265,7 @@ def test_a_run_without_a_storage_is_refused_before_anything_starts(job, premed, 
     assert code == 2 and len(err) == 1 and "train.storage is not set, nor PREMED_HOME" in err[0]
 
 
-def test_the_commit_that_a_job_cannot_see_travels_with_it(monkeypatch, tmp_path):
+def test_the_commit_is_sent_with_the_job_which_has_no_git(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))  # no git
     monkeypatch.setenv("PREMED_COMMIT", "abc-dirty")
     assert commit() == "abc-dirty"

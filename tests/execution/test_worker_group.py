@@ -43,7 +43,8 @@ def test_what_the_environment_names_stays(environment):
 
 
 @pytest.mark.parametrize(
-    ("name", "why"), [("eth9", "has no such network"), ("lo,eth9", "reaches no other"), ("lo", "reaches no other node")]
+    ("name", "why"),
+    [("eth9", "has no such interface"), ("lo,eth9", "reaches no other"), ("lo", "reaches no other node")],
 )
 def test_a_network_that_is_not_there_or_leads_nowhere_is_refused(environment, name, why):
     environment(name)

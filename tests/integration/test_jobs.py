@@ -91,7 +91,7 @@ def test_a_stopped_job_leaves_no_placement_group_keeps_its_checkpoint_and_goes_o
 
     again = ["submit", "--env", f"PREMED_HOME={stopped}", YAML, *small]
     job = ray.command(*again, cwd=REPOSITORY)
-    (name,) = re.findall(r"job (\S+) is sent", job.stdout.readline())
+    (name,) = re.findall(r"job (\S+) was submitted", job.stdout.readline())
     until(job.stdout, "checkpoint saved")
     ray.ray("job", "stop", name)
     rest, _ = job.communicate()
@@ -114,7 +114,7 @@ def test_a_stopped_job_leaves_no_placement_group_keeps_its_checkpoint_and_goes_o
 def test_a_job_that_waits_for_another_s_cpus_says_what_it_needs_and_what_is_free(ray, small, tmp_path):
     one, two = (["submit", "--env", f"PREMED_HOME={tmp_path}/{name}", YAML, *small] for name in ("one", "two"))
     first = ray.command(*one, "train.workers=1", "pretrain.epochs=100000", cwd=REPOSITORY)
-    (name,) = re.findall(r"job (\S+) is sent", first.stdout.readline())
+    (name,) = re.findall(r"job (\S+) was submitted", first.stdout.readline())
     until(first.stdout, "checkpoint saved")
     second = ray.command(*two, "pretext=none", cwd=REPOSITORY)
     until(second.stdout, "fine-tuning waits for 2 workers of 1 CPU; the cluster has 1 of 2 CPUs free")

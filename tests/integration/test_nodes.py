@@ -94,12 +94,17 @@ def alone(overrides, home, monkeypatch):
 
 
 def equal(ours, theirs):
-    """Up to the order of sums. A bias of attention's keys has no gradient but rounding, on which AdamW walks about."""
+    """Up to the order of sums. A bias of attention's keys changes nothing and has no gradient but rounding, on which
+    AdamW walks about: these, the middle third of `qkv.bias`, are left out."""
+
+    def learnt(name, values):
+        return np.delete(values, np.s_[len(values) // 3 : -(len(values) // 3)]) if name.endswith("qkv.bias") else values
+
     assert ours.keys() == theirs.keys()
     for part, tensors in ours.items():
         for name, values in tensors.items():
-            far = 2e-4 if name.endswith("qkv.bias") else 1e-6
-            np.testing.assert_allclose(values, theirs[part][name], rtol=1e-5, atol=far, err_msg=f"{part} {name}")
+            expected = learnt(name, theirs[part][name])
+            np.testing.assert_allclose(learnt(name, values), expected, rtol=1e-5, atol=1e-6, err_msg=f"{part} {name}")
 
 
 def trained_on(nodes):
@@ -137,7 +142,7 @@ def test_images_that_a_node_lacks_are_named_with_the_node_at_the_start(nodes, fo
     assert "pre-training on" not in said
 
 
-@pytest.mark.parametrize(("name", "why"), [("eth9", "has no such network"), ("lo", "reaches no other node over it")])
+@pytest.mark.parametrize(("name", "why"), [("eth9", "has no such interface"), ("lo", "reaches no other node over it")])
 def test_a_network_that_no_node_has_or_that_ends_in_it_is_refused_in_one_line(nodes, folder, name, why):
     scratch = *small(folder), "pretext=none"
     code, said = nodes.premed("submit", "--env", f"GLOO_SOCKET_IFNAME={name}", YAML, *scratch)

@@ -77,7 +77,7 @@ def test_it_pre_trains_on_the_task_s_own_images_too(folders, home):
 def test_micro_batches_are_refused_by_name_for_they_would_be_another_loss(folders, home):
     tree = sections(folders, "chest")
     tree["train"]["accumulate"] = 2
-    with pytest.raises(UserError, match=r"train\.accumulate: .* all of a step's images together; set it to 1"):
+    with pytest.raises(UserError, match=r"train\.accumulate: the loss couples the images of a step; set it to 1"):
         runner.run(validate_experiment(tree), lambda event: None)
 
 

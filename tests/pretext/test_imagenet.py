@@ -245,7 +245,7 @@ VIT = {
     "distilled": ({"dist_token": 1}, "is distilled"),
     "registers": ({"reg_token": 1}, "has register tokens: reg_token"),
     "layer scale": ({"blocks.0.ls1.gamma": 1}, "scales its layers"),
-    "mean pooling": ({"fc_norm.weight": 1}, "answers by the mean of its tokens"),
+    "mean pooling": ({"fc_norm.weight": 1}, "classifies by the mean of its tokens"),
     "CLIP": ({"norm_pre.weight": 1}, "normalises before its blocks"),
     "something else": ({"blocks.0.attn.novel": 1}, r"is not a plain ViT \(unknown: blocks.0.attn.novel\)"),
     "no class token": ({"cls_token": None}, "has no class token"),

@@ -1,4 +1,4 @@
-"""charts.py: what lands in a chart is what was handed over; names are taken literally, gaps are gaps."""
+"""charts.py: a chart shows the values that it is given; names are taken literally, gaps are gaps."""
 
 import re
 

@@ -48,7 +48,7 @@ def prepared(*done, total=3):
     return [ImagesPrepared(each, total) for each in done]
 
 
-def test_an_import_is_told_in_one_line():
+def test_an_import_prints_one_line():
     stage = StageStarted("import", "/x")
     report = {"file": "vit.bin", "kept": 70, "changed": {"pos_embed": "14x14 to 4x4"}, "dropped": ["head.bias"]}
     assert shown([stage, WeightsImported(**report)]).splitlines() == [
@@ -57,7 +57,7 @@ def test_an_import_is_told_in_one_line():
     ]
 
 
-def test_a_stage_is_told_in_plain_lines_where_there_is_no_terminal():
+def test_a_stage_prints_plain_lines_where_there_is_no_terminal():
     events = [
         StageStarted("finetune", "/x"),
         TrainingStarted(start=20, num_images=62, num_val=8, num_steps=40),
@@ -100,7 +100,7 @@ def test_a_bar_ends_even_where_the_work_was_cut_short():
     assert show.display is None and "\x1b[?25h" in output.getvalue()
 
 
-def test_images_that_were_prepared_before_are_not_worth_a_word():
+def test_images_that_were_prepared_before_print_nothing():
     assert shown(prepared(3) + prepared(3)) == ""
     assert shown(prepared(1, 2, 3) + prepared(3)).splitlines() == ["preparing images: 1/3", "preparing images: 3/3"]
 
@@ -124,7 +124,7 @@ def test_a_pre_training_says_how_it_stands_to_its_gate():
     assert shown([GateNotPassed(loss=0.6, gate=0.9)]).startswith("WARNING: the pre-training did not pass its gate")
 
 
-def test_of_several_each_is_told_with_its_name():
+def test_of_several_each_line_begins_with_the_name():
     def of(who, event):
         return replace(event, experiment=who)
 
@@ -151,7 +151,7 @@ def test_of_several_each_is_told_with_its_name():
     assert "[none] fine-tuning" in bars and "[mae] fine-tuning" in bars and "0/2" in bars
 
 
-def test_many_threads_may_speak_at_once_and_no_line_is_torn():
+def test_many_threads_may_print_at_once_and_no_line_is_split():
     output = io.StringIO()
     with ProgressPrinter(console=Console(file=output, width=100)) as show:
         speak = lambda who: [show(CheckpointSaved(step, experiment=f"{who}")) for step in range(50)]  # noqa: E731
@@ -216,7 +216,7 @@ def seeded(seed, mauc, **more):
 def test_several_have_their_share_of_labels_their_seed_and_the_mean_over_seeds(capsys, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    failed = seeded(2, 0.0, stages=[], failure="finetune: the loss is not a number")
+    failed = seeded(2, 0.0, stages=[], failure="finetune: the loss is not finite")
     show_outcomes([seeded(0, 0.6), seeded(1, 0.7), failed])
     output = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in output.splitlines()]
@@ -224,7 +224,7 @@ def test_several_have_their_share_of_labels_their_seed_and_the_mean_over_seeds(c
     assert "chestxray14 imagenet 5 % 1 0.700 [0.532, 0.701] 0.500 33% 11113" in lines
     assert "chestxray14 imagenet 5 % 2 failed - - - -" in lines
     assert "chestxray14 imagenet 5 % test mauc 2 0.650 ± 0.071" in lines  # of those that did not fail
-    assert "mae 5 % seed 2 FAILED: finetune: the loss is not a number" in lines
+    assert "mae 5 % seed 2 FAILED: finetune: the loss is not finite" in lines
     assert "premed compare" in lines[-1]
 
 

@@ -1,4 +1,4 @@
-"""page.py: what a template is given is text, whatever it holds; a page holds all that it needs."""
+"""html.py: what a template is given is text, whatever it holds; a page holds all that it needs."""
 
 import pytest
 from jinja2 import DictLoader, UndefinedError

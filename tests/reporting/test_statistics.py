@@ -61,7 +61,7 @@ def test_the_pseudovalues_of_means_are_their_slopes_in_the_patients_weights(seed
         np.testing.assert_allclose(found.pseudo[:, k], [*slopes], rtol=1e-6, atol=1e-6)
 
 
-def test_with_many_patients_it_is_what_leaving_out_one_by_one_tells():
+def test_with_many_patients_it_equals_leaving_out_one_by_one():
     truth, answer, _ = made(0, num=400, unknown=0)
     y, x, owners = truth[:, 0], answer[:, 0], np.arange(400) // 2
     left = [roc_auc_score(y[owners != p], x[owners != p]) for p in range(200)]

@@ -76,7 +76,7 @@ def pruned_search(num=12):
         stages += [stage("finetune", f"f {number}", 11.0 * length, 700.0)]
         more = {"curve": {i: float(x) for i, x in enumerate(curve, 1)}, "stages": stages, "state": state}
         more |= (
-            {"failure": "finetune: the loss is not a number at step 41; lower finetune.lr"} if state == "failed" else {}
+            {"failure": "finetune: the loss is not finite at step 41; lower finetune.lr"} if state == "failed" else {}
         )
         more |= {"values": [float(curve[-1])] if state == "stopped" else None} if state != "done" else {}
         trials.append(trial(number, setting, {"0": float(mean)} if state == "done" else {}, **more))

@@ -70,9 +70,10 @@ def test_val_is_drawn_by_the_seed_and_its_share_is_documented(tmp_path):
 def test_a_carved_val_leaves_a_training_case_and_takes_one_if_there_are_two(share):
     names = ["a", "b", "c", "d"]
     for there in (names, ["b", "d"]):
-        train, val = carve_val(names, there, share, of=7)
+        train, val = carve_val(names, {name: Case(name, name, ()) for name in there}, share, of=7)
         assert train and val and sorted(train + val) == there
-    assert carve_val(names, ["c"], share, of=7) == (["c"], []) and carve_val(names, [], share, of=7) == ([], [])
+    assert carve_val(names, {"c": Case("c", "c", ())}, share, of=7) == (["c"], [])
+    assert carve_val(names, {}, share, of=7) == ([], [])
 
 
 def test_what_is_missing_is_named_and_partial_leaves_it_out(tmp_path):

@@ -65,7 +65,7 @@ def test_missing_patients_and_labels_are_notes(folder):
     table = [row for row in rows() if row["part"] != "test"]
     assert told(folder(table, without=("patient",)))[-2:] == [
         "note: labels.csv: has no column of patients, so each image counts as one; "
-        "set task.columns.patient if there is one",
+        "set task.columns.patient or task.patient",
         "note: labels.csv: 2 images have no label and are used for pre-training only",
     ]
 

@@ -22,7 +22,7 @@ from premed.tracking.stage_leases import Lease
 pytest_plugins = ["support.store_fixtures"]
 
 
-def test_what_is_spooled_arrives_in_order_and_leaves_nothing(store, tmp_path):
+def test_records_are_delivered_in_order_and_leave_no_file(store, tmp_path):
     run_id, outbox = start(store), Outbox(store, tmp_path / "outbox")
     for step in range(5):
         outbox.add("log_rows", run_id, [{"step": step, "time": step, "metrics": {"loss": np.float32(0.5)}}])
@@ -47,7 +47,7 @@ def test_an_outage_loses_nothing(store, tmp_path):
     assert store.get(run_id).status == "FINISHED"
 
 
-def spool_and_wait(run_id, folder, pipe):
+def add_and_wait(run_id, folder, pipe):
     outbox = Outbox(unreachable(), folder)
     for step in range(100):
         outbox.add("log_rows", run_id, rows(step))
@@ -55,9 +55,9 @@ def spool_and_wait(run_id, folder, pipe):
     signal.pause()
 
 
-def test_a_kill_loses_nothing_that_was_spooled(store, tmp_path):
+def test_a_kill_loses_no_record(store, tmp_path):
     run_id, (mine, theirs) = start(store), fork.Pipe()
-    child = fork.Process(target=spool_and_wait, args=(run_id, tmp_path / "outbox", theirs))
+    child = fork.Process(target=add_and_wait, args=(run_id, tmp_path / "outbox", theirs))
     child.start()
     assert mine.poll(60)
     outbox = Outbox(store, tmp_path / "outbox")
@@ -70,12 +70,12 @@ def test_a_kill_loses_nothing_that_was_spooled(store, tmp_path):
     assert steps(store, run_id) == list(range(100))
 
 
-def test_records_told_twice_count_once(store, tmp_path):
+def test_records_delivered_twice_count_once(store, tmp_path):
     run_id, outbox = start(store), Outbox(unreachable(), tmp_path)
     outbox.add("log_rows", run_id, rows(1, 2))
     outbox.close(0)
     outbox._writer.join(60)
-    store.log_rows(run_id, rows(1, 2))  # delivered, but the process ended before it noted so
+    store.log_rows(run_id, rows(1, 2))  # delivered, but the process ended before it noted that
     later = Outbox(store, tmp_path)
     later.replay()
     assert later.close(60) == 0
@@ -95,33 +95,33 @@ def test_what_mlflow_refuses_is_put_aside_and_the_rest_goes_on(store, tmp_path, 
     assert caplog.text.count("MLflow refuses") == 3
 
 
-def test_runs_that_tell_of_one_dataset_together_all_have_it(store, tmp_path, caplog):
+def test_runs_that_log_one_dataset_at_once_all_have_it(store, tmp_path, caplog):
     gate, names = threading.Barrier(4), {}
 
     class Together(RunStore):
         def log_datasets(self, run_id, entries):
             with suppress(threading.BrokenBarrierError):
-                gate.wait(0.5)  # until all would tell; who tells again may be alone
+                gate.wait(0.5)  # until all are about to log; a retry may come alone
             super().log_datasets(run_id, entries)
 
-    spools = [Outbox(Together(store.uri), tmp_path / "outbox") for _ in range(4)]
+    outboxes = [Outbox(Together(store.uri), tmp_path / "outbox") for _ in range(4)]
     for number in range(3):
         entry = {"name": f"set {number}", "digest": "d", "context": "train", "source": "here", "num_cases": 3}
         gate.reset()
-        mine = [start(store) for _ in spools]
-        for outbox, run_id in zip(spools, mine, strict=True):  # MLflow looks, then inserts: it refuses who comes second
+        mine = [start(store) for _ in outboxes]
+        for outbox, run_id in zip(outboxes, mine, strict=True):  # MLflow queries, then inserts: it refuses the second
             outbox.add("log_datasets", run_id, [entry])
             outbox.add("finish", run_id)
         names |= dict.fromkeys(mine, entry["name"])
         while list((tmp_path / "outbox").glob("*.lock")):
             time.sleep(0.01)
-    assert [outbox.close(60) for outbox in spools] == [0] * 4
+    assert [outbox.close(60) for outbox in outboxes] == [0] * 4
     assert not list((tmp_path / "outbox").iterdir()) and not caplog.text
     for run_id, name in names.items():
         assert [each.dataset.name for each in store.client.get_run(run_id).inputs.dataset_inputs] == [name]
 
 
-def test_a_call_that_cannot_be_told_twice_is_not_spooled(store, tmp_path):
+def test_a_call_that_cannot_be_delivered_twice_is_refused(store, tmp_path):
     with pytest.raises(ValueError, match="register cannot be delivered later"):
         Outbox(store, tmp_path).add("register", "r")
 

@@ -2,7 +2,12 @@
 
 import json
 import math
+import os
 import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,12 +39,12 @@ def test_a_store_travels_to_another_process_as_two_strings(store):
     [
         ("http://127.0.0.1:{port}", "does not answer: start it or unset the variable"),
         ("http://user:secret@127.0.0.1:{port}", r"user:\*\*\*@127"),
-        ("mlruns", "write sqlite:///mlruns/mlflow.db"),
-        ("file:///tmp/mlruns", "write sqlite:///"),
+        ("mlruns", "write sqlite:////.*/mlruns/mlflow.db$"),
+        ("file:///tmp/mlruns", "write sqlite:////tmp/mlruns/mlflow.db$"),
         ("sqlite://", "write sqlite:///path"),
     ],
 )
-def test_a_store_that_cannot_be_used_is_one_line_with_the_mend(uri, remedy):
+def test_a_store_that_cannot_be_used_is_one_line_with_a_remedy(uri, remedy):
     with pytest.raises(UserError, match=remedy) as caught:
         RunStore(uri.format(port=free_port()))
     assert "MLFLOW_TRACKING_URI=" in str(caught.value)
@@ -115,7 +120,7 @@ def test_a_search_finds_every_run_over_many_pages_newest_first(store, monkeypatc
 # ---- metrics
 
 
-def test_steps_told_again_after_a_resume_count_once(store):
+def test_steps_logged_again_after_a_resume_count_once(store):
     run_id = start(store)
     store.log_rows(run_id, rows(1, 2, 3))
     store.log_rows(run_id, rows(2, 3, 4, time=1000))
@@ -242,3 +247,16 @@ def test_a_model_that_would_not_load_everywhere_is_refused(store, module):
         model_registry.register(
             store.client, start(store), "chest", module.float(), np.zeros((1, 1, 8, 8), np.float32), 0.5, {}
         )
+
+
+def test_the_command_that_restores_a_deleted_experiment_does(store):
+    start(store)
+    experiment = store.client.get_experiment_by_name("chest")
+    store.client.delete_experiment(experiment.experiment_id)
+    with pytest.raises(UserError, match="was deleted in MLflow") as refused:
+        store.experiment("chest")
+    (command,) = re.findall(r"restore it \((.*)\) or", str(refused.value))
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run(command, shell=True, check=True, env=environment | {"PATH": path})
+    assert store.experiment("chest") == experiment.experiment_id

@@ -4,12 +4,14 @@ import multiprocessing.connection
 import os
 import signal
 import subprocess
+import time
 
+import psutil
 import pytest
 from support.forks import fork
 from support.stores import start, unreachable
 
-from premed.tracking.provenance import process_tags
+from premed.tracking.provenance import gone, process_tags
 from premed.tracking.run_store import RunStore
 from premed.tracking.stage_leases import Lease, close_dead_runs
 
@@ -69,7 +71,27 @@ def test_the_lease_of_a_killed_process_is_taken_over_at_once(store):
     child.join()
 
 
-def test_sweep_marks_what_an_ended_process_left_running(store):
+def test_a_clock_that_is_set_while_a_lease_is_held_changes_nothing(store, monkeypatch):
+    """Neither this process's identity nor its heartbeat depends on the time of day."""
+    lease, run_id = Lease(store), start(store, "d", "pretrain")
+    assert lease.acquire("d", "first")
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: 1.0)
+    monkeypatch.setattr(time, "time", lambda: 1.0)
+    assert close_dead_runs(store) == []
+    assert not Lease(store).acquire("d", "second")
+    assert lease.heartbeat() and store.get(run_id).status == "RUNNING"
+
+
+def test_a_process_of_another_boot_or_with_a_used_number_is_gone():
+    mine = process_tags()
+    boot, _, ticks = mine["premed.born"].partition(":")
+    assert not gone(mine)
+    assert gone(mine | {"premed.born": f"{boot}:{int(ticks) + 1}"}) and gone(mine | {"premed.born": f"other:{ticks}"})
+    by_clock = f"{psutil.Process().create_time():.2f}"  # as versions before this one wrote it
+    assert not gone(mine | {"premed.born": by_clock}) and gone(mine | {"premed.born": "1.00"})
+
+
+def test_close_dead_runs_marks_what_an_ended_process_left_running(store):
     left, alive, claim = start(store), start(store), Lease(store)
     ended = subprocess.Popen(["true"])
     ended.wait()
@@ -119,12 +141,12 @@ def test_a_silent_holder_elsewhere_loses_its_lease_after_a_while(store, far):
     assert store.get(run_id).status == "KILLED"
 
 
-def test_a_holder_elsewhere_that_beats_keeps_its_lease(store, far):
+def test_a_holder_elsewhere_that_sends_heartbeats_keeps_its_lease(store, far):
     clock = Clock()
     assert not polls(Lease(store, stale_after=60, clock=clock), clock, 20, 12, between=far.heartbeat)
 
 
-def test_an_outage_between_two_looks_takes_no_lease_away(store, far):
+def test_no_lease_is_lost_in_an_outage_between_two_polls(store, far):
     clock = Clock()
     assert not polls(Lease(store, stale_after=60, clock=clock), clock, 3600, 3)
     far.store = unreachable()

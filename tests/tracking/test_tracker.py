@@ -22,7 +22,7 @@ FILES = ("result.json", "curve.jsonl")
 
 @pytest.fixture
 def tracker(store, tmp_path):
-    tracker = MLflowTracker(store.uri, store.artifacts, str(tmp_path / "spool"))
+    tracker = MLflowTracker(store.uri, store.artifacts, str(tmp_path / "outbox"))
     yield tracker
     tracker.close()
 
@@ -52,7 +52,7 @@ def test_a_run_is_found_by_its_digest_once_it_is_finished(tracker):
     assert tracker.newest_run("chest", "d", "test", ended=False) is None
 
 
-def test_a_run_holds_what_it_was_told_before_it_ended(tracker):
+def test_a_run_holds_all_that_was_logged_before_it_ended(tracker):
     run_id = opened(tracker, finetune_run="a")
     assert not tracker.finished_with(run_id, {"finetune_run": "a"})
     tracker.store.finish(run_id)
@@ -61,7 +61,7 @@ def test_a_run_holds_what_it_was_told_before_it_ended(tracker):
     )
 
 
-def test_what_workers_tell_is_recorded_and_shown_once(tracker):
+def test_events_of_workers_are_recorded_and_returned_once(tracker):
     run_id = opened(tracker)
     for row in rows(1, 2):
         tracker.record_event(run_id, MetricsLogged(num_steps=2, **row))
@@ -70,7 +70,7 @@ def test_what_workers_tell_is_recorded_and_shown_once(tracker):
     assert tracker.wait_delivered(run_id) and steps(tracker.store, run_id) == [1, 2]
 
 
-def test_what_is_told_beside_a_point_is_recorded_with_it(tracker):
+def test_the_throughput_of_a_point_is_recorded_with_it(tracker):
     run_id = opened(tracker)
     (row,) = rows(1)
     tracker.record_event(run_id, MetricsLogged(num_steps=1, throughput={"pace/data_wait": 0.25}, **row))
@@ -78,7 +78,7 @@ def test_what_is_told_beside_a_point_is_recorded_with_it(tracker):
     assert tracker.wait_delivered(run_id) and tracker.store.get(run_id).metrics == {"loss": 0.5, "pace/data_wait": 0.25}
 
 
-def test_settle_comes_back_only_when_mlflow_has_heard_the_end(tracker):
+def test_wait_delivered_returns_only_when_mlflow_has_the_end_of_the_run(tracker):
     run_id = opened(tracker)
     tracker.log_rows(run_id, rows(*range(50)))
     tracker.finish(run_id, "FINISHED")
@@ -86,7 +86,7 @@ def test_settle_comes_back_only_when_mlflow_has_heard_the_end(tracker):
     assert not list(tracker.outbox.folder.glob(f"{run_id}*"))
 
 
-def test_settle_gives_up_on_a_silent_mlflow_and_loses_nothing(tracker, monkeypatch):
+def test_wait_delivered_times_out_in_an_outage_and_loses_nothing(tracker, monkeypatch):
     run_id = opened(tracker)
     with monkeypatch.context() as outage:
         outage.setattr(tracker.store, "finish", lambda *args, **more: (_ for _ in ()).throw(ConnectionError("away")))
@@ -95,7 +95,7 @@ def test_settle_gives_up_on_a_silent_mlflow_and_loses_nothing(tracker, monkeypat
     assert tracker.wait_delivered(run_id) and tracker.store.get(run_id).status == "FINISHED"
 
 
-def test_a_stage_comes_back_from_mlflow_as_its_vault_had_it(tracker, tmp_path):
+def test_a_stage_is_downloaded_as_its_storage_had_it(tracker, tmp_path):
     run_id, scores = opened(tracker), [{"case": "a", "dice/1": 0.5}, {"case": "b", "dice/1": 1 / 3}]
     for name in FILES:
         (tmp_path / name).write_text(name)
@@ -127,7 +127,7 @@ def test_a_model_that_mlflow_refuses_is_a_warning(tracker, monkeypatch):
     assert tracker.drain_events() == [WarningIssued("the model was not registered: no")]
 
 
-def test_a_question_that_the_registry_refuses_is_a_warning(tracker):
+def test_a_query_that_the_registry_refuses_is_a_warning(tracker):
     assert tracker.is_registered("run") is False
     assert tracker.is_registered("it's no run") is None
     (warning,) = tracker.drain_events()
@@ -137,7 +137,7 @@ def test_a_question_that_the_registry_refuses_is_a_warning(tracker):
 # ---- leases
 
 
-def test_one_of_two_ledgers_holds_a_stage_until_it_lets_go(tracker, store, tmp_path):
+def test_one_of_two_trackers_holds_a_stage_until_it_releases_it(tracker, store, tmp_path):
     other = MLflowTracker(store.uri, store.artifacts, str(tmp_path / "other"))
     assert tracker.acquire("d") and not other.acquire("d") and other.acquire("e")
     tracker.release("d")
@@ -146,7 +146,7 @@ def test_one_of_two_ledgers_holds_a_stage_until_it_lets_go(tracker, store, tmp_p
     assert tracker.acquire("d") and tracker.acquire("e")
 
 
-def test_of_several_threads_that_ask_one_ledger_one_holds_the_stage(tracker):
+def test_of_several_threads_that_acquire_from_one_tracker_one_holds_the_stage(tracker):
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(tracker.acquire, ["d"] * 8)) == 1
     assert not tracker.acquire("d")
@@ -154,9 +154,9 @@ def test_of_several_threads_that_ask_one_ledger_one_holds_the_stage(tracker):
     assert tracker.acquire("d")
 
 
-def test_a_held_lease_beats(store, tmp_path, monkeypatch):
+def test_a_held_lease_sends_heartbeats(store, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "HEARTBEAT", 0.01)
-    tracker = MLflowTracker(store.uri, store.artifacts, str(tmp_path / "spool"))
+    tracker = MLflowTracker(store.uri, store.artifacts, str(tmp_path / "outbox"))
     tracker.acquire("d")
     lease = tracker.leases["d"]
 
@@ -185,7 +185,7 @@ class Away:
         return f"{digest} {kind}"
 
 
-def test_an_outage_is_waited_for_and_told_once():
+def test_an_outage_is_waited_for_and_warned_of_once():
     events = []
     retrying = RetryingTracker(Away(3, ConnectionError("refused")), events.append, waits=[0] * 3)
     assert retrying.finished_run("d", "test") == "d test"
@@ -212,7 +212,7 @@ def test_an_outage_without_end_fails_in_one_line():
 
 
 @pytest.mark.parametrize("error", [UserError("deleted"), StageFailed("ended"), ValueError("wrong"), KeyError("x")])
-def test_what_waiting_cannot_mend_is_raised_at_once(error):
+def test_an_error_that_is_no_outage_is_raised_at_once(error):
     assert not outage(error)
     with pytest.raises(type(error)):
         RetryingTracker(Away(1, error), pytest.fail, waits=[0]).finished_run("d", "test")
@@ -234,5 +234,5 @@ def test_a_run_of_an_ended_process_is_marked_when_the_next_command_starts(store,
     ended = {"premed.pid": "4194305", "premed.born": "1.00"}  # no process can have that number
     run_id = start(store)
     store.set_tags(run_id, ended)
-    MLflowTracker(store.uri, store.artifacts, str(tmp_path / "spool")).close()
+    MLflowTracker(store.uri, store.artifacts, str(tmp_path / "outbox")).close()
     assert store.get(run_id).status == "KILLED"

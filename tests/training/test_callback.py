@@ -143,7 +143,7 @@ def test_without_a_score_the_last_weights_are_kept_and_written_once(tmp_path):
     assert weights(callback) == {"best/000000010/encoder.safetensors": 10}
 
 
-def test_weights_that_a_checkpoint_speaks_of_outlive_better_ones(tmp_path):
+def test_best_weights_of_a_checkpoint_are_kept_beside_better_ones(tmp_path):
     callback, _ = training_callback(tmp_path, [0.1, 0.2, 0.3, 0.4, 0.5])
     steps(callback, last=6)  # the checkpoint is of step 5, when 4 was best
     assert sorted(weights(callback).values()) == [4, 6]
@@ -153,7 +153,7 @@ def test_weights_that_a_checkpoint_speaks_of_outlive_better_ones(tmp_path):
     assert weights(again)[best_file(again.best["step"], "encoder")] == 4
 
 
-def test_a_resumed_run_tells_the_same_curve(tmp_path):
+def test_a_resumed_run_has_the_same_curve(tmp_path):
     uninterrupted, _ = training_callback(tmp_path / "whole")
     steps(uninterrupted)
     callback, _ = training_callback(tmp_path / "cut")
@@ -173,14 +173,14 @@ def snapshots(callback):
 @pytest.mark.parametrize(
     ("num_steps", "validations", "expected"), [(40, 20, [10, 20, 30, 40]), (10, 5, [4, 6, 8, 10]), (10, 2, [5, 10])]
 )
-def test_what_becomes_of_fixed_cases_is_kept_after_each_quarter(tmp_path, num_steps, validations, expected):
+def test_outputs_for_fixed_cases_are_saved_after_each_quarter(tmp_path, num_steps, validations, expected):
     callback, _ = training_callback(tmp_path, num_steps=num_steps, validations=validations)
     steps(callback)
     assert snapshots(callback) == {step: step for step in expected}
     assert callback.objective.training
 
 
-def test_a_resumed_run_keeps_what_was_seen_before_and_sees_nothing_twice(tmp_path):
+def test_a_resumed_run_keeps_earlier_snapshots_and_saves_none_twice(tmp_path):
     callback, _ = training_callback(tmp_path)
     steps(callback, last=9)  # the checkpoint is of step 5
     again, _ = training_callback(tmp_path)
@@ -188,18 +188,18 @@ def test_a_resumed_run_keeps_what_was_seen_before_and_sees_nothing_twice(tmp_pat
     assert snapshots(again) == {4: 4, 6: 6, 8: 8, 10: 10}
 
 
-def test_an_objective_that_shows_nothing_leaves_nothing(tmp_path):
+def test_an_objective_without_snapshots_saves_none(tmp_path):
     callback, _ = training_callback(tmp_path)
     callback.objective.shows = False
     steps(callback)
     assert snapshots(callback) == {}
 
 
-# ---- what is no number
+# ---- losses and weights that are not finite
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_the_first_loss_that_is_no_number_is_named_with_its_samples(tmp_path, bad):
+def test_the_first_non_finite_loss_is_reported_with_its_samples(tmp_path, bad):
     callback, _ = training_callback(tmp_path, validations=1)
     losses = {step: bad if step >= 7 else 1.0 for step in range(1, 11)}
     expected = [f"case {i}" for i in callback.plan.at(6).samples]
@@ -214,15 +214,15 @@ def test_a_large_batch_names_twenty_and_counts_the_rest(tmp_path):
     callback, _ = training_callback(tmp_path)
     callback.sample_names = lambda indices: [f"case {i}" for i in range(256)]
     with pytest.raises(NotFinite, match=r"case 19 and 236 more\)") as caught:
-        callback.raise_not_finite(1, "the loss is not a number")
+        callback.raise_not_finite(1, "the loss is not finite")
     assert len(caught.value.samples) == 256
 
 
-def test_weights_that_are_no_numbers_stop_the_run_before_they_are_saved(tmp_path):
+def test_non_finite_weights_stop_the_run_before_they_are_saved(tmp_path):
     callback, _ = training_callback(tmp_path, validations=1)
     with torch.no_grad():
         callback.objective.w.fill_(math.nan)
-    with pytest.raises(NotFinite, match="the weights are no numbers at step 5 .*there is no checkpoint yet"):
+    with pytest.raises(NotFinite, match="the weights are not finite at step 5 .*there is no checkpoint yet"):
         callback(5, torch.tensor(1.0), {})
     assert callback.storage.names() == []
 

@@ -51,7 +51,7 @@ def test_each_epoch_seed_and_stage_has_an_order_of_its_own():
     assert len({tuple(o) for o in (order(), order(epoch=1), order(seed=1), order(stage="finetune"))}) == 4
 
 
-def test_a_step_does_not_depend_on_what_was_asked_before():
+def test_a_step_does_not_depend_on_earlier_calls():
     ahead = EpochSampler(7, 2, 100, 0, "pretrain")
     in_order = [ahead.at(step).samples.tolist() for step in range(40)]
     permutation.cache_clear()
@@ -187,13 +187,13 @@ def test_weight_decay_may_go_from_first_to_last_by_half_a_cosine():
     assert decays == pytest.approx([0.22 - 0.18 * cos(pi * step / 10) for step in range(10)])
 
 
-def test_clip_scales_the_gradient_and_tells_the_norm_it_had():
+def test_clip_scales_the_gradient_and_logs_its_norm_before():
     objective, optimizer, calls = trained(clip=0.5)
     assert calls[0][2]["gradient_norm"].item() == pytest.approx(2.5)
     assert optimizer.state[objective.w]["exp_avg"].item() == pytest.approx(0.1 * 0.5, rel=1e-4)
 
 
-def test_the_gradient_s_norm_is_told_without_clip_too_and_changes_nothing():
+def test_without_clip_the_gradient_norm_is_logged_and_changes_nothing():
     objective, optimizer, calls = trained()
     assert calls[0][2]["gradient_norm"].item() == pytest.approx(2.5)
     assert optimizer.state[objective.w]["exp_avg"].item() == pytest.approx(0.1 * 2.5)

@@ -43,7 +43,7 @@ def using(file, **more):
 
 @pytest.fixture(scope="module")
 def finished(home_after, chest, file):
-    """A home in which the tiny experiment has run to its end from the file, the outcome, and what was told."""
+    """A home in which the tiny experiment has run to its end from the file, the outcome, and the events."""
 
     def work():
         told = []
@@ -74,7 +74,7 @@ def test_fine_tuning_starts_from_the_files_weights(finished, file):
     assert 0 <= test["value"] <= 1
 
 
-def test_what_was_kept_changed_and_left_out_is_in_the_result_and_told(finished):
+def test_kept_changed_and_dropped_tensors_are_in_the_result_and_reported(finished):
     _, outcome, told = finished
     report = outcome["stages"][0]["loaded"]["encoder"]
     stem = "16x16 to 8x8, normalisation folded in, 3 channels to 1"

@@ -1,4 +1,4 @@
-"""Values of `pretrain.epochs` on one trunk: rates, stages, exact seams, what is trained once, what is told of it."""
+"""Values of `pretrain.epochs` on one trunk: rates, stages, exact continuation, what is trained once, reports."""
 
 import json
 import shutil
@@ -137,7 +137,7 @@ def test_values_too_close_for_a_step_between_their_cool_downs_are_refused(tmp_pa
         planned(last, [8])
 
 
-# ---- exact seams
+# ---- exact continuation
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def flat(state):
 
 
 def validated(notes):
-    """The points of a curve that do not depend on where points are told."""
+    """The points of a curve that do not depend on where points are logged."""
     return {point["step"]: point["metrics"] for point in notes["curve"] if "val/loss" in point["metrics"]}
 
 
@@ -249,10 +249,10 @@ def test_a_state_that_is_damaged_is_refused_in_one_line(xrays, undisturbed, tmp_
     shutil.rmtree(jobs[2].stage_storage.where)
     run_stage(jobs[2], *QUIET)
     message = jobs[2].stage_storage.get_json("failure.json")["message"]
-    assert message.startswith(f"{jobs[1].stage_storage.where}: the state it ended with is damaged; remove that folder")
+    assert message.startswith(f"{jobs[1].stage_storage.where}: its final state is missing or damaged; remove")
 
 
-# ---- what is trained once, and what is told of it
+# ---- what is trained once, and what is reported
 
 SHORT = {"validations": 1, "epochs": 1}
 
@@ -270,7 +270,7 @@ def trained(told):
 
 @pytest.fixture(scope="module")
 def grown(chest, home_after):
-    """A home where 2 and 4 epochs were run on one trunk, by one command; the outcomes, and what was told."""
+    """A home where 2 and 4 epochs were run on one trunk, by one command; the outcomes, and the events."""
 
     def work():
         told = []

@@ -74,15 +74,15 @@ def test_a_killed_pretraining_goes_on_as_if_nothing_had_been(kills, chest, tmp_p
 
 
 def tamper(name, flip=None, cut=None, remove=False):
-    """Damages a file of a vault: one byte other, the end gone, or all of it."""
+    """Damages a file of a stage: one byte changed, the end gone, or all of it."""
 
-    def damage(vault):
-        content = bytearray(vault.get(name))
+    def damage(storage):
+        content = bytearray(storage.get(name))
         if flip is not None:
             content[flip] ^= 1
-        vault.remove(name)
+        storage.remove(name)
         if not remove:
-            vault.put(name, bytes(content[:cut]))
+            storage.put(name, bytes(content[:cut]))
 
     return damage
 
@@ -207,7 +207,7 @@ def test_weights_that_are_no_numbers_never_become_a_checkpoint(chest, tmp_path):
     ]
     assert run(job) == [FINE]
     failure = job.stage_storage.get_json("failure.json")
-    assert failure["message"].startswith("the weights are no numbers at step 1 ")
+    assert failure["message"].startswith("the weights are not finite at step 1 ")
     assert CheckpointManager(job.stage_storage).steps() == []
 
 
@@ -236,11 +236,11 @@ def lose_an_image_on_one_rank(job):
     run_stage(job, lambda event: None, lambda numbers: None)
 
 
-def test_what_one_rank_alone_meets_in_mid_training_is_told_and_does_not_hang_the_others(chest, tmp_path):
+def test_an_error_on_one_rank_in_mid_training_is_reported_and_does_not_hang_the_others(chest, tmp_path):
     job = jobs(chest, tmp_path, **SCRATCH)["finetune"]
-    assert on_ranks(2, lose_an_image_on_one_rank, job)[1] == 1  # it tears the others from their wait
+    assert on_ranks(2, lose_an_image_on_one_rank, job)[1] == 1  # this ends the others, which wait
     assert job.stage_storage.get_json("failure.json") == {"kind": "UserError", "message": "cache/ab: is gone"}
-    assert run(job, 2) == [FINE] * 2  # started again for its sake: nothing is tried once more
+    assert run(job, 2) == [FINE] * 2  # restarted because of it: nothing is tried again
     assert job.stage_storage.get_json("result.json") is None
 
 
@@ -292,7 +292,7 @@ def test_a_resumed_pretraining_does_not_look_at_all_images_again(chest, tmp_path
 
 
 @pytest.mark.whole
-def test_an_interrupted_pretraining_draws_the_same_film_and_keeps_no_snapshot(chest, tmp_path):
+def test_an_interrupted_pretraining_has_the_same_progress_pictures_and_keeps_no_snapshot(chest, tmp_path):
     def progress_picture(home, interruptions):
         job, left = jobs(chest, home)["pretrain"], list(interruptions)
 
@@ -322,7 +322,7 @@ def test_a_gradient_beyond_clip_is_scaled_down(chest, tmp_path):
 # ---- what is loaded
 
 
-def test_a_chain_of_stages_hands_its_parts_on(chest, tmp_path):
+def test_each_stage_starts_from_the_parts_of_the_one_before(chest, tmp_path):
     chain = jobs(chest, tmp_path, **short())
     for job in chain.values():
         run_stage(job, lambda event: None, lambda numbers: None)
@@ -339,7 +339,7 @@ def test_a_chain_of_stages_hands_its_parts_on(chest, tmp_path):
     assert results["test"]["undefined"] == [name for name, known in labels.items() if len(known) == 1]  # have no AUC
 
 
-def test_an_encoder_of_another_grid_is_resized_and_that_is_said(chest, tmp_path):
+def test_an_encoder_of_another_grid_is_resized_and_that_is_reported(chest, tmp_path):
     before = jobs(chest, tmp_path, **short())["pretrain"]
     run_stage(before, lambda event: None, lambda numbers: None)
     after = jobs(chest, tmp_path, **short(), task={"size": 16})["finetune"]

@@ -17,7 +17,7 @@ def storage(request, tmp_path):
     return StageStorage(storage[request.param] + "/", "pretrain-0123")
 
 
-def test_what_is_put_is_got_back_and_listed(storage):
+def test_a_written_file_is_read_back_and_listed(storage):
     storage.put("parts/card.json", b"{}")
     storage.put("a", b"first")
     storage.put("a", b"second")

@@ -61,7 +61,7 @@ def throughput_by_step(events):
     return {event.step: event.throughput for event in events if isinstance(event, MetricsLogged) and event.throughput}
 
 
-def test_a_training_that_starves_on_images_says_so_once_with_the_mend(chest, tmp_path, clock, monkeypatch):
+def test_a_training_that_waits_for_images_warns_once_with_a_remedy(chest, tmp_path, clock, monkeypatch):
     slow(monkeypatch, clock, reading=4, training=1)
     events, _ = pretrained(chest, tmp_path)
     (starving,) = [event for event in events if isinstance(event, DataLoadingBottleneck)]
@@ -71,13 +71,13 @@ def test_a_training_that_starves_on_images_says_so_once_with_the_mend(chest, tmp
     )
 
 
-def test_a_training_that_computes_most_of_the_time_says_nothing(chest, tmp_path, clock, monkeypatch):
+def test_a_training_that_computes_most_of_the_time_does_not_warn(chest, tmp_path, clock, monkeypatch):
     slow(monkeypatch, clock, reading=4, training=5)
     events, _ = pretrained(chest, tmp_path)
     assert DataLoadingBottleneck not in map(type, events)
 
 
-def test_each_point_says_how_the_steps_since_the_last_one_went(chest, tmp_path, clock, monkeypatch):
+def test_each_point_has_the_throughput_since_the_last_one(chest, tmp_path, clock, monkeypatch):
     slow(monkeypatch, clock, reading=3, training=1)
     events, _ = pretrained(chest, tmp_path, pretrain={"batch": 4})
     numbers = throughput_by_step(events)
@@ -86,7 +86,7 @@ def test_each_point_says_how_the_steps_since_the_last_one_went(chest, tmp_path, 
     assert all(point["pace/memory_mb"] > 50 for point in numbers.values())
 
 
-def test_validations_and_checkpoints_are_no_part_of_the_pace(chest, tmp_path, clock, monkeypatch):
+def test_validations_and_checkpoints_do_not_count_as_training_time(chest, tmp_path, clock, monkeypatch):
     slow(monkeypatch, clock, reading=0, training=1)
     measure = MAE.measure
 
@@ -101,7 +101,7 @@ def test_validations_and_checkpoints_are_no_part_of_the_pace(chest, tmp_path, cl
     )  # an image a second at least
 
 
-def test_a_curve_is_the_same_at_any_pace(chest, tmp_path, clock, monkeypatch):
+def test_a_curve_does_not_depend_on_speed(chest, tmp_path, clock, monkeypatch):
     _, undisturbed = pretrained(chest, tmp_path / "a")
     slow(monkeypatch, clock, reading=4, training=1)
     events, curve = pretrained(chest, tmp_path / "b")
@@ -121,7 +121,7 @@ def wait_on_the_second_rank():
     assert (numbers["pace/data_wait"], numbers["pace/samples_per_second"]) == (0.5, 4.0)
 
 
-def test_of_several_ranks_the_one_that_waits_is_told_of():
+def test_of_several_ranks_the_longest_wait_is_reported():
     assert on_ranks(2, wait_on_the_second_rank) == [0, 0]
 
 
@@ -137,7 +137,7 @@ def test_of_several_ranks_the_one_that_waits_is_told_of():
         (4, 1.0, 64, 9),
     ],
 )
-def test_as_many_loaders_are_asked_for_as_keep_up_and_have_a_cpu(num_loaders, share, cpus, suggested, monkeypatch):
+def test_the_suggested_loaders_keep_up_and_have_a_cpu_each(num_loaders, share, cpus, suggested, monkeypatch):
     monkeypatch.setattr(throughput.os, "cpu_count", lambda: cpus)
     ours = Throughput(CPU, num_loaders)
     ours.seconds, ours.waiting_seconds = 100.0, 100 * share
@@ -158,7 +158,7 @@ class Endless:
             yield pick
 
 
-def test_a_timed_source_gives_what_the_source_gives(clock):
+def test_a_timed_loader_yields_the_same_batches(clock):
     ours = Throughput(CPU, 0)
     indices = [BatchIndices(epoch, torch.zeros(1)) for epoch in range(3)]
     assert [pick.epoch for pick in ours.timed(Endless(clock)).batches(indices)] == [0, 1, 2]

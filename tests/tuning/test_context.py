@@ -7,6 +7,8 @@ import yaml
 from support.suite import REPOSITORY
 
 from premed.cli.options import as_json_value
+from premed.data.phantoms.writers import write_msd
+from premed.errors import UserError
 from premed.tuning.context import SweepContext
 from premed.tuning.space import load_sweep
 from premed.tuning.study import encode
@@ -24,7 +26,7 @@ STAGES = [
 ]
 ENDS = [
     ("done", [0.5], {"run_id": "r0", "stages": STAGES, "by_seed": {"0": [0.4], "1": [0.6]}}),
-    ("failed", None, {"run_id": "r1", "failure": "the loss is not a number at step 3", "stages": STAGES[:1]}),
+    ("failed", None, {"run_id": "r1", "failure": "the loss is not finite at step 3", "stages": STAGES[:1]}),
     ("stopped", None, {"run_id": "r2", "stages": [], "by_seed": {}}),
     ("done", [0.7], {"by_seed": {"0": [0.6], "1": [0.8]}}),
     ("done", [0.6], {}),
@@ -62,3 +64,52 @@ def test_the_json_of_a_sweep_is_to_the_byte_what_it_was(context, tmp_path, monke
     study.study.enqueue_trial({"finetune.lr": 0.1, "finetune.epochs": 9})  # waits
     printed = json.dumps(as_json_value(context.result(study)), allow_nan=False)
     assert printed.replace(str(tmp_path), "") + "\n" == GOLDEN.read_text()
+
+
+@pytest.fixture
+def refused_metric(tmp_path, monkeypatch):
+    """What is said of a sweep by this metric, over a task; None if nothing is."""
+    monkeypatch.setenv("PREMED_HOME", str(tmp_path / "premed"))
+    write_msd(tmp_path / "Task04_Hippocampus", 4, 0)
+
+    def said(metric, task, head="linear", **search):
+        where = tmp_path if task == "chestxray14" else tmp_path / "Task04_Hippocampus"
+        base = {"task": {"name": task, "root": str(where)}, "encoder": "vit", "pretext": "none"}
+        base["finetune"] = {"epochs": 2, "batch": 4, "lr": 1e-3, "head": head}
+        (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+        sweep = {"base": "base.yaml", "space": {"finetune.lr": [0.1, 0.2]}, "metric": metric} | search
+        (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+        try:
+            SweepContext(load_sweep(tmp_path / "sweep.yaml"))
+        except UserError as error:
+            return str(error)
+        return None
+
+    return said
+
+
+def test_a_misspelt_metric_is_refused_before_anything_starts_with_the_names_there_are(refused_metric):
+    said = refused_metric("val/mauv", "chestxray14")
+    assert said.startswith("metric: chestxray14 has no val/mauv; did you mean val/mauc? there are val/auc/Atelectasis")
+    said = refused_metric(["val/dise", "seconds"], "msd", "unetr")
+    assert "has no val/dise; did you mean val/dice? " in said and "val/hd95/Anterior" in said
+
+
+@pytest.mark.parametrize(
+    ("metric", "task", "head"),
+    [
+        ("val/auc/Hernia", "chestxray14", "linear"),
+        ("val/n_undefined", "chestxray14", "linear"),
+        ("val/dice/Posterior", "msd", "unetr"),
+        (["val/hd95", "finetune_seconds"], "msd", "unetr"),
+    ],
+)
+def test_a_metric_that_a_validation_has_is_taken(refused_metric, metric, task, head):
+    assert refused_metric(metric, task, head) is None
+
+
+def test_asha_cannot_follow_the_score_of_one_class_which_is_not_logged_at_each_validation(refused_metric):
+    assert refused_metric("val/mauc", "chestxray14", scheduler="asha") is None
+    assert "scheduler: val/auc/Hernia is not compared" in refused_metric(
+        "val/auc/Hernia", "chestxray14", scheduler="asha"
+    )

@@ -124,6 +124,11 @@ RANDOM = {"search": "random", "trials": 3}
         ({"space": {"finetune.lr": {"normal": [0, 1]}}} | RANDOM, "space.finetune.lr.normal: no such field"),
         ({"space": {"finetune.lr": {"uniform": [0.1, 1.0]}}}, "space.finetune.lr: a grid needs a list of values"),
         ({"space": {"finetune.lr": [0.1, 0.1]}}, "0.1 is listed twice"),
+        (
+            {"space": {"finetune.lr": ["1e-3", 0.001]}},  # YAML 1.1 reads 1e-3, without a dot, as text
+            "space.finetune.lr: '1e-3' and 0.001 are the same value; keep one",
+        ),
+        ({"space": {"pretext": ["mae", {"name": "mae"}]}}, "are the same value; keep one"),
         ({"space": {"finetune.lr": []}}, "must be a list of at least one"),
         ({"space": {}}, "space"),
         ({"space": {"test": [True]}}, "space.test: no trial opens the test part"),
@@ -158,7 +163,7 @@ def test_a_value_that_fits_in_some_combination_is_no_mistake(write):
 
 
 @given(st.integers(1, 50), st.integers(1, MAX_CHECKED // 2))
-def test_of_a_range_of_whole_numbers_every_one_is_load_valid(tmp_path_factory, low, more):
+def test_of_a_range_of_integers_every_one_is_validated(tmp_path_factory, low, more):
     folder = tmp_path_factory.mktemp("sweep")
     (folder / "base.yaml").write_text(yaml.safe_dump(BASE))
     tree = GRID | RANDOM | {"space": {"pretrain.epochs": {"int": [low, low + more]}}}

@@ -4,6 +4,7 @@ import math
 from itertools import count
 from types import SimpleNamespace
 
+import optuna
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from support.suite import examples
 
 from premed.errors import UserError
+from premed.rng import key
 from premed.tuning.space import load_sweep
 from premed.tuning.study import Study
 from premed.tuning.tune import TIME, VALUE, make_scheduler, rungs
@@ -121,13 +123,13 @@ def test_validations_are_kept_and_a_trial_that_ended_early_has_no_value(tmp_path
     ours.report_intermediate(first, 1, 0.3)
     ours.report_intermediate(first, 2, 0.4)
     assert ours.tell(first, "stopped", None, {"stages": [{"seconds": 3.0}]})
-    assert ours.tell(second, "failed", None, {"failure": "the loss is not a number"})
+    assert ours.tell(second, "failed", None, {"failure": "the loss is not finite"})
     assert ours.tell(third, "done", [0.2], {}) and not ours.tell(third, "stopped", None, {})
     ours.report_intermediate(third, 9, 1.0)  # too late
     stopped, failed, done, *rest = study(tmp_path, GRID).trials()
     assert (stopped.state, stopped.values, stopped.curve) == ("stopped", None, {1: 0.3, 2: 0.4})
     assert stopped.notes == {"stages": [{"seconds": 3.0}]}
-    assert (failed.state, failed.notes["failure"]) == ("failed", "the loss is not a number")
+    assert (failed.state, failed.notes["failure"]) == ("failed", "the loss is not finite")
     assert (done.state, done.values, done.curve) == ("done", (0.2,), {}) and ours.front() == [third]
     assert {record.state for record in rest} == {"waiting"} and ours.importances() is None
 
@@ -138,6 +140,19 @@ def test_of_several_metrics_the_front_is_what_no_other_beats_in_all(tmp_path):
         ours.tell(ours.ask().number, "done", values, {})
     ours.tell(ours.ask().number, "stopped", None, {})
     assert ours.front() == [0, 1, 3]
+
+
+def test_sampler_and_importances_are_those_of_this_optuna_s_defaults_and_its_version_is_kept(tmp_path, monkeypatch):
+    """They are named, so that another version's defaults change neither draws nor importances without a word."""
+    opened = study(tmp_path, OPTUNA)
+    go_on(opened)
+    assert opened.note("optuna") == [optuna.__version__]
+    assert opened.importances() == optuna.importance.get_param_importances(opened.study)
+    sampler = lambda self, n: optuna.samplers.TPESampler(seed=key(0, "sweep", n) % 2**32, constant_liar=False)  # noqa: E731
+    monkeypatch.setattr(Study, "sampler", sampler)
+    by_default = study(tmp_path, OPTUNA, name="b")
+    go_on(by_default)
+    assert table(by_default) == table(opened)
 
 
 def test_a_study_is_of_the_data_that_it_began_with(tmp_path):

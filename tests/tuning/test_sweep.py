@@ -102,7 +102,7 @@ def test_what_can_never_be_placed_is_refused_at_once(home, chest, tmp_path):
         sweep.run(load_sweep(write_sweep(tmp_path, chest, {"space": space})), lambda event: None)
 
 
-def test_all_ways_that_trials_may_run_are_looked_at_together(home, chest, tmp_path):
+def test_the_train_settings_of_all_trials_are_checked_together(home, chest, tmp_path):
     """2 workers fit on 2 CPUs, and so does 1 that wants both, but not 2 of these."""
     space = {"train.workers": [1, 2], "finetune.lr": [0.1, 0.2], "train.cpus": [1.0, 2.0]}
     trains = train_settings(load_sweep(write_sweep(tmp_path, chest, {"space": space})))
@@ -149,7 +149,7 @@ for line in sys.stdin:
 
 
 def emptied(left, seconds=120):
-    """What is held on the cluster, once it is nothing or after so long."""
+    """What is reserved on the cluster, once it is nothing or after so long."""
     until = time.monotonic() + seconds
     while (held := left()) != [2.0, []] and time.monotonic() < until:
         time.sleep(0.5)
@@ -159,7 +159,7 @@ def emptied(left, seconds=120):
 def killed_once(file, said, number=signal.SIGKILL):
     """Starts the sweep, and ends it so as soon as it says `said`; its exit code, and what it said then."""
     command = [sys.executable, "-m", "premed", "sweep", str(file)]
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in a shell's background are deaf to Ctrl-C
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in a shell's background ignore Ctrl-C
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     until(process.stderr, said)
     process.send_signal(number)
@@ -183,7 +183,7 @@ def whole(file):
 
 @pytest.fixture
 def cluster(ray_that_stays, monkeypatch):
-    """What is held on the Ray that is now in use."""
+    """What is reserved on the Ray that is now in use."""
     environment, left = ray_that_stays
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -225,7 +225,7 @@ def test_killed_in_the_middle_the_same_command_ends_as_if_it_had_not_been_and_le
 
 @pytest.mark.cluster
 @pytest.mark.timeout(900)
-def test_ctrl_c_leaves_nothing_on_the_cluster_and_a_report_tells_how_far_it_came(home, chest, tmp_path, cluster):
+def test_ctrl_c_leaves_nothing_on_the_cluster_and_a_report_shows_how_far_it_came(home, chest, tmp_path, cluster):
     file = write_sweep(tmp_path, chest, GRID)
     said, code = killed_once(file, "[trial 1] fine-tuning on", signal.SIGINT)
     assert code == 130 and said.splitlines()[-1].startswith("premed: stopped"), said

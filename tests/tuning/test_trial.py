@@ -33,7 +33,7 @@ def test_training_continues_from_a_validation_without_the_metric(metrics):
 
 
 def test_training_continues_from_a_validation_that_an_earlier_start_reported():
-    """Its checkpoint was older: the validation comes again, and the verdict is known."""
+    """Its checkpoint was older: the validation comes again, and the scheduler has already decided."""
     rows = [(10, {"val/dice": 0.3}), (20, {"val/dice": 0.2}), (30, {"val/dice": 0.1})]
     assert reported(rows, known={1: 0.3, 2: 0.3}.items()) == [(10,), (20,), (3, 0.3, 30)]
 

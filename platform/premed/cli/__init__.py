@@ -1,1 +1,1 @@
-"""The commands, their options, and progress on the terminal. Door: `app.main`, the entry point of `premed`."""
+"""The commands, their options, and progress on the terminal. Entry point: `app.main`, the console script `premed`."""

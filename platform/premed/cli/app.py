@@ -60,7 +60,7 @@ def sweep(
     as_report: Annotated[bool, typer.Option("--report", help="run nothing; print the results so far")] = False,
     as_json: Json = False,
 ) -> None:
-    """Ray Tune and Optuna over any fields, scored on val; the same command resumes a sweep that was stopped.
+    """Search over any fields with Ray Tune and Optuna, scored on val; the same command resumes a stopped sweep.
 
     Each pre-training is trained once, however many trials share it. docs/sweeps.md shows one.
     """
@@ -98,7 +98,7 @@ def demo(
 def compare(
     task: Annotated[str | None, typer.Option(help="one task [default: all that the store has]")] = None,
     baseline: Annotated[
-        str | None, typer.Option(metavar="NAME", help="what the others are set against [default: none]")
+        str | None, typer.Option(metavar="NAME", help="what the others are compared with [default: the strategy none]")
     ] = None,
     allow: Annotated[
         list[str] | None, typer.Option(metavar="FIELD", help="may differ between runs, as finetune.lr; may be repeated")
@@ -116,7 +116,7 @@ def compare(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Strategies side by side, over seeds: mean, interval, difference to a baseline, cost, classes.
+    """Compare strategies over seeds: mean, interval, difference to a baseline, cost, classes.
 
     Intervals are for a new patient and a new seed; docs/compare.md says what each column means.
     """
@@ -233,7 +233,7 @@ def submit(
 def ui(
     port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000,
 ) -> None:
-    """The MLflow UI on the store in use."""
+    """Serve the MLflow UI of the store in use."""
     from premed.paths import home
     from premed.tracking.client import require_store
 
@@ -249,8 +249,8 @@ def ui(
 
 
 def main() -> None:
-    """Exit code 0: done; 1: failed midway (what was reached stays); 2: something the user can fix; 130: Ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's scheduler stops a job by it: like Ctrl-C
+    """Exit code 0: done; 1: failed midway (finished stages stay); 2: something the user can fix; 130: Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's scheduler sends it to stop a job
     try:
         code, message = app(standalone_mode=False) or 0, ""
     except UserError as error:

@@ -15,7 +15,7 @@ app = typer.Typer(help="Phantoms, a check of the data, and the prepared cache.",
 
 @app.command()
 def prepare(what: What, as_json: Json = False) -> None:
-    """Build the prepared cache of an experiment's images (all three parts), so that training starts at once."""
+    """Prepare an experiment's images (all three parts) in the cache, so that training starts at once."""
     experiment = load_first_experiment(what)
     from premed.cli.progress import ProgressPrinter
     from premed.execution import runner

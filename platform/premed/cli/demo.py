@@ -53,7 +53,7 @@ VOLUMES = {
         "lr": 4.8e-2,
         "clip": 1.0,
         "validations": 4,
-        "augment": {"shift": 0},  # with shifted crops the gate is passed much later, for positions are blurred
+        "augment": {"shift": 0},  # shifted crops blur positions, so that the gate is passed much later
     },
     "finetune": {
         "head": {"name": "unetr", "feature_size": 8},

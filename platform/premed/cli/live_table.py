@@ -136,7 +136,7 @@ class LiveTable(ProgressPrinter):
         return self.lines.get(int(words[1])) if len(words) > 1 and words[0] == "trial" else None
 
     def update(self, line: TrialLine, event: Event) -> None:
-        """Updates a trial's row by an event: what its seed is doing, and the last score."""
+        """Updates a trial's row from an event: what its seed is doing, and the last score."""
         seed, doing = event.experiment.partition(" seed ")[2], DOING.get(event.kind, "")
         if isinstance(event, WaitingForStage):
             line.doing[seed] = f"waits for {doing}"

@@ -33,7 +33,7 @@ def load_first_experiment(what: list[str]) -> Any:
 
 
 def print_outcomes(outcomes: list[dict[str, Any]], as_json: bool) -> None:
-    """Prints the outcomes of several experiments; exits with code 1 where one failed."""
+    """Prints the outcomes of several experiments; exits with code 1 if one failed."""
     from premed.reporting import console
 
     print_result({"outcomes": outcomes}, as_json, lambda result: console.show_outcomes(result["outcomes"]))

@@ -21,6 +21,7 @@ from premed.events import (
     ExperimentsStarted,
     GateNotPassed,
     ImagesChecked,
+    ImagesCompared,
     ImageSkipped,
     ImagesPredicted,
     ImagesPrepared,
@@ -124,8 +125,12 @@ class ProgressPrinter:
     @handle.register
     def images_prepared(self, event: ImagesPrepared) -> None:
         description = "preparing images"
-        if self.activity.description == description or event.done < event.total:  # no bar where all were in the cache
+        if self.activity.description == description or event.done < event.total:  # no bar if all were in the cache
             self.progress(description, event.done, event.total)
+
+    @handle.register
+    def images_compared(self, event: ImagesCompared) -> None:
+        self.progress("comparing images", event.done, event.total)
 
     @handle.register
     def images_checked(self, event: ImagesChecked) -> None:
@@ -239,7 +244,7 @@ class ProgressPrinter:
             self.end_bar()
 
     def bars(self) -> Progress:
-        """The display of all bars; starts it where there is none."""
+        """The display of all bars; starts it if there is none."""
         if self.display is None:
             parts = (
                 TextColumn("{task.description}", markup=False),

@@ -4,7 +4,7 @@ Later files override earlier ones and `key=value` overrides all files, by dotted
 once. Fields under `only: {mae: …}` apply to that strategy alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -67,12 +67,44 @@ def validate_experiment(tree: dict[str, Any]) -> Experiment:
     return validate_spec(Experiment, tree)
 
 
+class DuplicateKey(yaml.constructor.ConstructorError):
+    """A field that a YAML sets twice, of which PyYAML would silently keep the last."""
+
+    @property
+    def line(self) -> int:
+        return self.problem_mark.line + 1
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, with an error for a field that is set twice, as YAML's specification wants it."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
+            name, line = self.construct_object(key, deep=True), key.start_mark.line + 1
+            if isinstance(name, Hashable) and name in lines:
+                what = f"{name} is set in line {lines[name]} already; keep one of them"
+                raise DuplicateKey(problem=what, problem_mark=key.start_mark)
+            if isinstance(name, Hashable):
+                lines[name] = line
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> Any:
+    """Parses YAML. Raises DuplicateKey, or another of yaml.YAMLError."""
+    return yaml.load(text, UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Returns the fields of one YAML file; an empty file has none."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except DuplicateKey as error:
+        raise UserError(f"{path}, line {error.line}: {error.problem}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
     if tree is None:
@@ -127,6 +159,8 @@ def nest(path: list[str], value: Any) -> dict[str, Any]:
 def parse_value(value: str, override: str) -> Any:
     """Parses the value of an override as YAML."""
     try:
-        return yaml.safe_load(value)
+        return parse_yaml(value)
+    except DuplicateKey as error:
+        raise UserError(f"{override}: {error.problem}") from None
     except yaml.YAMLError:
         raise UserError(f"{override}: the value is not YAML; quote it") from None

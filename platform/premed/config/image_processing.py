@@ -16,7 +16,9 @@ class Augmentation(Spec):
     flip_axes: tuple[int, ...] | None = None
     """The spatial axes that may flip; None: all axes of a volume, left-right for a picture."""
     rotate: float = Field(default=0.0, ge=0, le=1)
-    """3D: probability of a 90° rotation in a random plane."""
+    """3D: probability of a rotation by 90, 180 or 270°."""
+    rotate_plane: tuple[int, int] | None = None
+    """3D: the two axes of that rotation; None: a random plane in which the roi's edges are equal."""
     intensity: float = Field(default=0.0, ge=0, le=1)
     """3D: probability of scaling, and of shifting, the values by up to 10 %."""
     shift: int | None = Field(default=None, ge=0)
@@ -28,10 +30,20 @@ class Augmentation(Spec):
     rand: str | None = Field(default=None, pattern=r"^rand(-[a-z]+[0-9.]*)*$")
     """2D: timm's RandAugment policy, such as rand-m9-mstd0.5-inc1."""
 
+    def unused_fields(self) -> set[str]:
+        return set() if self.rotate_plane else {"rotate_plane"}
+
     def inapplicable_fields(self, dims: int) -> list[str]:
         """Returns the fields that are set and have no effect on images with `dims` dimensions."""
-        others = ("scale", "rand") if dims == 3 else ("rotate", "intensity", "shift", "positive")
+        others = ("scale", "rand") if dims == 3 else ("rotate", "rotate_plane", "intensity", "shift", "positive")
         return [name for name in others if getattr(self, name) != type(self).model_fields[name].default]
+
+    @field_validator("rotate_plane")
+    @classmethod
+    def _plane(cls, plane: tuple[int, int] | None) -> tuple[int, int] | None:
+        if plane is not None and (plane[0] == plane[1] or not {*plane} < {0, 1, 2}):
+            raise ValueError(f"{list(plane)} is no plane: give two of the axes 0, 1 and 2")
+        return plane
 
     @field_validator("scale")
     @classmethod

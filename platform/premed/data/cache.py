@@ -7,10 +7,7 @@ folder.
 
 import hashlib
 import math
-import os
 import socket
-import sqlite3
-import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -20,13 +17,20 @@ from typing import Any, NamedTuple
 from premed.config.image_processing import Preprocessing
 from premed.config.spec import canonical
 from premed.contracts import Case
-from premed.data.io.dicom import slice_files
+from premed.data import content
+from premed.data.content import FileContent, Hashes, absolute
 from premed.data.prepared import PreparedFile, is_complete, write
 from premed.data.preprocess import prepare
 from premed.errors import UserError
 
 CACHE_VERSION = 1  # raised whenever the same files and preprocessing give another result
+VERSION = f"{CACHE_VERSION}.1"  # of hashes of grey values; the last number is raised if `content` hashes otherwise
 STALE = 24 * 3600  # seconds after which a temporary file's writer is taken for dead
+
+Mapper = Callable[[Callable, Iterable], Iterable]
+"""`mapper(function, items)` yields the results in any order, possibly from other processes; `map` is one."""
+Progress = Callable[[int, int], None]
+"""`progress(done, total)` is called for each result."""
 
 
 class Cache:
@@ -37,28 +41,27 @@ class Cache:
 
     def open(self, case: Case, preprocessing: Preprocessing) -> PreparedFile | None:
         """The prepared image of a case; None if the cache does not hold it, or holds it incompletely."""
-        with _Hashes(self.root) as hashes:
-            path = _path(self.root, [_hash(hashes, file) for file in _files(case)], _has_map(case), preprocessing)
+        with Hashes(self.root) as hashes:
+            path = _path(self.root, [hashes.of(file) for file in _files(case)], _has_map(case), preprocessing)
         return PreparedFile(path) if is_complete(path) else None
 
     def prepare(
         self,
         cases: Sequence[Case],
         preprocessing: Preprocessing,
-        mapper: Callable[[Callable, Iterable], Iterable] | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        mapper: Mapper | None = None,
+        progress: Progress | None = None,
     ) -> list[PreparedFile]:
         """Returns the prepared images of all cases, in their order; computes only the missing ones.
 
-        `mapper(function, items)` yields the results in any order, possibly from other processes; the default is `map`.
-        `progress(done, total)` is called for each result. After a failure no further case is started, those already
-        started are finished and kept, and UserError names the first case that failed.
+        mapper: the default is `map`. After a failure no further case is started, those already started are finished
+        and kept, and UserError names the first case that failed.
         """
         self._remove_stale()
         paths: list[Path | None] = [None] * len(cases)
         missing: list[tuple[int, list[str | None]]] = []
         failures: dict[int, str] = {}
-        with _Hashes(self.root) as hashes:
+        with Hashes(self.root) as hashes:
             for number, case in enumerate(cases):
                 known = [hashes.get(file) for file in _files(case)]
                 if None not in known and is_complete(path := _path(self.root, known, _has_map(case), preprocessing)):
@@ -78,8 +81,8 @@ class Cache:
                     yield _Job(number, files, has_map, known, preprocessing, self.root, left)
 
             for result in (mapper or map)(prepare_one, jobs()):
-                for content in result.contents:
-                    hashes.put(content)
+                for each in result.contents:
+                    hashes.put(each)
                 if result.error is not None:
                     elsewhere = "" if result.node == socket.gethostname() else f" (on node {result.node})"
                     failures[result.number] = f"{result.error}{elsewhere}"
@@ -98,15 +101,54 @@ class Cache:
     def fingerprint(self, cases: Iterable[Case], labels: bool) -> str:
         """SHA-256 (hex) of names, images and, if `labels`, labels. Without `labels`, no label file is opened."""
         rows = []
-        with _Hashes(self.root) as hashes:
+        with Hashes(self.root) as hashes:
             for case in cases:
-                row: list[Any] = [case.name, [_hash(hashes, file) for file in _absolute(case.image)]]
+                row: list[Any] = [case.name, [hashes.of(file) for file in absolute(case.image)]]
                 if labels and isinstance(case.label, Path):
-                    row.append(_hash(hashes, *_absolute([case.label])))
+                    row.append(hashes.of(*absolute([case.label])))
                 elif labels and isinstance(case.label, tuple):
                     row.append([None if math.isnan(number) else number for number in case.label])
                 rows.append(row)
         return hashlib.sha256(canonical(sorted(rows, key=canonical)).encode()).hexdigest()
+
+    def file_hashes(
+        self, cases: Sequence[Case], mapper: Mapper | None = None, progress: Progress | None = None
+    ) -> list[frozenset[str]]:
+        """Returns the hashes of the bytes of each case's image files. No label file is opened.
+
+        Reads only files whose hash is not known yet. mapper, progress: see `prepare`. Raises UserError if a file cannot
+        be read.
+        """
+        listed = [absolute(case.image) for case in cases]
+        known = self._hash_files(dict.fromkeys(file for files in listed for file in files), mapper, progress)
+        return [frozenset(known[file] for file in files) for files in listed]
+
+    def image_hashes(
+        self, cases: Sequence[Case], dims: int, mapper: Mapper | None = None, progress: Progress | None = None
+    ) -> list[frozenset[str]]:
+        """Returns the hashes of each case's channels; cases that share one show the same image (see `content`).
+
+        Of equal files one is read, and only once, as its hashes are kept by the hash of its bytes.
+        """
+        listed = [absolute(case.image) for case in cases]
+        hash_of = self._hash_files(dict.fromkeys(file for files in listed for file in files), mapper, progress)
+        file_of = {hash: file for file, hash in hash_of.items()}
+        with Hashes(self.root) as hashes:
+            known = {hash: hashes.channels(hash, dims, VERSION) for hash in file_of}
+            missing = [file_of[hash] for hash, channels in known.items() if channels is None]
+            for file, channels in _results(missing, dims, mapper, progress):
+                hashes.put_channels(hash_of[file], dims, VERSION, channels)
+                known[hash_of[file]] = channels
+        return [frozenset(each for file in files for each in known[hash_of[file]] or ()) for files in listed]
+
+    def _hash_files(self, files: Iterable[Path], mapper: Mapper | None, progress: Progress | None) -> dict[Path, str]:
+        with Hashes(self.root) as hashes:
+            known = {file: hashes.get(file) for file in files}
+            missing = [file for file, hash in known.items() if hash is None]
+            for file, found in _results(missing, None, mapper, progress):
+                hashes.put(found)
+                known[file] = found.hash
+        return {file: hash for file, hash in known.items() if hash is not None}
 
     def _remove_stale(self) -> None:
         """Removes temporary files of writers that were killed."""
@@ -114,13 +156,6 @@ class Cache:
             with suppress(OSError):
                 if time.time() - leftover.stat().st_mtime > STALE:
                     leftover.unlink()
-
-
-class _Content(NamedTuple):
-    file: Path
-    size: int
-    mtime_ns: int
-    hash: str
 
 
 class _Job(NamedTuple):
@@ -136,7 +171,7 @@ class _Job(NamedTuple):
 class _Result(NamedTuple):
     number: int
     path: Path | None
-    contents: list[_Content]  # newly hashed
+    contents: list[FileContent]  # newly hashed
     error: str | None
     node: str  # the host that prepared it
 
@@ -145,8 +180,8 @@ def prepare_one(job: _Job) -> _Result:
     """Hashes and prepares one case. `Cache.prepare` passes this function to its mapper; it may run in any process."""
     contents = []
     try:
-        contents = [_content(file) for file, known in zip(job.files, job.known, strict=True) if known is None]
-        fresh = {content.file: content.hash for content in contents}
+        contents = [content.hash_file(file) for file, known in zip(job.files, job.known, strict=True) if known is None]
+        fresh = {each.file: each.hash for each in contents}
         hashes = [known or fresh[file] for file, known in zip(job.files, job.known, strict=True)]
         path = _path(job.root, hashes, job.has_map, job.preprocessing)
         if not is_complete(path):
@@ -157,12 +192,34 @@ def prepare_one(job: _Job) -> _Result:
     return _Result(job.number, path, contents, None, socket.gethostname())
 
 
+class _Reading(NamedTuple):
+    file: Path
+    dims: int | None  # None: its bytes are hashed, and not its channels
+
+
+def hash_one(job: _Reading) -> tuple[_Reading, Any, str | None]:
+    """Hashes one file, in any process. Returns the job, a FileContent or the channels' hashes, and what went wrong."""
+    try:
+        return job, content.hash_file(job.file) if job.dims is None else content.hash_image(job.file, job.dims), None
+    except UserError as error:
+        return job, None, str(error)
+
+
+def _results(
+    files: Sequence[Path], dims: int | None, mapper: Mapper | None, progress: Progress | None
+) -> Iterator[tuple[Path, Any]]:
+    """Yields files and their hashes as they are read. Raises UserError for the first that cannot be read."""
+    jobs = (_Reading(file, dims) for file in files)
+    for done, (job, found, error) in enumerate((mapper or map)(hash_one, jobs), start=1):
+        if error is not None:
+            raise UserError(error)
+        yield job.file, found
+        if progress:
+            progress(done, len(files))
+
+
 def _files(case: Case) -> tuple[Path, ...]:
-    return _absolute(case.files)
-
-
-def _absolute(files: Iterable[Path]) -> tuple[Path, ...]:
-    return tuple(Path(os.path.abspath(file)) for file in files)
+    return absolute(case.files)
 
 
 def _has_map(case: Case) -> bool:
@@ -172,77 +229,3 @@ def _has_map(case: Case) -> bool:
 def _path(root: Path, hashes: Sequence[str | None], has_map: bool, preprocessing: Preprocessing) -> Path:
     name = hashlib.sha256(canonical([CACHE_VERSION, hashes, has_map, preprocessing]).encode()).hexdigest()[:40]
     return root / name[:2] / f"{name}.safetensors"
-
-
-def _content(file: Path) -> _Content:
-    try:
-        size, mtime_ns, parts = _state(file)
-        if parts is None:
-            return _Content(file, size, mtime_ns, _digest(file))
-        combined = hashlib.blake2b(canonical([[part.name, _digest(part)] for part in parts]).encode(), digest_size=20)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); fix the path or its permissions") from None
-    return _Content(file, size, mtime_ns, combined.hexdigest())
-
-
-def _digest(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=20)).hexdigest()
-
-
-def _state(file: Path) -> tuple[int, int, list[Path] | None]:
-    """Size, modification time and None. For a folder of slices: total size, latest time, and the slices' files."""
-    state = file.stat()
-    if not stat.S_ISDIR(state.st_mode):
-        return state.st_size, state.st_mtime_ns, None
-    parts = slice_files(file)
-    states = [part.stat() for part in parts]
-    return sum(part.st_size for part in states), max([state.st_mtime_ns, *(part.st_mtime_ns for part in states)]), parts
-
-
-def _hash(hashes: "_Hashes", file: Path) -> str:
-    known = hashes.get(file)
-    if known is None:
-        content = _content(file)
-        hashes.put(content)
-        known = content.hash
-    return known
-
-
-class _Hashes:
-    """Hashes by (path, size, modification time), in SQLite. An optimisation: if SQLite fails, files are hashed"""
-
-    def __init__(self, root: Path):
-        self._file = root / "contents.sqlite"
-        self._base: sqlite3.Connection | None = None
-
-    def __enter__(self) -> "_Hashes":
-        with suppress(OSError, sqlite3.Error):
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            base = sqlite3.connect(self._file, timeout=30, isolation_level=None)
-            base.execute("PRAGMA journal_mode=WAL")
-            base.execute("PRAGMA synchronous=NORMAL")
-            base.execute(
-                "CREATE TABLE IF NOT EXISTS contents (file TEXT PRIMARY KEY, size INT, mtime_ns INT, hash TEXT)"
-            )
-            self._base = base
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self._base:
-            self._base.close()
-
-    def get(self, file: Path) -> str | None:
-        with suppress(OSError, sqlite3.Error):
-            size, mtime_ns, _ = _state(file)
-            known = (str(file), size, mtime_ns)
-            query = "SELECT hash FROM contents WHERE file = ? AND size = ? AND mtime_ns = ?"
-            row = self._base.execute(query, known).fetchone() if self._base else None
-            return row[0] if row else None
-        return None
-
-    def put(self, content: _Content) -> None:
-        with suppress(sqlite3.Error):
-            if self._base:
-                row = (str(content.file), *content[1:])
-                self._base.execute("INSERT OR REPLACE INTO contents VALUES (?, ?, ?, ?)", row)

@@ -3,7 +3,9 @@
 It checks the listings (`listings`: cheap; `premed run` checks them, too), then every image and label by itself
 (`inspection.inspect`, in parallel, one case at a time in each process), then the data set as a whole:
 
-- duplicates: the same values in two parts (an error: test images leak into training), or twice in one (a note);
+- duplicates (`content` says what the same image is): in two parts (an error: test images leak into training), or twice
+  in one, or among images that are trained on (a note);
+- images of a pre-training's other data sets that the task keeps for val or test (`leaks`: an error);
 - classes that occur in no label map of a part;
 - images smaller than the roi, on the prepared grid: they are padded with background;
 - an orientation that differs from that of at least 80 % of the set;
@@ -24,6 +26,7 @@ from premed.config.plugins import plugin
 from premed.config.spec import Spec
 from premed.contracts import Case, Part, Task
 from premed.data.inspection import Facts, Inspection, inspect
+from premed.data.leakage import HELD_FROM
 from premed.data.splits import unlabelled_val
 from premed.errors import Finding, UserError
 
@@ -166,19 +169,19 @@ class Check:
         return str(self.cases[facts.number][1].image[0])
 
     def duplicates(self) -> Iterator[Finding]:
-        """Images with equal values: an error across parts, a note within one."""
-        alike: dict[str, dict[str, Facts]] = defaultdict(dict)
+        """The same image twice: an error where it is trained on and scored on, else a note."""
+        alike: dict[str, dict[str, int]] = defaultdict(dict)
         for facts in self.facts:
-            if facts.content:  # one file listed in two parts: `listings` reports it
-                alike[facts.content].setdefault(self.image(facts), facts)
-        for same in alike.values():
-            group = list(same.values())
-            parts = [self.cases[facts.number][0] for facts in group]
-            if len(group) > 1:
-                others = [f"{self.image(f)} ({part})" for f, part in zip(group, parts, strict=True)][:-1]
-                listed = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
-                what = f"({parts[-1]}) holds the same values as {listed}; keep one of them"
-                yield Finding("error" if len({*parts}) > 1 else "note", self.image(group[-1]), what)
+            for channel in facts.content:  # one file listed in two parts: `listings` reports it
+                alike[channel].setdefault(self.image(facts), facts.number)
+        for numbers in dict.fromkeys(tuple(same.values()) for same in alike.values() if len(same) > 1):
+            parts = [self.cases[number][0] for number in numbers]
+            images = [str(self.cases[number][1].image[0]) for number in numbers]
+            others = [f"{image} ({part})" for image, part in zip(images, parts, strict=True)][:-1]
+            listed = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+            what = f"({parts[-1]}) holds the same image as {listed}; keep one of them"
+            uses = {"train" if part == UNLABELLED else part for part in parts}
+            yield Finding("error" if len(uses) > 1 else "note", images[-1], what)
 
     def empty_classes(self) -> Iterator[Finding]:
         """Classes that no label map of a part holds."""
@@ -254,3 +257,19 @@ class Check:
             "classes": self.class_counts(),
             "findings": [finding._asdict() for finding in self.findings],
         }
+
+
+def leaks(task: Check, other: Check) -> Iterator[Finding]:
+    """Errors for the images of another data set of the pre-training that the task keeps for val or test."""
+    holders: dict[str, dict[str, str]] = defaultdict(dict)
+    for facts in task.facts:
+        for channel in facts.content:
+            holders[channel].setdefault(task.cases[facts.number][0], task.image(facts))
+    for facts in other.facts:
+        part = other.cases[facts.number][0]
+        parts = HELD_FROM["val" if part == "val" else "train"]
+        same = (holders[each] for each in facts.content if each in holders and "train" not in holders[each])
+        if found := next(((image, held) for images in same for held, image in images.items() if held in parts), None):
+            image, held = found
+            what = f"({part}) is the same image as {image}, which the task keeps for {held}; leave it out of this list"
+            yield Finding("error", other.image(facts), f"{what}, or split both in the same way")

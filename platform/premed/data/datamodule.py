@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from premed.config.settings import PRETRAINING, Finetune, Kind, Training
 from premed.config.spec import Spec, canonical
 from premed.contracts import Case, DataSet, PreparedImage, Sample, Task
 from premed.data.cache import Cache
+from premed.data.leakage import repeated
 from premed.data.splits import unlabelled_val
 from premed.errors import UserError
-from premed.events import EventHandler, ImagesPrepared
+from premed.events import EventHandler, ImagesPrepared, WarningIssued
 from premed.paths import home
 from premed.rng import key, permutation
 
@@ -52,6 +54,10 @@ class DataModule:
         self.task, self.mapper, self.show = task, mapper, show
         self.files: set[Path] = set()
         """The cache files of all stages that were fingerprinted so far."""
+        self.parts: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+        """By the hash of an image file's bytes: the names of its cases in each part, of these stages."""
+        self.warned: set[str] = set()
+        self.comparing = threading.Lock()
 
     def fingerprint(self, kind: Kind) -> str:
         """Prepares the images that a stage of that kind needs and returns their fingerprint: `part:hash part:hash`."""
@@ -65,6 +71,7 @@ class DataModule:
         )
         refuse_unknown_labels(cases, images, self.task.labels)
         self.files |= {prepared.path for prepared in images}
+        self.warn_of_repeated(groups, cache)
         # besides the files' content: how the task reads them, their patients, and their order, which random draws go by
         about = [self.task.name, self.task.classes, self.task.channels, self.task.preprocessing.digest()]
         if kind not in PRETRAINING and (meaning := getattr(self.task, "label_meaning", None)):
@@ -76,6 +83,23 @@ class DataModule:
             return hashlib.sha256(canonical([about, listed, content]).encode()).hexdigest()
 
         return " ".join(f"{name}:{digest(group)}" for name, group in groups.items())
+
+    def warn_of_repeated(self, groups: dict[str, list[Case]], cache: Cache) -> None:
+        """Warns of files with the same bytes in two of the parts that stages needed so far, once for each two parts."""
+        with self.comparing:
+            for part, cases in groups.items():
+                for case, hashes in zip(cases, cache.file_hashes(cases), strict=True):
+                    for hash in hashes:
+                        self.parts[hash]["train" if part == "images" else part].add(case.name)
+            for first, second, pairs in repeated(self.parts):
+                several = len(pairs) > 1
+                text = (
+                    f"{self.task.name}: {len(pairs)} image{'s' * several} of {second} {'are' if several else 'is'} in "
+                    f"{first}, too ({' and '.join(pairs[0])}): scores on {second} flatter; premed data check lists them"
+                )
+                if text not in self.warned:
+                    self.warned.add(text)
+                    self.show(WarningIssued(text))
 
     def groups(self, kind: Kind) -> dict[str, list[Case]]:
         """The cases that a stage of that kind needs, by part."""

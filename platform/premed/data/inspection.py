@@ -6,7 +6,6 @@ so that any number of cases fits into memory.
 
 import math
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from nibabel.orientations import aff2axcodes
 
 from premed.config.image_processing import Preprocessing
 from premed.data import figures
+from premed.data.content import hash_channels
 from premed.data.io import geometry
 from premed.data.io.readers import LARGEST, read_values
 from premed.data.preprocess import CHANNELS, TOLERANCE, label_fault
@@ -40,8 +40,8 @@ class Facts:
 
     number: int
     findings: list[Finding] = field(default_factory=list)
-    content: str = ""
-    """Hash of the values of all channels; "" if not all could be read."""
+    content: tuple[str, ...] = ()
+    """Hashes of the channels, by which `content` tells the same image; () if not all could be read."""
     shape: tuple[int, ...] = ()
     """Of the file; () if it could not be read."""
     prepared: tuple[int, ...] = ()
@@ -125,18 +125,10 @@ def open_image(job: Inspection, facts: Facts) -> Volume | None:
     if channels != preprocessing.channels:
         what = f"{channels} channel(s), {preprocessing.channels} expected; {CHANNELS}"
         facts.add("error", job.images[0], what)
-    facts.content = blake2b(b"".join(map(hash_values, parts)), digest_size=16).hexdigest()
+    channels_of = [hash_channels(part.values, part.affine, preprocessing.dims) for part in parts]
+    facts.content = tuple(dict.fromkeys(each for hashes in channels_of for each in hashes))
     values = parts[0].values if len(parts) == 1 else np.concatenate([part.values for part in parts], axis=-1)
     return Volume(job.images[0], values, parts[0].affine)
-
-
-def hash_values(part: Volume) -> bytes:
-    """Hash of a file's values, independent of its compression and header."""
-    values, flags = part.values, part.values.flags
-    fortran = flags.f_contiguous and not flags.c_contiguous  # nibabel's order: hashed in place, without a copy
-    digest = blake2b(np.ascontiguousarray(values.T if fortran else values).data, digest_size=16)
-    digest.update(str((values.shape, values.dtype.str, fortran)).encode())
-    return digest.digest()
 
 
 def compare_grids(part: Volume, shape: tuple[int, ...], other: Volume, name: str, facts: Facts) -> bool:

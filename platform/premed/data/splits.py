@@ -3,7 +3,7 @@
 No patient is in two parts.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,12 +27,18 @@ def listed_cases(
 
 
 def split_faults(
-    split: Split, labelled: Collection[str], root: Path, parts: Sequence[Part] = PARTS
+    split: Split, labelled: Mapping[str, Case], root: Path, parts: Sequence[Part] = PARTS
 ) -> Iterator[Finding]:
-    """Yields names that are listed in two parts, then names listed in `parts` that no labelled case has."""
-    names = [name for listed in split.values() for name in listed]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        yield Finding("error", "task.split", f"{name} is in two parts; keep it in one")
+    """Yields names and patients in two parts, then names listed in `parts` that no labelled case has."""
+    part_of: dict[str, Part] = {}
+    for part, listed in split.items():
+        for name in sorted(listed):
+            if name in part_of:
+                yield Finding("error", "task.split", f"{name} is in two parts; keep it in one")
+            part_of.setdefault(name, part)
+    known = {name: part for name, part in part_of.items() if name in labelled}
+    for what in shared_patients((labelled[name].patient for name in known), known.values()):
+        yield Finding("error", "task.split", what)
     for part in parts:
         for name in sorted(set(split.get(part, ())) - set(labelled)):
             yield Finding("error", f"task.split.{part}", f"{name} is not a labelled case of {root}")
@@ -45,16 +51,24 @@ def raise_first_error(findings: Iterable[Finding]) -> None:
             raise UserError(f"{finding.where}: {finding.what}")
 
 
-def carve_val(names: Sequence[str], there: Collection[str], share: float, of: int) -> tuple[list[str], list[str]]:
-    """Splits those of `names` that are `there` into (train, val), both in the order of `names`.
+def carve_val(names: Sequence[str], there: Mapping[str, Case], share: float, of: int) -> tuple[list[str], list[str]]:
+    """Splits those of `names` that are `there` into (train, val) by patient, both in the order of `names`.
 
-    of: a random key, which shuffles all of `names`; val is the first `share` of those that are there, so that a missing
-    case changes the split little. Val gets at least one of two or more.
+    of: a random key, which shuffles all patients (an absent case counts as one); val is the first `share` of those that
+    are there, so that a missing case changes the split little. Val gets at least one of two or more.
     """
-    order = [names[i] for i in permutation(of, len(names)) if names[i] in there]
+    patients = {name: there[name].patient if name in there else name for name in names}
+    everyone, present = list(dict.fromkeys(patients.values())), {patients[name] for name in names if name in there}
+    order = [everyone[i] for i in permutation(of, len(everyone)) if everyone[i] in present]
     val = set(order[: min(max(1, round(share * len(order))), len(order) - 1)] if order else [])
     some = [name for name in names if name in there]
-    return [name for name in some if name not in val], [name for name in some if name in val]
+    return [n for n in some if patients[n] not in val], [n for n in some if patients[n] in val]
+
+
+def unlabelled_to_learn(unlabelled: Iterable[Case], labelled: Iterable[Case], train: Iterable[Case]) -> list[Case]:
+    """The unlabelled cases that may be pre-trained on: none of a patient whose labelled cases are in val or test."""
+    held_out = {case.patient for case in labelled} - {case.patient for case in train}
+    return [case for case in unlabelled if case.patient not in held_out]
 
 
 def unlabelled_val(task: Task) -> list[Case]:

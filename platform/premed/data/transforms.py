@@ -67,29 +67,36 @@ def balanced_start(
     )
 
 
+def turning_planes(size: Sequence[int], plane: tuple[int, int] | None = None) -> list[tuple[int, int]]:
+    """The planes with two equal edges, in which a view keeps its size when it is turned; of `plane`, if it is given."""
+    some = [(i, j) for i in range(len(size)) for j in range(i + 1, len(size)) if size[i] == size[j]]
+    return some if plane is None else [each for each in some if {*each} == {*plane}]
+
+
 def flip_rotate(
     image: np.ndarray,
     label: np.ndarray | None,
     draw: SampleRng,
     flip: float | Sequence[float] = 0.2,
     rotate: float = 0.2,
+    plane: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Image [C, *S] and label [*S] mirrored along each axis with the probability `flip` (one number, or one per axis)
-    and turned by 90, 180 or 270 degrees, in a random plane whose sides are equal, with the probability `rotate`."""
+    and turned by 90, 180 or 270 degrees with the probability `rotate`, in one of `turning_planes`."""
     dims = image.ndim - 1
     chances = [flip] * dims if isinstance(flip, (int, float)) else flip
     axes = [i for i in range(dims) if draw.chance(f"flip{i}", chances[i])]
-    planes = [(i, j) for i in range(dims) for j in range(i + 1, dims) if image.shape[i + 1] == image.shape[j + 1]]
+    planes = turning_planes(image.shape[1:], plane)
     turn = bool(planes) and draw.chance("rotate", rotate)
-    plane = planes[draw.integer("plane", len(planes))] if turn else (0, 1)
+    first, second = planes[draw.integer("plane", len(planes))] if turn else (0, 1)
     quarters = 1 + draw.integer("quarters", 3) if turn else 0
 
     if not axes and not turn:
         return image, label
 
-    def transform(array: np.ndarray, first: int) -> np.ndarray:
-        array = np.flip(array, tuple(first + i for i in axes))
-        array = np.rot90(array, quarters, (first + plane[0], first + plane[1])) if turn else array
+    def transform(array: np.ndarray, before: int) -> np.ndarray:
+        array = np.flip(array, tuple(before + i for i in axes))
+        array = np.rot90(array, quarters, (before + first, before + second)) if turn else array
         return np.array(
             array, order="C"
         )  # not ascontiguousarray: it keeps the negative stride of an axis of length one

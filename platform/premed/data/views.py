@@ -48,7 +48,7 @@ def volume(
     image, label = prepared.image(start, roi), prepared.label(start, roi) if with_label else None
     axes = range(len(roi)) if augment.flip_axes is None else augment.flip_axes
     flips = [augment.flip if axis in axes else 0.0 for axis in range(len(roi))]
-    image, label = transforms.flip_rotate(image, label, draw, flips, augment.rotate)
+    image, label = transforms.flip_rotate(image, label, draw, flips, augment.rotate, augment.rotate_plane)
     return transforms.scale_shift_intensity(image, draw, chance=augment.intensity), label
 
 

@@ -1,9 +1,6 @@
-"""The Ray cluster: starting or joining one, what its nodes have, a parallel map, and objects in actors."""
+"""The Ray cluster: starts or joins one, lists the resources of its nodes, maps functions in parallel, makes actors."""
 
-import logging
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,32 +8,22 @@ from typing import Any
 from premed.config.settings import Train
 from premed.errors import StageFailed, UserError
 from premed.events import EventHandler, RayStarting
+from premed.execution.connection import connect
 
 Resources = Mapping[str, float]
-"""`CPU`, `GPU` and so on: how much of each."""
+"""Amounts by the names of Ray's resources: `CPU`, `GPU`, …"""
 
 
 @contextmanager
 def ray_cluster(trains: Sequence[Train], show: EventHandler) -> Iterator[None]:
-    """Ray for as long as the context lasts: the cluster at RAY_ADDRESS, or one on this machine.
+    """Connects to the cluster at RAY_ADDRESS, or starts one on this machine, until the context ends.
 
-    UserError where that cluster does not answer, or can never place the workers of one of `trains`.
+    Raises UserError if that cluster does not answer, or can never place the workers of one of `trains`.
     """
+    show(RayStarting())
+    connect()
     import ray
 
-    show(RayStarting())
-    # without RAY_ADDRESS never a cluster that happens to run on this machine
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    # otherwise Ray warns of more processes than CPUs, and most of ours only wait
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "32")
-    try:
-        with own_signals():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, TimeoutError) as error:
-        if "InvalidAuthToken" in f"{error.__cause__} {error.__context__}":
-            remedy = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN) to its own"
-            raise UserError(f"RAY_ADDRESS={address} wants a token: {remedy}") from error
-        raise UserError(f"RAY_ADDRESS={address} does not answer: start that cluster or unset the variable") from error
     try:
         for train in trains:
             admit(train)
@@ -47,7 +34,7 @@ def ray_cluster(trains: Sequence[Train], show: EventHandler) -> Iterator[None]:
 
 @contextmanager
 def parallel_map(train: Train, show: EventHandler) -> Iterator[Callable[..., Iterable]]:
-    """`ray_map` and a cluster for as long as the context lasts, or plain `map` where `train.workers` is 0."""
+    """Yields `ray_map`, on a cluster that lasts as long as the context; or plain `map` if `train.workers` is 0."""
     if train.workers == 0:
         yield map
     else:
@@ -55,23 +42,11 @@ def parallel_map(train: Train, show: EventHandler) -> Iterator[Callable[..., Ite
             yield ray_map
 
 
-@contextmanager
-def own_signals() -> Iterator[None]:
-    """Restores the handlers of Ctrl-C and SIGTERM, which Ray replaces."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-# ---- room for workers
+# ---- resources for workers
 
 
 def nodes() -> list[dict[str, float]]:
-    """The resources of each node: of those that are alive, and of those that the autoscaler may still start."""
+    """The resources of each node that is alive, and of each that the autoscaler may still start."""
     import ray
 
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -81,7 +56,7 @@ def nodes() -> list[dict[str, float]]:
 
 
 def free() -> Resources:
-    """What nobody holds of the nodes' resources."""
+    """The resources of all nodes that no task or actor reserves."""
     import ray
 
     return ray.available_resources()
@@ -99,12 +74,12 @@ def autoscaling() -> tuple[int, dict[str, float]]:
         return int(most), {name: float(number) for name, number in pairs}
     except ValueError:
         raise UserError(
-            f"PREMED_NODES={value}: write the largest number of workers and the resources of each: 8 CPU=8 GPU=1"
+            f"PREMED_NODES={value}: write the largest number of worker nodes and the resources of each: 8 CPU=8 GPU=1"
         ) from None
 
 
 def admit(train: Train) -> None:
-    """Raises UserError where this cluster can never place the workers: what they need and what there is."""
+    """Raises UserError if this cluster can never place the workers; names what they need and what there is."""
     there = nodes()
     workers = train.min_workers
     for resource, needed in (("CPU", workers * train.cpus), ("GPU", float(workers * train.gpu))):
@@ -127,7 +102,7 @@ def workers_of(train: Train, number: int) -> list[Resources]:
 
 
 def fits(nodes: Iterable[Resources], workers: Iterable[Resources]) -> bool:
-    """Whether all workers fit on the nodes at once: the largest first, each on the first node with room."""
+    """Whether all workers fit on the nodes at once: first fit, the largest worker first."""
     left = [dict(node) for node in nodes]
     for worker in sorted(workers, key=lambda worker: (worker["GPU"], worker["CPU"]), reverse=True):
         for node in left:
@@ -140,7 +115,7 @@ def fits(nodes: Iterable[Resources], workers: Iterable[Resources]) -> bool:
     return True
 
 
-# ---- work on other processes
+# ---- work in other processes
 
 
 def ray_map(
@@ -151,8 +126,8 @@ def ray_map(
 ) -> Iterator[Any]:
     """`function` over `items` as Ray tasks; yields results as they finish. At most as many run as there are CPUs.
 
-    held: the CPUs that the caller's own actors reserve. Where there are some, the tasks reserve none, and as many run
-    as CPUs are free. idle: those of the held CPUs that are not used now, which count as free.
+    held: returns the CPUs that the caller's own actors reserve. If there are any, the tasks reserve none, and as many
+    run as CPUs are free. idle: returns how many of the held CPUs are not used now; these count as free.
     """
     import ray
 
@@ -173,7 +148,7 @@ def ray_map(
 
 
 def actor(kind: type, *args: Any) -> Any:
-    """An instance of `kind` in a process of its own on this node, where its files are. It takes no worker's CPU."""
+    """Starts an actor of the class `kind` on this node, where its files are. It reserves no CPU. Returns its handle."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -185,7 +160,7 @@ def actor(kind: type, *args: Any) -> Any:
 class Remote:
     """Calls an actor's methods as if it were the object itself: waits for the result, raises the method's exception.
 
-    StageFailed where the process ended. name: what it is called then.
+    Raises StageFailed if the actor's process has ended. name: the actor's, for that message.
     """
 
     def __init__(self, handle: Any, name: str):
@@ -209,7 +184,7 @@ class Remote:
 
 
 class RemoteEvents:
-    """Sends a stage's events to the actor of the tracker, from whatever process it was unpickled in."""
+    """An event handler that sends a stage's events to the tracker's actor, from any process that unpickles it."""
 
     def __init__(self, tracker: Any, run_id: str):
         self.tracker, self.run_id = tracker, run_id

@@ -10,28 +10,28 @@ from premed.execution.scheduler import Scheduler, Ticket
 from premed.training.setup import StageJob
 from premed.training.stage import run_stage
 
-POLL = 0.2  # seconds between two questions to `report`
+POLL = 0.2  # seconds between two calls of `report`
 
 Report = Callable[[int], bool]
-"""Whether a stage may continue from the validation at a step; called again and again until it may."""
+"""Returns whether a stage may continue from the validation at a step; called repeatedly until it may."""
 
 
 class Executor(Protocol):
     """Runs the stages of one experiment, one after the other."""
 
     def run_stage(self, job: StageJob, events: EventHandler, report: Report | None = None) -> None:
-        """Runs the stage until its storage holds `result.json`, or `failure.json` where a retry would not help.
+        """Runs the stage until its storage holds `result.json`, or `failure.json` if a retry would not help.
 
-        Raises what ended it otherwise, and CalledOff where it was stopped. events: takes what the first worker reports;
-        it may be called in another process. report: called after each validation; None lets the stage run to its end.
+        Otherwise raises the error that ended it; CalledOff if it was cancelled. events: called with the events of the
+        first worker, perhaps in another process. report: called after each validation; None: the stage never waits.
         """
 
     def release(self) -> None:
-        """The experiment waits for another, or has ended: it keeps no workers."""
+        """Gives up the workers that are reserved for the experiment: it waits for another, or has ended."""
 
 
 class LocalExecutor:
-    """In this process: `train.workers` is 0."""
+    """Runs stages in this process: `train.workers` is 0."""
 
     def __init__(self, tasks: Callable[[Spec], Task], pause: Callable[[float], None]):
         self.tasks, self.pause = tasks, pause
@@ -48,7 +48,7 @@ class LocalExecutor:
 
 
 class RayExecutor:
-    """On a worker group of the command's scheduler."""
+    """Runs stages on the worker groups of the command's scheduler."""
 
     def __init__(self, scheduler: Scheduler, ticket: Ticket):
         self.scheduler, self.ticket = scheduler, ticket

@@ -1,4 +1,4 @@
-"""StagePipeline: one experiment through its stages, each reused or trained, and recorded. No Ray, no MLflow."""
+"""StagePipeline: runs one experiment's stages; each is reused or trained, and recorded. No Ray, no MLflow."""
 
 import hashlib
 import threading
@@ -42,13 +42,13 @@ from premed.training.supervised import Supervised
 
 IDENTIFYING = ("import", "finetune")
 """The kinds of stages whose data distinguish two experiments with the same fields."""
-POLL = 1.0  # seconds between two looks at a stage that another command trains
+POLL = 1.0  # seconds between two checks of a stage that another command trains
 
 
 class StagePipeline:
     """Runs the stages of one experiment. Several experiments may run at once, each in a thread."""
 
-    building = threading.Lock()  # torch's default device is one for the whole process
+    building = threading.Lock()  # `with torch.device(...)` sets a global of torch
 
     def __init__(self, resolved: Resolved, session: Session, ticket: Ticket, register: bool = True):
         """register: a fine-tuned network becomes a version of the task's model in MLflow."""
@@ -68,7 +68,8 @@ class StagePipeline:
         self.session.show(replace(event, experiment=self.name))
 
     def run(self) -> dict[str, Any]:
-        """The outcome: task, strategy, name of the score, MLflow run, and each stage's result."""
+        """Runs all stages. Returns the outcome: task, strategy, name of the score, MLflow run, each stage's result."""
+        self.session.refuse_leaks(self.experiment)
         self.recorder.open(self.identity())
         try:
             parent: Stage | None = None
@@ -98,7 +99,7 @@ class StagePipeline:
         return stage_data_sets(stage, self.session.tasks)
 
     def fingerprint(self, kind: Kind) -> str:
-        """What identifies a stage's data: images; or weights, made to fit the task's channels and values."""
+        """The fingerprint of a stage's data: images; or weights, with the channels and preprocessing they must fit."""
         if kind != "import":
             return join_fingerprints(
                 [self.session.fingerprint(each.task, kind) for each in self.experiment.sources(kind)]
@@ -108,7 +109,7 @@ class StagePipeline:
         return f"weights:{hashlib.sha256(made.encode()).hexdigest()}"
 
     def find_or_train(self, stage: Stage, parent: Stage | None) -> dict[str, Any]:
-        """The stage's result, or its failure: this experiment's own, or another's of this command."""
+        """Returns the stage's result or raises its failure, both shared with this command's other experiments."""
         job = StageJob(stage, parent, self.experiment.train, self.storage, self.cache)
         self.jobs[stage.digest()] = job
         result, ours = self.once(job, (stage.digest(), self.storage), partial(self.obtain, job))
@@ -118,7 +119,7 @@ class StagePipeline:
         return result | {"reused": True}
 
     def once(self, job: StageJob, key: Hashable, function: Callable[[], Any]) -> tuple[Any, bool]:
-        """The result of `function`, and whether it was called here: once for all experiments of this command."""
+        """The result of `function`, called once for all experiments of this command, and whether it was called now."""
 
         def on_wait() -> None:
             self.wait(job.stage.kind, "experiment")
@@ -128,19 +129,19 @@ class StagePipeline:
         return self.session.results(key, function, on_wait, self.ticket.pause)
 
     def wait(self, kind: Kind, owner: Literal["experiment", "command"]) -> None:
-        """Another experiment or command trains the stage: this one keeps no workers meanwhile."""
+        """Gives up this experiment's workers while another experiment or command trains the stage."""
         self.executor.release()
         self.show(WaitingForStage(kind, owner))
 
     def obtain(self, job: StageJob, resumable: bool = False) -> dict[str, Any]:
-        """The result that is there, or another command's once it is done, or a new one.
+        """Returns the finished result, or another command's once it has it, or trains the stage.
 
-        resumable: only one with its last checkpoint, from which the next segment of a trunk continues.
+        resumable: only a result with its last checkpoint counts, from which a trunk's next segment continues.
         """
         kind, digest, waiting = job.stage.kind, job.stage.digest(), False
         while (result := self.find(job, resumable)) is None:
             if self.tracker.acquire(digest):
-                try:  # whoever held the lease may just have ended
+                try:  # the command that held the lease may have just finished it
                     return self.find(job, resumable) or (None if resumable else self.restore(job)) or self.train(job)
                 except LeaseLost as error:
                     self.show(WarningIssued(f"{kind}: {error}"))
@@ -153,14 +154,14 @@ class StagePipeline:
         return result
 
     def ensure_resumable(self, job: StageJob) -> None:
-        """Trains a segment of a trunk again where its last checkpoint was removed: MLflow does not keep checkpoints."""
+        """Trains a trunk's segment again if its last checkpoint was removed: MLflow does not keep checkpoints."""
         if not CheckpointManager(job.stage_storage).steps():
             self.show(WarningIssued(f"{job.stage_storage.where}: has no checkpoint any more; training it again"))
             key = job.stage.digest(), self.storage, "resumable"
             self.once(job, key, partial(self.obtain, job, resumable=True))
 
     def find(self, job: StageJob, resumable: bool = False) -> dict[str, Any] | None:
-        """The result of a stage that is finished in storage and in MLflow."""
+        """The result of a stage that is finished in storage and in MLflow; else None."""
         result = job.stage_storage.get_json("result.json")
         if resumable and not CheckpointManager(job.stage_storage).steps():
             return None
@@ -168,7 +169,7 @@ class StagePipeline:
         return self.reused(job, run_id, result) if result and run_id else None
 
     def restore(self, job: StageJob) -> dict[str, Any] | None:
-        """The result of a stage that is finished in storage or in MLflow alone: one was cleaned or replaced."""
+        """Copies a stage that is finished in storage or MLflow alone to the other; returns its result, else None."""
         stage, stage_storage = job.stage, job.stage_storage
         result = stage_storage.get_json("result.json")
         run_id = self.tracker.finished_run(stage.digest(), stage.kind)
@@ -194,7 +195,7 @@ class StagePipeline:
         return self.done(job, run_id, result, reused=True)
 
     def done(self, job: StageJob, run_id: str, result: dict[str, Any], reused: bool) -> dict[str, Any]:
-        """Shows what a pre-training's result warns of; returns the result with its run and its place."""
+        """Warns of a gate not passed or a collapse; returns the result with its MLflow run and its folder."""
         if (gate := result.get("gate")) and not gate["passed"]:
             self.show(GateNotPassed(gate["loss"], gate["gate"]))
         if collapse := result.get("collapse"):
@@ -210,13 +211,13 @@ class StagePipeline:
             self.ensure_resumable(self.jobs[job.stage.parent or ""])
         run_id = self.recorder.open_stage(job.stage, self.data_sets(job.stage), job.trunk_storage)
         self.show(StageStarted(kind, stage_storage.where))
-        for name in ("failure.json", "result.json"):  # of an earlier try; of a segment whose state is gone
+        for name in ("failure.json", "result.json"):  # of an earlier try; of a segment without its checkpoint
             if stage_storage.get(name):
                 stage_storage.remove(name)
         try:
             self.execute(job, run_id)
         except Exception as error:
-            if self.tracker.lease_lost(job.stage.digest()):  # the run is that command's now
+            if self.tracker.lease_lost(job.stage.digest()):  # another command owns the run now
                 raise LeaseLost(str(error)) from None
             if stage_storage.get("failure.json"):
                 return self.refuse(job, run_id)
@@ -250,7 +251,7 @@ class StagePipeline:
             self.session.relay()
 
     def refuse(self, job: StageJob, run_id: str) -> NoReturn:
-        """Records and raises why the workers ended without a result, by `failure.json` if they wrote it."""
+        """Records and raises why the workers ended without a result; `failure.json` says why if they wrote it."""
         failure = job.stage_storage.get_json("failure.json")
         message = failure["message"] if failure else f"the workers ended without a result in {job.stage_storage.where}"
         self.recorder.end(run_id, "FAILED", {"premed.failure": message})
@@ -259,7 +260,7 @@ class StagePipeline:
         raise StageFailed(f"{job.stage.kind}: {message}")
 
     def validate_networks(self) -> None:
-        """Builds all networks without memory for their weights, so that mistakes in later stages are raised at once."""
+        """Builds all networks on the meta device, without weights: mistakes in later stages are raised at once."""
         for stage in self.experiment.stages(lambda kind: ""):
             if stage.kind == "trunk":
                 planned(stage, [len(stage_cases(stage, data_set.task)[0]) for data_set in self.data_sets(stage)])
@@ -275,8 +276,8 @@ class StagePipeline:
                 pretrained = encoder
 
     def refuse_misfit(self, pretrained: Any, encoder: Any) -> None:
-        """Raises UserError where the pre-trained encoder does not fit the task's, whose images have another shape."""
+        """Raises UserError if the pre-trained encoder does not fit the task, whose images have another shape."""
         try:
             load_resized(encoder, pretrained.state_dict(), pretrained.grid)
         except UserError as error:
-            raise UserError(f"pretrain.sources: their encoder does not suit {self.task.name}: {error}") from None
+            raise UserError(f"pretrain.sources: their encoder does not fit {self.task.name}: {error}") from None

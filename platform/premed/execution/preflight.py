@@ -1,4 +1,4 @@
-"""Before anything starts: resolves paths, builds tasks, names experiments, and refuses those that cannot work."""
+"""Before anything starts: resolves paths, builds tasks, names experiments, and refuses invalid ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,9 +7,10 @@ from typing import Any
 from premed.config.expand import distinct_titles
 from premed.config.experiment import Experiment
 from premed.config.image_processing import Augmentation
-from premed.contracts import Task
+from premed.contracts import Case, Task
 from premed.data.check import refuse
 from premed.data.datamodule import Tasks
+from premed.data.transforms import turning_planes
 from premed.errors import UserError
 from premed.paths import storage
 from premed.training.import_weights import foresee
@@ -23,7 +24,7 @@ class Resolved:
     tasks: Tasks
     """All tasks of the command."""
     name: str
-    """What messages call it: what differs from the command's other experiments. Empty where it is the only one."""
+    """Its name in messages: the fields that the command's experiments differ in. Empty if it is the only one."""
 
     @property
     def task(self) -> Task:
@@ -31,9 +32,9 @@ class Resolved:
 
 
 def resolve(experiments: Sequence[Experiment], tasks: Tasks | None = None) -> list[Resolved]:
-    """The experiments with their paths settled, their tasks and their names.
+    """Returns the experiments with absolute paths, their tasks and their names.
 
-    Builds each task once, in `tasks` where some are built already. UserError where a data set is not there, or an
+    Builds each task once. tasks: those that are built already. Raises UserError if a data set is missing, or an
     augmentation is for images of another number of dimensions.
     """
     tasks = tasks or Tasks()
@@ -60,14 +61,19 @@ def settled(experiment: Experiment, tasks: Tasks) -> Experiment:
 
 
 def refuse_misfits(task: Task, augment: Augmentation, where: str) -> None:
-    """Raises UserError for an augmentation (of the field `where`) of images with another number of dimensions."""
+    """Raises UserError for an augmentation (of the field `where`) that no image of the task could have."""
     for field in augment.inapplicable_fields(task.dims):
         kind = "pictures" if task.dims == 3 else "volumes"
-        raise UserError(f"{where}.{field}: is for {kind}, which {task.name} has not; leave it out")
+        raise UserError(f"{where}.{field}: is for {kind}, and {task.name} has none; leave it out")
+    if augment.rotate and not turning_planes(task.roi, augment.rotate_plane):
+        edges = " × ".join(map(str, task.roi))
+        raise UserError(
+            f"{where}.rotate: the roi {edges} has no equal edges to turn in; leave it out or change task.roi"
+        )
 
 
 def validate(resolved: Sequence[Resolved]) -> None:
-    """Raises UserError for every mistake that shows before Ray starts and any image is read."""
+    """Raises UserError for a mistake that can be found before Ray starts and before any image is read."""
     checked: list[tuple[Any, bool, bool]] = []
     for each in resolved:
         experiment = each.experiment
@@ -77,34 +83,40 @@ def validate(resolved: Sequence[Resolved]) -> None:
                 config, *how = task
                 refuse(each.tasks(config), *how)
                 checked.append(task)
-        refuse_leaks(experiment, each.tasks)
+        refuse_other_split(experiment, each.tasks)
         foresee(experiment, each.tasks)
         storage(experiment.train.storage)
 
 
 def other_tasks(experiment: Experiment) -> list[Any]:
-    """The configurations of the tasks beside its own that its pre-training learns from."""
+    """The configurations of the other tasks that the experiment's pre-training learns from."""
     configs = [source.task for source in experiment.sources(experiment.kinds[0])]
     return [config for number, config in enumerate(configs) if config not in (experiment.task, *configs[:number])]
 
 
-def refuse_leaks(experiment: Experiment, tasks: Tasks) -> None:
-    """Raises UserError where the pre-training would learn from images that the task keeps for val or test.
+def refuse_other_split(experiment: Experiment, tasks: Tasks) -> None:
+    """Raises UserError if a source of the pre-training is the task's own folder, split so that it shows val or test.
 
-    Another data set in the task's own folder, split with another seed, would show them.
+    Found by the listings alone; `Session.refuse_leaks` compares all sources by their content. With `test: false` the
+    test part is not even listed, and every image that the task itself does not pre-train on is refused.
     """
     own = tasks(experiment.task)
 
-    def images(task: Task) -> dict[tuple[str, ...], str]:
-        """The names of its images, by their files' places in the folder."""
-        root = str(task.root)
-        return {tuple(str(path).removeprefix(root) for path in case.image): case.name for case in task.images()}
+    def images(task: Task) -> dict[tuple[str, ...], Case]:
+        """The cases that a pre-training may use, by the paths of their files below the root."""
+        return {tuple(str(path).removeprefix(str(task.root)) for path in case.image): case for case in task.images()}
 
     for config in other_tasks(experiment):
         other = tasks(config)
-        if other.root.resolve() == own.root.resolve() and (leaked := images(other).keys() - images(own).keys()):
-            name = images(other)[min(leaked)]
+        if type(config) is not type(experiment.task) or other.root.resolve() != own.root.resolve():
+            continue
+        known = images(own)
+        strange = [case for files, case in images(other).items() if files not in known]
+        if experiment.test:
+            held = {case.patient for case in (*own.split("val"), *own.split("test"))}
+            strange = [case for case in strange if case.patient in held]
+        if strange:
             raise UserError(
-                f"pretrain.sources: {other.name} shows {name} (and {len(leaked) - 1} more), which the task "
-                "keeps for val or test; split both alike"
+                f"pretrain.sources: {other.name} shows {min(case.name for case in strange)} (and {len(strange) - 1} "
+                "more), which the task keeps for val or test; split both in the same way"
             )

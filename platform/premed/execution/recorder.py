@@ -64,7 +64,7 @@ class ExperimentRecorder:
     # ---- the experiment's own run
 
     def open(self, data: str) -> None:
-        """Finds or creates the experiment's run on that data. A finished one stays as it is until there are results."""
+        """Finds or creates the run. A finished one stays as it is until there are results. data: its fingerprints."""
         self.digest = hashlib.sha256(f"{self.experiment.digest()} {data}".encode()).hexdigest()
         tags = self.tags("experiment") | {"seed": str(self.experiment.finetune.seed)}
         key = self.task.name, self.digest, "experiment"
@@ -78,7 +78,7 @@ class ExperimentRecorder:
         self.run_id = run_id
 
     def close(self, stages: list[dict[str, Any]]) -> None:
-        """Records scores and the resolved YAML on the experiment's run, unless they are there, and ends it."""
+        """Logs scores and the resolved YAML to the experiment's run, unless they are there, and ends it."""
         tags = {f"{name_of(result)}_run": result["run_id"] for result in stages}
         tags |= {"pretrain_run": self.pretrain_run} if self.pretrain_run else {}
         if self.tracker.finished_with(self.run_id, tags):
@@ -97,7 +97,7 @@ class ExperimentRecorder:
             self.end(self.run_id, "FINISHED")
 
     def fail(self, status: str, reason: str = "") -> None:
-        """Ends the experiment's run early, with the reason, where this command has written to it."""
+        """Ends the experiment's run early, with the reason, if this command has written to it."""
         if self.writing:
             self.end(self.run_id, status, {"premed.failure": reason} if reason else None)
 
@@ -215,7 +215,7 @@ class ExperimentRecorder:
             self.on_event(WarningIssued(f"the model was not registered: {error}"))
 
     def end(self, run_id: str, status: str, tags: dict[str, str] | None = None) -> None:
-        """Ends a run, waits a while until that is delivered, and then removes copied files."""
+        """Ends a run; waits some seconds for its delivery to MLflow, and then removes copied files."""
         if tags:
             self.tracker.set_tags(run_id, tags)
         self.tracker.finish(run_id, status)
@@ -241,7 +241,7 @@ def numbers_of(result: dict[str, Any]) -> dict[str, float]:
 
 def resources_of(train: Train) -> str:
     """What a stage computes on: `2 CPU`, `4 GPU`."""
-    workers = max(train.max_workers, 1)  # where their number changes, at the most
+    workers = max(train.max_workers, 1)  # the largest number, if it is elastic
     return f"{workers} GPU" if train.gpu else f"{workers * train.cpus:g} CPU"
 
 
@@ -257,7 +257,7 @@ def totals(stages: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def name_of(result: dict[str, Any]) -> str:
-    """What the experiment's tags call a stage, by its result."""
+    """The name of a stage in the experiment's tags, from its result."""
     if result["kind"] == "trunk":
         return f"{TRUNK}{result['epochs']}"
     return "pretrain" if result["kind"] in PRETRAINING else result["kind"]
@@ -281,7 +281,7 @@ def local_copy(storage: StageStorage) -> Path:
 
 
 def portable_place(storage: StageStorage) -> str:
-    """Where a stage's files are, as a run records it: ${PREMED_HOME}/… where they lie there, so that it can move."""
+    """The folder of a stage for its run's tag: ${PREMED_HOME}/… if it is in there, so that PREMED_HOME can be moved."""
     inside = storage.local and Path(storage.where).is_relative_to(home())
     return os.path.join("${PREMED_HOME}", os.path.relpath(storage.where, home())) if inside else storage.where
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from premed.config.experiment import Experiment
-from premed.data.check import Check
+from premed.data.check import Check, leaks
 from premed.data.datamodule import DataModule
 from premed.errors import StageFailed, UserError, first_line
 from premed.events import EventHandler, ExperimentEnded, ExperimentsStarted, ImagesChecked, WarningIssued
@@ -32,15 +32,17 @@ def run(experiment: Experiment, show: EventHandler) -> dict[str, Any]:
 
 
 def run_all(experiments: Sequence[Experiment], show: EventHandler) -> list[dict[str, Any]]:
-    """Runs all experiments with one Ray and one tracker, as many at once as there is room for.
+    """Runs all experiments with one Ray and one tracker, as many at once as resources allow.
 
-    Returns their outcomes in the order given. One that fails has the reason in its outcome (`failure`) and stops no
-    other. A pre-training that several need is trained once. Without Ray (the first one's `train.workers` is 0) they run
-    one after the other.
+    Returns their outcomes in the order given. If one fails, `failure` in its outcome has the reason, and
+    the others continue. A pre-training that several need is trained once. Without Ray (the first one's `train.workers`
+    is 0) they run one after the other.
     """
     resolved = resolve(experiments)
     validate(resolved)
     with open_session([each.experiment.train for each in resolved], resolved[0].tasks, show) as session:
+        for each in resolved:
+            session.refuse_leaks(each.experiment)
         show(ExperimentsStarted(len(resolved)))
         batch = ExperimentBatch(resolved, session)
         return batch.at_once() if session.concurrent else batch.one_by_one()
@@ -54,7 +56,7 @@ class ExperimentBatch:
         self.ended, self.counting = 0, threading.Lock()
 
     def in_order(self) -> list[int]:
-        """Those with a pre-training first, because others may wait for it."""
+        """Their indices, those with a pre-training first, because others may wait for it."""
         numbers = range(len(self.experiments))
         return sorted(numbers, key=lambda number: self.experiments[number].experiment.pretrain is None)
 
@@ -63,7 +65,7 @@ class ExperimentBatch:
         return [outcomes[number] for number in range(len(outcomes))]
 
     def at_once(self) -> list[dict[str, Any]]:
-        """A thread each. One starts when the one before is in line or waits, so that the line is in order."""
+        """Runs each in a thread, which starts once the one before is queued or waits: so they are queued in order."""
         outcomes: dict[int, Future] = {}
         with ThreadPoolExecutor(len(self.experiments), "premed experiment") as pool:
             try:
@@ -77,7 +79,7 @@ class ExperimentBatch:
                 raise
 
     def attempt(self, number: int, on_queued: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        """One experiment's outcome, or why it failed. on_queued: called once it is in line, waits or has ended."""
+        """An experiment's outcome, with `failure` if it failed. on_queued: called once it is queued, waits or ends."""
         resolved = self.experiments[number]
         experiment, task = resolved.experiment, resolved.task
         pipeline = StagePipeline(resolved, self.session, Ticket(number, self.session.pause, on_queued=on_queued))
@@ -132,6 +134,8 @@ def check(experiment: Experiment, show: EventHandler, html: Path | None = None) 
     with parallel_map(experiment.train, show) if jobs else nullcontext() as mapper:
         for each in (checked, *sources):
             each.open_images(mapper, lambda done, total: show(ImagesChecked(done, total)))
+        for source in sources:
+            source.findings += leaks(checked, source)
         if html is not None:
             try:
                 html.write_text(data_check.page(checked, mapper), encoding="utf-8")

@@ -19,9 +19,9 @@ from premed.execution.worker_group import WorkerGroup
 from premed.training.setup import StageJob
 
 ORDER: dict[Kind, int] = {"test": 0, "trunk": 1, "pretrain": 1, "cooldown": 1, "finetune": 2}
-POLL = 0.2  # seconds between two looks at whether there is room now
+POLL = 0.2  # seconds between two checks for free resources
 SHORTAGE_NOTICE = 30.0  # seconds after which a stage reports what it waits for
-SHORTAGE_POLL = 5.0  # seconds between two looks at whether its workers are placed
+SHORTAGE_POLL = 5.0  # seconds between two checks whether its workers are placed
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,19 @@ class Ticket:
     number: int
     """Its place in the order."""
     pause: Callable[[float], None]
-    """Waits so many seconds. Raises KeyboardInterrupt where the command, CalledOff where the experiment was stopped."""
+    """Waits so many seconds. Raises KeyboardInterrupt if the command was stopped, CalledOff if the experiment was."""
     tested: bool = True
-    """A test follows its fine-tuning."""
+    """Whether a test follows its fine-tuning."""
     report: Callable[[int], bool] | None = None
-    """Whether its fine-tuning may continue from the validation at a step; see `Executor.run_stage`."""
+    """Returns whether its fine-tuning may continue from the validation at a step; see `Executor.run_stage`."""
     on_queued: Callable[[], None] = lambda: None
-    """Called when a stage is in line, or has to wait: the next experiment may begin."""
+    """Called when a stage is queued, or has to wait: the next experiment may start."""
 
 
 class Scheduler:
     """The worker groups of a command. The threads of its experiments call `run`, which runs a stage to its end.
 
-    start_group: makes a group for a job. nodes: the resources of each node. free: what nobody holds of them.
+    start_group: starts a group for a job. nodes: returns the resources of each node. free: returns those not reserved.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Scheduler:
         self.reserved: dict[int, WorkerGroup] = {}  # by experiment
 
     def run(self, job: StageJob, events: EventHandler, report: Callable[[int], bool] | None, ticket: Ticket) -> None:
-        """Runs a stage on a worker group once it is its turn. Raises what ended the workers."""
+        """Runs a stage on a worker group when its turn comes. Raises the error that ended the workers."""
         finished, notice = False, ShortageNotice(lambda: events(self.shortage(job)))
         while not finished:
             group = self.acquire(job, ticket, notice)
@@ -75,13 +75,13 @@ class Scheduler:
                     self.change.notify_all()
 
     def release(self, number: int) -> None:
-        """The experiment needs no group for now."""
+        """Ends the reservation of a group for the experiment with this number."""
         with self.change:
             self.reserved.pop(number, None)
             self.change.notify_all()
 
     def acquire(self, job: StageJob, ticket: Ticket, notice: "ShortageNotice") -> WorkerGroup:
-        """A group for the job, once it is its turn."""
+        """Waits for the job's turn, and returns a group for it."""
         number = ticket.number
         with self.change:
             place = (ORDER[job.stage.kind], number, next(self.arrivals))
@@ -103,7 +103,7 @@ class Scheduler:
             return group
 
     def available(self, job: StageJob) -> WorkerGroup | None:
-        """An idle group that suits, or a new one if there is room. Where there is none, idle groups are ended."""
+        """Returns an idle group that suits, or a new one if it fits; else ends the idle groups and returns None."""
         for group in [group for group in self.groups if not group.alive and group not in self.busy]:
             self.groups.remove(group)
             group.close()
@@ -119,7 +119,7 @@ class Scheduler:
         return None
 
     def shortage(self, job: StageJob) -> WaitingForResources:
-        """What a stage needs, what nobody holds of it, and what there is."""
+        """The resources that a stage needs, how many of them are free, and how many the nodes have."""
         train, nodes, free = job.train, self.nodes(), self.free()
         kinds = ["CPU", *["GPU"] * train.gpu]
         return WaitingForResources(
@@ -132,12 +132,12 @@ class Scheduler:
         )
 
     def held(self) -> float:
-        """The CPUs that the workers hold."""
+        """The number of CPUs that workers reserve."""
         with self.change:
             return sum(group.train.max_workers * group.train.cpus for group in self.groups if group.alive)
 
     def idle(self) -> float:
-        """Those of them whose workers have no job."""
+        """The number of CPUs that workers without a job reserve."""
         with self.change:
             idle = [group for group in self.groups if group.alive and group not in self.busy]
             return sum(group.train.max_workers * group.train.cpus for group in idle)
@@ -151,7 +151,7 @@ class Scheduler:
 
 
 class ShortageNotice:
-    """Called again and again, it notifies once when resources were lacking for SHORTAGE_NOTICE seconds."""
+    """Called repeatedly; notifies once when resources have been lacking for SHORTAGE_NOTICE seconds."""
 
     def __init__(self, notify: Callable[[], None]):
         self.notify, self.notified = notify, False

@@ -7,17 +7,21 @@ from dataclasses import replace
 from functools import partial
 from typing import cast
 
+from premed.config.experiment import Experiment
 from premed.config.settings import PRETRAINING, Kind, Train
 from premed.config.spec import Spec, without_scoring
+from premed.data.cache import Cache
 from premed.data.datamodule import DataModule, Tasks
+from premed.data.leakage import refuse_leaks
 from premed.errors import StageFailed
-from premed.events import Event, EventHandler, WarningIssued
+from premed.events import Event, EventHandler, ImagesCompared, WarningIssued
 from premed.execution.cluster import Remote, RemoteEvents, actor, free, nodes, ray_cluster, ray_map
 from premed.execution.executor import Executor, LocalExecutor, RayExecutor
+from premed.execution.preflight import other_tasks
 from premed.execution.scheduler import Scheduler, Ticket
 from premed.execution.single_flight import SingleFlight
 from premed.execution.worker_group import WorkerGroup
-from premed.paths import ensure_home
+from premed.paths import ensure_home, home
 from premed.tracking.client import locate_store
 from premed.tracking.mlflow_tracker import MLflowTracker
 from premed.tracking.run_store import RunStore
@@ -41,7 +45,7 @@ class Session:
         self.results = SingleFlight()
 
     def executor(self, ticket: Ticket) -> Executor:
-        """Runs the stages of the experiment that has the ticket."""
+        """Returns what runs the stages of the ticket's experiment."""
         raise NotImplementedError
 
     def handler(self, run_id: str) -> EventHandler:
@@ -49,7 +53,7 @@ class Session:
         raise NotImplementedError
 
     def stage_events(self, run_id: str, kind: Kind, experiment: str) -> EventHandler:
-        """The same; they are shown with the stage's kind and the experiment's name."""
+        """Returns the same; the events are shown with the stage's kind and the experiment's name."""
         self.stages[run_id] = {"kind": kind, "experiment": experiment}
         return self.handler(run_id)
 
@@ -64,10 +68,30 @@ class Session:
         key = "fingerprint", kind, without_scoring(config).model_dump_json()
         return self.results(key, lambda: self.data(config).fingerprint(kind), pause=self.pause)[0]
 
+    def refuse_leaks(self, experiment: Experiment) -> None:
+        """Raises UserError if another data set of the pre-training shows images that the task keeps for val or test.
+
+        Reads images; each two data sets are compared once in a command.
+        """
+        task = self.tasks(experiment.task)
+        for config in other_tasks(experiment):
+            other = self.tasks(config)
+            names = [without_scoring(each).model_dump_json() for each in (experiment.task, config)]
+            compare = partial(
+                refuse_leaks,
+                task,
+                other,
+                experiment.test,
+                Cache(home() / "cache"),
+                self.mapper,
+                lambda done, total: self.show_or_stop(ImagesCompared(done, total)),
+            )
+            self.results(("leaks", *names, experiment.test), compare, pause=self.pause)
+
     # ---- stopping, and what is shown
 
     def pause(self, seconds: float) -> None:
-        """Waits; raises KeyboardInterrupt where the command was stopped, in threads too that no signal reaches."""
+        """Waits; raises KeyboardInterrupt if the command was stopped, also in threads, which receive no signals."""
         if self.stopped.wait(seconds):
             raise KeyboardInterrupt
 
@@ -76,25 +100,25 @@ class Session:
         self.show(event)
 
     def ensure_alive(self) -> None:
-        """Raises StageFailed where Ray is gone, and the tracker with it: the cause of failures that follow."""
+        """Raises StageFailed if Ray has died, and the tracker with it; this is then the cause of other failures."""
         self.tracker.lease_lost("")
 
     def relay(self) -> None:
-        """Shows the events that the tracker took since the last call."""
+        """Shows the events that the tracker received since the last call."""
         with self.relaying:
             for event in self.tracker.drain_events():
                 self.show(replace(event, **self.stages.get(event.run_id, {})))
 
     def close(self) -> None:
         """Shows the last events and delivers to MLflow what is still to be written."""
-        self.stopped.clear()  # it ends in order, even where it was stopped
+        self.stopped.clear()  # else the tracker's retries would raise KeyboardInterrupt
         self.relay()
         if left := self.tracker.close():
             self.show(WarningIssued(f"{left} records have not reached MLflow yet; the next start delivers them"))
 
 
 class LocalSession(Session):
-    """In this process, one experiment after the other."""
+    """Runs in this process, one experiment after the other."""
 
     concurrent = False
 
@@ -113,7 +137,7 @@ class LocalSession(Session):
 
 
 class RaySession(Session):
-    """On a Ray cluster: the tracker is an actor, and stages run on worker groups, as many at once as there is room."""
+    """Runs on Ray: the tracker is an actor, and stages run on worker groups, as many at once as resources allow."""
 
     concurrent = True
 
@@ -135,7 +159,7 @@ class RaySession(Session):
         over = threading.Event()
 
         def loop() -> None:
-            with suppress(StageFailed):  # the tracker's process ended: the next who calls it gets the error
+            with suppress(StageFailed):  # the tracker's process ended; its next caller gets the error
                 while not over.wait(POLL):
                     self.relay()
 
@@ -150,9 +174,9 @@ class RaySession(Session):
 
 @contextmanager
 def open_session(trains: Sequence[Train], tasks: Tasks, show: EventHandler) -> Iterator[Session]:
-    """Yields a LocalSession where the first `train.workers` is 0, else a RaySession; closes it afterwards.
+    """Yields a LocalSession if the first `train.workers` is 0, else a RaySession; closes it afterwards.
 
-    Raises UserError where MLflow does not answer, or where the cluster can never place the workers.
+    Raises UserError if MLflow does not answer, or if the cluster can never place the workers.
     """
     settings = (*locate_store(), str(ensure_home() / "spool"))
     if trains[0].workers == 0:
@@ -162,7 +186,7 @@ def open_session(trains: Sequence[Train], tasks: Tasks, show: EventHandler) -> I
         finally:
             local.close()
         return
-    RunStore(*settings[:2])  # creates the database, and raises a one-line error where a store does not answer
+    RunStore(*settings[:2])  # creates the database, and raises a one-line error if the store does not answer
     with ray_cluster(trains, show):
         session = RaySession(settings, tasks, show)
         try:

@@ -13,7 +13,7 @@ POLL = 0.2  # seconds between two looks at whether a waiting thread was stopped
 class SingleFlight:
     """Calls a function once for each key, however many threads ask. The result is kept, and so is an exception.
 
-    Where the computing thread is called off (CalledOff), one of the waiting threads takes over.
+    If the computing thread is cancelled (CalledOff), one of the waiting threads computes it.
     """
 
     def __init__(self) -> None:
@@ -27,9 +27,9 @@ class SingleFlight:
         on_wait: Callable[[], Any] = lambda: None,
         pause: Callable[[float], None] = lambda seconds: None,
     ) -> tuple[Any, bool]:
-        """The result of `function()`, and whether this call computed it. Raises what `function` raised.
+        """Returns the result of `function()`, and whether this call computed it. Raises what `function` raised.
 
-        on_wait: called once before a wait. pause: called again and again during it; what it raises ends the wait.
+        on_wait: called once before a wait. pause: called repeatedly during it; what it raises ends the wait.
         """
         with self.lock:
             first = key not in self.results
@@ -58,7 +58,7 @@ class SingleFlight:
         return result.result()
 
     def forget_failures(self) -> None:
-        """Lets what failed be tried again."""
+        """Forgets exceptions, so that the next call with the same key tries again."""
         with self.lock:
             for key, result in list(self.results.items()):
                 if result.done() and result.exception() is not None:

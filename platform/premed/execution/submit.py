@@ -32,13 +32,13 @@ from premed.tracking.provenance import commit
 PACKAGE = Path(premed.__file__).parent
 CHECKOUT = PACKAGE.parent.parent  # of a premed that runs from one
 NOT_A_JOB = {"submit", "ui"}
-LIMIT = 100 * 2**20  # bytes of one request that a cluster's dashboard takes
-POLL = 0.5  # seconds between two looks at a job whose log has ended
+LIMIT = 100 * 2**20  # bytes, the most that a cluster's dashboard takes in one request
+POLL = 0.5  # seconds between two checks of a job whose log has ended
 
 
 @dataclass(frozen=True)
 class RayJob:
-    """A job: the command's words, and Ray's runtime environment with folders of this machine."""
+    """A Ray job: the command's arguments, and a runtime environment whose folders are on this machine."""
 
     words: list[str]
     runtime_env: dict[str, Any]
@@ -56,7 +56,7 @@ def command(words: Sequence[str], known: Collection[str]) -> list[str]:
     if first in known:
         return list(words)
     if first.startswith("-") or not (is_yaml(first) or "=" in first):
-        raise UserError(f"submit: {first} is no command; name one of {', '.join(sorted(set(known) - NOT_A_JOB))}")
+        raise UserError(f"submit: {first} is not a command; name one of {', '.join(sorted(set(known) - NOT_A_JOB))}")
     return ["run", *words]
 
 
@@ -71,8 +71,8 @@ def is_yaml(word: str) -> bool:
 def packed(words: Sequence[str], runtime_env: Path | None, env: Sequence[str]) -> Iterator[RayJob]:
     """Yields a command's job; its files exist while the context lasts.
 
-    runtime_env: a YAML as Ray's; None means a checkout's own, or none. env: NAME=VALUE, over what that file sets.
-    Raises UserError where a file cannot be read, or one that the command names would not be uploaded.
+    runtime_env: a YAML file as Ray's; None: in a checkout cluster/runtime_env.yaml, else none. env: NAME=VALUE,
+    overriding that file. Raises UserError if a file cannot be read, or one that the command names is not uploaded.
     """
     here = Path.cwd()
     from_checkout = here == CHECKOUT and PACKAGE == CHECKOUT / "platform" / "premed"
@@ -84,12 +84,7 @@ def packed(words: Sequence[str], runtime_env: Path | None, env: Sequence[str]) -
         settings["env_vars"].setdefault("PREMED_COMMIT", git_commit)  # .git is not uploaded
     if from_checkout:
         job = RayJob(list(words), settings | {"working_dir": str(CHECKOUT)})
-        uploaded = {file["name"] for file in upload(job)["files"]}
-        for file in yamls(words):
-            if os.path.relpath(file, CHECKOUT) not in uploaded:
-                raise UserError(
-                    f"{file}: would not be uploaded (it is outside of {CHECKOUT.name}/, or ignored); move it"
-                )
+        refuse_left_out(job, yamls(words), CHECKOUT)
         yield job
         return
     with TemporaryDirectory() as folder:
@@ -104,11 +99,26 @@ def packed(words: Sequence[str], runtime_env: Path | None, env: Sequence[str]) -
         moved = [str(Path(os.path.abspath(word)).relative_to(root)) if is_yaml(word) else word for word in words]
         modules = [*(settings.get("py_modules") or ()), str(PACKAGE)]
         excludes = [*(settings.get("excludes") or ()), "__pycache__"]
-        yield RayJob(moved, settings | {"working_dir": folder, "py_modules": modules, "excludes": excludes})
+        job = RayJob(moved, settings | {"working_dir": folder, "py_modules": modules, "excludes": excludes})
+        refuse_left_out(job, files, root)
+        yield job
+
+
+def refuse_left_out(job: RayJob, files: Sequence[Path], root: Path) -> None:
+    """Raises UserError for a file below `root`, of those that the command names, that the upload would not hold.
+
+    Ray leaves out what .gitignore, .rayignore and `excludes` name, and folders called venv, .venv, .git, __pycache__.
+    """
+    uploaded = {file["name"] for file in upload(job)["files"]}
+    for file in files:
+        if os.path.relpath(file, root) not in uploaded:
+            why = "it is ignored, or in a folder that Ray leaves out, such as venv"
+            why = why if file.is_relative_to(root) else f"it is outside of {root.name}/"
+            raise UserError(f"{file}: would not be uploaded ({why}); move it")
 
 
 def variables(env: Sequence[str]) -> dict[str, str]:
-    """Environment variables, from `NAME=VALUE`. Raises UserError."""
+    """Environment variables, from `NAME=VALUE`. Raises UserError for anything else."""
     for item in env:
         if not item.partition("=")[0] or "=" not in item:
             raise UserError(f"--env {item}: is not NAME=VALUE")
@@ -137,7 +147,7 @@ def yamls(words: Sequence[str]) -> list[Path]:
 def upload(job: RayJob) -> dict[str, Any]:
     """What a submission sends: `entrypoint`, `env_vars`, `files` (name, bytes), `megabytes` as packed.
 
-    Ray's own client packs them, without sending them. UserError where that is more than a cluster takes.
+    Ray's own client packs them, without sending them. Raises UserError if that is more than a cluster takes.
     """
     with ray_warnings_off():
         client = recording_client()
@@ -165,7 +175,7 @@ def upload(job: RayJob) -> dict[str, Any]:
 
 
 def recording_client() -> Any:
-    """Ray's client without a cluster: its requests are answered here as if no package were there yet; it keeps them."""
+    """A Ray client that sends nothing: it keeps the packages, and answers requests as a cluster that has none yet."""
     from ray.job_submission import JobSubmissionClient
     from requests import Response
 
@@ -187,7 +197,7 @@ def recording_client() -> Any:
 
 @contextmanager
 def ray_warnings_off() -> Iterator[None]:
-    """Silences what Ray logs while it packs and sends; errors raise."""
+    """Silences what Ray logs while it packs and sends; errors are still raised."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -202,8 +212,8 @@ def ray_warnings_off() -> Iterator[None]:
 def submit(job: RayJob, address: str | None, follow: bool, log: TextIO) -> dict[str, Any]:
     """Sends the job to the cluster at `address` (else RAY_ADDRESS); with `follow`, copies its log until it ends.
 
-    Returns the job's name, status and exit code (0 where it is not waited for). Raises UserError where no cluster is
-    named, or it does not answer, or refuses; StageFailed where the job never started; Left where the user detaches.
+    Returns the job's name, status and exit code (0 without `follow`). Raises UserError if no cluster is named, or it
+    does not answer, or refuses; StageFailed if the job never started; Left if the user detaches or it is out of reach.
     """
     upload(job)
     with ray_warnings_off():
@@ -216,22 +226,24 @@ def submit(job: RayJob, address: str | None, follow: bool, log: TextIO) -> dict[
             return follow_log(client, name, log)
         except KeyboardInterrupt:
             raise Left(
-                f"the job keeps running; ray job logs --follow {name} shows it, ray job stop {name} ends it"
+                f"the job keeps running; ray job logs --follow {name} shows its log, ray job stop {name} ends it"
             ) from None
         except (OSError, RuntimeError) as error:
-            raise Left(f"lost sight of the job ({brief(error)}); ray job logs --follow {name} shows it") from None
+            raise Left(
+                f"lost contact with the job ({brief(error)}); ray job logs --follow {name} shows its log"
+            ) from None
 
 
 @contextmanager
 def job_client(address: str | None) -> Iterator[Any]:
-    """A client of the cluster that is named, never of another that happens to run on this machine.
+    """Yields a client of the named cluster, never of another that happens to run on this machine.
 
-    Raises its errors as UserError.
+    Raises the client's errors as UserError.
     """
     from ray.exceptions import AuthenticationError, RayError
     from ray.job_submission import JobSubmissionClient
 
-    variable = "RAY_API_SERVER_ADDRESS"  # in Ray's client it counts more than an argument
+    variable = "RAY_API_SERVER_ADDRESS"  # Ray's client prefers it to an argument
     address = address or os.environ.get(variable) or os.environ.get("RAY_ADDRESS")
     if not address or address == "local":
         raise UserError("no cluster is named: set RAY_ADDRESS, or --address http://HEAD:8265")
@@ -246,7 +258,7 @@ def job_client(address: str | None) -> Iterator[Any]:
     except (ConnectionError, TimeoutError, RayError) as error:
         raise UserError(f"{address} does not answer: start that cluster, or name another ({brief(error)})") from None
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"{address} takes no job: is it http://HEAD:8265? ({brief(error)})") from None
+        raise UserError(f"{address} does not accept the job: is it http://HEAD:8265? ({brief(error)})") from None
     finally:
         del os.environ[variable]
         os.environ |= before

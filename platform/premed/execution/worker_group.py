@@ -1,7 +1,7 @@
-"""A group of Ray Train workers that goes from job to job: one run for as long as there is work, since it starts slowly.
+"""A group of Ray Train workers: one Ray Train run for many jobs, one after the other, because a run starts slowly.
 
 The driver puts jobs into a queue (an actor), and every rank takes them from it in order. A rank that dies ends the
-group; Ray Train restarts it, and it continues with the first job that is not done.
+group; Ray Train restarts it, and it continues with the first job that is not finished.
 """
 
 import os
@@ -27,12 +27,12 @@ from premed.execution.job_queue import JobQueue, Signal
 from premed.training.setup import StageJob
 from premed.training.stage import run_stage
 
-POLL = 0.1  # seconds between two looks at the queue
+POLL = 0.1  # seconds between two checks of the queue
 INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
 class WorkerGroup:
-    """The driver's side: `run` hands a job to the workers and waits for it."""
+    """The driver's side: `run` puts a job into the workers' queue and waits for it."""
 
     def __init__(self, train: Train, storage: str):
         self.train, self.storage = train, storage
@@ -42,7 +42,7 @@ class WorkerGroup:
         self.thread.start()
 
     def suits(self, job: StageJob) -> bool:
-        """Whether it is alive, was never restarted, and works with the job's `train` settings and storage."""
+        """Whether it is alive, was never restarted, and has the job's `train` settings and storage."""
         import ray
 
         same = (self.train, self.storage) == (job.train, job.storage)
@@ -50,7 +50,7 @@ class WorkerGroup:
 
     @property
     def alive(self) -> bool:
-        """Whether its workers run or start. Once they do not, their CPUs and GPUs are free."""
+        """Whether its workers run or are starting. Once they have ended, their CPUs and GPUs are free."""
         return self.thread.is_alive()
 
     def run(
@@ -64,9 +64,9 @@ class WorkerGroup:
         """Blocks until every rank has finished the job. Returns False if the group had already shut down; re-raises
         the error that stopped it.
 
-        events, report: see `Executor.run_stage`; `events` travels to the workers. pause: called between two looks;
-        what it raises ends the wait (CalledOff: once the workers have let go of the job). shortage: called between two
-        looks, with a function that says whether workers wait for a place.
+        events, report: see `Executor.run_stage`; `events` is pickled for the workers. pause: called repeatedly; what it
+        raises ends the wait (CalledOff: once the workers have ended the job). shortage: called repeatedly with
+        `lacking`.
         """
         import ray
 
@@ -87,7 +87,7 @@ class WorkerGroup:
         return number is not None
 
     def lacking(self) -> bool:
-        """Whether workers wait for a place: not all of this command's placement groups of their size are created."""
+        """Whether workers wait for resources: not all of this command's placement groups of their size are created."""
         import ray
 
         ours = ray.get_runtime_context().get_job_id()  # Ray ends the names of a job's placement groups with its id
@@ -101,7 +101,7 @@ class WorkerGroup:
         return {"CPU": float(self.train.cpus)} | ({"GPU": 1.0} if self.train.gpu else {})
 
     def finished(self, number: int) -> bool:
-        """Whether every rank has finished the job, after a short wait. Raises what ended the workers before."""
+        """Whether every rank has finished the job, after a wait of POLL. Raises the error that ended the workers."""
         import ray
 
         self.thread.join(POLL)
@@ -112,7 +112,7 @@ class WorkerGroup:
         return done
 
     def dismiss(self) -> None:
-        """Ends the workers when the queue is empty. They take some seconds."""
+        """Closes the queue: the workers end after its last job, within some seconds."""
         self.queue.close.remote()
 
     def close(self) -> None:
@@ -140,7 +140,7 @@ class WorkerGroup:
                 num_workers=train.workers,
                 use_gpu=train.gpu,
                 resources_per_worker=self.resources,
-                # workers join after a checkpoint at the earliest: the restart would cost more than they bring
+                # new workers join after a checkpoint at the earliest: an earlier restart would cost more than they gain
                 elastic_resize_monitor_interval_s=max(60 * train.save_minutes, 30),
             ),
             run_config=RunConfig(
@@ -163,7 +163,7 @@ class WorkerGroup:
 
 
 def worker_loop(config: dict[str, Any]) -> None:
-    """What Ray Train calls on every worker: runs the jobs of the queue `config["queue"]` until it shuts down."""
+    """Ray Train's training function, on every worker: runs the jobs of `config["queue"]` until the queue shuts down."""
     import ray
     import ray.train
 
@@ -182,7 +182,7 @@ def worker_loop(config: dict[str, Any]) -> None:
 
 
 def reported(queue: Any, number: int, numbers: dict[str, float]) -> None:
-    """Reports a validation to Ray Train and waits for leave to continue; raises CalledOff, on all ranks alike."""
+    """Reports a validation to Ray Train and waits until the job may continue; if it is cancelled, raises CalledOff."""
     import ray
     import ray.train
 
@@ -197,7 +197,7 @@ def reported(queue: Any, number: int, numbers: dict[str, float]) -> None:
 
 
 def torch_config() -> Any:
-    """Ray Train's settings of torch: each worker chooses its network interface before the process group starts."""
+    """A TorchConfig with which each worker chooses its network interface before the process group starts."""
     import ray
     from ray.train.torch import TorchConfig
 
@@ -219,8 +219,8 @@ def choose_interface(address: str, several_nodes: bool) -> None:
     """Sets GLOO_SOCKET_IFNAME of this process, unless it is set, to the interface that has the node's address.
 
     Without it, gloo takes the interface of the host name, which may reach no other node. address: the node's in the
-    cluster. several_nodes: the workers are on more than one. UserError where the variable is set to an interface that
-    this node has not, or that reaches no other node.
+    cluster. several_nodes: the workers are on more than one. Raises UserError if the variable names an interface that
+    this node does not have, or that reaches no other node.
     """
     interfaces = {name: {each.address for each in addresses} for name, addresses in psutil.net_if_addrs().items()}
     chosen = os.environ.get(INTERFACE)
@@ -235,13 +235,13 @@ def choose_interface(address: str, several_nodes: bool) -> None:
     remedy = f"set it in that node's environment to one of {', '.join(sorted(useful))}, or leave it out"
     for name in chosen.split(","):
         if name not in interfaces:
-            raise UserError(f"{where} has no such network; {remedy}")
+            raise UserError(f"{where} has no such interface; {remedy}")
         if name not in useful:
             raise UserError(f"{where} reaches no other node over it; {remedy}")
 
 
 def is_loopback(address: str) -> bool:
-    """False also for what is no IP address: interfaces have hardware addresses, too."""
+    """True also for what is not an IP address: over a hardware address alone no other node is reached."""
     try:
         return ip_address(address.partition("%")[0]).is_loopback
     except ValueError:

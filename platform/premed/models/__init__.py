@@ -1,2 +1,2 @@
 """Networks. Plug-ins: `encoders/` and `heads/`, one file each. `layers` and `network` are shared; `pretrained` reads
-files of weights."""
+pretrained weights."""

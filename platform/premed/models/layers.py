@@ -1,7 +1,7 @@
-"""Transformer layers for pictures and volumes, with one branch of parameters per number of axes where needed.
+"""Transformer layers for pictures and volumes; some have one branch of parameters per number of axes.
 
 The branches `2d` and `3d` share attention, MLPs, norms and the class token's projection. Each has its own patch
-embeddings, positions and convolutions that reduce the keys; its name is part of their parameters' names.
+embeddings, positions and convolutions that reduce the keys; the branch is part of those parameters' names.
 
 Shapes: B batch, C channels, *S spatial axes, L patches, D width; the class token is the first token.
 """
@@ -85,7 +85,7 @@ class Attention(nn.Module):
     """Spatial-reduction attention (PVT, Wang 2021), with a class token and for volumes, which timm's lacks.
 
     Queries are all tokens; keys and values are the class token and a strided convolution of the patches. Patches at the
-    far end of an axis that fill no stride are ignored.
+    end of an axis that do not fill a stride are ignored.
     """
 
     def __init__(self, width: int, heads: int, reduction: int, branches: Sequence[str], bias: bool = True):
@@ -133,13 +133,13 @@ def interpolate_positions(positions: Tensor, grid: tuple[int, ...]) -> Tensor:
     """Interpolates positions [1, *S, D] to [1, *grid, D], axis by axis."""
     if tuple(positions.shape[1:-1]) == tuple(grid):
         return positions
-    flat = len(grid) == 2  # without antialiasing, torch's bicubic bends a ramp
+    flat = len(grid) == 2  # without antialiasing, torch's bicubic distorts a linear ramp
     mode = "bicubic" if flat else "trilinear"
     return F.interpolate(positions.movedim(-1, 1), grid, mode=mode, align_corners=False, antialias=flat).movedim(1, -1)
 
 
 def convolution(before: int, width: int, kernel: int, stride: Sequence[int]) -> nn.Module:
-    """Strided convolution, instance norm, leaky ReLU: an embedding of overlapping patches."""
+    """Returns a strided convolution, instance norm and leaky ReLU: an embedding of overlapping patches."""
     from monai.networks.blocks.convolutions import Convolution
 
     return Convolution(
@@ -156,10 +156,10 @@ def convolution(before: int, width: int, kernel: int, stride: Sequence[int]) -> 
 
 
 def downsample(before: int, width: int, dims: int) -> nn.Module:
-    """A convolution that halves the patches per axis."""
+    """Returns a convolution that halves the number of patches per axis."""
     return convolution(before, width, 3, (2,) * dims)
 
 
 def upsample(before: int, width: int, dims: int) -> nn.Module:
-    """A transposed convolution that doubles the patches per axis."""
+    """Returns a transposed convolution that doubles the number of patches per axis."""
     return (nn.ConvTranspose2d if dims == 2 else nn.ConvTranspose3d)(before, width, 2, stride=2)

@@ -21,17 +21,17 @@ from premed.errors import UserError
 
 FILE = "model.safetensors"  # timm's file name on the hub
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's order
-VARIANTS = {  # by a part of their tensors' names: networks that compute something else than our encoder
+VARIANTS = {  # by a part of their tensors' names: models that compute something other than our encoder
     "dist_token": "is distilled (it has a distillation token)",
     "reg_token": "has register tokens",
     ".ls1.": "scales its layers (LayerScale)",
     ".gamma_1": "scales its layers (LayerScale)",
     "norm_pre.": "normalises before its blocks (norm_pre)",
-    "fc_norm.": "answers by the mean of its tokens (fc_norm), and its class token was not trained",
+    "fc_norm.": "classifies by the mean of its tokens (fc_norm), and its class token was not trained",
     "attn_pool.": "pools by attention",
     ".q_norm.": "normalises queries and keys (q_norm)",
     ".attn.norm.": "normalises inside its attention",
-    ".q_bias": "has another attention (q_bias)",
+    ".q_bias": "has separate query and value biases (q_bias)",
     "relative_position": "has relative positions",
     "rel_pos": "has relative positions",
     "rope.": "has rotary positions",
@@ -42,7 +42,7 @@ VARIANTS = {  # by a part of their tensors' names: networks that compute somethi
 
 
 class ModelInfo(NamedTuple):
-    """A timm model's facts."""
+    """What timm knows of a model."""
 
     repository: str | None  # on the hub; None: timm offers no weights there
     mean: tuple[float, ...]  # per channel, of the training pixels in [0, 1]

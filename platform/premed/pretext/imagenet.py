@@ -71,7 +71,9 @@ def content(config: Config) -> str:
 
 def weights_file(config: Config) -> Path:
     """Returns the path of the file with the weights; downloads it from the hub if none is set."""
-    return pretrained.download(config.model) if config.weights is None else expand_path(config.weights)
+    return (
+        pretrained.download(config.model) if config.weights is None else expand_path(config.weights, "pretext.weights")
+    )
 
 
 def weights(config: Config, encoder: Encoder, task: Task) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -41,6 +41,8 @@ def build(config: Config, encoder: Encoder, data_sets: Sequence[DataSet], weight
     """Returns the objective that trains `encoder` on views of one data set. Raises UserError for several."""
     if len(data_sets) > 1:
         raise UserError(f"pretrain.sources: mae learns from one data set, and there are {len(data_sets)}; keep one")
+    if getattr(encoder, "init", "mae") != "mae":
+        raise UserError("encoder.init: mae needs the positions of init: mae; set timm under `only: {none: …}` alone")
     return MAE(config, encoder, data_sets[0].task, weight_decay)
 
 

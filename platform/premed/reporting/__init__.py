@@ -1,4 +1,4 @@
 """What people read: tables on the terminal (`console`), charts, HTML pages (`html`, `templates/`), statistics.
 
-Doors: `comparison.compare.compare` and `comparison.page`, `sweep.terminal` and `sweep.page`, `data_check.page`.
+Entry points: `comparison.compare.compare` and `comparison.page`, `sweep.terminal` and `sweep.page`, `data_check.page`.
 """

@@ -29,7 +29,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str 
 
 
 def output_width() -> int | None:
-    """Columns that a line may have; None on a terminal, which knows its own."""
+    """The width of a line in characters; None on a terminal, whose own width counts."""
     return None if sys.stdout.isatty() else 120
 
 
@@ -50,7 +50,7 @@ def show_outcomes(outcomes: Sequence[dict[str, Any]]) -> None:
         rows = [row[:at] + row[at + 1 :] for row in [columns, *rows]]
         columns = rows.pop(0)
     print_table(title, columns, rows)
-    print("interval: over patients, one seed; constant: the best answer that looks at no image;")
+    print("interval: over patients, one seed; constant: the best answer that ignores the image;")
     print("gate: how far pre-training's validation loss is below that of a predictor without a network")
     show_means(outcomes)
     for outcome in outcomes:
@@ -65,7 +65,7 @@ def show_outcomes(outcomes: Sequence[dict[str, Any]]) -> None:
         print(f"{task}: no AUC, and left out of the mean: {', '.join(classes)} (one kind of label only)")
     folders = sorted({str(PurePosixPath(stage["where"]).parent) for _, stage in last_stages if several})
     if folders:
-        print(f"weights and pictures: {', '.join(folders)}; side by side, with intervals and tests: premed compare")
+        print(f"weights and pictures: {', '.join(folders)}; compare them, with intervals and tests: premed compare")
 
 
 def outcome_row(outcome: dict[str, Any], is_one_of_several: bool) -> list[str]:
@@ -128,21 +128,21 @@ def show_means(outcomes: Sequence[dict[str, Any]]) -> None:
 
 
 def show_predictions(report: dict[str, Any]) -> None:
-    """Of `premed predict`."""
+    """Prints the result of `premed predict`."""
     what = "label maps" if "files" in report["outputs"][0] else "rows of probabilities"
     skipped = f"; {len(report['failed'])} skipped" if report["failed"] else ""
     print(f"{report['task']}: {what} of {len(report['outputs'])} images in {report['folder']}{skipped}")
 
 
 def show_export(report: dict[str, Any]) -> None:
-    """Of `premed export`."""
+    """Prints the result of `premed export`."""
     print(f"{report['task']} as {report['format']} in {report['folder']}: {', '.join(report['files'])}")
     if check := report.get("check"):
         print(f"largest difference of a logit from torch's: {check['largest_difference']:.2g}, on {check['on']}")
 
 
 def show_upload(report: dict[str, Any]) -> None:
-    """What `premed submit --dry-run` would send."""
+    """Prints what `premed submit --dry-run` would send."""
     print(report["entrypoint"])
     for name, value in report["env_vars"].items():
         print(f"with {name}={value}")
@@ -152,7 +152,7 @@ def show_upload(report: dict[str, Any]) -> None:
 
 
 def show_findings(report: dict[str, Any]) -> None:
-    """Of `premed data check`: errors first; at most ten files with the same finding."""
+    """Prints the findings of `premed data check`; at most ten files with the same one."""
     name = printable(report["task"])
     title = f"{name} in {printable(report['root'])}" if report["root"] else name
     if report["findings"]:

@@ -12,7 +12,7 @@ from premed.errors import printable
 from premed.reporting.html import render
 
 NUM_PICTURES = 24  # on the contact sheet
-NUM_SAME = 100  # findings in the page's table that say the same of several files
+NUM_SAME = 100  # files in the page's table that have the same finding
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def legend(check: Check) -> dict[str, str]:
 
 
 def summary_line(outcome: Mapping[str, Any]) -> str:
-    """An outcome (`Check.outcome`) in a line."""
+    """An outcome (`Check.outcome`) in one line."""
     parts = ", ".join(f"{number} {part}" for part, number in outcome["parts"].items()) or "none"
     counts = {"image": outcome["num_images"], "error": outcome["num_errors"], "note": outcome["num_notes"]}
     images, errors, notes = (f"{number} {name}{'s' * (number != 1)}" for name, number in counts.items())
@@ -85,7 +85,7 @@ def summary_line(outcome: Mapping[str, Any]) -> str:
 def grouped_findings(outcome: Mapping[str, Any], most: int) -> Iterator[tuple[str, str, str]]:
     """An outcome's findings for people, (severity, where, what), with paths below the root.
 
-    Of those that say the same of many files, the first `most` and how many more there are.
+    Of the same finding in many files, the first `most`, then how many more there are.
     """
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     root = f"{outcome['root']}/"

@@ -41,7 +41,7 @@ def percent(fraction: float) -> str:
 
 
 def duration(seconds: float, beside: float | None = None) -> str:
-    """Seconds in the unit that suits them (90 s, 2.5 min, 3.0 h), or in the one that suits `beside`."""
+    """Seconds in a unit of their size (90 s, 2.5 min, 3.0 h), or in one of the size of `beside`."""
     most = seconds if beside is None else beside
     size, unit = (1, "s") if most < 120 else (60, "min") if most < 7200 else (3600, "h")
     return f"{seconds / size:.{int(size > 1)}f} {unit}"

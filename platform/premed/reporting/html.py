@@ -1,7 +1,7 @@
 """HTML pages, rendered from the jinja2 templates in `templates/`: one file each, no network, no script.
 
 Everything that is given to a template is escaped, and what cannot be seen is written out (`printable`). HTML that is
-made here, such as the inline SVG of `charts.interval_bar`, is a `Markup`; nothing else is taken for HTML.
+made here, such as the inline SVG of `charts.interval_bar`, is a `Markup`; only that is not escaped.
 """
 
 from base64 import b64encode
@@ -21,7 +21,7 @@ FORMATTING = {
 
 
 def render(template: str, **values: Any) -> str:
-    """The page of a template. Raises where the template names what is not in `values`."""
+    """Returns the page of a template. Raises UndefinedError if the template uses a name that is not in `values`."""
     return environment().get_template(template).render(values)
 
 
@@ -42,6 +42,6 @@ def environment() -> Environment:
 
 
 def data_uri(content: bytes) -> str:
-    """A PNG or an SVG as an address that holds it."""
+    """A PNG or an SVG as a data: URI."""
     kind = "png" if content.startswith(b"\x89PNG") else "svg+xml"
     return f"data:image/{kind};base64,{b64encode(content).decode()}"

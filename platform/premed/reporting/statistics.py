@@ -1,7 +1,7 @@
 """How sure one can be of a score: for a new patient and a new seed, from several seeds scored on the same patients.
 
 This is radiology's multi-reader multi-case problem, with seeds as its readers and patients as its cases. Each run's
-score θ becomes one pseudo-value per patient, and the pseudo-values [seeds, patients] are taken apart by a two-way
+score θ becomes one pseudo-value per patient, and the pseudo-values [seeds, patients] are analysed by a two-way
 analysis of variance with random effects (Dorfman, Berbaum, Metz: Invest Radiol 27, 1992; Hillis: Stat Med 26, 2007).
 
 A pseudo-value is θ + P · dθ/dw, w being the weight of a patient with all their images (the infinitesimal jackknife:
@@ -24,7 +24,7 @@ Scale = Literal["plain", "share", "positive"]
 SEEDS = 3
 """With fewer, the variance between seeds is not estimated."""
 TINY = 1e-24
-"""A variance that is rounding."""
+"""A variance below this is a rounding error."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Interval:
     high: float
     df: float
     p: float
-    """Of the number being 0, two-sided."""
+    """Two-sided, of the hypothesis that the number is 0."""
     seeds: bool
     """Whether the interval holds for another seed too, or for these seeds alone."""
 
@@ -83,7 +83,7 @@ def interval(value: float, groups: Sequence[np.ndarray], scale: Scale = "plain",
 
 
 def limits(value: float, reach: float, scale: Scale) -> tuple[float, float]:
-    """`value` ± `reach`, laid out on the scale: its slope there says how far that is (the delta method)."""
+    """`value` ± `reach`, computed on the scale, whose derivative at `value` converts `reach` (the delta method)."""
     if scale == "share" and 0 < value < 1:
         middle, reach = np.log(value / (1 - value)), reach / (value * (1 - value))
         low, high = 1 / (1 + np.exp(reach - middle)), 1 / (1 + np.exp(-reach - middle))
@@ -95,7 +95,7 @@ def limits(value: float, reach: float, scale: Scale) -> tuple[float, float]:
 
 
 def variances(pseudo: np.ndarray) -> tuple[float, float]:
-    """Mean squares of the seeds and of the residual of pseudo-values [S, P], over S·P: as they count for the mean."""
+    """Mean squares of seeds and residual of pseudo-values [S, P], over S·P: their parts of the mean's variance."""
     seeds, patients, mean = pseudo.mean(axis=1, keepdims=True), pseudo.mean(axis=0, keepdims=True), pseudo.mean()
     num_seeds, num_patients = pseudo.shape
     residual = ((pseudo - seeds - patients + mean) ** 2).sum() / ((num_seeds - 1) * (num_patients - 1))
@@ -121,7 +121,7 @@ class Scores(NamedTuple):
 
 
 def means(values: np.ndarray, patients: np.ndarray) -> Scores:
-    """The means of `values` [N, K] over images; NaN is left out. patients: [N], numbers 0..P-1, each there."""
+    """The means of `values` [N, K] over images; NaN is left out. patients: [N], numbers 0..P-1, all of which occur."""
     known = ~np.isnan(values)
     sums, counts = _by_patient(np.where(known, values, 0), patients), _by_patient(known, patients)
     total = counts.sum(axis=0)

@@ -20,6 +20,7 @@ from premed.errors import Finding, UserError
 from premed.paths import data_root
 from premed.rng import key, permutation
 from premed.tasks.common.decathlon import Decathlon
+from premed.tasks.common.patients import PatientRule
 from premed.tasks.common.segmentation import Regions
 
 FOLDS = 5
@@ -37,6 +38,9 @@ class Config(Spec):
     """Crop to the bounding box of the brain: smaller images, and less air in crops."""
     overlap: float = Field(0.5, ge=0, lt=1)
     window_batch: int = runtime_field(4, ge=1)
+    patient: PatientRule | None = None
+    """A field of each entry of dataset.json, or a pattern over case names whose first group is the patient, as in
+    '(.+)_[0-9]+'; None: each image is a patient. All images of a patient go to one part."""
     split_seed: int = 0
     fold: int = Field(0, ge=0, lt=FOLDS)
     """The fold of the test part."""
@@ -50,6 +54,9 @@ class Config(Spec):
     """Pre-train on the decathlon's unlabelled test images, too; SelfMedMAE does not."""
     legacy_et_label2: bool = False
     """ET as in SelfMedMAE and a MONAI tutorial: label 2, which is the non-enhancing tumour."""
+
+    def unused_fields(self) -> set[str]:
+        return set() if self.patient else {"patient"}
 
 
 def build(config: Config) -> "Brats":
@@ -89,7 +96,8 @@ class Brats(Regions):
         unlabelled = [each for each in self.folder.entries.cases if each.case.label is None and each.part in kinds]
         unlabelled_cases = [each.case for each in unlabelled if each.on_disk]
         train = [] if unlabelled_cases and not self.labelled else self.split("train")
-        return [Case(case.name, case.patient, case.image) for case in [*train, *unlabelled_cases]]
+        cases = [*train, *splits.unlabelled_to_learn(unlabelled_cases, self.labelled.values(), train)]
+        return [Case(case.name, case.patient, case.image) for case in cases]
 
     def split(self, part: Part) -> list[Case]:
         splits.raise_first_error(() if self.lenient else self.folder.entries.faults)
@@ -109,16 +117,19 @@ class Brats(Regions):
         return on_disk
 
     def deal_parts(self) -> dict[Part, list[str]]:
-        """Returns the names of each part. Fold i has positions i, i + 5, i + 10, … of a seeded permutation of cases.
+        """Returns the names of each part. Fold i has positions i, i + 5, i + 10, … of a seeded permutation of patients.
 
         The folds do not depend on what is on disk. 484 cases make folds of 97, 97, 97, 97 and 96, as MONAI's
         CrossValidation does, but not of the same cases: the permutation differs.
         """
         names, seed = sorted(self.labelled), self.config.split_seed
-        test = {names[i] for i in permutation(key(seed, "brats folds"), len(names))[self.config.fold :: FOLDS]}
+        patients = sorted({case.patient for case in self.labelled.values()})
+        fold = permutation(key(seed, "brats folds"), len(patients))[self.config.fold :: FOLDS]
+        test = [name for name in names if self.labelled[name].patient in {patients[i] for i in fold}]
         rest = [name for name in names if name not in test]
-        train, val = splits.carve_val(rest, rest, self.config.val_share, key(seed, "brats val", self.config.fold))
-        return {"train": train, "val": val, "test": sorted(test)}
+        of = key(seed, "brats val", self.config.fold)
+        train, val = splits.carve_val(rest, self.labelled, self.config.val_share, of)
+        return {"train": train, "val": val, "test": test}
 
     # Files ----------------------------------------------------------------------------------------------------------
 
@@ -129,7 +140,7 @@ class Brats(Regions):
     @cached_property
     def folder(self) -> Decathlon:
         """The folder. Raises UserError unless labels and channels are Task01's: the regions depend on their numbers."""
-        folder = Decathlon(self.root)
+        folder = Decathlon(self.root, self.config.patient)
         classes = (*folder.classes, *(() if folder.labels.ignore is None else ("ignore",)))
         names = [name.lower() for name in classes[1:]]
         if not (len(names) == 3 and "edema" in names[0] and "non" in names[1] and names[2].startswith("enhanc")):
@@ -151,6 +162,7 @@ class Brats(Regions):
     def check(self, test: bool = True) -> Iterator[Finding]:
         """See `Task.check`. `test`: look at the cases of the test part as well."""
         yield from self.folder.entries.faults
+        yield from self.folder.patient_notes()
         for each in self.folder.entries.cases:
             if each.case.label is None and each.part == "training":
                 what = "has no label; it serves" if each.on_disk else "is missing and has no label; it would serve"

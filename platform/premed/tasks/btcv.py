@@ -21,6 +21,7 @@ from premed.errors import Finding
 from premed.paths import data_root
 from premed.rng import key
 from premed.tasks.common import metrics
+from premed.tasks.common.patients import PatientPattern, patient_of
 from premed.tasks.common.segmentation import Segmentation
 
 ORGANS = (
@@ -48,6 +49,8 @@ class Config(Spec):
     crop_foreground: bool = True
     overlap: float = Field(0.5, ge=0, lt=1)
     window_batch: int = runtime_field(4, ge=1)
+    patient: PatientPattern | None = None
+    """A pattern over case names (img0005, …) whose first group is the patient; None: each image is a patient."""
     split_seed: int = 0
     val_share: float = Field(0.17, gt=0, lt=1)
     """Share of the training cases, the first of a permutation by `split_seed`: 3 of TransUNet's 18."""
@@ -62,6 +65,9 @@ class Config(Spec):
     def _fits_together(self) -> "Config":
         self.preprocessing()
         return self
+
+    def unused_fields(self) -> set[str]:
+        return set() if self.patient else {"patient"}
 
     def preprocessing(self) -> Preprocessing:
         """Returns the preprocessing with these settings."""
@@ -98,14 +104,18 @@ class BTCV(Segmentation):
         in_parts = {*TRAIN, *TEST} if self.config.split is None else set(sum(self.config.split.values(), ()))
         unlabelled = [case for case in self.cases.values() if case.label is None and case.name not in in_parts]
         if self.config.test_images:
-            unlabelled += [Case(name, name, paths[:1]) for name, paths in self.files("img", ("Testing",)).items()]
+            testing = self.files("img", ("Testing",))
+            unlabelled += [Case(n, patient_of(self.config.patient, n), paths[:1]) for n, paths in testing.items()]
         train = [] if unlabelled and not self.labelled else self.split("train")
+        unlabelled = splits.unlabelled_to_learn(unlabelled, self.labelled.values(), train)
         return [Case(case.name, case.patient, case.image) for case in [*train, *unlabelled]]
 
     def split(self, part: Part) -> list[Case]:
         if self.config.split is not None:
             return splits.listed_cases(self.config.split, part, self.labelled, self.root, self.lenient)
-        splits.raise_first_error(() if self.lenient else self.missing_cases(TEST if part == "test" else TRAIN))
+        if not self.lenient:
+            splits.raise_first_error(self.missing_cases(TEST if part == "test" else TRAIN))
+            splits.raise_first_error(splits.split_faults({"train": TRAIN, "test": TEST}, self.labelled, self.root, []))
         if part == "test":
             return [self.labelled[name] for name in TEST if name in self.labelled]
         of = key(self.config.split_seed, "btcv val")
@@ -132,7 +142,12 @@ class BTCV(Segmentation):
     def cases(self) -> dict[str, Case]:
         images, labels = self.files("img"), self.files("label")
         return {
-            name: Case(name, name, images[name][:1], labels[name][0] if name in labels else None)
+            name: Case(
+                name,
+                patient_of(self.config.patient, name),
+                images[name][:1],
+                labels[name][0] if name in labels else None,
+            )
             for name in sorted(images)
         }
 
@@ -155,6 +170,7 @@ class BTCV(Segmentation):
         if listed is None:
             yield from self.missing_cases(TRAIN)
             yield from self.missing_cases(TEST) if test else ()
+            yield from splits.split_faults({"train": TRAIN, "test": TEST}, self.labelled, self.root, [])
         else:
             yield from splits.split_faults(listed, self.labelled, self.root)
         in_parts = {*TRAIN, *TEST} if listed is None else set(sum(listed.values(), ()))

@@ -22,8 +22,9 @@ from premed.data.io.readers import DICOM, PICTURES, VOLUMES
 from premed.errors import Finding, UserError
 from premed.paths import data_root
 from premed.rng import key
-from premed.tasks.common import table as listing
+from premed.tasks.common import table
 from premed.tasks.common.classification import Classification
+from premed.tasks.common.patients import PatientPattern, patient_of
 
 
 class Columns(Spec):
@@ -74,6 +75,8 @@ class Config(Spec):
     crop_foreground: bool = False
     normalise: Literal["grey", "window", "zscore", "zscore_nonzero"] | None = None
     """None: grey for pictures (8 bit; DICOM with its display window), zscore for volumes."""
+    patient: PatientPattern | None = None
+    """A pattern over paths whose first group is the patient, in place of a column."""
     split_seed: int = 0
     shares: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.6, 0.15, 0.25)
     """Shares of the labelled patients: train, val, test. If a column has no val, it is carved from train likewise."""
@@ -92,6 +95,8 @@ class Config(Spec):
             raise ValueError("separator, none and classes go with label: one column of names")
         if self.none and not self.separator:
             raise ValueError("none needs a separator; without one, it is a class like the others")
+        if self.patient and self.columns.patient:
+            raise ValueError("patient (a pattern over paths) and columns.patient exclude each other")
         if len(self.roi) != self.dims:
             raise ValueError(f"roi: {list(self.roi)} must have {self.dims} numbers")
         if self.stored and any(n < size for n, size in zip(self.stored, self.roi, strict=False)):
@@ -102,6 +107,9 @@ class Config(Spec):
             raise ValueError(f"shares: {list(self.shares)} do not add up to 1")
         self.preprocessing()
         return self
+
+    def unused_fields(self) -> set[str]:
+        return set() if self.patient else {"patient"}
 
     def preprocessing(self) -> Preprocessing:
         """Returns the preprocessing with these settings."""
@@ -132,11 +140,12 @@ class Images(Classification):
         self.exclusive = config.label is not None and config.separator is None
         self.root = data_root(config.root, config.folder)
         self.name = self.root.name
-        self.folder, self.table = listing.Folder(self.root), self.root / config.table
-        self.frame = listing.read_table(self.table, config.delimiter)
+        self.folder, self.table = table.Folder(self.root), self.root / config.table
+        self.frame = table.read_table(self.table, config.delimiter)
         columns = set(self.frame.columns)
-        self.paths = listing.select_column(self.table, self.frame, config.columns.path, "task.columns")
-        self.patient_cells = self.column(config.columns.patient or ("patient" if "patient" in columns else ""))
+        self.paths = table.select_column(self.table, self.frame, config.columns.path, "task.columns")
+        default = "patient" if "patient" in columns and not config.patient else ""
+        self.patient_cells = self.column(config.columns.patient or default)
         use_default = config.columns.part is None and "part" in columns
         self.part_cells = self.column("part" if use_default else config.columns.part or "")
         self.read_classes()
@@ -146,24 +155,22 @@ class Images(Classification):
 
     def column(self, name: str, field: str = "task.columns") -> Series | None:
         """Returns a column's cells; None if the name is empty."""
-        return listing.select_column(self.table, self.frame, name, field) if name else None
+        return table.select_column(self.table, self.frame, name, field) if name else None
 
     def read_classes(self) -> None:
         """Sets class names, restricted to the characters of score columns, and labels [rows, classes]."""
         config, cells = self.config, self.column(self.config.label or "", "task.label")
         if cells is None:
             names = config.labels or ()
-            columns = [listing.select_column(self.table, self.frame, name, "task.labels") for name in names]
-            self.truth, self.label_problems = listing.parse_binary(self.table, columns, config.unknown)
+            columns = [table.select_column(self.table, self.frame, name, "task.labels") for name in names]
+            self.truth, self.label_problems = table.parse_binary(self.table, columns, config.unknown)
         else:
             cells = cells.replace(dict.fromkeys(config.unknown, ""))
-            names_in_cells = {
-                name for cell in set(cells) for name in listing.split_names(cell, config.separator, config.none)
-            }
-            names = config.classes or listing.sorted_names(names_in_cells)
-            self.truth, self.label_problems = listing.parse_names(
-                self.table, cells, names, config.separator, config.none
-            )
+            in_cells = {n for cell in set(cells) for n in table.split_names(cell, config.separator, config.none)}
+            names = config.classes or table.sorted_names(in_cells)
+            self.truth, self.label_problems = table.parse_names(self.table, cells, names, config.separator, config.none)
+            if config.classes is None:
+                self.label_problems += [(str(self.table), what) for what in table.doubtful_names(names)]
         if len(names) < 1 + self.exclusive:
             raise UserError(f"{self.table}: column {config.label} names {len(names)} class(es), too few to tell apart")
         self.classes = tuple(re.sub(r"[^\w.-]+", "_", name).strip("_") for name in names)
@@ -174,28 +181,23 @@ class Images(Classification):
     def cases(self) -> list[Case]:
         """All rows, in the table's order. A case's name is its path."""
         names = [self.folder.name(path) for path in self.paths]
-        patients = names if self.patient_cells is None else self.patient_cells
+        patients = (
+            [patient_of(self.config.patient, n) for n in names] if self.patient_cells is None else self.patient_cells
+        )
         known = np.isfinite(self.truth).sum(axis=1)
         labels = [tuple(row) if num else None for row, num in zip(self.truth.tolist(), known, strict=True)]
-        rows = zip(names, patients, labels, strict=True)
-        return [Case(name, patient, (self.root / name,), label) for name, patient, label in rows]
+        return [Case(n, who, (self.root / n,), label) for n, who, label in zip(names, patients, labels, strict=True)]
 
     @cached_property
     def errors(self) -> list[Finding]:
         """What is wrong with the table itself; training is refused until it is fixed."""
         names, other = [case.name for case in self.cases], VOLUMES if self.dims == 2 else (*PICTURES, *DICOM)
-        problems = [*self.label_problems, *listing.path_errors(self.table, self.paths, names)]
-        what = (
-            "is not the path of a volume (or a folder of DICOM slices)"
-            if self.dims == 3
-            else "is not the path of a picture"
-        )
-        kinds = [name.lower().endswith(other) for name in names]
-        problems += listing.invalid_values(self.table, self.paths, kinds, f"{what}; fix it, or task.dims and task.roi")
+        problems = [*self.label_problems, *table.path_errors(self.table, self.paths, names)]
+        kind = "volume (or a folder of DICOM slices)" if self.dims == 3 else "picture"
+        what = f"is not the path of a {kind}; fix it, or task.dims and task.roi"
+        problems += table.invalid_values(self.table, self.paths, [n.lower().endswith(other) for n in names], what)
         if self.patient_cells is not None:
-            problems += listing.invalid_values(
-                self.table, self.patient_cells, self.patient_cells == "", "is no patient; say whose the image is"
-            )
+            problems += table.patient_problems(self.table, self.patient_cells)
         return [Finding("error", *problem) for problem in [*problems, *self.part_problems()]]
 
     # Parts -----------------------------------------------------------------------------------------------------------
@@ -221,19 +223,17 @@ class Images(Classification):
             of = {who: part for part, patients in config.split.items() for who in patients}
         return [of.get(case.patient, "") for case in self.cases]
 
-    def part_problems(self) -> Iterator[listing.Problem]:
+    def part_problems(self) -> Iterator[table.Problem]:
         """Yields invalid values of parts, and patients in two parts."""
         if self.config.split is not None:
             for what in splits.listing_faults(self.config.split, self.patients):
                 yield "task.split", what
         elif self.part_cells is not None:
             words = [word for part in self.config.parts.values() for word in part]
-            wrong = [
-                cell not in words and bool(cell or case.label)
-                for cell, case in zip(self.part_cells, self.cases, strict=True)
-            ]
+            rows = zip(self.part_cells, self.cases, strict=True)
+            wrong = [cell not in words and bool(cell or case.label) for cell, case in rows]
             what = f"is none of {', '.join(words)}; fix it, or name it in task.parts"
-            yield from listing.invalid_values(self.table, self.part_cells, wrong, what)
+            yield from table.invalid_values(self.table, self.part_cells, wrong, what)
         for what in splits.shared_patients((case.patient for case in self.cases), self.parts):
             yield str(self.table), what
 
@@ -288,8 +288,8 @@ class Images(Classification):
 
     def patient_notes(self) -> Iterator[str]:
         """Yields notes on patients, and on images that are left out."""
-        if self.patient_cells is None:
-            yield "has no column of patients, so each image counts as one; set task.columns.patient if there is one"
+        if self.patient_cells is None and self.config.patient is None:
+            yield "has no column of patients, so each image counts as one; set task.columns.patient or task.patient"
         rows = list(zip(self.cases, self.parts, strict=True))
         if unlabelled := sum(case.label is None for case in self.cases):
             yield f"{unlabelled} images have no label and are used for pre-training only"

@@ -14,7 +14,7 @@ from premed.contracts import Case, Part
 from premed.data import splits
 from premed.errors import Finding, UserError
 from premed.paths import data_root
-from premed.rng import key, permutation
+from premed.rng import key
 from premed.tasks.common.decathlon import Decathlon
 from premed.tasks.common.segmentation import Segmentation
 from premed.tasks.common.volumes import VolumeSettings
@@ -41,45 +41,39 @@ class MSD(Segmentation):
     def __init__(self, config: Config):
         self.config, self.roi = config, config.roi
         self.overlap, self.window_batch = config.overlap, config.window_batch
-        self.folder = Decathlon(data_root(config.root, config.folder))
+        self.folder = Decathlon(data_root(config.root, config.folder), config.patient)
         self.root, self.name = self.folder.root, self.folder.root.name
         self.classes, self.channels, self.ignore = self.folder.classes, self.folder.channels, self.folder.labels.ignore
         self.preprocessing = config.preprocessing(self.channels)
 
     def images(self) -> list[Case]:
-        cases = self.cases
-        labelled = any(case.label is not None for case in cases)
-        training = {case.name for case in self.split("train")} if labelled else set()
-        wanted = [case for case in cases if case.name in training or (case.label is None and self.has_files(case))]
-        return [Case(case.name, case.patient, case.image) for case in wanted]
+        labelled = [case for case in self.cases if case.label is not None]
+        train = self.split("train") if labelled else []
+        unlabelled = [case for case in self.cases if case.label is None and self.has_files(case)]
+        wanted = {case.name for case in [*train, *splits.unlabelled_to_learn(unlabelled, labelled, train)]}
+        return [Case(case.name, case.patient, case.image) for case in self.cases if case.name in wanted]
 
     def split(self, part: Part) -> list[Case]:
-        labelled = [case for case in self.cases if case.label is not None]
-        if not labelled:
+        if all(case.label is None for case in self.cases):
             raise self.folder.no_labels()
-        listed = self.part_cases(part, labelled)
+        listed = self.part_cases(part)
         cases = [case for case in listed if self.has_files(case)]
         if not cases:
             raise UserError(f"{self.root}: none of the {len(listed)} cases of {part} is there; check the folder")
         return cases
 
-    def part_cases(self, part: Part, labelled: list[Case]) -> list[Case]:
-        """Returns those of `labelled` that belong to `part`, whether their files exist or not."""
-        by_name = {case.name: case for case in labelled}
+    def part_cases(self, part: Part) -> list[Case]:
+        """Returns the labelled cases of `part`, whether their files exist or not."""
+        by_name = {each.case.name: each.case for each in self.folder.entries.cases if each.case.label is not None}
         if self.config.split is not None:
             return splits.listed_cases(self.config.split, part, by_name, self.root)
-        return [by_name[name] for name in self.random_split(part, sorted(by_name))]
-
-    def random_split(self, part: Part, names: list[str]) -> list[str]:
-        """Returns those of `names` that the random split assigns to `part`."""
-        order = [names[i] for i in permutation(key(self.config.split_seed, "msd", "split"), len(names))]
-        train, val = (max(1, round(share * len(order))) for share in self.config.shares[:2])
-        parts = {"train": order[:train], "val": order[train : train + val], "test": order[train + val :]}
-        if not parts[part]:
-            raise UserError(
-                f"{self.folder.listing}: {len(names)} labelled cases leave none for {part}; list them in task.split"
-            )
-        return sorted(parts[part])
+        seed, patients = key(self.config.split_seed, "msd", "split"), {case.patient for case in by_name.values()}
+        of = splits.assign_patients(patients, self.config.shares, seed)
+        cases = [by_name[name] for name in sorted(by_name) if of[by_name[name].patient] == part]
+        if not cases:
+            whose = f"{len(by_name)} labelled cases" + f" of {len(patients)} patients" * (len(patients) < len(by_name))
+            raise UserError(f"{self.folder.listing}: {whose} leave none for {part}; list them in task.split")
+        return cases
 
     def has_files(self, case: Case) -> bool:
         """False if the case is left out, because `partial` is set and a file is missing."""
@@ -94,12 +88,13 @@ class MSD(Segmentation):
     def check(self, test: bool = True) -> Iterator[Finding]:
         entries = self.folder.entries
         yield from entries.faults
+        yield from self.folder.patient_notes()
         cases = [each.case for each in entries.cases]
         labelled = [case for case in cases if case.label is not None]
         hidden = set[str]()
         if not test and labelled:
             try:
-                hidden = {case.name for case in self.part_cases("test", labelled)}
+                hidden = {case.name for case in self.part_cases("test")}
             except UserError:  # `split` raises it
                 hidden = {case.name for case in labelled}
         for case in cases:

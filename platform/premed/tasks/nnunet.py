@@ -23,6 +23,7 @@ from premed.errors import Finding, UserError
 from premed.paths import data_root
 from premed.rng import key
 from premed.tasks.common.nnunet_folder import RawFolder
+from premed.tasks.common.patients import PatientPattern, several_scans
 from premed.tasks.common.segmentation import Regions, Segmentation
 from premed.tasks.common.volumes import VolumeSettings
 
@@ -35,6 +36,8 @@ class Config(VolumeSettings):
     folder: str = runtime_field("Dataset004_Hippocampus")
     listing: str = runtime_field("dataset.json")
     """Below the root; all files must be inside the root."""
+    patient: PatientPattern | None = None
+    """A pattern over case names whose first group is the patient, as in '(.+)_[0-9]+'; None: each case is a patient."""
     splits: str | None = runtime_field(None)
     """nnU-Net's splits_final.json, below the root; None: the one beside dataset.json, if there is one."""
     fold: int = Field(0, ge=0)
@@ -45,7 +48,7 @@ class Config(VolumeSettings):
 
 def build(config: Config) -> "LabelTask | RegionTask":
     """Returns the task; reads channels and classes from `dataset.json`. Regions, if a label of it unites several."""
-    folder = RawFolder(data_root(config.root, config.folder), config.listing)
+    folder = RawFolder(data_root(config.root, config.folder), config.listing, config.patient)
     return LabelTask(config, folder) if folder.labels.regions is None else RegionTask(config, folder)
 
 
@@ -68,7 +71,8 @@ class Listed:
     def images(self) -> list[Case]:
         unlabelled = [case for case in self.folder.cases.unlabelled.values() if self.has_files(case)]
         train = self.split("train") if self.folder.cases.training or not unlabelled else []
-        return [Case(case.name, case.patient, case.image) for case in [*train, *unlabelled]]
+        cases = [*train, *splits.unlabelled_to_learn(unlabelled, self.labelled.values(), train)]
+        return [Case(case.name, case.patient, case.image) for case in cases]
 
     def split(self, part: Part) -> list[Case]:
         splits.raise_first_error(() if self.lenient else self.faults())
@@ -116,6 +120,8 @@ class Listed:
         """See `Task.check`. `test`: look at the cases of the test part as well."""
         yield from self.faults()
         yield from (finding for finding in self.folder.cases.findings if finding.severity == "note")
+        if self.config.patient is None and (what := several_scans([*self.labelled, *self.folder.cases.unlabelled])):
+            yield Finding("note", str(self.folder.listing), what)
         try:
             parts = self.parts() if self.config.split is None else self.config.split
         except UserError:  # `faults` or `split` raise it

@@ -1,4 +1,4 @@
-"""MLflow, which nothing else imports: runs, models, leases, and records that outlive an outage of the server.
+"""MLflow, which nothing else imports: runs, models, leases of stages, and writes that survive an outage of the server.
 
-Doors: `store.RunStore`, `tracker.Tracker` (what stages are recorded by), `mlflow_tracker.MLflowTracker`.
+Entry points: `run_store.RunStore`, `tracker.Tracker` (the interface), `mlflow_tracker.MLflowTracker`.
 """

@@ -9,19 +9,19 @@ import socket
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 from premed.errors import UserError
-from premed.paths import home
+from premed.paths import expand_path, home, sqlite_file, sqlite_url
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# A dead server must not block for MLflow's four minutes, and no telemetry leaves a hospital.
+# By default MLflow waits four minutes for a dead server. No telemetry may leave a hospital.
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -36,30 +36,31 @@ _REFUSED |= {"RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"}
 
 
 def resolve_uri(uri: str) -> tuple[str, Path | None]:
-    """The URI in a form that any process may use, and the folder of its database if that is a file; makes the folder.
+    """Returns the URI in a form that any process can use, and, if it is a file, its folder, created if missing.
 
-    Raises UserError for URIs that MLflow no longer serves or has no driver for.
+    Raises UserError for URIs that MLflow no longer supports or that lack a driver.
     """
     scheme = uri.partition(":")[0]
     if scheme == "sqlite":
-        path = Path(uri.removeprefix("sqlite:///")).expanduser().absolute()
-        if not uri.startswith("sqlite:///") or path.is_dir():
+        path = sqlite_file(uri)
+        path = path and expand_path(path, "MLFLOW_TRACKING_URI").absolute()
+        if path is None or path.is_dir():
             raise UserError(f"MLFLOW_TRACKING_URI={uri} names no file: write sqlite:///path/to/mlflow.db")
         path.parent.mkdir(parents=True, exist_ok=True)
-        return f"sqlite:///{path}", path.parent
+        return sqlite_url(path), path.parent
     if scheme in POSTGRES:
         return with_driver(uri, "MLFLOW_TRACKING_URI="), None
     if scheme == "file" or "://" not in uri and scheme != "databricks":
-        raise UserError(
-            f"MLFLOW_TRACKING_URI={uri} is a folder, which MLflow no longer supports: write sqlite:///{uri}/mlflow.db"
-        )
+        folder = urllib.parse.unquote(urllib.parse.urlsplit(uri).path) if scheme == "file" else uri
+        remedy = sqlite_url(expand_path(folder, "MLFLOW_TRACKING_URI").absolute() / "mlflow.db")
+        raise UserError(f"MLFLOW_TRACKING_URI={uri} is a folder, which MLflow no longer supports: write {remedy}")
     return uri.rstrip("/"), None
 
 
 def with_driver(url: str, field: str) -> str:
-    """A database's URL with the installed driver: for a bare postgresql:// SQLAlchemy takes one that few have.
+    """Returns a database's URL with the installed driver: for a bare postgresql:// SQLAlchemy takes psycopg2 only.
 
-    Raises UserError, beginning with `field`, where none is installed.
+    Raises UserError, beginning with `field`, if none is installed.
     """
     scheme, _, rest = url.partition(":")
     if scheme not in POSTGRES:
@@ -71,20 +72,25 @@ def with_driver(url: str, field: str) -> str:
 
 
 def connect(uri: str) -> "MlflowClient":
-    """A client of the store at `uri`, whatever MLflow's global URI is. Makes the tables of a file; asks no server."""
+    """Returns a client of the store at `uri`. Creates the tables of a database; sends nothing to an MLflow server."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
     for name in ("alembic", "mlflow.store.db.utils"):  # a new database logs every table
         logging.getLogger(name).setLevel(logging.WARNING)
-    # where two processes make the tables of one file at once, MLflow (3.17) leaves a broken database
-    with FileLock(f"{uri.removeprefix('sqlite:///')}.lock") if uri.startswith("sqlite:") else nullcontext():
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    file = sqlite_file(uri)
+    # if two processes create the tables of one file at once, MLflow (3.17) leaves a broken database
+    with FileLock(f"{file}.lock") if file else nullcontext():
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    if file and (misread := Path(uri.removeprefix("sqlite:///")).parent) != file.parent:
+        with suppress(OSError):  # MLflow (3.17) makes the folder of a quoted path as if it were not quoted
+            misread.rmdir()
+    return client
 
 
 def connect_or_raise(uri: str) -> "MlflowClient":
-    """A client of the store at `uri`. Raises UserError, within seconds, where that does not answer."""
+    """Returns a client of the store at `uri`. Raises UserError, within seconds, if that does not answer."""
     where = f"MLFLOW_TRACKING_URI={masked(uri)}"
     try:
         if uri.startswith("http"):
@@ -106,7 +112,7 @@ def connect_or_raise(uri: str) -> "MlflowClient":
 
 
 def _reach(uri: str) -> None:
-    """Opens a connection and closes it: an unroutable address would block a request for much longer."""
+    """Opens and closes a connection: an unroutable address would block a request for much longer."""
     parts = urllib.parse.urlsplit(uri)
     host = parts.hostname or ""
     if parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
@@ -136,7 +142,7 @@ def masked(text: str) -> str:
 
 
 def transient(error: Exception) -> bool:
-    """Whether the same call may succeed later: after an outage, a busy server, a password that someone corrects."""
+    """Whether the same call may succeed later: after an outage, or once someone has corrected a password."""
     if (response := getattr(error, "response", None)) is not None:  # requests.HTTPError: the answer to an upload
         return response.status_code in (401, 403, 408, 409, 429) or response.status_code >= 500
     if code := getattr(error, "error_code", None):  # MlflowException
@@ -147,9 +153,9 @@ def transient(error: Exception) -> bool:
 
 
 def lost_race(error: Exception) -> bool:
-    """Whether another client inserted the same row in between: when called again, MLflow (3.17) finds it there.
+    """Whether another client inserted the same row first: when called again, MLflow (3.17) finds that row.
 
-    MLflow looks before it inserts; of two clients that log one dataset at once it refuses one, like a bad request.
+    MLflow queries before it inserts; of two clients that log one dataset at once, one gets the error of a bad request.
     """
     return re.search("UniqueViolation|UNIQUE constraint|Duplicate entry", str(error)) is not None
 
@@ -171,7 +177,7 @@ def valid_name(name: str) -> str:
 
 
 def truncated(value: Any) -> str:
-    """Text cut to what MLflow stores of a parameter (6000 characters) and of a tag (8000)."""
+    """Text cut to 5000 characters, less than MLflow stores of a parameter (6000) and of a tag (8000)."""
     text = str(value)
     return text if len(text) <= 5000 else text[:4999] + "…"
 
@@ -188,16 +194,16 @@ def batches(items: list[Any], size: int) -> Iterator[list[Any]]:
 
 
 def locate_store() -> tuple[str, str | None]:
-    """The tracking URI in use and the folder of its artifacts (None: a server decides): MLFLOW_TRACKING_URI, else
-    `mlflow.db` in PREMED_HOME."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+    """Returns the tracking URI, MLFLOW_TRACKING_URI or else `mlflow.db` in PREMED_HOME, and the folder of its artifacts
+    (None: a server decides)."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_url(home() / "mlflow.db")
     return uri, str(home() / "artifacts") if uri.startswith("sqlite") else None
 
 
 def require_store() -> tuple[str, str | None]:
-    """The same; UserError where it is a file that is not there yet."""
+    """The same as `locate_store`. Raises UserError if it is a file that does not exist yet."""
     uri, artifacts = locate_store()
-    file = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:") and not file.is_file():
+    file = sqlite_file(resolve_uri(uri)[0])
+    if file and not file.is_file():
         raise UserError(f"{file} does not exist yet: run an experiment first, or set PREMED_HOME")
     return uri, artifacts

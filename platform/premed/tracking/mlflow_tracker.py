@@ -1,7 +1,7 @@
 """MLflowTracker: the runs of one command in MLflow, its leases, and the events of its stages.
 
-A plain object. On Ray it lives in an actor of its own, so that workers, trials and the driver share one. Training never
-waits for it: metrics go to the outbox, which keeps them on disk until MLflow has them.
+A plain object. On Ray an actor holds it, so that workers, trials and the driver share one. Training never waits for
+MLflow: metrics go to the outbox, which keeps them on disk until MLflow has them.
 """
 
 import json
@@ -31,7 +31,7 @@ class MLflowTracker:
     """One per `premed` command; see `tracker.Tracker`."""
 
     def __init__(self, uri: str, artifacts: str | None, outbox: str):
-        """outbox: the folder of the records that are not delivered yet. See `RunStore` for the others."""
+        """outbox: the folder of the writes that are not delivered yet. uri, artifacts: see `RunStore`."""
         self.store = RunStore(uri, artifacts)
         self.outbox = Outbox(self.store, outbox)
         self.outbox.replay()
@@ -64,7 +64,7 @@ class MLflowTracker:
 
     def release(self, digest: str) -> None:
         if digest in self.held:
-            lease = self.leases.pop(digest)  # before others may ask for a new one
+            lease = self.leases.pop(digest)  # before others can create a new one
             self.held.discard(digest)
             lease.release()
 
@@ -76,13 +76,13 @@ class MLflowTracker:
             self.beat()
 
     def beat(self) -> None:
-        """A heartbeat for each lease; one that was taken away is given up."""
+        """Sends a heartbeat for each lease; releases those that are lost."""
         for digest in list(self.held):
             try:
                 alive = self.leases[digest].heartbeat()
-            except Exception:  # noqa: BLE001 - MLflow may be away for a while; the next heartbeat finds out
+            except Exception:  # noqa: BLE001 - an outage, perhaps; the next heartbeat tries again
                 continue
-            if not alive and digest in self.held:  # this process slept, or was cut off
+            if not alive and digest in self.held:  # this process was suspended or offline
                 self.lost.add(digest)
                 self.release(digest)
 
@@ -125,7 +125,7 @@ class MLflowTracker:
         self.store.reopen(run_id)
 
     def download(self, run_id: str, folder: str, scored: bool = True) -> bool:
-        """See `Tracker.download`. An outage is raised: waiting for a download is cheaper than a training."""
+        """See `Tracker.download`. Raises in an outage: waiting for the download is cheaper than a training."""
         try:
             self.store.download(run_id, "", folder)
             rows = self.store.scores(run_id) if scored else None  # MLflow's file of that name is laid out for its UI
@@ -161,7 +161,7 @@ class MLflowTracker:
 
     def wait_delivered(self, run_id: str, timeout: float = 10.0) -> bool:
         deadline = time.monotonic() + timeout
-        # the outbox leaves no file of a run that ended and was delivered
+        # the outbox removes the files of a run that ended and is delivered
         while any((self.outbox.folder / f"{run_id}{suffix}").exists() for suffix in (".jsonl", ".lock")):
             if time.monotonic() > deadline or self.closing.wait(0.02):
                 return False
@@ -181,7 +181,7 @@ class MLflowTracker:
         )
 
     def _ask_registry(self, call: Callable[[], Any]) -> Any:
-        """The call's result; None, with a warning, where the registry refuses: that must not cost a training."""
+        """Returns the call's result; None, with a warning, if the registry fails: that must not fail a training."""
         try:
             return call()
         except Exception as error:
@@ -194,7 +194,7 @@ class MLflowTracker:
 
     def record_event(self, run_id: str, event: Event) -> None:
         if self.lease_lost(self.digests.get(run_id, "")):
-            raise LeaseLost("another command has taken over this stage, for this one sent no heartbeat")
+            raise LeaseLost("another command took over this stage, because this one sent no heartbeat")
         if isinstance(event, MetricsLogged):
             metrics = {**event.metrics, **event.throughput}
             self.log_rows(run_id, [{"step": event.step, "time": event.time, "metrics": metrics}])

@@ -1,4 +1,4 @@
-"""MLflow's model registry: models without pickle, for any batch size; the alias `best` is on the highest score."""
+"""MLflow's model registry: models without pickle, for any batch size; the alias `best` marks the highest score."""
 
 import json
 import math
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 BEST = "best"
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
-"""MLflow's error codes for what it does not have."""
+"""MLflow's error codes for a model or version that does not exist."""
 _SCORE = "premed.score"
 
 
@@ -120,7 +120,7 @@ def _point_best(client: "MlflowClient", name: str) -> None:
 
 
 def run_of(client: "MlflowClient", reference: str) -> str:
-    """The id of the run that `models:/NAME@ALIAS` or `models:/NAME/VERSION` came from. UserError if unknown."""
+    """Returns the id of the run of `models:/NAME@ALIAS` or `models:/NAME/VERSION`. Raises UserError if unknown."""
     from mlflow.exceptions import MlflowException
 
     name, mark, version = reference.removeprefix("models:/").rpartition("@" if "@" in reference else "/")

@@ -1,8 +1,7 @@
-"""Outbox: writes to MLflow go to disk first, and from there to MLflow once it answers.
+"""Outbox: stores writes to MLflow on disk first, and delivers them once MLflow answers.
 
 So neither an outage of MLflow nor the end of this process loses a record: the next process delivers what is left. A
-record may be delivered twice (where the process ended between delivery and the note of it); RunStore's writes allow
-for that.
+record may be delivered twice (if the process ends before it notes the delivery); RunStore's writes allow for that.
 """
 
 import json
@@ -23,13 +22,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _CALLS = ("log_rows", "log_scores", "log_files", "log_datasets", "set_tags", "finish")
-_FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between two tries
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between two attempts
 
 
 class Outbox:
     """Delivers calls to a RunStore in the background, in order for each run; `folder` keeps what is not delivered.
 
-    A run has one writer: the file of each run is locked for as long as its outbox is open.
+    A run has one writer: its file is locked until its end is delivered or the outbox is closed.
     """
 
     def __init__(self, store: "RunStore", folder: Path | str):
@@ -38,15 +37,15 @@ class Outbox:
         self._journals: OrderedDict[str, _Journal] = OrderedDict()
         self._change = threading.Condition()
         self._deadline: float | None = None  # set by close()
-        self._silent = False  # MLflow, since the last delivery
+        self._silent = False  # whether MLflow has not answered since the last delivery
         self._writer = threading.Thread(target=self._work, name="premed outbox", daemon=True)
         self._writer.start()
 
     def add(self, method: str, run_id: str, *args: Any, **kwargs: Any) -> None:
-        """Queues `store.method(run_id, *args, **kwargs)` and returns at once. The arguments must be JSON."""
+        """Queues `store.method(run_id, *args, **kwargs)` and returns at once. Arguments: JSON, paths or numbers."""
         if method not in _CALLS:
             raise ValueError(f"{method} cannot be delivered later: {', '.join(_CALLS)}")
-        if method == "finish":  # the run ends now, whenever that is delivered
+        if method == "finish":  # the run ends now, not when this is delivered
             kwargs.setdefault("end_time", int(time.time() * 1000))
         line = json.dumps({"call": method, "args": [run_id, *args], "kwargs": kwargs}, default=_plain).encode() + b"\n"
         with self._change:
@@ -58,7 +57,7 @@ class Outbox:
             self._change.notify()
 
     def replay(self) -> int:
-        """Queues what ended processes left in the folder; returns the number of its records."""
+        """Queues the records that ended processes left in the folder; returns their number."""
         num_records = 0
         for path in sorted(self.folder.glob("*.jsonl")):
             run_id = path.name.removesuffix(".jsonl")
@@ -106,7 +105,7 @@ class Outbox:
                 journal.close()
 
     def _next(self) -> "_Journal | None":
-        """The next journal with a record, each in its turn; waits for one. None: it is time to end."""
+        """Waits for the next journal with a record, round robin. Returns None when the thread should end."""
         with self._change:
             while True:
                 if self._deadline is not None and time.monotonic() >= self._deadline:
@@ -120,7 +119,7 @@ class Outbox:
                 self._change.wait()
 
     def _deliver(self, journal: "_Journal") -> bool:
-        """Delivers a journal's next record, or sets it aside where MLflow refuses it. False: try again later."""
+        """Delivers a journal's next record, or moves it to `rejected` if MLflow refuses it. False: try again later."""
         line, record = journal.read(), {}
         try:
             record = json.loads(line)
@@ -145,14 +144,14 @@ class Outbox:
 
 
 class _Journal:
-    """The records of one run, a line each, and how far they are delivered. Timeout where another has it open."""
+    """The records of one run, a line each, and how far they are delivered. Raises Timeout if it is open elsewhere."""
 
     def __init__(self, path: Path):
         self.path, self.rejected = path, path.with_suffix(".rejected.jsonl")
         self._note = path.with_suffix(".delivered")
         self._lock = FileLock(path.with_suffix(".lock"), thread_local=False)
         self._lock.acquire(timeout=0)
-        self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 - stays open; unbuffered, so a line is safe once call() returns
+        self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 - stays open; unbuffered, so a line is safe once add() returns
         self._delivered = 0
         with suppress(FileNotFoundError, ValueError):
             self._delivered = int(self._note.read_text())
@@ -184,7 +183,7 @@ class _Journal:
             file.write(json.dumps({"error": str(error), "record": line.decode(errors="replace").strip()}) + "\n")
 
     def close(self) -> None:
-        """Removes its files where everything is delivered; the note first, for alone it would be wrong."""
+        """Removes its files if everything is delivered; the note first, which would be wrong for a new journal."""
         self._file.close()
         if not self.pending:
             for path in (self._note, self.path, Path(self._lock.lock_file)):

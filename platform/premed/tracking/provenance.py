@@ -1,4 +1,4 @@
-"""Where a run comes from: host and process that write it, commit and package versions that it ran on."""
+"""Where a run comes from: the host and process that write it, premed's commit, package versions."""
 
 import os
 import socket
@@ -23,11 +23,11 @@ def host() -> str:
 
 
 def process_tags() -> dict[str, str]:
-    """Tags that identify the process that writes a run."""
+    """Returns tags that identify this process as the writer of a run."""
     return {
         "premed.host": host(),
         "premed.pid": str(os.getpid()),
-        "premed.born": f"{psutil.Process().create_time():.2f}",  # process ids are reused
+        "premed.born": born(os.getpid()),  # process ids are reused
     }
 
 
@@ -37,14 +37,30 @@ def gone(tags: dict[str, str]) -> bool:
         return False
     try:
         process = psutil.Process(int(tags["premed.pid"]))
-        other = abs(process.create_time() - float(tags["premed.born"])) > 10  # the clock may have been set
+        if ":" in tags["premed.born"]:
+            other = born(process.pid) != tags["premed.born"]
+        else:  # written by the clock, which may have been set since: by an older version, or without /proc
+            other = abs(process.create_time() - float(tags["premed.born"])) > 10
         return other or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return True
 
 
+def born(pid: int) -> str:
+    """When a process began: the boot and its clock's ticks since then, which do not depend on the clock on the wall.
+
+    Without /proc: seconds since 1970.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"{psutil.Process(pid).create_time():.2f}"
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # a command's name may hold anything
+    return f"{boot}:{fields[19]}"  # proc_pid_stat(5): starttime is field 22, the second behind the name is 3
+
+
 def provenance() -> dict[str, str]:
-    """Tags: the commit that premed runs from, and the versions of packages."""
+    """Returns tags with the versions of packages and, if known, the commit that premed runs from."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -55,7 +71,7 @@ def provenance() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of premed's own checkout, with `-dirty` where that has changes; None for an installed package.
+    """Returns the commit of premed's checkout, with `-dirty` if that has changes; None for an installed package.
 
     In a job of `premed submit`, whose files have no git history: PREMED_COMMIT.
     """
@@ -65,7 +81,7 @@ def commit() -> str | None:
         return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # else the repository around it is not premed's
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # fails if the repository around it is not premed's
         return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("PREMED_COMMIT")

@@ -1,4 +1,4 @@
-"""RunStore: experiments and stages as runs in MLflow, found again by their digests.
+"""RunStore: experiments and stages as runs in MLflow, identified by their digests.
 
 One parent run per experiment, one child run per stage. Everything goes through an `MlflowClient` of the store's own:
 MLflow's global tracking URI and its active run are neither read nor set.
@@ -7,6 +7,7 @@ MLflow's global tracking URI and its active run are neither read nor set.
 import getpass
 import json
 import math
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -38,20 +39,20 @@ if TYPE_CHECKING:
     from premed.contracts import Row
 
 LEASES = "premed leases"
-"""The experiment that leases live in (`leases`); no listing of runs shows it."""
+"""The MLflow experiment that holds the leases (`stage_leases`); no listing of runs shows it."""
 _PAGE = 1000
 _NEWEST = ["attributes.start_time DESC"]
 _SERVERS = ("http", "databricks")  # they decide where artifacts go
 
 
 def open_store() -> "RunStore":
-    """The store that `premed run` writes to; UserError where there is none yet."""
+    """Opens the store that `premed run` writes to. Raises UserError if there is none yet."""
     return RunStore(*require_store())
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run, as the store has it."""
+    """One run, as the store returned it."""
 
     run_id: str
     name: str
@@ -69,8 +70,8 @@ class RunStore:
     """The runs at one tracking URI. It pickles: its state is two strings.
 
     `uri`: `sqlite:///…/mlflow.db` (created if missing), a server's `http(s)://…`, or another database of MLflow's.
-    `artifacts`: the folder or URI of artifacts where no server decides that; None: beside the database. Raises
-    UserError, within seconds, where nothing answers at `uri`.
+    `artifacts`: the folder or URI of artifacts if no server decides that; None: beside the database. Raises
+    UserError, within seconds, if nothing answers at `uri`.
     """
 
     def __init__(self, uri: str, artifacts: str | None = None):
@@ -89,7 +90,7 @@ class RunStore:
         return connect(self.uri)
 
     def experiment(self, name: str) -> str:
-        """The id of the experiment called `name`, created if missing."""
+        """Returns the id of the experiment called `name`; creates it if missing."""
         from mlflow.exceptions import MlflowException
 
         if not (experiment := self.client.get_experiment_by_name(name)):
@@ -102,11 +103,12 @@ class RunStore:
             experiment = self.client.get_experiment_by_name(name)
         assert experiment is not None
         if experiment.lifecycle_stage != "active":
-            command = f"mlflow experiments restore -x {experiment.experiment_id}"
+            uri = shlex.quote(masked(self.uri))
+            command = f"MLFLOW_TRACKING_URI={uri} mlflow experiments restore -x {experiment.experiment_id}"
             raise UserError(f"experiment {name!r} was deleted in MLflow: restore it ({command}) or choose another name")
         return experiment.experiment_id
 
-    # ---- a run's life
+    # ---- runs
 
     def start(
         self,
@@ -119,7 +121,7 @@ class RunStore:
         tags: Mapping[str, str] | None = None,
         params: Mapping[str, Any] | None = None,
     ) -> str:
-        """Starts a run and returns its id. `kind`: experiment, or a stage's; names of nested `params` get dots."""
+        """Starts a run and returns its id. `kind`: `experiment`, or a stage's. Nested `params` get names with dots."""
         from mlflow.entities import Param
 
         all_tags = {name: truncated(value) for name, value in (tags or {}).items()}  # first: the UI keeps this order
@@ -137,7 +139,7 @@ class RunStore:
         self.client.set_terminated(run_id, status, end_time)
 
     def reopen(self, run_id: str) -> None:
-        """Sets an ended or abandoned run to RUNNING, written by this process."""
+        """Sets an ended or abandoned run to RUNNING, with this process as its writer."""
         self.client.update_run(run_id, status="RUNNING")
         self.set_tags(run_id, process_tags())
 
@@ -151,7 +153,7 @@ class RunStore:
         return self._run(self.client.get_run(run_id))
 
     def find(self, digest: str, kind: str | None = None) -> Run | None:
-        """The newest finished run of that digest."""
+        """Returns the newest finished run of that digest, or None."""
         tags = {"premed.digest": digest} | ({"premed.kind": kind} if kind else {})
         return next(self.search(tags, status="FINISHED", limit=1), None)
 
@@ -162,7 +164,7 @@ class RunStore:
         experiment: str | None = None,
         limit: int | None = None,
     ) -> Iterator[Run]:
-        """Runs that have `tags`, newest first, of one experiment or of all but that of leases."""
+        """Yields runs that have `tags`, newest first, of one experiment or of all but that of leases."""
         conditions = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
         conditions += [f"attributes.status = '{status}'"] if status else []
         ids, token, left = self._ids(experiment), None, limit or math.inf
@@ -199,13 +201,13 @@ class RunStore:
         rest = info.status, data.tags, data.metrics, data.params, info.artifact_uri, parent, info.experiment_id
         return Run(info.run_id, info.run_name, experiment, *rest)
 
-    # ---- metrics, scores, files, data sets, models
+    # ---- metrics, scores, files, data sets
 
     def log_rows(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Logs rows `{"step": int, "time": ms, "metrics": {name: float}}`: each metric's step once.
+        """Logs rows `{"step": int, "time": ms, "metrics": {name: float}}`, each step of a metric once.
 
-        A resumed stage logs its last steps again, at new times and with slightly other values: a metric's step that is
-        not above its last stored one is left out. NaN and infinity are left out and named in a tag.
+        A resumed stage logs its last steps again, at new times and with slightly other values: a step that is not above
+        the metric's last stored one is left out. NaN and infinity are left out and named in a tag.
         """
         from mlflow.entities import Metric
 
@@ -232,7 +234,7 @@ class RunStore:
         """Logs the table of scores, one row per case: `scores.json`, a table in MLflow's UI, and `scores.csv`."""
         import pandas as pd
 
-        # MlflowClient.log_table would append when called twice and keep ten digits; these are its file and its tag.
+        # MlflowClient.log_table would append when called twice and keep ten digits; this writes the same file and tag
         frame = pd.DataFrame(list(rows))
         cells = [[json_cell(value) for value in row] for row in frame.itertuples(index=False, name=None)]
         shown = {"columns": list(frame.columns), "data": cells}
@@ -241,19 +243,19 @@ class RunStore:
         self.client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([{"path": "scores.json", "type": "table"}]))
 
     def scores(self, run_id: str) -> "list[Row]":
-        """The rows of `log_scores`; an undefined number is NaN again."""
+        """Returns the rows of `log_scores`; undefined numbers are NaN."""
         columns = self.columns(self.get(run_id))
         values = [[math.nan if value is None else value for value in column] for column in columns.values()]
         return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
 
     def columns(self, run: Run) -> dict[str, list[Any]]:
-        """The table of `log_scores` by columns; an undefined number is None."""
+        """Returns the table of `log_scores` by columns; undefined numbers are None."""
         with tempfile.TemporaryDirectory() as folder:
             table = json.loads(self.file(run, "scores.json", folder).read_bytes())
         return dict(zip(table["columns"], map(list, zip(*table["data"], strict=True)), strict=True))
 
     def file(self, run: Run, path: str, to: Path | str) -> Path:
-        """The run's file or folder `path` on this machine: the artifact itself, or a download into the folder `to`."""
+        """Returns the run's file or folder `path`: the artifact itself if on this disk, else a download in `to`."""
         return on_disk(run.artifact_uri, path) or self.download(run.run_id, path, to)
 
     def log_files(self, run_id: str, folder_or_file: Path | str, path: str = "") -> None:

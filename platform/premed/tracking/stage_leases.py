@@ -7,7 +7,7 @@ and try again after a random delay.
 
 A claim is a run in an experiment of its own, deleted when it is over. It is dead when its process is known to have
 ended (same host), or when its heartbeat has not changed for `stale_after` seconds by the reader's own clock. Only time
-in which the store answered counts: after an outage everyone has the time to send a heartbeat.
+in which the store answered counts: after an outage every holder has the time to send a heartbeat.
 """
 
 import random
@@ -37,7 +37,7 @@ class Claim:
 
 
 class Lease:
-    """The right to run one stage. Poll with one and the same object: it remembers the heartbeats that it has read."""
+    """The right to run one stage. Poll with the same object: it remembers the heartbeats that it has read."""
 
     def __init__(self, store: RunStore, stale_after: float = 60.0, clock: Callable[[], float] = time.monotonic):
         self.store, self.stale_after, self.clock = store, stale_after, clock
@@ -45,10 +45,10 @@ class Lease:
         self._heartbeats: dict[str, tuple[str, float, float]] = {}  # claim -> heartbeat, last read, seconds unchanged
 
     def acquire(self, digest: str, holder: str) -> bool:
-        """Whether the lease of `digest` is now held. Returns at once, or within seconds where two claim it together.
+        """Claims the lease of `digest`; returns whether it is now held, within seconds if two claim it at once.
 
-        The new holder must look for a finished run again: the one before may just have ended. Runs of the digest that
-        a dead holder left RUNNING are marked KILLED.
+        The new holder must look for a finished run again: the previous holder may just have ended. Marks runs of the
+        digest that a dead holder left RUNNING as KILLED.
         """
         if self.mine:
             raise ValueError(f"this lease is held already, by claim {self.mine}")
@@ -71,7 +71,7 @@ class Lease:
         return False
 
     def heartbeat(self) -> bool:
-        """Shows that the holder is alive; due every `stale_after` / 4 seconds. False if the lease was taken away."""
+        """Shows that the holder is alive; due every `stale_after` / 4 seconds. Returns False if the lease is lost."""
         if not self.mine:
             return False
         try:
@@ -79,11 +79,11 @@ class Lease:
         except Exception as error:  # noqa: BLE001 - MLflow's own, or those of what it is built on
             if not transient(error):
                 self.mine = None
-            return transient(error)  # an outage takes no lease away
+            return transient(error)  # no lease is lost in an outage
         return True
 
     def release(self) -> None:
-        """Gives the lease back; harmless if it is not held. In an outage the claim stays and goes stale."""
+        """Releases the lease, if it is held. In an outage the claim stays and goes stale."""
         mine, self.mine = self.mine, None
         if mine:
             self._drop(mine)
@@ -94,13 +94,13 @@ class Lease:
             return False
         now = self.clock()
         beat, last_read, unchanged = self._heartbeats.get(claim.run_id, (claim.beat, now, 0.0))
-        # one read adds a quarter at most: a long time between two reads says nothing about the holder
+        # one read adds at most a quarter: a long time between two reads says nothing about the holder
         unchanged = unchanged + min(now - last_read, self.stale_after / 4) if beat == claim.beat else 0.0
         self._heartbeats[claim.run_id] = (claim.beat, now, unchanged)
         return unchanged < self.stale_after
 
     def _busy(self, claims: list[Claim]) -> bool:
-        return sum(map(self.live, claims)) > 0  # all are read: staleness counts reads
+        return sum(map(self.live, claims)) > 0  # not any(): each read of a claim adds to its staleness
 
     def _claim(self, digest: str, holder: str) -> str:
         tags = {"premed.digest": digest, "premed.holder": holder, "premed.beat": uuid.uuid4().hex} | process_tags()
@@ -127,7 +127,7 @@ class Lease:
 
 
 def close_dead_runs(store: RunStore) -> list[str]:
-    """Marks runs KILLED that ended processes of this host left RUNNING, and removes their claims; returns the runs."""
+    """Marks runs that ended processes of this host left RUNNING as KILLED, removes their claims, returns the ids."""
     here = {"premed.host": host()}
     dead = [run.run_id for run in store.search(here, status="RUNNING") if gone(run.tags)]
     for run_id in dead:

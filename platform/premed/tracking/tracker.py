@@ -1,4 +1,4 @@
-"""Tracker: what a command records of its runs and how it claims stages; and one that waits while MLflow is away."""
+"""Tracker: the interface through which a command records runs and claims stages; RetryingTracker waits in an outage."""
 
 # pyright: reportReturnType=false
 # (the Protocol's methods have a docstring for a body)
@@ -18,28 +18,28 @@ R = TypeVar("R")
 class Tracker(Protocol):
     """The runs of one command in a tracking server, and its leases of stages.
 
-    Implemented by `mlflow_tracker.MLflowTracker`. Writes (`log_…`, `set_tags`, `finish`) return at once and arrive
-    later, in order for each run; everything else asks the server and may raise what that raises.
+    Implemented by `mlflow_tracker.MLflowTracker`. Writes (`log_…`, `set_tags`, `finish`) return at once and are
+    delivered later, in order for each run; all other methods call the server and may raise its errors.
     """
 
     # ---- leases: one command at a time runs a stage
 
     def acquire(self, digest: str) -> bool:
-        """Whether the caller may now run the stage; until `release`, nobody else may, in this command or another."""
+        """Claims the stage's lease; returns whether the caller holds it. Until `release`, no other can acquire it."""
 
     def release(self, digest: str) -> None:
-        """Gives the lease back; harmless where it is not held."""
+        """Releases the lease, if it is held."""
 
     def lease_lost(self, digest: str) -> bool:
-        """Whether another command took the lease over while this one's heartbeat was silent."""
+        """Whether the lease was lost: another command took it over after this one's heartbeat stopped."""
 
     # ---- runs
 
     def newest_run(self, experiment: str, digest: str, kind: str, ended: bool = True) -> str | None:
-        """The id of the newest run of that digest; among unfinished ones only, unless `ended`."""
+        """Returns the id of the newest run of that digest, or None. ended: False skips finished runs."""
 
     def finished_run(self, digest: str, kind: str) -> str | None:
-        """The id of the finished run of that digest."""
+        """Returns the id of the newest finished run of that digest, or None."""
 
     def finished_with(self, run_id: str, tags: Mapping[str, str]) -> bool:
         """Whether the run is finished and has these tags."""
@@ -54,13 +54,13 @@ class Tracker(Protocol):
         tags: Mapping[str, str],
         params: Mapping[str, Any],
     ) -> str:
-        """The id of the run of that digest: the unfinished one is reopened, else a new one starts."""
+        """Reopens the newest run of that digest that is not finished, or starts a new one; returns its id."""
 
     def reopen_run(self, run_id: str) -> None:
-        """Sets an ended run to running, and removes the reason of its failure."""
+        """Sets an ended run to RUNNING, and removes the reason of its failure."""
 
     def download(self, run_id: str, folder: str, scored: bool = True) -> bool:
-        """Writes a finished stage's files into `folder`, as its storage had them. False where MLflow has lost them.
+        """Writes a finished stage's files into `folder`, as its storage had them. Returns False if MLflow lost them.
 
         scored: the stage has a row of scores for each case.
         """
@@ -68,55 +68,55 @@ class Tracker(Protocol):
     # ---- writes
 
     def log_rows(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Metrics, as rows `{"step": int, "time": ms, "metrics": {name: float}}`; see `RunStore.log_rows`."""
+        """Logs metrics, as rows `{"step": int, "time": ms, "metrics": {name: float}}`; see `RunStore.log_rows`."""
 
     def log_scores(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The table of scores, one row per case."""
+        """Logs the table of scores, one row per case."""
 
     def log_files(self, run_id: str, folder_or_file: str, path: str = "") -> None:
-        """A file, or all files of a folder, at `path` among the run's artifacts."""
+        """Logs a file, or all files of a folder, at `path` among the run's artifacts."""
 
     def log_datasets(self, run_id: str, entries: Sequence[Mapping[str, Any]]) -> None:
-        """The data sets that the run used; see `RunStore.log_datasets`."""
+        """Logs the data sets that the run used; see `RunStore.log_datasets`."""
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Tags, as they are to be once everything before them is delivered."""
+        """Sets tags, after everything logged before is delivered."""
 
     def finish(self, run_id: str, status: str) -> None:
-        """Ends the run now: FINISHED, FAILED or KILLED."""
+        """Ends the run, with the present as its end time. status: FINISHED, FAILED or KILLED."""
 
     def wait_delivered(self, run_id: str, timeout: float = 10.0) -> bool:
-        """Waits until everything of a finished run is delivered. False after `timeout` seconds: the rest is on disk."""
+        """Waits until all writes of an ended run are delivered. False after `timeout` seconds: the rest is on disk."""
 
     # ---- models
 
     def is_registered(self, run_id: str) -> bool | None:
-        """Whether the run's network is a version of a registered model; None where the registry refuses to say."""
+        """Whether the run's network is a version of a registered model; None if the registry fails."""
 
     def register_model(
         self, run_id: str, name: str, module: Any, example: Any, score: float, card: dict[str, Any]
     ) -> str | None:
-        """Registers the run's network (`registry.register`); returns the version, None where the registry refuses."""
+        """Registers the run's network (`model_registry.register`); returns the version, None if the registry fails."""
 
     # ---- events
 
     def record_event(self, run_id: str, event: Event) -> None:
-        """Takes an event of a stage's first worker: metrics are logged, and everything is kept for `drain_events`.
+        """Records an event of a stage's first worker: logs metrics, and keeps the event for `drain_events`.
 
-        LeaseLost where another command has taken the stage over.
+        Raises LeaseLost if another command took the stage over.
         """
 
     def drain_events(self) -> list[Event]:
-        """The events since the last call. Those of a stage carry its `run_id`."""
+        """Returns the events since the last call. Those of a stage have its `run_id`."""
 
     def close(self, timeout: float = 60.0) -> int:
-        """Releases all leases and delivers what is left; returns how many records stay on disk for the next start."""
+        """Releases all leases and delivers what is left; returns how many writes stay on disk for the next start."""
 
 
 class RetryingTracker:
-    """A Tracker that waits while MLflow is away, so that an outage between two stages ends no experiment.
+    """A Tracker that waits while MLflow does not answer, so that an outage between two stages ends no experiment.
 
-    waits: seconds before each new try; StageFailed when they are used up. pause: waits that long.
+    waits: seconds before each retry; raises StageFailed after the last one. pause: sleeps so many seconds.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class RetryingTracker:
         self.tracker, self.on_event, self.waits, self.pause = tracker, on_event, waits, pause
 
     def retry(self, method: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Calls the method, again after each wait where MLflow does not answer; warns at the first."""
+        """Calls the method, and again after each wait while MLflow does not answer; warns once."""
         waits, warned = iter(self.waits), False
         while True:
             try:
@@ -221,5 +221,5 @@ class RetryingTracker:
 
 
 def outage(error: Exception) -> bool:
-    """Whether MLflow, or what it stands on, may answer later."""
+    """Whether the error is an outage, of MLflow or of what it uses, after which a retry may succeed."""
     return transient(error) and (isinstance(error, OSError) or hasattr(error, "error_code"))

@@ -1,5 +1,4 @@
 """What a worker does with one stage: build, resume, fit, validate, checkpoint, save. No Ray, no MLflow.
 
-Doors: `stage.run_stage` (a `setup.StageJob` to a result), `fit.fit` (the only loop), `artifacts` (saved weights and
-cards).
+Entry points: `stage.run_stage` (runs a `setup.StageJob`), `fit.fit` (the only loop), `artifacts` (weights and cards).
 """

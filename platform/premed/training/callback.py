@@ -1,7 +1,7 @@
 """Training callback: logs metrics, validates, keeps the best weights, saves checkpoints, stops on a non-finite loss.
 
-Everything here falls on steps that are the same for any number of workers and after any restart, so that a resumed run
-draws the same curve.
+It logs and validates after the same steps for any number of workers and after any restart, so that a resumed run has
+the same curve. Only the steps of checkpoints depend on the clock.
 """
 
 import math
@@ -23,11 +23,11 @@ from premed.training.evaluate import evaluate
 from premed.training.storage import StageStorage
 from premed.training.throughput import Throughput
 
-SHOWN = 20  # names of samples in a message
+SHOWN = 20  # names of samples in an error message
 
 
 class NotFinite(Exception):
-    """The loss is not finite; the message names the step, its samples and the last good checkpoint."""
+    """The loss or the weights are not finite; the message names the step, its samples and the newest checkpoint."""
 
     def __init__(self, message: str, step: int, samples: Sequence[str]):
         super().__init__(message)
@@ -37,10 +37,10 @@ class NotFinite(Exception):
 class TrainingCallback:
     """Called by `fit` after every step, on every rank; see `fit.StepCallback`.
 
-    sample_names: the case names of a step's samples. score: the number of a validation that picks the weights to keep,
-    higher is better (None: the last ones are kept). on_event: called on the first rank. report: called with the numbers
-    of each validation, on every rank. spread_over: the number of steps that the validations are spread over, where
-    `plan` ends before. throughput: None where there is no gradient descent to measure.
+    sample_names: the case names of a step's samples. score: the validation metric that selects the weights to keep,
+    higher is better (None: the last ones are kept). on_event: does nothing except on the first rank (`run_stage`).
+    report: called with the metrics of each validation, on every rank. spread_over: the number of steps over which the
+    validations are spread, if `plan` ends earlier. throughput: None if there is no gradient descent to measure.
     """
 
     def __init__(
@@ -81,14 +81,14 @@ class TrainingCallback:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets the steps since the last point of the curve."""
+        """Resets what is summed up since the last point of the curve."""
         self.total, self.count = torch.zeros((), dtype=torch.float64, device=self.device), 0
         self.not_finite = torch.full((), math.inf, dtype=torch.float64, device=self.device)  # first such step
 
     def __call__(self, step: int, loss: Tensor, metrics: dict[str, Tensor | float]) -> None:
         self.total += loss
         self.count += 1
-        # the value is not looked at here: on a GPU that would wait for the step
+        # no value is read here: on a GPU that would wait for the step
         self.not_finite = torch.where(loss.isfinite(), self.not_finite, self.not_finite.clamp(max=step))
         last = step == self.plan.num_steps
         if step % self.log_steps == 0 or last or step in self.validation_steps:
@@ -109,17 +109,17 @@ class TrainingCallback:
             dist.all_reduce(self.not_finite, op=dist.ReduceOp.MIN)
             metrics = self.mean_over_ranks(metrics)
         if math.isfinite(first := float(self.not_finite)):
-            self.raise_not_finite(int(first), "the loss is not a number")
-        # a finite loss can have a gradient that is none: such weights must never become a checkpoint
+            self.raise_not_finite(int(first), "the loss is not finite")
+        # a finite loss can have a non-finite gradient: weights that it changed must never become a checkpoint
         if not nn.utils.get_total_norm(list(self.objective.parameters())).isfinite():
-            self.raise_not_finite(step, "the weights are no numbers")
+            self.raise_not_finite(step, "the weights are not finite")
         loss = float(self.total) / self.world / self.count
         training = {"train/loss": loss} | {f"train/{name}": float(value) for name, value in metrics.items()}
         self.log(step, training, self.measure_throughput(step))
         self.reset()
 
     def mean_over_ranks(self, metrics: dict[str, Tensor | float]) -> dict[str, Tensor | float]:
-        """Tensors become means over the step's samples on all ranks; plain numbers are the same everywhere and stay."""
+        """Averages tensors over the step's samples on all ranks; keeps plain numbers, which are equal on all ranks."""
         tensors = {name: value for name, value in metrics.items() if isinstance(value, Tensor)}
         if not tensors:
             return metrics
@@ -128,7 +128,7 @@ class TrainingCallback:
         return metrics | dict(zip(tensors, stacked / self.world, strict=True))
 
     def measure_throughput(self, step: int) -> dict[str, float]:
-        """Speed and memory since the last point. Emits an event, once, where data loading is the bottleneck."""
+        """Returns speed and memory since the last point. Emits an event, once, if data loading is the bottleneck."""
         if self.throughput is None:
             return {}
         steps = range(step - self.count, step)
@@ -146,7 +146,7 @@ class TrainingCallback:
         raise NotFinite(f"{what} at step {step} (samples {shown}); {good}: {remedy}", step, names)
 
     def log(self, step: int, metrics: dict[str, float], throughput: dict[str, float] | None = None) -> None:
-        """Adds a point to the curve. throughput: logged beside it and not kept."""
+        """Adds a point to the curve. throughput: logged with it, but not part of the curve."""
         if self.rank == 0:
             row = {"step": step, "time": int(time.time() * 1000), "metrics": metrics}
             self.curve.append(row)
@@ -155,11 +155,11 @@ class TrainingCallback:
     # ---- validation
 
     def validate(self, step: int) -> None:
-        """Scores val; keeps the weights where they are the best so far."""
+        """Scores val; keeps the weights if they are the best so far."""
         rows = evaluate(self.objective, self.val, self.precision)
         summary = self.objective.summary(rows)
         self.log(step, {f"val/{name}": value for name, value in summary.items() if "/" not in name})
-        # without a score (or with one that is undefined on val) later is better
+        # without a score (or with one that is undefined on val) the last weights are the best
         value = summary.get(self.score, -math.inf) if self.score else -math.inf
         if not self.best or value > self.best["value"] or self.best["value"] == -math.inf:
             self.best, self.rows = {"step": step, "value": value, "summary": summary}, rows
@@ -170,7 +170,7 @@ class TrainingCallback:
         self.report({"step": step, **summary})
 
     def snapshot(self, step: int) -> None:
-        """Keeps what the objective makes of fixed cases; the step is in the name, so a resumed run has each once."""
+        """Saves the outputs for fixed cases; the step is in the file name, so that a resumed run has each once."""
         with torch.no_grad():
             self.objective.eval()
             tensors = self.objective.snapshot(self.val)
@@ -181,17 +181,17 @@ class TrainingCallback:
     # ---- checkpoints
 
     def save(self, step: int, kept: int = KEPT) -> None:
-        """Saves a checkpoint of the objective, the optimizer and what the curve came to; the `kept` newest stay."""
+        """Saves a checkpoint of objective, optimizer, curve and best scores; the `kept` newest stay."""
         notes = {"curve": self.curve, "best": self.best, "rows": self.rows, "seconds": self.elapsed()}
         self.checkpoints.save(step, self.objective, self.optimizer, notes, kept)
         if self.rank == 0:
             self.on_event(CheckpointSaved(step))
 
     def resume(self, trunk: StageStorage | None = None) -> int:
-        """Loads the newest good checkpoint, if any; returns the number of steps that are done.
+        """Loads the newest undamaged checkpoint, if any; returns the number of steps done.
 
-        trunk: the segment that this stage continues, as if both were one training; used until it has a checkpoint of
-            its own.
+        trunk: the segment that this stage continues, as if both were one training; used while the stage has no
+            checkpoint of its own.
         """
         checkpoint = self.checkpoints.restore(self.objective, self.optimizer, trunk)
         if checkpoint is None:

@@ -1,11 +1,11 @@
 """Checkpoints of a training: the state to resume from, and the best weights so far.
 
 In a stage's folder, `checkpoints/STEP.pt` holds the state (torch's own format, read with `weights_only=True`) and
-`checkpoints/STEP.json` its manifest: the hash of everything, and notes. The manifest is written last, so that a
-checkpoint counts only once it is complete. `best/STEP/PART.safetensors` are the weights that validation picked.
+`checkpoints/STEP.json` its manifest: notes, and the hash of state and notes. The manifest is written last, so that a
+checkpoint counts only once it is complete. `best/STEP/PART.safetensors` are the weights that validation selected.
 
 Written by premed itself rather than through Ray's checkpoint manager: a run resumes in the same way with and without
-Ray, and from the checkpoint before where the newest is damaged.
+Ray, and from the previous checkpoint if the newest is damaged.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from premed.contracts import Objective
 from premed.distributed import RaisedOnAllRanks, all_gather, rank_and_world
 from premed.training.storage import StageStorage
 
-KEPT = 2  # checkpoints: the newest may turn out damaged
+KEPT = 2  # checkpoints: the newest may be damaged
 
 
 class Checkpoint(NamedTuple):
@@ -32,7 +32,7 @@ class Checkpoint(NamedTuple):
     step: int
     state: dict[str, Any]  # tensors and plain values
     notes: dict[str, Any]  # JSON
-    own: bool = True  # the stage's; False where it is the final state of the trunk segment before
+    own: bool = True  # False: the final state of the trunk segment that the stage continues
 
 
 class CheckpointManager:
@@ -45,19 +45,19 @@ class CheckpointManager:
     # ---- files
 
     def steps(self) -> list[int]:
-        """The steps after which there is a checkpoint, damaged or not, in order."""
+        """The steps after which there is a checkpoint, damaged or not, in ascending order."""
         names = self.storage.names()
         return [int(Path(name).stem) for name in names if name.startswith("checkpoints/") and name.endswith(".json")]
 
     def manifest(self, step: int) -> dict[str, Any]:
-        """`hash` and `notes` of the checkpoint of a step; empty where it cannot be read."""
+        """`hash` and `notes` of the checkpoint of a step; empty if it cannot be read."""
         try:
             return self.storage.get_json(f"checkpoints/{step:09d}.json") or {}
         except ValueError:
             return {}
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint that is complete and undamaged."""
+        """Returns the newest checkpoint that is complete and undamaged; None if there is none."""
         for step in reversed(self.steps()):
             manifest, content = self.manifest(step), self.storage.get(f"checkpoints/{step:09d}.pt")
             if content is not None and manifest and _hash(content, manifest.get("notes")) == manifest.get("hash"):
@@ -66,9 +66,9 @@ class CheckpointManager:
         return None
 
     def write(self, checkpoint: Checkpoint, kept: int = KEPT) -> None:
-        """Writes a checkpoint; of those up to its step the `kept` newest stay, later ones are removed.
+        """Writes a checkpoint; keeps the `kept` newest up to its step and removes later ones.
 
-        Later ones belong to a past that was given up because they were damaged.
+        Later ones are damaged: the training resumed from an earlier one.
         """
         step, state, notes, _ = checkpoint
         buffer = io.BytesIO()
@@ -85,7 +85,7 @@ class CheckpointManager:
     # ---- a training
 
     def due(self, minutes: float, device: torch.device) -> bool:
-        """Whether the last checkpoint is `minutes` old, by rank 0's clock."""
+        """Whether `minutes` have passed since the last checkpoint or the start, by rank 0's clock."""
         due = torch.tensor(float(time.monotonic() - self.saved_at >= minutes * 60))
         if rank_and_world()[1] > 1:
             due = due.to(device)
@@ -93,7 +93,7 @@ class CheckpointManager:
         return bool(due)
 
     def save(self, step: int, objective: Objective, optimizer: AdamW, notes: dict[str, Any], kept: int = KEPT) -> None:
-        """Rank 0 writes a checkpoint; the others wait until it is there."""
+        """Rank 0 writes a checkpoint; the others wait until it is written."""
         rank, world = rank_and_world()
         if rank == 0:
             state = {"objective": objective.state_dict(), "optimizer": optimizer.state_dict()}
@@ -103,10 +103,10 @@ class CheckpointManager:
             dist.barrier()
 
     def restore(self, objective: Objective, optimizer: AdamW, trunk: StageStorage | None = None) -> Checkpoint | None:
-        """Loads the newest checkpoint, on all ranks, and returns it; None where there is none.
+        """Loads the newest checkpoint, on all ranks, and returns it; None if there is none.
 
         trunk: the segment whose final state the stage starts from while it has no checkpoint of its own. Raises
-        RaisedOnAllRanks where that is damaged, or where the ranks do not see the same checkpoints.
+        RaisedOnAllRanks if that is missing or damaged, or if the ranks do not see the same checkpoints.
         """
         if rank_and_world()[0] == 0:
             self.storage.remove_partial_files()
@@ -116,11 +116,11 @@ class CheckpointManager:
         steps = all_gather(checkpoint.step if checkpoint else 0)
         if len(set(steps)) > 1:
             raise RaisedOnAllRanks(
-                f"train.storage: {self.storage.where} is another folder on each machine (their newest checkpoints "
+                f"train.storage: {self.storage.where} is not one folder for all nodes (their newest checkpoints "
                 f"are of steps {steps}); name one that all nodes reach"
             )
         if checkpoint is None and trunk:
-            message = f"{trunk.where}: the state it ended with is damaged; remove that folder and run again"
+            message = f"{trunk.where}: its final state is missing or damaged; remove that folder and run again"
             raise RaisedOnAllRanks(message)
         if checkpoint is not None:
             objective.load_state_dict(checkpoint.state["objective"])
@@ -133,7 +133,7 @@ class CheckpointManager:
         """Writes the objective's parts as the weights of the best step so far, and removes those of earlier ones."""
         for part, module in objective.parts.items():
             self.storage.put_weights(best_file(best["step"], part), module.state_dict())
-        # a checkpoint may be resumed from: the weights that were the best when it was written stay, too
+        # a run may resume from any checkpoint: the weights that were the best when it was written stay, too
         noted = [self.manifest(step).get("notes", {}).get("best", {}) for step in self.steps()]
         stay = {f"{each['step']:09d}" for each in [best, *noted] if each}
         for name in self.storage.names():
@@ -142,7 +142,7 @@ class CheckpointManager:
 
 
 def best_file(step: int, part: str) -> str:
-    """Where the weights of the best step are; the step is in the name, for a resumed run may find another best."""
+    """The file of the best weights; the step is in its name, because a resumed run may find another best."""
     return f"best/{step:09d}/{part}.safetensors"
 
 

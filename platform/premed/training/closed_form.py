@@ -1,7 +1,7 @@
-"""The closed form of `fit`: a head's weights are solved on the frozen encoder's features of the training images.
+"""Closed-form training in place of `fit`: solves a head's weights on a frozen encoder's features of training images.
 
-One step per solution, so that the training callback validates, keeps the best and saves as it does in a descent. Rank 0
-solves; all ranks get its weights.
+Each solution is a step, so that the training callback validates, keeps the best and saves as in gradient descent. Rank
+0 solves and broadcasts the weights.
 """
 
 from collections.abc import Sequence
@@ -31,9 +31,9 @@ def solve(
     precision: torch.dtype = torch.float32,
     on_event: EventHandler,
 ) -> None:
-    """Takes the head of `objective` through its solutions, of which the first `start` are done.
+    """Sets the head of `objective` to each of its solutions and calls `callback`; skips the first `start`.
 
-    on_event: called with each warning of the head, once.
+    on_event: called once with each warning of the head.
     """
     objective.eval()
     head, warned = objective.network.head, set()
@@ -53,10 +53,10 @@ def solve(
 
 
 def extract_features(objective: Supervised, train: Sequence[Sample], precision: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rows [n, D] and the classes' shares [n, classes] of the training cases' fixed views, on the CPU of rank 0.
+    """Returns rows [n, D] and class fractions [n, classes] of the training cases' fixed views, on the CPU of rank 0.
 
-    The ranks share the work and send rows only; the same cases go through the encoder together for any number of ranks.
-    On other ranks both are empty.
+    Each rank encodes its share of the chunks, which are the same for any number of ranks, and sends rows and fractions
+    to rank 0. On other ranks both are empty.
     """
     rank, world = rank_and_world()
     chunks = views.chunks(train, objective.task.roi)
@@ -75,7 +75,7 @@ def extract_features(objective: Supervised, train: Sequence[Sample], precision: 
 
 @torch.no_grad()
 def features_of(objective: Supervised, chunk: Sequence[Sample], precision: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Rows and shares of the cases that go through the encoder together. UserError where a row is not finite."""
+    """Returns rows and class fractions of one chunk of cases. Raises UserError if a row is not finite."""
     task, network = objective.task, objective.network
     tiles = [task.tiles(sample) for sample in chunk]
     device = next(objective.parameters()).device
@@ -86,7 +86,7 @@ def features_of(objective: Supervised, chunk: Sequence[Sample], precision: torch
     names = [sample.case.name for sample, views in zip(chunk, tiles, strict=True) for _ in views]
     for name, finite in zip(names, rows.flatten(1).isfinite().all(dim=1), strict=True):
         if not finite:
-            raise UserError(f"{name}: its features are no numbers; look at this image (premed data check)")
+            raise UserError(f"{name}: its features are not finite; look at this image (premed data check)")
     shares = [
         torch.from_numpy(each) for sample in chunk for each in task.label_fractions(sample, network.encoder.patch)
     ]

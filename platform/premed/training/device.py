@@ -1,4 +1,4 @@
-"""What this process computes on, how precisely, and how much memory that took."""
+"""The device and the precision of a training, and its peak memory."""
 
 import resource
 from contextlib import suppress
@@ -19,7 +19,7 @@ def device_of(train: Train) -> torch.device:
 
 
 def precision_of(train: Train) -> torch.dtype:
-    """bf16 where the hardware multiplies it: GPUs, and CPUs with AMX tiles."""
+    """The dtype of autocast; `auto` is bf16 where it is fast: on GPUs, and on CPUs with AMX tiles."""
     if train.precision == "auto":
         fast = train.gpu or torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if fast else torch.float32
@@ -27,8 +27,8 @@ def precision_of(train: Train) -> torch.dtype:
 
 
 def forget_peak_memory() -> None:
-    """Begins to look for the most memory anew: a process may run several stages."""
-    with suppress(OSError):  # Linux alone has it
+    """Resets the peak memory: a process may run several stages."""
+    with suppress(OSError):  # exists on Linux only
         Path("/proc/self/clear_refs").write_text("5")
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -36,7 +36,7 @@ def forget_peak_memory() -> None:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most memory this process held since `forget_peak_memory`: the GPU's where there is one."""
+    """The peak memory of this process since `forget_peak_memory`: the GPU's if `device` is one."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     with suppress(OSError, StopIteration):

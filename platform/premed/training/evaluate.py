@@ -1,4 +1,4 @@
-"""Evaluation of a network: rows of scores over all ranks, a bootstrap interval, and what a pre-training came to."""
+"""Evaluation: rows of scores from all ranks, bootstrap intervals, and the gate and collapse of a pre-training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -12,14 +12,15 @@ from premed.rng import fold, key, uniform
 
 GATE_SHARE = 0.95
 """A pre-training passes its gate when its validation loss is below this share of it."""
-UNIFORM_ENTROPY, SAME_ANSWER = 0.98, 0.95
-"""A teacher has collapsed when its answers have this share of the largest entropy, or this share of images has one."""
+UNIFORM_ENTROPY, SAME_OUTPUT = 0.98, 0.95
+"""A teacher has collapsed if its outputs have more than this share of the largest entropy, or if more than this share
+of the images get the same output."""
 AnyRow = TypeVar("AnyRow", bound=Mapping[str, Any])
 
 
 @torch.no_grad()
 def evaluate(objective: Objective, samples: Sequence[Sample], precision: torch.dtype) -> list[Row]:
-    """`objective.measure` of all samples: one row each, in their order, on every rank. Each rank measures its share."""
+    """Returns `objective.measure` of all samples, in their order, on every rank. Each rank measures its share."""
     rank, world = rank_and_world()
     training = objective.training
     objective.eval()
@@ -28,7 +29,7 @@ def evaluate(objective: Objective, samples: Sequence[Sample], precision: torch.d
         measured = objective.measure(mine) if len(mine) else []
     objective.train(training)
     rows: list[Row] = [{}] * len(samples)
-    for first, share in enumerate(all_gather(measured)):  # by place: two data sets may have cases of one name
+    for first, share in enumerate(all_gather(measured)):  # by index: two data sets may have cases of the same name
         rows[first::world] = share
     return rows
 
@@ -40,7 +41,7 @@ def bootstrap_interval(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile interval of `statistic(rows)` when patients (`row["patient"]`) are drawn with replacement, not images.
+    """Bootstrap percentile interval of `statistic(rows)`: resamples patients (`row["patient"]`), not images.
 
     `statistic` returns NaN where it is undefined: such resamples are skipped, and if they are more than half, or there
     are no rows, the interval is (NaN, NaN). The order of `rows` does not matter.
@@ -62,24 +63,24 @@ def bootstrap_interval(
 
 
 def passed_gate(summary: dict[str, float]) -> dict[str, Any] | None:
-    """A pre-training's loss, its gate (the loss of a predictor without a network), and whether it passed.
+    """Returns a pre-training's loss, its gate (the loss of a predictor without a network), and whether it passed.
 
-    `below`: by which share of the gate. None for stages without a gate.
+    `below`: how far the loss is below the gate, as a share of it. None for stages without a gate.
     """
     if "gate" not in summary:
         return None
-    # a gate of 0: all images are alike, and there is nothing to learn beyond it
+    # a gate of 0: the predictor without a network is perfect, and nothing is left to learn
     share = summary["loss"] / summary["gate"] if summary["gate"] > 0 else 1.0
     return {"loss": summary["loss"], "gate": summary["gate"], "below": 1 - share, "passed": share < GATE_SHARE}
 
 
 def collapsed(summary: dict[str, float]) -> dict[str, Any] | None:
-    """How a self-distillation collapsed: into `uniform` answers, or into `one` for all images; None if it did not.
+    """Returns how a self-distillation collapsed: to `uniform` outputs, or to `one` for all images; None if it did not.
 
-    summary: `entropy` of the answers as a share of the largest possible, `same`: the share of images with the most
-    frequent answer.
+    summary: `entropy` of the outputs as a share of the largest possible; `same`: the share of images with the most
+    frequent output.
     """
     if "entropy" not in summary or "same" not in summary:
         return None
-    into = "uniform" if summary["entropy"] > UNIFORM_ENTROPY else "one" if summary["same"] > SAME_ANSWER else None
+    into = "uniform" if summary["entropy"] > UNIFORM_ENTROPY else "one" if summary["same"] > SAME_OUTPUT else None
     return into and {"into": into, "entropy": summary["entropy"], "same": summary["same"]}

@@ -1,9 +1,9 @@
 """The only training loop: plain torch, no Ray, no MLflow.
 
-In each step every rank takes its share of the step's samples, in one or several micro-batches. Losses are weighted by
-the share of samples that they are of, so that any number of ranks and micro-batches gives the gradient of the step's
-mean loss. The samples of a step are a function of its number (`BatchSampler.at`), the random draws for a sample a
-function of its key: a run that resumes from a checkpoint continues as if it had never stopped.
+In each step every rank trains on its share of the step's samples, in one or more micro-batches. The loss of each
+micro-batch is weighted by its share of the samples, so that any number of ranks and micro-batches gives the gradient of
+the step's mean loss. The samples of a step are a function of its number (`BatchSampler.at`), the random draws for a
+sample a function of its key: a run that resumes from a checkpoint continues as if it had never stopped.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ class StepCallback(Protocol):
     """Called after every step on every rank: logging, validation, checkpoints."""
 
     def __call__(self, step: int, loss: Tensor, metrics: dict[str, Tensor | float]) -> None:
-        """`step` steps are done. `loss` and tensors in `metrics` are this rank's weighted part of the last one's."""
+        """step: the number of steps done. loss, tensors in `metrics`: this rank's weighted part of the last step's."""
         ...
 
 
@@ -45,7 +45,7 @@ def fit(
 ) -> None:
     """Trains `objective` (bare, or wrapped in DDP) from step `start` to the end of the plan.
 
-    accumulate: micro-batches per step. clip: limit of the gradient's norm.
+    accumulate: micro-batches per step. clip: maximum norm of the gradient.
     """
     module: Objective = objective.module if hasattr(objective, "module") else objective  # type: ignore[assignment]
     device = next(module.parameters()).device
@@ -72,7 +72,7 @@ def fit(
 
 
 def feed(plan: BatchSampler, source: BatchLoader, start: int, accumulate: int) -> Iterator[tuple[int, list[Batch]]]:
-    """This rank's micro-batches of every step from `start` on."""
+    """Yields every step from `start` on, with this rank's micro-batches."""
     rank, world = rank_and_world()
     steps = range(start, plan.num_steps)
     stream = source.batches(indices for step in steps for indices in share(plan.at(step), rank, world, accumulate))
@@ -81,10 +81,10 @@ def feed(plan: BatchSampler, source: BatchLoader, start: int, accumulate: int) -
 
 
 def share(indices: BatchIndices, rank: int, world: int, accumulate: int = 1) -> list[BatchIndices]:
-    """The share of `rank` in a step's samples, as `accumulate` micro-batches.
+    """Returns the samples of `rank` in a step, as `accumulate` micro-batches.
 
     A weight is the micro-batch's share of the samples times the number of ranks, because DDP averages over ranks. A
-    rank for which no sample is left takes the first one with weight 0, so that all ranks do the same number of passes.
+    micro-batch without samples gets the step's first one with weight 0: all ranks do the same number of passes.
     """
     num = len(indices.samples)
     epochs = np.broadcast_to(indices.epoch, num)
@@ -94,13 +94,13 @@ def share(indices: BatchIndices, rank: int, world: int, accumulate: int = 1) -> 
 
 
 def distributed(objective: Objective) -> nn.Module:
-    """Wrapped in DDP where there are several ranks.
+    """Wraps the objective in DDP if there are several ranks.
 
-    The same buckets at every step keep a resumed run's sums in their order.
+    `find_unused_parameters` keeps DDP from rebuilding its buckets, so that a resumed run sums in the same order.
     """
     if rank_and_world()[1] == 1:
         return objective
     wrapper = nn.parallel.DistributedDataParallel
     newer = "forward_sync_buffers" in signature(wrapper).parameters  # torch 2.15's name
-    sync: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}  # all ranks have the same
+    sync: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}  # equal on all ranks
     return wrapper(objective, find_unused_parameters=True, **sync)

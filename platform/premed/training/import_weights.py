@@ -1,6 +1,6 @@
-"""What a strategy brings in place of a pre-training: weights from elsewhere, saved once as a stage's encoder.
+"""The import stage, in place of a pre-training: saves weights from a file or the hub as a stage's encoder.
 
-Runs where the command runs: the file need be on that machine alone, all others load what the stage saved.
+It runs in the process of the command, so that only that machine needs the file; workers load what the stage saved.
 """
 
 import time
@@ -21,14 +21,14 @@ from premed.training.storage import StageStorage
 
 
 def foresee(experiment: Experiment, tasks: Callable[[Spec], Task]) -> None:
-    """UserError where the weights that an experiment starts from cannot be had or do not fit. Nothing is saved."""
+    """Raises UserError if the weights that an experiment imports cannot be read or do not fit. Saves nothing."""
     first = next(experiment.stages(lambda kind: ""))
     if first.kind == "import":
         brought(first, tasks)
 
 
 def bring(stage: Stage, storage: StageStorage, on_event: EventHandler, tasks: Callable[[Spec], Task]) -> None:
-    """Saves the encoder that an import stage brings, its card and, last, the result."""
+    """Runs an import stage: saves the encoder, its card and, last of all, the result."""
     began = time.monotonic()
     task, encoder, state, report = brought(stage, tasks)
     load_strictly(encoder.to_empty(device="cpu"), state, "encoder")
@@ -51,7 +51,7 @@ def bring(stage: Stage, storage: StageStorage, on_event: EventHandler, tasks: Ca
 def brought(
     stage: Stage, tasks: Callable[[Spec], Task]
 ) -> tuple[Task, Encoder, dict[str, torch.Tensor], dict[str, Any]]:
-    """The task, its encoder (without memory), the encoder's state, and what was done to make it."""
+    """Returns the task, its encoder (on the meta device), the encoder's state, and a report of how it was made."""
     task = tasks(stage.task)
     with torch.device("meta"):
         encoder = plugin("encoders", stage.encoder).build(stage.encoder, task.channels, task.roi)

@@ -1,4 +1,4 @@
-"""AdamW, its parameter groups with layer-wise decay, and what changes at every step: rate, weight decay, clipping."""
+"""AdamW with layer-wise learning rate decay; the learning rate, weight decay and gradient clipping of each step."""
 
 from math import cos, pi
 from typing import Any
@@ -11,15 +11,15 @@ from premed.models.network import Network
 
 
 def make_optimizer(objective: Objective, betas: tuple[float, float]) -> AdamW:
-    """AdamW over the objective's groups; their `lr_scale` (layer decay) is applied by `set_lr` at every step."""
+    """Returns AdamW for the objective's groups; `set_lr` applies their `lr_scale` (layer decay) at every step."""
     return AdamW(objective.param_groups(), lr=0.0, betas=betas, fused=next(objective.parameters()).is_cuda)
 
 
 def layer_decay_groups(network: Network, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """The parameter groups of `network`, by layer and by whether weight decay holds, as MAE's fine-tuning has them.
+    """Groups the parameters of `network` by layer and by whether weight decay applies, as in MAE's fine-tuning.
 
-    The learning rate of layer i (0 embeds, i + 1 is block i, depth + 1 the rest) is multiplied by
-    layer_decay^(depth + 1 - i). Weight decay is on matrices, not on biases, norms, positions and the class token.
+    The learning rate of layer n (0: embeddings, i + 1: block i, depth + 1: the rest) is multiplied by
+    layer_decay^(depth + 1 - n). Weight decay applies to matrices, not to biases, norms, positions and the class token.
     """
     last = network.encoder.depth + 1
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
@@ -46,7 +46,7 @@ def set_lr(optimizer: AdamW, lr: float) -> float:
 
 
 def set_decay(optimizer: AdamW, progress: float) -> None:
-    """Weight decay of groups with `decay` (first, last): from the first to the last value along half a cosine."""
+    """Sets the weight decay of groups with `decay` (first, last): from first to last along half a cosine."""
     for group in optimizer.param_groups:
         if "decay" in group:
             first, last = group["decay"]
@@ -54,7 +54,7 @@ def set_decay(optimizer: AdamW, progress: float) -> None:
 
 
 def gradient_norm(module: nn.Module, limit: float | None) -> dict[str, Tensor]:
-    """The gradients' global norm, to log; clips them to `limit` where it is set."""
+    """Returns the gradients' global norm, to log; clips them to `limit` if it is set."""
     norm = nn.utils.get_total_norm([each.grad for each in module.parameters() if each.grad is not None])
     if limit is not None:
         nn.utils.clip_grads_with_norm_(module.parameters(), limit, norm)

@@ -1,8 +1,8 @@
-"""The steps of a training and their learning rates; for the stages of a trunk, where one ends and the next begins.
+"""The steps of a training and their learning rates; for a trunk (docs/trunk.md), the step at which each segment ends.
 
 On a trunk all values of `epochs` share one training at a constant rate. N(E) is the number of steps of E epochs; the
 segment of E ends, and its cool-down begins, at step `turn(N(E))`. Warm-up takes `warmup_epochs`, the same for all
-values, and is over before the first of these.
+values, and ends before the first segment does.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from premed.errors import UserError
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up from 0, then half a cosine to 0, per step, as MAE has it. `lr` is the effective one."""
+    """Linear warm-up from 0 to `lr`, then half a cosine to 0, per step, as in MAE."""
 
     num_steps: int
     warmup_steps: float
@@ -33,13 +33,13 @@ class Schedule:
         return self.lr * 0.5 * (1 + cos(pi * min(rest, 1.0)))
 
     def progress(self, step: int) -> float:
-        """How far the training is at step 0, 1, …: from 0 to 1, passed to the objective."""
+        """The share of the training done before step 0, 1, …: from 0 to 1, passed to the objective."""
         return step / self.num_steps
 
 
 @dataclass(frozen=True)
 class Trapezoid(Schedule):
-    """Linear warm-up from 0, a constant rate, and from step `turn` on a straight line to 0.
+    """Linear warm-up from 0, a constant rate, and from step `turn` on a linear cool-down to 0.
 
     Warm-up and constant rate are the trunk (WSD: Hu 2024, arXiv:2404.06395; Hägele 2024, arXiv:2405.18392). Up to
     `turn` nothing here depends on `num_steps`, so that trainings of any length share it.
@@ -52,15 +52,15 @@ class Trapezoid(Schedule):
         return self.lr * rise * min((self.num_steps - step) / (self.num_steps - self.turn), 1.0)
 
     def progress(self, step: int) -> float:
-        """0 on the trunk, which has no end of its own; from 0 to 1 along the cool-down."""
+        """0 on the trunk, which has no end of its own; from 0 to 1 in the cool-down."""
         return max(step - self.turn, 0) / (self.num_steps - self.turn)
 
 
 def planned(stage: Stage, sizes: Sequence[int], num_solutions: int = 0) -> tuple[BatchSampler, Schedule]:
-    """The steps of a training and their learning rates, lr × batch / 256 at the highest.
+    """Returns the batch sampler of a training and its schedule, whose highest learning rate is lr × batch / 256.
 
-    sizes: the number of images of each data set. Where weights are solved, a step is one solution, on all samples. The
-    plan of a trunk segment ends where its cool-down begins; its schedule is that of all its epochs.
+    sizes: the number of images of each data set. num_solutions: if not 0, each step is one closed-form solution, on all
+    samples. The sampler of a trunk segment ends where its cool-down begins; its schedule is that of all its epochs.
     """
     settings, num_samples = stage.training, sum(sizes)
     assert isinstance(settings, (Pretrain, Finetune))
@@ -74,7 +74,7 @@ def planned(stage: Stage, sizes: Sequence[int], num_solutions: int = 0) -> tuple
     if isinstance(settings, Pretrain) and settings.trunk:
         if own:
             name = stage.pretext.name  # type: ignore[union-attr]
-            raise UserError(f"pretrain.trunk: {name} plans its steps by their total number; leave trunk out")
+            raise UserError(f"pretrain.trunk: {name} plans a fixed number of steps; leave trunk out")
         # a step of the trunk has one rate, to the last bit, whichever value of `epochs` it is computed for
         warmup = settings.warmup_epochs * ceil(num_samples / settings.batch)
         schedule = Trapezoid(plan.num_steps, warmup, schedule.lr, turns(settings, num_samples)[-1])
@@ -83,19 +83,19 @@ def planned(stage: Stage, sizes: Sequence[int], num_solutions: int = 0) -> tuple
 
 
 def turn(num_steps: int, cooldown: float) -> int:
-    """The number of steps before the cool-down, which is the last `cooldown` share of `num_steps` and at least one."""
+    """The number of steps before the cool-down, the last `cooldown` share of `num_steps`, at least one step."""
     return num_steps - max(round(cooldown * num_steps), 1)
 
 
 def turns(settings: Pretrain, num_samples: int) -> list[int]:
-    """The step at which each segment of a trunk ends; UserError where a segment has no step of its own."""
+    """Returns the step at which each segment of a trunk ends. Raises UserError if a segment has no step of its own."""
     assert settings.trunk is not None
     per_epoch = ceil(num_samples / settings.batch)
     ends = [turn(epochs * per_epoch, settings.cooldown) for epochs in settings.trunk]
     for epochs, begin, end in zip(settings.trunk, [0, *ends], ends, strict=False):
         if begin >= end:
             raise UserError(
-                f"pretrain.trunk: at {per_epoch} steps an epoch no step is left for {epochs} epochs between "
-                f"step {begin} and the last {settings.cooldown:g} of them; leave {epochs} out, or lower cooldown"
+                f"pretrain.trunk: at {per_epoch} steps an epoch no step is left for {epochs} epochs between step "
+                f"{begin} and their cool-down (the last {settings.cooldown:g}); leave {epochs} out, or lower cooldown"
             )
     return ends

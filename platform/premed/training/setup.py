@@ -1,4 +1,4 @@
-"""From a stage's job to what it needs: its folders, prepared samples, an objective with its weights, a plan."""
+"""Sets up a stage: its folders, prepared samples, an objective with its weights, batch sampler and schedule."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ TaskOf = Callable[[Spec], Task]
 
 @dataclass(frozen=True)
 class StageJob:
-    """A stage, and where and how to run it. Travels to the workers."""
+    """A stage, and where and how to run it. The workers receive it pickled."""
 
     stage: Stage
     parent: Stage | None  # the stage whose parts it starts from
@@ -49,7 +49,7 @@ class StageJob:
 
     @property
     def trunk_storage(self) -> StageStorage | None:
-        """The folder of the trunk segment that this stage continues; None where it continues none."""
+        """The folder of the trunk segment that this stage continues; None if it continues none."""
         return self.parent_storage if self.parent and self.parent.kind == "trunk" else None
 
 
@@ -69,7 +69,7 @@ class TrainingSetup(NamedTuple):
 
     @property
     def task(self) -> Task:
-        """Of the first data set: a fine-tuning's own."""
+        """The task of the first data set; fine-tuning has no other."""
         return self.data_sets[0].task
 
 
@@ -82,7 +82,7 @@ def set_up(job: StageJob, tasks: TaskOf) -> TrainingSetup:
         objective, loaded = make_objective(job, data_sets)
         objective.to(device)
         if objective.couples_batch and accumulate > 1:
-            raise UserError("train.accumulate: the loss is of all of a step's images together; set it to 1")
+            raise UserError("train.accumulate: the loss couples the images of a step; set it to 1")
         sizes = [sum(sample.data_set == number for sample in train) for number in range(len(data_sets))]
         plan, schedule = planned(job.stage, sizes, objective.num_solutions)
     precision = precision_of(job.train)
@@ -90,25 +90,25 @@ def set_up(job: StageJob, tasks: TaskOf) -> TrainingSetup:
 
 
 def training_samples(job: StageJob, data_sets: Sequence[DataSet]) -> tuple[list[Sample], list[Sample]]:
-    """The samples that the stage trains on and those that it is validated on, one data set after the other."""
+    """Returns the training and validation samples of the stage, one data set after the other."""
     train, val = list[Sample](), list[Sample]()
     for number, data_set in enumerate(data_sets):
         for samples, part in zip((train, val), stage_cases(job.stage, data_set.task), strict=True):
             samples += prepared(job, data_set.task, part, number)
     if not val:
-        raise UserError(f"task: {data_sets[0].task.name} has no val images here; correct its split, or add a data set")
+        raise UserError(f"task: {data_sets[0].task.name} has no val images here; fix its split, or add a data set")
     return train, val
 
 
 def prepared(job: StageJob, task: Task, selected: Sequence[Case], data_set: int = 0) -> list[Sample]:
-    """The cases with their prepared images; prepared here where this machine has none yet."""
+    """Pairs the cases with their prepared images; prepares those that are not in the cache of this machine."""
     entries = Cache(job.cache).prepare(selected, task.preprocessing)
     refuse_unknown_labels(selected, entries, task.labels)
     return [Sample(case, entry, data_set) for case, entry in zip(selected, entries, strict=True)]
 
 
 def make_objective(job: StageJob, data_sets: Sequence[DataSet]) -> tuple[Objective, dict[str, Any]]:
-    """The stage's objective with initial or loaded weights, and a report of what was loaded."""
+    """Returns the stage's objective with initial or loaded weights, and a report of what was loaded."""
     stage, settings, task = job.stage, job.stage.training, data_sets[0].task
     assert isinstance(settings, (Pretrain, Finetune))
     first, *more = dict.fromkeys((data_set.task.channels, tuple(data_set.task.roi)) for data_set in data_sets)

@@ -29,20 +29,20 @@ from premed.training.supervised import Supervised
 from premed.training.throughput import Throughput
 
 Report = Callable[[dict[str, float]], None]
-"""Takes the numbers of a validation; what it raises ends the stage."""
+"""Called with the metrics of a validation; what it raises ends the stage."""
 
 
 def run_stage(job: StageJob, on_event: EventHandler, report: Report, tasks: TaskOf | None = None) -> None:
-    """Runs the stage and writes `result.json` last; `failure.json` where a retry would fail in the same way.
+    """Runs the stage and writes `result.json` last, or `failure.json` if a retry would fail in the same way.
 
-    on_event: called on the first rank only. report: called with the numbers of each validation, on every rank.
-    tasks: where some are built already.
+    on_event: called on the first rank only. report: called with the metrics of each validation, on every rank.
+    tasks: returns tasks that are built already, or builds them (None: `Tasks()`).
     """
     tasks, (rank, world) = tasks or Tasks(), rank_and_world()
     on_event = on_event if rank == 0 else lambda event: None
     storage = job.stage_storage
     if any(storage.get(name) for name in ("result.json", "failure.json")):
-        return  # Ray started all ranks again because of one that died after the result, or that failed alone
+        return  # Ray restarted all ranks because one of them died after the result, or failed alone
     forget_peak_memory()
     try:
         if job.stage.kind == "import":
@@ -57,7 +57,7 @@ def run_stage(job: StageJob, on_event: EventHandler, report: Report, tasks: Task
             kind = "NotFinite" if isinstance(error, NotFinite) else "UserError"
             storage.put_json("failure.json", {"kind": kind, "message": str(error), **vars(error)})
         if world > 1 and not on_all_ranks:
-            raise  # the others wait for this rank
+            raise  # Ray then ends the others, which wait for this rank
 
 
 def train_stage(job: StageJob, on_event: EventHandler, report: Report, tasks: TaskOf) -> None:
@@ -129,14 +129,14 @@ def save_results(
     storage.put_json("scores.json", callback.rows)
     more = {"gate": gate, "collapse": collapsed(best["summary"]), "loaded": loaded}
     write_result(job, callback, num_cases, more)
-    storage.clear("checkpoints")  # nothing is resumed any more
+    storage.clear("checkpoints")  # a finished stage is not resumed
     storage.clear("snapshots")
 
 
 def save_trunk_segment(job: StageJob, callback: TrainingCallback, num_cases: int) -> None:
     """Saves the state at the end of a trunk segment, which the next stages continue.
 
-    There are no parts: the learning rate of a trunk has not fallen.
+    There are no parts: the learning rate has not been cooled down yet.
     """
     callback.save(callback.plan.num_steps, kept=1)
     if rank_and_world()[0] == 0:
@@ -163,7 +163,7 @@ def write_result(job: StageJob, callback: TrainingCallback, num_cases: int, more
 
 
 def test_stage(job: StageJob, on_event: EventHandler, tasks: TaskOf) -> None:
-    """Scores the test part once, with the weights that validation picked."""
+    """Scores the test part once, with the weights that validation selected."""
     began = time.monotonic()
     with raise_on_all_ranks():
         data_sets = stage_data_sets(job.stage, tasks)

@@ -1,7 +1,7 @@
-"""A stage's folder in `train.storage`, on a disk or behind a URL: bytes, JSON and weights by name.
+"""A stage's folder in `train.storage`, on a disk or at a URL: reads and writes bytes, JSON and weights by name.
 
-A file counts only once it is complete: on a disk it is renamed into place, in an object store a put is all or nothing.
-Weights are safetensors.
+Nobody sees an incomplete file: on a disk it is renamed into place, in an object store a put is atomic. Weights are
+safetensors.
 """
 
 import json
@@ -52,18 +52,18 @@ class StageStorage:
         path = f"{root}/{name}"
         try:
             return files.open_output_stream(path)
-        except FileNotFoundError:  # not an object store: there are folders to make
+        except FileNotFoundError:  # not an object store: the folder must be created first
             files.create_dir(path.rpartition("/")[0], recursive=True)
             return files.open_output_stream(path)
 
     def remove_partial_files(self) -> None:
-        """Removes what killed writers left incomplete. Only for the one process that writes here."""
+        """Removes the incomplete files of killed writers. Only the one process that writes here may call it."""
         if self.local:
             for leftover in Path(self.where).rglob(".*.part"):
                 leftover.unlink(missing_ok=True)
 
     def get(self, name: str) -> bytes | None:
-        """A file's content; None where there is no such file."""
+        """Returns a file's content; None if there is no such file."""
         if self.local:
             path = Path(self.where) / name
             return path.read_bytes() if path.is_file() else None

@@ -15,7 +15,7 @@ from premed.training.optimizer import layer_decay_groups
 class Supervised(Objective):
     """Trains `network` on the task's loss; validation gives the task's scores.
 
-    weight_decay, layer_decay: as `layer_decay_groups` takes them.
+    weight_decay, layer_decay: see `layer_decay_groups`.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class Supervised(Objective):
         self.network, self.task = network, task
         self.weight_decay, self.layer_decay = weight_decay, layer_decay
         network.encoder.drop_path = drop_path
-        network.encoder.requires_grad_(True)  # positions are trained from here on, as in SelfMedMAE
+        network.encoder.requires_grad_(True)  # fine-tuning trains the positions, too, as in SelfMedMAE
         self.parts = {"encoder": network.encoder, "head": network.head}
         self.num_solutions = network.head.num_solutions
 
@@ -47,6 +47,6 @@ class Supervised(Objective):
 
     @torch.no_grad()
     def answer(self, image: Tensor) -> Tensor:
-        """Logits, on the CPU; the network stays on its device."""
+        """Returns logits on the CPU; the network stays on its device."""
         device = next(self.parameters()).device
         return self.network(image.to(device)).float().cpu()

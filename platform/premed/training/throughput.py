@@ -1,7 +1,7 @@
-"""How fast a training goes: samples per second, the share of time spent waiting for data, memory.
+"""The throughput of a training: samples per second, the share of time spent waiting for data, memory.
 
-Numbers of an instant and of this machine: they go to MLflow beside a point of the curve, as `pace/…`, and nowhere
-else, so that a curve is the same however often its training was stopped.
+These numbers depend on the machine and the moment. They go to MLflow with a point of the curve, as `pace/…`, and
+nowhere else, so that a curve is the same however often its training was stopped.
 """
 
 import os
@@ -19,11 +19,11 @@ from premed.distributed import rank_and_world
 from premed.events import DataLoadingBottleneck
 
 BOTTLENECK = 0.5  # share of the time spent waiting for data above which the user is warned
-WARM_UP = 30.0  # seconds of training before that is judged
+WARM_UP = 30.0  # seconds of training before the user is warned
 
 
 class Throughput:
-    """Measures from `start` to `stop`. Of several ranks, the one that waits or holds the most counts."""
+    """Measures from `start` to `stop`. Of several ranks, the worst value of each number is reported."""
 
     def __init__(self, device: torch.device, num_loaders: int):
         self.device, self.num_loaders = device, num_loaders
@@ -32,15 +32,15 @@ class Throughput:
         self.start()
 
     def timed(self, source: BatchLoader) -> "TimedLoader":
-        """The source, with the time spent waiting for its batches measured."""
+        """Wraps the source: measures the time spent waiting for its batches."""
         return TimedLoader(source, self)
 
     def start(self) -> None:
-        """Starts a measurement; what was before, a validation or a checkpoint, is no training."""
+        """Starts a measurement; what came before it, such as a validation or a checkpoint, does not count."""
         self.began, self.waited = time.monotonic(), 0.0
 
     def stop(self, num_samples: int) -> dict[str, float]:
-        """The numbers since `start`, in which all ranks together trained on `num_samples`. Every rank must call it."""
+        """Returns the numbers since `start`; all ranks together trained on `num_samples`. Every rank must call it."""
         seconds = max(time.monotonic() - self.began, 1e-9)
         held = [psutil.Process().memory_info().rss / 2**20]
         if self.device.type == "cuda":
@@ -57,24 +57,24 @@ class Throughput:
         return {f"pace/{name}": value for name, value in numbers.items() if isfinite(value)}
 
     def bottleneck(self) -> DataLoadingBottleneck | None:
-        """An event, once, where most of the time goes into waiting for data."""
+        """Returns an event, once, if most of the time is spent waiting for data."""
         if self.warned or self.seconds < WARM_UP or (share := self.waiting_seconds / self.seconds) <= BOTTLENECK:
             return None
         self.warned = True
-        # the present loaders deliver `1 - share` of what the training could take
+        # the current loaders deliver `1 - share` of what the training could take
         needed = ceil(max(self.num_loaders, share) / (1 - share)) if share < 1 else 2 * self.num_loaders + 1
         spare = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1
         return DataLoadingBottleneck(share, self.num_loaders, suggested_loaders=min(needed, spare))
 
 
 class TimedLoader:
-    """A Source that measures how long each batch is waited for."""
+    """A BatchLoader that measures how long training waits for each batch."""
 
     def __init__(self, source: BatchLoader, throughput: Throughput):
         self.source, self.throughput = source, throughput
 
     def batches(self, indices: Iterable[BatchIndices]) -> Iterator[Batch]:
-        """See `Source.batches`."""
+        """See `BatchLoader.batches`."""
         stream, first = self.source.batches(indices), True
         while True:
             began = time.monotonic()
@@ -92,7 +92,7 @@ class TimedLoader:
 
 
 def utilisation(device: torch.device) -> float:
-    """Per cent of the last second in which the GPU computed; NaN where NVIDIA's library does not say."""
+    """Percentage of the last second in which the GPU computed; NaN if NVIDIA's library does not report it."""
     with suppress(ModuleNotFoundError, RuntimeError):
         return float(torch.cuda.utilization(device))
     return float("nan")

@@ -1,4 +1,4 @@
 """Sweeps: Ray Tune and Optuna over any fields of an experiment; trials share stages, each pre-training is trained once.
 
-Doors: `sweep.run` and `sweep.report`, `space.load_sweep` (a sweep's YAML), `study.Study` (its history).
+Entry points: `sweep.run` and `sweep.report`, `space.load_sweep` (a sweep's YAML), `study.Study` (its history).
 """

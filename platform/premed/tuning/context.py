@@ -1,6 +1,8 @@
 """SweepContext: a sweep's name, digest, folder, metrics and task; makes the sweep's result from its study."""
 
+import difflib
 import hashlib
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from itertools import islice, product
@@ -13,7 +15,7 @@ from premed.config.settings import Train
 from premed.config.spec import canonical
 from premed.errors import UserError
 from premed.execution.preflight import resolve
-from premed.paths import ensure_home, home
+from premed.paths import ensure_home, home, sqlite_url
 from premed.reporting.sweep import page, terminal
 from premed.reporting.sweep.result import StageResult, SweepResult, TrialResult
 from premed.tuning.space import COSTS, MAX_CHECKED, Choice, Range, Sweep
@@ -27,6 +29,7 @@ class SweepContext:
         (self.resolved,) = resolve([sweep.base])
         self.sweep, self.base, self.task = sweep, self.resolved.experiment, self.resolved.task
         self.metrics = sweep.search.metric or (f"val/{self.task.score}",)
+        refuse_unknown_metrics(self.task, self.metrics, sweep.search.scheduler is not None)
         self.modes = sweep.search.mode or tuple("min" if name in COSTS else "max" for name in self.metrics)
         defining = canonical([sweep.search, self.base, self.metrics, self.modes])
         self.digest = hashlib.sha256(defining.encode()).hexdigest()
@@ -36,7 +39,7 @@ class SweepContext:
     def study(self, must_exist: bool = False) -> Study:
         """Opens the sweep's study, or creates it unless `must_exist`; see `Study`."""
         directions = [f"{mode}imize" for mode in self.modes]
-        url = self.sweep.search.study or f"sqlite:///{ensure_home() / 'sweeps.db'}"
+        url = self.sweep.search.study or sqlite_url(ensure_home() / "sweeps.db")
         return Study(self.sweep, f"{self.name} {self.digest[:16]}", url, directions, must_exist)
 
     @cached_property
@@ -106,7 +109,7 @@ def trial_result(trial: TrialRecord) -> TrialResult:
 
 
 def train_settings(sweep: Sweep) -> list[Train]:
-    """The distinct `train` settings of all trials: those that no node can run are refused before anything starts."""
+    """The distinct `train` settings of all trials, to refuse those that no node can run before anything starts."""
     first = next(sweep.combinations())
     space = {path: values for path, values in sweep.search.space.items() if path.startswith("train.")}
     trains = [sweep.base.train]
@@ -114,3 +117,20 @@ def train_settings(sweep: Sweep) -> list[Train]:
         with suppress(UserError):  # values that do not fit together fail their trial, not the sweep
             trains.append(sweep.experiments(first | dict(zip(space, values, strict=True)))[0].train)
     return list(dict.fromkeys(trains))
+
+
+def refuse_unknown_metrics(task: Any, metrics: Sequence[str], by_step: bool) -> None:
+    """Raises UserError for a metric that no validation of the task has, or none that a scheduler can follow.
+
+    by_step: a scheduler compares it at each validation, where scores of single classes are not logged.
+    """
+    if not hasattr(task, "example_rows"):  # a task of its own: the first trial finds out
+        return
+    known = sorted(f"val/{name}" for name in task.summary(task.example_rows()))
+    for metric in metrics:
+        if metric not in (*known, *COSTS):
+            close = difflib.get_close_matches(metric, known, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise UserError(f"metric: {task.name} has no {metric}; {hint}there are {', '.join(known)}")
+        if by_step and "/" in metric.removeprefix("val/"):
+            raise UserError(f"scheduler: {metric} is not compared while a trial runs; name its mean, or no scheduler")

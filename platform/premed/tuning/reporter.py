@@ -1,13 +1,13 @@
-"""Validation scores on their way from the command to Ray Tune. Few imports: every trial's process loads this module."""
+"""Forwards validation scores from the command to Ray Tune. Few imports: every trial's process loads this module."""
 
 import time
 from typing import Any
 
-POLL = 0.2  # seconds between two looks for new results
+POLL = 0.2  # seconds between two checks for new results
 
 
 class TrialReports:
-    """The results of each trial, in order: an actor that the command fills and Tune's trial processes read."""
+    """The results of each trial, in order: an actor that the command writes to and Tune's trial processes read."""
 
     def __init__(self) -> None:
         self.results: dict[int, list[dict[str, Any]]] = {}
@@ -19,11 +19,11 @@ class TrialReports:
         self.results.setdefault(number, []).append(result)
 
     def end(self, number: int) -> None:
-        """Trial `number` has ended and adds no more results."""
+        """Marks trial `number` as ended: it adds no more results."""
         self.ended.add(number)
 
     def close(self) -> None:
-        """All trials have ended."""
+        """Marks all trials as ended."""
         self.closed = True
 
     def read(self, number: int, start: int) -> tuple[list[dict[str, Any]], bool]:

@@ -54,11 +54,11 @@ class Range(Spec):
 
     @model_validator(mode="after")
     def _one(self) -> "Range":
-        read_trees = [name for name in type(self).model_fields if getattr(self, name) is not None]
-        if len(read_trees) != 1:
+        names = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(names) != 1:
             raise ValueError("must be a list of values, or one of {uniform: [low, high]}, {loguniform: …}, {int: …}")
         if self.low >= self.high:
-            raise ValueError(f"{read_trees[0]}: {self.low} is not below {self.high}")
+            raise ValueError(f"{names[0]}: {self.low} is not below {self.high}")
         if self.loguniform and self.low <= 0:
             raise ValueError(f"loguniform: {self.low} has no logarithm; start above 0")
         return self
@@ -130,7 +130,7 @@ class Search(Spec):
     mode: Annotated[tuple[Mode, ...], BeforeValidator(_as_list)] = ()
     """For each metric, which way is better; by default `max`, for costs `min`."""
     search: Literal["grid", "random", "optuna"] = "grid"
-    """Every combination; random values; or Optuna's TPE, which draws where earlier trials were good."""
+    """Every combination; random values; or Optuna's TPE, which draws near the values of good earlier trials."""
     scheduler: Annotated[Asha | None, BeforeValidator(_parse_scheduler)] = None
     trials: int | None = runtime_field(None, ge=1)
     """The number of trials; not for a grid, which runs every combination."""
@@ -189,7 +189,7 @@ class Sweep:
 
     @cached_property
     def base(self) -> Experiment:
-        """The first combination's first seed, for what is the same in all trials."""
+        """The experiment of the first combination and seed, for the fields that are the same in all trials."""
         return self.experiments(next(self.combinations()))[0]
 
     def experiments(self, setting: Setting) -> list[Experiment]:
@@ -197,7 +197,7 @@ class Sweep:
         return [each.model_copy(update={"test": False}) for each in self.experiments_with_test(setting)]
 
     def experiments_with_test(self, setting: Setting) -> list[Experiment]:
-        """The same, with the test as the base has it."""
+        """The same, with their test if the base has one."""
         overrides = self.overrides
         if self.search.snapshots == "trunk":
             epochs = self.search.space["pretrain.epochs"]
@@ -214,7 +214,7 @@ class Sweep:
             yield dict(zip(space, values, strict=True))
 
     def validate(self) -> None:
-        """Raises UserError for a path that is no field, and for a value that fits in no combination."""
+        """Raises UserError for a path that is no field, and for a value that is valid in no combination."""
         for path, values in self.search.space.items():
             if any(not part for part in path.split(".")):
                 raise UserError(f"space.{path}: names no field")
@@ -224,9 +224,23 @@ class Sweep:
                 raise UserError("space.test: no trial opens the test part; leave it out")
             for value in values.grid_values:
                 self.validate_value(path, value)
+            if isinstance(values, Choice):
+                self.refuse_equal(path, values.choice)
+
+    def refuse_equal(self, path: str, choice: Sequence[Any]) -> None:
+        """Raises UserError for two values that are one once the field has read them, such as 1e-3 and 0.001."""
+        for others in chain([{}], islice(self.combinations(), MAX_CHECKED)):
+            try:
+                read = [self.experiments_with_test({**others, path: value})[0].model_dump_json() for value in choice]
+            except UserError:  # each value is valid in some combination, and these are not in this one
+                continue
+            for value, text in zip(choice, read, strict=True):
+                if (first := choice[read.index(text)]) is not value:
+                    raise UserError(f"space.{path}: {first!r} and {value!r} are the same value; keep one")
+            return
 
     def validate_value(self, path: str, value: Any) -> None:
-        """Raises UserError where no combination with the value is valid, with the reason that the base gives."""
+        """Raises UserError if no combination with the value is valid, with the reason from the base experiment."""
         others = ({**each, path: value} for each in islice(self.combinations(), MAX_CHECKED))
         reason = None
         for setting in chain([{path: value}], others):
@@ -244,9 +258,7 @@ class Sweep:
 
     @property
     def num_trials(self) -> int:
-        if self.search.trials is not None:
-            return self.search.trials
-        return sum(1 for _ in self.combinations())
+        return sum(1 for _ in self.combinations()) if self.search.trials is None else self.search.trials
 
 
 def load_sweep(file: Path | str, files: Sequence[Path | str] = (), overrides: Sequence[str] = ()) -> Sweep:
@@ -257,7 +269,7 @@ def load_sweep(file: Path | str, files: Sequence[Path | str] = (), overrides: Se
     """
     tree = read_yaml(Path(file))
     if not isinstance(tree.get("space"), dict):
-        raise UserError(f"{file}: is no sweep, for it has no space: {{field: values}}; `premed run` runs experiments")
+        raise UserError(f"{file}: is not a sweep: it has no space: {{field: values}}; `premed run` runs experiments")
     base, fields_set = tree.pop("base", None), tree.pop("set", None) or {}
     if not isinstance(fields_set, dict):
         raise UserError(f"{file}: set: must hold fields of the experiment, as in set: {{finetune: {{steps: 60}}}}")

@@ -43,7 +43,7 @@ class Study:
     def __init__(self, sweep: Sweep, name: str, url: str, directions: Sequence[Any], must_exist: bool = False):
         """Opens the study `name`; creates it if it is missing, unless `must_exist`.
 
-        Raises UserError where no database answers at `url`, or where the study is missing and must exist.
+        Raises UserError if no database answers at `url`, or if the study is missing and must exist.
         """
         import optuna
 
@@ -72,13 +72,16 @@ class Study:
     def start(self, data: str) -> None:
         """Prepares the study for `ask`; the caller must hold the sweep's lease. A grid's combinations are enqueued.
 
-        data: the fingerprint of the images. Raises UserError where it differs from that of an earlier start.
+        data: the fingerprint of the images. Raises UserError if it differs from that of an earlier start.
         """
+        import optuna
+
         if self.note("data") not in (None, data):
             raise UserError(
                 f"{self.sweep.search.name}: the data have changed since this sweep started; set another name:"
             )
         self.set_note("data", data)
+        self.set_note("optuna", sorted({optuna.__version__, *(self.note("optuna") or ())}))
         self.interrupted = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.name == "RUNNING"]
         if self.sweep.search.search == "grid":
             known = {canonical(trial.setting) for trial in self.trials()}
@@ -86,7 +89,7 @@ class Study:
                 if canonical(setting) not in known:
                     self.study.enqueue_trial({path: encode(value) for path, value in setting.items()})
 
-    # ---- asking for trials
+    # ---- ask
 
     def ask(self) -> TrialRecord | None:
         """Returns the next trial to run: an interrupted one, else a new one; None when there are enough."""
@@ -111,7 +114,14 @@ class Study:
 
         seed = key(self.sweep.search.seed, "sweep", number) % 2**32
         if self.sweep.search.search == "optuna":
-            return TPESampler(seed=seed, constant_liar=self.sweep.search.concurrency > 1)
+            return TPESampler(
+                seed=seed,
+                n_startup_trials=10,  # named, though they are Optuna 5's defaults: these change between versions
+                n_ei_candidates=24,
+                multivariate=len(self.study.directions) == 1,
+                group=False,
+                constant_liar=self.sweep.search.concurrency > 1,
+            )
         return RandomSampler(seed=seed)
 
     def distributions(self) -> dict[str, Any]:
@@ -127,7 +137,7 @@ class Study:
 
         return {path: distribution(values) for path, values in self.sweep.search.space.items()}
 
-    # ---- telling results
+    # ---- tell
 
     def report_intermediate(self, number: int, validation: int, value: float) -> None:
         """Records a running trial's best value so far after a validation; ignored once the trial has ended."""
@@ -185,22 +195,24 @@ class Study:
         return best if len(self.study.directions) > 1 else best[:1]
 
     def importances(self) -> dict[str, float] | None:
-        """Optuna's importances: the share of the first metric's variance that each field explains, largest first.
+        """Optuna's importances by PED-ANOVA, largest first: how much each field tells of whether a trial is among the
+        best tenth, as shares of 1.
 
         None if there are too few trials.
         """
-        from optuna.importance import get_param_importances
+        from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
         from optuna.trial import TrialState
 
         done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         varied = {path for path in self.sweep.search.space if len({str(t.params.get(path)) for t in done}) > 1}
         if len({trial.values[0] for trial in done}) < 2 or len(done) < 4 or not varied:
             return None
-        importances = get_param_importances(self.study, target=self._first_metric())
+        evaluator = PedAnovaImportanceEvaluator(target_quantile=0.1, region_quantile=1.0, evaluate_on_local=True)
+        importances = get_param_importances(self.study, evaluator=evaluator, target=self._first_metric())
         return {path: float(share) for path, share in importances.items()}
 
     def _first_metric(self) -> "Callable[[FrozenTrial], float] | None":
-        """The target of importances; None where there is one metric. Optuna takes any target as lower is better."""
+        """The target of importances; None if there is one metric. Optuna takes lower values of a target as better."""
         from optuna.study import StudyDirection
 
         if len(self.study.directions) == 1:
@@ -215,12 +227,12 @@ def encode(value: Any) -> Any:
 
 
 def decode(values: Choice | Range, stored: Any) -> Any:
-    """The value of a field that `encode` made `stored` of."""
+    """The value of a field that `encode` turned into `stored`."""
     if isinstance(values, Choice):
         return next((value for value in values.choice if encode(value) == stored), stored)
     return stored
 
 
 def engine_settings(url: str) -> dict[str, Any]:
-    """SQLAlchemy's settings: SQLite waits while another command reads or writes, in place of raising."""
+    """SQLAlchemy's settings: SQLite waits while another command reads or writes, instead of raising."""
     return {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}

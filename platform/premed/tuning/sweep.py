@@ -1,7 +1,7 @@
 """`premed sweep`: Ray Tune and Optuna over the fields of a base experiment, scored on val; a stopped sweep resumes.
 
 A sweep resumes from two things: the study (the trials so far and their values) and the finished stages. Started again,
-it runs the trials that the study has no end of, and reuses every finished stage.
+it runs the trials that have not ended in the study, and reuses every finished stage.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from premed.tuning.study import Study, TrialRecord
 from premed.tuning.trial import EventRouter, Trial, Validations
 from premed.tuning.tune import TIME, VALUE, make_scheduler, run_tune, rungs
 
-POLL = 0.5  # seconds between two looks at whether all trials have ended
+POLL = 0.5  # seconds between two checks whether all trials have ended
 
 
 def run(sweep: Sweep, show: EventHandler) -> SweepResult:
@@ -86,7 +86,8 @@ class SweepRunner:
             self.tracker.release(self.context.digest)
 
     def run(self) -> None:
-        """Runs all trials; returns when the last has ended. Raises what went wrong in a thread."""
+        """Runs all trials; returns when the last has ended. Raises the first exception of a thread."""
+        self.session.refuse_leaks(self.context.resolved.experiment)
         self.study.start(self.session.fingerprint(self.context.base.task, "finetune"))
         self.open_sweep_run()
         trials = self.study.trials()
@@ -115,14 +116,14 @@ class SweepRunner:
         self.close_sweep_run()
 
     def collect_errors(self, function: Callable, *args: Any) -> None:
-        """Calls `function` in a thread; `run` raises what it raises, which ends the sweep."""
+        """The target of threads: calls `function`. `run` re-raises its exception, which ends the sweep."""
         try:
             function(*args)
         except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt, too: the command was stopped
             self.errors.append(error)
 
     def set_reports(self, reports: Any) -> None:
-        """Takes the TrialReports actor; closes it at once where the sweep was stopped before."""
+        """Stores the TrialReports actor; closes it at once if the sweep was stopped before."""
         self.reports = reports
         if self.errors or self.session.stopped.is_set():
             self.close()
@@ -203,7 +204,7 @@ class SweepRunner:
             self.continue_trial(number, step)
 
     def report_to_tune(self, number: int, validation: int, value: float, step: int) -> None:
-        """Reports the validations at which the scheduler decides, and no others."""
+        """Reports a validation to Tune if the scheduler decides at it."""
         if validation in self.rungs:
             self.reports.add.remote(number, {TIME: validation, VALUE: value, "step": step})
 

@@ -25,7 +25,7 @@ STAGES = {"pretrain_seconds": ("pretrain", "trunk", "cooldown"), "finetune_secon
 class Validations:
     """The validations of the first seed's fine-tuning: the best value so far, by the validation's number.
 
-    total: the validations of a fine-tuning. best: those of an earlier start, then all. on_validation: called with each
+    total: the validations of a fine-tuning. best: at first those of an earlier start. on_validation: called with each
     new one (number, best value so far, step). on_skipped: called with the step of a validation that is known already
     or has no value, so that training continues.
     """
@@ -60,19 +60,19 @@ class Trial:
     number: int
     seeds: Sequence[int]
     experiments: Callable[[], Sequence[Resolved]]
-    """Makes the experiments, one for each seed; UserError where the setting does not fit together."""
+    """Makes the experiments, one for each seed; raises UserError if the setting is invalid."""
     session: Session
     metrics: Sequence[str]
     show: EventHandler
     validations: Validations | None
-    """What a scheduler judges the trial by; None without one."""
+    """The validations that the scheduler decides by; None without a scheduler."""
     cancelled: threading.Event = field(default_factory=threading.Event)
     failure: str = ""
     """Why it was cancelled; empty where the scheduler stopped it."""
     allowed_step: float = 0.0
     """The last step with a validation that the first seed's training may continue from."""
     queued: threading.Event = field(default_factory=threading.Event)
-    """Set once it waits in line or for another experiment, or has ended: the next trial may start."""
+    """Set once it is queued, waits for another experiment, or has ended: the next trial may start."""
     pipelines: list[StagePipeline] = field(default_factory=list)
     by_seed: dict[str, list[float]] = field(default_factory=dict)
     run_id: str = ""
@@ -91,19 +91,19 @@ class Trial:
         return {"run_id": self.run_id, "stages": self.stages, "by_seed": self.by_seed}
 
     def pause(self, seconds: float) -> None:
-        """Waits; raises CalledOff where the trial was cancelled, KeyboardInterrupt where the command was stopped."""
+        """Waits; raises CalledOff if the trial was cancelled, KeyboardInterrupt if the command was stopped."""
         if self.cancelled.wait(seconds):
             raise CalledOff
         self.session.pause(0)
 
     def allow(self, step: float) -> None:
-        """The first seed's training may continue from the validation at `step`."""
+        """Lets the first seed's training continue from the validation at `step`."""
         self.allowed_step = max(self.allowed_step, step)
 
     def run(self, retries: int) -> list[float]:
         """Returns the value of each metric, the mean over seeds.
 
-        Raises the UserError or StageFailed of the last try where all `retries` failed, too.
+        Raises the UserError or StageFailed of the last try if all `retries` failed, too.
         """
         failure: Exception = StageFailed("it was never tried")
         for attempt in range(retries + 1):
@@ -122,7 +122,7 @@ class Trial:
         raise failure
 
     def attempt(self) -> list[float]:
-        """Runs all seeds: the first alone, for a scheduler may stop the trial by it, then the others at once."""
+        """Runs all seeds: the first alone, because the scheduler may stop the trial by it, then the others at once."""
         self.pipelines, self.by_seed = [], {}
         first, *rest = list(enumerate(self.experiments()))
         outcomes = [self.run_seed(*first)]
@@ -165,7 +165,7 @@ class Trial:
 def metric_value(metric: str, stages: Sequence[dict[str, Any]]) -> float:
     """An experiment's value of a metric, from the results of its stages.
 
-    Raises UserError where the fine-tuning has no such metric, StageFailed where it is undefined.
+    Raises UserError if the fine-tuning has no such metric, StageFailed if it is undefined.
     """
     if metric == "peak_memory_mb":
         return max(stage["peak_memory_mb"] for stage in stages)

@@ -2,10 +2,10 @@
 
 Tune's trials are zero-CPU proxies: each forwards a trial's validation scores to Tune (`reporter.trainable`), so that
 ASHA can stop it. The training itself is done by threads of the command and their worker groups, which wait for
-resources stage by stage. So a waiting trial holds no resources, and no trial's process takes the place of another
+resources stage by stage. So a waiting trial reserves no resources, and no trial's process takes those of another
 trial's workers.
 
-Tune's own state is thrown away when the command ends: a sweep resumes from its study, and nothing pickled is read.
+Tune's own state is deleted when the command ends: a sweep resumes from its study, and nothing pickled is read.
 """
 
 import logging
@@ -25,7 +25,7 @@ from premed.tuning.space import Asha
 from premed.tuning.study import TrialRecord
 
 VALUE, TIME = "value", "validation"
-"""Names in the results that Tune gets: the score, and the number of the validation."""
+"""Keys of the results that are reported to Tune: the score, and the number of the validation."""
 
 
 class TrialRunner(Protocol):
@@ -46,7 +46,7 @@ class TrialRunner(Protocol):
 
 
 class StudySearcher(Searcher):
-    """Tune's search algorithm: hands out the next trial of the study."""
+    """Tune's search algorithm: suggests the next trial of the study."""
 
     def __init__(self, runner: TrialRunner, reports: Any):
         super().__init__()
@@ -81,7 +81,7 @@ class TrialCallback(TrialProgressCallback):
         self.runner.stop_trial(trial.config["number"])
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self.runner.stop_trial(trial.config["number"], "its process ended again and again")
+        self.runner.stop_trial(trial.config["number"], "its process in Ray Tune ended repeatedly")
 
 
 def rungs(asha: Asha | None, total: int) -> set[int]:
@@ -158,7 +158,7 @@ def run_tune(
             num_samples=-1,
             max_concurrent_trials=concurrency,
             resources_per_trial={"cpu": 0, "memory": 1},  # Ray takes no request without any resource
-            max_failures=3,  # of the proxy process: a trial that fails ends its proxy in order
+            max_failures=3,  # of the proxy process: it does not fail when its trial does
             raise_on_failed_trial=False,
             reuse_actors=True,
             callbacks=[TrialCallback(runner)],

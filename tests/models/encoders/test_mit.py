@@ -42,7 +42,7 @@ def test_sizes_have_the_published_number_of_parameters_with_both_branches(size, 
 
 
 @pytest.mark.parametrize(("of", "last"), [((1, (96, 64)), (3, 2)), ((2, (64, 96, 48)), (2, 3, 3))])
-def test_the_pyramid_is_what_the_encoder_says_it_is(of, last):
+def test_the_pyramid_matches_the_encoder_s_attributes(of, last):
     model = encoder(of, config=Config.model_validate({"size": "tiny"}))
     with torch.no_grad():
         features = model(image(of))
@@ -188,7 +188,7 @@ def test_a_network_for_one_kind_of_image_holds_what_that_one_needs():
 
 @pytest.mark.parametrize("of", [PICTURE, VOLUME])
 @torch.no_grad()
-def test_one_branch_loads_strictly_from_two_and_says_what_was_left_out(of, tmp_path):
+def test_one_branch_loads_strictly_from_two_and_reports_what_was_dropped(of, tmp_path):
     both, one = drawn(encoder(PICTURE, VOLUME)).eval(), encoder(of)
     report = load_encoder(one, saved(both, tmp_path))
     assert set(report["dropped"]) == set(both.state_dict()) - set(one.state_dict())

@@ -63,7 +63,7 @@ def test_it_has_a_u_net_s_parameters_and_no_other(of, widths):
 
 @pytest.mark.parametrize(("of", "last"), [(PICTURE, (4, 6)), (VOLUME, (4, 6, 3))])
 @torch.no_grad()
-def test_its_features_are_what_it_says_of_them(of, last):
+def test_its_features_match_its_attributes(of, last):
     model, features = encoder(of), encoder(of)(image(of))
     for scale, seen in zip(model.pyramid, features.pyramid, strict=True):
         assert seen.shape == (2, scale.channels, *(n // edge for n, edge in zip(of[1], scale.stride, strict=True)))
@@ -225,10 +225,10 @@ def test_mae_on_it_is_refused_before_anything_is_trained():
 
 
 def saved(model: UNet, folder: Path) -> StageStorage:
-    vault = StageStorage(str(folder), "stage")
-    vault.put_weights("parts/encoder.safetensors", model.state_dict())
-    vault.put_json("parts/card.json", {"grid": model.grid})
-    return vault
+    storage = StageStorage(str(folder), "stage")
+    storage.put_weights("parts/encoder.safetensors", model.state_dict())
+    storage.put_json("parts/card.json", {"grid": model.grid})
+    return storage
 
 
 @torch.no_grad()

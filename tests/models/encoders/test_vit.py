@@ -15,6 +15,7 @@ from premed.errors import UserError
 from premed.models.encoders import vit
 from premed.models.encoders.vit import Config, PatchEmbed, ViT, patchify, sincos, unpatchify
 from premed.models.heads import linear
+from premed.pretext import mae
 from premed.rng import sample_keys
 
 TINY = Config(width=24, depth=3, heads=2, patch=8)
@@ -289,3 +290,43 @@ def test_layers_count_from_the_embedding_to_the_last_norm():
     }
     assert layers["blocks.0.attn.qkv.weight"] == 1 and layers["blocks.2.mlp.fc2.bias"] == 3
     assert {name for name, i in layers.items() if i == 4} == {"norm.weight", "norm.bias"}
+
+
+# Initial weights ------------------------------------------------------------------------------------------------------
+
+
+def test_timm_s_initial_weights_have_the_distribution_of_timm_s():
+    """Parameter by parameter: zeros and ones are equal, random weights have timm's deviation and reach."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    torch.manual_seed(0)
+    config = Config(width=192, depth=3, heads=3, patch=8, init="timm")
+    ours = dict(encoder((64, 64), 1, config).named_parameters())
+    reference = VisionTransformer(64, 8, 1, 0, embed_dim=192, depth=3, num_heads=3)
+    for name, theirs in reference.named_parameters():
+        mine = ours.pop(name)
+        assert mine.shape == theirs.shape
+        if theirs.std() == 0 or mine.std() == 0:
+            assert torch.equal(mine, theirs), name
+        else:
+            assert mine.std().item() == pytest.approx(theirs.std().item(), rel=0.2), name
+            assert mine.abs().max().item() == pytest.approx(theirs.abs().max().item(), rel=0.5), name
+    assert not ours
+
+
+def test_the_initialisation_is_in_the_digest_only_where_it_is_not_mae_s():
+    assert "init" in TINY.unused_fields()
+    assert TINY.digest() != TINY.model_copy(update={"init": "timm"}).digest()
+
+
+def test_mae_refuses_positions_that_it_would_not_train():
+    with pytest.raises(UserError, match="encoder.init: .*only: .none"):
+        mae.build(mae.Config(), encoder(config=TINY.model_copy(update={"init": "timm"})), [None], 0.05)  # type: ignore[list-item]
+
+
+def test_a_head_of_xavier_s_weights_has_their_deviation():
+    torch.manual_seed(0)
+    width, classes = 256, 64
+    for init, deviation in (("mae", 2e-5), ("xavier", math.sqrt(2 / (width + classes)))):
+        weight = linear.Linear(linear.Config(init=init), width, classes).fc.weight
+        assert weight.std().item() == pytest.approx(deviation, rel=0.05)

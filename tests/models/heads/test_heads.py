@@ -106,7 +106,7 @@ def test_linear_starts_from_an_even_answer():
     assert head(torch.empty(0), features()).abs().max() < 1e-3
 
 
-def test_an_encoder_without_a_class_token_is_told_to_use_the_mean():
+def test_an_encoder_without_a_class_token_is_refused_with_a_remedy():
     seen = features()
     seen.summary = None
     with pytest.raises(UserError, match=r"finetune\.head\.pool.*pool: mean"):

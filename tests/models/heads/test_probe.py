@@ -292,16 +292,16 @@ def test_few_labels_are_those_that_fine_tuning_would_see(chest, tmp_path):
         )
 
 
-def test_features_that_are_no_numbers_are_refused_by_the_images_name(chest, tmp_path, monkeypatch):
+def test_features_that_are_not_finite_are_refused_by_the_image_s_name(chest, tmp_path, monkeypatch):
     job = jobs(chest, tmp_path, **PROBE)["finetune"]
     with monkeypatch.context() as patched:
         patched.setattr(probe.Probe, "rows", lambda self, features: features.tokens[:, :1] * float("nan"))
         stage.run_stage(job, lambda event: None, lambda numbers: None)
     failure = job.stage_storage.get_json("failure.json")
-    assert failure["kind"] == "UserError" and ".png: its features are no numbers" in failure["message"]
+    assert failure["kind"] == "UserError" and ".png: its features are not finite" in failure["message"]
 
 
-def test_what_a_head_has_to_say_is_said_once(chest, tmp_path):
+def test_each_warning_of_a_head_is_emitted_once(chest, tmp_path):
     job, events = jobs(chest, tmp_path, **PROBE)["finetune"], []
     solve = probe.Probe.solve
     task = plugin("tasks", job.stage.task).build(job.stage.task)

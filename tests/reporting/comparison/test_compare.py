@@ -114,7 +114,7 @@ def test_of_distances_the_lower_is_better(store):
 # ---- seeds
 
 
-def test_fewer_than_three_seeds_are_said_not_to_tell_of_another(store):
+def test_a_note_says_that_fewer_than_three_seeds_cover_no_other_seed(store):
     for seed in range(2):
         add(store, "none", seed)
         add(store, "mae", seed, xrays(5, seed))
@@ -148,7 +148,7 @@ def test_fine_tunings_of_one_of_several_pretrainings_are_no_seeds_of_their_own(s
     assert arm.varied == "pre-training and fine-tuning seed"
 
 
-def test_one_pretraining_is_said_not_to_tell_of_another(trained):
+def test_a_note_says_that_one_pretraining_covers_no_other(trained):
     assert any(note.startswith("mae: one pre-training") for note in block_of(compare(trained)).notes)
 
 

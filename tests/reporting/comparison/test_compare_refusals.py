@@ -46,7 +46,7 @@ def test_runs_of_another_protocol_are_refused_in_one_line_that_names_the_field(t
     assert arm_of(compare(trained, where=[f"{field}={usual}"])).num_seeds == 3
 
 
-def test_what_is_allowed_to_differ_tells_rows_apart_and_is_said(trained):
+def test_what_is_allowed_to_differ_distinguishes_rows_and_is_noted(trained):
     add(trained, "mae", 0, change={"training": {"lr": 0.5}})
     result = compare(trained, allow=["finetune.lr"])
     assert {arm.label for arm in block_of(result).rows} == {"none", "mae lr=0.001", "mae lr=0.5"}
@@ -75,7 +75,7 @@ def test_a_field_that_only_says_where_data_lies_may_differ(trained):
         ({"baseline": "imagenet"}, "--baseline imagenet: no run is called so; there are mae and none"),
     ],
 )
-def test_what_cannot_be_asked_is_one_line_with_the_mend(trained, asked, words):
+def test_invalid_options_are_one_line_with_the_remedy(trained, asked, words):
     with pytest.raises(UserError, match=words):
         compare(trained, **asked)
 

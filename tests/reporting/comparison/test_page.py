@@ -86,11 +86,11 @@ def test_every_number_of_the_main_table_is_on_the_page(trained):
     assert [line[0] for line in lines] == ["10 %", "", "100 %", ""]
 
 
-def test_the_verdict_is_said_in_words(trained):
+def test_the_verdict_is_in_words(trained):
     assert "better than none" in built(trained).words
 
 
-def test_what_the_notes_say_is_said(trained):
+def test_notes_are_on_the_page(trained):
     result = compare(trained)
     (block,) = result.tasks[0].blocks
     page = built(trained)
@@ -207,7 +207,7 @@ def test_empty_parts_are_left_out(store):
         "mean AUC by class",
         "AUC by class",
         "What it cost, and what stands beside the scores",
-        "What to know of these rows",
+        "Notes on these rows",
     ]
     assert page.tags.count("img") == 1 and "better than" not in page.words
 
@@ -241,7 +241,7 @@ def test_runs_are_linked_where_the_ui_is_known(trained):
     assert {below + run.run_id, *(below + stage for stage in run.stages.values())} <= set(page.links)
 
 
-def test_runs_are_ids_where_nobody_said_where_the_ui_is(trained):
+def test_runs_are_ids_where_the_ui_is_not_known(trained):
     page = built(trained)
     assert page.links == [] and stages(trained, "mae")["test"] in page.words
 
@@ -275,5 +275,5 @@ def test_a_page_that_cannot_be_written_is_one_line(trained, tmp_path):
     "address", ["127.0.0.1:5000", "javascript:alert(1)", "http://", "file:///x", "javascript://x/%0aalert(1)"]
 )
 def test_an_address_that_is_none_is_refused(tmp_path, address):
-    with pytest.raises(UserError, match="is no URL; write it as premed ui prints it: http://127.0.0.1:5000"):
+    with pytest.raises(UserError, match="is not a URL; write it as premed ui prints it: http://127.0.0.1:5000"):
         report.refuse(tmp_path / "page.html", address)

@@ -39,7 +39,7 @@ def test_every_trial_is_one_line_of_80_columns(make, capsys, monkeypatch):
 def test_a_failure_is_one_line_with_its_reason(capsys):
     terminal.show(pruned_search())
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("trial 4 failed")]
-    assert "the loss is not a number at step 41" in line
+    assert "the loss is not finite at step 41" in line
 
 
 def test_many_fields_share_a_column_where_a_line_is_too_short_for_one_each(capsys):

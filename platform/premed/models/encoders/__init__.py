@@ -1,1 +1,1 @@
-"""PLUG-INS: `{name: vit, …}` under `encoder` means vit.py: a `Config` and `build(config, channels, roi)`."""
+"""PLUG-INS: `{name: vit, …}` under `encoder` means vit.py: a `Config` and `build(config, channels, roi, *more)`."""

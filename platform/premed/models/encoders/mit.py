@@ -3,8 +3,9 @@
 Parameters that depend on the number of axes exist once per branch (`models/layers.py`). A network has the branches
 that it is built for: one to fine-tune, both to pre-train on both.
 
-Differences to the authors' code: volumes are in RAS order, so the axis that the first convolution does not downsample
-is the last; positions keep their grid's axes and are resized along these; eps is 1e-6 in all norms; drop path acts.
+Differences from the authors' code: volumes are in RAS order, so the axis that the first convolution does not downsample
+is the last; positions keep their grid's axes and are resized along these; eps is 1e-6 in all norms; drop path is
+applied.
 """
 
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ Four = tuple[Count, Count, Count, Count]
 
 
 class Config(Spec):
-    """`size: tiny | small` presets the depths; explicit numbers override it. Encoder fine to coarse, decoder back."""
+    """`size: tiny | small` presets the depths; explicit numbers override it. Encoder: fine to coarse; decoder: back."""
 
     name: Literal["mit"] = "mit"
     widths: Four = (48, 128, 256, 512)
@@ -84,12 +85,11 @@ class Config(Spec):
         if prod(grids[-1]) == 1:
             raise UserError(
                 f"encoder.stem_stride: {list(self.stem_stride)} leaves one patch of {size} at the last stage, "
-                "of which there is no norm; choose a larger roi or a smaller stem_stride"
+                "which instance norm cannot normalise; choose a larger roi or a smaller stem_stride"
             )
         if any(min(grid) < edge for grid, edge in zip(grids, self.reductions, strict=True)):
             raise UserError(
-                f"encoder.reductions: {list(self.reductions)} are more than the patches per axis, {grids}; "
-                "choose smaller ones"
+                f"encoder.reductions: {list(self.reductions)} exceed the patches per axis, {grids}; choose smaller ones"
             )
         return grids
 
@@ -179,7 +179,7 @@ class MiT(Encoder):
         )
 
     def layer(self, name: str) -> int:
-        """Numbers the blocks from the encoder's first to the decoder's last; embeddings belong to a stage's first."""
+        """Numbers the blocks from the encoder's first to the decoder's last; embeddings count as a stage's first."""
         part, *rest = name.split(".")
         if part == "norm":
             return self.depth + 1
@@ -205,7 +205,8 @@ class MiT(Encoder):
 
 
 def init_weights(module: nn.Module) -> None:
-    """UniMiSS's initialisation: He (fan out) for convolutions, normal of 0.02 for matrices, positions, class token."""
+    """UniMiSS's initialisation: He (fan out) for convolutions, truncated normal (std 0.02) for matrices, positions and
+    class token; transposed convolutions keep torch's."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.trunc_normal_(part.weight, std=0.02)

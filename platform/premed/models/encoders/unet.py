@@ -1,4 +1,4 @@
-"""A U-Net (Ronneberger 2015) from MONAI's blocks, encoder and decoder, for pictures and volumes: HSSL's network.
+"""HSSL's network: a U-Net (Ronneberger 2015), encoder and decoder, of MONAI's blocks, for pictures and volumes.
 
 HSSL's widths and blocks are not public; these are ours. Norms are group norms, not a U-Net's instance
 norms: those remove each channel's mean from each image, and classification reads the mean of a map.
@@ -21,7 +21,7 @@ Width = Annotated[int, Field(ge=GROUPS, multiple_of=GROUPS)]
 
 
 class Config(Spec):
-    """`widths`: channels at each resolution, fine to coarse; each halves the one before."""
+    """`widths`: channels at each resolution, fine to coarse; each resolution is half the one before."""
 
     name: Literal["unet"] = "unet"
     widths: tuple[Width, ...] = Field((32, 64, 128, 256, 512), min_length=2)

@@ -34,6 +34,12 @@ class Config(Spec):
     heads: int = Field(default=12, ge=1)
     patch: int | tuple[int, ...] = 16
     """Patch edge in voxels: one number, or one per axis."""
+    init: Literal["mae", "timm"] = "mae"
+    """Initial weights. mae: as MAE pre-trains (Xavier, sine and cosine positions); timm: as its ViTs, which is the
+    scratch arm of most papers (truncated normal with deviation .02, random positions). Loaded weights replace them."""
+
+    def unused_fields(self) -> set[str]:
+        return {"init"} if self.init == "mae" else set()
 
     @model_validator(mode="before")
     @classmethod
@@ -73,15 +79,18 @@ class ViT(Encoder):
             raise UserError(
                 f"encoder.patch: {config.patch} does not divide the roi {roi}; choose a patch or a roi that fits"
             )
-        self.width, self.depth, self.patch = config.width, config.depth, patch
+        self.width, self.depth, self.patch, self.init = config.width, config.depth, patch, config.init
         self.grid = tuple(size // edge for size, edge in zip(roi, patch, strict=True))
         self.patch_embed = PatchEmbed(channels, self.width, patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, self.width))
         self.pos_embed = nn.Parameter(add_class_row(sincos(self.grid, self.width)))
         self.blocks = nn.ModuleList(Block(self.width, config.heads) for _ in range(self.depth))
         self.norm = nn.LayerNorm(self.width, eps=1e-6)
-        nn.init.normal_(self.cls_token, std=0.02)
-        init_weights(self)
+        if config.init == "timm":
+            init_timm_weights(self)
+        else:
+            nn.init.normal_(self.cls_token, std=0.02)
+            init_weights(self)
 
     def forward(
         self, image: Tensor, *, keep: Tensor | None = None, taps: Sequence[int] = (), keys: Tensor | None = None
@@ -215,3 +224,14 @@ def init_weights(module: nn.Module) -> None:
             nn.init.xavier_uniform_(part.weight.data.flatten(1))
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
+
+
+def init_timm_weights(encoder: ViT) -> None:
+    """The initialisation of timm's VisionTransformer; the patch embedding keeps that of torch's convolution."""
+    for part in encoder.blocks.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+    nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
+    nn.init.normal_(encoder.cls_token, std=1e-6)

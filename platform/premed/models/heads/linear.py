@@ -10,10 +10,15 @@ from premed.errors import UserError
 
 
 class Config(Spec):
-    """`pool: cls` is timm's and SelfMedMAE's head; `mean` suits short pre-trainings, which barely train it."""
+    """`pool: cls` is timm's and SelfMedMAE's head; `mean` suits short pre-trainings, which barely train the token."""
 
     name: Literal["linear"] = "linear"
     pool: Literal["cls", "mean"] = "cls"
+    init: Literal["mae", "xavier"] = "mae"
+    """Initial weights. mae: almost zero, for equal first predictions (MAE's fine-tuning); xavier: SelfMedMAE's."""
+
+    def unused_fields(self) -> set[str]:
+        return {"init"} if self.init == "mae" else set()
 
 
 def build(config: Config, encoder: Encoder, task: Task) -> "Linear":
@@ -28,7 +33,10 @@ class Linear(Head):
         super().__init__()
         self.pool = config.pool
         self.fc = nn.Linear(width, num_classes)
-        nn.init.trunc_normal_(self.fc.weight, std=2e-5)  # MAE's fine-tuning: starts from almost uniform predictions
+        if config.init == "xavier":
+            nn.init.xavier_uniform_(self.fc.weight)
+        else:
+            nn.init.trunc_normal_(self.fc.weight, std=2e-5)
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, image: Tensor, features: Features) -> Tensor:

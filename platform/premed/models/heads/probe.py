@@ -27,7 +27,7 @@ Prior = Annotated[float, Field(ge=0, le=1)]
 
 
 class Config(Spec):
-    """`strengths` are values of scikit-learn's C; val selects one (the first of equals). Features are standardised."""
+    """`strengths`: values of scikit-learn's C; val selects one (of equal ones the first). Features are standardised."""
 
     name: Literal["probe"] = "probe"
     pool: Literal["mean", "cls"] = "mean"
@@ -148,7 +148,7 @@ def fit_regression(
     """Fits a softmax to rows `x` [n, D] and shares [n, K].
 
     Returns weights [K, D], biases [K], log frequencies [K], and whether it converged. A class without any share gets
-    weights of 0 and a bias that yields its frequency at the mean row, counting half a row more of each class; so do all
+    weights of 0 and a bias that yields its frequency at the mean row, with half a row added to each class; so do all
     classes if fewer than two have a share.
     """
     from sklearn.exceptions import ConvergenceWarning

@@ -1,4 +1,4 @@
-"""Artifacts: what the runs of a comparison left to look at: scores by case, curves of pre-training, pictures."""
+"""Artifacts of the runs of a comparison: scores by case, curves of pre-training, pictures."""
 
 import json
 import struct
@@ -45,7 +45,7 @@ class LossCurve(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A PNG that a run left."""
+    """A PNG among a run's artifacts."""
 
     label: str
     seed: str
@@ -87,7 +87,7 @@ def mean_dice(table: Columns) -> Iterator[tuple[str, float]]:
 
 
 def placements(table: Columns) -> Iterator[tuple[str, float]]:
-    """For each finding of a case, the share of the images without it that are held less likely to have it.
+    """For each finding of a case, the share of the images without it that get a lower probability of it.
 
     The mean of these over the cases that have a finding is its AUC: DeLong's placement values. Ties count half.
     """

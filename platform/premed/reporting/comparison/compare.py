@@ -34,7 +34,7 @@ def compare(
     where: Sequence[str] = (),
     part: Part | None = None,
 ) -> ComparisonResult:
-    """Compares the store's experiments, task by task; raises UserError where they cannot be compared."""
+    """Compares the store's experiments, task by task; raises UserError if they cannot be compared."""
     runs, notes = finished_experiments(store, task)
     if not runs:
         why = f"; {notes[0]}" if notes else ""
@@ -56,7 +56,7 @@ def compare(
 def task_result(
     store: RunStore, runs: list[ExperimentRun], baseline: str | None, allow: Sequence[str], part: Part | None
 ) -> TaskResult:
-    """Compares the runs of one task. baseline: an arm's label or a strategy; None: the default, where it is there."""
+    """Compares the runs of one task. baseline: an arm's label or a strategy; None: the default, if it is there."""
     task = runs[0].task
     scored, runs, notes = scored_on(runs, part)
     blocks, more = group_runs(runs, scored, allow)
@@ -88,7 +88,7 @@ def task_result(
 
 
 def score_tables(store: RunStore, runs: list[ExperimentRun], part: Part, main: str | None) -> dict[str, ScoreTable]:
-    """The scores of each run by its id. Raises UserError where they are not of the same cases."""
+    """The scores of each run by its id. Raises UserError if they are not of the same cases."""
     tables: dict[str, ScoreTable] = {}
     for run in runs:
         stage = run.stages["test" if part == "test" else "finetune"]
@@ -106,7 +106,7 @@ def score_tables(store: RunStore, runs: list[ExperimentRun], part: Part, main: s
 def baseline_arms(block: Block, name: str) -> dict[float, Arm]:
     """The baseline's arm at each label fraction; of several architectures the one that most of the block has.
 
-    name: an arm's label, or a strategy. Raises UserError where arms with several labels may be meant.
+    name: an arm's label, or a strategy. Raises UserError if arms with several labels may be meant.
     """
     arms = [arm for arm in block.arms if name in (arm.label, arm.strategy)]
     arms = [arm for arm in arms if arm.label == name] or arms
@@ -128,7 +128,7 @@ def usual_architecture(block: Block) -> dict[str, str]:
 
 
 def require_baseline(task: str, blocks: list[Block], baselines: list[dict[float, Arm]]) -> None:
-    """Raises UserError where a strategy has no baseline because its runs have another head than the baseline's."""
+    """Raises UserError if a strategy has no baseline because its runs have another head than the baseline's."""
     compared = {arm.strategy for block, base in zip(blocks, baselines, strict=True) if base for arm in block.arms}
     for block, base in zip(blocks, baselines, strict=True):
         if compared and not base and (lost := {arm.strategy for arm in block.arms} - compared):

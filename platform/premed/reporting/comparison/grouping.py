@@ -49,7 +49,7 @@ class Arm:
     def by_seed(self) -> dict[tuple[str, str], list[ExperimentRun]]:
         """Runs by independent seed.
 
-        Where several fine-tunings stand on each of several pre-trainings, the seeds are those of the pre-trainings.
+        If several fine-tunings start from each of several pre-trainings, the seeds are those of the pre-trainings.
         """
         num_pretrain = len({run.pretrain_seed for run in self.runs})
         is_one_to_one = num_pretrain == len({run.seed for run in self.runs}) == len(self.runs)
@@ -106,7 +106,7 @@ class Block:
 def group_runs(runs: list[ExperimentRun], part: Part, allow: Sequence[str]) -> tuple[list[Block], list[str]]:
     """A task's runs, newest first, as blocks of arms, and notes on them.
 
-    Raises UserError where the protocols of the runs differ in a field that `allow` does not name.
+    Raises UserError if the protocols of the runs differ in a field that `allow` does not name.
     """
     runs = without_locations(runs, part)
     newest: dict[tuple, ExperimentRun] = {}
@@ -139,7 +139,7 @@ def without_locations(runs: list[ExperimentRun], part: Part) -> list[ExperimentR
     if differing:
         try:
             config = plugin("tasks", runs[0].fields.get("task.name", "")).Config.model_fields
-        except ValueError:  # the task's plug-in is no longer there, and nothing is known of its fields
+        except ValueError:  # the task's plug-in no longer exists, and its fields are not known
             return runs
         left_out |= {
             name
@@ -201,9 +201,9 @@ def arms_of(runs: list[ExperimentRun]) -> list[Arm]:
 
 
 def label_words(differs: dict[str, str], sources: str) -> list[str]:
-    """What tells an arm from others of its strategy: an encoder or a head by its name, other fields as field=value.
+    """What distinguishes an arm from others of its strategy: an encoder or a head by its name, else field=value.
 
-    sources: the data sets of its pre-training, where the others have different ones.
+    sources: the data sets of its pre-training, if the others have different ones.
     """
     named = [name for name in differs if name in ("encoder.name", HEAD)]
     covered = tuple(name.removesuffix("name") for name in named) + ((SOURCE, "data.images") if sources else ())

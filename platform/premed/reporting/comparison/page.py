@@ -29,11 +29,11 @@ from premed.tracking.run_store import RunStore
 
 
 def refuse(path: Path, ui: str | None) -> None:
-    """Raises UserError, before any work, where the page's options cannot be met."""
+    """Raises UserError, before any work, if the page's folder does not exist or `ui` is not a URL."""
     if not path.absolute().parent.is_dir():
         raise UserError(f"--html {path}: its folder does not exist; create it")
     if ui is not None and (urlsplit(ui).scheme not in ("http", "https") or not urlsplit(ui).netloc):
-        raise UserError(f"--ui {ui}: is no URL; write it as premed ui prints it: http://127.0.0.1:5000")
+        raise UserError(f"--ui {ui}: is not a URL; write it as premed ui prints it: http://127.0.0.1:5000")
 
 
 def write(result: ComparisonResult, store: RunStore, path: Path, ui: str | None) -> None:
@@ -60,7 +60,7 @@ def page(result: ComparisonResult, store: RunStore, ui: str | None = None) -> st
 
 @dataclass(frozen=True)
 class BlockView:
-    """What is shown of one head's arms on one task, in this order; what there is nothing of is empty."""
+    """What is shown of one head's arms on one task, in this order; a part without content is empty."""
 
     section: Section
     verdicts: Sequence[tuple]
@@ -121,7 +121,7 @@ def block_view(section: Section, store: RunStore) -> BlockView:
 
 
 def fractions(section: Section) -> charts.Chart | None:
-    """The score against the label fraction, where there are several."""
+    """The score against the label fraction, if there are several."""
     if len(section.fractions) < 2:
         return None
     lines = []
@@ -163,7 +163,7 @@ def strips(section: Section, scores: CaseScores) -> charts.Chart | None:
 
 
 def pretraining(section: Section, curves: Sequence[LossCurve]) -> list[charts.Chart]:
-    """Validation losses: as shares of the gate where there is one, else as they are, a chart for each strategy."""
+    """Validation losses: as shares of the gate if there is one, else as they are, a chart for each strategy."""
     shown, lines = [], []
     for label, steps, losses, gate in curves:
         if gate:

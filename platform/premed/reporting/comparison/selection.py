@@ -108,7 +108,7 @@ def fields_of(run: Run, stages: dict[str, Run]) -> dict[str, str]:
 
 
 def filter_runs(runs: list[ExperimentRun], where: Sequence[str]) -> list[ExperimentRun]:
-    """The experiments that meet every condition `FIELD=VALUE`. Raises UserError where none does."""
+    """The experiments that meet every condition `FIELD=VALUE`. Raises UserError if none does."""
     for condition in where:
         field, equals, value = condition.partition("=")
         if not equals:
@@ -123,7 +123,7 @@ def filter_runs(runs: list[ExperimentRun], where: Sequence[str]) -> list[Experim
 
 
 def field_name(runs: Iterable[ExperimentRun], field: str, option: str, single: bool = False) -> str:
-    """The full name of a field or, unless `single`, of a group of fields. Raises UserError where no run has it."""
+    """The full name of a field or, unless `single`, of a group of fields. Raises UserError if no run has it."""
     names = {name for run in runs for name in run.fields}
     full = SHORT.get(field, field)
     full = f"{full}.name" if single and f"{full}.name" in names else full
@@ -145,7 +145,7 @@ def is_same(one: str, other: str) -> bool:
 def scored_on(runs: list[ExperimentRun], part: Part | None) -> tuple[Part, list[ExperimentRun], list[str]]:
     """The part on which a task's runs are compared, the runs that have it, and notes on this choice.
 
-    part: None means test, where any run has it, else val. Raises UserError where none has it.
+    part: None means test if any run has it, else val. Raises UserError if none has it.
     """
     tested = [run for run in runs if "test" in run.stages]
     if part == "test" and not tested:

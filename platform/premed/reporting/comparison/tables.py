@@ -1,4 +1,4 @@
-"""What stands in the tables of a comparison's page, and the colours of its arms, in tables and charts alike."""
+"""The contents of the tables of a comparison's page, and the colours of its arms in tables and charts."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -100,9 +100,9 @@ class ScoresView(NamedTuple):
     is_main: bool
     """The task's own score, which has p-values and verdicts."""
     scale: Sequence[str]
-    """What the ends of the intervals' bars stand for; empty where nothing is known."""
+    """The values at the two ends of the intervals' bars; empty if nothing is known."""
     difference_scale: Sequence[str]
-    """Of the differences'; empty where no arm has one."""
+    """The same for the differences' bars; empty if no arm has a difference."""
     rows: Sequence[ScoreRow]
     has_constant: bool
     """Whether the score of a constant answer is in the bars."""

@@ -78,7 +78,7 @@ def cost_columns(arms: Sequence[ArmResult]) -> list[str]:
 
 
 def cost_row(arm: ArmResult) -> list[str]:
-    """What an arm cost, and what stands beside its scores."""
+    """An arm's row: its cost, then its other numbers (constant answer, counts)."""
     cells = [percent(arm.label_fraction), arm.marked_label, spent(arm.cost.pretrain), spent(arm.cost.finetune)]
     cells += [f"{arm.cost.peak_memory_mb / 1024:.1f} GB", number(arm.constant)]
     return cells + [f"{count:.4g}" for count in arm.counts.values()]

@@ -1,4 +1,4 @@
 """The result of a sweep: analysed, summarised in words, and shown as a table or a page.
 
-Doors: `result.SweepResult`, `terminal`, `page`.
+Entry points: `result.SweepResult`, `terminal`, `page`.
 """

@@ -29,7 +29,7 @@ from premed.reporting.sweep.fields import by_importance, field_paths, short_name
 from premed.reporting.sweep.result import SweepResult, TrialResult
 
 MOST_PANELS = 9  # slice plots of a metric
-MOST_COSTS = 24  # trials; the costs of more are folded away
+MOST_COSTS = 24  # trials; the costs of more are collapsed
 
 
 class TrialRow(NamedTuple):
@@ -91,7 +91,7 @@ class CostTable(NamedTuple):
 
 
 def write(result: SweepResult, file: Path) -> None:
-    """Raises UserError if the file cannot be written."""
+    """Writes the page. Raises UserError if the file cannot be written."""
     try:
         Path(file).write_text(render(result), encoding="utf-8")
     except OSError as error:

@@ -162,7 +162,7 @@ def constant_setting(result: SweepResult) -> str:
 
 
 def named(names: Sequence[str], values: Sequence[str]) -> str:
-    """lr 0.1, epochs 20"""
+    """Names and values in one line: `lr 0.1, epochs 20`."""
     return ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
 
 
@@ -178,7 +178,7 @@ def importance_shares(result: SweepResult) -> dict[str, float]:
 
 
 def metric_label(result: SweepResult, metric: int = 0) -> str:
-    """val Dice for val/dice."""
+    """A metric's name for people: `val Dice` for `val/dice`."""
     name = result.metrics[metric]
     part, slash, score = name.partition("/")
     return printable(f"{part} {NAMES.get(score, score)}" if slash else COSTS.get(name, name))
@@ -194,7 +194,7 @@ def format_number(result: SweepResult, value: float, metric: int = 0) -> str:
 
 
 def format_score(result: SweepResult, score: Spread, metric: int = 0) -> str:
-    """0.712 ± 0.012; - if it is unknown."""
+    """A score as `0.712 ± 0.012`; `-` if it is unknown."""
     if not math.isfinite(score.mean):
         return "-"
     is_exact = score.std == 0 and is_cost(result, metric)  # a trial's cost is one number, whatever its seeds

@@ -28,7 +28,7 @@ from premed.reporting.sweep.result import SweepResult
 
 
 def show(result: SweepResult) -> None:
-    """Prints all of it on stdout."""
+    """Prints the result on stdout."""
     print_wrapped(f"Sweep {printable(result.name)}: {summary.headline(result)}")
     show_trials(result)
     for metric in range(len(result.metrics)):
@@ -53,7 +53,7 @@ def show(result: SweepResult) -> None:
 
 
 def show_trials(result: SweepResult) -> None:
-    """A row for each trial, the best first: a column for each field, or one for all where lines are too short."""
+    """Prints a row for each trial, the best first: a column for each field, or one for all if lines are too short."""
     rows, paths, metrics = [], varied_fields(result), range(len(result.metrics))
     with_seconds = "seconds" not in result.metrics
     for trial in summary.sorted_trials(result):
@@ -78,7 +78,7 @@ def show_trials(result: SweepResult) -> None:
 
 
 def show_grid(result: SweepResult, grid: ScoreGrid, metric: int) -> None:
-    """The grid as a table, its cells coloured on a terminal with colours; * marks the best one."""
+    """Prints the grid as a table, its cells coloured on a terminal with colours; * marks the best one."""
     names, relative = short_names(field_paths(result)), grid.relative(result.modes[metric])
     rows: list[list[str | Text]] = []
     for i, label in enumerate(grid.rows.labels):
@@ -113,7 +113,7 @@ def line_width() -> int:
 
 
 def write_csv(result: SweepResult, path: Path) -> None:
-    """A line for each trial and seed. Raises UserError if the file cannot be written."""
+    """Writes a line for each trial and seed. Raises UserError if the file cannot be written."""
     try:
         with Path(path).open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows(csv_rows(result))

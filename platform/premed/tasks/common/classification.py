@@ -115,5 +115,11 @@ class Classification:
             cases.append((row["case"], views.centre(sample.prepared, self.roi)[0], labels))
         return [probabilities(folder / "probabilities.png", cases)]
 
+    def example_rows(self) -> list[Row]:
+        """Rows of made-up predictions, such that each number of `summary` is defined: they show which there are."""
+        truths = self.classes if self.exclusive else (*self.classes, None)
+        each = [{name: float(name == truth) for name in self.classes} for truth in truths]
+        return [{f"y/{c}": y for c, y in row.items()} | {f"p/{c}": y for c, y in row.items()} for row in each]
+
     def describe(self) -> dict[str, Any]:
         return description(self, Classification, "classes")

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any, Literal, NamedTuple
@@ -12,8 +12,11 @@ from premed.contracts import Case
 from premed.errors import Finding, UserError
 from premed.tasks.common.files import is_nnunet, path_error, read_json
 from premed.tasks.common.labels import Labels, parse_labels
+from premed.tasks.common.patients import patient_of, several_scans
 
 PARTS: tuple[Literal["training", "test"], ...] = ("training", "test")
+PATIENT_FIELDS = ("patient", "patient_id", "patientID", "subject", "subject_id")
+"""Fields of an entry that are likely to name its patient."""
 
 
 class ListedCase(NamedTuple):
@@ -62,8 +65,10 @@ def stem(name: str) -> str:
 class Decathlon:
     """A folder with a `dataset.json`, which is parsed once, when first used. Raises UserError if it is invalid."""
 
-    def __init__(self, root: Path):
+    def __init__(self, root: Path, patient: str | None = None):
+        """patient: `task.patient`, a `PatientRule`."""
         self.root, self.listing, self.real_root = root, root / "dataset.json", root.resolve()
+        self.patient = patient
 
     @cached_property
     def content(self) -> dict[str, Any]:
@@ -131,6 +136,17 @@ class Decathlon:
             return UserError(f"{self.listing}: `training` is missing: list each case there, as {{image: …, label: …}}")
         return UserError(f"{self.listing}: no entry has a label; these images can only be pre-trained on")
 
+    def patient_notes(self) -> Iterator[Finding]:
+        """Yields a note if nothing says whose the images are, and the file suggests that a patient has several."""
+        if self.patient is not None:
+            return
+        entries = [entry for part in PARTS for entry in entries_of(self.content, part) if isinstance(entry, dict)]
+        if named := [field for field in PATIENT_FIELDS if any(field in entry for entry in entries)]:
+            what = f"entries have a field {named[0]!r}, and each image counts as a patient: set task.patient={named[0]}"
+            yield Finding("note", str(self.listing), what)
+        elif what := several_scans(each.case.name for each in self.entries.cases):
+            yield Finding("note", str(self.listing), what)
+
     def case(self, entry: object) -> Case:
         """Returns the case of one entry. Raises UserError if the entry is invalid."""
         entry = {"image": entry} if isinstance(entry, str) else entry
@@ -141,7 +157,7 @@ class Decathlon:
         image = self.resolve(entry["image"])
         label = self.resolve(entry["label"]) if entry.get("label") else None
         name = self.names[entry["image"]]
-        return Case(name, name, (image,), label)
+        return Case(name, patient_of(self.patient, name, entry), (image,), label)
 
     def resolve(self, file: str) -> Path:
         """Returns the path of a listed file. Raises UserError if it is outside the folder."""

@@ -18,6 +18,7 @@ from premed.contracts import Case
 from premed.errors import Finding, UserError
 from premed.tasks.common.files import is_decathlon, path_error, read_json
 from premed.tasks.common.labels import Labels, parse_labels
+from premed.tasks.common.patients import patient_of
 
 SPLITS = "splits_final.json"
 READ = (".nii.gz", ".nii")
@@ -53,10 +54,10 @@ class Cases(NamedTuple):
 class RawFolder:
     """A folder of nnU-Net's raw data, read when first used. Raises UserError if its dataset.json is invalid."""
 
-    def __init__(self, root: Path, listing: str = "dataset.json"):
-        """listing: dataset.json, below `root`; all files must be inside `root`."""
+    def __init__(self, root: Path, listing: str = "dataset.json", patient: str | None = None):
+        """listing: dataset.json, below `root`; all files must be inside `root`. patient: `task.patient`, a pattern."""
         self.root, self.listing, self.real_root = root, root / listing, root.resolve()
-        self.folder = self.listing.parent
+        self.folder, self.patient = self.listing.parent, patient
 
     @cached_property
     def content(self) -> dict[str, Any]:
@@ -135,7 +136,7 @@ class RawFolder:
             training = dict(self.listed_cases(listed, findings))
         else:
             images = self.scan("imagesTr", findings)
-            training = {name: Case(name, name, paths, self.label("labelsTr", name)) for name, paths in images.items()}
+            training = {name: self.case(name, paths, self.label("labelsTr", name)) for name, paths in images.items()}
             findings += self.unused_labels("labelsTr", images)
         others, test = self.scan("imagesTs", findings), dict[str, Case]()
         for name in sorted(others.keys() & training.keys()):
@@ -143,14 +144,18 @@ class RawFolder:
             findings.append(Finding("error", where, f"{name} is a training case, too; rename one, or remove a copy"))
         for name in others.keys() - training.keys():
             if (label := self.label("labelsTs", name)).is_file():
-                test[name] = Case(name, name, others[name], label)
+                test[name] = self.case(name, others[name], label)
         findings += self.unused_labels("labelsTs", others)
-        unlabelled = {n: Case(n, n, others[n]) for n in sorted(others.keys() - training.keys() - test.keys())}
+        rest = sorted(others.keys() - training.keys() - test.keys())
+        unlabelled = {name: self.case(name, others[name]) for name in rest}
         expected = self.content.get("numTraining")
         if isinstance(expected, int) and training and expected != len(training):
             what = f"`numTraining` is {expected}, and {len(training)} are there; complete the copy, or fix the number"
             incomplete.append(Finding("error", str(self.listing), what))
         return Cases(training, {name: test[name] for name in sorted(test)}, unlabelled, findings, incomplete)
+
+    def case(self, name: str, images: tuple[Path, ...], label: Path | None = None) -> Case:
+        return Case(name, patient_of(self.patient, name), images, label)
 
     def label(self, folder: str, name: str) -> Path:
         return self.folder / folder / f"{name}{self.ending}"
@@ -201,7 +206,7 @@ class RawFolder:
         if len(names) != self.channels:
             what = f"`dataset` {name} lists {len(names)} image(s), and there are {self.channels} channels"
             raise UserError(f"{self.listing}: {what}; list one for each")
-        return Case(name, name, tuple(map(self.resolve, names)), self.resolve(label))
+        return self.case(name, tuple(map(self.resolve, names)), self.resolve(label))
 
     def resolve(self, file: str) -> Path:
         """Returns the path of a listed file. Raises UserError if it is not inside the root."""

@@ -24,9 +24,8 @@ from premed.errors import Finding
 from premed.rng import SampleRng
 from premed.tasks.common import losses, metrics
 from premed.tasks.common.description import description
+from premed.tasks.common.label_maps import ATLAS, patch_means, sample_atlas
 from premed.tasks.common.sliding_window import sliding_window
-
-ATLAS = 32  # edge of the grid on which the constant baseline averages the training labels
 
 
 class Segmentation:
@@ -116,6 +115,11 @@ class Segmentation:
         logits = sliding_window(image, self.roi, forward, overlap=self.overlap, batch=self.window_batch)
         inside = tuple(slice(-first, n - first) for first, n in zip(start, shape, strict=True))
         return logits[(slice(None), *inside)].numpy()
+
+    def example_rows(self) -> list[Row]:
+        """Rows of made-up predictions, such that each number of `summary` is defined: they show which there are."""
+        perfect = {"dice": 1.0, "hd95": 0.0, "state": "both"}
+        return [{f"{name}/{region}": value for name, value in perfect.items() for region in self.regions}]
 
     def row(self, sample: Sample, prediction: np.ndarray) -> Row:
         """Returns the scores of a prediction on the native grid."""
@@ -277,17 +281,6 @@ class Regions(Segmentation):
 
     def describe(self) -> dict[str, Any]:
         return description(self, Regions, "regions")
-
-
-def sample_atlas(labels: np.ndarray) -> np.ndarray:
-    """Samples a label map at ATLAS points along each axis."""
-    return labels[np.ix_(*((2 * np.arange(ATLAS) + 1) * size // (2 * ATLAS) for size in labels.shape))]
-
-
-def patch_means(mask: np.ndarray, patch: Sequence[int]) -> np.ndarray:
-    """Returns the mean [*grid] of each patch of a mask [*S]."""
-    pairs = [(size // edge, edge) for size, edge in zip(mask.shape, patch, strict=True)]
-    return mask.reshape([n for pair in pairs for n in pair]).mean(axis=tuple(range(1, 2 * mask.ndim, 2)))
 
 
 def read_labels(path: Path) -> np.ndarray:

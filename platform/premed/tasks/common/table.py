@@ -16,6 +16,8 @@ from premed.errors import UserError
 
 Problem = tuple[str, str]
 """Where (a file, a line) and what is wrong, with a remedy."""
+MISSING = {"nan", "na", "n/a", "#n/a", "<na>", "null", "nat"}
+"""How programs write a missing cell."""
 BINARY = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0}
 
 
@@ -100,6 +102,31 @@ def split_names(cell: str, separator: str | None, none: str | None) -> list[str]
 def sorted_names(names: set[str]) -> tuple[str, ...]:
     """Sorts alphabetically; numbers numerically, before words."""
     return tuple(sorted(names, key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name)))
+
+
+def doubtful_names(names: Sequence[str]) -> Iterator[str]:
+    """Yields what is doubtful about class names that were taken from a column, and a remedy."""
+    for name in names:
+        if name.casefold() in MISSING:
+            yield f"{name!r} would be a class; name it in task.unknown if it means no label, else list task.classes"
+    for name, other in alike(names):
+        yield f"{name!r} and {other!r} would be two classes; write them alike, or list task.classes"
+
+
+def patient_problems(path: Path, cells: pandas.Series) -> Iterator[Problem]:
+    """Yields cells that name no patient, and patients whose names differ in case or blanks alone."""
+    missing = [not cell or cell.casefold() in MISSING for cell in cells]
+    yield from invalid_values(path, cells, missing, "is no patient; say whose the image is")
+    for name, other in alike(sorted(set(cells))):
+        yield str(path), f"patients {name!r} and {other!r} in column {cells.name} would be two; write them alike"
+
+
+def alike(names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yields pairs of names that differ in case or blanks alone."""
+    written: dict[str, str] = {}
+    for name in names:
+        if (first := written.setdefault(" ".join(normalise_name(name).split()), name)) != name:
+            yield first, name
 
 
 def invalid_values(path: Path, cells: pandas.Series, wrong: Iterable[bool], what: str) -> Iterator[Problem]:

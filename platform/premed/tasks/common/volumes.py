@@ -7,6 +7,7 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 from premed.config.image_processing import Preprocessing
 from premed.config.spec import Spec, runtime_field, scoring_field
 from premed.data import splits
+from premed.tasks.common.patients import PatientRule
 
 
 class VolumeSettings(Spec):
@@ -21,9 +22,12 @@ class VolumeSettings(Spec):
     crop_foreground: bool = False
     overlap: float = scoring_field(0.5, ge=0, lt=1)
     window_batch: int = runtime_field(4, ge=1)
+    patient: PatientRule | None = None
+    """A field of each entry of dataset.json, or a pattern over case names whose first group is the patient, as in
+    '(.+)_[0-9]+'; None: each image is a patient. All images of a patient go to one part."""
     split_seed: int = 0
     shares: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.6, 0.15, 0.25)
-    """Shares of the labelled cases: train, val, test."""
+    """Shares of the patients with labelled cases: train, val, test."""
     split: splits.Split | None = None
     """Case names (hippocampus_001, …) per part, in place of the random split."""
     partial: bool = runtime_field(False)
@@ -37,6 +41,9 @@ class VolumeSettings(Spec):
             raise ValueError("window and percentiles exclude each other; set percentiles: null")
         self.preprocessing(1)
         return self
+
+    def unused_fields(self) -> set[str]:
+        return set() if self.patient else {"patient"}
 
     def preprocessing(self, channels: int) -> Preprocessing:
         """Returns the preprocessing with these settings."""

@@ -1,0 +1,108 @@
+"""connection.py: what is wrong with RAY_ADDRESS, RAY_AUTH_MODE and RAY_TMPDIR is one line, at once."""
+
+import socket
+import time
+
+import pytest
+from support.stores import free_port
+
+from premed.errors import UserError
+from premed.execution import connection
+
+VARIABLES = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_TMPDIR")
+
+
+@pytest.fixture(autouse=True)
+def unset(monkeypatch, tmp_path):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("http://127.0.0.1:8265", "is a dashboard's, to which `premed submit` sends jobs; unset it"),
+        ("https://head", "is a dashboard's"),
+        ("headnode", "is no address of a cluster: write HOST:PORT"),
+        ("localhost:abc", "is no address of a cluster"),
+        ("localhost:70000", "is no address of a cluster"),
+        (":6379", "is no address of a cluster"),
+        ("no-such-host.invalid:6379", "there is no host no-such-host.invalid"),
+        ("127.0.0.1:{free}", "does not answer (Connection refused): start that cluster or unset the variable"),
+        ("ray://127.0.0.1:{free}", "does not answer (Connection refused)"),
+    ],
+)
+def test_an_address_that_is_none_or_does_not_answer_is_named(address, words, monkeypatch):
+    address = address.format(free=free_port())
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError) as refused:
+        connection.connect()
+    assert str(refused.value).startswith(f"RAY_ADDRESS={address}") and words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_head_that_swallows_packets_is_given_up_within_its_patience(monkeypatch):
+    monkeypatch.setattr(connection, "PATIENCE", 0.5)
+    with socket.socket() as head, socket.socket() as first, socket.socket() as second:
+        head.bind(("127.0.0.1", 0))
+        head.listen(0)  # its queue is full with the connections that it never accepts
+        for client in (first, second):
+            client.setblocking(False)
+            client.connect_ex(head.getsockname())
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{head.getsockname()[1]}")
+        began = time.monotonic()
+        with pytest.raises(UserError, match="does not answer"):
+            connection.connect()
+        assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("address", "taken"), [("", "local"), ("local", "local"), ("auto", "auto"), (" 10.0.0.7:6379 ", "10.0.0.7:6379")]
+)
+def test_an_address_is_taken_as_it_is_and_none_is_this_machine(address, taken, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert connection.cluster_address() == taken
+
+
+def test_a_token_that_is_not_there_is_missed_before_ray_starts(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    for named in (None, str(tmp_path / "absent"), str(tmp_path)):
+        if named:
+            monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", named)
+        with pytest.raises(UserError, match=f"{named or 'RAY_AUTH_MODE=token'}.* holds no token; run `ray get-auth-"):
+            connection.connect()
+    (tmp_path / "token").write_text("abc\n")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    connection.refuse_missing_token()
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "abc")
+    connection.refuse_missing_token()
+
+
+def test_a_folder_for_ray_that_is_too_long_or_cannot_be_is_refused(tmp_path, monkeypatch):
+    longest = connection.LONGEST_SOCKET - len(connection.SOCKET)
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp/" + "x" * (longest - 4))
+    with pytest.raises(UserError, match=f"is too long for Ray's sockets; name a folder of at most {longest} bytes"):
+        connection.connect()
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_TMPDIR", "file/below")
+    with pytest.raises(UserError, match=r"RAY_TMPDIR=file/below cannot be created \(Not a directory\)"):
+        connection.connect()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError("validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes: /x"), "AF_UNIX path"),
+        (RuntimeError("Failed to start GCS.\n  more\n"), "(Failed to start GCS); "),
+        (ValueError("bad"), "(bad); "),
+        (AssertionError(), "(AssertionError); "),
+        (ConnectionError("nobody"), "could not be used (nobody)"),
+    ],
+)
+def test_whatever_ray_raises_is_one_line(error, words):
+    said = str(connection.explained(error, "local"))
+    assert words in said and "\n" not in said
+    assert "RAY_ADDRESS=h:1" in str(connection.explained(error, "h:1"))
