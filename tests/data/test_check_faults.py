@@ -81,8 +81,8 @@ MSD_FAULTS = {
     "five axes": (image(lambda p: voxels(p, lambda v: v[..., None, None].repeat(2, 4))), [IMAGE, "5 axes; 3"]),
     "another shape": (label(lambda p: voxels(p, lambda v: v[:-1])), [LABEL, "its shape", "resample it"]),
     "another affine": (
-        label(lambda p: voxels(p, same, moved(0.002))),
-        [LABEL, "its affine is not that of its image (0.002 apart)"],
+        label(lambda p: voxels(p, same, moved(0.3))),
+        [LABEL, "its affine is not that of its image (0.3 mm apart at the far corner)"],
     ),
     "unknown label": (
         label(lambda p: voxels(p, put(7))),
@@ -235,13 +235,13 @@ def test_every_bad_file_is_told_at_once(hippocampi, chests, copied, found):
 def test_whatever_a_library_says_of_one_file_the_others_are_looked_at(hippocampi, found, monkeypatch):
     from premed.data.io import readers
 
-    read = readers._read_nifti
+    read = readers.nifti.read
 
     def strange(path):
         if path == at(hippocampi, "imagesTr", 2):
             raise MemoryError("too much")
         return read(path)
 
-    monkeypatch.setattr(readers, "_read_nifti", strange)
+    monkeypatch.setattr(readers.nifti, "read", strange)
     (only,) = errors(found(MSD, hippocampi))
     assert str(at(hippocampi, "imagesTr", 2)) in only and "does not fit in memory" in only

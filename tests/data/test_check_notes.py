@@ -72,7 +72,7 @@ def all_but_one_class(root: Path) -> None:
 
 
 MSD_NOTES = {
-    "close affine": (label(lambda p: voxels(p, same, moved(0.0005))), [LABEL, "is 0.0005 apart", "taken as the same"]),
+    "close affine": (label(lambda p: voxels(p, same, moved(0.002))), [LABEL, "is 0.002 mm apart", "taken as the same"]),
     "twice in a part": (
         lambda root: [shutil.copy(at(root, part, 2), at(root, part, 1)) for part in ("imagesTr", "labelsTr")],
         ["(train) holds the same image as", "(train)"],

@@ -17,6 +17,7 @@ from support.experiments import settle_in
 from support.predictions import FP32, laid, refused
 
 from premed.config.image_processing import Preprocessing
+from premed.data.preprocess import prepare
 from premed.errors import StageFailed
 from premed.inference import export, load, monai_bundle, predict
 from premed.inference.onnx_torchscript import largest_difference
@@ -196,6 +197,48 @@ def test_recipes_that_monai_has_no_transform_for_are_refused(organ_run, chest_ru
         monai_bundle.refuse_unsupported(task) if run is organ_run else None
         task.preprocessing = task.preprocessing.model_copy(update=change)
         refused(lambda task=task: monai_bundle.refuse_unsupported(task), words)
+
+
+def parsed(task, name: str, **settings):
+    """An item of a bundle's configuration, as MONAI makes it; without a network."""
+    from monai.bundle.config_parser import ConfigParser
+
+    config = monai_bundle.base_config(task) | monai_bundle.segmentation_config(task)
+    return ConfigParser(config | {"network": None} | settings).get_parsed_content(name)
+
+
+@pytest.mark.parametrize("tilt", [0.0, 0.3, -0.3])
+@pytest.mark.parametrize("units", [2, 1, 3, 0])
+def test_a_bundle_prepares_a_sheared_image_and_one_in_metres_as_predict_does(organ_run, tmp_path, tilt, units):
+    affine = np.diag([-1.0, 1.2, 2.0, 1.0])
+    affine[1, 2] = tilt
+    size = {1: 1e-3, 3: 1e3}.get(units, 1.0)
+    values = np.random.default_rng(0).normal(100, 30, (20, 22, 14)).astype(np.float32)
+    image, in_mm = (nib.Nifti1Image(values, np.diag([by, by, by, 1]) @ affine) for by in (size, 1.0))
+    image.header["xyzt_units"] = units
+    nib.save(image, tmp_path / "i.nii")
+    nib.save(in_mm, tmp_path / "mm.nii")
+    task = organ_run.task
+    theirs = parsed(task, "preprocessing")({"image": str(tmp_path / "i.nii")})["image"]
+    ours = prepare([tmp_path / "mm.nii"], None, task.preprocessing)
+    expected = ours.image * ours.scale[:, None, None, None] + ours.offset[:, None, None, None]
+    assert theirs.shape == expected.shape
+    if tilt >= 0:  # else MONAI's box begins up to half a voxel elsewhere
+        np.testing.assert_allclose(theirs.numpy(), expected, atol=2e-3)
+    answer = torch.zeros(values.shape)
+    made = parsed(task, "in_units")(parsed(task, "label_map")(answer, theirs.meta), theirs.meta)
+    np.testing.assert_allclose(made.affine, image.affine)
+    assert int(made.header["xyzt_units"]) == units and made.get_data_dtype() == np.uint8
+
+
+def test_a_bundle_takes_what_is_named_in_capitals(organ_run, tmp_path):
+    (tmp_path / "A.NII.GZ").touch()
+    (tmp_path / "b.nii").touch()
+    (tmp_path / "c.txt").touch()
+    found = parsed(organ_run.task, "images", dataset_dir=str(tmp_path))
+    assert found == [str(tmp_path / "A.NII.GZ"), str(tmp_path / "b.nii")]
+    path = parsed(organ_run.task, "path", output_dir="out")
+    assert [path({"filename_or_obj": name}) for name in found] == ["out/A.nii.gz", "out/b.nii.gz"]
 
 
 # Bundles -------------------------------------------------------------------------------------------------------------

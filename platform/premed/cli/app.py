@@ -150,7 +150,7 @@ def predict(
 ) -> None:
     """Segment or classify new images: NIfTI on each input's own grid, or a CSV of probabilities.
 
-    A file that cannot be read is named and skipped; the exit code is then 1.
+    An image that cannot be predicted is named and skipped; the exit code is then 1.
     """
     from premed.cli.progress import ProgressPrinter
     from premed.inference import predict

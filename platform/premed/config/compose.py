@@ -72,6 +72,7 @@ class DuplicateKey(yaml.constructor.ConstructorError):
 
     @property
     def line(self) -> int:
+        assert self.problem_mark is not None
         return self.problem_mark.line + 1
 
 

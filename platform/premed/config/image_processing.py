@@ -65,14 +65,16 @@ class Preprocessing(Spec):
     orientation: str = Field(default="RAS", pattern="^[RLAPSI]{3}$")
     """3D: the direction in which each axis increases; axes are flipped and permuted to the closest, never rotated."""
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
-    """3D: resample to this voxel size in mm; linear for the image, nearest for the label; None keeps the file's."""
+    """3D: resample to this voxel size in mm, at right angles; linear for the image, nearest for the label; None keeps
+    the file's grid."""
     crop_foreground: bool = False
     """3D: crop to the bounding box of the voxels above the window's low end (above 0 without a window); labels have no
     influence."""
     window: tuple[float, float] | None = None
     """Clip to these values."""
     percentiles: tuple[float, float] | None = None
-    """Clip each channel to these percentiles of its values (of its non-zero voxels, for `zscore_nonzero`)."""
+    """Clip each channel to these percentiles of its values (of its non-zero voxels, for `zscore_nonzero`). What DICOM
+    declares to be padding counts neither here nor in any other statistic."""
     normalise: Literal["window", "zscore", "zscore_nonzero", "grey"]
     """`window`: the window to [0, 1]; `zscore`: per channel; `zscore_nonzero`: per channel, with the statistics of its
     non-zero voxels, which alone change; `grey`: 8 bit to [0, 1], then (x - mean) / std."""

@@ -19,11 +19,11 @@ from premed.config.spec import canonical
 from premed.contracts import Case
 from premed.data import content
 from premed.data.content import FileContent, Hashes, absolute
-from premed.data.prepared import PreparedFile, is_complete, write
+from premed.data.prepared import PreparedFile, is_complete, read_notes, write
 from premed.data.preprocess import prepare
 from premed.errors import UserError
 
-CACHE_VERSION = 1  # raised whenever the same files and preprocessing give another result
+CACHE_VERSION = 2  # raised whenever the same files and preprocessing give another result
 VERSION = f"{CACHE_VERSION}.1"  # of hashes of grey values; the last number is raised if `content` hashes otherwise
 STALE = 24 * 3600  # seconds after which a temporary file's writer is taken for dead
 
@@ -51,11 +51,13 @@ class Cache:
         preprocessing: Preprocessing,
         mapper: Mapper | None = None,
         progress: Progress | None = None,
+        notify: Callable[[Path, str], None] | None = None,
     ) -> list[PreparedFile]:
         """Returns the prepared images of all cases, in their order; computes only the missing ones.
 
-        mapper: the default is `map`. After a failure no further case is started, those already started are finished
-        and kept, and UserError names the first case that failed.
+        mapper: the default is `map`. notify(file, note) is called for what the header of a file leaves open
+        (`ImageFile.notes`), whether its image was computed now or earlier. After a failure no further case is started,
+        those already started are finished and kept, and UserError names the first case that failed.
         """
         self._remove_stale()
         paths: list[Path | None] = [None] * len(cases)
@@ -63,11 +65,15 @@ class Cache:
         failures: dict[int, str] = {}
         with Hashes(self.root) as hashes:
             for number, case in enumerate(cases):
-                known = [hashes.get(file) for file in _files(case)]
-                if None not in known and is_complete(path := _path(self.root, known, _has_map(case), preprocessing)):
-                    paths[number] = path
-                else:
+                known, path, notes = [hashes.get(file) for file in _files(case)], None, None
+                if None not in known:
+                    path = _path(self.root, known, _has_map(case), preprocessing)
+                    notes = read_notes(path)
+                if notes is None:
                     missing.append((number, known))
+                    continue
+                paths[number] = path
+                _notify(notify, case, notes)
             done = len(cases) - len(missing)
             if progress and done:
                 progress(done, len(cases))
@@ -88,6 +94,7 @@ class Cache:
                     failures[result.number] = f"{result.error}{elsewhere}"
                     continue
                 paths[result.number] = result.path
+                _notify(notify, cases[result.number], result.notes)
                 done += 1
                 if progress:
                     progress(done, len(cases))
@@ -174,6 +181,7 @@ class _Result(NamedTuple):
     contents: list[FileContent]  # newly hashed
     error: str | None
     node: str  # the host that prepared it
+    notes: Sequence[tuple[int, str]] = ()  # see `Prepared.notes`
 
 
 def prepare_one(job: _Job) -> _Result:
@@ -184,12 +192,21 @@ def prepare_one(job: _Job) -> _Result:
         fresh = {each.file: each.hash for each in contents}
         hashes = [known or fresh[file] for file, known in zip(job.files, job.known, strict=True)]
         path = _path(job.root, hashes, job.has_map, job.preprocessing)
-        if not is_complete(path):
+        notes: Sequence[tuple[int, str]] | None = read_notes(path)
+        if notes is None:
             images, label = (job.files[:-1], job.files[-1]) if job.has_map else (job.files, None)
-            write(path, prepare(images, label, job.preprocessing), job.num_left)
+            prepared = prepare(images, label, job.preprocessing)
+            write(path, prepared, job.num_left)
+            notes = prepared.notes
     except UserError as error:
         return _Result(job.number, None, contents, str(error), socket.gethostname())
-    return _Result(job.number, path, contents, None, socket.gethostname())
+    return _Result(job.number, path, contents, None, socket.gethostname(), notes)
+
+
+def _notify(notify: Callable[[Path, str], None] | None, case: Case, notes: Sequence[tuple[int, str]]) -> None:
+    if notify:
+        for number, note in notes:
+            notify(case.files[number], note)
 
 
 class _Reading(NamedTuple):

@@ -63,12 +63,15 @@ class DataModule:
         """Prepares the images that a stage of that kind needs and returns their fingerprint: `part:hash part:hash`."""
         groups, cache = self.groups(kind), Cache(home() / "cache")
         cases = [case for group in groups.values() for case in group]
+        notes: list[tuple[Path, str]] = []
         images = cache.prepare(
             cases,
             self.task.preprocessing,
             mapper=self.mapper,
             progress=lambda done, total: self.show(ImagesPrepared(done, total)),
+            notify=lambda file, note: notes.append((file, note)),
         )
+        self.warn_of_headers(notes)
         refuse_unknown_labels(cases, images, self.task.labels)
         self.files |= {prepared.path for prepared in images}
         self.warn_of_repeated(groups, cache)
@@ -83,6 +86,18 @@ class DataModule:
             return hashlib.sha256(canonical([about, listed, content]).encode()).hexdigest()
 
         return " ".join(f"{name}:{digest(group)}" for name, group in groups.items())
+
+    def warn_of_headers(self, notes: Sequence[tuple[Path, str]]) -> None:
+        """Shows what headers leave open (`ImageFile.notes`): a line for each kind, with the first file that has it."""
+        kinds: dict[str, list[tuple[Path, str]]] = {}
+        for file, note in dict.fromkeys(notes):
+            kinds.setdefault(note.partition(":")[0], []).append((file, note))
+        with self.comparing:
+            for kind, group in kinds.items():
+                if kind not in self.warned:
+                    self.warned.add(kind)
+                    others = f" (and so on, {len(group)} files: premed data check lists them)" if len(group) > 1 else ""
+                    self.show(WarningIssued(f"{group[0][0]}: {group[0][1]}{others}"))
 
     def warn_of_repeated(self, groups: dict[str, list[Case]], cache: Cache) -> None:
         """Warns of files with the same bytes in two of the parts that stages needed so far, once for each two parts."""

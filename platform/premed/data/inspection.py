@@ -16,11 +16,12 @@ from premed.config.image_processing import Preprocessing
 from premed.data import figures
 from premed.data.content import hash_channels
 from premed.data.io import geometry
-from premed.data.io.readers import LARGEST, read_values
-from premed.data.preprocess import CHANNELS, TOLERANCE, label_fault
+from premed.data.io.image_file import ImageFile
+from premed.data.io.readers import not_finite, read_file
+from premed.data.preprocess import CHANNELS, foreground_threshold, join_padding, label_fault
 from premed.errors import Finding, UserError
 
-ROUNDING = 1e-5  # mm: equal affines may differ by this much, because files hold float32
+ROUNDING = 1e-4  # mm: corners of equal grids may differ by this much, because files hold float32
 
 
 class Inspection(NamedTuple):
@@ -47,7 +48,7 @@ class Facts:
     prepared: tuple[int, ...] = ()
     """After orientation, spacing and foreground crop."""
     spacing: tuple[float, ...] = ()
-    """mm, of the file, along the axes of the preprocessing's orientation; () for pictures."""
+    """mm from voxel to voxel of the file, along the axes of the preprocessing's orientation; () for pictures."""
     orientation: str = ""
     counts: dict[int, int] = field(default_factory=dict)
     """Voxels per label value."""
@@ -57,11 +58,13 @@ class Facts:
 
 
 class Volume(NamedTuple):
-    """The values of a file, [*S, C] or (label maps) [*S], and its affine."""
+    """The values of a file, [*S, C] or (label maps) [*S], its affine, and its padding."""
 
     path: Path
     values: np.ndarray
     affine: np.ndarray
+    padding: np.ndarray | None = None
+    """[*S] bool of a file, [C, *S] of an image; None: there is none."""
 
 
 def inspect(job: Inspection) -> Facts:
@@ -82,18 +85,20 @@ def inspect(job: Inspection) -> Facts:
 
 
 def open_volume(path: Path, facts: Facts, shown: bool = False) -> Volume | None:
-    """Reads a file. Adds an error and returns None if it cannot be read."""
+    """Reads a file and adds the notes on its header. Adds an error and returns None if it cannot be read."""
     try:
-        volume = Volume(path, *read_values(path, shown))
+        file = read_file(path, shown)
     except UserError as error:
         facts.add("error", path, str(error).removeprefix(f"{path}: "))
         return None
     except Exception as error:  # a decoder may raise anything; the other files are still to be inspected
         facts.add("error", path, f"cannot be read ({type(error).__name__}: {error}); copy it again")
         return None
-    if lost := np.count_nonzero(~(np.abs(volume.values) < LARGEST)):
-        facts.add("error", path, f"{lost} values are NaN or infinite; fix the file")
-    return volume
+    for note in file.notes:
+        facts.add("note", path, note)
+    if what := not_finite(file.values):
+        facts.add("error", path, what)
+    return Volume(path, file.values, file.affine, file.padding)
 
 
 def open_image(job: Inspection, facts: Facts) -> Volume | None:
@@ -113,7 +118,7 @@ def open_image(job: Inspection, facts: Facts) -> Volume | None:
             continue
         if preprocessing.dims == 2 and preprocessing.channels == 1 and (values == values[..., :1]).all():
             values = values[..., :1]  # as `preprocess.prepare` does
-        part = Volume(path, values, part.affine)
+        part = part._replace(values=values)
         if parts:
             complete &= compare_grids(part, values.shape[:-1], parts[0], str(parts[0].path), facts)
         parts.append(part)
@@ -128,22 +133,25 @@ def open_image(job: Inspection, facts: Facts) -> Volume | None:
     channels_of = [hash_channels(part.values, part.affine, preprocessing.dims) for part in parts]
     facts.content = tuple(dict.fromkeys(each for hashes in channels_of for each in hashes))
     values = parts[0].values if len(parts) == 1 else np.concatenate([part.values for part in parts], axis=-1)
-    return Volume(job.images[0], values, parts[0].affine)
+    padding = join_padding([ImageFile(part.values, part.affine, part.padding) for part in parts])
+    return Volume(job.images[0], values, parts[0].affine, padding)
 
 
 def compare_grids(part: Volume, shape: tuple[int, ...], other: Volume, name: str, facts: Facts) -> bool:
     """Whether `part` is on the grid of `other` [*S, C]. Adds an error if not, a note if it is within the tolerance."""
-    expected, gap = other.values.shape[:-1], float(np.abs(part.affine - other.affine).max())
+    expected = other.values.shape[:-1]
+    gap, limit = geometry.corner_gap(part.affine, other.affine, expected), geometry.tolerance(other.affine)
     if shape != expected:
         facts.add(
             "error", part.path, f"its shape {shape} is not that of {name}, {expected}; resample it onto that grid"
         )
-    if gap > TOLERANCE:
-        what = f"its affine is not that of {name} ({gap:.3g} apart); resample it onto that grid or fix the header"
+    if not gap <= limit:
+        apart = f"{gap:.3g} mm apart at the far corner"
+        what = f"its affine is not that of {name} ({apart}); resample it onto that grid or fix the header"
         facts.add("error", part.path, what)
     elif gap > ROUNDING:
-        facts.add("note", part.path, f"its affine is {gap:.1g} apart from that of {name}: taken as the same")
-    return shape == expected and gap <= TOLERANCE
+        facts.add("note", part.path, f"its affine is {gap:.1g} mm apart from that of {name}: taken as the same")
+    return shape == expected and gap <= limit
 
 
 def inspect_grid(image: Volume, preprocessing: Preprocessing, facts: Facts) -> None:
@@ -159,18 +167,28 @@ def inspect_grid(image: Volume, preprocessing: Preprocessing, facts: Facts) -> N
             facts.add("error", image.path, what)
         return
     facts.orientation = "".join(map(str, aff2axcodes(image.affine)))
-    oriented, _, affine = geometry.reorient(np.moveaxis(values, -1, 0), None, image.affine, preprocessing.orientation)
+    values = np.moveaxis(values, -1, 0)
+    if image.padding is not None:
+        values = np.where(image.padding, np.float32(-np.inf), values)
+    oriented, _, affine = geometry.reorient(values, None, image.affine, preprocessing.orientation)
     facts.spacing = tuple(np.linalg.norm(affine[:3, :3], axis=0).tolist())
     if preprocessing.crop_foreground:
-        oriented = geometry.crop_to_foreground(
-            oriented, None, affine, preprocessing.window[0] if preprocessing.window else 0
-        )[0]
-    spacing = preprocessing.spacing or facts.spacing
-    sizes = zip(oriented.shape[1:], facts.spacing, spacing, strict=True)
-    facts.prepared = tuple(round((n - 1) * old / new + 1) for n, old, new in sizes)
+        oriented, _, affine = geometry.crop_to_foreground(oriented, None, affine, foreground_threshold(preprocessing))
+    facts.prepared = oriented.shape[1:]
+    if preprocessing.spacing:
+        facts.prepared = tuple(geometry.grid_of_spacing(affine, facts.prepared, preprocessing.spacing)[1])
+    if geometry.shear(affine) > geometry.SHEARED:
+        facts.add("note", image.path, sheared_grid(affine, preprocessing))
     if math.prod(facts.prepared) > geometry.MAX_VOXELS:
-        what = f"spacing {spacing} makes it {facts.prepared} voxels; take a coarser one or fix the header"
+        what = f"spacing {preprocessing.spacing} makes it {facts.prepared} voxels; take a coarser one or fix the header"
         facts.add("error", image.path, what)
+
+
+def sheared_grid(affine: np.ndarray, preprocessing: Preprocessing) -> str:
+    """Returns what a note says on a grid whose axes are not at right angles."""
+    angle = np.rad2deg(np.arcsin(min(1.0, geometry.shear(affine))))
+    what = "is resampled to right angles" if preprocessing.spacing else "stays sheared: set task.spacing to resample it"
+    return f"its axes are {angle:.2g} degrees off right angles (a tilted gantry, or a wrong header); it {what}"
 
 
 def count_labels(path: Path, values: np.ndarray, job: Inspection, facts: Facts) -> None:

@@ -104,6 +104,11 @@ class PreparedFile:
     def native_shape(self) -> tuple[int, ...]:
         return tuple(_head(self.path).facts["native_shape"])
 
+    @property
+    def notes(self) -> list[tuple[int, str]]:
+        """What the headers leave open, see `Prepared.notes`."""
+        return _notes(_head(self.path))
+
     def _crop(self, name: str, start: Sequence[int] | None, size: Sequence[int] | None) -> np.ndarray:
         array = _array(self.path, name)
         lead = array.shape[: array.ndim - len(self.shape)]
@@ -170,11 +175,19 @@ def _array(path: Path, name: str) -> np.ndarray:
 
 def is_complete(path: Path) -> bool:
     """Whether the file exists and is complete."""
+    return read_notes(path) is not None
+
+
+def read_notes(path: Path) -> list[tuple[int, str]] | None:
+    """The notes of a file, see `PreparedFile.notes`; None if it does not exist or is incomplete."""
     try:
-        _read_head(path)
+        return _notes(_read_head(path))
     except (OSError, ValueError, KeyError):
-        return False
-    return True
+        return None
+
+
+def _notes(head: _Head) -> list[tuple[int, str]]:
+    return [(number, note) for number, note in head.facts["notes"]]
 
 
 def write(path: Path, prepared: Prepared, num_left: int = 1) -> None:
@@ -197,6 +210,7 @@ def write(path: Path, prepared: Prepared, num_left: int = 1) -> None:
         "native_affine": prepared.native_affine.tolist(),
         "native_shape": prepared.native_shape,
         "labels": labels,
+        "notes": prepared.notes,
     }
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:

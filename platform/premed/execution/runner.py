@@ -111,10 +111,12 @@ def prepare(experiment: Experiment, show: EventHandler) -> dict[str, Any]:
     """Prepares the images of an experiment's stages (those of the test part too, unless `test` is false)."""
     (resolved,) = resolve([experiment])
     experiment, files = resolved.experiment, set[Path]()
+    modules: dict[int, DataModule] = {}  # one for each task: what they say of files is said once
     with parallel_map(experiment.train, show) as mapper:
         for kind in experiment.kinds:
             for source in experiment.sources(kind) if kind != "import" else ():  # weights are no images
-                data = DataModule(resolved.tasks(source.task), mapper, show)
+                task = resolved.tasks(source.task)
+                data = modules.setdefault(id(task), DataModule(task, mapper, show))
                 data.fingerprint(kind)  # prepares them
                 files |= data.files
     megabytes = sum(path.stat().st_size for path in files if path.is_file()) / 1e6  # else in other nodes' caches

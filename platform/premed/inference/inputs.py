@@ -28,38 +28,64 @@ class Input(NamedTuple):
 def find_images(images: Sequence[Path], dims: int, out: Path) -> tuple[list[Input], list[dict[str, str]]]:
     """Returns the images of the arguments, in order, without duplicates; and arguments without images, and why."""
     unique: dict[Path, Input] = {}
-    failed = []
+    failed: list[dict[str, str]] = []
     kind = "picture (.png, .jpg, DICOM)" if dims == 2 else "volume (.nii, .nii.gz, a folder of DICOM slices)"
     for path in images:
-        if not path.exists():
-            failed.append({"path": str(path), "why": f"{path}: there is no such file or folder"})
-        elif path.is_dir():
-            below = list(images_in(path, dims, out.absolute()))
-            if not below:
-                failed.append({"path": str(path), "why": f"{path}: contains no {kind}; name another folder"})
-            for each in below:
-                name = stem(each.relative_to(path)) if each != path else path.absolute().name
-                unique.setdefault(Path(os.path.abspath(each)), Input(each, name))
-        else:
-            unique.setdefault(Path(os.path.abspath(path)), Input(path, stem(Path(path.name))))
+        try:
+            if not path.exists():
+                failed.append({"path": str(path), "why": f"{path}: there is no such file or folder"})
+            elif path.is_dir():
+                num_failed = len(failed)
+                below = list(images_in(path, dims, out.absolute(), failed))
+                if not below and len(failed) == num_failed:
+                    failed.append({"path": str(path), "why": f"{path}: contains no {kind}; name another folder"})
+                for each in below:
+                    name = stem(each.relative_to(path)) if each != path else path.absolute().name
+                    unique.setdefault(Path(os.path.abspath(each)), Input(each, name))
+            else:
+                unique.setdefault(Path(os.path.abspath(path)), Input(path, stem(Path(path.name))))
+        except OSError as error:  # a name that is too long, say
+            failed.append(unreadable(path, error))
     return list(unique.values()), failed
 
 
-def images_in(folder: Path, dims: int, out: Path) -> Iterator[Path]:
-    """Yields all images in a folder and its subfolders, alphabetically, without the predictions in `out`."""
+def unreadable(path: Path, error: OSError) -> dict[str, str]:
+    """Returns the entry of a file or folder that cannot be opened in the list of those that failed."""
+    return {
+        "path": str(path),
+        "why": f"{path}: cannot be read ({error.strerror or error}); fix its name or permissions",
+    }
+
+
+def images_in(folder: Path, dims: int, out: Path, failed: list[dict[str, str]]) -> Iterator[Path]:
+    """Yields all images in a folder and its subfolders, alphabetically, without the predictions in `out`.
+
+    Adds subfolders that cannot be read to `failed`.
+    """
     if folder.absolute() == out:
         return
-    if dims == 3 and any(
-        path.name.lower().endswith(DICOM) or is_dicom_without_suffix(path) for path in slice_files(folder)
-    ):
+    try:
+        is_series = dims == 3 and any(
+            path.name.lower().endswith(DICOM) or is_dicom_without_suffix(path) for path in slice_files(folder)
+        )
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        failed.append(unreadable(folder, error))
+        return
+    if is_series:
         yield folder  # one volume
         return
-    for path in sorted(folder.iterdir()):
+    for path in paths:
         name = path.name.lower()
         if name[0] == ".":
             continue
-        if path.is_dir():
-            yield from images_in(path, dims, out)
+        try:
+            is_folder = path.is_dir()
+        except OSError as error:
+            failed.append(unreadable(path, error))
+            continue
+        if is_folder:
+            yield from images_in(path, dims, out, failed)
         elif name.endswith(VOLUMES if dims == 3 else (*PICTURES, *DICOM)) or (
             dims == 2 and is_dicom_without_suffix(path)
         ):

@@ -78,7 +78,8 @@ def volume_steps(preprocessing: Preprocessing) -> list[str]:
     steps.append(f"flip and permute the axes to {preprocessing.orientation}")
     if preprocessing.spacing:
         steps.append(
-            "resample to {:g} × {:g} × {:g} mm, linearly; the first voxel stays".format(*preprocessing.spacing)
+            "resample to {:g} × {:g} × {:g} mm, linearly; the first voxel stays (a sheared grid becomes the box around "
+            "it, in which its border is repeated)".format(*preprocessing.spacing)
         )
     if preprocessing.crop_foreground:
         low = preprocessing.window[0] if preprocessing.window else 0

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 
 from premed.config.image_processing import Preprocessing
+from premed.data.io.geometry import SHEARED
 from premed.errors import UserError
 from premed.models.network import Network
 from premed.tasks.common.segmentation import Segmentation
 
 MODEL = "models/model.ts"
+MM = {1: 1000.0, 3: 0.001}  # of a NIfTI's codes for units of length: metres, microns; all others are taken for mm
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 
 
@@ -86,12 +88,13 @@ def refuse_unsupported(task: Any) -> None:
 
 
 def base_config(task: Any) -> dict[str, Any]:
-    kinds = ["*.nii.gz", "*.nii"] if task.dims == 3 else ["*.png", "*.jpg", "*.jpeg"]
-    find = " + ".join(f"glob.glob(os.path.join(@dataset_dir, '{kind}'))" for kind in kinds)
+    kinds = (".nii.gz", ".nii") if task.dims == 3 else (".png", ".jpg", ".jpeg")
+    find = f"[p for p in glob.glob(os.path.join(@dataset_dir, '*')) if p.lower().endswith({kinds})]"
     return {
         "imports": [
             "$import glob",
             "$import os",
+            "$import re",
             "$import torch",
             "$from monai.data import MetaTensor",
             *(["$import nibabel"] if task.dims == 3 else ["$from PIL import Image", "$from PIL import ImageOps"]),
@@ -145,7 +148,11 @@ def reading_transforms(task: Any) -> list[dict[str, Any]]:
         axes = [
             [1 - 2 * at if (at := find(letter)) >= 0 else 0 for letter in preprocessing.orientation] for find in rows
         ]
-        straight = f"torch.block_diag(torch.tensor({axes}) * x.affine[:3, :3].norm(dim=0), torch.ones(1, 1))"
+        # no @ for products: that is MONAI's sign for references
+        edges = f"x.affine[:3, :3] * {MM}.get(int(x.meta['xyzt_units']) & 7, 1.0)"
+        sheared = f"(a.T.mm(a) / a.norm(dim=0) / a.norm(dim=0)[:, None]).fill_diagonal_(0).abs().max() > {SHEARED}"
+        turned_back = f"(lambda a: torch.linalg.cholesky(a.T.mm(a)).T if {sheared} else a.norm(dim=0).diag())({edges})"
+        straight = f"torch.block_diag(torch.tensor({axes}).to(x.affine).mm({turned_back}), torch.ones(1, 1))"
         kept_metadata = "meta=x.meta, applied_operations=x.applied_operations"
         steps.append(transform("Lambdad", func=f"$lambda x: MetaTensor(x.as_tensor(), {straight}, {kept_metadata})"))
         steps.append(transform("Spacingd", pixdim=list(preprocessing.spacing), mode="bilinear", padding_mode="border"))
@@ -186,7 +193,7 @@ def segmentation_config(task: Any) -> dict[str, Any]:
     air = "x.amin(dim=(1, 2, 3), keepdim=True)" if task.preprocessing.normalise == "zscore" else "0 * x[:, :1, :1, :1]"
     lack = "max(r - n, 0)"
     sides = f"[side for r, n in zip(@roi[::-1], x.shape[:0:-1]) for side in ({lack} - {lack} // 2, {lack} // 2)]"
-    name = "os.path.basename(meta['filename_or_obj']).removesuffix('.gz').removesuffix('.nii') + '.nii.gz'"
+    name = "re.sub('[.]nii([.]gz)?$', '', os.path.basename(meta['filename_or_obj']), flags=re.I) + '.nii.gz'"
     pred = "@postprocessing({'image': each['image'], 'pred': @answer(each['image'])})['pred']"
     return {
         "inferer": {
@@ -212,8 +219,9 @@ def segmentation_config(task: Any) -> dict[str, Any]:
         },
         "decided": f"$lambda x: {decision_expression(task)}",
         "label_map": "$lambda x, meta: nibabel.Nifti1Image(x.numpy().astype('uint8'), meta['original_affine'])",
+        "in_units": "$lambda image, meta: image.header.__setitem__('xyzt_units', int(meta['xyzt_units']) & 7) or image",
         "path": f"$lambda meta: os.path.join(@output_dir, {name})",
-        "save": "$lambda x, meta: nibabel.save(@label_map(@decided(x), meta), @path(meta))",
+        "save": "$lambda x, meta: nibabel.save(@in_units(@label_map(@decided(x), meta), meta), @path(meta))",
         "finish": f"$lambda each: @save({pred}.as_tensor(), each['image'].meta)",
         "run": ["$os.makedirs(@output_dir, exist_ok=True)", "$[@finish(each) for each in @dataset]"],
     }
@@ -254,6 +262,8 @@ def metadata(task: Any, card: dict[str, Any]) -> dict[str, Any]:
     tensor = {"dtype": "float32", "value_range": [], "is_patch_data": volumes}
     channels = {str(number): f"channel {number}" for number in range(task.channels)}
     classes = {str(number): name for number, name in enumerate(task.classes)}
+    image = {"type": "image", "format": "magnitude", "modality": "n/a"}
+    image |= {"num_channels": task.channels, "spatial_shape": list(task.roi)}
     what = "segments" if volumes else "classifies"
     return {
         "schema": SCHEMA,
@@ -270,17 +280,7 @@ def metadata(task: Any, card: dict[str, Any]) -> dict[str, Any]:
         "data_type": reads,
         "intended_use": "Research. Not for diagnosis.",
         "network_data_format": {
-            "inputs": {
-                "image": {
-                    "type": "image",
-                    "format": "magnitude",
-                    "modality": "n/a",
-                    "num_channels": task.channels,
-                    "spatial_shape": list(task.roi),
-                    **tensor,
-                    "channel_def": channels,
-                }
-            },
+            "inputs": {"image": image | tensor | {"channel_def": channels}},
             "outputs": {
                 "pred": {
                     "type": "image" if volumes else "probabilities",

@@ -1,24 +1,27 @@
 """`premed predict`: applies a trained network to new images, one at a time.
 
-Writes segmentations as NIfTI on each input's grid, and class probabilities as a CSV. An image that cannot be read is
-reported and skipped.
+Writes segmentations as NIfTI on each input's grid, and class probabilities as a CSV. An image that cannot be predicted,
+for any reason, is reported and skipped.
 """
 
 import csv
+import errno
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
 import torch
-from nibabel.imageglobals import LoggingOutputSuppressor
 
 from premed.config.settings import Train
 from premed.contracts import Forward, Sample
-from premed.errors import StageFailed, UserError
+from premed.data.io.readers import read_header
+from premed.errors import StageFailed, UserError, first_line, printable
 from premed.events import EventHandler, ImageSkipped, ImagesPredicted
 from premed.inference.inputs import Input, find_images, join_channels, no_image_error, prepare_sample
 from premed.inference.load import open_trained
@@ -28,6 +31,11 @@ from premed.training.device import device_of, precision_of
 
 TABLE = "predictions.csv"
 DESCRIPTION_PREFIX = b"premed"  # in the header of label maps, which may then be overwritten
+GRID = ("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
+GRID += ("sform_code", "srow_x", "srow_y", "srow_z")
+"""The fields of an image's header that its label map has, too, besides shape, spacing and units."""
+QUATERNION_ERROR = 0.01  # mm, in a corner of the image: further from the affine, a qform is not written
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def run(
@@ -59,14 +67,28 @@ def run(
                 try:
                     with prepare_sample(each.path, task.preprocessing, each.more) as sample:
                         outputs.append({"path": str(each.path)} | predict_image(each, sample))
-                except UserError as error:
-                    failed.append({"path": str(each.path), "why": str(error)})
-                    show(ImageSkipped(str(error)))
+                except StageFailed:  # the disk is full: no other image could be written, either
+                    raise
+                except Exception as error:  # libraries may raise anything; the other images are still to be predicted
+                    failed.append({"path": str(each.path), "why": describe_error(each.path, error)})
+                    show(ImageSkipped(failed[-1]["why"]))
                 show(ImagesPredicted(number, len(wanted)))
     if not outputs:
         raise no_image_error(failed)
     about = {"run_id": trained.run_id, "task": task.name, "answer": trained.card["answer"], "folder": str(out)}
     return about | {"outputs": outputs, "failed": failed}
+
+
+def describe_error(path: Path, error: Exception) -> str:
+    """Returns the line that says why an image is skipped; it begins with the image's path."""
+    image = printable(path)
+    if isinstance(error, UserError):
+        return str(error) if str(error).startswith(image) else f"{image}: {error}"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return f"{image}: does not fit in memory; make it smaller or use a larger machine"
+    kind, why = type(error).__name__, first_line(error)
+    why = printable(kind if why == kind else f"{kind}: {why}")
+    return f"{image}: cannot be predicted ({why}); leave it out, or convert it anew"
 
 
 def make_forward(network: Network, train: Train) -> Forward:
@@ -111,20 +133,30 @@ def probability_table(
 ) -> Iterator[Callable[[Input, Sequence[float]], dict[str, Any]]]:
     """Yields the function that adds an image's path and probabilities to a CSV; each row is flushed at once."""
     header = ["path", *classes]
-    if path.exists():
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            if next(csv.reader(file), header) != header:
-                raise UserError(f"{path}: already exists with other columns; name another folder")
-    with path.open("w", newline="", encoding="utf-8") as file:
+    if path.exists() and columns(path) not in (header, []):
+        raise UserError(f"{path}: already exists with other columns; name another folder")
+    with writing(path):
+        file = path.open("w", newline="", encoding="utf-8")
+    with file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(header)
 
         def add(each: Input, probabilities: Sequence[float]) -> dict[str, Any]:
-            rows.writerow([str(each.path), *(f"{p:.9g}" for p in probabilities)])
-            file.flush()
+            with writing(path):
+                rows.writerow([str(each.path), *(f"{p:.9g}" for p in probabilities)])
+                file.flush()
             return {"probabilities": dict(zip(classes, probabilities, strict=True))}
 
         yield add
+
+
+def columns(path: Path) -> list[str]:
+    """Returns the first line of a CSV; [] if it is empty."""
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            return next(csv.reader(file), [])
+    except (OSError, csv.Error) as error:
+        raise UserError(f"{path}: already exists and cannot be read ({error}); name another folder") from None
 
 
 class LabelMaps:
@@ -149,10 +181,15 @@ class LabelMaps:
                     both = f"{inputs_by_name[name].path} and {each.path} would both become {self.out / name}"
                     raise UserError(f"{both}; predict them into two folders")
                 inputs_by_name[name] = each
-                if (self.out / name).exists() and not is_from_premed(self.out / name):
+                if may_write(self.out / name) is False:
                     raise UserError(f"{self.out / name}: already exists and is not from premed; name another folder")
 
     def __call__(self, each: Input, sample: Sample) -> dict[str, Any]:
+        for path in (self.out / name for name in self.names(each)):
+            if may_write(path) is None:
+                raise UserError(
+                    f"{each.path}: {path} is there and cannot be read, so it may be another's; move it away"
+                )
         prediction = self.task.predict(self.forward, sample)
         masks = self.task.masks(prediction)
         maps = [self.task.label_map(prediction)] if self.has_label_map else []
@@ -165,42 +202,71 @@ class LabelMaps:
     def write(self, path: Path, voxels: np.ndarray, source: Path, affine: np.ndarray) -> None:
         """Writes a label map atomically."""
         temporary = path.with_name(f".{path.name}")
+        image = nifti(voxels, source, affine, f"premed {self.digest[:16]}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            nibabel.save(nifti(voxels, source, affine, f"premed {self.digest[:16]}"), temporary)
-            temporary.replace(path)
-        except OSError as error:
-            raise StageFailed(
-                f"{path}: cannot be written ({error.strerror or error}); free space and start again"
-            ) from error
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                nibabel.save(image, temporary)
+                temporary.replace(path)
         finally:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
 
 
-def nifti(voxels: np.ndarray, source: Path, affine: np.ndarray, description: str) -> Any:
-    """Returns labels in `source`'s kind of NIfTI, with its header's orientation; in scanner coordinates for DICOM."""
-    if source.is_dir():
-        image = nibabel.Nifti1Image(voxels, affine)
-        image.set_qform(affine, "scanner")
-        image.set_sform(affine, "scanner")
-        image.header.set_xyzt_units("mm")
-    else:
-        with LoggingOutputSuppressor():
-            like: Any = nibabel.load(source)
-        header = like.header.copy()
-        header.extensions.clear()  # they may contain the patient's name
-        header.set_data_dtype(np.uint8)
-        header.set_slope_inter(1, 0)
-        header["cal_min"], header["cal_max"] = 0, 0
-        image = type(like)(voxels, like.affine, header)
-    image.header.set_intent("label")
-    image.header["descrip"] = description
-    return image
-
-
-def is_from_premed(path: Path) -> bool:
-    """True if premed has written this label map."""
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises UserError if the file cannot be written, or StageFailed if no other could be, either."""
     try:
-        return bytes(nibabel.load(path).header["descrip"]).startswith(DESCRIPTION_PREFIX)  # type: ignore[attr-defined]
-    except Exception:  # noqa: BLE001 - a damaged file may raise anything, and must not be overwritten
-        return False
+        yield
+    except OSError as error:
+        why = f"{path}: cannot be written ({error.strerror or error})"
+        if error.errno in DISK_FULL:
+            raise StageFailed(f"{why}; free space and start again") from error
+        raise UserError(f"{why}; fix its permissions, rename the image or name another folder") from error
+
+
+def nifti(voxels: np.ndarray, source: Path, affine: Any, description: str) -> Any:
+    """Returns labels as NIfTI, uint8, on the grid of `source`: a NIfTI file, or a folder of DICOM slices with `affine`.
+
+    The header is a new one, with what `source` says about the grid. Nothing else is taken over: other fields and
+    extensions may hold names, dates and comments.
+    """
+    given = None if source.is_dir() else read_header(source)
+    kind = nibabel.Nifti2Image if isinstance(given, nibabel.Nifti2Header) else nibabel.Nifti1Image
+    header = kind.header_class()
+    header.set_data_dtype(np.uint8)
+    header.set_data_shape(voxels.shape)
+    header.set_slope_inter(1, 0)
+    header.set_intent("label")
+    header["descrip"] = description
+    if given is None:
+        header.set_xyzt_units("mm")
+        header.set_sform(affine, "scanner")
+        header.set_qform(affine, "scanner")
+        quaternion = header
+    else:
+        header["xyzt_units"] = given["xyzt_units"]
+        header["pixdim"][:4] = given["pixdim"][:4]
+        for name in GRID:
+            header[name] = given[name]
+        affine, quaternion = given.get_best_affine(), nibabel.Nifti2Header()
+        quaternion.set_qform(affine)  # in float64: how far the file rounds its own is its business
+    if distance_between(quaternion.get_qform(), affine, voxels.shape) > QUATERNION_ERROR:
+        header["qform_code"] = 0  # a quaternion has no shear: the sform alone says where the voxels are
+    return kind(voxels, header.get_best_affine(), header)
+
+
+def distance_between(affine: Any, other: Any, shape: Sequence[int]) -> float:
+    """Returns how far apart two affines put the corner of an image in which they are furthest apart, in mm."""
+    corners = np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in shape))])
+    return float(np.linalg.norm(((affine - other) @ corners.T)[:3], axis=0).max())
+
+
+def may_write(path: Path) -> bool | None:
+    """Returns whether premed may write a file: none is there, or one of its label maps; None if it cannot be read."""
+    if not os.path.exists(path):  # unlike Path.exists, it raises nothing where the name is too long
+        return True
+    try:
+        return bytes(read_header(path)["descrip"]).startswith(DESCRIPTION_PREFIX)
+    except UserError:
+        return None

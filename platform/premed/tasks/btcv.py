@@ -128,7 +128,7 @@ class BTCV(Segmentation):
         """Returns the files of each case, by the name of its image."""
         files: dict[str, tuple[Path, ...]] = {}
         for path in self.listing(kind, folders):
-            if number := re.fullmatch(rf"{kind}(\d{{4}})\.nii(\.gz)?", path.name):
+            if number := re.fullmatch(rf"{kind}(\d{{4}})(?i:\.nii(\.gz)?)", path.name):
                 name = f"img{number[1]}"
                 files[name] = (*files.get(name, ()), path)
         return files
@@ -162,7 +162,7 @@ class BTCV(Segmentation):
         listed = self.config.split
         for kind in ("img", "label"):
             for path in self.listing(kind):
-                if not re.fullmatch(rf"{kind}\d{{4}}\.nii(\.gz)?", path.name):
+                if not re.fullmatch(rf"{kind}\d{{4}}(?i:\.nii(\.gz)?)", path.name):
                     yield Finding("note", str(path), f"is not named {kind}NNNN.nii.gz; it is left out")
             for name, paths in self.files(kind).items():
                 if len(paths) > 1:

@@ -111,7 +111,7 @@ class MSD(Segmentation):
             realpath(path) for path in [*entries.missing_unlabelled, *(path for case in cases for path in case.files)]
         }
         for folder in ("imagesTr", "labelsTr", "imagesTs"):
-            for path in sorted((self.root / folder).glob("[!.]*.nii*")):
+            for path in sorted((self.root / folder).glob("[!.]*.[nN][iI][iI]*")):
                 if realpath(path) not in known:
                     yield Finding("note", str(path), "is in no entry of dataset.json: it is not used")
         users: dict[Path, list[str]] = {}

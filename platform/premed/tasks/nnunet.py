@@ -34,10 +34,10 @@ class Config(VolumeSettings):
     name: Literal["nnunet"] = "nnunet"
     root: Path | None = runtime_field(None)
     folder: str = runtime_field("Dataset004_Hippocampus")
+    patient: PatientPattern | None = None
+    """A pattern over case names whose first group is the patient; None: each image is a patient."""
     listing: str = runtime_field("dataset.json")
     """Below the root; all files must be inside the root."""
-    patient: PatientPattern | None = None
-    """A pattern over case names whose first group is the patient, as in '(.+)_[0-9]+'; None: each case is a patient."""
     splits: str | None = runtime_field(None)
     """nnU-Net's splits_final.json, below the root; None: the one beside dataset.json, if there is one."""
     fold: int = Field(0, ge=0)
@@ -71,8 +71,8 @@ class Listed:
     def images(self) -> list[Case]:
         unlabelled = [case for case in self.folder.cases.unlabelled.values() if self.has_files(case)]
         train = self.split("train") if self.folder.cases.training or not unlabelled else []
-        cases = [*train, *splits.unlabelled_to_learn(unlabelled, self.labelled.values(), train)]
-        return [Case(case.name, case.patient, case.image) for case in cases]
+        unlabelled = splits.unlabelled_to_learn(unlabelled, self.labelled.values(), train)
+        return [Case(case.name, case.patient, case.image) for case in [*train, *unlabelled]]
 
     def split(self, part: Part) -> list[Case]:
         splits.raise_first_error(() if self.lenient else self.faults())
@@ -119,9 +119,9 @@ class Listed:
     def check(self, test: bool = True) -> Iterator[Finding]:
         """See `Task.check`. `test`: look at the cases of the test part as well."""
         yield from self.faults()
-        yield from (finding for finding in self.folder.cases.findings if finding.severity == "note")
         if self.config.patient is None and (what := several_scans([*self.labelled, *self.folder.cases.unlabelled])):
             yield Finding("note", str(self.folder.listing), what)
+        yield from (finding for finding in self.folder.cases.findings if finding.severity == "note")
         try:
             parts = self.parts() if self.config.split is None else self.config.split
         except UserError:  # `faults` or `split` raise it
@@ -143,6 +143,9 @@ class Listed:
             yield from splits.split_faults(self.config.split, self.labelled, self.root)
             return
         fold = self.folder.fold(self.config.splits, self.config.fold)
+        part_of = {name: part for part, names in self.parts().items() for name in names if name in self.labelled}
+        for what in splits.shared_patients((self.labelled[name].patient for name in part_of), part_of.values()):
+            yield Finding("error", str(self.folder.listing), what)
         if fold is None:
             return
         where, number = str(self.folder.splits_file(self.config.splits)), self.config.fold

@@ -13,7 +13,7 @@ from support.readers import refused, refused_cheaply, rng, shipped
 from premed.config.image_processing import Preprocessing
 from premed.contracts import Case
 from premed.data.cache import Cache
-from premed.data.io import dicom as dicom_module
+from premed.data.io import geometry
 from premed.data.io.geometry import reorient
 from premed.data.io.readers import read_image
 from premed.data.preprocess import prepare
@@ -149,7 +149,7 @@ REFUSED = {
     "image_dfl.dcm": ["deflated", "dcmconv"],
     "no_meta.dcm": ["no DICM mark", "dcmconv"],
     "meta_missing_tsyntax.dcm": ["names no transfer syntax"],
-    "badVR.dcm": ["damaged", "copy it again"],
+    "badVR.dcm": ["NumberOfFrames cannot be used", "dcmodify"],
 }
 
 
@@ -211,7 +211,8 @@ def test_a_series_is_prepared_as_the_same_nifti_would_be(tmp_path):
     nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / "same.nii.gz")
     preprocessing = Preprocessing(dims=3, normalise="window", window=(-1000, 400), spacing=(2, 2, 2))
     first, second = (prepare([path], None, preprocessing) for path in (folder, tmp_path / "same.nii.gz"))
-    assert np.array_equal(first.image, second.image) and np.allclose(first.affine, second.affine, atol=1e-5)
+    apart = np.abs(first.image.astype(int) - second.image.astype(int))  # NIfTI rounds the affine to float32
+    assert apart.max() <= 1 and np.allclose(first.affine, second.affine, atol=1e-5)
 
 
 def spoil_series(folder: Path, how: str) -> None:
@@ -306,5 +307,5 @@ def test_a_series_is_prepared_once_and_again_when_a_slice_changes(tmp_path):
 
 
 def test_a_series_of_an_absurd_size_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(dicom_module.geometry, "MAX_VOXELS", 6 * 5 * 7)
+    monkeypatch.setattr(geometry, "MAX_VOXELS", 6 * 5 * 7)
     refused_cheaply(ct_series(tmp_path / "series", VALUES), "claim the shape (6, 5, 8)")

@@ -6,8 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from support.geometries import affines, gantry_tilt
 from support.suite import examples
 
+from premed.data.io.geometry import voxel_edges
 from premed.tasks.common import metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")  # MONAI's own
@@ -32,8 +34,9 @@ def surface_by_hand(mask):
     return np.array([v for v in sorted(voxels) if any(tuple((v + step).tolist()) not in voxels for step in steps)])
 
 
-def hd95_by_hand(prediction, truth, spacing):
-    ours, theirs = surface_by_hand(prediction) * np.array(spacing), surface_by_hand(truth) * np.array(spacing)
+def hd95_by_hand(prediction, truth, affine):
+    """Voxel centres in mm by the whole affine, all distances by brute force."""
+    ours, theirs = (surface_by_hand(mask) @ affine[:3, :3].T + affine[:3, 3] for mask in (prediction, truth))
     distances = np.linalg.norm(ours[:, None] - theirs[None], axis=-1)
     return max(np.percentile(distances.min(1), 95), np.percentile(distances.min(0), 95))
 
@@ -63,7 +66,7 @@ def test_dice_is_the_overlap_over_the_mean_size(pair):
 @given(mask_pairs(), spacings)
 def test_hd95_is_what_brute_force_says(pair, spacing):
     a, b = pair
-    assert metrics.hd95(a, b, spacing) == pytest.approx(hd95_by_hand(a, b, spacing))
+    assert metrics.hd95(a, b, spacing) == pytest.approx(hd95_by_hand(a, b, np.diag([*spacing, 1])))
 
 
 @settings(deadline=None, max_examples=examples(20))
@@ -95,6 +98,39 @@ def test_hd95_is_in_millimetres():
     assert metrics.hd95(a, b, (4, 1)) == pytest.approx((12**2 + 4**2) ** 0.5)
 
 
+@settings(deadline=None, max_examples=examples(60))
+@given(mask_pairs(), affines(sheared=True))
+def test_hd95_on_a_sheared_grid_goes_by_the_whole_affine(pair, affine):
+    a, b = pair
+    assert metrics.hd95(a, b, voxel_edges(affine)) == pytest.approx(hd95_by_hand(a, b, affine))
+
+
+@settings(deadline=None, max_examples=examples(60))
+@given(mask_pairs(), affines())
+def test_hd95_on_a_grid_with_right_angles_needs_the_spacing_alone_to_the_last_bit(pair, affine):
+    (a, b), spacing = pair, tuple(np.linalg.norm(affine[:3, :3], axis=0).tolist())
+    assert metrics.hd95(a, b, voxel_edges(affine)) == metrics.hd95(a, b, spacing)
+    assert metrics.hd95(a, b, affine[:3, :3]) == pytest.approx(metrics.hd95(a, b, spacing))
+
+
+def test_hd95_in_a_ct_with_a_tilted_gantry():
+    """Two voxels, 3 along y and 4 along z apart, of 1 × 2 × 5 mm; the gantry is tilted by 30 degrees."""
+    a, b = ball((9, 9, 9), (4, 2, 2), 0), ball((9, 9, 9), (4, 5, 6), 0)
+    y, z = 3 * 2 * np.cos(np.pi / 6), 3 * 2 * np.sin(np.pi / 6) + 4 * 5
+    edges = voxel_edges(gantry_tilt((1, 2, 5), 30))
+    assert metrics.hd95(a, b, edges) == pytest.approx(np.hypot(y, z)) == pytest.approx(23.58, abs=0.01)
+    assert metrics.hd95(a, b, (1, 2, 5)) == pytest.approx(20.88, abs=0.01)  # as if its axes were at right angles
+
+
+@settings(deadline=None, max_examples=examples(50))
+@given(mask_pairs(), affines(sheared=True))
+def test_a_missed_class_on_a_sheared_grid_is_as_far_as_no_two_voxels_are(pair, affine):
+    (mask, _), corners = pair, np.array(list(np.ndindex(2, 2, 2)))
+    far = (corners[:, None] - corners[None]).reshape(-1, 3) * mask.shape @ affine[:3, :3].T
+    missed = metrics.hd95(np.zeros_like(mask), mask, voxel_edges(affine))
+    assert missed == pytest.approx(np.linalg.norm(far, axis=1).max())
+
+
 @settings(deadline=None, max_examples=examples(50))
 @given(mask_pairs(), spacings, st.permutations(range(3)), st.integers(0, 2))
 def test_turning_and_flipping_the_image_changes_no_score(pair, spacing, order, axis):
@@ -116,8 +152,9 @@ def test_masks_of_another_shape_or_spacing_are_refused():
     mask = np.ones((3, 4), bool)
     with pytest.raises(ValueError, match=r"\(3, 4\) is not the truth's, \(4, 3\)"):
         metrics.dice(mask, mask.T)
-    with pytest.raises(ValueError, match="has 3 numbers"):
-        metrics.hd95(mask, mask, (1, 1, 1))
+    for spacing in ((1, 1, 1), np.eye(3)):
+        with pytest.raises(ValueError, match="has 3 numbers"):
+            metrics.hd95(mask, mask, spacing)
 
 
 def test_hd95_of_a_real_label_moved_by_a_voxel_is_its_spacing(real):

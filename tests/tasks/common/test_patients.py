@@ -15,7 +15,7 @@ from premed.config.spec import validate_spec
 from premed.contracts import Case
 from premed.data import splits
 from premed.errors import UserError
-from premed.tasks import brats, btcv, images, msd
+from premed.tasks import brats, btcv, images, msd, nnunet
 from premed.tasks.common.patients import patient_of, several_scans
 
 SCANS = [f"{patient}_{scan}" for patient in "abcdefghij" for scan in (1, 2, 3)]
@@ -129,6 +129,29 @@ def test_btcv_takes_a_pattern_and_refuses_patients_in_both_of_transunet_s_parts(
     tens = organs(tmp_path, patient="img00(.).", partial=True)
     refused(lambda: tens.split("train"), "patient 0 is in test and train")
     assert any("patient 0 is in" in finding.what and finding.severity == "error" for finding in tens.check())
+
+
+def raw_folder(root: Path, names=SCANS, unlabelled=()) -> Path:
+    """A folder of nnU-Net's raw data, with empty files."""
+    for name in names:
+        folder, files = ("imagesTs", []) if name in unlabelled else ("imagesTr", [f"labelsTr/{name}.nii.gz"])
+        for file in (f"{folder}/{name}_0000.nii.gz", *files):
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            (root / file).touch()
+    about = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, "file_ending": ".nii.gz"}
+    (root / "dataset.json").write_text(json.dumps(about | {"numTraining": len(names) - len(unlabelled)}))
+    return root
+
+
+def test_nnunet_takes_a_pattern_and_refuses_folds_that_separate_a_patient(tmp_path):
+    root = raw_folder(tmp_path / "raw", unlabelled=[f"{patient}_3" for patient in "abcdefghij"])
+    whole = lambda **more: nnunet.build(nnunet.Config(root=root, **more))  # noqa: E731
+    assert any("set task.patient" in finding.what for finding in whole().check())
+    parts = parts_of(whole(patient=PATTERN))
+    assert set(parts) == set("abcdefghij") and all(len(some) == 1 for some in parts.values())
+    (root / "splits_final.json").write_text(json.dumps([{"train": ["a_1", "b_1", "c_1"], "val": ["a_2", "d_1"]}]))
+    assert whole().split("test")
+    refused(lambda: whole(patient=PATTERN).split("train"), "patient a is in")
 
 
 def test_images_takes_a_pattern_over_paths(tmp_path):

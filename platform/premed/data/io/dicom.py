@@ -1,20 +1,30 @@
-"""Reads DICOM: one picture, as displayed or as measured, or a folder of slices as one volume."""
+"""Reads DICOM pictures of one frame, as displayed or as measured; `dicom_series` makes a volume of slices.
+
+A tag that cannot be used is refused by its name, or left out with a note where the standard has a default.
+"""
 
 import logging
+import math
 import warnings
+from collections.abc import Iterator, MutableSequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from premed.data.io import geometry
+from premed.data.io.image_file import ImageFile, fill
 from premed.errors import UserError
 
 MOST_PIXELS = 178_956_970  # per picture: Pillow's limit; the largest radiographs have 30 million
 DEFLATED = "1.2.840.10008.1.2.1.99"
-EVEN = 0.05  # tolerated deviation of a slice's position, as a fraction of the slice distance
-TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's axes grow to the left and the back
+RESCALE = {"RescaleSlope": 1, "RescaleIntercept": 0}  # and what is taken if one of them is not given
+WINDOWS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")  # VOI LUT functions
+MEND = "correct or remove it (dcmtk's dcmodify)"
+
+GONE = (None, "")  # pydicom's values of an absent and of an empty tag
+
+Notes = dict[str, None]  # an ordered set, since the slices of a series say the same
 
 
 def is_dicom(path: Path) -> bool:
@@ -30,43 +40,24 @@ def slice_files(folder: Path) -> list[Path]:
     )
 
 
-def read_picture(path: Path, shown: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Returns one frame, [H, W] or [H, W, 3], and the identity as its affine.
+def read(path: Path, shown: bool) -> ImageFile:
+    """Reads one frame, [H, W] or [H, W, 3]; the affine is the identity.
 
     shown: as displayed, uint8, through the file's VOI LUT or first window (full range if it has neither). Otherwise the
     measured grey values, float32, in the units of the rescale slope and intercept (or the modality LUT). MONOCHROME1 is
     inverted either way, so that air is dark; padding pixels get the darkest value of the others.
     """
-    with _silence_pydicom():
-        return _pixels(path, _dataset(path), shown), np.eye(4)
-
-
-def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a folder of slices as a volume [X, Y, Z] float32, rescaled (CT: Hounsfield units), and its affine in RAS.
-
-    Slices are sorted by ImagePositionPatient. UserError if they are not one series of equal, evenly spaced slices.
-    """
-    with _silence_pydicom():
-        files = [path for path in slice_files(folder) if path.suffix.lower() == ".dcm" or is_dicom(path)]
-        heads = {path: _dataset(path, stop_before_pixels=True) for path in files}
-        if len(heads) < 2:
-            raise UserError(f"{folder}: holds {len(heads)} DICOM slice(s), not a volume; put one whole series there")
-        order, affine = _series_geometry(folder, heads)
-        first = heads[order[0]]
-        shape = (int(first.Columns), int(first.Rows), len(order))
-        if np.prod(shape, dtype=object) > geometry.MAX_VOXELS:
-            raise UserError(f"{folder}: its headers claim the shape {shape}; fix or leave out the folder")
-        values = np.empty(shape, np.float32)
-        for number, path in enumerate(order):
-            plane = _pixels(path, _dataset(path), shown=False)
-            if plane.ndim != 2:
-                raise UserError(f"{path}: a colour picture, not a slice of a volume; move it out of the folder")
-            values[..., number] = plane.T
-        return values, affine
+    notes: Notes = {}
+    with silence_pydicom():
+        values, padding = pixels(path, read_dataset(path), shown, notes)
+    fill(values, padding)
+    if padding is not None and padding.all():
+        notes["every pixel is padding: it is 0 everywhere; leave it out"] = None
+    return ImageFile(values, np.eye(4), padding, tuple(notes))
 
 
 @contextmanager
-def _silence_pydicom():
+def silence_pydicom() -> Iterator[None]:
     """Silences pydicom, whose warnings about harmless deviations would flood the terminal for large series."""
     logger = logging.getLogger("pydicom")
     level = logger.level
@@ -79,7 +70,8 @@ def _silence_pydicom():
         logger.setLevel(level)
 
 
-def _dataset(path: Path, **options: Any) -> Any:
+def read_dataset(path: Path, **options: Any) -> Any:
+    """A file's tags. UserError if they are not those of one picture. options: as pydicom's dcmread has them."""
     import pydicom
     from pydicom.filereader import read_file_meta_info
 
@@ -94,47 +86,83 @@ def _dataset(path: Path, **options: Any) -> Any:
     if not dataset.get("Rows") or not dataset.get("Columns"):
         kind = getattr(dataset.get("SOPClassUID"), "name", "of an unnamed kind")
         raise UserError(f"{path}: holds no picture ({_one_line(kind)}); leave it out, or copy it again if it should")
-    for name in ("RescaleSlope", "RescaleIntercept"):
-        if dataset.get(name, 0) in (None, ""):  # some writers add the field without a value
+    for name in RESCALE:
+        given = numbers(path, dataset, name, 1)
+        if not given and name in dataset:  # some writers add the field without a value
             del dataset[name]
-    frames, pixels = int(dataset.get("NumberOfFrames") or 1), int(dataset.Rows) * int(dataset.Columns)
+        if given == [0] and name == "RescaleSlope":
+            raise UserError(f"{path}: RescaleSlope is 0, so that every value would be the same; {MEND}")
+    frames = int((numbers(path, dataset, "NumberOfFrames", 1) or [1])[0]) or 1
+    num = int(dataset.Rows) * int(dataset.Columns)
     if frames != 1:
         raise UserError(f"{path}: holds {frames} frames; save the one you need, or the volume as NIfTI (dcm2niix)")
-    if pixels > MOST_PIXELS:
+    if num > MOST_PIXELS:
         raise UserError(f"{path}: its header claims {dataset.Rows} × {dataset.Columns} pixels; fix or leave it out")
     return dataset
 
 
-def _pixels(path: Path, dataset: Any, shown: bool) -> np.ndarray:
-    """[H, W] or [H, W, 3], uint8 or float32; see `read_picture`."""
-    from pydicom.pixels import apply_color_lut, apply_modality_lut
+# Tags ----------------------------------------------------------------------------------------------------------------
+
+
+def numbers(path: Path, dataset: Any, name: str, count: int | None = None, nan: bool = False) -> list[float]:
+    """The numbers of a tag; [] if it is absent or empty.
+
+    nan: they may be NaN. UserError, which names the tag, if they are no numbers, or not `count`.
+    """
+    with naming(path, name):
+        value = dataset.get(name)
+        found = [float(each) for each in (value if isinstance(value, MutableSequence) else [value]) if each not in GONE]
+        if not all(math.isfinite(each) or (nan and math.isnan(each)) for each in found):
+            raise ValueError("not finite")
+        if found and count is not None and len(found) != count:
+            raise ValueError(f"{len(found)} numbers, {count} expected")
+        return found
+
+
+@contextmanager
+def naming(path: Path, *tags: str) -> Iterator[None]:
+    """Whatever a library says of a tag's value becomes a UserError that names the tag."""
+    try:
+        yield
+    except (MemoryError, UserError):
+        raise
+    except Exception as error:  # pydicom raises anything
+        reason = _one_line(error) or type(error).__name__
+        raise UserError(f"{path}: {' or '.join(tags)} cannot be used ({reason}); {MEND}") from None
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+# Pixels --------------------------------------------------------------------------------------------------------------
+
+
+def pixels(path: Path, dataset: Any, shown: bool, notes: Notes) -> tuple[np.ndarray, np.ndarray | None]:
+    """[H, W] or [H, W, 3], uint8 or float32, see `read`; and which of them are padding, None for none."""
+    from pydicom.pixels import apply_color_lut
 
     raw = _decode(path, dataset)
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
-        raw = apply_color_lut(raw, dataset)
+        with naming(path, "RedPaletteColorLookupTableDescriptor", "another tag of the palette"):
+            raw = apply_color_lut(raw, dataset)
     if raw.ndim == 3:
-        return _to_8_bit(raw, dataset) if shown or raw.dtype == np.uint8 else raw.astype(np.float32)
-    inverted, values = dataset.PhotometricInterpretation == "MONOCHROME1", apply_modality_lut(raw, dataset)
+        return _to_8_bit(raw, dataset) if shown or raw.dtype == np.uint8 else raw.astype(np.float32), None
+    padding = _find_padding(path, dataset, raw)
+    inverted, values = dataset.PhotometricInterpretation == "MONOCHROME1", _measure(path, dataset, raw, notes)
     if shown:
-        windowed, low, high = _apply_window(values, dataset)
+        windowed, low, high = _apply_window(path, dataset, values, padding, notes)
         share = np.clip((windowed - low) / ((high - low) or 1), 0, 1)
-        values = np.rint(255 * (1 - share if inverted else share)).astype(np.uint8)
-    else:
-        if inverted:
+        return np.rint(255 * (1 - share if inverted else share)).astype(np.uint8), padding
+    if inverted:
+        with naming(path, "PixelRepresentation", "BitsStored"):
             signed, bits = int(dataset.PixelRepresentation), int(dataset.BitsStored)
-            ends = np.array(
-                [-signed << (bits - 1), (1 << (bits - signed)) - 1]
-            )  # lowest and highest value of the file's format
-            values = apply_modality_lut(ends, dataset).sum(dtype=np.float64) - values
-        values = values.astype(np.float32)
-    if (edge := dataset.get("PixelPaddingValue")) not in (None, ""):
-        low, high = sorted((int(edge), int(dataset.get("PixelPaddingRangeLimit", edge))))
-        padding = (raw >= low) & (raw <= high)
-        values[padding] = values[~padding].min() if not padding.all() else 0
-    return values
+            ends = np.array([-signed << (bits - 1), (1 << (bits - signed)) - 1])  # lowest and highest of the format
+        values = _measure(path, dataset, ends, notes).sum(dtype=np.float64) - values
+    return values.astype(np.float32), padding
 
 
-def _decode(path: Path, dataset: Any) -> np.ndarray:
+def _decode(path: Path, dataset: Any, **options: Any) -> np.ndarray:
     from pydicom.pixels import get_decoder, pixel_array
 
     syntax = dataset.file_meta.TransferSyntaxUID
@@ -146,15 +174,53 @@ def _decode(path: Path, dataset: Any) -> np.ndarray:
     if not ready:
         raise UserError(f"{path}: compressed as {syntax.name}, which cannot be decoded here; {remedy}")
     try:
-        return pixel_array(dataset)
+        return pixel_array(dataset, **options)
     except RuntimeError as error:  # raised by the decoders' plug-ins
         raise UserError(
             f"{path}: {syntax.name} could not be decoded ({_one_line(error)}); {remedy}, or copy it again"
         ) from None
 
 
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())
+def _measure(path: Path, dataset: Any, raw: np.ndarray, notes: Notes) -> np.ndarray:
+    """Applies the modality LUT, or slope and intercept; of which one that is not given has its default."""
+    from pydicom.pixels import apply_modality_lut
+
+    if not dataset.get("ModalityLUTSequence") and len(given := [name for name in RESCALE if name in dataset]) == 1:
+        (missing,) = RESCALE.keys() - given
+        notes[f"{missing} is absent or empty, {given[0]} is not: {RESCALE[missing]} is taken; add it"] = None
+        setattr(dataset, missing, RESCALE[missing])
+    with naming(path, "ModalityLUTSequence", *RESCALE):
+        return apply_modality_lut(raw, dataset)
+
+
+def _find_padding(path: Path, dataset: Any, raw: np.ndarray) -> np.ndarray | None:
+    """Which of the stored values are padding; None for none.
+
+    Integers are compared modulo 2^Bits Allocated, since some writers give Pixel Padding Value the wrong sign: 63536 is
+    -2000. One that Bits Stored cannot hold is looked for in the words as they lie in the file.
+    """
+    lead = {("f", 4): "Float", ("f", 8): "DoubleFloat"}.get((raw.dtype.kind, raw.dtype.itemsize), "")
+    ends = numbers(path, dataset, f"{lead}PixelPaddingValue", 1, nan=bool(lead))
+    if not ends:
+        return None
+    if math.isnan(ends[0]):
+        return np.isnan(raw) if np.isnan(raw).any() else None
+    ends += numbers(path, dataset, f"{lead}PixelPaddingRangeLimit", 1)
+    size, words = raw.dtype.itemsize, raw
+    if not lead:
+        wrapped = np.array([int(end) % 256**size for end in ends], f"u{size}").view(f"{raw.dtype.kind}{size}")
+        ends = [int(end) for end in wrapped]
+        with naming(path, "BitsStored"):
+            held = _held_by(int(dataset.BitsStored), raw.dtype.kind == "i")
+        if not all(end in held for end in ends):
+            words = _decode(path, dataset, correct_unused_bits=False)
+    padding = (words >= min(ends)) & (words <= max(ends))
+    return padding if padding.any() else None
+
+
+def _held_by(bits: int, signed: bool) -> range:
+    """The integers that so many bits can hold."""
+    return range(-(1 << (bits - 1)), 1 << (bits - 1)) if signed else range(1 << bits)
 
 
 def _to_8_bit(colour: np.ndarray, dataset: Any) -> np.ndarray:
@@ -165,57 +231,46 @@ def _to_8_bit(colour: np.ndarray, dataset: Any) -> np.ndarray:
     return (colour >> max(bits - 8, 0)).astype(np.uint8)
 
 
-def _apply_window(values: np.ndarray, dataset: Any) -> tuple[np.ndarray, float, float]:
-    """Applies the file's VOI LUT or window. Returns the values, and those of black and of white."""
+# Windows -------------------------------------------------------------------------------------------------------------
+
+
+def _apply_window(
+    path: Path, dataset: Any, values: np.ndarray, padding: np.ndarray | None, notes: Notes
+) -> tuple[np.ndarray, float, float]:
+    """Applies the file's VOI LUT or window. Returns the values, and those of black and of white.
+
+    Without either, these are the lowest and the highest value that is not padding.
+    """
     from pydicom.pixels import apply_voi, apply_windowing
 
     if dataset.get("VOILUTSequence"):
-        bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
-        return apply_voi(np.rint(values).astype(np.int64), dataset), 0, 2**bits - 1
-    if dataset.get("WindowWidth") and dataset.get("WindowCenter") not in (None, ""):
-        low, high = apply_windowing(np.array([-1e9, 1e9]), dataset)
-        return apply_windowing(values, dataset), float(low), float(high)
-    return values, float(values.min()), float(values.max())
+        with naming(path, "VOILUTSequence"):
+            bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
+            return apply_voi(np.rint(values).astype(np.int64), dataset), 0, 2**bits - 1
+    if _has_window(path, dataset, notes):
+        with naming(path, "WindowCenter", "WindowWidth"):
+            low, high = apply_windowing(np.array([-1e9, 1e9]), dataset)
+            return apply_windowing(values, dataset), float(low), float(high)
+    some = values if padding is None or padding.all() else values[~padding]
+    return values, float(some.min()), float(some.max())
 
 
-# Slices --------------------------------------------------------------------------------------------------------------
-
-
-def _series_geometry(folder: Path, heads: dict[Path, Any]) -> tuple[list[Path], np.ndarray]:
-    """The slices sorted along the volume, and the affine. UserError if they do not make up a volume."""
-    names = ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing")
-    for path, head in heads.items():
-        if missing := [name for name in names if not head.get(name)]:
-            raise UserError(f"{path}: has no {missing[0]}, so it is no slice of a volume; move it out of the folder")
-    first, *others = heads
-    for path in others:
-        if different := _difference(heads[first], heads[path]):
-            raise UserError(f"{path}: {different} is not that of {first.name}; keep one series in one folder")
-    along, down = np.array(heads[first].ImageOrientationPatient, float).reshape(2, 3)
-    places = {path: np.array(head.ImagePositionPatient, float) for path, head in heads.items()}
-    order = sorted(heads, key=lambda path: float(places[path] @ np.cross(along, down)))
-    track = np.stack([places[path] for path in order])
-    step = (track[-1] - track[0]) / (len(order) - 1)  # not always perpendicular to the slices: tilted gantries
-    deviation = np.linalg.norm(track - (track[0] + np.arange(len(order))[:, None] * step), axis=1)
-    gaps = np.linalg.norm(np.diff(track, axis=0), axis=1)
-    if (at := int(gaps.argmin())) is not None and gaps[at] <= EVEN * np.median(gaps):
-        raise UserError(f"{order[at + 1]}: lies where {order[at].name} lies; keep one phase or echo in one folder")
-    if deviation.max() > EVEN * np.linalg.norm(step):
-        at = int(np.abs(gaps - np.median(gaps)).argmax())
-        gap = f"{gaps[at]:.3g} mm behind {order[at].name}, where {np.median(gaps):.3g} mm are usual"
-        raise UserError(f"{order[at + 1]}: lies {gap}; a slice is missing or out of place in {folder.name}")
-    height, width = map(float, heads[first].PixelSpacing)  # of a row, of a column
-    affine = np.eye(4)
-    affine[:3] = np.stack([along * width, down * height, step, track[0]], axis=1)
-    return order, TO_RAS @ affine
-
-
-def _difference(head: Any, other: Any) -> str:
-    """The name of the first field that differs between two slices and must not; "" if none does."""
-    for name in ("SeriesInstanceUID", "Rows", "Columns"):
-        if head.get(name) != other.get(name):
-            return name
-    for name in ("PixelSpacing", "ImageOrientationPatient"):
-        if not np.allclose(np.array(head[name].value, float), np.array(other[name].value, float), rtol=0, atol=1e-3):
-            return name
-    return ""
+def _has_window(path: Path, dataset: Any, notes: Notes) -> bool:
+    """Whether the file has a window that can be used; if it cannot, a note says so."""
+    given = {name: numbers(path, dataset, name)[:1] for name in ("WindowCenter", "WindowWidth")}
+    if not any(given.values()):
+        return False
+    instead = "the whole range is shown"
+    if missing := [name for name, first in given.items() if not first]:
+        notes[f"{missing[0]} is absent or empty: its window is not used, {instead}; {MEND}"] = None
+        return False
+    function = str(dataset.get("VOILUTFunction") or WINDOWS[0]).strip().upper()
+    if function not in WINDOWS:
+        raise UserError(f"{path}: VOILUTFunction {function!r} is none of {', '.join(WINDOWS)}; {MEND}")
+    dataset.VOILUTFunction = function  # some writers add the field without a value
+    (width,) = given["WindowWidth"]
+    if width < 1 if function == "LINEAR" else width <= 0:
+        least = "1 or more" if function == "LINEAR" else "above 0"
+        notes[f"WindowWidth must be {least}: {width:g} is not used, {instead}; {MEND}"] = None
+        return False
+    return True

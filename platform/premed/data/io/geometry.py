@@ -5,6 +5,10 @@ and its affine [4, 4], from voxel indices to millimetres.
 """
 
 import math
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from nibabel import orientations
@@ -12,6 +16,19 @@ from nibabel import orientations
 from premed.errors import UserError
 
 MAX_VOXELS = 2**31  # a header that claims more is taken for a mistake, before any memory is allocated
+SAME = 0.25  # mm, see `tolerance`
+ROUNDING = 1e-6  # the cosine that a header's float32 may leave between axes at right angles
+SHEARED = 1e-3  # the cosine of the angle between two axes (90 ± 0.06 degrees) from which on a grid counts as sheared
+
+
+def shear(affine: np.ndarray) -> float:
+    """Returns the largest cosine of the angles between the axes of voxels: 0 if all are right angles.
+
+    Where it is not 0 (a gantry tilt; a header that a registration wrote), distances need the whole affine: the lengths
+    of its columns are not enough.
+    """
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return float(np.abs(axes.T @ axes - np.eye(3)).max())
 
 
 def reorient(values, label, affine, orientation: str):
@@ -24,26 +41,72 @@ def reorient(values, label, affine, orientation: str):
     return values, None if label is None else orientations.apply_orientation(label, turn), affine
 
 
+def voxel_edges(affine: np.ndarray) -> np.ndarray:
+    """Returns what makes voxel indices millimetres, up to turning: the edges of a voxel.
+
+    [3], the spacing along each axis, where the axes are at right angles up to the rounding of a header; else [3, 3],
+    the edges as the columns of a matrix.
+    """
+    edges = affine[:3, :3]
+    return np.linalg.norm(edges, axis=0) if shear(affine) < ROUNDING else edges
+
+
 def resample_to_spacing(values, label, affine, spacing: tuple[float, float, float]):
     """Resamples to voxels of `spacing` mm: linearly for the image, nearest neighbour for the label.
 
     Axes whose spacing is within 0.1 % stay unchanged. The first voxel's centre stays, and the last is the closest to
-    the old last one, as in MONAI's Spacing. UserError if the result exceeds MAX_VOXELS.
+    the old last one, as in MONAI's Spacing. A sheared grid becomes the box around it, with axes at right angles, so
+    that anatomy is not sheared; outside the old grid, image and label repeat its border (as in MONAI, too: an averaged
+    grey value stays what it is). UserError if the result exceeds MAX_VOXELS.
     """
-    affine, shape = affine.copy(), values.shape[1:]
-    step = np.array(spacing) / np.linalg.norm(affine[:3, :3], axis=0)  # new voxel edges, in old voxels
-    step[np.abs(step - 1) < 1e-3] = 1
-    new_shape = [round((n - 1) / by + 1) for n, by in zip(shape, step, strict=True)]
+    made, new_shape = grid_of_spacing(affine, values.shape[1:], spacing)
     if math.prod(new_shape) > MAX_VOXELS:
         raise UserError(
             f"spacing: {spacing} makes an image of {new_shape} voxels; take a coarser one or fix the header"
         )
+    if shear(affine) > SHEARED:
+        return *_straighten(values, label, np.linalg.inv(affine) @ made, new_shape), made
+    shape, step = values.shape[1:], _steps(affine, spacing)
     for axis in np.argsort(-step):  # the axis that shrinks most goes first: less work for the others
         at = np.arange(new_shape[axis]) * step[axis]
         values = linear(values, at, axis + 1)
         label = None if label is None else label.take(_nearest(at, shape[axis]), axis)
-        affine[:3, axis] *= step[axis]
-    return values, label, affine
+    return values, label, made
+
+
+def grid_of_spacing(affine: np.ndarray, shape: Sequence[int], spacing: Sequence[float]) -> tuple[np.ndarray, list[int]]:
+    """Returns the affine and the shape that `resample_to_spacing` makes of a grid."""
+    made = affine.copy()
+    if shear(affine) <= SHEARED:
+        step = _steps(affine, spacing)
+        made[:3, :3] *= step
+        return made, [round((n - 1) / by + 1) for n, by in zip(shape, step, strict=True)]
+    rotation, edges = np.linalg.qr(affine[:3, :3])  # the first axis stays, and so does the plane of the first two
+    made[:3, :3] = rotation * np.sign(np.diag(edges)) * spacing
+    corners = np.array(list(product(*((0, n - 1) for n in shape)))).T
+    corners = np.linalg.solve(made[:3, :3], affine[:3, :3] @ corners)  # in new voxels, from the old first voxel on
+    made[:3, 3] += made[:3, :3] @ corners.min(axis=1)
+    return made, [round(size + 1) for size in np.ptp(corners, axis=1).tolist()]
+
+
+def _steps(affine: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """The new voxel edges, in old voxels."""
+    step = np.array(spacing) / np.linalg.norm(affine[:3, :3], axis=0)
+    step[np.abs(step - 1) < 1e-3] = 1
+    return step
+
+
+def _straighten(values, label, pull: np.ndarray, shape: Sequence[int]):
+    """Resamples image and label to a grid of `shape`; pull: from its voxel indices to the old ones."""
+    from scipy.ndimage import affine_transform
+
+    def resample(volume: np.ndarray, order: int) -> np.ndarray:
+        how: Any = {"mode": "nearest", "prefilter": False}
+        return affine_transform(volume, pull, output_shape=tuple(shape), order=order, **how)
+
+    if label is not None:
+        label = resample(label.astype(np.uint8), 0).astype(label.dtype)  # which may be a mask
+    return np.stack([resample(volume, 1) for volume in values]), label
 
 
 def crop_to_foreground(values, label, affine, threshold: float):
@@ -153,3 +216,33 @@ def linear(values: np.ndarray, at: np.ndarray, axis: int) -> np.ndarray:
 
 def _nearest(at: np.ndarray, n: int) -> np.ndarray:
     return np.clip(np.floor(at + 0.5).astype(np.intp), 0, n - 1)
+
+
+# Sizes and equality of grids -----------------------------------------------------------------------------------------
+
+
+def check_size(path: Path, shape: tuple[int, ...]) -> None:
+    """UserError for a shape that no image has."""
+    if any(n < 1 for n in shape) or not 0 < math.prod(map(int, shape)) <= MAX_VOXELS:
+        raise UserError(f"{path}: its header claims the shape {tuple(shape)}; fix or leave out the file")
+
+
+def extent(shape: tuple[int, ...]) -> np.ndarray:
+    """The sizes [3] of a grid's axes in voxels; those that it has not are 1."""
+    return np.array([*shape[:3], 1, 1, 1][:3], np.float64)
+
+
+def tolerance(affine: np.ndarray) -> float:
+    """Two grids are the same if no corner of theirs is further apart than this, in mm.
+
+    Over 500 voxels, rounding makes so much of a header: three decimals of a spacing, a rotation as a quaternion in
+    float32. Where voxels are small, it is a quarter of their shortest edge, so that each still lies on its own.
+    """
+    return min(SAME, float(np.linalg.norm(affine[:3, :3], axis=0).min()) / 4)
+
+
+def corner_gap(affine: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
+    """The distance in mm between the places that two affines give to a corner of a grid, of its eight the largest."""
+    corners = np.stack(np.meshgrid(*([0, n] for n in extent(shape)), indexing="ij")).reshape(3, 8)
+    difference = np.asarray(affine, np.float64) - other
+    return float(np.linalg.norm(difference[:3, :3] @ corners + difference[:3, 3:], axis=0).max())

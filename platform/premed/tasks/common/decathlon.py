@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -58,8 +59,8 @@ def entries_of(content: Mapping[str, Any], part: str) -> list[Any]:
 
 
 def stem(name: str) -> str:
-    """Returns a file name without .nii or .nii.gz."""
-    return name.removesuffix(".gz").removesuffix(".nii")
+    """Returns a file name without .nii or .nii.gz, in small letters or capitals."""
+    return re.sub(r"(\.nii)?(\.gz)?$", "", name, count=1, flags=re.IGNORECASE)
 
 
 class Decathlon:
@@ -130,12 +131,6 @@ class Decathlon:
                     cases[case.name] = ListedCase(case, part)
         return Listing(list(cases.values()), missing_unlabelled, faults)
 
-    def no_labels(self) -> UserError:
-        """The error for a folder without a labelled case, where labels are needed."""
-        if "training" not in self.content:
-            return UserError(f"{self.listing}: `training` is missing: list each case there, as {{image: …, label: …}}")
-        return UserError(f"{self.listing}: no entry has a label; these images can only be pre-trained on")
-
     def patient_notes(self) -> Iterator[Finding]:
         """Yields a note if nothing says whose the images are, and the file suggests that a patient has several."""
         if self.patient is not None:
@@ -146,6 +141,12 @@ class Decathlon:
             yield Finding("note", str(self.listing), what)
         elif what := several_scans(each.case.name for each in self.entries.cases):
             yield Finding("note", str(self.listing), what)
+
+    def no_labels(self) -> UserError:
+        """The error for a folder without a labelled case, where labels are needed."""
+        if "training" not in self.content:
+            return UserError(f"{self.listing}: `training` is missing: list each case there, as {{image: …, label: …}}")
+        return UserError(f"{self.listing}: no entry has a label; these images can only be pre-trained on")
 
     def case(self, entry: object) -> Case:
         """Returns the case of one entry. Raises UserError if the entry is invalid."""

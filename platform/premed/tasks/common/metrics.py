@@ -5,6 +5,7 @@ A *row* has the numbers of one case. Segmentation: `dice/<class>`, `hd95/<class>
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from operator import itemgetter
 from typing import Any
 
@@ -20,21 +21,23 @@ def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
     return 2 * np.count_nonzero(prediction & truth) / total if total else float("nan")
 
 
-def hd95(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) -> float:
+def hd95(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float] | np.ndarray) -> float:
     """Returns the Hausdorff distance in mm: the larger of the two directed 95th percentiles of the surfaces' distances.
 
     Equal to MONAI's `compute_hausdorff_distance(percentile=95, spacing=spacing)` if neither mask is empty. One empty
-    mask gives the image's diagonal in mm; two give NaN. `spacing`: mm per voxel along each axis.
+    mask gives the image's diagonal in mm; two give NaN. `spacing`: mm per voxel along each axis; or, of a grid
+    whose axes are not at right angles, [axes, axes], the edges of a voxel in mm as columns (`geometry.voxel_edges`).
     """
     prediction, truth = _masks(prediction, truth)
-    if len(spacing) != truth.ndim:
+    edges = np.asarray(spacing, float)
+    if edges.shape not in ((truth.ndim,), (truth.ndim,) * 2):
         raise ValueError(f"spacing {tuple(spacing)} has {len(spacing)} numbers, the masks have {truth.ndim} axes")
     if not (prediction.any() and truth.any()):
-        return _diagonal(truth.shape, spacing) if prediction.any() or truth.any() else float("nan")
+        return _diagonal(truth.shape, edges) if prediction.any() or truth.any() else float("nan")
     from scipy.spatial import KDTree
 
     box = _box(prediction | truth)
-    predicted, true = _surface(prediction[box]) * spacing, _surface(truth[box]) * spacing
+    predicted, true = (_millimetres(_surface(mask[box]), edges) for mask in (prediction, truth))
     # grid points need no median splits, and an unbalanced tree is faster to build
     forwards = KDTree(true, balanced_tree=False).query(predicted)[0]
     backwards = KDTree(predicted, balanced_tree=False).query(true)[0]
@@ -42,10 +45,11 @@ def hd95(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) ->
 
 
 def region_row(
-    prediction: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray], spacing: Sequence[float]
+    prediction: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray], spacing: Sequence[float] | np.ndarray
 ) -> dict[str, Any]:
     """Returns a case's `dice/<class>`, `hd95/<class>` and `state/<class>` for each class of `truth`; masks [*S] bool.
 
+    spacing: as `hd95` takes it.
     state: both, missed (only in the truth), invented (only in the prediction), absent (in neither).
     Missed and invented: Dice 0 and HD95 = the image's diagonal in mm, so that leaving an organ out never pays.
     """
@@ -120,8 +124,15 @@ def _same_shape(prediction: np.ndarray, truth: np.ndarray) -> None:
         raise ValueError(f"the prediction's shape {prediction.shape} is not the truth's, {truth.shape}")
 
 
-def _diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
-    return float(np.linalg.norm(np.multiply(shape, spacing)))
+def _diagonal(shape: Sequence[int], edges: np.ndarray) -> float:
+    """Returns the longest of an image's diagonals in mm, so that no two of its points are further apart."""
+    signs = product(*((1, -1),) * len(shape)) if edges.ndim == 2 else [(1,) * len(shape)]
+    return max(float(np.linalg.norm(_millimetres(np.multiply(shape, sign), edges))) for sign in signs)
+
+
+def _millimetres(places: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Returns the places in mm of voxel indices [..., axes], measured from voxel 0; edges: the `spacing` of `hd95`."""
+    return places @ edges.T if edges.ndim == 2 else places * edges
 
 
 def _box(mask: np.ndarray) -> tuple[slice, ...]:

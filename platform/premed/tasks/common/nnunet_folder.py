@@ -56,8 +56,9 @@ class RawFolder:
 
     def __init__(self, root: Path, listing: str = "dataset.json", patient: str | None = None):
         """listing: dataset.json, below `root`; all files must be inside `root`. patient: `task.patient`, a pattern."""
+        self.patient = patient
         self.root, self.listing, self.real_root = root, root / listing, root.resolve()
-        self.folder, self.patient = self.listing.parent, patient
+        self.folder = self.listing.parent
 
     @cached_property
     def content(self) -> dict[str, Any]:
@@ -146,8 +147,7 @@ class RawFolder:
             if (label := self.label("labelsTs", name)).is_file():
                 test[name] = self.case(name, others[name], label)
         findings += self.unused_labels("labelsTs", others)
-        rest = sorted(others.keys() - training.keys() - test.keys())
-        unlabelled = {name: self.case(name, others[name]) for name in rest}
+        unlabelled = {n: self.case(n, others[n]) for n in sorted(others.keys() - training.keys() - test.keys())}
         expected = self.content.get("numTraining")
         if isinstance(expected, int) and training and expected != len(training):
             what = f"`numTraining` is {expected}, and {len(training)} are there; complete the copy, or fix the number"

@@ -16,7 +16,7 @@ from torch import Tensor
 from premed.config.image_processing import Augmentation, Preprocessing
 from premed.contracts import Case, Forward, Part, PreparedImage, Row, Sample
 from premed.data import views
-from premed.data.io.geometry import regions_to_native, to_native
+from premed.data.io.geometry import regions_to_native, to_native, voxel_edges
 from premed.data.io.readers import read_image
 from premed.data.splits import missing_files
 from premed.data.transforms import centre_start
@@ -24,8 +24,9 @@ from premed.errors import Finding
 from premed.rng import SampleRng
 from premed.tasks.common import losses, metrics
 from premed.tasks.common.description import description
-from premed.tasks.common.label_maps import ATLAS, patch_means, sample_atlas
 from premed.tasks.common.sliding_window import sliding_window
+
+ATLAS = 32  # edge of the grid on which the constant baseline averages the training labels
 
 
 class Segmentation:
@@ -125,9 +126,8 @@ class Segmentation:
         """Returns the scores of a prediction on the native grid."""
         assert isinstance(sample.case.label, Path), f"{sample.case.name} has no label"
         labels = read_labels(sample.case.label)
-        truth = self.region_masks(labels)
-        spacing = np.linalg.norm(sample.prepared.native_affine[:3, :3], axis=0)
-        scores = metrics.region_row(self.known_masks(prediction, labels), truth, tuple(spacing))
+        predicted, truth = self.known_masks(prediction, labels), self.region_masks(labels)
+        scores = metrics.region_row(predicted, truth, voxel_edges(sample.prepared.native_affine))
         return {"case": sample.case.name, "patient": sample.case.patient} | scores
 
     def masks(self, prediction: np.ndarray) -> Mapping[str, np.ndarray]:
@@ -281,6 +281,17 @@ class Regions(Segmentation):
 
     def describe(self) -> dict[str, Any]:
         return description(self, Regions, "regions")
+
+
+def sample_atlas(labels: np.ndarray) -> np.ndarray:
+    """Samples a label map at ATLAS points along each axis."""
+    return labels[np.ix_(*((2 * np.arange(ATLAS) + 1) * size // (2 * ATLAS) for size in labels.shape))]
+
+
+def patch_means(mask: np.ndarray, patch: Sequence[int]) -> np.ndarray:
+    """Returns the mean [*grid] of each patch of a mask [*S]."""
+    pairs = [(size // edge, edge) for size, edge in zip(mask.shape, patch, strict=True)]
+    return mask.reshape([n for pair in pairs for n in pair]).mean(axis=tuple(range(1, 2 * mask.ndim, 2)))
 
 
 def read_labels(path: Path) -> np.ndarray:

@@ -1,0 +1,96 @@
+"""What headers leave open is said where images are prepared, too: by each command that uses them, each kind once."""
+
+import signal
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from support.checking import REST
+from support.made_up import nifti
+from support.readers import rng
+
+from premed.cli import app
+from premed.config.image_processing import Preprocessing
+from premed.contracts import Case
+from premed.data.cache import Cache
+from premed.data.datamodule import DataModule
+from premed.data.preprocess import prepare
+from premed.events import WarningIssued
+from premed.tasks import images
+
+ZSCORE = Preprocessing(dims=3, normalise="zscore")
+MM = {"sform": np.eye(4), "sform_code": 1, "xyzt_units": 2}
+MICRON = {"sform": np.diag([1000, 1000, 1000, 1]), "sform_code": 1, "xyzt_units": 3, "pixdim": (1, 1000, 1000, 1000)}
+OTHER = {"pixdim": (1, 1, 1, 8)}
+
+
+def volume(path, **fields):
+    return nifti(path, rng.integers(0, 99, (9, 8, 7)).astype(np.int16), **fields)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Six volumes, two of each part: three in microns, of which one contradicts itself, and two more that do."""
+    monkeypatch.setenv("PREMED_HOME", str(tmp_path / "home"))
+    rows = ["path,patient,part,sick"]
+    for number, fields in enumerate([MICRON, MM, MM | OTHER, MICRON, MICRON | {"pixdim": (1, 1, 1, 8)}, MM | OTHER]):
+        volume(tmp_path / "data" / f"{number}.nii", **fields)
+        rows.append(f"{number}.nii,p{number},{('train', 'val', 'test')[number // 2]},{number % 2}")
+    (tmp_path / "data" / "labels.csv").write_text("\n".join(rows) + "\n")
+    return tmp_path / "data"
+
+
+def config(root) -> dict:
+    return {"root": str(root), "dims": 3, "roi": [8, 8, 8], "labels": ["sick"], "normalise": "zscore"}
+
+
+def test_each_note_has_its_file(tmp_path):
+    first, second, label = (
+        volume(tmp_path / f"{name}.nii", **fields) for name, fields in zip("abl", (MM, OTHER | MM, MICRON), strict=True)
+    )
+    notes = prepare([first, second], label, ZSCORE.model_copy(update={"channels": 2})).notes
+    assert [number for number, _ in notes] == [1, 2]
+    assert "contradict" in notes[0][1] and "micron" in notes[1][1]
+
+
+@pytest.mark.parametrize("when", ["computed", "found"])
+def test_the_cache_says_them_of_images_that_it_computes_and_of_those_that_it_has(tmp_path, when):
+    path = volume(tmp_path / "a.nii", **MICRON)
+    cases, cache, said = [Case("a", "a", (path,))], Cache(tmp_path / "cache"), []
+    if when == "found":
+        cache.prepare(cases, ZSCORE)
+    cache.prepare(cases, ZSCORE, notify=lambda file, note: said.append((file, note.partition(":")[0])))
+    assert said == [(path, "its unit of length is the micron")]
+
+
+def test_stages_of_a_command_say_each_kind_once_with_the_first_file_and_their_number(folder):
+    for _ in range(2):  # images that are in the cache are told of as well: by the next command
+        shown = []
+        data = DataModule(images.build(images.Config(**config(folder))), show=shown.append)
+        lines = []
+        for kind in ("pretrain", "finetune", "test"):
+            data.fingerprint(kind)
+            lines.append([event.text for event in shown if isinstance(event, WarningIssued)])
+            shown.clear()
+        units, contradiction = lines[0]
+        assert units.startswith(f"{folder / '0.nii'}: its unit of length is the micron: its grid is converted to mm")
+        assert units.endswith("(and so on, 2 files: premed data check lists them)")
+        assert contradiction.startswith(
+            f"{folder / '2.nii'}: sform and pixdim contradict each other: voxels of 1 × 1 × 1"
+        )
+        assert contradiction.endswith("correct the sform")
+        assert lines[1:] == [[], []]
+
+
+def test_a_command_prints_them(folder, monkeypatch, capsys):
+    monkeypatch.setattr(signal, "signal", lambda *args: None)
+    (folder / "a.yaml").write_text(yaml.safe_dump({"task": {"name": "images", **config(folder)}, **REST}))
+    monkeypatch.setattr(sys, "argv", ["premed", "data", "prepare", str(folder / "a.yaml")])
+    with pytest.raises(SystemExit) as end:
+        app.main()
+    printed = capsys.readouterr().err
+    assert not end.value.code
+    assert (
+        printed.count("WARNING") == printed.count("its unit of length is the micron") + printed.count("contradict") == 2
+    )
