@@ -1,4 +1,4 @@
-# make demo | test | test-all | check | test-pythons | lock. Each makes its environment; a second call installs nothing.
+# make demo | test | test-slow | test-cluster | test-all | check | test-pythons | lock. Each makes its environment; a second call installs nothing.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +9,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-all check style types pytest test-pythons lock debian
+.PHONY: help demo test test-slow test-cluster test-all check style types pytest test-pythons lock debian
 
 help:
 	@sed -n '1s/^# //p' Makefile
@@ -42,14 +42,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(or $(INSTALL),-c constraints.txt) -e '.[dev]'
 	@touch $@
 
-# what make test leaves out: what is slow, as many of Hypothesis' examples as it would take by itself, and what needs more
-# than Python; each of these tests says by name what it misses, and is skipped
+# what make test leaves out: what is slow, and as many of Hypothesis' examples as it would take by itself
 test-slow: export HYPOTHESIS_PROFILE := long
-test-slow: $(VENV)/.installed debian
+test-slow: $(VENV)/.installed
 	$(VENV)/bin/pytest $(PYTEST) -m '(slow or hypothesis) and not browser and not cluster'
+
+# what needs more than Python; each of these tests says by name what it misses, and is skipped
+test-cluster: $(VENV)/.installed debian
 	$(VENV)/bin/pytest -m 'browser or cluster'
 
-test-all: test test-slow
+test-all: test test-slow test-cluster
 
 # Debian's browser, database and networks, where they are absent and may be installed
 debian: export DEBIAN_FRONTEND := noninteractive

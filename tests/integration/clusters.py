@@ -1,6 +1,6 @@
 """Ray clusters that outlive commands, for tests: one process per node, killed by its number in the end.
 
-make test-slow, or pytest -m cluster
+make test-cluster, or pytest -m cluster
 """
 
 import json

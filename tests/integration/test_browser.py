@@ -1,6 +1,6 @@
 """What a person sees in a real browser: the runs in MLflow's UI, and the page of a comparison.
 
-make test-slow, or pytest -m browser
+make test-cluster, or pytest -m browser
 """
 
 import json

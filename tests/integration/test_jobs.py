@@ -1,6 +1,6 @@
 """Jobs on a real cluster with a token: refused without it, followed with it, stopped, and gone on with.
 
-make test-slow, or pytest -m cluster
+make test-cluster, or pytest -m cluster
 """
 
 import json

@@ -1,6 +1,6 @@
 """cluster/mlflow/up.sh, as a user starts it: a real PostgreSQL, artifacts through the server, and a password.
 
-make test-slow, or pytest -m cluster
+make test-cluster, or pytest -m cluster
 """
 
 import os

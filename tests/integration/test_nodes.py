@@ -1,6 +1,6 @@
 """Several nodes: a head that only drives, two that train together, each with a network and a cache of its own.
 
-make test-slow, or pytest -m cluster
+make test-cluster, or pytest -m cluster
 """
 
 import json

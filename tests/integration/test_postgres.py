@@ -1,6 +1,6 @@
 """Runs, curves and a sweep's history in a real PostgreSQL.
 
-make test-slow, or pytest -m cluster
+make test-cluster, or pytest -m cluster
 """
 
 import json
