@@ -14,13 +14,14 @@ import numpy as np
 import torch
 
 from premed.config.image_processing import Preprocessing
+from premed.data.io import nifti
 from premed.data.io.geometry import SHEARED
 from premed.errors import UserError
 from premed.models.network import Network
 from premed.tasks.common.segmentation import Segmentation
 
 MODEL = "models/model.ts"
-MM = {1: 1000.0, 3: 0.001}  # of a NIfTI's codes for units of length: metres, microns; all others are taken for mm
+MM = {code: size for code, (_, size) in nifti.UNITS.items()}  # by a NIfTI's code of its unit of length; others are mm
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 
 

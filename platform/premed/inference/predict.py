@@ -10,9 +10,8 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel
 import numpy as np
@@ -20,6 +19,7 @@ import torch
 
 from premed.config.settings import Train
 from premed.contracts import Forward, Sample
+from premed.data.io.geometry import corner_gap
 from premed.data.io.readers import read_header
 from premed.errors import StageFailed, UserError, first_line, printable
 from premed.events import EventHandler, ImageSkipped, ImagesPredicted
@@ -34,7 +34,7 @@ DESCRIPTION_PREFIX = b"premed"  # in the header of label maps, which may then be
 GRID = ("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
 GRID += ("sform_code", "srow_x", "srow_y", "srow_z")
 """The fields of an image's header that its label map has, too, besides shape, spacing and units."""
-QUATERNION_ERROR = 0.01  # mm, in a corner of the image: further from the affine, a qform is not written
+QUATERNION_ERROR = 0.01  # of a voxel's shortest edge: where a corner is further from the affine, a qform has code 0
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -249,17 +249,12 @@ def nifti(voxels: np.ndarray, source: Path, affine: Any, description: str) -> An
         header["pixdim"][:4] = given["pixdim"][:4]
         for name in GRID:
             header[name] = given[name]
-        affine, quaternion = given.get_best_affine(), nibabel.Nifti2Header()
+        affine, quaternion = given.get_best_affine(), nibabel.Nifti2Header()  # not in mm: in the image's units
         quaternion.set_qform(affine)  # in float64: how far the file rounds its own is its business
-    if distance_between(quaternion.get_qform(), affine, voxels.shape) > QUATERNION_ERROR:
+    edge = np.linalg.norm(affine[:3, :3], axis=0).min()
+    if corner_gap(affine, cast(np.ndarray, quaternion.get_qform()), voxels.shape) > QUATERNION_ERROR * edge:
         header["qform_code"] = 0  # a quaternion has no shear: the sform alone says where the voxels are
     return kind(voxels, header.get_best_affine(), header)
-
-
-def distance_between(affine: Any, other: Any, shape: Sequence[int]) -> float:
-    """Returns how far apart two affines put the corner of an image in which they are furthest apart, in mm."""
-    corners = np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in shape))])
-    return float(np.linalg.norm(((affine - other) @ corners.T)[:3], axis=0).max())
 
 
 def may_write(path: Path) -> bool | None:

@@ -203,7 +203,7 @@ def locate_store() -> tuple[str, str | None]:
 def require_store() -> tuple[str, str | None]:
     """The same as `locate_store`. Raises UserError if it is a file that does not exist yet."""
     uri, artifacts = locate_store()
-    file = sqlite_file(resolve_uri(uri)[0])
-    if file and not file.is_file():
+    file = sqlite_file(uri)
+    if file and not (file := expand_path(file, "MLFLOW_TRACKING_URI").absolute()).is_file():
         raise UserError(f"{file} does not exist yet: run an experiment first, or set PREMED_HOME")
     return uri, artifacts
