@@ -8,7 +8,6 @@ import pytest
 import yaml
 from support.checking import REST
 from support.made_up import nifti
-from support.readers import rng
 
 from premed.cli import app
 from premed.config.image_processing import Preprocessing
@@ -18,6 +17,8 @@ from premed.data.datamodule import DataModule
 from premed.data.preprocess import prepare
 from premed.events import WarningIssued
 from premed.tasks import images
+
+rng = np.random.default_rng(1)
 
 ZSCORE = Preprocessing(dims=3, normalise="zscore")
 MM = {"sform": np.eye(4), "sform_code": 1, "xyzt_units": 2}

@@ -8,11 +8,13 @@ import pytest
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from support.made_up import ct_series, radiograph
-from support.readers import refused, rng
+from support.readers import refused
 
 from premed.config.image_processing import Preprocessing
 from premed.data.inspection import Inspection, inspect
 from premed.data.io.readers import read_file, read_image
+
+rng = np.random.default_rng(1)
 
 PIXELS = rng.integers(0, 4096, (20, 30)).astype(np.uint16)
 PIXELS[0, :2] = 0, 4095

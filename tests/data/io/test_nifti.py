@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from support.checking import IMAGE, MSD, at, errors, notes
 from support.made_up import nifti
-from support.readers import refused, rng
+from support.readers import refused
 
 from premed.config.image_processing import Preprocessing
 from premed.data.io.readers import read_file, read_image
 from premed.data.preprocess import prepare
 from premed.errors import UserError
+
+rng = np.random.default_rng(1)
 
 pytest_plugins = ["support.checking"]
 

@@ -9,12 +9,13 @@ from PIL import Image, ImageOps
 from pydicom.dataelem import DataElement
 from pydicom.uid import CTImageStorage
 from support.made_up import ct_series, dicom, radiograph
-from support.readers import rng
 
 from premed.config.image_processing import Preprocessing
 from premed.data.inspection import Facts, Inspection, inspect
 from premed.data.io.readers import read_image
 from premed.data.preprocess import prepare
+
+rng = np.random.default_rng(1)
 
 VALUE, LIMIT = 0x00280120, 0x00280121
 BODY = rng.integers(100, 301, (24, 20)).astype(np.uint16)
