@@ -222,3 +222,21 @@ def test_nothing_of_a_patient_gets_into_a_label_map(organs, organ_run, at_home, 
     predict.run(at_home(organ_run).run_id, [tmp_path / "full.nii"], tmp_path / "out", lambda event: None, train=FP32)
     assert b"DOE" in (tmp_path / "full.nii").read_bytes()
     assert b"DOE" not in gzip.decompress((tmp_path / "out" / "full.nii.gz").read_bytes())
+
+
+def test_what_headers_leave_open_is_said_once_and_a_map_in_metres_lies_where_its_image_does(
+    organs, predicted, tmp_path
+):
+    for number, source in enumerate(organs[:2]):
+        image = nib.nifti1.load(source)
+        affine = image.affine.copy()
+        affine[:3] /= 1000
+        made = nib.Nifti1Image(np.asarray(image.dataobj), affine)
+        made.header.set_xyzt_units("meter")
+        made.to_filename(tmp_path / f"metres{number}.nii.gz")
+    code, told, err = predicted(tmp_path / "metres0.nii.gz", tmp_path / "metres1.nii.gz", organs[0])
+    said = [line for line in err if "its unit of length is the metre" in line]
+    assert code == 0 and len(said) == 1 and "metres0.nii.gz" in said[0]
+    first, same = (tmp_path / "out" / f"{name}.nii.gz" for name in ("metres0", organs[0].name.removesuffix(".nii.gz")))
+    assert np.array_equal(voxels(first), voxels(same)) and voxels(first).any()
+    assert np.array_equal(nib.nifti1.load(first).affine, nib.nifti1.load(tmp_path / "metres0.nii.gz").affine)

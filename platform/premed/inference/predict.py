@@ -22,7 +22,7 @@ from premed.contracts import Forward, Sample
 from premed.data.io.geometry import corner_gap
 from premed.data.io.readers import read_header
 from premed.errors import StageFailed, UserError, first_line, printable
-from premed.events import EventHandler, ImageSkipped, ImagesPredicted
+from premed.events import EventHandler, ImageSkipped, ImagesPredicted, WarningIssued
 from premed.inference.inputs import Input, find_images, join_channels, no_image_error, prepare_sample
 from premed.inference.load import open_trained
 from premed.models.network import Network
@@ -61,11 +61,15 @@ def run(
             show(ImageSkipped(each["why"]))
         if not wanted:
             raise no_image_error(failed)
-        forward, outputs = make_forward(network, train), []
+        forward, outputs, noted = make_forward(network, train), [], set[str]()
         with open_predictor(task, forward, out, wanted, trained.card["digest"], masks) as predict_image:
             for number, each in enumerate(wanted, start=1):
                 try:
                     with prepare_sample(each.path, task.preprocessing, each.more) as sample:
+                        for _, note in sample.prepared.notes:
+                            if (kind := note.partition(":")[0]) not in noted:
+                                noted.add(kind)  # one line for all images whose headers leave the same open
+                                show(WarningIssued(f"{each.path}: {note}"))
                         outputs.append({"path": str(each.path)} | predict_image(each, sample))
                 except StageFailed:  # the disk is full: no other image could be written, either
                     raise
