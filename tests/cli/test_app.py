@@ -145,7 +145,8 @@ def test_ctrl_c_in_a_command_is_exit_code_130(premed, written, home, monkeypatch
     assert code == 130 and err == ["premed: stopped; run the same command again to resume from the last checkpoint"]
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_command_leaves_everything_in_order_and_goes_on(home, chest, written, number):
     changes = SCRATCH, {"test": False, "finetune": {"epochs": 30}}
     process, said = forked(home, "run", written(*changes))

@@ -165,7 +165,7 @@ def test_a_yaml_that_would_not_be_uploaded_is_named(premed, monkeypatch, tmp_pat
     assert code == 2 and len(err) == 1 and f"{tmp_path / 'mae.yaml'}: would not be uploaded" in err[0]
 
 
-@pytest.mark.parametrize("folder", ["venv", ".venv/etc", "__pycache__"])
+@pytest.mark.parametrize("folder", [".venv/etc", pytest.param("__pycache__", marks=pytest.mark.slow)])
 def test_a_yaml_or_its_base_in_a_folder_that_ray_leaves_out_is_named(premed, elsewhere, folder):
     hidden = elsewhere / folder
     hidden.mkdir(parents=True)
