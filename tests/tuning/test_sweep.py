@@ -57,6 +57,7 @@ def table(outcome):
 @pytest.mark.cluster
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # a busy machine takes minutes to start Ray
+@pytest.mark.whole
 def test_a_grid_shares_its_pre_trainings_never_opens_the_test_part_and_outlives_a_trial_that_fails(
     home, chest, tmp_path
 ):
