@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import yaml
 from support.checking import REST
-from support.made_up import nifti
+from support.made_up import ct_series, nifti
 
 from premed.cli import app
 from premed.config.image_processing import Preprocessing
 from premed.contracts import Case
+from premed.data import datamodule
 from premed.data.cache import Cache
 from premed.data.datamodule import DataModule
 from premed.data.preprocess import prepare
@@ -95,3 +96,26 @@ def test_a_command_prints_them(folder, monkeypatch, capsys):
     assert (
         printed.count("WARNING") == printed.count("its unit of length is the micron") + printed.count("contradict") == 2
     )
+
+
+def test_stages_of_images_with_notes_are_not_those_of_an_earlier_reading_and_others_are(folder, monkeypatch):
+    def fingerprint():
+        return DataModule(images.build(images.Config(**config(folder)))).fingerprint("finetune")
+
+    noted = fingerprint()
+    assert noted == fingerprint()
+    monkeypatch.setattr(datamodule, "READING", 1)
+    assert fingerprint() != noted
+    for number in range(4):
+        volume(folder / f"{number}.nii", **MM)
+    plain = fingerprint()
+    monkeypatch.setattr(datamodule, "READING", 2)
+    assert fingerprint() == plain
+
+
+def test_padding_and_a_grid_that_is_straightened_are_noted(tmp_path):
+    values = np.full((6, 5, 8), 100, np.int16)
+    values[0] = -2000
+    tilted = ct_series(tmp_path / "tilted", values, tilt=0.8, PixelPaddingValue=-976)  # as stored
+    kinds = [note for _, note in prepare([tilted], None, ZSCORE.model_copy(update={"spacing": (1, 1, 1)})).notes]
+    assert any("are padding" in note for note in kinds) and any("resampled to right angles" in note for note in kinds)

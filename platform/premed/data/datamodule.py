@@ -21,6 +21,10 @@ from premed.events import EventHandler, ImagesPrepared, WarningIssued
 from premed.paths import home
 from premed.rng import key, permutation
 
+READING = 2
+"""In the fingerprint of images with notes (`Prepared.notes`): raised whenever such files are read in another way, so
+that stages that were trained on the earlier reading are not reused."""
+
 
 class Tasks:
     """The tasks of a process, each built once from its configuration. Thread-safe."""
@@ -80,8 +84,10 @@ class DataModule:
         if kind not in PRETRAINING and (meaning := getattr(self.task, "label_meaning", None)):
             about.append(meaning)
 
+        noted = {file for file, _ in notes}
+
         def digest(group: list[Case]) -> str:
-            listed = [[case.name, case.patient] for case in group]
+            listed = [[c.name, c.patient, *[READING] * any(path in noted for path in c.files)] for c in group]
             content = cache.fingerprint(group, labels=kind not in PRETRAINING)
             return hashlib.sha256(canonical([about, listed, content]).encode()).hexdigest()
 

@@ -56,6 +56,10 @@ def prepare(images: Sequence[Path], label: Path | None, preprocessing: Preproces
     """
     notes: list[tuple[int, str]] = []
     values, padding, native = _read_channels(images, preprocessing, notes)
+    if padding is not None:
+        notes.append((0, "some of its pixels are padding: they are no part of the image, and count in no statistic"))
+    if preprocessing.spacing and geometry.shear(native) > geometry.SHEARED:
+        notes.append((0, "its axes are not at right angles: it is resampled to right angles"))
     shape = values.shape[1:]
     target = None if label is None else _read_label(label, shape, native, notes, len(images))
     if preprocessing.dims == 2:
