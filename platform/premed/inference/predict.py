@@ -21,6 +21,7 @@ from premed.config.settings import Train
 from premed.contracts import Forward, Sample
 from premed.data.io.geometry import corner_gap
 from premed.data.io.readers import read_header
+from premed.data.prepared import PreparedFile
 from premed.errors import StageFailed, UserError, first_line, printable
 from premed.events import EventHandler, ImageSkipped, ImagesPredicted, WarningIssued
 from premed.inference.inputs import Input, find_images, join_channels, no_image_error, prepare_sample
@@ -66,6 +67,7 @@ def run(
             for number, each in enumerate(wanted, start=1):
                 try:
                     with prepare_sample(each.path, task.preprocessing, each.more) as sample:
+                        assert isinstance(sample.prepared, PreparedFile)
                         for _, note in sample.prepared.notes:
                             if (kind := note.partition(":")[0]) not in noted:
                                 noted.add(kind)  # one line for all images whose headers leave the same open
