@@ -77,7 +77,7 @@ def test_stages_of_a_command_say_each_kind_once_with_the_first_file_and_their_nu
             shown.clear()
         units, contradiction = lines[0]
         assert units.startswith(f"{folder / '0.nii'}: its unit of length is the micron: its grid is converted to mm")
-        assert units.endswith("(and so on, 2 files: premed data check lists them)")
+        assert units.endswith("(and so on, 2 files)")
         assert contradiction.startswith(
             f"{folder / '2.nii'}: sform and pixdim contradict each other: voxels of 1 × 1 × 1"
         )

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from premed.config.spec import Spec
+from premed.config.spec import Spec, added_field
 
 
 class Augmentation(Spec):
@@ -17,7 +17,7 @@ class Augmentation(Spec):
     """The spatial axes that may flip; None: all axes of a volume, left-right for a picture."""
     rotate: float = Field(default=0.0, ge=0, le=1)
     """3D: probability of a rotation by 90, 180 or 270°."""
-    rotate_plane: tuple[int, int] | None = None
+    rotate_plane: tuple[int, int] | None = added_field(None)
     """3D: the two axes of that rotation; None: a random plane in which the roi's edges are equal."""
     intensity: float = Field(default=0.0, ge=0, le=1)
     """3D: probability of scaling, and of shifting, the values by up to 10 %."""
@@ -29,9 +29,6 @@ class Augmentation(Spec):
     """2D: range of the area of a random resized crop, as shares; None: the whole picture."""
     rand: str | None = Field(default=None, pattern=r"^rand(-[a-z]+[0-9.]*)*$")
     """2D: timm's RandAugment policy, such as rand-m9-mstd0.5-inc1."""
-
-    def unused_fields(self) -> set[str]:
-        return set() if self.rotate_plane else {"rotate_plane"}
 
     def inapplicable_fields(self, dims: int) -> list[str]:
         """Returns the fields that are set and have no effect on images with `dims` dimensions."""

@@ -71,6 +71,11 @@ def runtime_field(default: Any, **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"digest": False}, **constraints)
 
 
+def added_field(default: Any, **constraints: Any) -> Any:
+    """A field that was added after the first release: the digest leaves out the default, so that older stages count."""
+    return Field(default, json_schema_extra={"digest": "unless default"}, **constraints)
+
+
 def scoring_field(default: Any, **constraints: Any) -> Any:
     """A field that changes how a prediction is scored, and not how an encoder is pre-trained (`without_scoring`)."""
     return Field(default, json_schema_extra={"scoring": True}, **constraints)
@@ -101,11 +106,11 @@ def canonical(value: Any) -> str:
 def _digested(value: Any) -> Any:
     if isinstance(value, Spec):
         unused = value.unused_fields()
-        fields = {
-            name: _digested(getattr(value, name))
-            for name, field in type(value).model_fields.items()
-            if (field.json_schema_extra or {}) != {"digest": False} and name not in unused
-        }
+        for name, field in type(value).model_fields.items():
+            when = (field.json_schema_extra or {}).get("digest")  # type: ignore[union-attr]
+            if when is False or (when == "unless default" and getattr(value, name) == field.default):
+                unused = unused | {name}
+        fields = {name: _digested(getattr(value, name)) for name in type(value).model_fields if name not in unused}
         return {**fields, "version": value.version}
     if isinstance(value, dict):
         return {str(name): _digested(item) for name, item in value.items()}

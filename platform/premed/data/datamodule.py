@@ -102,7 +102,7 @@ class DataModule:
             for kind, group in kinds.items():
                 if kind not in self.warned:
                     self.warned.add(kind)
-                    others = f" (and so on, {len(group)} files: premed data check lists them)" if len(group) > 1 else ""
+                    others = f" (and so on, {len(group)} files)" if len(group) > 1 else ""
                     self.show(WarningIssued(f"{group[0][0]}: {group[0][1]}{others}"))
 
     def warn_of_repeated(self, groups: dict[str, list[Case]], cache: Cache) -> None:

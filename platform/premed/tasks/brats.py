@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from premed.config.image_processing import Preprocessing
-from premed.config.spec import Spec, runtime_field
+from premed.config.spec import Spec, added_field, runtime_field
 from premed.contracts import Case, Part
 from premed.data import splits
 from premed.errors import Finding, UserError
@@ -38,7 +38,7 @@ class Config(Spec):
     """Crop to the bounding box of the brain: smaller images, and less air in crops."""
     overlap: float = Field(0.5, ge=0, lt=1)
     window_batch: int = runtime_field(4, ge=1)
-    patient: PatientRule | None = None
+    patient: PatientRule | None = added_field(None)
     """A field of each entry of dataset.json, or a pattern over case names whose first group is the patient, as in
     '(.+)_[0-9]+'; None: each image is a patient. All images of a patient go to one part."""
     split_seed: int = 0
@@ -54,9 +54,6 @@ class Config(Spec):
     """Pre-train on the decathlon's unlabelled test images, too; SelfMedMAE does not."""
     legacy_et_label2: bool = False
     """ET as in SelfMedMAE and a MONAI tutorial: label 2, which is the non-enhancing tumour."""
-
-    def unused_fields(self) -> set[str]:
-        return set() if self.patient else {"patient"}
 
 
 def build(config: Config) -> "Brats":

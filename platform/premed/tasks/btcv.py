@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from premed.config.image_processing import Preprocessing
-from premed.config.spec import Spec, runtime_field
+from premed.config.spec import Spec, added_field, runtime_field
 from premed.contracts import Case, Part, Row
 from premed.data import splits
 from premed.errors import Finding
@@ -49,7 +49,7 @@ class Config(Spec):
     crop_foreground: bool = True
     overlap: float = Field(0.5, ge=0, lt=1)
     window_batch: int = runtime_field(4, ge=1)
-    patient: PatientPattern | None = None
+    patient: PatientPattern | None = added_field(None)
     """A pattern over case names (img0005, …) whose first group is the patient; None: each image is a patient."""
     split_seed: int = 0
     val_share: float = Field(0.17, gt=0, lt=1)
@@ -65,9 +65,6 @@ class Config(Spec):
     def _fits_together(self) -> "Config":
         self.preprocessing()
         return self
-
-    def unused_fields(self) -> set[str]:
-        return set() if self.patient else {"patient"}
 
     def preprocessing(self) -> Preprocessing:
         """Returns the preprocessing with these settings."""

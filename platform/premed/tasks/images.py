@@ -15,7 +15,7 @@ from pandas import Series
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from premed.config.image_processing import Preprocessing
-from premed.config.spec import Spec, runtime_field
+from premed.config.spec import Spec, added_field, runtime_field
 from premed.contracts import Case, Part
 from premed.data import splits
 from premed.data.io.readers import DICOM, PICTURES, VOLUMES
@@ -75,7 +75,7 @@ class Config(Spec):
     crop_foreground: bool = False
     normalise: Literal["grey", "window", "zscore", "zscore_nonzero"] | None = None
     """None: grey for pictures (8 bit; DICOM with its display window), zscore for volumes."""
-    patient: PatientPattern | None = None
+    patient: PatientPattern | None = added_field(None)
     """A pattern over paths whose first group is the patient, in place of a column."""
     split_seed: int = 0
     shares: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.6, 0.15, 0.25)
@@ -107,9 +107,6 @@ class Config(Spec):
             raise ValueError(f"shares: {list(self.shares)} do not add up to 1")
         self.preprocessing()
         return self
-
-    def unused_fields(self) -> set[str]:
-        return set() if self.patient else {"patient"}
 
     def preprocessing(self) -> Preprocessing:
         """Returns the preprocessing with these settings."""

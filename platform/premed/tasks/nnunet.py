@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from premed.config.spec import runtime_field
+from premed.config.spec import added_field, runtime_field
 from premed.contracts import Case, Part
 from premed.data import splits
 from premed.errors import Finding, UserError
@@ -34,7 +34,7 @@ class Config(VolumeSettings):
     name: Literal["nnunet"] = "nnunet"
     root: Path | None = runtime_field(None)
     folder: str = runtime_field("Dataset004_Hippocampus")
-    patient: PatientPattern | None = None
+    patient: PatientPattern | None = added_field(None)
     """A pattern over case names whose first group is the patient; None: each image is a patient."""
     listing: str = runtime_field("dataset.json")
     """Below the root; all files must be inside the root."""

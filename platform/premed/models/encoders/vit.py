@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from premed.config.spec import Spec, preset
+from premed.config.spec import Spec, added_field, preset
 from premed.contracts import Encoder, Features
 from premed.errors import UserError
 
@@ -34,12 +34,9 @@ class Config(Spec):
     heads: int = Field(default=12, ge=1)
     patch: int | tuple[int, ...] = 16
     """Patch edge in voxels: one number, or one per axis."""
-    init: Literal["mae", "timm"] = "mae"
+    init: Literal["mae", "timm"] = added_field("mae")
     """Initial weights. mae: as MAE pre-trains (Xavier, sine and cosine positions); timm: as its ViTs, which is the
     scratch arm of most papers (truncated normal with deviation .02, random positions). Loaded weights replace them."""
-
-    def unused_fields(self) -> set[str]:
-        return {"init"} if self.init == "mae" else set()
 
     @model_validator(mode="before")
     @classmethod

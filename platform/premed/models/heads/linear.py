@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from premed.config.spec import Spec
+from premed.config.spec import Spec, added_field
 from premed.contracts import Encoder, Features, Head, Task
 from premed.errors import UserError
 
@@ -14,11 +14,8 @@ class Config(Spec):
 
     name: Literal["linear"] = "linear"
     pool: Literal["cls", "mean"] = "cls"
-    init: Literal["mae", "xavier"] = "mae"
+    init: Literal["mae", "xavier"] = added_field("mae")
     """Initial weights. mae: almost zero, for equal first predictions (MAE's fine-tuning); xavier: SelfMedMAE's."""
-
-    def unused_fields(self) -> set[str]:
-        return {"init"} if self.init == "mae" else set()
 
 
 def build(config: Config, encoder: Encoder, task: Task) -> "Linear":

@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from premed.config.image_processing import Preprocessing
-from premed.config.spec import Spec, runtime_field, scoring_field
+from premed.config.spec import Spec, added_field, runtime_field, scoring_field
 from premed.data import splits
 from premed.tasks.common.patients import PatientRule
 
@@ -22,7 +22,7 @@ class VolumeSettings(Spec):
     crop_foreground: bool = False
     overlap: float = scoring_field(0.5, ge=0, lt=1)
     window_batch: int = runtime_field(4, ge=1)
-    patient: PatientRule | None = None
+    patient: PatientRule | None = added_field(None)
     """A field of each entry of dataset.json, or a pattern over case names whose first group is the patient, as in
     '(.+)_[0-9]+'; None: each image is a patient. All images of a patient go to one part."""
     split_seed: int = 0
@@ -41,9 +41,6 @@ class VolumeSettings(Spec):
             raise ValueError("window and percentiles exclude each other; set percentiles: null")
         self.preprocessing(1)
         return self
-
-    def unused_fields(self) -> set[str]:
-        return set() if self.patient else {"patient"}
 
     def preprocessing(self, channels: int) -> Preprocessing:
         """Returns the preprocessing with these settings."""
