@@ -3,9 +3,9 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
-from premed.tracking.client import flatten, json_cell, truncated, valid_name
+from premed.tracking.artifacts import ArtifactMissing
+from premed.tracking.entities import flatten, json_cell, truncated, valid_name
 from premed.tracking.run_store import Run
 
 
@@ -49,11 +49,11 @@ class MemoryStore:
         return self.runs[run_id]
 
     def columns(self, run):
+        if run.run_id not in self.tables:
+            raise ArtifactMissing(f"run {run.run_id}: {self.folder} has no scores.json any more")
         return self.tables[run.run_id]
 
-    def list_artifacts(self, run_id):
-        folder = self.folder / run_id
-        return [SimpleNamespace(path=each.name) for each in folder.iterdir()] if folder.is_dir() else []
-
     def file(self, run, path, to):
+        if not (self.folder / run.run_id / path).exists():
+            raise ArtifactMissing(f"run {run.run_id}: {self.folder} has no {path} any more")
         return self.folder / run.run_id / path

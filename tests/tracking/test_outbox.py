@@ -92,7 +92,90 @@ def test_what_mlflow_refuses_is_put_aside_and_the_rest_goes_on(store, tmp_path, 
     assert steps(store, run_id) == [1]
     refused = [json.loads(line)["record"] for line in (tmp_path / f"{run_id}.rejected.jsonl").open()]
     assert ["nowhere" in refused[0], "step" in refused[1], len(refused)] == [True, True, 2]
-    assert caplog.text.count("MLflow refuses") == 3
+    assert caplog.text.count("MLflow refuses") == 2 and caplog.text.count("is gone from MLflow") == 1
+
+
+def test_a_run_deleted_in_mlflow_while_it_is_recorded_is_restored_with_one_word(store, tmp_path):
+    run_id, told = start(store), []
+    outbox = Outbox(store, tmp_path, told.append)
+    outbox.add("log_rows", run_id, rows(1))
+    wait_until(lambda: steps(store, run_id) == [1])
+    store.client.delete_run(run_id)
+    for step in range(2, 30):
+        outbox.add("log_rows", run_id, rows(step))
+    outbox.add("finish", run_id)
+    assert outbox.close(60) == 0
+    assert told == [f"run {run_id} was deleted in MLflow while it is recorded; it is restored: stop the command first"]
+    assert steps(store, run_id) == list(range(1, 30)) and store.find("d").run_id == run_id
+
+
+def test_a_run_deleted_with_its_experiment_is_restored_with_it(store, tmp_path):
+    run_id, told = start(store), []
+    outbox = Outbox(store, tmp_path, told.append)
+    store.client.delete_experiment(store.experiment("chest"))
+    outbox.add("finish", run_id)
+    assert outbox.close(60) == 0
+    assert len(told) == 1 and store.find("d").run_id == run_id
+
+
+def test_a_run_that_is_gone_for_good_is_told_once_and_its_records_are_kept(store, tmp_path):
+    told, outbox = [], None
+    outbox = Outbox(store, tmp_path, told.append)
+    for step in range(150):
+        outbox.add("log_rows", "0" * 32, rows(step))
+    assert outbox.close(60) == 0
+    assert told == [
+        f"run {'0' * 32} is gone from MLflow; its records are kept in {tmp_path}/{'0' * 32}.rejected.jsonl, "
+        "and the same command records it anew"
+    ]
+    assert len((tmp_path / f"{'0' * 32}.rejected.jsonl").read_text().splitlines()) == 150
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 16 kB, and what fills and frees it."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", disk], capture_output=True).returncode:
+        pytest.skip("a small disk needs the right to mount one")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_disk_that_is_full_loses_no_record_and_is_told_once(store, tmp_path, small_disk):
+    """It takes a part of a line at its end, without an error."""
+    run_id, told = start(store), []
+    outbox = Outbox(unreachable(), small_disk, lambda text: told.append(text) if "kept in memory" in text else None)
+    for step in range(300):
+        outbox.add("log_rows", run_id, rows(step))
+    (line,) = told
+    assert "No space left on device" in line and str(small_disk) in line
+    outbox.store = store
+    assert outbox.close(60) == 0
+    assert steps(store, run_id) == list(range(300)) and not list(small_disk.glob("*.rejected*"))
+
+
+def test_what_the_disk_did_not_take_reaches_it_once_it_does(store, tmp_path, small_disk):
+    run_id, told = start(store), []
+    filler = small_disk / "filler"
+    filler.write_bytes(b"0" * 12_000)
+    outbox = Outbox(unreachable(), small_disk, told.append)
+    for step in range(100):
+        outbox.add("log_rows", run_id, rows(step))
+    filler.unlink()
+    outbox.add("log_rows", run_id, rows(100))
+    assert outbox.close(0.1) == 101
+    outbox._writer.join(60)  # as if its process had ended
+    later = Outbox(store, small_disk)
+    assert later.replay() == 101 and later.close(60) == 0
+    assert steps(store, run_id) == list(range(101))
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_runs_that_log_one_dataset_at_once_all_have_it(store, tmp_path, caplog):

@@ -145,10 +145,36 @@ def test_any_replay_of_any_stretch_leaves_each_step_once(store, stretches):
     assert steps(store, run_id) == list(range(1, last + 1))
 
 
+def test_a_curve_logged_again_fills_the_holes_of_an_outage(store):
+    run_id = start(store)
+    store.log_rows(run_id, rows(1, 2, 8, 9, value=0.5))
+    store.log_rows(run_id, rows(*range(1, 12), value=0.25))
+    history = store.client.get_metric_history(run_id, "loss")
+    assert sorted(each.step for each in history) == list(range(1, 12))
+    assert {each.step for each in history if each.value == 0.5} == {1, 2, 8, 9}
+
+
 def test_thousands_of_values_go_in_batches(store):
     run_id = start(store)
     store.log_rows(run_id, rows(*range(2500)))
     assert len(steps(store, run_id)) == 2500
+
+
+def test_names_longer_than_a_database_takes_are_cut_and_stay_apart(store):
+    """PostgreSQL refuses what is over 250 characters; SQLite does not care."""
+    run_id = store.start("chest", "r" * 300, digest="d", kind="test")
+    long = "c" * 260
+    store.log_rows(run_id, [{"step": 0, "time": 0, "metrics": {f"{long}1": 1.0, f"{long}2": 2.0}}])
+    run = store.get(run_id)
+    assert len(run.name) == 250 and {len(name) for name in run.metrics} == {250}
+    assert sorted(run.metrics.values()) == [1.0, 2.0]
+
+
+def test_names_that_mlflow_would_have_alike_stay_apart(store):
+    run_id = start(store)
+    store.log_rows(run_id, [{"step": 0, "time": 0, "metrics": {"dice/a (b)": 1.0, "dice/a [b]": 2.0, "dice/c": 3.0}}])
+    metrics = store.get(run_id).metrics
+    assert metrics["dice/a _b_"] == 1.0 and metrics["dice/c"] == 3.0 and sorted(metrics.values()) == [1.0, 2.0, 3.0]
 
 
 def test_nan_is_left_out_and_named(store):

@@ -113,7 +113,9 @@ class Session:
         """Shows the last events and delivers to MLflow what is still to be written."""
         self.stopped.clear()  # else the tracker's retries would raise KeyboardInterrupt
         self.relay()
-        if left := self.tracker.close():
+        left = self.tracker.close()
+        self.relay()  # what closing had to tell
+        if left:
             self.show(WarningIssued(f"{left} records have not reached MLflow yet; the next start delivers them"))
 
 

@@ -1,22 +1,21 @@
-"""MLflow's client: its URIs, its errors, and what it accepts as names, text and numbers."""
+"""MLflow's client: its URIs and its errors."""
 
 import importlib.util
 import logging
-import math
 import os
 import re
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from premed.errors import UserError
+from premed.errors import UserError, first_line
 from premed.paths import expand_path, home, sqlite_file, sqlite_url
+from premed.tracking import database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,7 +28,7 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-_CONNECT_SECONDS = 5
+_CONNECT_SECONDS, _ANSWER_SECONDS = 5, 10
 POSTGRES = ("postgresql", "postgres")
 _REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "NOT_IMPLEMENTED"}
 _REFUSED |= {"RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"}
@@ -77,11 +76,13 @@ def connect(uri: str) -> "MlflowClient":
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    for name in ("alembic", "mlflow.store.db.utils"):  # a new database logs every table
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # a new database logs every table
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback per error, which is raised, too
     file = sqlite_file(uri)
     # if two processes create the tables of one file at once, MLflow (3.17) leaves a broken database
     with FileLock(f"{file}.lock") if file else nullcontext():
+        if file and not file.exists():
+            database.create(file)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     if file and (misread := Path(uri.removeprefix("sqlite:///")).parent) != file.parent:
         with suppress(OSError):  # MLflow (3.17) makes the folder of a quoted path as if it were not quoted
@@ -95,9 +96,13 @@ def connect_or_raise(uri: str) -> "MlflowClient":
     try:
         if uri.startswith("http"):
             _reach(uri)
+        if file := sqlite_file(uri):
+            database.wait_unlocked(file)
         client = connect(uri)
         client.search_experiments(max_results=1)
         return client
+    except UserError:
+        raise
     except ImportError as error:
         raise UserError(f"{where} needs a package: pip install {error.name}") from error
     except Exception as error:
@@ -107,33 +112,29 @@ def connect_or_raise(uri: str) -> "MlflowClient":
             raise UserError(f"{where} denies access: {remedy}") from error
         if uri.startswith("http"):
             raise UserError(f"{where} does not answer: start it or unset the variable") from error
+        if reason := database.diagnosis(error, uri):
+            raise UserError(reason) from error
         reason = masked(str(error).strip().partition("\n")[0])
         raise UserError(f"{where} cannot be opened: {reason}") from error
 
 
 def _reach(uri: str) -> None:
-    """Opens and closes a connection: an unroutable address would block a request for much longer."""
+    """Has any answer within seconds: MLflow's own requests would wait minutes for a server that is silent.
+
+    An unroutable address is found first, by a connection without a request. Any status is an answer: a proxy may
+    refuse /health.
+    """
     parts = urllib.parse.urlsplit(uri)
     host = parts.hostname or ""
-    if parts.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host):
-        return
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+    if parts.scheme not in urllib.request.getproxies() or urllib.request.proxy_bypass(host):
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
+    import requests
 
-
-def artifact_location(artifacts: str, experiment: str) -> str:
-    """The folder of an experiment's files, below the folder or URI `artifacts`."""
-    folder = re.sub(r"[^\w.-]+", "_", experiment)
-    if "://" in artifacts:
-        return f"{artifacts.rstrip('/')}/{folder}"
-    return (Path(artifacts).absolute() / folder).as_uri()
-
-
-def on_disk(uri: str, path: str) -> Path | None:
-    """The file or folder `path` below an artifact URI, if it is on this machine's disk."""
-    parts = urllib.parse.urlsplit(uri)
-    local = Path(urllib.parse.unquote(parts.path)) / path
-    return local if parts.scheme in ("file", "") and local.exists() else None
+    verify = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
+        verify = False
+    requests.get(f"{uri}/health", timeout=(_CONNECT_SECONDS, _ANSWER_SECONDS), verify=verify, allow_redirects=False)
 
 
 def masked(text: str) -> str:
@@ -145,11 +146,29 @@ def transient(error: Exception) -> bool:
     """Whether the same call may succeed later: after an outage, or once someone has corrected a password."""
     if (response := getattr(error, "response", None)) is not None:  # requests.HTTPError: the answer to an upload
         return response.status_code in (401, 403, 408, 409, 429) or response.status_code >= 500
-    if code := getattr(error, "error_code", None):  # MlflowException
-        return code not in _REFUSED or lost_race(error)
+    if code := getattr(
+        error, "error_code", None
+    ):  # MlflowException; of a damaged file it has the code of a bad request
+        return code not in _REFUSED or lost_race(error) or database.is_lasting(error)
     if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
         return False
     return not isinstance(error, (TypeError, ValueError, LookupError, AttributeError, AssertionError))
+
+
+def unreachable(error: BaseException, uri: str) -> str:
+    """Why MLflow cannot be used now, in one line."""
+    reason = database.diagnosis(error, uri)
+    return reason or f"MLflow does not answer ({masked(first_line(error))[:200]})"
+
+
+def is_deleted(error: BaseException) -> bool:
+    """Whether MLflow refused a call because its run was deleted, in the UI say."""
+    return "must be in the 'active' state" in str(error) and "deleted" in str(error)
+
+
+def is_unknown(error: BaseException) -> bool:
+    """Whether MLflow refused a call because it has no such run, not even a deleted one."""
+    return getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST"
 
 
 def lost_race(error: Exception) -> bool:
@@ -158,39 +177,6 @@ def lost_race(error: Exception) -> bool:
     MLflow queries before it inserts; of two clients that log one dataset at once, one gets the error of a bad request.
     """
     return re.search("UniqueViolation|UNIQUE constraint|Duplicate entry", str(error)) is not None
-
-
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested mappings, with names joined by dots; mappings in a list are numbered."""
-    for name, value in nested.items():
-        if isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
-            value = {str(number): each for number, each in enumerate(value)}
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def valid_name(name: str) -> str:
-    """A name that MLflow accepts: a class may be called "Spleen (left)"."""
-    return re.sub(r"[^\w\-./: ]", "_", name)[:250]
-
-
-def truncated(value: Any) -> str:
-    """Text cut to 5000 characters, less than MLflow stores of a parameter (6000) and of a tag (8000)."""
-    text = str(value)
-    return text if len(text) <= 5000 else text[:4999] + "…"
-
-
-def json_cell(value: Any) -> Any:
-    """A table's cell in JSON: NumPy's numbers as Python's, undefined ones as null."""
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def batches(items: list[Any], size: int) -> Iterator[list[Any]]:
-    """`items` in lists of at most `size`."""
-    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def locate_store() -> tuple[str, str | None]:

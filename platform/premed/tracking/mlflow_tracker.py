@@ -15,9 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from premed.errors import LeaseLost, first_line
+from premed.errors import LeaseLost, StageFailed, first_line
 from premed.events import Event, MetricsLogged, WarningIssued
 from premed.tracking import model_registry
+from premed.tracking.client import is_deleted, is_unknown
 from premed.tracking.outbox import Outbox
 from premed.tracking.provenance import provenance
 from premed.tracking.run_store import RunStore
@@ -32,8 +33,9 @@ class MLflowTracker:
 
     def __init__(self, uri: str, artifacts: str | None, outbox: str):
         """outbox: the folder of the writes that are not delivered yet. uri, artifacts: see `RunStore`."""
+        self.events: deque[Event] = deque(maxlen=10_000)
         self.store = RunStore(uri, artifacts)
-        self.outbox = Outbox(self.store, outbox)
+        self.outbox = Outbox(self.store, outbox, self._warn)
         self.outbox.replay()
         close_dead_runs(self.store)
         self.leases: dict[str, Lease] = {}
@@ -41,7 +43,6 @@ class MLflowTracker:
         self.claiming: set[str] = set()
         self.lost: set[str] = set()
         self.digests: dict[str, str] = {}  # of the runs that were opened here
-        self.events: deque[Event] = deque(maxlen=10_000)
         self.lock = threading.Lock()  # an actor has several threads
         self.closing = threading.Event()
         threading.Thread(target=self._beat, name="premed heartbeat", daemon=True).start()
@@ -122,7 +123,18 @@ class MLflowTracker:
     def reopen_run(self, run_id: str) -> None:
         with suppress(Exception):  # most have not failed
             self.store.client.delete_tag(run_id, "premed.failure")
-        self.store.reopen(run_id)
+        try:
+            self.store.reopen(run_id)
+        except Exception as error:
+            if is_unknown(error):
+                raise StageFailed(
+                    f"run {run_id} is gone from MLflow; run the same command again: it records the rest anew"
+                ) from error
+            if not is_deleted(error):
+                raise
+            self.store.restore(run_id)
+            self.store.reopen(run_id)
+            self._warn(f"run {run_id} was deleted in MLflow while it is recorded; it is restored")
 
     def download(self, run_id: str, folder: str, scored: bool = True) -> bool:
         """See `Tracker.download`. Raises in an outage: waiting for the download is cheaper than a training."""
@@ -187,7 +199,7 @@ class MLflowTracker:
         except Exception as error:
             if outage(error):
                 raise
-            self._warn(f"the model was not registered: {first_line(error)}")
+            self._warn(f"MLflow's model registry failed: {first_line(error)}")
             return None
 
     # ---- events

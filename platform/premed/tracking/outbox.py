@@ -6,16 +6,19 @@ record may be delivered twice (if the process ends before it notes the delivery)
 
 import json
 import logging
+import os
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Callable
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from premed.tracking.client import lost_race, masked, transient
+from premed.tracking.client import is_deleted, is_unknown, lost_race, transient, unreachable
 
 if TYPE_CHECKING:
     from premed.tracking.run_store import RunStore
@@ -28,11 +31,13 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between two attempts
 class Outbox:
     """Delivers calls to a RunStore in the background, in order for each run; `folder` keeps what is not delivered.
 
-    A run has one writer: its file is locked until its end is delivered or the outbox is closed.
+    A run has one writer: its file is locked until its end is delivered or the outbox is closed. What the disk does not
+    take, because it is full, stays in memory until it does.
     """
 
-    def __init__(self, store: "RunStore", folder: Path | str):
-        self.store, self.folder = store, Path(folder)
+    def __init__(self, store: "RunStore", folder: Path | str, warn: Callable[[str], None] = log.warning):
+        """warn: is told, in a line, what the user should know."""
+        self.store, self.folder, self.warn = store, Path(folder), warn
         self.folder.mkdir(parents=True, exist_ok=True)
         self._journals: OrderedDict[str, _Journal] = OrderedDict()
         self._change = threading.Condition()
@@ -53,8 +58,11 @@ class Outbox:
                 raise ValueError("the outbox is closed")
             if run_id not in self._journals:
                 self._journals[run_id] = _Journal(self.folder / f"{run_id}.jsonl")
-            self._journals[run_id].append(line)
+            journal = self._journals[run_id]
+            is_first, reason = not journal.in_memory, journal.append(line)
             self._change.notify()
+        if reason and is_first:
+            self.warn(f"{self.folder}: {reason}; what MLflow does not have yet is kept in memory until that is mended")
 
     def replay(self) -> int:
         """Queues the records that ended processes left in the folder; returns their number."""
@@ -81,13 +89,10 @@ class Outbox:
         self._writer.join(timeout)
         with self._change:
             left = sum(journal.pending for journal in self._journals.values())
-        if left:
-            log.warning(
-                "%d records were not delivered to MLflow: they are kept in %s and delivered at the next start",
-                left,
-                self.folder,
-            )
-        return left
+            lost = sum(len(journal.in_memory) for journal in self._journals.values())
+        if lost:
+            self.warn(f"{self.folder} could not be written: {lost} records are lost; the same command logs them again")
+        return left - lost
 
     def _work(self) -> None:
         wait = _FIRST_WAIT
@@ -120,27 +125,46 @@ class Outbox:
 
     def _deliver(self, journal: "_Journal") -> bool:
         """Delivers a journal's next record, or moves it to `rejected` if MLflow refuses it. False: try again later."""
-        line, record = journal.read(), {}
+        line, record, run_id = journal.read(), {}, journal.path.stem
         try:
             record = json.loads(line)
             getattr(self.store, record["call"])(*record["args"], **record["kwargs"])
         except Exception as error:  # noqa: BLE001 - whatever it is, the thread must keep running
             if transient(error):
                 if not self._silent and not lost_race(error):
-                    log.warning("MLflow does not answer; records are kept in %s (%s)", self.folder, masked(str(error)))
+                    self.warn(f"{unreachable(error, self.store.uri)}; records are kept in {self.folder}")
                 self._silent = self._silent or not lost_race(error)
                 return False
-            log.error("MLflow refuses a record of %s, kept in %s: %s", journal.path.stem, journal.rejected.name, error)
-            journal.reject(line, error)
+            if is_deleted(error) and self._restored(run_id):
+                return True  # the record is still the next one
+            self._reject(journal, line, error)
         else:
             if self._silent:
-                log.warning("MLflow answers again")
+                self.warn("MLflow answers again")
             self._silent = False
         with self._change:
             journal.advance(len(line))
             if record.get("call") == "finish" and not journal.pending:
-                self._journals.pop(journal.path.stem).close()
+                self._journals.pop(run_id).close()
         return True
+
+    def _restored(self, run_id: str) -> bool:
+        """Restores a run that was deleted in MLflow while it is recorded; returns whether that worked."""
+        try:
+            self.store.restore(run_id)
+        except Exception:  # noqa: BLE001 - it is gone for good, or may not be restored: its records are refused, one by one
+            return False
+        self.warn(f"run {run_id} was deleted in MLflow while it is recorded; it is restored: stop the command first")
+        return True
+
+    def _reject(self, journal: "_Journal", line: bytes, error: Exception) -> None:
+        """Puts a record aside; says so at once, but only once of a run that is gone."""
+        if not (is_deleted(error) or is_unknown(error)):
+            self.warn(f"MLflow refuses a record of {journal.path.stem}, kept in {journal.rejected.name}: {error}")
+        elif not journal.rejects:
+            kept = f"its records are kept in {journal.rejected}"
+            self.warn(f"run {journal.path.stem} is gone from MLflow; {kept}, and the same command records it anew")
+        journal.reject(line, error)
 
 
 class _Journal:
@@ -149,46 +173,96 @@ class _Journal:
     def __init__(self, path: Path):
         self.path, self.rejected = path, path.with_suffix(".rejected.jsonl")
         self._note = path.with_suffix(".delivered")
+        self.rejects, self.pending = 0, 0
+        self.in_memory: deque[bytes] = deque()  # records that the disk did not take
+        self._file: FileIO | None = None
+        self._size, self._delivered = 0, 0  # bytes
         self._lock = FileLock(path.with_suffix(".lock"), thread_local=False)
+        try:
+            self._open()
+        except Timeout:
+            raise
+        except OSError:  # the first record tells
+            pass
+
+    def _open(self) -> "FileIO":
+        """Opens the file, if it is not, and counts what ended processes left in it."""
+        if self._file:
+            return self._file
         self._lock.acquire(timeout=0)
-        self._file = open(path, "a+b", buffering=0)  # noqa: SIM115 - stays open; unbuffered, so a line is safe once add() returns
-        self._delivered = 0
+        file = FileIO(self.path, "a+")  # unbuffered, so a line is safe once add() returns
         with suppress(FileNotFoundError, ValueError):
             self._delivered = int(self._note.read_text())
-        self._file.seek(0)
-        text = self._file.read()
-        if self._delivered > len(text):
-            self._delivered = 0
+        file.seek(0)
+        text = file.readall()
         if text and not text.endswith(b"\n"):  # the writer ended in the middle of a line
-            self._file.write(b"\n")
+            file.write(b"\n")
             text += b"\n"
-        self.pending = text[self._delivered :].count(b"\n")
+        self._delivered = self._delivered if self._delivered <= len(text) else 0
+        self._file, self._size = file, len(text)
+        self.pending += text[self._delivered :].count(b"\n")
+        return file
 
-    def append(self, line: bytes) -> None:
-        self._file.write(line)
+    def append(self, line: bytes) -> str | None:
+        """Adds a record. Returns why the disk did not take it, if it did not: it is then in memory, and in line."""
+        self.in_memory.append(line)
         self.pending += 1
+        return self._flush()
+
+    def _flush(self) -> str | None:
+        try:
+            file = self._open()
+            while self.in_memory:
+                write_whole(file, self.in_memory[0])
+                self._size += len(self.in_memory.popleft())
+        except OSError as error:
+            return error.strerror or str(error)
+        return None
 
     def read(self) -> bytes:
+        """The next record."""
+        if self._delivered >= self._size:
+            return self.in_memory[0]
         with open(self.path, "rb") as file:
             file.seek(self._delivered)
             return file.readline()
 
     def advance(self, by: int) -> None:
-        self._delivered += by
+        """The record that `read` returned is delivered."""
         self.pending -= 1
-        self._note.write_text(str(self._delivered))
+        if self._delivered >= self._size:
+            self.in_memory.popleft()
+            return
+        self._delivered += by
+        with suppress(OSError):  # not noted, it is delivered again, which changes nothing
+            self._note.write_text(str(self._delivered))
+        self._flush()
 
     def reject(self, line: bytes, error: Exception) -> None:
-        with open(self.rejected, "a") as file:
+        self.rejects += 1
+        with suppress(OSError), open(self.rejected, "a") as file:
             file.write(json.dumps({"error": str(error), "record": line.decode(errors="replace").strip()}) + "\n")
 
     def close(self) -> None:
         """Removes its files if everything is delivered; the note first, which would be wrong for a new journal."""
-        self._file.close()
+        if self._file:
+            self._file.close()
         if not self.pending:
             for path in (self._note, self.path, Path(self._lock.lock_file)):
                 path.unlink(missing_ok=True)
         self._lock.release()
+
+
+def write_whole(file: FileIO, line: bytes) -> None:
+    """Appends all of it or, if that fails, none of it: a disk that fills up takes a part."""
+    end, left = file.seek(0, os.SEEK_END), line
+    try:
+        while left:
+            left = left[file.write(left) :]
+    except OSError:
+        with suppress(OSError):
+            file.truncate(end)
+        raise
 
 
 def _plain(value: Any) -> Any:

@@ -1,8 +1,10 @@
 """Where a run comes from: the host and process that write it, premed's commit, package versions."""
 
+import getpass
 import os
 import socket
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -85,3 +87,11 @@ def commit() -> str | None:
         return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.CalledProcessError):
         return os.environ.get("PREMED_COMMIT")
+
+
+def run_tags(digest: str, kind: str, parent: str | None, tags: Mapping[str, str]) -> dict[str, str]:
+    """The tags of a new run: `tags` first, for MLflow's UI keeps this order."""
+    own = {"premed.digest": digest, "premed.kind": kind, "mlflow.source.name": "premed"}
+    with suppress(OSError, KeyError):  # a container's user may have no name
+        own["mlflow.user"] = getpass.getuser()
+    return {**tags, **own, **process_tags(), **({"mlflow.parentRunId": parent} if parent else {})}

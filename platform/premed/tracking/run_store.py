@@ -4,34 +4,32 @@ One parent run per experiment, one child run per stage. Everything goes through 
 MLflow's global tracking URI and its active run are neither read nor set.
 """
 
-import getpass
 import json
 import math
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from premed.errors import UserError
-from premed.tracking.client import (
-    artifact_location,
+from premed.tracking.artifacts import ArtifactMissing, artifact_location, copy_into, local_folder
+from premed.tracking.client import connect, connect_or_raise, masked, require_store, resolve_uri
+from premed.tracking.entities import (
     batches,
-    connect,
-    connect_or_raise,
+    dataset_inputs,
     flatten,
-    json_cell,
-    masked,
-    on_disk,
-    require_store,
-    resolve_uri,
+    new_metrics,
+    read_scores,
+    score_rows,
+    shortened,
     truncated,
     valid_name,
+    write_scores,
 )
-from premed.tracking.provenance import process_tags
+from premed.tracking.provenance import process_tags, run_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
 LEASES = "premed leases"
 """The MLflow experiment that holds the leases (`stage_leases`); no listing of runs shows it."""
 _PAGE = 1000
-_NEWEST = ["attributes.start_time DESC"]
 _SERVERS = ("http", "databricks")  # they decide where artifacts go
 
 
@@ -103,8 +100,8 @@ class RunStore:
             experiment = self.client.get_experiment_by_name(name)
         assert experiment is not None
         if experiment.lifecycle_stage != "active":
-            uri = shlex.quote(masked(self.uri))
-            command = f"MLFLOW_TRACKING_URI={uri} mlflow experiments restore -x {experiment.experiment_id}"
+            command = f"mlflow experiments restore -x {experiment.experiment_id}"
+            command = f"MLFLOW_TRACKING_URI={shlex.quote(masked(self.uri))} {command}"
             raise UserError(f"experiment {name!r} was deleted in MLflow: restore it ({command}) or choose another name")
         return experiment.experiment_id
 
@@ -124,12 +121,8 @@ class RunStore:
         """Starts a run and returns its id. `kind`: `experiment`, or a stage's. Nested `params` get names with dots."""
         from mlflow.entities import Param
 
-        all_tags = {name: truncated(value) for name, value in (tags or {}).items()}  # first: the UI keeps this order
-        all_tags |= {"premed.digest": digest, "premed.kind": kind, "mlflow.source.name": "premed"}
-        with suppress(OSError, KeyError):  # a container's user may have no name
-            all_tags["mlflow.user"] = getpass.getuser()
-        all_tags |= process_tags() | ({"mlflow.parentRunId": parent} if parent else {})
-        run = self.client.create_run(self.experiment(experiment), tags=all_tags, run_name=name)
+        all_tags = run_tags(digest, kind, parent, {name: truncated(value) for name, value in (tags or {}).items()})
+        run = self.client.create_run(self.experiment(experiment), tags=all_tags, run_name=shortened(name))
         for batch in batches([Param(valid_name(name), truncated(value)) for name, value in flatten(params or {})], 100):
             self.client.log_batch(run.info.run_id, params=batch)
         return run.info.run_id
@@ -143,6 +136,14 @@ class RunStore:
         self.client.update_run(run_id, status="RUNNING")
         self.set_tags(run_id, process_tags())
 
+    def restore(self, run_id: str) -> None:
+        """Restores a run that was deleted, and its experiment with it."""
+        experiment = self.client.get_experiment(self.client.get_run(run_id).info.experiment_id)
+        if experiment.lifecycle_stage != "active":
+            self.client.restore_experiment(experiment.experiment_id)
+        if self.client.get_run(run_id).info.lifecycle_stage != "active":
+            self.client.restore_run(run_id)
+
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
         from mlflow.entities import RunTag
 
@@ -154,7 +155,7 @@ class RunStore:
 
     def find(self, digest: str, kind: str | None = None) -> Run | None:
         """Returns the newest finished run of that digest, or None."""
-        tags = {"premed.digest": digest} | ({"premed.kind": kind} if kind else {})
+        tags = {"premed.digest": digest, **({"premed.kind": kind} if kind else {})}
         return next(self.search(tags, status="FINISHED", limit=1), None)
 
     def search(
@@ -170,7 +171,11 @@ class RunStore:
         ids, token, left = self._ids(experiment), None, limit or math.inf
         while ids and left > 0:
             page = self.client.search_runs(
-                ids, " and ".join(conditions), max_results=int(min(left, _PAGE)), order_by=_NEWEST, page_token=token
+                ids,
+                " and ".join(conditions),
+                max_results=int(min(left, _PAGE)),
+                order_by=["attributes.start_time DESC"],
+                page_token=token,
             )
             yield from map(self._run, page)
             left, token = left - len(page), page.token
@@ -206,82 +211,75 @@ class RunStore:
     def log_rows(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Logs rows `{"step": int, "time": ms, "metrics": {name: float}}`, each step of a metric once.
 
-        A resumed stage logs its last steps again, at new times and with slightly other values: a step that is not above
-        the metric's last stored one is left out. NaN and infinity are left out and named in a tag.
+        A resumed stage logs its last steps again, at new times and with slightly other values, and each stage its whole
+        curve at its end, which fills what an outage lost: steps that the metric has already are left out. NaN and
+        infinity are left out and named in a tag.
         """
-        from mlflow.entities import Metric
-
         run = self.client.get_run(run_id)
-        last = {metric.key: metric.step for metric in run.data.to_proto().metrics}
-        new, non_finite = [], {}
-        for row in sorted(rows, key=lambda row: row["step"]):
-            step = int(row["step"])
-            for name, value in ((valid_name(name), float(value)) for name, value in row["metrics"].items()):
-                if step <= last.get(name, -1):
-                    continue
-                if not math.isfinite(value):
-                    non_finite.setdefault(name, step)
-                    continue
-                last[name] = step
-                new.append(Metric(name, value, int(row["time"]), step))
+        new, non_finite = new_metrics(self.client, run, rows)
         for batch in batches(new, 1000):
             self.client.log_batch(run_id, metrics=batch)
-        known = json.loads(run.data.tags.get("premed.nonfinite", "{}"))
-        if non_finite.keys() - known.keys():
-            self.set_tags(run_id, {"premed.nonfinite": json.dumps(non_finite | known)})
+        named = json.loads(run.data.tags.get("premed.nonfinite", "{}"))
+        if non_finite.keys() - named.keys():
+            self.set_tags(run_id, {"premed.nonfinite": json.dumps(non_finite | named)})
 
     def log_scores(self, run_id: str, rows: Sequence["Row"]) -> None:
         """Logs the table of scores, one row per case: `scores.json`, a table in MLflow's UI, and `scores.csv`."""
-        import pandas as pd
-
-        # MlflowClient.log_table would append when called twice and keep ten digits; this writes the same file and tag
-        frame = pd.DataFrame(list(rows))
-        cells = [[json_cell(value) for value in row] for row in frame.itertuples(index=False, name=None)]
-        shown = {"columns": list(frame.columns), "data": cells}
-        self.client.log_text(run_id, json.dumps(shown, allow_nan=False), "scores.json")
-        self.client.log_text(run_id, frame.to_csv(index=False), "scores.csv")
+        with tempfile.TemporaryDirectory() as folder:
+            write_scores(rows, folder)
+            self.log_files(run_id, folder)
         self.client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([{"path": "scores.json", "type": "table"}]))
 
     def scores(self, run_id: str) -> "list[Row]":
-        """Returns the rows of `log_scores`; undefined numbers are NaN."""
-        columns = self.columns(self.get(run_id))
-        values = [[math.nan if value is None else value for value in column] for column in columns.values()]
-        return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+        """The rows of `log_scores`; undefined numbers are NaN."""
+        return score_rows(self.columns(self.get(run_id)))
 
     def columns(self, run: Run) -> dict[str, list[Any]]:
-        """Returns the table of `log_scores` by columns; undefined numbers are None."""
+        """Returns the table of `log_scores` by columns; undefined numbers are None.
+
+        Raises ArtifactMissing if the store has it no more, or not whole.
+        """
         with tempfile.TemporaryDirectory() as folder:
-            table = json.loads(self.file(run, "scores.json", folder).read_bytes())
-        return dict(zip(table["columns"], map(list, zip(*table["data"], strict=True)), strict=True))
+            path = self.file(run, "scores.json", folder)
+            try:
+                return read_scores(path)
+            except ValueError as error:
+                raise ArtifactMissing(f"run {run.run_id}: its scores cannot be read ({error}); run it again") from None
 
     def file(self, run: Run, path: str, to: Path | str) -> Path:
-        """Returns the run's file or folder `path`: the artifact itself if on this disk, else a download in `to`."""
-        return on_disk(run.artifact_uri, path) or self.download(run.run_id, path, to)
+        """Returns the run's file or folder of that name: where it is on this disk, else a download in `to`.
+
+        Raises ArtifactMissing if the store has it no more.
+        """
+        folder = local_folder(run.artifact_uri, self.artifacts)
+        if folder and (folder / path).exists():
+            return folder / path
+        if folder or path not in {each.path for each in self.client.list_artifacts(run.run_id)}:
+            raise ArtifactMissing(f"run {run.run_id}: {folder or run.artifact_uri} has no {path} any more")
+        return self.download(run.run_id, path, to)
 
     def log_files(self, run_id: str, folder_or_file: Path | str, path: str = "") -> None:
         """Logs a file, or all files of a folder, at `path` among the run's artifacts."""
         source = Path(folder_or_file)
         if not source.exists():
             raise FileNotFoundError(f"{source}: does not exist, so it cannot be logged")
+        if folder := self._local_folder(run_id):
+            copy_into(source, folder / path)
+            return
         send = self.client.log_artifacts if source.is_dir() else self.client.log_artifact
         send(run_id, str(source), path or None)
 
     def download(self, run_id: str, path: str, to: Path | str) -> Path:
         """Downloads the run's file or folder `path` into the folder `to`, created if missing; returns where it is."""
         Path(to).mkdir(parents=True, exist_ok=True)
+        if folder := self._local_folder(run_id):
+            source = folder / path
+            return copy_into(source, Path(to) / path if source.is_dir() else (Path(to) / path).parent)
         return Path(self.client.download_artifacts(run_id, path, str(to)))
+
+    def _local_folder(self, run_id: str) -> Path | None:
+        return local_folder(self.client.get_run(run_id).info.artifact_uri, self.artifacts)
 
     def log_datasets(self, run_id: str, entries: Sequence[Mapping[str, Any]]) -> None:
         """Logs entries `{name, digest, context, source, num_cases}`: "datasets used" in the UI."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        same: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-        for entry in entries:  # MLflow keeps one entry per name and digest, so the contexts of equal ones are joined
-            same.setdefault((entry["name"], entry["digest"][:36]), []).append(entry)
-        inputs = []
-        for (name, digest), group in same.items():
-            contexts = ", ".join(dict.fromkeys(each["context"] for each in group))
-            source, profile = {"uri": group[0]["source"]}, {"num_cases": group[0]["num_cases"]}
-            data = Dataset(name, digest, "local", json.dumps(source), profile=json.dumps(profile))
-            inputs.append(DatasetInput(data, [InputTag("mlflow.data.context", contexts)]))
-        self.client.log_inputs(run_id, inputs)
+        self.client.log_inputs(run_id, dataset_inputs(entries))

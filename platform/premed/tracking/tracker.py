@@ -3,14 +3,18 @@
 # pyright: reportReturnType=false
 # (the Protocol's methods have a docstring for a body)
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-from premed.errors import StageFailed, first_line
+from premed.errors import StageFailed
 from premed.events import Event, EventHandler, WarningIssued
-from premed.tracking.client import transient
+from premed.tracking.client import locate_store, transient, unreachable
+from premed.tracking.database import is_lasting
 
+SILENCE = 10.0
+"""Seconds after which a call that MLflow has not answered is told."""
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -137,16 +141,27 @@ class RetryingTracker:
             except Exception as error:
                 if not outage(error):
                     raise
-                message, wait = f"MLflow does not answer ({first_line(error)})", next(waits, None)
-                if wait is None:
+                message, wait = unreachable(error, locate_store()[0]), next(waits, None)
+                if wait is None or is_lasting(error):
                     raise StageFailed(f"{message}; run the same command again to resume") from error
             if not warned:
                 self.on_event(WarningIssued(f"{message}; waiting"))
             warned = True
             self.pause(wait)
 
+    def query(self, method: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """The same; warns of a server that is silent, whose time limit is much longer than a person's patience."""
+        text = f"MLflow has not answered for {SILENCE:g} s; waiting"
+        timer = threading.Timer(SILENCE, lambda: self.on_event(WarningIssued(text)))
+        timer.daemon = True
+        timer.start()
+        try:
+            return self.retry(method, *args, **kwargs)
+        finally:
+            timer.cancel()
+
     def acquire(self, digest: str) -> bool:
-        return self.retry(self.tracker.acquire, digest)
+        return self.query(self.tracker.acquire, digest)
 
     def release(self, digest: str) -> None:
         self.retry(self.tracker.release, digest)
@@ -155,13 +170,13 @@ class RetryingTracker:
         return self.retry(self.tracker.lease_lost, digest)
 
     def newest_run(self, experiment: str, digest: str, kind: str, ended: bool = True) -> str | None:
-        return self.retry(self.tracker.newest_run, experiment, digest, kind, ended)
+        return self.query(self.tracker.newest_run, experiment, digest, kind, ended)
 
     def finished_run(self, digest: str, kind: str) -> str | None:
-        return self.retry(self.tracker.finished_run, digest, kind)
+        return self.query(self.tracker.finished_run, digest, kind)
 
     def finished_with(self, run_id: str, tags: Mapping[str, str]) -> bool:
-        return self.retry(self.tracker.finished_with, run_id, tags)
+        return self.query(self.tracker.finished_with, run_id, tags)
 
     def open_run(
         self,
@@ -173,13 +188,13 @@ class RetryingTracker:
         tags: Mapping[str, str],
         params: Mapping[str, Any],
     ) -> str:
-        return self.retry(self.tracker.open_run, experiment, name, digest, kind, parent, tags, params)
+        return self.query(self.tracker.open_run, experiment, name, digest, kind, parent, tags, params)
 
     def reopen_run(self, run_id: str) -> None:
-        self.retry(self.tracker.reopen_run, run_id)
+        self.query(self.tracker.reopen_run, run_id)
 
     def download(self, run_id: str, folder: str, scored: bool = True) -> bool:
-        return self.retry(self.tracker.download, run_id, folder, scored)
+        return self.query(self.tracker.download, run_id, folder, scored)
 
     def log_rows(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
         self.retry(self.tracker.log_rows, run_id, rows)
@@ -203,7 +218,7 @@ class RetryingTracker:
         return self.retry(self.tracker.wait_delivered, run_id, timeout)
 
     def is_registered(self, run_id: str) -> bool | None:
-        return self.retry(self.tracker.is_registered, run_id)
+        return self.query(self.tracker.is_registered, run_id)
 
     def register_model(
         self, run_id: str, name: str, module: Any, example: Any, score: float, card: dict[str, Any]

@@ -86,3 +86,21 @@ def test_an_empty_store_says_so(store):
     add(store, "none", status="RUNNING")
     with pytest.raises(UserError, match=r"compare; 1 run not finished, left out .*; premed run"):
         compare(store)
+
+
+# ---- files that are gone
+
+
+def test_a_run_whose_scores_are_gone_is_left_out_with_a_word(trained):
+    assert compare(trained).tasks[0].notes == []
+    del trained.tables[trained.search({"premed.kind": "test", "strategy": "mae"})[0].run_id]
+    result = compare(trained)
+    assert arm_of(result).num_seeds == 2
+    assert len(result.tasks[0].notes) == 1 and "1 run left out: run " in result.tasks[0].notes[0]
+    assert "has no scores.json any more" in result.tasks[0].notes[0]
+
+
+def test_a_store_without_its_artifacts_is_one_line_with_the_mend(trained):
+    trained.tables.clear()
+    with pytest.raises(UserError, match="no run has its scores any more: run .* put the files back, or run it again$"):
+        compare(trained)

@@ -12,6 +12,7 @@ import numpy as np
 from premed.config.settings import TRUNK
 from premed.reporting.comparison.result import ArmResult, RunResult
 from premed.reporting.comparison.scores import Columns
+from premed.tracking.artifacts import ArtifactMissing
 from premed.tracking.run_store import Run, RunStore
 
 WIDE = 1200  # pixels
@@ -157,7 +158,8 @@ def run_pictures(store: RunStore, run_id: str, folder: str) -> Iterator[tuple[st
 
 
 def artifact(store: RunStore, run: Run, path: str, folder: str) -> Path | None:
-    """Downloads a run's artifact into a folder of its own below `folder`; None if the run has none of that name."""
-    if not any(each.path == path for each in store.client.list_artifacts(run.run_id)):
+    """A run's artifact, downloaded into a folder of its own below `folder` if it is elsewhere. None: it has none."""
+    try:
+        return store.file(run, path, Path(folder) / run.run_id)
+    except ArtifactMissing:
         return None
-    return store.file(run, path, Path(folder) / run.run_id)

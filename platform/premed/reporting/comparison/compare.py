@@ -19,6 +19,7 @@ from premed.reporting.comparison.selection import (
     scored_on,
 )
 from premed.reporting.formatting import counted, listed
+from premed.tracking.artifacts import ArtifactMissing
 from premed.tracking.client import masked
 from premed.tracking.run_store import RunStore
 
@@ -60,9 +61,11 @@ def task_result(
     task = runs[0].task
     scored, runs, notes = scored_on(runs, part)
     blocks, more = group_runs(runs, scored, allow)
-    notes += more
     main = next((run.run.tags["score"] for run in runs if "score" in run.run.tags), None)
-    tables = score_tables(store, runs, scored, main)
+    tables, lost = score_tables(store, runs, scored, main)
+    if lost:
+        blocks, more = group_runs([run for run in runs if run.run.run_id in tables], scored, allow)
+    notes += more + lost
     name = baseline or DEFAULT_BASELINE
     baselines = [baseline_arms(block, name) for block in blocks]
     require_baseline(task, blocks, baselines)
@@ -87,20 +90,34 @@ def task_result(
     )
 
 
-def score_tables(store: RunStore, runs: list[ExperimentRun], part: Part, main: str | None) -> dict[str, ScoreTable]:
-    """The scores of each run by its id. Raises UserError if they are not of the same cases."""
+def score_tables(
+    store: RunStore, runs: list[ExperimentRun], part: Part, main: str | None
+) -> tuple[dict[str, ScoreTable], list[str]]:
+    """The scores of each run by its id, and a note on the runs whose scores are gone, which are left out.
+
+    Raises UserError if the scores are not of the same cases, or all gone.
+    """
     tables: dict[str, ScoreTable] = {}
+    missing: list[ArtifactMissing] = []
     for run in runs:
         stage = run.stages["test" if part == "test" else "finetune"]
-        table = score_table(store.columns(stage), main, f"{part}/accuracy" in run.run.metrics)
-        tables[run.run.run_id] = table
+        try:
+            columns = store.columns(stage)
+        except ArtifactMissing as error:
+            missing.append(error)
+            continue
+        tables[run.run.run_id] = table = score_table(columns, main, f"{part}/accuracy" in run.run.metrics)
         first = next(iter(tables.values()))
         if not np.array_equal(table.cases, first.cases):
             raise UserError(
                 f"{run.task}: the run {stage.run_id} has scores of other cases than the rest; "
                 f"leave it out (--where) or run it again"
             )
-    return tables
+    if missing and not tables:
+        raise UserError(
+            f"{runs[0].task}: no run has its scores any more: {missing[0]}; put the files back, or run it again"
+        )
+    return tables, [f"{counted(len(missing), 'run')} left out: {missing[0]}"] if missing else []
 
 
 def baseline_arms(block: Block, name: str) -> dict[float, Arm]:
