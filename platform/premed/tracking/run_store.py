@@ -278,7 +278,7 @@ class RunStore:
         return Path(self.client.download_artifacts(run_id, path, str(to)))
 
     def _local_folder(self, run_id: str) -> Path | None:
-        return local_folder(self.client.get_run(run_id).info.artifact_uri, self.artifacts)
+        return local_folder(str(self.client.get_run(run_id).info.artifact_uri), self.artifacts)
 
     def log_datasets(self, run_id: str, entries: Sequence[Mapping[str, Any]]) -> None:
         """Logs entries `{name, digest, context, source, num_cases}`: "datasets used" in the UI."""
