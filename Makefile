@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST ?= -n 2 --dist worksteal
+PYTEST_FILES ?= -n 2 --dist loadfile
 PYTHON_ALONE := -m 'not browser and not cluster'
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
@@ -49,7 +50,7 @@ test-slow: $(VENV)/.installed
 
 # what needs more than Python; each of these tests says by name what it misses, and is skipped
 test-cluster: $(VENV)/.installed debian
-	$(VENV)/bin/pytest -m 'browser or cluster'
+	$(VENV)/bin/pytest $(PYTEST_FILES) -m 'browser or cluster'
 
 test-all: test test-slow test-cluster
 
