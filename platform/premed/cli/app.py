@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from premed.cli import data
+from premed.cli import data, streams
 from premed.cli.options import (
     Json,
     What,
@@ -250,6 +250,7 @@ def ui(
 
 def main() -> None:
     """Exit code 0: done; 1: failed midway (finished stages stay); 2: something the user can fix; 130: Ctrl-C."""
+    streams.settle()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's scheduler sends it to stop a job
     try:
         code, message = app(standalone_mode=False) or 0, ""
@@ -267,6 +268,8 @@ def main() -> None:
         code, message = 2, error.format_message()  # type: ignore[attr-defined]
     if code == 130 and not message:
         message = "stopped; run the same command again to resume from the last checkpoint"
+    if not message and (reason := streams.failure(sys.stdout)):
+        code, message = 2, f"stdout: cannot be written ({reason}); write it elsewhere, or make room there"
     if message:
         print(f"premed: {message}", file=sys.stderr)
     if code == 130 and any(thread.name == "premed worker group" for thread in threading.enumerate()):

@@ -15,16 +15,20 @@ from rich.text import Text
 from premed.config.expand import percent
 from premed.errors import printable
 from premed.reporting.data_check import grouped_findings, summary_line
+from premed.reporting.encoding import encodable
 from premed.reporting.formatting import number
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], words: int = 2) -> None:
     """Prints a table as wide as its cells need: the first `words` columns left-aligned, the others right-aligned."""
-    grid = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
+    grid = Table(
+        title=Text(encodable(title)), title_justify="left", box=box.SIMPLE_HEAD, padding=0, collapse_padding=True
+    )
     for i, column in enumerate(columns):
-        grid.add_column(column, justify="left" if i < words else "right", overflow="fold")
+        grid.add_column(encodable(column), justify="left" if i < words else "right", overflow="fold")
     for row in rows:
-        grid.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))  # [a, b] is no markup here
+        # [a, b] is no markup here
+        grid.add_row(*(cell if isinstance(cell, Text) else Text(encodable(cell)) for cell in row))
     Console(width=output_width(), highlight=False).print(grid)
 
 
