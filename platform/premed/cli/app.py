@@ -230,6 +230,22 @@ def submit(
 
 
 @app.command()
+def doctor(as_json: Json = False) -> None:
+    """Look for what would stop a run here: versions, memory, GPUs, disks, Ray, MLflow, open ports. Exit code 2 if any.
+
+    It takes a second or two, and up to ten more where something does not answer.
+    """
+    from premed.execution import doctor
+    from premed.reporting import console
+
+    with redirect_prints(as_json):
+        result = doctor.examine()
+    print_result(result, as_json, console.show_doctor)
+    if result["num_errors"]:
+        raise typer.Exit(2)
+
+
+@app.command()
 def ui(
     port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000,
 ) -> None:
