@@ -115,18 +115,18 @@ def refuse_unfit_folder() -> None:
     name, folder = temporary_folder()
     where = f"{name}={folder}" if os.environ.get(name) else folder
     longest = LONGEST_SOCKET - len(SOCKET)
-    remedy = "set RAY_TMPDIR to another folder" if name == "TMPDIR" else "name another folder"
+    remedy = "set RAY_TMPDIR to a folder" if name == "TMPDIR" else "name a folder"
     if len(os.fsencode(folder)) > longest:
         raise UserError(f"{where} is too long for Ray's sockets; {remedy} of at most {longest} bytes")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{where} cannot be created ({error.strerror}); {remedy}") from None
+        raise UserError(f"{where} cannot be created ({error.strerror}); {remedy} that you may write to") from None
     own = Path(folder) / "ray"
     if not os.access(own if own.is_dir() else folder, os.W_OK | os.X_OK):
         if own.is_dir():
-            where, remedy = str(own), "set RAY_TMPDIR to a folder of your own, as /tmp/ray-$USER"
-        raise UserError(f"{where} may not be written to; {remedy}")
+            raise UserError(f"{own} may not be written to; set RAY_TMPDIR to a folder of your own, as /tmp/ray-$USER")
+        raise UserError(f"{where} may not be written to; {remedy} that you may write to")
 
 
 def explained(error: Exception, address: str) -> UserError:
