@@ -24,5 +24,5 @@ def in_namespace(script, *, network=True, **more):
         pytest.skip("namespaces are root's, who is not allowed them everywhere")
     premed = f'set -e; premed() {{ "{sys.executable}" -m premed "$@"; }}; '
     command = ["unshare", *options, "bash", "-c", premed + script]
-    done = subprocess.run(command, env=os.environ | more, capture_output=True)
+    done = subprocess.run(command, env=os.environ | more, capture_output=True, timeout=200)
     return done.returncode, done.stdout.decode(), done.stderr.decode()
