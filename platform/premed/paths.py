@@ -39,6 +39,15 @@ def ensure_home() -> Path:
     return home()
 
 
+def settle_user_home() -> None:
+    """Sets HOME where the user has none, as in a container whose user has no entry in /etc/passwd, to Docker's: `/`.
+
+    MLflow, Ray and others refuse to start without; those that would write there write elsewhere, or not.
+    """
+    if os.path.expanduser("~") == "~":
+        os.environ["HOME"] = "/"
+
+
 def obstacle(folder: Path) -> str | None:
     """Why files cannot be written in a folder, or it cannot be created. Nothing is left there."""
     above = folder

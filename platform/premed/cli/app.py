@@ -20,6 +20,7 @@ from premed.cli.options import (
     train_settings,
 )
 from premed.errors import Left, StageFailed, UserError
+from premed.paths import settle_user_home
 
 app = typer.Typer(
     help="Does self-supervised pre-training on my own medical images help, which kind, and how sure can I be?",
@@ -267,6 +268,7 @@ def ui(
 def main() -> None:
     """Exit code 0: done; 1: failed midway (finished stages stay); 2: something the user can fix; 130: Ctrl-C."""
     streams.settle()
+    settle_user_home()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's scheduler sends it to stop a job
     try:
         code, message = app(standalone_mode=False) or 0, ""

@@ -11,7 +11,6 @@ import os
 import re
 import threading
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from typing import Any
 import psutil
 
 from premed.execution.connection import PATIENCE, ray_token
+from premed.tracking.client import masked
 
 UNKNOWN = "another program"
 DASHBOARD, HEAD, CLIENT, MLFLOW = "Ray's dashboard", "Ray's head", "Ray Client", "MLflow"
@@ -123,37 +123,49 @@ class Page:
 
 
 def get(url: str, authorization: str = "", own_machine: bool = False) -> Page:
-    """The answer to a GET, of any status, without following redirects (to a login, say)."""
-    proxies = {} if own_machine else None
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies), NoRedirects())
-    try:
-        request = urllib.request.Request(url, headers={"Authorization": authorization} if authorization else {})
-        with opener.open(request, timeout=PATIENCE) as answer:
-            return Page(answer.status, answer.read(100_000).decode(errors="replace"))
-    except urllib.error.HTTPError as error:
-        with error:
-            return Page(error.code, error.read(100_000).decode(errors="replace"))
-    except (OSError, ValueError) as error:  # HTTPException is caught below
-        reason = getattr(error, "reason", error)
-        via = "" if own_machine else proxy_of(url)
-        timed_out = isinstance(reason, TimeoutError) or isinstance(error, TimeoutError)
-        what = late().problem if timed_out else getattr(reason, "strerror", None) or str(reason)
-        return Page(problem=f"{what}{f', through the proxy {via}' if via else ''}")
-    except Exception as error:  # http.client's: it speaks something else than HTTP
-        return Page(problem=f"speaks no HTTP ({type(error).__name__})")
+    """The answer to a GET, of any status, without following redirects (to a login, say).
+
+    By the library that Ray's and MLflow's clients use, so that proxies and certificates are theirs.
+    """
+    import requests
+
+    with requests.Session() as session:
+        session.trust_env = not own_machine
+        session.headers.update({"Authorization": authorization} if authorization else {})
+        try:
+            with session.get(
+                url, timeout=PATIENCE, allow_redirects=False, stream=True, verify=certificates()
+            ) as answer:
+                text = next(answer.iter_content(100_000), b"")
+            return Page(answer.status_code, text.decode(errors="replace"))
+        except requests.Timeout:
+            return Page(problem=late().problem + through_proxy(url, own_machine))
+        except requests.RequestException as error:
+            return Page(problem=reason(str(error)) + through_proxy(url, own_machine))
 
 
-class NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any) -> None:
-        return None
+def certificates() -> str | bool:
+    """What MLflow's client checks certificates by: a file, or the usual ones (True), or not at all (False)."""
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
+        return False
+    return os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True
 
 
-def proxy_of(url: str) -> str:
-    """The proxy that the environment has for a URL; empty if none."""
+def reason(text: str) -> str:
+    """The innermost reason in an error of requests, which are nested."""
+    found = re.search(r"\[Errno -?\d+\] ([\w ]+)|(certificate verify failed: [\w -]+)", text)
+    if found:
+        return (found[1] or found[2]).strip()
+    return "speaks no HTTP" if re.search("BadStatusLine|Connection aborted|ProtocolError", text) else text[-200:]
+
+
+def through_proxy(url: str, own_machine: bool) -> str:
+    """The proxy that stands between, for a message; empty if none."""
     parts = urllib.parse.urlsplit(url)
-    if urllib.request.proxy_bypass(parts.netloc):
+    if own_machine or urllib.request.proxy_bypass(parts.hostname or ""):
         return ""
-    return urllib.request.getproxies().get(parts.scheme, "")
+    proxy = urllib.request.getproxies().get(parts.scheme, "")
+    return f", through the proxy {masked(proxy)}" if proxy else ""
 
 
 # ---- gRPC
