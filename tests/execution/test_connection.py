@@ -1,5 +1,6 @@
 """connection.py: what is wrong with RAY_ADDRESS, RAY_AUTH_MODE and RAY_TMPDIR is one line, at once."""
 
+import os
 import socket
 import time
 
@@ -82,6 +83,16 @@ def test_a_token_that_is_not_there_is_missed_before_ray_starts(tmp_path, monkeyp
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "abc")
     connection.refuse_missing_token()
+
+
+def test_ray_has_a_token_where_the_home_can_hold_none(tmp_path, monkeypatch):
+    connection.provide_token()
+    assert "RAY_AUTH_TOKEN" not in os.environ  # Ray writes one into ~/.ray
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    connection.provide_token()
+    assert len(connection.ray_token()) == 64
 
 
 def test_a_folder_for_ray_that_is_too_long_or_cannot_be_is_refused(tmp_path, monkeypatch):

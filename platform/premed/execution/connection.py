@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import secrets
 import signal
 import socket
 import threading
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from premed.errors import UserError
+from premed.paths import obstacle
 
 PATIENCE = 10  # seconds in which a cluster's head must accept a connection; Ray by itself tries for many minutes
 LONGEST_SOCKET = 107  # bytes, Linux' limit for the path of a socket
@@ -24,6 +26,8 @@ def connect() -> None:
     refuse_missing_token()
     if address == "local":
         refuse_unfit_folder()
+        refuse_no_loopback()
+        provide_token()
     else:
         knock(address)
     import ray
@@ -99,6 +103,12 @@ def ray_token() -> str | None:
         return None
 
 
+def provide_token() -> None:
+    """Gives a Ray of this command's own a token, where Ray would write one into a home that may not be written to."""
+    if "RAY_AUTH_MODE" not in os.environ and ray_token() is None and obstacle(token_file().parent):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
 def temporary_folder() -> tuple[str, str]:
     """The variable that says where Ray has its sessions, and the folder in which it makes its own, `ray`."""
     for name in ("RAY_TMPDIR", "TMPDIR"):
@@ -127,6 +137,16 @@ def refuse_unfit_folder() -> None:
         if own.is_dir():
             raise UserError(f"{own} may not be written to; set RAY_TMPDIR to a folder of your own, as /tmp/ray-$USER")
         raise UserError(f"{where} may not be written to; {remedy} that you may write to")
+
+
+def refuse_no_loopback() -> None:
+    """Raises UserError on a machine without 127.0.0.1, over which Ray's processes speak: Ray would wait for minutes."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=PATIENCE).close()
+    except OSError as error:
+        remedy = "bring it up (`ip link set lo up`), or set train.workers=0, which needs no Ray"
+        raise UserError(f"127.0.0.1 cannot be reached ({error.strerror or 'no answer'}): {remedy}") from None
 
 
 def explained(error: Exception, address: str) -> UserError:

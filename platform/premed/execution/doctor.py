@@ -15,7 +15,14 @@ from typing import Any
 
 from premed.errors import Finding, UserError
 from premed.execution import connection, endpoints, machine
-from premed.execution.connection import TOKEN_REMEDY, cluster_address, knock, refuse_missing_token, refuse_unfit_folder
+from premed.execution.connection import (
+    TOKEN_REMEDY,
+    cluster_address,
+    knock,
+    refuse_missing_token,
+    refuse_no_loopback,
+    refuse_unfit_folder,
+)
 from premed.execution.endpoints import (
     CLIENT,
     DASHBOARD,
@@ -110,10 +117,11 @@ def named_services(questions: dict[Any, Callable[[], Answer]]) -> tuple[list[dic
         found.append({"name": name, "address": masked(address), "ports": ports})
         if question:
             questions[name] = question
-    try:
-        refuse_missing_token()
-    except UserError as error:
-        findings.append(finding("Ray", error))
+    for check in (refuse_missing_token, refuse_no_loopback):
+        try:
+            check()
+        except UserError as error:
+            findings.append(finding("Ray", error))
     return found, findings
 
 
@@ -219,7 +227,9 @@ def finding(name: str, error: UserError) -> Finding:
     where, sep, what = str(error).partition(": ")
     if not sep or " " in where:
         where, _, what = str(error).partition(" ")
-    return Finding("error", where if where.startswith(("RAY", "MLFLOW", "PREMED", "TMPDIR", "/")) else name, what)
+    return Finding(
+        "error", where if where.startswith(("RAY", "MLFLOW", "PREMED", "TMPDIR", "/", "127")) else name, what
+    )
 
 
 # ---- who listens on this machine
