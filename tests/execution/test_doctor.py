@@ -86,6 +86,8 @@ def test_a_token_that_is_missing_or_wrong_is_an_error(monkeypatch):
         ("RAY_ADDRESS", "127.0.0.1:{free}", "does not answer (Connection refused): start that cluster or unset"),
         ("RAY_ADDRESS", "http://127.0.0.1:{free}", "Connection refused; start it, correct or unset the variable"),
         ("RAY_ADDRESS", "127.0.0.1:{silent}", "no answer in 0.5 s; start it, correct or unset the variable"),
+        ("RAY_ADDRESS", "http://headnode:abc", "is no address (Port could not be cast"),
+        ("MLFLOW_TRACKING_URI", "http://me:word@headnode:70000", "is no address (Port out of range"),
         ("RAY_ADDRESS", "headnode", "is no address of a cluster: write HOST:PORT"),
         ("MLFLOW_TRACKING_URI", "http://127.0.0.1:{free}", "Connection refused; start it"),
         ("MLFLOW_TRACKING_URI", "http://127.0.0.1:{silent}", "no answer in 0.5 s; start it"),
@@ -192,6 +194,7 @@ exit {code}
     [
         ("NVIDIA H100 80GB HBM3, 81559, 81000, 580.65.06", 0, 1, None),
         ("NVIDIA A100-SXM4-40GB, [N/A], [N/A], 580.65.06", 0, 1, None),
+        ("WARNING: infoROM is corrupted at gpu 0000:00:1E.0", 0, 0, None),
         ("Tesla V100, 32768, 32000, 470.57.02", 0, 1, "needs a driver from"),
         ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.", 9, 0, "couldn't communicate"),
     ],

@@ -114,6 +114,9 @@ def named_services(questions: dict[Any, Callable[[], Answer]]) -> tuple[list[dic
         except UserError as error:
             findings.append(finding(name, error))
             continue
+        except ValueError as error:  # of urllib: a port that is no number, say
+            findings.append(Finding("error", name, f"{masked(os.environ[name])} is no address ({error}); correct it"))
+            continue
         found.append({"name": name, "address": masked(address), "ports": ports})
         if question:
             questions[name] = question

@@ -202,7 +202,7 @@ def call(address: str, method: str, request: bytes, token: str = "") -> tuple[st
     """The name of gRPC's status, and the reply where it is OK."""
     import grpc
 
-    metadata = [("authorization", f"Bearer {token}")] if token else []
+    metadata = (("authorization", f"Bearer {token}"),) if token else ()
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
             return "OK", channel.unary_unary(method)(request, timeout=PATIENCE, metadata=metadata)
@@ -234,9 +234,9 @@ def mlflow_secret() -> str | None:
 def listening(ports: Mapping[int, str]) -> list[tuple[str, int]]:
     """(address, port) of those of the ports that some process of this machine listens on."""
     found = {
-        (connection.laddr.ip.removeprefix("::ffff:"), connection.laddr.port)
-        for connection in psutil.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port in ports
+        (each.laddr.ip.removeprefix("::ffff:"), each.laddr.port)
+        for each in psutil.net_connections("tcp")
+        if each.laddr and each.status == psutil.CONN_LISTEN and each.laddr.port in ports
     }
     return sorted(found, key=lambda each: (each[1], each[0]))
 

@@ -119,9 +119,10 @@ def gpus() -> tuple[list[dict[str, Any]], list[Finding]]:
         return [], [Finding("error", "nvidia-smi", f"{reason}; install or restart NVIDIA's driver")]
     found = []
     for line in told.stdout.splitlines():
-        name, *numbers, driver = [each.strip() for each in line.split(",")]
-        total, free = (float(each) * 2**20 / 1e9 if each.isdecimal() else None for each in numbers)  # MIG: [N/A]
-        found.append({"name": name, "memory_gb": total, "memory_free_gb": free, "driver": driver})
+        cells = [each.strip() for each in line.split(",")]
+        if len(cells) == len(fields.split(",")):  # else a warning
+            sizes = [float(each) * 2**20 / 1e9 if each.isdecimal() else None for each in cells[1:3]]  # MIG: [N/A]
+            found.append({"name": cells[0], "memory_gb": sizes[0], "memory_free_gb": sizes[1], "driver": cells[3]})
     return found, list(torch_and_driver(found))
 
 
