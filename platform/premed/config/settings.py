@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
+    ConfigDict,
     Field,
     TypeAdapter,
     ValidationInfo,
@@ -121,6 +122,41 @@ class Pretrain(Training):
             self.model_copy(update={"epochs": mark, "trunk": tuple(marks[: i + 1])}) for i, mark in enumerate(marks)
         ]
         return [*(("trunk", segment) for segment in segments), ("cooldown", segments[-1])]
+
+
+class Pretrained(Spec):
+    """A finished pre-training, whose encoder is taken in place of training one.
+
+    Other fields of `Pretrain` may be there: they are compared with those that it was trained with.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    encoder: str = Field(min_length=1)
+    """Its registered encoder (models:/NAME/VERSION, models:/NAME@ALIAS), its run's id, or its digest."""
+    seed: int | None = None
+    """The pre-training's; None: not compared. A resolved experiment holds it."""
+
+    @model_validator(mode="after")
+    def _known_fields(self) -> "Pretrained":
+        if unknown := sorted((self.model_extra or {}).keys() - Pretrain.model_fields.keys()):
+            raise ValueError(f"{unknown[0]}: no such field; check its spelling")
+        return self
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The settings of the pre-training that the YAML states."""
+        return {**(self.model_extra or {}), **({} if self.seed is None else {"seed": self.seed})}
+
+
+def parse_pretraining(value: Any) -> Any:
+    """Returns the settings under `pretrain`: of a training, or the name of a finished one, where it has `encoder`."""
+    if value is None or isinstance(value, Spec):
+        return value
+    if isinstance(value, dict) and value.get("encoder") is not None:
+        return Pretrained.model_validate(value)
+    fields = {name: each for name, each in value.items() if name != "encoder"} if isinstance(value, dict) else value
+    return Pretrain.model_validate(fields)
 
 
 def sources(training: Spec | None, task: Spec) -> tuple[Source, ...]:

@@ -27,7 +27,7 @@ from premed.config.spec import Spec
 from premed.contracts import Case, Part, Task
 from premed.data.inspection import Facts, Inspection, inspect
 from premed.data.leakage import HELD_FROM
-from premed.data.splits import unlabelled_val
+from premed.data.splits import pretraining_cases
 from premed.errors import Finding, UserError
 
 FEW = 5  # a class with fewer images in a part gets a note: its score there is unreliable
@@ -44,7 +44,7 @@ def refuse(task: Task, test: bool, unlabelled: bool = False) -> None:
         more = f" (and {len(errors) - 1} more: premed data check lists them)" if len(errors) > 1 else ""
         raise UserError(f"{errors[0].where}: {errors[0].what}{more}")
     if unlabelled:
-        unlabelled_val(task)
+        pretraining_cases(task)
         return
     for part in parts_of(test):
         task.split(part)  # raises if the images have no labels: they serve pre-training only
