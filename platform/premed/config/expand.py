@@ -61,8 +61,8 @@ def load_all(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> list
     seeds = [parse_seeds(tree) for tree in merged]
     if all(each and each.vary == ("pretrain",) for each in seeds) and not any(map(has_pretraining, merged)):
         raise UserError("vary: names the pre-training, and none of these strategies has one; leave it out")
-    if any(each and "pretrain" not in each.vary and not tree.get("finetune") for each, tree in zip(seeds, merged)):
-        raise UserError("seeds: are the fine-tuning's, and there is no finetune; set vary=[pretrain] too")
+    if any(each and "pretrain" not in each.vary for each in seeds) and not all(tree.get("finetune") for tree in merged):
+        raise UserError("seeds: are the fine-tuning's, and there is no finetune; set vary=[pretrain], too")
     return [experiment for tree in merged for experiment in fan_out(tree)]
 
 
@@ -139,7 +139,8 @@ def distinct_titles(experiments: Sequence[Experiment], tasks: Sequence[str]) -> 
         [f"pre-training seed {experiment.pretrain.seed if experiment.pretrain else '-'}" for experiment in experiments],
     ]
     differing = [column for i, column in enumerate(columns) if i == 1 or len({*column} - {"pre-training seed -"}) > 1]
-    titles = [" ".join(word for word in words if word and not word.endswith("-")) for words in zip(*differing, strict=True)]
+    rows = zip(*differing, strict=True)
+    titles = [" ".join(word for word in words if word and not word.endswith("-")) for words in rows]
     totals, numbers = Counter(titles), Counter()
     for i, each in enumerate(titles):
         numbers[each] += 1

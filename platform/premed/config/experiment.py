@@ -3,7 +3,7 @@
 `loader` reads YAMLs into one Experiment, `expand` into several. Plug-ins are selected by file name: `plugins`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 

@@ -105,7 +105,8 @@ def unlabelled_val(patients: Iterable[str]) -> set[str]:
     """
     draws = {who: float(SampleRng(key("unlabelled", who)).uniform("val")[0]) for who in set(patients)}
     order = sorted(draws, key=lambda who: (draws[who], who))
-    return set(order[: min(max(1, sum(drawn < VAL_SHARE for drawn in draws.values())), len(order) - 1)] if order else ())
+    drawn = sum(draw < VAL_SHARE for draw in draws.values())
+    return set(order[: min(max(drawn, 1), len(order) - 1)] if order else ())
 
 
 def missing_files(cases: Iterable[Case]) -> Iterator[Finding]:

@@ -74,7 +74,8 @@ class Unlabelled(Classification):
     def images(self) -> list[Case]:
         if not self.listing.cases:
             more = f" ({self.listing.findings[0].what})" if self.listing.findings else ""
-            raise UserError(f"{self.root}: holds no {FORMATS[self.dims]}{more}; fix task.root, or task.dims and task.roi")
+            what = f"holds no {FORMATS[self.dims]}{more}"
+            raise UserError(f"{self.root}: {what}; fix task.root, or task.dims and task.roi")
         return self.listing.cases
 
     def split(self, part: Part) -> list[Case]:
