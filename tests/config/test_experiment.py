@@ -191,7 +191,7 @@ def test_a_file_that_is_not_text_or_not_there_is_named(tmp_path):
         load([tmp_path / "gone.yaml"])
 
 
-@pytest.mark.parametrize("field", ["task", "encoder", "pretext", "finetune"])
+@pytest.mark.parametrize("field", ["task", "encoder", "pretext"])
 def test_a_missing_part_is_named(field):
     with pytest.raises(UserError, match=f"{field}: is missing; set it in a YAML or on the command line"):
         validate_experiment({name: part for name, part in TREE.items() if name != field})
