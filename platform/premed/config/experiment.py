@@ -90,8 +90,9 @@ class Experiment(Spec):
         if strategy.build:
             stages += self.pretrain.trainings() if isinstance(self.pretrain, Pretrain) else []
         elif hasattr(strategy, "weights"):
-            stages += [("import", None)]
-        stages += [("finetune", self.finetune)] if self.finetune else []
+            stages.append(("import", None))
+        if self.finetune:
+            stages.append(("finetune", self.finetune))
         return [*stages, *([("test", self.finetune)] if self.tested else [])]
 
     def sources(self, kind: Kind) -> tuple[Source, ...]:

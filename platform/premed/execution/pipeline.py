@@ -70,7 +70,7 @@ class StagePipeline:
         """
         self.session.refuse_leaks(self.resolved)
         self.recorder.open(self.identity())
-        about = {"task": self.task.name, "strategy": self.experiment.strategy, "score": self.task.score}
+        about: dict[str, Any] = {"task": self.task.name, "strategy": self.experiment.strategy, "score": self.task.score}
         try:
             parent = self.take_pretraining()
             for stage in self.experiment.stages(self.fingerprint):

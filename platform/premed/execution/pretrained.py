@@ -87,7 +87,7 @@ def refuse_other_preparation(task: Task, card: Mapping[str, Any], where: str) ->
         misfits.append(([field for field in ours if ours[field] != theirs[field]], theirs, source["task"]))
     fields, theirs, name = min(misfits, key=lambda misfit: ("dims" in misfit[0], len(misfit[0])))
     if fields:
-        first, *rest = (TASK_FIELDS.get(field, field) for field in fields)
+        first, *rest = [TASK_FIELDS.get(str(field), str(field)) for field in fields]
         more = f" ({', '.join(rest)} too)" if rest else ""
         one, other = (json.dumps(each[fields[0]]) for each in (ours, theirs))
         what = f"is {one}, and {where} was pre-trained with {other} on {name}{more}"

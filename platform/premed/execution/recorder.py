@@ -146,7 +146,7 @@ class ExperimentRecorder:
     def tags(self, kind: str) -> dict[str, str]:
         experiment, pretrain, finetune = self.experiment, self.experiment.pretrain, self.experiment.finetune
         about = self.task.name, experiment.strategy, kind, experiment.encoder.name
-        tags = dict(zip(("task", "strategy", "stage", "encoder"), about, strict=True))
+        tags: dict[str, str] = dict(zip(("task", "strategy", "stage", "encoder"), about, strict=True))
         if kind in LABEL_FREE:
             return tags
         if finetune is not None:  # else there are neither labels nor a head
@@ -154,8 +154,7 @@ class ExperimentRecorder:
             tags |= {"score": self.task.score} | ({"pretrain_run": self.pretrain_run} if self.pretrain_run else {})
         trained = experiment.pretrained or experiment.kinds[0] in PRETRAINING
         tags |= {"pretrain_seed": str(pretrain.seed)} if pretrain and trained else {}
-        seeded = (finetune or pretrain) if kind == "experiment" else None
-        return tags | ({"seed": str(seeded.seed)} if seeded else {})
+        return tags | ({"seed": str((finetune or pretrain).seed)} if kind == "experiment" else {})  # type: ignore
 
     def datasets(self, stage: Stage, data_sets: Sequence[DataSet]) -> list[dict[str, Any]]:
         """An entry for each part of each data set; where there are several data sets, they share one digest."""

@@ -50,8 +50,10 @@ def show_outcomes(outcomes: Sequence[dict[str, Any]]) -> None:
         rows = [row[:at] + row[at + 1 :] for row in [columns, *rows]]
         columns = rows.pop(0)
     print_table(title, columns, rows)
-    if all(outcome.get("encoder") for outcome in outcomes):
-        show_encoders(outcomes)
+    if encoders := [outcome for outcome in outcomes if "encoder" in outcome]:
+        show_encoders(encoders)
+        outcomes = [outcome for outcome in outcomes if "encoder" not in outcome]
+    if not outcomes:
         return
     print("interval: over patients, one seed; constant: the best answer that ignores the image;")
     print("gate: how far pre-training's validation loss is below that of a predictor without a network")
