@@ -234,3 +234,14 @@ def test_compare_has_the_strategy_and_the_cost_of_the_pre_training(pretrained, p
     assert mae["cost"]["pretrain"]["seconds"] == pytest.approx(pretrained["stages"][0]["seconds"])
     (note,) = [note for note in task["notes"] if "in its cost" in note]
     assert note == f"mae: fine-tuned from {NAME}, which was pre-trained before; that pre-training is in its cost"
+
+
+@pytest.mark.slow
+def test_compare_tells_what_pre_trainings_learnt_from(pretrained, pool, premed):
+    """The task's own images and the scans without labels are two arms of one strategy."""
+    run(tuned(pool))
+    run(alone(pool, {"task": tuned(pool)["task"]}) | {"finetune": tuned(pool)["finetune"]})
+    code, out, err = premed("compare", "--json", "--baseline", "mae sources=own")
+    assert code == 0, err
+    (task,) = json.loads(out)["tasks"]
+    assert [arm["label"] for arm in task["blocks"][0]["rows"]] == ["mae sources=own", "mae sources=scans"]

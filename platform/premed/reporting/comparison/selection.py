@@ -107,10 +107,9 @@ def fields_of(run: Run, stages: dict[str, Run]) -> dict[str, str]:
             top, _, rest = param.removeprefix("stage.").partition(".")
             if top in names and rest and param != "stage.training.trunk":
                 fields[f"{names[top]}.{rest}"] = value
-        learnt_from = stage.tags.get("task", run.tags["task"])
-        if kind in PRETRAINING and learnt_from != run.tags["task"] and f"{SOURCE}0.task.name" not in fields:
-            # its own task's images, and the experiment took it by its name
-            fields |= {f"{SOURCE}0.group": learnt_from, f"{SOURCE}0.task.name": stage.params["stage.task.name"]}
+        if kind in PRETRAINING and "pretrain_encoder" in run.tags and f"{SOURCE}0.task.name" not in fields:
+            # the experiment took it by its name, and its data set was its own task's
+            fields |= {f"{SOURCE}0.group": stage.tags["task"], f"{SOURCE}0.task.name": stage.params["stage.task.name"]}
     return fields
 
 
