@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from premed.errors import UserError
 
@@ -27,13 +28,36 @@ def home() -> Path:
 
 
 def ensure_home() -> Path:
-    """Creates the folder of `home` if it is missing, and returns it. Raises UserError if that fails."""
+    """Creates the folder of `home` if it is missing, and returns it. Raises UserError if it cannot be written to."""
     try:
         home().mkdir(parents=True, exist_ok=True)
     except OSError as error:
         message = f"PREMED_HOME: {home()} cannot be created ({error.strerror}); name a folder that you may write to"
         raise UserError(message) from None
+    if reason := obstacle(home()):
+        raise UserError(f"PREMED_HOME: {home()} {reason}; name a folder that you may write to")
     return home()
+
+
+def settle_user_home() -> None:
+    """Sets HOME where the user has none, as in a container whose user has no entry in /etc/passwd, to Docker's: `/`.
+
+    MLflow, Ray and others refuse to start without; those that would write there write elsewhere, or not.
+    """
+    if os.path.expanduser("~") == "~":
+        os.environ["HOME"] = "/"
+
+
+def obstacle(folder: Path) -> str | None:
+    """Why files cannot be written in a folder, or it cannot be created. Nothing is left there."""
+    above = folder
+    while not os.path.exists(above) and above != above.parent:
+        above = above.parent
+    try:
+        with TemporaryFile(dir=above):
+            return None
+    except OSError as error:
+        return f"cannot be {'written to' if above == folder else 'created'} ({error.strerror})"
 
 
 def storage(where: str | None) -> str:

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 import yaml
-from support.experiments import SCRATCH, forked, results, run, runs_of, settle_in, store_of, tree, until
+from support.commands import shell
+from support.experiments import SCRATCH, command, forked, results, run, runs_of, settle_in, store_of, tree, until
 from support.stores import copied, free_port
 
 from premed.cli import options
@@ -161,6 +162,33 @@ def test_a_stopped_command_leaves_everything_in_order_and_goes_on(home, chest, w
     assert again["stages"][0]["run_id"] == begun.run_id and len(results(again)) == 1
 
 
+def test_a_training_whose_progress_nobody_reads_any_more_goes_on_to_its_end(home, written):
+    process, said = forked(home, "run", written(SCRATCH, {"test": False}))
+    until(said, "fine-tuning on")
+    said.close()
+    process.join()
+    assert process.exitcode == 0 and runs_of(home, "finetune")[0].status == "FINISHED"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_so_it_does_as_a_command_and_its_json_is_whole(home, chest, tmp_path, workers):
+    process = command(tmp_path, home, chest, SCRATCH, {"test": False}, arguments=[f"train.workers={workers}"])
+    until(process.stderr, "fine-tuning on")
+    process.stderr.close()
+    out = process.stdout.read()
+    assert process.wait() == 0 and json.loads(out)["stages"][0]["kind"] == "finetune"
+
+
+@pytest.mark.slow
+def test_a_comparison_is_written_in_ascii_and_to_a_reader_that_leaves(home, chest):
+    for seed in (0, 1):
+        run(chest, SCRATCH, {"finetune": {"epochs": 1, "seed": seed}})
+    code, out, err = shell("premed compare", PYTHONIOENCODING="ascii")
+    assert (code, err) == (0, "") and out.isascii() and "mean +- std" in out
+    assert shell("premed compare | head -1 | wc -l") == (0, "1\n", "")
+
+
 def test_the_ui_opens_the_store_in_use_to_this_machine_alone(premed, home, monkeypatch):
     called = []
     monkeypatch.setattr(os, "execv", lambda program, command: called.append(command))
@@ -178,7 +206,7 @@ def test_the_ui_of_nothing_is_one_line(premed, tmp_path, monkeypatch):
 
 
 def test_help_and_versions_do_not_wait_for_torch():
-    code = "import sys; from premed import cli; sys.exit('torch' in sys.modules or 'mlflow' in sys.modules)"
+    code = "import sys; from premed.cli import app; sys.exit('torch' in sys.modules or 'mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -1,13 +1,16 @@
 """Views are pure functions of (seed, stage, epoch, sample), whoever makes them and in whatever company."""
 
 import re
+import sys
 
 import numpy as np
 import pytest
 import torch
+from support.commands import in_namespace
 
 from premed.config.image_processing import Augmentation
 from premed.contracts import BatchIndices, Case, DataSet, Sample
+from premed.data import loader
 from premed.data.loader import PreparedLoader
 from premed.errors import UserError
 
@@ -40,9 +43,35 @@ def same(ours, theirs):
         assert torch.equal(one, other)
 
 
-def test_loader_processes_change_nothing():
+@pytest.mark.parametrize("room", [2, 1e15])
+def test_loader_processes_change_nothing_however_they_hand_over(room, monkeypatch):
+    monkeypatch.setattr(loader, "SPARE", room)  # 1e15: no shared memory is large enough
     for ours, theirs in zip(source().batches(STEPS), source(loaders=2).batches(iter(STEPS)), strict=True):
         same(ours, theirs)
+
+
+PROGRAM = """
+import numpy as np, torch
+from premed.config.image_processing import Augmentation
+from premed.contracts import BatchIndices, Case, DataSet, Sample
+from premed.data.loader import PreparedLoader
+class Noise:
+    def view(self, sample, augment, draw):
+        return draw.uniform("image", 500_000, -1, 1).reshape(1, 1000, 500), None
+samples = [Sample(Case(f"case {i}", "p", ()), None) for i in range(8)]
+def hashes(loaders):
+    more = dict(seed=0, stage="pretrain", device=torch.device("cpu"), num_loaders=loaders)
+    steps = [BatchIndices(0, np.array([step, step + 1])) for step in range(7)]
+    loader = PreparedLoader([DataSet(Noise(), "", Augmentation())], samples, **more)
+    return [float(batch.image.double().sum()) for batch in loader.batches(iter(steps))]
+assert hashes(2) == hashes(0)
+"""
+
+
+def test_a_container_s_shared_memory_may_be_too_small_for_the_batches():
+    mount = "mount -t tmpfs -o size=1m none /dev/shm; "  # a batch has 4 MB
+    code, _, err = in_namespace(f"{mount} exec {sys.executable} -c '{PROGRAM}'")
+    assert (code, err) == (0, "")
 
 
 def test_a_batch_carries_what_its_picks_say():

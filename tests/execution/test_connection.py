@@ -1,5 +1,6 @@
 """connection.py: what is wrong with RAY_ADDRESS, RAY_AUTH_MODE and RAY_TMPDIR is one line, at once."""
 
+import os
 import socket
 import time
 
@@ -9,7 +10,7 @@ from support.stores import free_port
 from premed.errors import UserError
 from premed.execution import connection
 
-VARIABLES = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_TMPDIR")
+VARIABLES = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_TMPDIR", "TMPDIR")
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +73,10 @@ def test_a_token_that_is_not_there_is_missed_before_ray_starts(tmp_path, monkeyp
             monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", named)
         with pytest.raises(UserError, match=f"{named or 'RAY_AUTH_MODE=token'}.* holds no token; run `ray get-auth-"):
             connection.connect()
+    (tmp_path / "token").write_bytes(b"\xff\x00 no text")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    with pytest.raises(UserError, match="holds no token"):
+        connection.connect()
     (tmp_path / "token").write_text("abc\n")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     connection.refuse_missing_token()
@@ -80,10 +85,24 @@ def test_a_token_that_is_not_there_is_missed_before_ray_starts(tmp_path, monkeyp
     connection.refuse_missing_token()
 
 
+def test_ray_has_a_token_where_the_home_can_hold_none(tmp_path, monkeypatch):
+    connection.provide_token()
+    assert "RAY_AUTH_TOKEN" not in os.environ  # Ray writes one into ~/.ray
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    connection.provide_token()
+    assert len(connection.ray_token()) == 64
+
+
 def test_a_folder_for_ray_that_is_too_long_or_cannot_be_is_refused(tmp_path, monkeypatch):
     longest = connection.LONGEST_SOCKET - len(connection.SOCKET)
     monkeypatch.setenv("RAY_TMPDIR", "/tmp/" + "x" * (longest - 4))
     with pytest.raises(UserError, match=f"is too long for Ray's sockets; name a folder of at most {longest} bytes"):
+        connection.connect()
+    monkeypatch.delenv("RAY_TMPDIR")
+    monkeypatch.setenv("TMPDIR", "/tmp/" + "x" * (longest - 4))  # which Ray takes then
+    with pytest.raises(UserError, match=f"^TMPDIR=.* sockets; set RAY_TMPDIR to a folder of at most {longest} bytes"):
         connection.connect()
     (tmp_path / "file").touch()
     monkeypatch.chdir(tmp_path)

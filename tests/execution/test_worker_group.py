@@ -6,7 +6,8 @@ import psutil
 import pytest
 
 from premed.errors import UserError
-from premed.execution.worker_group import INTERFACE, choose_interface, is_loopback
+from premed.execution.endpoints import is_loopback
+from premed.execution.worker_group import INTERFACE, choose_interface
 
 
 @pytest.fixture

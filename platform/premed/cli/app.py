@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from premed.cli import data
+from premed.cli import data, streams
 from premed.cli.options import (
     Json,
     What,
@@ -20,6 +20,7 @@ from premed.cli.options import (
     train_settings,
 )
 from premed.errors import Left, StageFailed, UserError
+from premed.paths import settle_user_home
 
 app = typer.Typer(
     help="Does self-supervised pre-training on my own medical images help, which kind, and how sure can I be?",
@@ -230,6 +231,22 @@ def submit(
 
 
 @app.command()
+def doctor(as_json: Json = False) -> None:
+    """Look for what would stop a run here: versions, memory, GPUs, disks, Ray, MLflow, open ports. Exit code 2 if any.
+
+    It takes a second or two, and up to ten more where something does not answer.
+    """
+    from premed.execution import doctor
+    from premed.reporting import console
+
+    with redirect_prints(as_json):
+        result = doctor.examine()
+    print_result(result, as_json, console.show_doctor)
+    if result["num_errors"]:
+        raise typer.Exit(2)
+
+
+@app.command()
 def ui(
     port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000,
 ) -> None:
@@ -250,6 +267,8 @@ def ui(
 
 def main() -> None:
     """Exit code 0: done; 1: failed midway (finished stages stay); 2: something the user can fix; 130: Ctrl-C."""
+    streams.settle()
+    settle_user_home()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's scheduler sends it to stop a job
     try:
         code, message = app(standalone_mode=False) or 0, ""
@@ -267,6 +286,8 @@ def main() -> None:
         code, message = 2, error.format_message()  # type: ignore[attr-defined]
     if code == 130 and not message:
         message = "stopped; run the same command again to resume from the last checkpoint"
+    if not message and (reason := streams.failure(sys.stdout)):
+        code, message = 2, f"stdout: cannot be written ({reason}); write it elsewhere, or make room there"
     if message:
         print(f"premed: {message}", file=sys.stderr)
     if code == 130 and any(thread.name == "premed worker group" for thread in threading.enumerate()):

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from premed.cli.options import Json, What, load_first_experiment, print_result, redirect_prints
-from premed.data.phantoms.writers import write_chestxray14, write_msd, write_nnunet
 from premed.errors import UserError
 
 app = typer.Typer(help="Phantoms, a check of the data, and the prepared cache.", no_args_is_help=True)
@@ -68,6 +67,7 @@ def phantom(
 ) -> None:
     """Write made-up images in a data set's own layout."""
     from premed.data.phantoms import abdomen, brain, thorax
+    from premed.data.phantoms.writers import write_chestxray14, write_msd, write_nnunet
 
     ct, mri = size or 128, size or 96
     writers: dict[str, Callable[[], object]] = {

@@ -1,6 +1,13 @@
-"""`PreparedLoader` reads batches from prepared, memory-mapped files, in loader processes."""
+"""`PreparedLoader` reads batches from prepared, memory-mapped files, in loader processes.
 
+A loader process hands its batches over in shared memory (/dev/shm, of which a container has 64 MB unless told
+otherwise), or, where that has no room for them, through a pipe: slower, and the same numbers. torch (2.15) by itself
+waits for ever for a batch that found no room.
+"""
+
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 from premed.contracts import Batch, BatchIndices, DataSet, Sample
 from premed.errors import UserError
 from premed.rng import SampleRng, fold, sample_keys
+
+SHARED = "/dev/shm"
+AHEAD = 2  # batches that each loader process prepares ahead
+SPARE = 2  # times the room that the loaders of all workers of this machine can need at once
 
 
 class PreparedLoader:
@@ -28,7 +39,7 @@ class PreparedLoader:
         device: torch.device,
         num_loaders: int = 0,
     ):
-        self.views = Views(list(data_sets), list(samples), seed, stage)
+        self.views = Views(list(data_sets), list(samples), seed, stage, num_loaders)
         self.device, self.num_loaders = device, num_loaders
 
     def batches(self, indices: Iterable[BatchIndices]) -> Iterator[Batch]:
@@ -39,18 +50,18 @@ class PreparedLoader:
             sampler=indices,  # type: ignore[arg-type]
             batch_size=None,
             num_workers=self.num_loaders,
+            prefetch_factor=AHEAD if self.num_loaders else None,
+            collate_fn=unchanged,
             pin_memory=self.device.type == "cuda",
         )
         try:
-            for image, label, keys, data_set, names, weight in loader:
-                yield Batch(
-                    image=image.to(self.device, non_blocking=True),
-                    keys=keys.to(self.device, non_blocking=True),
-                    names=tuple(names),
-                    label=None if label is None else label.to(self.device, non_blocking=True),
-                    weight=weight,
-                    data_set=None if data_set is None else data_set.to(self.device, non_blocking=True),
+            for arrays, names, weight in loader:
+                image, label, keys, data_set = (
+                    None if each is None else torch.as_tensor(each).to(self.device, non_blocking=True)
+                    for each in arrays
                 )
+                assert image is not None and keys is not None
+                yield Batch(image, keys, tuple(names), label=label, weight=weight, data_set=data_set)
         except UserError as error:
             # a loader process sends its traceback as the message; the last line is the original message
             prefix = f"{UserError.__module__}.{UserError.__qualname__}: "
@@ -60,8 +71,9 @@ class PreparedLoader:
 class Views(Dataset):
     """Maps BatchIndices to the arrays of a batch; a pure function of (seed, stage, epoch, samples)."""
 
-    def __init__(self, data_sets: list[DataSet], samples: list[Sample], seed: int, stage: str):
+    def __init__(self, data_sets: list[DataSet], samples: list[Sample], seed: int, stage: str, num_loaders: int = 0):
         self.data_sets, self.samples, self.seed, self.stage = data_sets, samples, seed, stage
+        self.num_loaders = num_loaders
         self.numbers = np.array([sample.data_set for sample in samples])
         assert (np.diff(self.numbers) >= 0).all(), "the samples of a data set are contiguous"
         self.begins = np.searchsorted(self.numbers, np.arange(len(data_sets)))
@@ -79,13 +91,35 @@ class Views(Dataset):
                 view_keys.append(int(draw.key))
                 numbers.append(sample.data_set)
                 names.append(sample.case.name)
-        label = None if labels[0] is None else torch.from_numpy(np.stack(labels))
-        image = torch.from_numpy(np.stack(images))
-        data_set = torch.tensor(numbers) if len(self.data_sets) > 1 else None
-        return image, label, torch.tensor(view_keys), data_set, names, indices.weight
+        label = None if labels[0] is None else np.stack(labels)
+        data_set = np.array(numbers, np.int64) if len(self.data_sets) > 1 else None
+        arrays = np.stack(images), label, np.array(view_keys, np.int64), data_set
+        return self.handed_over(arrays), names, indices.weight
+
+    def handed_over(self, arrays: Sequence[np.ndarray | None]) -> list[Any]:
+        """The arrays as tensors, which go to another process in shared memory; as they are, where that has no room."""
+        num_bytes = sum(array.nbytes for array in arrays if array is not None)
+        num_ahead = self.num_loaders * AHEAD * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if self.num_loaders and free_shared_memory() < num_bytes * num_ahead * SPARE:
+            return list(arrays)
+        return [None if array is None else torch.from_numpy(array) for array in arrays]
 
     def keys(self, indices: BatchIndices) -> np.ndarray:
         """The samples' random keys [n], from data set and index within it; other data sets' sizes do not matter."""
         numbers = self.numbers[indices.samples]
         keys = sample_keys(self.seed, self.stage, indices.epoch, indices.samples - self.begins[numbers])
         return np.where(numbers, fold(fold(keys, "domain"), numbers), keys)
+
+
+def unchanged(batch: Any) -> Any:
+    """A DataLoader's own would make tensors of arrays."""
+    return batch
+
+
+def free_shared_memory() -> float:
+    """Bytes; infinite where there is no such file system."""
+    try:
+        state = os.statvfs(SHARED)
+    except OSError:
+        return float("inf")
+    return state.f_bavail * state.f_frsize

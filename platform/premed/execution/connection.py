@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import secrets
 import signal
 import socket
 import threading
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from premed.errors import UserError
+from premed.paths import obstacle
 
 PATIENCE = 10  # seconds in which a cluster's head must accept a connection; Ray by itself tries for many minutes
 LONGEST_SOCKET = 107  # bytes, Linux' limit for the path of a socket
@@ -24,6 +26,8 @@ def connect() -> None:
     refuse_missing_token()
     if address == "local":
         refuse_unfit_folder()
+        refuse_no_loopback()
+        provide_token()
     else:
         knock(address)
     import ray
@@ -76,33 +80,73 @@ def knock(address: str) -> None:
 
 def refuse_missing_token() -> None:
     """Raises UserError if RAY_AUTH_MODE asks for a token and none is found where Ray looks for it."""
-    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token" or os.environ.get("RAY_AUTH_TOKEN"):
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token" or ray_token():
         return
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    file = Path(named or "~/.ray/auth_token").expanduser()
+    where = f"RAY_AUTH_TOKEN_PATH={named}" if named else f"RAY_AUTH_MODE=token: {token_file()}"
+    remedy = "run `ray get-auth-token --generate`, or set RAY_AUTH_TOKEN_PATH to the cluster's token"
+    raise UserError(f"{where} holds no token; {remedy}")
+
+
+def token_file() -> Path:
+    """Where Ray looks for the token, unless RAY_AUTH_TOKEN holds it."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token"))
+
+
+def ray_token() -> str | None:
+    """The token by which Ray in this environment identifies itself; None if there is none."""
+    if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return token
     try:
-        found = bool(file.read_text().strip())
-    except OSError:
-        found = False
-    if not found:
-        where = f"RAY_AUTH_TOKEN_PATH={named}" if named else f"RAY_AUTH_MODE=token: {file}"
-        remedy = "run `ray get-auth-token --generate`, or set RAY_AUTH_TOKEN_PATH to the cluster's token"
-        raise UserError(f"{where} holds no token; {remedy}")
+        return token_file().read_text().strip() or None
+    except (OSError, ValueError):  # no such file, or it is no text
+        return None
+
+
+def provide_token() -> None:
+    """Gives a Ray of this command's own a token, where Ray would write one into a home that may not be written to."""
+    if "RAY_AUTH_MODE" not in os.environ and ray_token() is None and obstacle(token_file().parent):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def temporary_folder() -> tuple[str, str]:
+    """The variable that says where Ray has its sessions, and the folder in which it makes its own, `ray`."""
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        if folder := os.environ.get(name):
+            return name, folder
+    return "RAY_TMPDIR", "/tmp"
 
 
 def refuse_unfit_folder() -> None:
-    """Raises UserError if RAY_TMPDIR cannot hold a session: its sockets' paths may have 107 bytes."""
-    if not (folder := os.environ.get("RAY_TMPDIR")):
-        return
+    """Raises UserError if Ray's temporary folder cannot hold a session: its sockets' paths may have 107 bytes.
+
+    A folder called ray that belongs to another user is one that cannot: /tmp/ray where somebody else's Ray has run.
+    """
+    name, folder = temporary_folder()
+    where = f"{name}={folder}" if os.environ.get(name) else folder
     longest = LONGEST_SOCKET - len(SOCKET)
+    remedy = "set RAY_TMPDIR to a folder" if name == "TMPDIR" else "name a folder"
     if len(os.fsencode(folder)) > longest:
-        raise UserError(f"RAY_TMPDIR={folder} is too long for Ray's sockets; name a folder of at most {longest} bytes")
+        raise UserError(f"{where} is too long for Ray's sockets; {remedy} of at most {longest} bytes")
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"RAY_TMPDIR={folder} cannot be created ({error.strerror}); name another folder") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"RAY_TMPDIR={folder} may not be written to; name another folder")
+        raise UserError(f"{where} cannot be created ({error.strerror}); {remedy} that you may write to") from None
+    own = Path(folder) / "ray"
+    if not os.access(own if own.is_dir() else folder, os.W_OK | os.X_OK):
+        if own.is_dir():
+            raise UserError(f"{own} may not be written to; set RAY_TMPDIR to a folder of your own, as /tmp/ray-$USER")
+        raise UserError(f"{where} may not be written to; {remedy} that you may write to")
+
+
+def refuse_no_loopback() -> None:
+    """Raises UserError on a machine without 127.0.0.1, over which Ray's processes speak: Ray would wait for minutes."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=PATIENCE).close()
+    except OSError as error:
+        remedy = "bring it up (`ip link set lo up`), or set train.workers=0, which needs no Ray"
+        raise UserError(f"127.0.0.1 cannot be reached ({error.strerror or 'no answer'}): {remedy}") from None
 
 
 def explained(error: Exception, address: str) -> UserError:

@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from ipaddress import ip_address
 from typing import Any
 
 import psutil
@@ -23,6 +22,7 @@ from premed.data.datamodule import Tasks
 from premed.errors import CalledOff, StageFailed, UserError
 from premed.events import EventHandler
 from premed.execution.cluster import actor
+from premed.execution.endpoints import is_loopback
 from premed.execution.job_queue import JobQueue, Signal
 from premed.training.setup import StageJob
 from premed.training.stage import run_stage
@@ -238,11 +238,3 @@ def choose_interface(address: str, several_nodes: bool) -> None:
             raise UserError(f"{where} has no such interface; {remedy}")
         if name not in useful:
             raise UserError(f"{where} reaches no other node over it; {remedy}")
-
-
-def is_loopback(address: str) -> bool:
-    """True also for what is not an IP address: over a hardware address alone no other node is reached."""
-    try:
-        return ip_address(address.partition("%")[0]).is_loopback
-    except ValueError:
-        return True

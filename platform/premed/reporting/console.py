@@ -14,17 +14,20 @@ from rich.text import Text
 
 from premed.config.expand import percent
 from premed.errors import printable
-from premed.reporting.data_check import grouped_findings, summary_line
+from premed.reporting.encoding import encodable
 from premed.reporting.formatting import number
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], words: int = 2) -> None:
     """Prints a table as wide as its cells need: the first `words` columns left-aligned, the others right-aligned."""
-    grid = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0, collapse_padding=True)
+    grid = Table(
+        title=Text(encodable(title)), title_justify="left", box=box.SIMPLE_HEAD, padding=0, collapse_padding=True
+    )
     for i, column in enumerate(columns):
-        grid.add_column(column, justify="left" if i < words else "right", overflow="fold")
+        grid.add_column(encodable(column), justify="left" if i < words else "right", overflow="fold")
     for row in rows:
-        grid.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))  # [a, b] is no markup here
+        # [a, b] is no markup here
+        grid.add_row(*(cell if isinstance(cell, Text) else Text(encodable(cell)) for cell in row))
     Console(width=output_width(), highlight=False).print(grid)
 
 
@@ -172,6 +175,8 @@ def show_upload(report: dict[str, Any]) -> None:
 
 def show_findings(report: dict[str, Any]) -> None:
     """Prints the findings of `premed data check`; at most ten files with the same one."""
+    from premed.reporting.data_check import grouped_findings, summary_line  # with torch, which other commands need not
+
     name = printable(report["task"])
     title = f"{name} in {printable(report['root'])}" if report["root"] else name
     if report["findings"]:
@@ -179,3 +184,40 @@ def show_findings(report: dict[str, Any]) -> None:
     print(f"{name}: {summary_line(report)}")
     for source in report.get("sources", ()):
         show_findings(source)
+
+
+def show_doctor(report: dict[str, Any]) -> None:
+    """Prints the result of `premed doctor`: what there is, then what is wrong with it."""
+    machine = report["machine"]
+    rows = [["versions", ", ".join(f"{name} {number[:12]}" for name, number in report["versions"].items())]]
+    rows += [["CPUs", f"{machine['cpus']:g}"], ["memory", room(machine, "memory")]]
+    rows += [["shared memory", room(machine, "shared_memory")]] if "shared_memory_gb" in machine else []
+    rows += [["GPU", f"{gpu['name']}, {room(gpu, 'memory')}".rstrip(", ")] for gpu in machine["gpus"]]
+    rows += [] if machine["gpus"] else [["GPU", "none"]]
+    for folder in report["folders"]:
+        there = "" if folder["exists"] else " (is not there yet)"
+        rows.append([folder["name"], f"{folder['path']}{there}: {room(folder, '')} on its disk"])
+    rows += [[service["name"], f"{service['address']}{said_of(service)}"] for service in report["services"]]
+    for ear in report["listening"]:
+        rows.append([f"port {ear['port']}", f"{ear['kind']} on {ear['address']}{said_of(ear)}"])
+    print_table("premed doctor", ["what", "here"], [[printable(cell) for cell in row] for row in rows])
+    findings = [[printable(finding[name]) for name in ("severity", "where", "what")] for finding in report["findings"]]
+    if findings:
+        print_table("Findings", ["", "where", "what"], findings, words=3)
+    numbers = {"error": report["num_errors"], "note": report["num_notes"]}
+    print(", ".join(f"{number} {name}{'s' * (number != 1)}" for name, number in numbers.items()))
+
+
+def room(facts: Mapping[str, Any], name: str) -> str:
+    """`3.1 of 8.0 GB free`, of the fields `<name>_gb` and `<name>_free_gb`; empty where they are not known."""
+    total, free = (facts.get(f"{name}_{each}".strip("_")) for each in ("gb" if name else "total_gb", "free_gb"))
+    return "" if total is None or free is None else f"{free:.1f} of {total:.1f} GB free"
+
+
+def said_of(service: Mapping[str, Any]) -> str:
+    """What a port answered: its version, and whether it asks for a token or a password."""
+    words = [service["version"]] if service.get("version") else []
+    words += ["does not answer"] if service.get("answers") is False else []
+    if service.get("asks_for_secret") is not None:
+        words.append("asks for a token or password" if service["asks_for_secret"] else "asks for no token or password")
+    return f": {', '.join(words)}" if words else ""

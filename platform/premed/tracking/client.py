@@ -7,7 +7,8 @@ import re
 import socket
 import urllib.parse
 import urllib.request
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,7 +81,7 @@ def connect(uri: str) -> "MlflowClient":
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback per error, which is raised, too
     file = sqlite_file(uri)
     # if two processes create the tables of one file at once, MLflow (3.17) leaves a broken database
-    with FileLock(f"{file}.lock") if file else nullcontext():
+    with only_creator(file) if file else nullcontext():
         if file and not file.exists():
             database.create(file)
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -88,6 +89,24 @@ def connect(uri: str) -> "MlflowClient":
         with suppress(OSError):  # MLflow (3.17) makes the folder of a quoted path as if it were not quoted
             misread.rmdir()
     return client
+
+
+@contextmanager
+def only_creator(file: Path) -> Iterator[None]:
+    """Keeps other processes from creating this database meanwhile.
+
+    One that is there already may be read without: its folder, or the lock, may be somebody else's or read-only.
+    """
+    lock = FileLock(f"{file}.lock")
+    try:
+        lock.acquire()
+    except OSError:
+        if not file.exists():
+            raise
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def connect_or_raise(uri: str) -> "MlflowClient":

@@ -1,0 +1,258 @@
+"""Asks a port what it is: Ray's dashboard, Ray's head, Ray Client or MLflow, of which version, and whether it wants a
+token.
+
+Each is asked the cheapest question that only its own kind answers, first without a secret and then with ours. That
+changes nothing, and neither Ray nor MLflow is imported, which would take seconds.
+"""
+
+import base64
+import json
+import os
+import re
+import threading
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any
+
+import psutil
+
+from premed.execution.connection import PATIENCE, ray_token
+from premed.tracking.client import masked
+
+UNKNOWN = "another program"
+DASHBOARD, HEAD, CLIENT, MLFLOW = "Ray's dashboard", "Ray's head", "Ray Client", "MLflow"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a port is."""
+
+    kind: str
+    """DASHBOARD, HEAD, CLIENT or MLFLOW; UNKNOWN for what answers otherwise; empty if nothing answers."""
+    version: str = ""
+    is_open: bool | None = None
+    """Whether it answered without a token or password. None: not known."""
+    is_accepted: bool | None = None
+    """Whether it answered our token or password. None: it was not asked with one."""
+    problem: str = ""
+
+
+def within(questions: Mapping[Any, Callable[[], Any]], seconds: float = PATIENCE) -> dict[Any, Any]:
+    """The answers that came within so many seconds, side by side: a host's name alone may take longer to look up."""
+    answers: dict[Any, Any] = {}
+
+    def ask(key: Any, question: Callable[[], Any]) -> None:
+        answers[key] = question()
+
+    threads = [threading.Thread(target=ask, args=item, daemon=True) for item in questions.items()]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + seconds + 1  # each question has its own limit, and a moment to say so
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return dict(answers)
+
+
+def late() -> Answer:
+    return Answer("", problem=f"no answer in {PATIENCE:g} s")
+
+
+# ---- HTTP
+
+
+def ask_dashboard(url: str, own_machine: bool = False) -> Answer:
+    """url: http://HOST:8265. own_machine: whether proxies are left out."""
+    open_answer = get(f"{url}/api/version", own_machine=own_machine)
+    if open_answer.problem:
+        return Answer("", problem=open_answer.problem)
+    if version := open_answer.json.get("ray_version"):
+        return Answer(DASHBOARD, version, is_open=True)
+    if open_answer.status != 401 or "authentication token" not in open_answer.text:
+        return Answer(UNKNOWN, problem=f"answers, but not as Ray's dashboard (HTTP status {open_answer.status})")
+    if (token := ray_token()) is None:
+        return Answer(DASHBOARD, is_open=False)
+    told = get(f"{url}/api/version", f"Bearer {token}", own_machine)
+    return Answer(DASHBOARD, told.json.get("ray_version", ""), is_open=False, is_accepted=told.status == 200)
+
+
+def ask_mlflow(url: str, own_machine: bool = False) -> Answer:
+    """url: a tracking URI, http(s)://…. own_machine: whether proxies are left out."""
+    search = f"{url}/api/2.0/mlflow/experiments/search?max_results=1"
+    told = get(search, own_machine=own_machine)
+    if told.problem:
+        return Answer("", problem=told.problem)
+    if told.status == 401 and "mlflow" in told.text.lower():
+        if (secret := mlflow_secret()) is None:
+            return Answer(MLFLOW, is_open=False)
+        accepted = get(search, secret, own_machine).status == 200
+        return Answer(MLFLOW, mlflow_version(url, secret, own_machine), is_open=False, is_accepted=accepted)
+    version = mlflow_version(url, "", own_machine)
+    if told.status == 200 and (version or "experiments" in told.json):
+        return Answer(MLFLOW, version, is_open=True)
+    said = told.text.strip().splitlines()[:1] if version else []  # as "Invalid Host header - …"
+    reason = ": ".join([f"HTTP status {told.status}", *said])
+    return Answer(MLFLOW if version else UNKNOWN, version, problem=f"answers, but not as MLflow's server ({reason})")
+
+
+def mlflow_version(url: str, secret: str, own_machine: bool) -> str:
+    """The version of an MLflow server; empty if it does not say."""
+    said = get(f"{url}/version", secret, own_machine).text.strip()
+    return said if re.fullmatch(r"\d+\.\d+\.\S+", said) else ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What came back for a URL: a status and a text, or a problem."""
+
+    status: int = 0
+    text: str = ""
+    problem: str = ""
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The text's JSON object; empty if it is none."""
+        try:
+            value = json.loads(self.text)
+        except ValueError:
+            return {}
+        return value if isinstance(value, dict) else {"": value}
+
+
+def get(url: str, authorization: str = "", own_machine: bool = False) -> Page:
+    """The answer to a GET, of any status, without following redirects (to a login, say).
+
+    By the library that Ray's and MLflow's clients use, so that proxies and certificates are theirs.
+    """
+    import requests
+
+    with requests.Session() as session:
+        session.trust_env = not own_machine
+        session.headers.update({"Authorization": authorization} if authorization else {})
+        try:
+            with session.get(
+                url, timeout=PATIENCE, allow_redirects=False, stream=True, verify=certificates()
+            ) as answer:
+                text = next(answer.iter_content(100_000), b"")
+            return Page(answer.status_code, text.decode(errors="replace"))
+        except requests.Timeout:
+            return Page(problem=late().problem + through_proxy(url, own_machine))
+        except requests.RequestException as error:
+            return Page(problem=reason(str(error)) + through_proxy(url, own_machine))
+
+
+def certificates() -> str | bool:
+    """What MLflow's client checks certificates by: a file, or the usual ones (True), or not at all (False)."""
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
+        return False
+    return os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True
+
+
+def reason(text: str) -> str:
+    """The innermost reason in an error of requests, which are nested."""
+    found = re.search(r"\[Errno -?\d+\] ([\w ]+)|(certificate verify failed: [\w -]+)", text)
+    if found:
+        return (found[1] or found[2]).strip()
+    return "speaks no HTTP" if re.search("BadStatusLine|Connection aborted|ProtocolError", text) else text[-200:]
+
+
+def through_proxy(url: str, own_machine: bool) -> str:
+    """The proxy that stands between, for a message; empty if none."""
+    parts = urllib.parse.urlsplit(url)
+    if own_machine or urllib.request.proxy_bypass(parts.hostname or ""):
+        return ""
+    proxy = urllib.request.getproxies().get(parts.scheme, "")
+    return f", through the proxy {masked(proxy)}" if proxy else ""
+
+
+# ---- gRPC
+
+CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive", b""
+PING = "/ray.rpc.RayletDriver/ClusterInfo", b"\x08\x06"  # ClusterInfoRequest(type=PING)
+
+
+def ask_head(address: str) -> Answer:
+    """address: HOST:6379, the port of Ray's GCS."""
+    return ask_grpc(HEAD, address, *CHECK_ALIVE)
+
+
+def ask_client(address: str) -> Answer:
+    """address: HOST:10001, the port of Ray Client's server."""
+    return ask_grpc(CLIENT, address, *PING)
+
+
+def ask_grpc(kind: str, address: str, method: str, request: bytes) -> Answer:
+    status, reply = call(address, method, request)
+    if status == "UNAUTHENTICATED":
+        if (token := ray_token()) is None:
+            return Answer(kind, is_open=False)
+        status, reply = call(address, method, request, token)
+        return Answer(kind, ray_version(reply), is_open=False, is_accepted=status == "OK")
+    if status == "OK":
+        return Answer(kind, ray_version(reply), is_open=True)
+    if status == "UNIMPLEMENTED":
+        return Answer(UNKNOWN, problem=f"answers, but not as {kind}")
+    return Answer("", problem=late().problem if status == "DEADLINE_EXCEEDED" else f"does not speak as {kind} does")
+
+
+def call(address: str, method: str, request: bytes, token: str = "") -> tuple[str, bytes]:
+    """The name of gRPC's status, and the reply where it is OK."""
+    import grpc
+
+    metadata = [("authorization", f"Bearer {token}")] if token else []
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            return "OK", channel.unary_unary(method)(request, timeout=PATIENCE, metadata=metadata)
+        except grpc.RpcError as error:
+            return error.code().name, b""  # type: ignore[attr-defined] - every error of a call has one
+
+
+def ray_version(reply: bytes) -> str:
+    """Ray's version in a CheckAliveReply: field 2, a string, in protobuf a tag (0x12), the length and the text."""
+    found = re.search(rb"\x12(.)(\d+\.\d+\.[\w.+-]*)", reply, re.DOTALL)
+    return found[2][: found[1][0]].decode() if found else ""
+
+
+# ---- our secrets
+
+
+def mlflow_secret() -> str | None:
+    """The header by which MLflow's client identifies itself: a password or a token from the environment."""
+    user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD"))
+    if user and password:
+        return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
+    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+    return f"Bearer {token}" if token else None
+
+
+# ---- this machine's ports
+
+
+def listening(ports: Mapping[int, str]) -> list[tuple[str, int]]:
+    """(address, port) of those of the ports that some process of this machine listens on."""
+    found = {
+        (connection.laddr.ip.removeprefix("::ffff:"), connection.laddr.port)
+        for connection in psutil.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port in ports
+    }
+    return sorted(found, key=lambda each: (each[1], each[0]))
+
+
+def is_loopback(address: str) -> bool:
+    """True also for what is not an IP address: over a hardware address alone no other machine is reached."""
+    try:
+        parsed = ip_address(address.partition("%")[0])
+    except ValueError:
+        return True
+    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
+
+
+def reachable(address: str) -> str:
+    """The host by which this machine reaches an address that it listens on."""
+    plain = ip_address(address.partition("%")[0])
+    if plain.is_unspecified:
+        return "127.0.0.1" if plain.version == 4 else "[::1]"
+    return address if plain.version == 4 else f"[{address}]"

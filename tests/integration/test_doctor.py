@@ -1,0 +1,61 @@
+"""premed doctor and a real Ray: with a token it is in order, and without one on all addresses it is an error.
+
+make test-cluster, or pytest -m cluster
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from integration.clusters import cluster
+
+from premed.execution.machine import versions
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1000)]
+
+
+def report(**environment):
+    """Exit code, and what --json prints."""
+    none = {"RAY_AUTH_MODE": "", "RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": "/nonexistent"}
+    command = [sys.executable, "-m", "premed", "doctor", "--json"]
+    done = subprocess.run(command, env=os.environ | none | environment, capture_output=True, text=True)
+    return done.returncode, json.loads(done.stdout)
+
+
+def of(findings, start):
+    return [each["what"] for each in findings if each["where"].startswith(start)]
+
+
+def test_a_cluster_with_a_token_answers_those_who_have_it():
+    with cluster("--num-cpus=1") as head:
+        for address, kind in ((head.gcs, "Ray's head"), (head.dashboard, "Ray's dashboard")):
+            _, told = report(RAY_ADDRESS=address, **head.environment)
+            ray = told["services"][0]
+            assert ray["answers"] and ray["asks_for_secret"] and ray["version"] == versions()["ray"], told
+            (ear,) = [each for each in told["listening"] if each["port"] == int(address.rpartition(":")[2])]
+            assert ear["kind"] == kind and ear["asks_for_secret"]
+            assert of(told["findings"], "RAY_ADDRESS") == [] == of(told["findings"], f"port {ear['port']} ")
+            code, told = report(RAY_ADDRESS=address)
+            assert code == 2 and of(told["findings"], "RAY_ADDRESS")[0].startswith("requires a token and none is set")
+            wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+            assert (
+                "refuses the one that is set"
+                in of(report(RAY_ADDRESS=address, **wrong)[1]["findings"], "RAY_ADDRESS")[0]
+            )
+
+
+def test_a_cluster_that_strangers_reach_is_an_error():
+    with cluster("--num-cpus=1", host="0.0.0.0", RAY_AUTH_MODE="disabled") as head:
+        client = next(option for option in head_command(head) if option.startswith("--ray-client-server-port="))
+        client = f"ray://127.0.0.1:{client.partition('=')[2]}"
+        for address in (head.gcs, head.dashboard, client):
+            code, told = report(RAY_ADDRESS=address.replace("0.0.0.0", "127.0.0.1"))
+            assert code == 2 and told["services"][0]["answers"] and told["services"][0]["asks_for_secret"] is False
+            (what,) = of(told["findings"], f"port {address.rpartition(':')[2]} on")
+            assert "asks for no token: whoever reaches it can run code here; start Ray with RAY_AUTH_MODE=token" in what
+
+
+def head_command(head):
+    return [str(word) for word in head.nodes[0].args]

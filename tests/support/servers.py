@@ -1,0 +1,82 @@
+"""Small real servers for what asks ports: HTTP and gRPC with given answers, and one that never answers."""
+
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import grpc
+
+from premed.execution.endpoints import CHECK_ALIVE, PING
+
+RAY = {"/api/version": (200, '{"version": "4", "ray_version": "2.60.0"}')}
+RAY |= {"401": (401, "Unauthorized: Missing authentication token")}
+FLOW = {"/version": (200, "3.17.2"), "/api/2.0/mlflow/experiments/search": (200, "{}")}
+FLOW |= {"401": (401, "You are not authenticated. Please see https://www.mlflow.org/docs/latest/auth/index.html")}
+REPLY = b"\n\x00\x12\x062.60.0\x1a\x01\x01"  # CheckAliveReply(status, ray_version, raylet_alive)
+METHODS = {CHECK_ALIVE[0]: REPLY, PING[0]: b"\x08\x06\x12\x02{}"}
+
+
+@contextmanager
+def http_server(pages: Mapping[str, tuple[int, str]], secret: str = "", host: str = "127.0.0.1") -> Iterator[int]:
+    """Yields its port. pages: status and text by path. secret: the header without which the status is 401 and the text
+    that of the page `401`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            status, text = pages.get(self.path.partition("?")[0], (404, "no such page"))
+            if secret and self.headers.get("Authorization") != secret:
+                status, text = pages["401"]
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text.encode())))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer((host, 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
+def grpc_server(replies: Mapping[str, bytes], token: str = "", host: str = "127.0.0.1") -> Iterator[int]:
+    """Yields its port. replies: by method. token: without which it says UNAUTHENTICATED."""
+
+    class Methods(grpc.GenericRpcHandler):
+        def service(self, details):
+            reply = replies.get(details.method)
+            if reply is None:
+                return None
+
+            def answer(request, context):
+                if token and dict(context.invocation_metadata()).get("authorization") != f"Bearer {token}":
+                    context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+                return reply
+
+            return grpc.unary_unary_rpc_method_handler(answer)
+
+    server = grpc.server(ThreadPoolExecutor(2), handlers=[Methods()])
+    port = server.add_insecure_port(f"{host}:0")
+    server.start()
+    try:
+        yield port
+    finally:
+        server.stop(None).wait()
+
+
+@contextmanager
+def silent_server() -> Iterator[int]:
+    """Yields the port of a server that takes connections and never says anything."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(20)
+        yield server.getsockname()[1]
