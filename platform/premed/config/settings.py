@@ -35,10 +35,12 @@ class Training(Spec):
     epochs: int = Field(ge=1)
     warmup_epochs: float = Field(0.0, ge=0)
     steps: int | None = Field(None, ge=1)
-    """Number of steps, in place of `epochs` (warm-up keeps its share): independent of the number of images."""
+    """Number of steps, in place of `epochs`, which may then be left out (and `warmup_epochs` is a share of the steps):
+    independent of the number of images."""
     batch: int = Field(ge=1)
     """Images per step, over all workers and micro-batches."""
     lr: float = Field(gt=0)
+    """Also `base_lr`: the learning rate for a batch of 256; the effective one is `lr` × `batch` / 256."""
     weight_decay: float = Field(0.05, ge=0)
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     clip: float | None = Field(None, gt=0)
@@ -47,6 +49,14 @@ class Training(Spec):
     validations: int = Field(20, ge=1)
     """Number of validations, evenly spread over the steps; the last one is at the end."""
     augment: Augmentation = Augmentation()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _length(cls, fields: Any) -> Any:
+        """With `steps`, `epochs` may be left out: they would only say of what `warmup_epochs` is a share."""
+        if isinstance(fields, dict) and fields.get("steps") is not None:
+            return {"epochs": 1, **fields}
+        return fields
 
 
 class Source(Spec):
