@@ -116,7 +116,7 @@ def test_what_was_resolved_loads_back_as_the_same_experiment(base, write):
 # Mistakes ------------------------------------------------------------------------------------------------------------
 
 MISTAKES = {
-    "pretext.mask_ration=0.5": r"pretext\.mask_ration: no such field; check its spelling",
+    "pretext.mask_ration=0.5": r"pretext\.mask_ration: no such field; did you mean mask_ratio\?",
     "pretext.mask_ratio=1.5": r"pretext\.mask_ratio: Input should be less than 1 \(it is 1\.5\)",
     "pretext.mask_ratio=much": r"pretext\.mask_ratio: .*valid number.* \(it is 'much'\)",
     "pretext.name=mea": r"pretext: 'mea' is not one of .*imagenet, mae, none",
@@ -145,7 +145,11 @@ MISTAKES = {
     "pretrain=": r"pretrain: is missing, and mae needs it \(epochs, batch, lr, …\)",
     "pretrain.augment.positive=0.5": r"pretrain: augment\.positive: .*not self-supervised; leave it out",
     "train.precision=fp16": r"train\.precision: Input should be 'auto', 'fp32' or 'bf16' \(it is 'fp16'\)",
-    "train.worker=2": r"train\.worker: no such field; check its spelling",
+    "train.worker=2": r"train\.worker: no such field; did you mean workers\?",
+    "pretxt=mae": r"pretxt: no such field; did you mean pretext\?",
+    "finetune.learning_rate=1": r"finetune\.learning_rate: no such field; did you mean lr\?",
+    "finetune.batch_size=1": r"finetune\.batch_size: no such field; did you mean batch\?",
+    "task.size=[3, 4, 5]": r"task\.size: ",
     "seed=3": r"seed: no such field; check its spelling",
     "name=no": r"name: Input should be a valid string \(it is False\)",
     "test": r"test: is neither a YAML file nor key=value; overrides read",
@@ -183,6 +187,37 @@ def test_a_wrong_file_is_one_line_that_names_it_and_the_mend(base, write, text):
     assert "\n" not in str(caught.value)
 
 
+def test_an_unknown_field_is_told_before_those_that_are_missing_for_it():
+    tree = {("pretxt" if name == "pretext" else name): part for name, part in TREE.items()}
+    with pytest.raises(UserError, match=r"^pretxt: no such field; did you mean pretext\?$"):
+        validate_experiment(tree)
+
+
+@pytest.mark.parametrize("item", ["finetune.lr", "finetune.lr:0.1", "finetune", "lr:0.1"])
+def test_a_field_that_is_set_in_another_way_is_told_how(base, item):
+    with pytest.raises(UserError, match=f"is no YAML file; to set a field write {item.split(':')[0]}=VALUE, without"):
+        load([base, item])
+
+
+def test_a_tab_is_told_to_be_spaces(base, write):
+    with pytest.raises(UserError, match=r"tab\.yaml, line 2: has a tab; YAML is indented with spaces"):
+        load([base, write("tab.yaml", "finetune:\n\tlr: 0.1\n")])
+
+
+def test_base_lr_is_another_name_of_lr(base, write):
+    later = write("later.yaml", "finetune: {base_lr: 3.0e-4}\n")
+    assert load([base, later]) == load([base], ["finetune.lr=3e-4"]) == load([base], ["finetune.base_lr=3e-4"])
+    with pytest.raises(UserError, match=r"later\.yaml: lr and base_lr are one field; keep base_lr"):
+        load([base, write("later.yaml", "finetune: {base_lr: 3.0e-4, lr: 1.0}\n")])
+
+
+def test_steps_need_no_epochs():
+    tree = {**TREE, "finetune": {name: each for name, each in TREE["finetune"].items() if name != "epochs"}}
+    assert validate_experiment(tree | {"finetune": tree["finetune"] | {"steps": 150}}).finetune.steps == 150
+    with pytest.raises(UserError, match=r"finetune\.epochs: is missing"):
+        validate_experiment(tree)
+
+
 def test_a_file_that_is_not_text_or_not_there_is_named(tmp_path):
     (tmp_path / "image.yaml").write_bytes(b"\x89PNG\xff\xfe")
     with pytest.raises(UserError, match=r"image\.yaml: is not YAML"):
@@ -191,7 +226,7 @@ def test_a_file_that_is_not_text_or_not_there_is_named(tmp_path):
         load([tmp_path / "gone.yaml"])
 
 
-@pytest.mark.parametrize("field", ["task", "encoder", "pretext", "finetune"])
+@pytest.mark.parametrize("field", ["task", "encoder", "pretext"])
 def test_a_missing_part_is_named(field):
     with pytest.raises(UserError, match=f"{field}: is missing; set it in a YAML or on the command line"):
         validate_experiment({name: part for name, part in TREE.items() if name != field})

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, SerializeAsAny, ValidationError
 
-from premed.config.spec import Spec, canonical, runtime_field
+from premed.config.spec import Spec, canonical, runtime_field, validate_spec
+from premed.errors import UserError
 
 
 class Inner(Spec):
@@ -33,9 +34,16 @@ class Outer(Spec):
     [({"rat": 0.1}, "rat"), ({"rate": "fast"}, "rate"), ({"rate": 2}, "rate"), ({"workers": -1}, "workers")],
 )
 def test_what_is_unknown_of_another_type_or_out_of_range_is_refused_by_name(settings, field):
-    with pytest.raises(ValidationError) as error:
-        Outer.model_validate(settings)
-    assert error.value.errors()[0]["loc"] == (field,)
+    with pytest.raises(UserError, match=f"^{field}: "):
+        validate_spec(Outer, settings)
+
+
+def test_too_few_numbers_are_told_as_such():
+    class Sized(Spec):
+        size: tuple[int, int, int]
+
+    with pytest.raises(UserError, match=r"^size: needs more than 2 values \(it is \[3, 4\]\)$"):
+        validate_spec(Sized, {"size": [3, 4]})
 
 
 def test_a_wrong_default_is_refused_too():

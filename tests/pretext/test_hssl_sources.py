@@ -14,7 +14,7 @@ from premed.config.image_processing import Augmentation
 from premed.config.settings import Pretrain
 from premed.contracts import Case, DataSet
 from premed.data.loader import PreparedLoader
-from premed.data.splits import unlabelled_val
+from premed.data.splits import pretraining_cases
 from premed.errors import UserError
 from premed.models.encoders import unet
 from premed.pretext import hssl
@@ -133,7 +133,7 @@ class Listed:
     """Images, and parts: a number of cases, or why there are none."""
 
     def __init__(self, images: int, **parts: int | str):
-        self.parts, self.cases = parts, [Case(f"case{i}", "patient", (), (1.0,)) for i in range(images)]
+        self.parts, self.cases = parts, [Case(f"case{i}", f"patient{i}", (), (1.0,)) for i in range(images)]
 
     def images(self):
         return self.cases
@@ -144,12 +144,14 @@ class Listed:
         return self.cases[:found]
 
 
-def test_a_data_set_of_which_no_image_has_a_label_is_pre_trained_on_and_not_validated_on():
-    assert unlabelled_val(Listed(3, train="no label", val="no label")) == []  # type: ignore[arg-type]
-    assert [case.label for case in unlabelled_val(Listed(3, train=2, val=1))] == [None]  # type: ignore[arg-type]
+def test_a_data_set_of_which_no_image_has_a_label_keeps_some_patients_for_validation():
+    train, val = pretraining_cases(Listed(3, train="no label", val="no label"))  # type: ignore[arg-type]
+    assert len(train) == 2 and len(val) == 1
+    _, val = pretraining_cases(Listed(3, train=2, val=1))  # type: ignore[arg-type]
+    assert [case.label for case in val] == [None]
     for fault in (Listed(3, train=3, val="none left"), Listed(3, train="x", val="y"), Listed(0, train="x", val="x")):
         with pytest.raises(UserError):
-            unlabelled_val(fault)  # type: ignore[arg-type]
+            pretraining_cases(fault)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("more", [(), ("small",)])

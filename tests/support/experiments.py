@@ -16,7 +16,7 @@ from support.forks import fork
 
 from premed.cli import app
 from premed.config.compose import merge, validate_experiment
-from premed.execution import runner
+from premed.execution import publisher, runner
 from premed.execution.recorder import ExperimentRecorder
 from premed.tracking.run_store import RunStore
 from premed.training import stage
@@ -52,13 +52,14 @@ def settle_in(monkeypatch, home):
         monkeypatch.delenv(name, raising=False)
 
 
-DRAWING, REGISTERING = stage.save_pictures, ExperimentRecorder.register
+DRAWING, REGISTERING, PUBLISHING = stage.save_pictures, ExperimentRecorder.register, publisher.register
 
 
 def bare(patch, whole=False):
     """Stages draw no pictures and register no model, which cost more than a tiny training; or, if `whole`, they do."""
     patch.setattr(stage, "save_pictures", DRAWING if whole else lambda *_: None)
     patch.setattr(ExperimentRecorder, "register", REGISTERING if whole else lambda *_: None)
+    patch.setattr(publisher, "register", PUBLISHING if whole else lambda *_: None)
 
 
 def run(chest, *changes, show=lambda event: None):

@@ -4,6 +4,7 @@ Later files override earlier ones and `key=value` overrides all files, by dotted
 once. Fields under `only: {mae: …}` apply to that strategy alone.
 """
 
+import re
 from collections.abc import Hashable, Sequence
 from functools import reduce
 from pathlib import Path
@@ -32,7 +33,8 @@ def read_trees(files: Sequence[Path | str], overrides: Sequence[str]) -> tuple[l
             raise UserError(f"{override}: is neither a YAML file nor key=value; overrides read pretext.mask_ratio=0.5")
         if not all(path.split(".")):
             raise UserError(f"{override}: names no field; overrides read pretext.mask_ratio=0.5")
-        above = merge(above, nest(path.split("."), parse_value(value, override)))
+        tree = nest(path.split("."), parse_value(value, override))
+        above = merge(above, with_first_names(tree, override))
     return trees, above
 
 
@@ -103,16 +105,39 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
+        if path.suffix.lower() not in (".yaml", ".yml") and not path.exists():
+            field = re.split("[:=]", str(path))[0]
+            field = field if re.fullmatch(r"[a-z_]+(\.\w+)*", field) else "finetune.lr"
+            raise UserError(f"{path}: is no YAML file; to set a field write {field}=VALUE, without spaces") from None
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except DuplicateKey as error:
         raise UserError(f"{path}, line {error.line}: {error.problem}") from None
+    except yaml.scanner.ScannerError as error:
+        where = f"{path}, line {error.problem_mark.line + 1}" if error.problem_mark else f"{path}"
+        if "'\\t'" in str(error.problem):
+            raise UserError(f"{where}: has a tab; YAML is indented with spaces") from None
+        raise UserError(f"{where}: is not YAML ({error.problem})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is not YAML ({' '.join(str(error).split())})") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
         raise UserError(f"{path}: must hold `field: value` lines")
-    return tree
+    return with_first_names(tree, str(path))
+
+
+def with_first_names(tree: Any, where: str) -> Any:
+    """`tree` with the fields that have two names under their first: `base_lr` is `lr`. Raises UserError for both."""
+    if isinstance(tree, list):
+        return [with_first_names(each, where) for each in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if {"lr", "base_lr"} <= tree.keys():
+        raise UserError(f"{where}: lr and base_lr are one field; keep base_lr")
+    return {
+        re.sub(r"(^|\.)base_lr$", r"\1lr", str(name)) if isinstance(name, str) else name: with_first_names(value, where)
+        for name, value in tree.items()
+    }
 
 
 def read_with_base(path: Path, follow: bool = True) -> dict[str, Any]:

@@ -61,6 +61,8 @@ def load_all(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> list
     seeds = [parse_seeds(tree) for tree in merged]
     if all(each and each.vary == ("pretrain",) for each in seeds) and not any(map(has_pretraining, merged)):
         raise UserError("vary: names the pre-training, and none of these strategies has one; leave it out")
+    if any(each and "pretrain" not in each.vary for each in seeds) and not all(tree.get("finetune") for tree in merged):
+        raise UserError("seeds: are the fine-tuning's, and there is no finetune; set vary=[pretrain], too")
     return [experiment for tree in merged for experiment in fan_out(tree)]
 
 
@@ -118,23 +120,27 @@ def percent(share: float) -> str:
 
 def title(experiment: Experiment) -> str:
     """Returns a display name: `mae 5 % seed 1`; it includes the pre-training's seed unless that is 0."""
-    pretrain = experiment.pretrain
+    pretrain, finetune = experiment.pretrain, experiment.finetune
     other = f" pre-training seed {pretrain.seed}" if pretrain and pretrain.seed else ""
-    share = percent(experiment.finetune.label_fraction)
-    return f"{experiment.name or experiment.strategy} {share} seed {experiment.finetune.seed}{other}"
+    if finetune is None:
+        return f"{experiment.name or experiment.strategy}{other or ' pre-training'}"
+    share = percent(finetune.label_fraction)
+    return f"{experiment.name or experiment.strategy} {share} seed {finetune.seed}{other}"
 
 
 def distinct_titles(experiments: Sequence[Experiment], tasks: Sequence[str]) -> list[str]:
     """Returns the shortest titles that distinguish a command's experiments. tasks: the name of each one's task."""
+    finetunes = [experiment.finetune for experiment in experiments]
     columns = [
         list(tasks),
         [experiment.name or experiment.strategy for experiment in experiments],
-        [percent(experiment.finetune.label_fraction) for experiment in experiments],
-        [f"seed {experiment.finetune.seed}" for experiment in experiments],
+        [percent(finetune.label_fraction) if finetune else "" for finetune in finetunes],
+        [f"seed {finetune.seed}" if finetune else "" for finetune in finetunes],
         [f"pre-training seed {experiment.pretrain.seed if experiment.pretrain else '-'}" for experiment in experiments],
     ]
     differing = [column for i, column in enumerate(columns) if i == 1 or len({*column} - {"pre-training seed -"}) > 1]
-    titles = [" ".join(word for word in words if not word.endswith("-")) for words in zip(*differing, strict=True)]
+    rows = zip(*differing, strict=True)
+    titles = [" ".join(word for word in words if word and not word.endswith("-")) for words in rows]
     totals, numbers = Counter(titles), Counter()
     for i, each in enumerate(titles):
         numbers[each] += 1

@@ -3,33 +3,64 @@
 `loader` reads YAMLs into one Experiment, `expand` into several. Plug-ins are selected by file name: `plugins`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from pydantic import SerializeAsAny, model_validator
+from pydantic import BeforeValidator, SerializeAsAny, model_validator
 
 from premed.config.plugins import plugin, plugin_field
-from premed.config.settings import LABEL_FREE, PRETRAINING, Finetune, Kind, Pretrain, Source, Train, sources
+from premed.config.settings import (
+    LABEL_FREE,
+    PRETRAINING,
+    Finetune,
+    Kind,
+    Pretrain,
+    Pretrained,
+    Source,
+    Train,
+    parse_pretraining,
+    sources,
+)
 from premed.config.spec import Spec, runtime_field, without_scoring
 
 
 class Experiment(Spec):
-    """One strategy on one task."""
+    """One strategy on one task. Without `finetune`, it ends with the encoder, which is registered."""
 
     name: str | None = runtime_field(None)
     """Display name; None: the task and the strategy."""
     task: plugin_field("tasks")  # type: ignore[valid-type]
     encoder: plugin_field("encoders")  # type: ignore[valid-type]
     pretext: plugin_field("pretext")  # type: ignore[valid-type]
-    pretrain: Pretrain | None = None
-    finetune: Finetune
+    pretrain: Annotated[Pretrain | Pretrained | None, BeforeValidator(parse_pretraining)] = None
+    """A pre-training's settings, or under `encoder` the name of one that is finished."""
+    finetune: Finetune | None = None
+    """None: pre-training alone."""
     train: Train = Train()
     test: bool = runtime_field(True)
     """False stops after validation and never opens the test part."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _first_source(cls, fields: Any) -> Any:
+        """Without a fine-tuning the task may be left out: it is that of the first source."""
+        if isinstance(fields, dict) and fields.get("task") is None and fields.get("finetune") is None:
+            pretrain = fields.get("pretrain")
+            listed = pretrain.get("sources") if isinstance(pretrain, dict) else None
+            if isinstance(listed, (list, tuple)) and listed and isinstance(listed[0], dict) and "task" in listed[0]:
+                return fields | {"task": listed[0]["task"]}
+        return fields
+
     @model_validator(mode="after")
     def _trainable(self) -> "Experiment":
-        if self.pretrain is None and plugin("pretext", self.pretext).build is not None:
-            raise ValueError(f"pretrain: is missing, and {self.pretext.name} needs it (epochs, batch, lr, …)")  # type: ignore[attr-defined]
+        trains = plugin("pretext", self.pretext).build is not None
+        if self.pretrain is None and trains:
+            raise ValueError(f"pretrain: is missing, and {self.strategy} needs it (epochs, batch, lr, …)")
+        if self.finetune is None and not trains:
+            raise ValueError(f"finetune: is missing, and {self.strategy} trains nothing before it; set it in a YAML")
+        if self.finetune is None and self.pretrained:
+            raise ValueError("finetune: is missing, and pretrain.encoder is trained already; set it in a YAML")
         return self
 
     @property
@@ -37,20 +68,32 @@ class Experiment(Spec):
         return self.pretext.name  # type: ignore[attr-defined]
 
     @property
+    def pretrained(self) -> Pretrained | None:
+        """The finished pre-training that it names, if it does, and its strategy has one."""
+        trains = plugin("pretext", self.pretext).build is not None
+        return self.pretrain if trains and isinstance(self.pretrain, Pretrained) else None
+
+    @property
+    def tested(self) -> bool:
+        """Whether the test part is opened."""
+        return self.test and self.finetune is not None
+
+    @property
     def kinds(self) -> list[Kind]:
-        """The kinds of its stages, in order."""
+        """The kinds of its stages, in order; a finished pre-training that it names is none of them."""
         return [kind for kind, _ in self.trainings()]
 
     def trainings(self) -> list[tuple[Kind, Spec | None]]:
         """Returns kind and settings of its stages: pre-training or import (where there is one), fine-tuning, test."""
         strategy = plugin("pretext", self.pretext)
-        first: Sequence[tuple[Kind, Spec | None]] = []
+        stages: list[tuple[Kind, Spec | None]] = []
         if strategy.build:
-            assert self.pretrain is not None
-            first = self.pretrain.trainings()
+            stages += self.pretrain.trainings() if isinstance(self.pretrain, Pretrain) else []
         elif hasattr(strategy, "weights"):
-            first = [("import", None)]
-        return [*first, ("finetune", self.finetune), *([("test", self.finetune)] if self.test else [])]
+            stages.append(("import", None))
+        if self.finetune:
+            stages.append(("finetune", self.finetune))
+        return [*stages, *([("test", self.finetune)] if self.tested else [])]
 
     def sources(self, kind: Kind) -> tuple[Source, ...]:
         """Returns the data sets of a stage of that kind."""
@@ -60,9 +103,10 @@ class Experiment(Spec):
         """Yields its stages in order, each with the digest of its parent.
 
         data: maps a stage's kind to the fingerprint of its data. It is called when the stage is requested: for "test"
-        only after the fine-tuning was yielded, and never if `test` is false.
+        only after the fine-tuning was yielded, and never if `test` is false. A finished pre-training that the
+        experiment names, by its digest (`preflight.resolve`), is the parent of the first.
         """
-        parent = None
+        parent = self.pretrained.encoder if self.pretrained else None
         for kind, training in self.trainings():
             task = self.sources(kind)[0].task
             if kind in LABEL_FREE:  # independent of how the task is scored
@@ -104,4 +148,25 @@ class Stage(Spec):
     @property
     def folder(self) -> str:
         """The name of its folder below `train.storage`."""
-        return f"{self.kind}-{self.digest()[:16]}"
+        return stage_folder(self.kind, self.digest())
+
+
+@dataclass(frozen=True)
+class FinishedStage:
+    """A stage that an earlier command finished: its parts are used, and it is not trained."""
+
+    kind: Kind
+    sha256: str
+
+    def digest(self) -> str:
+        return self.sha256
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder below `train.storage`."""
+        return stage_folder(self.kind, self.sha256)
+
+
+def stage_folder(kind: Kind, digest: str) -> str:
+    """The name of a stage's folder."""
+    return f"{kind}-{digest[:16]}"

@@ -18,14 +18,16 @@ PACKAGES = {"tasks": "tasks", "pretext": "pretext", "encoders": "models.encoders
 """The package of each kind of plug-in, below `premed`."""
 
 
+def plugin_names(kind: str) -> list[str]:
+    """The names of all plug-ins of a kind; `common` is a package, and none."""
+    path = Path(premed.__file__).parent.joinpath(*PACKAGES[kind].split("."))
+    return sorted(module.name for module in iter_modules([str(path)]) if not module.ispkg)
+
+
 def plugin(kind: str, config: Any) -> Any:
     """Returns the module that a configuration's `name` selects. Raises ValueError, which lists the valid names."""
     name = config.get("name") if isinstance(config, dict) else getattr(config, "name", config)
-    path = Path(premed.__file__).parent.joinpath(*PACKAGES[kind].split("."))
-    names = sorted(
-        module.name for module in iter_modules([str(path)]) if not module.ispkg
-    )  # `common` is a package, not a plug-in
-    if name not in names:
+    if name not in (names := plugin_names(kind)):
         raise ValueError(f"{name!r} is not one of {', '.join(names)}")
     return import_module(f"premed.{PACKAGES[kind]}.{name}")
 

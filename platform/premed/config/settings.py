@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
+    ConfigDict,
     Field,
     TypeAdapter,
     ValidationInfo,
@@ -34,10 +35,12 @@ class Training(Spec):
     epochs: int = Field(ge=1)
     warmup_epochs: float = Field(0.0, ge=0)
     steps: int | None = Field(None, ge=1)
-    """Number of steps, in place of `epochs` (warm-up keeps its share): independent of the number of images."""
+    """Number of steps, in place of `epochs`, which may then be left out (and `warmup_epochs` is a share of the steps):
+    independent of the number of images."""
     batch: int = Field(ge=1)
     """Images per step, over all workers and micro-batches."""
     lr: float = Field(gt=0)
+    """Also `base_lr`: the learning rate for a batch of 256; the effective one is `lr` × `batch` / 256."""
     weight_decay: float = Field(0.05, ge=0)
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     clip: float | None = Field(None, gt=0)
@@ -46,6 +49,14 @@ class Training(Spec):
     validations: int = Field(20, ge=1)
     """Number of validations, evenly spread over the steps; the last one is at the end."""
     augment: Augmentation = Augmentation()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _length(cls, fields: Any) -> Any:
+        """With `steps`, `epochs` may be left out: they would only say of what `warmup_epochs` is a share."""
+        if isinstance(fields, dict) and fields.get("steps") is not None:
+            return {"epochs": 1, **fields}
+        return fields
 
 
 class Source(Spec):
@@ -121,6 +132,41 @@ class Pretrain(Training):
             self.model_copy(update={"epochs": mark, "trunk": tuple(marks[: i + 1])}) for i, mark in enumerate(marks)
         ]
         return [*(("trunk", segment) for segment in segments), ("cooldown", segments[-1])]
+
+
+class Pretrained(Spec):
+    """A finished pre-training, whose encoder is taken in place of training one.
+
+    Other fields of `Pretrain` may be there: they are compared with those that it was trained with.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    encoder: str = Field(min_length=1)
+    """Its registered encoder (models:/NAME/VERSION, models:/NAME@ALIAS), its run's id, or its digest."""
+    seed: int | None = None
+    """The pre-training's; None: not compared. A resolved experiment holds it."""
+
+    @model_validator(mode="after")
+    def _known_fields(self) -> "Pretrained":
+        if unknown := sorted((self.model_extra or {}).keys() - Pretrain.model_fields.keys()):
+            raise ValueError(f"{unknown[0]}: no such field; check its spelling")
+        return self
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The settings of the pre-training that the YAML states."""
+        return {**(self.model_extra or {}), **({} if self.seed is None else {"seed": self.seed})}
+
+
+def parse_pretraining(value: Any) -> Any:
+    """Returns the settings under `pretrain`: of a training, or the name of a finished one, where it has `encoder`."""
+    if value is None or isinstance(value, Spec):
+        return value
+    if isinstance(value, dict) and value.get("encoder") is not None:
+        return Pretrained.model_validate(value)
+    fields = {name: each for name, each in value.items() if name != "encoder"} if isinstance(value, dict) else value
+    return Pretrain.model_validate(fields)
 
 
 def sources(training: Spec | None, task: Spec) -> tuple[Source, ...]:

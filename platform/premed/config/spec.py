@@ -2,10 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from premed.errors import UserError
 
@@ -18,6 +20,19 @@ class Spec(BaseModel):
     version: ClassVar[int] = 1
     """Increment it whenever the same fields give another result (the golden losses change)."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, data: Any) -> Any:
+        """Raises an error for the first unknown field, with a guess; before those that are missing for it."""
+        if isinstance(data, dict) and cls.model_config.get("extra") == "forbid":
+            for name in data:
+                if name not in cls.model_fields:
+                    remedy = f"did you mean {guess}?" if (guess := similar_field(cls, name)) else "check its spelling"
+                    raise PydanticCustomError(
+                        UNKNOWN, "no such field; {remedy}", {"remedy": remedy, "field": str(name)}
+                    )
+        return data
+
     def unused_fields(self) -> set[str]:
         """Returns the fields that have no effect given the values of the others; the digest leaves them out."""
         return set()
@@ -25,6 +40,20 @@ class Spec(BaseModel):
     def digest(self) -> str:
         """Returns the SHA-256 (hex) of all fields that change a result, nested specs and plug-in versions included."""
         return hashlib.sha256(canonical(self).encode()).hexdigest()
+
+
+UNKNOWN = "unknown_field"
+"""The type of pydantic's error for a field that there is not."""
+SYNONYMS = {"learning_rate": "lr", "batch_size": "batch", "num_epochs": "epochs", "n_epochs": "epochs"}
+SYNONYMS |= {"max_steps": "steps", "num_steps": "steps", "wd": "weight_decay", "num_workers": "workers"}
+"""What other tools call some fields."""
+
+
+def similar_field(kind: type[Spec], name: Any) -> str | None:
+    """The field that was probably meant by `name`."""
+    if SYNONYMS.get(name) in kind.model_fields:
+        return SYNONYMS[name]
+    return next(iter(get_close_matches(str(name), kind.model_fields, n=1)), None)
 
 
 Kind = TypeVar("Kind", bound=Spec)
@@ -40,21 +69,30 @@ def validate_spec(kind: type[Kind], tree: Any) -> Kind:
 
 
 def first_error(error: ValidationError) -> tuple[str, str]:
-    """Returns the dotted path and the message of the first error, also of one nested in a plug-in's configuration."""
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"]]
-    inner = first.get("ctx", {}).get("error")
-    if isinstance(inner, ValidationError):
-        deeper, what = first_error(inner)
-        return ".".join([*place, deeper] if deeper else place), what
-    known = {
-        "extra_forbidden": "no such field; check its spelling",
-        "missing": "is missing; set it in a YAML or on the command line",
-    }
-    what = known.get(first["type"], first["msg"].removeprefix("Value error, "))
-    if first["type"] not in known and not isinstance(inner, ValueError):
-        what += f" (it is {first['input']!r})"
-    return ".".join(place), what.replace("\n", " ")
+    """Returns path and message of the error to mend first: an unknown field may be why one is missing."""
+    errors = list(all_errors(error))
+    return next(((where, what) for where, what, is_unknown in errors if is_unknown), errors[0][:2])
+
+
+def all_errors(error: ValidationError) -> Iterator[tuple[str, str, bool]]:
+    """Yields path, message, and whether the field is unknown, also of errors nested in a plug-in's configuration."""
+    for each in error.errors():
+        place = [str(part) for part in each["loc"]]
+        inner = each.get("ctx", {}).get("error")
+        if isinstance(inner, ValidationError):
+            for deeper, what, is_unknown in all_errors(inner):
+                yield ".".join([*place, deeper] if deeper else place), what, is_unknown
+        elif each["type"] == UNKNOWN:
+            yield ".".join([*place, each["ctx"]["field"]]), each["msg"], True
+        elif each["type"] == "missing" and isinstance(each["loc"][-1], int):
+            given = list(each["input"])
+            yield ".".join(place[:-1]), f"needs more than {len(given)} values (it is {given})", False
+        elif each["type"] == "missing":
+            yield ".".join(place), "is missing; set it in a YAML or on the command line", False
+        else:
+            what = each["msg"].removeprefix("Value error, ").replace("\n", " ")
+            stated = isinstance(inner, ValueError) or each["type"] == "extra_forbidden"
+            yield ".".join(place), what if stated else f"{what} (it is {each['input']!r})", False
 
 
 def preset(data: Any, field: str, presets: Mapping[str, Mapping[str, Any]]) -> Any:

@@ -16,7 +16,8 @@ An error stops a run or makes its scores wrong; a note is information.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from premed.config.spec import Spec
 from premed.contracts import Case, Part, Task
 from premed.data.inspection import Facts, Inspection, inspect
 from premed.data.leakage import HELD_FROM
-from premed.data.splits import unlabelled_val
+from premed.data.splits import pretraining_cases
 from premed.errors import Finding, UserError
 
 FEW = 5  # a class with fewer images in a part gets a note: its score there is unreliable
@@ -44,7 +45,7 @@ def refuse(task: Task, test: bool, unlabelled: bool = False) -> None:
         more = f" (and {len(errors) - 1} more: premed data check lists them)" if len(errors) > 1 else ""
         raise UserError(f"{errors[0].where}: {errors[0].what}{more}")
     if unlabelled:
-        unlabelled_val(task)
+        pretraining_cases(task)
         return
     for part in parts_of(test):
         task.split(part)  # raises if the images have no labels: they serve pre-training only
@@ -265,11 +266,29 @@ def leaks(task: Check, other: Check) -> Iterator[Finding]:
     for facts in task.facts:
         for channel in facts.content:
             holders[channel].setdefault(task.cases[facts.number][0], task.image(facts))
+    validated: set[str] = set()
+    with suppress(UserError):  # what its listings lack is found already
+        validated = {case.name for case in pretraining_cases(other.task)[1]} if other.facts else set()
     for facts in other.facts:
-        part = other.cases[facts.number][0]
-        parts = HELD_FROM["val" if part == "val" else "train"]
+        part, case = other.cases[facts.number]
+        parts = HELD_FROM["val" if part == "val" or case.name in validated else "train"]
         same = (holders[each] for each in facts.content if each in holders and "train" not in holders[each])
         if found := next(((image, held) for images in same for held, image in images.items() if held in parts), None):
             image, held = found
             what = f"({part}) is the same image as {image}, which the task keeps for {held}; leave it out of this list"
             yield Finding("error", other.image(facts), f"{what}, or split both in the same way")
+
+
+def recorded_leaks(task: Check, recorded: Sequence[Mapping[str, Any]], where: str) -> Iterator[Finding]:
+    """Errors for the images of a finished pre-training, as it recorded them, that the task keeps for val or test."""
+    uses: dict[str, tuple[str, str]] = {}
+    for data_set in recorded:
+        for image in data_set["images"]:
+            uses |= dict.fromkeys(image["values"], (image["use"], f"{image['name']} of {data_set['name']}"))
+    train = {each for facts in task.facts if task.cases[facts.number][0] == "train" for each in facts.content}
+    for facts in task.facts:
+        part = task.cases[facts.number][0]
+        same = (uses[each] for each in facts.content if each in uses and each not in train)
+        if found := next((name for use, name in same if part in HELD_FROM[use]), None):
+            what = f"({part}) is the same image as {found}, which {where} learnt from; take it out of {part}"
+            yield Finding("error", task.image(facts), what)

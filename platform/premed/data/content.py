@@ -18,7 +18,6 @@ rounded to fewer grey values, and a slice of a volume that was saved as a pictur
 import hashlib
 import os
 import sqlite3
-import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -28,7 +27,7 @@ import numpy as np
 
 from premed.config.spec import canonical
 from premed.data.io import geometry
-from premed.data.io.dicom import slice_files
+from premed.data.io.dicom_tree import is_series, series_files
 from premed.data.io.readers import PICTURES, VOLUMES, read_values
 from premed.errors import UserError
 
@@ -127,12 +126,13 @@ def _digest(file: Path) -> str:
 
 def _state(file: Path) -> tuple[int, int, list[Path] | None]:
     """Size, modification time and None. For a folder of slices: total size, latest time, and the slices' files."""
-    state = file.stat()
-    if not stat.S_ISDIR(state.st_mode):
+    if not is_series(file):
+        state = file.stat()
         return state.st_size, state.st_mtime_ns, None
-    parts = slice_files(file)
+    parts = series_files(file)
     states = [part.stat() for part in parts]
-    return sum(part.st_size for part in states), max([state.st_mtime_ns, *(part.st_mtime_ns for part in states)]), parts
+    latest = (file if file.is_dir() else file.parent).stat().st_mtime_ns
+    return sum(part.st_size for part in states), max([latest, *(part.st_mtime_ns for part in states)]), parts
 
 
 # Both, kept ----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from premed.config.spec import Spec, canonical
 from premed.contracts import Case, DataSet, PreparedImage, Sample, Task
 from premed.data.cache import Cache
 from premed.data.leakage import repeated
-from premed.data.splits import unlabelled_val
+from premed.data.splits import pretraining_cases
 from premed.errors import UserError
 from premed.events import EventHandler, ImagesPrepared, WarningIssued
 from premed.paths import home
@@ -127,7 +127,7 @@ class DataModule:
         if kind == "test":
             return {"test": self.task.split("test")}
         if kind in PRETRAINING:
-            return {"images": self.task.images(), "val": unlabelled_val(self.task)}
+            return dict(zip(("images", "val"), pretraining_cases(self.task), strict=True))
         return {"train": self.task.split("train"), "val": self.task.split("val")}
 
 
@@ -177,7 +177,7 @@ def stage_data_sets(stage: Stage, tasks: Callable[[Spec], Task] | None = None) -
 def stage_cases(stage: Stage, task: Task) -> tuple[list[Case], list[Case]]:
     """The cases (train, val) of a data set in a stage; without labels in a pre-training."""
     if stage.kind in PRETRAINING:
-        train, val = task.images(), unlabelled_val(task)
+        train, val = pretraining_cases(task)
     else:
         assert isinstance(stage.training, Finetune)
         train = label_subset(task.split("train"), stage.training.label_fraction, stage.training.seed)

@@ -1,16 +1,18 @@
 """Images that are both trained on and scored on: of a task and another data set, and within one data set.
 
-A pre-training on another data set that shows what the task keeps for val or test is refused. The same image in two
-parts of one data set is told and not refused: public data sets hold some, in the split that everybody uses.
+A pre-training on another data set that shows what the task keeps for val or test is refused; of one that was finished
+before, the hashes that it recorded (`record`) stand for its images. The same image in two parts of one data set is told
+and not refused: public data sets hold some, in the split that everybody uses.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 from premed.contracts import Case, Task
-from premed.data.cache import Cache, Mapper, Progress
-from premed.data.splits import unlabelled_val
+from premed.data.cache import VERSION, Cache, Mapper, Progress
+from premed.data.splits import pretraining_cases
 from premed.errors import UserError
 
 MOST = 3  # pairs that a message names
@@ -40,56 +42,118 @@ def refuse_leaks(task: Task, other: Task, test: bool, cache: Cache, mapper: Mapp
     used = list(other_cases(task, other, train))
     if not used:
         return
-    held = [(case, "val") for case in task.split("val")]
-    held += [(case, "test") for case in task.split("test")] if test else []
-
-    def by_bytes(cases: Sequence[Case]) -> list[frozenset[str]]:
-        return cache.file_hashes(cases, mapper, progress)
-
-    def by_values(cases: Sequence[Case]) -> list[frozenset[str]]:
-        return cache.image_hashes(cases, task.dims, mapper, progress)
-
-    for hash_cases in (by_bytes, by_values) if task.dims == other.dims else (by_bytes,):
-        if leaks := find_leaks(used, held, train, hash_cases):
-            named = ", ".join(
-                f"{leak.case.name}{' (its val)' * (leak.use == 'val')} is {leak.held.name} ({leak.part})"
-                for leak in leaks[:MOST]
-            )
-            more = f" and {len(leaks) - MOST} more" if len(leaks) > MOST else ""
+    held = held_cases(task, test)
+    cases = [case for case, _ in used]
+    for hash_cases in hashings(task, task.dims == other.dims, cache, mapper, progress):
+        if leaks := find_leaks(used, hash_cases(cases), held, train, hash_cases):
             raise UserError(
-                f"pretrain.sources: {other.name} ({other.root}) shows {len(leaks)} image{'s' * (len(leaks) > 1)} "
-                f"which the task keeps for val or test: {named}{more}; leave them out of its list, "
-                "or split both in the same way"
+                f"pretrain.sources: {other.name} ({other.root}) shows {leaks_words(leaks)}; leave them out of its "
+                "list, or split both in the same way"
             )
+
+
+def held_cases(task: Task, test: bool) -> list[tuple[Case, str]]:
+    """The cases that a task keeps for val and, if `test`, for test."""
+    held = [(case, "val") for case in task.split("val")]
+    return held + ([(case, "test") for case in task.split("test")] if test else [])
+
+
+def hashings(task: Task, values: bool, cache: Cache, mapper: Mapper, progress: Progress) -> list[HashCases]:
+    """What cases are compared by: the bytes of their files, and, if `values`, their grey values."""
+    by_bytes = partial(cache.file_hashes, mapper=mapper, progress=progress)
+    by_values = partial(cache.image_hashes, dims=task.dims, mapper=mapper, progress=progress)
+    return [by_bytes, by_values] if values else [by_bytes]
+
+
+def leaks_words(leaks: Sequence[Leak]) -> str:
+    """How many images leak, and which, at most MOST."""
+    named = ", ".join(
+        f"{leak.case.name}{' (its val)' * (leak.use == 'val')} is {leak.held.name} ({leak.part})"
+        for leak in leaks[:MOST]
+    )
+    more = f" and {len(leaks) - MOST} more" if len(leaks) > MOST else ""
+    return f"{len(leaks)} image{'s' * (len(leaks) > 1)} which the task keeps for val or test: {named}{more}"
 
 
 def other_cases(task: Task, other: Task, train: Sequence[Case]) -> Iterator[tuple[Case, str]]:
     """The cases of a pre-training on `other`, each with its use, but for files that the task uses in the same way."""
     known = {case.image for case in train}
-    yield from ((case, "train") for case in other.images() if case.image not in known)
+    learnt, validated = pretraining_cases(other)
+    yield from ((case, "train") for case in learnt if case.image not in known)
     known |= {case.image for case in task.split("val")}
-    yield from ((case, "val") for case in unlabelled_val(other) if case.image not in known)
+    yield from ((case, "val") for case in validated if case.image not in known)
 
 
 def find_leaks(
-    used: Sequence[tuple[Case, str]], held: Sequence[tuple[Case, str]], train: Sequence[Case], hash_cases: HashCases
+    used: Sequence[tuple[Case, str]],
+    hashes: Sequence[frozenset[str]],
+    held: Sequence[tuple[Case, str]],
+    train: Sequence[Case],
+    hash_cases: HashCases,
 ) -> list[Leak]:
-    """The cases of `used` that are the same image as one of `held`.
+    """The cases of `used`, which have these hashes, that are the same image as one of `held`.
 
     An image that the task has in `train`, too, is none: the fine-tuning shows it anyway, which `repeated` tells.
     """
-    hashes = hash_cases([case for case, _ in (*held, *used)])
     holders: dict[str, list[tuple[Case, str]]] = defaultdict(list)
-    for each, channels in zip(held, hashes, strict=False):
+    for each, channels in zip(held, hash_cases([case for case, _ in held]), strict=True):
         for channel in channels:
             holders[channel].append(each)
     matches: list[list[tuple[str, Leak]]] = []
-    for (case, use), channels in zip(used, hashes[len(held) :], strict=True):
+    for (case, use), channels in zip(used, hashes, strict=True):
         same = ((channel, each) for channel in sorted(channels) for each in holders.get(channel, ()))
         matches.append([(channel, Leak(case, use, *each)) for channel, each in same if each[1] in HELD_FROM[use]])
     shown = {channel for channels in hash_cases(train) for channel in channels} if any(matches) else set()
     leaks = [[leak for channel, leak in some if channel not in shown] for some in matches]
     return [some[0] for some in leaks if some]
+
+
+# ---- of a pre-training that is finished: by the hashes that it recorded
+
+
+def record(task: Task, cache: Cache, mapper: Mapper, progress: Progress) -> dict[str, Any]:
+    """What must be known of a data set of a pre-training to find its images elsewhere, as JSON. Reads each image."""
+    used = [(case, use) for use, cases in zip(("train", "val"), pretraining_cases(task), strict=True) for case in cases]
+    cases = [case for case, _ in used]
+    by_bytes, by_values = (hash_cases(cases) for hash_cases in hashings(task, True, cache, mapper, progress))
+    images = [
+        {"name": case.name, "use": use, "files": sorted(files), "values": sorted(values)}
+        for (case, use), files, values in zip(used, by_bytes, by_values, strict=True)
+    ]
+    return {"name": task.name, "dims": task.dims, "hashes": VERSION, "images": images}
+
+
+def refuse_recorded_leaks(
+    task: Task,
+    recorded: Sequence[Mapping[str, Any]],
+    test: bool,
+    cache: Cache,
+    mapper: Mapper,
+    progress: Progress,
+    where: str,
+) -> None:
+    """Raises UserError if a finished pre-training learnt from images that `task` keeps for val or test.
+
+    recorded: what `record` returned for each of its data sets. where: the field and the pre-training, in messages.
+    """
+    train, held = task.split("train"), held_cases(task, test)
+    for data_set in recorded:
+        used = [(Case(image["name"], "", ()), image["use"]) for image in data_set["images"]]
+        same_dims = data_set["dims"] == task.dims
+        if same_dims and data_set["hashes"] != VERSION:
+            raise UserError(
+                f"{where} compares images in another way than this version of premed; run its pre-training's YAML "
+                "again, without finetune: it trains nothing and records them anew"
+            )
+        for field, hash_cases in zip(
+            ("files", "values"), hashings(task, same_dims, cache, mapper, progress), strict=False
+        ):
+            hashes = [frozenset(image[field]) for image in data_set["images"]]
+            if leaks := find_leaks(used, hashes, held, train, hash_cases):
+                raise UserError(
+                    f"{where} learnt from {data_set['name']}, with {leaks_words(leaks)}; pre-train without them, or "
+                    "leave them out of the task's val and test"
+                )
 
 
 def repeated(parts: Mapping[str, Mapping[str, Iterable[str]]]) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:

@@ -9,11 +9,13 @@ from typing import Any, get_args
 
 from premed.contracts import Case, Part, Task
 from premed.errors import Finding, UserError
-from premed.rng import permutation
+from premed.rng import SampleRng, key, permutation
 
 PARTS: tuple[Part, ...] = get_args(Part)
 Split = dict[Part, tuple[str, ...]]
 """Case names per part."""
+VAL_SHARE = 0.1
+"""Of the patients of a data set without labels, the share that its pre-training is validated on."""
 
 
 def listed_cases(
@@ -71,17 +73,40 @@ def unlabelled_to_learn(unlabelled: Iterable[Case], labelled: Iterable[Case], tr
     return [case for case in unlabelled if case.patient not in held_out]
 
 
-def unlabelled_val(task: Task) -> list[Case]:
-    """The val cases without labels, on which a pre-training is validated; none if no image of the task has a label."""
-    try:
-        return [Case(case.name, case.patient, case.image) for case in task.split("val")]
-    except UserError as refusal:
+def pretraining_cases(task: Task) -> tuple[list[Case], list[Case]]:
+    """The cases, without labels, that a pre-training learns from and is validated on: those of `images` and of val.
+
+    Where no image of the task has a label, there are no parts: a share of the patients is kept for validation.
+    """
+    images = task.images()
+    if not is_unlabelled(task):
+        return images, [Case(case.name, case.patient, case.image) for case in task.split("val")]
+    val = unlabelled_val(case.patient for case in images)
+    return [case for case in images if case.patient not in val], [case for case in images if case.patient in val]
+
+
+def is_unlabelled(task: Task) -> bool:
+    """Whether no image of the task has a label: it has images, and refuses all parts for the same reason."""
+    refusals = set()
+    for part in ("val", "train"):
         try:
-            task.split("train")
-        except UserError as other:
-            if str(other) == str(refusal) and task.images():  # no labels to split by, but images to pre-train on
-                return []
-        raise
+            task.split(part)
+            return False
+        except UserError as refusal:
+            refusals.add(str(refusal))
+    return len(refusals) == 1 and bool(task.images())
+
+
+def unlabelled_val(patients: Iterable[str]) -> set[str]:
+    """The patients, of a data set without labels, on whose images a pre-training is validated: about VAL_SHARE.
+
+    A patient's name alone decides, so that scans that are added move no others. At least one patient is in val, and one
+    is not; of a single patient there is no val.
+    """
+    draws = {who: float(SampleRng(key("unlabelled", who)).uniform("val")[0]) for who in set(patients)}
+    order = sorted(draws, key=lambda who: (draws[who], who))
+    drawn = sum(draw < VAL_SHARE for draw in draws.values())
+    return set(order[: min(max(drawn, 1), len(order) - 1)] if order else ())
 
 
 def missing_files(cases: Iterable[Case]) -> Iterator[Finding]:

@@ -1,23 +1,20 @@
 """StagePipeline: runs one experiment's stages; each is reused or trained, and recorded. No Ray, no MLflow."""
 
 import hashlib
-import threading
 import traceback
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, cast
 
-import torch
-
-from premed.config.experiment import Stage
+from premed.config.experiment import FinishedStage, Stage
 from premed.config.plugins import plugin
-from premed.config.settings import LABEL_FREE, PRETRAINING, Kind
+from premed.config.settings import LABEL_FREE, PRETRAINING, Kind, Pretrain
 from premed.config.spec import canonical
 from premed.contracts import DataSet
-from premed.data.datamodule import join_fingerprints, stage_cases, stage_data_sets
+from premed.data.datamodule import join_fingerprints, stage_data_sets
 from premed.errors import LeaseLost, StageFailed, UserError, first_line
 from premed.events import (
     CollapseDetected,
@@ -29,16 +26,15 @@ from premed.events import (
     WarningIssued,
 )
 from premed.execution.executor import LocalExecutor
+from premed.execution.networks import validate_networks
 from premed.execution.preflight import Resolved
+from premed.execution.publisher import publish
 from premed.execution.recorder import ExperimentRecorder
 from premed.execution.scheduler import Ticket
 from premed.execution.session import Session
-from premed.models.network import load_resized
 from premed.paths import home, storage
 from premed.training.checkpoint import CheckpointManager
-from premed.training.schedule import planned
-from premed.training.setup import StageJob, make_objective
-from premed.training.supervised import Supervised
+from premed.training.setup import StageJob
 
 IDENTIFYING = ("import", "finetune")
 """The kinds of stages whose data distinguish two experiments with the same fields."""
@@ -48,15 +44,15 @@ POLL = 1.0  # seconds between two checks of a stage that another command trains
 class StagePipeline:
     """Runs the stages of one experiment. Several experiments may run at once, each in a thread."""
 
-    building = threading.Lock()  # `with torch.device(...)` sets a global of torch
-
     def __init__(self, resolved: Resolved, session: Session, ticket: Ticket, register: bool = True):
         """register: a fine-tuned network becomes a version of the task's model in MLflow."""
         self.experiment, self.name, self.session, self.ticket = resolved.experiment, resolved.name, session, ticket
+        self.resolved = resolved
         self.task, self.tracker, self.executor = resolved.task, session.tracker, session.executor(ticket)
         self.recorder = ExperimentRecorder(
             self.experiment, self.task, self.tracker, self.show, ticket.pause, register=register
         )
+        self.recorder.pretrain_encoder = resolved.pretrained and resolved.pretrained.reference
         self.storage, self.cache = storage(self.experiment.train.storage), home() / "cache"
         self.stages: list[dict[str, Any]] = []
         """The results of those that are finished so far."""
@@ -68,16 +64,24 @@ class StagePipeline:
         self.session.show(replace(event, experiment=self.name))
 
     def run(self) -> dict[str, Any]:
-        """Runs all stages. Returns the outcome: task, strategy, name of the score, MLflow run, each stage's result."""
-        self.session.refuse_leaks(self.experiment)
+        """Runs all stages. Returns the outcome: task, strategy, name of the score, MLflow run, each stage's result.
+
+        Of a pre-training alone, it has the published encoder, too.
+        """
+        self.session.refuse_leaks(self.resolved)
         self.recorder.open(self.identity())
+        about: dict[str, Any] = {"task": self.task.name, "strategy": self.experiment.strategy, "score": self.task.score}
         try:
-            parent: Stage | None = None
+            parent = self.take_pretraining()
             for stage in self.experiment.stages(self.fingerprint):
                 self.stages.append(self.find_or_train(stage, parent))
                 if stage.kind in LABEL_FREE:
                     self.recorder.pretrain_run = self.stages[-1]["run_id"]
                 parent = stage
+            if self.experiment.finetune is None:
+                assert isinstance(parent, Stage)
+                job, run_id = self.jobs[parent.digest()], self.stages[-1]["run_id"]
+                about["encoder"] = publish(job, run_id, self.resolved, self.session, self.recorder)
             self.recorder.close(self.stages)
         except Exception as error:
             self.recorder.fail("FAILED", first_line(error))
@@ -85,12 +89,12 @@ class StagePipeline:
         except BaseException:  # Ctrl-C
             self.recorder.fail("KILLED")
             raise
-        about = {"task": self.task.name, "strategy": self.experiment.strategy, "score": self.task.score}
         return about | {"run_id": self.recorder.run_id, "stages": self.stages}
 
     def identity(self) -> str:
         """The fingerprints of the experiment's data. A pre-training without sources of its own adds no images."""
-        others = PRETRAINING if self.experiment.pretrain and self.experiment.pretrain.sources else ()
+        pretrain, alone = self.experiment.pretrain, self.experiment.finetune is None
+        others = PRETRAINING if alone or (isinstance(pretrain, Pretrain) and pretrain.sources) else ()
         kinds: list[Kind] = [kind for kind in self.experiment.kinds if kind in (*IDENTIFYING, *others)]
         return " ".join(dict.fromkeys(self.fingerprint(kind) for kind in kinds))
 
@@ -108,7 +112,36 @@ class StagePipeline:
         made = canonical([content, self.task.channels, self.task.preprocessing.digest()])
         return f"weights:{hashlib.sha256(made.encode()).hexdigest()}"
 
-    def find_or_train(self, stage: Stage, parent: Stage | None) -> dict[str, Any]:
+    def take_pretraining(self) -> FinishedStage | None:
+        """The stage of the finished pre-training that the experiment names; it is not trained."""
+        if (named := self.resolved.pretrained) is None:
+            return None
+        stage = FinishedStage(cast(Kind, named.kind), named.digest)
+        job = StageJob(cast(Stage, stage), None, self.experiment.train, self.storage, self.cache)
+        result, ours = self.once(job, (named.digest, self.storage), partial(self.fetch, job))
+        if result is None:
+            raise UserError(
+                f"pretrain.encoder: {named.reference}: its weights are neither in {job.stage_storage.where} nor in "
+                "MLflow; pre-train again"
+            )
+        if not ours:
+            self.show(StageReused(stage.kind, result["where"]))
+        self.stages.append(result | {"reused": True})
+        self.recorder.pretrain_run = result["run_id"]
+        return stage
+
+    def fetch(self, job: StageJob) -> dict[str, Any] | None:
+        """The result of a finished stage, which is copied from MLflow if storage lacks it; None if both do."""
+        while (result := self.find(job)) is None:
+            if self.tracker.acquire(job.stage.digest()):
+                try:
+                    return self.find(job) or self.restore(job)
+                finally:
+                    self.tracker.release(job.stage.digest())
+            self.ticket.pause(POLL)
+        return result
+
+    def find_or_train(self, stage: Stage, parent: Stage | FinishedStage | None) -> dict[str, Any]:
         """Returns the stage's result or raises its failure, both shared with this command's other experiments."""
         job = StageJob(stage, parent, self.experiment.train, self.storage, self.cache)
         self.jobs[stage.digest()] = job
@@ -124,7 +157,7 @@ class StagePipeline:
         def on_wait() -> None:
             self.wait(job.stage.kind, "experiment")
             if job.stage.kind in PRETRAINING:
-                self.validate_networks()
+                validate_networks(self.resolved, self.cache)
 
         return self.session.results(key, function, on_wait, self.ticket.pause)
 
@@ -206,7 +239,7 @@ class StagePipeline:
         """Runs the stage and records its result."""
         kind, stage_storage = job.stage.kind, job.stage_storage
         if kind in PRETRAINING:
-            self.validate_networks()
+            validate_networks(self.resolved, self.cache)
         if job.trunk_storage:
             self.ensure_resumable(self.jobs[job.stage.parent or ""])
         run_id = self.recorder.open_stage(job.stage, self.data_sets(job.stage), job.trunk_storage)
@@ -258,26 +291,3 @@ class StagePipeline:
         if failure and failure["kind"] == "UserError":
             raise UserError(message)
         raise StageFailed(f"{job.stage.kind}: {message}")
-
-    def validate_networks(self) -> None:
-        """Builds all networks on the meta device, without weights: mistakes in later stages are raised at once."""
-        for stage in self.experiment.stages(lambda kind: ""):
-            if stage.kind == "trunk":
-                planned(stage, [len(stage_cases(stage, data_set.task)[0]) for data_set in self.data_sets(stage)])
-        pretrained = None
-        with self.building, torch.device("meta"):
-            for stage in self.experiment.stages(lambda kind: ""):
-                job = StageJob(stage, None, self.experiment.train, "", self.cache)
-                objective, _ = make_objective(job, self.data_sets(stage))
-                encoder = objective.parts["encoder"]
-                if isinstance(objective, Supervised):
-                    objective.network(torch.zeros(1, self.task.channels, *self.task.roi))
-                    self.refuse_misfit(pretrained, encoder)
-                pretrained = encoder
-
-    def refuse_misfit(self, pretrained: Any, encoder: Any) -> None:
-        """Raises UserError if the pre-trained encoder does not fit the task, whose images have another shape."""
-        try:
-            load_resized(encoder, pretrained.state_dict(), pretrained.grid)
-        except UserError as error:
-            raise UserError(f"pretrain.sources: their encoder does not fit {self.task.name}: {error}") from None

@@ -7,12 +7,16 @@ from typing import Any
 from premed.config.expand import distinct_titles
 from premed.config.experiment import Experiment
 from premed.config.image_processing import Augmentation
+from premed.config.settings import Pretrain
 from premed.contracts import Case, Task
 from premed.data.check import refuse
 from premed.data.datamodule import Tasks
+from premed.data.splits import is_unlabelled
 from premed.data.transforms import turning_planes
 from premed.errors import UserError
+from premed.execution.pretrained import settle_pretrained
 from premed.paths import storage
+from premed.tracking.pretrainings import FinishedPretraining
 from premed.training.import_weights import foresee
 
 
@@ -25,6 +29,8 @@ class Resolved:
     """All tasks of the command."""
     name: str
     """Its name in messages: the fields that the command's experiments differ in. Empty if it is the only one."""
+    pretrained: FinishedPretraining | None = None
+    """The finished pre-training that it names."""
 
     @property
     def task(self) -> Task:
@@ -34,28 +40,35 @@ class Resolved:
 def resolve(experiments: Sequence[Experiment], tasks: Tasks | None = None) -> list[Resolved]:
     """Returns the experiments with absolute paths, their tasks and their names.
 
-    Builds each task once. tasks: those that are built already. Raises UserError if a data set is missing, or an
-    augmentation is for images of another number of dimensions.
+    Builds each task once. tasks: those that are built already. Raises UserError if a data set is missing, an
+    augmentation is for images of another number of dimensions, or a finished pre-training that an experiment names
+    is not there or does not fit.
     """
     tasks = tasks or Tasks()
     experiments = [settled(experiment, tasks) for experiment in experiments]
+    found = [settle_pretrained(experiment, tasks(experiment.task)) for experiment in experiments]
+    experiments = [experiment for experiment, _ in found]
     names = distinct_titles(experiments, [tasks(experiment.task).name for experiment in experiments])
-    return [Resolved(experiment, tasks, name) for experiment, name in zip(experiments, names, strict=True)]
+    return [
+        Resolved(experiment, tasks, name, pretrained)
+        for (experiment, pretrained), name in zip(found, names, strict=True)
+    ]
 
 
 def settled(experiment: Experiment, tasks: Tasks) -> Experiment:
     """The experiment with the folders of its data as absolute paths, so that every worker looks in the same place."""
     finetune, pretrain = experiment.finetune, experiment.pretrain
-    refuse_misfits(tasks(experiment.task), finetune.augment, "finetune.augment")
+    if finetune is not None:
+        refuse_misfits(tasks(experiment.task), finetune.augment, "finetune.augment")
     changed: dict[str, Any] = {"task": tasks.resolve_root(experiment.task)}
-    if pretrain is not None and pretrain.sources:
+    if isinstance(pretrain, Pretrain) and pretrain.sources:
         sources = []
         for number, source in enumerate(pretrain.sources):
             where = f"pretrain.sources.{number}.augment" if source.augment else "pretrain.augment"
             refuse_misfits(tasks(source.task), source.augment or pretrain.augment, where)
             sources.append(source.model_copy(update={"task": tasks.resolve_root(source.task)}))
         changed["pretrain"] = pretrain.model_copy(update={"sources": tuple(sources)})
-    elif pretrain is not None:
+    elif isinstance(pretrain, Pretrain):
         refuse_misfits(tasks(experiment.task), pretrain.augment, "pretrain.augment")
     return experiment.model_copy(update=changed)
 
@@ -77,7 +90,7 @@ def validate(resolved: Sequence[Resolved]) -> None:
     checked: list[tuple[Any, bool, bool]] = []
     for each in resolved:
         experiment = each.experiment
-        own = (experiment.task, experiment.test, False)
+        own = (experiment.task, experiment.tested, experiment.finetune is None)
         for task in (own, *((config, False, True) for config in other_tasks(experiment))):
             if task not in checked:
                 config, *how = task
@@ -94,6 +107,11 @@ def other_tasks(experiment: Experiment) -> list[Any]:
     return [config for number, config in enumerate(configs) if config not in (experiment.task, *configs[:number])]
 
 
+def asks_nothing(experiment: Experiment, task: Task) -> bool:
+    """Whether the experiment is a pre-training alone, and its task has no labels: there is no val or test to leak."""
+    return experiment.finetune is None and is_unlabelled(task)
+
+
 def refuse_other_split(experiment: Experiment, tasks: Tasks) -> None:
     """Raises UserError if a source of the pre-training is the task's own folder, split so that it shows val or test.
 
@@ -101,6 +119,8 @@ def refuse_other_split(experiment: Experiment, tasks: Tasks) -> None:
     test part is not even listed, and every image that the task itself does not pre-train on is refused.
     """
     own = tasks(experiment.task)
+    if asks_nothing(experiment, own):
+        return
 
     def images(task: Task) -> dict[tuple[str, ...], Case]:
         """The cases that a pre-training may use, by the paths of their files below the root."""

@@ -59,6 +59,7 @@ class ExperimentRecorder:
         self.pause, self.registers = pause, register
         self.run_id, self.digest, self.writing = "", "", False
         self.pretrain_run: str | None = None  # the run of the pre-training that the experiment starts from, once known
+        self.pretrain_encoder: str | None = None  # the name by which the experiment takes a finished one
         self.copies: dict[str, list[str]] = {}  # by run: folders of copied files that MLflow has not read yet
 
     # ---- the experiment's own run
@@ -66,14 +67,13 @@ class ExperimentRecorder:
     def open(self, data: str) -> None:
         """Finds or creates the run. A finished one stays as it is until there are results. data: its fingerprints."""
         self.digest = hashlib.sha256(f"{self.experiment.digest()} {data}".encode()).hexdigest()
-        tags = self.tags("experiment") | {"seed": str(self.experiment.finetune.seed)}
         key = self.task.name, self.digest, "experiment"
         run_id = self.tracker.newest_run(*key)
         if run_id is None:
             with self.exclusive():
                 if (run_id := self.tracker.newest_run(*key)) is None:
-                    name, params = title(self.experiment), tree(self.experiment)
-                    run_id = self.tracker.open_run(self.task.name, name, self.digest, "experiment", None, tags, params)
+                    about = None, self.tags("experiment"), tree(self.experiment)
+                    run_id = self.tracker.open_run(self.task.name, title(self.experiment), *key[1:], *about)
                     self.writing = True
         self.run_id = run_id
 
@@ -87,7 +87,8 @@ class ExperimentRecorder:
             if self.tracker.finished_with(self.run_id, tags):
                 return
             self.tracker.reopen_run(self.run_id)
-            self.tracker.set_tags(self.run_id, tags)
+            named = {"pretrain_encoder": self.pretrain_encoder} if self.pretrain_encoder else {}
+            self.tracker.set_tags(self.run_id, tags | named)
             self.tracker.log_rows(self.run_id, [row(0, totals(stages))])
             folder = home() / "outbox" / self.run_id
             self.copies[self.run_id] = [folder.name]
@@ -143,15 +144,17 @@ class ExperimentRecorder:
         return run_id
 
     def tags(self, kind: str) -> dict[str, str]:
-        experiment, pretrain = self.experiment, self.experiment.pretrain
-        tags = {"task": self.task.name, "strategy": experiment.strategy, "stage": kind}
-        tags |= {"encoder": experiment.encoder.name}
-        if kind in LABEL_FREE:  # it has neither labels nor a head
+        experiment, pretrain, finetune = self.experiment, self.experiment.pretrain, self.experiment.finetune
+        about = self.task.name, experiment.strategy, kind, experiment.encoder.name
+        tags: dict[str, str] = dict(zip(("task", "strategy", "stage", "encoder"), about, strict=True))
+        if kind in LABEL_FREE:
             return tags
-        tags |= {"head": experiment.finetune.head.name, "label_fraction": f"{experiment.finetune.label_fraction:g}"}
-        tags |= {"score": self.task.score} | ({"pretrain_run": self.pretrain_run} if self.pretrain_run else {})
-        trained = pretrain and experiment.kinds[0] in PRETRAINING
-        return tags | ({"pretrain_seed": str(pretrain.seed)} if pretrain and trained else {})
+        if finetune is not None:  # else there are neither labels nor a head
+            tags |= {"head": finetune.head.name, "label_fraction": f"{finetune.label_fraction:g}"}
+            tags |= {"score": self.task.score} | ({"pretrain_run": self.pretrain_run} if self.pretrain_run else {})
+        trained = experiment.pretrained or experiment.kinds[0] in PRETRAINING
+        tags |= {"pretrain_seed": str(pretrain.seed)} if pretrain and trained else {}
+        return tags | ({"seed": str((finetune or pretrain).seed)} if kind == "experiment" else {})  # type: ignore
 
     def datasets(self, stage: Stage, data_sets: Sequence[DataSet]) -> list[dict[str, Any]]:
         """An entry for each part of each data set; where there are several data sets, they share one digest."""

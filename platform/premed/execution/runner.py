@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from premed.config.experiment import Experiment
-from premed.data.check import Check, leaks
+from premed.data.check import Check, leaks, recorded_leaks
 from premed.data.datamodule import DataModule
-from premed.errors import StageFailed, UserError, first_line
+from premed.errors import Finding, StageFailed, UserError, first_line
 from premed.events import EventHandler, ExperimentEnded, ExperimentsStarted, ImagesChecked, WarningIssued
 from premed.execution.cluster import parallel_map
 from premed.execution.pipeline import StagePipeline
 from premed.execution.preflight import Resolved, other_tasks, resolve, validate
+from premed.execution.pretrained import settle_pretrained
 from premed.execution.scheduler import Ticket
 from premed.execution.session import Session, open_session
 from premed.paths import home
@@ -42,7 +43,7 @@ def run_all(experiments: Sequence[Experiment], show: EventHandler) -> list[dict[
     validate(resolved)
     with open_session([each.experiment.train for each in resolved], resolved[0].tasks, show) as session:
         for each in resolved:
-            session.refuse_leaks(each.experiment)
+            session.refuse_leaks(each)
         show(ExperimentsStarted(len(resolved)))
         batch = ExperimentBatch(resolved, session)
         return batch.at_once() if session.concurrent else batch.one_by_one()
@@ -83,12 +84,13 @@ class ExperimentBatch:
         resolved = self.experiments[number]
         experiment, task = resolved.experiment, resolved.task
         pipeline = StagePipeline(resolved, self.session, Ticket(number, self.session.pause, on_queued=on_queued))
+        finetune = experiment.finetune
         outcome = {
             "name": resolved.name,
             "task": task.name,
             "strategy": experiment.strategy,
-            "label_fraction": experiment.finetune.label_fraction,
-            "seed": experiment.finetune.seed,
+            "label_fraction": finetune and finetune.label_fraction,
+            "seed": (finetune or experiment.pretrain).seed,  # type: ignore[union-attr]
             "score": task.score,
             "stages": [],
         }
@@ -131,6 +133,12 @@ def check(experiment: Experiment, show: EventHandler, html: Path | None = None) 
     if html is not None and not html.absolute().parent.is_dir():
         raise UserError(f"{html}: its folder does not exist; create it")
     checked = Check(experiment.task, experiment.test)
+    finished = None
+    if experiment.pretrained and checked.jobs:
+        try:
+            finished = settle_pretrained(experiment, checked.task)[1]
+        except UserError as error:
+            checked.findings.append(Finding.of(error))
     sources = [Check(config, test=False) for config in other_tasks(experiment)]
     jobs = [job for each in (checked, *sources) for job in each.jobs]
     with parallel_map(experiment.train, show) if jobs else nullcontext() as mapper:
@@ -138,6 +146,9 @@ def check(experiment: Experiment, show: EventHandler, html: Path | None = None) 
             each.open_images(mapper, lambda done, total: show(ImagesChecked(done, total)))
         for source in sources:
             source.findings += leaks(checked, source)
+        if finished is not None:
+            where = f"pretrain.encoder: {finished.reference}"
+            checked.findings += recorded_leaks(checked, finished.record["data_sets"], where)
         if html is not None:
             try:
                 html.write_text(data_check.page(checked, mapper), encoding="utf-8")

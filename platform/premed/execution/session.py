@@ -5,19 +5,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
-from premed.config.experiment import Experiment
 from premed.config.settings import PRETRAINING, Kind, Train
 from premed.config.spec import Spec, without_scoring
-from premed.data.cache import Cache
+from premed.data.cache import Cache, Mapper, Progress
 from premed.data.datamodule import DataModule, Tasks
-from premed.data.leakage import refuse_leaks
+from premed.data.leakage import record, refuse_leaks, refuse_recorded_leaks
 from premed.errors import StageFailed
 from premed.events import Event, EventHandler, ImagesCompared, WarningIssued
 from premed.execution.cluster import Remote, RemoteEvents, actor, free, nodes, ray_cluster, ray_map
 from premed.execution.executor import Executor, LocalExecutor, RayExecutor
-from premed.execution.preflight import other_tasks
+from premed.execution.preflight import Resolved, asks_nothing, other_tasks
 from premed.execution.scheduler import Scheduler, Ticket
 from premed.execution.single_flight import SingleFlight
 from premed.execution.worker_group import WorkerGroup
@@ -68,25 +67,33 @@ class Session:
         key = "fingerprint", kind, without_scoring(config).model_dump_json()
         return self.results(key, lambda: self.data(config).fingerprint(kind), pause=self.pause)[0]
 
-    def refuse_leaks(self, experiment: Experiment) -> None:
-        """Raises UserError if another data set of the pre-training shows images that the task keeps for val or test.
+    def refuse_leaks(self, resolved: Resolved) -> None:
+        """Raises UserError if the pre-training shows images that the task keeps for val or test: another data set of
+        its own, or one of the finished pre-training that the experiment names.
 
         Reads images; each two data sets are compared once in a command.
         """
-        task = self.tasks(experiment.task)
+        experiment, finished = resolved.experiment, resolved.pretrained
+        task, compared = self.tasks(experiment.task), without_scoring(experiment.task).model_dump_json()
+        if finished is not None:
+            data_sets, where = finished.record["data_sets"], f"pretrain.encoder: {finished.reference}"
+            refuse = partial(refuse_recorded_leaks, task, data_sets, experiment.test, *self.hashing(), where)
+            self.results(("leaks", compared, finished.digest, experiment.test), refuse, pause=self.pause)
+        if asks_nothing(experiment, task):
+            return
         for config in other_tasks(experiment):
-            other = self.tasks(config)
-            names = [without_scoring(each).model_dump_json() for each in (experiment.task, config)]
-            compare = partial(
-                refuse_leaks,
-                task,
-                other,
-                experiment.test,
-                Cache(home() / "cache"),
-                self.mapper,
-                lambda done, total: self.show_or_stop(ImagesCompared(done, total)),
-            )
-            self.results(("leaks", *names, experiment.test), compare, pause=self.pause)
+            name = without_scoring(config).model_dump_json()
+            refuse = partial(refuse_leaks, task, self.tasks(config), experiment.test, *self.hashing())
+            self.results(("leaks", compared, name, experiment.test), refuse, pause=self.pause)
+
+    def record(self, configs: Sequence[Spec]) -> list[dict[str, Any]]:
+        """Records the images of a pre-training's data sets, for fine-tunings elsewhere. Reads each once."""
+        return [record(self.tasks(config), *self.hashing()) for config in configs]
+
+    def hashing(self) -> tuple[Cache, Mapper, Progress]:
+        """Where hashes of images are kept, how they are computed in parallel, and how that is shown."""
+        progress = lambda done, total: self.show_or_stop(ImagesCompared(done, total))  # noqa: E731
+        return Cache(home() / "cache"), self.mapper, progress
 
     # ---- stopping, and what is shown
 

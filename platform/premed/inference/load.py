@@ -120,6 +120,8 @@ def find_stage_run(store: RunStore, reference: str) -> Run:
     run = get_run(store, run_id, reference)
     kind = run.tags.get("premed.kind")
     if kind == "experiment":
+        if "label_fraction" not in run.tags and "pretrain_run" in run.tags:  # a pre-training alone
+            return get_run(store, run.tags["pretrain_run"], reference)
         if "finetune_run" not in run.tags:
             raise UserError(f"{reference}: this experiment has not been fine-tuned to its end; run it again")
         run = get_run(store, run.tags["finetune_run"], reference)

@@ -27,6 +27,17 @@ class Network(nn.Module):
         return self.head(image, self.encoder(image, taps=self.head.taps, keys=keys))
 
 
+class Tokens(nn.Module):
+    """An encoder alone: maps images [B, C, *roi] to its tokens [B, L, D]."""
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.encoder(image).tokens
+
+
 @contextmanager
 def seeded_init(seed: int, name: str) -> Iterator[None]:
     """Modules built in this context draw their initial weights from `seed` and `name`.

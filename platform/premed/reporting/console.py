@@ -53,6 +53,11 @@ def show_outcomes(outcomes: Sequence[dict[str, Any]]) -> None:
         rows = [row[:at] + row[at + 1 :] for row in [columns, *rows]]
         columns = rows.pop(0)
     print_table(title, columns, rows)
+    if encoders := [outcome for outcome in outcomes if "encoder" in outcome]:
+        show_encoders(encoders)
+        outcomes = [outcome for outcome in outcomes if "encoder" not in outcome]
+    if not outcomes:
+        return
     print("interval: over patients, one seed; constant: the best answer that ignores the image;")
     print("gate: how far pre-training's validation loss is below that of a predictor without a network")
     show_means(outcomes)
@@ -71,10 +76,22 @@ def show_outcomes(outcomes: Sequence[dict[str, Any]]) -> None:
         print(f"weights and pictures: {', '.join(folders)}; compare them, with intervals and tests: premed compare")
 
 
+def show_encoders(outcomes: Sequence[dict[str, Any]]) -> None:
+    """Prints the encoder of each pre-training, and the command that fine-tunes it."""
+    print("gate: how far pre-training's validation loss is below that of a predictor without a network")
+    for outcome in outcomes:
+        encoder = outcome["encoder"]
+        name = encoder["name"] or encoder["digest"]  # without a registry, the digest names it, too
+        print(f"encoder: {encoder['name'] or 'not registered'}")
+        print(f"digest:  {encoder['digest']}")
+        print(f"run:     {encoder['run_id']} ({outcome['stages'][-1]['where']})")
+        print(f"next:    premed run FINETUNE.yaml pretext={outcome['strategy']} pretrain.encoder={name}")
+
+
 def outcome_row(outcome: dict[str, Any], is_one_of_several: bool) -> list[str]:
     stages, row = outcome["stages"], [outcome["task"], outcome["strategy"]]
     if is_one_of_several:
-        row += [percent(outcome["label_fraction"]), str(outcome["seed"])]
+        row += [percent(share) if (share := outcome["label_fraction"]) is not None else "-", str(outcome["seed"])]
     if "failure" in outcome:
         return [*row, "-", "failed", "-", "-", "-", "-"]
     last, seconds = stages[-1], sum(stage["seconds"] for stage in stages)
@@ -99,6 +116,8 @@ def gate_cell(stages: Sequence[dict[str, Any]]) -> str:
 def score_of(outcome: Mapping[str, Any]) -> tuple[str, float | None]:
     """Name and value of an experiment's score, on test if it has been tested, else on val."""
     last = outcome["stages"][-1]
+    if "encoder" in outcome:
+        return "val loss", last["summary"].get("val/loss")
     part = "test" if last["kind"] == "test" else "val"
     return f"{part} {outcome['score']}", last["summary"].get(f"{part}/{outcome['score']}")
 
@@ -112,7 +131,7 @@ def show_means(outcomes: Sequence[dict[str, Any]]) -> None:
     """Prints mean and standard deviation over seeds, for each task, strategy and share of labels with several seeds."""
     groups = defaultdict(list)
     for outcome in outcomes:
-        if "failure" in outcome:
+        if "failure" in outcome or "encoder" in outcome:
             continue
         score, value = score_of(outcome)
         if value is not None:

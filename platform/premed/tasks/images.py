@@ -12,9 +12,8 @@ from typing import Literal
 
 import numpy as np
 from pandas import Series
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
-from premed.config.image_processing import Preprocessing
 from premed.config.spec import Spec, added_field, runtime_field
 from premed.contracts import Case, Part
 from premed.data import splits
@@ -24,6 +23,7 @@ from premed.paths import data_root
 from premed.rng import key
 from premed.tasks.common import table
 from premed.tasks.common.classification import Classification
+from premed.tasks.common.images import ImageSettings
 from premed.tasks.common.patients import PatientPattern, patient_of
 
 
@@ -38,7 +38,7 @@ class Columns(Spec):
     """None: `part`, if there is such a column; an empty name: no column gives the parts."""
 
 
-class Config(Spec):
+class Config(ImageSettings):
     """`labels` or `label` names the targets. `roi` in pixels or voxels, `spacing` in mm."""
 
     name: Literal["images"] = "images"
@@ -60,21 +60,6 @@ class Config(Spec):
     """The valid values of `label`, in this order; None: its values, sorted."""
     unknown: tuple[str, ...] = ()
     """Values that mean unknown, besides an empty cell (CheXpert's -1.0)."""
-    dims: Literal[2, 3] = 2
-    channels: PositiveInt = 1
-    """3 for RGB."""
-    roi: tuple[PositiveInt, ...] = (224, 224)
-    """The network's input: height and width, or three axes."""
-    stored: tuple[PositiveInt, PositiveInt] | None = None
-    """2D: pictures are resized to this size, from which the roi is cropped; None: the roi's size."""
-    equalize: bool = False
-    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
-    """3D: None keeps each image's spacing."""
-    window: tuple[float, float] | None = None
-    percentiles: tuple[float, float] | None = None
-    crop_foreground: bool = False
-    normalise: Literal["grey", "window", "zscore", "zscore_nonzero"] | None = None
-    """None: grey for pictures (8 bit; DICOM with its display window), zscore for volumes."""
     patient: PatientPattern | None = added_field(None)
     """A pattern over paths whose first group is the patient, in place of a column."""
     split_seed: int = 0
@@ -97,30 +82,9 @@ class Config(Spec):
             raise ValueError("none needs a separator; without one, it is a class like the others")
         if self.patient and self.columns.patient:
             raise ValueError("patient (a pattern over paths) and columns.patient exclude each other")
-        if len(self.roi) != self.dims:
-            raise ValueError(f"roi: {list(self.roi)} must have {self.dims} numbers")
-        if self.stored and any(n < size for n, size in zip(self.stored, self.roi, strict=False)):
-            raise ValueError(f"stored: {list(self.stored)} is smaller than roi {list(self.roi)}")
-        if self.stored and self.dims == 3:
-            raise ValueError("stored is for dims: 2")
         if abs(sum(self.shares) - 1) > 1e-6:
             raise ValueError(f"shares: {list(self.shares)} do not add up to 1")
-        self.preprocessing()
         return self
-
-    def preprocessing(self) -> Preprocessing:
-        """Returns the preprocessing with these settings."""
-        return Preprocessing(
-            dims=self.dims,
-            channels=self.channels,
-            size=(self.stored or self.roi) if self.dims == 2 else None,  # type: ignore[arg-type]
-            equalize=self.equalize,
-            spacing=self.spacing,
-            window=self.window,
-            percentiles=self.percentiles,
-            crop_foreground=self.crop_foreground,
-            normalise=self.normalise or ("grey" if self.dims == 2 else "zscore"),
-        )
 
 
 def build(config: Config) -> "Images":
@@ -168,7 +132,7 @@ class Images(Classification):
             self.truth, self.label_problems = table.parse_names(self.table, cells, names, config.separator, config.none)
             if config.classes is None:
                 self.label_problems += [(str(self.table), what) for what in table.doubtful_names(names)]
-        if len(names) < 1 + self.exclusive:
+        if len(names) < 1 + self.exclusive and np.isfinite(self.truth).any():
             raise UserError(f"{self.table}: column {config.label} names {len(names)} class(es), too few to tell apart")
         self.classes = tuple(re.sub(r"[^\w.-]+", "_", name).strip("_") for name in names)
         if len({*self.classes, ""}) <= len(names):
@@ -250,6 +214,9 @@ class Images(Classification):
             wanted = [case for case, of in rows if of == "train" or (not of and case.label is None)]
             return [case for case in wanted if case.patient not in held_out]
         wanted = [case for case, of in rows if of == part and case.label is not None]
+        if not self.patients:
+            columns = self.config.label or ", ".join(self.config.labels or ())
+            raise UserError(f"{self.table}: no image has a label; fill in {columns}, or leave finetune out")
         if not wanted:
             raise UserError(f"{self.table}: has no labelled image for {part}; add some, or list patients in task.split")
         return wanted

@@ -185,8 +185,11 @@ class MLflowTracker:
         search = self.store.client.search_model_versions
         return self._ask_registry(lambda: bool(search(f"run_id = '{run_id}'", max_results=1)))
 
+    def registered_as(self, run_id: str) -> str | None:
+        return self._ask_registry(lambda: model_registry.version_of(self.store.client, run_id))
+
     def register_model(
-        self, run_id: str, name: str, module: Any, example: Any, score: float, card: dict[str, Any]
+        self, run_id: str, name: str, module: Any, example: Any, score: float | None, card: dict[str, Any]
     ) -> str | None:
         return self._ask_registry(
             lambda: model_registry.register(self.store.client, run_id, name, module, example, score, card)

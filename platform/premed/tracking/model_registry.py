@@ -1,4 +1,7 @@
-"""MLflow's model registry: models without pickle, for any batch size; the alias `best` marks the highest score."""
+"""MLflow's model registry: models without pickle, for any batch size.
+
+Of fine-tuned networks the alias `best` marks the highest score; of encoders, which have none, `newest` the last.
+"""
 
 import json
 import math
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from mlflow import MlflowClient
 
-BEST = "best"
+BEST, NEWEST = "best", "newest"
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 """MLflow's error codes for a model or version that does not exist."""
 _SCORE = "premed.score"
@@ -25,13 +28,14 @@ def register(
     name: str,
     module: "torch.nn.Module",
     example: "np.ndarray",
-    score: float,
+    score: float | None,
     card: dict[str, Any],
 ) -> str:
     """Registers `module`, in evaluation mode, as a new version of the model `name`; returns the version.
 
     `module`: float32 on the CPU. `example` [2, C, *S] float32: the export runs it once; a batch of one would fix the
-    batch size. `score`: the validation score, higher is better. `card`: JSON, kept as the model's metadata.
+    batch size. `score`: the validation score, higher is better; None: an encoder's. `card`: JSON, kept as the model's
+    metadata.
     """
     wrong = {
         f"{p.dtype} on {p.device}"
@@ -46,9 +50,8 @@ def register(
 
     run = client.get_run(run_id)
     digest = run.data.tags.get("premed.digest", "")
-    logged = client.create_logged_model(
-        run.info.experiment_id, name, run_id, tags={_SCORE: repr(score), "premed.digest": digest}
-    )
+    tags = {"premed.digest": digest} | ({} if score is None else {_SCORE: repr(score)})
+    logged = client.create_logged_model(run.info.experiment_id, name, run_id, tags=tags)
     try:
         with tempfile.TemporaryDirectory() as folder:
             _write(module.eval(), example, card, logged, run_id, Path(folder) / "model")
@@ -58,9 +61,18 @@ def register(
         raise
     client.finalize_logged_model(logged.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, 0)])  # else the UI's page of the run shows no model
-    version = _promote(client, name, logged, run, {_SCORE: repr(score), "premed.run": run_id, "premed.digest": digest})
-    _point_best(client, name)
+    version = _promote(client, name, logged, run, tags | {"premed.run": run_id})
+    if score is None:
+        client.set_registered_model_alias(name, NEWEST, version)
+    else:
+        _point_best(client, name)
     return version
+
+
+def version_of(client: "MlflowClient", run_id: str) -> str | None:
+    """Returns `models:/NAME/VERSION` of a run's registered model; None if it has none."""
+    found = client.search_model_versions(f"run_id = '{run_id}'", max_results=1)
+    return f"models:/{found[0].name}/{found[0].version}" if found else None
 
 
 def _write(

@@ -97,8 +97,11 @@ class Tracker(Protocol):
     def is_registered(self, run_id: str) -> bool | None:
         """Whether the run's network is a version of a registered model; None if the registry fails."""
 
+    def registered_as(self, run_id: str) -> str | None:
+        """Returns `models:/NAME/VERSION` of the run's network; None if it is not registered, or the registry fails."""
+
     def register_model(
-        self, run_id: str, name: str, module: Any, example: Any, score: float, card: dict[str, Any]
+        self, run_id: str, name: str, module: Any, example: Any, score: float | None, card: dict[str, Any]
     ) -> str | None:
         """Registers the run's network (`model_registry.register`); returns the version, None if the registry fails."""
 
@@ -220,8 +223,11 @@ class RetryingTracker:
     def is_registered(self, run_id: str) -> bool | None:
         return self.query(self.tracker.is_registered, run_id)
 
+    def registered_as(self, run_id: str) -> str | None:
+        return self.retry(self.tracker.registered_as, run_id)
+
     def register_model(
-        self, run_id: str, name: str, module: Any, example: Any, score: float, card: dict[str, Any]
+        self, run_id: str, name: str, module: Any, example: Any, score: float | None, card: dict[str, Any]
     ) -> str | None:
         return self.retry(self.tracker.register_model, run_id, name, module, example, score, card)
 

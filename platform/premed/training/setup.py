@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from premed.config.experiment import Stage
+from premed.config.experiment import FinishedStage, Stage
 from premed.config.plugins import plugin
 from premed.config.settings import Finetune, Pretrain, Train
 from premed.config.spec import Spec
@@ -32,7 +32,7 @@ class StageJob:
     """A stage, and where and how to run it. The workers receive it pickled."""
 
     stage: Stage
-    parent: Stage | None  # the stage whose parts it starts from
+    parent: Stage | FinishedStage | None  # the stage whose parts it starts from
     train: Train
     storage: str  # `train.storage`, which holds the folders of all stages
     cache: Path

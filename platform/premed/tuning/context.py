@@ -26,6 +26,8 @@ class SweepContext:
     """What a sweep's file determines: the base experiment and its task, metrics and modes, digest, name, folder."""
 
     def __init__(self, sweep: Sweep):
+        if sweep.base.finetune is None:
+            raise UserError("finetune: is missing in the sweep's base; a sweep scores fine-tunings, on val")
         (self.resolved,) = resolve([sweep.base])
         self.sweep, self.base, self.task = sweep, self.resolved.experiment, self.resolved.task
         self.metrics = sweep.search.metric or (f"val/{self.task.score}",)
@@ -45,6 +47,7 @@ class SweepContext:
     @cached_property
     def num_validations(self) -> int:
         """The number of validations of a fine-tuning."""
+        assert self.base.finetune is not None
         return self.base.finetune.validations
 
     def result(self, study: Study) -> SweepResult:

@@ -87,7 +87,7 @@ class SweepRunner:
 
     def run(self) -> None:
         """Runs all trials; returns when the last has ended. Raises the first exception of a thread."""
-        self.session.refuse_leaks(self.context.resolved.experiment)
+        self.session.refuse_leaks(self.context.resolved)
         self.study.start(self.session.fingerprint(self.context.base.task, "finetune"))
         self.open_sweep_run()
         trials = self.study.trials()

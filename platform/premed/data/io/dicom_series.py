@@ -1,4 +1,4 @@
-"""Reads a folder of DICOM slices as one volume."""
+"""Reads the DICOM slices of a folder, or of one of the series in it, as one volume."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from premed.data.io import geometry
-from premed.data.io.dicom import MEND, Notes, is_dicom, numbers, pixels, read_dataset, silence_pydicom, slice_files
+from premed.data.io.dicom import MEND, Notes, is_dicom, numbers, pixels, read_dataset, silence_pydicom
+from premed.data.io.dicom_tree import series_files
 from premed.data.io.image_file import ImageFile, fill
 from premed.errors import UserError
 
@@ -26,7 +27,7 @@ def read(folder: Path) -> ImageFile:
     """
     notes: Notes = {}
     with silence_pydicom():
-        files = [path for path in slice_files(folder) if path.suffix.lower() == ".dcm" or is_dicom(path)]
+        files = [path for path in series_files(folder) if path.suffix.lower() == ".dcm" or is_dicom(path)]
         heads = {path: read_dataset(path, stop_before_pixels=True) for path in files}
         if len(heads) < 2:
             raise UserError(f"{folder}: holds {len(heads)} DICOM slice(s), not a volume; put one whole series there")

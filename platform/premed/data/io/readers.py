@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 from PIL import Image, ImageOps
 
-from premed.data.io import dicom, dicom_series, geometry, nifti
+from premed.data.io import dicom, dicom_series, dicom_tree, geometry, nifti
 from premed.data.io.image_file import ImageFile
 from premed.errors import UserError
 
@@ -79,7 +79,7 @@ def read_header(path: Path) -> nibabel.Nifti1Header:
 def _decoding(path: Path) -> Iterator[None]:
     """Turns whatever a decoder raises into a UserError that names the file."""
     try:
-        if not path.exists():
+        if not path.exists() and not dicom_tree.is_series(path):
             raise UserError(f"{path}: there is no such file")
         if path.is_file() and path.stat().st_size == 0:
             raise UserError(f"{path}: the file is empty (0 bytes); copy it again")
@@ -96,7 +96,7 @@ def _decoding(path: Path) -> Iterator[None]:
 
 
 def _read(path: Path, shown: bool) -> ImageFile:
-    if path.is_dir():
+    if dicom_tree.is_series(path):
         return dicom_series.read(path)
     name = path.name.lower()
     if name.endswith(VOLUMES):

@@ -85,7 +85,7 @@ def task_result(
         num_cases=len(first.cases),
         num_patients=first.num_patients,
         baseline=name if any(baselines) else None,
-        notes=notes + shared_costs([arm for block in blocks for arm in block.arms]),
+        notes=[*notes, *finished_before(blocks), *shared_costs([arm for block in blocks for arm in block.arms])],
         blocks=results,
     )
 
@@ -154,6 +154,19 @@ def require_baseline(task: str, blocks: list[Block], baselines: list[dict[float,
                 f"{task}: runs differ in finetune.head.name: {heads}, and {listed(lost)} has no baseline with its own; "
                 f"--where finetune.head.name={blocks[0].head} or --allow finetune.head"
             )
+
+
+def finished_before(blocks: list[Block]) -> list[str]:
+    """Notes on arms that took a finished pre-training by its name: its cost is theirs all the same."""
+    taken: dict[str, set[str]] = {}
+    for arm in (arm for block in blocks for arm in block.arms):
+        for run in arm.runs:
+            if name := run.run.tags.get("pretrain_encoder"):
+                taken.setdefault(arm.label, set()).add(name)
+    return [
+        f"{label}: fine-tuned from {listed(names)}, which was pre-trained before; that pre-training is in its cost"
+        for label, names in taken.items()
+    ]
 
 
 def shared_costs(arms: list[Arm]) -> list[str]:

@@ -14,10 +14,9 @@ from typing import Literal
 from premed.config.plugins import plugin
 from premed.contracts import Part
 from premed.errors import UserError
-from premed.reporting.comparison.selection import FRACTION, HEAD, SEEDS, ExperimentRun
+from premed.reporting.comparison.selection import FRACTION, HEAD, SEEDS, SOURCE, ExperimentRun
 from premed.reporting.formatting import counted, listed
 
-SOURCE = "pretrain.sources."  # with its number after it: a data set that a pre-training names
 PROTOCOL = ("task.", "data.train", "data.val", "data.test", "finetune.")
 Pairing = Literal["paired", "unpaired", "patients"]
 

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from premed.config.settings import TRUNK
+from premed.config.settings import PRETRAINING, TRUNK
 from premed.contracts import Part
 from premed.errors import UserError
 from premed.reporting.formatting import counted, listed
 from premed.tracking.run_store import Run, RunStore
 
 SEEDS = ("finetune.seed", "pretrain.seed")
+SOURCE = "pretrain.sources."  # with its number after it: a data set that a pre-training names
 FRACTION, HEAD = "finetune.label_fraction", "finetune.head.name"
 SHORT = {"seed": SEEDS[0], "label_fraction": FRACTION, "head": "finetune.head", "data": "data", "encoder": "encoder"}
 """Other names of fields on the command line."""
@@ -67,7 +68,7 @@ def finished_experiments(store: RunStore, task: str | None) -> tuple[list[Experi
         )
     experiments, num_unfinished, num_incomplete = [], 0, 0
     for run in parents:
-        if task not in (None, run.tags["task"]):
+        if task not in (None, run.tags["task"]) or is_pretraining_alone(run):
             continue
         ids = {tag.removesuffix("_run"): value for tag, value in run.tags.items() if tag.endswith("_run")}
         stages = {kind: runs[run_id] for kind, run_id in ids.items() if run_id in runs}
@@ -83,6 +84,11 @@ def finished_experiments(store: RunStore, task: str | None) -> tuple[list[Experi
     if num_incomplete:
         notes.append(f"{counted(num_incomplete, 'run')} without the runs of their stages (deleted?), left out")
     return experiments, notes
+
+
+def is_pretraining_alone(run: Run) -> bool:
+    """Whether the experiment has no fine-tuning, so that there is nothing to compare."""
+    return "label_fraction" not in run.tags and "finetune_run" not in run.tags
 
 
 def fields_of(run: Run, stages: dict[str, Run]) -> dict[str, str]:
@@ -101,6 +107,9 @@ def fields_of(run: Run, stages: dict[str, Run]) -> dict[str, str]:
             top, _, rest = param.removeprefix("stage.").partition(".")
             if top in names and rest and param != "stage.training.trunk":
                 fields[f"{names[top]}.{rest}"] = value
+        if kind in PRETRAINING and "pretrain_encoder" in run.tags and f"{SOURCE}0.task.name" not in fields:
+            # the experiment took it by its name, and its data set was its own task's
+            fields |= {f"{SOURCE}0.group": stage.tags["task"], f"{SOURCE}0.task.name": stage.params["stage.task.name"]}
     return fields
 
 
