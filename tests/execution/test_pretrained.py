@@ -24,7 +24,7 @@ def test_it_ends_with_a_registered_encoder_and_its_card(pretrained, tmp_path):
     assert (encoder["name"], encoder["run_id"], encoder["digest"]) == (NAME, stage["run_id"], stage["digest"])
     client = store_of(home).client
     assert client.get_model_version_by_alias("scans-mae-encoder", "newest").run_id == stage["run_id"]
-    card = json.loads((store_of(home).file(store_of(home).get(stage["run_id"]), "parts/card.json", home)).read_text())
+    card = json.loads(store_of(home).file(store_of(home).get(stage["run_id"]), FILE, home).read_text())["card"]
     assert card["preprocessing"]["size"] == [20, 20] and card["digest"] == stage["digest"] and card["task"] == "scans"
 
 
@@ -108,6 +108,7 @@ MISFITS = {
     "volumes": ({"task": {"dims": 3, "roi": [8, 8, 8], "stored": None}}, r"task\.dims: is 3, .* with 2"),
     "several": ({"task": {"equalize": True, "channels": 3}}, r"task\.channels: .*\(equalize too\); prepare the images"),
     "patch": ({"encoder": {"patch": 4}}, r"encoder\.patch: is 4, and .* was made with 8"),
+    "encoder": ({"encoder": {"name": "unet"}}, r"encoder\.name: is \"unet\", and .* was made with \"vit\""),
     "strategy": ({"pretext": "hssl"}, r"pretext: is hssl, and pretrain\.encoder: .* was made by mae"),
     "mask ratio": ({"pretext": {"mask_ratio": 0.5}}, r"pretext\.mask_ratio: is 0\.5, and .* was made with 0\.75"),
     "epochs": ({"pretrain": {"epochs": 9}}, r"pretrain\.epochs: is 9, and .* was made with 2; make it that, or leave"),
@@ -228,6 +229,7 @@ def test_compare_has_the_strategy_and_the_cost_of_the_pre_training(pretrained, p
     assert code == 0, err
     code, out, err = premed("compare", "--json")
     assert code == 0, err
+    assert json.loads(out)["notes"] == []  # the pre-training alone is no comparison, and nothing is missing
     (task,) = json.loads(out)["tasks"]
     none, mae = task["blocks"][0]["rows"]
     assert (none["strategy"], mae["strategy"]) == ("none", "mae") and none["cost"]["pretrain"] is None

@@ -34,17 +34,17 @@ def settle_pretrained(experiment: Experiment, task: Task) -> tuple[Experiment, F
     if given is None:
         return experiment, None
     found = find_pretraining(open_store(), given.encoder, FIELD)
-    where = f"{FIELD}: {given.encoder}"
+    where, card = f"{FIELD}: {given.encoder}", found.record["card"]
     if (strategy := found.record["pretext"]["name"]) != experiment.strategy:
         raise UserError(f"pretext: is {experiment.strategy}, and {where} was made by {strategy}; make it that")
     try:
         pretext = plugin("pretext", strategy).Config.model_validate(found.record["pretext"])
         pretrain = Pretrain.model_validate(found.record["pretrain"])
         stated = Pretrain.model_validate(found.record["pretrain"] | given.stated)
-        encoder = plugin("encoders", found.card["encoder"]).Config.model_validate(found.card["encoder"])
-    except ValidationError as error:
-        field, what = first_error(error)
-        raise UserError(f"{where}: does not go with what the YAML says, or this version: {field}: {what}") from None
+        encoder = plugin("encoders", card["encoder"]).Config.model_validate(card["encoder"])
+    except ValueError as error:  # pydantic's ValidationError is one
+        what = ": ".join(first_error(error)) if isinstance(error, ValidationError) else str(error)
+        raise UserError(f"{where}: does not go with what the YAML says, or this version: {what}") from None
     theirs: dict[str, Any] = {
         "encoder": (experiment.encoder, encoder, None),
         "pretext": (experiment.pretext, pretext, experiment.pretext.model_dump(exclude_unset=True)),
@@ -53,7 +53,7 @@ def settle_pretrained(experiment: Experiment, task: Task) -> tuple[Experiment, F
     for name, (ours, its, only) in theirs.items():
         for field, one, other in differences(as_json(ours), as_json(its), only, name):
             raise UserError(f"{field}: is {one}, and {where} was made with {other}; make it that, or leave it out")
-    refuse_other_preparation(task, found.card, where)
+    refuse_other_preparation(task, card, where)
     named = Pretrained(encoder=found.digest, seed=pretrain.seed)
     return experiment.model_copy(update={"pretext": pretext, "pretrain": named}), found
 
@@ -72,7 +72,7 @@ def differences(ours: Any, theirs: Any, only: Any, path: str) -> Iterator[tuple[
         if ours != theirs:
             yield path, json.dumps(ours), json.dumps(theirs)
         return
-    for name in dict.fromkeys([*ours, *theirs]):
+    for name in sorted({*ours, *theirs}, key=lambda name: (name != "name", name)):  # another plug-in is told as such
         if only is None or (isinstance(only, Mapping) and name in only):
             inner = only[name] if isinstance(only, Mapping) and isinstance(only[name], Mapping) else None
             yield from differences(ours.get(name), theirs.get(name), inner, f"{path}.{name}")

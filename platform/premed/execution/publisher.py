@@ -12,7 +12,7 @@ from premed.config.plugins import plugin
 from premed.config.settings import Pretrain
 from premed.contracts import Task
 from premed.data.datamodule import stage_data_sets
-from premed.errors import StageFailed
+from premed.errors import StageFailed, UserError
 from premed.events import ModelRegistrationStarted, WarningIssued
 from premed.execution.preflight import Resolved
 from premed.execution.recorder import REGISTERING, ExperimentRecorder
@@ -40,12 +40,16 @@ def publish(
     record: dict[str, Any] = {name: spec.model_dump(mode="json") for name, spec in settings.items()}
     for source in record["pretrain"]["sources"]:  # no paths of a machine
         source["task"].pop("root", None)
+    if (card := job.stage_storage.get_json("parts/card.json")) is None:
+        where = job.stage_storage.where
+        raise UserError(f"{where}/parts/card.json is missing: remove that folder and run the same command again")
+    record["card"] = card
     record["data_sets"] = session.record([source.task for source in sources])
     while not recorder.tracker.acquire(digest):  # another command publishes it
         recorder.pause(POLL)
     try:
         keep(job, run_id, record, recorder)
-        name = register(job, run_id, resolved, recorder)
+        name = register(job, run_id, resolved, recorder, card)
     finally:
         recorder.tracker.release(digest)
     return {"digest": digest, "run_id": run_id, "name": name}
@@ -67,12 +71,13 @@ def keep(job: StageJob, run_id: str, record: dict[str, Any], recorder: Experimen
     recorder.end(run_id, "FINISHED", tags)
 
 
-def register(job: StageJob, run_id: str, resolved: Resolved, recorder: ExperimentRecorder) -> str | None:
+def register(
+    job: StageJob, run_id: str, resolved: Resolved, recorder: ExperimentRecorder, card: dict[str, Any]
+) -> str | None:
     """Registers the encoder, once; returns `models:/NAME/VERSION`, or None if the registry fails."""
     stage, tracker = job.stage, recorder.tracker
     try:
-        card = job.stage_storage.get_json("parts/card.json")
-        if card is None or tracker.is_registered(run_id) is not False:  # no card: storage was cleaned
+        if tracker.is_registered(run_id) is not False:
             return tracker.registered_as(run_id)
         name = encoder_name(resolved.experiment, resolved.task)
         recorder.on_event(ModelRegistrationStarted(name))

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from premed.errors import UserError, first_line
+from premed.errors import UserError
 from premed.tracking import model_registry
-from premed.tracking.client import masked, transient
+from premed.tracking.artifacts import ArtifactMissing
+from premed.tracking.client import masked, transient, unreachable
 from premed.tracking.run_store import Run, RunStore
 
 FILE = "pretraining.json"
@@ -32,9 +33,9 @@ class FinishedPretraining:
     run_id: str
     kind: str
     digest: str
-    card: Mapping[str, Any]
     record: Mapping[str, Any]
-    """`pretext` and `pretrain`, its settings, and `data_sets`, the hashes of its images (`leakage.record`)."""
+    """`card`, that of its parts; `pretext` and `pretrain`, its settings; `data_sets`, the hashes of its images
+    (`leakage.record`)."""
 
 
 def find_pretraining(store: RunStore, reference: str, field: str) -> FinishedPretraining:
@@ -51,16 +52,13 @@ def find_pretraining(store: RunStore, reference: str, field: str) -> FinishedPre
         raise UserError(f"{where}: is {what}, and no pre-training; name a pre-training")
     if run.status != "FINISHED":
         raise UserError(f"{where}: is not finished ({run.status.lower()}); run its YAML to the end")
-    with TemporaryDirectory() as folder:
-        record, card = (read(store, run, path, folder) for path in (FILE, "parts/card.json"))
-    if card is None:
-        raise UserError(f"{where}: its card is no longer in MLflow ({run.artifact_uri}); pre-train again")
+    record = read(store, run)
     if record is None:
         raise UserError(
             f"{where}: recorded no images, so it cannot be told whether it learnt from those of val and test; run its "
             "YAML again, without finetune (finetune=null): it trains nothing and records them"
         )
-    return FinishedPretraining(reference, run.run_id, run.tags["premed.kind"], run.tags["premed.digest"], card, record)
+    return FinishedPretraining(reference, run.run_id, run.tags["premed.kind"], run.tags["premed.digest"], record)
 
 
 def stage_run(store: RunStore, reference: str, where: str) -> Run:
@@ -100,11 +98,14 @@ def get(store: RunStore, run_id: str, where: str) -> Run:
         raise UserError(f"{where}: no such run in {masked(store.uri)}; `premed ui` lists them") from None
 
 
-def read(store: RunStore, run: Run, path: str, folder: str) -> dict[str, Any] | None:
-    """Returns a JSON file of a run; None if it has none. folder: where it may be downloaded to."""
-    try:
-        return json.loads(store.file(run, path, folder).read_bytes())
-    except Exception as error:  # MLflow raises various errors for files that it does not have
-        if transient(error) and type(error) is not OSError:
-            raise UserError(f"MLflow does not answer ({first_line(error)}); try again") from None
-        return None
+def read(store: RunStore, run: Run) -> dict[str, Any] | None:
+    """Returns the record of a run; None if it has none."""
+    with TemporaryDirectory() as folder:
+        try:
+            return json.loads(store.file(run, FILE, folder).read_bytes())
+        except ArtifactMissing:
+            return None
+        except Exception as error:
+            if not transient(error):
+                raise
+            raise UserError(f"{unreachable(error, store.uri)}; try again") from None
