@@ -17,7 +17,8 @@ from premed.config.plugins import plugin
 from premed.config.settings import LABEL_FREE, PRETRAINING, Kind
 from premed.config.spec import canonical
 from premed.contracts import DataSet
-from premed.data.datamodule import join_fingerprints, stage_cases, stage_data_sets
+from premed.data.cache import Cache
+from premed.data.datamodule import join_fingerprints, stage_cases, stage_content, stage_data_sets
 from premed.errors import LeaseLost, StageFailed, UserError, first_line
 from premed.events import (
     CollapseDetected,
@@ -35,6 +36,7 @@ from premed.execution.scheduler import Ticket
 from premed.execution.session import Session
 from premed.models.network import load_resized
 from premed.paths import home, storage
+from premed.training.artifacts import damaged_parts
 from premed.training.checkpoint import CheckpointManager
 from premed.training.schedule import planned
 from premed.training.setup import StageJob, make_objective
@@ -97,6 +99,13 @@ class StagePipeline:
     def data_sets(self, stage: Stage) -> list[DataSet]:
         """The data sets of a stage."""
         return stage_data_sets(stage, self.session.tasks)
+
+    def content(self, stage: Stage) -> str | None:
+        """What the files that a stage reads held when the stage was identified; None of an import, which reads none."""
+        if stage.kind == "import":
+            return None
+        known = {file: hash for each in stage.sources for file, hash in self.session.data(each.task).known.items()}
+        return stage_content(stage, self.data_sets(stage), Cache(self.cache), known)
 
     def fingerprint(self, kind: Kind) -> str:
         """The fingerprint of a stage's data: images; or weights, with the channels and preprocessing they must fit."""
@@ -161,17 +170,29 @@ class StagePipeline:
             self.once(job, key, partial(self.obtain, job, resumable=True))
 
     def find(self, job: StageJob, resumable: bool = False) -> dict[str, Any] | None:
-        """The result of a stage that is finished in storage and in MLflow; else None."""
-        result = job.stage_storage.get_json("result.json")
+        """The result of a stage that is finished in storage, with all its parts, and in MLflow; else None."""
+        result = self.whole_result(job)
         if resumable and not CheckpointManager(job.stage_storage).steps():
             return None
         run_id = self.tracker.finished_run(job.stage.digest(), job.stage.kind) if result else None
         return self.reused(job, run_id, result) if result and run_id else None
 
+    def whole_result(self, job: StageJob) -> dict[str, Any] | None:
+        """The result of a stage whose parts are as it saved them; a damaged one is made again, and so has no result."""
+        storage = job.stage_storage
+        result = storage.get_json("result.json")
+        if result is None or job.stage.kind in ("trunk", "test") or not (damaged := damaged_parts(storage)):
+            return result
+        text = f"{', '.join(damaged)} damaged or missing: fetched from MLflow, or made again"
+        self.show(WarningIssued(f"{storage.where}: {text}"))
+        for name in ("result.json", *damaged):
+            storage.remove(name)
+        return None
+
     def restore(self, job: StageJob) -> dict[str, Any] | None:
         """Copies a stage that is finished in storage or MLflow alone to the other; returns its result, else None."""
         stage, stage_storage = job.stage, job.stage_storage
-        result = stage_storage.get_json("result.json")
+        result = self.whole_result(job)
         run_id = self.tracker.finished_run(stage.digest(), stage.kind)
         if result is None and run_id is not None:
             with TemporaryDirectory() as folder:
@@ -180,7 +201,7 @@ class StagePipeline:
                     files.sort(key=lambda path: path.name == "result.json")  # last, as it marks the stage as finished
                     for path in files:
                         stage_storage.put(path.relative_to(folder).as_posix(), path.read_bytes())
-            result = stage_storage.get_json("result.json")
+            result = self.whole_result(job)
         if result is None:
             return None
         if run_id is None:
@@ -209,6 +230,7 @@ class StagePipeline:
             self.validate_networks()
         if job.trunk_storage:
             self.ensure_resumable(self.jobs[job.stage.parent or ""])
+        job = replace(job, content=self.content(job.stage))
         run_id = self.recorder.open_stage(job.stage, self.data_sets(job.stage), job.trunk_storage)
         self.show(StageStarted(kind, stage_storage.where))
         for name in ("failure.json", "result.json"):  # of an earlier try; of a segment without its checkpoint

@@ -264,7 +264,14 @@ def name_of(result: dict[str, Any]) -> str:
 
 
 def curve_of(storage: StageStorage) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (storage.get("curve.jsonl") or b"").splitlines()]
+    """The points of a stage's curve; of a damaged one those before the damage, and it is put aside."""
+    points: list[dict[str, Any]] = []
+    try:
+        for line in (storage.get("curve.jsonl") or b"").splitlines():
+            points.append(json.loads(line))
+    except ValueError as error:
+        storage.put_aside("curve.jsonl", str(error))
+    return points
 
 
 def local_copy(storage: StageStorage) -> Path:
