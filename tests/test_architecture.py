@@ -192,4 +192,4 @@ def test_a_mistake_in_a_yaml_is_one_line_exit_code_2_and_imports_nothing_heavy(t
     path.write_text("task: {name: msd}\nencoder: {name: vit, widht: 5}\n")
     out, errors, told = command("run", str(path))
     assert (out, told) == ("", "2")
-    assert errors == "premed: encoder.widht: no such field; check its spelling"
+    assert errors == "premed: encoder.widht: no such field; did you mean width?"

@@ -22,6 +22,7 @@ from premed.tasks.common import metrics
 from premed.tasks.common.classification import Classification
 from premed.tasks.common.description import PREDICTION_METHODS
 from premed.tasks.common.segmentation import Regions, Segmentation, read_labels
+from premed.training.artifacts import card_hash
 
 pytest_plugins = ["support.trained_fixtures"]
 
@@ -206,12 +207,18 @@ def test_weights_that_do_not_fit_are_refused_and_those_that_are_gone_are_named(o
             (tmp_path / "copy" / name).write_bytes(found.storage.get(name))
     copied = load.StageStorage(str(tmp_path), "copy")
     weights = copied.get_weights("parts/head.safetensors")
-    copied.put_weights("parts/head.safetensors", dict(list(weights.items())[1:]))
-    broken = load.TrainedModel("id", "some run", None, load.read_card(copied, digest), copied)
+    changed = copied.put_weights("parts/head.safetensors", dict(list(weights.items())[1:]))
+    card = load.read_card(copied)
+    card["hashes"]["head"] = changed
+    card["hashes"]["card"] = card_hash(card)
+    copied.put_json("parts/card.json", card)
+    broken = load.TrainedModel("id", "some run", None, load.own_card(copied, digest), copied)
     refused(broken.network, "head: the saved weights do not fit the network (missing: ")
+    copied.put("parts/head.safetensors", b"torn")
+    refused(broken.network, "parts/head.safetensors is damaged")
     copied.remove("parts/head.safetensors")
     refused(broken.network, "parts/head.safetensors is missing")
-    assert load.read_card(copied, "another digest") is None and case
+    assert load.own_card(copied, "another digest") is None and case
 
 
 def test_a_task_without_its_data_has_its_facts(organ_run, brain_run):

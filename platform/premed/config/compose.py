@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.scanner import ScannerError
 
 from premed.config.experiment import Experiment
 from premed.config.plugins import plugin
@@ -112,7 +113,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except DuplicateKey as error:
         raise UserError(f"{path}, line {error.line}: {error.problem}") from None
-    except yaml.scanner.ScannerError as error:
+    except ScannerError as error:
         where = f"{path}, line {error.problem_mark.line + 1}" if error.problem_mark else f"{path}"
         if "'\\t'" in str(error.problem):
             raise UserError(f"{where}: has a tab; YAML is indented with spaces") from None

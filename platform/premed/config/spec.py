@@ -83,7 +83,7 @@ def all_errors(error: ValidationError) -> Iterator[tuple[str, str, bool]]:
             for deeper, what, is_unknown in all_errors(inner):
                 yield ".".join([*place, deeper] if deeper else place), what, is_unknown
         elif each["type"] == UNKNOWN:
-            yield ".".join([*place, each["ctx"]["field"]]), each["msg"], True
+            yield ".".join([*place, each.get("ctx", {}).get("field", "")]), each["msg"], True
         elif each["type"] == "missing" and isinstance(each["loc"][-1], int):
             given = list(each["input"])
             yield ".".join(place[:-1]), f"needs more than {len(given)} values (it is {given})", False

@@ -105,14 +105,23 @@ class Cache:
         assert None not in paths, "the mapper left out results"
         return [PreparedFile(path) for path in paths if path]
 
-    def fingerprint(self, cases: Iterable[Case], labels: bool) -> str:
-        """SHA-256 (hex) of names, images and, if `labels`, labels. Without `labels`, no label file is opened."""
-        rows = []
+    def fingerprint(self, cases: Iterable[Case], labels: bool, known: dict[Path, str] | None = None) -> str:
+        """SHA-256 (hex) of names, images and, if `labels`, labels. Without `labels`, no label file is opened.
+
+        known: the hashes of files as they were; those of other files are added to it.
+        """
+        rows, known = [], {} if known is None else known
+
+        def hash_of(file: Path) -> str:
+            if file not in known:
+                known[file] = hashes.of(file)
+            return known[file]
+
         with Hashes(self.root) as hashes:
             for case in cases:
-                row: list[Any] = [case.name, [hashes.of(file) for file in absolute(case.image)]]
+                row: list[Any] = [case.name, [hash_of(file) for file in absolute(case.image)]]
                 if labels and isinstance(case.label, Path):
-                    row.append(hashes.of(*absolute([case.label])))
+                    row.append(hash_of(*absolute([case.label])))
                 elif labels and isinstance(case.label, tuple):
                     row.append([None if math.isnan(number) else number for number in case.label])
                 rows.append(row)
@@ -196,6 +205,9 @@ def prepare_one(job: _Job) -> _Result:
         if notes is None:
             images, label = (job.files[:-1], job.files[-1]) if job.has_map else (job.files, None)
             prepared = prepare(images, label, job.preprocessing)
+            for file, known in zip(job.files, hashes, strict=True):
+                if content.hash_file(file).hash != known:  # else its new content would stand under its old hash
+                    raise UserError(f"{file}: changed while it was read; run the same command again")
             write(path, prepared, job.num_left)
             notes = prepared.notes
     except UserError as error:

@@ -60,6 +60,8 @@ class DataModule:
         """The cache files of all stages that were fingerprinted so far."""
         self.parts: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
         """By the hash of an image file's bytes: the names of its cases in each part, of these stages."""
+        self.known: dict[Path, str] = {}
+        """The hashes of the files of these stages, as they were when they were fingerprinted."""
         self.warned: set[str] = set()
         self.comparing = threading.Lock()
 
@@ -88,7 +90,7 @@ class DataModule:
 
         def digest(group: list[Case]) -> str:
             listed = [[c.name, c.patient, *[READING] * any(path in noted for path in c.files)] for c in group]
-            content = cache.fingerprint(group, labels=kind not in PRETRAINING)
+            content = cache.fingerprint(group, kind not in PRETRAINING, self.known)
             return hashlib.sha256(canonical([about, listed, content]).encode()).hexdigest()
 
         return " ".join(f"{name}:{digest(group)}" for name, group in groups.items())
@@ -185,6 +187,21 @@ def stage_cases(stage: Stage, task: Task) -> tuple[list[Case], list[Case]]:
     if not train:
         raise UserError(f"task: {task.name} has no train images for this stage; fix its split")
     return train, val
+
+
+def stage_content(
+    stage: Stage, data_sets: Sequence[DataSet], cache: Cache, known: dict[Path, str] | None = None
+) -> str:
+    """What identifies the content of the files that a stage reads: by it, workers see whether they read the same.
+
+    known: the hashes of the files as they were (`DataModule.known`); without it, as they are now.
+    """
+    contents = []
+    for data_set in data_sets:
+        parts = [data_set.task.split("test")] if stage.kind == "test" else stage_cases(stage, data_set.task)
+        cases = [case for part in parts for case in part]
+        contents.append(cache.fingerprint(cases, stage.kind not in PRETRAINING, known))
+    return " ".join(contents)
 
 
 def label_subset(labelled: list[Case], share: float, seed: int) -> list[Case]:

@@ -1,13 +1,16 @@
 """Prepared images on disk, memory-mapped, so that a crop reads only its own voxels.
 
-A file is safetensors: `image` [C, *S], `label` [*S], `locations` [n, dims]; its metadata holds the rest as JSON.
+A file is safetensors: `image` [C, *S], `label` [*S], `locations` [n, dims]; its metadata holds the rest as JSON. Each
+array has a checksum, and so has the rest; what does not fit its own is not used.
 """
 
 import errno
 import json
+import math
 import os
 import struct
 import uuid
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -157,6 +160,9 @@ def _read_head(path: Path) -> _Head:
             raise ValueError("truncated")
         header = json.loads(file.read(length))
     facts = json.loads(header.pop("__metadata__")["premed"])
+    own = facts.get("crc32", {}).pop("facts", None)  # the first files had no checksums
+    if own is not None and own != checksum(json.dumps(facts).encode()):
+        raise ValueError("damaged")
     end = 8 + length + max(item["data_offsets"][1] for item in header.values())
     if total != end:
         raise ValueError("truncated")
@@ -164,13 +170,45 @@ def _read_head(path: Path) -> _Head:
         name: _Array(_DTYPES[item["dtype"]], tuple(item["shape"]), 8 + length + item["data_offsets"][0])
         for name, item in header.items()
     }
+    for name, (dtype, shape, _) in arrays.items():
+        first, last = header[name]["data_offsets"]
+        if math.prod(shape) * dtype.itemsize != last - first:
+            raise ValueError("damaged")
     return _Head(arrays, facts)
 
 
 def _array(path: Path, name: str) -> np.ndarray:
     # mapped anew for each access: 25 µs against a crop's millisecond, and no file stays open
     dtype, shape, offset = _head(path).arrays[name]
-    return np.memmap(path, dtype, "r", offset, shape).view(np.ndarray)
+    array = np.memmap(path, dtype, "r", offset, shape).view(np.ndarray)
+    if (path, name) not in _verified:
+        _verify(path, name, array)
+    return array
+
+
+_verified: set[tuple[Path, str]] = set()
+"""The arrays that this process found undamaged."""
+
+
+def _verify(path: Path, name: str, array: np.ndarray) -> None:
+    """Raises UserError, and removes the file, if an array is not as it was written: a bit of a disk may turn."""
+    expected = _head(path).facts.get("crc32", {}).get(name)
+    if expected is not None and checksum(array) != expected:
+        with suppress(OSError):
+            path.unlink()
+        _head.cache_clear()
+        raise UserError(f"{path}: is damaged, and was removed; run the same command again, which prepares it anew")
+    _verified.add((path, name))
+
+
+def with_checksums(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """`facts` with the checksums of the arrays, and with its own."""
+    sums = {name: checksum(array) for name, array in arrays.items()}
+    return facts | {"crc32": sums | {"facts": checksum(json.dumps(facts | {"crc32": sums}).encode())}}
+
+
+def checksum(content: np.ndarray | bytes) -> int:
+    return zlib.crc32(np.ascontiguousarray(content).data if isinstance(content, np.ndarray) else content)
 
 
 def is_complete(path: Path) -> bool:
@@ -215,7 +253,7 @@ def write(path: Path, prepared: Prepared, num_left: int = 1) -> None:
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, temporary, {"premed": json.dumps(facts)})
+        save_file(arrays, temporary, {"premed": json.dumps(with_checksums(facts, arrays))})
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

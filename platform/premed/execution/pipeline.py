@@ -33,6 +33,7 @@ from premed.execution.recorder import ExperimentRecorder
 from premed.execution.scheduler import Ticket
 from premed.execution.session import Session
 from premed.paths import home, storage
+from premed.training.artifacts import whole_result
 from premed.training.checkpoint import CheckpointManager
 from premed.training.setup import StageJob
 
@@ -194,8 +195,8 @@ class StagePipeline:
             self.once(job, key, partial(self.obtain, job, resumable=True))
 
     def find(self, job: StageJob, resumable: bool = False) -> dict[str, Any] | None:
-        """The result of a stage that is finished in storage and in MLflow; else None."""
-        result = job.stage_storage.get_json("result.json")
+        """The result of a stage that is finished in storage, with all its parts, and in MLflow; else None."""
+        result = whole_result(job.stage_storage, job.stage.kind, self.show)
         if resumable and not CheckpointManager(job.stage_storage).steps():
             return None
         run_id = self.tracker.finished_run(job.stage.digest(), job.stage.kind) if result else None
@@ -204,7 +205,7 @@ class StagePipeline:
     def restore(self, job: StageJob) -> dict[str, Any] | None:
         """Copies a stage that is finished in storage or MLflow alone to the other; returns its result, else None."""
         stage, stage_storage = job.stage, job.stage_storage
-        result = stage_storage.get_json("result.json")
+        result = whole_result(job.stage_storage, job.stage.kind, self.show)
         run_id = self.tracker.finished_run(stage.digest(), stage.kind)
         if result is None and run_id is not None:
             with TemporaryDirectory() as folder:
@@ -213,7 +214,7 @@ class StagePipeline:
                     files.sort(key=lambda path: path.name == "result.json")  # last, as it marks the stage as finished
                     for path in files:
                         stage_storage.put(path.relative_to(folder).as_posix(), path.read_bytes())
-            result = stage_storage.get_json("result.json")
+            result = whole_result(job.stage_storage, job.stage.kind, self.show)
         if result is None:
             return None
         if run_id is None:
@@ -242,6 +243,7 @@ class StagePipeline:
             validate_networks(self.resolved, self.cache)
         if job.trunk_storage:
             self.ensure_resumable(self.jobs[job.stage.parent or ""])
+        job = replace(job, content=self.session.content(job.stage))
         run_id = self.recorder.open_stage(job.stage, self.data_sets(job.stage), job.trunk_storage)
         self.show(StageStarted(kind, stage_storage.where))
         for name in ("failure.json", "result.json"):  # of an earlier try; of a segment without its checkpoint

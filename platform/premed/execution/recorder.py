@@ -6,7 +6,6 @@ in the tag `pretrain_run`; on a trunk that is the cool-down's, and the experimen
 """
 
 import hashlib
-import json
 import os
 import shutil
 import threading
@@ -27,6 +26,7 @@ from premed.errors import StageFailed
 from premed.events import EventHandler, ModelRegistrationStarted, WarningIssued
 from premed.paths import home, portable_path
 from premed.tracking.tracker import Tracker
+from premed.training.artifacts import curve_of
 from premed.training.setup import StageJob, make_objective
 from premed.training.storage import StageStorage
 
@@ -264,10 +264,6 @@ def name_of(result: dict[str, Any]) -> str:
     if result["kind"] == "trunk":
         return f"{TRUNK}{result['epochs']}"
     return "pretrain" if result["kind"] in PRETRAINING else result["kind"]
-
-
-def curve_of(storage: StageStorage) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (storage.get("curve.jsonl") or b"").splitlines()]
 
 
 def local_copy(storage: StageStorage) -> Path:

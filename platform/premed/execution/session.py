@@ -7,10 +7,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
+from premed.config.experiment import Stage
 from premed.config.settings import PRETRAINING, Kind, Train
 from premed.config.spec import Spec, without_scoring
 from premed.data.cache import Cache, Mapper, Progress
-from premed.data.datamodule import DataModule, Tasks
+from premed.data.datamodule import DataModule, Tasks, stage_content, stage_data_sets
 from premed.data.leakage import record, refuse_leaks, refuse_recorded_leaks
 from premed.errors import StageFailed
 from premed.events import Event, EventHandler, ImagesCompared, WarningIssued
@@ -66,6 +67,13 @@ class Session:
         kind = "pretrain" if kind in PRETRAINING else kind
         key = "fingerprint", kind, without_scoring(config).model_dump_json()
         return self.results(key, lambda: self.data(config).fingerprint(kind), pause=self.pause)[0]
+
+    def content(self, stage: Stage) -> str | None:
+        """What the files that a stage reads held when the stage was identified; None of an import, which reads none."""
+        if stage.kind == "import":
+            return None
+        known = {file: hash for each in stage.sources for file, hash in self.data(each.task).known.items()}
+        return stage_content(stage, stage_data_sets(stage, self.tasks), Cache(home() / "cache"), known)
 
     def refuse_leaks(self, resolved: Resolved) -> None:
         """Raises UserError if the pre-training shows images that the task keeps for val or test: another data set of

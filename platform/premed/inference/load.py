@@ -20,7 +20,7 @@ from premed.tasks.common.classification import Classification
 from premed.tasks.common.segmentation import Regions, Segmentation
 from premed.tracking import model_registry
 from premed.tracking.run_store import Run, RunStore, open_store
-from premed.training.artifacts import load_encoder, part_weights
+from premed.training.artifacts import damaged_parts, load_encoder, part_weights, read_card
 from premed.training.storage import StageStorage
 
 TASKS: dict[str, type] = {"regions": Regions, "labels": Segmentation, "classes": Classification}
@@ -104,13 +104,14 @@ def open_trained(reference: str) -> Iterator[TrainedModel]:
     digest = run.tags["premed.digest"]
     with TemporaryDirectory() as folder:
         storage = stage_storage(run)
-        if read_card(storage, digest) is None:
+        if not is_usable(storage, digest):
             with suppress(Exception):  # MLflow raises various errors for missing artifacts
                 store.download(run.run_id, "parts", folder)
-            storage = StageStorage(folder, "") if read_card(StageStorage(folder, ""), digest) else storage
-        card = read_card(storage, digest)
-        if card is None:
-            raise UserError(f"{reference}: its weights are neither in {storage.where} nor in MLflow; run it again")
+            storage = StageStorage(folder, "") if is_usable(StageStorage(folder, ""), digest) else storage
+        card = own_card(storage, digest)
+        if card is None or damaged_parts(storage):
+            state = "neither in {} nor in MLflow" if card is None else "damaged in {}, and in MLflow"
+            raise UserError(f"{reference}: its weights are {state.format(storage.where)}; run it again")
         yield TrainedModel(run.run_id, reference, run.parent, card, storage)
 
 
@@ -156,9 +157,14 @@ def stage_storage(run: Run) -> StageStorage:
     return StageStorage(storage, name)
 
 
-def read_card(storage: StageStorage, digest: str) -> dict[str, Any] | None:
+def is_usable(storage: StageStorage, digest: str) -> bool:
+    """Whether a stage's folder has all parts of the stage with that digest, undamaged."""
+    return own_card(storage, digest) is not None and not damaged_parts(storage)
+
+
+def own_card(storage: StageStorage, digest: str) -> dict[str, Any] | None:
     """Returns the card in a stage's folder, or None if there is none with that digest."""
     with suppress(Exception):  # an unreachable storage raises various errors
-        card = storage.get_json("parts/card.json")
-        return card if card and card["digest"] == digest else None
+        card = read_card(storage)
+        return card if card["digest"] == digest else None
     return None

@@ -1,16 +1,22 @@
 """What a stage saves: the named parts of its network, their model card, and pictures."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import nn
 
 from premed.config.experiment import Stage
+from premed.config.settings import Kind
 from premed.contracts import DataSet, Encoder, Objective, Sample
 from premed.errors import UserError
+from premed.events import EventHandler, WarningIssued
 from premed.models.network import load_resized
 from premed.training.storage import StageStorage
 
@@ -19,29 +25,88 @@ SNAPSHOTS = 4  # of the outputs for fixed cases: after a quarter, half, three qu
 
 def load_encoder(encoder: Encoder, storage: StageStorage) -> dict[str, Any]:
     """Loads a stage's encoder, resized if it was trained on another grid; see `models.network.load_resized`."""
-    about = storage.get_json("parts/card.json")
-    assert about is not None, f"{storage.where} has no card"
-    return load_resized(encoder, part_weights(storage, "encoder"), tuple(about["grid"]))
+    return load_resized(encoder, part_weights(storage, "encoder"), tuple(read_card(storage)["grid"]))
 
 
 def part_weights(storage: StageStorage, part: str) -> dict[str, torch.Tensor]:
-    """Returns the weights of a part that a stage saved. Raises UserError if they are missing."""
-    weights = storage.get_weights(f"parts/{part}.safetensors")
-    if weights is None:
-        raise UserError(f"{storage.where}/parts/{part}.safetensors is missing: remove that folder and pre-train again")
-    return weights
+    """Returns the weights of a part that a stage saved. Raises UserError if they are missing or damaged."""
+    name = f"parts/{part}.safetensors"
+    content, remedy = storage.get(name), "run the same command again, which makes it anew"
+    if content is None:
+        raise UserError(f"{storage.where}/{name} is missing: {remedy}")
+    if not is_whole(content, read_card(storage).get("hashes", {}).get(part)):
+        raise UserError(f"{storage.where}/{name} is damaged: {remedy}")
+    return load(content)
+
+
+def read_card(storage: StageStorage) -> dict[str, Any]:
+    """Returns the model card of a stage. Raises UserError if it is missing or damaged."""
+    about = storage.get_json("parts/card.json")
+    if about is None or card_hash(about) != about.get("hashes", {}).get("card", card_hash(about)):
+        raise UserError(f"{storage.where}/parts/card.json is missing or damaged: run the same command again")
+    return about
+
+
+def damaged_parts(storage: StageStorage) -> list[str]:
+    """The files of `parts/` that are missing or not as the stage saved them."""
+    try:
+        about = read_card(storage)
+    except UserError:
+        return ["parts/card.json"]
+    hashes, damaged = about.get("hashes", {}), []
+    for part in about["parts"]:
+        content = storage.get(f"parts/{part}.safetensors")
+        if content is None or not is_whole(content, hashes.get(part)):
+            damaged.append(f"parts/{part}.safetensors")
+    return damaged
+
+
+def whole_result(storage: StageStorage, kind: Kind, show: EventHandler) -> dict[str, Any] | None:
+    """The result of a stage whose parts are as it saved them. If some are damaged, they and the result are removed."""
+    result = storage.get_json("result.json")
+    if result is None or kind in ("trunk", "test") or not (damaged := damaged_parts(storage)):
+        return result
+    text = f"{', '.join(damaged)} damaged or missing: fetched from MLflow, or made again"
+    show(WarningIssued(f"{storage.where}: {text}"))
+    for name in ("result.json", *damaged):
+        storage.remove(name)
+    return None
+
+
+def is_whole(content: bytes, expected: str | None) -> bool:
+    """Whether these are the weights with that SHA-256; without one, as in the first cards, whether they can be read."""
+    if expected is not None:
+        return hashlib.sha256(content).hexdigest() == expected
+    try:
+        load(content)
+    except SafetensorError:
+        return False
+    return True
+
+
+def card_hash(about: Mapping[str, Any]) -> str:
+    """The SHA-256 of a card without its own hash."""
+    hashes = {name: value for name, value in about.get("hashes", {}).items() if name != "card"}
+    return hashlib.sha256(json.dumps({**about, "hashes": hashes}, sort_keys=True).encode()).hexdigest()
 
 
 def card(
-    stage: Stage, data_sets: Sequence[DataSet], parts: Mapping[str, nn.Module], gate: dict[str, Any] | None
+    stage: Stage,
+    data_sets: Sequence[DataSet],
+    parts: Mapping[str, nn.Module],
+    gate: dict[str, Any] | None,
+    hashes: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Returns the model card: all that is needed to use the parts without the data they were trained on."""
+    """Returns the model card: all that is needed to use the parts without the data they were trained on.
+
+    hashes: SHA-256 of each part's file.
+    """
     encoder, head = parts["encoder"], getattr(stage.training, "head", None)
     assert isinstance(encoder, Encoder)
     sources = (
         {"sources": [source(data_set) for data_set in data_sets]} if getattr(stage.training, "sources", None) else {}
     )
-    return (
+    about = (
         data_sets[0].task.describe()
         | sources
         | {
@@ -54,8 +119,12 @@ def card(
             "patch": encoder.patch,
             "width": encoder.width,
             "gate": gate,
+            "hashes": dict(hashes),
         }
     )
+    about = json.loads(json.dumps(about))  # as it is read again
+    about["hashes"]["card"] = card_hash(about)
+    return about
 
 
 def source(data_set: DataSet) -> dict[str, Any]:
@@ -63,6 +132,17 @@ def source(data_set: DataSet) -> dict[str, Any]:
     task = data_set.task
     about = {"task": task.name, "group": data_set.group, "channels": task.channels, "roi": list(task.roi)}
     return about | {"preprocessing": task.preprocessing.model_dump(mode="json")}
+
+
+def curve_of(storage: StageStorage) -> list[dict[str, Any]]:
+    """The points of a stage's curve; of a damaged one those before the damage, and it is put aside."""
+    points: list[dict[str, Any]] = []
+    try:
+        for line in (storage.get("curve.jsonl") or b"").splitlines():
+            points.append(json.loads(line))
+    except ValueError as error:
+        storage.put_aside("curve.jsonl", str(error))
+    return points
 
 
 def save_pictures(storage: StageStorage, objective: Objective, samples: Sequence[Sample]) -> None:

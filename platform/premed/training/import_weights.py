@@ -32,8 +32,8 @@ def bring(stage: Stage, storage: StageStorage, on_event: EventHandler, tasks: Ca
     began = time.monotonic()
     task, encoder, state, report = brought(stage, tasks)
     load_strictly(encoder.to_empty(device="cpu"), state, "encoder")
-    storage.put_weights("parts/encoder.safetensors", encoder.state_dict())
-    storage.put_json("parts/card.json", card(stage, [DataSet(task, task.name)], {"encoder": encoder}, None))
+    hashes = {"encoder": storage.put_weights("parts/encoder.safetensors", encoder.state_dict())}
+    storage.put_json("parts/card.json", card(stage, [DataSet(task, task.name)], {"encoder": encoder}, None, hashes))
     on_event(WeightsImported(**{name: report[name] for name in ("file", "kept", "changed", "dropped")}))
     result = {
         "kind": stage.kind,

@@ -13,7 +13,7 @@ from premed.config.settings import Finetune, Pretrain, Train
 from premed.config.spec import Spec
 from premed.contracts import BatchSampler, Case, DataSet, Objective, Sample, Task
 from premed.data.cache import Cache
-from premed.data.datamodule import refuse_unknown_labels, stage_cases, stage_data_sets
+from premed.data.datamodule import refuse_unknown_labels, stage_cases, stage_content, stage_data_sets
 from premed.distributed import raise_on_all_ranks, rank_and_world
 from premed.errors import UserError
 from premed.models.network import Network, load_strictly, seeded_init
@@ -36,6 +36,7 @@ class StageJob:
     train: Train
     storage: str  # `train.storage`, which holds the folders of all stages
     cache: Path
+    content: str | None = None  # see `datamodule.stage_content`; None: not compared
 
     @property
     def stage_storage(self) -> StageStorage:
@@ -78,6 +79,7 @@ def set_up(job: StageJob, tasks: TaskOf) -> TrainingSetup:
     with raise_on_all_ranks():
         data_sets = stage_data_sets(job.stage, tasks)
         train, val = training_samples(job, data_sets)
+        refuse_changed(job, data_sets)
         device, accumulate = device_of(job.train), job.train.micro_batches(rank_and_world()[1])
         objective, loaded = make_objective(job, data_sets)
         objective.to(device)
@@ -105,6 +107,15 @@ def prepared(job: StageJob, task: Task, selected: Sequence[Case], data_set: int 
     entries = Cache(job.cache).prepare(selected, task.preprocessing)
     refuse_unknown_labels(selected, entries, task.labels)
     return [Sample(case, entry, data_set) for case, entry in zip(selected, entries, strict=True)]
+
+
+def refuse_changed(job: StageJob, data_sets: Sequence[DataSet]) -> None:
+    """Raises UserError if files are not those by which the stage was identified, on this node or since."""
+    if job.content is not None and stage_content(job.stage, data_sets, Cache(job.cache)) != job.content:
+        roots = ", ".join(dict.fromkeys(str(data_set.task.root) for data_set in data_sets))
+        raise UserError(
+            f"{roots}: images changed while the command ran, or are others on this node; run the same command again"
+        )
 
 
 def make_objective(job: StageJob, data_sets: Sequence[DataSet]) -> tuple[Objective, dict[str, Any]]:

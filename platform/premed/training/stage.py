@@ -24,7 +24,7 @@ from premed.training.evaluate import bootstrap_interval, collapsed, evaluate, pa
 from premed.training.fit import distributed, fit
 from premed.training.import_weights import bring
 from premed.training.optimizer import make_optimizer
-from premed.training.setup import StageJob, TaskOf, make_objective, prepared, set_up
+from premed.training.setup import StageJob, TaskOf, make_objective, prepared, refuse_changed, set_up
 from premed.training.supervised import Supervised
 from premed.training.throughput import Throughput
 
@@ -118,14 +118,15 @@ def save_results(
 ) -> None:
     """Saves the best weights as parts, pictures, scores and, last of all, the result; removes checkpoints."""
     stage, storage, objective, best = job.stage, job.stage_storage, callback.objective, callback.best
+    hashes = {}
     for name, part in objective.parts.items():
         weights = storage.get_weights(best_file(best["step"], name))
         assert weights is not None, "the last step is always validated"
         part.load_state_dict(weights)
-        storage.put_weights(f"parts/{name}.safetensors", weights)
+        hashes[name] = storage.put_weights(f"parts/{name}.safetensors", weights)
     save_pictures(storage, objective, callback.val)
     gate = passed_gate(best["summary"])
-    storage.put_json("parts/card.json", card(stage, data_sets, objective.parts, gate))
+    storage.put_json("parts/card.json", card(stage, data_sets, objective.parts, gate, hashes))
     storage.put_json("scores.json", callback.rows)
     more = {"gate": gate, "collapse": collapsed(best["summary"]), "loaded": loaded}
     write_result(job, callback, num_cases, more)
@@ -169,6 +170,7 @@ def test_stage(job: StageJob, on_event: EventHandler, tasks: TaskOf) -> None:
         data_sets = stage_data_sets(job.stage, tasks)
         task = data_sets[0].task
         samples = prepared(job, task, task.split("test"))
+        refuse_changed(job, data_sets)
         objective, loaded = make_objective(job, data_sets)
         objective.to(device_of(job.train))
     on_event(EvaluationStarted(num_images=len(samples)))

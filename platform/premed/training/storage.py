@@ -4,7 +4,9 @@ Nobody sees an incomplete file: on a disk it is renamed into place, in an object
 safetensors.
 """
 
+import hashlib
 import json
+import logging
 import os
 import uuid
 from contextlib import suppress
@@ -13,6 +15,8 @@ from typing import Any
 
 from safetensors.torch import load, save
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 
 class StageStorage:
@@ -109,11 +113,26 @@ class StageStorage:
         self.put(name, json.dumps(value, indent=1).encode())
 
     def get_json(self, name: str) -> Any | None:
+        """Returns a JSON file's value; None if there is no such file, or if it is not whole: then it is put aside."""
         content = self.get(name)
-        return None if content is None else json.loads(content)
+        try:
+            return None if content is None else json.loads(content)
+        except ValueError as error:
+            self.put_aside(name, str(error))
+            return None
 
-    def put_weights(self, name: str, state: dict[str, Tensor]) -> None:
-        self.put(name, save({key: value.detach().cpu().contiguous() for key, value in state.items()}))
+    def put_aside(self, name: str, reason: str) -> None:
+        """Renames a damaged file, so that it is taken for missing, and says so."""
+        log.warning("%s/%s is damaged (%s): kept as %s.damaged, and made again", self.where, name, reason, name)
+        with suppress(OSError):  # where nobody may write
+            self.put(f"{name}.damaged", self.get(name) or b"")
+            self.remove(name)
+
+    def put_weights(self, name: str, state: dict[str, Tensor]) -> str:
+        """Writes weights; returns the SHA-256 of the file."""
+        content = save({key: value.detach().cpu().contiguous() for key, value in state.items()})
+        self.put(name, content)
+        return hashlib.sha256(content).hexdigest()
 
     def get_weights(self, name: str) -> dict[str, Tensor] | None:
         content = self.get(name)
