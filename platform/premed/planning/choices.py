@@ -1,6 +1,6 @@
 """A choice of a setting with its reason."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 
@@ -15,6 +15,6 @@ Choices = dict[str, Choice]
 """By the field's dotted path, in the order in which they are written."""
 
 
-def times(numbers: Sequence[float]) -> str:
+def times(numbers: Iterable[float]) -> str:
     """Returns `1.5 × 1.5 × 3`."""
     return " × ".join(f"{number:.4g}" for number in numbers)

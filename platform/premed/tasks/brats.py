@@ -65,7 +65,7 @@ def build(config: Config) -> "Brats":
 def recognise(folder: Path) -> Recognised | None:
     """Returns how the decathlon's Task01 is read; None of other folders."""
     try:
-        task = build(Config(root=folder))
+        task = build(Config.model_validate({"root": folder}))
         names = task.folder.channel_names
     except UserError:
         return None

@@ -85,7 +85,7 @@ def build(config: Config) -> "BTCV":
 
 def recognise(folder: Path) -> Recognised | None:
     """Returns how BTCV is read; None of other folders, and of too few of TransUNet's cases for its split."""
-    task = build(Config(root=folder))
+    task = build(Config.model_validate({"root": folder}))
     enough = len(task.labelled.keys() & {*TRAIN}) > 1 and task.labelled.keys() & {*TEST}
     reasons = {"split_seed": "TransUNet's split; val is carved from its training cases"}
     return Recognised("BTCV", OWN, {"name": "btcv", "split_seed": 0}, reasons, channels=("CT",)) if enough else None

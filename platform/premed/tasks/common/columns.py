@@ -125,7 +125,9 @@ def labels_of(columns: Mapping[str, pandas.Series]) -> Labels | None:
     if choice in binary:
         return Labels({"labels": [choice]}, "a column of 1 and 0: yes or no", others)
     unknown = sorted({cell for cell in columns[choice] if cell.casefold() in table.MISSING})
-    fields: dict[str, object] = {"label": choice} | ({"unknown": unknown} if unknown else {})
+    fields: dict[str, object] = {"label": choice}
+    if unknown:
+        fields["unknown"] = unknown
     if separator := separator_of(columns[choice]):
         names = {name.strip() for cell in set(columns[choice]) for name in cell.split(separator)}
         none = sorted(name for name in names if plain(name) in NONE)

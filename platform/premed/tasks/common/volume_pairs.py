@@ -128,52 +128,50 @@ def of_cases(
     folder: Path, cases: Cases, channels: tuple[str, ...], layout: str, sure: int, patient: str | None = None
 ) -> Recognised | None:
     """Returns the cases as a listing of the task `nnunet`; None if the label maps hold no labels."""
-    labelled = {name: files for name, files in cases.items() if files[1] is not None}
-    values, opened, shapes_differ = label_values(folder, [label for _, label in labelled.values() if label])
-    if len(values) < 2 or len(values) > MOST_LABELS or max(values) > 254:
+    labelled = {name: (images, label) for name, (images, label) in cases.items() if label is not None}
+    some = [label for _, label in labelled.values()]
+    values = label_values(folder, some[:: -(-len(some) // MOST_MAPS)])
+    if len(values) < 2:
         return None
-    names = {"background": 0} | {f"label_{number}": number for number in range(1, max(values) + 1)}
     absent = [str(number) for number in range(max(values) + 1) if number not in values]
     notes = [f"labels {', '.join(absent)} are in no label map: write the maps as 0, 1, 2, …"] if absent else []
-    if opened < len(labelled):
-        notes.append(f"{opened} of {len(labelled)} label maps were opened for their values")
-    dataset = {
-        name: {"images": [str(folder.absolute() / image) for image in images], "label": str(folder.absolute() / label)}
-        for name, (images, label) in labelled.items()
-    }
+    if len(some) > MOST_MAPS:
+        notes.append(
+            f"{len(some[:: -(-len(some) // MOST_MAPS)])} of {len(some)} label maps were opened for their values"
+        )
+    if left := len(cases) - len(labelled):
+        notes.append(f"{left} images without a label map are not used: nnU-Net's raw data has them in imagesTs")
+    root = folder.absolute()
     content = {
         "channel_names": {str(number): name or "image" for number, name in enumerate(channels)},
-        "labels": names,
+        "labels": {"background": 0} | {f"label_{number}": number for number in range(1, max(values) + 1)},
         "file_ending": ".nii.gz",
-        "dataset": dataset,
+        "dataset": {
+            name: {"images": [str(root / image) for image in images], "label": str(root / label)}
+            for name, (images, label) in labelled.items()
+        },
     }
-    if left := len(cases) - len(labelled):
-        notes.append(
-            f"{left} images without a label map are not used: a folder of nnU-Net's raw data takes them in imagesTs"
-        )
-    given = {"patient": patient} if patient else {}
-    guessed, why = (
-        guessed_pattern([*labelled]) if not patient else (given, {"patient": "a subject's sessions stay in one part"})
-    )
-    task, reasons = {"name": "nnunet", **guessed}, why
-    listing = Listing(
-        "listing", ".json", json.dumps(content, indent=1) + "\n", "the files' names; rename the labels there"
-    )
-    return Recognised(layout, sure, task, reasons, tuple(notes), channels, listing)
+    guessed, reasons = guessed_pattern([*labelled])
+    if patient:
+        guessed, reasons = {"patient": patient}, {"patient": "all sessions of a subject stay in one part"}
+    of = "the files' names; rename the labels there"
+    listing = Listing("listing", ".json", json.dumps(content, indent=1) + "\n", of)
+    return Recognised(layout, sure, {"name": "nnunet", **guessed}, reasons, tuple(notes), channels, listing)
 
 
-def label_values(folder: Path, names: list[str]) -> tuple[list[int], int, bool]:
-    """Returns the values in the label maps, how many were opened, and whether one could not be read."""
-    values, failed = set[int](), False
-    some = names[:: -(-len(names) // MOST_MAPS)] if names else []
-    for name in some:
+def label_values(folder: Path, names: list[str]) -> list[int]:
+    """Returns the values in label maps, 0 included. Raises UserError for values that no label can have."""
+    values = {0}
+    for name in names:
         try:
             found, _ = read_values(folder / name)
         except UserError:  # `premed data check` names it
-            failed = True
             continue
         unique = np.unique(found[np.isfinite(found)])
-        values |= {int(value) for value in unique[: MOST_LABELS + 1]}
-        if (unique != np.rint(unique)).any() or unique.min(initial=0) < 0:
-            return [], len(some), failed
-    return sorted(values | {0}) if values else [], len(some), failed
+        if len(unique) > MOST_LABELS or (unique != np.rint(unique)).any() or unique.min(initial=0) < 0:
+            raise UserError(f"{folder / name}: is named as a label map and holds {len(unique)} values; rename it")
+        if unique.max(initial=0) > MOST_LABELS:
+            what = f"holds the label {unique.max():g}: labels must be 0 (background), 1, 2, …"
+            raise UserError(f"{folder / name}: {what}; write all maps so, a mask of 0 and 255 as 0 and 1")
+        values |= {int(value) for value in unique}
+    return sorted(values)
