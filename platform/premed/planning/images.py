@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from premed.contracts import Task
 from premed.data.survey import Survey
 from premed.planning.choices import Choice, Choices, times
 from premed.planning.machine import Machine
@@ -94,11 +93,9 @@ def explain_volumes(
     if is_coarse:
         why = f"mm; coarser than {times(median)}: so the roi sees enough on this machine"
     chosen = [float(f"{each:.3g}") if is_coarse else float(f"{each:.6g}") for each in spacing]
-    share = f"{100 * min(grid.covers, 1):.0f} % of a median image's shortest-seen edge"
-    share = "a whole median image" if grid.covers > 0.9 else share
-    why_roi = (
-        f"voxels that the network sees at once: {share} ({times(np.round(grid.size))} voxels); patches of {grid.patch}"
-    )
+    share = "a whole image" if grid.covers > 0.9 else f"{100 * grid.covers:.0f} % of each edge of an image or more"
+    of = f"the median one has {times(np.round(grid.size))} voxels at this spacing"
+    why_roi = f"what the network sees at once: {share} ({of}); patches of {grid.patch}"
     grid.choices |= {"roi": Choice([*grid.roi], why_roi), "spacing": Choice(chosen, why)}
     if (high > MIXED * low).any():
         axis = int((high / low).argmax())
@@ -165,7 +162,7 @@ def hounsfield_window(found: Survey) -> Choice:
 # Pictures ------------------------------------------------------------------------------------------------------------
 
 
-def picture_grid(found: Survey, machine: Machine, task: Task) -> Grid:
+def picture_grid(found: Survey, machine: Machine) -> Grid:
     """Returns the grid for pictures, in the shape of the median one."""
     size = np.median(found.shapes, axis=0)
     longest, most = float(size.max()), PICTURE_GPU if machine.gpus else PICTURE

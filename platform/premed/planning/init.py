@@ -81,7 +81,7 @@ def choose_task(looked: Looked, machine: Machine, folder: Path, out: Path) -> tu
             {"channels": Choice(n)} | values if (n := found.headers[0].channels) > 1 and "dims" in known else values
         )
     else:
-        grid = images.picture_grid(found, machine, task)
+        grid = images.picture_grid(found, machine)
         values, notes = images.picture_values(found)
     planned = grid.choices | values
     fitted = recognised.fit({name: choice.value for name, choice in planned.items()})
