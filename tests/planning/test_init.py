@@ -181,3 +181,35 @@ def test_files_that_are_listed_and_not_there_are_left_out(made, here, tmp_path):
 def test_a_folder_that_is_none_is_named(here):
     with pytest.raises(UserError, match="absent is not a folder"):
         init.run(here / "absent")
+
+
+REAL = {
+    "Task04_Hippocampus": {"name": "msd", "roi": [32, 48, 32], "spacing": [1.0, 1.0, 1.0], "normalise": "zscore"},
+    "brainmri": {"name": "images", "label": "tumour", "roi": [96, 96]},
+    "pneumonia": {"name": "images", "labels": ["pneumonia"], "parts": {"train": ["train"], "test": ["val"]}},
+    "chestxray14": {"name": "chestxray14", "size": 64, "stored": 64},
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_of_real_images_it_makes_what_a_person_would(real, here, name):
+    init.run(real(name), machine=TWO_CORES)
+    experiments = load_all([here / f"{name}.yaml"])
+    task = yaml.safe_load((here / f"{name}.yaml").read_text())["task"]
+    assert {field: task[field] for field in REAL[name]} == REAL[name] and len(experiments) == 6
+    assert [finding for finding in listings(experiments[0].task) if finding.severity == "error"] == []
+
+
+def listings(config):
+    from premed.config.plugins import plugin
+    from premed.data import check
+
+    return check.listings(plugin("tasks", config).build(config), test=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("btcv", "1 patient(s) with labels"), ("Task01_BrainTumour", "1 volume and no labels")]
+)
+def test_of_real_images_that_are_too_few_it_says_so(real, here, name, words):
+    with pytest.raises(UserError, match=words.replace("(", r"\(").replace(")", r"\)")):
+        init.run(real(name), machine=TWO_CORES)

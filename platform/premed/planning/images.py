@@ -22,6 +22,7 @@ COVERS = (1.0, 0.75, 0.5)
 """The shares of an image's edges that a roi has; the first that can be afforded."""
 PICTURE, PICTURE_GPU = 96, 224  # pixels of a picture's edge
 TOKENS = 8  # patches along a picture's edge
+MOST_TOKENS = 320  # of a classified volume
 
 
 @dataclass
@@ -72,8 +73,9 @@ def volume_grid(found: Survey, machine: Machine, dense: bool, own: Sequence[floa
         spacing = np.maximum(median, edge)
         size = extent / spacing
         for cover in covers:
+            # a decoder wants fine tokens; without one, some three hundred say enough and attention stays cheap
             patch = 16 if machine.gpus and min(size * cover) >= 56 else 8
-            patch = 16 if not dense and math.prod(size / 8) > 160 else patch
+            patch = 16 if not dense and math.prod(size / 8) > MOST_TOKENS else patch
             roi = [max(patch, patch * round(n * cover / patch)) for n in size]
             if math.prod(roi) <= most:
                 grid = Grid(tuple(roi), patch, tuple(size.tolist()))

@@ -17,6 +17,7 @@ from premed.planning.choices import Choice, Choices
 from premed.planning.facts import described
 from premed.planning.folder import FEW_PATIENTS, Looked, look, recognise
 from premed.planning.machine import Machine, this_machine
+from premed.tasks.common.recognised import OWN as OWN_TASK
 
 LONG = 45  # minutes
 MOST_FINDINGS = 5
@@ -93,7 +94,9 @@ def choose_task(looked: Looked, machine: Machine, folder: Path, out: Path) -> tu
         reasons[listing.field] = f"written by premed init, of {listing.made_of}"
     if fields.get("partial"):
         reasons["partial"] = "what is listed and not there is left out"
-    fields |= {name: value for name, value in fitted.items() if name in known}
+    own = recognised.sure == OWN_TASK  # what its papers have stays, but for what the machine decides
+    kept = {name for name in values if own and name in known and known[name].default not in (None, False)}
+    fields |= {name: value for name, value in fitted.items() if name in known and name not in kept}
     choices = {
         f"task.{name}": Choice(value, reasons.get(name, roi if name == "size" else ""))
         for name, value in fields.items()

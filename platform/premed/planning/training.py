@@ -15,13 +15,14 @@ from premed.planning.images import Grid
 from premed.planning.machine import Machine
 
 SEEDS = (0, 1, 2)
-PRETRAIN_SECONDS, FINETUNE_SECONDS, VALIDATION_SECONDS = 600, 240, 40  # of a stage that has its share of the cores
+PRETRAIN_SECONDS, FINETUNE_SECONDS, VALIDATION_SECONDS = 600, 240, 60  # of a stage that has its share of the cores
 MAE_TOKEN, MAE_VOXEL = 0.15e-3, 8e-8  # seconds of a core for an image, in a step of pre-training
 TOKEN, VOXEL = 0.27e-3, 3e-6  # the same of fine-tuning; voxels count where a decoder answers for each
 NATIVE = 3e-8  # seconds per voxel and class of an image's own grid, when it is scored
 PREPARE = 1e-7  # seconds per voxel of an image that is prepared
 START = 60  # seconds until Ray and the packages are there, and for pictures and registration at the end
 EFFICIENT = 0.8  # of further cores
+FEW = {2: 300, 3: 100}  # docs/first-look.md, "The demo", for volumes; of pictures a guess
 SIDED = re.compile(r"(^|[^a-z])(left|right|l|r|lt|rt)([^a-z]|$)", re.IGNORECASE)
 
 
@@ -65,7 +66,13 @@ class Cost:
 
 def plan(data: Data, grid: Grid, machine: Machine) -> Plan:
     """Returns the choices for a machine."""
-    return gpu_plan(data, grid, machine) if machine.gpus else cpu_plan(data, grid, machine)
+    planned = gpu_plan(data, grid, machine) if machine.gpus else cpu_plan(data, grid, machine)
+    if data.num["pretrain"] < FEW[data.dims]:
+        what = (
+            f"{data.num['pretrain']} images to pre-train on: MAE memorises fewer than about {FEW[data.dims]}, and may"
+        )
+        planned.notes.append(f"{what} not pass its gate; images without labels would help")
+    return planned
 
 
 def cpu_plan(data: Data, grid: Grid, machine: Machine) -> Plan:
@@ -80,7 +87,7 @@ def cpu_plan(data: Data, grid: Grid, machine: Machine) -> Plan:
     finetune = Length("finetune", 4 if data.dense else 16 if data.dims == 3 else 32, data.num["train"], epochs, notes)
     finetune.fit(FINETUNE_SECONDS * speed / cost.finetune, least=100, most=600)
     scoring = max(1, data.num["val"]) * cost.score / speed
-    validations = max(2, min(6, int(VALIDATION_SECONDS / scoring)))
+    validations = max(3, min(6, int(VALIDATION_SECONDS / scoring)))
     views = max(1, data.num["val"]) * cost.tiles * cost.pretrain / speed
     looks = max(3, min(10, int(VALIDATION_SECONDS / views)))
     one = (finetune.seen * cost.finetune + (validations * data.num["val"] + data.num["test"]) * cost.score) / speed + 10
@@ -223,5 +230,7 @@ class Length:
             f"{self.field}.warmup_epochs": Choice(float(f"{0.05 * epochs:.2g}"), "5 %"),
             f"{self.field}.steps": Choice(self.steps, why),
             f"{self.field}.batch": Choice(self.batch),
-            f"{self.field}.lr": Choice(float(f"{rate * 256 / self.batch:.2g}"), f"× batch / 256 = {rate:g}"),
+            f"{self.field}.lr": Choice(
+                float(f"{rate * 256 / self.batch:.2g}"), f"× batch / 256 = {rate:g}, the effective rate"
+            ),
         }

@@ -21,12 +21,14 @@ PART = ("part", "split", "set", "subset", "partition", "dataset", "usage", "grou
 LABEL = ("label", "labels", "class", "classes", "diagnosis", "dx", "target", "finding", "findings", "findinglabels")
 LABEL = (*LABEL, "category", "disease", "pathology", "outcome", "status", "grade", "group", "type", "tumour", "tumor")
 NEVER = re.compile(
-    r"age|.*age$|age.*|sex|gender|male|female|date.*|.*date|year|time.*|site.*|center|centre|hospital|scanner.*|device"
-    r"|manufacturer.*|view.*|projection|width|height|size|rows|columns|frontallateral|appa|weight|bmi|handedness|race"
-    r"|ethnicity|.*id|index|id.*|no|number|file.*|path.*|image.*|name|notes?|comments?|session.*|modality|followup.*"
-    r"|pixelspacing.*|slice.*|fold|education|iq|url|.*path"
+    r"(patients?|subjects?|participants?|image)?(age(group|yr|years|atscan)?|sex|gender|male|female|race|ethnicity|name)"
+    r"|weight|height|bmi|handedness|education|iq|.*date|year|time.*|session.*|visit.*|follow-?up.*|site.*|cent(er|re).*"
+    r"|hospital|scanner.*|device|manufacturer.*|modality|view.*|projection|frontallateral|appa|width|size|rows|columns"
+    r"|pixelspacing.*|originalimage.*|slice.*|index|ids?|no|number|fold|file.*|image.*|paths?|url|notes?|comments?"
 )
 """Columns that say something of a patient or a file and are no labels, by their names."""
+IDENTIFIER = re.compile(r".*(^|[^a-zA-Z])(id|ID|Id|uid|UID)|.*[a-z](ID|Id|UID)|.*[ _-]path")
+"""The same, as they are spelled: patient_id and PatientID, and not covid."""
 NONE = ("nofinding", "none", "normal", "nofindings", "healthy")
 UNCERTAIN = ("-1", "-1.0")  # CheXpert's
 
@@ -109,7 +111,11 @@ def parts_of(cells: Iterable[str]) -> dict[str, list[str]]:
 
 def labels_of(columns: Mapping[str, pandas.Series]) -> Labels | None:
     """Returns how the labels are read, of the columns that may hold some."""
-    candidates = {name: cells for name, cells in columns.items() if not NEVER.fullmatch(plain(name))}
+    candidates = {
+        name: cells
+        for name, cells in columns.items()
+        if not (NEVER.fullmatch(plain(name)) or IDENTIFIER.fullmatch(name))
+    }
     binary = [name for name, cells in candidates.items() if is_binary(cells)]
     several = [name for name, cells in candidates.items() if separator_of(cells)]
     words = [name for name, cells in candidates.items() if name not in binary + several and is_words(cells)]

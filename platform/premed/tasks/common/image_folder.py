@@ -66,7 +66,7 @@ def of_table(folder: Path, path: Path, tree: Tree) -> Recognised | None:
         listing = Listing("table", ".csv", as_csv(completed), f"{table}, with paths below the root in column {best}")
     else:
         task |= {"table": table} | ({"delimiter": delimiter} if delimiter != "," else {})
-    task |= {"columns": {"path": column} | roles_of_columns(roles)}
+    task |= {"columns": {"path": column} | roles_of_columns(roles, [*map(str, frame.columns)])}
     if roles.part and roles.parts != {part: [part] for part in ("train", "val", "test")}:
         task["parts"] = roles.parts
         if "val" not in roles.parts:
@@ -82,10 +82,12 @@ def cells_of(frame: pandas.DataFrame, name: str) -> list[str]:
     return frame.iloc[:, [str(column) for column in frame.columns].index(name)].tolist()
 
 
-def roles_of_columns(roles: columns.Roles) -> dict[str, str]:
-    """Returns the fields of `columns` that are not the task's defaults."""
+def roles_of_columns(roles: columns.Roles, names: list[str]) -> dict[str, str]:
+    """Returns the fields of `columns` but for `path`. An empty part: the column of that name is something else."""
     named = {"patient": roles.patient, "part": roles.part}
-    return {role: name for role, name in named.items() if name} | ({} if roles.part else {"part": ""})
+    return {role: name for role, name in named.items() if name} | (
+        {"part": ""} if "part" in names and not roles.part else {}
+    )
 
 
 class Paths:
