@@ -30,7 +30,7 @@ LAYOUTS = {
     "kaggle": ({"name": "images", "label": "label", "parts": {"train": ["train"], "test": ["test"]}}, None),
     "bare_names": ({"label": "Finding Labels", "separator": "|", "none": "No Finding"}, None),
     "bids_diagnoses": ({"name": "images", "dims": 3, "label": "diagnosis", "normalise": "zscore"}, None),
-    "bids_masks": ({"name": "nnunet", "patient": "(sub-[^_]+)_.*"}, "5 train, 1 val, 2 test"),
+    "bids_masks": ({"name": "nnunet", "patient": "(sub-[^_]+)_.*"}, "4 train, 1 val, 2 test"),
     "side_by_side": ({"name": "nnunet"}, "4 train, 1 val, 1 test"),
     "case_folders": ({"name": "nnunet"}, "4 train, 1 val, 1 test"),
 }

@@ -111,12 +111,12 @@ def bids_diagnoses(root: Path) -> None:
 
 
 def bids_masks(root: Path) -> None:
-    """Label maps among the derivatives, of what is looked for and of the brain."""
+    """Label maps among the derivatives: lesions of seven subjects, and the brain of all eight."""
     table(root / "participants.tsv", [["participant_id", "age"], *[[f"sub-{n:02d}", 60 + n] for n in range(8)]], "\t")
     for number in range(8):
         name, below = f"sub-{number:02d}", root / f"derivatives/manual/sub-{number:02d}/anat"
         mask = below / f"{name}_label-lesion_mask.nii.gz"
-        scan(root / name / "anat" / f"{name}_T1w.nii.gz", mask, number)
+        scan(root / name / "anat" / f"{name}_T1w.nii.gz", mask if number < 7 else None, number)
         volume(root / f"derivatives/prep/{name}/anat/{name}_desc-brain_mask.nii.gz", np.ones((18, 20, 16), np.uint8))
 
 
