@@ -15,8 +15,6 @@ from premed.planning.machine import Machine
 pytest_plugins = ["support.experiment_fixtures"]
 TWO_CORES, GPUS = Machine(2, 16.0), Machine(32, 128.0, (80.0, 80.0))
 
-SLOW = pytest.mark.slow  # BTCV's split needs thirty phantoms of it
-
 LAYOUTS = {
     "nnunet": ({"name": "nnunet"}, "5 train, 1 val, 2 test, 2 unlabelled"),
     "msd": ({"name": "msd"}, "5 train, 1 val, 2 test, 2 unlabelled"),
@@ -37,6 +35,11 @@ LAYOUTS = {
 """By layout: some fields of the task, and the parts."""
 
 
+def marked(names, *slow):
+    """Parameters, of which some draw or list so much that make test leaves them out."""
+    return [pytest.param(name, marks=pytest.mark.slow if name in slow else ()) for name in names]
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """An empty current folder."""
@@ -55,7 +58,7 @@ def made(shared):
     return make
 
 
-@pytest.mark.parametrize("layout", [pytest.param(each, marks=SLOW if each == "btcv" else ()) for each in LAYOUTS])
+@pytest.mark.parametrize("layout", marked(LAYOUTS, "btcv", "brats", "niftis"))
 def test_of_every_layout_it_writes_a_yaml_that_loads_and_whose_data_are_clean(made, here, layout):
     expected, parts = LAYOUTS[layout]
     result = init.run(made(layout), machine=TWO_CORES)
@@ -191,7 +194,7 @@ REAL = {
 }
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", marked(REAL, "pneumonia", "brainmri"))
 def test_of_real_images_it_makes_what_a_person_would(real, here, name):
     init.run(real(name), machine=TWO_CORES)
     experiments = load_all([here / f"{name}.yaml"])

@@ -96,20 +96,24 @@ def look(folder: Path, recognised: Recognised, progress: Callable[[int, int], No
 
 
 def build(fields: dict[str, Any]) -> tuple[Task, dict[str, Any], list[Finding]]:
-    """Returns the task, its fields and the errors of its listings; incomplete downloads are left out (`partial`)."""
+    """Returns the task, its fields and what its listings show; incomplete downloads are left out (`partial`)."""
     module = plugin("tasks", fields)
 
     def of(fields: dict[str, Any]) -> tuple[Task, list[Finding]]:
         provisional = {"roi": [16] * 3} if fields.get("dims") == 3 else {}  # `images` has a default for pictures
         task = module.build(validate_spec(module.Config, fields | provisional))
-        return task, [finding for finding in listings(task, test=True) if finding.severity == "error"]
+        return task, listings(task, test=True)
 
-    task, errors = of(fields)
-    if errors and "partial" in module.Config.model_fields:
+    task, findings = of(fields)
+    if num_errors(findings) and "partial" in module.Config.model_fields:
         other, fewer = of(fields | {"partial": True})
-        if len(fewer) < len(errors):
+        if num_errors(fewer) < num_errors(findings):
             return other, fields | {"partial": True}, fewer
-    return task, fields, errors
+    return task, fields, findings
+
+
+def num_errors(findings: list[Finding]) -> int:
+    return sum(finding.severity == "error" for finding in findings)
 
 
 def too_few(folder: Path, task: Task, refusals: dict[str, UserError]) -> UserError:

@@ -10,7 +10,7 @@ from typing import Any
 
 from premed.config.expand import load_all
 from premed.config.plugins import plugin
-from premed.data.check import UNLABELLED, listings
+from premed.data.check import UNLABELLED
 from premed.errors import UserError
 from premed.planning import document, images, training
 from premed.planning.choices import Choice, Choices
@@ -106,11 +106,11 @@ def choose_task(looked: Looked, machine: Machine, folder: Path, out: Path) -> tu
 
 def warnings(looked: Looked, plan: training.Plan) -> list[str]:
     """Returns notes on the data set as a whole."""
-    notes, errors = [], looked.findings
+    notes, errors = [], [finding for finding in looked.findings if finding.severity == "error"]
     patients = {case.patient for case in looked.parts["test"]}
     if len(patients) < FEW_PATIENTS:
         notes.append(f"test has {len(patients)} patient(s): its interval will be wide")
-    notes += [f"{finding.where}: {finding.what}" for finding in listings(looked.task, test=True) if OWN in finding.what]
+    notes += [f"{finding.where}: {finding.what}" for finding in looked.findings if OWN in finding.what]
     notes += [f"{finding.where}: {finding.what}" for finding in errors[:MOST_FINDINGS]]
     if len(errors) > MOST_FINDINGS:
         notes.append(f"{len(errors) - MOST_FINDINGS} more errors: premed data check lists them")
