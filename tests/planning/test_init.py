@@ -113,6 +113,17 @@ def test_as_json_it_says_the_same(premed, made, here):
     assert told["next"][1].endswith("premed run bids_masks.yaml")
 
 
+def test_what_it_lists_is_called_as_the_files_are_and_notes_name_what_is_written(made, here):
+    init.run(made("case_folders"), machine=TWO_CORES)
+    listed = json.loads((here / "case_folders.json").read_text())
+    assert [*listed["dataset"]][:2] == ["UCSF_000", "UCSF_001"] and listed["channel_names"] == {"0": "flair", "1": "t1"}
+    assert [name for name in listed["dataset"]["UCSF_000"]["images"] if "seg" in name] == []
+    notes = init.run(made("kaggle"), machine=TWO_CORES)["notes"]
+    assert any(note.startswith("kaggle.csv: has no column of patients") for note in notes)
+    notes = init.run(made("bare_names"), machine=TWO_CORES)["notes"]
+    assert "images without a row in findings.csv, which are not used: 1" in notes
+
+
 def test_a_machine_with_gpus_gets_larger_networks_and_uses_all_of_them(made, here):
     init.run(made("msd"), machine=GPUS)
     experiment = load_all([here / "msd.yaml"])[-1]

@@ -73,8 +73,11 @@ def unlabelled(folder: Path) -> UserError:
     )
 
 
-def look(folder: Path, recognised: Recognised, progress: Callable[[int, int], None]) -> Looked:
-    """Builds the task of a folder and looks at its images. Raises UserError if a part has no labelled image."""
+def look(folder: Path, recognised: Recognised, listed: Path, progress: Callable[[int, int], None]) -> Looked:
+    """Builds the task of a folder and looks at its images. Raises UserError if a part has no labelled image.
+
+    listed: where the listing that the task needs will be written; messages name it so.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         listing, name = recognised.listing, recognised.task["name"]
         fields = {"name": name, "root": str(folder), **recognised.task}
@@ -83,6 +86,7 @@ def look(folder: Path, recognised: Recognised, progress: Callable[[int, int], No
             path.write_text(listing.text, encoding="utf-8")
             fields[listing.field] = str(path)
         task, fields, findings = build(fields)
+        findings = [each._replace(where=each.where.replace(f"{temporary}/listing", str(listed))) for each in findings]
         parts, refusals = split_cases(task, test=True)
         if refusals:
             raise too_few(folder, task, refusals)

@@ -43,7 +43,7 @@ def run(
     if recognised.listing:
         refuse_overwriting(out.with_suffix(recognised.listing.suffix))
     machine = machine or this_machine()
-    looked = look(folder, recognised, progress)
+    looked = look(folder, recognised, out.with_suffix(""), progress)
     grid, task_choices, notes = choose_task(looked, machine, folder, out)
     plan = training.plan(data_of(looked), grid, machine)
     notes += plan.notes

@@ -72,7 +72,7 @@ def of_table(folder: Path, path: Path, tree: Tree) -> Recognised | None:
         if "val" not in roles.parts:
             reasons["parts"] = "no val of its own: it is carved from train, by patient"
     left = len(tree.names) - len(set(names.values()))
-    notes = (f"{left} images have no row in {table}: they are not used",) if left > 0 else ()
+    notes = (f"images without a row in {table}, which are not used: {left}",) if left > 0 else ()
     patient, why = ({}, {}) if roles.patient else guessed_pattern([*map(stem, names.values())])
     task |= patient | dict(roles.labels.task)
     return Recognised(f"{table} and {tree.described()}", TABLE, task, reasons | why, notes, listing=listing)

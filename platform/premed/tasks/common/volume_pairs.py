@@ -83,7 +83,7 @@ def parse(name: str) -> File:
         said = [word for word in words if word.lower() in (*LABEL_WORDS, *IMAGE_WORDS)]
         is_label |= any(word.lower() in LABEL_WORDS for word in said)
         if rest := [word for word in words if word not in said]:
-            key.append("-".join(rest))
+            key.append("_".join(rest))
     words = [word for word in SEPARATORS.split(path.name) if word]
     if len(words) > 1 and re.fullmatch(r"\d{4}", words[-1]) and int(words[-1]) < 10:
         channel = words.pop()
@@ -98,7 +98,9 @@ def parse(name: str) -> File:
             channel = lower
         elif lower not in (*LABEL_WORDS, *IMAGE_WORDS):
             rest.append(word)
-    return File("/".join([*key, "_".join(rest)]), "" if is_label else channel, is_label)
+    name = "_".join(rest)
+    key = [folder for folder in key if folder != name]  # a folder of its own for each case says nothing more
+    return File("/".join([*key, name]), "" if is_label else channel, is_label)
 
 
 Cases = dict[str, tuple[tuple[str, ...], str | None]]
