@@ -9,16 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from premed.cli import data, streams
-from premed.cli.options import (
-    Json,
-    What,
-    load_experiments,
-    print_outcomes,
-    print_result,
-    redirect_prints,
-    train_settings,
-)
+from premed.cli import data, init, streams
+from premed.cli.options import Json, What, load_experiments, print_outcomes, print_result, redirect_prints
 from premed.errors import Left, StageFailed, UserError
 from premed.paths import settle_user_home
 
@@ -29,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data.app, name="data")
+app.command()(init.init)
 
 
 @app.command()
@@ -153,6 +146,7 @@ def predict(
 
     An image that cannot be predicted is named and skipped; the exit code is then 1.
     """
+    from premed.cli.options import train_settings
     from premed.cli.progress import ProgressPrinter
     from premed.inference import predict
     from premed.reporting import console

@@ -36,6 +36,21 @@ def output_width() -> int | None:
     return None if sys.stdout.isatty() else 120
 
 
+# ---- premed init
+
+
+def show_plan(result: dict[str, Any]) -> None:
+    """Prints what `premed init` found, what it notes, and the next commands."""
+    width = max(map(len, result["found"]))
+    for name, fact in result["found"].items():
+        print(f"{name:{width}}  {fact}")
+    for note in result["notes"]:
+        print(f"note: {printable(note)}")
+    files = " and ".join(name for name in (result["yaml"], result["listing"]) if name)
+    took = "" if result["minutes"] is None else f"; running it takes about {result['minutes']:.0f} minutes"
+    print(f"\nwritten: {files}{took}. Next:\n" + "\n".join(f"  {command}" for command in result["next"]))
+
+
 # ---- premed run
 
 

@@ -21,6 +21,7 @@ from premed.paths import data_root
 from premed.rng import key, permutation
 from premed.tasks.common.decathlon import Decathlon
 from premed.tasks.common.patients import PatientRule
+from premed.tasks.common.recognised import OWN, Recognised
 from premed.tasks.common.segmentation import Regions
 
 FOLDS = 5
@@ -59,6 +60,16 @@ class Config(Spec):
 def build(config: Config) -> "Brats":
     """Returns the task; `dataset.json` is read when cases are first requested."""
     return Brats(config)
+
+
+def recognise(folder: Path) -> Recognised | None:
+    """Returns how the decathlon's Task01 is read; None of other folders."""
+    try:
+        task = build(Config.model_validate({"root": folder}))
+        names = task.folder.channel_names
+    except UserError:
+        return None
+    return Recognised("the decathlon's Task01, BraTS", OWN, {"name": "brats"}, channels=names)
 
 
 class Brats(Regions):

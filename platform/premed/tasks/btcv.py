@@ -22,6 +22,7 @@ from premed.paths import data_root
 from premed.rng import key
 from premed.tasks.common import metrics
 from premed.tasks.common.patients import PatientPattern, patient_of
+from premed.tasks.common.recognised import OWN, Recognised
 from premed.tasks.common.segmentation import Segmentation
 
 ORGANS = (
@@ -80,6 +81,14 @@ class Config(Spec):
 def build(config: Config) -> "BTCV":
     """Returns the task; its folder is read when cases are first requested."""
     return BTCV(config)
+
+
+def recognise(folder: Path) -> Recognised | None:
+    """Returns how BTCV is read; None of other folders, and of too few of TransUNet's cases for its split."""
+    task = build(Config.model_validate({"root": folder}))
+    enough = len(task.labelled.keys() & {*TRAIN}) > 1 and task.labelled.keys() & {*TEST}
+    reasons = {"split_seed": "TransUNet's split; val is carved from its training cases"}
+    return Recognised("BTCV", OWN, {"name": "btcv", "split_seed": 0}, reasons, channels=("CT",)) if enough else None
 
 
 class BTCV(Segmentation):

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -20,6 +20,7 @@ from premed.errors import Finding, UserError
 from premed.paths import data_root
 from premed.rng import key, permutation
 from premed.tasks.common.classification import Classification
+from premed.tasks.common.recognised import OWN, Recognised
 
 FINDINGS = (
     *("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax"),
@@ -48,6 +49,19 @@ class Config(Spec):
 def build(config: Config) -> "ChestXray14":
     """Returns the task; its folder is read when cases are first requested."""
     return ChestXray14(config)
+
+
+def recognise(folder: Path) -> Recognised | None:
+    """Returns how a folder with NIH's table and lists is read; None of other folders."""
+    if not any(folder.glob("Data_Entry_2017*.csv")) or not all((folder / name).is_file() for name in LISTS):
+        return None
+    return Recognised("NIH ChestX-ray14", OWN, {"name": "chestxray14"}, fit=sizes)
+
+
+def sizes(fields: dict[str, Any]) -> dict[str, Any]:
+    """Returns planned fields as this task calls them."""
+    size = max(fields["roi"])
+    return {"size": size, "stored": max(size, *fields.get("stored") or (size,))}
 
 
 class Table(NamedTuple):

@@ -23,6 +23,7 @@ from premed.paths import data_root
 from premed.rng import key
 from premed.tasks.common import table
 from premed.tasks.common.classification import Classification
+from premed.tasks.common.image_folder import recognise as recognise
 from premed.tasks.common.images import ImageSettings
 from premed.tasks.common.patients import PatientPattern, patient_of
 
@@ -46,7 +47,7 @@ class Config(ImageSettings):
     folder: str = runtime_field("images")
     """The folder below $PREMED_DATA, if no root is set."""
     table: str = runtime_field("labels.csv")
-    """A CSV in UTF-8, below the root."""
+    """A CSV in UTF-8, below the root, or an absolute path."""
     delimiter: str = runtime_field(",", min_length=1, max_length=1)
     columns: Columns = Columns()
     labels: tuple[str, ...] | None = Field(None, min_length=1)

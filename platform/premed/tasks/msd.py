@@ -15,7 +15,10 @@ from premed.data import splits
 from premed.errors import Finding, UserError
 from premed.paths import data_root
 from premed.rng import key
-from premed.tasks.common.decathlon import Decathlon
+from premed.tasks.common.decathlon import PATIENT_FIELDS, Decathlon
+from premed.tasks.common.files import is_nnunet, read_json
+from premed.tasks.common.patients import guessed_pattern
+from premed.tasks.common.recognised import LAYOUT, Recognised
 from premed.tasks.common.segmentation import Segmentation
 from premed.tasks.common.volumes import VolumeSettings
 
@@ -31,6 +34,22 @@ class Config(VolumeSettings):
 def build(config: Config) -> "MSD":
     """Returns the task; reads channels and classes from `dataset.json`."""
     return MSD(config)
+
+
+def recognise(folder: Path) -> Recognised | None:
+    """Returns how a folder in the decathlon's layout is read; None of other folders."""
+    if not (folder / "dataset.json").is_file():
+        return None
+    listed = Decathlon(folder)
+    if is_nnunet(folder, read_json(listed.listing, "")):
+        return None
+    by_field = {finding.what for finding in listed.patient_notes() if "have a field" in finding.what}
+    named = next((name for name in PATIENT_FIELDS if any(f"field {name!r}" in what for what in by_field)), None)
+    patient, reasons = guessed_pattern([each.case.name for each in listed.entries.cases])
+    if named:
+        patient, reasons = {"patient": named}, {"patient": "a field of each entry of dataset.json"}
+    task = {"name": "msd", **patient}
+    return Recognised("the decathlon's layout", LAYOUT, task, reasons, channels=listed.channel_names)
 
 
 class MSD(Segmentation):

@@ -22,8 +22,11 @@ from premed.data import splits
 from premed.errors import Finding, UserError
 from premed.paths import data_root
 from premed.rng import key
+from premed.tasks.common import volume_pairs
+from premed.tasks.common.files import is_nnunet, read_json
 from premed.tasks.common.nnunet_folder import RawFolder
-from premed.tasks.common.patients import PatientPattern, several_scans
+from premed.tasks.common.patients import PatientPattern, guessed_pattern, several_scans
+from premed.tasks.common.recognised import LAYOUT, Recognised
 from premed.tasks.common.segmentation import Regions, Segmentation
 from premed.tasks.common.volumes import VolumeSettings
 
@@ -37,7 +40,7 @@ class Config(VolumeSettings):
     patient: PatientPattern | None = added_field(None)
     """A pattern over case names whose first group is the patient; None: each image is a patient."""
     listing: str = runtime_field("dataset.json")
-    """Below the root; all files must be inside the root."""
+    """Below the root, or an absolute path; all files must be inside the root."""
     splits: str | None = runtime_field(None)
     """nnU-Net's splits_final.json, below the root; None: the one beside dataset.json, if there is one."""
     fold: int = Field(0, ge=0)
@@ -52,6 +55,21 @@ def build(config: Config) -> "LabelTask | RegionTask":
     return LabelTask(config, folder) if folder.labels.regions is None else RegionTask(config, folder)
 
 
+def recognise(folder: Path) -> Recognised | None:
+    """Returns how nnU-Net's raw data is read, or volumes with label maps that no file lists; None of other folders."""
+    if not (folder / "dataset.json").is_file():
+        return volume_pairs.recognise(folder)
+    raw = RawFolder(folder)
+    if not is_nnunet(folder, read_json(raw.listing, "")):
+        return None
+    names = [*raw.cases.training, *raw.cases.test, *raw.cases.unlabelled]
+    patient, reasons = guessed_pattern(names)
+    reasons |= {"fold": "of splits_final.json, as nnU-Net counts them"} if raw.splits_file(None).is_file() else {}
+    fold = {"fold": 0} if "fold" in reasons else {}
+    task = {"name": "nnunet", **fold, **patient}
+    return Recognised("nnU-Net's raw data", LAYOUT, task, reasons, channels=raw.channel_names)
+
+
 class Listed:
     """What labels and regions share: cases and parts."""
 
@@ -63,7 +81,9 @@ class Listed:
     def __init__(self, config: Config, folder: RawFolder):
         self.config, self.roi, self.folder = config, config.roi, folder
         self.overlap, self.window_batch = config.overlap, config.window_batch
-        self.root, self.name = folder.root, folder.folder.name
+        # a listing outside the root, such as `premed init` writes, names the data set no more than the folder it is in
+        self.root, inside = folder.root, folder.folder.is_relative_to(folder.root)
+        self.name = folder.folder.name if inside else folder.root.name
         self.classes, self.ignore = folder.labels.classes, folder.labels.ignore
         self.channels = folder.channels
         self.preprocessing = config.preprocessing(self.channels)

@@ -7,7 +7,6 @@ import numpy as np
 
 from premed.data.io import geometry
 from premed.data.io.dicom import MEND, Notes, is_dicom, numbers, pixels, read_dataset, silence_pydicom
-from premed.data.io.dicom_tree import series_files
 from premed.data.io.image_file import ImageFile, fill
 from premed.errors import UserError
 
@@ -27,11 +26,8 @@ def read(folder: Path) -> ImageFile:
     """
     notes: Notes = {}
     with silence_pydicom():
-        files = [path for path in series_files(folder) if path.suffix.lower() == ".dcm" or is_dicom(path)]
-        heads = {path: read_dataset(path, stop_before_pixels=True) for path in files}
-        if len(heads) < 2:
-            raise UserError(f"{folder}: holds {len(heads)} DICOM slice(s), not a volume; put one whole series there")
-        order, affine = _series_geometry(folder, heads, notes)
+        heads = read_heads(folder)
+        order, affine = series_geometry(folder, heads, notes)
         first = heads[order[0]]
         shape = (int(first.Columns), int(first.Rows), len(order))
         if np.prod(shape, dtype=object) > geometry.MAX_VOXELS:
@@ -49,7 +45,16 @@ def read(folder: Path) -> ImageFile:
     return ImageFile(values, affine, padding, tuple(notes))
 
 
-def _series_geometry(folder: Path, heads: dict[Path, Any], notes: Notes) -> tuple[list[Path], np.ndarray]:
+def read_heads(folder: Path) -> dict[Path, Any]:
+    """The tags of each slice, without its pixels. UserError if there is no volume."""
+    files = [path for path in series_files(folder) if path.suffix.lower() == ".dcm" or is_dicom(path)]
+    heads = {path: read_dataset(path, stop_before_pixels=True) for path in files}
+    if len(heads) < 2:
+        raise UserError(f"{folder}: holds {len(heads)} DICOM slice(s), not a volume; put one whole series there")
+    return heads
+
+
+def series_geometry(folder: Path, heads: dict[Path, Any], notes: Notes) -> tuple[list[Path], np.ndarray]:
     """The slices sorted along the volume, and the affine. UserError if they do not make up a volume."""
     grids = {path: _grid(path, head) for path, head in heads.items()}
     first, *others = heads

@@ -58,7 +58,7 @@ def read_values(path: Path, shown: bool = False) -> tuple[np.ndarray, np.ndarray
 
 def read_file(path: Path, shown: bool = False) -> ImageFile:
     """Like `read_finite`, but accepts NaN and infinite values, which `premed data check` reports by itself."""
-    with _decoding(path):
+    with decoding(path):
         file = _read(path, shown)
     if file.values.size == 0:
         raise UserError(f"{path}: holds no values; copy it again")
@@ -71,12 +71,12 @@ def read_header(path: Path) -> nibabel.Nifti1Header:
     Not `nibabel.load`, which refuses files that `read_image` reads (a gzip named .nii, a plain file named .nii.gz).
     Raises UserError like `read_image`.
     """
-    with _decoding(path):
+    with decoding(path):
         return nifti.read_header(path)
 
 
 @contextmanager
-def _decoding(path: Path) -> Iterator[None]:
+def decoding(path: Path) -> Iterator[None]:
     """Turns whatever a decoder raises into a UserError that names the file."""
     try:
         if not path.exists() and not dicom_tree.is_series(path):

@@ -86,13 +86,18 @@ class Decathlon:
     def names(self) -> dict[str, str]:
         return case_names(self.content)
 
-    @cached_property
+    @property
     def channels(self) -> int:
         """The number of channels of an image."""
+        return len(self.channel_names)
+
+    @cached_property
+    def channel_names(self) -> tuple[str, ...]:
+        """The names of an image's channels, in the file's order."""
         channels = self.content.get("modality", self.content.get("channel_names"))
         if not isinstance(channels, dict) or not channels:
             raise UserError(f"{self.listing}: `modality` must name each channel, as in {{0: MRI}}")
-        return len(channels)
+        return tuple(map(str, channels.values()))
 
     @cached_property
     def labels(self) -> Labels:

@@ -71,14 +71,19 @@ class RawFolder:
             raise UserError(f"{self.listing}: {what}; set task.name=msd")
         return content
 
-    @cached_property
+    @property
     def channels(self) -> int:
         """The number of channels of an image."""
+        return len(self.channel_names)
+
+    @cached_property
+    def channel_names(self) -> tuple[str, ...]:
+        """The names of an image's channels, in their order."""
         names = self.content.get("channel_names", self.content.get("modality"))
         if not isinstance(names, dict) or not names or set(names) != set(map(str, range(len(names)))):
             what = '`channel_names` must number each channel from 0 on, as in {"0": "T2", "1": "ADC"}'
             raise UserError(f"{self.listing}: {what}")
-        return len(names)
+        return tuple(str(names[str(number)]) for number in range(len(names)))
 
     @cached_property
     def ending(self) -> str:

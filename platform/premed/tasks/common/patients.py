@@ -5,7 +5,7 @@ Splits are by patient and intervals count patients, so that scans of one patient
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Annotated, Any
 
@@ -54,6 +54,19 @@ def patient_of(rule: str | None, name: str, entry: Mapping[str, Any] | None = No
     if found is None or not found[1]:
         raise UserError(f"task.patient: {rule!r} finds no patient in {name}; it must match every whole name")
     return found[1]
+
+
+def guessed_pattern(names: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Returns the field `patient`, where names look like several scans of one patient, and why; else nothing.
+
+    Scans of one patient in two parts make scores too good; two patients that count as one cost a little certainty only.
+    The pattern matches the names with a suffix, too.
+    """
+    pattern = r"(.+)[-_][^-_/]+"
+    if not several_scans(names) or not all(re.fullmatch(pattern, name) for name in names):
+        return {}, {}
+    why = "names look like several scans of a patient, who stay in one part; if each is a patient of its own: '(.+)'"
+    return {"patient": pattern}, {"patient": why}
 
 
 def several_scans(names: Iterable[str]) -> str | None:

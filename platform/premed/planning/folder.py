@@ -1,0 +1,133 @@
+"""What a folder is: asks the tasks whether it is in their layout, lists its cases, looks at its images."""
+
+import tempfile
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any, NamedTuple
+
+import premed.tasks
+from premed.config.plugins import plugin
+from premed.config.spec import validate_spec
+from premed.contracts import Case, Task
+from premed.data.check import listings, split_cases
+from premed.data.survey import Survey, survey
+from premed.errors import Finding, UserError
+from premed.tasks.common import volume_pairs
+from premed.tasks.common.image_folder import TABLES
+from premed.tasks.common.image_tree import find_images
+from premed.tasks.common.recognised import Recognised
+
+FEW_PATIENTS = 10  # of test: an interval over fewer says little
+
+
+class Looked(NamedTuple):
+    """What a folder is, its task, and its images."""
+
+    recognised: Recognised
+    task: Task
+    fields: dict[str, Any]
+    """Of the task, as far as the layout decides them."""
+    parts: dict[str, list[Case]]
+    findings: list[Finding]
+    found: Survey
+
+
+def recognise(folder: Path) -> Recognised:
+    """Returns the answer of the task that is surest of the folder. Raises UserError if there is none."""
+    if several := data_sets_below(folder):
+        named = ", ".join(several[:5])
+        raise UserError(f"{folder}: holds several data sets ({named}): name the folder of one of them")
+    modules = [import_module(f"premed.tasks.{each.name}") for each in iter_modules(premed.tasks.__path__)]
+    hooks = [module.recognise for module in modules if hasattr(module, "recognise")]
+    answers = [answer for hook in hooks if (answer := hook(folder)) is not None]
+    if not answers:
+        raise unlabelled(folder)
+    return max(answers, key=lambda answer: answer.sure)
+
+
+def data_sets_below(folder: Path) -> list[str]:
+    """Returns the folders directly below that are data sets of their own; [] if `folder` is one."""
+    if any(path.suffix.lower() in TABLES or path.name == "dataset.json" for path in folder.glob("[!.]*")):
+        return []
+    return sorted({path.parent.name for path in folder.glob("[!.]*/dataset.json")})
+
+
+def unlabelled(folder: Path) -> UserError:
+    """The error for a folder that no task recognises: it has no labels, or no images.
+
+    Pre-training on such a folder alone, and naming it in `pretrain.sources`, would be written here.
+    """
+    tree = find_images(folder)
+    if not tree.names:
+        return UserError(
+            f"{folder}: holds no image that is read (NIfTI, PNG, JPEG, DICOM); name the folder with the images"
+        )
+    if any(volume_pairs.parse(name).is_label for name in tree.pictures):
+        return UserError(f"{folder}: pictures are not segmented here: write images and masks as NIfTI")
+    what = "label maps in labels/ beside images/, or " if tree.volumes else ""
+    return UserError(
+        f"{folder}: {tree.described()} and no labels, which a comparison needs: add {what}a CSV with the columns path, "
+        "patient and label beside them, or put them into a folder for each class, and call premed init again"
+    )
+
+
+def look(folder: Path, recognised: Recognised, listed: Path, progress: Callable[[int, int], None]) -> Looked:
+    """Builds the task of a folder and looks at its images. Raises UserError if a part has no labelled image.
+
+    listed: where the listing that the task needs will be written; messages name it so.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        listing, name = recognised.listing, recognised.task["name"]
+        fields = {"name": name, "root": str(folder), **recognised.task}
+        if listing:
+            path = Path(temporary) / f"listing{listing.suffix}"
+            path.write_text(listing.text, encoding="utf-8")
+            fields[listing.field] = str(path)
+        task, fields, findings = build(fields)
+        findings = [each._replace(where=each.where.replace(f"{temporary}/listing", str(listed))) for each in findings]
+        parts, refusals = split_cases(task, test=True)
+        if refusals:
+            raise too_few(folder, task, refusals)
+        cases = [case for some in parts.values() for case in some]
+        found = survey(cases, task.dims, progress)
+    if not found.headers or found.values is None:
+        raise UserError(f"{found.unreadable[0]} (and none of {len(found.unreadable)} others that were tried is read)")
+    if listing:
+        del fields[listing.field]
+    return Looked(recognised, task, fields, parts, findings, found)
+
+
+def build(fields: dict[str, Any]) -> tuple[Task, dict[str, Any], list[Finding]]:
+    """Returns the task, its fields and what its listings show; incomplete downloads are left out (`partial`)."""
+    module = plugin("tasks", fields)
+
+    def of(fields: dict[str, Any]) -> tuple[Task, list[Finding]]:
+        provisional = {"roi": [16] * 3} if fields.get("dims") == 3 else {}  # `images` has a default for pictures
+        task = module.build(validate_spec(module.Config, fields | provisional))
+        return task, listings(task, test=True)
+
+    task, findings = of(fields)
+    if num_errors(findings) and "partial" in module.Config.model_fields:
+        other, fewer = of(fields | {"partial": True})
+        if num_errors(fewer) < num_errors(findings):
+            return other, fields | {"partial": True}, fewer
+    return task, fields, findings
+
+
+def num_errors(findings: list[Finding]) -> int:
+    return sum(finding.severity == "error" for finding in findings)
+
+
+def too_few(folder: Path, task: Task, refusals: dict[str, UserError]) -> UserError:
+    """The error for a data set that lacks labelled images for a part."""
+    task.lenient = True
+    parts = split_cases(task, test=True)[0]
+    labelled = {case.patient for some in parts.values() for case in some if case.label is not None}
+    if not labelled:
+        return unlabelled(folder)
+    return UserError(
+        f"{folder}: {len(labelled)} patient(s) with labels leave none for {next(iter(refusals))}: train, val and test "
+        f"need one each at least, and an interval some {FEW_PATIENTS} in test; label more"
+    )

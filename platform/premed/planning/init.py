@@ -1,0 +1,161 @@
+"""`premed init`: recognises a folder's layout, looks at its images, chooses settings, writes a YAML."""
+
+import os
+import re
+import shlex
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from premed.config.expand import load_all
+from premed.config.plugins import plugin
+from premed.data.check import UNLABELLED
+from premed.errors import UserError
+from premed.planning import document, images, training
+from premed.planning.choices import Choice, Choices
+from premed.planning.facts import described
+from premed.planning.folder import FEW_PATIENTS, Looked, look, recognise
+from premed.planning.machine import Machine, this_machine
+from premed.tasks.common.recognised import OWN as OWN_TASK
+
+LONG = 45  # minutes
+MOST_FINDINGS = 5
+OWN = "each image counts as"  # what a task notes where nothing says whose the images are
+
+
+def run(
+    folder: Path,
+    out: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    machine: Machine | None = None,
+) -> dict[str, Any]:
+    """Writes a YAML for a folder of images, and says what was found. Raises UserError if there is nothing to compare.
+
+    out: the YAML's path; None: named after the folder, in the current one. progress: called with images done and total.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: name the one that holds the images")
+    folder = Path(os.path.abspath(folder))
+    out = out or Path(re.sub(r"[^\w.-]+", "_", folder.name).strip("._") or "experiment").with_suffix(".yaml")
+    refuse_overwriting(out)
+    recognised = recognise(folder)
+    if recognised.listing:
+        refuse_overwriting(out.with_suffix(recognised.listing.suffix))
+    machine = machine or this_machine()
+    looked = look(folder, recognised, out.with_suffix(""), progress)
+    grid, task_choices, notes = choose_task(looked, machine, folder, out)
+    plan = training.plan(data_of(looked), grid, machine)
+    notes += plan.notes
+    facts = described(looked, machine)
+    return write(looked, out, task_choices | plan.choices, facts, [*notes, *warnings(looked, plan)], plan)
+
+
+def refuse_overwriting(path: Path) -> None:
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{path}: its folder does not exist; create it")
+    if os.path.lexists(path):
+        raise UserError(f"{path} exists: remove it, or name another file with --out")
+
+
+def data_of(looked: Looked) -> training.Data:
+    """Returns what the trainings are planned for."""
+    task, parts = looked.task, looked.parts
+    num = {part: len(parts.get(part, ())) for part in ("train", "val", "test")}
+    num["pretrain"] = num["train"] + len(parts.get(UNLABELLED, ()))
+    voxels = float(looked.found.shapes.prod(axis=1).max())
+    return training.Data(task.dims, task.channels, task.classes, bool(task.labels), num, voxels)
+
+
+# Choices of the task -------------------------------------------------------------------------------------------------
+
+
+def choose_task(looked: Looked, machine: Machine, folder: Path, out: Path) -> tuple[images.Grid, Choices, list[str]]:
+    """Returns the grid, the fields of `task`, and notes."""
+    recognised, task, found = looked.recognised, looked.task, looked.found
+    known = plugin("tasks", looked.fields).Config.model_fields
+    if task.dims == 3:
+        own = known["spacing"].default if "spacing" in known else None
+        grid = images.volume_grid(found, machine, bool(task.labels), own)
+        values, notes = images.volume_values(found, recognised.channels, task.channels)
+        values = (
+            {"channels": Choice(n)} | values if (n := found.headers[0].channels) > 1 and "dims" in known else values
+        )
+    else:
+        grid = images.picture_grid(found, machine)
+        values, notes = images.picture_values(found)
+    planned = grid.choices | values
+    fitted = recognised.fit({name: choice.value for name, choice in planned.items()})
+    reasons = {name: choice.why for name, choice in planned.items()} | dict(recognised.reasons)
+    roi = planned["roi"].why
+    listing = recognised.listing
+    fields = looked.fields | ({listing.field: str(out.with_suffix(listing.suffix).absolute())} if listing else {})
+    if listing:
+        reasons[listing.field] = f"written by premed init, of {listing.made_of}"
+    if fields.get("partial"):
+        reasons["partial"] = "what is listed and not there is left out"
+    own = recognised.sure == OWN_TASK  # what its papers have stays, but for what the machine decides
+    kept = {name for name in values if own and name in known and known[name].default not in (None, False)}
+    fields |= {name: value for name, value in fitted.items() if name in known and name not in kept}
+    choices = {
+        f"task.{name}": Choice(value, reasons.get(name, roi if name == "size" else ""))
+        for name, value in fields.items()
+    }
+    return grid, choices, [*recognised.notes, *notes, *grid.notes]
+
+
+def warnings(looked: Looked, plan: training.Plan) -> list[str]:
+    """Returns notes on the data set as a whole."""
+    notes, errors = [], [finding for finding in looked.findings if finding.severity == "error"]
+    patients = {case.patient for case in looked.parts["test"]}
+    if len(patients) < FEW_PATIENTS:
+        notes.append(f"test has {len(patients)} patient(s): its interval will be wide")
+    notes += [f"{finding.where}: {finding.what}" for finding in looked.findings if OWN in finding.what]
+    notes += [f"{finding.where}: {finding.what}" for finding in errors[:MOST_FINDINGS]]
+    if len(errors) > MOST_FINDINGS:
+        notes.append(f"{len(errors) - MOST_FINDINGS} more errors: premed data check lists them")
+    if unreadable := looked.found.unreadable:
+        notes.append(f"{len(unreadable)} of the images that were opened cannot be read: {unreadable[0]}")
+    if plan.minutes and plan.minutes > LONG:
+        notes.append(f"about {plan.minutes:.0f} minutes on this machine: seeds: [0], or fewer images, take less")
+    return notes
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def write(
+    looked: Looked, out: Path, choices: Choices, facts: dict[str, str], notes: list[str], plan: training.Plan
+) -> dict[str, Any]:
+    """Writes the YAML, and the listing that it needs. Returns the result of the command."""
+    listing = looked.recognised.listing
+    home = f"PREMED_HOME={shlex.quote(os.environ['PREMED_HOME'])} " if os.environ.get("PREMED_HOME") else ""
+    file, page = shlex.quote(str(out)), shlex.quote(str(out.with_suffix(".html")))
+    commands = [
+        f"{home}premed data check {file}",
+        f"{home}premed run {file}",
+        f"{home}premed compare --task {shlex.quote(looked.task.name)} --html {page}",
+    ]
+    about = "minutes to hours on a GPU: not measured" if plan.minutes is None else f"about {plan.minutes:.0f} minutes"
+    head = [f"Written by premed init on {date.today()} for {facts['machine']}; {about}. Every number may be changed."]
+    head += [f"{name}: {fact}" for name, fact in facts.items() if name != "machine"]
+    head += [f"note: {note}" for note in notes]
+    written = {out: document.text(head, choices)}
+    if listing:
+        written[out.with_suffix(listing.suffix)] = listing.text
+    try:
+        for path, text in reversed(written.items()):
+            with open(path, "x", encoding="utf-8") as file:  # never over another's
+                file.write(text)
+        load_all([out])
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); name another file with --out") from None
+    return {
+        "yaml": str(out),
+        "listing": str(out.with_suffix(listing.suffix)) if listing else None,
+        "task": looked.task.name,
+        "found": facts,
+        "notes": notes,
+        "minutes": plan.minutes,
+        "next": commands,
+    }

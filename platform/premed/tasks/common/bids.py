@@ -1,0 +1,75 @@
+"""Reads BIDS trees: the scan of each subject and session, and label maps among the derivatives."""
+
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+from premed.data.io.readers import VOLUMES
+
+SUFFIXES = ("T1w", "T2w", "FLAIR", "T1rho", "T2starw", "PDw", "inplaneT1", "ct", "CT", "bold", "dwi", "pet")
+"""Kinds of scan, the most wanted first where several are as frequent."""
+MASKS = ("mask", "dseg", "seg", "roi", "label")
+RUNNING = ("bold", "dwi")  # a volume for each point in time
+
+
+class Scan(NamedTuple):
+    """A file, and whose it is."""
+
+    name: str
+    """Below the root."""
+    subject: str
+    """sub-01."""
+    session: str
+    """ses-1; empty if there is none."""
+    run: str
+    suffix: str
+    kind: str
+    """Of a label map: what its entities say of it, such as desc-lesion_mask."""
+
+
+def is_bids(folder: Path) -> bool:
+    """True if the folder holds subjects' folders as BIDS names them, with a table or a description of them."""
+    described = (folder / "participants.tsv").is_file() or (folder / "dataset_description.json").is_file()
+    return described and next(folder.glob("sub-*/"), None) is not None
+
+
+def files(folder: Path, below: str) -> list[Scan]:
+    """Returns the volumes below `below` that are named as BIDS does."""
+    found = []
+    for path in sorted(folder.glob(f"{below}/sub-*/**/sub-*")):
+        ending = next((suffix for suffix in sorted(VOLUMES, key=len, reverse=True) if path.name.endswith(suffix)), None)
+        if ending is None or not path.is_file():
+            continue
+        *entities, suffix = path.name.removesuffix(ending).split("_")
+        words = dict(each.split("-", 1) for each in entities if "-" in each)
+        kind = "_".join([each for each in entities if re.match("(desc|label|seg|hemi)-", each)] + [suffix])
+        session = f"ses-{words['ses']}" if "ses" in words else ""
+        name = path.relative_to(folder).as_posix()
+        found.append(Scan(name, f"sub-{words.get('sub', '')}", session, words.get("run", ""), suffix, kind))
+    return found
+
+
+def scans(folder: Path) -> tuple[str, list[Scan]]:
+    """Returns the most frequent kind of scan, by subjects, and one such scan of each subject and session."""
+    by_suffix: dict[str, dict[tuple[str, str], Scan]] = defaultdict(dict)
+    for scan in files(folder, "."):
+        if scan.suffix not in RUNNING:
+            by_suffix[scan.suffix].setdefault((scan.subject, scan.session), scan)
+    order = {suffix: number for number, suffix in enumerate(SUFFIXES)}
+    best = max(by_suffix, key=lambda each: (len(by_suffix[each]), -order.get(each, len(order))), default="")
+    return best, [*by_suffix[best].values()] if best else []
+
+
+def label_maps(folder: Path) -> tuple[str, dict[tuple[str, str], str]]:
+    """Returns the most frequent kind of label map among the derivatives, and its file for each subject and session.
+
+    Masks of the brain alone are taken only where there is nothing else.
+    """
+    by_kind: dict[str, dict[tuple[str, str], str]] = defaultdict(dict)
+    for scan in [*files(folder, "derivatives/*"), *files(folder, "derivatives")]:
+        if scan.suffix in MASKS or "mask" in scan.kind:
+            by_kind[scan.kind].setdefault((scan.subject, scan.session), scan.name)
+    counts = Counter({kind: len(some) - ("brain" in kind.lower()) * 10**6 for kind, some in by_kind.items()})
+    best = max(counts, key=lambda kind: (counts[kind], kind), default="")
+    return best, by_kind.get(best, {})

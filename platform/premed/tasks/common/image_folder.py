@@ -1,0 +1,185 @@
+"""Recognises folders for the task `images`: a table and images, a BIDS tree, folders that are called as classes."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pandas
+
+from premed.tasks.common import bids, columns
+from premed.tasks.common.image_tree import Tree, class_folders, find_images, patients_of_dicom, stem
+from premed.tasks.common.patients import guessed_pattern
+from premed.tasks.common.recognised import NAMES, TABLE, Listing, Recognised
+
+TABLES = tuple(columns.DELIMITERS)
+MOST_TABLES = 20
+MOST_DICOM = 2000  # files whose PatientID is read, at most
+
+
+def recognise(folder: Path) -> Recognised | None:
+    """Returns how the task `images` reads a folder; None if nothing there labels whole images."""
+    if bids.is_bids(folder):
+        return participants(folder)
+    tree = find_images(folder)
+    if not tree.names:
+        return None
+    found = [each for path in tables(folder) if (each := of_table(folder, path, tree))]
+    return max(found, key=lambda each: len(each.task), default=None) or of_class_folders(folder, tree)
+
+
+def tables(folder: Path) -> list[Path]:
+    """Returns the tables in a folder and in those directly below it."""
+    files = [*folder.glob("[!.]*"), *folder.glob("[!.]*/[!.]*")]
+    return sorted(path for path in files if path.suffix.lower() in TABLES and path.is_file())[:MOST_TABLES]
+
+
+# A table -------------------------------------------------------------------------------------------------------------
+
+
+def of_table(folder: Path, path: Path, tree: Tree) -> Recognised | None:
+    """Returns how a table's labels are read; None if it lists none of the images, or no labels."""
+    if (read := columns.read(path)) is None:
+        return None
+    frame, delimiter = read
+    frame = frame.loc[:, [bool(str(name)) for name in frame.columns]]
+    where = Paths(folder, tree)
+    best = max(map(str, frame.columns), key=lambda name: where.share(cells_of(frame, name)), default="")
+    if not best or where.share(cells_of(frame, best)) < 0.5:
+        return None
+    roles = columns.roles(frame, best)
+    if roles.labels is None:
+        return None
+    names = where.names(cells_of(frame, best))
+    volumes = [name for name in names.values() if name in where.volumes]
+    task: dict[str, Any] = {"name": "images"} | ({"dims": 3} if len(volumes) > len(names) / 2 else {})
+    reasons = {"label" if "label" in roles.labels.task else "labels": roles.labels.why}
+    if roles.labels.others:
+        reasons |= {key: f"{why}; or {', '.join(roles.labels.others[:8])}" for key, why in reasons.items()}
+    listing, column = None, best
+    table = path.relative_to(folder).as_posix()
+    if any(name != cell for cell, name in names.items()):
+        completed = frame.copy()
+        completed[best] = [names.get(cell, cell) for cell in cells_of(frame, best)]
+        listing = Listing("table", ".csv", as_csv(completed), f"{table}, with paths below the root in column {best}")
+    else:
+        task |= {"table": table} | ({"delimiter": delimiter} if delimiter != "," else {})
+    task |= {"columns": {"path": column} | roles_of_columns(roles, [*map(str, frame.columns)])}
+    if roles.part and roles.parts != {part: [part] for part in ("train", "val", "test")}:
+        task["parts"] = roles.parts
+        if "val" not in roles.parts:
+            reasons["parts"] = "no val of its own: it is carved from train, by patient"
+    left = len(tree.names) - len(set(names.values()))
+    notes = (f"images without a row in {table}, which are not used: {left}",) if left > 0 else ()
+    patient, why = ({}, {}) if roles.patient else guessed_pattern([*map(stem, names.values())])
+    task |= patient | dict(roles.labels.task)
+    return Recognised(f"{table} and {tree.described()}", TABLE, task, reasons | why, notes, listing=listing)
+
+
+def cells_of(frame: pandas.DataFrame, name: str) -> list[str]:
+    return frame.iloc[:, [str(column) for column in frame.columns].index(name)].tolist()
+
+
+def roles_of_columns(roles: columns.Roles, names: list[str]) -> dict[str, str]:
+    """Returns the fields of `columns` but for `path`. An empty part: the column of that name is something else."""
+    named = {"patient": roles.patient, "part": roles.part}
+    return {role: name for role, name in named.items() if name} | (
+        {"part": ""} if "part" in names and not roles.part else {}
+    )
+
+
+class Paths:
+    """Finds the image that a cell of a table names: a path below the root or the images' folder, or a file's name."""
+
+    def __init__(self, folder: Path, tree: Tree):
+        self.folder, self.volumes = folder, {*tree.volumes}
+        names = tree.names
+        self.exact = {name: name for name in names}
+        self.loose: dict[str, list[str]] = {}
+        for name in names:
+            parts = PurePosixPath(name).parts
+            for start in range(len(parts)):
+                tail = "/".join(parts[start:])
+                for spelled in {tail, stem(tail)}:
+                    self.loose.setdefault(spelled, []).append(name)
+
+    def find(self, cell: str) -> str | None:
+        """Returns an image's name; None if the cell names none, or several."""
+        if cell in self.exact:
+            return cell
+        absolute = cell.removeprefix(str(self.folder) + "/").removeprefix("./")
+        if absolute in self.exact:
+            return cell if cell.startswith("./") or absolute != cell else absolute
+        found = self.loose.get(absolute) or self.loose.get(stem(absolute)) or []
+        return found[0] if len(found) == 1 else None
+
+    def share(self, cells: Sequence[str]) -> float:
+        """Returns the share of the cells that name an image."""
+        some = columns.spread(cells)
+        return sum(self.find(cell) is not None for cell in some) / max(1, len(some))
+
+    def names(self, cells: Sequence[str]) -> Mapping[str, str]:
+        """Returns the image of each cell that names one."""
+        return {cell: name for cell in dict.fromkeys(cells) if cell and (name := self.find(cell)) is not None}
+
+
+# Folders of classes, BIDS -----------------------------------------------------------------------------------------
+
+
+def of_class_folders(folder: Path, tree: Tree) -> Recognised | None:
+    """Returns how images in folders that are called as classes are read."""
+    names = tree.names
+    if (found := class_folders(names)) is None:
+        return None
+    patients = patients_of_dicom(folder, names) if len(names) <= MOST_DICOM else {}
+    header = ["path", *(["patient"] if patients else []), *(["part"] if found.parts else []), "label"]
+    rows = [
+        [n, *([patients[n]] if patients else []), *([found.parts[n]] if found.parts else []), found.classes[n]]
+        for n in names
+    ]
+    task: dict[str, Any] = {"name": "images"} | ({"dims": 3} if len(tree.volumes) > len(tree.pictures) else {})
+    counts = Counter(found.classes.values())
+    reasons = {"label": "the folders' names: " + ", ".join(f"{n} {name}" for name, n in counts.most_common(6))}
+    if found.parts:
+        parts = columns.parts_of(found.parts.values())
+        if not parts:
+            task["columns"] = {"part": ""}
+        elif "val" not in parts:
+            task["parts"] = parts
+            reasons["parts"] = "no val of its own: it is carved from train, by patient"
+    pattern, why = ({}, {}) if patients else guessed_pattern([*map(stem, names)])
+    task |= {"label": "label"} | pattern
+    listing = Listing("table", ".csv", as_csv(pandas.DataFrame(rows, columns=header)), "the folders' names")
+    layout = f"{tree.described()} in folders of {len(counts)} classes"
+    return Recognised(layout, NAMES, task, reasons | why, listing=listing)
+
+
+def participants(folder: Path) -> Recognised | None:
+    """Returns how a BIDS tree whose participants.tsv has labels is read."""
+    if (read := columns.read(folder / "participants.tsv") if (folder / "participants.tsv").is_file() else None) is None:
+        return None
+    frame, _ = read
+    if "participant_id" not in map(str, frame.columns):
+        return None
+    labels = columns.roles(frame, "participant_id").labels
+    suffix, scans = bids.scans(folder)
+    if labels is None or not scans:
+        return None
+    used = [*labels.task["labels"]] if "labels" in labels.task else [labels.task["label"]]  # type: ignore[misc]
+    of = {who: [cells_of(frame, str(name))[row] for name in used] for row, who in enumerate(frame["participant_id"])}
+    rows = [[scan.name, scan.subject, *of.get(scan.subject, [""] * len(used))] for scan in scans]
+    text = as_csv(pandas.DataFrame(rows, columns=["path", "patient", *used]))
+    key = "label" if "label" in labels.task else "labels"
+    why = f"of participants.tsv: {labels.why}" + (f"; or {', '.join(labels.others[:8])}" if labels.others else "")
+    task = {"name": "images", "dims": 3, **labels.task}
+    listing = Listing("table", ".csv", text, f"participants.tsv and the {suffix} of each subject")
+    layout = f"a BIDS tree: {len(scans)} {suffix} of {len({scan.subject for scan in scans})} subjects"
+    return Recognised(layout, TABLE, task, {key: why}, listing=listing, channels=(suffix,))
+
+
+def as_csv(frame: pandas.DataFrame) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([[*map(str, frame.columns)], *frame.astype(str).values.tolist()])
+    return text.getvalue()

@@ -1,0 +1,229 @@
+"""`premed init`: of every layout it writes a YAML that loads, is clean, and says what it is."""
+
+import json
+
+import pytest
+import yaml
+from support import folders
+
+from premed.config.expand import load_all
+from premed.data.check import Check
+from premed.errors import UserError
+from premed.planning import init
+from premed.planning.machine import Machine
+
+pytest_plugins = ["support.experiment_fixtures"]
+TWO_CORES, GPUS = Machine(2, 16.0), Machine(32, 128.0, (80.0, 80.0))
+
+LAYOUTS = {
+    "nnunet": ({"name": "nnunet"}, "5 train, 1 val, 2 test, 2 unlabelled"),
+    "msd": ({"name": "msd"}, "5 train, 1 val, 2 test, 2 unlabelled"),
+    "brats": ({"name": "brats", "crop_foreground": True}, "5 train, 1 val, 2 test"),
+    "btcv": ({"name": "btcv"}, "15 train, 3 val, 12 test"),
+    "chestxray14": ({"name": "chestxray14", "size": 32, "stored": 32}, None),
+    "pngs": ({"name": "images", "table": "labels.csv", "labels": ["pneumonia"], "roi": [32, 32]}, None),
+    "dicoms": ({"name": "images", "labels": ["pneumonia"], "roi": [32, 32]}, None),
+    "niftis": ({"name": "images", "dims": 3, "window": [-1000, 400], "normalise": "window"}, "6 train, 2 val, 2 test"),
+    "series": ({"name": "images", "dims": 3, "label": "label", "normalise": "window"}, "5 train, 1 val, 2 test"),
+    "kaggle": ({"name": "images", "label": "label", "parts": {"train": ["train"], "test": ["test"]}}, None),
+    "bare_names": ({"label": "Finding Labels", "separator": "|", "none": "No Finding"}, None),
+    "bids_diagnoses": ({"name": "images", "dims": 3, "label": "diagnosis", "normalise": "zscore"}, None),
+    "bids_masks": ({"name": "nnunet", "patient": "(sub-[^_]+)_.*"}, "4 train, 1 val, 2 test"),
+    "side_by_side": ({"name": "nnunet"}, "4 train, 1 val, 1 test"),
+    "case_folders": ({"name": "nnunet"}, "4 train, 1 val, 1 test"),
+}
+"""By layout: some fields of the task, and the parts."""
+
+
+def marked(names, *slow):
+    """Parameters, of which some draw or list so much that make test leaves them out."""
+    return [pytest.param(name, marks=pytest.mark.slow if name in slow else ()) for name in names]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.fixture
+def made(shared):
+    """A folder of images in a layout, made once."""
+
+    def make(layout):
+        return shared(f"init-{layout}", lambda root: getattr(folders, layout)(root / layout)) / layout
+
+    return make
+
+
+@pytest.mark.parametrize("layout", marked(LAYOUTS, "btcv", "brats", "niftis"))
+def test_of_every_layout_it_writes_a_yaml_that_loads_and_whose_data_are_clean(made, here, layout):
+    expected, parts = LAYOUTS[layout]
+    result = init.run(made(layout), machine=TWO_CORES)
+    task = yaml.safe_load((here / f"{layout}.yaml").read_text())["task"]
+    assert {name: task[name] for name in expected} == expected
+    assert result["yaml"] == f"{layout}.yaml" and parts in (None, result["found"]["parts"])
+    experiments = load_all([here / f"{layout}.yaml"])
+    assert [(each.strategy, each.finetune.seed) for each in experiments] == [
+        (strategy, seed) for strategy in ("none", "mae") for seed in (0, 1, 2)
+    ]
+    check = Check(experiments[0].task, test=True)
+    check.open_images(None, lambda done, total: None)
+    assert [finding for finding in check.findings if finding.severity == "error"] == []
+    assert check.outcome()["num_images"] == len(check.cases) > 0
+
+
+def test_the_yaml_trains_with_both_strategies_and_the_commands_follow(premed, made, here, home):
+    code, out, err = premed("init", made("pngs"))
+    assert code == 0 and "12 patients" in out and "about" in out
+    commands = [line.strip() for line in out.splitlines() if "premed " in line and line.startswith("  ")]
+    prefix = f"PREMED_HOME={home} premed"  # set for this command alone, it may not be for the next
+    assert commands == [
+        f"{prefix} data check pngs.yaml",
+        f"{prefix} run pngs.yaml",
+        f"{prefix} compare --task pngs --html pngs.html",
+    ]
+    short = [f"{stage}.{field}" for stage in ("pretrain", "finetune") for field in ("steps=2", "validations=1")]
+    tiny = ["encoder.width=24", "encoder.depth=1", "encoder.heads=2", "train.workers=0", "seeds=[0]"]
+    code, out, err = premed("run", "pngs.yaml", *short, *tiny, "--json")
+    assert code == 0, err
+    assert [outcome["strategy"] for outcome in json.loads(out)["outcomes"]] == ["none", "mae"]
+    code, out, _ = premed("compare", "--task", "pngs")
+    assert code == 0 and "mae" in out
+
+
+def test_it_never_writes_over_a_file(premed, made, here):
+    (here / "pngs.yaml").write_text("mine")
+    code, out, err = premed("init", made("pngs"))
+    assert (code, out) == (2, "") and err == ["premed: pngs.yaml exists: remove it, or name another file with --out"]
+    assert premed("init", made("pngs"), "--out", "other.yaml")[0] == 0
+    (here / "listed.json").write_text("mine")
+    code, _, err = premed("init", made("side_by_side"), "--out", "listed.yaml")
+    assert code == 2 and "listed.json exists" in err[-1] and not (here / "listed.yaml").exists()
+    assert (here / "pngs.yaml").read_text() == "mine"
+
+
+def test_as_json_it_says_the_same(premed, made, here):
+    code, out, _ = premed("init", made("bids_masks"), "--json")
+    told = json.loads(out)
+    assert code == 0 and told["yaml"] == "bids_masks.yaml" and told["listing"] == "bids_masks.json"
+    assert told["task"] == "bids_masks" and told["found"]["labels"] == "a label per voxel: background, label_1, label_2"
+    assert told["next"][1].endswith("premed run bids_masks.yaml")
+
+
+def test_what_it_lists_is_called_as_the_files_are_and_notes_name_what_is_written(made, here):
+    init.run(made("case_folders"), machine=TWO_CORES)
+    listed = json.loads((here / "case_folders.json").read_text())
+    assert [*listed["dataset"]][:2] == ["UCSF_000", "UCSF_001"] and listed["channel_names"] == {"0": "flair", "1": "t1"}
+    assert [name for name in listed["dataset"]["UCSF_000"]["images"] if "seg" in name] == []
+    notes = init.run(made("kaggle"), machine=TWO_CORES)["notes"]
+    assert any(note.startswith("kaggle.csv: has no column of patients") for note in notes)
+    notes = init.run(made("bare_names"), machine=TWO_CORES)["notes"]
+    assert "images without a row in findings.csv, which are not used: 1" in notes
+
+
+def test_a_machine_with_gpus_gets_larger_networks_and_uses_all_of_them(made, here):
+    init.run(made("msd"), machine=GPUS)
+    experiment = load_all([here / "msd.yaml"])[-1]
+    assert experiment.train.gpu and experiment.train.workers == 2 and experiment.train.cpus == 16
+    assert experiment.encoder.width == 384 and experiment.pretrain.batch % 2 == 0
+    assert "not measured" in (here / "msd.yaml").read_text()[:200]
+
+
+WITHOUT = {
+    "nothing": (lambda root: None, "holds no image that is read"),
+    "pictures": (lambda root: [folders.picture(root / f"{n}.png") for n in range(3)], "3 pictures and no labels"),
+    "volumes": (lambda root: [folders.scan(root / f"{n}.nii.gz") for n in range(2)], "2 volumes and no labels"),
+    "patients": (
+        lambda root: [folders.picture(root / f"p{n:03d}" / f"{k}.png") for n in range(9) for k in range(2)],
+        "18 pictures and no labels",
+    ),
+    "one case": (lambda root: folders.scan(root / "images/a.nii.gz", root / "labels/a.nii.gz"), "1 patient(s) with"),
+    "several": (lambda root: [folders.msd(root / name) for name in ("TaskA", "TaskB")], "(TaskA, TaskB)"),
+    "masks of pictures": (
+        lambda root: [folders.picture(root / kind / "a.png") for kind in ("images", "masks")],
+        "pictures are not segmented",
+    ),
+    "grey masks": (
+        lambda root: (
+            [folders.scan(root / f"images/{n}.nii.gz", root / f"i/{n}.nii.gz") for n in range(3)]
+            + [folders.scan(root / f"labels/{n}.nii.gz") for n in range(3)]
+        ),
+        "is named as a label map and holds",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WITHOUT)
+def test_a_folder_without_a_comparison_in_it_is_refused_in_one_line(premed, tmp_path, here, what):
+    write, words = WITHOUT[what]
+    (tmp_path / "images here").mkdir()
+    write(tmp_path / "images here")
+    code, out, err = premed("init", tmp_path / "images here")
+    assert (code, out) == (2, "") and len([line for line in err if line.startswith("premed: ")]) == 1
+    assert words in err[-1] and [*here.iterdir()] == []
+
+
+def test_what_may_mislead_is_noted(tmp_path, here):
+    """Mixed slice spacings, CT that is none, a roi larger than an image, a batch larger than the data, no patients."""
+    import numpy as np
+
+    root, rows = tmp_path / "ct", [["file", "bleeding"]]
+    for number in range(8):
+        values = folders.rng.integers(0, 200, (20, 20, 4 + 8 * (number % 2))).astype(np.int16)
+        folders.volume(root / f"{number}.nii.gz", values, (1, 1, 1.5 + 4 * (number % 2)))
+        rows.append([f"{number}.nii.gz", number // 2 % 2])
+    folders.table(root / "labels.csv", rows)
+    notes = "\n".join(init.run(root, machine=TWO_CORES)["notes"])
+    assert "spacings are mixed: 1.5 to 5.5 mm along S" in notes
+    assert "images are smaller than the roi" in notes
+    assert "finetune.batch: 5 in place of 16, since there are 5 images to learn from" in notes
+    assert "each image counts as one" in notes and "test has 2 patient(s)" in notes
+
+
+def test_files_that_are_listed_and_not_there_are_left_out(made, here, tmp_path):
+    import shutil
+
+    shutil.copytree(made("pngs"), tmp_path / "partly")
+    next((tmp_path / "partly/images").glob("*.png")).unlink()
+    init.run(tmp_path / "partly", machine=TWO_CORES)
+    assert load_all([here / "partly.yaml"])[0].task.partial is True
+
+
+def test_a_folder_that_is_none_is_named(here):
+    with pytest.raises(UserError, match="absent is not a folder"):
+        init.run(here / "absent")
+
+
+REAL = {
+    "Task04_Hippocampus": {"name": "msd", "roi": [32, 48, 32], "spacing": [1.0, 1.0, 1.0], "normalise": "zscore"},
+    "brainmri": {"name": "images", "label": "tumour", "roi": [96, 96]},
+    "pneumonia": {"name": "images", "labels": ["pneumonia"], "parts": {"train": ["train"], "test": ["val"]}},
+    "chestxray14": {"name": "chestxray14", "size": 64, "stored": 64},
+}
+
+
+@pytest.mark.parametrize("name", marked(REAL, "pneumonia", "brainmri"))
+def test_of_real_images_it_makes_what_a_person_would(real, here, name):
+    init.run(real(name), machine=TWO_CORES)
+    experiments = load_all([here / f"{name}.yaml"])
+    task = yaml.safe_load((here / f"{name}.yaml").read_text())["task"]
+    assert {field: task[field] for field in REAL[name]} == REAL[name] and len(experiments) == 6
+    assert [finding for finding in listings(experiments[0].task) if finding.severity == "error"] == []
+
+
+def listings(config):
+    from premed.config.plugins import plugin
+    from premed.data import check
+
+    return check.listings(plugin("tasks", config).build(config), test=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("btcv", "1 patient(s) with labels"), ("Task01_BrainTumour", "1 volume and no labels")]
+)
+def test_of_real_images_that_are_too_few_it_says_so(real, here, name, words):
+    with pytest.raises(UserError, match=words.replace("(", r"\(").replace(")", r"\)")):
+        init.run(real(name), machine=TWO_CORES)
