@@ -41,6 +41,10 @@ class Left(Exception):
     """The user detached from a job that keeps running; one line says how to attach again. Exit code 130."""
 
 
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM ended the work; one line says where the same command goes on. Exit code 130."""
+
+
 class LeaseLost(StageFailed):
     """Another process took over a stage's lease after this one's heartbeat stopped; it owns the run now."""
 

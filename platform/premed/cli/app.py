@@ -1,7 +1,6 @@
 """The commands: each parses its arguments and calls the package that does the work, which it imports only then."""
 
 import os
-import signal
 import sys
 import threading
 from pathlib import Path
@@ -20,6 +19,7 @@ from premed.cli.options import (
     train_settings,
 )
 from premed.errors import Left, StageFailed, UserError
+from premed.training import stopping
 
 app = typer.Typer(
     help="Does self-supervised pre-training on my own medical images help, which kind, and how sure can I be?",
@@ -249,8 +249,8 @@ def ui(
 
 
 def main() -> None:
-    """Exit code 0: done; 1: failed midway (finished stages stay); 2: something the user can fix; 130: Ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's scheduler sends it to stop a job
+    """Exit code 0: done; 1: failed midway (finished stages stay); 2: something the user can fix; 130: stopped."""
+    stopping.install()
     try:
         code, message = app(standalone_mode=False) or 0, ""
     except UserError as error:
@@ -259,14 +259,12 @@ def main() -> None:
         code, message = 1, str(error)
     except Left as error:
         code, message = 130, str(error)
-    except KeyboardInterrupt:
-        code, message = 130, ""
+    except KeyboardInterrupt as stop:
+        code, message = 130, str(stop) or "stopped"
     except Exception as error:
         if not hasattr(error, "format_message"):  # typer's own: a wrong option, a missing argument
             raise
         code, message = 2, error.format_message()  # type: ignore[attr-defined]
-    if code == 130 and not message:
-        message = "stopped; run the same command again to resume from the last checkpoint"
     if message:
         print(f"premed: {message}", file=sys.stderr)
     if code == 130 and any(thread.name == "premed worker group" for thread in threading.enumerate()):

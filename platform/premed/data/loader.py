@@ -1,5 +1,6 @@
 """`PreparedLoader` reads batches from prepared, memory-mapped files, in loader processes."""
 
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -40,6 +41,7 @@ class PreparedLoader:
             batch_size=None,
             num_workers=self.num_loaders,
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=ignore_ctrl_c,
         )
         try:
             for image, label, keys, data_set, names, weight in loader:
@@ -55,6 +57,11 @@ class PreparedLoader:
             # a loader process sends its traceback as the message; the last line is the original message
             prefix = f"{UserError.__module__}.{UserError.__qualname__}: "
             raise UserError(error.args[0].strip().splitlines()[-1].removeprefix(prefix)) from None
+
+
+def ignore_ctrl_c(worker: int) -> None:
+    """In a loader process: a terminal sends Ctrl-C to it, too, but the training needs it until its last checkpoint."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Views(Dataset):
