@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from premed.cli import data
 from premed.cli.options import (
@@ -21,7 +22,19 @@ from premed.cli.options import (
 from premed.errors import Left, StageFailed, UserError
 from premed.training import stopping
 
+
+class Commands(TyperGroup):
+    """The commands. What a KeyboardInterrupt says gets to `main`; typer keeps its exit code alone."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise Left(str(stop) or "stopped") from None
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Does self-supervised pre-training on my own medical images help, which kind, and how sure can I be?",
     no_args_is_help=True,
     add_completion=False,
@@ -226,6 +239,8 @@ def submit(
             return
         result = submit.submit(job, address, follow=not no_wait, log=sys.stderr if as_json else sys.stdout)
     print_result(result, as_json, lambda result: print(result["job"]) if no_wait else None)
+    if result["exit_code"] == 130:
+        raise Left(f"job {result['job']} was stopped; submit the same command again to go on")
     raise typer.Exit(result["exit_code"])
 
 
@@ -259,8 +274,8 @@ def main() -> None:
         code, message = 1, str(error)
     except Left as error:
         code, message = 130, str(error)
-    except KeyboardInterrupt as stop:
-        code, message = 130, str(stop) or "stopped"
+    except KeyboardInterrupt:
+        code, message = 130, "stopped"
     except Exception as error:
         if not hasattr(error, "format_message"):  # typer's own: a wrong option, a missing argument
             raise

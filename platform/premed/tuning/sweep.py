@@ -128,7 +128,7 @@ class SweepRunner:
             reports.close.remote()
 
     def close(self, tune: threading.Thread) -> None:
-        """Ends Tune's trial processes; waits for Tune's thread, which starts trials, and then for those of the trials."""
+        """Ends Tune's trial processes, and waits for Tune's thread, which starts trials, and for the trials'."""
         if self.reports is not None:
             self.reports.close.remote()
         if tune.ident is not None:  # else the command was stopped before it began
