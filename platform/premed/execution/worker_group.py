@@ -4,6 +4,7 @@ The driver puts jobs into a queue (an actor), and every rank takes them from it 
 group; Ray Train restarts it, and it continues with the first job that is not finished.
 """
 
+import math
 import os
 import shutil
 import socket
@@ -84,11 +85,11 @@ class WorkerGroup:
                         self.queue.allow.remote(number, step)
         except CalledOff:
             self.queue.cancel.remote(number)
-            while not self.finished(number):
+            while not self.finished(number):  # type: ignore[arg-type]
                 pass
             raise
         except KeyboardInterrupt:
-            self.stop(number)
+            self.stop(number)  # type: ignore[arg-type]
             raise
         return number is not None
 
@@ -216,13 +217,13 @@ class StopRequests:
 
     def __init__(self, queue: Any, number: int):
         self.queue, self.number = queue, number
-        self.looked, self.stopped = -LOOK, False
+        self.looked, self.stopped = -math.inf, False
 
     def __call__(self) -> bool:
         import ray
 
         if not self.stopped and time.monotonic() - self.looked >= LOOK:
-            self.stopped = ray.get(self.queue.stopping.remote(self.number))
+            self.stopped = bool(ray.get(self.queue.stopping.remote(self.number)))
             self.looked = time.monotonic()
         return self.stopped
 
