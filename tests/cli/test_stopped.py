@@ -4,6 +4,7 @@ import os
 import re
 import signal
 
+import psutil
 import pytest
 import yaml
 from support.experiments import SCRATCH, curve, forked, results, run, runs_of, store_of, tree, until
@@ -27,15 +28,18 @@ def weights(outcome):
     return {name: folder.get(name) for name in folder.names() if name.endswith(".safetensors")}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "loaders"), [(signal.SIGINT, 1), (signal.SIGTERM, 0)])
 def test_a_training_saves_a_checkpoint_first_and_the_same_command_ends_as_if_it_had_not_been_stopped(
-    home, home_after, chest, tmp_path, number
+    home, home_after, chest, tmp_path, number, loaders
 ):
     """`save_minutes` is 5: without the checkpoint that it saves when stopped, it would start over."""
     there, undisturbed = home_after("never stopped", lambda: run(chest, *CHANGES))
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree(chest, *CHANGES)))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree(chest, *CHANGES, {"train": {"loaders": loaders}})))
     process, said = forked(home, "run", tmp_path / "tiny.yaml")
     until(said, "step 16: validation")
+    for each in psutil.Process(process.pid).children():  # a terminal sends it to loader processes, too
+        each.send_signal(number)
     os.kill(process.pid, number)
     rest = said.read().splitlines()
     process.join()

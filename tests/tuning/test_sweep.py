@@ -278,7 +278,8 @@ def test_ctrl_c_at_any_moment_fails_no_trial_and_the_same_command_ends_as_if_it_
         assert code == 130 and last.startswith("premed: stopped") and "; run the same command again to " in last, said
         if moment == TRAINING:
             assert " at step " in last and list(ours.glob("checkpoints/pretrain-*/checkpoints/*.json")), said
-        assert set(states(file)) <= {"running", "waiting", "done"} and "running" in states(file), (moment, said)
+        assert set(states(file)) <= {"running", "waiting", "done"}, (moment, said)
+        assert "running" in states(file) or moment == ENDED  # then the others may end in the same seconds
         assert emptied(cluster) == [2.0, []] and list(store_of(ours).search({}, experiment=LEASES)) == []
         assert "RUNNING" not in {run.status for kind in ("finetune", "trial") for run in runs_of(ours, kind)}
     assert "done" in states(file)
