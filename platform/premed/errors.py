@@ -38,7 +38,11 @@ class CalledOff(BaseException):
 
 
 class Left(Exception):
-    """The user detached from a job that keeps running; one line says how to attach again. Exit code 130."""
+    """The user stopped a command, or detached from a job; one line says how to go on. Exit code 130."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM ended the work; one line says where the same command goes on. Exit code 130."""
 
 
 class LeaseLost(StageFailed):

@@ -1,6 +1,5 @@
 """What headers leave open is said where images are prepared, too: by each command that uses them, each kind once."""
 
-import signal
 import sys
 
 import numpy as np
@@ -86,7 +85,7 @@ def test_stages_of_a_command_say_each_kind_once_with_the_first_file_and_their_nu
 
 
 def test_a_command_prints_them(folder, monkeypatch, capsys):
-    monkeypatch.setattr(signal, "signal", lambda *args: None)
+    monkeypatch.setattr(app.stopping, "install", lambda: None)
     (folder / "a.yaml").write_text(yaml.safe_dump({"task": {"name": "images", **config(folder)}, **REST}))
     monkeypatch.setattr(sys, "argv", ["premed", "data", "prepare", str(folder / "a.yaml")])
     with pytest.raises(SystemExit) as end:

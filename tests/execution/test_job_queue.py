@@ -87,3 +87,21 @@ def test_a_job_that_is_not_gated_continues_by_itself_until_it_is_cancelled():
     assert queue.may_continue(0, 10) is True
     queue.cancel(0)
     assert queue.may_continue(0, 20) is False
+
+
+def test_a_stopped_job_ends_where_it_is_and_no_other_begins(queue):
+    for job in ("pretrain", "finetune"):
+        queue.put(job, gated=True)
+    assert queue.stopping(0) is False and queue.may_continue(0, 10) is None
+    assert queue.stop(0) and queue.stopping(0)  # a training, which saves a checkpoint first
+    assert queue.may_continue(0, 10) is True  # from its validation to the checkpoint
+    assert not queue.first_done(0)
+    queue.finish(0, 0, 2)
+    assert queue.first_done(0) and not queue.stop(0)
+    assert queue.put("test") is None
+
+
+def test_of_a_job_that_is_not_training_nothing_is_waited_for(queue):
+    queue.put("pretrain")
+    assert not queue.stop(0)
+    assert queue.take(0) == Signal.SHUTDOWN

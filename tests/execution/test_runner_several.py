@@ -83,7 +83,7 @@ def test_a_pre_training_that_fails_is_tried_once_and_fails_only_what_stands_on_i
 
 def test_a_command_of_which_something_failed_ends_with_1_and_prints_all(home, chest, tmp_path, monkeypatch, capsys):
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(tree(chest, QUICK)))
-    monkeypatch.setattr(app.signal, "signal", lambda *args: None)
+    monkeypatch.setattr(app.stopping, "install", lambda: None)
     arguments = ["run", str(tmp_path / "a.yaml"), "pretext=[none,mae]", f"pretrain.lr={NOT_A_NUMBER}", "--json"]
     monkeypatch.setattr(sys, "argv", ["premed", *arguments])
     with pytest.raises(SystemExit) as end:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import sys
 from pathlib import Path
 
@@ -70,7 +69,7 @@ def copied(tmp_path):
 @pytest.fixture
 def checked(monkeypatch, capsys, tmp_path):
     """`premed data check` of a folder: (exit code, stdout, stderr)."""
-    monkeypatch.setattr(signal, "signal", lambda *args: None)
+    monkeypatch.setattr(app.stopping, "install", lambda: None)
 
     def call(tree, root, *arguments):
         (tmp_path / "check.yaml").write_text(yaml.safe_dump(tree))

@@ -2,7 +2,6 @@
 
 import pickle
 import shutil
-import signal
 import sys
 
 import pytest
@@ -11,6 +10,7 @@ from support.stores import copied
 
 from premed.cli import app
 from premed.data.phantoms.writers import write_chestxray14
+from premed.training import stopping
 
 pytest_plugins = ["support.store_fixtures"]
 
@@ -71,7 +71,7 @@ def mae_home(home_after, chest):
 @pytest.fixture
 def premed(monkeypatch, capsys):
     """`premed …` in this process: (exit code, stdout, the lines of stderr)."""
-    monkeypatch.setattr(signal, "signal", lambda *args: None)
+    monkeypatch.setattr(stopping, "install", lambda: None)
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["premed", *map(str, arguments)])

@@ -5,7 +5,9 @@ import multiprocessing.connection
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -49,13 +51,15 @@ def jobs(root: Path, home: Path, **changes: Any) -> dict[str, Any]:
     return found
 
 
-def run(job: Any, world: int = 1, kill: str = "", poison: str = "") -> list[int]:
+def run(job: Any, world: int = 1, kill: str = "", poison: str = "", stop: int = 0) -> list[int]:
     """Runs a stage on `world` ranks; returns their exit codes.
+
+    stop: the command was stopped when it is asked for that time, which is after each step and each validation.
 
     kill: `row 5`, `saved 4` (when rank 0 tells so), `before NAME` or `during NAME` (when it writes that file).
     poison: the case whose views are NaN.
     """
-    return on_ranks(world, stage_main, job, kill, poison)
+    return on_ranks(world, stage_main, job, kill, poison, stop)
 
 
 def on_ranks(world: int, function: Callable[..., None], *args: Any) -> list[int]:
@@ -90,8 +94,9 @@ def rank_main(rank: int, world: int, meeting: str, function: Callable[..., None]
         dist.destroy_process_group()
 
 
-def stage_main(job: Any, kill: str, poison: str) -> None:
+def stage_main(job: Any, kill: str, poison: str, stop: int) -> None:
     from premed.distributed import rank_and_world
+    from premed.errors import Stopped
     from premed.events import CheckpointSaved, MetricsLogged
     from premed.training.stage import run_stage
 
@@ -107,7 +112,9 @@ def stage_main(job: Any, kill: str, poison: str) -> None:
         if type(event) in moments and f"{moments[type(event)]} {event.step}" == kill:
             die()
 
-    run_stage(job, emit, lambda numbers: None)
+    asked = count(1)
+    with suppress(Stopped):
+        run_stage(job, emit, lambda numbers: None, stopping=lambda: next(asked) == stop)
 
 
 def die(*_: Any) -> None:

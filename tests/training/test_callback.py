@@ -4,12 +4,16 @@ import math
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from support.stages import on_ranks
+from support.suite import examples
 from torch import nn
 
 from premed.contracts import Case, Objective, Sample
 from premed.data.samplers import EpochSampler
-from premed.errors import UserError
+from premed.errors import Stopped, UserError
+from premed.events import WarningIssued
 from premed.training.callback import NotFinite, TrainingCallback
 from premed.training.checkpoint import Checkpoint, best_file
 from premed.training.optimizer import make_optimizer
@@ -193,6 +197,93 @@ def test_an_objective_without_snapshots_saves_none(tmp_path):
     callback.objective.shows = False
     steps(callback)
     assert snapshots(callback) == {}
+
+
+# ---- stopped in the middle
+
+
+def curve(callback):
+    return [(row["step"], row["metrics"]) for row in callback.curve]
+
+
+def num_asked(callback, start, stop):
+    """How often it asks whether to stop in the steps between: once each, and once more after a validation."""
+    between = range(start + 1, stop)
+    return len(between) + len(callback.validation_steps & set(between))
+
+
+@settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sets(st.integers(1, 10), min_size=1, max_size=4), st.sampled_from([1, 3, 4, 20]), st.data())
+def test_a_training_stopped_after_any_steps_has_the_same_curve_and_the_same_best_weights(
+    tmp_path_factory, stops, log_steps, data
+):
+    """Also between two points of the curve, and before a validation, which is then done by the next start."""
+    folder = tmp_path_factory.mktemp("stopped")
+    by_step = data.draw(st.lists(st.sampled_from([0.1, 0.2, 0.3]), min_size=5, max_size=5))
+    losses = {step: data.draw(st.floats(-2, 2, width=32)) for step in range(1, 11)}
+    about = {"log_steps": log_steps, "validations": 5}
+    whole, _ = training_callback(folder / "whole", by_step, **about)
+    steps(whole, losses=losses)
+    for stop in sorted(stops):
+        callback, _ = training_callback(folder / "cut", **about)
+        start = callback.resume()
+        callback.save_minutes = 60
+        callback.objective.scores = by_step[sum("val/score" in row["metrics"] for row in callback.curve) :]
+        callback.catch_up()
+        left = iter([*[False] * num_asked(callback, start, stop), True])
+        callback.stopping = lambda left=left: next(left)
+        with pytest.raises(Stopped, match=f"at step {stop}$"):
+            steps(callback, first=start + 1, last=stop, losses=losses)
+        assert callback.checkpoints.steps()[-1] == stop
+    again, _ = training_callback(folder / "cut", **about)
+    start = again.resume()
+    again.objective.scores = by_step[sum("val/score" in row["metrics"] for row in again.curve) :]
+    again.catch_up()
+    steps(again, first=start + 1, losses=losses)
+    assert curve(again) == curve(whole)
+    assert (again.best, again.rows) == (whole.best, whole.rows)
+    best = best_file(whole.best["step"], "encoder")
+    assert weights(again)[best] == weights(whole)[best]
+
+
+def test_a_stop_in_the_middle_of_a_validation_leaves_it_to_the_next_start(tmp_path, monkeypatch):
+    whole, _ = training_callback(tmp_path / "whole")
+    steps(whole)
+    callback, _ = training_callback(tmp_path / "cut")
+    callback.save_minutes = 60
+    steps(callback, last=5)
+    measure = Fixed.measure
+    monkeypatch.setattr(Fixed, "measure", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(Stopped, match="at step 6"):
+        steps(callback, first=6, last=6)
+    monkeypatch.setattr(Fixed, "measure", measure)
+    again, reports = training_callback(tmp_path / "cut")
+    assert again.resume() == 6 and [step for step, _ in curve(again)] == [2, 2, 4, 4, 5, 6]
+    again.catch_up()
+    assert [numbers["step"] for numbers in reports] == [6]
+    steps(again, first=7)
+    assert curve(again) == curve(whole)
+
+
+def test_weights_that_are_not_finite_are_not_saved_when_stopped(tmp_path):
+    callback, _ = training_callback(tmp_path, validations=1)
+    callback.stopping = lambda: True
+    with torch.no_grad():
+        callback.objective.w.fill_(math.nan)
+    with pytest.raises(NotFinite):
+        callback(3, torch.tensor(1.0), {})
+    assert callback.storage.names() == []
+
+
+def test_a_checkpoint_that_is_passed_over_is_a_warning(tmp_path):
+    callback, _ = training_callback(tmp_path, log_steps=2)
+    steps(callback, last=9)
+    callback.storage.put("checkpoints/000000008.pt", b"damaged")
+    again, told = training_callback(tmp_path)[0], []
+    again.on_event = told.append
+    assert again.resume() == 6
+    (warning,) = [event.text for event in told if isinstance(event, WarningIssued)]
+    assert warning.endswith("checkpoints/000000008 is damaged; the training goes on from step 6")
 
 
 # ---- losses and weights that are not finite

@@ -1,5 +1,6 @@
 """Checkpoints: which are kept, and that damage is noticed."""
 
+import io
 import os
 import pickle
 
@@ -9,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.suite import examples
 
+from premed.training import checkpoint as module
 from premed.training.checkpoint import KEPT, Checkpoint, CheckpointManager
 from premed.training.storage import StageStorage
 
@@ -73,8 +75,58 @@ def test_a_damaged_checkpoint_does_not_outlive_good_ones(storage):
     assert CheckpointManager(storage).steps() == [5, 7]
 
 
-def test_a_state_is_never_unpickled(tmp_path):
-    storage = StageStorage(str(tmp_path), "s")
-    with pytest.raises(pickle.UnpicklingError, match="[Ww]eights"):
-        CheckpointManager(storage).write(Checkpoint(1, {"file": os.system}, {}))
-        CheckpointManager(storage).newest()
+class Executed:
+    """What unpickling it does is seen."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [lambda trace: pickle.dumps(Executed(trace)), lambda trace: torch_saved({"a": Executed(trace)}), lambda trace: b""],
+    ids=["a pickle", "torch's, with code", "nothing"],
+)
+def test_what_is_no_checkpoint_is_never_executed_though_its_hash_is_right_and_the_one_before_is_used(
+    tmp_path, storage, content
+):
+    saved(storage, 5, 10)
+    forged = content(tmp_path / "executed")
+    storage.put("checkpoints/000000010.pt", forged)
+    manifest = storage.get_json("checkpoints/000000010.json")
+    storage.put_json("checkpoints/000000010.json", manifest | {"hash": module._hash(forged, manifest["notes"])})
+    manager = CheckpointManager(storage)
+    assert manager.newest()[0] == 5 and not (tmp_path / "executed").exists()
+    (warning,) = manager.unusable_words(5)
+    assert warning.startswith(f"{storage.where}/checkpoints/000000010 is not a checkpoint (")
+    assert warning.endswith("; the training goes on from step 5") and "\n" not in warning
+
+
+def torch_saved(value):
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def test_every_checkpoint_that_is_passed_over_is_told_with_its_reason(storage):
+    saved(storage, 5, 10)
+    manager = CheckpointManager(storage)
+    assert manager.newest()[0] == 10 and manager.unusable_words(10) == []
+    storage.put("checkpoints/000000010.pt", b"damaged")
+    storage.remove("checkpoints/000000005.json")
+    storage.put("checkpoints/notes.json", b"{}")  # not premed's
+    assert manager.newest() is None
+    where, beginning = f"{storage.where}/checkpoints/0000000", "the training starts from the beginning"
+    expected = [f"{where}10 is damaged; {beginning}", f"{where}05 is incomplete; {beginning}"]
+    assert manager.unusable_words(0) == expected
+
+
+@pytest.mark.parametrize("manifest", [b"[1]", b'"text"', b'{"hash": 1}', b'{"notes": []}', b"\xff"])
+def test_a_manifest_that_is_none_makes_a_checkpoint_incomplete(storage, manifest):
+    saved(storage, 5, 10)
+    storage.put("checkpoints/000000010.json", manifest)
+    manager = CheckpointManager(storage)
+    assert manager.newest()[0] == 5 and manager.unusable == {10: "incomplete"}

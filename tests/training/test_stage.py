@@ -131,6 +131,18 @@ def test_a_killed_finetuning_keeps_the_best_weights_of_its_own_past(stopped_at_6
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_stopped_after_any_step_it_goes_on_exactly_though_checkpoints_are_saved_every_few_minutes(
+    world, chest, tmp_path, undisturbed
+):
+    job = jobs(chest, tmp_path, train={"save_minutes": 5})["pretrain"]  # points are logged every 2 steps
+    for stop, step in ((1, 1), (2, 3), (1, 4), (2, 5)):  # the validation of step 3 is left to the next start
+        assert run(job, world, stop=stop) == [FINE] * world
+        assert CheckpointManager(job.stage_storage).steps()[-1] == step and not job.stage_storage.get("result.json")
+    assert run(job, world) == [FINE] * world
+    assert outcome(job) == undisturbed("pretrain", world)
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_several_ranks_go_on_exactly_too(world, chest, tmp_path, undisturbed):
     job = jobs(chest, tmp_path)["pretrain"]

@@ -118,7 +118,8 @@ def test_of_several_metrics_the_first_one_s_importances_are_those_that_it_has_al
 
 
 def test_validations_are_kept_and_a_trial_that_ended_early_has_no_value(tmp_path):
-    ours = study(tmp_path, GRID)
+    asked = GRID | {"scheduler": "asha"}
+    ours = study(tmp_path, asked)
     first, second, third = (ours.ask().number for _ in range(3))
     ours.report_intermediate(first, 1, 0.3)
     ours.report_intermediate(first, 2, 0.4)
@@ -126,7 +127,7 @@ def test_validations_are_kept_and_a_trial_that_ended_early_has_no_value(tmp_path
     assert ours.tell(second, "failed", None, {"failure": "the loss is not finite"})
     assert ours.tell(third, "done", [0.2], {}) and not ours.tell(third, "stopped", None, {})
     ours.report_intermediate(third, 9, 1.0)  # too late
-    stopped, failed, done, *rest = study(tmp_path, GRID).trials()
+    stopped, failed, done, *rest = study(tmp_path, asked).trials()
     assert (stopped.state, stopped.values, stopped.curve) == ("stopped", None, {1: 0.3, 2: 0.4})
     assert stopped.notes == {"stages": [{"seconds": 3.0}]}
     assert (failed.state, failed.notes["failure"]) == ("failed", "the loss is not finite")
@@ -167,6 +168,44 @@ def test_a_report_of_what_never_began_and_a_database_that_is_none_are_refused(tm
     (tmp_path / "sweeps.db").write_text("no database")
     with pytest.raises(UserError, match="does not answer"):
         study(tmp_path, GRID)
+
+
+CLOSED = (
+    "ValueError: the spool is closed",
+    "ValueError: the outbox is closed",
+    "RaySystemError: Ray has not been started",
+)
+
+
+@pytest.mark.parametrize("asked", [GRID, OPTUNA | {"search": "random", "trials": 6}])
+def test_trials_that_ended_because_the_command_was_stopped_are_tried_again_as_the_same(shared, asked):
+    """As earlier versions recorded them: failed, or stopped though there is no scheduler."""
+    folder, name = shared[0], shared[1]()
+    undisturbed = study(folder, asked, name=shared[1]())
+    go_on(undisturbed)
+    ours = study(folder, asked, name=name)
+    for failure in CLOSED:
+        record = ours.ask()
+        ours.report_intermediate(record.number, 1, 0.25)
+        ours.tell(record.number, "failed", None, {"failure": failure, "run_id": "r"})
+    ours.tell(ours.ask().number, "stopped", None, {})
+    failed = ours.ask()
+    ours.tell(failed.number, "failed", None, {"failure": "finetune: the loss is not finite"})
+    again = study(folder, asked, name=name)
+    assert [record.state for record in again.trials()][:5] == ["running"] * 4 + ["failed"]
+    assert again.trials()[0].notes == {"run_id": "r"} and again.trials()[0].curve == {1: 0.25}
+    go_on(again)
+    assert again.trials()[4].notes["failure"] == "finetune: the loss is not finite"
+    assert [row for row in table(again) if row[0] != 4] == [row for row in table(undisturbed) if row[0] != 4]
+    assert table(study(folder, asked, name=name)) == table(again)
+
+
+def test_trials_that_a_scheduler_stopped_stay_so(shared):
+    asked = {"space": SPACE, "search": "random", "trials": 3, "scheduler": "asha"}, shared[1]()
+    ours = study(shared[0], asked[0], name=asked[1])
+    ours.tell(ours.ask().number, "stopped", None, {})
+    again = study(shared[0], asked[0], name=asked[1])
+    assert [record.state for record in again.trials()] == ["stopped"] and again.ask().number == 1
 
 
 # ---- what stops trials

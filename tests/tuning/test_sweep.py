@@ -20,6 +20,7 @@ from premed.errors import UserError
 from premed.events import WarningIssued
 from premed.execution import runner
 from premed.tracking.run_store import LEASES
+from premed.training.stopping import ECHO
 from premed.tuning import sweep
 from premed.tuning.context import train_settings
 from premed.tuning.space import load_sweep
@@ -157,11 +158,16 @@ def emptied(left, seconds=120):
     return held
 
 
-def killed_once(file, said, number=signal.SIGKILL):
-    """Starts the sweep, and ends it so as soon as it says `said`; its exit code, and what it said then."""
+def command_of(file):
+    """The sweep, in a process."""
     command = [sys.executable, "-m", "premed", "sweep", str(file)]
     heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in a shell's background ignore Ctrl-C
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+
+
+def killed_once(file, said, number=signal.SIGKILL):
+    """Starts the sweep, and ends it so as soon as it says `said`; its exit code, and what it said then."""
+    process = command_of(file)
     until(process.stderr, said)
     process.send_signal(number)
     return process.communicate()[1], process.returncode
@@ -224,16 +230,62 @@ def test_killed_in_the_middle_the_same_command_ends_as_if_it_had_not_been_and_le
     assert emptied(cluster) == [2.0, []]
 
 
+def states(file):
+    """The states of the trials, as the study has them."""
+    return [each.state for each in sweep.report(load_sweep(file)).trials]
+
+
+def refuse_noise(said):
+    """What closing causes is nobody's concern."""
+    for word in ("Traceback", "ERROR", "internal_kv", "is closed", "Error"):
+        assert word not in said, said
+
+
+WAITING, TRAINING = "[trial 2] pre-training: ", "pre-training on "
+VALIDATED, ENDED = ": validation mauc", "/4 trials"
+
+
 @pytest.mark.cluster
-@pytest.mark.timeout(900)
-def test_ctrl_c_leaves_nothing_on_the_cluster_and_a_report_shows_how_far_it_came(home, chest, tmp_path, cluster):
-    file = write_sweep(tmp_path, chest, GRID)
-    said, code = killed_once(file, "[trial 1] fine-tuning on", signal.SIGINT)
-    assert code == 130 and said.splitlines()[-1].startswith("premed: stopped"), said
-    assert emptied(cluster) == [2.0, []] and list(store_of(home).search({}, experiment=LEASES)) == []
-    result = sweep.report(load_sweep(file))
-    assert "running" in {each.state for each in result.trials} <= {"running", "waiting", "done"}
-    assert "RUNNING" not in {run.status for kind in ("finetune", "trial") for run in runs_of(home, kind)}
+@pytest.mark.timeout(1800)
+def test_ctrl_c_at_any_moment_fails_no_trial_and_the_same_command_ends_as_if_it_had_not_been(
+    new_home, chest, tmp_path, monkeypatch, cluster
+):
+    """While trials wait, train, were just validated, and end; once also with a second one, which leaves at once."""
+    theirs, ours = new_home(), new_home()
+    long = {"pretrain": {"epochs": 60}, "finetune": {"epochs": 20}, "train": {"save_minutes": 5}}
+    file = write_sweep(tmp_path, chest, GRID, long)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("PREMED_HOME", str(theirs))
+    expected = whole(file)
+    monkeypatch.setenv("PREMED_HOME", str(ours))
+
+    process = command_of(file)
+    until(process.stderr, TRAINING)
+    process.send_signal(signal.SIGINT)
+    time.sleep(2 * ECHO)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    said = process.communicate()[1]
+    assert process.returncode == 130 and time.monotonic() - began < 5
+    refuse_noise(said)
+    assert said.splitlines()[-1].startswith(("premed: left at once", "premed: stopped")), said
+    assert set(states(file)) <= {"running", "waiting"} and emptied(cluster) == [2.0, []]
+
+    for moment in (WAITING, TRAINING, VALIDATED, ENDED):
+        said, code = killed_once(file, moment, signal.SIGINT)
+        refuse_noise(said)
+        last = said.splitlines()[-1]
+        assert code == 130 and last.startswith("premed: stopped") and "; run the same command again to " in last, said
+        if moment == TRAINING:
+            assert " at step " in last and list(ours.glob("checkpoints/pretrain-*/checkpoints/*.json")), said
+        assert set(states(file)) <= {"running", "waiting", "done"}, (moment, said)
+        assert "running" in states(file) or moment == ENDED  # then the others may end in the same seconds
+        assert emptied(cluster) == [2.0, []] and list(store_of(ours).search({}, experiment=LEASES)) == []
+        assert "RUNNING" not in {run.status for kind in ("finetune", "trial") for run in runs_of(ours, kind)}
+    assert "done" in states(file)
+    found = whole(file)
+    assert table(found) == table(expected) and len(runs_of(ours, "pretrain")) == 2
+    assert emptied(cluster) == [2.0, []]
 
 
 @pytest.mark.cluster

@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 
+from premed.errors import StageFailed, UserError
 from premed.events import MetricsLogged
+from premed.execution.session import Session
 from premed.tuning.sweep import EventRouter
-from premed.tuning.trial import Validations, metric_value
+from premed.tuning.trial import Trial, Validations, metric_value
 
 
 def reported(rows, known=(), mode="max"):
@@ -58,3 +60,38 @@ def test_costs_are_sums_over_stages():
     ]
     metrics = "seconds", "pretrain_seconds", "finetune_seconds", "peak_memory_mb", "val/dice"
     assert [metric_value(metric, stages) for metric in metrics] == [10.0, 7.0, 3.0, 30.0, 0.4]
+
+
+# ---- a stopped command
+
+
+def trial_of(session, experiments):
+    return Trial(0, [0], experiments, session, ["val/dice"], lambda event: None, None)
+
+
+@pytest.mark.parametrize("error", [ValueError("the outbox is closed"), StageFailed("no"), UserError("no")])
+def test_in_a_stopped_command_no_trial_fails_and_none_is_tried_again(error):
+    """What closing causes is not the trial's own: its end is not recorded, and the next start goes on with it."""
+    session, tries = Session(None, None, map, lambda event: None), []
+
+    def fails():
+        tries.append(1)
+        session.stopped.set()
+        raise error
+
+    trial = trial_of(session, fails)
+    with pytest.raises(KeyboardInterrupt):
+        trial.run(retries=2)
+    assert tries == [1] and trial.queued.is_set()
+
+
+def test_a_trial_s_own_failure_is_told_and_tried_again():
+    session, tries = Session(None, None, map, lambda event: None), []
+
+    def fails():
+        tries.append(1)
+        raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        trial_of(session, fails).run(retries=1)
+    assert tries == [1, 1]

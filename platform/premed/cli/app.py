@@ -1,20 +1,33 @@
 """The commands: each parses its arguments and calls the package that does the work, which it imports only then."""
 
 import os
-import signal
 import sys
 import threading
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from premed.cli import data, init, streams
+from premed.cli import data, init, services, streams
 from premed.cli.options import Json, What, load_experiments, print_outcomes, print_result, redirect_prints
 from premed.errors import Left, StageFailed, UserError
 from premed.paths import settle_user_home
+from premed.training import stopping
+
+
+class Commands(TyperGroup):
+    """The commands. What a KeyboardInterrupt says gets to `main`; typer keeps its exit code alone."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise Left(str(stop) or "stopped") from None
+
 
 app = typer.Typer(
+    cls=Commands,
     help="Does self-supervised pre-training on my own medical images help, which kind, and how sure can I be?",
     no_args_is_help=True,
     add_completion=False,
@@ -28,8 +41,10 @@ app.command()(init.init)
 def run(what: What, as_json: Json = False) -> None:
     """Pre-train (or reuse it), fine-tune, test once; print the scores and where they are.
 
-    Lists fan out: 'pretext=[none,mae]' 'finetune.label_fraction=[0.05,1.0]' 'seeds=[0,1,2]' are twelve experiments that
-    share one pre-training ('vary=[pretrain]': one for each seed).
+    Lists fan out: 'pretext=\\[none,mae]' 'finetune.label_fraction=\\[0.05,1.0]' 'seeds=\\[0,1,2]' are twelve
+    experiments that share one pre-training ('vary=\\[pretrain]': one for each seed). For example:
+
+    premed run mine.yaml 'pretext=\\[none,mae]' 'seeds=\\[0,1,2]'
     """
     experiments = load_experiments(what)
     from premed.cli.progress import ProgressPrinter
@@ -181,89 +196,48 @@ def export(
     print_result(result, as_json, console.show_export)
 
 
-@app.command(context_settings={"allow_interspersed_args": False})
-def submit(
-    words: Annotated[
-        list[str], typer.Argument(metavar="COMMAND…", help="a command with its arguments; `run` may be left out")
-    ],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only list what would be sent, and its size")] = False,
-    address: Annotated[
-        str | None, typer.Option(metavar="URL", help="of the cluster's dashboard [default: $RAY_ADDRESS]")
-    ] = None,
-    env: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=VALUE", help="for the job and its workers; may be repeated")
-    ] = None,
-    runtime_env: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="[default: in a checkout cluster/runtime_env.yaml]")
-    ] = None,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="print the job's name and return")] = False,
-    as_json: Json = False,
+app.command()(services.fields)
+app.command(context_settings={"allow_interspersed_args": False})(services.submit)
+app.command()(services.doctor)
+app.command()(services.ui)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"premed {version('premed')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="print it and exit", callback=show_version, is_eager=True)
+    ] = False,
 ) -> None:
-    """Run a command as a Ray job; follow its log and end with its exit code.
-
-    From the root of a checkout, the checkout is sent (without what .gitignore and .rayignore name); from anywhere else
-    the YAMLs and premed itself, and the cluster must have the packages that premed needs: docs/cluster.md.
-    """
-    from premed.execution import submit
-    from premed.reporting import console
-
-    commands = {str(each.name or each.callback.__name__) for each in app.registered_commands if each.callback} | {
-        "data"
-    }
-    words = submit.command(words, commands)
-    if words[0] == "run":
-        load_experiments(
-            [word for word in words[1:] if not word.startswith("-")]
-        )  # a mistake is refused before anything is sent
-    with submit.packed(words, runtime_env, env or ()) as job:
-        if dry_run:
-            print_result(submit.upload(job), as_json, console.show_upload)
-            return
-        result = submit.submit(job, address, follow=not no_wait, log=sys.stderr if as_json else sys.stdout)
-    print_result(result, as_json, lambda result: print(result["job"]) if no_wait else None)
-    raise typer.Exit(result["exit_code"])
+    """Does self-supervised pre-training on my own medical images help, which kind, and how sure can I be?"""
 
 
-@app.command()
-def doctor(as_json: Json = False) -> None:
-    """Look for what would stop a run here: versions, memory, GPUs, disks, Ray, MLflow, open ports. Exit code 2 if any.
-
-    It takes a second or two, and up to ten more where something does not answer.
-    """
-    from premed.execution import doctor
-    from premed.reporting import console
-
-    with redirect_prints(as_json):
-        result = doctor.examine()
-    print_result(result, as_json, console.show_doctor)
-    if result["num_errors"]:
-        raise typer.Exit(2)
-
-
-@app.command()
-def ui(
-    port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000,
-) -> None:
-    """Serve the MLflow UI of the store in use."""
-    from premed.paths import home
-    from premed.tracking.client import require_store
-
-    uri, _ = require_store()
-    if uri.startswith("http"):
-        print(f"the store in use is a server with its own UI: {uri}")
-        return
-    print(f"http://127.0.0.1:{port}  (Ctrl-C ends it)", file=sys.stderr)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    os.execv(
-        sys.executable, [*command, "--backend-store-uri", uri, "--artifacts-destination", str(home() / "artifacts")]
-    )
+def wrong_usage(error: Any) -> str:
+    """What to do about a wrong option or command, from typer's own error."""
+    option = getattr(error, "option_name", "")
+    if "." in option:
+        return f"{option}: fields are set without dashes, as {option.lstrip('-')}=VALUE"
+    message = error.format_message()
+    if message.startswith("No such command"):
+        return f"{message} There are {', '.join(error.ctx.command.list_commands(error.ctx))}."
+    if message.startswith("Missing argument") and error.ctx.info_name in ("run", "sweep"):
+        example = f"premed {error.ctx.info_name} mine.yaml finetune.base_lr=1e-3"
+        return f"{message} For example: {example} (premed init writes a YAML)"
+    return message
 
 
 def main() -> None:
-    """Exit code 0: done; 1: failed midway (finished stages stay); 2: something the user can fix; 130: Ctrl-C."""
+    """Exit code 0: done; 1: failed midway (finished stages stay); 2: something the user can fix; 130: stopped."""
     streams.settle()
     settle_user_home()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a cluster's scheduler sends it to stop a job
+    stopping.install()
     try:
         code, message = app(standalone_mode=False) or 0, ""
     except UserError as error:
@@ -273,13 +247,11 @@ def main() -> None:
     except Left as error:
         code, message = 130, str(error)
     except KeyboardInterrupt:
-        code, message = 130, ""
+        code, message = 130, "stopped"
     except Exception as error:
         if not hasattr(error, "format_message"):  # typer's own: a wrong option, a missing argument
             raise
-        code, message = 2, error.format_message()  # type: ignore[attr-defined]
-    if code == 130 and not message:
-        message = "stopped; run the same command again to resume from the last checkpoint"
+        code, message = 2, wrong_usage(error)
     if not message and (reason := streams.failure(sys.stdout)):
         code, message = 2, f"stdout: cannot be written ({reason}); write it elsewhere, or make room there"
     if message:

@@ -59,6 +59,30 @@ def reference(path: str | None = None) -> list[FieldEntry]:
     return found
 
 
+def page() -> str:
+    """All fields, those of plug-ins too, as Markdown."""
+    parts = [
+        "# Fields\n\nEvery field of a YAML. Made by `premed fields --markdown`; `premed fields PATH` shows a part.\n"
+    ]
+    sections: dict[str, list[FieldEntry]] = {}
+    for entry in reference():
+        sections.setdefault(entry.path.split(".")[0] if "." in entry.path else "", []).append(entry)
+    for name, found in sections.items():
+        parts.append(markdown(name or "The whole", found))
+    for field, kind in KINDS.items():
+        for name in plugin_names(kind):
+            if found := [*entries(plugin(kind, name).Config, f"{field}.")]:
+                parts.append(markdown(f"{field}: {name}", found))
+    return "\n".join(parts)
+
+
+def markdown(title: str, found: list[FieldEntry]) -> str:
+    """A table of fields."""
+    rows = [[f"`{each.path}`", each.type, f"`{each.default}`" if each.default else "", each.meaning] for each in found]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([f"## {title}\n", "| field | type | default | meaning |", "|---|---|---|---|", *lines, ""])
+
+
 def entries(kind: type[Spec], prefix: str = "") -> Iterator[FieldEntry]:
     """The fields of a Spec and of those nested in it, in their order."""
     meanings = field_docs(kind)

@@ -6,6 +6,7 @@ waits for ever for a batch that found no room.
 """
 
 import os
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -53,6 +54,7 @@ class PreparedLoader:
             prefetch_factor=AHEAD if self.num_loaders else None,
             collate_fn=unchanged,
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=ignore_ctrl_c,
         )
         try:
             for arrays, names, weight in loader:
@@ -66,6 +68,11 @@ class PreparedLoader:
             # a loader process sends its traceback as the message; the last line is the original message
             prefix = f"{UserError.__module__}.{UserError.__qualname__}: "
             raise UserError(error.args[0].strip().splitlines()[-1].removeprefix(prefix)) from None
+
+
+def ignore_ctrl_c(worker: int) -> None:
+    """In a loader process: a terminal sends Ctrl-C to it, too, but the training needs it until its last checkpoint."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Views(Dataset):

@@ -19,6 +19,9 @@ LONGEST_SOCKET = 107  # bytes, Linux' limit for the path of a socket
 SOCKET = "/ray/session_2026-11-28_12-00-00_000000_4194304/sockets/plasma_store"  # of Ray, below its folder
 TOKEN_REMEDY = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to its token's file"
 
+# read when Ray is imported: a thread that outlives the command's Ray would start another one by its next call
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+
 
 def connect() -> None:
     """Connects this process to Ray. Raises UserError, within seconds, that names the variable that is wrong."""

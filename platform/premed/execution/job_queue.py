@@ -23,6 +23,8 @@ class JobQueue:
         self.finished: list[set[tuple[int, int]]] = []  # by job: the (rank, number of ranks) that have finished it
         self.allowed: list[float] = []  # by job: the last validated step that it may continue from
         self.cancelled: set[int] = set()
+        self.stopped: set[int] = set()
+        self.training: set[int] = set()  # jobs whose first rank has asked `stopping`
         self.answers: dict[tuple[int, int], bool] = {}  # by job and step: whether it may continue, on all ranks
         self.asking: dict[int, int] = {}  # by job: the step at whose validation its ranks wait
         self.starts = 0  # of the group
@@ -45,6 +47,8 @@ class JobQueue:
 
     def take(self, number: int) -> Any:
         """Returns the job; Signal.WAIT if there is none yet; Signal.SHUTDOWN if there will be none."""
+        if number in self.stopped:
+            return Signal.SHUTDOWN
         if number < len(self.jobs):
             return self.jobs[number]
         self.closed = self.closed or time.monotonic() - self.since > IDLE
@@ -53,7 +57,7 @@ class JobQueue:
     def may_continue(self, number: int, step: int) -> bool | None:
         """Whether the job continues after the validation at `step`, the same for all ranks; None: not decided yet."""
         if (number, step) not in self.answers:
-            if number not in self.cancelled and step > self.allowed[number]:
+            if number not in self.cancelled | self.stopped and step > self.allowed[number]:
                 self.asking[number] = step
                 return None
             self.answers[number, step] = number not in self.cancelled
@@ -71,6 +75,21 @@ class JobQueue:
     def cancel(self, number: int) -> None:
         """Ends the job at its next validation, without a result."""
         self.cancelled.add(number)
+
+    def stop(self, number: int) -> bool:
+        """Ends the job after a checkpoint, and the group; returns whether there is a training to wait for."""
+        self.closed = True
+        self.stopped.add(number)
+        return number in self.training and not self.first_done(number)
+
+    def stopping(self, number: int) -> bool:
+        """Whether the job is to end after a checkpoint. The first rank asks while it trains."""
+        self.training.add(number)
+        return number in self.stopped
+
+    def first_done(self, number: int) -> bool:
+        """Whether the first rank, which writes checkpoints and results, has finished the job."""
+        return any(rank == 0 for rank, _ in self.finished[number])
 
     def finish(self, number: int, rank: int, world: int) -> None:
         """Records that rank `rank` of `world` has finished; a restart may change `world`."""

@@ -16,15 +16,8 @@ from premed.config.spec import canonical
 from premed.contracts import DataSet
 from premed.data.datamodule import join_fingerprints, stage_data_sets
 from premed.errors import LeaseLost, StageFailed, UserError, first_line
-from premed.events import (
-    CollapseDetected,
-    Event,
-    GateNotPassed,
-    StageReused,
-    StageStarted,
-    WaitingForStage,
-    WarningIssued,
-)
+from premed.events import CollapseDetected, Event, GateNotPassed, StageReused, StageStarted, WaitingForStage
+from premed.events import WarningIssued as WarningIssued
 from premed.execution.executor import LocalExecutor
 from premed.execution.networks import validate_networks
 from premed.execution.preflight import Resolved
@@ -85,7 +78,7 @@ class StagePipeline:
                 about["encoder"] = publish(job, run_id, self.resolved, self.session, self.recorder)
             self.recorder.close(self.stages)
         except Exception as error:
-            self.recorder.fail("FAILED", first_line(error))
+            self.recorder.fail(*(("KILLED",) if self.session.stopping else ("FAILED", first_line(error))))
             raise
         except BaseException:  # Ctrl-C
             self.recorder.fail("KILLED")
@@ -252,6 +245,9 @@ class StagePipeline:
         try:
             self.execute(job, run_id)
         except Exception as error:
+            if self.session.stopping:
+                self.end_stopped(job, run_id)
+                raise KeyboardInterrupt from error
             if self.tracker.lease_lost(job.stage.digest()):  # another command owns the run now
                 raise LeaseLost(str(error)) from None
             if stage_storage.get("failure.json"):
@@ -265,7 +261,10 @@ class StagePipeline:
             raise StageFailed(
                 f"{kind}: {message}; run the same command again to resume from the last checkpoint"
             ) from error
-        except BaseException:  # Ctrl-C
+        except KeyboardInterrupt:
+            self.end_stopped(job, run_id)
+            raise
+        except BaseException:  # a trial that was called off
             self.recorder.end(run_id, "KILLED")
             raise
         result = stage_storage.get_json("result.json")
@@ -273,6 +272,11 @@ class StagePipeline:
             self.refuse(job, run_id)
         self.recorder.record(job, run_id, result)
         return self.done(job, run_id, result, reused=False)
+
+    def end_stopped(self, job: StageJob, run_id: str) -> None:
+        """Notes how far a stage came whose command was stopped, and ends its run."""
+        self.session.note_stop(self.name, job.stage.kind, job.stage_storage)
+        self.recorder.end(run_id, "KILLED")
 
     def execute(self, job: StageJob, run_id: str) -> None:
         """Runs the stage on the executor; an import in this process, where its file is."""

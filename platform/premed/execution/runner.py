@@ -97,8 +97,10 @@ class ExperimentBatch:
         try:
             outcome |= pipeline.run()
         except (UserError, StageFailed) as error:
+            self.session.pause(0)  # in a stopped command nothing fails: it is interrupted
             outcome |= {"run_id": pipeline.recorder.run_id, "failure": str(error)}
         except Exception as error:  # a bug: its traceback is shown
+            self.session.pause(0)
             pipeline.show(WarningIssued(traceback.format_exc()))
             outcome |= {"run_id": pipeline.recorder.run_id, "failure": f"{type(error).__name__}: {first_line(error)}"}
         finally:

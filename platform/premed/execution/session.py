@@ -1,11 +1,12 @@
 """A session: what all experiments of a command share, in this process or on Ray."""
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from premed.config.experiment import Stage
 from premed.config.settings import PRETRAINING, Kind, Train
@@ -13,11 +14,12 @@ from premed.config.spec import Spec, without_scoring
 from premed.data.cache import Cache, Mapper, Progress
 from premed.data.datamodule import DataModule, Tasks, stage_content, stage_data_sets
 from premed.data.leakage import record, refuse_leaks, refuse_recorded_leaks
-from premed.errors import StageFailed
+from premed.errors import StageFailed, Stopped
 from premed.events import Event, EventHandler, ImagesCompared, WarningIssued
 from premed.execution.cluster import Remote, RemoteEvents, actor, free, nodes, ray_cluster, ray_map
 from premed.execution.executor import Executor, LocalExecutor, RayExecutor
 from premed.execution.preflight import Resolved, asks_nothing, other_tasks
+from premed.execution.recorder import DOING
 from premed.execution.scheduler import Scheduler, Ticket
 from premed.execution.single_flight import SingleFlight
 from premed.execution.worker_group import WorkerGroup
@@ -26,8 +28,37 @@ from premed.tracking.client import locate_store
 from premed.tracking.mlflow_tracker import MLflowTracker
 from premed.tracking.run_store import RunStore
 from premed.tracking.tracker import RetryingTracker, Tracker
+from premed.training import stopping
+from premed.training.checkpoint import CheckpointManager
+from premed.training.storage import StageStorage
 
 POLL = 0.5  # seconds between two looks at the tracker's events
+DELIVERY, LAST_DELIVERY = 60.0, 10.0  # seconds in which MLflow gets what is left: at an end, and when stopped
+NAMED = 4  # stages in the line that says where a stopped command goes on
+
+
+class StoppedStage(NamedTuple):
+    """A stage that was under way when the command was stopped."""
+
+    experiment: str
+    kind: Kind
+    step: int | None
+    """Of its newest checkpoint; None if there is none."""
+    finished: bool
+    """Whether it has a result all the same."""
+
+    def __str__(self) -> str:
+        doing = DOING[self.kind]
+        if self.finished:
+            return f"after the {doing}"
+        if self.kind not in ("test", "import") and self.step is None:
+            return f"in the {doing}, before its first checkpoint"
+        return f"in the {doing}" if self.step is None else f"at step {self.step} of the {doing}"
+
+    @property
+    def remedy(self) -> str:
+        goes_on = self.finished or self.step is not None
+        return f"run the same command again to {'go on from there' if goes_on else 'start it over'}"
 
 
 class Session:
@@ -43,6 +74,7 @@ class Session:
         self.stages: dict[str, dict[str, str]] = {}  # by run: kind and experiment, which events of the run do not name
         self.tracker = RetryingTracker(tracker, show, pause=self.pause)
         self.results = SingleFlight()
+        self.stopped_stages: list[StoppedStage] = []
 
     def executor(self, ticket: Ticket) -> Executor:
         """Returns what runs the stages of the ticket's experiment."""
@@ -105,6 +137,28 @@ class Session:
 
     # ---- stopping, and what is shown
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the command was stopped: what fails from now on may fail because of that."""
+        return self.stopped.is_set() or stopping.asked()
+
+    def note_stop(self, experiment: str, kind: Kind, storage: StageStorage) -> None:
+        """Notes where a stage was stopped, for the command's last line."""
+        with suppress(Exception):  # a storage that does not answer, say
+            steps, finished = CheckpointManager(storage).steps(), storage.get("result.json") is not None
+            self.stopped_stages.append(StoppedStage(experiment, kind, steps[-1] if steps else None, finished))
+
+    def stopped_words(self) -> str:
+        """Where the command was stopped, and how it goes on."""
+        stages = sorted(self.stopped_stages, key=lambda stage: (not stage.finished, -(stage.step or 0)))
+        if not stages:
+            return "stopped; run the same command again to go on"
+        if len(stages) == 1:
+            return f"stopped {stages[0]}; {stages[0].remedy}"
+        named = [f"{stage.experiment} {stage}".strip() for stage in stages[:NAMED]]
+        more = [f"and {len(stages) - NAMED} more"] * (len(stages) > NAMED)
+        return f"stopped: {'; '.join([*named, *more])}; run the same command again to go on from there"
+
     def pause(self, seconds: float) -> None:
         """Waits; raises KeyboardInterrupt if the command was stopped, also in threads, which receive no signals."""
         if self.stopped.wait(seconds):
@@ -125,13 +179,28 @@ class Session:
                 self.show(replace(event, **self.stages.get(event.run_id, {})))
 
     def close(self) -> None:
-        """Shows the last events and delivers to MLflow what is still to be written."""
-        self.stopped.clear()  # else the tracker's retries would raise KeyboardInterrupt
+        """Shows the last events and delivers to MLflow what is still to be written. No other thread may use it now."""
+        self.tracker.pause = time.sleep  # `pause` would raise KeyboardInterrupt in a stopped command
         self.relay()
-        left = self.tracker.close()
+        left = self.tracker.close(LAST_DELIVERY if self.stopping else DELIVERY)
         self.relay()  # what closing had to tell
         if left:
             self.show(WarningIssued(f"{left} records have not reached MLflow yet; the next start delivers them"))
+
+    @contextmanager
+    def until_closed(self) -> Iterator[None]:
+        """Closes the session at the end. Raises Stopped, which says where the command goes on, if it was stopped."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.stopped.set()
+            with suppress(StageFailed):  # Ray has ended, and the tracker with it
+                self.close()
+            raise Stopped(self.stopped_words()) from None
+        except BaseException:
+            self.close()
+            raise
+        self.close()
 
 
 class LocalSession(Session):
@@ -198,17 +267,12 @@ def open_session(trains: Sequence[Train], tasks: Tasks, show: EventHandler) -> I
     settings = (*locate_store(), str(ensure_home() / "spool"))
     if trains[0].workers == 0:
         local = LocalSession(settings, tasks, show)
-        try:
+        with local.until_closed():
             yield local
-        finally:
-            local.close()
         return
     RunStore(*settings[:2])  # creates the database, and raises a one-line error if the store does not answer
     with ray_cluster(trains, show):
         session = RaySession(settings, tasks, show)
-        try:
-            with session.keep_relaying():
-                yield session
-                session.scheduler.close()
-        finally:
-            session.close()
+        with session.until_closed(), session.keep_relaying():
+            yield session
+            session.scheduler.close()

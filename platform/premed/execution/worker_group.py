@@ -4,6 +4,7 @@ The driver puts jobs into a queue (an actor), and every rank takes them from it 
 group; Ray Train restarts it, and it continues with the first job that is not finished.
 """
 
+import math
 import os
 import shutil
 import socket
@@ -19,7 +20,7 @@ import psutil
 
 from premed.config.settings import Train
 from premed.data.datamodule import Tasks
-from premed.errors import CalledOff, StageFailed, UserError
+from premed.errors import CalledOff, StageFailed, Stopped, UserError
 from premed.events import EventHandler
 from premed.execution.cluster import actor
 from premed.execution.endpoints import is_loopback
@@ -28,6 +29,8 @@ from premed.training.setup import StageJob
 from premed.training.stage import run_stage
 
 POLL = 0.1  # seconds between two checks of the queue
+LOOK = 0.5  # seconds between two looks of a training at whether the command was stopped
+GRACE = 20.0  # seconds in which a stopped command waits for checkpoints; schedulers kill after 30 or more
 INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
@@ -65,26 +68,42 @@ class WorkerGroup:
         the error that stopped it.
 
         events, report: see `Executor.run_stage`; `events` is pickled for the workers. pause: called repeatedly; what it
-        raises ends the wait (CalledOff: once the workers have ended the job). shortage: called repeatedly with
+        raises ends the wait (CalledOff: once the workers have ended the job; KeyboardInterrupt: once they have saved a
+        checkpoint, within GRACE seconds). shortage: called repeatedly with
         `lacking`.
         """
         import ray
 
         number: Any = ray.get(self.queue.put.remote([ray.put((job, events))], report is not None))
-        while number is not None and not self.finished(number):
-            shortage(self.lacking)
-            try:
+        try:
+            while number is not None and not self.finished(number):
+                shortage(self.lacking)
                 pause(0)
-            except CalledOff:
-                self.queue.cancel.remote(number)
-                while not self.finished(number):
-                    pass
-                raise
-            if report is not None:
-                step: Any = ray.get(self.queue.asked_step.remote(number))
-                if step is not None and report(step):
-                    self.queue.allow.remote(number, step)
+                if report is not None:
+                    step: Any = ray.get(self.queue.asked_step.remote(number))
+                    if step is not None and report(step):
+                        self.queue.allow.remote(number, step)
+        except CalledOff:
+            self.queue.cancel.remote(number)
+            while not self.finished(number):  # type: ignore[arg-type]
+                pass
+            raise
+        except KeyboardInterrupt:
+            self.stop(number)  # type: ignore[arg-type]
+            raise
         return number is not None
+
+    def stop(self, number: int, seconds: float = GRACE) -> None:
+        """Has the workers save a checkpoint and end; returns when it is saved, or after so many seconds."""
+        import ray
+        from ray.exceptions import RayError
+
+        deadline = time.monotonic() + seconds
+        with suppress(RayError):  # the queue's process has ended: so have the workers
+            waiting: Any = ray.get(self.queue.stop.remote(number))
+            while waiting and self.alive and time.monotonic() < deadline:
+                time.sleep(POLL)
+                waiting = not ray.get(self.queue.first_done.remote(number))
 
     def lacking(self) -> bool:
         """Whether workers wait for resources: not all of this command's placement groups of their size are created."""
@@ -175,8 +194,8 @@ def worker_loop(config: dict[str, Any]) -> None:
             time.sleep(POLL)
             continue
         job, events = ray.get(item[0])
-        with suppress(CalledOff):
-            run_stage(job, events, partial(reported, queue, number), tasks)
+        with suppress(CalledOff, Stopped):
+            run_stage(job, events, partial(reported, queue, number), tasks, StopRequests(queue, number))
         ray.get(queue.finish.remote(number, rank, world))
         number += 1
 
@@ -191,6 +210,22 @@ def reported(queue: Any, number: int, numbers: dict[str, float]) -> None:
         time.sleep(POLL)
     if not going_on:
         raise CalledOff
+
+
+class StopRequests:
+    """Whether the command was stopped, as the queue knows; looks every LOOK seconds."""
+
+    def __init__(self, queue: Any, number: int):
+        self.queue, self.number = queue, number
+        self.looked, self.stopped = -math.inf, False
+
+    def __call__(self) -> bool:
+        import ray
+
+        if not self.stopped and time.monotonic() - self.looked >= LOOK:
+            self.stopped = bool(ray.get(self.queue.stopping.remote(self.number)))
+            self.looked = time.monotonic()
+        return self.stopped
 
 
 # ---- the network interface of CPU workers

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from premed.config.expand import percent
+from premed.config.fields import FieldEntry
 from premed.errors import printable
 from premed.reporting.encoding import encodable
 from premed.reporting.formatting import number
@@ -162,6 +163,12 @@ def show_means(outcomes: Sequence[dict[str, Any]]) -> None:
 
 
 # ---- other commands
+
+
+def show_fields(found: Sequence[FieldEntry]) -> None:
+    """Prints the fields of a YAML."""
+    rows = [[each.path, each.type, each.default or "must be set", each.meaning] for each in found]
+    print_table("", ["field", "type", "default", "meaning"], rows, words=4)
 
 
 def show_predictions(report: dict[str, Any]) -> None:

@@ -1,13 +1,14 @@
 """Training callback: logs metrics, validates, keeps the best weights, saves checkpoints, stops on a non-finite loss.
 
 It logs and validates after the same steps for any number of workers and after any restart, so that a resumed run has
-the same curve. Only the steps of checkpoints depend on the clock.
+the same curve. Only the steps of checkpoints depend on the clock, and on when the command is stopped: then it saves
+one after the step under way, whichever that is.
 """
 
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -16,14 +17,17 @@ from torch.optim import AdamW
 
 from premed.contracts import BatchIndices, BatchSampler, Objective, Row, Sample
 from premed.distributed import rank_and_world
-from premed.events import CheckpointSaved, EventHandler, MetricsLogged, TrainingResumed
+from premed.errors import Stopped
+from premed.events import CheckpointSaved, EventHandler, MetricsLogged, TrainingResumed, WarningIssued
 from premed.training.artifacts import SNAPSHOTS
 from premed.training.checkpoint import KEPT, CheckpointManager
 from premed.training.evaluate import evaluate
+from premed.training.stopping import interruptible
 from premed.training.storage import StageStorage
 from premed.training.throughput import Throughput
 
 SHOWN = 20  # names of samples in an error message
+AGREEMENT = 10  # steps of several GPUs between two looks at whether to stop: each look waits for the step
 
 
 class NotFinite(Exception):
@@ -66,6 +70,8 @@ class TrainingCallback:
         self.score, self.log_steps, self.save_minutes, self.precision = score, log_steps, save_minutes, precision
         self.sample_names, self.on_event, self.report = sample_names, on_event, report
         self.throughput = throughput
+        self.stopping: Callable[[], bool] = lambda: False
+        """Whether the command was stopped; asked on the first rank after every step."""
         self.checkpoints = CheckpointManager(storage)
         spread = {math.ceil((spread_over or plan.num_steps) * i / validations) for i in range(1, validations + 1)}
         self.validation_steps = {step for step in spread if step <= plan.num_steps} | {plan.num_steps}
@@ -78,6 +84,8 @@ class TrainingCallback:
         self.best: dict[str, Any] = {}  # step, value, summary
         self.seconds = 0.0  # before the last restart
         self.began = time.monotonic()
+        self.measured = 0  # the step since which the throughput is measured
+        self.unvalidated: int | None = None  # the step of a checkpoint whose validation is still to be done
         self.reset()
 
     def reset(self) -> None:
@@ -93,10 +101,15 @@ class TrainingCallback:
         last = step == self.plan.num_steps
         if step % self.log_steps == 0 or last or step in self.validation_steps:
             self.log_training(step, metrics)
-        if step in self.validation_steps:
+        validates = step in self.validation_steps
+        if self.stop_asked(step, validates):
+            self.stop(step, validated=not validates)
+        if validates:
             self.validate(step)
         if step % self.log_steps == 0 and not last and self.checkpoints.due(self.save_minutes, self.device):
             self.save(step)
+        if validates and self.stop_asked(step, validates):
+            self.stop(step)
         if self.throughput and self.count == 0:
             self.throughput.start()
 
@@ -104,19 +117,24 @@ class TrainingCallback:
 
     def log_training(self, step: int, metrics: dict[str, Tensor | float]) -> None:
         """Logs the mean loss of the steps since the last point, and the metrics of this one."""
+        loss = self.total_loss(step) / self.world / self.count
+        if self.world > 1:
+            metrics = self.mean_over_ranks(metrics)
+        training = {"train/loss": loss} | {f"train/{name}": float(value) for name, value in metrics.items()}
+        self.log(step, training, self.measure_throughput(step))
+        self.reset()
+
+    def total_loss(self, step: int) -> float:
+        """The sum of the losses since the last point, over all ranks. Raises NotFinite for losses and weights."""
         if self.world > 1:
             dist.all_reduce(self.total)
             dist.all_reduce(self.not_finite, op=dist.ReduceOp.MIN)
-            metrics = self.mean_over_ranks(metrics)
         if math.isfinite(first := float(self.not_finite)):
             self.raise_not_finite(int(first), "the loss is not finite")
         # a finite loss can have a non-finite gradient: weights that it changed must never become a checkpoint
         if not nn.utils.get_total_norm(list(self.objective.parameters())).isfinite():
             self.raise_not_finite(step, "the weights are not finite")
-        loss = float(self.total) / self.world / self.count
-        training = {"train/loss": loss} | {f"train/{name}": float(value) for name, value in metrics.items()}
-        self.log(step, training, self.measure_throughput(step))
-        self.reset()
+        return float(self.total)
 
     def mean_over_ranks(self, metrics: dict[str, Tensor | float]) -> dict[str, Tensor | float]:
         """Averages tensors over the step's samples on all ranks; keeps plain numbers, which are equal on all ranks."""
@@ -131,7 +149,7 @@ class TrainingCallback:
         """Returns speed and memory since the last point. Emits an event, once, if data loading is the bottleneck."""
         if self.throughput is None:
             return {}
-        steps = range(step - self.count, step)
+        steps, self.measured = range(self.measured, step), step
         numbers = self.throughput.stop(sum(len(self.plan.at(done).samples) for done in steps))
         if bottleneck := self.throughput.bottleneck():
             self.on_event(bottleneck)
@@ -156,7 +174,11 @@ class TrainingCallback:
 
     def validate(self, step: int) -> None:
         """Scores val; keeps the weights if they are the best so far."""
-        rows = evaluate(self.objective, self.val, self.precision)
+        try:
+            with interruptible():
+                rows = evaluate(self.objective, self.val, self.precision)
+        except KeyboardInterrupt:
+            self.stop(step, validated=False)
         summary = self.objective.summary(rows)
         self.log(step, {f"val/{name}": value for name, value in summary.items() if "/" not in name})
         # without a score (or with one that is undefined on val) the last weights are the best
@@ -180,12 +202,34 @@ class TrainingCallback:
 
     # ---- checkpoints
 
-    def save(self, step: int, kept: int = KEPT) -> None:
-        """Saves a checkpoint of objective, optimizer, curve and best scores; the `kept` newest stay."""
-        notes = {"curve": self.curve, "best": self.best, "rows": self.rows, "seconds": self.elapsed()}
+    def save(self, step: int, kept: int = KEPT, more: dict[str, Any] | None = None) -> None:
+        """Saves a checkpoint of objective, optimizer, curve and best scores; the `kept` newest stay.
+
+        more: further notes.
+        """
+        notes = {"curve": self.curve, "best": self.best, "rows": self.rows, "seconds": self.elapsed()} | (more or {})
         self.checkpoints.save(step, self.objective, self.optimizer, notes, kept)
         if self.rank == 0:
             self.on_event(CheckpointSaved(step))
+
+    def stop_asked(self, step: int, validates: bool) -> bool:
+        """Whether the command was stopped: the same answer on all ranks."""
+        if self.world == 1:
+            return self.stopping()
+        if self.device.type == "cuda" and step % AGREEMENT and not validates:
+            return False
+        asked = torch.tensor(float(self.rank == 0 and self.stopping()), device=self.device)
+        dist.broadcast(asked, 0)
+        return bool(asked)
+
+    def stop(self, step: int, validated: bool = True) -> NoReturn:
+        """Saves a checkpoint, with what is summed up since the last point of the curve, and raises Stopped.
+
+        validated: False where the validation of this step is left to the training that goes on.
+        """
+        sums = {"loss": self.total_loss(step), "steps": self.count, "ranks": self.world}
+        self.save(step, more={"sums": sums} | ({} if validated else {"validated": False}))
+        raise Stopped(f"stopped at step {step}")
 
     def resume(self, trunk: StageStorage | None = None) -> int:
         """Loads the newest undamaged checkpoint, if any; returns the number of steps done.
@@ -194,18 +238,29 @@ class TrainingCallback:
             checkpoint of its own.
         """
         checkpoint = self.checkpoints.restore(self.objective, self.optimizer, trunk)
+        for text in self.checkpoints.unusable_words(checkpoint.step if checkpoint else 0):
+            self.on_event(WarningIssued(text))
         if checkpoint is None:
             return 0
-        notes = checkpoint.notes
+        notes, self.measured = checkpoint.notes, checkpoint.step
         self.curve = notes["curve"]
         if checkpoint.own:
             self.best, self.rows, self.seconds = notes["best"], notes["rows"], notes["seconds"]
+            self.unvalidated = None if notes.get("validated", True) else checkpoint.step
+            if sums := notes.get("sums"):  # it was saved between two points of the curve
+                self.count = sums["steps"]
+                self.total.fill_(sums["loss"] * (self.world / sums["ranks"]) if self.rank == 0 else 0.0)
             self.on_event(TrainingResumed(checkpoint.step, num_steps=self.plan.num_steps))
         elif trunk and self.rank == 0:
             for name in trunk.names():
                 if name.startswith("snapshots/") and (content := trunk.get(name)):
                     self.storage.put(name, content)
         return checkpoint.step
+
+    def catch_up(self) -> None:
+        """Validates if the training was stopped before the validation of the step at which it goes on."""
+        if self.unvalidated is not None:
+            self.validate(self.unvalidated)
 
     def elapsed(self) -> float:
         """Seconds of training so far, over all restarts."""

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import time
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from torch.optim import AdamW
 
 from premed.contracts import Objective
 from premed.distributed import RaisedOnAllRanks, all_gather, rank_and_world
+from premed.errors import UserError
 from premed.training.storage import StageStorage
 
 KEPT = 2  # checkpoints: the newest may be damaged
@@ -41,29 +43,60 @@ class CheckpointManager:
     def __init__(self, storage: StageStorage):
         self.storage = storage
         self.saved_at = time.monotonic()
+        self.unusable: dict[int, str] = {}
+        """Newer checkpoints that `newest` found unusable: step and reason."""
 
     # ---- files
 
     def steps(self) -> list[int]:
         """The steps after which there is a checkpoint, damaged or not, in ascending order."""
-        names = self.storage.names()
-        return [int(Path(name).stem) for name in names if name.startswith("checkpoints/") and name.endswith(".json")]
+        return self._steps(".json")
+
+    def _steps(self, *suffixes: str) -> list[int]:
+        paths = [Path(name) for name in self.storage.names() if name.startswith("checkpoints/")]
+        return sorted({int(path.stem) for path in paths if path.suffix in suffixes and path.stem.isdecimal()})
 
     def manifest(self, step: int) -> dict[str, Any]:
         """`hash` and `notes` of the checkpoint of a step; empty if it cannot be read."""
         try:
-            return self.storage.get_json(f"checkpoints/{step:09d}.json") or {}
+            manifest = self.storage.get_json(f"checkpoints/{step:09d}.json")
         except ValueError:
             return {}
+        return manifest if isinstance(manifest, dict) and isinstance(manifest.get("notes"), dict) else {}
 
     def newest(self) -> Checkpoint | None:
-        """Returns the newest checkpoint that is complete and undamaged; None if there is none."""
-        for step in reversed(self.steps()):
-            manifest, content = self.manifest(step), self.storage.get(f"checkpoints/{step:09d}.pt")
-            if content is not None and manifest and _hash(content, manifest.get("notes")) == manifest.get("hash"):
-                state = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-                return Checkpoint(step, state, manifest["notes"])
+        """Returns the newest checkpoint that is complete and undamaged; None if there is none. Sets `unusable`."""
+        self.unusable = {}
+        for step in reversed(self._steps(".json", ".pt")):
+            try:
+                return self.read(step)
+            except UserError as error:
+                self.unusable[step] = str(error)
         return None
+
+    def read(self, step: int) -> Checkpoint:
+        """Returns the checkpoint of a step. Raises UserError, with the reason alone, if it is unusable."""
+        manifest, content = self.manifest(step), self.storage.get(f"checkpoints/{step:09d}.pt")
+        if content is None or not manifest:
+            raise UserError("incomplete")
+        if _hash(content, manifest["notes"]) != manifest.get("hash"):
+            raise UserError("damaged")
+        try:
+            with warnings.catch_warnings(action="ignore"):  # torch's own, of an unusual pickle
+                state = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+        except Exception as error:  # a pickle, say: it was not premed that wrote it, and nothing of it is executed
+            raise UserError(f"not a checkpoint ({type(error).__name__})") from None
+        if not isinstance(state, dict):
+            raise UserError("not a checkpoint")
+        return Checkpoint(step, state, manifest["notes"])
+
+    def unusable_words(self, start: int) -> list[str]:
+        """A line for each checkpoint that `newest` passed over. start: the step at which the training goes on."""
+        goes_on = f"the training goes on from step {start}" if start else "the training starts from the beginning"
+        return [
+            f"{self.storage.where}/checkpoints/{step:09d} is {reason}; {goes_on}"
+            for step, reason in self.unusable.items()
+        ]
 
     def write(self, checkpoint: Checkpoint, kept: int = KEPT) -> None:
         """Writes a checkpoint; keeps the `kept` newest up to its step and removes later ones.

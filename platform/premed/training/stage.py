@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch.optim import AdamW
+
 from premed.config.settings import Finetune, Pretrain
 from premed.contracts import DataSet
 from premed.data.datamodule import Tasks, absent_classes, stage_data_sets
@@ -24,7 +26,16 @@ from premed.training.evaluate import bootstrap_interval, collapsed, evaluate, pa
 from premed.training.fit import distributed, fit
 from premed.training.import_weights import bring
 from premed.training.optimizer import make_optimizer
-from premed.training.setup import StageJob, TaskOf, make_objective, prepared, refuse_changed, set_up
+from premed.training.setup import (
+    StageJob,
+    TaskOf,
+    TrainingSetup,
+    make_objective,
+    prepared,
+    refuse_changed,
+    set_up,
+)
+from premed.training.stopping import deferred
 from premed.training.supervised import Supervised
 from premed.training.throughput import Throughput
 
@@ -32,11 +43,18 @@ Report = Callable[[dict[str, float]], None]
 """Called with the metrics of a validation; what it raises ends the stage."""
 
 
-def run_stage(job: StageJob, on_event: EventHandler, report: Report, tasks: TaskOf | None = None) -> None:
+def run_stage(
+    job: StageJob,
+    on_event: EventHandler,
+    report: Report,
+    tasks: TaskOf | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> None:
     """Runs the stage and writes `result.json` last, or `failure.json` if a retry would fail in the same way.
 
     on_event: called on the first rank only. report: called with the metrics of each validation, on every rank.
-    tasks: returns tasks that are built already, or builds them (None: `Tasks()`).
+    tasks: returns tasks that are built already, or builds them (None: `Tasks()`). stopping: asked on the first rank
+    after every step; once it returns True, the training saves a checkpoint and raises Stopped on every rank.
     """
     tasks, (rank, world) = tasks or Tasks(), rank_and_world()
     on_event = on_event if rank == 0 else lambda event: None
@@ -50,7 +68,7 @@ def run_stage(job: StageJob, on_event: EventHandler, report: Report, tasks: Task
         elif job.stage.kind == "test":
             test_stage(job, on_event, tasks)
         else:
-            train_stage(job, on_event, report, tasks)
+            train_stage(job, on_event, report, tasks, stopping)
     except (NotFinite, UserError) as error:
         on_all_ranks = isinstance(error, (NotFinite, RaisedOnAllRanks))
         if rank == 0 or not on_all_ranks:
@@ -60,45 +78,35 @@ def run_stage(job: StageJob, on_event: EventHandler, report: Report, tasks: Task
             raise  # Ray then ends the others, which wait for this rank
 
 
-def train_stage(job: StageJob, on_event: EventHandler, report: Report, tasks: TaskOf) -> None:
+def train_stage(
+    job: StageJob, on_event: EventHandler, report: Report, tasks: TaskOf, stopping: Callable[[], bool]
+) -> None:
     """Pre-training or fine-tuning."""
     stage, settings, how = job.stage, job.stage.training, job.train
     assert isinstance(settings, (Pretrain, Finetune))
     setup = set_up(job, tasks)
-    objective, plan, train, precision = setup.objective, setup.plan, setup.train, setup.precision
+    objective, train, precision = setup.objective, setup.train, setup.precision
     optimizer, throughput = make_optimizer(objective, settings.betas), Throughput(setup.device, how.loaders)
-    callback = TrainingCallback(
-        objective,
-        optimizer,
-        plan,
-        job.stage_storage,
-        setup.val,
-        validations=objective.num_solutions or settings.validations,
-        score=setup.task.score if stage.kind == "finetune" else None,
-        log_steps=how.log_steps,
-        save_minutes=how.save_minutes,
-        precision=precision,
-        sample_names=lambda indices: [train[i].case.name for i in indices.samples],
-        on_event=on_event,
-        report=report,
-        spread_over=setup.schedule.num_steps,
-        throughput=None if objective.num_solutions else throughput,
-    )
+    callback = make_callback(job, setup, optimizer, throughput, on_event, report)
     if (start := callback.resume(job.trunk_storage)) == 0:
         objective.on_start(train)
     absent = absent_classes(setup.task, train) if stage.kind == "finetune" else ()
     workers = rank_and_world()[1] if how.elastic else None
-    on_event(TrainingStarted(start, len(train), len(setup.val), plan.num_steps, absent, workers))
+    on_event(TrainingStarted(start, len(train), len(setup.val), setup.plan.num_steps, absent, workers))
     if objective.num_solutions:
         assert isinstance(objective, Supervised)
         solve(objective, train, callback, start=start, precision=precision, on_event=on_event)
-    else:
-        draws: dict[str, Any] = {"seed": settings.seed, "stage": stage.draws}
-        source = PreparedLoader(setup.data_sets, train, device=setup.device, num_loaders=how.loaders, **draws)
+        save_stage(job, setup, callback)
+        return
+    draws: dict[str, Any] = {"seed": settings.seed, "stage": stage.draws}
+    source = PreparedLoader(setup.data_sets, train, device=setup.device, num_loaders=how.loaders, **draws)
+    with deferred() as interrupted:
+        callback.stopping = lambda: interrupted() or stopping()
+        callback.catch_up()
         fit(
             distributed(objective),
             throughput.timed(source),
-            plan,
+            setup.plan,
             setup.schedule,
             optimizer,
             callback,
@@ -107,10 +115,45 @@ def train_stage(job: StageJob, on_event: EventHandler, report: Report, tasks: Ta
             clip=settings.clip,
             precision=precision,
         )
-    if stage.kind == "trunk":
-        save_trunk_segment(job, callback, num_cases=len(train))
+        save_stage(job, setup, callback)
+
+
+def make_callback(
+    job: StageJob,
+    setup: TrainingSetup,
+    optimizer: AdamW,
+    throughput: Throughput,
+    on_event: EventHandler,
+    report: Report,
+) -> TrainingCallback:
+    """The callback of a stage's training."""
+    settings, how, train = job.stage.training, job.train, setup.train
+    assert isinstance(settings, (Pretrain, Finetune))
+    return TrainingCallback(
+        setup.objective,
+        optimizer,
+        setup.plan,
+        job.stage_storage,
+        setup.val,
+        validations=setup.objective.num_solutions or settings.validations,
+        score=setup.task.score if job.stage.kind == "finetune" else None,
+        log_steps=how.log_steps,
+        save_minutes=how.save_minutes,
+        precision=setup.precision,
+        sample_names=lambda indices: [train[i].case.name for i in indices.samples],
+        on_event=on_event,
+        report=report,
+        spread_over=setup.schedule.num_steps,
+        throughput=None if setup.objective.num_solutions else throughput,
+    )
+
+
+def save_stage(job: StageJob, setup: TrainingSetup, callback: TrainingCallback) -> None:
+    """Saves what a training ends with."""
+    if job.stage.kind == "trunk":
+        save_trunk_segment(job, callback, num_cases=len(setup.train))
     elif rank_and_world()[0] == 0:
-        save_results(job, setup.data_sets, callback, setup.loaded, num_cases=len(train))
+        save_results(job, setup.data_sets, callback, setup.loaded, num_cases=len(setup.train))
 
 
 def save_results(

@@ -5,6 +5,7 @@ The values drawn for a trial are a function of the search's seed, the trial's nu
 
 import json
 import logging
+import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,10 @@ from premed.tuning.space import Choice, Range, Setting, Sweep
 if TYPE_CHECKING:
     from optuna import Trial
     from optuna.trial import FrozenTrial
+
+
+STOPPED = re.compile(r"(outbox|spool) is closed|Ray has not been (started|initialized)")
+"""Failures that stopping a command caused where it was recorded as a trial's own."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,8 @@ class Study:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.getLogger("alembic").setLevel(logging.ERROR)
-        self.sweep, url = sweep, with_driver(url, "study: ")
+        self.sweep, self.url = sweep, with_driver(url, "study: ")
+        url = self.url
         try:
             storage = optuna.storages.RDBStorage(url, engine_kwargs=engine_settings(url))
             if must_exist:
@@ -81,6 +87,7 @@ class Study:
                 f"{self.sweep.search.name}: the data have changed since this sweep started; set another name:"
             )
         self.set_note("data", data)
+        self.reopen_stopped()
         self.set_note("optuna", sorted({optuna.__version__, *(self.note("optuna") or ())}))
         self.interrupted = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.name == "RUNNING"]
         if self.sweep.search.search == "grid":
@@ -88,6 +95,36 @@ class Study:
             for setting in self.sweep.combinations():
                 if canonical(setting) not in known:
                     self.study.enqueue_trial({path: encode(value) for path, value in setting.items()})
+
+    def reopen_stopped(self) -> None:
+        """Sets trials to running that ended only because the command was stopped: `ask` then returns them.
+
+        Earlier versions recorded them as failed, or, in a sweep without a scheduler, as stopped. Optuna has no way to
+        open an ended trial again, so its tables are changed.
+        """
+        import optuna
+        import sqlalchemy as sql
+
+        trials = self.study.get_trials(deepcopy=False)
+        ended = [trial._trial_id for trial in trials if self.ended_by_stop(trial)]
+        if not ended:
+            return
+        storage = optuna.storages.RDBStorage(self.url, engine_kwargs=engine_settings(self.url))
+        tables = sql.MetaData()
+        states, notes = (
+            sql.Table(name, tables, autoload_with=storage.engine) for name in ("trials", "trial_user_attributes")
+        )
+        with storage.engine.begin() as connection:
+            opened = {"state": "RUNNING", "datetime_complete": None}
+            connection.execute(sql.update(states).where(states.c.trial_id.in_(ended)).values(opened))
+            of_them = notes.c.trial_id.in_(ended) & (notes.c.key == "failure")
+            connection.execute(sql.delete(notes).where(of_them))
+        # a new storage: the first one keeps ended trials in memory
+        self.study = optuna.load_study(study_name=self.study.study_name, storage=storage)
+
+    def ended_by_stop(self, trial: "FrozenTrial") -> bool:
+        failed = trial.state.name == "FAIL" and STOPPED.search(str(trial.user_attrs.get("failure")))
+        return bool(failed) or (trial.state.name == "PRUNED" and self.sweep.search.scheduler is None)
 
     # ---- ask
 

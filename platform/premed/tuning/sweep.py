@@ -102,16 +102,15 @@ class SweepRunner:
             args=(run_tune, self, self.set_reports, scheduler, self.search.concurrency, folder),
             daemon=True,
         )
-        tune.start()
         try:
+            tune.start()
             while tune.is_alive() or any(thread.is_alive() for thread in self.threads):
                 self.session.pause(POLL)
                 if self.errors:
                     raise self.errors[0]
         except BaseException:
             self.session.stopped.set()
-            self.close()
-            tune.join()
+            self.close(tune)
             raise
         self.close_sweep_run()
 
@@ -126,12 +125,14 @@ class SweepRunner:
         """Stores the TrialReports actor; closes it at once if the sweep was stopped before."""
         self.reports = reports
         if self.errors or self.session.stopped.is_set():
-            self.close()
+            reports.close.remote()
 
-    def close(self) -> None:
-        """Ends Tune's trial processes, and waits for the trials' threads."""
+    def close(self, tune: threading.Thread) -> None:
+        """Ends Tune's trial processes, and waits for Tune's thread, which starts trials, and for the trials'."""
         if self.reports is not None:
             self.reports.close.remote()
+        if tune.ident is not None:  # else the command was stopped before it began
+            tune.join()
         for thread in self.threads:
             thread.join()
 
@@ -141,7 +142,7 @@ class SweepRunner:
         return None if self.session.stopped.is_set() else self.study.ask()
 
     def start_trial(self, number: int) -> None:
-        if number in self.trials:  # Tune has restarted the trial's process
+        if number in self.trials or self.session.stopped.is_set():  # Tune has restarted the trial's process; or no more
             return
         record = self.study.trial(number)
         label = {"name": self.sweep.label(record.setting)}
@@ -180,15 +181,16 @@ class SweepRunner:
         trial.queued.wait()
 
     def continue_trial(self, number: int, step: int) -> None:
-        self.trials[number].allow(step)
+        if number in self.trials:
+            self.trials[number].allow(step)
 
     def stop_trial(self, number: int, failure: str = "") -> None:
+        if self.session.stopped.is_set():  # Tune ends its trials because the command ends
+            return
         trial = self.trials[number]
         if failure:
             self.session.ensure_alive()
         notes = trial.notes | ({"failure": failure} if failure else {})
-        if self.session.stopped.is_set():
-            return
         if self.study.tell(number, "failed" if failure else "stopped", None, notes):
             trial.failure = failure
             trial.cancelled.set()
@@ -212,6 +214,12 @@ class SweepRunner:
 
     def run_trial(self, trial: Trial, record: TrialRecord) -> None:
         """Runs a trial in its thread and records its end, in the study and in MLflow."""
+        try:
+            self.run_and_record(trial, record)
+        finally:
+            trial.queued.set()  # `start_trial` waits for it
+
+    def run_and_record(self, trial: Trial, record: TrialRecord) -> None:
         label = self.sweep.label(record.setting)
         self.session.show(TrialStarted(trial.number, label))
         trial.run_id = self.open_trial_run(record, label)

@@ -110,8 +110,10 @@ class Trial:
             try:
                 return self.attempt()
             except (UserError, StageFailed) as error:
+                self.session.pause(0)  # in a stopped command no trial fails: it is interrupted
                 failure = error
             except Exception as error:  # noqa: BLE001 - a bug ends a trial, not the sweep; its traceback is shown
+                self.session.pause(0)
                 self.show(WarningIssued(traceback.format_exc(), experiment=self.experiment_name(0)))
                 failure = StageFailed(f"{type(error).__name__}: {first_line(error)}")
             finally:
