@@ -7,6 +7,7 @@ import numpy as np
 
 from premed.data.io import geometry
 from premed.data.io.dicom import MEND, Notes, is_dicom, numbers, pixels, read_dataset, silence_pydicom
+from premed.data.io.dicom_tree import series_files
 from premed.data.io.image_file import ImageFile, fill
 from premed.errors import UserError
 
