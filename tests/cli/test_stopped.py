@@ -19,7 +19,7 @@ pytest_plugins = ["support.experiment_fixtures"]
 
 CHANGES = (
     SCRATCH,
-    {"test": False, "finetune": {"epochs": 30, "validations": 30}, "train": {"save_minutes": 5, "log_steps": 7}},
+    {"test": False, "finetune": {"epochs": 90, "validations": 90}, "train": {"save_minutes": 5, "log_steps": 7}},
 )
 
 
@@ -29,17 +29,26 @@ def weights(outcome):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "loaders"), [(signal.SIGINT, 1), (signal.SIGTERM, 0)])
+@pytest.mark.timeout(900)  # a busy machine takes minutes to start Ray
+@pytest.mark.parametrize(
+    ("number", "train"),
+    [
+        (signal.SIGINT, {"loaders": 1}),
+        (signal.SIGTERM, {"workers": 0}),
+        pytest.param(signal.SIGTERM, {"workers": 1}, marks=pytest.mark.cluster),
+    ],
+)
 def test_a_training_saves_a_checkpoint_first_and_the_same_command_ends_as_if_it_had_not_been_stopped(
-    home, home_after, chest, tmp_path, number, loaders
+    home, home_after, chest, tmp_path, number, train
 ):
     """`save_minutes` is 5: without the checkpoint that it saves when stopped, it would start over."""
     there, undisturbed = home_after("never stopped", lambda: run(chest, *CHANGES))
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree(chest, *CHANGES, {"train": {"loaders": loaders}})))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree(chest, *CHANGES, {"train": train})))
     process, said = forked(home, "run", tmp_path / "tiny.yaml")
     until(said, "step 16: validation")
-    for each in psutil.Process(process.pid).children():  # a terminal sends it to loader processes, too
-        each.send_signal(number)
+    for each in psutil.Process(process.pid).children():
+        if "loaders" in train:  # a terminal sends it to loader processes, too
+            each.send_signal(number)
     os.kill(process.pid, number)
     rest = said.read().splitlines()
     process.join()

@@ -41,7 +41,10 @@ class WorkerGroup:
         self.train, self.storage = train, storage
         self.queue = actor(JobQueue)
         self.error: BaseException | None = None
-        self.thread = threading.Thread(target=self._fit, name="premed worker group", daemon=True)
+        self.ended = (
+            threading.Event()
+        )  # a KeyboardInterrupt in Thread.join makes Python (3.11) take the thread for dead
+        self.thread = threading.Thread(target=self._work, name="premed worker group", daemon=True)
         self.thread.start()
 
     def suits(self, job: StageJob) -> bool:
@@ -54,7 +57,7 @@ class WorkerGroup:
     @property
     def alive(self) -> bool:
         """Whether its workers run or are starting. Once they have ended, their CPUs and GPUs are free."""
-        return self.thread.is_alive()
+        return not self.ended.is_set()
 
     def run(
         self,
@@ -123,9 +126,9 @@ class WorkerGroup:
         """Whether every rank has finished the job, after a wait of POLL. Raises the error that ended the workers."""
         import ray
 
-        self.thread.join(POLL)
+        self.ended.wait(POLL)
         done: Any = ray.get(self.queue.done.remote(number))
-        alive = self.thread.is_alive()
+        alive = self.alive
         if not done and not alive and not ray.get(self.queue.done.remote(number)):
             raise self.error or StageFailed("the workers shut down in the middle of a stage")
         return done
@@ -141,6 +144,12 @@ class WorkerGroup:
         self.dismiss()
         self.thread.join()
         ray.kill(self.queue)
+
+    def _work(self) -> None:
+        try:
+            self._fit()
+        finally:
+            self.ended.set()
 
     def _fit(self) -> None:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # report() waits for it; the default is 2 s
