@@ -37,6 +37,13 @@ def started(code, preexec_fn=None):
     return process
 
 
+def ended(process):
+    """What it still says on stdout and stderr: `communicate` would lose what `readline` has read ahead."""
+    said = process.stdout.read(), process.stderr.read()
+    process.wait()
+    return said
+
+
 def heard():
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background shell ignores it
 
@@ -51,7 +58,7 @@ except KeyboardInterrupt:
     say(f"interrupted {stopping.asked()}")
 """)
     process.send_signal(number)
-    assert process.communicate() == ("interrupted True\n", "") and process.returncode == 0
+    assert ended(process) == ("interrupted True\n", "") and process.returncode == 0
 
 
 @BOTH
@@ -66,7 +73,7 @@ except KeyboardInterrupt:
     say(f"interrupted")
 """)
     process.send_signal(number)
-    assert process.communicate()[0] == "saved\ninterrupted\n"
+    assert ended(process)[0] == "saved\ninterrupted\n"
 
 
 def test_a_validation_is_interrupted_by_a_signal_that_comes_in_it_or_came_before():
@@ -86,7 +93,7 @@ with stopping.deferred() as interrupted:
     os._exit(0)
 """)
         process.send_signal(signal.SIGINT)
-        assert process.communicate()[0] == "saved\nnot interrupted once more\n"
+        assert ended(process)[0] == "saved\nnot interrupted once more\n"
 
 
 @BOTH
@@ -102,7 +109,7 @@ with stopping.deferred():
     assert stopping == "premed: stopping, after a checkpoint where one can be saved; again to leave at once\n"
     began = time.monotonic()
     process.send_signal(number)
-    assert process.communicate()[1] == LEFT and process.returncode == 130
+    assert ended(process)[1] == LEFT and process.returncode == 130
     assert time.monotonic() - began < 30
 
 
@@ -117,7 +124,7 @@ with stopping.deferred() as interrupted:
 """)
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
-    assert process.communicate() == ("", "") and process.returncode == 3
+    assert ended(process) == ("", "") and process.returncode == 3
 
 
 def test_where_ctrl_c_is_ignored_it_stays_ignored():
@@ -125,7 +132,7 @@ def test_where_ctrl_c_is_ignored_it_stays_ignored():
         "say('ready'); time.sleep(0.5); say('done')", lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
     )
     process.send_signal(signal.SIGINT)
-    assert process.communicate() == ("done\n", "")
+    assert ended(process) == ("done\n", "")
 
 
 def test_signals_of_a_forked_process_are_its_own():
@@ -139,11 +146,11 @@ ends = [os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(2)]
 say("ready")
 say(f"{ends} {stopping.asked()}")
 """)
-    assert process.communicate()[0] == f"{[-signal.SIGTERM] * 2} False\n"
+    assert ended(process)[0] == f"{[-signal.SIGTERM] * 2} False\n"
 
 
 def test_without_the_command_line_ctrl_c_is_python_s():
     code = "stopping.deferred():\n    say('ready')\n    time.sleep(60)"
     process = started(f"signal.signal(signal.SIGINT, signal.default_int_handler)\nwith {code}")
     process.send_signal(signal.SIGINT)
-    assert process.communicate()[1].endswith("KeyboardInterrupt\n")
+    assert ended(process)[1].endswith("KeyboardInterrupt\n")
