@@ -179,6 +179,10 @@ class TrainingStarted(Event):
     """Classes that no training image shows."""
     workers: int | None = None
     """Number of workers, where it may change between two starts."""
+    batch: int | None = None
+    """Images in a step; None of a training that takes no steps of gradients."""
+    lr: float | None = None
+    """The effective learning rate at its highest; None as for `batch`."""
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,14 @@ def server(database, tmp_path):
         stop(process)
 
 
+def test_names_longer_than_its_columns_are_cut(server):
+    store = RunStore(server)
+    run_id = store.start("chest", "r" * 300, digest="d", kind="test", params={"p" * 300: 1})
+    store.log_rows(run_id, [{"step": 0, "time": 0, "metrics": {f"{'m' * 300}{end}": float(end) for end in (1, 2)}}])
+    run = store.get(run_id)
+    assert len(run.name) == 250 and len(run.params) == 1 and sorted(run.metrics.values()) == [1.0, 2.0]
+
+
 def test_two_commands_of_two_workers_at_once_lose_no_point_of_a_curve(server, chest, tmp_path):
     changes = {"train": {"workers": 2, "log_steps": 1, "save_minutes": 5}, "test": False}
     commands = []

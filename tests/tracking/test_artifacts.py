@@ -5,6 +5,7 @@ import shutil
 import pytest
 from support.stores import start
 
+from premed.errors import UserError
 from premed.tracking.artifacts import ArtifactMissing
 from premed.tracking.run_store import RunStore
 
@@ -39,6 +40,15 @@ def test_what_a_moved_home_logs_stays_inside_it(moved, tmp_path):
     store.log_files(run_id, tmp_path / "pictures", "pictures")
     assert store.scores(run_id) == SCORES and not (tmp_path / "home").exists()
     assert store.file(store.get(run_id), "pictures", tmp_path / "to").joinpath("a.png").read_bytes() == b"png"
+
+
+def test_a_model_of_a_moved_home_is_not_written_where_it_was(moved, tmp_path):
+    run_id, store = moved
+    mend = f"ln -s {tmp_path}/new home {tmp_path}/home"
+    with pytest.raises(UserError, match=f"MLflow keeps models in {tmp_path}/home, from where .* {mend}$"):
+        store.refuse_moved(run_id)
+    (tmp_path / "home").symlink_to(tmp_path / "new home")
+    store.refuse_moved(run_id)
 
 
 def test_a_new_home_at_the_old_place_does_not_hide_the_moved_one(moved, tmp_path):

@@ -18,6 +18,7 @@ from support.suite import examples
 
 from premed.errors import UserError
 from premed.tracking import client, model_registry, run_store
+from premed.tracking.references import find_run
 from premed.tracking.run_store import RunStore
 
 pytest_plugins = ["support.store_fixtures"]
@@ -286,3 +287,53 @@ def test_the_command_that_restores_a_deleted_experiment_does(store):
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     subprocess.run(command, shell=True, check=True, env=environment | {"PATH": path})
     assert store.experiment("chest") == experiment.experiment_id
+
+
+# ---- what a user may call a run
+
+
+@pytest.fixture
+def named(store):
+    """Runs of a fine-tuning and its test, finished."""
+    ids = {}
+    for kind, digest in (("finetune", "ab12cd" * 10), ("test", "ab99ef" * 10)):
+        ids[kind] = start(store, digest, kind)
+        store.finish(ids[kind])
+    return ids
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda run: run.run_id,
+        lambda run: run.run_id[:8],
+        lambda run: run.tags["premed.digest"],
+        lambda run: run.tags["premed.digest"][:12],
+        lambda run: f"{run.tags['premed.kind']}-{run.tags['premed.digest'][:16]}",
+        lambda run: f"/home/checkpoints/{run.tags['premed.kind']}-{run.tags['premed.digest'][:16]}/",
+    ],
+)
+def test_a_run_is_found_by_its_id_its_digest_how_they_begin_and_its_folder(store, named, write):
+    for run_id in named.values():
+        assert find_run(store, write(store.get(run_id))).run_id == run_id
+
+
+@pytest.mark.parametrize("reference", ["0" * 32, "0123456789", "best model", "/nowhere/finetune-0123456789abcdef"])
+def test_a_run_that_is_not_there_is_told_with_those_that_are(store, named, reference):
+    with pytest.raises(
+        UserError, match=f"^{reference}: no such run in .*; there are {named['test'][:8]} .chest a run"
+    ) as told:
+        find_run(store, reference)
+    assert named["finetune"][:8] in str(told.value)
+
+
+def test_a_beginning_that_several_have_is_not_guessed(store):
+    for digest in ("abcdef00", "abcdef11"):
+        start(store, digest * 8, "finetune")
+    with pytest.raises(UserError, match="^abcdef: 2 runs begin like that"):
+        find_run(store, "abcdef")
+
+
+def test_a_store_without_runs_says_so(store):
+    with pytest.raises(UserError, match="it holds no finished run: set PREMED_HOME or MLFLOW_TRACKING_URI"):
+        find_run(store, "0" * 32)

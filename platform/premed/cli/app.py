@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from premed.cli import data, init, services, streams
-from premed.cli.options import Json, What, load_experiments, print_outcomes, print_result, redirect_prints
+from premed.cli.options import Json, What, load_experiments, print_outcomes, print_result, redirect_prints, tell_written
 from premed.errors import Left, StageFailed, UserError
 from premed.paths import settle_user_home
 from premed.training import stopping
@@ -145,6 +145,7 @@ def compare(
     if html is not None:
         page.write(result, store, html, ui)
     print_result(result, as_json, terminal.show)
+    tell_written(csv, html)
 
 
 @app.command()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from premed.cli.options import Json, What, load_first_experiment, print_result, redirect_prints
+from premed.cli.options import Json, What, load_first_experiment, print_result, redirect_prints, tell_written
 from premed.errors import UserError
 
 app = typer.Typer(help="Phantoms, a check of the data, and the prepared cache.", no_args_is_help=True)
@@ -46,6 +46,7 @@ def check(
     with ProgressPrinter() as show, redirect_prints(as_json):
         result = runner.check(experiment, show, html)
     print_result(result, as_json, console.show_findings)
+    tell_written(html)
     if any(each["num_errors"] for each in (result, *result.get("sources", ()))):
         raise typer.Exit(2)
 

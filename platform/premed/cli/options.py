@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -62,6 +63,13 @@ def print_result(result: Any, as_json: bool, show: Callable[[Any], None]) -> Non
         print(json.dumps(as_json_value(result), allow_nan=False))
     else:
         show(result)
+
+
+def tell_written(*files: Path | None) -> None:
+    """Says on stderr which files were written."""
+    for file in files:
+        if file is not None:
+            print(f"written: {file}", file=sys.stderr)
 
 
 def as_json_value(value: Any) -> Any:

@@ -169,7 +169,13 @@ class ProgressPrinter:
         if event.workers:
             more += f", {event.workers} worker{'s' * (event.workers != 1)}"
         doing = DOING[self.activity.kind]
-        self.print_line(f"{doing} on {event.num_images} images, {event.num_steps} steps{more}")
+        steps = "" if event.batch is None else f" of {event.batch}, learning rate {event.lr:.3g}"
+        self.print_line(f"{doing} on {event.num_images} images, {event.num_steps} steps{steps}{more}")
+        if event.batch is not None and event.batch > event.num_images:
+            self.print_line(
+                f"WARNING: batch {event.batch} is more than the {event.num_images} training images: a step shows some "
+                f"of them several times, and the learning rate grows with batch; lower it"
+            )
         if event.absent_classes:
             self.print_line(f"no training image has: {', '.join(event.absent_classes)}")
 

@@ -26,7 +26,7 @@ import numpy as np
 from premed.config.plugins import plugin
 from premed.config.spec import Spec
 from premed.contracts import Case, Part, Task
-from premed.data.inspection import Facts, Inspection, inspect
+from premed.data.inspection import Facts, Inspection, image_facts, inspect
 from premed.data.leakage import HELD_FROM
 from premed.data.splits import pretraining_cases
 from premed.errors import Finding, UserError
@@ -256,6 +256,7 @@ class Check:
             "num_errors": sum(finding.severity == "error" for finding in self.findings),
             "num_notes": sum(finding.severity == "note" for finding in self.findings),
             "classes": self.class_counts(),
+            "images": image_facts(self.facts),
             "findings": [finding._asdict() for finding in self.findings],
         }
 

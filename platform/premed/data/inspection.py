@@ -5,6 +5,7 @@ so that any number of cases fits into memory.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -228,3 +229,25 @@ def draw_thumbnail(job: Inspection) -> tuple[int, bytes | None]:
         values, labels, affine = geometry.reorient(values, labels, affine, "RAS")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     return job.number, figures.thumbnail(values[0], labels, (float(spacing[0]), float(spacing[1])))
+
+
+def image_facts(facts: Sequence[Facts]) -> dict[str, str]:
+    """Shapes, as files have them and prepared, and spacings of images: least, median and most along each axis."""
+    ranges = {
+        "shape": [each.shape for each in facts if each.shape],
+        "prepared": [each.prepared for each in facts if each.prepared],
+        "spacing in mm": [each.spacing for each in facts if each.spacing],
+    }
+    return {name: text for name, values in ranges.items() if (text := axis_ranges(values))}
+
+
+def axis_ranges(values: Sequence[tuple[float, ...]]) -> str:
+    """`28 × 28`, or `181-217-230 × …`: along each axis the least, the median and the most, or what all have."""
+    if len({len(each) for each in values}) != 1:
+        return ""
+    axes = []
+    for axis in zip(*values, strict=True):
+        ordered = sorted(round(each, 3) for each in axis)
+        three = dict.fromkeys((ordered[0], ordered[len(ordered) // 2], ordered[-1]))
+        axes.append("-".join(f"{number:g}" for number in three))
+    return " × ".join(axes)

@@ -1,15 +1,18 @@
 """Runs experiments, one or many at once, to their outcomes; prepares and checks their data without training."""
 
+import multiprocessing
+import os
 import threading
 import traceback
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from premed.config.experiment import Experiment
+from premed.config.settings import Train
 from premed.data.check import Check, leaks, recorded_leaks
 from premed.data.datamodule import DataModule
 from premed.errors import Finding, StageFailed, UserError, first_line
@@ -22,6 +25,9 @@ from premed.execution.scheduler import Ticket
 from premed.execution.session import Session, open_session
 from premed.paths import home
 from premed.reporting import data_check
+
+FEW = 64
+"""Images that are checked one after the other: processes take seconds to start."""
 
 
 def run(experiment: Experiment, show: EventHandler) -> dict[str, Any]:
@@ -127,6 +133,16 @@ def prepare(experiment: Experiment, show: EventHandler) -> dict[str, Any]:
     return {"where": str(home() / "cache"), "num_images": len(files), "megabytes": megabytes}
 
 
+@contextmanager
+def local_map(train: Train, num_jobs: int) -> Iterator[Callable[..., Iterable]]:
+    """Yields a `map` over the CPUs of this machine, without Ray; plain `map` for few jobs, or without workers."""
+    if train.workers == 0 or num_jobs < FEW or len(os.sched_getaffinity(0)) < 2:
+        yield map
+        return
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn")) as pool:
+        yield pool.map
+
+
 def check(experiment: Experiment, show: EventHandler, html: Path | None = None) -> dict[str, Any]:
     """Checks an experiment's data (the test part too, unless `test` is false); returns the findings.
 
@@ -143,7 +159,7 @@ def check(experiment: Experiment, show: EventHandler, html: Path | None = None) 
             checked.findings.append(Finding.of(error))
     sources = [Check(config, test=False) for config in other_tasks(experiment)]
     jobs = [job for each in (checked, *sources) for job in each.jobs]
-    with parallel_map(experiment.train, show) if jobs else nullcontext() as mapper:
+    with local_map(experiment.train, len(jobs)) as mapper:
         for each in (checked, *sources):
             each.open_images(mapper, lambda done, total: show(ImagesChecked(done, total)))
         for source in sources:

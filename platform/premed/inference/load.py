@@ -18,7 +18,7 @@ from premed.models.network import Network, load_strictly, seeded_init
 from premed.paths import home
 from premed.tasks.common.classification import Classification
 from premed.tasks.common.segmentation import Regions, Segmentation
-from premed.tracking import model_registry
+from premed.tracking.references import find_run, get_run
 from premed.tracking.run_store import Run, RunStore, open_store
 from premed.training.artifacts import damaged_parts, load_encoder, part_weights, read_card
 from premed.training.storage import StageStorage
@@ -96,8 +96,8 @@ def task_from_card(card: dict[str, Any]) -> Task:
 def open_trained(reference: str) -> Iterator[TrainedModel]:
     """Yields the stage of `reference`; downloaded weights are deleted when the context ends.
 
-    reference: the run id of an experiment, a fine-tuning, a test or a pre-training, or `models:/NAME@ALIAS`, or
-    `models:/NAME/VERSION`. Raises UserError if there is no such run or it has no weights.
+    reference: an experiment, a fine-tuning, a test or a pre-training, by any name that `references.find_run` knows.
+    Raises UserError if there is no such run or it has no weights.
     """
     store = open_store()
     run = find_stage_run(store, reference)
@@ -117,8 +117,7 @@ def open_trained(reference: str) -> Iterator[TrainedModel]:
 
 def find_stage_run(store: RunStore, reference: str) -> Run:
     """Returns the run of a training; for an experiment or a test, that of its fine-tuning. Raises UserError if none."""
-    run_id = model_registry.run_of(store.client, reference) if reference.startswith("models:/") else reference
-    run = get_run(store, run_id, reference)
+    run = find_run(store, reference)
     kind = run.tags.get("premed.kind")
     if kind == "experiment":
         if "label_fraction" not in run.tags and "pretrain_run" in run.tags:  # a pre-training alone
@@ -136,18 +135,6 @@ def find_stage_run(store: RunStore, reference: str) -> Run:
     if run.tags.get("premed.kind") not in ("pretrain", "cooldown", "finetune") or run.status != "FINISHED":
         raise UserError(f"{reference}: is not a finished run of premed ({run.status.lower()}); name another, or run it")
     return run
-
-
-def get_run(store: RunStore, run_id: str, reference: str) -> Run:
-    """Returns a run. Raises UserError if it does not exist."""
-    try:
-        return store.get(run_id)
-    except Exception as error:
-        if getattr(error, "error_code", "") not in model_registry.UNKNOWN:
-            raise
-        raise UserError(
-            f"{reference}: no such run in {store.uri}; `premed ui` lists them (MLFLOW_TRACKING_URI, PREMED_HOME)"
-        ) from None
 
 
 def stage_storage(run: Run) -> StageStorage:

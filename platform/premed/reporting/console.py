@@ -83,6 +83,7 @@ def show_outcomes(outcomes: Sequence[dict[str, Any]]) -> None:
             print(f"{name} FAILED: {outcome['failure']}")
         elif not several:
             print(f"{name}: {outcome['stages'][-1]['where']}")
+            print(f"run {outcome['run_id']}; for other images: premed predict {outcome['run_id'][:8]} IMAGE… --out DIR")
     last_stages = [(outcome["task"], outcome["stages"][-1]) for outcome in outcomes if outcome["stages"]]
     undefined = {(task, *stage["undefined"]) for task, stage in last_stages if stage.get("undefined")}
     for task, *classes in sorted(undefined):  # the same classes in all experiments on a test part

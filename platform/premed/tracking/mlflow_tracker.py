@@ -191,9 +191,11 @@ class MLflowTracker:
     def register_model(
         self, run_id: str, name: str, module: Any, example: Any, score: float | None, card: dict[str, Any]
     ) -> str | None:
-        return self._ask_registry(
-            lambda: model_registry.register(self.store.client, run_id, name, module, example, score, card)
-        )
+        def register() -> str:
+            self.store.refuse_moved(run_id)
+            return model_registry.register(self.store.client, run_id, name, module, example, score, card)
+
+        return self._ask_registry(register)
 
     def _ask_registry(self, call: Callable[[], Any]) -> Any:
         """Returns the call's result; None, with a warning, if the registry fails: that must not fail a training."""

@@ -277,6 +277,13 @@ class RunStore:
             return copy_into(source, Path(to) / path if source.is_dir() else (Path(to) / path).parent)
         return Path(self.client.download_artifacts(run_id, path, str(to)))
 
+    def refuse_moved(self, run_id: str) -> None:
+        """Raises UserError if the run's home was moved: MLflow would write a model where the home was before."""
+        recorded = local_folder(uri := str(self.client.get_run(run_id).info.artifact_uri), None)
+        if recorded and (here := local_folder(uri, self.artifacts)) != recorded:
+            before, now = (str(each.parents[2].parent) for each in (recorded, here or recorded))
+            raise UserError(f"MLflow keeps models in {before}, from where this home was moved: ln -s {now} {before}")
+
     def _local_folder(self, run_id: str) -> Path | None:
         return local_folder(str(self.client.get_run(run_id).info.artifact_uri), self.artifacts)
 

@@ -92,7 +92,10 @@ def train_stage(
         objective.on_start(train)
     absent = absent_classes(setup.task, train) if stage.kind == "finetune" else ()
     workers = rank_and_world()[1] if how.elastic else None
-    on_event(TrainingStarted(start, len(train), len(setup.val), setup.plan.num_steps, absent, workers))
+    about: dict[str, Any] = {"absent_classes": absent, "workers": workers}
+    if not objective.num_solutions:
+        about |= {"batch": settings.batch, "lr": settings.lr * settings.batch / 256}
+    on_event(TrainingStarted(start, len(train), len(setup.val), setup.plan.num_steps, **about))
     if objective.num_solutions:
         assert isinstance(objective, Supervised)
         solve(objective, train, callback, start=start, precision=precision, on_event=on_event)
