@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 import yaml
@@ -50,6 +52,30 @@ def test_what_cannot_be_is_one_line_and_exit_code_2(premed, tmp_path, monkeypatc
     code, out, err = premed(*arguments)
     assert code == 2 and out == "" and len(err) == 1
     assert err[0].startswith("premed: ") and words in err[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["run", "--finetune.lr", "0.1"], r"--finetune\.lr: fields are set without dashes, as finetune\.lr=VALUE$"),
+        (["run", "a.yaml", "finetune.lr", "=", "0.1"], "(a.yaml|finetune.lr): "),
+        (["runn", "a.yaml"], "No such command 'runn'.* There are init, run, sweep, demo, compare, predict, export, fields"),
+        (["run"], r"Missing argument .* For example: premed run mine.yaml finetune.base_lr=1e-3"),
+        (["fields", "finetune.learning_rat"], "finetune.learning_rat: no such field"),
+    ],
+)
+def test_wrong_usage_is_told_the_right_one(premed, tmp_path, monkeypatch, words, told):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = premed(*words)
+    assert code == 2 and re.search(f"^premed: {told}", err[0]) and len(err) == 1
+
+
+def test_the_version_is_printed(premed):
+    assert premed("--version")[:2] == (0, f"premed {metadata.version('premed')}\n")
+
+
+def test_help_keeps_what_is_in_brackets(premed):
+    assert "pretext=[none,mae]" in premed("run", "--help")[1]
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "headnode", "127.0.0.1:1"])

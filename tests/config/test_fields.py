@@ -1,9 +1,11 @@
 """The reference of all fields."""
 
+from pathlib import Path
+
 import pytest
 
 from premed.config.experiment import Experiment
-from premed.config.fields import KINDS, field_docs, reference
+from premed.config.fields import KINDS, field_docs, page, reference
 from premed.config.plugins import plugin, plugin_names
 from premed.config.settings import Finetune, Pretrain, Train
 from premed.errors import UserError
@@ -52,3 +54,8 @@ def test_settings_that_are_not_plain_say_what_they_mean():
         plain = {"epochs", "warmup_epochs", "batch", "lr", "weight_decay", "betas", "seed", "augment", "head"}
         plain |= {"layer_decay", "drop_path"}
         assert kind.model_fields.keys() - plain <= field_docs(kind).keys()
+
+
+def test_the_page_of_all_fields_is_as_the_schema_has_it():
+    """premed fields --markdown > docs/fields.md"""
+    assert Path(__file__).parents[2].joinpath("docs", "fields.md").read_text() == page()
