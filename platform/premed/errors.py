@@ -8,11 +8,28 @@ def printable(value: object) -> str:
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in str(value))
 
 
+MOST_SIGNS = 2000
+"""Of a message. A cell of a table, or a name in a file, may have any length, and a terminal is for people."""
+
+
+def shortened(text: str, most: int = MOST_SIGNS) -> str:
+    """`text`, or its two ends if it is longer: messages begin with the file or field, and end with the remedy."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]} … [{len(text) - most} characters] … {text[-(most - most // 2) :]}"
+
+
+def brief(value: object) -> str:
+    """`value` as one line of a length that people read."""
+    text = str(value)
+    return shortened(printable(shortened(text)))
+
+
 class UserError(Exception):
     """The user can fix it: one line that names the file or field and the fix. The CLI exits with code 2."""
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return brief(super().__str__())
 
 
 class Finding(NamedTuple):
@@ -53,5 +70,5 @@ def first_line(error: BaseException) -> str:
     """The message of an error on one line; of Ray Train's errors, what the worker of the lowest rank raised."""
     if failures := getattr(error, "worker_failures", None):
         lines = [line for line in str(failures[min(failures)]).splitlines() if line.strip()]
-        return lines[-1].strip() if lines else type(error).__name__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return shortened(lines[-1].strip()) if lines else type(error).__name__
+    return shortened((str(error).strip() or type(error).__name__).splitlines()[0])

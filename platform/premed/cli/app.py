@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from premed.cli import data, init, services, streams
 from premed.cli.options import Json, What, load_experiments, print_outcomes, print_result, redirect_prints, tell_written
-from premed.errors import Left, StageFailed, UserError
+from premed.errors import Left, StageFailed, UserError, brief
 from premed.paths import settle_user_home
 from premed.training import stopping
 
@@ -256,7 +256,7 @@ def main() -> None:
     if not message and (reason := streams.failure(sys.stdout)):
         code, message = 2, f"stdout: cannot be written ({reason}); write it elsewhere, or make room there"
     if message:
-        print(f"premed: {message}", file=sys.stderr)
+        print(f"premed: {brief(message)}", file=sys.stderr)
     if code == 130 and any(thread.name == "premed worker group" for thread in threading.enumerate()):
         sys.stderr.flush()
         os._exit(code)  # a thread that is still in Ray's library would crash when the interpreter ends

@@ -5,7 +5,7 @@ once. Fields under `only: {mae: …}` apply to that strategy alone.
 """
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from yaml.scanner import ScannerError
 
 from premed.config.experiment import Experiment
 from premed.config.plugins import plugin
+from premed.config.safe_yaml import MOST_DEPTH, Refused, parse_yaml
 from premed.config.spec import validate_spec
 from premed.errors import UserError
+from premed.files import MOST_YAML, read_text
 
 
 def load(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> Experiment:
@@ -32,7 +34,7 @@ def read_trees(files: Sequence[Path | str], overrides: Sequence[str]) -> tuple[l
         path, equals, value = override.partition("=")
         if not equals:
             raise UserError(f"{override}: is neither a YAML file nor key=value; overrides read pretext.mask_ratio=0.5")
-        if not all(path.split(".")):
+        if not all(path.split(".")) or path.count(".") >= MOST_DEPTH:
             raise UserError(f"{override}: names no field; overrides read pretext.mask_ratio=0.5")
         tree = nest(path.split("."), parse_value(value, override))
         above = merge(above, with_first_names(tree, override))
@@ -70,48 +72,17 @@ def validate_experiment(tree: dict[str, Any]) -> Experiment:
     return validate_spec(Experiment, tree)
 
 
-class DuplicateKey(yaml.constructor.ConstructorError):
-    """A field that a YAML sets twice, of which PyYAML would silently keep the last."""
-
-    @property
-    def line(self) -> int:
-        assert self.problem_mark is not None
-        return self.problem_mark.line + 1
-
-
-class UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, with an error for a field that is set twice, as YAML's specification wants it."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        lines: dict[Any, int] = {}
-        for key, _ in node.value:
-            if key.tag == "tag:yaml.org,2002:merge":
-                continue
-            name, line = self.construct_object(key, deep=True), key.start_mark.line + 1
-            if isinstance(name, Hashable) and name in lines:
-                what = f"{name} is set in line {lines[name]} already; keep one of them"
-                raise DuplicateKey(problem=what, problem_mark=key.start_mark)
-            if isinstance(name, Hashable):
-                lines[name] = line
-        return super().construct_mapping(node, deep)
-
-
-def parse_yaml(text: str) -> Any:
-    """Parses YAML. Raises DuplicateKey, or another of yaml.YAMLError."""
-    return yaml.load(text, UniqueKeyLoader)  # noqa: S506 - a SafeLoader
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """Returns the fields of one YAML file; an empty file has none."""
     try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"))
+        tree = parse_yaml(read_text(path, MOST_YAML, "long lists, as of patients, belong into a table"))
     except OSError as error:
         if path.suffix.lower() not in (".yaml", ".yml") and not path.exists():
             field = re.split("[:=]", str(path))[0]
             field = field if re.fullmatch(r"[a-z_]+(\.\w+)*", field) else "finetune.lr"
             raise UserError(f"{path}: is no YAML file; to set a field write {field}=VALUE, without spaces") from None
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-    except DuplicateKey as error:
+    except Refused as error:
         raise UserError(f"{path}, line {error.line}: {error.problem}") from None
     except ScannerError as error:
         where = f"{path}, line {error.problem_mark.line + 1}" if error.problem_mark else f"{path}"
@@ -187,7 +158,7 @@ def parse_value(value: str, override: str) -> Any:
     """Parses the value of an override as YAML."""
     try:
         return parse_yaml(value)
-    except DuplicateKey as error:
+    except Refused as error:
         raise UserError(f"{override}: {error.problem}") from None
     except yaml.YAMLError:
         raise UserError(f"{override}: the value is not YAML; quote it") from None

@@ -29,7 +29,7 @@ from premed.contracts import Case, Part, Task
 from premed.data.inspection import Facts, Inspection, image_facts, inspect
 from premed.data.leakage import HELD_FROM
 from premed.data.splits import pretraining_cases
-from premed.errors import Finding, UserError
+from premed.errors import Finding, UserError, shortened
 
 FEW = 5  # a class with fewer images in a part gets a note: its score there is unreliable
 UNLABELLED = "unlabelled"  # the part that holds images for pre-training only
@@ -257,7 +257,7 @@ class Check:
             "num_notes": sum(finding.severity == "note" for finding in self.findings),
             "classes": self.class_counts(),
             "images": image_facts(self.facts),
-            "findings": [finding._asdict() for finding in self.findings],
+            "findings": [finding._replace(what=shortened(finding.what))._asdict() for finding in self.findings],
         }
 
 

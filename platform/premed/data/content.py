@@ -30,6 +30,7 @@ from premed.data.io import geometry
 from premed.data.io.dicom_tree import is_series, series_files
 from premed.data.io.readers import PICTURES, VOLUMES, read_values
 from premed.errors import UserError
+from premed.files import refuse_irregular
 
 MOST_LEVELS = 2**16
 """A channel with at most so many different values is compared by their order."""
@@ -127,6 +128,7 @@ def _digest(file: Path) -> str:
 def _state(file: Path) -> tuple[int, int, list[Path] | None]:
     """Size, modification time and None. For a folder of slices: total size, latest time, and the slices' files."""
     if not is_series(file):
+        refuse_irregular(file)
         state = file.stat()
         return state.st_size, state.st_mtime_ns, None
     parts = series_files(file)

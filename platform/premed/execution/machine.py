@@ -13,8 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from premed.data.io.memory import GROUPS, limit, memory
 from premed.errors import Finding
 from premed.paths import obstacle
 
@@ -27,7 +26,6 @@ DRIVERS = {
 DEVICES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # there is a GPU, with or without its tools
 SECONDS = 10  # for nvidia-smi and for torch
 SILENT = f"does not answer in {SECONDS} s; restart the driver or the machine"
-GROUPS = Path("/sys/fs/cgroup")
 LEAST_SHARED, LEAST_DISK, FULL = 1.0, 1.0, 0.95  # GB, GB, and the share from which on Ray ends tasks
 
 
@@ -52,26 +50,6 @@ def num_cpus() -> float:
     with suppress(OSError, ValueError, IndexError):
         period = float((GROUPS / "cpu.max").read_text().split()[1])
     return min(number, quota / period) if quota else number
-
-
-def memory() -> tuple[float, float]:
-    """(GB in all, GB free), of the machine or of the container, whichever is less."""
-    machine = psutil.virtual_memory()
-    total, free = float(machine.total), float(machine.available)
-    most = limit("memory.max", "memory/memory.limit_in_bytes")
-    used = limit("memory.current", "memory/memory.usage_in_bytes")
-    if most and used and most < total:
-        total, free = most, min(free, most - used)
-    return total / 1e9, free / 1e9
-
-
-def limit(*files: str) -> float | None:
-    """The first number in the first of the files of the control group that there is (version 2, version 1)."""
-    for file in files:
-        with suppress(OSError, ValueError, IndexError):
-            number = float((GROUPS / file).read_text().split()[0])  # `max`: none
-            return number if number > 0 else None
-    return None
 
 
 def hardware() -> tuple[dict[str, Any], list[Finding]]:

@@ -26,7 +26,9 @@ import yaml
 
 import premed
 from premed.config.compose import read_with_base
+from premed.config.safe_yaml import parse_yaml
 from premed.errors import Left, StageFailed, UserError
+from premed.files import MOST_YAML, read_text
 from premed.tracking.provenance import commit
 
 PACKAGE = Path(premed.__file__).parent
@@ -136,7 +138,7 @@ def yamls(words: Sequence[str]) -> list[Path]:
         files.append(file)
         with suppress(yaml.YAMLError, AttributeError, TypeError):  # the job reports what is wrong in it
             try:
-                bases = yaml.safe_load(file.read_text(encoding="utf-8")).get("base") or []
+                bases = parse_yaml(read_text(file, MOST_YAML)).get("base") or []
             except OSError as error:
                 raise UserError(f"{file}: cannot be read ({error.strerror}); check the path") from None
             bases = [bases] if isinstance(bases, str) else bases

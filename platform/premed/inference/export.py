@@ -15,11 +15,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import yaml
 from safetensors.torch import save_file
 
 from premed.config.compose import validate_experiment
 from premed.config.plugins import plugin
+from premed.config.safe_yaml import parse_yaml
 from premed.contracts import Sample, Task
 from premed.data.cache import Cache
 from premed.errors import StageFailed, UserError
@@ -175,7 +175,7 @@ def validation_samples(trained: TrainedModel) -> list[Sample]:
     """Returns a few of the run's validation images that are in this machine's cache."""
     with TemporaryDirectory() as folder:
         file = open_store().download(trained.parent or "", "experiment.yaml", folder)
-        experiment = validate_experiment(yaml.safe_load(file.read_text(encoding="utf-8")))
+        experiment = validate_experiment(parse_yaml(file.read_text(encoding="utf-8")))
     task: Task = plugin("tasks", experiment.task).build(experiment.task)
     cache = Cache(home() / "cache")
     pairs = [(case, cache.open(case, task.preprocessing)) for case in task.split("val")[:MAX_IMAGES]]

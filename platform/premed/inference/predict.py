@@ -23,6 +23,7 @@ from premed.data.io.geometry import corner_gap
 from premed.data.io.readers import read_header
 from premed.data.prepared import PreparedFile
 from premed.errors import StageFailed, UserError, first_line, printable
+from premed.files import spreadsheet_cell
 from premed.events import EventHandler, ImageSkipped, ImagesPredicted, WarningIssued
 from premed.inference.inputs import Input, find_images, join_channels, no_image_error, prepare_sample
 from premed.inference.load import open_trained
@@ -138,7 +139,7 @@ def probability_table(
     path: Path, classes: Sequence[str]
 ) -> Iterator[Callable[[Input, Sequence[float]], dict[str, Any]]]:
     """Yields the function that adds an image's path and probabilities to a CSV; each row is flushed at once."""
-    header = ["path", *classes]
+    header = ["path", *map(spreadsheet_cell, classes)]
     if path.exists() and columns(path) not in (header, []):
         raise UserError(f"{path}: already exists with other columns; name another folder")
     with writing(path):
@@ -149,7 +150,7 @@ def probability_table(
 
         def add(each: Input, probabilities: Sequence[float]) -> dict[str, Any]:
             with writing(path):
-                rows.writerow([str(each.path), *(f"{p:.9g}" for p in probabilities)])
+                rows.writerow([spreadsheet_cell(str(each.path)), *(f"{p:.9g}" for p in probabilities)])
                 file.flush()
             return {"probabilities": dict(zip(classes, probabilities, strict=True))}
 

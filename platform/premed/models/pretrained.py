@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from premed.errors import UserError
+from premed.files import refuse_irregular
 
 FILE = "model.safetensors"  # timm's file name on the hub
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's order
@@ -102,6 +103,7 @@ def download(model: str) -> Path:
 def sha256(path: Path) -> str:
     """SHA-256 of a file's content, as hex. Raises UserError if it cannot be read."""
     try:
+        refuse_irregular(path)
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
@@ -111,6 +113,7 @@ def sha256(path: Path) -> str:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Reads the weights of a file, by timm's names, as float32. Raises UserError if it holds none."""
     try:
+        refuse_irregular(path)
         with path.open("rb") as stream:
             safe = stream.read(9)[8:] == b"{"  # safetensors: eight bytes of length, then JSON
         content = _safetensors(path) if safe else _torch(path)

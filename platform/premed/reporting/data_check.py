@@ -8,7 +8,7 @@ from typing import Any
 from premed.data.check import Check
 from premed.data.figures import COLOURS
 from premed.data.inspection import draw_thumbnail
-from premed.errors import printable
+from premed.errors import brief
 from premed.reporting.html import render
 
 NUM_PICTURES = 24  # on the contact sheet
@@ -93,7 +93,7 @@ def grouped_findings(outcome: Mapping[str, Any], most: int) -> Iterator[tuple[st
         where, what = (
             finding[name].replace(root, "") if outcome["root"] else finding[name] for name in ("where", "what")
         )
-        groups[finding["severity"], printable(what)].append(printable(where))
+        groups[finding["severity"], brief(what)].append(brief(where))
     for (severity, what), places in groups.items():
         yield from ((severity, where, what) for where in places[:most])
         if len(places) > most:

@@ -17,6 +17,7 @@ from premed.config.image_processing import Preprocessing
 from premed.config.spec import Spec, runtime_field
 from premed.contracts import Case, Part
 from premed.errors import Finding, UserError
+from premed.files import MOST_TABLE, read_text, refuse_irregular
 from premed.paths import data_root
 from premed.rng import key, permutation
 from premed.tasks.common.classification import Classification
@@ -120,7 +121,7 @@ class ChestXray14(Classification):
         """Returns the image names of a list, in its order. Raises UserError if it cannot be read."""
         path = self.root / listing
         try:
-            lines_of_words = [line.split() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+            lines_of_words = [line.split() for line in read_text(path, MOST_TABLE, encoding="utf-8-sig").splitlines()]
             for number, words in enumerate(lines_of_words, 1):  # some published lists contain labels, too
                 if len(words) > 1:
                     raise UserError(f"{path}, line {number}: has more than one word; keep only the image's name")
@@ -174,6 +175,7 @@ class ChestXray14(Classification):
     def table_content(self) -> Table:
         """The parsed table; columns are found by name, and only the first ones: later names contain commas."""
         try:
+            refuse_irregular(self.table, MOST_TABLE)
             with self.table.open(newline="", encoding="utf-8-sig") as file:
                 return self.parse_rows(csv.reader(file))
         except OSError as error:

@@ -23,6 +23,7 @@ from premed.paths import data_root
 from premed.rng import key
 from premed.tasks.common import table
 from premed.tasks.common.classification import Classification
+from premed.tasks.common.files import table_path
 from premed.tasks.common.image_folder import recognise as recognise
 from premed.tasks.common.images import ImageSettings
 from premed.tasks.common.patients import PatientPattern, patient_of
@@ -102,7 +103,7 @@ class Images(Classification):
         self.exclusive = config.label is not None and config.separator is None
         self.root = data_root(config.root, config.folder)
         self.name = self.root.name
-        self.folder, self.table = table.Folder(self.root), self.root / config.table
+        self.folder, self.table = table.Folder(self.root), table_path(self.root, config.table, "task.table")
         self.frame = table.read_table(self.table, config.delimiter)
         columns = set(self.frame.columns)
         self.paths = table.select_column(self.table, self.frame, config.columns.path, "task.columns")

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from premed.files import spreadsheet_cell
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -121,7 +123,8 @@ def write_scores(rows: Sequence[Mapping[str, Any]], folder: Path | str) -> None:
     cells = [[json_cell(value) for value in row] for row in frame.itertuples(index=False, name=None)]
     shown = {"columns": list(frame.columns), "data": cells}
     Path(folder, "scores.json").write_text(json.dumps(shown, allow_nan=False), encoding="utf-8")
-    Path(folder, "scores.csv").write_text(frame.to_csv(index=False), encoding="utf-8")
+    table = frame.map(spreadsheet_cell).rename(columns=spreadsheet_cell)
+    Path(folder, "scores.csv").write_text(table.to_csv(index=False), encoding="utf-8")
 
 
 def read_scores(path: Path) -> dict[str, list[Any]]:

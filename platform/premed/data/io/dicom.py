@@ -5,6 +5,7 @@ A tag that cannot be used is refused by its name, or left out with a note where 
 
 import logging
 import math
+import os
 import warnings
 from collections.abc import Iterator, MutableSequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import numpy as np
 
 from premed.data.io.image_file import ImageFile, fill
 from premed.errors import UserError
+from premed.files import irregularity, refuse_irregular
 
 MOST_PIXELS = 178_956_970  # per picture: Pillow's limit; the largest radiographs have 30 million
 DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -29,15 +31,29 @@ Notes = dict[str, None]  # an ordered set, since the slices of a series say the 
 
 def is_dicom(path: Path) -> bool:
     """Whether the file has DICOM's magic number. Many DICOM files have no suffix."""
+    if irregularity(path):  # a named pipe would be read for ever
+        return False
     with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"
 
 
 def slice_files(folder: Path) -> list[Path]:
     """The files of a folder that may be slices of a volume."""
-    return sorted(
-        path for path in folder.iterdir() if path.name[0] != "." and path.name != "DICOMDIR" and path.is_file()
-    )
+    return [path for path in _entries(folder) if path.is_file()]
+
+
+def refuse_lost_slices(folder: Path) -> None:
+    """Raises UserError for a link that leads nowhere and for what is no file: it may have been the first or last slice,
+    which nobody would miss. Links may lead anywhere else, since archives are often linked together.
+    """
+    for path in _entries(folder):
+        refuse_irregular(path)
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path}: is a link to {os.readlink(path)}, which is not there; mend or remove it")
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name[0] != "." and path.name != "DICOMDIR")
 
 
 def read(path: Path, shown: bool) -> ImageFile:

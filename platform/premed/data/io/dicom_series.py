@@ -9,6 +9,7 @@ from premed.data.io import geometry
 from premed.data.io.dicom import MEND, Notes, is_dicom, numbers, pixels, read_dataset, silence_pydicom
 from premed.data.io.dicom_tree import series_files
 from premed.data.io.image_file import ImageFile, fill
+from premed.data.io.memory import refuse_beyond_memory
 from premed.errors import UserError
 
 EVEN = 0.05  # tolerated deviation of a slice's position, as a fraction of the slice distance
@@ -33,6 +34,7 @@ def read(folder: Path) -> ImageFile:
         shape = (int(first.Columns), int(first.Rows), len(order))
         if np.prod(shape, dtype=object) > geometry.MAX_VOXELS:
             raise UserError(f"{folder}: its headers claim the shape {shape}; fix or leave out the folder")
+        refuse_beyond_memory(folder, shape, int(np.prod(shape, dtype=object)) * 9)  # float32 twice, and padding
         values, padding = np.empty(shape, np.float32), np.zeros(shape, bool)
         for number, path in enumerate(order):
             plane, hidden = pixels(path, read_dataset(path), False, notes)

@@ -9,8 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from premed.data.io.dicom import is_dicom, silence_pydicom, slice_files
+from premed.data.io.dicom import is_dicom, refuse_lost_slices, silence_pydicom, slice_files
 from premed.errors import UserError
+from premed.files import refuse_irregular
 
 MARK = "series-"
 TAGS = ["SeriesInstanceUID", "PatientID", "NumberOfFrames", "Rows", "ImageType"]
@@ -41,12 +42,15 @@ def read_head(path: Path) -> Head:
     import pydicom
 
     try:
+        refuse_irregular(path)
         with silence_pydicom():
             tags = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS)
             frames = int(tags.get("NumberOfFrames") or 1) if tags.get("Rows") else 0
             localiser = "LOCALIZER" in [str(word).upper() for word in tags.get("ImageType") or ()]
             series, patient = (str(tags.get(name) or "").strip() for name in TAGS[:2])
             return Head(series, patient, frames, localiser)
+    except UserError:
+        raise
     except Exception as error:  # pydicom raises anything on damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: its DICOM header cannot be read ({reason}); copy it again, or leave it out") from None
@@ -77,6 +81,7 @@ def grouped(folder: Path) -> dict[str, tuple[Path, ...]]:
 @lru_cache(maxsize=64)
 def _grouped(folder: Path, changed: int) -> dict[str, tuple[Path, ...]]:
     by_series: dict[str, list[Path]] = defaultdict(list)
+    refuse_lost_slices(folder)
     for path in dicom_files(folder):
         by_series[read_head(path).series].append(path)
     return {uid: tuple(some) for uid, some in sorted(by_series.items())}
@@ -90,6 +95,7 @@ def is_series(path: Path) -> bool:
 def series_files(path: Path) -> list[Path]:
     """The files of a volume of slices, in the order of their names. Those of a folder may hold others, too."""
     if path.is_dir():
+        refuse_lost_slices(path)
         return slice_files(path)
     files = grouped(path.parent).get(path.name.removeprefix(MARK))
     if files is None:

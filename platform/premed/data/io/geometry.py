@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from nibabel import orientations
 
+from premed.data.io.memory import refuse_beyond_memory
 from premed.errors import UserError
 
 MAX_VOXELS = 2**31  # a header that claims more is taken for a mistake, before any memory is allocated
@@ -64,6 +65,7 @@ def resample_to_spacing(values, label, affine, spacing: tuple[float, float, floa
         raise UserError(
             f"spacing: {spacing} makes an image of {new_shape} voxels; take a coarser one or fix the header"
         )
+    refuse_beyond_memory(f"spacing: {spacing}", (len(values), *new_shape), 8 * len(values) * math.prod(new_shape))
     if shear(affine) > SHEARED:
         return *_straighten(values, label, np.linalg.inv(affine) @ made, new_shape), made
     shape, step = values.shape[1:], _steps(affine, spacing)

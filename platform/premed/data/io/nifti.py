@@ -19,6 +19,7 @@ from nibabel.orientations import aff2axcodes
 
 from premed.data.io import geometry
 from premed.data.io.image_file import ImageFile
+from premed.data.io.memory import refuse_beyond_memory
 from premed.errors import UserError
 
 MOST_EXTENSIONS = 2**26  # bytes between a NIfTI header and its voxels
@@ -34,6 +35,8 @@ def read(path: Path) -> ImageFile:
         block = file.read(540)
         kind, end = _check_header(path, block, path.stat().st_size * (DEFLATE if zipped else 1))
         raw = kind.header_class(block[: kind.header_class.sizeof_hdr], check=False)
+        shape = raw.get_data_shape()  # stored, as float32, and once more where it is turned or resampled
+        refuse_beyond_memory(path, shape, math.prod(map(int, shape)) * (raw.get_data_dtype().itemsize + 8))
         header = raw.copy()
         header.check_fix()  # nibabel corrects what can be: `_corrections` says what was
         affine = _affine(path, header)

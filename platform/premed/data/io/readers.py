@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from premed.data.io import dicom, dicom_series, dicom_tree, geometry, nifti
 from premed.data.io.image_file import ImageFile
 from premed.errors import UserError
+from premed.files import refuse_irregular
 
 PICTURES, VOLUMES, DICOM = (".png", ".jpg", ".jpeg"), (".nii", ".nii.gz"), (".dcm",)
 """Suffixes. DICOM may also have none, and a folder is a volume of DICOM slices."""
@@ -81,6 +82,7 @@ def decoding(path: Path) -> Iterator[None]:
     try:
         if not path.exists() and not dicom_tree.is_series(path):
             raise UserError(f"{path}: there is no such file")
+        refuse_irregular(path)
         if path.is_file() and path.stat().st_size == 0:
             raise UserError(f"{path}: the file is empty (0 bytes); copy it again")
         yield

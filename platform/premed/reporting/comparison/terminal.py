@@ -8,6 +8,7 @@ from textwrap import fill
 from typing import Any
 
 from premed.errors import UserError
+from premed.files import spreadsheet_cell
 from premed.reporting.comparison.result import (
     ArmResult,
     BlockResult,
@@ -136,7 +137,7 @@ def write_csv(result: ComparisonResult, path: Path) -> None:
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, FIELDS, restval="")
             writer.writeheader()
-            writer.writerows(lines(result))
+            writer.writerows({name: spreadsheet_cell(cell) for name, cell in line.items()} for line in lines(result))
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); name another file") from None
 

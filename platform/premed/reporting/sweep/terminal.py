@@ -12,6 +12,7 @@ from rich.text import Text
 
 from premed.data.figures import short
 from premed.errors import UserError, printable
+from premed.files import spreadsheet_cell
 from premed.reporting.console import output_width, print_table
 from premed.reporting.sweep import summary
 from premed.reporting.sweep.analysis import (
@@ -116,7 +117,7 @@ def write_csv(result: SweepResult, path: Path) -> None:
     """Writes a line for each trial and seed. Raises UserError if the file cannot be written."""
     try:
         with Path(path).open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows(csv_rows(result))
+            csv.writer(file).writerows([*map(spreadsheet_cell, row)] for row in csv_rows(result))
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); name another file") from None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from premed.errors import UserError, printable
+from premed.files import MOST_JSON, irregularity, read_text
 
 LOOKED_AT = 20  # listed files, at most, by which layouts are told apart
 
@@ -15,7 +16,7 @@ LOOKED_AT = 20  # listed files, at most, by which layouts are told apart
 def read_json(path: Path, missing: str) -> Any:
     """Returns the content of a JSON file. Raises UserError, whose text is `missing` if there is no such file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(read_text(path, MOST_JSON, "leave out what premed does not read", encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(missing) from None
     except OSError as error:
@@ -24,16 +25,32 @@ def read_json(path: Path, missing: str) -> Any:
         raise UserError(f"{path} is not JSON ({error}): download it again") from None
 
 
+def table_path(root: Path, file: str, field: str) -> Path:
+    """The path of a table or listing that a YAML names: below the root, or an absolute path, which its user wrote.
+
+    Raises UserError for one that leaves the root by `..`, as a YAML that came with a data set might. A link below the
+    root may lead anywhere: data sets made of links are common. field: the setting.
+    """
+    if os.path.isabs(file):
+        return Path(file)
+    if os.path.normpath(file).split(os.sep)[0] == "..":
+        raise UserError(f"{field}: {file} leads out of {root}; name a file below it, or write an absolute path")
+    return root / file
+
+
 def path_error(root: Path, real_root: Path, file: str) -> str:
     """Returns what is wrong with a listed file, and a remedy; else an empty string. real_root: root, links resolved."""
     try:
         is_inside = (root / file).resolve().is_relative_to(real_root)
         with suppress(FileNotFoundError, NotADirectoryError):
             (root / file).stat()  # from Python 3.13 on, `resolve` does not raise for a link to itself
+        what = irregularity(root / file)
     except (OSError, ValueError, RuntimeError):  # too long, invalid characters, a link to itself
         return f"{printable(file)[:80]} is not a valid file name; fix the entry"
     if not is_inside:
         return f"{file} leads out of the folder; keep images inside it"
+    if what:
+        return f"{file} is {what}, not a file; replace it with a regular file"
     if "\\" in file and not os.path.lexists(root / file):
         return f"{file} has a backslash, which is part of a name here; write {file.replace(chr(92), '/')}"
     return ""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from premed.contracts import Case
 from premed.errors import Finding, UserError
-from premed.tasks.common.files import is_decathlon, path_error, read_json
+from premed.tasks.common.files import is_decathlon, path_error, read_json, table_path
 from premed.tasks.common.labels import Labels, parse_labels
 from premed.tasks.common.patients import patient_of
 
@@ -57,7 +57,7 @@ class RawFolder:
     def __init__(self, root: Path, listing: str = "dataset.json", patient: str | None = None):
         """listing: dataset.json, below `root`; all files must be inside `root`. patient: `task.patient`, a pattern."""
         self.patient = patient
-        self.root, self.listing, self.real_root = root, root / listing, root.resolve()
+        self.root, self.listing, self.real_root = root, table_path(root, listing, "task.listing"), root.resolve()
         self.folder = self.listing.parent
 
     @cached_property

@@ -13,6 +13,7 @@ import numpy as np
 import pandas
 
 from premed.errors import UserError
+from premed.files import MOST_TABLE, refuse_irregular
 
 Problem = tuple[str, str]
 """Where (a file, a line) and what is wrong, with a remedy."""
@@ -24,6 +25,7 @@ BINARY = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0}
 def read_table(path: Path, delimiter: str = ",") -> pandas.DataFrame:
     """Returns all cells as stripped text; the index is the line in the file, with the header in line 1."""
     try:
+        refuse_irregular(path, MOST_TABLE, "split it, or leave out columns")
         cells = pandas.read_csv(
             path,
             sep=delimiter,

@@ -1,0 +1,54 @@
+"""Memory that this process may use, and whether an image fits into it: asked before anything is allocated.
+
+A gzip of 2 MB may hold 2 GB of zeros, and a header may ask for a grid of any spacing. The system would grant the memory,
+then swap, or kill this process or another.
+"""
+
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from premed.errors import UserError
+
+GROUPS = Path("/sys/fs/cgroup")
+
+
+def memory() -> tuple[float, float]:
+    """(GB in all, GB free), of the machine or of the container, whichever is less."""
+    machine = psutil.virtual_memory()
+    total, free = float(machine.total), float(machine.available)
+    most = limit("memory.max", "memory/memory.limit_in_bytes")
+    used = limit("memory.current", "memory/memory.usage_in_bytes")
+    if most and used and most < total:
+        total, free = most, min(free, most - used + cached())
+    return total / 1e9, free / 1e9
+
+
+def cached() -> float:
+    """Bytes of files that were read and count as used by the container, and that the system gives up when asked."""
+    for file in ("memory.stat", "memory/memory.stat"):
+        with suppress(OSError, ValueError):
+            lines = dict(line.split() for line in (GROUPS / file).read_text().splitlines())
+            return float(lines.get("inactive_file", 0))
+    return 0.0
+
+
+def limit(*files: str) -> float | None:
+    """The first number in the first of the files of the control group that there is (version 2, version 1)."""
+    for file in files:
+        with suppress(OSError, ValueError, IndexError):
+            number = float((GROUPS / file).read_text().split()[0])  # `max`: none
+            return number if number > 0 else None
+    return None
+
+
+LITTLE = 2**28  # bytes that nobody has to ask for
+
+
+def refuse_beyond_memory(where: object, shape: tuple[int, ...], num_bytes: int) -> None:
+    """Raises UserError if an image needs more memory than is free. where: the file or the setting that asks for it."""
+    if num_bytes > LITTLE and num_bytes / 1e9 > (free := memory()[1]):
+        size = " × ".join(map(str, shape))
+        what = f"its {size} values need {num_bytes / 1e9:.1f} GB of memory, and {free:.1f} GB are free"
+        raise UserError(f"{where}: {what}; make it smaller, or take a larger machine")

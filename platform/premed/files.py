@@ -1,0 +1,68 @@
+"""What a file of other people's may be before it is opened (regular, no larger than its kind ever is), and cells of ours.
+
+A FIFO is read for ever, and so is a link to /dev/zero, which also fills the memory. Links are followed: data sets made of
+links are common, and what counts is what they lead to.
+"""
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from premed.errors import UserError
+
+MIB = 2**20
+MOST_YAML = 4 * MIB
+MOST_JSON = 64 * MIB  # a data set of 100,000 cases has 20
+MOST_TABLE = 256 * MIB  # ChestX-ray14's has 9, of 112,120 images
+
+KINDS = (
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def irregularity(path: Path | str) -> str:
+    """What a path is if it is neither a file nor a folder, in words; "" otherwise, and where there is nothing.
+
+    Raises OSError if it cannot be looked at.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    return next((what for is_kind, what in KINDS if is_kind(mode)), "")
+
+
+def refuse_irregular(path: Path | str, most: int | None = None, remedy: str = "name another file") -> None:
+    """Raises UserError if `path` is no regular file, or has more than `most` bytes. Nothing is read.
+
+    A path where there is nothing, or a folder, passes: whoever opens it says so. Raises OSError like `irregularity`.
+    """
+    if what := irregularity(path):
+        raise UserError(f"{path}: is {what}, not a file; replace it with a regular file")
+    if most is not None and os.path.isfile(path) and (size := os.path.getsize(path)) > most:
+        raise UserError(f"{path}: has {size / MIB:,.0f} MiB, and {most / MIB:,.0f} are the most here; {remedy}")
+
+
+def read_text(path: Path, most: int, remedy: str = "name another file", encoding: str = "utf-8") -> str:
+    """The text of a regular file of at most `most` bytes. Raises UserError as `refuse_irregular`, else as `open` does."""
+    refuse_irregular(path, most, remedy)
+    return path.read_text(encoding=encoding)
+
+
+FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+"""What a cell begins with that spreadsheets run as a formula (OWASP, CSV injection)."""
+
+
+def spreadsheet_cell(value: Any) -> Any:
+    """`value` for a CSV: text that a spreadsheet would run begins with an apostrophe. Numbers, also as text, stay."""
+    if not isinstance(value, str) or not value.startswith(FORMULA):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
