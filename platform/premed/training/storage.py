@@ -117,7 +117,7 @@ class StageStorage:
         content = self.get(name)
         try:
             return None if content is None else json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter of thousands of brackets
             self.put_aside(name, str(error))
             return None
 
