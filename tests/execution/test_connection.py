@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -87,7 +89,7 @@ def test_a_token_that_is_not_there_is_missed_before_ray_starts(tmp_path, monkeyp
 
 def test_ray_has_a_token_where_the_home_can_hold_none(tmp_path, monkeypatch):
     connection.provide_token()
-    assert "RAY_AUTH_TOKEN" not in os.environ  # Ray writes one into ~/.ray
+    assert "RAY_AUTH_TOKEN" not in os.environ  # it is in ~/.ray
     (tmp_path / "file").touch()
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
     monkeypatch.setenv("RAY_AUTH_TOKEN", "")
@@ -125,3 +127,57 @@ def test_whatever_ray_raises_is_one_line(error, words):
     said = str(connection.explained(error, "local"))
     assert words in said and "\n" not in said
     assert "RAY_ADDRESS=h:1" in str(connection.explained(error, "h:1"))
+
+
+def test_a_ray_of_ones_own_gets_a_token_that_nobody_else_may_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # which provide_token changes
+    file, old_mask = tmp_path / ".ray/auth_token", os.umask(0o022)
+    try:
+        connection.provide_token()
+        token = file.read_text()
+        assert len(token) >= 32 and file.stat().st_mode & 0o777 == 0o600 and file.parent.stat().st_mode & 0o777 == 0o700
+        assert connection.ray_token() == token
+        file.chmod(0o644)  # as Ray writes it
+        connection.provide_token()
+        assert file.read_text() == token and file.stat().st_mode & 0o777 == 0o600
+        file.write_text("")
+        connection.provide_token()
+        assert len(connection.ray_token() or "") >= 32
+    finally:
+        os.umask(old_mask)
+
+
+def test_who_sets_ray_auth_mode_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "environ", os.environ | {"RAY_AUTH_MODE": "disabled"})
+    connection.provide_token()
+    assert os.environ["RAY_AUTH_MODE"] == "disabled" and not (tmp_path / ".ray").exists()
+
+
+LISTENING = """
+import os, psutil
+from premed.execution.connection import connect
+os.environ["RAY_raylet_start_wait_time_s"] = "120"
+connect()
+import ray
+
+@ray.remote(num_cpus=0)
+class Worker:
+    def pid(self):
+        return os.getpid()
+
+worker = Worker.remote()
+ray.get(worker.pid.remote())
+own = [psutil.Process(), *psutil.Process().children(recursive=True)]
+print(sorted({each.laddr.ip for one in own for each in one.net_connections("inet") if each.status == "LISTEN"}))
+ray.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_a_ray_of_ones_own_listens_on_loopback_alone(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", LISTENING]
+    done = subprocess.run(command, env=environment | {"HOME": str(tmp_path)}, capture_output=True, text=True, timeout=240)
+    addresses = eval(done.stdout.splitlines()[-1])
+    assert addresses and all(each in ("127.0.0.1", "::1", "::ffff:127.0.0.1") for each in addresses), done
+    assert (tmp_path / ".ray/auth_token").stat().st_mode & 0o777 == 0o600

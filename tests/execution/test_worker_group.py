@@ -22,7 +22,15 @@ def environment(monkeypatch):
     return set_to
 
 
-@pytest.mark.parametrize("several", [True, False])
+def test_workers_of_one_node_speak_over_loopback(environment):
+    loopback = {name for name, all_ in psutil.net_if_addrs().items() if "127.0.0.1" in [each.address for each in all_]}
+    for address in ("127.0.0.1", "203.0.113.9"):
+        environment(None)
+        choose_interface(address, several_nodes=False)
+        assert {os.environ[INTERFACE]} == loopback
+
+
+@pytest.mark.parametrize("several", [True])
 def test_the_network_of_the_node_s_address_is_taken(environment, several):
     there = {name: each for name, all_ in psutil.net_if_addrs().items() for each in [a.address for a in all_]}
     for name, address in there.items():

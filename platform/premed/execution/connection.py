@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from premed.errors import UserError
@@ -31,6 +31,7 @@ def connect() -> None:
         refuse_unfit_folder()
         refuse_no_loopback()
         provide_token()
+        stay_on_loopback()
     else:
         knock(address)
     import ray
@@ -107,9 +108,36 @@ def ray_token() -> str | None:
 
 
 def provide_token() -> None:
-    """Gives a Ray of this command's own a token, where Ray would write one into a home that may not be written to."""
-    if "RAY_AUTH_MODE" not in os.environ and ray_token() is None and obstacle(token_file().parent):
+    """Gives a Ray of this command's own a token, which only this user may read, unless RAY_AUTH_MODE is set.
+
+    Ray itself would write a file that everybody may read. One that it wrote earlier is closed; a file that
+    RAY_AUTH_TOKEN_PATH names stays as it is. A home that may not be written to gets none.
+    """
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    file = token_file()  # where there is one, Ray requires it
+    if ray_token() is None and obstacle(file.parent):
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    elif ray_token() is None:
+        with suppress(FileExistsError):  # another command was faster; or the file is empty
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
+                opened.write(secrets.token_hex(32))
+        if ray_token() is None:
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    elif "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        with suppress(OSError):  # no such file: RAY_AUTH_TOKEN holds it; or another user's
+            if file.stat().st_mode & 0o077:
+                file.chmod(0o600)
+
+
+def stay_on_loopback() -> None:
+    """Has a Ray of this command's own listen on 127.0.0.1 alone: by itself, seven of its ports are on every interface,
+    and its pages of metrics ask for no token.
+
+    This is how Ray starts on Windows and macOS. Read when Ray is imported.
+    """
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
 def temporary_folder() -> tuple[str, str]:

@@ -260,7 +260,8 @@ def torch_config() -> Any:
 
 
 def choose_interface(address: str, several_nodes: bool) -> None:
-    """Sets GLOO_SOCKET_IFNAME of this process, unless it is set, to the interface that has the node's address.
+    """Sets GLOO_SOCKET_IFNAME of this process, unless it is set: to loopback if all workers are on this node, which no
+    other machine reaches; else to the interface that has the node's address.
 
     Without it, gloo takes the interface of the host name, which may reach no other node. address: the node's in the
     cluster. several_nodes: the workers are on more than one. Raises UserError if the variable names an interface that
@@ -269,7 +270,8 @@ def choose_interface(address: str, several_nodes: bool) -> None:
     interfaces = {name: {each.address for each in addresses} for name, addresses in psutil.net_if_addrs().items()}
     chosen = os.environ.get(INTERFACE)
     if chosen is None:
-        if name := next((name for name, addresses in interfaces.items() if address in addresses), None):
+        own = address if several_nodes else "127.0.0.1"
+        if name := next((name for name, addresses in interfaces.items() if own in addresses), None):
             os.environ[INTERFACE] = name
         return
     useful = [
