@@ -30,7 +30,7 @@ def home() -> Path:
 def ensure_home() -> Path:
     """Creates the folder of `home` if it is missing, and returns it. Raises UserError if it cannot be written to."""
     try:
-        home().mkdir(parents=True, exist_ok=True)
+        home().mkdir(mode=0o700, parents=True, exist_ok=True)  # names and images are in there
     except OSError as error:
         message = f"PREMED_HOME: {home()} cannot be created ({error.strerror}); name a folder that you may write to"
         raise UserError(message) from None

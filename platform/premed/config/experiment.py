@@ -18,6 +18,7 @@ from premed.config.settings import (
     Pretrain,
     Pretrained,
     Source,
+    Tracking,
     Train,
     parse_pretraining,
     sources,
@@ -38,6 +39,7 @@ class Experiment(Spec):
     finetune: Finetune | None = None
     """None: pre-training alone."""
     train: Train = Train()
+    tracking: Tracking = runtime_field(Tracking())
     test: bool = runtime_field(True)
     """False stops after validation and never opens the test part."""
 

@@ -237,3 +237,12 @@ class Train(Spec):
     def micro_batches(self, workers: int) -> int:
         """Micro-batches per step and worker: none holds more images than with the maximum number of workers."""
         return ceil(self.accumulate * self.max_workers / workers) if self.elastic else self.accumulate
+
+
+class Tracking(Spec):
+    """What of the data is stored. Results do not depend on it: no field is in a digest."""
+
+    hash_ids: bool = runtime_field(False)
+    """Names of cases and patients are stored as keyed hashes, whose key stays in PREMED_HOME. See docs/security.md."""
+    pictures: Literal["all", "none"] = runtime_field("all")
+    """none: no pictures of images are drawn and stored."""

@@ -31,6 +31,7 @@ from premed.data.io.dicom_tree import is_series, series_files
 from premed.data.io.readers import PICTURES, VOLUMES, read_values
 from premed.errors import UserError
 from premed.files import refuse_irregular
+from premed.pseudonyms import pseudonym, read_key
 
 MOST_LEVELS = 2**16
 """A channel with at most so many different values is compared by their order."""
@@ -149,10 +150,16 @@ class Hashes:
     def __init__(self, root: Path):
         self._file = root / "contents.sqlite"
         self._base: sqlite3.Connection | None = None
+        self._key = read_key(root.parent)
+
+    def _name(self, file: Path) -> str:
+        """A file's path, or its hash where `tracking.hash_ids` was ever set."""
+        return str(file) if self._key is None else pseudonym(self._key, str(file))
 
     def __enter__(self) -> "Hashes":
         with suppress(OSError, sqlite3.Error):
-            self._file.parent.mkdir(parents=True, exist_ok=True)
+            self._file.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # PREMED_HOME
+            self._file.parent.mkdir(exist_ok=True)
             base = sqlite3.connect(self._file, timeout=30, isolation_level=None)
             base.execute("PRAGMA journal_mode=WAL")
             base.execute("PRAGMA synchronous=NORMAL")
@@ -163,6 +170,9 @@ class Hashes:
                 "CREATE TABLE IF NOT EXISTS images "
                 "(hash TEXT, dims INT, version TEXT, channels TEXT, PRIMARY KEY (hash, dims, version))"
             )
+            if self._key is not None:  # paths from before
+                base.execute("PRAGMA secure_delete=ON")
+                base.execute("DELETE FROM contents WHERE file LIKE '/%'")
             self._base = base
         return self
 
@@ -174,7 +184,7 @@ class Hashes:
         """The hash of a file that has not changed since `put`."""
         with suppress(OSError, sqlite3.Error):
             size, mtime_ns, _ = _state(file)
-            known = (str(file), size, mtime_ns)
+            known = (self._name(file), size, mtime_ns)
             query = "SELECT hash FROM contents WHERE file = ? AND size = ? AND mtime_ns = ?"
             row = self._base.execute(query, known).fetchone() if self._base else None
             return row[0] if row else None
@@ -183,7 +193,7 @@ class Hashes:
     def put(self, content: FileContent) -> None:
         with suppress(sqlite3.Error):
             if self._base:
-                row = (str(content.file), *content[1:])
+                row = (self._name(content.file), *content[1:])
                 self._base.execute("INSERT OR REPLACE INTO contents VALUES (?, ?, ?, ?)", row)
 
     def of(self, file: Path) -> str:

@@ -137,7 +137,7 @@ class StagePipeline:
 
     def find_or_train(self, stage: Stage, parent: Stage | FinishedStage | None) -> dict[str, Any]:
         """Returns the stage's result or raises its failure, both shared with this command's other experiments."""
-        job = StageJob(stage, parent, self.experiment.train, self.storage, self.cache)
+        job = StageJob(stage, parent, self.experiment.train, self.storage, self.cache, self.recorder.privacy)
         self.jobs[stage.digest()] = job
         result, ours = self.once(job, (stage.digest(), self.storage), partial(self.obtain, job))
         if ours:

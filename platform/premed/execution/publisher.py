@@ -45,6 +45,8 @@ def publish(
         raise UserError(f"{where}/parts/card.json is missing: remove that folder and run the same command again")
     record["card"] = card
     record["data_sets"] = session.record([source.task for source in sources])
+    for image in (image for data_set in record["data_sets"] for image in data_set["images"]):
+        image["name"] = recorder.privacy.name(image["name"])
     while not recorder.tracker.acquire(digest):  # another command publishes it
         recorder.pause(POLL)
     try:

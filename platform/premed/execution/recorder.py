@@ -27,6 +27,7 @@ from premed.events import EventHandler, ModelRegistrationStarted, WarningIssued
 from premed.paths import home, portable_path
 from premed.tracking.tracker import Tracker
 from premed.training.artifacts import curve_of
+from premed.training.privacy import Privacy
 from premed.training.setup import StageJob, make_objective
 from premed.training.storage import StageStorage
 
@@ -57,7 +58,7 @@ class ExperimentRecorder:
         """register: a fine-tuned network becomes a version of the task's model."""
         self.experiment, self.task, self.tracker, self.on_event = experiment, task, tracker, on_event
         self.pause, self.registers = pause, register
-        self.run_id, self.digest, self.writing = "", "", False
+        self.run_id, self.digest, self.writing, self.privacy = "", "", False, Privacy.of(experiment.tracking)
         self.pretrain_run: str | None = None  # the run of the pre-training that the experiment starts from, once known
         self.pretrain_encoder: str | None = None  # the name by which the experiment takes a finished one
         self.copies: dict[str, list[str]] = {}  # by run: folders of copied files that MLflow has not read yet
@@ -132,7 +133,7 @@ class ExperimentRecorder:
         if isinstance(stage.training, Pretrain):
             places = {} if stage.training.sources is None else {"sources": {"__all__": {"task": {"root"}}}}
             hidden |= {"training": places | dict.fromkeys(stage.training.unused_fields(), True)}
-        params = {"stage": stage.model_dump(mode="json", exclude=hidden)}
+        params = {"stage": self.privacy.fields(stage.model_dump(mode="json", exclude=hidden))}
         tags = self.tags(stage.kind) | ({} if seed is None else {"seed": str(seed)})
         tags |= {"compute": resources_of(self.experiment.train)}
         tags |= {"premed.data": stage.data, "premed.parent_digest": stage.parent or ""}
@@ -220,7 +221,7 @@ class ExperimentRecorder:
     def end(self, run_id: str, status: str, tags: dict[str, str] | None = None) -> None:
         """Ends a run; waits some seconds for its delivery to MLflow, and then removes copied files."""
         if tags:
-            self.tracker.set_tags(run_id, tags)
+            self.tracker.set_tags(run_id, self.privacy.tags(tags))
         self.tracker.finish(run_id, status)
         if self.tracker.wait_delivered(run_id):
             for name in self.copies.pop(run_id, []):
@@ -293,4 +294,4 @@ def tree(experiment: Experiment) -> dict[str, Any]:
     for part, field in places:
         if part.get(field):
             part[field] = portable_path(Path(part[field]))
-    return fields
+    return Privacy.of(experiment.tracking).fields(fields)

@@ -18,6 +18,7 @@ from premed.contracts import DataSet, Encoder, Objective, Sample
 from premed.errors import UserError
 from premed.events import EventHandler, WarningIssued
 from premed.models.network import load_resized
+from premed.training.privacy import Privacy
 from premed.training.storage import StageStorage
 
 SNAPSHOTS = 4  # of the outputs for fixed cases: after a quarter, half, three quarters and all of a training
@@ -145,13 +146,21 @@ def curve_of(storage: StageStorage) -> list[dict[str, Any]]:
     return points
 
 
-def save_pictures(storage: StageStorage, objective: Objective, samples: Sequence[Sample]) -> None:
+def save_pictures(
+    storage: StageStorage, objective: Objective, samples: Sequence[Sample], privacy: Privacy = Privacy()
+) -> None:
     """Saves the objective's pictures and, if there are snapshots, pictures of its progress."""
+    if not privacy.pictures:
+        return
     files = {int(Path(name).stem): name for name in storage.names() if name.startswith("snapshots/")}
     if len(files) > SNAPSHOTS:  # each segment of a trunk has saved some
         spread = [max(files) * i / SNAPSHOTS for i in range(1, SNAPSHOTS + 1)]
         files = {step: files[step] for step in (min(files, key=lambda step: abs(step - each)) for each in spread)}
-    snapshots = {step: storage.get_weights(name) or {} for step, name in files.items()}
+    snapshots = {
+        step: {privacy.name(case): picture for case, picture in (storage.get_weights(name) or {}).items()}
+        for step, name in files.items()
+    }
+    samples = privacy.samples(samples)
     objective.eval()
     with TemporaryDirectory() as folder:
         paths = objective.pictures(samples, Path(folder))

@@ -19,6 +19,7 @@ from premed.errors import UserError
 from premed.models.network import Network, load_strictly, seeded_init
 from premed.training.artifacts import load_encoder, part_weights
 from premed.training.device import device_of, precision_of
+from premed.training.privacy import Privacy
 from premed.training.schedule import Schedule, planned
 from premed.training.storage import StageStorage
 from premed.training.supervised import Supervised
@@ -36,6 +37,7 @@ class StageJob:
     train: Train
     storage: str  # `train.storage`, which holds the folders of all stages
     cache: Path
+    privacy: Privacy = Privacy()
     content: str | None = None  # see `datamodule.stage_content`; None: not compared
 
     @property

@@ -170,10 +170,10 @@ def save_results(
         assert weights is not None, "the last step is always validated"
         part.load_state_dict(weights)
         hashes[name] = storage.put_weights(f"parts/{name}.safetensors", weights)
-    save_pictures(storage, objective, callback.val)
+    save_pictures(storage, objective, callback.val, job.privacy)
     gate = passed_gate(best["summary"])
     storage.put_json("parts/card.json", card(stage, data_sets, objective.parts, gate, hashes))
-    storage.put_json("scores.json", callback.rows)
+    storage.put_json("scores.json", job.privacy.rows(callback.rows))
     more = {"gate": gate, "collapse": collapsed(best["summary"]), "loaded": loaded}
     write_result(job, callback, num_cases, more)
     storage.clear("checkpoints")  # a finished stage is not resumed
@@ -225,9 +225,9 @@ def test_stage(job: StageJob, on_event: EventHandler, tasks: TaskOf) -> None:
         return
     constant = task.constant_baseline(prepared(job, task, task.split("train")), samples)
     storage, summary = job.stage_storage, task.summary(rows)
-    save_pictures(storage, objective, samples)
-    storage.put_json("scores.json", rows)
-    storage.put_json("constant.json", constant)
+    save_pictures(storage, objective, samples, job.privacy)
+    storage.put_json("scores.json", job.privacy.rows(rows))
+    storage.put_json("constant.json", job.privacy.rows(constant))
     result = {
         "kind": "test",
         "digest": job.stage.digest(),

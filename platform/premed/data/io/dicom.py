@@ -158,6 +158,9 @@ def pixels(path: Path, dataset: Any, shown: bool, notes: Notes) -> tuple[np.ndar
     """[H, W] or [H, W, 3], uint8 or float32, see `read`; and which of them are padding, None for none."""
     from pydicom.pixels import apply_color_lut
 
+    if str(dataset.get("BurnedInAnnotation") or "").strip().upper() == "YES":
+        what = "text in the picture, a name perhaps, is learnt from and shown"
+        notes[f"BurnedInAnnotation is YES: {what}; have it removed, or set tracking.pictures: none"] = None
     raw = _decode(path, dataset)
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         with naming(path, "RedPaletteColorLookupTableDescriptor", "another tag of the palette"):
