@@ -1,7 +1,7 @@
-"""What a file of other people's may be before it is opened (regular, no larger than its kind ever is), and cells of ours.
+"""What files of other people may be before they are opened: regular, no larger than their kind ever is. Cells of ours.
 
-A FIFO is read for ever, and so is a link to /dev/zero, which also fills the memory. Links are followed: data sets made of
-links are common, and what counts is what they lead to.
+A FIFO is read for ever, and so is a link to /dev/zero, which also fills the memory. Links are followed: data sets made
+of links are common, and what counts is what they lead to.
 """
 
 import os
@@ -48,7 +48,7 @@ def refuse_irregular(path: Path | str, most: int | None = None, remedy: str = "n
 
 
 def read_text(path: Path, most: int, remedy: str = "name another file", encoding: str = "utf-8") -> str:
-    """The text of a regular file of at most `most` bytes. Raises UserError as `refuse_irregular`, else as `open` does."""
+    """The text of a regular file of at most `most` bytes. Raises as `refuse_irregular` and `open`."""
     refuse_irregular(path, most, remedy)
     return path.read_text(encoding=encoding)
 

@@ -1,7 +1,7 @@
 """Keyed hashes in place of the names of cases and patients: `tracking.hash_ids`.
 
-The key is PREMED_HOME/id_key. Who has it can find a name's hash, and nobody can find a hash's name; with one key the same
-name has the same hash everywhere, so that runs are still compared case by case.
+The key is PREMED_HOME/id_key. Who has it can find a name's hash, and nobody can find a hash's name; with one key the
+same name has the same hash everywhere, so that runs are still compared case by case.
 """
 
 import hashlib

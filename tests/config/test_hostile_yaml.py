@@ -95,8 +95,11 @@ TREES = st.recursive(
     max_leaves=10,
 )
 PIECES = st.lists(
-    st.sampled_from(["a: ", "b", "- ", "\n", "  ", "[", "]", "{", "}", ",", "&x ", "*x", "<<: ", "!!int ", "!!set ", "? "])
-    | st.sampled_from(["!!binary ", "!!python/object:os.system ", "1:2:3", "0x", ".inf", "2026-99-99", "|", "'", '"', "#"])
+    st.sampled_from(["a: ", "b", "- ", "\n", "  ", "[", "]", "{", "}", ",", "&x ", "*x", "<<: ", "!!int ", "? "])
+    | st.sampled_from(
+        ["!!set ", "!!binary ", "!!python/object:os.system ", "1:2:3", "0x", ".inf", "2026-99-99", "|", "'"]
+    )
+    | st.sampled_from(['"', "#"])
     | st.text(max_size=4),
     max_size=30,
 ).map("".join)

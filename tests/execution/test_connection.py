@@ -176,8 +176,8 @@ ray.shutdown()
 @pytest.mark.slow
 def test_a_ray_of_ones_own_listens_on_loopback_alone(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    command = [sys.executable, "-c", LISTENING]
-    done = subprocess.run(command, env=environment | {"HOME": str(tmp_path)}, capture_output=True, text=True, timeout=240)
+    command, environment["HOME"] = [sys.executable, "-c", LISTENING], str(tmp_path)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     addresses = eval(done.stdout.splitlines()[-1])
     assert addresses and all(each in ("127.0.0.1", "::1", "::ffff:127.0.0.1") for each in addresses), done
     assert (tmp_path / ".ray/auth_token").stat().st_mode & 0o777 == 0o600

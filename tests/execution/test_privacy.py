@@ -52,11 +52,15 @@ def hospital(tmp_path_factory):
     return root
 
 
-def run(root, *changes):
+def experiment(root, *changes):
     tree = merge({name: value for name, value in TINY.items() if name != "task"}, {"task": TASK | {"root": str(root)}})
     for change in changes:
         tree = merge(tree, change)
-    return runner.run(validate_experiment(tree), lambda event: None)
+    return validate_experiment(tree)
+
+
+def run(root, *changes):
+    return runner.run(experiment(root, *changes), lambda event: None)
 
 
 def found(folder):
@@ -98,11 +102,12 @@ def test_without_the_setting_the_names_are_there_which_is_what_the_test_above_lo
     assert {"scores.json", "scores.csv", "contents.sqlite"} <= files
 
 
-def test_the_settings_change_no_digest_and_no_score(hospital, home, monkeypatch):
-    bare(monkeypatch)
-    plain = run(hospital, SCRATCH)
-    private = run(hospital, SCRATCH, PRIVATE)
-    assert [each["digest"] for each in plain["stages"]] == [each["digest"] for each in private["stages"]]
+def test_the_settings_change_no_digest(hospital):
+    plain, private = (
+        [stage.digest() for stage in experiment(hospital, *changes).stages(lambda kind: f"data of {kind}")]
+        for changes in ([], [PRIVATE])
+    )
+    assert len(plain) == 3 and plain == private
 
 
 def test_pictures_are_titled_by_hashes_or_not_drawn():

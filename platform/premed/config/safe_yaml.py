@@ -1,6 +1,6 @@
 """Parses YAML that anybody may have written: of bounded depth, size and numbers, and no field twice.
 
-PyYAML's own SafeLoader runs no code, and takes minutes and all the memory for a few lines whose aliases name each other.
+PyYAML's own SafeLoader runs no code, and takes minutes and all memory for a few lines whose aliases name each other.
 """
 
 from collections.abc import Hashable

@@ -146,9 +146,7 @@ def curve_of(storage: StageStorage) -> list[dict[str, Any]]:
     return points
 
 
-def save_pictures(
-    storage: StageStorage, objective: Objective, samples: Sequence[Sample], privacy: Privacy = Privacy()
-) -> None:
+def save_pictures(storage: StageStorage, objective: Objective, samples: Sequence[Sample], privacy: Privacy) -> None:
     """Saves the objective's pictures and, if there are snapshots, pictures of its progress."""
     if not privacy.pictures:
         return

@@ -70,6 +70,7 @@ def make(kind, path):
     return path
 
 
+PREPROCESSING = Preprocessing(dims=2, size=(8, 8), normalise="grey")
 READERS = {
     "image.nii.gz": lambda path: read_file(path),
     "image.nii": lambda path: read_header(path),
@@ -78,7 +79,7 @@ READERS = {
     "IM0001": lambda path: read_file(path),
     "head.dcm": lambda path: read_head(path),
     "bytes.png": lambda path: content.hash_file(path),
-    "predicted.png": lambda path: prepare_sample(path, Preprocessing(dims=2, size=(8, 8), normalise="grey")).__enter__(),
+    "predicted.png": lambda path: prepare_sample(path, PREPROCESSING).__enter__(),
     "labels.csv": lambda path: read_table(path),
     "dataset.json": lambda path: read_json(path, ""),
     "weights.safetensors": lambda path: read_weights(path),
@@ -110,7 +111,8 @@ def test_an_image_of_a_table_or_a_listing_that_is_no_file_is_found_by_name(folde
 
 
 def test_a_table_and_a_listing_of_any_size_are_refused_unread(tmp_path):
-    for name, most, read in (("a.csv", MOST_TABLE, read_table), ("a.json", MOST_JSON, lambda path: read_json(path, ""))):
+    listing = lambda path: read_json(path, "")  # noqa: E731
+    for name, most, read in (("a.csv", MOST_TABLE, read_table), ("a.json", MOST_JSON, listing)):
         with (tmp_path / name).open("w") as file:
             file.truncate(most + 1)
         with pytest.raises(UserError, match=f"{name}: has .* MiB, and .* are the most here"):
@@ -223,7 +225,7 @@ SAMPLES = {
     "zipped.nii.gz": gzip.compress(nibabel.Nifti1Image(np.ones((3, 4, 5), np.float32), np.eye(4)).to_bytes()),
     "second.nii": nibabel.Nifti2Image(np.ones((3, 4, 5), np.uint8), np.eye(4)).to_bytes(),
     "dicom.dcm": shipped("CT_small.dcm").read_bytes(),
-    "table.csv": b"path,label,part\na.png,1,train\n\"b,c.png\",0,val\n",
+    "table.csv": b'path,label,part\na.png,1,train\n"b,c.png",0,val\n',
     "dataset.json": b'{"labels": {"background": 0, "a": 1}, "training": [{"image": "a", "label": "b"}], "n": [1e5]}',
 }
 FUZZED = {
@@ -233,8 +235,9 @@ FUZZED = {
     ".csv": read_table,
     ".json": lambda path: read_json(path, "missing"),
 }
+HOW = ["set", "cut", "insert", "remove"]
 CHANGES = st.lists(
-    st.tuples(st.integers(0, 2**16), st.sampled_from(["set", "cut", "insert", "remove"]), st.binary(min_size=1, max_size=8)),
+    st.tuples(st.integers(0, 2**16), st.sampled_from(HOW), st.binary(min_size=1, max_size=8)),
     min_size=1,
     max_size=4,
 )

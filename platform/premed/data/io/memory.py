@@ -1,7 +1,7 @@
 """Memory that this process may use, and whether an image fits into it: asked before anything is allocated.
 
-A gzip of 2 MB may hold 2 GB of zeros, and a header may ask for a grid of any spacing. The system would grant the memory,
-then swap, or kill this process or another.
+A gzip of 2 MB may hold 2 GB of zeros, and a header may ask for a grid of any spacing. The system would grant it, then
+swap, or kill this process or another.
 """
 
 from contextlib import suppress
