@@ -27,7 +27,7 @@ CHEST = {
     "task": {"name": "chestxray14", "size": 48, "stored": 48},
     "encoder": ENCODER,
     "pretrain": {
-        "steps": 1600,
+        "steps": 1200,
         "warmup_epochs": 0.05,
         "batch": 32,
         "lr": 1.6e-2,
@@ -52,7 +52,7 @@ CHEST = {
 VOLUMES = {
     "encoder": ENCODER,
     "pretrain": {
-        "steps": 1000,
+        "steps": 600,
         "warmup_epochs": 0.05,
         "batch": 16,
         "lr": 3.2e-2,
@@ -60,16 +60,12 @@ VOLUMES = {
         "validations": 3,
         "augment": {"shift": 0},  # shifted crops blur positions, so that the gate is passed much later
     },
-    "finetune": {
-        "head": {"name": "unetr", "feature_size": 8},
-        "steps": 75,
-        "warmup_epochs": 0.1,
+    "finetune": {  # logistic regression on frozen features
+        "head": {"name": "probe", "strengths": (1e-3, 1e-1), "priors": (0.5, 1.0)},
+        "epochs": 1,
         "batch": 2,
-        "lr": 1.0,
-        "clip": 1.0,
-        "betas": (0.9, 0.95),
-        "validations": 1,
-        "augment": {"shift": 2},
+        "lr": 1e-3,
+        "label_fraction": 0.5,
     },
     "train": TRAIN,
 }
@@ -104,8 +100,8 @@ MRI = merge(
 TREES = (CHEST, CT, MRI)
 WRITERS = {
     "chestxray14": partial(write_chestxray14, num_patients=500, seed=0, size=48, prevalence=0.3),
-    "btcv": partial(abdomen.write_btcv, num_cases=30, num_unlabelled=110, seed=0, shape=(44, 36, 32)),
-    "Task01_BrainTumour": partial(brain.write_brats, num_cases=60, num_unlabelled=120, seed=0, shape=(40, 40, 32)),
+    "btcv": partial(abdomen.write_btcv, num_cases=30, num_unlabelled=70, seed=0, shape=(44, 36, 32)),
+    "Task01_BrainTumour": partial(brain.write_brats, num_cases=60, num_unlabelled=60, seed=0, shape=(40, 40, 32)),
 }
 SEEDS = {"chestxray14": range(6), "btcv": range(3), "brats": range(3)}
 
