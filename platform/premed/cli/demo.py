@@ -1,9 +1,13 @@
-"""`premed demo`: three tasks on phantoms, from scratch against MAE, with a small ViT on two Ray workers."""
+"""`premed demo`: does MAE help on phantoms of chest X-rays, abdominal CT and brain MRI? In minutes, on two Ray workers.
 
-import multiprocessing
+What was tried on the way to these recipes, and what they measure: docs/first-look.md, "The demo".
+"""
+
 import os
+import shlex
 import shutil
-from concurrent.futures import ProcessPoolExecutor
+import sys
+import webbrowser
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,60 +16,56 @@ from premed.cli.progress import ProgressPrinter
 from premed.config.compose import merge, validate_experiment
 from premed.config.experiment import Experiment
 from premed.data.phantoms import abdomen, brain
+from premed.data.phantoms.drawing import draw_missing
 from premed.data.phantoms.writers import write_chestxray14
-from premed.execution import runner
 
-ENCODER = {"name": "vit", "width": 144, "depth": 4, "heads": 3, "patch": 8}
-MAE = {"name": "mae", "mask_ratio": 0.75, "decoder_width": 96, "decoder_depth": 2, "decoder_heads": 3}
-TRAIN = {"workers": 2, "log_steps": 10}
+ENCODER = {"name": "vit", "width": 96, "depth": 4, "heads": 3, "patch": 8}
+MAE = {"name": "mae", "mask_ratio": 0.75, "decoder_width": 48, "decoder_depth": 1, "decoder_heads": 3}
+TRAIN = {"workers": 2, "log_steps": 50, "precision": "fp32"}  # networks so small are slower in bf16
 
 CHEST = {
-    "task": {"name": "chestxray14", "size": 64, "stored": 64},
+    "task": {"name": "chestxray14", "size": 48, "stored": 48},
     "encoder": ENCODER,
     "pretrain": {
-        "epochs": 16,
-        "warmup_epochs": 1,
+        "steps": 1200,
+        "warmup_epochs": 0.05,
         "batch": 32,
-        "lr": 1.2e-2,
+        "lr": 1.6e-2,
         "clip": 1.0,
-        "validations": 4,
+        "validations": 3,
         "augment": {"scale": (0.8, 1.0)},
     },
     "finetune": {
         "head": {"name": "linear", "pool": "cls"},
-        "epochs": 7,
-        "warmup_epochs": 1,
+        "steps": 150,
+        "warmup_epochs": 0.1,
         "batch": 32,
-        "lr": 1.6e-2,
+        "lr": 8e-3,
         "clip": 1.0,
-        "layer_decay": 0.9,
-        "validations": 3,
-        "augment": {"flip": 0.5},
+        "layer_decay": 0.8,
+        "label_fraction": 0.25,
+        "validations": 1,
+        "augment": {"scale": (0.8, 1.0), "flip": 0.5},
     },
     "train": TRAIN,
 }
 VOLUMES = {
     "encoder": ENCODER,
     "pretrain": {
-        "epochs": 20,
-        "warmup_epochs": 1,
-        "batch": 8,
-        "lr": 4.8e-2,
+        "steps": 600,
+        "warmup_epochs": 0.05,
+        "batch": 16,
+        "lr": 3.2e-2,
         "clip": 1.0,
-        "validations": 4,
+        "validations": 3,
         "augment": {"shift": 0},  # shifted crops blur positions, so that the gate is passed much later
     },
-    "finetune": {
-        "head": {"name": "unetr", "feature_size": 8},
-        "epochs": 20,
-        "warmup_epochs": 2,
-        "steps": 75,
+    "finetune": {  # logistic regression on frozen features
+        "head": {"name": "probe", "strengths": (1e-3, 1e-1), "priors": (0.5, 1.0)},
+        "epochs": 1,
         "batch": 2,
-        "lr": 1.0,
-        "clip": 1.0,
-        "betas": (0.9, 0.95),
-        "validations": 3,
-        "augment": {"shift": 4},
+        "lr": 1e-3,
+        "label_fraction": 0.5,
     },
     "train": TRAIN,
 }
@@ -78,10 +78,9 @@ CT = merge(
             "roi": (32, 24, 24),
             "spacing": (10.0, 10.0, 10.0),
             "val_share": 0.2,
+            "overlap": 0.25,
             "test_images": True,
         },
-        "pretrain": {"steps": 1100},
-        "finetune": {"head": {"feature_size": 16}, "steps": 160, "lr": 6.0, "augment": {"shift": 0}},
     },
 )
 MRI = merge(
@@ -92,62 +91,129 @@ MRI = merge(
             "roi": (32, 32, 24),
             "spacing": (5.0, 5.0, 5.0),
             "val_share": 0.2,
+            "overlap": 0.25,
             "test_images": True,
         },
-        "pretrain": {"steps": 1500, "augment": {"flip": 0.5, "flip_axes": (0,)}},
+        "pretrain": {"augment": {"flip": 0.5, "flip_axes": (0,)}},
     },
 )
+TREES = (CHEST, CT, MRI)
 WRITERS = {
-    "chestxray14": partial(write_chestxray14, num_patients=500, seed=0, size=64, prevalence=0.3),
-    "btcv": partial(abdomen.write_btcv, num_cases=30, num_unlabelled=90, seed=0, shape=(60, 48, 40)),
-    "Task01_BrainTumour": partial(brain.write_brats, num_cases=60, num_unlabelled=100, seed=0, shape=(48, 48, 40)),
+    "chestxray14": partial(write_chestxray14, num_patients=500, seed=0, size=48, prevalence=0.3),
+    "btcv": partial(abdomen.write_btcv, num_cases=30, num_unlabelled=70, seed=0, shape=(44, 36, 32)),
+    "Task01_BrainTumour": partial(brain.write_brats, num_cases=60, num_unlabelled=60, seed=0, shape=(40, 40, 32)),
 }
+SEEDS = {"chestxray14": range(6), "btcv": range(3), "brats": range(3)}
 
 
-def run(folder: Path) -> list[dict[str, Any]]:
-    """Writes the phantoms, runs the experiments and copies their pictures; finished parts are not done again."""
+def run(folder: Path) -> dict[str, Any]:
+    """Draws the phantoms, runs the experiments, compares them and writes the page; what is finished is not done again.
+
+    Returns `outcomes`, `verdicts` (sentences, one per task), `report` (the page's path) and `next` (commands).
+    """
     os.environ.setdefault("PREMED_HOME", str(folder / "home"))
     os.environ["PREMED_DATA"] = str(folder / "data")
     with ProgressPrinter() as printer:
-        printer.print_line(f"phantoms, runs and pictures: {folder}")
-        write_phantoms(folder / "data", printer)
-        outcomes = runner.run_all(experiments(), printer)
+        printer.print_line(f"phantoms, runs and report: {folder}")
+        draw_missing(folder / "data", WRITERS, lambda name, *done: printer.progress(f"drawing {name}", *done))
+        outcomes = run_experiments(printer)
     for outcome in outcomes:
         copy_pictures(outcome, folder / "pictures")
-    return outcomes
+    report = folder / "report.html"
+    return {
+        "outcomes": outcomes,
+        "verdicts": compared(outcomes, report),
+        "report": str(report),
+        "next": next_commands(),
+    }
 
 
-def write_phantoms(folder: Path, printer: ProgressPrinter) -> None:
-    """Writes the data sets that are missing, each in a process, and each completely or not at all."""
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        missing = [name for name in WRITERS if not (folder / name).is_dir()]
-        for name in missing:
-            printer.print_line(f"writing phantoms: {name}")
-        list(pool.map(partial(write_phantom, folder), missing))
+def run_experiments(printer: ProgressPrinter) -> list[dict[str, Any]]:
+    from premed.execution import runner
 
-
-def write_phantom(folder: Path, name: str) -> None:
-    """Writes a data set into a hidden folder, which is renamed once it is complete."""
-    unfinished = folder / f".{name}"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    WRITERS[name](unfinished)
-    unfinished.rename(folder / name)
+    return runner.run_all(experiments(), printer, register=False)
 
 
 def experiments() -> list[Experiment]:
-    """`none` and `mae` on each data set; everything but the strategy is the same."""
+    """`none` and `mae` on each data set, with several seeds; everything but the strategy is the same."""
     return [
         validate_experiment(
-            tree | {"pretext": strategy, "pretrain": tree["pretrain"] if strategy["name"] == "mae" else None}
+            merge(tree, {"pretext": strategy, "finetune": {"seed": seed}})
+            | {"pretrain": tree["pretrain"] if strategy["name"] == "mae" else None}
         )
-        for tree in (CHEST, CT, MRI)
+        for tree in TREES
+        for seed in SEEDS[tree["task"]["name"]]
         for strategy in ({"name": "none"}, MAE)
     ]
 
 
+def compared(outcomes: list[dict[str, Any]], report: Path) -> list[str]:
+    """Writes the comparison of the demo's runs as a page, and returns it in sentences."""
+    from premed.reporting.comparison import compare, page
+    from premed.reporting.comparison.sentences import sentences
+    from premed.tracking.run_store import open_store
+
+    if any("failure" in outcome for outcome in outcomes):
+        return []
+    store = open_store()
+    result = compare.compare(store)
+    page.write(result, store, report)
+    return sentences(result, pretrainings(outcomes))
+
+
+def pretrainings(outcomes: list[dict[str, Any]]) -> dict[str, Any]:
+    """The pre-training of each task, as its verdict needs it."""
+    from premed.reporting.comparison.sentences import Pretraining
+
+    found = {}
+    for outcome in outcomes:
+        for stage in outcome["stages"]:
+            if stage["kind"] == "pretrain":
+                gate = stage.get("gate") or {"loss": None, "gate": None, "passed": False}
+                about = {name: gate[name] for name in ("loss", "gate", "passed")}
+                found[outcome["task"]] = Pretraining(stage["num_cases"], **about)
+    return found
+
+
+def next_commands() -> list[str]:
+    """What can be done with the demo's runs, to be copied into this shell."""
+    premed = f"PREMED_HOME={shlex.quote(os.path.relpath(os.environ['PREMED_HOME']))} {program()}"
+    return [f"{premed} compare", f"{premed} ui", f"{program()} init FOLDER_WITH_YOUR_IMAGES"]
+
+
+def program() -> str:
+    """How this shell starts premed: it may be in an environment that is not activated."""
+    started = Path(sys.argv[0])
+    if started.name == "__main__.py":
+        return f"{shlex.quote(sys.executable)} -m premed"
+    if (found := shutil.which("premed")) and Path(found).resolve() == started.resolve():
+        return "premed"
+    return shlex.quote(os.path.relpath(started))
+
+
+def open_page(path: Path) -> None:
+    """Opens a page in the browser, where somebody sits before a desktop."""
+    desktop = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if desktop and sys.stdout.isatty() and "SSH_CONNECTION" not in os.environ:
+        webbrowser.open(path.as_uri())
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints the verdicts, the commands to go on with and, last, the page."""
+    print("\nDoes pre-training help on these images? Intervals are of 95 %, over patients and seeds.\n")
+    for line in result["verdicts"]:
+        print(line)
+    print("\nWhat to do next:")
+    for line in result["next"]:
+        print(f"  {line}")
+    print(f"\nreport: {os.path.relpath(result['report'])}")
+
+
 def copy_pictures(outcome: dict[str, Any], folder: Path) -> None:
-    """Copies the pictures of an experiment's stages; their names say which task, strategy and stage they are of."""
+    """Copies the pictures of an experiment's stages; their names say of which task, strategy, seed and stage."""
     folder.mkdir(parents=True, exist_ok=True)
     for stage in outcome["stages"]:
+        seed = f"-seed{outcome['seed']}" if stage["kind"] in ("finetune", "test") else ""
         for picture in sorted(Path(stage["where"]).glob("pictures/*.png")):
-            shutil.copy(picture, folder / f"{outcome['task']}-{outcome['strategy']}-{stage['kind']}-{picture.name}")
+            name = f"{outcome['task']}-{outcome['strategy']}{seed}-{stage['kind']}-{picture.name}"
+            shutil.copy(picture, folder / name)

@@ -33,11 +33,24 @@ def load_first_experiment(what: list[str]) -> Any:
     return load_experiments(what)[0]
 
 
-def print_outcomes(outcomes: list[dict[str, Any]], as_json: bool) -> None:
-    """Prints the outcomes of several experiments; exits with code 1 if one failed."""
+def print_outcomes(
+    outcomes: list[dict[str, Any]],
+    as_json: bool,
+    more: dict[str, Any] | None = None,
+    show: Callable[[dict[str, Any]], None] | None = None,
+) -> None:
+    """Prints the outcomes of several experiments; exits with code 1 if one failed.
+
+    more: what else the JSON object has. show: prints it below the outcomes, for people.
+    """
     from premed.reporting import console
 
-    print_result({"outcomes": outcomes}, as_json, lambda result: console.show_outcomes(result["outcomes"]))
+    def show_all(result: dict[str, Any]) -> None:
+        console.show_outcomes(result["outcomes"])
+        if show is not None:
+            show(result)
+
+    print_result({**(more or {}), "outcomes": outcomes}, as_json, show_all)
     if any("failure" in outcome for outcome in outcomes):
         raise typer.Exit(1)
 

@@ -38,12 +38,12 @@ def run(experiment: Experiment, show: EventHandler) -> dict[str, Any]:
         return StagePipeline(replace(resolved, name=""), session, Ticket(0, session.pause)).run()
 
 
-def run_all(experiments: Sequence[Experiment], show: EventHandler) -> list[dict[str, Any]]:
+def run_all(experiments: Sequence[Experiment], show: EventHandler, register: bool = True) -> list[dict[str, Any]]:
     """Runs all experiments with one Ray and one tracker, as many at once as resources allow.
 
     Returns their outcomes in the order given. If one fails, `failure` in its outcome has the reason, and
     the others continue. A pre-training that several need is trained once. Without Ray (the first one's `train.workers`
-    is 0) they run one after the other.
+    is 0) they run one after the other. register: fine-tuned networks become versions of their tasks' models in MLflow.
     """
     resolved = resolve(experiments)
     validate(resolved)
@@ -51,15 +51,16 @@ def run_all(experiments: Sequence[Experiment], show: EventHandler) -> list[dict[
         for each in resolved:
             session.refuse_leaks(each)
         show(ExperimentsStarted(len(resolved)))
-        batch = ExperimentBatch(resolved, session)
+        batch = ExperimentBatch(resolved, session, register)
         return batch.at_once() if session.concurrent else batch.one_by_one()
 
 
 class ExperimentBatch:
     """The experiments of one command."""
 
-    def __init__(self, experiments: Sequence[Resolved], session: Session):
-        self.experiments, self.session = experiments, session
+    def __init__(self, experiments: Sequence[Resolved], session: Session, register: bool = True):
+        """register: as in `run_all`."""
+        self.experiments, self.session, self.register = experiments, session, register
         self.ended, self.counting = 0, threading.Lock()
 
     def in_order(self) -> list[int]:
@@ -89,7 +90,8 @@ class ExperimentBatch:
         """An experiment's outcome, with `failure` if it failed. on_queued: called once it is queued, waits or ends."""
         resolved = self.experiments[number]
         experiment, task = resolved.experiment, resolved.task
-        pipeline = StagePipeline(resolved, self.session, Ticket(number, self.session.pause, on_queued=on_queued))
+        ticket = Ticket(number, self.session.pause, on_queued=on_queued)
+        pipeline = StagePipeline(resolved, self.session, ticket, self.register)
         finetune = experiment.finetune
         outcome = {
             "name": resolved.name,

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from nibabel.affines import from_matvec
 
 from premed.data.phantoms.shapes import between, field_of, tube
 from premed.data.phantoms.torso import CAVITY, FAT, WALL, Body, blob, bowel, dome, ring, scan, trunk
-from premed.data.phantoms.writers import create_folder, save_nifti
+from premed.data.phantoms.writers import Mapper, create_folder, save_nifti
 from premed.rng import SampleRng, key
 
 SPLEEN, RIGHT_KIDNEY, LEFT_KIDNEY, GALLBLADDER, ESOPHAGUS, LIVER, STOMACH, AORTA = range(1, 9)
@@ -224,7 +224,12 @@ def _small_organs(patient: Body) -> None:
 
 
 def write_btcv(
-    folder: Path | str, num_cases: int, seed: int, num_unlabelled: int = 0, shape: Sequence[int] | None = None
+    folder: Path | str,
+    num_cases: int,
+    seed: int,
+    num_unlabelled: int = 0,
+    shape: Sequence[int] | None = None,
+    mapper: Mapper = map,
 ) -> Path:
     """Writes CTs in BTCV's layout as downloaded: `Training/img` and `Training/label`, and `Testing/img` without labels.
 
@@ -232,14 +237,20 @@ def write_btcv(
     cases are 111, 112, …. The files are in several orientations.
     """
     folder = create_folder(folder, "Training", "num_cases", num_cases + num_unlabelled, 1, seed)
-    for number in range(num_cases + num_unlabelled):
-        draw = SampleRng(key(seed, "abdomen", number))
-        image, label, affine = abdomen(draw, shape)
-        axes = ("LAS", "LAS", "LPS", "RAS", "LPI")[draw.integer("orientation", 5)]
-        labelled = number < num_cases
-        name = (*NUMBERS, *range(111, 111 + num_cases))[number] if labelled else 61 + number - num_cases
-        part = folder / ("Training" if labelled else "Testing")
-        for kind, voxels in (("img", image), ("label", label))[: 2 if labelled else 1]:
-            (part / kind).mkdir(parents=True, exist_ok=True)
-            save_nifti(voxels, affine, axes, part / kind / f"{kind}{name:04d}.nii.gz")
+    for part in ("Training/img", "Training/label", *["Testing/img"] * (num_unlabelled > 0)):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    list(mapper(partial(_draw_abdomen, folder, seed, shape, num_cases), range(num_cases + num_unlabelled)))
     return folder
+
+
+def _draw_abdomen(folder: Path, seed: int, shape: Sequence[int] | None, num_cases: int, number: int) -> list:
+    """Writes one CT; those after the first `num_cases` have no label."""
+    draw = SampleRng(key(seed, "abdomen", number))
+    image, label, affine = abdomen(draw, shape)
+    axes = ("LAS", "LAS", "LPS", "RAS", "LPI")[draw.integer("orientation", 5)]
+    labelled = number < num_cases
+    name = (*NUMBERS, *range(111, 111 + num_cases))[number] if labelled else 61 + number - num_cases
+    part = folder / ("Training" if labelled else "Testing")
+    for kind, voxels in (("img", image), ("label", label))[: 2 if labelled else 1]:
+        save_nifti(voxels, affine, axes, part / kind / f"{kind}{name:04d}.nii.gz")
+    return []

@@ -7,7 +7,7 @@ resolution.
 
 import json
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from premed.data.phantoms.shapes import (
     transform_points,
     tube,
 )
-from premed.data.phantoms.writers import create_folder, save_nifti
+from premed.data.phantoms.writers import Mapper, create_folder, save_nifti
 from premed.rng import SampleRng, key
 
 CHANNELS = ("FLAIR", "T1w", "t1gd", "T2w")
@@ -207,29 +207,23 @@ def _scan(
 
 
 def write_brats(
-    folder: Path | str, num_cases: int, seed: int, num_unlabelled: int = 0, shape: Sequence[int] | None = None
+    folder: Path | str,
+    num_cases: int,
+    seed: int,
+    num_unlabelled: int = 0,
+    shape: Sequence[int] | None = None,
+    mapper: Mapper = map,
 ) -> Path:
     """Writes brains in the layout of MSD's Task01: `num_cases` with a label, then `num_unlabelled` test images without.
 
     The files are in several orientations, as float32 or int16.
     """
     folder = create_folder(folder, "dataset.json", "num_cases", num_cases + num_unlabelled, 1, seed)
-    training, test = [], []
-    for number in range(num_cases + num_unlabelled):
-        draw = SampleRng(key(seed, "brain", number))
-        image, label, affine = brain(draw, shape)
-        name, part = f"BRATS_{number + 1:03d}.nii.gz", "Tr" if number < num_cases else "Ts"
-        axes = ("RAS", "RAS", "LPS", "ASR")[draw.integer("orientation", 4)]
-        (folder / f"images{part}").mkdir(exist_ok=True)
-        if draw.chance("whole numbers", 0.5):
-            image = np.rint(image).astype(np.int16)
-        save_nifti(image, affine, axes, folder / f"images{part}" / name)
-        if part == "Ts":
-            test.append(f"./imagesTs/{name}")
-            continue
-        (folder / "labelsTr").mkdir(exist_ok=True)
-        save_nifti(label, affine, axes, folder / "labelsTr" / name)
-        training.append({"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"})
+    for part in ("imagesTr", "labelsTr", *["imagesTs"] * (num_unlabelled > 0)):
+        (folder / part).mkdir(exist_ok=True)
+    drawn = mapper(partial(_draw_brain, folder, seed, shape, num_cases), range(num_cases + num_unlabelled))
+    entries = [entry for entries in drawn for entry in entries]
+    training, test = [each for each in entries if "label" in each], [each["image"] for each in entries[num_cases:]]
     about = {"name": "BRATS", "description": f"Made-up brains of premed, seed {seed}", "reference": "premed"}
     about |= {"licence": "none needed", "release": "1.0", "tensorImageSize": "4D"}
     about |= {"modality": {str(number): name for number, name in enumerate(CHANNELS)}}
@@ -238,3 +232,18 @@ def write_brats(
     about |= {"numTraining": len(training), "numTest": len(test), "training": training, "test": test}
     (folder / "dataset.json").write_text(json.dumps(about, indent=1) + "\n")
     return folder
+
+
+def _draw_brain(folder: Path, seed: int, shape: Sequence[int] | None, num_cases: int, number: int) -> list:
+    """Writes one MRI; those after the first `num_cases` have no label. Returns its entry of dataset.json."""
+    draw = SampleRng(key(seed, "brain", number))
+    image, label, affine = brain(draw, shape)
+    name, part = f"BRATS_{number + 1:03d}.nii.gz", "Tr" if number < num_cases else "Ts"
+    axes = ("RAS", "RAS", "LPS", "ASR")[draw.integer("orientation", 4)]
+    if draw.chance("whole numbers", 0.5):
+        image = np.rint(image).astype(np.int16)
+    save_nifti(image, affine, axes, folder / f"images{part}" / name)
+    if part == "Ts":
+        return [{"image": f"./imagesTs/{name}"}]
+    save_nifti(label, affine, axes, folder / "labelsTr" / name)
+    return [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"}]

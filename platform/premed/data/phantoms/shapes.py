@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.fft import next_fast_len
 
 from premed.data.io.geometry import linear
 from premed.rng import SampleRng
@@ -46,9 +47,10 @@ def noise(draw: SampleRng, name: str, shape: Sequence[int], smooth: float | Sequ
 def field_of(draw: SampleRng, name: str, shape: Sequence[int], room: Sequence[float] | np.ndarray, smooth: float):
     """`noise` over a field of view of `room` mm, without detail finer than `smooth` mm: the same at any `shape`."""
     step = max(STEP, smooth / 3)
-    coarse = np.maximum(np.ceil(np.asarray(room) / step).astype(int), 4)
-    values = noise(draw, name, coarse.tolist(), smooth / step)
-    for axis, (n, m) in enumerate(zip(shape, coarse.tolist(), strict=True)):
+    wanted = np.maximum(np.ceil(np.asarray(room) / step).astype(int), 4)
+    coarse = [next_fast_len(n, real=True) for n in wanted.tolist()]  # a prime number of points would take far longer
+    values = noise(draw, name, coarse, smooth * np.array(coarse) / np.asarray(room))
+    for axis, (n, m) in enumerate(zip(shape, coarse, strict=True)):
         values = linear(values, (np.arange(n) + 0.5) * m / n - 0.5, axis)
     return values
 

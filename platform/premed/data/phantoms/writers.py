@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -13,28 +14,22 @@ from premed.data.phantoms.hippocampus import hippocampus
 from premed.errors import UserError
 from premed.rng import SampleRng, key, permutation
 
+Mapper = Callable[[Callable[[int], list], Iterable[int]], Iterable[list]]
+"""As `map`: what a writer draws its cases with, in this process or in several; the results are in order."""
+
 
 def write_chestxray14(
-    folder: Path | str, num_patients: int, seed: int, size: int = 64, prevalence: float = 0.15
+    folder: Path | str, num_patients: int, seed: int, size: int = 64, prevalence: float = 0.15, mapper: Mapper = map
 ) -> Path:
     """Writes chests in NIH's layout: 1-5 pictures per patient, the CSV, two lists by patient (a quarter is test)."""
     folder = create_folder(folder, "Data_Entry_2017_v2020.csv", "num_patients", num_patients, 2, seed)
     (folder / "images").mkdir(exist_ok=True)
     test_patients = set(permutation(key(seed, "test list"), num_patients)[: max(1, num_patients // 4)].tolist())
     lists: dict[str, list[str]] = {"train_val_list.txt": [], "test_list.txt": []}
-    rows = []
-    for number in range(num_patients):
-        patient = SampleRng(key(seed, "chest", number))
-        age, gender = 20 + patient.integer("age", 65), "F" if patient.chance("female", 0.5) else "M"
-        for visit in range(1 + patient.integer("visits", 5)):
-            draw = patient.child(visit)
-            name = f"{number + 1:08d}_{visit:03d}.png"
-            image, findings = chest(draw, size, patient=patient, prevalence=prevalence)
-            save_png(image, folder / "images" / name)
-            labels = "|".join(label for label in FINDINGS if findings[label]) or "No Finding"
-            view = "PA" if draw.chance("view", 0.6) else "AP"
-            rows.append([name, labels, visit, number + 1, age, gender, view, size, size, 360 / size, 360 / size])
-            lists["test_list.txt" if number in test_patients else "train_val_list.txt"].append(name)
+    draw = partial(_draw_chests, folder, seed, size, prevalence)
+    rows = [row for rows in mapper(draw, range(num_patients)) for row in rows]
+    for name, *_, patient in (row[:4] for row in rows):
+        lists["test_list.txt" if patient - 1 in test_patients else "train_val_list.txt"].append(name)
     for name, images in lists.items():
         (folder / name).write_text("".join(f"{image}\n" for image in images))
     columns = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"
@@ -43,6 +38,21 @@ def write_chestxray14(
     with open(folder / "Data_Entry_2017_v2020.csv", "w", newline="") as file:
         csv.writer(file).writerows([columns.split(","), *rows])
     return folder
+
+
+def _draw_chests(folder: Path, seed: int, size: int, prevalence: float, number: int) -> list[list]:
+    """Writes the pictures of one patient, and returns their rows of the CSV."""
+    rows, patient = [], SampleRng(key(seed, "chest", number))
+    age, gender = 20 + patient.integer("age", 65), "F" if patient.chance("female", 0.5) else "M"
+    for visit in range(1 + patient.integer("visits", 5)):
+        draw = patient.child(visit)
+        name = f"{number + 1:08d}_{visit:03d}.png"
+        image, findings = chest(draw, size, patient=patient, prevalence=prevalence)
+        save_png(image, folder / "images" / name)
+        labels = "|".join(label for label in FINDINGS if findings[label]) or "No Finding"
+        view = "PA" if draw.chance("view", 0.6) else "AP"
+        rows.append([name, labels, visit, number + 1, age, gender, view, size, size, 360 / size, 360 / size])
+    return rows
 
 
 def write_msd(
