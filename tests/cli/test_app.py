@@ -59,7 +59,7 @@ def test_what_cannot_be_is_one_line_and_exit_code_2(premed, tmp_path, monkeypatc
     [
         (["run", "--finetune.lr", "0.1"], r"--finetune\.lr: fields are set without dashes, as finetune\.lr=VALUE$"),
         (["run", "a.yaml", "finetune.lr", "=", "0.1"], "(a.yaml|finetune.lr): "),
-        (["runn", "a.yaml"], "No such command 'runn'.* There are init, run, sweep, demo, compare, predict, export, fields"),
+        (["runn", "a.yaml"], "No such command 'runn'.* There are init, run, sweep, demo, compare"),
         (["run"], r"Missing argument .* For example: premed run mine.yaml finetune.base_lr=1e-3"),
         (["fields", "finetune.learning_rat"], "finetune.learning_rat: no such field"),
     ],

@@ -79,7 +79,7 @@ def test_the_recipes_compare_three_tasks_over_at_least_three_seeds_on_two_worker
             assert none.finetune == mae.finetune and none.encoder == mae.encoder and none.task == mae.task
             assert none.pretrain is None
         assert len({each.pretrain.model_dump_json() for each in arms["mae"]}) == 1
-    assert {name for name in demo.WRITERS} == {"chestxray14", "btcv", "Task01_BrainTumour"}
+    assert set(demo.WRITERS) == {"chestxray14", "btcv", "Task01_BrainTumour"}
 
 
 @pytest.mark.parametrize(

@@ -28,8 +28,8 @@ def test_better_is_said_with_its_difference_and_what_it_took(store):
     low, high = difference.interval
     assert difference.verdict == "better" and low > 0
     assert line == (
-        f"chestxray14: mae better than none by {difference.value:.3f} [{low:.3f}, {high:.3f}] mean AUC with 100 % of the "
-        "labels; it helps on these images, after 60.0 min of pre-training on 957 images, past its gate by 31%"
+        f"chestxray14: mae better than none by {difference.value:.3f} [{low:.3f}, {high:.3f}] mean AUC with 100 % of "
+        "the labels; it helps on these images, after 60.0 min of pre-training on 957 images, past its gate by 31%"
     )
 
 
