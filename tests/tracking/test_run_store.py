@@ -310,7 +310,7 @@ def named(store):
         lambda run: run.tags["premed.digest"],
         lambda run: run.tags["premed.digest"][:12],
         lambda run: f"{run.tags['premed.kind']}-{run.tags['premed.digest'][:16]}",
-        lambda run: f"/home/checkpoints/{run.tags['premed.kind']}-{run.tags['premed.digest'][:16]}/",
+        lambda run: f"/data/checkpoints/{run.tags['premed.kind']}-{run.tags['premed.digest'][:16]}/",
     ],
 )
 def test_a_run_is_found_by_its_id_its_digest_how_they_begin_and_its_folder(store, named, write):

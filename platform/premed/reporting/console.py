@@ -83,7 +83,8 @@ def show_outcomes(outcomes: Sequence[dict[str, Any]]) -> None:
             print(f"{name} FAILED: {outcome['failure']}")
         elif not several:
             print(f"{name}: {outcome['stages'][-1]['where']}")
-            print(f"run {outcome['run_id']}; for other images: premed predict {outcome['run_id'][:8]} IMAGE… --out DIR")
+            if run_id := outcome.get("run_id"):
+                print(f"run {run_id}; for other images: premed predict {run_id[:8]} IMAGE… --out DIR")
     last_stages = [(outcome["task"], outcome["stages"][-1]) for outcome in outcomes if outcome["stages"]]
     undefined = {(task, *stage["undefined"]) for task, stage in last_stages if stage.get("undefined")}
     for task, *classes in sorted(undefined):  # the same classes in all experiments on a test part
