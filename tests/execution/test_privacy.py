@@ -14,8 +14,8 @@ from premed.contracts import Case, Sample
 from premed.data.io.readers import read_file
 from premed.execution import runner
 from premed.paths import ensure_home
-from premed.pseudonyms import HASHED, make_key, pseudonym, read_key
 from premed.reporting.comparison import compare
+from premed.safety.pseudonyms import HASHED, make_key, pseudonym, read_key
 from premed.tracking.run_store import open_store
 from premed.training.privacy import Privacy
 

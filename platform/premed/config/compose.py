@@ -18,7 +18,7 @@ from premed.config.plugins import plugin
 from premed.config.safe_yaml import MOST_DEPTH, Refused, parse_yaml
 from premed.config.spec import validate_spec
 from premed.errors import UserError
-from premed.files import MOST_YAML, read_text
+from premed.safety.files import MOST_YAML, read_text
 
 
 def load(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> Experiment:

@@ -30,8 +30,8 @@ from premed.data.io import geometry
 from premed.data.io.dicom_tree import is_series, series_files
 from premed.data.io.readers import PICTURES, VOLUMES, read_values
 from premed.errors import UserError
-from premed.files import refuse_irregular
-from premed.pseudonyms import pseudonym, read_key
+from premed.safety.files import refuse_irregular
+from premed.safety.pseudonyms import pseudonym, read_key
 
 MOST_LEVELS = 2**16
 """A channel with at most so many different values is compared by their order."""

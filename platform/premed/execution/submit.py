@@ -28,7 +28,7 @@ import premed
 from premed.config.compose import read_with_base
 from premed.config.safe_yaml import parse_yaml
 from premed.errors import Left, StageFailed, UserError
-from premed.files import MOST_YAML, read_text
+from premed.safety.files import MOST_YAML, read_text
 from premed.tracking.provenance import commit
 
 PACKAGE = Path(premed.__file__).parent

@@ -24,10 +24,10 @@ from premed.data.io.readers import read_header
 from premed.data.prepared import PreparedFile
 from premed.errors import StageFailed, UserError, first_line, printable
 from premed.events import EventHandler, ImageSkipped, ImagesPredicted, WarningIssued
-from premed.files import spreadsheet_cell
 from premed.inference.inputs import Input, find_images, join_channels, no_image_error, prepare_sample
 from premed.inference.load import open_trained
 from premed.models.network import Network
+from premed.safety.files import spreadsheet_cell
 from premed.tasks.common.segmentation import Segmentation
 from premed.training.device import device_of, precision_of
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from premed.errors import UserError
-from premed.files import refuse_irregular
+from premed.safety.files import refuse_irregular
 
 FILE = "model.safetensors"  # timm's file name on the hub
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's order

@@ -17,9 +17,9 @@ from premed.config.image_processing import Preprocessing
 from premed.config.spec import Spec, runtime_field
 from premed.contracts import Case, Part
 from premed.errors import Finding, UserError
-from premed.files import MOST_TABLE, read_text, refuse_irregular
 from premed.paths import data_root
 from premed.rng import key, permutation
+from premed.safety.files import MOST_TABLE, read_text, refuse_irregular
 from premed.tasks.common.classification import Classification
 from premed.tasks.common.recognised import OWN, Recognised
 

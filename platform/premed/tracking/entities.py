@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from premed.files import spreadsheet_cell
+from premed.safety.files import spreadsheet_cell
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -8,7 +8,7 @@ from premed.config.settings import Tracking
 from premed.contracts import Row, Sample
 from premed.errors import UserError
 from premed.paths import ensure_home
-from premed.pseudonyms import make_key, pseudonym
+from premed.safety.pseudonyms import make_key, pseudonym
 
 NAMED = ("case", "patient")
 """The columns of a table of scores that hold names."""

@@ -30,9 +30,9 @@ from premed.data.io.dicom_tree import read_head
 from premed.data.io.headers import read_header
 from premed.data.io.readers import read_file
 from premed.errors import MOST_SIGNS, UserError, brief
-from premed.files import MOST_JSON, MOST_TABLE, refuse_irregular, spreadsheet_cell
 from premed.inference.inputs import prepare_sample
 from premed.models.pretrained import read_weights
+from premed.safety.files import MOST_JSON, MOST_TABLE, refuse_irregular, spreadsheet_cell
 from premed.tasks.common.files import read_json
 from premed.tasks.common.table import read_table
 from premed.training.checkpoint import Checkpoint, CheckpointManager

@@ -16,7 +16,7 @@ import numpy as np
 
 from premed.data.io.image_file import ImageFile, fill
 from premed.errors import UserError
-from premed.files import irregularity, refuse_irregular
+from premed.safety.files import irregularity, refuse_irregular
 
 MOST_PIXELS = 178_956_970  # per picture: Pillow's limit; the largest radiographs have 30 million
 DEFLATED = "1.2.840.10008.1.2.1.99"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from premed.data.io.dicom import is_dicom, refuse_lost_slices, silence_pydicom, slice_files
 from premed.errors import UserError
-from premed.files import refuse_irregular
+from premed.safety.files import refuse_irregular
 
 MARK = "series-"
 TAGS = ["SeriesInstanceUID", "PatientID", "NumberOfFrames", "Rows", "ImageType"]

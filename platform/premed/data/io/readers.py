@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from premed.data.io import dicom, dicom_series, dicom_tree, geometry, nifti
 from premed.data.io.image_file import ImageFile
 from premed.errors import UserError
-from premed.files import refuse_irregular
+from premed.safety.files import refuse_irregular
 
 PICTURES, VOLUMES, DICOM = (".png", ".jpg", ".jpeg"), (".nii", ".nii.gz"), (".dcm",)
 """Suffixes. DICOM may also have none, and a folder is a volume of DICOM slices."""

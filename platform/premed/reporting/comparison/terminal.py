@@ -8,7 +8,6 @@ from textwrap import fill
 from typing import Any
 
 from premed.errors import UserError
-from premed.files import spreadsheet_cell
 from premed.reporting.comparison.result import (
     ArmResult,
     BlockResult,
@@ -21,6 +20,7 @@ from premed.reporting.comparison.result import (
 )
 from premed.reporting.console import print_table
 from premed.reporting.formatting import NAMES, mean_std, number, p_value, percent, signed, span
+from premed.safety.files import spreadsheet_cell
 
 COLUMNS = [
     "labels",

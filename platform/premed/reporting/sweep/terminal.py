@@ -12,7 +12,6 @@ from rich.text import Text
 
 from premed.data.figures import short
 from premed.errors import UserError, printable
-from premed.files import spreadsheet_cell
 from premed.reporting.console import output_width, print_table
 from premed.reporting.sweep import summary
 from premed.reporting.sweep.analysis import (
@@ -26,6 +25,7 @@ from premed.reporting.sweep.analysis import (
 )
 from premed.reporting.sweep.fields import field_paths, format_value, short_names, varied_fields
 from premed.reporting.sweep.result import SweepResult
+from premed.safety.files import spreadsheet_cell
 
 
 def show(result: SweepResult) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from premed.errors import UserError, printable
-from premed.files import MOST_JSON, irregularity, read_text
+from premed.safety.files import MOST_JSON, irregularity, read_text
 
 LOOKED_AT = 20  # listed files, at most, by which layouts are told apart
 

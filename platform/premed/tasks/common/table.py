@@ -13,7 +13,7 @@ import numpy as np
 import pandas
 
 from premed.errors import UserError
-from premed.files import MOST_TABLE, refuse_irregular
+from premed.safety.files import MOST_TABLE, refuse_irregular
 
 Problem = tuple[str, str]
 """Where (a file, a line) and what is wrong, with a remedy."""
