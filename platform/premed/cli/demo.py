@@ -99,7 +99,7 @@ MRI = merge(
 )
 TREES = (CHEST, CT, MRI)
 WRITERS = {
-    "chestxray14": partial(write_chestxray14, num_patients=500, seed=0, size=48, prevalence=0.3),
+    "chestxray14": partial(write_chestxray14, num_patients=500, seed=0, size=64, prevalence=0.3),
     "btcv": partial(abdomen.write_btcv, num_cases=30, num_unlabelled=70, seed=0, shape=(44, 36, 32)),
     "Task01_BrainTumour": partial(brain.write_brats, num_cases=60, num_unlabelled=60, seed=0, shape=(40, 40, 32)),
 }
