@@ -27,7 +27,7 @@ CHEST = {
     "task": {"name": "chestxray14", "size": 48, "stored": 48},
     "encoder": ENCODER,
     "pretrain": {
-        "steps": 1200,
+        "steps": 1600,
         "warmup_epochs": 0.05,
         "batch": 32,
         "lr": 1.6e-2,
@@ -52,7 +52,7 @@ CHEST = {
 VOLUMES = {
     "encoder": ENCODER,
     "pretrain": {
-        "steps": 600,
+        "steps": 400,
         "warmup_epochs": 0.05,
         "batch": 16,
         "lr": 3.2e-2,
@@ -99,11 +99,11 @@ MRI = merge(
 )
 TREES = (CHEST, CT, MRI)
 WRITERS = {
-    "chestxray14": partial(write_chestxray14, num_patients=500, seed=0, size=48, prevalence=0.3),
+    "chestxray14": partial(write_chestxray14, num_patients=500, seed=0, size=64, prevalence=0.3),
     "btcv": partial(abdomen.write_btcv, num_cases=30, num_unlabelled=70, seed=0, shape=(44, 36, 32)),
     "Task01_BrainTumour": partial(brain.write_brats, num_cases=60, num_unlabelled=60, seed=0, shape=(40, 40, 32)),
 }
-SEEDS = {"chestxray14": range(6), "btcv": range(3), "brats": range(3)}
+SEEDS = {"chestxray14": range(4), "btcv": range(3), "brats": range(3)}
 
 
 def run(folder: Path) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def compared(outcomes: list[dict[str, Any]], report: Path) -> list[str]:
         return []
     store = open_store()
     result = compare.compare(store)
-    page.write(result, store, report)
+    page.write(result, store, report, None)
     return sentences(result, pretrainings(outcomes))
 
 
