@@ -118,8 +118,8 @@ MISFITS = {
     "no version": ({"pretrain": {"encoder": "models:/scans-mae-encoder/7"}}, "no such model or version"),
     "no model": ({"pretrain": {"encoder": "models:/x@newest"}}, "no such model or version"),
     "no run": ({"pretrain": {"encoder": "0" * 32}}, r"pretrain\.encoder: 0+: no such run"),
-    "no digest": ({"pretrain": {"encoder": "0" * 40}}, "no finished pre-training"),
-    "nonsense": ({"pretrain": {"encoder": "scans"}}, "is no encoder; write models:/NAME/VERSION"),
+    "no digest": ({"pretrain": {"encoder": "0" * 40}}, "0{40}: no such run in "),
+    "nonsense": ({"pretrain": {"encoder": "scans"}}, "pretrain.encoder: scans: no such run in .*; there are "),
 }
 
 

@@ -161,7 +161,7 @@ def _read_head(path: Path) -> _Head:
         header = json.loads(file.read(length))
     facts = json.loads(header.pop("__metadata__")["premed"])
     own = facts.get("crc32", {}).pop("facts", None)  # the first files had no checksums
-    if own is not None and own != checksum(json.dumps(facts).encode()):
+    if own is not None and (own != checksum(json.dumps(facts).encode()) or facts["crc32"].keys() != header.keys()):
         raise ValueError("damaged")
     end = 8 + length + max(item["data_offsets"][1] for item in header.values())
     if total != end:
