@@ -48,7 +48,8 @@ def field_of(draw: SampleRng, name: str, shape: Sequence[int], room: Sequence[fl
     """`noise` over a field of view of `room` mm, without detail finer than `smooth` mm: the same at any `shape`."""
     step = max(STEP, smooth / 3)
     wanted = np.maximum(np.ceil(np.asarray(room) / step).astype(int), 4)
-    coarse = [next_fast_len(n, real=True) for n in wanted.tolist()]  # a prime number of points would take far longer
+    # a prime number of points would take far longer
+    coarse = [int(next_fast_len(n, real=True) or n) for n in wanted.tolist()]
     values = noise(draw, name, coarse, smooth * np.array(coarse) / np.asarray(room))
     for axis, (n, m) in enumerate(zip(shape, coarse, strict=True)):
         values = linear(values, (np.arange(n) + 0.5) * m / n - 0.5, axis)
