@@ -26,8 +26,12 @@ def used(mae_home, tmp_path, monkeypatch):
     return tmp_path / "used", outcome
 
 
+ANOTHER = {"finetune": {"seed": 1}}
+"""A fine-tuning that has not run yet, of the pre-training that has."""
+
+
 def again(chest, *changes):
-    """Runs the same experiment; returns its outcome, the kinds of the stages that were trained, and the warnings."""
+    """Runs an experiment; returns its outcome, the kinds of the stages that were trained, and the warnings."""
     seen = []
     outcome = run(chest, *changes, show=seen.append)
     trained = [event.kind for event in seen if isinstance(event, StageStarted)]
@@ -64,11 +68,20 @@ def test_a_damaged_file_of_a_finished_stage_comes_back_from_mlflow_with_a_word(u
         file.write_bytes(whole[: len(whole) // 2])
     else:
         file.write_bytes(whole.replace(b'"digest": "', b'"digest": "x')) if name[-4:] == "json" else flip(file)
+    _, trained, warned = again(chest, ANOTHER)
+    assert trained == ["finetune", "test"] and file.read_bytes() == whole
+    damaged = [line for line in (*warned, *caplog.messages) if "damaged" in line]
+    assert len(damaged) in ([0] if (name, damage) == ("result.json", "gone") else [1, 2])
+
+
+def test_weights_that_nothing_needs_any_more_may_be_removed(used, chest):
+    """To free a disk, say: the experiment is finished."""
+    home, outcome = used
+    for folder in home.glob("checkpoints/*/parts"):
+        shutil.rmtree(folder)
     now, trained, warned = again(chest)
-    assert trained == [] and file.read_bytes() == whole
-    told = [line for line in (*warned, *caplog.messages) if "damaged" in line]
-    assert len(told) in ([0] if (name, damage) == ("result.json", "gone") else [1, 2])
-    assert [stage["value"] for stage in now["stages"][-1:]] == [stage["value"] for stage in outcome["stages"][-1:]]
+    assert (trained, warned) == ([], []) and not list(home.glob("checkpoints/*/parts"))
+    assert now["stages"][-1]["value"] == outcome["stages"][-1]["value"]
 
 
 def test_weights_that_are_damaged_in_mlflow_too_are_trained_again(used, chest):
@@ -79,9 +92,9 @@ def test_weights_that_are_damaged_in_mlflow_too_are_trained_again(used, chest):
     for copy in home.rglob("encoder.safetensors"):
         if copy.read_bytes() == whole:
             flip(copy)
-    _, trained, warned = again(chest)
+    _, trained, warned = again(chest, ANOTHER)
     found = load((folder / "parts" / "encoder.safetensors").read_bytes())
-    assert trained == ["pretrain"] and len(warned) == 2
+    assert trained == ["pretrain", "finetune", "test"] and len(warned) == 2
     assert all(np.array_equal(found[name], value) for name, value in expected.items())
 
 

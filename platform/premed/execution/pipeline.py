@@ -27,8 +27,7 @@ from premed.execution.scheduler import Ticket
 from premed.execution.session import Session
 from premed.paths import home, storage
 from premed.training.artifacts import whole_result
-from premed.training.checkpoint import CheckpointManager
-from premed.training.setup import StageJob
+from premed.training.setup import StageJob, is_usable
 
 IDENTIFYING = ("import", "finetune")
 """The kinds of stages whose data distinguish two experiments with the same fields."""
@@ -126,10 +125,10 @@ class StagePipeline:
 
     def fetch(self, job: StageJob) -> dict[str, Any] | None:
         """The result of a finished stage, which is copied from MLflow if storage lacks it; None if both do."""
-        while (result := self.find(job)) is None:
+        while (result := self.find(job, usable=True)) is None:
             if self.tracker.acquire(job.stage.digest()):
                 try:
-                    return self.find(job) or self.restore(job)
+                    return self.find(job, usable=True) or self.restore(job)
                 finally:
                     self.tracker.release(job.stage.digest())
             self.ticket.pause(POLL)
@@ -160,16 +159,14 @@ class StagePipeline:
         self.executor.release()
         self.show(WaitingForStage(kind, owner))
 
-    def obtain(self, job: StageJob, resumable: bool = False) -> dict[str, Any]:
-        """Returns the finished result, or another command's once it has it, or trains the stage.
-
-        resumable: only a result with its last checkpoint counts, from which a trunk's next segment continues.
-        """
+    def obtain(self, job: StageJob, usable: bool = False) -> dict[str, Any]:
+        """Returns the finished result, or another command's once it has it, or trains the stage. usable: see `find`."""
         kind, digest, waiting = job.stage.kind, job.stage.digest(), False
-        while (result := self.find(job, resumable)) is None:
+        restore = (lambda job: None) if usable and kind == "trunk" else self.restore  # MLflow keeps no checkpoints
+        while (result := self.find(job, usable)) is None:
             if self.tracker.acquire(digest):
                 try:  # the command that held the lease may have just finished it
-                    return self.find(job, resumable) or (None if resumable else self.restore(job)) or self.train(job)
+                    return self.find(job, usable) or restore(job) or self.train(job)
                 except LeaseLost as error:
                     self.show(WarningIssued(f"{kind}: {error}"))
                 finally:
@@ -180,20 +177,21 @@ class StagePipeline:
             self.ticket.pause(POLL)
         return result
 
-    def ensure_resumable(self, job: StageJob) -> None:
-        """Trains a trunk's segment again if its last checkpoint was removed: MLflow does not keep checkpoints."""
-        if not CheckpointManager(job.stage_storage).steps():
-            self.show(WarningIssued(f"{job.stage_storage.where}: has no checkpoint any more; training it again"))
-            key = job.stage.digest(), self.storage, "resumable"
-            self.once(job, key, partial(self.obtain, job, resumable=True))
+    def ensure_usable(self, job: StageJob) -> None:
+        """Has what the next stage loads of this one fetched from MLflow, or trained again, if it is gone or damaged."""
+        if not is_usable(job):
+            if job.stage.kind == "trunk":  # of other stages, `restore` names what is gone
+                self.show(WarningIssued(f"{job.stage_storage.where}: has no checkpoint any more; training it again"))
+            key = job.stage.digest(), self.storage, "usable"
+            self.once(job, key, partial(self.obtain, job, usable=True))
 
-    def find(self, job: StageJob, resumable: bool = False) -> dict[str, Any] | None:
-        """The result of a stage that is finished in storage, with all its parts, and in MLflow; else None."""
-        result = whole_result(job.stage_storage, job.stage.kind, self.show)
-        if resumable and not CheckpointManager(job.stage_storage).steps():
-            return None
+    def find(self, job: StageJob, usable: bool = False) -> dict[str, Any] | None:
+        """The result of a stage that is finished in storage and in MLflow; else None. usable: see `is_usable`."""
+        result = job.stage_storage.get_json("result.json")
         run_id = self.tracker.finished_run(job.stage.digest(), job.stage.kind) if result else None
-        return self.reused(job, run_id, result) if result and run_id else None
+        if result is None or run_id is None or (usable and not is_usable(job)):
+            return None
+        return self.reused(job, run_id, result)
 
     def restore(self, job: StageJob) -> dict[str, Any] | None:
         """Copies a stage that is finished in storage or MLflow alone to the other; returns its result, else None."""
@@ -234,8 +232,8 @@ class StagePipeline:
         kind, stage_storage = job.stage.kind, job.stage_storage
         if kind in PRETRAINING:
             validate_networks(self.resolved, self.cache)
-        if job.trunk_storage:
-            self.ensure_resumable(self.jobs[job.stage.parent or ""])
+        if job.stage.parent in self.jobs:
+            self.ensure_usable(self.jobs[job.stage.parent])
         job = replace(job, content=self.session.content(job.stage))
         run_id = self.recorder.open_stage(job.stage, self.data_sets(job.stage), job.trunk_storage)
         self.show(StageStarted(kind, stage_storage.where))

@@ -22,7 +22,7 @@ from premed.config.experiment import Experiment, Stage
 from premed.config.settings import LABEL_FREE, PRETRAINING, TRUNK, Kind, Pretrain, Train
 from premed.contracts import DataSet, Task
 from premed.data.datamodule import stage_cases, stage_data_sets
-from premed.errors import StageFailed
+from premed.errors import StageFailed, UserError
 from premed.events import EventHandler, ModelRegistrationStarted, WarningIssued
 from premed.paths import home, portable_path
 from premed.tracking.tracker import Tracker
@@ -215,7 +215,7 @@ class ExperimentRecorder:
             with REGISTERING:
                 self.pause(0)  # the command may have been stopped meanwhile
                 self.tracker.register_model(run_id, self.task.name, objective.network, example, score, card)
-        except StageFailed as error:
+        except (StageFailed, UserError) as error:  # UserError: its weights are damaged
             self.on_event(WarningIssued(f"the model was not registered: {error}"))
 
     def end(self, run_id: str, status: str, tags: dict[str, str] | None = None) -> None:

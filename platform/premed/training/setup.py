@@ -17,7 +17,8 @@ from premed.data.datamodule import refuse_unknown_labels, stage_cases, stage_con
 from premed.distributed import raise_on_all_ranks, rank_and_world
 from premed.errors import UserError
 from premed.models.network import Network, load_strictly, seeded_init
-from premed.training.artifacts import load_encoder, part_weights
+from premed.training.artifacts import damaged_parts, load_encoder, part_weights
+from premed.training.checkpoint import CheckpointManager
 from premed.training.device import device_of, precision_of
 from premed.training.privacy import Privacy
 from premed.training.schedule import Schedule, planned
@@ -54,6 +55,13 @@ class StageJob:
     def trunk_storage(self) -> StageStorage | None:
         """The folder of the trunk segment that this stage continues; None if it continues none."""
         return self.parent_storage if self.parent and self.parent.kind == "trunk" else None
+
+
+def is_usable(job: StageJob) -> bool:
+    """Whether storage has what the next stage loads: the last checkpoint of a trunk's segment, else undamaged parts."""
+    if job.stage.kind == "trunk":
+        return bool(CheckpointManager(job.stage_storage).steps())
+    return not damaged_parts(job.stage_storage)
 
 
 class TrainingSetup(NamedTuple):
