@@ -16,13 +16,13 @@ def shortened(text: str, most: int = MOST_SIGNS) -> str:
     """`text`, or its two ends if it is longer: messages begin with the file or field, and end with the remedy."""
     if len(text) <= most:
         return text
-    return f"{text[: most // 2]} … [{len(text) - most} characters] … {text[-(most - most // 2) :]}"
+    end = (most - len(f" … [{len(text)} characters] … ")) // 2
+    return f"{text[:end]} … [{len(text) - 2 * end} characters] … {text[-end:]}"
 
 
 def brief(value: object) -> str:
     """`value` as one line of a length that people read."""
-    text = str(value)
-    return shortened(printable(shortened(text)))
+    return shortened(printable(str(value)))
 
 
 class UserError(Exception):

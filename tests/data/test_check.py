@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -267,17 +268,25 @@ def test_a_task_without_a_check_of_its_own_still_misses_no_file(hippocampi, copi
     assert [finding.where for finding in listings(Plain(), True)] == [str(path) for path in gone]
 
 
-# On Ray ---------------------------------------------------------------------------------------------------------------
+# In processes ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_on_ray_the_same_is_found(hippocampi, copied, found, checked, tmp_path):
+def test_in_processes_the_same_is_found(hippocampi, copied, found, checked, tmp_path, monkeypatch):
     root = copied(hippocampi)
     cut(at(root, "imagesTr", 1))
     voxels(at(root, "labelsTr", 8), put(7))
     here = found(MSD, root)
+    monkeypatch.setattr(runner, "FEW", 12)
+    pools = []
+
+    def pool(*arguments):
+        pools.append(ProcessPoolExecutor(*arguments))
+        return pools[-1]
+
+    monkeypatch.setattr(runner, "ProcessPoolExecutor", pool)
     code, out, err = checked(MSD, root, "--json", "train.workers=1", "--html", tmp_path / "check.html")
-    told = json.loads(out)
-    assert code == 2 and "starting Ray" in err and "checking images: 12/12" in err
-    assert [(each["severity"], f"{each['where']}: {each['what']}") for each in told["findings"]] == here
+    outcome = json.loads(out)
+    assert code == 2 and len(pools) == 1 and "checking images: 12/12" in err
+    assert [(each["severity"], f"{each['where']}: {each['what']}") for each in outcome["findings"]] == here
     assert len(here) == 2 and (tmp_path / "check.html").read_text().count("<img") == 11

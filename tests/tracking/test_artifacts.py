@@ -31,6 +31,16 @@ def test_a_moved_home_has_its_artifacts(moved, tmp_path):
     assert store.download(run_id, "scores.json", tmp_path / "one").read_bytes()[:1] == b"{"
 
 
+def test_a_folder_that_only_its_owner_may_read_is_kept_as_others_are(store, tmp_path):
+    """A temporary folder is 0700; those who share a home read what was made in it."""
+    run_id, made = start(store), tmp_path / "made"
+    made.mkdir(0o700)
+    (made / "a.png").write_bytes(b"png")
+    store.log_files(run_id, made, "pictures")
+    kept = tmp_path / "home" / "artifacts"
+    assert {oct(each.stat().st_mode & 0o777) for each in kept.rglob("*") if each.is_dir()} == {"0o755"}
+
+
 def test_what_a_moved_home_logs_stays_inside_it(moved, tmp_path):
     _, store = moved
     run_id = start(store, "another")

@@ -107,6 +107,17 @@ def test_a_database_that_was_left_half_made_is_one_line_with_the_mend(store, mis
         RunStore(f"sqlite:///{copy}")
 
 
+def test_a_database_with_runs_that_was_left_half_upgraded_is_not_to_be_removed(store):
+    start(store)
+    file = database.sqlite_file(store.uri)
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("DROP TABLE alembic_version")
+    copy = file.with_name("half.db")
+    file.rename(copy)
+    with pytest.raises(UserError, match=r"half.db was left half upgraded .* do not remove it"):
+        RunStore(f"sqlite:///{copy}")
+
+
 def test_a_damaged_database_is_one_line_and_its_records_are_kept(store, tmp_path, caplog):
     run_id, file = start(store), database.sqlite_file(store.uri)
     whole = file.read_bytes()

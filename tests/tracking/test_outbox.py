@@ -15,7 +15,7 @@ from support.forks import fork
 from support.stores import come_up, free_port, rows, start, steps, stop, unreachable
 
 from premed.tracking import model_registry
-from premed.tracking.outbox import Outbox
+from premed.tracking.outbox import Outbox, _Journal
 from premed.tracking.run_store import RunStore
 from premed.tracking.stage_leases import Lease
 
@@ -109,13 +109,16 @@ def test_a_run_deleted_in_mlflow_while_it_is_recorded_is_restored_with_one_word(
     assert steps(store, run_id) == list(range(1, 30)) and store.find("d").run_id == run_id
 
 
-def test_a_run_deleted_with_its_experiment_is_restored_with_it(store, tmp_path):
-    run_id, told = start(store), []
-    outbox = Outbox(store, tmp_path, told.append)
+def test_a_run_deleted_with_its_experiment_is_restored_without_the_others(store, tmp_path):
+    run_id, other, warnings = start(store), start(store, "other"), []
+    outbox = Outbox(store, tmp_path, warnings.append)
     store.client.delete_experiment(store.experiment("chest"))
+    outbox.add("log_rows", run_id, rows(1))
     outbox.add("finish", run_id)
     assert outbox.close(60) == 0
-    assert len(told) == 1 and store.find("d").run_id == run_id
+    assert len(warnings) == 1 and steps(store, run_id) == [1]
+    assert store.client.get_run(run_id).info.lifecycle_stage == "active"
+    assert store.client.get_run(other).info.lifecycle_stage == "deleted"
 
 
 def test_a_run_that_is_gone_for_good_is_told_once_and_its_records_are_kept(store, tmp_path):
@@ -169,6 +172,37 @@ def test_what_the_disk_did_not_take_reaches_it_once_it_does(store, tmp_path, sma
     later = Outbox(store, small_disk)
     assert later.replay() == 101 and later.close(60) == 0
     assert steps(store, run_id) == list(range(101))
+
+
+def test_what_the_disk_did_not_take_reaches_it_when_the_command_ends(store, tmp_path, small_disk):
+    run_id = start(store)
+    filler = small_disk / "filler"
+    filler.write_bytes(b"0" * 12_000)
+    outbox = Outbox(unreachable(), small_disk, lambda text: None)
+    for step in range(100):
+        outbox.add("log_rows", run_id, rows(step))
+    filler.unlink()
+    assert outbox.close(0.1) == 100
+    outbox._writer.join(60)
+    later = Outbox(store, small_disk)
+    assert later.replay() == 100 and later.close(60) == 0
+    assert steps(store, run_id) == list(range(100))
+
+
+def test_a_disk_that_cannot_be_read_for_a_moment_ends_no_delivery(store, tmp_path, monkeypatch):
+    run_id, warnings, read = start(store), [], _Journal.read
+
+    def fails_once(self):
+        monkeypatch.setattr(_Journal, "read", read)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(_Journal, "read", fails_once)
+    outbox = Outbox(store, tmp_path, warnings.append)
+    for step in range(3):
+        outbox.add("log_rows", run_id, rows(step))
+    assert outbox.close(60) == 0
+    assert warnings == [f"{tmp_path}: [Errno 5] Input/output error; trying again", "MLflow answers again"]
+    assert steps(store, run_id) == [0, 1, 2]
 
 
 def wait_until(condition):

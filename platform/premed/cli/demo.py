@@ -184,7 +184,7 @@ def next_commands() -> list[str]:
 def program() -> str:
     """How this shell starts premed: it may be in an environment that is not activated."""
     started = Path(sys.argv[0])
-    if started.name == "__main__.py":
+    if started.name != "premed":
         return f"{shlex.quote(sys.executable)} -m premed"
     if (found := shutil.which("premed")) and Path(found).resolve() == started.resolve():
         return "premed"

@@ -71,6 +71,9 @@ class ConfigurationLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[Any, int] = {}
+        if not isinstance(node, yaml.MappingNode):  # !!set 1
+            what = f"{node.value} is no {node.tag.rpartition(':')[2]}; fix it, or quote it"
+            raise Refused(problem=what, problem_mark=node.start_mark)
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
                 continue

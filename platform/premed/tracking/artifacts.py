@@ -1,11 +1,14 @@
 """Where a run's artifacts are: a folder of this disk, also after its home was moved, or a server's."""
 
 import re
-import shutil
 import urllib.parse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from premed.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 
 class ArtifactMissing(UserError):
@@ -36,9 +39,9 @@ def local_folder(uri: str, artifacts: str | None) -> Path | None:
     return moved if moved.exists() or not recorded.parents[2].exists() else recorded
 
 
-def copy_into(source: Path, folder: Path) -> Path:
-    """Copies a file, or all files of a folder, into `folder`, created if missing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
-        return Path(shutil.copytree(source, folder, dirs_exist_ok=True))
-    return Path(shutil.copy(source, folder))
+def repository(uri: str, artifacts: str | None, tracking_uri: str) -> "ArtifactRepository":
+    """MLflow's repository of a run's artifacts, wherever they are."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    folder = local_folder(uri, artifacts)
+    return get_artifact_repository(folder.as_uri() if folder else uri, tracking_uri=tracking_uri)

@@ -18,7 +18,7 @@ _MEANINGS = {
     "database or disk is full|No space left on device|disk I/O error": "cannot be written: its disk is full or faulty",
     "attempt to write a readonly database|unable to open database file|Read-only file system": "{unwritable}",
     "no such table": "has no runs in it: it was removed, or is not MLflow's",
-    "table .* already exists|duplicate column|found version None": "was left half made by an earlier start: remove it",
+    "table .* already exists|duplicate column|found version None": "{half}",
     "malformed|file is not a database": "is damaged: put back a copy of it, or remove it",
 }
 """What SQLite says, as a pattern, and what it says about the file."""
@@ -92,8 +92,18 @@ def diagnosis(error: BaseException, uri: str) -> str | None:
         if re.search(pattern, text):
             removed = not file.exists()
             unwritable = "was removed while it was in use" if removed else "may not be written to: see its permissions"
-            return f"{file} {meaning.format(holder=holder(file), unwritable=unwritable)}"
+            half = "was left half made by an earlier start: remove it"
+            if num_runs(file):
+                half = "was left half upgraded by another MLflow, and holds runs: put back a copy, do not remove it"
+            return f"{file} {meaning.format(holder=holder(file), unwritable=unwritable, half=half)}"
     return None
+
+
+def num_runs(file: Path) -> int:
+    """How many runs the file holds, also if its other tables are not as MLflow needs them."""
+    with suppress(sqlite3.Error), closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
+        return connection.execute("SELECT count(*) FROM runs").fetchone()[0]
+    return 0
 
 
 def is_lasting(error: BaseException) -> bool:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from premed.errors import first_line
 from premed.tracking.client import is_deleted, is_unknown, lost_race, transient, unreachable
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Outbox:
     def close(self, timeout: float = 10.0) -> int:
         """Delivers for at most `timeout` seconds more; returns how many records stay on disk for `replay`."""
         with self._change:
+            self._flush()
             self._deadline = time.monotonic() + timeout
             self._change.notify()
         self._writer.join(timeout)
@@ -97,10 +99,17 @@ class Outbox:
     def _work(self) -> None:
         wait = _FIRST_WAIT
         while (journal := self._next()) is not None:
-            if self._deliver(journal):
+            try:
+                delivered = self._deliver(journal)
+            except Exception as error:  # noqa: BLE001 - of the disk, say: the records of other runs wait for this thread
+                if not self._silent:
+                    self.warn(f"{self.folder}: {first_line(error)}; trying again")
+                self._silent, delivered = True, False
+            if delivered:
                 wait = _FIRST_WAIT
                 continue
             with self._change:
+                self._flush()
                 remaining = wait if self._deadline is None else min(wait, self._deadline - time.monotonic())
                 if remaining > 0:
                     self._change.wait(remaining)
@@ -108,6 +117,12 @@ class Outbox:
         with self._change:
             for journal in self._journals.values():
                 journal.close()
+
+    def _flush(self) -> None:
+        """Tries again to write what the disk did not take: it may have room now."""
+        for journal in self._journals.values():
+            if journal.in_memory:
+                journal.flush()
 
     def _next(self) -> "_Journal | None":
         """Waits for the next journal with a record, round robin. Returns None when the thread should end."""
@@ -125,7 +140,9 @@ class Outbox:
 
     def _deliver(self, journal: "_Journal") -> bool:
         """Delivers a journal's next record, or moves it to `rejected` if MLflow refuses it. False: try again later."""
-        line, record, run_id = journal.read(), {}, journal.path.stem
+        with self._change:  # `add` may just be moving what is in memory to the disk
+            line = journal.read()
+        record, run_id = {}, journal.path.stem
         try:
             record = json.loads(line)
             getattr(self.store, record["call"])(*record["args"], **record["kwargs"])
@@ -189,7 +206,8 @@ class _Journal:
         """Opens the file, if it is not, and counts what ended processes left in it."""
         if self._file:
             return self._file
-        self._lock.acquire(timeout=0)
+        if not self._lock.is_locked:
+            self._lock.acquire(timeout=0)
         file = FileIO(self.path, "a+")  # unbuffered, so a line is safe once add() returns
         with suppress(FileNotFoundError, ValueError):
             self._delivered = int(self._note.read_text())
@@ -207,9 +225,10 @@ class _Journal:
         """Adds a record. Returns why the disk did not take it, if it did not: it is then in memory, and in line."""
         self.in_memory.append(line)
         self.pending += 1
-        return self._flush()
+        return self.flush()
 
-    def _flush(self) -> str | None:
+    def flush(self) -> str | None:
+        """Writes what is in memory to the disk. Returns why that failed, if it did."""
         try:
             file = self._open()
             while self.in_memory:
@@ -236,7 +255,7 @@ class _Journal:
         self._delivered += by
         with suppress(OSError):  # not noted, it is delivered again, which changes nothing
             self._note.write_text(str(self._delivered))
-        self._flush()
+        self.flush()
 
     def reject(self, line: bytes, error: Exception) -> None:
         self.rejects += 1
@@ -248,8 +267,9 @@ class _Journal:
         if self._file:
             self._file.close()
         if not self.pending:
-            for path in (self._note, self.path, Path(self._lock.lock_file)):
-                path.unlink(missing_ok=True)
+            with suppress(OSError):  # left there, the records are delivered again, which changes nothing
+                for path in (self._note, self.path, Path(self._lock.lock_file)):
+                    path.unlink(missing_ok=True)
         self._lock.release()
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from premed.errors import UserError
-from premed.tracking.artifacts import ArtifactMissing, artifact_location, copy_into, local_folder
+from premed.tracking.artifacts import ArtifactMissing, artifact_location, local_folder, repository
 from premed.tracking.client import connect, connect_or_raise, masked, require_store, resolve_uri
 from premed.tracking.entities import (
     batches,
@@ -33,6 +33,7 @@ from premed.tracking.provenance import process_tags, run_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
     from premed.contracts import Row
 
@@ -137,12 +138,9 @@ class RunStore:
         self.set_tags(run_id, process_tags())
 
     def restore(self, run_id: str) -> None:
-        """Restores a run that was deleted, and its experiment with it."""
-        experiment = self.client.get_experiment(self.client.get_run(run_id).info.experiment_id)
-        if experiment.lifecycle_stage != "active":
-            self.client.restore_experiment(experiment.experiment_id)
-        if self.client.get_run(run_id).info.lifecycle_stage != "active":
-            self.client.restore_run(run_id)
+        """Restores a run that was deleted. In a deleted experiment it stays out of sight: MLflow would restore that
+        one with all its runs, those too that were deleted one by one."""
+        self.client.restore_run(run_id)
 
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:
         from mlflow.entities import RunTag
@@ -263,19 +261,14 @@ class RunStore:
         source = Path(folder_or_file)
         if not source.exists():
             raise FileNotFoundError(f"{source}: does not exist, so it cannot be logged")
-        if folder := self._local_folder(run_id):
-            copy_into(source, folder / path)
-            return
-        send = self.client.log_artifacts if source.is_dir() else self.client.log_artifact
-        send(run_id, str(source), path or None)
+        kept = self._repository(run_id)
+        send = kept.log_artifacts if source.is_dir() else kept.log_artifact
+        send(str(source), path or None)
 
     def download(self, run_id: str, path: str, to: Path | str) -> Path:
         """Downloads the run's file or folder `path` into the folder `to`, created if missing; returns where it is."""
         Path(to).mkdir(parents=True, exist_ok=True)
-        if folder := self._local_folder(run_id):
-            source = folder / path
-            return copy_into(source, Path(to) / path if source.is_dir() else (Path(to) / path).parent)
-        return Path(self.client.download_artifacts(run_id, path, str(to)))
+        return Path(self._repository(run_id).download_artifacts(path, str(to)))
 
     def refuse_moved(self, run_id: str) -> None:
         """Raises UserError if the run's home was moved: MLflow would write a model where the home was before."""
@@ -284,8 +277,8 @@ class RunStore:
             before, now = (str(each.parents[2].parent) for each in (recorded, here or recorded))
             raise UserError(f"MLflow keeps models in {before}, from where this home was moved: ln -s {now} {before}")
 
-    def _local_folder(self, run_id: str) -> Path | None:
-        return local_folder(str(self.client.get_run(run_id).info.artifact_uri), self.artifacts)
+    def _repository(self, run_id: str) -> "ArtifactRepository":
+        return repository(str(self.client.get_run(run_id).info.artifact_uri), self.artifacts, self.uri)
 
     def log_datasets(self, run_id: str, entries: Sequence[Mapping[str, Any]]) -> None:
         """Logs entries `{name, digest, context, source, num_cases}`: "datasets used" in the UI."""

@@ -197,7 +197,7 @@ class RetryingTracker:
         self.query(self.tracker.reopen_run, run_id)
 
     def download(self, run_id: str, folder: str, scored: bool = True) -> bool:
-        return self.query(self.tracker.download, run_id, folder, scored)
+        return self.retry(self.tracker.download, run_id, folder, scored)
 
     def log_rows(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
         self.retry(self.tracker.log_rows, run_id, rows)
