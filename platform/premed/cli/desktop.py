@@ -1,0 +1,43 @@
+"""A page in the person's browser, where there is a desktop. `python -m premed.cli.desktop URL` waits for its server."""
+
+import os
+import socket
+import sys
+import time
+import urllib.parse
+import webbrowser
+
+PATIENCE = 120.0
+"""Seconds until a server that starts must answer."""
+
+
+def has_desktop() -> bool:
+    """Whether a browser would open beside this terminal: not over SSH, in CI, or without a screen."""
+    if any(os.environ.get(name) for name in ("SSH_CONNECTION", "SSH_TTY", "CI")):
+        return False
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return False
+    try:
+        return not isinstance(webbrowser.get(), webbrowser.GenericBrowser) or "BROWSER" in os.environ
+    except webbrowser.Error:
+        return False
+
+
+def open_when_served(url: str, patience: float = PATIENCE) -> bool:
+    """Opens the URL as soon as its server takes connections. Returns whether it did, within `patience` seconds."""
+    parts = urllib.parse.urlsplit(url)
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection((parts.hostname or "", parts.port or 80), timeout=1).close()
+            return webbrowser.open(url)
+        except OSError:
+            time.sleep(0.2)
+    return False
+
+
+if __name__ == "__main__":
+    try:
+        open_when_served(sys.argv[1])
+    except KeyboardInterrupt:  # the server was ended before it answered
+        sys.exit(130)

@@ -1,0 +1,60 @@
+"""What an experiment's own run says in MLflow: the few parameters that tell arms apart, and its numbers in one place.
+
+Its stages' runs have all parameters (`stage.…`) and all numbers. MLflow's plots take every parameter of the runs that are
+compared: a whole YAML of them would be unreadable there.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from premed.config.experiment import Experiment
+from premed.config.settings import PRETRAINING, Pretrain, Training
+
+
+def summary_params(experiment: Experiment) -> dict[str, Any]:
+    """Strategy, networks, share of labels, seeds and lengths, as far as the experiment has them."""
+    pretext, pretrain, finetune = experiment.pretext, experiment.pretrain, experiment.finetune
+    params: dict[str, Any] = {"strategy": experiment.strategy, "encoder": experiment.encoder.name}
+    if (mask_ratio := getattr(pretext, "mask_ratio", None)) is not None:
+        params["mask_ratio"] = mask_ratio
+    if isinstance(pretrain, Pretrain):
+        params |= length("pretrain", pretrain) | {"pretrain_seed": pretrain.seed}
+    elif pretrain is not None and experiment.pretrained:  # one that is finished; what the YAML says of it was compared
+        stated = {name: pretrain.stated.get(name) for name in ("epochs", "steps", "seed")}
+        params |= {f"pretrain_{name}": value for name, value in stated.items() if value is not None}
+    if finetune is not None:
+        params |= {"head": finetune.head.name, "label_fraction": finetune.label_fraction, "seed": finetune.seed}
+        params |= length("finetune", finetune) | {"layer_decay": finetune.layer_decay}
+    return params
+
+
+def length(stage: str, training: Training) -> dict[str, int]:
+    """How long a stage trains; with `steps`, its `epochs` say nothing."""
+    if training.steps is not None:
+        return {f"{stage}_steps": training.steps}
+    return {f"{stage}_epochs": training.epochs}
+
+
+def arm(experiment: Experiment, data: str) -> str:
+    """What experiments that differ in seeds alone have in common; eight hexadecimal digits. data: its fingerprints."""
+    update: dict[str, Any] = {}
+    for name in ("pretrain", "finetune"):
+        if (part := getattr(experiment, name)) is not None:
+            update[name] = part.model_copy(update={"seed": 0})
+    digest = experiment.model_copy(update=update).digest()
+    return hashlib.sha256(f"{digest} {data}".encode()).hexdigest()[:8]
+
+
+def totals(stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The scores and seconds of all stages, and how far the pre-training is below its gate."""
+    numbers: dict[str, float] = {}
+    for result in stages:
+        name = "pretrain" if result["kind"] in PRETRAINING else result["kind"]
+        prefix = "pretrain_" if name == "pretrain" else ""
+        scores = {f"{prefix}{score}": value for score, value in result["summary"].items() if score.count("/") == 1}
+        numbers |= scores | {f"{name}_seconds": numbers.get(f"{name}_seconds", 0.0) + result["seconds"]}
+        numbers["seconds"] = numbers.get("seconds", 0.0) + result["seconds"]
+        if gate := result.get("gate"):  # a share of the gate; negative above it. Of a trunk the last one counts
+            numbers["below_gate"] = gate["below"]
+    return numbers
