@@ -181,7 +181,20 @@ def test_an_experiment_is_a_run_above_its_stages_and_names_the_pre_training_that
         told = {"task": "chestxray14", "strategy": "mae", "seed": "0"}
         assert told.items() <= run_.tags.items() and run_.tags["version.torch"]
     assert parent.tags["label_fraction"] == stages[1].tags["label_fraction"] == "1"
-    assert parent.params["pretext.mask_ratio"] == stages[0].params["stage.pretext.mask_ratio"] == "0.75"
+    assert parent.params["mask_ratio"] == stages[0].params["stage.pretext.mask_ratio"] == "0.75"
+
+
+def test_an_experiment_s_own_run_has_what_tells_arms_apart_and_all_its_scores_and_costs(used):
+    home, outcome = used
+    run, (pretrain, finetune, test) = store_of(home).get(outcome["run_id"]), outcome["stages"]
+    wanted = {"strategy": "mae", "encoder": "vit", "head": "linear", "mask_ratio": "0.75", "label_fraction": "1.0"}
+    wanted |= {"seed": "0", "pretrain_seed": "0", "pretrain_epochs": "4", "finetune_epochs": "4", "layer_decay": "1.0"}
+    assert run.params == wanted
+    for stage in (finetune, test):
+        assert {name: v for name, v in stage["summary"].items() if name.count("/") == 1}.items() <= run.metrics.items()
+    summary = pretrain["summary"]
+    assert run.metrics["below_gate"] == pytest.approx(1 - summary["val/loss"] / summary["val/gate"])
+    assert run.metrics["seconds"] == pytest.approx(sum(stage["seconds"] for stage in outcome["stages"]))
 
 
 def test_parameters_are_what_a_yaml_can_say(used):

@@ -109,7 +109,9 @@ def require_free(port: int) -> None:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            raise UserError(f"--port {port}: cannot be used ({error.strerror}); name another, as in --port 5001") from None
+            raise UserError(
+                f"--port {port}: cannot be used ({error.strerror}); name another, as in --port 5001"
+            ) from None
 
 
 def fields(

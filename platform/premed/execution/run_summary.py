@@ -1,7 +1,7 @@
 """What an experiment's own run says in MLflow: the few parameters that tell arms apart, and its numbers in one place.
 
-Its stages' runs have all parameters (`stage.…`) and all numbers. MLflow's plots take every parameter of the runs that are
-compared: a whole YAML of them would be unreadable there.
+Its stages' runs have all parameters (`stage.…`) and all numbers. MLflow's plots take every parameter of the runs that
+are compared: a whole YAML of them would be unreadable there.
 """
 
 import hashlib
@@ -9,24 +9,30 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from premed.config.experiment import Experiment
-from premed.config.settings import PRETRAINING, Pretrain, Training
+from premed.config.settings import PRETRAINING, Pretrain, Pretrained, Training
 
 
 def summary_params(experiment: Experiment) -> dict[str, Any]:
     """Strategy, networks, share of labels, seeds and lengths, as far as the experiment has them."""
-    pretext, pretrain, finetune = experiment.pretext, experiment.pretrain, experiment.finetune
+    pretext, pretrain, finetune = experiment.pretext, used_pretraining(experiment), experiment.finetune
     params: dict[str, Any] = {"strategy": experiment.strategy, "encoder": experiment.encoder.name}
     if (mask_ratio := getattr(pretext, "mask_ratio", None)) is not None:
         params["mask_ratio"] = mask_ratio
     if isinstance(pretrain, Pretrain):
         params |= length("pretrain", pretrain) | {"pretrain_seed": pretrain.seed}
-    elif pretrain is not None and experiment.pretrained:  # one that is finished; what the YAML says of it was compared
+    elif pretrain is not None:  # one that is finished; what the YAML says of it was compared
         stated = {name: pretrain.stated.get(name) for name in ("epochs", "steps", "seed")}
         params |= {f"pretrain_{name}": value for name, value in stated.items() if value is not None}
     if finetune is not None:
         params |= {"head": finetune.head.name, "label_fraction": finetune.label_fraction, "seed": finetune.seed}
         params |= length("finetune", finetune) | {"layer_decay": finetune.layer_decay}
     return params
+
+
+def used_pretraining(experiment: Experiment) -> Pretrain | Pretrained | None:
+    """The settings under `pretrain`, where the strategy has a pre-training."""
+    trains = any(kind in PRETRAINING for kind in experiment.kinds)
+    return experiment.pretrain if trains or experiment.pretrained else None
 
 
 def length(stage: str, training: Training) -> dict[str, int]:
@@ -38,10 +44,11 @@ def length(stage: str, training: Training) -> dict[str, int]:
 
 def arm(experiment: Experiment, data: str) -> str:
     """What experiments that differ in seeds alone have in common; eight hexadecimal digits. data: its fingerprints."""
-    update: dict[str, Any] = {}
-    for name in ("pretrain", "finetune"):
-        if (part := getattr(experiment, name)) is not None:
-            update[name] = part.model_copy(update={"seed": 0})
+    pretrain, finetune = used_pretraining(experiment), experiment.finetune
+    update = {
+        "pretrain": pretrain and pretrain.model_copy(update={"seed": 0}),
+        "finetune": finetune and finetune.model_copy(update={"seed": 0}),
+    }
     digest = experiment.model_copy(update=update).digest()
     return hashlib.sha256(f"{digest} {data}".encode()).hexdigest()[:8]
 

@@ -145,8 +145,8 @@ def score_rows(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 def experiment_tags(is_service: bool) -> dict[str, str]:
     """The tags of an experiment of MLflow's, which tell its UI (3.17) how to show it.
 
-    Under Model training; without the tag, under GenAI. is_service: it holds what no person looks for, and is left out of
-    the list, as MLflow leaves out those of its gateway.
+    Under Model training; without the tag, under GenAI. is_service: it holds what no person looks for, and is left out
+    of the list, as MLflow leaves out those of its gateway.
     """
     if is_service:
         return {"mlflow.experiment.isGateway": "true"}

@@ -1,7 +1,7 @@
 """Saved views: what MLflow's UI shows first of a task, so that its runs answer which pre-training is best.
 
-A view is a tag of MLflow's experiment, as the UI's own *Share* writes it (MLflow 3.17): filter, order, columns and groups
-of the runs' table, and the charts. An address names it. It is one of the UI's saved views, too.
+A view is a tag of MLflow's experiment, as the UI's own saved views are (MLflow 3.17): filter, order, columns and groups
+of the runs' table. An address names it; the UI lists it, too.
 """
 
 import json
