@@ -19,7 +19,7 @@ LISTED = f"tags.`{HIDDEN}` IS NULL"  # what MLflow 3.17's UI asks for, to list e
 def add(store, strategy, share="1", seed=0, arm=None, experiment="chest", **params):
     """An experiment's own run, as it is recorded; its scores are 0.5."""
     tags = {"task": experiment, "stage": "experiment", "strategy": strategy, "encoder": "vit", "head": "linear"}
-    tags |= {"label_fraction": share, "seed": str(seed), "score": "mauc"} | ({"arm": arm} if arm else {})
+    tags |= {"label_fraction": share, "seed": str(seed), "score": "mauc"} | ({"arm_digest": arm} if arm else {})
     more = {"digest": f"{strategy}{share}{seed}{arm}", "kind": "experiment", "tags": tags}
     run_id = store.start(experiment, f"{strategy} {share} {seed}", params={"seed": seed} | params, **more)
     for metric in ("test/mauc", "test/other", "val/mauc", "seconds"):
@@ -92,7 +92,7 @@ def test_the_newest_task_comes_first(store):
         ([{"strategy": "none"}], ["strategy"]),
         ([{"share": "0.1", "arm": "b"}], ["strategy", "label_fraction"]),
         ([{"mask_ratio": 0.5, "arm": "b"}], ["strategy", "mask_ratio"]),
-        ([{"arm": "b"}], ["strategy", "arm"]),  # they differ in what no short parameter names
+        ([{"arm": "b"}], ["strategy", "arm_digest"]),  # they differ in what no short parameter names
         ([{"strategy": "none", "arm": "b"}, {"strategy": "none", "arm": "c", "layer_decay": 0.5}], ["strategy"]),
     ],
 )

@@ -24,7 +24,7 @@ from premed.contracts import DataSet, Task
 from premed.data.datamodule import stage_cases, stage_data_sets
 from premed.errors import StageFailed
 from premed.events import EventHandler, ModelRegistrationStarted, WarningIssued
-from premed.execution.run_summary import arm, summary_params, totals
+from premed.execution.run_summary import arm_digest, summary_params, totals
 from premed.paths import home, portable_path
 from premed.tracking.tracker import Tracker
 from premed.training.artifacts import curve_of
@@ -74,7 +74,7 @@ class ExperimentRecorder:
         if run_id is None:
             with self.exclusive():
                 if (run_id := self.tracker.newest_run(*key)) is None:
-                    tags = self.tags("experiment") | {"arm": arm(self.experiment, data)}
+                    tags = self.tags("experiment") | {"arm_digest": arm_digest(self.experiment, data)}
                     about = None, tags, summary_params(self.experiment)
                     run_id = self.tracker.open_run(self.task.name, title(self.experiment), *key[1:], *about)
                     self.writing = True

@@ -1,7 +1,7 @@
 """Saved views: what MLflow's UI shows first of a task, so that its runs answer which pre-training is best.
 
 A view is a tag of MLflow's experiment, as the UI's own saved views are (MLflow 3.17): filter, order, columns and groups
-of the runs' table. An address names it; the UI lists it, too.
+of the runs' table, and charts. An address names it; the UI lists it, too.
 """
 
 import json
@@ -21,6 +21,9 @@ MOST = 5000  # characters of an experiment's tag that MLflow stores
 DIFFERING = ["label_fraction", "encoder", "head", "mask_ratio", "layer_decay"]
 DIFFERING += ["pretrain_epochs", "pretrain_steps", "finetune_epochs", "finetune_steps"]
 """What may tell the arms of one strategy apart, in words."""
+SECTION = {"uuid": KEY, "name": "Strategies", "display": True, "isReordered": False, "deleted": False}
+SECTION |= {"isGenerated": False}
+"""Where the charts are."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,16 @@ def view(runs: Sequence[Run]) -> dict[str, Any]:
             "aggregateFunction": "average",
             "groupByKeys": [{"mode": mode, "groupByData": name} for mode, name in keys],
         },
+        "isAccordionReordered": True,  # else the section is sorted by its name among those that the UI makes
+        "compareRunSections": [SECTION],
+        "compareRunCharts": [bars(name) for name in numbers],
     }
+
+
+def bars(metric: str) -> dict[str, Any]:
+    """A chart of one number, a bar for each group."""
+    about = {"type": "BAR", "uuid": f"{KEY} {metric}", "metricSectionId": SECTION["uuid"], "runsCountToCompare": 20}
+    return about | {"metricKey": metric, "displayName": metric, "isGenerated": False, "deleted": False}
 
 
 def group_keys(runs: Sequence[Run]) -> list[tuple[str, str]]:
@@ -107,7 +119,7 @@ def group_keys(runs: Sequence[Run]) -> list[tuple[str, str]]:
     The strategy, then what differs within it; the mean over a group would otherwise mix arms.
     """
     keys: list[tuple[str, str]] = []
-    for name in ("strategy", *DIFFERING, "arm"):
+    for name in ("strategy", *DIFFERING, "arm_digest"):
         mode = "tag" if any(name in run.tags for run in runs) else "param"
         groups: dict[tuple[str | None, ...], set[str | None]] = defaultdict(set)
         for run in runs:
