@@ -16,12 +16,13 @@ HIDDEN, KIND = "mlflow.experiment.isGateway", "mlflow.experimentKind"
 LISTED = f"tags.`{HIDDEN}` IS NULL"  # what MLflow 3.17's UI asks for, to list experiments
 
 
-def add(store, strategy, share="1", seed=0, arm=None, experiment="chest", **params):
+def add(store, strategy, share="1", seed=0, arm=None, experiment="chest", arm_name=None, **params):
     """An experiment's own run, as it is recorded; its scores are 0.5."""
     tags = {"task": experiment, "stage": "experiment", "strategy": strategy, "encoder": "vit", "head": "linear"}
     tags |= {"label_fraction": share, "seed": str(seed), "score": "mauc"} | ({"arm_digest": arm} if arm else {})
+    about = {"seed": seed} | ({"arm": arm_name} if arm_name else {})
     more = {"digest": f"{strategy}{share}{seed}{arm}", "kind": "experiment", "tags": tags}
-    run_id = store.start(experiment, f"{strategy} {share} {seed}", params={"seed": seed} | params, **more)
+    run_id = store.start(experiment, f"{strategy} {share} {seed}", params=about | params, **more)
     for metric in ("test/mauc", "test/other", "val/mauc", "seconds"):
         store.log_rows(run_id, rows(0, metric=metric, value=0.5))
     return run_id
@@ -104,6 +105,19 @@ def test_a_group_differs_in_seeds_alone_so_that_its_mean_mixes_no_arms(store, ot
     if len(others) > 1:  # the last case: two arms of one strategy, told apart by a parameter that one of them has
         keys = [*keys, "layer_decay"]
     assert grouped(store) == keys
+
+
+def test_the_arm_s_name_is_the_group_where_it_tells_as_much(store):
+    add(store, "mae", arm_name="mae 100 %", arm="a")
+    add(store, "none", arm_name="none 100 %", arm="c")
+    save_views(store)
+    assert grouped(store) == ["strategy"]
+    add(store, "mae", share="0.1", arm_name="mae 10 %", arm="b")
+    save_views(store)
+    assert saved(store)["groupBy"]["groupByKeys"] == [{"mode": "param", "groupByData": "arm"}]
+    add(store, "mae", share="0.1", arm_name="mae 10 %", arm="d")  # a learning rate, say, which the name does not tell
+    save_views(store)
+    assert grouped(store) == ["strategy", "label_fraction", "arm_digest"]
 
 
 def test_a_view_follows_new_runs_but_not_when_a_person_changed_it(store):

@@ -17,6 +17,7 @@ from premed.tracking.run_store import LEASES, Run, RunStore
 
 KEY = "premed"
 TAG = f"mlflow.sharedViewState.{KEY}"
+NAME = "attributes.`Run Name`"
 MOST = 5000  # characters of an experiment's tag that MLflow stores
 DIFFERING = ["label_fraction", "encoder", "head", "mask_ratio", "layer_decay"]
 DIFFERING += ["pretrain_epochs", "pretrain_steps", "finetune_epochs", "finetune_steps"]
@@ -96,7 +97,8 @@ def view(runs: Sequence[Run]) -> dict[str, Any]:
         "orderByKey": f"metrics.`{scores[0]}`" if scores else "attributes.`start_time`",
         "orderByAsc": False,
         "selectedColumns": columns,
-        "columnOrder": columns,
+        "columnOrder": [NAME, *columns],
+        "columnWidths": {NAME: 300},
         "groupBy": {
             "aggregateFunction": "average",
             "groupByKeys": [{"mode": mode, "groupByData": name} for mode, name in keys],
@@ -116,7 +118,8 @@ def bars(metric: str) -> dict[str, Any]:
 def group_keys(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """The tags and parameters to group by, as (`tag` or `param`, name): runs of a group differ in seeds alone.
 
-    The strategy, then what differs within it; the mean over a group would otherwise mix arms.
+    The strategy, then what differs within it; the mean over a group would otherwise mix arms. Where the arm's name says
+    as much, it stands for them: the table's column has room for one.
     """
     keys: list[tuple[str, str]] = []
     for name in ("strategy", *DIFFERING, "arm_digest"):
@@ -126,7 +129,10 @@ def group_keys(runs: Sequence[Run]) -> list[tuple[str, str]]:
             groups[tuple(value_of(run, key) for key in keys)].add(value_of(run, (mode, name)))
         if name == "strategy" or any(len(values) > 1 for values in groups.values()):
             keys.append((mode, name))
-    return keys
+    named = {(run.params.get("arm"), tuple(value_of(run, key) for key in keys)) for run in runs}
+    names, arms = ({each[i] for each in named} for i in (0, 1))
+    is_same = None not in names and len(names) == len(arms) == len(named)
+    return [("param", "arm")] if len(keys) > 1 and is_same else keys
 
 
 def value_of(run: Run, key: tuple[str, str]) -> str | None:
