@@ -1,7 +1,6 @@
-"""A browser is opened where there is a desktop, once the server answers."""
+"""`premed ui` opens a browser where there is a desktop (`test_demo`), once the server answers."""
 
 import socket
-import sys
 import webbrowser
 
 import pytest
@@ -10,38 +9,6 @@ from typer.testing import CliRunner
 from premed.cli import desktop, services
 from premed.cli.app import app
 from premed.tracking import saved_views
-
-
-@pytest.fixture
-def on_a_desktop(monkeypatch):
-    for name in ("SSH_CONNECTION", "SSH_TTY", "CI", "WAYLAND_DISPLAY", "BROWSER"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("DISPLAY", ":0")
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(webbrowser, "get", lambda: webbrowser.Chrome("chromium"))
-
-
-def test_a_terminal_on_a_screen_is_on_a_desktop(on_a_desktop):
-    assert desktop.has_desktop()
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("SSH_CONNECTION", "10.0.0.1 1 10.0.0.2 22"), ("CI", "true"), ("DISPLAY", "")]
-)
-def test_over_ssh_in_ci_or_without_a_screen_there_is_no_desktop(on_a_desktop, monkeypatch, name, value):
-    monkeypatch.setenv(name, value)
-    assert not desktop.has_desktop()
-
-
-def test_a_browser_in_the_terminal_or_none_is_no_desktop(on_a_desktop, monkeypatch):
-    monkeypatch.setattr(webbrowser, "get", lambda: webbrowser.GenericBrowser("w3m"))
-    assert not desktop.has_desktop()
-
-    def none():
-        raise webbrowser.Error("could not locate runnable browser")
-
-    monkeypatch.setattr(webbrowser, "get", none)
-    assert not desktop.has_desktop()
 
 
 def test_a_page_opens_once_its_server_takes_connections(monkeypatch):

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,12 +143,14 @@ def score_rows(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
 
 
-def experiment_tags(is_service: bool) -> dict[str, str]:
-    """The tags of an experiment of MLflow's, which tell its UI (3.17) how to show it.
+def mark(client: "MlflowClient", experiment: Any, is_service: bool) -> None:
+    """Sets the tag that tells MLflow's UI (3.17) how to show an experiment, unless it is there or may not be written.
 
     Under Model training; without the tag, under GenAI. is_service: it holds what no person looks for, and is left out
     of the list, as MLflow leaves out those of its gateway.
     """
-    if is_service:
-        return {"mlflow.experiment.isGateway": "true"}
-    return {"mlflow.experimentKind": "custom_model_development"}
+    training = "mlflow.experimentKind", "custom_model_development"
+    name, value = ("mlflow.experiment.isGateway", "true") if is_service else training
+    if name not in experiment.tags:
+        with suppress(Exception):
+            client.set_experiment_tag(experiment.experiment_id, name, value)

@@ -9,7 +9,6 @@ import math
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +20,8 @@ from premed.tracking.client import connect, connect_or_raise, masked, require_st
 from premed.tracking.entities import (
     batches,
     dataset_inputs,
-    experiment_tags,
     flatten,
+    mark,
     new_metrics,
     read_scores,
     score_rows,
@@ -95,8 +94,7 @@ class RunStore:
         if not (experiment := self.client.get_experiment_by_name(name)):
             try:
                 artifacts = None if self.uri.startswith(_SERVERS) else self.artifacts
-                place = artifacts and artifact_location(artifacts, name)
-                self.client.create_experiment(name, place, experiment_tags(name == LEASES))
+                self.client.create_experiment(name, artifacts and artifact_location(artifacts, name))
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process may create it in between
                     raise
@@ -106,15 +104,8 @@ class RunStore:
             command = f"mlflow experiments restore -x {experiment.experiment_id}"
             command = f"MLFLOW_TRACKING_URI={shlex.quote(masked(self.uri))} {command}"
             raise UserError(f"experiment {name!r} was deleted in MLflow: restore it ({command}) or choose another name")
-        self.mark(experiment)  # an earlier version may have made it
+        mark(self.client, experiment, name == LEASES)
         return experiment.experiment_id
-
-    def mark(self, experiment: Any) -> None:
-        """Sets those tags of `experiment_tags` that MLflow's experiment lacks, if that may be written."""
-        for name, value in experiment_tags(experiment.name == LEASES).items():
-            if name not in experiment.tags:
-                with suppress(Exception):  # the tags are for the eye
-                    self.client.set_experiment_tag(experiment.experiment_id, name, value)
 
     # ---- runs
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from premed.tracking.entities import mark
 from premed.tracking.run_store import LEASES, Run, RunStore
 
 KEY = "premed"
@@ -38,7 +39,7 @@ class TaskView:
 def save_views(store: RunStore) -> list[TaskView]:
     """Saves a view for each task with experiments, unless a person has changed it; the newest task is first.
 
-    Experiments of MLflow's that an earlier version made get the tags that new ones have. Where nothing may be written,
+    Experiments of MLflow's that an earlier version made get the tag that new ones have. Where nothing may be written,
     the addresses lead to the runs without a view.
     """
     runs: dict[str, list[Run]] = defaultdict(list)
@@ -46,11 +47,11 @@ def save_views(store: RunStore) -> list[TaskView]:
         if "task" in run.tags:  # newest first
             runs[run.experiment_id].append(run)
     if leases := store.client.get_experiment_by_name(LEASES):
-        store.mark(leases)
+        mark(store.client, leases, is_service=True)
     views = []
     for experiment_id, some in runs.items():
         experiment = store.client.get_experiment(experiment_id)
-        store.mark(experiment)
+        mark(store.client, experiment, is_service=False)
         query = {"workflowType": "machine_learning"}
         if save(store, experiment_id, experiment.tags, view(some)):
             query["viewStateShareKey"] = KEY
