@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from premed.cli.desktop import has_desktop
+from premed.cli.browser import has_desktop
 from premed.cli.progress import ProgressPrinter
 from premed.config.compose import merge, validate_experiment
 from premed.config.experiment import Experiment

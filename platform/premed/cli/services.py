@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from premed.cli.desktop import has_desktop
+from premed.cli.browser import has_desktop
 from premed.cli.options import Json, load_experiments, print_result, redirect_prints
 from premed.errors import Left, UserError
 
@@ -95,7 +95,7 @@ def ui(
         return
     print("\n".join([*lines, f"{base}  (Ctrl-C ends it)"]), file=sys.stderr)
     if browse and has_desktop():
-        subprocess.Popen([sys.executable, "-m", "premed.cli.desktop", address])  # it waits until the server answers
+        subprocess.Popen([sys.executable, "-m", "premed.cli.browser", address])  # it waits until the server answers
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     os.execv(
         sys.executable, [*command, "--backend-store-uri", uri, "--artifacts-destination", str(home() / "artifacts")]

@@ -6,7 +6,7 @@ import webbrowser
 import pytest
 from typer.testing import CliRunner
 
-from premed.cli import desktop, services
+from premed.cli import browser, services
 from premed.cli.app import app
 from premed.tracking import saved_views
 
@@ -17,9 +17,9 @@ def test_a_page_opens_once_its_server_takes_connections(monkeypatch):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{server.getsockname()[1]}/#/experiments/1/runs?a=b"
-        assert not desktop.open_when_served(url, patience=0.05) and opened == []
+        assert not browser.open_when_served(url, patience=0.05) and opened == []
         server.listen()
-        assert desktop.open_when_served(url) and opened == [url]
+        assert browser.open_when_served(url) and opened == [url]
 
 
 def ui(monkeypatch, uri, *options):

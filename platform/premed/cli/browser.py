@@ -1,4 +1,4 @@
-"""A page in the person's browser, where there is a desktop. `python -m premed.cli.desktop URL` waits for its server."""
+"""A page in the person's browser, where there is a desktop. `python -m premed.cli.browser URL` waits for its server."""
 
 import os
 import socket
