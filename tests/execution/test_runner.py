@@ -180,7 +180,18 @@ def test_an_experiment_is_a_run_above_its_stages_and_names_the_pre_training_that
         told = {"task": "chestxray14", "strategy": "mae", "seed": "0"}
         assert told.items() <= run_.tags.items() and run_.tags["version.torch"]
     assert parent.tags["label_fraction"] == stages[1].tags["label_fraction"] == "1"
-    assert parent.params["pretext.mask_ratio"] == stages[0].params["stage.pretext.mask_ratio"] == "0.75"
+    assert parent.params["mask_ratio"] == stages[0].params["stage.pretext.mask_ratio"] == "0.75"
+
+
+def test_an_experiment_s_own_run_has_few_parameters_and_all_scores_and_costs(used):
+    run, stages = store_of(used[0]).get(used[1]["run_id"]), used[1]["stages"]
+    wanted = {"arm": "mae 100 %", "strategy": "mae", "encoder": "vit", "head": "linear", "mask_ratio": "0.75"}
+    wanted |= {"label_fraction": "1.0", "layer_decay": "1.0", "pretrain_epochs": "4", "finetune_epochs": "4"}
+    assert run.params == wanted | {"seed": "0", "pretrain_seed": "0"}
+    scores = {name: v for each in stages[1:] for name, v in each["summary"].items() if name.count("/") == 1}
+    assert scores.items() <= run.metrics.items() and len(scores) > 1
+    assert run.metrics["below_gate"] == pytest.approx(1 - stages[0]["gate"]["loss"] / stages[0]["gate"]["gate"])
+    assert run.metrics["seconds"] == pytest.approx(sum(each["seconds"] for each in stages))
 
 
 def test_parameters_are_what_a_yaml_can_say(used):

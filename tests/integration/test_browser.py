@@ -39,12 +39,20 @@ def home(browser, new_home, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ui(home):
+def told(tmp_path_factory):
+    """The file with what `premed ui` prints."""
+    return tmp_path_factory.mktemp("ui") / "told"
+
+
+@pytest.fixture(scope="module")
+def ui(home, told):
     """Where `premed ui` serves it."""
     port = free_port()
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    command = [sys.executable, "-m", "premed", "ui", "--port", str(port)]
-    server = subprocess.Popen(command, env=environment | {"PREMED_HOME": str(home)}, start_new_session=True)
+    command = [sys.executable, "-m", "premed", "ui", "--port", str(port), "--no-open"]
+    with told.open("w") as file:
+        about = {"env": environment | {"PREMED_HOME": str(home)}, "start_new_session": True, "stderr": file}
+        server = subprocess.Popen(command, **about)
     try:
         come_up(server, port)
         yield f"http://127.0.0.1:{port}/#"
@@ -169,6 +177,50 @@ def test_a_task_has_one_model_and_its_best_version_and_its_run_lead_to_each_othe
     browser.see("h1, h2", name)
     browser.click(f"a[href*='/models/{TASK}/versions/{best.version}']")
     browser.see("body", f"Version {best.version}")
+
+
+# ---- the addresses that `premed ui` prints
+
+
+def viewed(browser, told, more=""):
+    """Opens the X-rays' view, at the address that the command printed."""
+    (address,) = [line.split()[-1] for line in told.read_text().splitlines() if line.startswith(f"{TASK} ")]
+    browser.open(address + more)
+    browser.until("the experiments", lambda: len(listed(browser)) == 10)
+
+
+def test_the_printed_view_answers_which_strategy_is_best(browser, ui, told, store):
+    """Under Model training, the experiments alone, grouped by arm, with the mean of their scores, the best first."""
+    viewed(browser, told)
+    assert sorted(listed(browser)) == sorted([*titles(""), "none 50 % seed 0"])
+    assert not [link for link in browser.all("a") if link.text in ("Prompts", "Judges")]  # they are of GenAI
+    runs_of = runs(store, stage="experiment")
+    for strategy in STRATEGIES:
+        mean = fmean(runs_of[name].metrics[SCORE] for name in titles("", [strategy]))
+        row = f"[row-id='param.arm.{strategy} 100 %']"
+        assert float(browser.see(f"{row} [col-id='metrics.`{SCORE}`']", ".").text.split()[0]) == pytest.approx(mean)
+    heads = browser.see(".ag-header", SCORE).text.split("\n")
+    assert {"val/mauc", "below_gate", "seconds", "mask_ratio"} <= {*heads}
+
+
+def test_experiments_side_by_side_have_an_axis_for_what_tells_them_apart(browser, ui, told, store):
+    viewed(browser, told)
+    browser.click(".ag-header-select-all:not(.ag-hidden)")
+    browser.click("[data-testid=runs-compare-button]")
+    browser.see("body", "Comparing 10 Runs")
+    axes = browser.until("the plot", lambda: [axis.text for axis in browser.all(".axis-title") if axis.text])
+    assert axes == ["arm", "label_fraction", "mask_ratio", SCORE]
+
+
+def test_the_charts_of_the_view_have_a_bar_for_each_arm(browser, ui, told):
+    viewed(browser, told, "&compareRunsMode=CHART")
+    browser.until("the bars", lambda: len(browser.all(".barlayer .point")) >= 4)
+
+
+def test_the_list_of_experiments_has_the_tasks_and_no_service_of_premed_s(browser, ui):
+    browser.open(f"{ui}/experiments")
+    browser.until("the tasks", lambda: {link.text for link in browser.all("a[href*='/experiments/']")} >= {*TASKS})
+    assert "premed leases" not in browser.see("body").text
 
 
 # ---- the page of a comparison

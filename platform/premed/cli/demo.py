@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from premed.cli.browser import has_desktop
 from premed.cli.progress import ProgressPrinter
 from premed.config.compose import merge, validate_experiment
 from premed.config.experiment import Experiment
@@ -193,8 +194,7 @@ def program() -> str:
 
 def open_page(path: Path) -> None:
     """Opens a page in the browser, where somebody sits before a desktop."""
-    desktop = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    if desktop and sys.stdout.isatty() and "SSH_CONNECTION" not in os.environ:
+    if has_desktop():
         webbrowser.open(path.as_uri())
 
 

@@ -1,14 +1,17 @@
 """Commands around a run: jobs sent to a cluster, the state of this machine, the MLflow UI, the fields of a YAML."""
 
 import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from premed.cli.browser import has_desktop
 from premed.cli.options import Json, load_experiments, print_result, redirect_prints
-from premed.errors import Left
+from premed.errors import Left, UserError
 
 
 def submit(
@@ -70,20 +73,45 @@ def doctor(as_json: Json = False) -> None:
 
 def ui(
     port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000,
+    browse: Annotated[bool, typer.Option("--open/--no-open", help="open it, where there is a desktop")] = True,
 ) -> None:
-    """Serve the MLflow UI of the store in use."""
+    """Serve the MLflow UI of the store in use; print, and open, the address that compares the strategies of a task."""
     from premed.paths import home
     from premed.tracking.client import require_store
+    from premed.tracking.run_store import RunStore
+    from premed.tracking.saved_views import save_views
 
-    uri, _ = require_store()
-    if uri.startswith("http"):
-        print(f"the store in use is a server with its own UI: {uri}")
+    uri, artifacts = require_store()
+    is_server = uri.startswith("http")
+    if not is_server:
+        require_free(port)
+    views = save_views(RunStore(uri, artifacts))
+    base = uri if is_server else f"http://127.0.0.1:{port}"
+    width = max((len(view.task) for view in views), default=0)
+    lines = [f"{view.task:{width}}  {base}{view.path}" for view in views]
+    address = base + (views[0].path if views else "")
+    if is_server:
+        print("\n".join([f"the store in use is a server with its own UI: {base}", *lines]))
         return
-    print(f"http://127.0.0.1:{port}  (Ctrl-C ends it)", file=sys.stderr)
+    print("\n".join([*lines, f"{base}  (Ctrl-C ends it)"]), file=sys.stderr)
+    if browse and has_desktop():
+        subprocess.Popen([sys.executable, "-m", "premed.cli.browser", address])  # it waits until the server answers
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     os.execv(
         sys.executable, [*command, "--backend-store-uri", uri, "--artifacts-destination", str(home() / "artifacts")]
     )
+
+
+def require_free(port: int) -> None:
+    """Raises UserError if something listens there: what answers would be another server."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise UserError(
+                f"--port {port}: cannot be used ({error.strerror}); name another, as in --port 5001"
+            ) from None
 
 
 def fields(

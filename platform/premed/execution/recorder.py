@@ -24,6 +24,7 @@ from premed.contracts import DataSet, Task
 from premed.data.datamodule import stage_cases, stage_data_sets
 from premed.errors import StageFailed, UserError
 from premed.events import EventHandler, ModelRegistrationStarted, WarningIssued
+from premed.execution.run_summary import arm_digest, summary_params, totals
 from premed.paths import home, portable_path
 from premed.tracking.tracker import Tracker
 from premed.training.artifacts import curve_of
@@ -73,7 +74,8 @@ class ExperimentRecorder:
         if run_id is None:
             with self.exclusive():
                 if (run_id := self.tracker.newest_run(*key)) is None:
-                    about = None, self.tags("experiment"), tree(self.experiment)
+                    tags = self.tags("experiment") | {"arm_digest": arm_digest(self.experiment, data)}
+                    about = None, tags, summary_params(self.experiment)
                     run_id = self.tracker.open_run(self.task.name, title(self.experiment), *key[1:], *about)
                     self.writing = True
         self.run_id = run_id
@@ -247,17 +249,6 @@ def resources_of(train: Train) -> str:
     """What a stage computes on: `2 CPU`, `4 GPU`."""
     workers = max(train.max_workers, 1)  # the largest number, if it is elastic
     return f"{workers} GPU" if train.gpu else f"{workers * train.cpus:g} CPU"
-
-
-def totals(stages: list[dict[str, Any]]) -> dict[str, float]:
-    """The scores and seconds of all stages, for the experiment's run."""
-    numbers: dict[str, float] = {}
-    for result in stages:
-        name = "pretrain" if result["kind"] in PRETRAINING else result["kind"]
-        prefix = "pretrain_" if name == "pretrain" else ""
-        scores = {f"{prefix}{score}": value for score, value in result["summary"].items() if score.count("/") == 1}
-        numbers |= scores | {f"{name}_seconds": numbers.get(f"{name}_seconds", 0.0) + result["seconds"]}
-    return numbers
 
 
 def name_of(result: dict[str, Any]) -> str:

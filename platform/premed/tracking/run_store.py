@@ -21,6 +21,7 @@ from premed.tracking.entities import (
     batches,
     dataset_inputs,
     flatten,
+    mark,
     new_metrics,
     read_scores,
     score_rows,
@@ -104,6 +105,7 @@ class RunStore:
             command = f"mlflow experiments restore -x {experiment.experiment_id}"
             command = f"MLFLOW_TRACKING_URI={shlex.quote(masked(self.uri))} {command}"
             raise UserError(f"experiment {name!r} was deleted in MLflow: restore it ({command}) or choose another name")
+        mark(self.client, experiment, name == LEASES)
         return experiment.experiment_id
 
     # ---- runs
