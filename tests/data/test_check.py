@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -30,6 +29,7 @@ from support.pages import Page
 from premed.config.image_processing import Preprocessing
 from premed.contracts import Case
 from premed.data.inspection import Inspection, inspect
+from premed.data.processes import process_map
 from premed.errors import UserError
 from premed.execution import runner
 from premed.tasks import msd
@@ -280,11 +280,11 @@ def test_in_processes_the_same_is_found(hippocampi, copied, found, checked, tmp_
     monkeypatch.setattr(runner, "FEW", 12)
     pools = []
 
-    def pool(*arguments):
-        pools.append(ProcessPoolExecutor(*arguments))
+    def processes():
+        pools.append(process_map())
         return pools[-1]
 
-    monkeypatch.setattr(runner, "ProcessPoolExecutor", pool)
+    monkeypatch.setattr(runner, "process_map", processes)
     code, out, err = checked(MSD, root, "--json", "train.workers=1", "--html", tmp_path / "check.html")
     outcome = json.loads(out)
     assert code == 2 and len(pools) == 1 and "checking images: 12/12" in err

@@ -173,6 +173,21 @@ ray.shutdown()
 """
 
 
+IMPORTED = """
+import pkgutil, sys
+import premed
+for each in pkgutil.walk_packages(premed.__path__, "premed."):
+    if each.name != "premed.tuning.tune" and "__main__" not in each.name:
+        __import__(each.name)
+        assert "ray" not in sys.modules, each.name
+"""
+
+
+def test_nothing_imports_ray_before_its_settings_are_made():
+    """Ray reads where it may listen when it is imported."""
+    subprocess.run([sys.executable, "-c", IMPORTED], check=True, timeout=240)
+
+
 @pytest.mark.slow
 def test_a_ray_of_ones_own_listens_on_loopback_alone(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}

@@ -12,6 +12,7 @@ from support.readers import shipped
 from premed.config.compose import merge, validate_experiment
 from premed.contracts import Case, Sample
 from premed.data.io.readers import read_file
+from premed.errors import StageFailed
 from premed.execution import runner
 from premed.paths import ensure_home
 from premed.reporting.comparison import compare
@@ -100,6 +101,19 @@ def test_without_the_setting_the_names_are_there_which_is_what_the_test_above_lo
     assert names >= {*PLANTED[1:]} and PLANTED[0] not in names, "DICOM's tags are stored nowhere"
     files = {file for _, file in found(home)}
     assert {"scores.json", "scores.csv", "contents.sqlite"} <= files
+
+
+def test_the_traceback_of_a_failed_stage_names_nobody(hospital, home, monkeypatch):
+    def fail(*given):
+        raise RuntimeError(f"of {PLANTED[1]}_3")
+
+    bare(monkeypatch)
+    monkeypatch.setattr("premed.training.stage.make_optimizer", fail)
+    with pytest.raises(StageFailed, match=PLANTED[1]):  # who sees the terminal sees the files, too
+        run(hospital, PRIVATE, SCRATCH)
+    (file,) = (home / "checkpoints").glob("finetune-*/traceback.txt")
+    assert found(home) == set()
+    assert "training/stage.py" in file.read_text() and file.read_text().endswith("\nRuntimeError\n")
 
 
 def test_the_settings_change_no_digest(hospital):

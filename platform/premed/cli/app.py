@@ -93,12 +93,12 @@ def demo(
     folder: Annotated[Path, typer.Option(help="where phantoms, runs and the report go")] = Path("demo"),
     as_json: Json = False,
 ) -> None:
-    """Chest X-rays, abdominal CT and brain MRI, made up on the spot: does MAE help? In minutes, on 2 Ray workers."""
+    """Chest X-rays, abdominal CT and brain MRI, made up on the spot: does MAE help? On 2 Ray workers."""
     from premed.cli import demo
 
     with redirect_prints(as_json):
         result = demo.run(folder.absolute())
-    demo.open_page(Path(result["report"]))
+    demo.open_page(result["report"])
     print_outcomes(result["outcomes"], as_json, result, demo.show)
 
 

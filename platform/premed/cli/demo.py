@@ -1,4 +1,4 @@
-"""`premed demo`: does MAE help on phantoms of chest X-rays, abdominal CT and brain MRI? In minutes, on two Ray workers.
+"""`premed demo`: does MAE help on phantoms of chest X-rays, abdominal CT and brain MRI? On two Ray workers.
 
 What was tried on the way to these recipes, and what they measure: docs/first-look.md, "The demo".
 """
@@ -110,7 +110,8 @@ SEEDS = {"chestxray14": range(4), "btcv": range(3), "brats": range(3)}
 def run(folder: Path) -> dict[str, Any]:
     """Draws the phantoms, runs the experiments, compares them and writes the page; what is finished is not done again.
 
-    Returns `outcomes`, `verdicts` (sentences, one per task), `report` (the page's path) and `next` (commands).
+    Returns `outcomes`, `verdicts` (sentences, one per task), `report` (the page's path; None if an experiment failed,
+    then there is no verdict either) and `next` (commands).
     """
     os.environ.setdefault("PREMED_HOME", str(folder / "home"))
     os.environ["PREMED_DATA"] = str(folder / "data")
@@ -121,10 +122,11 @@ def run(folder: Path) -> dict[str, Any]:
     for outcome in outcomes:
         copy_pictures(outcome, folder / "pictures")
     report = folder / "report.html"
+    whole = not any("failure" in outcome for outcome in outcomes)
     return {
         "outcomes": outcomes,
-        "verdicts": compared(outcomes, report),
-        "report": str(report),
+        "verdicts": compared(outcomes, report) if whole else [],
+        "report": str(report) if whole else None,
         "next": next_commands(),
     }
 
@@ -149,15 +151,13 @@ def experiments() -> list[Experiment]:
 
 
 def compared(outcomes: list[dict[str, Any]], report: Path) -> list[str]:
-    """Writes the comparison of the demo's runs as a page, and returns it in sentences."""
+    """Writes the comparison of the demo's runs, not of others in the same home, as a page; returns it in sentences."""
     from premed.reporting.comparison import compare, page
     from premed.reporting.comparison.sentences import sentences
     from premed.tracking.run_store import open_store
 
-    if any("failure" in outcome for outcome in outcomes):
-        return []
     store = open_store()
-    result = compare.compare(store)
+    result = compare.compare(store, run_ids={outcome["run_id"] for outcome in outcomes})
     page.write(result, store, report, None)
     return sentences(result, pretrainings(outcomes))
 
@@ -192,14 +192,17 @@ def program() -> str:
     return shlex.quote(os.path.relpath(started))
 
 
-def open_page(path: Path) -> None:
-    """Opens a page in the browser, where somebody sits before a desktop."""
-    if has_desktop():
-        webbrowser.open(path.as_uri())
+def open_page(path: str | None) -> None:
+    """Opens a page in the browser, if there is one, where somebody sits before a desktop."""
+    if path and has_desktop():
+        webbrowser.open(Path(path).as_uri())
 
 
 def show(result: dict[str, Any]) -> None:
     """Prints the verdicts, the commands to go on with and, last, the page."""
+    if result["report"] is None:
+        print("\nNo verdict: an experiment failed; the same command goes on from what is finished")
+        return
     print("\nDoes pre-training help on these images? Intervals are of 95 %, over patients and seeds.\n")
     for line in result["verdicts"]:
         print(line)

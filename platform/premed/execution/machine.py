@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from premed.data.io.memory import GROUPS, limit, memory
+from premed.data.io.memory import memory, num_cpus
 from premed.errors import Finding
 from premed.paths import obstacle
 
@@ -41,15 +41,6 @@ def versions() -> dict[str, str]:
 
 
 # ---- CPUs and memory
-
-
-def num_cpus() -> float:
-    """CPUs that this process may use: of its affinity, and of its container's quota."""
-    number = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
-    quota, period = limit("cpu.max", "cpu/cpu.cfs_quota_us"), 100_000.0
-    with suppress(OSError, ValueError, IndexError):
-        period = float((GROUPS / "cpu.max").read_text().split()[1])
-    return min(number, quota / period) if quota else number
 
 
 def hardware() -> tuple[dict[str, Any], list[Finding]]:

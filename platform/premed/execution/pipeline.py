@@ -1,7 +1,6 @@
 """StagePipeline: runs one experiment's stages; each is reused or trained, and recorded. No Ray, no MLflow."""
 
 import hashlib
-import traceback
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 from functools import partial
@@ -16,8 +15,15 @@ from premed.config.spec import canonical
 from premed.contracts import DataSet
 from premed.data.datamodule import join_fingerprints, stage_data_sets
 from premed.errors import LeaseLost, StageFailed, UserError, first_line
-from premed.events import CollapseDetected, Event, GateNotPassed, StageReused, StageStarted, WaitingForStage
-from premed.events import WarningIssued as WarningIssued
+from premed.events import (
+    CollapseDetected,
+    Event,
+    GateNotPassed,
+    StageReused,
+    StageStarted,
+    WaitingForStage,
+    WarningIssued,
+)
 from premed.execution.executor import LocalExecutor
 from premed.execution.networks import validate_networks
 from premed.execution.preflight import Resolved
@@ -253,7 +259,7 @@ class StagePipeline:
             if isinstance(error, UserError):  # the node is set up wrongly; the stage itself is fine
                 self.recorder.end(run_id, "FAILED", {"premed.failure": str(error)})
                 raise
-            stage_storage.put("traceback.txt", traceback.format_exc().encode())
+            stage_storage.put("traceback.txt", self.recorder.privacy.traceback(error).encode())
             message = f"{first_line(error)} ({stage_storage.where}/traceback.txt has the traceback)"
             self.recorder.end(run_id, "FAILED", {"premed.failure": message})
             raise StageFailed(

@@ -94,7 +94,7 @@ class ExperimentRecorder:
             self.tracker.set_tags(self.run_id, tags | named)
             self.tracker.log_rows(self.run_id, [row(0, totals(stages))])
             folder = home() / "outbox" / self.run_id
-            self.copies[self.run_id] = [folder.name]
+            self.copies.setdefault(self.run_id, []).append(folder.name)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "experiment.yaml").write_text(yaml.safe_dump(tree(self.experiment), sort_keys=False))
             self.tracker.log_files(self.run_id, str(folder / "experiment.yaml"))
@@ -181,7 +181,7 @@ class ExperimentRecorder:
         storage, tracker = job.stage_storage, self.tracker
         folder = local_copy(storage)
         if not storage.local:
-            self.copies[run_id] = [folder.name]
+            self.copies.setdefault(run_id, []).append(folder.name)
         if curve := curve_of(storage):
             tracker.log_rows(run_id, curve)
         tracker.log_rows(run_id, [row(result.get("num_steps", 0), numbers_of(result))])

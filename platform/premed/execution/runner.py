@@ -1,11 +1,9 @@
 """Runs experiments, one or many at once, to their outcomes; prepares and checks their data without training."""
 
-import multiprocessing
-import os
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +13,8 @@ from premed.config.experiment import Experiment
 from premed.config.settings import Train
 from premed.data.check import Check, leaks, recorded_leaks
 from premed.data.datamodule import DataModule
+from premed.data.io.memory import num_cpus
+from premed.data.processes import process_map
 from premed.errors import Finding, StageFailed, UserError, first_line
 from premed.events import EventHandler, ExperimentEnded, ExperimentsStarted, ImagesChecked, WarningIssued
 from premed.execution.cluster import parallel_map
@@ -138,11 +138,11 @@ def prepare(experiment: Experiment, show: EventHandler) -> dict[str, Any]:
 @contextmanager
 def local_map(train: Train, num_jobs: int) -> Iterator[Callable[..., Iterable]]:
     """Yields a `map` over the CPUs of this machine, without Ray; plain `map` for few jobs, or without workers."""
-    if train.workers == 0 or num_jobs < FEW or len(os.sched_getaffinity(0)) < 2:
+    if train.workers == 0 or num_jobs < FEW or num_cpus() < 2:
         yield map
         return
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn")) as pool:
-        yield pool.map
+    with process_map() as parallel:
+        yield parallel
 
 
 def check(experiment: Experiment, show: EventHandler, html: Path | None = None) -> dict[str, Any]:

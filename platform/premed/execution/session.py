@@ -161,7 +161,7 @@ class Session:
 
     def pause(self, seconds: float) -> None:
         """Waits; raises KeyboardInterrupt if the command was stopped, also in threads, which receive no signals."""
-        if self.stopped.wait(seconds):
+        if self.stopped.wait(seconds) or stopping.asked():
             raise KeyboardInterrupt
 
     def show_or_stop(self, event: Event) -> None:

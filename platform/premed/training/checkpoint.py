@@ -58,9 +58,9 @@ class CheckpointManager:
 
     def manifest(self, step: int) -> dict[str, Any]:
         """`hash` and `notes` of the checkpoint of a step; empty if it cannot be read."""
-        try:
-            manifest = self.storage.get_json(f"checkpoints/{step:09d}.json")
-        except ValueError:
+        try:  # all ranks read it, so that none puts it aside
+            manifest = json.loads(self.storage.get(f"checkpoints/{step:09d}.json") or b"")
+        except (ValueError, RecursionError):
             return {}
         return manifest if isinstance(manifest, dict) and isinstance(manifest.get("notes"), dict) else {}
 

@@ -1,5 +1,6 @@
 """What `tracking` keeps out of everything that is stored: names of cases and patients, pictures."""
 
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -57,6 +58,12 @@ class Privacy:
         if isinstance(value, Mapping):
             return {part: self._listed(names) for part, names in value.items()}
         return [self.name(str(each)) for each in value] if isinstance(value, (list, tuple)) else value
+
+    def traceback(self, error: BaseException) -> str:
+        """Of an exception that was raised: without its message, which may name a file, where names are hashed."""
+        if self.key is None:
+            return "".join(traceback.format_exception(error))
+        return f"{''.join(traceback.format_tb(error.__traceback__))}{type(error).__name__}\n"
 
     def tags(self, tags: dict[str, str]) -> dict[str, str]:
         """Tags of a run: the message of a failure names a file, or a step's images."""

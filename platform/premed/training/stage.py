@@ -94,7 +94,7 @@ def train_stage(
     workers = rank_and_world()[1] if how.elastic else None
     about: dict[str, Any] = {"absent_classes": absent, "workers": workers}
     if not objective.num_solutions:
-        about |= {"batch": settings.batch, "lr": settings.lr * settings.batch / 256}
+        about |= {"batch": settings.batch, "lr": setup.schedule.lr}
     on_event(TrainingStarted(start, len(train), len(setup.val), setup.plan.num_steps, **about))
     if objective.num_solutions:
         assert isinstance(objective, Supervised)

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from premed.contracts import Batch, BatchIndices, BatchLoader
+from premed.data.io.memory import num_cpus
 from premed.distributed import rank_and_world
 from premed.events import DataLoadingBottleneck
 
@@ -63,7 +64,7 @@ class Throughput:
         self.warned = True
         # the current loaders deliver `1 - share` of what the training could take
         needed = ceil(max(self.num_loaders, share) / (1 - share)) if share < 1 else 2 * self.num_loaders + 1
-        spare = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1
+        spare = int(num_cpus()) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1
         return DataLoadingBottleneck(share, self.num_loaders, suggested_loaders=min(needed, spare))
 
 

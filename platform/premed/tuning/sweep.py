@@ -19,10 +19,10 @@ from premed.execution.recorder import row
 from premed.execution.session import Session, open_session
 from premed.reporting.sweep.result import State, SweepResult
 from premed.tuning.context import SweepContext, as_written, train_settings
+from premed.tuning.schedulers import TIME, VALUE, make_scheduler, rungs
 from premed.tuning.space import Sweep
 from premed.tuning.study import Study, TrialRecord
 from premed.tuning.trial import EventRouter, Trial, Validations
-from premed.tuning.tune import TIME, VALUE, make_scheduler, run_tune, rungs
 
 POLL = 0.5  # seconds between two checks whether all trials have ended
 
@@ -87,6 +87,8 @@ class SweepRunner:
 
     def run(self) -> None:
         """Runs all trials; returns when the last has ended. Raises the first exception of a thread."""
+        from premed.tuning.tune import run_tune  # imports Ray
+
         self.session.refuse_leaks(self.context.resolved)
         self.study.start(self.session.fingerprint(self.context.base.task, "finetune"))
         self.open_sweep_run()

@@ -1,19 +1,20 @@
-"""Ray Tune over the trials of a sweep: how many run at once, and which ASHA stops early.
+"""Ray Tune over the trials of a sweep: how many run at once.
 
 Tune's trials are zero-CPU proxies: each forwards a trial's validation scores to Tune (`reporter.trainable`), so that
-ASHA can stop it. The training itself is done by threads of the command and their worker groups, which wait for
+its scheduler can stop it. The training itself is done by threads of the command and their worker groups, which wait for
 resources stage by stage. So a waiting trial reserves no resources, and no trial's process takes those of another
 trial's workers.
 
 Tune's own state is deleted when the command ends: a sweep resumes from its study, and nothing pickled is read.
+
+Imports Ray, so it is imported once this command has its Ray: see `connection.stay_on_loopback`.
 """
 
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Protocol
 
 from ray.tune.progress_reporter import TrialProgressCallback
@@ -21,11 +22,7 @@ from ray.tune.search import Searcher
 
 from premed.execution.cluster import actor
 from premed.tuning.reporter import TrialReports, trainable
-from premed.tuning.space import Asha
 from premed.tuning.study import TrialRecord
-
-VALUE, TIME = "value", "validation"
-"""Keys of the results that are reported to Tune: the score, and the number of the validation."""
 
 
 class TrialRunner(Protocol):
@@ -82,48 +79,6 @@ class TrialCallback(TrialProgressCallback):
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self.runner.stop_trial(trial.config["number"], "its process in Ray Tune ended repeatedly")
-
-
-def rungs(asha: Asha | None, total: int) -> set[int]:
-    """The validations after which ASHA may stop a trial: `grace`, then each time `reduction` times as many.
-
-    total: the validations of a fine-tuning. Empty without ASHA.
-    """
-    if asha is None:
-        return set()
-    numbers, rung = set(), float(asha.grace)
-    while rung < total:
-        numbers.add(int(-(-rung // 1)))
-        rung *= asha.reduction
-    return numbers
-
-
-def make_scheduler(asha: Asha | None, mode: str, total: int, earlier: Iterable[TrialRecord]) -> Any:
-    """Tune's scheduler, with the curves of trials that ended in an earlier start of the sweep.
-
-    total: the validations of a fine-tuning.
-    """
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
-
-    if asha is None:
-        return FIFOScheduler()
-    scheduler = ASHAScheduler(
-        time_attr=TIME,
-        metric=VALUE,
-        mode=mode,
-        max_t=max(total, asha.grace),
-        grace_period=asha.grace,
-        reduction_factor=asha.reduction,
-        stop_last_trials=False,
-    )
-    reported = rungs(asha, total)
-    for record in earlier:
-        trial: Any = SimpleNamespace(trial_id=f"before {record.number}")
-        scheduler.on_trial_add(None, trial)  # type: ignore[arg-type]
-        for validation, value in record.curve.items():
-            if validation in reported:
-                scheduler.on_trial_result(None, trial, {TIME: validation, VALUE: value})  # type: ignore[arg-type]
-    return scheduler
 
 
 def run_tune(

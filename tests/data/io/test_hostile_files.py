@@ -195,8 +195,27 @@ def test_free_memory_counts_a_container_s_limit_and_not_its_files_that_were_read
     (tmp_path / "memory.max").write_text("1000000000\n")
     (tmp_path / "memory.current").write_text("900000000\n")
     assert memory.memory() == (1.0, pytest.approx(0.1)) and before[0] > 1
-    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 500000000\n")
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 300000000\nactive_file 200000000\n")
     assert memory.memory() == (1.0, pytest.approx(0.6))
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "150000 100000"}, 1.5),
+        ({"cpu.max": "max 100000"}, None),
+        ({"cpu/cpu.cfs_quota_us": "25000", "cpu/cpu.cfs_period_us": "50000"}, 0.5),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({}, None),
+    ],
+)
+def test_cpus_count_a_container_s_quota(files, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "GROUPS", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(64))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert memory.num_cpus() == (expected or 64)
 
 
 # Messages and cells --------------------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
-"""Memory that this process may use, and whether an image fits into it: asked before anything is allocated.
+"""CPUs and memory that this process may use, and whether an image fits: asked before anything is allocated.
 
 A gzip of 2 MB may hold 2 GB of zeros, and a header may ask for a grid of any spacing. The system would grant it, then
 swap, or kill this process or another.
 """
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +13,15 @@ import psutil
 from premed.errors import UserError
 
 GROUPS = Path("/sys/fs/cgroup")
+
+
+def num_cpus() -> float:
+    """CPUs that this process may use: of its affinity, and of its container's quota."""
+    number = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
+    quota, period = limit("cpu.max", "cpu/cpu.cfs_quota_us"), limit("cpu/cpu.cfs_period_us") or 100_000.0
+    with suppress(OSError, ValueError, IndexError):
+        period = float((GROUPS / "cpu.max").read_text().split()[1])
+    return min(number, quota / period) if quota else number
 
 
 def memory() -> tuple[float, float]:
@@ -26,11 +36,11 @@ def memory() -> tuple[float, float]:
 
 
 def cached() -> float:
-    """Bytes of files that were read and count as used by the container, and that the system gives up when asked."""
+    """Bytes of files, read or noted, that count as used by the container, and that the system gives up when asked."""
     for file in ("memory.stat", "memory/memory.stat"):
         with suppress(OSError, ValueError):
             lines = dict(line.split() for line in (GROUPS / file).read_text().splitlines())
-            return float(lines.get("inactive_file", 0))
+            return sum(float(lines.get(name, 0)) for name in ("inactive_file", "active_file", "slab_reclaimable"))
     return 0.0
 
 

@@ -1,6 +1,6 @@
 """`premed compare`: the arms of each task measured, compared with a baseline, and what they cost. docs/compare.md."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -34,9 +34,14 @@ def compare(
     allow: Sequence[str] = (),
     where: Sequence[str] = (),
     part: Part | None = None,
+    run_ids: Collection[str] | None = None,
 ) -> ComparisonResult:
-    """Compares the store's experiments, task by task; raises UserError if they cannot be compared."""
+    """Compares the store's experiments, task by task; raises UserError if they cannot be compared.
+
+    run_ids: of the experiments' own runs, if only these are compared.
+    """
     runs, notes = finished_experiments(store, task)
+    runs = [run for run in runs if run_ids is None or run.run.run_id in run_ids]
     if not runs:
         why = f"; {notes[0]}" if notes else ""
         raise UserError(f"{masked(store.uri)}: holds no finished run to compare{why}; premed run makes one")
