@@ -164,9 +164,14 @@ class RunStore:
         status: str | None = None,
         experiment: str | None = None,
         limit: int | None = None,
+        condition: str | None = None,
     ) -> Iterator[Run]:
-        """Yields runs that have `tags`, newest first, of one experiment or of all but that of leases."""
+        """Yields runs that have `tags`, newest first, of one experiment or of all but that of leases.
+
+        condition: a further one, in MLflow's language.
+        """
         conditions = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
+        conditions += [condition] if condition else []
         conditions += [f"attributes.status = '{status}'"] if status else []
         ids, token, left = self._ids(experiment), None, limit or math.inf
         while ids and left > 0:
