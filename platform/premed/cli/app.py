@@ -10,7 +10,16 @@ import typer
 from typer.core import TyperGroup
 
 from premed.cli import data, init, services, streams
-from premed.cli.options import Json, What, load_experiments, print_outcomes, print_result, redirect_prints, tell_written
+from premed.cli.options import (
+    Json,
+    Reference,
+    What,
+    load_experiments,
+    print_outcomes,
+    print_result,
+    redirect_prints,
+    tell_written,
+)
 from premed.errors import Left, StageFailed, UserError, brief
 from premed.paths import settle_user_home
 from premed.training import stopping
@@ -149,7 +158,7 @@ def compare(
 
 @app.command()
 def predict(
-    reference: Annotated[str, typer.Argument(metavar="RUN", help="a run's id, models:/NAME@best or models:/NAME/3")],
+    reference: Reference,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="files, folders of them, DICOM series")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="where the predictions are written")],
     masks: Annotated[bool, typer.Option("--masks", help="beside each label map, a mask of each region")] = False,
@@ -176,7 +185,7 @@ def predict(
 
 @app.command()
 def export(
-    reference: Annotated[str, typer.Argument(metavar="RUN", help="a run's id, models:/NAME@best or models:/NAME/3")],
+    reference: Reference,
     to: Annotated[Path, typer.Option(metavar="DIR", help="a new folder")],
     form: Annotated[str, typer.Option("--format", help="safetensors, onnx or monai (a bundle)")],
     check: Annotated[

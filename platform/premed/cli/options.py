@@ -17,6 +17,12 @@ from premed.errors import UserError
 What = Annotated[
     list[str], typer.Argument(help="YAML files, then key=value by dotted path; later ones override earlier")
 ]
+Reference = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="a run's id or its first characters, a stage's folder, models:/NAME@best or models:/NAME/3"
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, everything else on stderr")]
 
 

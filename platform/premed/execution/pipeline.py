@@ -63,10 +63,8 @@ class StagePipeline:
         self.session.show(replace(event, experiment=self.name))
 
     def run(self) -> dict[str, Any]:
-        """Runs all stages. Returns the outcome: task, strategy, name of the score, MLflow run, each stage's result.
-
-        Of a pre-training alone, it has the published encoder, too.
-        """
+        """Runs all stages. Returns the outcome: task, strategy, name of the score, MLflow run, each stage's result;
+        of a pre-training alone the published encoder, too."""
         self.session.refuse_leaks(self.resolved)
         self.recorder.open(self.identity())
         about: dict[str, Any] = {"task": self.task.name, "strategy": self.experiment.strategy, "score": self.task.score}
@@ -104,9 +102,8 @@ class StagePipeline:
     def fingerprint(self, kind: Kind) -> str:
         """The fingerprint of a stage's data: images; or weights, with the channels and preprocessing they must fit."""
         if kind != "import":
-            return join_fingerprints(
-                [self.session.fingerprint(each.task, kind) for each in self.experiment.sources(kind)]
-            )
+            sources = self.experiment.sources(kind)
+            return join_fingerprints([self.session.fingerprint(each.task, kind) for each in sources])
         content = plugin("pretext", self.experiment.pretext).content(self.experiment.pretext)
         made = canonical([content, self.task.channels, self.task.preprocessing.digest()])
         return f"weights:{hashlib.sha256(made.encode()).hexdigest()}"
@@ -119,10 +116,8 @@ class StagePipeline:
         job = StageJob(cast(Stage, stage), None, self.experiment.train, self.storage, self.cache)
         result, ours = self.once(job, (named.digest, self.storage), partial(self.fetch, job))
         if result is None:
-            raise UserError(
-                f"pretrain.encoder: {named.reference}: its weights are neither in {job.stage_storage.where} nor in "
-                "MLflow; pre-train again"
-            )
+            what = f"its weights are neither in {job.stage_storage.where} nor in MLflow; pre-train again"
+            raise UserError(f"pretrain.encoder: {named.reference}: {what}")
         if not ours:
             self.show(StageReused(stage.kind, result["where"]))
         self.stages.append(result | {"reused": True})

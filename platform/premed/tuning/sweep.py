@@ -175,9 +175,8 @@ class SweepRunner:
             self.router.validations[name] = validations
             for validation, value in record.curve.items():  # of an earlier start
                 self.report_to_tune(number, validation, value, 0)
-        thread = threading.Thread(
-            target=self.collect_errors, args=(self.run_trial, trial, record), name=f"premed {name}"
-        )
+        arguments = self.run_trial, trial, record
+        thread = threading.Thread(target=self.collect_errors, args=arguments, name=f"premed {name}")
         self.threads.append(thread)
         thread.start()
         trial.queued.wait()

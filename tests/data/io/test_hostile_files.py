@@ -26,7 +26,7 @@ from support.suite import examples
 
 from premed.config.image_processing import Preprocessing
 from premed.data import content
-from premed.data.io import geometry, memory
+from premed.data.io import dicom_series, geometry, memory
 from premed.data.io.dicom_tree import read_head
 from premed.data.io.headers import read_header
 from premed.data.io.readers import read_file
@@ -180,6 +180,15 @@ def test_an_image_that_unpacks_to_more_than_the_memory_is_refused_before_it_is_u
     need = 200 * 512 * 1100 * 9 / 1e9
     refused_cheaply(path, "200 × 512 × 1100", f"need {need:.1f} GB of memory, and 1.0 GB are free")
     assert read_header(path).shape  # which needs no memory
+
+
+def test_a_series_beyond_the_memory_is_refused_before_its_pixels_are_read(tmp_path, monkeypatch):
+    ct_series(tmp_path / "series", np.zeros((8, 7, 6), np.int16))
+    monkeypatch.setattr(memory, "LITTLE", 0)
+    monkeypatch.setattr(memory, "memory", lambda: (64.0, 2e-6))
+    monkeypatch.setattr(dicom_series, "pixels", lambda *given: pytest.fail("read"))
+    with pytest.raises(UserError, match="8 × 7 × 6 values need 0.0 GB of memory, and 0.0 GB are free"):
+        read_file(tmp_path / "series")
 
 
 def test_a_grid_that_spacing_makes_too_large_is_refused(monkeypatch):
