@@ -120,6 +120,16 @@ def test_onnx_answers_as_torch_for_any_number_of_images(name, request, at_home, 
     assert card["check"] == told["check"] and "largest difference" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_without_its_images_a_graph_is_compared_on_random_values_and_the_reason_is_no_part_of_it(
+    chest_run, at_home, tmp_path, monkeypatch
+):
+    at_home(chest_run)
+    monkeypatch.setenv("PREMED_DATA", str(tmp_path / "elsewhere"))
+    result = export.run(chest_run.run_id, tmp_path / "out", "onnx")
+    assert result["check"]["on"] == f"{export.RANDOM}: name some with --check" and "elsewhere" in result["reason"]
+    assert not [file for file in (tmp_path / "out").rglob("*") if b"elsewhere" in file.read_bytes()]
+
+
 def test_a_graph_that_differs_is_not_handed_over(chest_run, at_home, tmp_path, monkeypatch):
     at_home(chest_run)
     image = chest_run.task.split("test")[0].image[0]
@@ -141,8 +151,9 @@ def test_without_any_image_made_up_values_are_compared_and_that_is_said(chest_ru
     at_home(chest_run)
     monkeypatch.setattr(export, "validation_samples", lambda trained: [])
     with load.open_trained(chest_run.run_id) as found:
-        views, on = export.comparison_views(found, chest_run.task, [])
+        views, on, reason = export.comparison_views(found, chest_run.task, [])
         assert len(views) == 2 and views[0].shape == (1, 16, 16) and "--check" in on
+        assert reason == "none is prepared on this machine"
         refused(
             lambda: export.comparison_views(found, chest_run.task, [Path("absent.png")]), "absent.png", "no such file"
         )

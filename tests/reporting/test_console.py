@@ -118,6 +118,11 @@ def test_the_words_and_the_result_agree_on_who_is_past_the_gate(loss):
     assert ("not past" not in gate_words(1, loss, 0.9)) == passed_gate({"loss": loss, "gate": 0.9})["passed"]
 
 
+def test_a_little_below_the_gate_is_told_from_no_better_than_it():
+    assert "not past it yet: 2.2% better so far than predicting the mean patch" in gate_words(1, 0.88, 0.9)
+    assert "no better so far than predicting the mean patch" in gate_words(1, 0.9, 0.9)
+
+
 def test_a_pre_training_says_how_it_stands_to_its_gate():
     event = point(9, {"val/loss": 0.6, "val/gate": 0.9})
     assert shown([event]) == "step 9: validation loss 0.600, gate 0.900: past the gate by 33%\n"

@@ -295,5 +295,6 @@ def gate_words(step: int, loss: float, gate: float) -> str:
     if loss < GATE_SHARE * gate:
         result = f"past the gate by {1 - loss / gate:.0%}"
     else:
-        result = "not past it yet: no better so far than predicting the mean patch of each position"
+        better = f"{1 - loss / gate:.1%}" if loss < gate else "no"
+        result = f"not past it yet: {better} better so far than predicting the mean patch of each position"
     return f"step {step}: validation loss {loss:.3f}, gate {gate:.3f}: {result}"

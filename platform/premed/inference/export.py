@@ -7,7 +7,7 @@ Each has a `card.json`, which describes how to prepare images and what the outpu
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +22,7 @@ from premed.config.plugins import plugin
 from premed.config.safe_yaml import parse_yaml
 from premed.contracts import Sample, Task
 from premed.data.cache import Cache
-from premed.errors import StageFailed, UserError
+from premed.errors import StageFailed, UserError, first_line
 from premed.inference import monai_bundle
 from premed.inference.inputs import find_images, join_channels, no_image_error, prepare_sample
 from premed.inference.load import TrainedModel, open_trained
@@ -39,6 +39,7 @@ EXTRA = {
 }
 """The packages that a format requires in addition: premed[export]."""
 MAX_IMAGES = 4  # on which a graph is compared with torch
+RANDOM = "random values, because no validation image could be read"
 
 
 def run(
@@ -74,12 +75,13 @@ def run(
                 raise UserError(f"--format {form}: {reference} is a pre-training, which has no head; use safetensors")
             network, task = trained.network()
             card |= write_graph(trained, network, task, form, folder, check)
+        reason = card.pop("reason", "")  # it may name a folder of this machine, and the card is for others
         (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
         docs = folder / "docs" if form == "monai" else folder
         (docs / "README.md").write_text(render(card), encoding="utf-8")
         files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     summary = {name: card[name] for name in ("format", "task", "run_id", "check") if name in card}
-    return {"folder": str(to), **summary, "files": files}
+    return {"folder": str(to), **summary, "files": files, **({"reason": reason} if reason else {})}
 
 
 @contextmanager
@@ -137,7 +139,7 @@ def write_graph(
     trained: TrainedModel, network: Network, task: Task, form: str, folder: Path, check: Sequence[Path]
 ) -> dict[str, Any]:
     """Writes ONNX or a bundle and compares it with torch. Raises StageFailed if they differ."""
-    views, on = comparison_views(trained, task, check)
+    views, on, reason = comparison_views(trained, task, check)
     if form == "onnx":
         file, remarks = folder / "model.onnx", []
         graph = write_onnx(network, task, file)
@@ -148,11 +150,12 @@ def write_graph(
     difference = largest_difference(network, graph, views, file)
     if form == "monai":
         monai_bundle.verify(folder)
-    return {"check": {"views": len(views), "on": on, **difference}, "remarks": remarks}
+    return {"check": {"views": len(views), "on": on, **difference}, "remarks": remarks, "reason": reason}
 
 
-def comparison_views(trained: TrainedModel, task: Task, check: Sequence[Path]) -> tuple[list[np.ndarray], str]:
-    """Returns views [C, *roi] for the comparison, and their origin: given images, validation images, or random."""
+def comparison_views(trained: TrainedModel, task: Task, check: Sequence[Path]) -> tuple[list[np.ndarray], str, str]:
+    """Returns views [C, *roi] for the comparison, their origin (given images, validation images, or random), and why
+    they are random, if they are."""
     views: list[np.ndarray] = []
     if check:
         found, failed = find_images(check, task.dims, Path(os.devnull))
@@ -162,13 +165,16 @@ def comparison_views(trained: TrainedModel, task: Task, check: Sequence[Path]) -
         for each in images[:MAX_IMAGES]:
             with prepare_sample(each.path, task.preprocessing, each.more) as sample:
                 views += task.tiles(sample)
-        return views, f"{len(images[:MAX_IMAGES])} given images"
-    with suppress(Exception):  # the data may be elsewhere or deleted: random views replace them, and the result says so
+        return views, f"{len(images[:MAX_IMAGES])} given images", ""
+    try:
         samples = validation_samples(trained)
         views = [view for sample in samples for view in task.tiles(sample)]
+        reason = "none is prepared on this machine"
+    except Exception as error:  # noqa: BLE001 - the data may be elsewhere or deleted: random views replace them
+        reason = first_line(error)
     if views:
-        return views, f"{len(samples)} validation images"
-    return random_views(task), "random values, because no validation image is available: name some with --check"
+        return views, f"{len(samples)} validation images", ""
+    return random_views(task), f"{RANDOM}: name some with --check", reason
 
 
 def validation_samples(trained: TrainedModel) -> list[Sample]:

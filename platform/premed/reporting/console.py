@@ -185,6 +185,8 @@ def show_export(report: dict[str, Any]) -> None:
     print(f"{report['task']} as {report['format']} in {report['folder']}: {', '.join(report['files'])}")
     if check := report.get("check"):
         print(f"largest difference of a logit from torch's: {check['largest_difference']:.2g}, on {check['on']}")
+    if "reason" in report:
+        print(f"no validation image: {printable(report['reason'])}")
 
 
 def show_upload(report: dict[str, Any]) -> None:
