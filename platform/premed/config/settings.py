@@ -220,6 +220,9 @@ class Train(Spec):
     """Where checkpoints and results are stored: a path or URL that all nodes reach. None: PREMED_HOME/checkpoints."""
     max_failures: int = runtime_field(2, ge=-1)
     """How often a failed stage is resumed from its newest valid checkpoint; -1: always."""
+    hang_timeout: float | None = runtime_field(1800, gt=0)
+    """Seconds without a step (or a view of an evaluation) after which a Ray worker counts as stuck: its stacks are
+    written to the stage's folder, and the stage is resumed as after a failure. None: never."""
 
     @property
     def elastic(self) -> bool:

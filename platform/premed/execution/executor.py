@@ -5,10 +5,12 @@ from typing import Protocol
 
 from premed.config.spec import Spec
 from premed.contracts import Task
+from premed.errors import StageFailed
 from premed.events import EventHandler
 from premed.execution.scheduler import Scheduler, Ticket
 from premed.training.setup import StageJob
 from premed.training.stage import run_stage
+from premed.training.watchdog import stuck_workers
 
 POLL = 0.2  # seconds between two calls of `report`
 
@@ -55,7 +57,12 @@ class RayExecutor:
 
     def run_stage(self, job: StageJob, events: EventHandler, report: Report | None = None) -> None:
         self.ticket.on_queued()
-        self.scheduler.run(job, events, report, self.ticket)
+        try:
+            self.scheduler.run(job, events, report, self.ticket)
+        except Exception as error:
+            if lines := stuck_workers(job.stage_storage):
+                raise StageFailed("; ".join(lines)) from error
+            raise
 
     def release(self) -> None:
         self.scheduler.release(self.ticket.number)

@@ -32,6 +32,7 @@ POLL = 0.1  # seconds between two checks of the queue
 LOOK = 0.5  # seconds between two looks of a training at whether the command was stopped
 GRACE = 20.0  # seconds in which a stopped command waits for checkpoints; schedulers kill after 30 or more
 INTERFACE = "GLOO_SOCKET_IFNAME"
+NEVER = 10 * 365 * 24 * 3600  # seconds
 
 
 class WorkerGroup:
@@ -154,6 +155,8 @@ class WorkerGroup:
     def _fit(self) -> None:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # report() waits for it; the default is 2 s
         os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+        patience = self.train.hang_timeout or NEVER
+        os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(patience)  # of a process that is stopped
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
@@ -163,7 +166,8 @@ class WorkerGroup:
         trainer = TorchTrainer(
             worker_loop,
             train_loop_config={"queue": self.queue},
-            torch_config=torch_config() if not train.gpu else None,  # NCCL finds its own interface
+            # workers that wait for one that is stuck write down where they wait, before the process group gives up
+            torch_config=torch_config(int(patience) + 60, choose=not train.gpu),  # NCCL finds its own interface
             scaling_config=ScalingConfig(
                 num_workers=train.workers,
                 use_gpu=train.gpu,
@@ -240,8 +244,11 @@ class StopRequests:
 # ---- the network interface of CPU workers
 
 
-def torch_config() -> Any:
-    """A TorchConfig with which each worker chooses its network interface before the process group starts."""
+def torch_config(timeout: int, choose: bool) -> Any:
+    """A TorchConfig with which, if `choose`, each worker chooses its network interface before the process group starts.
+
+    timeout: seconds after which a rank that waits for another gives up.
+    """
     import ray
     from ray.train.torch import TorchConfig
 
@@ -256,7 +263,7 @@ def torch_config() -> Any:
         def backend_cls(self) -> type:
             return Backend
 
-    return Config()
+    return (Config if choose else TorchConfig)(timeout_s=timeout)
 
 
 def choose_interface(address: str, several_nodes: bool) -> None:

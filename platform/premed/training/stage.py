@@ -16,7 +16,7 @@ from premed.data.datamodule import Tasks, absent_classes, stage_data_sets
 from premed.data.loader import PreparedLoader
 from premed.distributed import RaisedOnAllRanks, raise_on_all_ranks, rank_and_world
 from premed.errors import UserError
-from premed.events import EvaluationStarted, EventHandler, TrainingStarted
+from premed.events import EvaluationStarted, EventHandler, TrainingStarted, WarningIssued
 from premed.training.artifacts import card, save_pictures
 from premed.training.callback import NotFinite, TrainingCallback
 from premed.training.checkpoint import best_file
@@ -38,6 +38,7 @@ from premed.training.setup import (
 from premed.training.stopping import deferred
 from premed.training.supervised import Supervised
 from premed.training.throughput import Throughput
+from premed.training.watchdog import Watchdog, stuck_workers
 
 Report = Callable[[dict[str, float]], None]
 """Called with the metrics of a validation; what it raises ends the stage."""
@@ -62,6 +63,8 @@ def run_stage(
     if any(storage.get(name) for name in ("result.json", "failure.json")):
         return  # Ray restarted all ranks because one of them died after the result, or failed alone
     forget_peak_memory()
+    for line in stuck_workers(storage) if rank == 0 else ():
+        on_event(WarningIssued(line))
     try:
         if job.stage.kind == "import":
             bring(job.stage, storage, on_event, tasks)
@@ -87,7 +90,8 @@ def train_stage(
     setup = set_up(job, tasks)
     objective, train, precision = setup.objective, setup.train, setup.precision
     optimizer, throughput = make_optimizer(objective, settings.betas), Throughput(setup.device, how.loaders)
-    callback = make_callback(job, setup, optimizer, throughput, on_event, report)
+    watchdog = watchdog_of(job)
+    callback = make_callback(job, setup, optimizer, throughput, on_event, watchdog.pausing(report))
     if (start := callback.resume(job.trunk_storage)) == 0:
         objective.on_start(train)
     absent = absent_classes(setup.task, train) if stage.kind == "finetune" else ()
@@ -98,12 +102,13 @@ def train_stage(
     on_event(TrainingStarted(start, len(train), len(setup.val), setup.plan.num_steps, **about))
     if objective.num_solutions:
         assert isinstance(objective, Supervised)
-        solve(objective, train, callback, start=start, precision=precision, on_event=on_event)
+        with watchdog.watching(objective.parts["encoder"]):
+            solve(objective, train, callback, start=start, precision=precision, on_event=on_event)
         save_stage(job, setup, callback)
         return
     draws: dict[str, Any] = {"seed": settings.seed, "stage": stage.draws}
     source = PreparedLoader(setup.data_sets, train, device=setup.device, num_loaders=how.loaders, **draws)
-    with deferred() as interrupted:
+    with deferred() as interrupted, watchdog.watching(objective.parts["encoder"]):
         callback.stopping = lambda: interrupted() or stopping()
         callback.catch_up()
         fit(
@@ -119,6 +124,12 @@ def train_stage(
             precision=precision,
         )
         save_stage(job, setup, callback)
+
+
+def watchdog_of(job: StageJob) -> Watchdog:
+    """What ends this worker where it is stuck. Without Ray it ends nothing: nobody would restart it."""
+    seconds = job.train.hang_timeout if job.train.workers else None
+    return Watchdog(job.stage_storage, rank_and_world()[0], seconds)
 
 
 def make_callback(
@@ -220,7 +231,8 @@ def test_stage(job: StageJob, on_event: EventHandler, tasks: TaskOf) -> None:
         objective, loaded = make_objective(job, data_sets)
         objective.to(device_of(job.train))
     on_event(EvaluationStarted(num_images=len(samples)))
-    rows = evaluate(objective, samples, precision_of(job.train))
+    with watchdog_of(job).watching(objective.parts["encoder"]):
+        rows = evaluate(objective, samples, precision_of(job.train))
     if rank_and_world()[0] != 0:
         return
     constant = task.constant_baseline(prepared(job, task, task.split("train")), samples)
