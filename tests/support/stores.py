@@ -6,8 +6,11 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import tempfile
 import urllib.request
+from pathlib import Path
 
+from premed.tracking import model_registry
 from premed.tracking.run_store import RunStore
 
 
@@ -78,3 +81,10 @@ def moved(database, here, there):
                         {"here": here, "there": there},
                     )
     connection.close()
+
+
+def registered(store, run_id, name, module, example, score, card):
+    """Exports and registers a network, as a command does; returns its version."""
+    with tempfile.TemporaryDirectory() as folder:
+        model_registry.export(module, example, card, Path(folder) / "model")
+        return model_registry.register(store.client, run_id, name, Path(folder) / "model", score)

@@ -12,9 +12,8 @@ from contextlib import suppress
 import numpy as np
 import pytest
 from support.forks import fork
-from support.stores import come_up, free_port, rows, start, steps, stop, unreachable
+from support.stores import come_up, free_port, registered, rows, start, steps, stop, unreachable
 
-from premed.tracking import model_registry
 from premed.tracking.outbox import Outbox, _Journal
 from premed.tracking.run_store import RunStore
 from premed.tracking.stage_leases import Lease
@@ -260,10 +259,7 @@ def test_a_server_that_goes_and_comes_back_has_every_metric_once(tmp_path, modul
         store = RunStore(f"http://127.0.0.1:{port}")
         run_id, outbox = start(store), Outbox(store, tmp_path / "outbox")
         assert Lease(store).acquire("d", "a") and not Lease(store).acquire("d", "b")
-        assert (
-            model_registry.register(store.client, run_id, "chest", module, np.zeros((2, 1, 8, 8), np.float32), 0.5, {})
-            == "1"
-        )
+        assert registered(store, run_id, "chest", module, np.zeros((2, 1, 8, 8), np.float32), 0.5, {}) == "1"
         for step in range(30):
             if step == 10:
                 stop(server)

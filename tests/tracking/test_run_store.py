@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.stores import free_port, rows, start, steps
+from support.stores import free_port, registered, rows, start, steps
 from support.suite import examples
 
 from premed.errors import UserError
-from premed.tracking import client, model_registry, run_store
+from premed.tracking import client, run_store
 from premed.tracking.references import find_run
 from premed.tracking.run_store import RunStore
 
@@ -239,7 +239,7 @@ def test_the_best_model_loads_without_pickle_for_any_batch_size(store, module, m
     example = np.random.default_rng(0).random((2, 1, 8, 8), dtype=np.float32)
     run_id, other = start(store, "abc"), torch.nn.Flatten()
     versions = [
-        model_registry.register(store.client, run_id, "chest", each, example, score, {"grid": [1, 2]})
+        registered(store, run_id, "chest", each, example, score, {"grid": [1, 2]})
         for each, score in ((other, 0.6), (module, 0.7), (other, 0.65), (other, math.nan))
     ]
     assert versions == ["1", "2", "3", "4"]
@@ -254,26 +254,20 @@ def test_the_best_model_loads_without_pickle_for_any_batch_size(store, module, m
 
 def test_a_version_and_its_run_name_each_other(store, module):
     run_id = start(store, "abc")
-    version = model_registry.register(
-        store.client, run_id, "chest", module, np.zeros((2, 1, 8, 8), np.float32), 0.5, {}
-    )
-    registered = store.client.get_model_version("chest", version)
-    assert registered.run_id == run_id and registered.description == "a run"
+    version = registered(store, run_id, "chest", module, np.zeros((2, 1, 8, 8), np.float32), 0.5, {})
+    made = store.client.get_model_version("chest", version)
+    assert made.run_id == run_id and made.description == "a run"
     (output,) = store.client.get_run(run_id).outputs.model_outputs
     versions = json.loads(store.client.get_logged_model(output.model_id).tags["mlflow.modelVersions"])
     assert versions == [{"name": "chest", "version": int(version)}]
-    assert registered.tags == {"premed.run": run_id, "premed.score": "0.5", "premed.digest": "abc"}
+    assert made.tags == {"premed.run": run_id, "premed.score": "0.5", "premed.digest": "abc"}
 
 
 def test_a_model_that_would_not_load_everywhere_is_refused(store, module):
     with pytest.raises(ValueError, match="float32 on the CPU, not torch.float64 on cpu"):
-        model_registry.register(
-            store.client, start(store), "chest", module.double(), np.zeros((2, 1, 8, 8), np.float32), 0.5, {}
-        )
+        registered(store, start(store), "chest", module.double(), np.zeros((2, 1, 8, 8), np.float32), 0.5, {})
     with pytest.raises(ValueError, match="batch of 2"):
-        model_registry.register(
-            store.client, start(store), "chest", module.float(), np.zeros((1, 1, 8, 8), np.float32), 0.5, {}
-        )
+        registered(store, start(store), "chest", module.float(), np.zeros((1, 1, 8, 8), np.float32), 0.5, {})
 
 
 def test_the_command_that_restores_a_deleted_experiment_does(store):

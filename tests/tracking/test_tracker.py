@@ -123,7 +123,7 @@ def test_files_that_mlflow_lost_are_a_warning(tracker, tmp_path):
 
 def test_a_model_that_mlflow_refuses_is_a_warning(tracker, monkeypatch):
     monkeypatch.setattr(model_registry, "register", lambda *args: (_ for _ in ()).throw(ValueError("no\nmore")))
-    assert tracker.register_model(opened(tracker), "model", None, None, 0.5, {}) is None
+    assert tracker.register_model(opened(tracker), "model", "folder", 0.5) is None
     assert tracker.drain_events() == [WarningIssued("MLflow's model registry failed: no")]
 
 

@@ -15,7 +15,7 @@ from premed.data.datamodule import stage_data_sets
 from premed.errors import StageFailed, UserError
 from premed.events import ModelRegistrationStarted, WarningIssued
 from premed.execution.preflight import Resolved
-from premed.execution.recorder import REGISTERING, ExperimentRecorder
+from premed.execution.recorder import ExperimentRecorder
 from premed.execution.session import Session
 from premed.models.network import Tokens, load_strictly, seeded_init
 from premed.paths import home
@@ -67,7 +67,7 @@ def keep(job: StageJob, run_id: str, record: dict[str, Any], recorder: Experimen
     folder = home() / "outbox" / f"{run_id}-record"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FILE).write_text(text)
-    recorder.copies[run_id] = [folder.name]
+    recorder.copies.setdefault(run_id, []).append(folder.name)
     recorder.tracker.reopen_run(run_id)
     recorder.tracker.log_files(run_id, str(folder / FILE))
     recorder.end(run_id, "FINISHED", tags)
@@ -89,9 +89,7 @@ def register(
             encoder = plugin("encoders", stage.encoder).build(stage.encoder, *first, *more)
         load_strictly(encoder, part_weights(job.stage_storage, "encoder"), "encoder")
         example = np.zeros((2, first[0], *first[1]), np.float32)
-        with REGISTERING:
-            recorder.pause(0)  # the command may have been stopped meanwhile
-            version = tracker.register_model(run_id, name, Tokens(encoder), example, None, card)
+        version = recorder.register_network(run_id, name, Tokens(encoder), example, None, card)
         return version and f"models:/{name}/{version}"
     except StageFailed as error:
         recorder.on_event(WarningIssued(f"the encoder was not registered: {error}"))

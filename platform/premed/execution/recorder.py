@@ -6,6 +6,7 @@ in the tag `pretrain_run`; on a trunk that is the cool-down's, and the experimen
 """
 
 import hashlib
+import math
 import os
 import shutil
 import threading
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -22,10 +24,11 @@ from premed.config.experiment import Experiment, Stage
 from premed.config.settings import LABEL_FREE, PRETRAINING, TRUNK, Kind, Pretrain, Train
 from premed.contracts import DataSet, Task
 from premed.data.datamodule import stage_cases, stage_data_sets
-from premed.errors import StageFailed, UserError
+from premed.errors import StageFailed, UserError, first_line
 from premed.events import EventHandler, ModelRegistrationStarted, WarningIssued
-from premed.execution.run_summary import arm_digest, summary_params, totals
+from premed.execution.run_summary import arm_digest, numbers_of, row, summary_params, totals
 from premed.paths import home, portable_path
+from premed.tracking import model_registry
 from premed.tracking.tracker import Tracker
 from premed.training.artifacts import curve_of
 from premed.training.privacy import Privacy
@@ -40,7 +43,7 @@ DOING: dict[Kind, str] = {
     "finetune": "fine-tuning",
     "test": "test",
 }
-REGISTERING = threading.Lock()  # torch exports one network at a time; more would only occupy the tracker's threads
+REGISTERING = threading.Lock()  # torch exports one network at a time; more would only take turns
 CONTEXTS = {"images": "training", "train": "training", "val": "validation", "test": "testing"}
 
 
@@ -213,12 +216,23 @@ class ExperimentRecorder:
             loading = StageJob(stage, job.stage, job.train, job.storage, job.cache)
             objective, _ = make_objective(loading, stage_data_sets(stage, lambda config: self.task))
             example = np.zeros((2, self.task.channels, *self.task.roi), np.float32)
-            score = result["summary"].get(f"val/{self.task.score}", float("-inf"))
-            with REGISTERING:
-                self.pause(0)  # the command may have been stopped meanwhile
-                self.tracker.register_model(run_id, self.task.name, objective.network, example, score, card)
+            score = result["summary"].get(f"val/{self.task.score}", -math.inf)
+            self.register_network(run_id, self.task.name, objective.network, example, score, card)
         except (StageFailed, UserError) as error:  # UserError: its weights are damaged
             self.on_event(WarningIssued(f"the model was not registered: {error}"))
+
+    def register_network(
+        self, run_id: str, name: str, network: Any, example: Any, score: float | None, card: dict[str, Any]
+    ) -> str | None:
+        """Exports a network here, where its weights are, and registers it; returns the version, None if that fails."""
+        with REGISTERING, TemporaryDirectory() as folder:
+            self.pause(0)  # the command may have been stopped meanwhile
+            try:
+                model_registry.export(network, example, card, Path(folder) / "model")
+            except Exception as error:  # noqa: BLE001 - torch's, of whatever kind: it must not fail a training
+                self.on_event(WarningIssued(f"the network was not registered: {first_line(error)}"))
+                return None
+            return self.tracker.register_model(run_id, name, f"{folder}/model", score)
 
     def end(self, run_id: str, status: str, tags: dict[str, str] | None = None) -> None:
         """Ends a run; waits some seconds for its delivery to MLflow, and then removes copied files."""
@@ -230,21 +244,6 @@ class ExperimentRecorder:
                 shutil.rmtree(home() / "outbox" / name, ignore_errors=True)
 
 
-def row(step: int, metrics: dict[str, float]) -> dict[str, Any]:
-    return {"step": step, "time": int(time.time() * 1000), "metrics": metrics}
-
-
-def numbers_of(result: dict[str, Any]) -> dict[str, float]:
-    """The metrics of a stage's result; those of each class are in its files only."""
-    numbers = {name: value for name, value in result["summary"].items() if name.count("/") == 1}
-    numbers |= {"seconds": result["seconds"], "peak_memory_mb": result["peak_memory_mb"]}
-    if result["kind"] == "test":
-        numbers |= {"test/low": result["interval"][0], "test/high": result["interval"][1]}
-        numbers |= {"test/constant": result["constant"]}
-    # the curve has a point at the last step already: the summary of the best weights goes by other names
-    return {(f"best/{name}" if name.startswith("val/") else name): value for name, value in numbers.items()}
-
-
 def resources_of(train: Train) -> str:
     """What a stage computes on: `2 CPU`, `4 GPU`."""
     workers = max(train.max_workers, 1)  # the largest number, if it is elastic
@@ -252,7 +251,7 @@ def resources_of(train: Train) -> str:
 
 
 def name_of(result: dict[str, Any]) -> str:
-    """The name of a stage in the experiment's tags, from its result."""
+    """The name of a stage in the experiment's tags."""
     if result["kind"] == "trunk":
         return f"{TRUNK}{result['epochs']}"
     return "pretrain" if result["kind"] in PRETRAINING else result["kind"]

@@ -5,6 +5,7 @@ are compared: a whole YAML of them would be unreadable there.
 """
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -79,3 +80,18 @@ def totals(stages: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         if gate := result.get("gate"):  # a share of the gate; negative above it. Of a trunk the last one counts
             numbers["below_gate"] = gate["below"]
     return scores | numbers
+
+
+def row(step: int, metrics: dict[str, float]) -> dict[str, Any]:
+    return {"step": step, "time": int(time.time() * 1000), "metrics": metrics}
+
+
+def numbers_of(result: dict[str, Any]) -> dict[str, float]:
+    """The metrics of a stage's result; those of each class are in its files only."""
+    numbers = {name: value for name, value in result["summary"].items() if name.count("/") == 1}
+    numbers |= {"seconds": result["seconds"], "peak_memory_mb": result["peak_memory_mb"]}
+    if result["kind"] == "test":
+        numbers |= {"test/low": result["interval"][0], "test/high": result["interval"][1]}
+        numbers |= {"test/constant": result["constant"]}
+    # the curve has a point at the last step already: the summary of the best weights goes by other names
+    return {(f"best/{name}" if name.startswith("val/") else name): value for name, value in numbers.items()}

@@ -188,12 +188,10 @@ class MLflowTracker:
     def registered_as(self, run_id: str) -> str | None:
         return self._ask_registry(lambda: model_registry.version_of(self.store.client, run_id))
 
-    def register_model(
-        self, run_id: str, name: str, module: Any, example: Any, score: float | None, card: dict[str, Any]
-    ) -> str | None:
+    def register_model(self, run_id: str, name: str, folder: str, score: float | None) -> str | None:
         def register() -> str:
             self.store.refuse_moved(run_id)
-            return model_registry.register(self.store.client, run_id, name, module, example, score, card)
+            return model_registry.register(self.store.client, run_id, name, Path(folder), score)
 
         return self._ask_registry(register)
 

@@ -5,7 +5,6 @@ Of fine-tuned networks the alias `best` marks the highest score; of encoders, wh
 
 import json
 import math
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,30 +21,50 @@ UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 _SCORE = "premed.score"
 
 
-def register(
-    client: "MlflowClient",
-    run_id: str,
-    name: str,
-    module: "torch.nn.Module",
-    example: "np.ndarray",
-    score: float | None,
-    card: dict[str, Any],
-) -> str:
-    """Registers `module`, in evaluation mode, as a new version of the model `name`; returns the version.
+def export(module: "torch.nn.Module", example: "np.ndarray", card: dict[str, Any], folder: Path) -> None:
+    """Writes `module`, in evaluation mode, as MLflow's folder of a model, which `register` takes.
 
     `module`: float32 on the CPU. `example` [2, C, *S] float32: the export runs it once; a batch of one would fix the
-    batch size. `score`: the validation score, higher is better; None: an encoder's. `card`: JSON, kept as the model's
-    metadata.
+    batch size. `card`: JSON, kept as the model's metadata.
     """
+    import mlflow
+    import numpy as np
+    import torch
+    from mlflow import pytorch
+    from mlflow.models import infer_signature
+
     wrong = {
         f"{p.dtype} on {p.device}"
         for p in module.parameters()
         if str(p.dtype) != "torch.float32" or p.device.type != "cpu"
     }
     if wrong:
-        raise ValueError(f"{name}: parameters must be float32 on the CPU, not {', '.join(sorted(wrong))}")
+        raise ValueError(f"parameters must be float32 on the CPU, not {', '.join(sorted(wrong))}")
     if len(example) < 2:
-        raise ValueError(f"{name}: the example needs a batch of 2, not {len(example)}")
+        raise ValueError(f"the example needs a batch of 2, not {len(example)}")
+    example = np.ascontiguousarray(example, np.float32)
+    with torch.no_grad():
+        output = module.eval()(torch.from_numpy(example)).numpy()
+    pytorch.save_model(
+        module,
+        str(folder),
+        signature=infer_signature(example, output),  # the first axis is free, the others are fixed
+        input_example=(example,),  # in a tuple it is traced and not kept: a volume as JSON text is 100 MB
+        pip_requirements=[
+            f"mlflow=={mlflow.__version__}",
+            f"torch=={torch.__version__.partition('+')[0]}",
+            f"numpy=={np.__version__}",
+        ],  # else MLflow loads the model in another process to infer them
+        serialization_format="pt2",
+        metadata=card,
+    )
+
+
+def register(client: "MlflowClient", run_id: str, name: str, folder: Path, score: float | None) -> str:
+    """Registers an exported network as a new version of the model `name`; returns the version.
+
+    `score`: the validation score, higher is better; None: an encoder's.
+    """
     from mlflow.entities import LoggedModelOutput
 
     run = client.get_run(run_id)
@@ -53,9 +72,8 @@ def register(
     tags = {"premed.digest": digest} | ({} if score is None else {_SCORE: repr(score)})
     logged = client.create_logged_model(run.info.experiment_id, name, run_id, tags=tags)
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            _write(module.eval(), example, card, logged, run_id, Path(folder) / "model")
-            client.log_model_artifacts(logged.model_id, f"{folder}/model")
+        _name(folder, logged, run_id)
+        client.log_model_artifacts(logged.model_id, str(folder))
     except BaseException:
         client.finalize_logged_model(logged.model_id, "FAILED")
         raise
@@ -75,32 +93,14 @@ def version_of(client: "MlflowClient", run_id: str) -> str | None:
     return f"models:/{found[0].name}/{found[0].version}" if found else None
 
 
-def _write(
-    module: "torch.nn.Module", example: "np.ndarray", card: dict[str, Any], logged: Any, run_id: str, to: Path
-) -> None:
-    import mlflow
-    import numpy as np
-    import torch
-    from mlflow import pytorch
-    from mlflow.models import Model, infer_signature
+def _name(folder: Path, logged: Any, run_id: str) -> None:
+    """Writes into the folder of a model which one it is, as MLflow does that saves it with its names."""
+    from mlflow.models import Model
 
-    example = np.ascontiguousarray(example, np.float32)
-    with torch.no_grad():
-        output = module(torch.from_numpy(example)).numpy()
-    pytorch.save_model(
-        module,
-        str(to),
-        mlflow_model=Model(logged.artifact_location, run_id, model_uuid=logged.model_id, model_id=logged.model_id),
-        signature=infer_signature(example, output),  # the first axis is free, the others are fixed
-        input_example=(example,),  # in a tuple it is traced and not kept: a volume as JSON text is 100 MB
-        pip_requirements=[
-            f"mlflow=={mlflow.__version__}",
-            f"torch=={torch.__version__.partition('+')[0]}",
-            f"numpy=={np.__version__}",
-        ],  # else MLflow loads the model in another process to infer them
-        serialization_format="pt2",
-        metadata=card,
-    )
+    model = Model.load(folder / "MLmodel")
+    model.run_id, model.artifact_path = run_id, logged.artifact_location
+    model.model_uuid = model.model_id = logged.model_id
+    model.save(folder / "MLmodel")
 
 
 def _promote(client: "MlflowClient", name: str, logged: Any, run: Any, tags: dict[str, str]) -> str:

@@ -100,10 +100,11 @@ class Tracker(Protocol):
     def registered_as(self, run_id: str) -> str | None:
         """Returns `models:/NAME/VERSION` of the run's network; None if it is not registered, or the registry fails."""
 
-    def register_model(
-        self, run_id: str, name: str, module: Any, example: Any, score: float | None, card: dict[str, Any]
-    ) -> str | None:
-        """Registers the run's network (`model_registry.register`); returns the version, None if the registry fails."""
+    def register_model(self, run_id: str, name: str, folder: str, score: float | None) -> str | None:
+        """Registers the run's network, exported to a folder of this machine (`model_registry.export`).
+
+        Returns the version; None if the registry fails. score: see `model_registry.register`.
+        """
 
     # ---- events
 
@@ -226,10 +227,8 @@ class RetryingTracker:
     def registered_as(self, run_id: str) -> str | None:
         return self.retry(self.tracker.registered_as, run_id)
 
-    def register_model(
-        self, run_id: str, name: str, module: Any, example: Any, score: float | None, card: dict[str, Any]
-    ) -> str | None:
-        return self.retry(self.tracker.register_model, run_id, name, module, example, score, card)
+    def register_model(self, run_id: str, name: str, folder: str, score: float | None) -> str | None:
+        return self.retry(self.tracker.register_model, run_id, name, folder, score)
 
     def record_event(self, run_id: str, event: Event) -> None:
         self.retry(self.tracker.record_event, run_id, event)
