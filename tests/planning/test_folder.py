@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from support import folders
 
+from premed.config.expand import load_all
+from premed.contracts import Case
+from premed.data.io.headers import Header
+from premed.data.survey import Survey, Values, survey
+from premed.planning import images, init
+from premed.planning.machine import Machine
 from premed.tasks.common import image_folder
+
+pytest_plugins = ["support.experiment_fixtures"]
 
 SPELLINGS = {
     "plain": "images/{}.nii.gz",
@@ -53,3 +61,54 @@ def test_a_cell_that_names_no_image_or_the_folder_itself_is_no_image(tmp_path):
     where = image_folder.Paths(root, image_folder.find_images(root))
     assert where.names(["", ".", str(root), f"{root}/images", "../0.nii.gz", "9.nii.gz", os.sep]) == {}
     assert where.find("0.nii.gz") == where.find(f"{root}/images/0.nii.gz") == "images/0.nii.gz"
+
+
+def cases_of(root, values):
+    paths = [root / f"{n}.nii.gz" for n in range(len(values))]
+    for path, each in zip(paths, values, strict=True):
+        folders.volume(path, each)
+    return [Case(path.name, path.name, (path,)) for path in paths]
+
+
+def survey_of(cases):
+    return survey(cases, 3, lambda done, total: None)
+
+
+def test_images_of_nan_are_unreadable_as_a_training_finds_them_and_the_others_count(tmp_path):
+    some = np.full((3, 4, 5), 7, np.float32)
+    holed = some.copy()
+    holed[0, 0, 0] = np.nan
+    found = survey_of(cases_of(tmp_path, [some, np.full((3, 4, 5), np.nan, np.float32), holed]))
+    assert found.values == Values((7, 7, 7, 7, 7), 1)
+    assert [each.split(": ")[1].split(";")[0] for each in found.unreadable] == [
+        "60 values are NaN or infinite",
+        "1 values are NaN or infinite",
+    ]
+
+
+def test_where_all_images_are_of_nan_it_says_so_and_names_one(premed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cases_of(tmp_path / "nan", [np.full((4, 4, 4), np.nan, np.float32)] * 8)
+    folders.table(tmp_path / "nan/labels.csv", [["file", "ill"], *([f"{n}.nii.gz", n // 2 % 2] for n in range(8))])
+    code, out, err = premed("init", tmp_path / "nan")
+    assert (code, out) == (2, "") and "64 values are NaN or infinite" in err[-1]
+    assert "none of the 8 images that were tried is read" in err[-1]
+
+
+def test_where_all_images_are_large_it_plans_by_their_headers_and_says_so(tmp_path, monkeypatch):
+    for module in ("data.survey", "planning.init"):
+        monkeypatch.setattr(f"premed.{module}.LARGEST_SAMPLE", 63)
+    monkeypatch.chdir(tmp_path)
+    cases_of(tmp_path / "large", [np.full((4, 4, 4), n, np.int16) for n in range(8)])
+    folders.table(tmp_path / "large/labels.csv", [["file", "ill"], *([f"{n}.nii.gz", n // 2 % 2] for n in range(8))])
+    result = init.run(tmp_path / "large", machine=Machine(2, 16.0))
+    assert "no image was opened for its values: the 8 that were tried have more than 63 voxels" in "".join(
+        result["notes"]
+    )
+    assert "intensities" not in result["found"] and load_all([tmp_path / "large.yaml"])[0].task.normalise == "zscore"
+
+
+def test_colour_pictures_of_which_none_was_opened_stay_in_colour():
+    found = Survey(1, [Header((20000, 20000), (), 3)], too_large=1)
+    choices, notes = images.picture_values(found)
+    assert choices["channels"].value == 3 and notes == []

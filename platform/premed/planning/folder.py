@@ -92,8 +92,8 @@ def look(folder: Path, recognised: Recognised, listed: Path, progress: Callable[
             raise too_few(folder, task, refusals)
         cases = [case for some in parts.values() for case in some]
         found = survey(cases, task.dims, progress)
-    if not found.headers or found.values is None:
-        raise UserError(f"{found.unreadable[0]} (and none of {len(found.unreadable)} others that were tried is read)")
+    if not found.headers or (found.values is None and not found.too_large):
+        raise UserError(f"{found.unreadable[0]} (none of the {len(found.unreadable)} images that were tried is read)")
     if listing:
         del fields[listing.field]
     return Looked(recognised, task, fields, parts, findings, found)

@@ -11,6 +11,7 @@ from typing import Any
 from premed.config.expand import load_all
 from premed.config.plugins import plugin
 from premed.data.check import UNLABELLED
+from premed.data.survey import LARGEST_SAMPLE
 from premed.errors import UserError
 from premed.planning import document, images, training
 from premed.planning.choices import Choice, Choices
@@ -114,6 +115,9 @@ def warnings(looked: Looked, plan: training.Plan) -> list[str]:
     notes += [f"{finding.where}: {finding.what}" for finding in errors[:MOST_FINDINGS]]
     if len(errors) > MOST_FINDINGS:
         notes.append(f"{len(errors) - MOST_FINDINGS} more errors: premed data check lists them")
+    if looked.found.values is None:
+        what = f"the {looked.found.too_large} that were tried have more than {LARGEST_SAMPLE:,} voxels"
+        notes.append(f"no image was opened for its values: {what}; see to window, percentiles and normalise yourself")
     if unreadable := looked.found.unreadable:
         notes.append(f"{len(unreadable)} of the images that were opened cannot be read: {unreadable[0]}")
     if plan.minutes and plan.minutes > LONG:
