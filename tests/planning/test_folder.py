@@ -1,6 +1,8 @@
 """What `premed init` takes a folder for: paths of tables, layouts of other tools, images that are not opened."""
 
+import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +12,12 @@ from premed.config.expand import load_all
 from premed.contracts import Case
 from premed.data.io.headers import Header
 from premed.data.survey import Survey, Values, survey
+from premed.errors import UserError
+from premed.planning import folder as planning
 from premed.planning import images, init
 from premed.planning.machine import Machine
 from premed.tasks.common import image_folder
+from premed.tasks.common.recognised import OWN, Recognised
 
 pytest_plugins = ["support.experiment_fixtures"]
 
@@ -112,3 +117,68 @@ def test_colour_pictures_of_which_none_was_opened_stay_in_colour():
     found = Survey(1, [Header((20000, 20000), (), 3)], too_large=1)
     choices, notes = images.picture_values(found)
     assert choices["channels"].value == 3 and notes == []
+
+
+# What tasks answer --------------------------------------------------------------------------------------------------
+
+OTHERS = {
+    "a list": [{"image": "a.nii.gz"}],
+    "a text": "mine",
+    "of another tool": {"images": 8, "licence": "CC"},
+    "a broken one of the decathlon": {"training": [], "labels": {"0": "background", "1": "a"}},
+}
+"""dataset.json as others write it."""
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_dataset_json_of_another_tool_does_not_stand_in_a_table_s_way(tmp_path, what):
+    """What the refusing task says is noted: the table may not be what the folder is."""
+    root = listed_volumes(tmp_path, "images/{}.nii.gz")
+    (root / "dataset.json").write_text(json.dumps(OTHERS[what]))
+    found = planning.recognise(root)
+    assert found.task["name"] == "images" and found.task["table"] == "labels.csv"
+    (note,) = found.notes
+    assert note.startswith(f"not read as task msd: {root / 'dataset.json'}: ") and "traceback" not in note.lower()
+
+
+@pytest.mark.parametrize("what", [name for name in OTHERS if "broken" not in name])
+def test_nor_in_the_way_of_volumes_with_label_maps(tmp_path, what):
+    for number in range(3):
+        folders.scan(tmp_path / f"images/{number}.nii.gz", tmp_path / f"labels/{number}.nii.gz", number)
+    (tmp_path / "dataset.json").write_text(json.dumps(OTHERS[what]))
+    found = planning.recognise(tmp_path)
+    assert found.task["name"] == "nnunet" and found.listing is not None
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_where_no_task_answers_the_first_refusal_is_the_error(tmp_path, what):
+    folders.picture(tmp_path / "a.png")
+    (tmp_path / "dataset.json").write_text(json.dumps(OTHERS[what]))
+    with pytest.raises(UserError, match="dataset.json: "):
+        planning.recognise(tmp_path)
+
+
+def test_grey_masks_do_not_stand_in_a_table_s_way(tmp_path):
+    root = listed_volumes(tmp_path, "images/{}.nii.gz")
+    for number in range(8):
+        folders.volume(root / f"labels/{number}.nii.gz", np.arange(64).reshape(4, 4, 4).astype(np.int16))
+    found = planning.recognise(root)
+    assert found.task["name"] == "images"
+    assert any("labels" in note and note.startswith("not read as task nnunet: ") for note in found.notes)
+
+
+def test_a_data_set_s_own_task_is_asked_alone_once_it_is_sure(monkeypatch, tmp_path):
+    own = Recognised("the own one", OWN, {"name": "brats"})
+    asked = []
+    for task in ("brats", "btcv", "chestxray14", "images", "msd", "nnunet"):
+        answer = {"brats": UserError("broken"), "chestxray14": own}.get(task)
+
+        def hook(folder, task=task, answer=answer):
+            asked.append(task)
+            if isinstance(answer, UserError):
+                raise answer
+            return answer
+
+        monkeypatch.setattr(f"premed.tasks.{task}.recognise", hook)
+    assert planning.recognise(tmp_path) == replace(own, notes=("not read as task brats: broken",))
+    assert asked == ["brats", "btcv", "chestxray14"]
