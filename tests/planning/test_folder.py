@@ -182,3 +182,9 @@ def test_a_data_set_s_own_task_is_asked_alone_once_it_is_sure(monkeypatch, tmp_p
         monkeypatch.setattr(f"premed.tasks.{task}.recognise", hook)
     assert planning.recognise(tmp_path) == replace(own, notes=("not read as task brats: broken",))
     assert asked == ["brats", "btcv", "chestxray14"]
+
+
+def test_of_images_without_labels_it_names_the_task_that_pretrains_on_them(tmp_path):
+    folders.picture(tmp_path / "a.png")
+    with pytest.raises(UserError, match="1 picture and no labels, .* the task `unlabelled` pre-trains on them alone"):
+        planning.recognise(tmp_path)

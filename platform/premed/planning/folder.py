@@ -70,9 +70,9 @@ def data_sets_below(folder: Path) -> list[str]:
 
 
 def unlabelled(folder: Path) -> UserError:
-    """The error for a folder that no task recognises: it has no labels, or no images.
+    """The error for a folder that no task recognises: it has no images, or no labels, which a comparison needs.
 
-    Pre-training on such a folder alone, and naming it in `pretrain.sources`, would be written here.
+    Of images without labels it names the task that pre-trains on them: `unlabelled`.
     """
     tree = find_images(folder)
     if not tree.names:
@@ -84,7 +84,8 @@ def unlabelled(folder: Path) -> UserError:
     what = "label maps in labels/ beside images/, or " if tree.volumes else ""
     return UserError(
         f"{folder}: {tree.described()} and no labels, which a comparison needs: add {what}a CSV with the columns path, "
-        "patient and label beside them, or put them into a folder for each class, and call premed init again"
+        "patient and label beside them, or put them into a folder for each class, and call premed init again; the task "
+        "`unlabelled` pre-trains on them alone (docs/unlabelled.md)"
     )
 
 
