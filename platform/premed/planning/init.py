@@ -8,6 +8,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from premed.config.expand import load_all
 from premed.config.plugins import plugin
 from premed.data.check import UNLABELLED
@@ -64,8 +66,9 @@ def data_of(looked: Looked) -> training.Data:
     task, parts = looked.task, looked.parts
     num = {part: len(parts.get(part, ())) for part in ("train", "val", "test")}
     num["pretrain"] = num["train"] + len(parts.get(UNLABELLED, ()))
-    voxels = float(looked.found.shapes.prod(axis=1).max())
-    return training.Data(task.dims, task.channels, task.classes, bool(task.labels), num, voxels)
+    voxels = looked.found.shapes.astype(float).prod(axis=1)
+    sizes = float(np.median(voxels)), float(voxels.max())
+    return training.Data(task.dims, task.channels, task.classes, bool(task.labels), num, *sizes)
 
 
 # Choices of the task -------------------------------------------------------------------------------------------------
