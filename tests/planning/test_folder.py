@@ -16,7 +16,7 @@ from premed.errors import UserError
 from premed.planning import folder as planning
 from premed.planning import images, init
 from premed.planning.machine import Machine
-from premed.tasks.common import image_folder
+from premed.tasks.common import image_folder, volume_pairs
 from premed.tasks.common.recognised import OWN, Recognised
 
 pytest_plugins = ["support.experiment_fixtures"]
@@ -188,3 +188,56 @@ def test_of_images_without_labels_it_names_the_task_that_pretrains_on_them(tmp_p
     folders.picture(tmp_path / "a.png")
     with pytest.raises(UserError, match="1 picture and no labels, .* the task `unlabelled` pre-trains on them alone"):
         planning.recognise(tmp_path)
+
+
+# Label maps ---------------------------------------------------------------------------------------------------------
+
+
+def label_maps(root, maps):
+    """Volumes of images/ and their maps of labels/, which have these values; returns how they are read."""
+    for number, values in enumerate(maps):
+        folders.volume(root / f"images/{number:03d}.nii.gz", np.ones((4, 4, 4), np.uint8))
+        folders.volume(root / f"labels/{number:03d}.nii.gz", np.resize(values, (4, 4, 4)))
+    return volume_pairs.recognise(root)
+
+
+def labels_of(recognised):
+    return json.loads(recognised.listing.text)["labels"]
+
+
+def test_labels_that_float32_took_a_little_off_whole_numbers_are_labels(tmp_path):
+    """As preprocessing takes them."""
+    found = label_maps(tmp_path, [np.array([0, 1 + 1e-6, 2 - 1e-4], np.float32)] * 2)
+    assert labels_of(found) == {"background": 0, "label_1": 1, "label_2": 2}
+
+
+LABEL_FAULTS = {
+    "interpolated": (np.linspace(0, 2, 64).astype(np.float32), "was interpolated: resample the original map"),
+    "below 0": (np.array([-1, 0, 1], np.int16), "labels must be whole numbers in 0..255"),
+    "grey": (np.arange(64).astype(np.int16), "is named as a label map and holds 64 values"),
+    "0 and 255": (np.array([0, 255], np.uint8), "holds the label 255: .* a mask of 0 and 255 as 0 and 1"),
+}
+
+
+@pytest.mark.parametrize("what", LABEL_FAULTS)
+def test_what_is_no_label_is_refused_with_what_mends_it(tmp_path, what):
+    values, words = LABEL_FAULTS[what]
+    with pytest.raises(UserError, match=f"labels/001.nii.gz: .*{words}"):
+        label_maps(tmp_path, [np.array([0, 1], np.int16), values])
+
+
+def test_of_many_label_maps_twenty_are_opened_evenly_spread_and_the_note_says_so(tmp_path, monkeypatch):
+    opened = []
+    read = volume_pairs.read_values
+    monkeypatch.setattr(volume_pairs, "read_values", lambda path: opened.append(int(path.name[:3])) or read(path))
+    found = label_maps(tmp_path, [np.array([0, 1], np.uint8)] * 39)
+    assert opened == [n * 39 // 20 for n in range(20)] and opened[-1] == 37
+    (note,) = found.notes
+    assert note == "20 of 39 label maps were opened for their values: add labels that only others have to the listing"
+
+
+def test_maps_and_voxels_that_cannot_be_read_are_left_to_data_check(tmp_path):
+    nan = np.array([np.nan], np.float32)
+    found = label_maps(tmp_path, [np.array([0, np.nan, 1], np.float32), nan, np.array([0, 3], np.uint8)])
+    assert labels_of(found) == {"background": 0, "label_1": 1, "label_2": 2, "label_3": 3}
+    assert found.notes == ("labels 2 are in no label map: write the maps as 0, 1, 2, …",)
