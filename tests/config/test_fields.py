@@ -1,13 +1,15 @@
 """The reference of all fields."""
 
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 
 from premed.config.experiment import Experiment
-from premed.config.fields import KINDS, field_docs, page, reference
+from premed.config.fields import KINDS, entries, field_docs, page, reference
 from premed.config.plugins import plugin, plugin_names
-from premed.config.settings import Finetune, Pretrain, Train
+from premed.config.settings import Finetune, Pretrain, Pretrained, Train
+from premed.config.spec import Spec
 from premed.errors import UserError
 
 
@@ -42,6 +44,73 @@ def test_a_section_or_a_single_field_can_be_asked_for():
     assert all(path == "finetune" or path.startswith("finetune.") for path in by_path("finetune"))
     assert list(by_path("finetune.layer_decay")) == ["finetune.layer_decay"]
     assert list(by_path("pretext.mae.mask_ratio")) == ["pretext.mask_ratio"]
+
+
+def test_fields_of_every_member_of_a_union_are_there():
+    """Of `Pretrain | Pretrained`, too: `pretrain.encoder` names a finished pre-training."""
+    found = by_path("pretrain")
+    for kind in (Pretrain, Pretrained):
+        assert {f"pretrain.{name}" for name in kind.model_fields} <= found.keys()
+    (encoder,) = reference("pretrain.encoder")
+    assert encoder.type == "text" and "in place of training one" in encoder.meaning and "digest" in encoder.meaning
+    assert len(reference("pretrain.seed")) == 1 and found["pretrain.seed"].default == "0"  # of the first that has it
+
+    class One(Spec):
+        both: int = 1
+        first: int = 1
+
+    class Other(Spec):
+        """Another way."""
+
+        both: str = ""
+        second: tuple[One, ...] = ()
+        """Twos."""
+
+    class Whole(Spec):
+        part: Annotated[One | Other | int | None, "checked"] = None
+
+    told = {each.path: each for each in entries(Whole)}
+    assert [*told] == [
+        "part",
+        *(f"part.{name}" for name in ("both", "first", "second", "second[].both", "second[].first")),
+    ]
+    assert told["part.both"].type == "whole number" and told["part.second"].meaning == "Another way. Twos."
+
+
+def test_what_a_file_says_of_other_files_and_of_strategies_is_a_field():
+    """Each key that `compose` takes out of a file."""
+    whole = [each.path for each in reference()]
+    assert whole[-2:] == ["base", "only"] and all(by_path(name)[name].meaning for name in ("base", "only"))
+    assert (by_path("base")["base"].type, by_path("only")["only"].type) == ("text or null", "strategy: fields")
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("pretext.mask_ratio", "pretext.mask_ratio"),
+        ("pretrain.sources.task", "pretrain.sources[].task"),
+        ("finetune.base_lr", "finetune.lr"),
+    ],
+)
+def test_a_field_is_found_as_overrides_write_it(asked, expected):
+    assert {each.path for each in reference(asked)} == {expected}
+
+
+def test_of_a_field_that_several_plug_ins_have_each_is_told():
+    fields = {name: plugin("tasks", name).Config.model_fields for name in plugin_names("tasks")}
+    having = [name for name in fields if "spacing" in fields[name]]
+    assert [each.meaning.split(":")[0] for each in reference("task.spacing")] == having and len(having) > 1
+
+
+def test_only_what_must_be_set_has_no_default():
+    found = by_path()
+    assert {found[name].default for name in ("train", "tracking", "finetune.augment")} == {"{}"}
+    assert found["task"].default == found["finetune.lr"].default == "" != found["pretrain.encoder"].default
+
+
+def test_a_plug_in_without_fields_is_said_to_have_none():
+    with pytest.raises(UserError, match="^pretext.none: has no fields of its own; write it as it is"):
+        reference("pretext.none")
 
 
 def test_what_is_no_field_gets_a_guess():

@@ -1,6 +1,7 @@
 """The numbers that `premed init` chooses, against their rules written out."""
 
 from math import prod
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from support.suite import examples
 from premed.contracts import Case
 from premed.data.io.headers import Header
 from premed.data.survey import Survey, Values, survey
-from premed.planning import document, images, training
+from premed.planning import document, images, init, training
 from premed.planning.choices import Choice
+from premed.planning.folder import Looked
 from premed.planning.machine import Machine
 
 TWO_CORES, GPU = Machine(2, 16.0), Machine(16, 128.0, (80.0,))
@@ -140,7 +142,7 @@ def test_colours_and_sixteen_bits_are_told_by_the_values():
 
 def data(dims=3, dense=True, classes=("background", "a"), **num) -> training.Data:
     num = {"pretrain": 40, "train": 30, "val": 8, "test": 10} | num
-    return training.Data(dims, 1, classes, dense, num, 60_000)
+    return training.Data(dims, 1, classes, dense, num, 60_000, 60_000)
 
 
 @given(st.integers(1, 5000), st.integers(1, 3000), st.integers(1, 64), st.sampled_from([2, 3]))
@@ -197,3 +199,27 @@ def test_a_survey_opens_a_bounded_sample_of_many_images(tmp_path):
     assert found.total == len(found.headers) == 30 and found.values.num == found.labelled.num == 8
     assert seen[-1] == (38, 38) and found.headers[0] == Header((6, 5, 4), (1.0, 2.0, 3.0), 1, "RAS")
     assert found.values.percentiles[0] == 0 and found.values.percentiles[4] == 26  # every 30/8th
+
+
+def looked(*shapes) -> Looked:
+    """Volumes of a segmentation, of these shapes."""
+    found = volumes(*[(shape, (1.0, 1.0, 1.0)) for shape in shapes])
+    task = SimpleNamespace(dims=3, channels=1, classes=("background", "a"), labels=(0, 1))
+    cases = {part: [None] * num for part, num in (("train", 30), ("val", 8), ("test", 10))}
+    return Looked(None, task, {}, cases, [], found)
+
+
+def test_minutes_are_those_of_a_median_image_and_memory_is_for_the_largest():
+    """One scan of 48 million voxels among small ones: an answer for all its voxels and two classes is 1.1 GiB."""
+    small, large = (20, 30, 40), (400, 400, 300)
+    mixed, alike = (init.data_of(looked(*[small] * 4, last)) for last in (large, small))
+    grid = images.Grid((16, 24, 32), 8, (20.0, 30.0, 40.0))
+    assert (mixed.voxels, mixed.most_voxels, alike.most_voxels) == (24_000, 48_000_000, 24_000)
+    cost = training.Cost(mixed, grid)
+    assert (cost.prepare, cost.score) == (training.Cost(alike, grid).prepare, training.Cost(alike, grid).score)
+    assert cost.prepare == pytest.approx(1e-7 * 24_000)
+    answer = 3 * 4 * 48_000_000 * 2 / 2**30
+    for gib, large in ((2 * (2 + answer) / 0.8 - 0.1, True), (2 * (2 + answer) / 0.8 + 0.1, False)):
+        assert training.is_large(mixed, Machine(2, gib)) is large and not training.is_large(alike, Machine(2, gib))
+    one, two = (training.plan(each, grid, TWO_CORES) for each in (mixed, alike))
+    assert one.minutes == two.minutes

@@ -151,7 +151,7 @@ WITHOUT = {
             [folders.scan(root / f"images/{n}.nii.gz", root / f"i/{n}.nii.gz") for n in range(3)]
             + [folders.scan(root / f"labels/{n}.nii.gz") for n in range(3)]
         ),
-        "is named as a label map and holds",
+        "is named as a label map; labels must be whole numbers",
     ),
 }
 

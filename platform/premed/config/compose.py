@@ -107,9 +107,14 @@ def with_first_names(tree: Any, where: str) -> Any:
     if {"lr", "base_lr"} <= tree.keys():
         raise UserError(f"{where}: lr and base_lr are one field; keep base_lr")
     return {
-        re.sub(r"(^|\.)base_lr$", r"\1lr", str(name)) if isinstance(name, str) else name: with_first_names(value, where)
+        first_name(name) if isinstance(name, str) else name: with_first_names(value, where)
         for name, value in tree.items()
     }
+
+
+def first_name(path: str) -> str:
+    """Returns a field's path with the first of its names: finetune.base_lr is finetune.lr."""
+    return re.sub(r"(^|\.)base_lr$", r"\1lr", path)
 
 
 def read_with_base(path: Path, follow: bool = True) -> dict[str, Any]:

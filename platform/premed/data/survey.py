@@ -12,7 +12,7 @@ import numpy as np
 
 from premed.contracts import Case
 from premed.data.io.headers import Header, read_header
-from premed.data.io.readers import read_file
+from premed.data.io.readers import read_file, read_finite
 from premed.errors import UserError
 
 MOST_HEADERS, MOST_SLICES = 1000, 20  # headers that are read; of folders of DICOM slices, which have one each
@@ -38,8 +38,10 @@ class Survey:
     headers: list[Header] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     """Messages that name the files."""
+    too_large: int = 0
+    """Images that were to be opened for their values and have more than LARGEST_SAMPLE voxels."""
     values: Values | None = None
-    """Of all voxels; None if no image could be read."""
+    """Of all voxels; None if no image was read."""
     labelled: Values | None = None
     """Of the voxels that a label map labels."""
     zero_share: float = 0.0
@@ -95,7 +97,9 @@ def read_sample(found: Survey, cases: Sequence[Case], dims: int, progress: Calla
     images, labelled, zeros, lungs = list[np.ndarray](), list[np.ndarray](), list[float](), list[float]()
     for done, case in enumerate(cases, 1):
         try:
-            channels = [read_file(path, shown=dims == 2) for path in case.image if is_small(path)]
+            large = not all(map(is_small, case.image))
+            found.too_large += large
+            channels = [] if large else [read_finite(path, shown=dims == 2) for path in case.image]
         except UserError as error:
             found.unreadable += [str(error)] if str(error) not in found.unreadable else []
             channels = []
@@ -124,10 +128,9 @@ def is_small(path: Path) -> bool:
 
 
 def thinned(values: np.ndarray) -> np.ndarray:
-    """Returns at most some MOST_VALUES finite values, at even distances."""
+    """Returns at most some MOST_VALUES values, at even distances, and one at least."""
     flat = values.reshape(-1)
-    flat = flat[:: max(1, len(flat) // MOST_VALUES)]
-    return flat[np.isfinite(flat)].astype(np.float32)
+    return flat[:: max(1, len(flat) // MOST_VALUES)].astype(np.float32)
 
 
 def labelled_values(case: Case, values: np.ndarray, dims: int) -> list[np.ndarray]:

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -17,7 +18,7 @@ from premed.errors import Finding, UserError
 from premed.tasks.common import volume_pairs
 from premed.tasks.common.image_folder import TABLES
 from premed.tasks.common.image_tree import find_images
-from premed.tasks.common.recognised import Recognised
+from premed.tasks.common.recognised import OWN, Recognised
 
 FEW_PATIENTS = 10  # of test: an interval over fewer says little
 
@@ -35,16 +36,30 @@ class Looked(NamedTuple):
 
 
 def recognise(folder: Path) -> Recognised:
-    """Returns the answer of the task that is surest of the folder. Raises UserError if there is none."""
+    """Returns the answer of the task that is surest of the folder. Raises UserError if there is none.
+
+    What a task refuses another may still read: refusals become notes of the answer, and errors only without one.
+    """
     if several := data_sets_below(folder):
         named = ", ".join(several[:5])
         raise UserError(f"{folder}: holds several data sets ({named}): name the folder of one of them")
-    modules = [import_module(f"premed.tasks.{each.name}") for each in iter_modules(premed.tasks.__path__)]
-    hooks = [module.recognise for module in modules if hasattr(module, "recognise")]
-    answers = [answer for hook in hooks if (answer := hook(folder)) is not None]
-    if not answers:
-        raise unlabelled(folder)
-    return max(answers, key=lambda answer: answer.sure)
+    best: Recognised | None = None
+    refusals: dict[str, UserError] = {}
+    for task in (each.name for each in iter_modules(premed.tasks.__path__)):
+        hook = getattr(import_module(f"premed.tasks.{task}"), "recognise", None)
+        try:
+            answer = hook(folder) if hook else None
+        except UserError as error:
+            refusals[task] = error
+            continue
+        if answer is not None and (best is None or answer.sure > best.sure):
+            best = answer
+        if best is not None and best.sure == OWN:
+            break
+    if best is None:
+        raise next(iter(refusals.values()), None) or unlabelled(folder)
+    said = [f"not read as task {task}: {error}" for task, error in refusals.items()]
+    return replace(best, notes=(*best.notes, *said))
 
 
 def data_sets_below(folder: Path) -> list[str]:
@@ -55,9 +70,9 @@ def data_sets_below(folder: Path) -> list[str]:
 
 
 def unlabelled(folder: Path) -> UserError:
-    """The error for a folder that no task recognises: it has no labels, or no images.
+    """The error for a folder that no task recognises: it has no images, or no labels, which a comparison needs.
 
-    Pre-training on such a folder alone, and naming it in `pretrain.sources`, would be written here.
+    Of images without labels it names the task that pre-trains on them: `unlabelled`.
     """
     tree = find_images(folder)
     if not tree.names:
@@ -69,7 +84,8 @@ def unlabelled(folder: Path) -> UserError:
     what = "label maps in labels/ beside images/, or " if tree.volumes else ""
     return UserError(
         f"{folder}: {tree.described()} and no labels, which a comparison needs: add {what}a CSV with the columns path, "
-        "patient and label beside them, or put them into a folder for each class, and call premed init again"
+        "patient and label beside them, or put them into a folder for each class, and call premed init again; the task "
+        "`unlabelled` pre-trains on them alone (docs/unlabelled.md)"
     )
 
 
@@ -92,8 +108,8 @@ def look(folder: Path, recognised: Recognised, listed: Path, progress: Callable[
             raise too_few(folder, task, refusals)
         cases = [case for some in parts.values() for case in some]
         found = survey(cases, task.dims, progress)
-    if not found.headers or found.values is None:
-        raise UserError(f"{found.unreadable[0]} (and none of {len(found.unreadable)} others that were tried is read)")
+    if not found.headers or (found.values is None and not found.too_large):
+        raise UserError(f"{found.unreadable[0]} (none of the {len(found.unreadable)} images that were tried is read)")
     if listing:
         del fields[listing.field]
     return Looked(recognised, task, fields, parts, findings, found)

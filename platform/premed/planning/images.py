@@ -194,13 +194,15 @@ def picture_grid(found: Survey, machine: Machine) -> Grid:
 
 def picture_values(found: Survey) -> tuple[Choices, list[str]]:
     """Returns channels and normalisation of pictures, and notes."""
-    choices: Choices = {"channels": Choice(3, "the pictures have colours")} if found.colour else {}
+    stored = any(header.channels == 3 for header in found.headers)
+    choices: Choices = {}
+    if found.colour or (stored and found.values is None):
+        choices = {"channels": Choice(3, "the pictures have colours" if found.colour else "as they are stored")}
     if found.bits > 8:
         choices |= {
             "normalise": Choice("zscore", "some pictures have 16 bits: mean 0 and deviation 1 each"),
             "percentiles": Choice([0.5, 99.5], "cuts outliers of each picture"),
         }
-    elif not found.colour and any(header.channels == 3 for header in found.headers):
-        num = found.values.num if found.values else 0
-        return choices, [f"pictures are stored in colour and are grey (of {num} that were read)"]
+    elif not choices and stored and found.values:
+        return choices, [f"pictures are stored in colour and are grey (of {found.values.num} that were read)"]
     return choices, []

@@ -8,9 +8,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from premed.config.expand import load_all
 from premed.config.plugins import plugin
 from premed.data.check import UNLABELLED
+from premed.data.survey import LARGEST_SAMPLE
 from premed.errors import UserError
 from premed.planning import document, images, training
 from premed.planning.choices import Choice, Choices
@@ -63,8 +66,9 @@ def data_of(looked: Looked) -> training.Data:
     task, parts = looked.task, looked.parts
     num = {part: len(parts.get(part, ())) for part in ("train", "val", "test")}
     num["pretrain"] = num["train"] + len(parts.get(UNLABELLED, ()))
-    voxels = float(looked.found.shapes.prod(axis=1).max())
-    return training.Data(task.dims, task.channels, task.classes, bool(task.labels), num, voxels)
+    voxels = looked.found.shapes.astype(float).prod(axis=1)
+    sizes = float(np.median(voxels)), float(voxels.max())
+    return training.Data(task.dims, task.channels, task.classes, bool(task.labels), num, *sizes)
 
 
 # Choices of the task -------------------------------------------------------------------------------------------------
@@ -114,6 +118,9 @@ def warnings(looked: Looked, plan: training.Plan) -> list[str]:
     notes += [f"{finding.where}: {finding.what}" for finding in errors[:MOST_FINDINGS]]
     if len(errors) > MOST_FINDINGS:
         notes.append(f"{len(errors) - MOST_FINDINGS} more errors: premed data check lists them")
+    if looked.found.values is None:
+        what = f"the {looked.found.too_large} that were tried have more than {LARGEST_SAMPLE:,} voxels"
+        notes.append(f"no image was opened for its values: {what}; see to window, percentiles and normalise yourself")
     if unreadable := looked.found.unreadable:
         notes.append(f"{len(unreadable)} of the images that were opened cannot be read: {unreadable[0]}")
     if plan.minutes and plan.minutes > LONG:

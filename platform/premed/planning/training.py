@@ -38,7 +38,9 @@ class Data:
     num: dict[str, int]
     """Images: `pretrain`, `train`, `val`, `test`."""
     voxels: float
-    """Of a median image on its own grid."""
+    """Of a median image on its own grid: what most images cost."""
+    most_voxels: float
+    """Of the largest image: what memory must hold."""
 
 
 @dataclass
@@ -157,7 +159,7 @@ LABELS = Choice(1.0, "[0.1, 1.0] asks with a tenth of the labels, too, where pre
 
 def is_large(data: Data, machine: Machine) -> bool:
     """True if two trainings at once might not fit into memory: each holds an answer for all voxels and classes."""
-    answer = 3 * 4 * data.voxels * len(data.classes) / 2**30 if data.dense else 0.0
+    answer = 3 * 4 * data.most_voxels * len(data.classes) / 2**30 if data.dense else 0.0
     return 2 * (2 + answer) > 0.8 * machine.memory
 
 

@@ -60,8 +60,9 @@ def recognise(folder: Path) -> Recognised | None:
     if not (folder / "dataset.json").is_file():
         return volume_pairs.recognise(folder)
     raw = RawFolder(folder)
-    if not is_nnunet(folder, read_json(raw.listing, "")):
-        return None
+    content = read_json(raw.listing, "")
+    if not is_nnunet(folder, content):  # the decathlon's, or another tool's
+        return None if isinstance(content, dict) and "training" in content else volume_pairs.recognise(folder)
     names = [*raw.cases.training, *raw.cases.test, *raw.cases.unlabelled]
     patient, reasons = guessed_pattern(names)
     reasons |= {"fold": "of splits_final.json, as nnU-Net counts them"} if raw.splits_file(None).is_file() else {}

@@ -56,11 +56,13 @@ def path_error(root: Path, real_root: Path, file: str) -> str:
     return ""
 
 
-def is_nnunet(root: Path, content: Mapping[str, Any]) -> bool:
+def is_nnunet(root: Path, content: Any) -> bool:
     """True if `content`, the dataset.json in `root`, describes nnU-Net's raw layout: one file per channel, CASE_0000.
 
     Version 2 lists no `training` cases; version 1 lists each by its label's name, which no image has.
     """
+    if not isinstance(content, dict):
+        return False
     if isinstance(content.get("dataset"), dict):
         return True
     if "training" not in content:

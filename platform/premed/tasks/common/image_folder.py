@@ -13,6 +13,7 @@ from premed.tasks.common import bids, columns
 from premed.tasks.common.image_tree import Tree, class_folders, find_images, patients_of_dicom, stem
 from premed.tasks.common.patients import guessed_pattern
 from premed.tasks.common.recognised import NAMES, TABLE, Listing, Recognised
+from premed.tasks.common.table import Folder
 
 TABLES = tuple(columns.DELIMITERS)
 MOST_TABLES = 20
@@ -60,7 +61,7 @@ def of_table(folder: Path, path: Path, tree: Tree) -> Recognised | None:
         reasons |= {key: f"{why}; or {', '.join(roles.labels.others[:8])}" for key, why in reasons.items()}
     listing, column = None, best
     table = path.relative_to(folder).as_posix()
-    if any(name != cell for cell, name in names.items()):
+    if any(name != where.files.name(cell) for cell, name in names.items()):  # the task would not find these
         completed = frame.copy()
         completed[best] = [names.get(cell, cell) for cell in cells_of(frame, best)]
         listing = Listing("table", ".csv", as_csv(completed), f"{table}, with paths below the root in column {best}")
@@ -94,11 +95,9 @@ class Paths:
     """Finds the image that a cell of a table names: a path below the root or the images' folder, or a file's name."""
 
     def __init__(self, folder: Path, tree: Tree):
-        self.folder, self.volumes = folder, {*tree.volumes}
-        names = tree.names
-        self.exact = {name: name for name in names}
+        self.files, self.volumes, self.exact = Folder(folder), {*tree.volumes}, {*tree.names}
         self.loose: dict[str, list[str]] = {}
-        for name in names:
+        for name in tree.names:
             parts = PurePosixPath(name).parts
             for start in range(len(parts)):
                 tail = "/".join(parts[start:])
@@ -106,13 +105,11 @@ class Paths:
                     self.loose.setdefault(spelled, []).append(name)
 
     def find(self, cell: str) -> str | None:
-        """Returns an image's name; None if the cell names none, or several."""
-        if cell in self.exact:
-            return cell
-        absolute = cell.removeprefix(str(self.folder) + "/").removeprefix("./")
-        if absolute in self.exact:
-            return cell if cell.startswith("./") or absolute != cell else absolute
-        found = self.loose.get(absolute) or self.loose.get(stem(absolute)) or []
+        """Returns an image's name below the root, however the cell spells it; None if it names none, or several."""
+        below = self.files.name(cell)
+        if below in self.exact:
+            return below
+        found = self.loose.get(below) or self.loose.get(stem(below)) or []
         return found[0] if len(found) == 1 else None
 
     def share(self, cells: Sequence[str]) -> float:

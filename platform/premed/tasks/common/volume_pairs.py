@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from premed.data.io.readers import VOLUMES, read_values
+from premed.data.preprocess import label_fault
+from premed.data.survey import spread
 from premed.errors import UserError
 from premed.tasks.common import bids
 from premed.tasks.common.image_tree import find_images, stem
@@ -39,7 +41,7 @@ CHANNELS = (
     "pet",
     "mr",
 )
-MOST_MAPS = 300  # label maps that are opened for their values, at most
+MOST_MAPS = 20  # label maps that are opened for their values, at most
 MOST_LABELS = 40  # a map with more values is no label map
 SEPARATORS = re.compile(r"[-_. ]+")
 
@@ -132,15 +134,16 @@ def of_cases(
     """Returns the cases as a listing of the task `nnunet`; None if the label maps hold no labels."""
     labelled = {name: (images, label) for name, (images, label) in cases.items() if label is not None}
     some = [label for _, label in labelled.values()]
-    values = label_values(folder, some[:: -(-len(some) // MOST_MAPS)])
+    opened = spread(some, MOST_MAPS)
+    values = label_values(folder, opened)
     if len(values) < 2:
         return None
     absent = [str(number) for number in range(max(values) + 1) if number not in values]
-    notes = [f"labels {', '.join(absent)} are in no label map: write the maps as 0, 1, 2, …"] if absent else []
-    if len(some) > MOST_MAPS:
-        notes.append(
-            f"{len(some[:: -(-len(some) // MOST_MAPS)])} of {len(some)} label maps were opened for their values"
-        )
+    which = "no label map" if opened == some else "none of the label maps that were opened"
+    notes = [f"labels {', '.join(absent)} are in {which}: write the maps as 0, 1, 2, …"] if absent else []
+    if opened != some:
+        what = f"{len(opened)} of {len(some)} label maps were opened for their values"
+        notes.append(f"{what}: add labels that only others have to the listing")
     if left := len(cases) - len(labelled):
         notes.append(f"{left} images without a label map are not used: nnU-Net's raw data has them in imagesTs")
     root = folder.absolute()
@@ -169,11 +172,14 @@ def label_values(folder: Path, names: list[str]) -> list[int]:
             found, _ = read_values(folder / name)
         except UserError:  # `premed data check` names it
             continue
-        unique = np.unique(found[np.isfinite(found)])
-        if len(unique) > MOST_LABELS or (unique != np.rint(unique)).any() or unique.min(initial=0) < 0:
-            raise UserError(f"{folder / name}: is named as a label map and holds {len(unique)} values; rename it")
-        if unique.max(initial=0) > MOST_LABELS:
-            what = f"holds the label {unique.max():g}: labels must be 0 (background), 1, 2, …"
+        found = found[np.isfinite(found)]  # and these voxels
+        if wrong := label_fault(found):
+            raise UserError(f"{folder / name}: is named as a label map; {wrong}, or rename it if it is an image")
+        labels = np.flatnonzero(np.bincount(np.rint(found).astype(np.uint8))).tolist()
+        if len(labels) > MOST_LABELS:
+            raise UserError(f"{folder / name}: is named as a label map and holds {len(labels)} values; rename it")
+        if max(labels, default=0) > MOST_LABELS:
+            what = f"holds the label {labels[-1]}: labels must be 0 (background), 1, 2, …"
             raise UserError(f"{folder / name}: {what}; write all maps so, a mask of 0 and 255 as 0 and 1")
-        values |= {int(value) for value in unique}
+        values |= {*labels}
     return sorted(values)
