@@ -6,14 +6,15 @@ import shutil
 import pytest
 import yaml
 from support.experiments import runs_of, store_of
-from support.pretrained import NAME, alone, labelled, picture, run, tuned
+from support.pretrained import NAME, alone, labelled, move_alias, picture, run, tuned
+from support.stores import free_port
 
 from premed.config.compose import validate_experiment
 from premed.errors import UserError
 from premed.events import StageReused, TrainingStarted
 from premed.execution import runner
 from premed.execution.preflight import resolve
-from premed.tracking.pretrainings import FILE
+from premed.tracking.pretrainings import FILE, find_pretraining
 
 pytest_plugins = ["support.pretrained"]
 
@@ -71,6 +72,22 @@ def test_every_name_of_an_encoder_gives_the_same_experiment(pretrained, pool):
     found = resolve([validate_experiment(tuned(pool, encoder=name)) for name in [*names, pretrained["run_id"]]])
     assert {each.pretrained.run_id for each in found} == {run_id}
     assert len({each.experiment.digest() for each in found}) == 1
+
+
+def test_a_command_looks_an_encoder_up_once_and_stays_with_it(pretrained, pool, tmp_path, monkeypatch):
+    """A name that moves meanwhile is one encoder for all of a command, and an outage of MLflow ends none of it."""
+    trees = [tuned(pool, {"finetune": {"seed": seed}}, encoder="models:/scans-mae-encoder@newest") for seed in (0, 1)]
+    experiments, lookups = [validate_experiment(each) for each in trees], []
+    once = lambda *args: lookups.append(args) or find_pretraining(*args)  # noqa: E731
+    monkeypatch.setattr("premed.execution.pretrained.find_pretraining", once)
+    first = resolve(experiments)
+    assert len(lookups) == 1
+    other = move_alias(tmp_path / "home", pretrained["encoder"])
+    assert {each.experiment.pretrain.encoder for each in resolve(experiments)} == {other}  # of another command
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    again = resolve(experiments, first[0])
+    ours = pretrained["encoder"]["digest"]
+    assert [each.experiment.pretrain.encoder for each in (*first, *again)] == [ours] * 4
 
 
 @pytest.mark.slow
