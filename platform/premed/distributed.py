@@ -1,7 +1,10 @@
-"""Distributed training: rank and world size, gathered values, errors that all ranks raise together."""
+"""Distributed training: rank and world size, gathered values, errors that all ranks raise together, stops that they
+learn of together."""
 
+import math
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from premed.errors import UserError
+
+LOOK = 0.5  # seconds between two looks of several ranks at whether to stop: each one waits for the step on a GPU
+MOST_STEPS = 50  # between two looks: steps may become slower meanwhile, and a stopped command waits 20 seconds
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -41,6 +47,45 @@ def raise_on_all_ranks() -> Iterator[None]:
     if failed := [(message, node) for message, node in messages if message]:
         message, node = failed[0]
         raise RaisedOnAllRanks(message if len(failed) == len(messages) else f"{message} (on node {node})")
+
+
+class SharedLook:
+    """Has all ranks know together whether the first one is to stop, by a broadcast about every LOOK seconds.
+
+    The first rank tells the others with each answer after how many steps they look again: as many as take LOOK seconds
+    at the speed since the last look, at least one.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device, self.due = device, 0
+        self.last_step, self.last_time = -1, -math.inf
+
+    def __call__(self, step: int, stopping: Callable[[], bool], always: bool = False) -> bool:
+        """Returns the same on all ranks; called by all of them after the same steps.
+
+        stopping: called on the first rank alone, if they look after this step. always: whether they do in any case.
+        """
+        if step < self.due and not always:
+            return False
+        rank, _ = rank_and_world()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(
+                self.device
+            )  # the broadcast waits for it anyway, and only then is the time the steps'
+        answer = [float(stopping()), float(self.steps_to_next(step))] if rank == 0 else [0.0, 0.0]
+        shared = torch.tensor(answer, device=self.device)
+        dist.broadcast(shared, 0)
+        stops, steps = shared.tolist()
+        self.due = step + int(steps)
+        self.last_step, self.last_time = step, time.monotonic()
+        return bool(stops)
+
+    def steps_to_next(self, step: int) -> int:
+        """How many steps take LOOK seconds; as many as are left where no step was done since the last look."""
+        if step == self.last_step:
+            return max(1, self.due - step)
+        seconds = (time.monotonic() - self.last_time) / (step - self.last_step)
+        return max(1, min(MOST_STEPS, int(LOOK / max(seconds, 1e-9))))
 
 
 def gather_rows(rows: Tensor, real: bool = True) -> Tensor:

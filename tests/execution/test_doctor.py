@@ -1,5 +1,6 @@
 """doctor.py and machine.py: what is wrong here is found, each with a remedy, by real ports, folders and disks."""
 
+import base64
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from support.stores import free_port
 from premed.execution import doctor, endpoints, machine
 
 VARIABLES = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_TMPDIR", "TMPDIR")
-VARIABLES += ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "PREMED_DATA")
+VARIABLES += ("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "PREMED_DATA", "NETRC")
 
 
 @pytest.fixture(autouse=True)
@@ -72,12 +73,65 @@ def test_a_token_that_is_missing_or_wrong_is_an_error(monkeypatch):
     with http_server(RAY, secret="Bearer abc") as port:
         monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{port}")
         assert found_of("RAY_ADDRESS")[1].startswith("requires a token and none is set; set RAY_AUTH_MODE=token")
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
         monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
         assert found_of("RAY_ADDRESS")[1].startswith("requires a token and refuses the one that is set; ")
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "abc")
+        assert findings() == []
     with http_server(FLOW, secret="Basic xyz") as port:
         monkeypatch.delenv("RAY_ADDRESS")
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
         assert found_of("MLFLOW")[1].startswith("requires a password and none is set; set MLFLOW_TRACKING_USERNAME")
+        monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "kubernetes")  # by a plug-in of MLflow's: premed cannot ask with it
+        assert found_of("MLFLOW") == ("note", "requires a password; whether MLFLOW_TRACKING_AUTH has it was not asked")
+
+
+@pytest.mark.parametrize("kind", ["dashboard", "head", "client"])
+@pytest.mark.parametrize("mode", [None, "", "disabled"])
+def test_a_token_that_ray_does_not_send_is_not_sent_by_the_doctor(kind, mode, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "abc")
+    if mode is not None:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    received = list[str]()
+    serve = grpc_server(METHODS, "abc", received=received)
+    if kind == "dashboard":
+        serve = http_server(RAY, "Bearer abc", received=received)
+    with serve as port:
+        scheme = {"dashboard": "http://", "head": "", "client": "ray://"}[kind]
+        monkeypatch.setenv("RAY_ADDRESS", f"{scheme}127.0.0.1:{port}")
+        what = "requires a token and Ray sends none without RAY_AUTH_MODE=token; set RAY_AUTH_MODE=token, and RAY"
+        assert found_of("RAY_ADDRESS")[1].startswith(what)
+    assert set(received) == {""}
+
+
+@pytest.mark.parametrize("kind", ["dashboard", "head", "client", "mlflow"])
+def test_a_program_that_happens_to_listen_on_a_port_gets_no_secret(kind, monkeypatch, tmp_path):
+    secrets = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "abc", "NETRC": str(tmp_path / "netrc")}
+    secrets |= {"MLFLOW_TRACKING_USERNAME": "me", "MLFLOW_TRACKING_PASSWORD": "word"}
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password word")
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    received = list[str]()
+    serve = grpc_server(METHODS, "another", received=received)
+    if kind in ("dashboard", "mlflow"):
+        serve = http_server(RAY if kind == "dashboard" else FLOW, "Bearer another", received=received)
+    with serve as port:
+        names = {"dashboard": endpoints.DASHBOARD, "head": endpoints.HEAD, "client": endpoints.CLIENT}
+        monkeypatch.setattr(doctor, "PORTS", {port: names.get(kind, endpoints.MLFLOW)})
+        (ear,) = doctor.examine()["listening"]
+    assert ear["asks_for_secret"] and set(received) == {""}
+
+
+def test_a_password_is_sought_where_mlflow_s_client_finds_it(monkeypatch, tmp_path):
+    (tmp_path / ".mlflow").mkdir()
+    login = "mlflow_tracking_username = me\nmlflow_tracking_password = word\n"
+    (tmp_path / ".mlflow" / "credentials").write_text(f"[mlflow]\n{login}")
+    pages = FLOW | {"401": (401, "<html>a proxy's own words</html>")}
+    with http_server(pages, secret=f"Basic {base64.b64encode(b'me:word').decode()}") as port:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+        report = doctor.examine()
+    assert report["num_errors"] == 0, report["findings"]
+    assert report["services"][1]["asks_for_secret"] and report["services"][1]["version"] == "3.17.2"
 
 
 @pytest.mark.parametrize(
@@ -93,6 +147,7 @@ def test_a_token_that_is_missing_or_wrong_is_an_error(monkeypatch):
         ("MLFLOW_TRACKING_URI", "http://127.0.0.1:{silent}", "no answer in 0.5 s; start it"),
         ("MLFLOW_TRACKING_URI", "http://no-such-host.invalid", "; start it, correct or unset the variable"),
         ("MLFLOW_TRACKING_URI", "postgresql://me:word@127.0.0.1:{free}/runs", "cannot be opened (connection to server"),
+        ("MLFLOW_TRACKING_URI", "postgresql://me:word@127.0.0.1:abc/runs", "invalid literal for int() with base 10"),
         ("MLFLOW_TRACKING_URI", "/some/folder", "is a folder, which MLflow no longer supports: write sqlite:////some"),
         ("MLFLOW_TRACKING_URI", "sqlite:///{folder}/broken.db", "cannot be read (file is not a database)"),
         ("PREMED_DATA", "{folder}/absent", "is no folder; mount it"),
@@ -210,6 +265,25 @@ def test_gpus_are_those_that_nvidia_smi_lists(line, code, gpus, words, monkeypat
         assert found[0]["name"] == "NVIDIA H100 80GB HBM3" and found[0]["memory_gb"] == pytest.approx(
             81559 * 2**20 / 1e9
         )
+
+
+def test_a_slow_or_broken_tool_is_told_from_a_gpu_that_cannot_be_used(monkeypatch, tmp_path):
+    (tmp_path / "nvidia-smi").write_text("#!/no/such/interpreter\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    ((_, where, what),) = machine.gpus()[1]
+    assert where == "nvidia-smi" and "cannot be run (No such file or directory); reinstall the driver" in what
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexec /bin/sleep 60\n")
+    monkeypatch.setattr(machine, "SECONDS", 0.2)
+    assert machine.gpus() == ([], [("error", "nvidia-smi", machine.SILENT)])
+    (tmp_path / "nvidia-smi").unlink()
+    monkeypatch.setattr(machine, "DEVICES", (str(tmp_path),))  # there is a GPU, and torch takes longer to load
+    assert machine.gpus() == ([], [("note", "torch", machine.SLOW)])
+    for answer, severity, words in (
+        (None, "note", machine.SLOW),
+        (endpoints.Answer("", problem="odd"), "note", "could not be asked (odd); run nvidia-smi, or ask again"),
+    ):
+        assert [(each.severity, each.what) for each in machine.or_silent(answer)[1]] == [(severity, words)]
 
 
 def test_torch_s_cuda_is_what_torch_says_of_itself():

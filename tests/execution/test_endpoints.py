@@ -15,52 +15,65 @@ from premed.execution.endpoints import CLIENT, DASHBOARD, HEAD, MLFLOW, UNKNOWN,
 
 
 @pytest.fixture(autouse=True)
-def without_secrets(monkeypatch, tmp_path):
-    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
+def impatient(monkeypatch):
     monkeypatch.setattr(endpoints, "PATIENCE", 0.5)
 
 
-def test_a_dashboard_says_its_version_and_whether_it_asks_for_a_token(monkeypatch):
+def test_a_dashboard_says_its_version_and_whether_it_asks_for_a_token():
     with http_server(RAY) as port:
-        assert endpoints.ask_dashboard(f"http://127.0.0.1:{port}") == Answer(DASHBOARD, "2.60.0", is_open=True)
+        assert endpoints.ask_dashboard(f"http://127.0.0.1:{port}", "abc") == Answer(DASHBOARD, "2.60.0", is_open=True)
     with http_server(RAY, secret="Bearer abc") as port:
         url = f"http://127.0.0.1:{port}"
         assert endpoints.ask_dashboard(url) == Answer(DASHBOARD, is_open=False)
-        monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
-        assert endpoints.ask_dashboard(url) == Answer(DASHBOARD, is_open=False, is_accepted=False)
-        monkeypatch.setenv("RAY_AUTH_TOKEN", "abc")
-        assert endpoints.ask_dashboard(url) == Answer(DASHBOARD, "2.60.0", is_open=False, is_accepted=True)
+        assert endpoints.ask_dashboard(url, "wrong") == Answer(DASHBOARD, is_open=False, is_accepted=False)
+        assert endpoints.ask_dashboard(url, "abc") == Answer(DASHBOARD, "2.60.0", is_open=False, is_accepted=True)
 
 
-def test_an_mlflow_says_its_version_and_whether_it_asks_for_a_password(monkeypatch):
-    with http_server(FLOW) as port:
-        assert endpoints.ask_mlflow(f"http://127.0.0.1:{port}") == Answer(MLFLOW, "3.17.2", is_open=True)
+def test_an_mlflow_says_its_version_and_whether_it_asks_for_a_password():
     secret = f"Basic {base64.b64encode(b'me:word').decode()}"
+    with http_server(FLOW) as port:
+        assert endpoints.ask_mlflow(f"http://127.0.0.1:{port}", secret) == Answer(MLFLOW, "3.17.2", is_open=True)
     with http_server(FLOW, secret=secret) as port:
         url = f"http://127.0.0.1:{port}"
         assert endpoints.ask_mlflow(url) == Answer(MLFLOW, is_open=False)
-        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
-        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "word")
-        assert endpoints.ask_mlflow(url) == Answer(MLFLOW, "3.17.2", is_open=False, is_accepted=True)
+        assert endpoints.ask_mlflow(url, "Bearer no") == Answer(MLFLOW, is_open=False, is_accepted=False)
+        assert endpoints.ask_mlflow(url, secret) == Answer(MLFLOW, "3.17.2", is_open=False, is_accepted=True)
     refused = {"/version": (200, "3.17.2"), "/api/2.0/mlflow/experiments/search": (403, "Invalid Host header")}
     with http_server(refused) as port:
-        answer = endpoints.ask_mlflow(f"http://127.0.0.1:{port}")
-        assert answer.problem == "answers, but not as MLflow's server (HTTP status 403: Invalid Host header)"
+        for given_secret in (None, secret):
+            answer = endpoints.ask_mlflow(f"http://127.0.0.1:{port}", given_secret)
+            assert answer.problem == "answers, but not as MLflow's server (HTTP status 403: Invalid Host header)"
+
+
+@pytest.mark.parametrize("status", [401, 403, 302])
+def test_a_proxy_before_mlflow_that_refuses_in_its_own_words_is_asked_with_the_password(status):
+    pages = FLOW | {"401": (status, "<html>Authorization Required</html>")}
+    with http_server(pages, secret="Basic xyz") as port:
+        url = f"http://127.0.0.1:{port}"
+        assert endpoints.ask_mlflow(url, "Basic xyz") == Answer(MLFLOW, "3.17.2", is_open=False, is_accepted=True)
+        if status == 401:
+            assert endpoints.ask_mlflow(url) == Answer(MLFLOW, is_open=False)
+            assert endpoints.ask_mlflow(url, own_machine=True).kind == UNKNOWN  # of no named service
+
+
+def test_a_question_without_a_secret_takes_none_from_netrc_or_the_address(monkeypatch, tmp_path):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password word")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    received = list[str]()
+    with http_server(FLOW, received=received) as port:
+        assert endpoints.ask_mlflow(f"http://him:other@127.0.0.1:{port}").is_open
+    assert set(received) == {""}
 
 
 @pytest.mark.parametrize(("ask", "kind", "version"), [("ask_head", HEAD, "2.60.0"), ("ask_client", CLIENT, "")])
-def test_a_head_and_ray_client_say_whether_they_ask_for_a_token(ask, kind, version, monkeypatch):
+def test_a_head_and_ray_client_say_whether_they_ask_for_a_token(ask, kind, version):
     ask = getattr(endpoints, ask)
     with grpc_server(METHODS) as port:
-        assert ask(f"127.0.0.1:{port}") == Answer(kind, version, is_open=True)
+        assert ask(f"127.0.0.1:{port}", "abc") == Answer(kind, version, is_open=True)
     with grpc_server(METHODS, token="abc") as port:
         assert ask(f"127.0.0.1:{port}") == Answer(kind, is_open=False)
-        monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
-        assert ask(f"127.0.0.1:{port}") == Answer(kind, is_open=False, is_accepted=False)
-        monkeypatch.setenv("RAY_AUTH_TOKEN", "abc")
-        assert ask(f"127.0.0.1:{port}") == Answer(kind, version, is_open=False, is_accepted=True)
+        assert ask(f"127.0.0.1:{port}", "wrong") == Answer(kind, is_open=False, is_accepted=False)
+        assert ask(f"127.0.0.1:{port}", "abc") == Answer(kind, version, is_open=False, is_accepted=True)
 
 
 def test_other_programs_are_not_taken_for_ray_or_mlflow():
@@ -104,6 +117,12 @@ def test_who_does_not_come_back_is_not_waited_for():
     began = time.monotonic()
     assert endpoints.within({"slow": lambda: time.sleep(60), "quick": lambda: 1}, 0.1) == {"quick": 1}
     assert time.monotonic() - began < 10
+
+
+def test_a_question_that_fails_is_an_answer_and_no_traceback(capfd):
+    answers = endpoints.within({"bad": lambda: int("http://me:word@host"), "good": lambda: 1})
+    assert answers["good"] == 1 and "word" not in answers["bad"].problem
+    assert answers["bad"].problem.startswith("invalid literal for int()") and capfd.readouterr() == ("", "")
 
 
 def test_a_proxy_in_the_way_is_named(monkeypatch):

@@ -6,14 +6,18 @@ import shutil
 import pytest
 import yaml
 from support.experiments import runs_of, store_of
-from support.pretrained import NAME, alone, labelled, picture, run, tuned
+from support.pretrained import NAME, alone, labelled, move_alias, picture, run, scans, tuned
+from support.stores import free_port
 
 from premed.config.compose import validate_experiment
+from premed.contracts import Case
+from premed.data.cache import Cache
 from premed.errors import UserError
 from premed.events import StageReused, TrainingStarted
-from premed.execution import runner
+from premed.execution import publisher, runner
 from premed.execution.preflight import resolve
-from premed.tracking.pretrainings import FILE
+from premed.tracking.artifacts import ArtifactMissing
+from premed.tracking.pretrainings import FILE, find_pretraining
 
 pytest_plugins = ["support.pretrained"]
 
@@ -39,6 +43,28 @@ def test_its_record_has_the_settings_and_the_hashes_of_all_images(pretrained, tm
     uses = {(image["name"].split("/")[0], image["use"]) for image in data_set["images"]}
     assert len(uses) == 12 and {use for _, use in uses} == {"train", "val"}  # each patient is in one
     assert str(home) not in json.dumps(record)
+
+
+def test_no_record_is_made_of_images_that_changed_since_they_were_trained_on(home, tmp_path, monkeypatch):
+    """A fine-tuning elsewhere would not find the image that the encoder has seen among its own of val and test."""
+    monkeypatch.setattr(publisher, "register", lambda *args: None)
+    scans(tmp_path / "scans")
+    tree, changed = alone(tmp_path, {"pretrain": {"epochs": 1}}), tmp_path / "scans" / "p00" / "0.png"
+
+    def change(event):
+        if isinstance(event, TrainingStarted):
+            picture(changed, 4711)
+
+    with pytest.raises(UserError, match="scans: images changed while the command ran, .*; run the same command again$"):
+        run(tree, change)
+    (trained,) = runs_of(home, "pretrain")
+    with pytest.raises(ArtifactMissing):
+        store_of(home).file(trained, FILE, tmp_path)
+    encoder = run(tree)["encoder"]
+    assert encoder["run_id"] != trained.run_id
+    record = json.loads(store_of(home).file(store_of(home).get(encoder["run_id"]), FILE, tmp_path).read_text())
+    files = {image["name"]: image["files"] for image in record["data_sets"][0]["images"]}
+    assert files["p00/0.png"] == sorted(*Cache(home / "cache").file_hashes([Case("", "", (changed,))]))
 
 
 def test_the_same_command_trains_and_registers_nothing_again(pretrained, tmp_path, pool):
@@ -71,6 +97,22 @@ def test_every_name_of_an_encoder_gives_the_same_experiment(pretrained, pool):
     found = resolve([validate_experiment(tuned(pool, encoder=name)) for name in [*names, pretrained["run_id"]]])
     assert {each.pretrained.run_id for each in found} == {run_id}
     assert len({each.experiment.digest() for each in found}) == 1
+
+
+def test_a_command_looks_an_encoder_up_once_and_stays_with_it(pretrained, pool, tmp_path, monkeypatch):
+    """A name that moves meanwhile is one encoder for all of a command, and an outage of MLflow ends none of it."""
+    trees = [tuned(pool, {"finetune": {"seed": seed}}, encoder="models:/scans-mae-encoder@newest") for seed in (0, 1)]
+    experiments, lookups = [validate_experiment(each) for each in trees], []
+    once = lambda *args: lookups.append(args) or find_pretraining(*args)  # noqa: E731
+    monkeypatch.setattr("premed.execution.pretrained.find_pretraining", once)
+    first = resolve(experiments)
+    assert len(lookups) == 1
+    other = move_alias(tmp_path / "home", pretrained["encoder"])
+    assert {each.experiment.pretrain.encoder for each in resolve(experiments)} == {other}  # of another command
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    again = resolve(experiments, first[0])
+    ours = pretrained["encoder"]["digest"]
+    assert [each.experiment.pretrain.encoder for each in (*first, *again)] == [ours] * 4
 
 
 @pytest.mark.slow

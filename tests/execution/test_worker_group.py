@@ -30,12 +30,11 @@ def test_workers_of_one_node_speak_over_loopback(environment):
         assert {os.environ[INTERFACE]} == loopback
 
 
-@pytest.mark.parametrize("several", [True])
-def test_the_network_of_the_node_s_address_is_taken(environment, several):
+def test_the_network_of_the_node_s_address_is_taken(environment):
     there = {name: each for name, all_ in psutil.net_if_addrs().items() for each in [a.address for a in all_]}
     for name, address in there.items():
         environment(None)
-        choose_interface(address, several)
+        choose_interface(address, several_nodes=True)
         assert address in [each.address for each in psutil.net_if_addrs()[os.environ[INTERFACE]]], name
 
 

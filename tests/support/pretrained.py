@@ -2,15 +2,17 @@
 
 import csv
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 from PIL import Image
-from support.experiments import PUBLISHING, settle_in
+from support.experiments import PUBLISHING, settle_in, store_of
 from support.stores import copied
 
 from premed.config.compose import merge, validate_experiment
 from premed.execution import publisher, runner
+from premed.tracking.pretrainings import FILE
 
 pytest_plugins = ["support.experiment_fixtures"]
 
@@ -74,6 +76,20 @@ def tuned(root: Path, *changes, encoder: str = NAME) -> dict:
     for change in changes:
         tree = merge(tree, change)
     return tree
+
+
+def move_alias(home: Path, encoder: dict) -> str:
+    """Has models:/scans-mae-encoder@newest name another pre-training, with the record of this one; its digest."""
+    store, digest = store_of(home), "e" * 64
+    client, first = store.client, store.get(encoder["run_id"])
+    tags = {"premed.kind": "pretrain", "premed.digest": digest}
+    other = client.create_run(first.experiment_id, tags=tags).info.run_id
+    with TemporaryDirectory() as folder:
+        client.log_artifact(other, str(store.file(first, FILE, folder)))
+    client.set_terminated(other)
+    version = client.create_model_version("scans-mae-encoder", f"{first.artifact_uri}/none", other).version
+    client.set_registered_model_alias("scans-mae-encoder", "newest", version)
+    return digest
 
 
 def run(tree: dict, show=lambda event: None) -> dict:

@@ -1,6 +1,7 @@
 """Small real servers for what asks ports: HTTP and gRPC with given answers, and one that never answers."""
 
 import socket
+import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,12 +21,20 @@ METHODS = {CHECK_ALIVE[0]: REPLY, PING[0]: b"\x08\x06\x12\x02{}"}
 
 
 @contextmanager
-def http_server(pages: Mapping[str, tuple[int, str]], secret: str = "", host: str = "127.0.0.1") -> Iterator[int]:
-    """Yields its port. pages: status and text by path. secret: the header without which the status is 401 and the text
-    that of the page `401`."""
+def http_server(
+    pages: Mapping[str, tuple[int, str]],
+    secret: str = "",
+    host: str = "127.0.0.1",
+    received: list[str] | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> Iterator[int]:
+    """Yields its port. pages: status and text by path. secret: the header without which status and text are those of
+    the page `401`. received: gets the header Authorization of each request. tls: for HTTPS."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
+            if received is not None:
+                received.append(self.headers.get("Authorization", ""))
             status, text = pages.get(self.path.partition("?")[0], (404, "no such page"))
             if secret and self.headers.get("Authorization") != secret:
                 status, text = pages["401"]
@@ -38,6 +47,8 @@ def http_server(pages: Mapping[str, tuple[int, str]], secret: str = "", host: st
             pass
 
     server = ThreadingHTTPServer((host, 0), Handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
@@ -48,8 +59,10 @@ def http_server(pages: Mapping[str, tuple[int, str]], secret: str = "", host: st
 
 
 @contextmanager
-def grpc_server(replies: Mapping[str, bytes], token: str = "", host: str = "127.0.0.1") -> Iterator[int]:
-    """Yields its port. replies: by method. token: without which it says UNAUTHENTICATED."""
+def grpc_server(
+    replies: Mapping[str, bytes], token: str = "", host: str = "127.0.0.1", received: list[str] | None = None
+) -> Iterator[int]:
+    """Yields its port. replies: by method. token: without which it says UNAUTHENTICATED. received: as http_server."""
 
     class Methods(grpc.GenericRpcHandler):
         def service(self, details):
@@ -58,7 +71,10 @@ def grpc_server(replies: Mapping[str, bytes], token: str = "", host: str = "127.
                 return None
 
             def answer(request, context):
-                if token and dict(context.invocation_metadata()).get("authorization") != f"Bearer {token}":
+                sent = str(dict(context.invocation_metadata()).get("authorization", ""))
+                if received is not None:
+                    received.append(sent)
+                if token and sent != f"Bearer {token}":
                     context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
                 return reply
 

@@ -4,6 +4,8 @@ import json
 
 import pytest
 import yaml
+from support.pretrained import NAME, move_alias, tuned
+from support.stores import free_port
 from support.suite import REPOSITORY
 
 from premed.cli.options import as_json_value
@@ -12,6 +14,8 @@ from premed.errors import UserError
 from premed.tuning.context import SweepContext
 from premed.tuning.space import load_sweep
 from premed.tuning.study import encode
+
+pytest_plugins = ["support.pretrained"]
 
 GOLDEN = REPOSITORY / "tests" / "golden" / "sweep" / "study.json"
 SPACE = {
@@ -113,3 +117,47 @@ def test_asha_cannot_follow_the_score_of_one_class_which_is_not_logged_at_each_v
     assert "scheduler: val/auc/Hernia is not compared" in refused_metric(
         "val/auc/Hernia", "chestxray14", scheduler="asha"
     )
+
+
+# ---- from a finished pre-training
+
+NEWEST = "models:/scans-mae-encoder@newest"
+
+
+def over(pool, folder, space, encoder=NEWEST):
+    (folder / "tuned.yaml").write_text(yaml.safe_dump(tuned(pool, {"train": {"workers": 1}}, encoder=encoder)))
+    (folder / "sweep.yaml").write_text(yaml.safe_dump({"base": "tuned.yaml", "space": space}))
+    return SweepContext(load_sweep(folder / "sweep.yaml"))
+
+
+def encoders_of(context):
+    """What each trial starts from."""
+    trials = [context.experiments(setting) for setting in context.sweep.combinations()]
+    return [experiment.pretrained.digest for (experiment,) in trials]
+
+
+def test_all_trials_start_from_the_encoder_of_the_start_and_best_yaml_names_it(pretrained, pool, tmp_path, monkeypatch):
+    context, ours = over(pool, tmp_path, {"finetune.lr": [0.1, 0.2]}), pretrained["encoder"]["digest"]
+    study = context.study()
+    study.start("data")
+    other = move_alias(tmp_path / "home", pretrained["encoder"])
+    again = over(pool, tmp_path, {"finetune.lr": [0.1, 0.2]})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")  # an outage ends no trial
+    assert encoders_of(context) == [ours, ours] and encoders_of(again) == [other, other]
+    assert context.digest != again.digest
+    study.tell(study.ask().number, "done", [0.5], {})
+    best = yaml.safe_load(context.write(context.result(study))[-1].read_text())
+    assert best["pretrain"]["encoder"] == ours and best["finetune"]["lr"] == 0.1
+
+
+def test_the_encoders_of_a_space_are_looked_up_at_the_start(pretrained, pool, tmp_path, monkeypatch):
+    """A sweep over encoders, one of which moves, is another sweep once it has: its trials would start from others."""
+    space = {"pretrain.encoder": [NAME, NEWEST]}
+    context, ours = over(pool, tmp_path, space, NAME), pretrained["encoder"]["digest"]
+    other = move_alias(tmp_path / "home", pretrained["encoder"])
+    again = over(pool, tmp_path, space, NAME)
+    with pytest.raises(UserError, match="^pretrain.encoder: models:/absent/1: "):
+        over(pool, tmp_path, {"pretrain.encoder": [NAME, "models:/absent/1"]})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    assert encoders_of(context) == [ours, ours] and encoders_of(again) == [ours, other]
+    assert context.digest != again.digest

@@ -84,12 +84,23 @@ def knock(address: str) -> None:
 
 def refuse_missing_token() -> None:
     """Raises UserError if RAY_AUTH_MODE asks for a token and none is found where Ray looks for it."""
-    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token" or ray_token():
+    if not asks_for_token() or ray_token():
         return
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
     where = f"RAY_AUTH_TOKEN_PATH={named}" if named else f"RAY_AUTH_MODE=token: {token_file()}"
     remedy = "run `ray get-auth-token --generate`, or set RAY_AUTH_TOKEN_PATH to the cluster's token"
     raise UserError(f"{where} holds no token; {remedy}")
+
+
+def asks_for_token() -> bool:
+    """Whether RAY_AUTH_MODE has Ray send a token."""
+    return os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+
+
+def sent_token() -> str | None:
+    """The token that Ray sends to the cluster that RAY_ADDRESS names: without RAY_AUTH_MODE=token none, though there
+    may be one."""
+    return ray_token() if asks_for_token() else None
 
 
 def token_file() -> Path:

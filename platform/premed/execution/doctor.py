@@ -5,10 +5,8 @@ torch nor Ray nor MLflow is imported. An error is what would stop a run, or lets
 """
 
 import os
-import sqlite3
 import urllib.parse
 from collections.abc import Callable
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,11 @@ from premed.execution.connection import (
     TOKEN_REMEDY,
     cluster_address,
     knock,
+    ray_token,
     refuse_missing_token,
     refuse_no_loopback,
     refuse_unfit_folder,
+    sent_token,
 )
 from premed.execution.endpoints import (
     CLIENT,
@@ -31,6 +31,8 @@ from premed.execution.endpoints import (
     Answer,
     ask_client,
     ask_dashboard,
+    ask_database,
+    ask_file,
     ask_head,
     ask_mlflow,
     is_loopback,
@@ -40,7 +42,7 @@ from premed.execution.endpoints import (
     within,
 )
 from premed.paths import expand_path, home, sqlite_file, storage
-from premed.tracking.client import POSTGRES, locate_store, masked, resolve_uri, with_driver
+from premed.tracking.client import POSTGRES, certificates, credentials, locate_store, masked, resolve_uri, with_driver
 from premed.tracking.provenance import commit
 
 PORTS = {8265: DASHBOARD, 6379: HEAD, 10001: CLIENT, 5000: MLFLOW}
@@ -53,6 +55,9 @@ SHUT = {
     MLFLOW: "start it with --app-name basic-auth, or with --host 127.0.0.1",
 }
 """What keeps strangers out."""
+
+SIGNERS = ("MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4")
+"""By what MLflow identifies itself in ways of its own."""
 
 
 def examine() -> dict[str, Any]:
@@ -71,7 +76,7 @@ def examine() -> dict[str, Any]:
     for address, port in found:
         questions[address, port] = partial(ask_port, ports[port], f"{reachable(address)}:{port}")
     answers = within(questions | {"gpus": machine.gpus})
-    gpus, more = answers.get("gpus", ([], [Finding("error", "nvidia-smi", machine.SILENT)]))
+    gpus, more = machine.or_silent(answers.get("gpus"))
     hardware, few = machine.hardware()
     findings += [*few, *more]
     for service in services:
@@ -98,8 +103,8 @@ def examine() -> dict[str, Any]:
 
 
 def ask_port(kind: str, where: str) -> Answer:
-    """What listens at HOST:PORT of this machine, if it is of that kind."""
-    return ASK[kind](f"http://{where}", True) if kind in (DASHBOARD, MLFLOW) else ASK[kind](where)
+    """What listens at HOST:PORT of this machine, if it is of that kind. Any user's program may: it gets no secret."""
+    return ASK[kind](f"http://{where}", own_machine=True) if kind in (DASHBOARD, MLFLOW) else ASK[kind](where)
 
 
 # ---- the Ray and the MLflow that this environment names
@@ -133,7 +138,7 @@ def ray() -> tuple[str, dict[int, str], Callable[[], Answer] | None]:
     given = os.environ.get("RAY_ADDRESS", "").strip()
     if given.startswith(("http://", "https://")):  # `premed submit` goes there
         port = urllib.parse.urlsplit(given).port or 80
-        return given, {port: DASHBOARD}, lambda: ask_dashboard(given.rstrip("/"))
+        return given, {port: DASHBOARD}, lambda: ask_dashboard(given.rstrip("/"), sent_token())
     address = cluster_address()
     if address == "local":
         return "starts on this machine", {}, None
@@ -146,7 +151,7 @@ def ray() -> tuple[str, dict[int, str], Callable[[], Answer] | None]:
             knock(address)
         except UserError as error:
             return Answer("", problem=finding("RAY_ADDRESS", error).what)
-        return ASK[kind](where)
+        return ASK[kind](where, sent_token())
 
     return address, {int(where.rpartition(":")[2]): kind}, question
 
@@ -156,8 +161,9 @@ def mlflow() -> tuple[str, dict[int, str], Callable[[], Answer] | None]:
     uri, _ = locate_store()
     scheme = uri.partition(":")[0]
     if scheme in ("http", "https"):
+        certificates()
         port = urllib.parse.urlsplit(uri).port or (443 if scheme == "https" else 80)
-        return uri, {port: MLFLOW}, lambda: ask_mlflow(uri.rstrip("/"))
+        return uri, {port: MLFLOW}, lambda: ask_mlflow(uri.rstrip("/"), credentials(uri))
     if scheme == "sqlite":
         if (named := sqlite_file(uri)) is None:
             raise UserError(f"MLFLOW_TRACKING_URI={uri} names no file: write sqlite:///path/to/mlflow.db")
@@ -166,30 +172,6 @@ def mlflow() -> tuple[str, dict[int, str], Callable[[], Answer] | None]:
     if scheme.partition("+")[0] in POSTGRES:
         return uri, {}, partial(ask_database, with_driver(uri, "MLFLOW_TRACKING_URI="))
     return resolve_uri(uri)[0], {}, None
-
-
-def ask_file(file: Path) -> Answer:
-    """Whether MLflow's SQLite file can be read."""
-    try:
-        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=connection.PATIENCE / 2)) as base:
-            base.execute("SELECT version_num FROM alembic_version").fetchone()
-        return Answer(MLFLOW, is_accepted=True)
-    except sqlite3.Error as error:
-        return Answer("", problem=f"cannot be read ({error}); restore it, or name another PREMED_HOME")
-
-
-def ask_database(uri: str) -> Answer:
-    """Whether a PostgreSQL answers, and takes the password."""
-    from sqlalchemy import create_engine
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        engine = create_engine(uri, connect_args={"connect_timeout": int(connection.PATIENCE)})
-        with engine.connect():
-            return Answer(MLFLOW, is_accepted=True)
-    except SQLAlchemyError as error:
-        reason = masked(str(getattr(error, "orig", None) or error).strip().partition("\n")[0])
-        return Answer("", problem=f"cannot be opened ({reason}); start it, or correct the address and the password")
 
 
 def judge_service(service: dict[str, Any], answer: Answer, versions: dict[str, str]) -> list[Finding]:
@@ -205,7 +187,11 @@ def judge_service(service: dict[str, Any], answer: Answer, versions: dict[str, s
     if answer.is_open is False and not answer.is_accepted:
         given = "and refuses the one that is set" if answer.is_accepted is False else "and none is set"
         if name == "RAY_ADDRESS":
+            if answer.is_accepted is None and ray_token():
+                given = "and Ray sends none without RAY_AUTH_MODE=token"
             findings.append(Finding("error", where, f"requires a token {given}; {TOKEN_REMEDY}"))
+        elif signer := next((name for name in SIGNERS if os.environ.get(name)), None):
+            findings.append(Finding("note", where, f"requires a password; whether {signer} has it was not asked"))
         else:
             remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             findings.append(Finding("error", where, f"requires a password {given}; {remedy}"))

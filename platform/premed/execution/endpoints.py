@@ -1,27 +1,30 @@
 """Asks a port what it is: Ray's dashboard, Ray's head, Ray Client or MLflow, of which version, and whether it wants a
-token.
+token; and a database of MLflow whether it opens.
 
-Each is asked the cheapest question that only its own kind answers, first without a secret and then with ours. That
-changes nothing, and neither Ray nor MLflow is imported, which would take seconds.
+Each is asked the cheapest question that only its own kind answers, first without a secret and then with the given one,
+which only a service that the environment names may see: any program can listen on a port. That changes nothing, and
+neither Ray nor MLflow is imported, which would take seconds.
 """
 
-import base64
 import json
-import os
 import re
+import sqlite3
 import threading
 import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import psutil
 
-from premed.execution.connection import PATIENCE, ray_token
-from premed.tracking.client import masked
+from premed.errors import first_line
+from premed.execution.connection import PATIENCE
+from premed.tracking.client import certificates, masked
 
 UNKNOWN = "another program"
 DASHBOARD, HEAD, CLIENT, MLFLOW = "Ray's dashboard", "Ray's head", "Ray Client", "MLflow"
@@ -37,16 +40,22 @@ class Answer:
     is_open: bool | None = None
     """Whether it answered without a token or password. None: not known."""
     is_accepted: bool | None = None
-    """Whether it answered our token or password. None: it was not asked with one."""
+    """Whether it answered the given token or password. None: it was not asked with one."""
     problem: str = ""
 
 
 def within(questions: Mapping[Any, Callable[[], Any]], seconds: float = PATIENCE) -> dict[Any, Any]:
-    """The answers that came within so many seconds, side by side: a host's name alone may take longer to look up."""
+    """The answers that came within so many seconds, side by side: a host's name alone may take longer to look up.
+
+    The answer of a question that raises is an Answer with that problem.
+    """
     answers: dict[Any, Any] = {}
 
     def ask(key: Any, question: Callable[[], Any]) -> None:
-        answers[key] = question()
+        try:
+            answers[key] = question()
+        except Exception as error:  # noqa: BLE001 - one question's failure is no other's, and no traceback
+            answers[key] = Answer("", problem=masked(first_line(error)))
 
     threads = [threading.Thread(target=ask, args=item, daemon=True) for item in questions.items()]
     for thread in threads:
@@ -64,8 +73,8 @@ def late() -> Answer:
 # ---- HTTP
 
 
-def ask_dashboard(url: str, own_machine: bool = False) -> Answer:
-    """url: http://HOST:8265. own_machine: whether proxies are left out."""
+def ask_dashboard(url: str, token: str | None = None, own_machine: bool = False) -> Answer:
+    """url: http://HOST:8265. token: what it is asked with if it wants one. own_machine: proxies are left out."""
     open_answer = get(f"{url}/api/version", own_machine=own_machine)
     if open_answer.problem:
         return Answer("", problem=open_answer.problem)
@@ -73,34 +82,41 @@ def ask_dashboard(url: str, own_machine: bool = False) -> Answer:
         return Answer(DASHBOARD, version, is_open=True)
     if open_answer.status != 401 or "authentication token" not in open_answer.text:
         return Answer(UNKNOWN, problem=f"answers, but not as Ray's dashboard (HTTP status {open_answer.status})")
-    if (token := ray_token()) is None:
+    if token is None:
         return Answer(DASHBOARD, is_open=False)
     told = get(f"{url}/api/version", f"Bearer {token}", own_machine)
     return Answer(DASHBOARD, told.json.get("ray_version", ""), is_open=False, is_accepted=told.status == 200)
 
 
-def ask_mlflow(url: str, own_machine: bool = False) -> Answer:
-    """url: a tracking URI, http(s)://…. own_machine: whether proxies are left out."""
+def ask_mlflow(url: str, secret: str | None = None, own_machine: bool = False) -> Answer:
+    """url: a tracking URI, http(s)://…. secret: the header that it is asked with if it refuses (`client.credentials`).
+    own_machine: whether proxies are left out, and what refuses without a word of MLflow is another program.
+
+    A proxy before MLflow may refuse in its own words, and by another status than 401.
+    """
+    tls = {} if own_machine else certificates()
     search = f"{url}/api/2.0/mlflow/experiments/search?max_results=1"
-    told = get(search, own_machine=own_machine)
+    told = get(search, "", own_machine, **tls)
     if told.problem:
         return Answer("", problem=told.problem)
-    if told.status == 401 and "mlflow" in told.text.lower():
-        if (secret := mlflow_secret()) is None:
-            return Answer(MLFLOW, is_open=False)
-        accepted = get(search, secret, own_machine).status == 200
-        return Answer(MLFLOW, mlflow_version(url, secret, own_machine), is_open=False, is_accepted=accepted)
-    version = mlflow_version(url, "", own_machine)
+    asks, accepted = told.status == 401 and (not own_machine or "mlflow" in told.text.lower()), None
+    if told.status != 200 and secret:
+        again = get(search, secret, own_machine, **tls)
+        accepted = again.status == 200
+        asks, told = asks or accepted, again if accepted else told
+    version = mlflow_version(url, secret or "" if asks else "", own_machine, **tls)
     if told.status == 200 and (version or "experiments" in told.json):
-        return Answer(MLFLOW, version, is_open=True)
+        return Answer(MLFLOW, version, is_open=not asks, is_accepted=accepted)
+    if asks and not accepted:
+        return Answer(MLFLOW, version, is_open=False, is_accepted=accepted)
     said = told.text.strip().splitlines()[:1] if version else []  # as "Invalid Host header - …"
     reason = ": ".join([f"HTTP status {told.status}", *said])
     return Answer(MLFLOW if version else UNKNOWN, version, problem=f"answers, but not as MLflow's server ({reason})")
 
 
-def mlflow_version(url: str, secret: str, own_machine: bool) -> str:
+def mlflow_version(url: str, secret: str, own_machine: bool, **tls: Any) -> str:
     """The version of an MLflow server; empty if it does not say."""
-    said = get(f"{url}/version", secret, own_machine).text.strip()
+    said = get(f"{url}/version", secret, own_machine, **tls).text.strip()
     return said if re.fullmatch(r"\d+\.\d+\.\S+", said) else ""
 
 
@@ -122,33 +138,26 @@ class Page:
         return value if isinstance(value, dict) else {"": value}
 
 
-def get(url: str, authorization: str = "", own_machine: bool = False) -> Page:
+def get(url: str, authorization: str = "", own_machine: bool = False, **tls: Any) -> Page:
     """The answer to a GET, of any status, without following redirects (to a login, say).
 
-    By the library that Ray's and MLflow's clients use, so that proxies and certificates are theirs.
+    By the library that Ray's and MLflow's clients use, so that proxies and certificates are theirs. Nothing but
+    `authorization` is sent as a secret. tls: `verify` and `cert` of requests.
     """
     import requests
 
     with requests.Session() as session:
         session.trust_env = not own_machine
+        session.auth = lambda request: request  # else requests takes a password from ~/.netrc or the URL
         session.headers.update({"Authorization": authorization} if authorization else {})
         try:
-            with session.get(
-                url, timeout=PATIENCE, allow_redirects=False, stream=True, verify=certificates()
-            ) as answer:
+            with session.get(url, timeout=PATIENCE, allow_redirects=False, stream=True, **tls) as answer:
                 text = next(answer.iter_content(100_000), b"")
             return Page(answer.status_code, text.decode(errors="replace"))
         except requests.Timeout:
             return Page(problem=late().problem + through_proxy(url, own_machine))
         except requests.RequestException as error:
             return Page(problem=reason(str(error)) + through_proxy(url, own_machine))
-
-
-def certificates() -> str | bool:
-    """What MLflow's client checks certificates by: a file, or the usual ones (True), or not at all (False)."""
-    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
-        return False
-    return os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True
 
 
 def reason(text: str) -> str:
@@ -174,20 +183,20 @@ CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive", b""
 PING = "/ray.rpc.RayletDriver/ClusterInfo", b"\x08\x06"  # ClusterInfoRequest(type=PING)
 
 
-def ask_head(address: str) -> Answer:
-    """address: HOST:6379, the port of Ray's GCS."""
-    return ask_grpc(HEAD, address, *CHECK_ALIVE)
+def ask_head(address: str, token: str | None = None) -> Answer:
+    """address: HOST:6379, the port of Ray's GCS. token: what it is asked with if it wants one."""
+    return ask_grpc(HEAD, address, token, *CHECK_ALIVE)
 
 
-def ask_client(address: str) -> Answer:
-    """address: HOST:10001, the port of Ray Client's server."""
-    return ask_grpc(CLIENT, address, *PING)
+def ask_client(address: str, token: str | None = None) -> Answer:
+    """address: HOST:10001, the port of Ray Client's server. token: what it is asked with if it wants one."""
+    return ask_grpc(CLIENT, address, token, *PING)
 
 
-def ask_grpc(kind: str, address: str, method: str, request: bytes) -> Answer:
+def ask_grpc(kind: str, address: str, token: str | None, method: str, request: bytes) -> Answer:
     status, reply = call(address, method, request)
     if status == "UNAUTHENTICATED":
-        if (token := ray_token()) is None:
+        if token is None:
             return Answer(kind, is_open=False)
         status, reply = call(address, method, request, token)
         return Answer(kind, ray_version(reply), is_open=False, is_accepted=status == "OK")
@@ -216,16 +225,31 @@ def ray_version(reply: bytes) -> str:
     return found[2][: found[1][0]].decode() if found else ""
 
 
-# ---- our secrets
+# ---- databases
 
 
-def mlflow_secret() -> str | None:
-    """The header by which MLflow's client identifies itself: a password or a token from the environment."""
-    user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD"))
-    if user and password:
-        return f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
-    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
-    return f"Bearer {token}" if token else None
+def ask_file(file: Path) -> Answer:
+    """Whether MLflow's SQLite file can be read."""
+    try:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=PATIENCE / 2)) as base:
+            base.execute("SELECT version_num FROM alembic_version").fetchone()
+        return Answer(MLFLOW, is_accepted=True)
+    except sqlite3.Error as error:
+        return Answer("", problem=f"cannot be read ({error}); restore it, or name another PREMED_HOME")
+
+
+def ask_database(uri: str) -> Answer:
+    """Whether a PostgreSQL answers, and takes the password."""
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        engine = create_engine(uri, connect_args={"connect_timeout": int(PATIENCE)})
+        with engine.connect():
+            return Answer(MLFLOW, is_accepted=True)
+    except SQLAlchemyError as error:
+        reason = masked(str(getattr(error, "orig", None) or error).strip().partition("\n")[0])
+        return Answer("", problem=f"cannot be opened ({reason}); start it, or correct the address and the password")
 
 
 # ---- this machine's ports

@@ -26,6 +26,7 @@ DRIVERS = {
 DEVICES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # there is a GPU, with or without its tools
 SECONDS = 10  # for nvidia-smi and for torch
 SILENT = f"does not answer in {SECONDS} s; restart the driver or the machine"
+SLOW = f"was not loaded in {SECONDS} s, so whether it can use this machine's GPU is not known; ask again"
 LEAST_SHARED, LEAST_DISK, FULL = 1.0, 1.0, 0.95  # GB, GB, and the share from which on Ray ends tasks
 
 
@@ -77,10 +78,10 @@ def gpus() -> tuple[list[dict[str, Any]], list[Finding]]:
     try:
         command = [tool, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
         told = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-    except (OSError, subprocess.TimeoutExpired):
-        return [], [
-            Finding("error", "nvidia-smi", f"does not answer in {SECONDS} s; restart the driver or the machine")
-        ]
+    except subprocess.TimeoutExpired:
+        return [], [Finding("error", "nvidia-smi", SILENT)]
+    except OSError as error:
+        return [], [Finding("error", "nvidia-smi", f"{tool} cannot be run ({error.strerror}); reinstall the driver")]
     if told.returncode:
         reason = next(iter((told.stdout + told.stderr).strip().splitlines()), f"exit code {told.returncode}").rstrip(
             ". "
@@ -93,6 +94,16 @@ def gpus() -> tuple[list[dict[str, Any]], list[Finding]]:
             sizes = [float(each) * 2**20 / 1e9 if each.isdecimal() else None for each in cells[1:3]]  # MIG: [N/A]
             found.append({"name": cells[0], "memory_gb": sizes[0], "memory_free_gb": sizes[1], "driver": cells[3]})
     return found, list(torch_and_driver(found))
+
+
+def or_silent(answer: Any) -> tuple[list[dict[str, Any]], list[Finding]]:
+    """The answer of `gpus`; where none has come (None), or the question failed (an Answer), a finding in its place."""
+    if isinstance(answer, tuple):
+        return answer
+    tool = shutil.which("nvidia-smi")
+    if answer is not None:
+        return [], [Finding("note", "GPUs", f"could not be asked ({answer.problem}); run nvidia-smi, or ask again")]
+    return [], [Finding("error", "nvidia-smi", SILENT) if tool else Finding("note", "torch", SLOW)]
 
 
 def torch_and_driver(found: list[dict[str, Any]]) -> Iterator[Finding]:
@@ -125,14 +136,15 @@ def gpus_of_torch() -> tuple[list[dict[str, Any]], list[Finding]]:
     """The same, as torch sees them, in a process of its own: some seconds."""
     code = "import torch\nfor i in range(torch.cuda.device_count()):\n  free, total = torch.cuda.mem_get_info(i)\n"
     code += "  print(torch.cuda.get_device_name(i), total, free, sep='\\t')"
-    with suppress(OSError, subprocess.TimeoutExpired):
+    try:
         told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS)
-        rows = [line.split("\t") for line in told.stdout.splitlines()]
-        found = [
+    except subprocess.TimeoutExpired:
+        return [], [Finding("note", "torch", SLOW)]
+    rows = [line.split("\t") for line in told.stdout.splitlines()]
+    if rows:
+        return [
             {"name": a, "memory_gb": int(b) / 1e9, "memory_free_gb": int(c) / 1e9, "driver": ""} for a, b, c in rows
-        ]
-        if found:
-            return found, []
+        ], []
     what = "this machine has a GPU and torch cannot use it: install its driver, or start the container with --gpus all"
     return [], [Finding("error", "torch", what)]
 

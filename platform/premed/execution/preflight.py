@@ -1,7 +1,7 @@
 """Before anything starts: resolves paths, builds tasks, names experiments, and refuses invalid ones."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from premed.config.expand import distinct_titles
@@ -14,7 +14,7 @@ from premed.data.datamodule import Tasks
 from premed.data.splits import is_unlabelled
 from premed.data.transforms import turning_planes
 from premed.errors import UserError
-from premed.execution.pretrained import settle_pretrained
+from premed.execution.pretrained import Pretrainings, settle_pretrained
 from premed.paths import storage
 from premed.tracking.pretrainings import FinishedPretraining
 from premed.training.import_weights import foresee
@@ -31,26 +31,28 @@ class Resolved:
     """Its name in messages: the fields that the command's experiments differ in. Empty if it is the only one."""
     pretrained: FinishedPretraining | None = None
     """The finished pre-training that it names."""
+    pretrainings: Pretrainings = field(default_factory=Pretrainings)
+    """All that the command's experiments name."""
 
     @property
     def task(self) -> Task:
         return self.tasks(self.experiment.task)
 
 
-def resolve(experiments: Sequence[Experiment], tasks: Tasks | None = None) -> list[Resolved]:
+def resolve(experiments: Sequence[Experiment], known: Resolved | None = None) -> list[Resolved]:
     """Returns the experiments with absolute paths, their tasks and their names.
 
-    Builds each task once. tasks: those that are built already. Raises UserError if a data set is missing, an
-    augmentation is for images of another number of dimensions, or a finished pre-training that an experiment names
-    is not there or does not fit.
+    Builds each task once, and looks up each pre-training once. known: another of the command's experiments, which has
+    those of earlier calls. Raises UserError if a data set is missing, an augmentation is for images of another number
+    of dimensions, or a finished pre-training that an experiment names is not there or does not fit.
     """
-    tasks = tasks or Tasks()
+    tasks, pretrainings = (known.tasks, known.pretrainings) if known else (Tasks(), Pretrainings())
     experiments = [settled(experiment, tasks) for experiment in experiments]
-    found = [settle_pretrained(experiment, tasks(experiment.task)) for experiment in experiments]
+    found = [settle_pretrained(experiment, tasks(experiment.task), pretrainings) for experiment in experiments]
     experiments = [experiment for experiment, _ in found]
     names = distinct_titles(experiments, [tasks(experiment.task).name for experiment in experiments])
     return [
-        Resolved(experiment, tasks, name, pretrained)
+        Resolved(experiment, tasks, name, pretrained, pretrainings)
         for (experiment, pretrained), name in zip(found, names, strict=True)
     ]
 
@@ -75,9 +77,9 @@ def settled(experiment: Experiment, tasks: Tasks) -> Experiment:
 
 def refuse_misfits(task: Task, augment: Augmentation, where: str) -> None:
     """Raises UserError for an augmentation (of the field `where`) that no image of the task could have."""
-    for field in augment.inapplicable_fields(task.dims):
+    for name in augment.inapplicable_fields(task.dims):
         kind = "pictures" if task.dims == 3 else "volumes"
-        raise UserError(f"{where}.{field}: is for {kind}, and {task.name} has none; leave it out")
+        raise UserError(f"{where}.{name}: is for {kind}, and {task.name} has none; leave it out")
     if augment.rotate and not turning_planes(task.roi, augment.rotate_plane):
         edges = " × ".join(map(str, task.roi))
         raise UserError(

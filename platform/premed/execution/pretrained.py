@@ -5,6 +5,7 @@ pre-training must be what it was made with: else the experiment would be recorde
 """
 
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,7 +26,35 @@ TASK_FIELDS = {"size": "stored"}
 """Fields of a Preprocessing that tasks call otherwise."""
 
 
-def settle_pretrained(experiment: Experiment, task: Task) -> tuple[Experiment, FinishedPretraining | None]:
+class Pretrainings:
+    """The finished pre-trainings that a command's experiments name, each looked up in MLflow once. Thread-safe.
+
+    So a name that moves meanwhile (models:/NAME@ALIAS) is one encoder in all of the command, and an outage of MLflow
+    after the command's start fails none of its experiments.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[str, FinishedPretraining] = {}
+        self.lock = threading.Lock()
+
+    def __call__(self, reference: str) -> FinishedPretraining:
+        """Returns the pre-training of that name. Raises UserError, which names the field, if there is none."""
+        with self.lock:
+            if reference not in self.found:
+                self.found[reference] = find_pretraining(open_store(), reference, FIELD)
+            return self.found[reference]
+
+    def pinned(self, experiment: Experiment) -> Experiment:
+        """The experiment with the digest of its pre-training in place of a name."""
+        if (given := experiment.pretrained) is None:
+            return experiment
+        named = given.model_copy(update={"encoder": self(given.encoder).digest})
+        return experiment.model_copy(update={"pretrain": named})
+
+
+def settle_pretrained(
+    experiment: Experiment, task: Task, pretrainings: Pretrainings
+) -> tuple[Experiment, FinishedPretraining | None]:
     """Returns the experiment with the digest and the settings of the finished pre-training that it names, and that one.
 
     Raises UserError, which names the field, if there is none or it does not fit.
@@ -33,7 +62,7 @@ def settle_pretrained(experiment: Experiment, task: Task) -> tuple[Experiment, F
     given = experiment.pretrained
     if given is None:
         return experiment, None
-    found = find_pretraining(open_store(), given.encoder, FIELD)
+    found = pretrainings(given.encoder)
     where, card = f"{FIELD}: {given.encoder}", found.record["card"]
     if (strategy := found.record["pretext"]["name"]) != experiment.strategy:
         raise UserError(f"pretext: is {experiment.strategy}, and {where} was made by {strategy}; make it that")

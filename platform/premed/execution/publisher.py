@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from premed.models.network import Tokens, load_strictly, seeded_init
 from premed.paths import home
 from premed.tracking.pretrainings import FILE
 from premed.training.artifacts import part_weights
-from premed.training.setup import StageJob
+from premed.training.setup import StageJob, refuse_changed
 
 POLL = 1.0  # seconds between two tries for the lease of the pre-training
 
@@ -31,7 +32,8 @@ def publish(
 ) -> dict[str, Any]:
     """Records the settings and the images of a finished pre-training, and registers its encoder; each is done once.
 
-    Returns the encoder's digest, run and, unless the registry failed, its name (`models:/NAME/VERSION`).
+    Returns the encoder's digest, run and, unless the registry failed, its name (`models:/NAME/VERSION`). Raises
+    UserError if the images are no longer those that it was trained on.
     """
     stage, digest = job.stage, job.stage.digest()
     sources = resolved.experiment.sources(stage.kind)
@@ -45,6 +47,8 @@ def publish(
         raise UserError(f"{where}/parts/card.json is missing: remove that folder and run the same command again")
     record["card"] = card
     record["data_sets"] = session.record([source.task for source in sources])
+    # after the hashes were taken: they are of the files as they are now, and must be of those that were trained on
+    refuse_changed(replace(job, content=session.content(stage)), stage_data_sets(stage, session.tasks))
     for image in (image for data_set in record["data_sets"] for image in data_set["images"]):
         image["name"] = recorder.privacy.name(image["name"])
     while not recorder.tracker.acquire(digest):  # another command publishes it

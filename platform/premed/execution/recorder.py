@@ -235,11 +235,14 @@ class ExperimentRecorder:
             return self.tracker.register_model(run_id, name, f"{folder}/model", score)
 
     def end(self, run_id: str, status: str, tags: dict[str, str] | None = None) -> None:
-        """Ends a run; waits some seconds for its delivery to MLflow, and then removes copied files."""
+        """Ends a run; waits some seconds for its delivery to MLflow, and then removes copied files.
+
+        In a stopped command one second: closing the tracker delivers what is left of all runs together.
+        """
         if tags:
             self.tracker.set_tags(run_id, self.privacy.tags(tags))
         self.tracker.finish(run_id, status)
-        if self.tracker.wait_delivered(run_id):
+        if self.tracker.wait_delivered(run_id, 1.0 if status == "KILLED" else 10.0):
             for name in self.copies.pop(run_id, []):
                 shutil.rmtree(home() / "outbox" / name, ignore_errors=True)
 

@@ -20,7 +20,7 @@ from premed.events import EventHandler, ExperimentEnded, ExperimentsStarted, Ima
 from premed.execution.cluster import parallel_map
 from premed.execution.pipeline import StagePipeline
 from premed.execution.preflight import Resolved, other_tasks, resolve, validate
-from premed.execution.pretrained import settle_pretrained
+from premed.execution.pretrained import Pretrainings, settle_pretrained
 from premed.execution.scheduler import Ticket
 from premed.execution.session import Session, open_session
 from premed.paths import home
@@ -156,7 +156,7 @@ def check(experiment: Experiment, show: EventHandler, html: Path | None = None) 
     finished = None
     if experiment.pretrained and checked.jobs:
         try:
-            finished = settle_pretrained(experiment, checked.task)[1]
+            finished = settle_pretrained(experiment, checked.task, Pretrainings())[1]
         except UserError as error:
             checked.findings.append(Finding.of(error))
     sources = [Check(config, test=False) for config in other_tasks(experiment)]

@@ -1,5 +1,7 @@
-"""MLflow's client: its URIs and its errors."""
+"""MLflow's client: its URIs, its errors, and what it shows a server."""
 
+import base64
+import configparser
 import importlib.util
 import logging
 import os
@@ -10,7 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
@@ -150,10 +152,51 @@ def _reach(uri: str) -> None:
         socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
     import requests
 
-    verify = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or True
+    requests.get(f"{uri}/health", timeout=(_CONNECT_SECONDS, _ANSWER_SECONDS), allow_redirects=False, **certificates())
+
+
+def certificates() -> dict[str, Any]:
+    """By which certificates MLflow's client knows a server, and which one it shows: `verify` and `cert` of requests.
+
+    Raises UserError for variables that MLflow refuses, and for files that are not there.
+    """
+    trusted, own = "MLFLOW_TRACKING_SERVER_CERT_PATH", "MLFLOW_TRACKING_CLIENT_CERT_PATH"
+    for name in (trusted, own):
+        if (path := os.environ.get(name)) and not os.path.exists(path):
+            raise UserError(f"{name}={path}: is not there; correct or unset the variable")
+    verify: str | bool = os.environ.get(trusted) or True
     if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
+        if verify is not True:
+            raise UserError(f"MLFLOW_TRACKING_INSECURE_TLS: does not go with {trusted}; unset one of them")
         verify = False
-    requests.get(f"{uri}/health", timeout=(_CONNECT_SECONDS, _ANSWER_SECONDS), verify=verify, allow_redirects=False)
+    return {"verify": verify, "cert": os.environ.get(own) or None}
+
+
+def credentials(uri: str) -> str | None:
+    """The header (Authorization) that MLflow's client sends to a server: a password or a token; None if there is none.
+
+    As MLflow (3.17) looks for them, without importing it, and as requests puts others in their place: ~/.netrc before
+    the password in the URI, that before the environment, that before ~/.mlflow/credentials.
+    """
+    from requests.utils import get_auth_from_url, get_netrc_auth
+
+    for user, password in (get_netrc_auth(uri) or ("", ""), get_auth_from_url(uri)):
+        if user or password:
+            return _basic(user, password, "latin-1")
+    file = configparser.ConfigParser()
+    file.read(os.path.expanduser("~/.mlflow/credentials"))
+    user, password = (
+        os.environ.get(name) or file.get("mlflow", name.lower(), fallback=None)
+        for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+    )
+    if user and password:
+        return _basic(user, password, "utf-8")
+    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+    return f"Bearer {token}" if token else None
+
+
+def _basic(user: str, password: str, encoding: str) -> str:
+    return f"Basic {base64.b64encode(f'{user}:{password}'.encode(encoding)).decode()}"
 
 
 def masked(text: str) -> str:

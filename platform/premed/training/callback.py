@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from premed.contracts import BatchIndices, BatchSampler, Objective, Row, Sample
-from premed.distributed import rank_and_world
+from premed.distributed import SharedLook, rank_and_world
 from premed.errors import Stopped
 from premed.events import CheckpointSaved, EventHandler, MetricsLogged, TrainingResumed, WarningIssued
 from premed.training.artifacts import SNAPSHOTS
@@ -27,7 +27,6 @@ from premed.training.storage import StageStorage
 from premed.training.throughput import Throughput
 
 SHOWN = 20  # names of samples in an error message
-AGREEMENT = 10  # steps of several GPUs between two looks at whether to stop: each look waits for the step
 
 
 class NotFinite(Exception):
@@ -71,7 +70,7 @@ class TrainingCallback:
         self.sample_names, self.on_event, self.report = sample_names, on_event, report
         self.throughput = throughput
         self.stopping: Callable[[], bool] = lambda: False
-        """Whether the command was stopped; asked on the first rank after every step."""
+        """Whether the command was stopped; asked on the first rank, with several ranks about twice a second."""
         self.checkpoints = CheckpointManager(storage)
         spread = {math.ceil((spread_over or plan.num_steps) * i / validations) for i in range(1, validations + 1)}
         self.validation_steps = {step for step in spread if step <= plan.num_steps} | {plan.num_steps}
@@ -79,6 +78,7 @@ class TrainingCallback:
         self.snapshot_steps = {steps[math.ceil(len(steps) * i / SNAPSHOTS) - 1] for i in range(1, SNAPSHOTS + 1)}
         self.rank, self.world = rank_and_world()
         self.device = next(objective.parameters()).device
+        self.look = SharedLook(self.device)
         self.curve: list[dict[str, Any]] = []  # rows of curve.jsonl: step, time in ms, metrics
         self.rows: list[Row] = []  # the scores of val at the best step
         self.best: dict[str, Any] = {}  # step, value, summary
@@ -214,13 +214,7 @@ class TrainingCallback:
 
     def stop_asked(self, step: int, validates: bool) -> bool:
         """Whether the command was stopped: the same answer on all ranks."""
-        if self.world == 1:
-            return self.stopping()
-        if self.device.type == "cuda" and step % AGREEMENT and not validates:
-            return False
-        asked = torch.tensor(float(self.rank == 0 and self.stopping()), device=self.device)
-        dist.broadcast(asked, 0)
-        return bool(asked)
+        return self.stopping() if self.world == 1 else self.look(step, self.stopping, always=validates)
 
     def stop(self, step: int, validated: bool = True) -> NoReturn:
         """Saves a checkpoint, with what is summed up since the last point of the curve, and raises Stopped.

@@ -55,7 +55,8 @@ def run_stage(
 
     on_event: called on the first rank only. report: called with the metrics of each validation, on every rank.
     tasks: returns tasks that are built already, or builds them (None: `Tasks()`). stopping: asked on the first rank
-    after every step; once it returns True, the training saves a checkpoint and raises Stopped on every rank.
+    after steps (`TrainingCallback.stopping`); once it returns True, the training saves a checkpoint and raises Stopped
+    on every rank.
     """
     tasks, (rank, world) = tasks or Tasks(), rank_and_world()
     on_event = on_event if rank == 0 else lambda event: None

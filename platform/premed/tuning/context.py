@@ -2,7 +2,7 @@
 
 import difflib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from itertools import islice, product
@@ -11,14 +11,15 @@ from typing import Any
 
 import yaml
 
+from premed.config.experiment import Experiment
 from premed.config.settings import Train
 from premed.config.spec import canonical
 from premed.errors import UserError
-from premed.execution.preflight import resolve
+from premed.execution.preflight import Resolved, resolve
 from premed.paths import ensure_home, home, sqlite_url
 from premed.reporting.sweep import page, terminal
 from premed.reporting.sweep.result import StageResult, SweepResult, TrialResult
-from premed.tuning.space import COSTS, MAX_CHECKED, Choice, Range, Sweep
+from premed.tuning.space import COSTS, MAX_CHECKED, Choice, Range, Setting, Sweep
 from premed.tuning.study import Study, TrialRecord
 
 
@@ -33,10 +34,24 @@ class SweepContext:
         self.metrics = sweep.search.metric or (f"val/{self.task.score}",)
         refuse_unknown_metrics(self.task, self.metrics, sweep.search.scheduler is not None)
         self.modes = sweep.search.mode or tuple("min" if name in COSTS else "max" for name in self.metrics)
-        defining = canonical([sweep.search, self.base, self.metrics, self.modes])
-        self.digest = hashlib.sha256(defining.encode()).hexdigest()
+        defining = [sweep.search, self.base, self.metrics, self.modes]
+        if moving := {name: digest for name, digest in self.encoders().items() if "@" in name}:  # of an alias
+            defining.append(moving)
+        self.digest = hashlib.sha256(canonical(defining).encode()).hexdigest()
         self.name = sweep.search.name
         self.where = home() / "sweeps" / f"{self.name}-{self.digest[:8]}"
+
+    def experiments(self, setting: Setting) -> list[Resolved]:
+        """The experiments of a trial, one for each seed. Raises UserError if the setting is invalid."""
+        label = {"name": self.sweep.label(setting)}
+        return resolve([each.model_copy(update=label) for each in self.sweep.experiments(setting)], self.resolved)
+
+    def encoders(self) -> dict[str, str]:
+        """The digests of the finished pre-trainings that the space names, which are all looked up before it starts."""
+        if not any(path.split(".")[0] in ("pretrain", "pretext") for path in self.sweep.search.space):
+            return {}
+        named = [each.pretrained.encoder for each in variants(self.sweep, "pretrain", "pretext") if each.pretrained]
+        return {name: self.resolved.pretrainings(name).digest for name in dict.fromkeys(named)}
 
     def study(self, must_exist: bool = False) -> Study:
         """Opens the sweep's study, or creates it unless `must_exist`; see `Study`."""
@@ -84,10 +99,12 @@ class SweepContext:
         terminal.write_csv(result, files[1])
         if result.best is not None:
             setting = next(trial.setting for trial in result.trials if trial.number == result.best)
-            experiment = self.sweep.experiments_with_test(dict(setting))[0].model_dump(mode="json")
+            experiment = self.resolved.pretrainings.pinned(self.sweep.experiments_with_test(dict(setting))[0])
             header = f"# trial {result.best} of {self.name}: {self.sweep.label(dict(setting))}\n"
             files.append(self.where / "best.yaml")
-            files[-1].write_text(header + yaml.safe_dump(experiment, sort_keys=False), encoding="utf-8")
+            files[-1].write_text(
+                header + yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False), encoding="utf-8"
+            )
         return files
 
 
@@ -113,13 +130,16 @@ def trial_result(trial: TrialRecord) -> TrialResult:
 
 def train_settings(sweep: Sweep) -> list[Train]:
     """The distinct `train` settings of all trials, to refuse those that no node can run before anything starts."""
+    return list(dict.fromkeys([sweep.base.train, *(each.train for each in variants(sweep, "train"))]))
+
+
+def variants(sweep: Sweep, *names: str) -> Iterator[Experiment]:
+    """Yields an experiment for each combination of the space's values of these fields and fields below them."""
     first = next(sweep.combinations())
-    space = {path: values for path, values in sweep.search.space.items() if path.startswith("train.")}
-    trains = [sweep.base.train]
+    space = {path: values for path, values in sweep.search.space.items() if path.split(".")[0] in names}
     for values in islice(product(*(each.grid_values for each in space.values())), MAX_CHECKED):
         with suppress(UserError):  # values that do not fit together fail their trial, not the sweep
-            trains.append(sweep.experiments(first | dict(zip(space, values, strict=True)))[0].train)
-    return list(dict.fromkeys(trains))
+            yield sweep.experiments(first | dict(zip(space, values, strict=True)))[0]
 
 
 def refuse_unknown_metrics(task: Any, metrics: Sequence[str], by_step: bool) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from premed.errors import CalledOff, StageFailed, UserError, first_line
 from premed.events import EventHandler, SweepStarted, TrialEnded, TrialStarted, WarningIssued
-from premed.execution.preflight import resolve, validate
+from premed.execution.preflight import validate
 from premed.execution.recorder import row
 from premed.execution.session import Session, open_session
 from premed.reporting.sweep.result import State, SweepResult
@@ -147,7 +147,6 @@ class SweepRunner:
         if number in self.trials or self.session.stopped.is_set():  # Tune has restarted the trial's process; or no more
             return
         record = self.study.trial(number)
-        label = {"name": self.sweep.label(record.setting)}
         validations = None
         if self.search.scheduler:
             validations = Validations(
@@ -161,10 +160,7 @@ class SweepRunner:
         self.trials[number] = trial = Trial(
             number=number,
             seeds=self.search.seeds,
-            experiments=lambda: resolve(
-                [each.model_copy(update=label) for each in self.sweep.experiments(record.setting)],
-                self.context.resolved.tasks,
-            ),
+            experiments=partial(self.context.experiments, record.setting),
             session=self.session,
             metrics=self.context.metrics,
             show=self.router,
