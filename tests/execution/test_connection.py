@@ -1,11 +1,14 @@
 """connection.py: what is wrong with RAY_ADDRESS, RAY_AUTH_MODE and RAY_TMPDIR is one line, at once."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
+import psutil
 import pytest
 from support.stores import free_port
 
@@ -196,3 +199,27 @@ def test_a_ray_of_ones_own_listens_on_loopback_alone(tmp_path):
     addresses = eval(done.stdout.splitlines()[-1])
     assert addresses and all(each in ("127.0.0.1", "::1", "::ffff:127.0.0.1") for each in addresses), done
     assert (tmp_path / ".ray/auth_token").stat().st_mode & 0o777 == 0o600
+
+
+CONNECTING = (
+    "from premed.execution.connection import connect; print('began', flush=True); connect(); print('connected')"
+)
+
+
+@pytest.mark.slow
+def test_a_command_killed_while_ray_starts_leaves_nothing_and_the_next_one_connects(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"HOME": str(tmp_path), "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray")}
+    environment |= {"RAY_raylet_start_wait_time_s": "120"}
+    arguments = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", CONNECTING], **arguments) as command:
+        assert command.stdout.readline() == "began\n"
+        started = []
+        while not any("gcs_server" in each.name() for each in started):
+            time.sleep(0.05)
+            started = psutil.Process(command.pid).children(recursive=True)
+        command.kill()
+    following = subprocess.run([sys.executable, "-c", CONNECTING], **arguments, timeout=240)
+    assert following.stdout.splitlines() == ["began", "connected"] and following.returncode == 0, following.stderr
+    assert psutil.wait_procs(started, timeout=30)[1] == []
+    shutil.rmtree(environment["RAY_TMPDIR"])
