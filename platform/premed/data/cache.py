@@ -19,12 +19,16 @@ from premed.config.spec import canonical
 from premed.contracts import Case
 from premed.data import content
 from premed.data.content import FileContent, Hashes, absolute
+from premed.data.io.image_file import Note
 from premed.data.prepared import PreparedFile, is_complete, read_notes, write
 from premed.data.preprocess import prepare
 from premed.errors import UserError
 
-CACHE_VERSION = 2  # raised whenever the same files and preprocessing give another result
-VERSION = f"{CACHE_VERSION}.1"  # of hashes of grey values; the last number is raised if `content` hashes otherwise
+PREPARED_VERSION = 3
+"""Of prepared files: raised whenever the same files and preprocessing give another one, if only by a note, since notes
+are part of a stage's fingerprint."""
+VERSION = "2.1"
+"""Of hashes of grey values, which finished pre-trainings have recorded: raised if files give others."""
 STALE = 24 * 3600  # seconds after which a temporary file's writer is taken for dead
 
 Mapper = Callable[[Callable, Iterable], Iterable]
@@ -51,11 +55,11 @@ class Cache:
         preprocessing: Preprocessing,
         mapper: Mapper | None = None,
         progress: Progress | None = None,
-        notify: Callable[[Path, str], None] | None = None,
+        notify: Callable[[Path, Note], None] | None = None,
     ) -> list[PreparedFile]:
         """Returns the prepared images of all cases, in their order; computes only the missing ones.
 
-        mapper: the default is `map`. notify(file, note) is called for what the header of a file leaves open
+        mapper: the default is `map`. notify(file, note) is called for what is to be said of a file
         (`ImageFile.notes`), whether its image was computed now or earlier. After a failure no further case is started,
         those already started are finished and kept, and UserError names the first case that failed.
         """
@@ -190,7 +194,7 @@ class _Result(NamedTuple):
     contents: list[FileContent]  # newly hashed
     error: str | None
     node: str  # the host that prepared it
-    notes: Sequence[tuple[int, str]] = ()  # see `Prepared.notes`
+    notes: Sequence[tuple[int, Note]] = ()  # see `Prepared.notes`
 
 
 def prepare_one(job: _Job) -> _Result:
@@ -201,7 +205,7 @@ def prepare_one(job: _Job) -> _Result:
         fresh = {each.file: each.hash for each in contents}
         hashes = [known or fresh[file] for file, known in zip(job.files, job.known, strict=True)]
         path = _path(job.root, hashes, job.has_map, job.preprocessing)
-        notes: Sequence[tuple[int, str]] | None = read_notes(path)
+        notes: Sequence[tuple[int, Note]] | None = read_notes(path)
         if notes is None:
             images, label = (job.files[:-1], job.files[-1]) if job.has_map else (job.files, None)
             prepared = prepare(images, label, job.preprocessing)
@@ -215,7 +219,7 @@ def prepare_one(job: _Job) -> _Result:
     return _Result(job.number, path, contents, None, socket.gethostname(), notes)
 
 
-def _notify(notify: Callable[[Path, str], None] | None, case: Case, notes: Sequence[tuple[int, str]]) -> None:
+def _notify(notify: Callable[[Path, Note], None] | None, case: Case, notes: Sequence[tuple[int, Note]]) -> None:
     if notify:
         for number, note in notes:
             notify(case.files[number], note)
@@ -256,5 +260,5 @@ def _has_map(case: Case) -> bool:
 
 
 def _path(root: Path, hashes: Sequence[str | None], has_map: bool, preprocessing: Preprocessing) -> Path:
-    name = hashlib.sha256(canonical([CACHE_VERSION, hashes, has_map, preprocessing]).encode()).hexdigest()[:40]
+    name = hashlib.sha256(canonical([PREPARED_VERSION, hashes, has_map, preprocessing]).encode()).hexdigest()[:40]
     return root / name[:2] / f"{name}.safetensors"

@@ -96,7 +96,7 @@ def open_volume(path: Path, facts: Facts, shown: bool = False) -> Volume | None:
         facts.add("error", path, f"cannot be read ({type(error).__name__}: {error}); copy it again")
         return None
     for note in file.notes:
-        facts.add("note", path, note)
+        facts.add("note", path, note.text)
     if what := not_finite(file.values):
         facts.add("error", path, what)
     return Volume(path, file.values, file.affine, file.padding)

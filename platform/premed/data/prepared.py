@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from premed.data.io.image_file import Note
 from premed.data.preprocess import Prepared
 from premed.errors import UserError
 from premed.rng import key as random_key
@@ -108,7 +109,7 @@ class PreparedFile:
         return tuple(_head(self.path).facts["native_shape"])
 
     @property
-    def notes(self) -> list[tuple[int, str]]:
+    def notes(self) -> list[tuple[int, Note]]:
         """What the headers leave open, see `Prepared.notes`."""
         return _notes(_head(self.path))
 
@@ -216,7 +217,7 @@ def is_complete(path: Path) -> bool:
     return read_notes(path) is not None
 
 
-def read_notes(path: Path) -> list[tuple[int, str]] | None:
+def read_notes(path: Path) -> list[tuple[int, Note]] | None:
     """The notes of a file, see `PreparedFile.notes`; None if it does not exist or is incomplete."""
     try:
         return _notes(_read_head(path))
@@ -224,8 +225,8 @@ def read_notes(path: Path) -> list[tuple[int, str]] | None:
         return None
 
 
-def _notes(head: _Head) -> list[tuple[int, str]]:
-    return [(number, note) for number, note in head.facts["notes"]]
+def _notes(head: _Head) -> list[tuple[int, Note]]:
+    return [(number, Note(*note)) for number, note in head.facts["notes"]]
 
 
 def write(path: Path, prepared: Prepared, num_left: int = 1) -> None:
