@@ -18,6 +18,7 @@ rounded to fewer grey values, and a slice of a volume that was saved as a pictur
 import hashlib
 import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -35,6 +36,8 @@ from premed.safety.pseudonyms import pseudonym, read_key
 
 MOST_LEVELS = 2**16
 """A channel with at most so many different values is compared by their order."""
+VERIFIED_FOR = 7 * 24 * 3600
+"""Seconds for which a prepared file that was found undamaged counts as such, unless it changes."""
 MOST_SPAN = 2**20
 """Whole numbers within this range are ranked by a table: the same ranks as by search, ten times faster."""
 
@@ -142,7 +145,8 @@ def _state(file: Path) -> tuple[int, int, list[Path] | None]:
 
 
 class Hashes:
-    """Hashes of files by (path, size, modification time), and of their channels by the file's hash, in SQLite.
+    """Hashes of files by (path, size, modification time), and of their channels by the file's hash, in SQLite; and the
+    prepared files beside it whose checksums were verified.
 
     An optimisation: if SQLite fails, files are read again.
     """
@@ -169,6 +173,9 @@ class Hashes:
             base.execute(
                 "CREATE TABLE IF NOT EXISTS images "
                 "(hash TEXT, dims INT, version TEXT, channels TEXT, PRIMARY KEY (hash, dims, version))"
+            )
+            base.execute(
+                "CREATE TABLE IF NOT EXISTS prepared (file TEXT PRIMARY KEY, size INT, mtime_ns INT, verified REAL)"
             )
             if self._key is not None:  # paths from before
                 base.execute("PRAGMA secure_delete=ON")
@@ -218,3 +225,19 @@ class Hashes:
             if self._base:
                 row = (hash, dims, version, " ".join(channels))
                 self._base.execute("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?)", row)
+
+    def is_verified(self, prepared: Path) -> bool:
+        """Whether a prepared file was found undamaged of late, and has not changed since."""
+        with suppress(OSError, sqlite3.Error):
+            state, since = prepared.stat(), time.time() - VERIFIED_FOR
+            query = "SELECT 1 FROM prepared WHERE file = ? AND size = ? AND mtime_ns = ? AND verified > ?"
+            row = (prepared.name, state.st_size, state.st_mtime_ns, since)
+            return bool(self._base and self._base.execute(query, row).fetchone())
+        return False
+
+    def put_verified(self, prepared: Path, size: int, mtime_ns: int) -> None:
+        """A prepared file of this state is undamaged."""
+        with suppress(sqlite3.Error):
+            if self._base:
+                row = (prepared.name, size, mtime_ns, time.time())
+                self._base.execute("INSERT OR REPLACE INTO prepared VALUES (?, ?, ?, ?)", row)
