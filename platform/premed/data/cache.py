@@ -92,11 +92,12 @@ class Cache:
             others = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
             raise UserError(f"{cases[first].name}: {failures[first]}{others}")
         assert len(found) == len(cases), "the mapper left out results"
-        for number, case in enumerate(cases) if notify else ():
-            for file, note in found[number].notes:
-                notify(case.files[file], note)
-            if found[number].damaged:
-                notify(found[number].path, DAMAGED)
+        if notify:
+            for number, case in enumerate(cases):
+                for file, note in found[number].notes:
+                    notify(case.files[file], note)
+                if found[number].damaged:
+                    notify(found[number].path, DAMAGED)
         return [PreparedFile(found[number].path) for number in range(len(cases))]
 
     def _look_up(

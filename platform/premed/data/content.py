@@ -47,9 +47,14 @@ MOST_SPAN = 2**20
 def hash_image(path: Path, dims: int) -> tuple[str, ...]:
     """Hashes of the channels of a file or a folder of slices. Raises UserError if it cannot be read."""
     forms = [read_values(path)]
-    if dims == 2 and not path.name.lower().endswith((*PICTURES, *VOLUMES)):  # DICOM
+    if dims == 2 and is_dicom_picture(path):
         forms.append(read_values(path, shown=True))
     return tuple(dict.fromkeys(each for values, affine in forms for each in hash_channels(values, affine, dims)))
+
+
+def is_dicom_picture(path: Path) -> bool:
+    """Whether a picture's file is DICOM: it has any name, or none."""
+    return not path.name.lower().endswith((*PICTURES, *VOLUMES))
 
 
 def hash_channels(values: np.ndarray, affine: np.ndarray, dims: int) -> tuple[str, ...]:

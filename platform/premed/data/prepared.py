@@ -196,12 +196,11 @@ def _parse_head(path: Path) -> _Head:
 
 def _array(path: Path, name: str) -> np.ndarray:
     # mapped anew for each access: 25 µs against a crop's millisecond, and no file stays open
-    dtype, shape, offset = _head(path).arrays[name]
-    return _map(path, dtype, shape, offset)
+    return _map(path, _head(path).arrays[name])
 
 
-def _map(path: Path, dtype: np.dtype, shape: tuple[int, ...], offset: int) -> np.ndarray:
-    return np.memmap(path, dtype, "r", offset, shape).view(np.ndarray)
+def _map(path: Path, array: _Array) -> np.ndarray:
+    return np.memmap(path, array.dtype, "r", array.offset, array.shape).view(np.ndarray)
 
 
 def with_checksums(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -221,7 +220,7 @@ def read_notes(path: Path, verify: bool = False) -> list[tuple[int, Note]] | Non
     """
     try:
         head = _read_head(path)
-        sums = {name: checksum(_map(path, *array)) for name, array in head.arrays.items() if verify}
+        sums = {name: checksum(_map(path, array)) for name, array in head.arrays.items() if verify}
     except (OSError, ValueError):
         return None
     return None if verify and sums != head.facts["crc32"] else _notes(head)
