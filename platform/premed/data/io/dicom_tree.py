@@ -70,6 +70,11 @@ def series_in(folder: Path, files: Sequence[Path]) -> list[Series]:
     heads = [read_head(files[i]) for i in numbers]
     if len({head.series for head in heads}) == 1:
         return [Series(folder, tuple(files), heads[0])]
+    return each_series(folder)
+
+
+def each_series(folder: Path) -> list[Series]:
+    """The series of a folder, each by a name of its own. All headers are read."""
     return [Series(folder / f"{MARK}{uid}", some, read_head(some[0])) for uid, some in grouped(folder).items()]
 
 
