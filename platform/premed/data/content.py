@@ -182,11 +182,22 @@ class Hashes:
             base.execute(
                 "CREATE TABLE IF NOT EXISTS prepared (file TEXT PRIMARY KEY, size INT, mtime_ns INT, verified REAL)"
             )
-            if self._key is not None:  # paths from before
-                base.execute("PRAGMA secure_delete=ON")
-                base.execute("DELETE FROM contents WHERE file LIKE '/%'")
             self._base = base
+            self._hide_paths(base)
         return self
+
+    def _hide_paths(self, base: sqlite3.Connection) -> None:
+        """Where `tracking.hash_ids` was set since, replaces the paths from before by their hashes, once."""
+        key, (hidden,) = self._key, base.execute("PRAGMA user_version").fetchone()
+        if key is None and hidden:  # the key was removed: from now on there are paths again
+            base.execute("PRAGMA user_version = 0")
+        if key is None or hidden:
+            return
+        base.create_function("hidden", 1, lambda path: pseudonym(key, path), deterministic=True)
+        base.execute("UPDATE OR REPLACE contents SET file = hidden(file) WHERE file LIKE '/%'")
+        base.execute("VACUUM")  # else what was there before is still in the file's free space
+        base.execute("PRAGMA user_version = 1")
+        base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def __exit__(self, *_) -> None:
         if self._base:
@@ -203,6 +214,7 @@ class Hashes:
         return None
 
     def put(self, content: FileContent) -> None:
+        self._key = self._key or read_key(self._file.parent.parent)  # another command may have made it meanwhile
         with suppress(sqlite3.Error):
             if self._base:
                 row = (self._name(content.file), *content[1:])
