@@ -60,13 +60,15 @@ class Cache:
         mapper: Mapper | None = None,
         progress: Progress | None = None,
         notify: Callable[[Path, Note], None] | None = None,
+        known: dict[Path, str] | None = None,
     ) -> list[PreparedFile]:
         """Returns the prepared images of all cases, in their order; computes only the missing and the damaged ones.
 
         Whether one is damaged is verified once on a machine, see `Hashes.is_verified`: whoever reads it later does not
         verify it again. mapper: the default is `map`. notify(file, note) is called for what is to be said of a file
         (`ImageFile.notes`), whether its image was computed now or earlier. After a failure no further case is started,
-        those already started are finished and kept, and UserError names the first case that failed.
+        those already started are finished and kept, and UserError names the first case that failed. known: the hashes
+        of files that it does not have are added to it, see `fingerprint`.
         """
         self._remove_stale()
         failures: dict[int, str] = {}
@@ -92,6 +94,10 @@ class Cache:
             others = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
             raise UserError(f"{cases[first].name}: {failures[first]}{others}")
         assert len(found) == len(cases), "the mapper left out results"
+        if known is not None:
+            for number, case in enumerate(cases):
+                for file, hash in zip(_files(case), found[number].hashes, strict=True):
+                    known.setdefault(file, hash)
         if notify:
             for number, case in enumerate(cases):
                 for file, note in found[number].notes:
@@ -111,7 +117,7 @@ class Cache:
                 path = _path(self.root, known, _has_map(case), preprocessing)
                 notes = read_notes(path)
             if path is not None and notes is not None and hashes.is_verified(path):
-                found[number] = _Result(number, path, notes=notes)
+                found[number] = _Result(number, path, hashes=[each for each in known if each], notes=notes)
                 continue
             missing.append(notes is None)
             jobs.append(_Job(number, _files(case), _has_map(case), known, preprocessing, self.root, 0))
@@ -201,6 +207,7 @@ class _Result(NamedTuple):
     number: int
     path: Path
     contents: Sequence[FileContent] = ()  # newly hashed
+    hashes: Sequence[str] = ()  # of all its files
     error: str | None = None
     node: str = ""  # the host that prepared it
     notes: Sequence[tuple[int, Note]] = ()  # see `Prepared.notes`
@@ -229,8 +236,9 @@ def prepare_one(job: _Job) -> _Result:
             notes = prepared.notes
         state = path.stat()
     except UserError as error:
-        return _Result(job.number, job.root, contents, str(error), node)
-    return _Result(job.number, path, contents, None, node, notes, (state.st_size, state.st_mtime_ns), damaged)
+        return _Result(job.number, job.root, contents, error=str(error), node=node)
+    written = state.st_size, state.st_mtime_ns
+    return _Result(job.number, path, contents, hashes, None, node, notes, written, damaged)
 
 
 class _Reading(NamedTuple):

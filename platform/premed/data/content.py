@@ -28,7 +28,7 @@ import numpy as np
 
 from premed.config.spec import canonical
 from premed.data.io import geometry
-from premed.data.io.dicom_tree import is_series, series_files
+from premed.data.io.dicom_tree import is_series, series_states
 from premed.data.io.readers import PICTURES, VOLUMES, read_values
 from premed.errors import UserError
 from premed.safety.files import refuse_irregular
@@ -140,10 +140,10 @@ def _state(file: Path) -> tuple[int, int, list[Path] | None]:
         refuse_irregular(file)
         state = file.stat()
         return state.st_size, state.st_mtime_ns, None
-    parts = series_files(file)
-    states = [part.stat() for part in parts]
+    parts = series_states(file)
     latest = (file if file.is_dir() else file.parent).stat().st_mtime_ns
-    return sum(part.st_size for part in states), max([latest, *(part.st_mtime_ns for part in states)]), parts
+    states = parts.values()
+    return sum(part.st_size for part in states), max([latest, *(part.st_mtime_ns for part in states)]), list(parts)
 
 
 # Both, kept ----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from premed.config.settings import PRETRAINING, Finetune, Kind, Training
 from premed.config.spec import Spec, canonical
 from premed.contracts import Case, DataSet, PreparedImage, Sample, Task
 from premed.data.cache import Cache
+from premed.data.content import absolute
 from premed.data.io.image_file import Note
 from premed.data.leakage import repeated
 from premed.data.splits import pretraining_cases
@@ -77,11 +78,12 @@ class DataModule:
             mapper=self.mapper,
             progress=lambda done, total: self.show(ImagesPrepared(done, total)),
             notify=lambda file, note: notes.append((file, note)),
+            known=self.known,
         )
         self.warn_of_headers(notes)
         refuse_unknown_labels(cases, images, self.task.labels)
         self.files |= {prepared.path for prepared in images}
-        self.warn_of_repeated(groups, cache)
+        self.warn_of_repeated(groups)
         # besides the files' content: how the task reads them, their patients, and their order, which random draws go by
         about = [self.task.name, self.task.classes, self.task.channels, self.task.preprocessing.digest()]
         if kind not in PRETRAINING and (meaning := getattr(self.task, "label_meaning", None)):
@@ -108,13 +110,13 @@ class DataModule:
                     others = f" (and so on, {len(group)} files)" if len(group) > 1 else ""
                     self.show(WarningIssued(f"{group[0][0]}: {group[0][1]}{others}"))
 
-    def warn_of_repeated(self, groups: dict[str, list[Case]], cache: Cache) -> None:
+    def warn_of_repeated(self, groups: dict[str, list[Case]]) -> None:
         """Warns of files with the same bytes in two of the parts that stages needed so far, once for each two parts."""
         with self.comparing:
             for part, cases in groups.items():
-                for case, hashes in zip(cases, cache.file_hashes(cases), strict=True):
-                    for hash in hashes:
-                        self.parts[hash]["train" if part == "images" else part].add(case.name)
+                for case in cases:
+                    for file in absolute(case.image):
+                        self.parts[self.known[file]]["train" if part == "images" else part].add(case.name)
             for first, second, pairs in repeated(self.parts):
                 several = len(pairs) > 1
                 text = (

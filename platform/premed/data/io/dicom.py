@@ -5,7 +5,6 @@ A tag that cannot be used is refused by its name, or left out with a note where 
 
 import logging
 import math
-import os
 import warnings
 from collections.abc import Iterator, MutableSequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import numpy as np
 
 from premed.data.io.image_file import ImageFile, Note, fill
 from premed.errors import UserError
-from premed.safety.files import irregularity, refuse_irregular
+from premed.safety.files import irregularity
 
 MOST_PIXELS = 178_956_970  # per picture: Pillow's limit; the largest radiographs have 30 million
 DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -39,21 +38,11 @@ def is_dicom(path: Path) -> bool:
 
 def slice_files(folder: Path) -> list[Path]:
     """The files of a folder that may be slices of a volume."""
-    return [path for path in _entries(folder) if path.is_file()]
+    return sorted(path for path in folder.iterdir() if may_be_slice(path.name) and path.is_file())
 
 
-def refuse_lost_slices(folder: Path) -> None:
-    """Raises UserError for a link that leads nowhere and for what is no file: it may have been the first or last slice,
-    which nobody would miss. Links may lead anywhere else, since archives are often linked together.
-    """
-    for path in _entries(folder):
-        refuse_irregular(path)
-        if path.is_symlink() and not path.exists():
-            raise UserError(f"{path}: is a link to {os.readlink(path)}, which is not there; mend or remove it")
-
-
-def _entries(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.name[0] != "." and path.name != "DICOMDIR")
+def may_be_slice(name: str) -> bool:
+    return name[0] != "." and name != "DICOMDIR"
 
 
 def read(path: Path, shown: bool) -> ImageFile:
