@@ -214,6 +214,18 @@ def test_content_is_hashed_once(cache, cases, monkeypatch):
     assert cache.open(cases[0], ZSCORE) and cache.fingerprint(cases, labels=True)
 
 
+def test_what_preparing_found_out_of_files_is_not_looked_up_again(cache, cases, monkeypatch):
+    known = {cases[2].image[0]: "as it was when its stage was identified"}
+    expected = cache.fingerprint(cases[:2], labels=True)
+    for _ in range(2):  # of images that are computed, and of those that the cache has
+        known = {file: hash for file, hash in known.items() if file == cases[2].image[0]}
+        cache.prepare(cases, ZSCORE, known=known)
+    assert set(known) == {file for case in cases for file in case.files}
+    assert known[cases[2].image[0]] == "as it was when its stage was identified"
+    monkeypatch.setattr(content, "_state", lambda file: pytest.fail(f"{file} was looked at again"))
+    assert cache.fingerprint(cases[:2], labels=True, known=known) == expected
+
+
 def test_a_damaged_memory_of_hashes_costs_time_only(cache, cases):
     before = cache.prepare(cases, ZSCORE)
     for path in cache.root.glob("contents.sqlite*"):
@@ -331,4 +343,4 @@ def test_entries_are_plain_safetensors(cache, cases):
         "label": "uint8",
         "locations": "int16",
     }
-    assert entry_module.is_complete(cache.open(cases[0], ZSCORE).path)
+    assert entry_module.read_notes(cache.open(cases[0], ZSCORE).path, verify=True) == []

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.experiments import SCRATCH, runs_of, tree
+from support.image_tables import listed, names
 
 from premed.config.compose import validate_experiment
 from premed.data import content
@@ -36,10 +37,6 @@ def compared(task, other, folder, test=True):
     return ""
 
 
-def names(task, *parts):
-    return {case.name for part in parts for case in task.split(part)}
-
-
 def leaked(own, other, number=lambda case: case.name):
     """The cases of `other` that the task keeps: of those it trains on in val or test, of those it validates on in test.
 
@@ -48,22 +45,6 @@ def leaked(own, other, number=lambda case: case.name):
     held = {part: {number(case) for case in own.split(part)} for part in PARTS}
     shown = [case for case in other.images() if number(case) in held["val"] | held["test"]]
     return shown + [case for case in other.split("val") if number(case) in held["test"]]
-
-
-def listed(folder, own, *parts, chest=None):
-    """The task `images` on those of the task's `parts`, all to be trained on; two of its training images are val, test.
-
-    chest: copies the pictures from there.
-    """
-    train = sorted(names(own, "train"))
-    rows = [(name, "train", 0) for name in sorted(names(own, *parts) - {*train[:2]})]
-    rows += [(train[0], "val", 1), (train[1], "test", 1)]
-    folder.mkdir(exist_ok=True)
-    text = "".join(f"{name},{part},{sick}\n" for name, part, sick in rows)
-    (folder / "labels.csv").write_text("path,part,sick\n" + text)
-    for name, _, _ in rows if chest else ():
-        shutil.copy(chest / "images" / name, folder / name)
-    return images.build(images.Config(root=folder, labels=("sick",), roi=(16, 16)))
 
 
 def refused(chest, change):

@@ -120,6 +120,19 @@ def test_a_damaged_head_is_taken_from_mlflow(used):
         assert found.storage.get("parts/head.safetensors") == before
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_the_weights_of_a_network_are_hashed_once(used, damaged, monkeypatch):
+    home, outcome = used
+    hashed, is_whole = [], artifacts.is_whole
+    if damaged:
+        flip(stage_folder(outcome, home, "finetune") / "parts" / "head.safetensors")
+    monkeypatch.setattr(artifacts, "is_whole", lambda *args: (hashed.append(args[1]), is_whole(*args))[1])
+    with loading.open_trained(outcome["run_id"]) as found:
+        found.network()
+        parts = [found.card["hashes"][part] for part in ("encoder", "head")]
+    assert sorted(hashed) == sorted(parts * (2 if damaged else 1))  # in its folder, and MLflow's
+
+
 @pytest.mark.parametrize("name", ["head.safetensors", "card.json"])
 def test_a_network_that_is_damaged_everywhere_answers_nothing(used, name):
     home, outcome = used

@@ -161,4 +161,4 @@ def test_text_burnt_into_a_dicom_picture_is_a_finding(tmp_path, value, noted):
     if value:
         picture.BurnedInAnnotation = value
     picture.save_as(tmp_path / "a.dcm")
-    assert any("BurnedInAnnotation is YES" in note for note in read_file(tmp_path / "a.dcm").notes) is noted
+    assert any("BurnedInAnnotation is YES" in note.text for note in read_file(tmp_path / "a.dcm").notes) is noted

@@ -1,6 +1,7 @@
 """What tests of the task `images` share: folders of pictures and their tables."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -60,3 +61,23 @@ def told(root: Path, **settings) -> list[str]:
     """What check says, as lines."""
     said = task(root, **settings).check()
     return [f"{finding.severity}: {finding.where.removeprefix(f'{root}/')}: {finding.what}" for finding in said]
+
+
+def names(task, *parts):
+    return {case.name for part in parts for case in task.split(part)}
+
+
+def listed(folder, own, *parts, chest=None):
+    """The task `images` on those of the task's `parts`, all to be trained on; two of its training images are val, test.
+
+    chest: copies the pictures from there.
+    """
+    train = sorted(names(own, "train"))
+    rows = [(name, "train", 0) for name in sorted(names(own, *parts) - {*train[:2]})]
+    rows += [(train[0], "val", 1), (train[1], "test", 1)]
+    folder.mkdir(exist_ok=True)
+    text = "".join(f"{name},{part},{sick}\n" for name, part, sick in rows)
+    (folder / "labels.csv").write_text("path,part,sick\n" + text)
+    for name, _, _ in rows if chest else ():
+        shutil.copy(chest / "images" / name, folder / name)
+    return images.build(images.Config(root=folder, labels=("sick",), roi=(16, 16)))

@@ -92,6 +92,56 @@ def test_what_is_no_volume_is_left_out_and_told(tmp_path):
     assert "scout: is a localiser" in notes and "one: holds one slice" in notes and "1 pictures are not used" in notes
 
 
+def with_scout(root: Path, at: int) -> Path:
+    """Two patients' folders; among the first one's slices, as number `at`, lies a scout."""
+    for who, depth in (("A", 9), ("B", 5)):
+        ct_series(root / who, hounsfield(8, 9, depth), PatientID=who)
+    ct_series(root / "s", hounsfield(8, 12, 1), PatientID="A")
+    slices = sorted((root / "A").iterdir())
+    (scout,) = (root / "s").iterdir()
+    for number, path in enumerate([*slices[:at], scout, *slices[at:]]):
+        path.rename(root / "A" / f"IM{number:04d}")
+    (root / "s").rmdir()
+    return root
+
+
+@pytest.mark.parametrize("at", range(10))
+def test_a_stray_file_among_slices_is_left_out_by_its_name_wherever_it_is(tmp_path, at):
+    some = task(with_scout(tmp_path, at), dims=3, exclude=(f"A/IM{at:04d}",))
+    first, second = some.images()
+    assert said(some, "error") == [] and (first.patient, second.name, second.patient) == ("A", "B", "B")
+    assert read_image(first.image[0])[0].shape == (8, 9, 9) and read_image(second.image[0])[0].shape == (8, 9, 5)
+    Cache(tmp_path / "c").prepare(some.images(), some.preprocessing)
+
+
+@pytest.mark.parametrize("at", [0, 4, 9])
+def test_all_files_of_a_folder_may_be_left_out_by_their_names(tmp_path, at):
+    ct_series(tmp_path / "C", hounsfield(8, 9, 4), PatientID="C")
+    assert set(whose(task(with_scout(tmp_path, at), dims=3, exclude=("A/IM*",)))) == {"B", "C"}
+
+
+@pytest.mark.parametrize("which", ["IM0001", "IM0000", "IM000[0-7]"])
+def test_some_slices_of_a_volume_cannot_be_left_out_and_the_others_be_trained_on(tmp_path, which):
+    for who in "ABC":
+        for path in ct_series(tmp_path / who, hounsfield(8, 9, 9), PatientID=who).iterdir():
+            path.rename(path.with_name(f"IM{int(path.stem[-3:]):04d}"))
+    num = 8 if "[" in which else 1
+    some = task(tmp_path, dims=3, exclude=(f"A/{which}",))
+    assert {case.name for case in some.images()} == {"B", "C"}
+    refused(
+        lambda: refuse(some, False, True),
+        f"{tmp_path}/A/series-",
+        f"task.exclude names {num} of its 9 slices ({which[:5]}",
+        "which are one volume; move these out of the folder, or name all of them",
+    )
+
+
+def test_a_picture_of_a_folder_is_left_out_by_its_name(tmp_path):
+    for number in range(4):
+        radiograph(tmp_path / f"IM{number}", rng.integers(0, 4096, (12, 10)).astype(np.uint16), PatientID=f"P{number}")
+    assert set(whose(task(tmp_path, exclude=("*IM1",)))) == {"IM0", "IM2", "IM3"}
+
+
 def test_a_file_of_several_frames_is_no_single_slice_and_refused_by_name(tmp_path):
     for number in range(2):
         ct_series(tmp_path / f"p{number}", hounsfield(8, 9, 4), PatientID=f"P{number}")

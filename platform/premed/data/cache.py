@@ -14,17 +14,24 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from premed.config.image_processing import Preprocessing
 from premed.config.spec import canonical
 from premed.contracts import Case
 from premed.data import content
 from premed.data.content import FileContent, Hashes, absolute
-from premed.data.prepared import PreparedFile, is_complete, read_notes, write
+from premed.data.io.image_file import Note
+from premed.data.prepared import PreparedFile, read_notes, write
 from premed.data.preprocess import prepare
 from premed.errors import UserError
 
-CACHE_VERSION = 2  # raised whenever the same files and preprocessing give another result
-VERSION = f"{CACHE_VERSION}.1"  # of hashes of grey values; the last number is raised if `content` hashes otherwise
+PREPARED_VERSION = 3
+"""Of prepared files: raised whenever the same files and preprocessing give another one, if only by a note, since notes
+are part of a stage's fingerprint."""
+VERSION = "2.1"
+"""Of hashes of grey values, which finished pre-trainings have recorded: raised if files give others."""
+DAMAGED = Note("was damaged on its disk: it was prepared anew", reading=False)
 STALE = 24 * 3600  # seconds after which a temporary file's writer is taken for dead
 
 Mapper = Callable[[Callable, Iterable], Iterable]
@@ -40,10 +47,11 @@ class Cache:
         self.root = Path(root)
 
     def open(self, case: Case, preprocessing: Preprocessing) -> PreparedFile | None:
-        """The prepared image of a case; None if the cache does not hold it, or holds it incompletely."""
+        """The prepared image of a case; None if the cache does not hold it, or holds it damaged."""
         with Hashes(self.root) as hashes:
             path = _path(self.root, [hashes.of(file) for file in _files(case)], _has_map(case), preprocessing)
-        return PreparedFile(path) if is_complete(path) else None
+            notes = read_notes(path, verify=not hashes.is_verified(path))
+        return None if notes is None else PreparedFile(path)
 
     def prepare(
         self,
@@ -51,50 +59,33 @@ class Cache:
         preprocessing: Preprocessing,
         mapper: Mapper | None = None,
         progress: Progress | None = None,
-        notify: Callable[[Path, str], None] | None = None,
+        notify: Callable[[Path, Note], None] | None = None,
+        known: dict[Path, str] | None = None,
     ) -> list[PreparedFile]:
-        """Returns the prepared images of all cases, in their order; computes only the missing ones.
+        """Returns the prepared images of all cases, in their order; computes only the missing and the damaged ones.
 
-        mapper: the default is `map`. notify(file, note) is called for what the header of a file leaves open
+        Whether one is damaged is verified once on a machine, see `Hashes.is_verified`: whoever reads it later does not
+        verify it again. mapper: the default is `map`. notify(file, note) is called for what is to be said of a file
         (`ImageFile.notes`), whether its image was computed now or earlier. After a failure no further case is started,
-        those already started are finished and kept, and UserError names the first case that failed.
+        those already started are finished and kept, and UserError names the first case that failed. known: the hashes
+        of files that it does not have are added to it, see `fingerprint`.
         """
         self._remove_stale()
-        paths: list[Path | None] = [None] * len(cases)
-        missing: list[tuple[int, list[str | None]]] = []
         failures: dict[int, str] = {}
         with Hashes(self.root) as hashes:
-            for number, case in enumerate(cases):
-                known, path, notes = [hashes.get(file) for file in _files(case)], None, None
-                if None not in known:
-                    path = _path(self.root, known, _has_map(case), preprocessing)
-                    notes = read_notes(path)
-                if notes is None:
-                    missing.append((number, known))
-                    continue
-                paths[number] = path
-                _notify(notify, case, notes)
-            done = len(cases) - len(missing)
+            found, jobs = self._look_up(hashes, cases, preprocessing)
+            done = len(cases) - len(jobs)
             if progress and done:
                 progress(done, len(cases))
-
-            def jobs() -> Iterator[_Job]:
-                for i, (number, known) in enumerate(missing):
-                    if failures:
-                        return
-                    case = cases[number]
-                    files, has_map, left = _files(case), _has_map(case), len(missing) - i
-                    yield _Job(number, files, has_map, known, preprocessing, self.root, left)
-
-            for result in (mapper or map)(prepare_one, jobs()):
+            for result in (mapper or map)(prepare_one, (job for job in jobs if not failures)):
                 for each in result.contents:
                     hashes.put(each)
                 if result.error is not None:
                     elsewhere = "" if result.node == socket.gethostname() else f" (on node {result.node})"
                     failures[result.number] = f"{result.error}{elsewhere}"
                     continue
-                paths[result.number] = result.path
-                _notify(notify, cases[result.number], result.notes)
+                found[result.number] = result
+                hashes.put_verified(result.path, *result.state)
                 done += 1
                 if progress:
                     progress(done, len(cases))
@@ -102,8 +93,36 @@ class Cache:
             first = min(failures)
             others = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
             raise UserError(f"{cases[first].name}: {failures[first]}{others}")
-        assert None not in paths, "the mapper left out results"
-        return [PreparedFile(path) for path in paths if path]
+        assert len(found) == len(cases), "the mapper left out results"
+        if known is not None:
+            for number, case in enumerate(cases):
+                for file, hash in zip(_files(case), found[number].hashes, strict=True):
+                    known.setdefault(file, hash)
+        if notify:
+            for number, case in enumerate(cases):
+                for file, note in found[number].notes:
+                    notify(case.files[file], note)
+                if found[number].damaged:
+                    notify(found[number].path, DAMAGED)
+        return [PreparedFile(found[number].path) for number in range(len(cases))]
+
+    def _look_up(
+        self, hashes: Hashes, cases: Sequence[Case], preprocessing: Preprocessing
+    ) -> tuple[dict[int, "_Result"], list["_Job"]]:
+        """Returns the verified prepared files, by the case's number, and the jobs that prepare or verify the others."""
+        found, jobs, missing = {}, [], []
+        for number, case in enumerate(cases):
+            known, path, notes = [hashes.get(file) for file in _files(case)], None, None
+            if None not in known:
+                path = _path(self.root, known, _has_map(case), preprocessing)
+                notes = read_notes(path)
+            if path is not None and notes is not None and hashes.is_verified(path):
+                found[number] = _Result(number, path, hashes=[each for each in known if each], notes=notes)
+                continue
+            missing.append(notes is None)
+            jobs.append(_Job(number, _files(case), _has_map(case), known, preprocessing, self.root, 0))
+        num_left = np.cumsum(missing[::-1])[::-1]
+        return found, [job._replace(num_left=int(left)) for job, left in zip(jobs, num_left, strict=True)]
 
     def fingerprint(self, cases: Iterable[Case], labels: bool, known: dict[Path, str] | None = None) -> str:
         """SHA-256 (hex) of names, images and, if `labels`, labels. Without `labels`, no label file is opened.
@@ -186,39 +205,40 @@ class _Job(NamedTuple):
 
 class _Result(NamedTuple):
     number: int
-    path: Path | None
-    contents: list[FileContent]  # newly hashed
-    error: str | None
-    node: str  # the host that prepared it
-    notes: Sequence[tuple[int, str]] = ()  # see `Prepared.notes`
+    path: Path
+    contents: Sequence[FileContent] = ()  # newly hashed
+    hashes: Sequence[str] = ()  # of all its files
+    error: str | None = None
+    node: str = ""  # the host that prepared it
+    notes: Sequence[tuple[int, Note]] = ()  # see `Prepared.notes`
+    state: tuple[int, int] = (0, 0)  # size and modification time of the prepared file
+    damaged: bool = False  # it was there, and not as it was written
 
 
 def prepare_one(job: _Job) -> _Result:
-    """Hashes and prepares one case. `Cache.prepare` passes this function to its mapper; it may run in any process."""
-    contents = []
+    """Hashes and prepares one case, or finds it undamaged. `Cache.prepare` passes this function to its mapper; it may
+    run in any process."""
+    contents, node = [], socket.gethostname()
     try:
         contents = [content.hash_file(file) for file, known in zip(job.files, job.known, strict=True) if known is None]
         fresh = {each.file: each.hash for each in contents}
         hashes = [known or fresh[file] for file, known in zip(job.files, job.known, strict=True)]
         path = _path(job.root, hashes, job.has_map, job.preprocessing)
-        notes: Sequence[tuple[int, str]] | None = read_notes(path)
+        notes: Sequence[tuple[int, Note]] | None = read_notes(path, verify=True)
+        damaged = notes is None and path.exists()
         if notes is None:
             images, label = (job.files[:-1], job.files[-1]) if job.has_map else (job.files, None)
             prepared = prepare(images, label, job.preprocessing)
             for file, known in zip(job.files, hashes, strict=True):
                 if content.hash_file(file).hash != known:  # else its new content would stand under its old hash
                     raise UserError(f"{file}: changed while it was read; run the same command again")
-            write(path, prepared, job.num_left)
+            write(path, prepared, max(1, job.num_left))
             notes = prepared.notes
+        state = path.stat()
     except UserError as error:
-        return _Result(job.number, None, contents, str(error), socket.gethostname())
-    return _Result(job.number, path, contents, None, socket.gethostname(), notes)
-
-
-def _notify(notify: Callable[[Path, str], None] | None, case: Case, notes: Sequence[tuple[int, str]]) -> None:
-    if notify:
-        for number, note in notes:
-            notify(case.files[number], note)
+        return _Result(job.number, job.root, contents, error=str(error), node=node)
+    written = state.st_size, state.st_mtime_ns
+    return _Result(job.number, path, contents, hashes, None, node, notes, written, damaged)
 
 
 class _Reading(NamedTuple):
@@ -256,5 +276,5 @@ def _has_map(case: Case) -> bool:
 
 
 def _path(root: Path, hashes: Sequence[str | None], has_map: bool, preprocessing: Preprocessing) -> Path:
-    name = hashlib.sha256(canonical([CACHE_VERSION, hashes, has_map, preprocessing]).encode()).hexdigest()[:40]
+    name = hashlib.sha256(canonical([PREPARED_VERSION, hashes, has_map, preprocessing]).encode()).hexdigest()[:40]
     return root / name[:2] / f"{name}.safetensors"

@@ -5,7 +5,7 @@ It checks the listings (`listings`: cheap; `premed run` checks them, too), then 
 
 - duplicates (`content` says what the same image is): in two parts (an error: test images leak into training), or twice
   in one, or among images that are trained on (a note);
-- images of a pre-training's other data sets that the task keeps for val or test (`leaks`: an error);
+- images of a pre-training's other data sets that the task keeps for val or test (`check_leakage`: an error);
 - classes that occur in no label map of a part;
 - images smaller than the roi, on the prepared grid: they are padded with background;
 - an orientation that differs from that of at least 80 % of the set;
@@ -16,8 +16,7 @@ An error stops a run or makes its scores wrong; a note is information.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from premed.config.plugins import plugin
 from premed.config.spec import Spec
 from premed.contracts import Case, Part, Task
 from premed.data.inspection import Facts, Inspection, image_facts, inspect
-from premed.data.leakage import HELD_FROM
 from premed.data.splits import pretraining_cases
 from premed.errors import Finding, UserError, shortened
 
@@ -259,37 +257,3 @@ class Check:
             "images": image_facts(self.facts),
             "findings": [finding._replace(what=shortened(finding.what))._asdict() for finding in self.findings],
         }
-
-
-def leaks(task: Check, other: Check) -> Iterator[Finding]:
-    """Errors for the images of another data set of the pre-training that the task keeps for val or test."""
-    holders: dict[str, dict[str, str]] = defaultdict(dict)
-    for facts in task.facts:
-        for channel in facts.content:
-            holders[channel].setdefault(task.cases[facts.number][0], task.image(facts))
-    validated: set[str] = set()
-    with suppress(UserError):  # what its listings lack is found already
-        validated = {case.name for case in pretraining_cases(other.task)[1]} if other.facts else set()
-    for facts in other.facts:
-        part, case = other.cases[facts.number]
-        parts = HELD_FROM["val" if part == "val" or case.name in validated else "train"]
-        same = (holders[each] for each in facts.content if each in holders and "train" not in holders[each])
-        if found := next(((image, held) for images in same for held, image in images.items() if held in parts), None):
-            image, held = found
-            what = f"({part}) is the same image as {image}, which the task keeps for {held}; leave it out of this list"
-            yield Finding("error", other.image(facts), f"{what}, or split both in the same way")
-
-
-def recorded_leaks(task: Check, recorded: Sequence[Mapping[str, Any]], where: str) -> Iterator[Finding]:
-    """Errors for the images of a finished pre-training, as it recorded them, that the task keeps for val or test."""
-    uses: dict[str, tuple[str, str]] = {}
-    for data_set in recorded:
-        for image in data_set["images"]:
-            uses |= dict.fromkeys(image["values"], (image["use"], f"{image['name']} of {data_set['name']}"))
-    train = {each for facts in task.facts if task.cases[facts.number][0] == "train" for each in facts.content}
-    for facts in task.facts:
-        part = task.cases[facts.number][0]
-        same = (uses[each] for each in facts.content if each in uses and each not in train)
-        if found := next((name for use, name in same if part in HELD_FROM[use]), None):
-            what = f"({part}) is the same image as {found}, which {where} learnt from; take it out of {part}"
-            yield Finding("error", task.image(facts), what)

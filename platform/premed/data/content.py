@@ -18,6 +18,7 @@ rounded to fewer grey values, and a slice of a volume that was saved as a pictur
 import hashlib
 import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +28,7 @@ import numpy as np
 
 from premed.config.spec import canonical
 from premed.data.io import geometry
-from premed.data.io.dicom_tree import is_series, series_files
+from premed.data.io.dicom_tree import is_series, series_states
 from premed.data.io.readers import PICTURES, VOLUMES, read_values
 from premed.errors import UserError
 from premed.safety.files import refuse_irregular
@@ -35,6 +36,8 @@ from premed.safety.pseudonyms import pseudonym, read_key
 
 MOST_LEVELS = 2**16
 """A channel with at most so many different values is compared by their order."""
+VERIFIED_FOR = 7 * 24 * 3600
+"""Seconds for which a prepared file that was found undamaged counts as such, unless it changes."""
 MOST_SPAN = 2**20
 """Whole numbers within this range are ranked by a table: the same ranks as by search, ten times faster."""
 
@@ -44,9 +47,14 @@ MOST_SPAN = 2**20
 def hash_image(path: Path, dims: int) -> tuple[str, ...]:
     """Hashes of the channels of a file or a folder of slices. Raises UserError if it cannot be read."""
     forms = [read_values(path)]
-    if dims == 2 and not path.name.lower().endswith((*PICTURES, *VOLUMES)):  # DICOM
+    if dims == 2 and is_dicom_picture(path):
         forms.append(read_values(path, shown=True))
     return tuple(dict.fromkeys(each for values, affine in forms for each in hash_channels(values, affine, dims)))
+
+
+def is_dicom_picture(path: Path) -> bool:
+    """Whether a picture's file is DICOM: it has any name, or none."""
+    return not path.name.lower().endswith((*PICTURES, *VOLUMES))
 
 
 def hash_channels(values: np.ndarray, affine: np.ndarray, dims: int) -> tuple[str, ...]:
@@ -132,17 +140,18 @@ def _state(file: Path) -> tuple[int, int, list[Path] | None]:
         refuse_irregular(file)
         state = file.stat()
         return state.st_size, state.st_mtime_ns, None
-    parts = series_files(file)
-    states = [part.stat() for part in parts]
+    parts = series_states(file)
     latest = (file if file.is_dir() else file.parent).stat().st_mtime_ns
-    return sum(part.st_size for part in states), max([latest, *(part.st_mtime_ns for part in states)]), parts
+    states = parts.values()
+    return sum(part.st_size for part in states), max([latest, *(part.st_mtime_ns for part in states)]), list(parts)
 
 
 # Both, kept ----------------------------------------------------------------------------------------------------------
 
 
 class Hashes:
-    """Hashes of files by (path, size, modification time), and of their channels by the file's hash, in SQLite.
+    """Hashes of files by (path, size, modification time), and of their channels by the file's hash, in SQLite; and the
+    prepared files beside it whose checksums were verified.
 
     An optimisation: if SQLite fails, files are read again.
     """
@@ -170,11 +179,25 @@ class Hashes:
                 "CREATE TABLE IF NOT EXISTS images "
                 "(hash TEXT, dims INT, version TEXT, channels TEXT, PRIMARY KEY (hash, dims, version))"
             )
-            if self._key is not None:  # paths from before
-                base.execute("PRAGMA secure_delete=ON")
-                base.execute("DELETE FROM contents WHERE file LIKE '/%'")
+            base.execute(
+                "CREATE TABLE IF NOT EXISTS prepared (file TEXT PRIMARY KEY, size INT, mtime_ns INT, verified REAL)"
+            )
             self._base = base
+            self._hide_paths(base)
         return self
+
+    def _hide_paths(self, base: sqlite3.Connection) -> None:
+        """Where `tracking.hash_ids` was set since, replaces the paths from before by their hashes, once."""
+        key, (hidden,) = self._key, base.execute("PRAGMA user_version").fetchone()
+        if key is None and hidden:  # the key was removed: from now on there are paths again
+            base.execute("PRAGMA user_version = 0")
+        if key is None or hidden:
+            return
+        base.create_function("hidden", 1, lambda path: pseudonym(key, path), deterministic=True)
+        base.execute("UPDATE OR REPLACE contents SET file = hidden(file) WHERE file LIKE '/%'")
+        base.execute("VACUUM")  # else what was there before is still in the file's free space
+        base.execute("PRAGMA user_version = 1")
+        base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def __exit__(self, *_) -> None:
         if self._base:
@@ -191,6 +214,7 @@ class Hashes:
         return None
 
     def put(self, content: FileContent) -> None:
+        self._key = self._key or read_key(self._file.parent.parent)  # another command may have made it meanwhile
         with suppress(sqlite3.Error):
             if self._base:
                 row = (self._name(content.file), *content[1:])
@@ -218,3 +242,19 @@ class Hashes:
             if self._base:
                 row = (hash, dims, version, " ".join(channels))
                 self._base.execute("INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?)", row)
+
+    def is_verified(self, prepared: Path) -> bool:
+        """Whether a prepared file was found undamaged of late, and has not changed since."""
+        with suppress(OSError, sqlite3.Error):
+            state, since = prepared.stat(), time.time() - VERIFIED_FOR
+            query = "SELECT 1 FROM prepared WHERE file = ? AND size = ? AND mtime_ns = ? AND verified > ?"
+            row = (prepared.name, state.st_size, state.st_mtime_ns, since)
+            return bool(self._base and self._base.execute(query, row).fetchone())
+        return False
+
+    def put_verified(self, prepared: Path, size: int, mtime_ns: int) -> None:
+        """A prepared file of this state is undamaged."""
+        with suppress(sqlite3.Error):
+            if self._base:
+                row = (prepared.name, size, mtime_ns, time.time())
+                self._base.execute("INSERT OR REPLACE INTO prepared VALUES (?, ?, ?, ?)", row)

@@ -14,6 +14,8 @@ from premed.config.settings import PRETRAINING, Finetune, Kind, Training
 from premed.config.spec import Spec, canonical
 from premed.contracts import Case, DataSet, PreparedImage, Sample, Task
 from premed.data.cache import Cache
+from premed.data.content import absolute
+from premed.data.io.image_file import Note
 from premed.data.leakage import repeated
 from premed.data.splits import pretraining_cases
 from premed.errors import UserError
@@ -22,8 +24,8 @@ from premed.paths import home
 from premed.rng import key, permutation
 
 READING = 2
-"""In the fingerprint of images with notes (`Prepared.notes`): raised whenever such files are read in another way, so
-that stages that were trained on the earlier reading are not reused."""
+"""In the fingerprint of images with notes on their reading (`Note.reading`): raised whenever such files are read in
+another way, so that stages that were trained on the earlier reading are not reused."""
 
 
 class Tasks:
@@ -69,24 +71,25 @@ class DataModule:
         """Prepares the images that a stage of that kind needs and returns their fingerprint: `part:hash part:hash`."""
         groups, cache = self.groups(kind), Cache(home() / "cache")
         cases = [case for group in groups.values() for case in group]
-        notes: list[tuple[Path, str]] = []
+        notes: list[tuple[Path, Note]] = []
         images = cache.prepare(
             cases,
             self.task.preprocessing,
             mapper=self.mapper,
             progress=lambda done, total: self.show(ImagesPrepared(done, total)),
             notify=lambda file, note: notes.append((file, note)),
+            known=self.known,
         )
         self.warn_of_headers(notes)
         refuse_unknown_labels(cases, images, self.task.labels)
         self.files |= {prepared.path for prepared in images}
-        self.warn_of_repeated(groups, cache)
+        self.warn_of_repeated(groups)
         # besides the files' content: how the task reads them, their patients, and their order, which random draws go by
         about = [self.task.name, self.task.classes, self.task.channels, self.task.preprocessing.digest()]
         if kind not in PRETRAINING and (meaning := getattr(self.task, "label_meaning", None)):
             about.append(meaning)
 
-        noted = {file for file, _ in notes}
+        noted = {file for file, note in notes if note.reading}
 
         def digest(group: list[Case]) -> str:
             listed = [[c.name, c.patient, *[READING] * any(path in noted for path in c.files)] for c in group]
@@ -95,10 +98,10 @@ class DataModule:
 
         return " ".join(f"{name}:{digest(group)}" for name, group in groups.items())
 
-    def warn_of_headers(self, notes: Sequence[tuple[Path, str]]) -> None:
-        """Shows what headers leave open (`ImageFile.notes`): a line for each kind, with the first file that has it."""
+    def warn_of_headers(self, notes: Sequence[tuple[Path, Note]]) -> None:
+        """Shows what is to be said of files (`ImageFile.notes`): a line for each kind, with the first that has it."""
         kinds: dict[str, list[tuple[Path, str]]] = {}
-        for file, note in dict.fromkeys(notes):
+        for file, (note, _) in dict.fromkeys(notes):
             kinds.setdefault(note.partition(":")[0], []).append((file, note))
         with self.comparing:
             for kind, group in kinds.items():
@@ -107,13 +110,13 @@ class DataModule:
                     others = f" (and so on, {len(group)} files)" if len(group) > 1 else ""
                     self.show(WarningIssued(f"{group[0][0]}: {group[0][1]}{others}"))
 
-    def warn_of_repeated(self, groups: dict[str, list[Case]], cache: Cache) -> None:
+    def warn_of_repeated(self, groups: dict[str, list[Case]]) -> None:
         """Warns of files with the same bytes in two of the parts that stages needed so far, once for each two parts."""
         with self.comparing:
             for part, cases in groups.items():
-                for case, hashes in zip(cases, cache.file_hashes(cases), strict=True):
-                    for hash in hashes:
-                        self.parts[hash]["train" if part == "images" else part].add(case.name)
+                for case in cases:
+                    for file in absolute(case.image):
+                        self.parts[self.known[file]]["train" if part == "images" else part].add(case.name)
             for first, second, pairs in repeated(self.parts):
                 several = len(pairs) > 1
                 text = (

@@ -6,6 +6,7 @@ so that any number of cases fits into memory.
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from nibabel.orientations import aff2axcodes
 
 from premed.config.image_processing import Preprocessing
 from premed.data import figures
-from premed.data.content import hash_channels
+from premed.data.content import hash_channels, hash_image, is_dicom_picture
 from premed.data.io import geometry
 from premed.data.io.image_file import ImageFile
 from premed.data.io.readers import not_finite, read_file
@@ -96,7 +97,7 @@ def open_volume(path: Path, facts: Facts, shown: bool = False) -> Volume | None:
         facts.add("error", path, f"cannot be read ({type(error).__name__}: {error}); copy it again")
         return None
     for note in file.notes:
-        facts.add("note", path, note)
+        facts.add("note", path, note.text)
     if what := not_finite(file.values):
         facts.add("error", path, what)
     return Volume(path, file.values, file.affine, file.padding)
@@ -131,11 +132,18 @@ def open_image(job: Inspection, facts: Facts) -> Volume | None:
     if channels != preprocessing.channels:
         what = f"{channels} channel(s), {preprocessing.channels} expected; {CHANNELS}"
         facts.add("error", job.images[0], what)
-    channels_of = [hash_channels(part.values, part.affine, preprocessing.dims) for part in parts]
-    facts.content = tuple(dict.fromkeys(each for hashes in channels_of for each in hashes))
+    facts.content = tuple(dict.fromkeys(each for part in parts for each in hash_part(part, preprocessing.dims)))
     values = parts[0].values if len(parts) == 1 else np.concatenate([part.values for part in parts], axis=-1)
     padding = join_padding([ImageFile(part.values, part.affine, part.padding) for part in parts])
     return Volume(job.images[0], values, parts[0].affine, padding)
+
+
+def hash_part(part: Volume, dims: int) -> tuple[str, ...]:
+    """What `hash_image` returns for a file that is read."""
+    if dims == 2 and is_dicom_picture(part.path):
+        with suppress(UserError):  # it cannot be read in the form that the preprocessing does not ask for
+            return hash_image(part.path, dims)
+    return hash_channels(part.values, part.affine, dims)
 
 
 def compare_grids(part: Volume, shape: tuple[int, ...], other: Volume, name: str, facts: Facts) -> bool:

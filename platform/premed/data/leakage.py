@@ -46,8 +46,9 @@ def refuse_leaks(task: Task, other: Task, test: bool, cache: Cache, mapper: Mapp
     cases = [case for case, _ in used]
     for hash_cases in hashings(task, task.dims == other.dims, cache, mapper, progress):
         if leaks := find_leaks(used, hash_cases(cases), held, train, hash_cases):
+            words = leaks_words([some[0] for some in leaks])
             raise UserError(
-                f"pretrain.sources: {other.name} ({other.root}) shows {leaks_words(leaks)}; leave them out of its "
+                f"pretrain.sources: {other.name} ({other.root}) shows {words}; leave them out of its "
                 "list, or split both in the same way"
             )
 
@@ -90,8 +91,8 @@ def find_leaks(
     held: Sequence[tuple[Case, str]],
     train: Sequence[Case],
     hash_cases: HashCases,
-) -> list[Leak]:
-    """The cases of `used`, which have these hashes, that are the same image as one of `held`.
+) -> list[list[Leak]]:
+    """For each case of `used`, which have these hashes, that is the same image as one of `held`: all such.
 
     An image that the task has in `train`, too, is none: the fine-tuning shows it anyway, which `repeated` tells.
     """
@@ -105,7 +106,7 @@ def find_leaks(
         matches.append([(channel, Leak(case, use, *each)) for channel, each in same if each[1] in HELD_FROM[use]])
     shown = {channel for channels in hash_cases(train) for channel in channels} if any(matches) else set()
     leaks = [[leak for channel, leak in some if channel not in shown] for some in matches]
-    return [some[0] for some in leaks if some]
+    return [some for some in leaks if some]
 
 
 # ---- of a pre-training that is finished: by the hashes that it recorded
@@ -136,24 +137,41 @@ def refuse_recorded_leaks(
 
     recorded: what `record` returned for each of its data sets. where: the field and the pre-training, in messages.
     """
-    train, held = task.split("train"), held_cases(task, test)
+    hashing = partial(hashings, task, cache=cache, mapper=mapper, progress=progress)
+    held = held_cases(task, test)
+    for name, leaks in compare_recorded(recorded, task.dims, task.split("train"), held, hashing, where):
+        if leaks:
+            words = leaks_words([some[0] for some in leaks])
+            raise UserError(
+                f"{where} learnt from {name}, with {words}; pre-train without them, or "
+                "leave them out of the task's val and test"
+            )
+
+
+def compare_recorded(
+    recorded: Sequence[Mapping[str, Any]],
+    dims: int,
+    train: Sequence[Case],
+    held: Sequence[tuple[Case, str]],
+    hashing: Callable[[bool], Sequence[HashCases]],
+    where: str,
+) -> Iterator[tuple[str, list[list[Leak]]]]:
+    """Yields the name of each recorded data set and what `find_leaks` finds in it, once by bytes, once by grey values.
+
+    hashing: see `hashings`; it is asked whether grey values are compared, too. Raises UserError if they were recorded
+    in another way.
+    """
     for data_set in recorded:
         used = [(Case(image["name"], "", ()), image["use"]) for image in data_set["images"]]
-        same_dims = data_set["dims"] == task.dims
+        same_dims = data_set["dims"] == dims
         if same_dims and data_set["hashes"] != VERSION:
             raise UserError(
                 f"{where} compares images in another way than this version of premed; run its pre-training's YAML "
                 "again, without finetune: it trains nothing and records them anew"
             )
-        for field, hash_cases in zip(
-            ("files", "values"), hashings(task, same_dims, cache, mapper, progress), strict=False
-        ):
+        for field, hash_cases in zip(("files", "values"), hashing(same_dims), strict=False):
             hashes = [frozenset(image[field]) for image in data_set["images"]]
-            if leaks := find_leaks(used, hashes, held, train, hash_cases):
-                raise UserError(
-                    f"{where} learnt from {data_set['name']}, with {leaks_words(leaks)}; pre-train without them, or "
-                    "leave them out of the task's val and test"
-                )
+            yield data_set["name"], find_leaks(used, hashes, held, train, hash_cases)
 
 
 def repeated(parts: Mapping[str, Mapping[str, Iterable[str]]]) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:

@@ -1,7 +1,7 @@
 """Prepared images on disk, memory-mapped, so that a crop reads only its own voxels.
 
 A file is safetensors: `image` [C, *S], `label` [*S], `locations` [n, dims]; its metadata holds the rest as JSON. Each
-array has a checksum, and so has the rest; what does not fit its own is not used.
+array has a checksum, which `Cache.prepare` verifies before a training, and so has the rest.
 """
 
 import errno
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from premed.data.io.image_file import Note
 from premed.data.preprocess import Prepared
 from premed.errors import UserError
 from premed.rng import key as random_key
@@ -108,7 +109,7 @@ class PreparedFile:
         return tuple(_head(self.path).facts["native_shape"])
 
     @property
-    def notes(self) -> list[tuple[int, str]]:
+    def notes(self) -> list[tuple[int, Note]]:
         """What the headers leave open, see `Prepared.notes`."""
         return _notes(_head(self.path))
 
@@ -148,11 +149,27 @@ _DTYPES = {"U8": np.dtype(np.uint8), "I16": np.dtype("<i2"), "I32": np.dtype("<i
 
 @lru_cache(maxsize=256)
 def _head(path: Path) -> _Head:
-    return _read_head(path)
+    """The header. Raises UserError if the file is missing, incomplete or damaged."""
+    try:
+        return _read_head(path)
+    except (OSError, ValueError) as error:
+        what = error.strerror if isinstance(error, OSError) else "it is damaged"
+        raise UserError(
+            f"{path}: cannot be used ({what}); run the same command again, which prepares it anew"
+        ) from None
 
 
 def _read_head(path: Path) -> _Head:
-    """Reads and checks the header. Raises OSError, ValueError or KeyError if the file is missing or incomplete."""
+    """Reads and checks the header. Raises OSError or ValueError if the file is missing, incomplete or damaged."""
+    try:
+        return _parse_head(path)
+    except OSError:
+        raise
+    except Exception as error:  # a bit that turned may make anything of a number or of a comma
+        raise ValueError(f"damaged ({type(error).__name__})") from None
+
+
+def _parse_head(path: Path) -> _Head:
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", (file.read(8) + bytes(8))[:8])
         total = os.fstat(file.fileno()).st_size
@@ -160,8 +177,8 @@ def _read_head(path: Path) -> _Head:
             raise ValueError("truncated")
         header = json.loads(file.read(length))
     facts = json.loads(header.pop("__metadata__")["premed"])
-    own = facts.get("crc32", {}).pop("facts", None)  # the first files had no checksums
-    if own is not None and (own != checksum(json.dumps(facts).encode()) or facts["crc32"].keys() != header.keys()):
+    own = facts["crc32"].pop("facts")
+    if own != checksum(json.dumps(facts).encode()) or facts["crc32"].keys() != header.keys():
         raise ValueError("damaged")
     end = 8 + length + max(item["data_offsets"][1] for item in header.values())
     if total != end:
@@ -179,26 +196,11 @@ def _read_head(path: Path) -> _Head:
 
 def _array(path: Path, name: str) -> np.ndarray:
     # mapped anew for each access: 25 µs against a crop's millisecond, and no file stays open
-    dtype, shape, offset = _head(path).arrays[name]
-    array = np.memmap(path, dtype, "r", offset, shape).view(np.ndarray)
-    if (path, name) not in _verified:
-        _verify(path, name, array)
-    return array
+    return _map(path, _head(path).arrays[name])
 
 
-_verified: set[tuple[Path, str]] = set()
-"""The arrays that this process found undamaged."""
-
-
-def _verify(path: Path, name: str, array: np.ndarray) -> None:
-    """Raises UserError, and removes the file, if an array is not as it was written: a bit of a disk may turn."""
-    expected = _head(path).facts.get("crc32", {}).get(name)
-    if expected is not None and checksum(array) != expected:
-        with suppress(OSError):
-            path.unlink()
-        _head.cache_clear()
-        raise UserError(f"{path}: is damaged, and was removed; run the same command again, which prepares it anew")
-    _verified.add((path, name))
+def _map(path: Path, array: _Array) -> np.ndarray:
+    return np.memmap(path, array.dtype, "r", array.offset, array.shape).view(np.ndarray)
 
 
 def with_checksums(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -211,21 +213,21 @@ def checksum(content: np.ndarray | bytes) -> int:
     return zlib.crc32(np.ascontiguousarray(content).data if isinstance(content, np.ndarray) else content)
 
 
-def is_complete(path: Path) -> bool:
-    """Whether the file exists and is complete."""
-    return read_notes(path) is not None
+def read_notes(path: Path, verify: bool = False) -> list[tuple[int, Note]] | None:
+    """The notes of a file, see `PreparedFile.notes`; None if it does not exist, or its header is damaged.
 
-
-def read_notes(path: Path) -> list[tuple[int, str]] | None:
-    """The notes of a file, see `PreparedFile.notes`; None if it does not exist or is incomplete."""
+    verify: reads the arrays, too, and returns None if one is not as it was written. A bit of a disk may turn.
+    """
     try:
-        return _notes(_read_head(path))
-    except (OSError, ValueError, KeyError):
+        head = _read_head(path)
+        sums = {name: checksum(_map(path, array)) for name, array in head.arrays.items() if verify}
+    except (OSError, ValueError):
         return None
+    return None if verify and sums != head.facts["crc32"] else _notes(head)
 
 
-def _notes(head: _Head) -> list[tuple[int, str]]:
-    return [(number, note) for number, note in head.facts["notes"]]
+def _notes(head: _Head) -> list[tuple[int, Note]]:
+    return [(number, Note(*note)) for number, note in head.facts["notes"]]
 
 
 def write(path: Path, prepared: Prepared, num_left: int = 1) -> None:

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from premed.config.image_processing import Preprocessing
 from premed.data.io import geometry
-from premed.data.io.image_file import ImageFile
+from premed.data.io.image_file import ImageFile, Note
 from premed.data.io.readers import read_finite
 from premed.errors import UserError
 
@@ -38,7 +38,7 @@ class Prepared:
     affine: np.ndarray  # [4, 4] of the prepared grid
     native_affine: np.ndarray  # [4, 4] of the file's grid
     native_shape: tuple[int, ...]
-    notes: tuple[tuple[int, str], ...] = ()  # see `ImageFile.notes`, each with its file's number; the label's is last
+    notes: tuple[tuple[int, Note], ...] = ()  # see `ImageFile.notes`, each with its file's number; the label's is last
 
 
 class Channels(NamedTuple):
@@ -54,12 +54,13 @@ def prepare(images: Sequence[Path], label: Path | None, preprocessing: Preproces
 
     Raises UserError, which names the file and the fix, for any fault of a file.
     """
-    notes: list[tuple[int, str]] = []
+    notes: list[tuple[int, Note]] = []
     values, padding, native = _read_channels(images, preprocessing, notes)
     if padding is not None:
-        notes.append((0, "some of its pixels are padding: they are no part of the image, and count in no statistic"))
+        what = "some of its pixels are padding: they are no part of the image, and count in no statistic"
+        notes.append((0, Note(what)))
     if preprocessing.spacing and geometry.shear(native) > geometry.SHEARED:
-        notes.append((0, "its axes are not at right angles: it is resampled to right angles"))
+        notes.append((0, Note("its axes are not at right angles: it is resampled to right angles")))
     shape = values.shape[1:]
     target = None if label is None else _read_label(label, shape, native, notes, len(images))
     if preprocessing.dims == 2:
@@ -74,7 +75,7 @@ def prepare(images: Sequence[Path], label: Path | None, preprocessing: Preproces
 # Channels and labels -------------------------------------------------------------------------------------------------
 
 
-def _read_channels(paths: Sequence[Path], preprocessing: Preprocessing, notes: list[tuple[int, str]]) -> Channels:
+def _read_channels(paths: Sequence[Path], preprocessing: Preprocessing, notes: list[tuple[int, Note]]) -> Channels:
     """Channels are the last axis of one file, or in one file each."""
     parts: list[ImageFile] = []
     for number, path in enumerate(paths):
@@ -117,7 +118,7 @@ def grid_gap(affine: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> s
 
 
 def _read_label(
-    path: Path, shape: tuple[int, ...], affine: np.ndarray, notes: list[tuple[int, str]], number: int
+    path: Path, shape: tuple[int, ...], affine: np.ndarray, notes: list[tuple[int, Note]], number: int
 ) -> np.ndarray:
     file = read_finite(path)
     notes += [(number, note) for note in file.notes]

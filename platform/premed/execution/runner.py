@@ -11,7 +11,9 @@ from typing import Any
 
 from premed.config.experiment import Experiment
 from premed.config.settings import Train
-from premed.data.check import Check, leaks, recorded_leaks
+from premed.data.cache import Cache
+from premed.data.check import Check
+from premed.data.check_leakage import leaks, recorded_leaks
 from premed.data.datamodule import DataModule
 from premed.data.io.memory import num_cpus
 from premed.data.processes import process_map
@@ -165,10 +167,11 @@ def check(experiment: Experiment, show: EventHandler, html: Path | None = None) 
         for each in (checked, *sources):
             each.open_images(mapper, lambda done, total: show(ImagesChecked(done, total)))
         for source in sources:
-            source.findings += leaks(checked, source)
+            source.findings += leaks(checked, source, Cache(home() / "cache"), mapper)
         if finished is not None:
             where = f"pretrain.encoder: {finished.reference}"
-            checked.findings += recorded_leaks(checked, finished.record["data_sets"], where)
+            cache = Cache(home() / "cache")
+            checked.findings += recorded_leaks(checked, finished.record["data_sets"], cache, mapper, where)
         if html is not None:
             try:
                 html.write_text(data_check.page(checked, mapper), encoding="utf-8")

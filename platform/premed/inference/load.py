@@ -36,17 +36,18 @@ class TrainedModel:
     parent: str | None  # the experiment's run
     card: dict[str, Any]
     storage: StageStorage
+    verified: bool = False  # whether its weights were found undamaged: they are not hashed again when they are loaded
 
     def weights(self, part: str) -> dict[str, Any]:
         """Returns the weights of a part (`encoder`, `head`, …), by name."""
-        return part_weights(self.storage, part)
+        return part_weights(self.storage, part, self.verified)
 
     def encoder(self, channels: int, roi: tuple[int, ...]) -> Encoder:
         """Returns the encoder with its trained weights, in evaluation mode."""
         module, config = self.parse_plugin("encoders", self.card["encoder"])
         with seeded_init(0, "encoder"):
             encoder = module.build(config, channels, roi)
-        load_encoder(encoder, self.storage)
+        load_encoder(encoder, self.storage, self.verified)
         return encoder.eval()
 
     def network(self) -> tuple[Network, Task]:
@@ -104,15 +105,18 @@ def open_trained(reference: str) -> Iterator[TrainedModel]:
     digest = run.tags["premed.digest"]
     with TemporaryDirectory() as folder:
         storage = stage_storage(run)
-        if not is_usable(storage, digest):
+        card, whole = own_card(storage, digest), False
+        if card is None or not (whole := not damaged_parts(storage)):
             with suppress(Exception):  # MLflow raises various errors for missing artifacts
                 store.download(run.run_id, "parts", folder)
-            storage = StageStorage(folder, "") if is_usable(StageStorage(folder, ""), digest) else storage
-        card = own_card(storage, digest)
-        if card is None or damaged_parts(storage):
+            fetched = StageStorage(folder, "")
+            if (its_card := own_card(fetched, digest)) is not None and not damaged_parts(fetched):
+                storage, card, whole = fetched, its_card, True
+        if not whole:
             state = "neither in {} nor in MLflow" if card is None else "damaged in {}, and in MLflow"
             raise UserError(f"{reference}: its weights are {state.format(storage.where)}; run it again")
-        yield TrainedModel(run.run_id, reference, run.parent, card, storage)
+        assert card is not None
+        yield TrainedModel(run.run_id, reference, run.parent, card, storage, verified=True)
 
 
 def find_stage_run(store: RunStore, reference: str) -> Run:
@@ -142,11 +146,6 @@ def stage_storage(run: Run) -> StageStorage:
     where = run.tags.get("premed.where", "").replace("${PREMED_HOME}", str(home()))
     storage, _, name = where.rpartition("/")
     return StageStorage(storage, name)
-
-
-def is_usable(storage: StageStorage, digest: str) -> bool:
-    """Whether a stage's folder has all parts of the stage with that digest, undamaged."""
-    return own_card(storage, digest) is not None and not damaged_parts(storage)
 
 
 def own_card(storage: StageStorage, digest: str) -> dict[str, Any] | None:

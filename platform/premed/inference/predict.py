@@ -69,7 +69,7 @@ def run(
                 try:
                     with prepare_sample(each.path, task.preprocessing, each.more) as sample:
                         assert isinstance(sample.prepared, PreparedFile)
-                        for _, note in sample.prepared.notes:
+                        for _, (note, _) in sample.prepared.notes:
                             if (kind := note.partition(":")[0]) not in noted:
                                 noted.add(kind)  # one line for all images whose headers leave the same open
                                 show(WarningIssued(f"{each.path}: {note}"))

@@ -33,6 +33,11 @@ def irregularity(path: Path | str) -> str:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return ""
+    return kind_of(mode)
+
+
+def kind_of(mode: int) -> str:
+    """Like `irregularity`, of a file's mode."""
     return next((what for is_kind, what in KINDS if is_kind(mode)), "")
 
 

@@ -41,7 +41,8 @@ class Config(ImageSettings):
     """A pattern over paths below the root, whose first group is the patient; None: DICOM's PatientID, else each image
     counts as a patient."""
     exclude: tuple[str, ...] = runtime_field(())
-    """Paths below the root that are left out, as in [phantoms/*, "*/localiser/*"]."""
+    """Paths below the root that are left out, as in [phantoms/*, "*/localiser/*"]. Of a DICOM series, all files or
+    none."""
 
 
 def build(config: Config) -> "Unlabelled":
@@ -114,15 +115,16 @@ class Unlabelled(Classification):
             below[:] = sorted(name for name in below if name[0] != ".")
             for link in (folder / name for name in below if (folder / name).is_symlink()):
                 listing.note(link, "is a link to a folder and not followed; set task.root there to use it")
-            files = [folder / name for name in sorted(names) if name[0] != "." and not self.excluded(folder / name)]
+            listed = [folder / name for name in sorted(names) if name[0] != "."]
+            files = [path for path in listed if not self.excluded(path)]
             if files and folder != self.root and LABELS.fullmatch(folder.name):
                 what = "is called as folders of label maps are; leave it out by task.exclude, or rename it"
                 listing.findings.append(Finding("error", where, what))
             images = [path for path in files if path.name.lower().endswith(kinds)]
             listing.cases.extend(self.case(path) for path in images)
             num_others += sum(path.name.lower().endswith(others) for path in files)
-            rest = [path for path in files if not path.name.lower().endswith((*PICTURES, *VOLUMES))]
-            self.add_dicom(listing, folder, rest, unreadable)
+            rest = [path for path in listed if not path.name.lower().endswith((*PICTURES, *VOLUMES))]
+            self.add_dicom(listing, folder, rest, set(files), unreadable)
         for error in unreadable:
             what = f"cannot be read ({error.strerror}); change its permissions, or leave it out by task.exclude"
             listing.findings.append(Finding("error", str(error.filename), what))
@@ -131,17 +133,26 @@ class Unlabelled(Classification):
             listing.note(self.root, what)
         return listing
 
-    def add_dicom(self, listing: Listing, folder: Path, files: Sequence[Path], unreadable: list[OSError]) -> None:
-        """Adds the DICOM among a folder's files to the listing."""
+    def add_dicom(
+        self, listing: Listing, folder: Path, files: Sequence[Path], kept: set[Path], unreadable: list[OSError]
+    ) -> None:
+        """Adds the DICOM among a folder's files to the listing. kept: the files that `exclude` does not name."""
         dicom = []
         for path in files:
             try:
                 if path.name != "DICOMDIR" and (path.suffix.lower() == ".dcm" or is_dicom(path)):
                     dicom.append(path)
             except OSError as error:
-                unreadable.append(error)
-        for series in self.series(folder, dicom) if dicom else ():
-            if self.excluded(series.path):
+                if path in kept:
+                    unreadable.append(error)
+        for series in self.series(folder, dicom, kept) if not kept.isdisjoint(dicom) else ():
+            named = [path for path in series.files if path not in kept]
+            if self.excluded(series.path) or len(named) == len(series.files):
+                continue
+            if named:  # the reader takes all files of a series, and one that lacks some is another image
+                what = f"task.exclude names {len(named)} of its {len(series.files)} slices ({named[0].name}, …)"
+                mend = "move these out of the folder, or name all of them"
+                listing.findings.append(Finding("error", str(series.path), f"{what}, which are one volume; {mend}"))
                 continue
             if what := self.left_out(series):
                 listing.note(series.path, what)
@@ -153,10 +164,14 @@ class Unlabelled(Classification):
         name = path.relative_to(self.root).as_posix()
         return any(fnmatchcase(name, pattern) for pattern in self.config.exclude)
 
-    def series(self, folder: Path, files: Sequence[Path]) -> list[dicom_tree.Series]:
-        """The volumes of a folder of DICOM files, or its pictures, one a file."""
+    def series(self, folder: Path, files: Sequence[Path], kept: set[Path]) -> list[dicom_tree.Series]:
+        """The volumes of a folder of DICOM files, or its pictures, one a file.
+
+        If `exclude` names some of the files, each series has its own name, as only some may be left out.
+        """
         if self.dims == 3:
-            return dicom_tree.series_in(folder, files)
+            return dicom_tree.series_in(folder, files) if kept.issuperset(files) else dicom_tree.each_series(folder)
+        files = [path for path in files if path in kept]
         if self.config.patient is not None:
             return [dicom_tree.Series(path, (path,), dicom_tree.Head("", "", 1, False)) for path in files]
         return [dicom_tree.Series(path, (path,), dicom_tree.read_head(path)) for path in files]

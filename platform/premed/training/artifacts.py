@@ -24,18 +24,24 @@ from premed.training.storage import StageStorage
 SNAPSHOTS = 4  # of the outputs for fixed cases: after a quarter, half, three quarters and all of a training
 
 
-def load_encoder(encoder: Encoder, storage: StageStorage) -> dict[str, Any]:
-    """Loads a stage's encoder, resized if it was trained on another grid; see `models.network.load_resized`."""
-    return load_resized(encoder, part_weights(storage, "encoder"), tuple(read_card(storage)["grid"]))
+def load_encoder(encoder: Encoder, storage: StageStorage, verified: bool = False) -> dict[str, Any]:
+    """Loads a stage's encoder, resized if it was trained on another grid; see `models.network.load_resized`.
+
+    verified: see `part_weights`.
+    """
+    return load_resized(encoder, part_weights(storage, "encoder", verified), tuple(read_card(storage)["grid"]))
 
 
-def part_weights(storage: StageStorage, part: str) -> dict[str, torch.Tensor]:
-    """Returns the weights of a part that a stage saved. Raises UserError if they are missing or damaged."""
+def part_weights(storage: StageStorage, part: str, verified: bool = False) -> dict[str, torch.Tensor]:
+    """Returns the weights of a part that a stage saved. Raises UserError if they are missing or damaged.
+
+    verified: `damaged_parts` has just been asked for them, so that they are not hashed again.
+    """
     name = f"parts/{part}.safetensors"
     content, remedy = storage.get(name), "run the same command again, which makes it anew"
     if content is None:
         raise UserError(f"{storage.where}/{name} is missing: {remedy}")
-    if not is_whole(content, read_card(storage).get("hashes", {}).get(part)):
+    if not verified and not is_whole(content, read_card(storage).get("hashes", {}).get(part)):
         raise UserError(f"{storage.where}/{name} is damaged: {remedy}")
     return load(content)
 

@@ -88,8 +88,9 @@ def set_up(job: StageJob, tasks: TaskOf) -> TrainingSetup:
     """Prepares a training. A UserError on any rank is raised on all ranks."""
     with raise_on_all_ranks():
         data_sets = stage_data_sets(job.stage, tasks)
-        train, val = training_samples(job, data_sets)
-        refuse_changed(job, data_sets)
+        known: dict[Path, str] = {}
+        train, val = training_samples(job, data_sets, known)
+        refuse_changed(job, data_sets, known)
         device, accumulate = device_of(job.train), job.train.micro_batches(rank_and_world()[1])
         objective, loaded = make_objective(job, data_sets)
         objective.to(device)
@@ -101,27 +102,37 @@ def set_up(job: StageJob, tasks: TaskOf) -> TrainingSetup:
     return TrainingSetup(data_sets, train, val, objective, loaded, plan, schedule, device, precision, accumulate)
 
 
-def training_samples(job: StageJob, data_sets: Sequence[DataSet]) -> tuple[list[Sample], list[Sample]]:
-    """Returns the training and validation samples of the stage, one data set after the other."""
+def training_samples(
+    job: StageJob, data_sets: Sequence[DataSet], known: dict[Path, str] | None = None
+) -> tuple[list[Sample], list[Sample]]:
+    """Returns the training and validation samples of the stage, one data set after the other. known: see `prepared`."""
     train, val = list[Sample](), list[Sample]()
     for number, data_set in enumerate(data_sets):
         for samples, part in zip((train, val), stage_cases(job.stage, data_set.task), strict=True):
-            samples += prepared(job, data_set.task, part, number)
+            samples += prepared(job, data_set.task, part, number, known)
     if not val:
         raise UserError(f"task: {data_sets[0].task.name} has no val images here; fix its split, or add a data set")
     return train, val
 
 
-def prepared(job: StageJob, task: Task, selected: Sequence[Case], data_set: int = 0) -> list[Sample]:
-    """Pairs the cases with their prepared images; prepares those that are not in the cache of this machine."""
-    entries = Cache(job.cache).prepare(selected, task.preprocessing)
+def prepared(
+    job: StageJob, task: Task, selected: Sequence[Case], data_set: int = 0, known: dict[Path, str] | None = None
+) -> list[Sample]:
+    """Pairs the cases with their prepared images; prepares those that are not in the cache of this machine.
+
+    known: the hashes of their files are added to it.
+    """
+    entries = Cache(job.cache).prepare(selected, task.preprocessing, known=known)
     refuse_unknown_labels(selected, entries, task.labels)
     return [Sample(case, entry, data_set) for case, entry in zip(selected, entries, strict=True)]
 
 
-def refuse_changed(job: StageJob, data_sets: Sequence[DataSet]) -> None:
-    """Raises UserError if files are not those by which the stage was identified, on this node or since."""
-    if job.content is not None and stage_content(job.stage, data_sets, Cache(job.cache)) != job.content:
+def refuse_changed(job: StageJob, data_sets: Sequence[DataSet], known: dict[Path, str]) -> None:
+    """Raises UserError if files are not those by which the stage was identified, on this node or since.
+
+    known: their hashes as `prepared` found them; it stands for what is trained on, and no file is looked at again.
+    """
+    if job.content is not None and stage_content(job.stage, data_sets, Cache(job.cache), known) != job.content:
         roots = ", ".join(dict.fromkeys(str(data_set.task.root) for data_set in data_sets))
         raise UserError(
             f"{roots}: images changed while the command ran, or are others on this node; run the same command again"

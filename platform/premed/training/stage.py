@@ -227,8 +227,9 @@ def test_stage(job: StageJob, on_event: EventHandler, tasks: TaskOf) -> None:
     with raise_on_all_ranks():
         data_sets = stage_data_sets(job.stage, tasks)
         task = data_sets[0].task
-        samples = prepared(job, task, task.split("test"))
-        refuse_changed(job, data_sets)
+        known = {}
+        samples = prepared(job, task, task.split("test"), known=known)
+        refuse_changed(job, data_sets, known)
         objective, loaded = make_objective(job, data_sets)
         objective.to(device_of(job.train))
     on_event(EvaluationStarted(num_images=len(samples)))

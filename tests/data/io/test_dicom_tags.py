@@ -52,7 +52,7 @@ def test_slope_and_intercept_have_their_defaults_each_by_itself(tmp_path, how, i
     np.testing.assert_array_equal(read_image(path)[0], stored * by + plus)
     shown = 255 - np.rint(255.0 * PIXELS / 4095) if inverted else WHOLE
     assert np.abs(read_image(path, shown=True)[0] - shown).max() <= 1
-    notes = read_file(path).notes
+    notes = [note.text for note in read_file(path).notes]
     assert len(notes) == num_notes and all("is absent or empty" in note and "is taken" in note for note in notes)
 
 
@@ -109,7 +109,7 @@ NO_WINDOW = {
 def test_a_window_that_cannot_be_used_is_noted_and_the_whole_range_shown(tmp_path, how):
     path = written(tmp_path / "a.dcm", **{"WindowCenter": 2000} | NO_WINDOW[how])
     np.testing.assert_array_equal(read_image(path, shown=True)[0], WHOLE)
-    (note,) = read_file(path, shown=True).notes
+    ((note, _),) = read_file(path, shown=True).notes
     assert "the whole range is shown" in note and note.startswith("Window")
     assert read_file(path).notes == ()  # measured values do not go through it
     facts = inspect(Inspection(0, (path,), None, Preprocessing(dims=2, normalise="grey"), ()))
@@ -257,7 +257,7 @@ def test_a_distance_that_the_positions_contradict_is_noted(tmp_path):
     """As where every second slice is missing."""
     assert read_file(ct_series(tmp_path / "s", CT, SpacingBetweenSlices=3.0)).notes == ()
     assert read_file(ct_series(tmp_path / "t", CT, SpacingBetweenSlices=-3.0)).notes == ()
-    (note,) = read_file(ct_series(tmp_path / "u", CT, SpacingBetweenSlices=1.5)).notes
+    ((note, _),) = read_file(ct_series(tmp_path / "u", CT, SpacingBetweenSlices=1.5)).notes
     assert note.startswith(
         "SpacingBetweenSlices and the positions of the slices contradict each other: 1.5 mm against 3 mm"
     )

@@ -34,7 +34,7 @@ HALVED = dict.fromkeys(("quatern_c", "qoffset_x", "qoffset_y", "qoffset_z"), 0)
 
 def said(path: Path) -> list[str]:
     """The notes on a file, up to their colons."""
-    return [note.partition(":")[0] for note in read_file(path).notes]
+    return [note.text.partition(":")[0] for note in read_file(path).notes]
 
 
 # Units of length -----------------------------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ def test_a_grid_is_in_millimetres_whatever_its_unit(tmp_path, unit, seconds, for
         expected[:3, 3] = [1.5 * 5.5, -1.5 * 4.5, -4 * 3.5]
     np.testing.assert_allclose(affine, expected, rtol=1e-5)
     np.testing.assert_array_equal(values, STORED)
-    units = [note for note in read_file(tmp_path / "a.nii").notes if "unit of length" in note]
+    units = [note.text for note in read_file(tmp_path / "a.nii").notes if "unit of length" in note.text]
     assert len(units) == (unit in (1, 3)) and all("1.5 × 1.5 × 4 mm" in note for note in units)
 
 
@@ -123,7 +123,7 @@ CONTRADICTIONS = {
 def test_a_header_that_contradicts_itself_is_noted_and_the_sform_used(tmp_path, how):
     fields, words = CONTRADICTIONS[how]
     path = nifti(tmp_path / "a.nii", STORED, sform=SFORM, sform_code=1, xyzt_units=2, **QFORM | fields)
-    (note,) = read_file(path).notes
+    ((note, _),) = read_file(path).notes
     assert words in note, note
     np.testing.assert_array_equal(read_image(path)[1], SFORM)
 
@@ -186,7 +186,7 @@ def test_without_a_slope_voxels_are_as_stored_and_an_intercept_is_noted(tmp_path
     fields = {"sform": SFORM, "sform_code": 1, "pixdim": PIXDIM, "scl_slope": slope, "scl_inter": inter}
     path = nifti(tmp_path / "a.nii", STORED, **fields)
     np.testing.assert_array_equal(read_image(path)[0], STORED)
-    assert ["scl_inter" in note for note in read_file(path).notes] == [True] * (inter in (-1024, 7))
+    assert ["scl_inter" in note.text for note in read_file(path).notes] == [True] * (inter in (-1024, 7))
 
 
 def test_a_slope_without_an_intercept_is_refused_by_name(tmp_path):

@@ -5,7 +5,6 @@ A tag that cannot be used is refused by its name, or left out with a note where 
 
 import logging
 import math
-import os
 import warnings
 from collections.abc import Iterator, MutableSequence
 from contextlib import contextmanager
@@ -14,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from premed.data.io.image_file import ImageFile, fill
+from premed.data.io.image_file import ImageFile, Note, fill
 from premed.errors import UserError
-from premed.safety.files import irregularity, refuse_irregular
+from premed.safety.files import irregularity
 
 MOST_PIXELS = 178_956_970  # per picture: Pillow's limit; the largest radiographs have 30 million
 DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -26,7 +25,7 @@ MEND = "correct or remove it (dcmtk's dcmodify)"
 
 GONE = (None, "")  # pydicom's values of an absent and of an empty tag
 
-Notes = dict[str, None]  # an ordered set, since the slices of a series say the same
+Notes = dict[Note, None]  # an ordered set, since the slices of a series say the same
 
 
 def is_dicom(path: Path) -> bool:
@@ -39,21 +38,11 @@ def is_dicom(path: Path) -> bool:
 
 def slice_files(folder: Path) -> list[Path]:
     """The files of a folder that may be slices of a volume."""
-    return [path for path in _entries(folder) if path.is_file()]
+    return sorted(path for path in folder.iterdir() if may_be_slice(path.name) and path.is_file())
 
 
-def refuse_lost_slices(folder: Path) -> None:
-    """Raises UserError for a link that leads nowhere and for what is no file: it may have been the first or last slice,
-    which nobody would miss. Links may lead anywhere else, since archives are often linked together.
-    """
-    for path in _entries(folder):
-        refuse_irregular(path)
-        if path.is_symlink() and not path.exists():
-            raise UserError(f"{path}: is a link to {os.readlink(path)}, which is not there; mend or remove it")
-
-
-def _entries(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.name[0] != "." and path.name != "DICOMDIR")
+def may_be_slice(name: str) -> bool:
+    return name[0] != "." and name != "DICOMDIR"
 
 
 def read(path: Path, shown: bool) -> ImageFile:
@@ -68,7 +57,7 @@ def read(path: Path, shown: bool) -> ImageFile:
         values, padding = pixels(path, read_dataset(path), shown, notes)
     fill(values, padding)
     if padding is not None and padding.all():
-        notes["every pixel is padding: it is 0 everywhere; leave it out"] = None
+        notes[Note("every pixel is padding: it is 0 everywhere; leave it out")] = None
     return ImageFile(values, np.eye(4), padding, tuple(notes))
 
 
@@ -160,7 +149,8 @@ def pixels(path: Path, dataset: Any, shown: bool, notes: Notes) -> tuple[np.ndar
 
     if str(dataset.get("BurnedInAnnotation") or "").strip().upper() == "YES":
         what = "text in the picture, a name perhaps, is learnt from and shown"
-        notes[f"BurnedInAnnotation is YES: {what}; have it removed, or set tracking.pictures: none"] = None
+        mend = "have it removed, or set tracking.pictures: none"
+        notes[Note(f"BurnedInAnnotation is YES: {what}; {mend}", reading=False)] = None
     raw = _decode(path, dataset)
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         with naming(path, "RedPaletteColorLookupTableDescriptor", "another tag of the palette"):
@@ -206,7 +196,7 @@ def _measure(path: Path, dataset: Any, raw: np.ndarray, notes: Notes) -> np.ndar
 
     if not dataset.get("ModalityLUTSequence") and len(given := [name for name in RESCALE if name in dataset]) == 1:
         (missing,) = RESCALE.keys() - given
-        notes[f"{missing} is absent or empty, {given[0]} is not: {RESCALE[missing]} is taken; add it"] = None
+        notes[Note(f"{missing} is absent or empty, {given[0]} is not: {RESCALE[missing]} is taken; add it")] = None
         setattr(dataset, missing, RESCALE[missing])
     with naming(path, "ModalityLUTSequence", *RESCALE):
         return apply_modality_lut(raw, dataset)
@@ -281,7 +271,7 @@ def _has_window(path: Path, dataset: Any, notes: Notes) -> bool:
         return False
     instead = "the whole range is shown"
     if missing := [name for name, first in given.items() if not first]:
-        notes[f"{missing[0]} is absent or empty: its window is not used, {instead}; {MEND}"] = None
+        notes[Note(f"{missing[0]} is absent or empty: its window is not used, {instead}; {MEND}")] = None
         return False
     function = str(dataset.get("VOILUTFunction") or WINDOWS[0]).strip().upper()
     if function not in WINDOWS:
@@ -290,6 +280,6 @@ def _has_window(path: Path, dataset: Any, notes: Notes) -> bool:
     (width,) = given["WindowWidth"]
     if width < 1 if function == "LINEAR" else width <= 0:
         least = "1 or more" if function == "LINEAR" else "above 0"
-        notes[f"WindowWidth must be {least}: {width:g} is not used, {instead}; {MEND}"] = None
+        notes[Note(f"WindowWidth must be {least}: {width:g} is not used, {instead}; {MEND}")] = None
         return False
     return True

@@ -8,7 +8,7 @@ import numpy as np
 from premed.data.io import geometry
 from premed.data.io.dicom import MEND, Notes, is_dicom, numbers, pixels, read_dataset, silence_pydicom
 from premed.data.io.dicom_tree import series_files
-from premed.data.io.image_file import ImageFile, fill
+from premed.data.io.image_file import ImageFile, Note, fill
 from premed.data.io.memory import refuse_beyond_memory
 from premed.errors import UserError
 
@@ -145,4 +145,4 @@ def _compare_distances(path: Path, head: Any, step: float, notes: Notes) -> None
     said = numbers(path, head, "SpacingBetweenSlices", 1)
     if said and abs(abs(said[0]) - step) > EVEN * step:
         what = f"{said[0]:g} mm against {step:.4g} mm; the positions are used; look whether slices are missing"
-        notes[f"SpacingBetweenSlices and the positions of the slices contradict each other: {what}"] = None
+        notes[Note(f"SpacingBetweenSlices and the positions of the slices contradict each other: {what}")] = None

@@ -3,15 +3,17 @@
 A folder with one series is a volume. Of a folder with several, each is a volume by the name FOLDER/series-UID.
 """
 
+import os
+import stat
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from premed.data.io.dicom import is_dicom, refuse_lost_slices, silence_pydicom, slice_files
+from premed.data.io.dicom import is_dicom, may_be_slice, silence_pydicom, slice_files
 from premed.errors import UserError
-from premed.safety.files import refuse_irregular
+from premed.safety.files import kind_of, refuse_irregular
 
 MARK = "series-"
 TAGS = ["SeriesInstanceUID", "PatientID", "NumberOfFrames", "Rows", "ImageType"]
@@ -58,7 +60,11 @@ def read_head(path: Path) -> Head:
 
 def dicom_files(folder: Path) -> list[Path]:
     """The DICOM files of a folder, of which many have no suffix."""
-    return [path for path in slice_files(folder) if path.suffix.lower() == ".dcm" or is_dicom(path)]
+    return _dicom_among(slice_files(folder))
+
+
+def _dicom_among(files: Iterable[Path]) -> list[Path]:
+    return [path for path in files if path.suffix.lower() == ".dcm" or is_dicom(path)]
 
 
 def series_in(folder: Path, files: Sequence[Path]) -> list[Series]:
@@ -70,6 +76,11 @@ def series_in(folder: Path, files: Sequence[Path]) -> list[Series]:
     heads = [read_head(files[i]) for i in numbers]
     if len({head.series for head in heads}) == 1:
         return [Series(folder, tuple(files), heads[0])]
+    return each_series(folder)
+
+
+def each_series(folder: Path) -> list[Series]:
+    """The series of a folder, each by a name of its own. All headers are read."""
     return [Series(folder / f"{MARK}{uid}", some, read_head(some[0])) for uid, some in grouped(folder).items()]
 
 
@@ -81,8 +92,7 @@ def grouped(folder: Path) -> dict[str, tuple[Path, ...]]:
 @lru_cache(maxsize=64)
 def _grouped(folder: Path, changed: int) -> dict[str, tuple[Path, ...]]:
     by_series: dict[str, list[Path]] = defaultdict(list)
-    refuse_lost_slices(folder)
-    for path in dicom_files(folder):
+    for path in _dicom_among(_slice_states(folder)):
         by_series[read_head(path).series].append(path)
     return {uid: tuple(some) for uid, some in sorted(by_series.items())}
 
@@ -94,10 +104,40 @@ def is_series(path: Path) -> bool:
 
 def series_files(path: Path) -> list[Path]:
     """The files of a volume of slices, in the order of their names. Those of a folder may hold others, too."""
+    return list(series_states(path))
+
+
+def series_states(path: Path) -> dict[Path, os.stat_result]:
+    """The same files, and their states."""
     if path.is_dir():
-        refuse_lost_slices(path)
-        return slice_files(path)
+        return _slice_states(path)
     files = grouped(path.parent).get(path.name.removeprefix(MARK))
     if files is None:
         raise UserError(f"{path}: there is no such file or series")
-    return list(files)
+    return {file: file.stat() for file in files}
+
+
+def _slice_states(folder: Path) -> dict[Path, os.stat_result]:
+    """The files of a folder that may be slices of a volume, and their states, by one look at each.
+
+    Raises UserError for a link that leads nowhere and for what is no file: it may have been the first or last slice,
+    which nobody would miss. Links may lead anywhere else, since archives are often linked together.
+    """
+    states = {}
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if not may_be_slice(entry.name):
+                continue
+            path = Path(entry.path)
+            try:
+                state = entry.stat()
+            except FileNotFoundError:
+                if entry.is_symlink():
+                    what = f"is a link to {os.readlink(path)}, which is not there; mend or remove it"
+                    raise UserError(f"{path}: {what}") from None
+                continue  # removed meanwhile
+            if kind_of(state.st_mode):
+                refuse_irregular(path)
+            if stat.S_ISREG(state.st_mode):
+                states[path] = state
+    return states

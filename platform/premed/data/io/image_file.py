@@ -5,6 +5,14 @@ from typing import NamedTuple
 import numpy as np
 
 
+class Note(NamedTuple):
+    """What is to be said of a file, as "what it is: what was done"."""
+
+    text: str
+    reading: bool = True
+    """Whether it says how the file is read. If so, the fingerprint of its images has `datamodule.READING` in it."""
+
+
 class ImageFile(NamedTuple):
     """The content of an image file, or of a folder of DICOM slices."""
 
@@ -15,8 +23,8 @@ class ImageFile(NamedTuple):
     padding: np.ndarray | None = None
     """[*S] bool: what the file declares to be no part of the image. Its values are the lowest of the others, and count
     in no statistic. None: nothing is."""
-    notes: tuple[str, ...] = ()
-    """What the header leaves open or says in two ways, and how it was decided, as "what it is: what was done"."""
+    notes: tuple[Note, ...] = ()
+    """What the header leaves open or says in two ways, and how it was decided; and what the image shows."""
 
 
 def fill(values: np.ndarray, padding: np.ndarray | None) -> None:

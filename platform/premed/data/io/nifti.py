@@ -18,7 +18,7 @@ from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.orientations import aff2axcodes
 
 from premed.data.io import geometry
-from premed.data.io.image_file import ImageFile
+from premed.data.io.image_file import ImageFile, Note
 from premed.data.io.memory import refuse_beyond_memory
 from premed.errors import UserError
 
@@ -48,7 +48,7 @@ def read(path: Path) -> ImageFile:
         file.seek(end)
         if zipped and len(file.read(MOST_TAIL)) == MOST_TAIL:  # reading to the end also verifies gzip's checksum
             raise UserError(f"{path}: unpacks to far more than its header says; copy it again")
-    return ImageFile(values, affine, notes=notes)
+    return ImageFile(values, affine, notes=tuple(map(Note, notes)))
 
 
 def read_header(path: Path) -> nibabel.Nifti1Header:
