@@ -79,6 +79,7 @@ def rank_main(folder):
     (folder / f"{rank}.json").write_text(json.dumps([answers, asked]))
 
 
+@pytest.mark.slow
 def test_all_ranks_stop_after_the_same_step_by_the_first_ones_clock(tmp_path):
     assert on_ranks(2, rank_main, tmp_path) == [0, 0]
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))

@@ -170,6 +170,7 @@ def test_ctrl_c_in_a_command_is_exit_code_130(premed, written, home, monkeypatch
     assert code == 130 and err == ["premed: stopped"]
 
 
+@pytest.mark.slow
 def test_a_training_whose_progress_nobody_reads_any_more_goes_on_to_its_end(home, written):
     process, said = forked(home, "run", written(SCRATCH, {"test": False}))
     until(said, "fine-tuning on")

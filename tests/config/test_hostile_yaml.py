@@ -14,7 +14,7 @@ from premed.config.safe_yaml import MOST_ALIASED, MOST_DEPTH, parse_yaml
 from premed.errors import MOST_SIGNS, UserError
 
 
-def refused(path, *words, seconds=2.0):
+def refused(path, *words, seconds=5.0):
     """The message of a file that is refused, within seconds and 64 MB."""
     tracemalloc.start()
     began = time.process_time()

@@ -10,6 +10,7 @@ from contextlib import suppress
 import psutil
 import pytest
 
+from premed.data.io.memory import num_cpus
 from premed.data.processes import process_map
 from premed.errors import UserError
 
@@ -28,6 +29,7 @@ def test_a_killed_process_is_one_line():
 
 WAITING = """
 import sys, time
+from premed.data.io.memory import num_cpus
 from premed.data.processes import process_map
 
 def wait(number):
@@ -48,7 +50,8 @@ def waiting(tmp_path):
     command = subprocess.Popen(
         [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    command.stdout.readline()
+    for _ in range(max(int(num_cpus()), 1)):  # before that, a process may not know yet that Ctrl-C is none of its
+        command.stdout.readline()
     children = psutil.Process(command.pid).children(recursive=True)
     yield command, children
     for each in children:

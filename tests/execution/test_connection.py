@@ -186,6 +186,7 @@ for each in pkgutil.walk_packages(premed.__path__, "premed."):
 """
 
 
+@pytest.mark.slow
 def test_nothing_imports_ray_before_its_settings_are_made():
     """Ray reads where it may listen when it is imported."""
     subprocess.run([sys.executable, "-c", IMPORTED], check=True, timeout=240)

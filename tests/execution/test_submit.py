@@ -179,6 +179,7 @@ def test_a_yaml_or_its_base_in_a_folder_that_ray_leaves_out_is_named(premed, els
     assert code == 2 and "would not be uploaded" in err[0]
 
 
+@pytest.mark.slow
 def test_an_upload_that_no_cluster_takes_names_its_largest_files(premed, elsewhere, monkeypatch):
     with (elsewhere / "mine/a.yaml").open("a") as file:
         file.write(f"# {os.urandom(2_000_000).hex()}\n")

@@ -270,6 +270,7 @@ def test_a_model_that_would_not_load_everywhere_is_refused(store, module):
         registered(store, start(store), "chest", module.float(), np.zeros((1, 1, 8, 8), np.float32), 0.5, {})
 
 
+@pytest.mark.slow
 def test_the_command_that_restores_a_deleted_experiment_does(store):
     start(store)
     experiment = store.client.get_experiment_by_name("chest")

@@ -28,7 +28,7 @@ def chest(tmp_path_factory):
 def clock(monkeypatch):
     now = SimpleNamespace(seconds=100.0)
     monkeypatch.setattr(throughput.time, "monotonic", lambda: now.seconds)
-    monkeypatch.setattr(throughput.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(throughput, "num_cpus", lambda: 8.0)
     return now
 
 
@@ -138,7 +138,7 @@ def test_of_several_ranks_the_longest_wait_is_reported():
     ],
 )
 def test_the_suggested_loaders_keep_up_and_have_a_cpu_each(num_loaders, share, cpus, suggested, monkeypatch):
-    monkeypatch.setattr(throughput.os, "cpu_count", lambda: cpus)
+    monkeypatch.setattr(throughput, "num_cpus", lambda: float(cpus))
     ours = Throughput(CPU, num_loaders)
     ours.seconds, ours.waiting_seconds = 100.0, 100 * share
     starving = ours.bottleneck()

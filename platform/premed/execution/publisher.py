@@ -48,7 +48,7 @@ def publish(
     record["card"] = card
     record["data_sets"] = session.record([source.task for source in sources])
     # after the hashes were taken: they are of the files as they are now, and must be of those that were trained on
-    refuse_changed(replace(job, content=session.content(stage)), stage_data_sets(stage, session.tasks))
+    refuse_changed(replace(job, content=session.content(stage)), stage_data_sets(stage, session.tasks), known={})
     for image in (image for data_set in record["data_sets"] for image in data_set["images"]):
         image["name"] = recorder.privacy.name(image["name"])
     while not recorder.tracker.acquire(digest):  # another command publishes it

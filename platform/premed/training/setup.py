@@ -130,7 +130,7 @@ def prepared(
 def refuse_changed(job: StageJob, data_sets: Sequence[DataSet], known: dict[Path, str]) -> None:
     """Raises UserError if files are not those by which the stage was identified, on this node or since.
 
-    known: their hashes as `prepared` found them; it stands for what is trained on, and no file is looked at again.
+    known: their hashes as `prepared` found them, which stand for what is trained on: files are not looked at again.
     """
     if job.content is not None and stage_content(job.stage, data_sets, Cache(job.cache), known) != job.content:
         roots = ", ".join(dict.fromkeys(str(data_set.task.root) for data_set in data_sets))

@@ -119,7 +119,7 @@ def test_any_nifti_is_read_by_the_formulas_of_nifti1_h(tmp_path, fields, dtype, 
         said.add(f"its scl_slope is {slope:g}")
     np.testing.assert_allclose(values, scaled, rtol=1e-6, atol=1e-4)
     np.testing.assert_allclose(affine, expected, rtol=1e-4, atol=1e-4 * MM[fields["xyzt_units"] % 8])
-    assert {note.partition(":")[0] for note in notes} == said and padding is None
+    assert {note.text.partition(":")[0] for note in notes} == said and padding is None
 
 
 # DICOM ---------------------------------------------------------------------------------------------------------------
@@ -228,4 +228,4 @@ def test_any_series_is_read_by_the_formulas_of_dicom_ps3_3(tmp_path, made):
     np.testing.assert_array_equal(values, measured.astype(np.float32))
     np.testing.assert_array_equal(padding if padding is not None else np.zeros(stored.shape, bool), hidden)
     half = (made["slope"] in (None, "")) != (made["inter"] in (None, ""))
-    assert len(notes) == half and all("is absent or empty" in note for note in notes)
+    assert len(notes) == half and all("is absent or empty" in note.text for note in notes)

@@ -17,6 +17,7 @@ WRITERS = {
 }
 
 
+@pytest.mark.slow
 def test_several_processes_write_the_same_bytes_and_tell_how_far_they_are(tmp_path):
     told = []
     draw_missing(tmp_path / "here", WRITERS, lambda *progress: told.append(progress))
@@ -27,6 +28,7 @@ def test_several_processes_write_the_same_bytes_and_tell_how_far_they_are(tmp_pa
     assert told == [(name, done, count) for name, count in counts.items() for done in range(count + 1)]
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_drawn_again_and_what_was_left_unfinished_is(tmp_path):
     (tmp_path / "btcv").mkdir()
     (tmp_path / ".chestxray14" / "rest").mkdir(parents=True)
