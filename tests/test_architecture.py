@@ -178,18 +178,18 @@ def command(*arguments: str) -> tuple[str, str, str]:
     """Standard output, standard error, and the exit code with the heavy modules that were imported."""
     code = COMMAND.replace("    main()", "    heavy, sys.argv[1:] = sys.argv[1], sys.argv[2:]\n    main()")
     done = run(code.replace("sys.argv[1].split", "heavy.split"), ",".join(HEAVY), *arguments)
-    *errors, told = done.stderr.splitlines()
-    return done.stdout, "\n".join(errors), told
+    *errors, output = done.stderr.splitlines()
+    return done.stdout, "\n".join(errors), output
 
 
 def test_help_imports_nothing_heavy():
-    out, errors, told = command("--help")
-    assert (told, errors) == ("0", "") and "run" in out
+    out, errors, output = command("--help")
+    assert (output, errors) == ("0", "") and "run" in out
 
 
 def test_a_mistake_in_a_yaml_is_one_line_exit_code_2_and_imports_nothing_heavy(tmp_path):
     path = tmp_path / "wrong.yaml"
     path.write_text("task: {name: msd}\nencoder: {name: vit, widht: 5}\n")
-    out, errors, told = command("run", str(path))
-    assert (out, told) == ("", "2")
+    out, errors, output = command("run", str(path))
+    assert (out, output) == ("", "2")
     assert errors == "premed: encoder.widht: no such field; did you mean width?"

@@ -55,7 +55,7 @@ def test_what_cannot_be_is_one_line_and_exit_code_2(premed, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["run", "--finetune.lr", "0.1"], r"--finetune\.lr: fields are set without dashes, as finetune\.lr=VALUE$"),
         (["run", "a.yaml", "finetune.lr", "=", "0.1"], "(a.yaml|finetune.lr): "),
@@ -64,10 +64,10 @@ def test_what_cannot_be_is_one_line_and_exit_code_2(premed, tmp_path, monkeypatc
         (["fields", "finetune.learning_rat"], "finetune.learning_rat: no such field"),
     ],
 )
-def test_wrong_usage_is_told_the_right_one(premed, tmp_path, monkeypatch, words, told):
+def test_wrong_usage_is_told_the_right_one(premed, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
     code, _, err = premed(*words)
-    assert code == 2 and re.search(f"^premed: {told}", err[0]) and len(err) == 1
+    assert code == 2 and re.search(f"^premed: {message}", err[0]) and len(err) == 1
 
 
 def test_the_version_is_printed(premed):
@@ -137,9 +137,9 @@ def test_a_ray_job_must_say_where_its_home_is(premed, written, monkeypatch):
 def test_json_is_the_only_thing_on_stdout(premed, written, home):
     code, out, err = premed("run", written(SCRATCH, {"test": False}), "--json")
     assert code == 0 and len(out.splitlines()) == 1 and "fine-tuning: " in "\n".join(err)
-    told = json.loads(out)
-    assert told["strategy"] == "none" and told["score"] == "mauc" and told["run_id"]
-    assert [stage["kind"] for stage in told["stages"]] == ["finetune"]
+    result = json.loads(out)
+    assert result["strategy"] == "none" and result["score"] == "mauc" and result["run_id"]
+    assert [stage["kind"] for stage in result["stages"]] == ["finetune"]
 
 
 def test_what_a_library_prints_does_not_get_into_the_json(premed, written, home, monkeypatch):
@@ -172,9 +172,9 @@ def test_ctrl_c_in_a_command_is_exit_code_130(premed, written, home, monkeypatch
 
 @pytest.mark.slow
 def test_a_training_whose_progress_nobody_reads_any_more_goes_on_to_its_end(home, written):
-    process, said = forked(home, "run", written(SCRATCH, {"test": False}))
-    until(said, "fine-tuning on")
-    said.close()
+    process, output = forked(home, "run", written(SCRATCH, {"test": False}))
+    until(output, "fine-tuning on")
+    output.close()
     process.join()
     assert process.exitcode == 0 and runs_of(home, "finetune")[0].status == "FINISHED"
 

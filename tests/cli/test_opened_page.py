@@ -32,23 +32,23 @@ def ui(monkeypatch, uri, *options):
     monkeypatch.setattr(services, "has_desktop", lambda: True)
     monkeypatch.setattr(services.subprocess, "Popen", lambda command: started.append(command[-1]))
     monkeypatch.setattr(services.os, "execv", lambda program, command: started.append(command[-3]))
-    told = CliRunner().invoke(app, ["ui", *options])
-    return told.output, started
+    output = CliRunner().invoke(app, ["ui", *options])
+    return output.output, started
 
 
 def test_the_ui_is_opened_at_the_newest_task_and_each_task_s_address_is_printed(monkeypatch):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    told, started = ui(monkeypatch, "sqlite:////runs.db", "--port", port)
+    result, started = ui(monkeypatch, "sqlite:////runs.db", "--port", port)
     assert started == [f"http://127.0.0.1:{port}/#/experiments/1/runs", "sqlite:////runs.db"]
-    assert f"chest  http://127.0.0.1:{port}/#/experiments/1/runs\nbrain  http://127.0.0.1:{port}/#/2\n" in told
+    assert f"chest  http://127.0.0.1:{port}/#/experiments/1/runs\nbrain  http://127.0.0.1:{port}/#/2\n" in result
     assert ui(monkeypatch, "sqlite:////runs.db", "--port", port, "--no-open")[1] == ["sqlite:////runs.db"]
 
 
 def test_of_a_server_the_addresses_are_printed_and_nothing_is_started(monkeypatch):
-    told, started = ui(monkeypatch, "http://mlflow.ward:80")
-    assert started == [] and "chest  http://mlflow.ward:80/#/experiments/1/runs\n" in told
+    result, started = ui(monkeypatch, "http://mlflow.ward:80")
+    assert started == [] and "chest  http://mlflow.ward:80/#/experiments/1/runs\n" in result
 
 
 def test_a_port_that_another_server_has_is_refused(monkeypatch):

@@ -18,14 +18,14 @@ pytest_plugins = ["support.experiment_fixtures"]
 @pytest.fixture
 def place(home_after, chest, tmp_path):
     """A folder for everybody: a home in which something was trained, its X-rays, and tiny.yaml; and the run's id."""
-    kept, told = home_after("scratch", lambda: run(chest, SCRATCH))
+    kept, result = home_after("scratch", lambda: run(chest, SCRATCH))
     copied(kept, tmp_path / "home")
     moved(tmp_path / "home" / "mlflow.db", str(tmp_path), HERE)
     shutil.copytree(chest, tmp_path / "chestxray14")
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree(f"{HERE}/chestxray14", SCRATCH, {"test": False})))
     for path in (tmp_path, *tmp_path.rglob("*")):
         path.chmod(path.stat().st_mode | (0o777 if path.is_dir() else 0o666))
-    return tmp_path, told["run_id"]
+    return tmp_path, result["run_id"]
 
 
 def test_a_database_beside_which_no_lock_can_be_is_read_without_and_none_is_made(tmp_path):

@@ -44,13 +44,13 @@ def test_a_training_saves_a_checkpoint_first_and_the_same_command_ends_as_if_it_
     """`save_minutes` is 5: without the checkpoint that it saves when stopped, it would start over."""
     there, undisturbed = home_after("never stopped", lambda: run(chest, *CHANGES))
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree(chest, *CHANGES, {"train": train})))
-    process, said = forked(home, "run", tmp_path / "tiny.yaml")
-    until(said, "step 16: validation")
+    process, output = forked(home, "run", tmp_path / "tiny.yaml")
+    until(output, "step 16: validation")
     for each in psutil.Process(process.pid).children():
         if "loaders" in train:  # a terminal sends it to loader processes, too
             each.send_signal(number)
     os.kill(process.pid, number)
-    rest = said.read().splitlines()
+    rest = output.read().splitlines()
     process.join()
     assert process.exitcode == 130 and "Traceback" not in str(rest)
     line = "premed: stopped at step (\\d+) of the fine-tuning; run the same command again to go on from there"
@@ -59,9 +59,9 @@ def test_a_training_saves_a_checkpoint_first_and_the_same_command_ends_as_if_it_
     (begun,) = runs_of(home, "finetune")
     assert begun.status == "KILLED" and not list(store_of(home).search({}, experiment=LEASES))
 
-    told = []
-    again = run(chest, *CHANGES, show=told.append)
-    assert [event.step for event in told if isinstance(event, TrainingResumed)] == [int(stopped[1])]
+    events = []
+    again = run(chest, *CHANGES, show=events.append)
+    assert [event.step for event in events if isinstance(event, TrainingResumed)] == [int(stopped[1])]
     assert again["stages"][0]["run_id"] == begun.run_id and results(again) == results(undisturbed)
     assert weights(again) == weights(undisturbed)
     assert curve(home, begun.run_id) == curve(there, undisturbed["stages"][0]["run_id"])

@@ -33,7 +33,7 @@ def written(tmp_path):
     return write
 
 
-def told(experiments):
+def summaries(experiments):
     """(strategy, label fraction, fine-tuning's seed, pre-training's seed) of each."""
     return [
         (each.strategy, each.finetune.label_fraction, each.finetune.seed, each.pretrain and each.pretrain.seed)
@@ -47,7 +47,7 @@ def test_without_lists_there_is_one_experiment_the_same_as_ever(written):
 
 def test_seeds_are_the_fine_tuning_s_so_that_the_pre_training_is_shared(written):
     found = load_all([written(MAE)], ["seeds=[3, 5]"])
-    assert told(found) == [("mae", 1.0, 3, 0), ("mae", 1.0, 5, 0)]
+    assert summaries(found) == [("mae", 1.0, 3, 0), ("mae", 1.0, 5, 0)]
     assert len({next(each.stages(str)).digest() for each in found}) == 1
 
 
@@ -61,14 +61,14 @@ def test_seeds_are_the_fine_tuning_s_so_that_the_pre_training_is_shared(written)
 )
 def test_seeds_are_for_the_stages_that_vary_names(written, vary, expected):
     found = load_all([written(MAE)], ["seeds=[3, 5]", f"vary={vary}"])
-    assert [(finetune, pretrain) for _, _, finetune, pretrain in told(found)] == expected
+    assert [(finetune, pretrain) for _, _, finetune, pretrain in summaries(found)] == expected
 
 
 def test_lists_multiply_and_may_stand_in_a_yaml(written):
     lists = {"seeds": [0, 1], "finetune": {"label_fraction": [0.05, 1]}, "pretext": ["none", "mae"]}
     found = load_all([written(MAE), written(lists, "b")])
     expected = [(fraction, seed) for fraction in (0.05, 1.0) for seed in (0, 1)]
-    assert told(found) == [(s, *each, p) for s, p in (("none", None), ("mae", 0)) for each in expected]
+    assert summaries(found) == [(s, *each, p) for s, p in (("none", None), ("mae", 0)) for each in expected]
     assert load_all([written(MAE)], ["seeds=[0,1]", "finetune.label_fraction=[0.05,1]", "pretext=[none,mae]"]) == found
 
 
@@ -91,7 +91,7 @@ def test_a_later_file_s_one_strategy_takes_the_place_of_a_list(written):
 
 def test_where_only_the_pre_training_varies_a_strategy_without_one_runs_once(written):
     found = load_all([written(MAE)], ["pretext=[none,mae]", "seeds=[0,1]", "vary=pretrain"])
-    assert told(found) == [("none", 1.0, 0, None), ("mae", 1.0, 0, 0), ("mae", 1.0, 0, 1)]
+    assert summaries(found) == [("none", 1.0, 0, None), ("mae", 1.0, 0, 0), ("mae", 1.0, 0, 1)]
 
 
 @pytest.mark.parametrize(

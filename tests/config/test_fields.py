@@ -69,12 +69,12 @@ def test_fields_of_every_member_of_a_union_are_there():
     class Whole(Spec):
         part: Annotated[One | Other | int | None, "checked"] = None
 
-    told = {each.path: each for each in entries(Whole)}
-    assert [*told] == [
+    result = {each.path: each for each in entries(Whole)}
+    assert [*result] == [
         "part",
         *(f"part.{name}" for name in ("both", "first", "second", "second[].both", "second[].first")),
     ]
-    assert told["part.both"].type == "whole number" and told["part.second"].meaning == "Another way. Twos."
+    assert result["part.both"].type == "whole number" and result["part.second"].meaning == "Another way. Twos."
 
 
 def test_what_a_file_says_of_other_files_and_of_strategies_is_a_field():

@@ -41,13 +41,13 @@ pytest_plugins = ["support.checking"]
 
 
 def test_the_real_chests_have_their_oddities_and_no_fault(real, found):
-    told = found(CHEST, real("chestxray14"))
-    assert errors(told) == []
-    undefined = {text.split(",")[0] for text in notes(told, "part test: no image has it")}
+    findings = found(CHEST, real("chestxray14"))
+    assert errors(findings) == []
+    undefined = {text.split(",")[0] for text in notes(findings, "part test: no image has it")}
     assert undefined == {"class Hernia", "class Pneumothorax"}
-    assert notes(told, "class Edema, part train: only in 1 of 545 images")  # and the other of the two is in val
-    assert notes(told, "class Edema, part val: only in 1 of 77 images")
-    assert not notes(told, "Effusion")
+    assert notes(findings, "class Edema, part train: only in 1 of 545 images")  # and the other of the two is in val
+    assert notes(findings, "class Edema, part val: only in 1 of 77 images")
+    assert not notes(findings, "Effusion")
 
 
 def test_the_real_hippocampi_are_smaller_than_a_large_roi_and_otherwise_clean(real, found):
@@ -160,8 +160,8 @@ def test_channels_in_files_of_their_own_are_compared_with_the_first(hippocampi, 
     shutil.copy(paths[0], paths[1])
     preprocessing = Preprocessing(dims=3, channels=2, normalise="zscore")
     assert inspect(Inspection(0, tuple(paths[:2]), None, preprocessing, ())).findings == []
-    told = inspect(Inspection(0, tuple(paths), None, preprocessing, ())).findings
-    assert [finding.where for finding in told] == [str(paths[2])] and "its shape" in told[0].what
+    findings = inspect(Inspection(0, tuple(paths), None, preprocessing, ())).findings
+    assert [finding.where for finding in findings] == [str(paths[2])] and "its shape" in findings[0].what
 
 
 # The test part --------------------------------------------------------------------------------------------------------
@@ -237,9 +237,9 @@ def test_a_patient_in_two_parts_is_an_error_for_any_task(hippocampi):
         def split(self, part):
             return [Case(case.name, "anna", case.image, case.label) for case in super().split(part)[:1]]
 
-    told = [text for text in listings(Leaky(msd.Config(root=hippocampi)), True) if text.severity == "error"]
-    assert [finding.where.split(", ")[1] for finding in told] == ["patient anna"] * 3
-    assert "in train and in val" in told[0].what
+    findings = [text for text in listings(Leaky(msd.Config(root=hippocampi)), True) if text.severity == "error"]
+    assert [finding.where.split(", ")[1] for finding in findings] == ["patient anna"] * 3
+    assert "in train and in val" in findings[0].what
 
 
 def test_a_task_without_a_check_of_its_own_still_misses_no_file(hippocampi, copied):

@@ -141,10 +141,10 @@ def test_a_fault_in_a_decathlon_folder_is_an_error_that_names_the_file(hippocamp
     root = copied(hippocampi)
     name = at(root, "imagesTr", 1).name
     spoil(root)
-    told = errors(found(MSD, root))
+    findings = errors(found(MSD, root))
     wanted = [word.replace("{1}", name) for word in words]
-    assert [text for text in told if all(word in text for word in wanted)], told
-    assert len(told) <= 3  # that one, and what follows: a file that was copied over does not fit its label
+    assert [text for text in findings if all(word in text for word in wanted)], findings
+    assert len(findings) <= 3  # that one, and what follows: a file that was copied over does not fit its label
 
 
 def coloured(picture):
@@ -197,10 +197,10 @@ def test_a_fault_in_a_chest_folder_is_an_error_that_names_the_file(chests, copie
     root = copied(chests)
     name = first(root).name
     spoil(root)
-    told = errors(found(CHEST, root))
+    findings = errors(found(CHEST, root))
     wanted = [word.replace("{first}", name) for word in words]
-    assert [text for text in told if all(word in text for word in wanted)], told
-    assert len(told) <= 2
+    assert [text for text in findings if all(word in text for word in wanted)], findings
+    assert len(findings) <= 2
 
 
 # All of it, not the first only ----------------------------------------------------------------------------------------
@@ -210,9 +210,9 @@ def test_everything_that_is_wrong_with_one_case_is_told_at_once(hippocampi, copi
     root = copied(hippocampi)
     voxels(at(root, "imagesTr", 1), lambda v: put(np.nan)(np.stack([v, v, v], -1)))
     voxels(at(root, "labelsTr", 1), lambda v: put(9)(v[:, :-2]), moved(5.0))
-    told = errors(found(MSD, root))
+    findings = errors(found(MSD, root))
     for word in ("NaN", "3 channel(s)", "its shape", "its affine", "the label 9"):
-        assert len([text for text in told if word in text]) == 1, told
+        assert len([text for text in findings if word in text]) == 1, findings
 
 
 def test_every_bad_file_is_told_at_once(hippocampi, chests, copied, found):
@@ -228,8 +228,10 @@ def test_every_bad_file_is_told_at_once(hippocampi, chests, copied, found):
     cut(root / "images" / names[5])
     add(TABLE, "x.png,Flu,0,1,")(root)
     add(TABLE, "y.png,Cold,0,1,")(root)
-    told = errors(found(CHEST, root))
-    assert len(told) == 6 and all(any(word in text for text in told) for word in (*names[:3], names[5], "Flu", "Cold"))
+    findings = errors(found(CHEST, root))
+    assert len(findings) == 6 and all(
+        any(word in text for text in findings) for word in (*names[:3], names[5], "Flu", "Cold")
+    )
 
 
 def test_whatever_a_library_says_of_one_file_the_others_are_looked_at(hippocampi, found, monkeypatch):

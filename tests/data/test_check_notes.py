@@ -94,11 +94,11 @@ def test_an_oddity_of_a_decathlon_folder_is_a_note(hippocampi, copied, found, od
     root = copied(hippocampi)
     name = at(root, "imagesTr", 1).name
     spoil(root)
-    told = found(MSD, root)
+    findings = found(MSD, root)
     wanted = [word.replace("{1}", name) for word in words]
-    assert errors(told) == [] and [text for text in notes(told, wanted[0]) if all(word in text for word in wanted)], (
-        told
-    )
+    assert errors(findings) == [] and [
+        text for text in notes(findings, wanted[0]) if all(word in text for word in wanted)
+    ], findings
 
 
 CHEST_NOTES = {
@@ -116,9 +116,9 @@ def test_an_oddity_of_a_chest_folder_is_a_note(chests, copied, found, oddity):
     root = copied(chests)
     name, before = first(root).name, found(CHEST, root)
     spoil(root)
-    told = found(CHEST, root)
-    assert errors(told) == []
-    fresh = [text for _, text in told if text not in {text for _, text in before}]
+    findings = found(CHEST, root)
+    assert errors(findings) == []
+    fresh = [text for _, text in findings if text not in {text for _, text in before}]
     assert len(fresh) == len(words) and all(word.replace("{first}", name) in fresh[0] for word in words)
 
 
@@ -144,8 +144,8 @@ def test_partial_makes_a_note_of_what_is_missing_and_leaves_it_out_of_its_own_pa
     before = {part: [case.name for case in whole.split(part)] for part in ("train", "val", "test")}
     for path in gone:
         path.unlink()
-    told = found(MSD, root, "task.partial=true")
-    assert errors(told) == [] and [len(notes(told, str(path))) for path in gone] == [1, 1]
+    findings = found(MSD, root, "task.partial=true")
+    assert errors(findings) == [] and [len(notes(findings, str(path))) for path in gone] == [1, 1]
     task = msd.build(msd.Config(root=root, partial=True))
     left = {part: [case.name for case in task.split(part)] for part in before}
     names = {path.name.split(".")[0] for path in gone}

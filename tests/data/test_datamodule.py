@@ -297,8 +297,11 @@ def test_a_check_of_the_data_looks_at_named_data_sets_too(chest, children, home,
     path = tmp_path / "experiment.yaml"
     path.write_text(yaml.safe_dump(tree(chest, on(children), {"train": {"workers": 0}})))
     code, out, _ = premed("data", "check", "--json", path)
-    told = json.loads(out)
-    assert code == 0 and [source["task"] for source in told["sources"]] == ["children"]
-    assert told["sources"][0]["num_images"] == told["sources"][0]["parts"]["train"] + told["sources"][0]["parts"]["val"]
+    result = json.loads(out)
+    assert code == 0 and [source["task"] for source in result["sources"]] == ["children"]
+    assert (
+        result["sources"][0]["num_images"]
+        == result["sources"][0]["parts"]["train"] + result["sources"][0]["parts"]["val"]
+    )
     code, out, _ = premed("data", "prepare", "--json", path)
-    assert code == 0 and json.loads(out)["num_images"] > told["num_images"]
+    assert code == 0 and json.loads(out)["num_images"] > result["num_images"]

@@ -64,11 +64,11 @@ def test_each_note_has_its_file(tmp_path):
 @pytest.mark.parametrize("when", ["computed", "found"])
 def test_the_cache_says_them_of_images_that_it_computes_and_of_those_that_it_has(tmp_path, when):
     path = volume(tmp_path / "a.nii", **MICRON)
-    cases, cache, said = [Case("a", "a", (path,))], Cache(tmp_path / "cache"), []
+    cases, cache, messages = [Case("a", "a", (path,))], Cache(tmp_path / "cache"), []
     if when == "found":
         cache.prepare(cases, ZSCORE)
-    cache.prepare(cases, ZSCORE, notify=lambda file, note: said.append((file, note.text.partition(":")[0])))
-    assert said == [(path, "its unit of length is the micron")]
+    cache.prepare(cases, ZSCORE, notify=lambda file, note: messages.append((file, note.text.partition(":")[0])))
+    assert messages == [(path, "its unit of length is the micron")]
 
 
 def test_stages_of_a_command_say_each_kind_once_with_the_first_file_and_their_number(folder):

@@ -51,9 +51,9 @@ def quantised(label: np.ndarray, highest: float) -> nibabel.Nifti1Image:
 
 def test_a_quantised_map_is_to_be_rounded(tmp_path):
     label = labels(8, 9, 10)
-    said = fault(tmp_path, quantised(label, 2))
+    message = fault(tmp_path, quantised(label, 2))
     num = (label == 1).sum()
-    assert said == f"labels must be whole numbers in 0..255; {num} voxels are not, {num} of them 1.00392: {SLOPE}"
+    assert message == f"labels must be whole numbers in 0..255; {num} voxels are not, {num} of them 1.00392: {SLOPE}"
 
 
 @settings(max_examples=examples(100))
@@ -63,32 +63,34 @@ def test_every_quantised_map_is_named_as_one_with_its_count(highest, seed):
     slope = np.float32(highest / 255)
     values = np.rint(label / slope) * slope
     wrong = np.abs(values - np.rint(values)) > 1e-3
-    said = label_fault(values)
+    message = label_fault(values)
     if not wrong.any():
-        assert said == ""
+        assert message == ""
         return
     usual = max(np.unique(values[wrong]), key=lambda value: (values == value).sum())
     times = (values == usual).sum()
     start = f"labels must be whole numbers in 0..255; {wrong.sum()} voxels are not, {times} of them {usual:g}: "
-    assert said == start + SLOPE
+    assert message == start + SLOPE
 
 
 @settings(max_examples=examples(60))
 @given(highest=st.integers(1, 30), factor=st.floats(1.2, 3.0), seed=st.integers(0, 2**31))
 def test_an_interpolated_map_is_to_be_resampled(highest, factor, seed):
     values = zoom(labels(6, 6, 6, highest=highest, seed=seed).astype(np.float32), factor, order=1)
-    said = label_fault(values)
+    message = label_fault(values)
     num = (np.abs(values - np.rint(values)) > 1e-3).sum()
-    assert said.startswith(f"labels must be whole numbers in 0..255; {num} voxels are not, ") and said.endswith(LINEAR)
+    assert message.startswith(f"labels must be whole numbers in 0..255; {num} voxels are not, ") and message.endswith(
+        LINEAR
+    )
 
 
 @pytest.mark.parametrize(("value", "text"), [(-1.0, "-1"), (256.0, "256"), (1000.0, "1000")])
 def test_numbers_that_are_no_labels_are_to_be_renumbered(tmp_path, value, text):
     label = labels(5, 5, 5).astype(np.float32)
     label[:2, 0, 0] = value
-    said = fault(tmp_path, nibabel.Nifti1Image(label, np.eye(4)))
+    message = fault(tmp_path, nibabel.Nifti1Image(label, np.eye(4)))
     mend = "give its labels numbers from 0 (background) on"
-    assert said == f"labels must be whole numbers in 0..255; 2 voxels are not, 2 of them {text}: {mend}"
+    assert message == f"labels must be whole numbers in 0..255; 2 voxels are not, 2 of them {text}: {mend}"
 
 
 @pytest.mark.parametrize("off", [1e-4, -1e-4, 9e-4])

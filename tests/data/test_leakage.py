@@ -112,8 +112,8 @@ def test_the_task_s_own_training_images_elsewhere_are_welcome(chest, own, tmp_pa
     assert compared(own, other, tmp_path) == ""
     stray, last = min(names(own, "test")), other.images()[-1]
     shutil.copy(chest / "images" / stray, last.image[0])
-    told = f"shows 1 image which the task keeps for val or test: {last.name} is {stray} (test); leave"
-    assert told in compared(own, other, tmp_path)
+    message = f"shows 1 image which the task keeps for val or test: {last.name} is {stray} (test); leave"
+    assert message in compared(own, other, tmp_path)
 
 
 def test_an_image_that_the_task_trains_on_itself_is_no_leak_of_another_data_set(chest, tmp_path):
@@ -204,8 +204,8 @@ def test_val_of_another_data_set_which_picks_the_weights_is_not_the_task_s_test(
     other = images.build(images.Config(root=root, labels=("pneumonia",), roi=(16, 16)))
     (first, *_), stray, val = other.split("val"), min(names(own, "test")), min(names(own, "val"))
     shutil.copy(chest / "images" / stray, first.image[0])
-    told = f"shows 1 image which the task keeps for val or test: {first.name} (its val) is {stray} (test)"
-    assert told in compared(own, other, tmp_path)
+    message = f"shows 1 image which the task keeps for val or test: {first.name} (its val) is {stray} (test)"
+    assert message in compared(own, other, tmp_path)
     shutil.copy(chest / "images" / val, first.image[0])
     assert compared(own, other, tmp_path) == ""  # a pre-training on the task itself is validated on it, too
 
@@ -257,8 +257,8 @@ def test_an_unlabelled_image_that_a_pre_training_learns_from_counts_as_train(tmp
     data = DataModule(task, show=events.append)
     for kind in ("pretrain", "finetune", "pretrain"):
         data.fingerprint(kind)
-    (told,) = [event.text for event in events if isinstance(event, WarningIssued)]
-    assert told.startswith(f"mri: 1 image of val is in train, too ({unlabelled.name} and {held.name})")
+    (messages,) = [event.text for event in events if isinstance(event, WarningIssued)]
+    assert messages.startswith(f"mri: 1 image of val is in train, too ({unlabelled.name} and {held.name})")
 
 
 # ---- premed data check

@@ -84,14 +84,14 @@ def test_a_file_that_was_removed_is_named(tmp_path):
 
 
 def test_a_damaged_image_is_prepared_anew_and_told(case, preprocessing, tmp_path):
-    said = []
+    messages = []
     (file,) = Cache(tmp_path / "cache").prepare([case], preprocessing)
     whole = file.path.read_bytes()
     turned(file.path, -1, 3)
     assert Cache(tmp_path / "cache").open(case, preprocessing) is None
-    (again,) = Cache(tmp_path / "cache").prepare([case], preprocessing, notify=lambda *note: said.append(note))
+    (again,) = Cache(tmp_path / "cache").prepare([case], preprocessing, notify=lambda *note: messages.append(note))
     assert again.path.read_bytes() == whole
-    assert said == [(file.path, ("was damaged on its disk: it was prepared anew", False))]
+    assert messages == [(file.path, ("was damaged on its disk: it was prepared anew", False))]
 
 
 @pytest.fixture

@@ -127,8 +127,8 @@ def test_a_folder_for_ray_that_is_too_long_or_cannot_be_is_refused(tmp_path, mon
     ],
 )
 def test_whatever_ray_raises_is_one_line(error, words):
-    said = str(connection.explained(error, "local"))
-    assert words in said and "\n" not in said
+    message = str(connection.explained(error, "local"))
+    assert words in message and "\n" not in message
     assert "RAY_ADDRESS=h:1" in str(connection.explained(error, "h:1"))
 
 

@@ -100,7 +100,7 @@ def test_an_augmentation_for_volumes_is_refused_for_pictures(tmp_path):
 
 def test_a_stage_that_another_command_took_over_is_left_to_it_and_waited_for(tree, tmp_path, monkeypatch):
     """This command was silent for longer than a lease lasts, and another one went on with its stage."""
-    told, tries = [], []
+    events, tries = [], []
 
     def sleepy(job, emit, report, tasks):
         tries.append(job.stage.kind)
@@ -117,9 +117,9 @@ def test_a_stage_that_another_command_took_over_is_left_to_it_and_waited_for(tre
         MLflowTracker, "__init__", lambda self, *args: (init(self, *args), seen.update(tracker=self))[0]
     )
     monkeypatch.setattr(executor, "run_stage", sleepy)
-    outcome = runner.run(validate_experiment(tree), told.append)
+    outcome = runner.run(validate_experiment(tree), events.append)
     assert tries == ["finetune", "finetune", "test"]
-    assert ["took over this stage" in event.text for event in told if isinstance(event, WarningIssued)] == [True]
+    assert ["took over this stage" in event.text for event in events if isinstance(event, WarningIssued)] == [True]
     assert [stage["kind"] for stage in outcome["stages"]] == ["finetune", "test"]
     runs = RunStore(f"sqlite:///{tmp_path}/home/mlflow.db", None).search({"premed.kind": "finetune"})
     assert [(run.status, run.tags.get("premed.failure")) for run in runs] == [("FINISHED", None)]

@@ -68,19 +68,19 @@ def test_no_record_is_made_of_images_that_changed_since_they_were_trained_on(hom
 
 
 def test_the_same_command_trains_and_registers_nothing_again(pretrained, tmp_path, pool):
-    told, home = [], tmp_path / "home"
-    again = run(alone(pool), told.append)
+    events, home = [], tmp_path / "home"
+    again = run(alone(pool), events.append)
     assert again["encoder"]["digest"] == pretrained["encoder"]["digest"]
-    assert not [event for event in told if isinstance(event, TrainingStarted)]
+    assert not [event for event in events if isinstance(event, TrainingStarted)]
     assert len(store_of(home).client.search_model_versions("name = 'scans-mae-encoder'")) == 1
 
 
 def test_the_encoder_is_fine_tuned_and_the_experiment_is_one_of_its_strategy(pretrained, tmp_path, pool):
-    home, told = tmp_path / "home", []
-    outcome = run(tuned(pool), told.append)
+    home, events = tmp_path / "home", []
+    outcome = run(tuned(pool), events.append)
     assert [stage["kind"] for stage in outcome["stages"]] == ["pretrain", "finetune", "test"]
     assert [stage["reused"] for stage in outcome["stages"]] == [True, False, False]
-    assert [event.kind for event in told if isinstance(event, StageReused)] == ["pretrain"]
+    assert [event.kind for event in events if isinstance(event, StageReused)] == ["pretrain"]
     loaded = outcome["stages"][1]["loaded"]["encoder"]
     assert loaded["loaded"] > 10 and loaded["missing"] == loaded["dropped"] == loaded["resized"] == []
     (own,) = [each for each in runs_of(home, "experiment") if "finetune_run" in each.tags]
@@ -168,10 +168,10 @@ MISFITS = {
 @pytest.mark.parametrize("what", MISFITS)
 def test_what_does_not_fit_is_refused_by_its_field_before_anything_starts(pretrained, pool, what):
     change, words = MISFITS[what]
-    told: list = []
+    messages: list = []
     with pytest.raises(UserError, match=words) as refusal:
-        run(tuned(pool, change), told.append)
-    assert told == [] and "\n" not in str(refusal.value)
+        run(tuned(pool, change), messages.append)
+    assert messages == [] and "\n" not in str(refusal.value)
 
 
 def test_what_the_yaml_says_rightly_of_the_pre_training_is_accepted(pretrained, pool):

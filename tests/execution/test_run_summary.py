@@ -25,14 +25,14 @@ def test_what_an_arm_does_not_use_does_not_tell_it_apart():
 
 
 def test_the_length_is_in_steps_where_epochs_say_nothing():
-    told = params({"pretrain": {"steps": 7}})
-    assert told["pretrain_steps"] == 7 and "pretrain_epochs" not in told and told["finetune_epochs"] == 4
+    summary = params({"pretrain": {"steps": 7}})
+    assert summary["pretrain_steps"] == 7 and "pretrain_epochs" not in summary and summary["finetune_epochs"] == 4
 
 
 def test_of_a_finished_pre_training_only_what_is_stated_is_told():
     tree = experiment("chest").model_dump(mode="json", include={"task", "encoder", "finetune", "train"}) | FINISHED
-    told = summary_params(type(experiment("chest")).model_validate(tree))
-    assert told["pretrain_seed"] == 3 and told["mask_ratio"] == 0.5 and "pretrain_epochs" not in told
+    summary = summary_params(type(experiment("chest")).model_validate(tree))
+    assert summary["pretrain_seed"] == 3 and summary["mask_ratio"] == 0.5 and "pretrain_epochs" not in summary
 
 
 @pytest.mark.parametrize(

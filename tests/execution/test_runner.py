@@ -177,8 +177,8 @@ def test_an_experiment_is_a_run_above_its_stages_and_names_the_pre_training_that
     assert [stage.tags["stage"] for stage in stages] == KINDS and parent.tags["stage"] == "experiment"
     assert {run.status for run in (parent, *stages)} == {"FINISHED"}
     for run_ in (parent, *stages):
-        told = {"task": "chestxray14", "strategy": "mae", "seed": "0"}
-        assert told.items() <= run_.tags.items() and run_.tags["version.torch"]
+        result = {"task": "chestxray14", "strategy": "mae", "seed": "0"}
+        assert result.items() <= run_.tags.items() and run_.tags["version.torch"]
     assert parent.tags["label_fraction"] == stages[1].tags["label_fraction"] == "1"
     assert parent.params["mask_ratio"] == stages[0].params["stage.pretext.mask_ratio"] == "0.75"
 
@@ -219,9 +219,9 @@ def test_curves_scores_and_numbers_are_those_of_the_stage(used):
         assert metrics["seconds"] == stage["seconds"] and metrics["peak_memory_mb"] > 0
     lines = Path(before["stages"][0]["where"], "curve.jsonl").read_text().splitlines()
     written = list(map(json.loads, lines))
-    told = curve(home, before["stages"][0]["run_id"])
+    result = curve(home, before["stages"][0]["run_id"])
     for name in ("train/loss", "val/loss", "val/gate"):
-        assert told[name] == [(row["step"], row["metrics"][name]) for row in written if name in row["metrics"]]
+        assert result[name] == [(row["step"], row["metrics"][name]) for row in written if name in row["metrics"]]
     assert metrics["test/mauc"] == before["stages"][2]["value"] and metrics["test/low"] < metrics["test/high"]
 
 
@@ -332,8 +332,8 @@ def test_a_bug_fails_the_stage_and_its_traceback_is_kept(home, chest, monkeypatc
 def test_prepare_makes_every_part_ready_and_needs_no_mlflow(home, chest, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert runner.prepare(experiment(chest, {"test": False}), lambda event: None)["num_images"] == 71
-    told = runner.prepare(experiment(chest), lambda event: None)
-    assert told["num_images"] == 90 and told["megabytes"] > 0
+    result = runner.prepare(experiment(chest), lambda event: None)
+    assert result["num_images"] == 90 and result["megabytes"] > 0
 
 
 # ---- Ray

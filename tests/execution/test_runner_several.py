@@ -41,9 +41,9 @@ def tags_of(home, kind, *names):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_seeds_two_fractions_and_two_strategies_cost_one_pre_training(home, chest):
-    told = []
+    events = []
     experiments = both(chest, {"seeds": [0, 1], "finetune": {"label_fraction": [0.3, 1.0]}})
-    found = runner.run_all(experiments, told.append)
+    found = runner.run_all(experiments, events.append)
     expected = [(s, f, seed) for s in ("none", "mae") for f in (0.3, 1.0) for seed in (0, 1)]
     assert [(each["strategy"], each["label_fraction"], each["seed"]) for each in found] == expected
     assert len(list((home / "checkpoints").glob("pretrain-*"))) == 1
@@ -59,8 +59,8 @@ def test_two_seeds_two_fractions_and_two_strategies_cost_one_pre_training(home, 
         assert {run.tags.get("pretrain_run") for run in runs_of(home, kind)} == {None, pretrain.run_id}
     names = {run.name for run in runs_of(home, "finetune")}
     assert "mae 30 % seed 1 fine-tuning" in names and len(names) == 8
-    assert [event.done for event in told if isinstance(event, ExperimentEnded)] == list(range(1, 9))
-    looks = [event for event in told if isinstance(event, ImagesPrepared) and event.done == event.total]
+    assert [event.done for event in events if isinstance(event, ExperimentEnded)] == list(range(1, 9))
+    looks = [event for event in events if isinstance(event, ImagesPrepared) and event.done == event.total]
     assert len(looks) == 2  # the pre-training's images and the fine-tuning's, however many experiments look at them
 
     again = runner.run_all(experiments, lambda event: None)
@@ -69,11 +69,11 @@ def test_two_seeds_two_fractions_and_two_strategies_cost_one_pre_training(home, 
 
 
 def test_a_pre_training_that_fails_is_tried_once_and_fails_only_what_stands_on_it(home, chest):
-    told = []
+    events = []
     changes = {"seeds": [0, 1], "pretrain": {"lr": NOT_A_NUMBER}}
-    found = runner.run_all(both(chest, changes), told.append)
+    found = runner.run_all(both(chest, changes), events.append)
     assert ["failure" in each for each in found] == [False, False, True, True]
-    assert len([event for event in told if isinstance(event, TrainingStarted)]) == 3
+    assert len([event for event in events if isinstance(event, TrainingStarted)]) == 3
     for each in found[2:]:
         assert each["failure"].startswith("pretrain: the loss is not finite at step") and each["stages"] == []
         run = store_of(home).get(each["run_id"])
@@ -102,11 +102,11 @@ def test_a_bug_in_one_experiment_stops_no_other(home, chest, monkeypatch):
     close = ExperimentRecorder.close
     broken = lambda self, stages: 1 / 0 if self.experiment.finetune.seed == 0 else close(self, stages)  # noqa: E731
     monkeypatch.setattr(ExperimentRecorder, "close", broken)
-    told = []
+    events = []
     scratch = tree(chest, QUICK, {"pretext": {"name": "none"}, "seeds": [0, 1]})
-    found = runner.run_all(fan_out(scratch), told.append)
+    found = runner.run_all(fan_out(scratch), events.append)
     assert [each.get("failure") for each in found] == ["ZeroDivisionError: division by zero", None]
-    assert "Traceback" in next(event.text for event in told if isinstance(event, WarningIssued))
+    assert "Traceback" in next(event.text for event in events if isinstance(event, WarningIssued))
 
 
 def test_ctrl_c_ends_all(home, chest):
@@ -236,10 +236,10 @@ def test_ctrl_c_on_ray_ends_all_that_is_under_way_and_the_same_experiments_go_on
     long = {"epochs": 40}
     changes = QUICK, {"pretrain": long, "finetune": long, "train": {"log_steps": 1}}
     (tmp_path / "a.yaml").write_text(yaml.safe_dump(tree(chest, *changes)))
-    process, said = forked(home, "run", tmp_path / "a.yaml", "pretext=[none,mae]", "train.workers=1")
-    until(said, "[none] step 1: checkpoint saved")  # the pre-training was before it in line
+    process, output = forked(home, "run", tmp_path / "a.yaml", "pretext=[none,mae]", "train.workers=1")
+    until(output, "[none] step 1: checkpoint saved")  # the pre-training was before it in line
     os.kill(process.pid, signal.SIGINT)
-    rest = said.read().splitlines()
+    rest = output.read().splitlines()
     process.join()
     assert process.exitcode == 130 and rest[-1].startswith("premed: stopped") and "Traceback" not in str(rest)
     begun = [*runs_of(home, "experiment"), *runs_of(home, "pretrain"), *runs_of(home, "finetune")]

@@ -49,8 +49,8 @@ def dashboard():
     packages, jobs = [], []
 
     class Handler(BaseHTTPRequestHandler):
-        def answer(self, code=200, **told):
-            body = json.dumps(told).encode()
+        def answer(self, code=200, **content):
+            body = json.dumps(content).encode()
             self.send_response(code)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -101,36 +101,36 @@ def test_a_checkout_is_uploaded_as_git_has_it_less_what_rayignore_names_and_is_s
     if listed.returncode:
         pytest.skip("this is not a git checkout")
     expected = {name for name in listed.stdout.splitlines() if not name.startswith(("tests/", "docs/"))}
-    told = dry(premed, MAE, "pretext.mask_ratio=0.5")
-    assert {file["name"] for file in told["files"]} == {name for name in expected if os.path.isfile(name)}
-    assert told["entrypoint"] == f"python -m premed run {MAE} pretext.mask_ratio=0.5" and told["megabytes"] < 5
-    assert told["env_vars"] == {"PYTHONPATH": "platform", "PREMED_COMMIT": commit()}
+    result = dry(premed, MAE, "pretext.mask_ratio=0.5")
+    assert {file["name"] for file in result["files"]} == {name for name in expected if os.path.isfile(name)}
+    assert result["entrypoint"] == f"python -m premed run {MAE} pretext.mask_ratio=0.5" and result["megabytes"] < 5
+    assert result["env_vars"] == {"PYTHONPATH": "platform", "PREMED_COMMIT": commit()}
 
 
 def test_from_elsewhere_yamls_with_their_bases_and_the_premed_in_use_are_uploaded_and_nothing_else(premed, elsewhere):
-    told = dry(premed, "mine/a.yaml", "train.workers=2")
-    names = {file["name"] for file in told["files"]}
+    result = dry(premed, "mine/a.yaml", "train.workers=2")
+    names = {file["name"] for file in result["files"]}
     parts = [path for path in submit.PACKAGE.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]
     package = {f"premed/{path.relative_to(submit.PACKAGE)}" for path in parts}
     assert names == {"mine/a.yaml", "shared/base.yaml"} | package
-    assert told["entrypoint"] == "python -m premed run mine/a.yaml train.workers=2"
+    assert result["entrypoint"] == "python -m premed run mine/a.yaml train.workers=2"
 
 
 def test_all_bases_of_a_sweep_are_uploaded_and_theirs(premed, elsewhere):
     (elsewhere / "mine" / "small.yaml").write_text("train: {workers: 1}")
     (elsewhere / "mine" / "sweep.yaml").write_text("base: [a.yaml, small.yaml]\nspace: {finetune.lr: [0.1, 0.2]}")
-    told = dry(premed, "sweep", "mine/sweep.yaml")
-    yamls = {file["name"] for file in told["files"] if file["name"].endswith(".yaml")}
+    result = dry(premed, "sweep", "mine/sweep.yaml")
+    yamls = {file["name"] for file in result["files"] if file["name"].endswith(".yaml")}
     assert yamls == {"mine/sweep.yaml", "mine/a.yaml", "mine/small.yaml", "shared/base.yaml"}
 
 
 def test_a_yaml_above_the_folder_in_use_is_found_there_too(premed, elsewhere, monkeypatch):
     monkeypatch.chdir(elsewhere / "mine")
-    told = dry(premed, "run", "a.yaml", "../shared/base.yaml", "--json")
-    assert told["entrypoint"] == "python -m premed run mine/a.yaml shared/base.yaml --json"
+    result = dry(premed, "run", "a.yaml", "../shared/base.yaml", "--json")
+    assert result["entrypoint"] == "python -m premed run mine/a.yaml shared/base.yaml --json"
     monkeypatch.chdir(REPOSITORY / "experiments")
-    told = dry(premed, elsewhere / "shared" / "base.yaml")
-    assert told["entrypoint"] == "python -m premed run base.yaml"
+    result = dry(premed, elsewhere / "shared" / "base.yaml")
+    assert result["entrypoint"] == "python -m premed run base.yaml"
 
 
 @pytest.mark.parametrize("checkout", [True, False])
@@ -139,14 +139,14 @@ def test_what_a_dry_run_lists_is_what_a_cluster_gets(premed, elsewhere, dashboar
     if checkout:
         monkeypatch.chdir(REPOSITORY)
     arguments = ["--env", "PREMED_HOME=/mnt/a b", "run", MAE if checkout else "mine/a.yaml", "name=it's mine"]
-    told = dry(premed, *arguments)
+    result = dry(premed, *arguments)
     code, out, _ = premed("submit", "--no-wait", "--address", address, *arguments)
     assert (code, out) == (0, "job_1\n")
-    assert [(file["name"], file["bytes"]) for file in told["files"]] == within(packages)
-    assert round(told["megabytes"] * 1e6) == sum(map(len, packages)) and len(packages) == (1 if checkout else 2)
+    assert [(file["name"], file["bytes"]) for file in result["files"]] == within(packages)
+    assert round(result["megabytes"] * 1e6) == sum(map(len, packages)) and len(packages) == (1 if checkout else 2)
     (job,) = jobs
-    assert job["entrypoint"] == told["entrypoint"]
-    assert job["runtime_env"]["env_vars"] == told["env_vars"] and told["env_vars"]["PREMED_HOME"] == "/mnt/a b"
+    assert job["entrypoint"] == result["entrypoint"]
+    assert job["runtime_env"]["env_vars"] == result["env_vars"] and result["env_vars"]["PREMED_HOME"] == "/mnt/a b"
 
 
 def test_people_see_each_file_with_its_size_and_the_sum(premed, elsewhere):

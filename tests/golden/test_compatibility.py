@@ -120,9 +120,9 @@ def kept(data, tmp_path, monkeypatch):
 def test_the_same_command_trains_nothing_again(kept, premed, tmp_path, strategy):
     code, out, err = premed("run", written(strategy, tmp_path), "--json")
     assert code == 0, err
-    told = json.loads(out)
-    assert all(stage["reused"] for stage in told["stages"])
-    assert ours(told) == expected()["outcomes"][strategy]
+    result = json.loads(out)
+    assert all(stage["reused"] for stage in result["stages"])
+    assert ours(result) == expected()["outcomes"][strategy]
 
 
 def ours(outcome):
@@ -137,9 +137,9 @@ def test_compare_tells_the_same_of_it(kept, premed):
     assert compared(json.loads(out)) == expected()["compared"]
 
 
-def compared(told):
+def compared(result):
     """The rows' scores with their runs."""
-    (task,) = told["tasks"]
+    (task,) = result["tasks"]
     (block,) = task["blocks"]
     return {row["strategy"]: [[run["run_id"], round(run["value"], 9)] for run in row["runs"]] for row in block["rows"]}
 
@@ -190,24 +190,24 @@ def write():
     from premed.inference.predict import run as predict
 
     with TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
-        folder, told = Path(name).resolve(), {}
+        folder, result = Path(name).resolve(), {}
         data = phantoms(folder / "data").parent
         patch.setenv("PREMED_DATA", str(data))
         settle_in(patch, folder / "home")
         (folder / "answers").mkdir()
         outcomes = {each: runner.run(experiment([written(each, folder)]), print) for each in STRATEGIES}
-        told["outcomes"] = {each: ours(outcome) for each, outcome in outcomes.items()}
-        told["compared"] = compare_now()
+        result["outcomes"] = {each: ours(outcome) for each, outcome in outcomes.items()}
+        result["compared"] = compare_now()
         values = {each: outcome["stages"][-2]["summary"]["val/mauc"] for each, outcome in outcomes.items()}
-        told["best"] = outcomes[max(values, key=values.__getitem__)]["stages"][-2]["run_id"]
+        result["best"] = outcomes[max(values, key=values.__getitem__)]["stages"][-2]["run_id"]
         images = sorted((data / "chestxray14" / "images").iterdir())[:3]
         predict("models:/chestxray14@best", images, folder / "answers" / "out", print, train=Train(precision="fp32"))
-        told["answers"] = answers(folder / "answers" / "out" / "predictions.csv")
+        result["answers"] = answers(folder / "answers" / "out" / "predictions.csv")
         finished = {
             kind: Path(stage_of(outcomes[strategy], kind)["where"]) for kind, (strategy, _) in UNFINISHED.items()
         }
-        told["weights"] = {kind: digest(parts(where)) for kind, where in finished.items()}
-        told["rounding"] = rounding()
+        result["weights"] = {kind: digest(parts(where)) for kind, where in finished.items()}
+        result["rounding"] = rounding()
         shutil.rmtree(KEPT, ignore_errors=True)
         KEPT.mkdir()
         moved(folder / "home" / "mlflow.db", str(folder / "home"), HOME)
@@ -227,7 +227,7 @@ def write():
                         path.suffix not in (".pt", ".json") or path.stem == f"{step:09d}"
                     ):  # of two checkpoints the newer
                         add(file, path, path.relative_to(home))
-        (KEPT / "expected.json").write_text(json.dumps(told, indent=1) + "\n")
+        (KEPT / "expected.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def compare_now():

@@ -71,8 +71,8 @@ def test_timm_s_oblong_patches_and_colours_are_named_too():
 
 def test_parts_are_the_run_s_own_and_whole_is_all_of_them(organ_run, at_home, tmp_path):
     at_home(organ_run)
-    told = export.run(organ_run.run_id, tmp_path / "parts", "safetensors")
-    assert told["files"] == ["README.md", "card.json", "encoder.safetensors", "head.safetensors"]
+    result = export.run(organ_run.run_id, tmp_path / "parts", "safetensors")
+    assert result["files"] == ["README.md", "card.json", "encoder.safetensors", "head.safetensors"]
     export.run(organ_run.run_id, tmp_path / "whole", "safetensors", single_file=True)
     with load.open_trained(organ_run.run_id) as found:
         network, _ = found.network()
@@ -107,8 +107,8 @@ def test_onnx_answers_as_torch_for_any_number_of_images(name, request, at_home, 
 
     run = at_home(request.getfixturevalue(name))
     monkeypatch.setenv("PREMED_DATA", str(run.root.parent))  # then its validation images are found again
-    told = export.run(run.run_id, tmp_path / "out", "onnx")
-    assert told["check"]["on"].endswith("validation images") and told["check"]["largest_difference"] < 1e-4
+    result = export.run(run.run_id, tmp_path / "out", "onnx")
+    assert result["check"]["on"].endswith("validation images") and result["check"]["largest_difference"] < 1e-4
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
     with load.open_trained(run.run_id) as found:
         network, task = found.network()
@@ -117,7 +117,7 @@ def test_onnx_answers_as_torch_for_any_number_of_images(name, request, at_home, 
         (logits,) = session.run(None, {"image": images})
         np.testing.assert_allclose(logits, answered(network, images), atol=1e-4, rtol=1e-4)
     card = json.loads((tmp_path / "out" / "card.json").read_text())
-    assert card["check"] == told["check"] and "largest difference" in (tmp_path / "out" / "README.md").read_text()
+    assert card["check"] == result["check"] and "largest difference" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_without_its_images_a_graph_is_compared_on_random_values_and_the_reason_is_no_part_of_it(
@@ -328,12 +328,12 @@ TENSOR = {"type": str, "format": str, "num_channels": int, "spatial_shape": list
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUNDLES)
 def test_a_bundle_s_metadata_has_what_the_specification_asks_for(bundles, name):
-    told = json.loads((bundles / name / "configs" / "metadata.json").read_text())
-    assert set(told) >= REQUIRED
-    for tensors in told["network_data_format"].values():
+    result = json.loads((bundles / name / "configs" / "metadata.json").read_text())
+    assert set(result) >= REQUIRED
+    for tensors in result["network_data_format"].values():
         for tensor in tensors.values():
             assert all(isinstance(tensor[field], kind) for field, kind in TENSOR.items())
-    channels = told["network_data_format"]["outputs"]["pred"]["channel_def"]
+    channels = result["network_data_format"]["outputs"]["pred"]["channel_def"]
     card = json.loads((bundles / name / "card.json").read_text())
     assert list(channels.values()) == card["classes"]
 
@@ -342,9 +342,9 @@ def test_a_bundle_s_metadata_has_what_the_specification_asks_for(bundles, name):
 def test_a_network_that_is_not_what_the_metadata_says_is_noticed(bundles, tmp_path):
     shutil.copytree(bundles / "chest_run", tmp_path / "copy")
     path = tmp_path / "copy" / "configs" / "metadata.json"
-    told = json.loads(path.read_text())
-    told["network_data_format"]["outputs"]["pred"]["num_channels"] = 2
-    path.write_text(json.dumps(told))
+    result = json.loads(path.read_text())
+    result["network_data_format"]["outputs"]["pred"]["num_channels"] = 2
+    path.write_text(json.dumps(result))
     with pytest.raises(ValueError, match="output channel number"):
         monai_bundle.verify(tmp_path / "copy")
 

@@ -97,7 +97,7 @@ def canonical(path: Path) -> np.ndarray:
 def test_a_label_map_lies_where_its_image_lies(organ_run, at_home, real, tmp_path, axes, turn, codes):
     source = sorted((real("Task04_Hippocampus") / "imagesTr").glob("*.nii.gz"))[3]
     path = laid(source, tmp_path / "turned.nii.gz", axes, turn, codes)
-    told = answer(at_home(organ_run), [path], tmp_path / "out")
+    result = answer(at_home(organ_run), [path], tmp_path / "out")
     given, made = nib.nifti1.load(path), nib.nifti1.load(tmp_path / "out" / "turned.nii.gz")
     assert made.shape == given.shape and made.get_data_dtype() == np.uint8
     assert np.array_equal(made.affine, given.affine)
@@ -105,7 +105,7 @@ def test_a_label_map_lies_where_its_image_lies(organ_run, at_home, real, tmp_pat
         assert np.array_equal(made.header[name], given.header[name]), name
     assert bytes(made.header["descrip"]).startswith(b"premed ")
     counted = np.bincount(np.asarray(made.dataobj).ravel(), minlength=3)[1:]
-    assert counted.tolist() == list(told["outputs"][0]["voxels"].values()) and counted.sum() > 10
+    assert counted.tolist() == list(result["outputs"][0]["voxels"].values()) and counted.sum() > 10
 
 
 def test_the_answer_does_not_depend_on_how_a_file_lies(organ_run, at_home, real, tmp_path):
@@ -120,8 +120,8 @@ def test_the_answer_does_not_depend_on_how_a_file_lies(organ_run, at_home, real,
 def test_a_folder_of_dicom_slices_is_one_volume_in_the_scanner_s_axes(organ_run, at_home, tmp_path):
     values = np.random.default_rng(0).integers(0, 900, (20, 24, 18)).astype(np.int16)
     ct_series(tmp_path / "study" / "series", values)
-    told = answer(at_home(organ_run), [tmp_path / "study"], tmp_path / "out")
-    assert [output["files"] for output in told["outputs"]] == [["series.nii.gz"]]
+    result = answer(at_home(organ_run), [tmp_path / "study"], tmp_path / "out")
+    assert [output["files"] for output in result["outputs"]] == [["series.nii.gz"]]
     made = nib.nifti1.load(tmp_path / "out" / "series.nii.gz")
     assert made.shape == (20, 24, 18) and nib.aff2axcodes(made.affine) == ("L", "P", "S")
     assert (int(made.header["qform_code"]), int(made.header["sform_code"])) == (1, 1)
@@ -261,11 +261,11 @@ def test_bad_files_are_named_and_the_others_done(premed, organ_run, at_home, tmp
     bad = [tmp_path / "cut.nii.gz", tmp_path / "empty.nii", tmp_path / "four.nii.gz", tmp_path / "absent.nii.gz"]
     arguments = [bad[0], good[0], *bad[1:], good[1]]
     code, out, err = premed("predict", organ_run.run_id, *arguments, "--out", tmp_path / "out", "--json")
-    told = json.loads(out)
-    assert code == 1 and {each["path"] for each in told["failed"]} == set(map(str, bad))
+    result = json.loads(out)
+    assert code == 1 and {each["path"] for each in result["failed"]} == set(map(str, bad))
     assert all(sum(line.startswith(f"skipped: {path}: ") for line in err) == 1 for path in bad)
     assert not any("Traceback" in line for line in err)
-    assert [output["path"] for output in told["outputs"]] == list(map(str, good))
+    assert [output["path"] for output in result["outputs"]] == list(map(str, good))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(path.name for path in good)
 
 
@@ -305,8 +305,8 @@ def test_answers_are_never_written_over_anything_else(organ_run, at_home, tmp_pa
     refused(lambda: answer(organ_run, both[:1], tmp_path / "a"), "a/x.nii.gz: already exists and is not from premed")
     assert both[0].read_bytes() == before
     for _ in range(2):  # what premed wrote, it may write again
-        told = answer(organ_run, [tmp_path], tmp_path / "out")
-    assert [output["files"] for output in told["outputs"]] == [["a/x.nii.gz"], ["b/x.nii.gz"]]
+        result = answer(organ_run, [tmp_path], tmp_path / "out")
+    assert [output["files"] for output in result["outputs"]] == [["a/x.nii.gz"], ["b/x.nii.gz"]]
 
 
 def test_another_table_is_not_written_over(chest_run, at_home, tmp_path):

@@ -55,9 +55,9 @@ def predicted(premed, organ_run, tmp_path):
 def test_a_plain_file_named_gz_and_a_gzip_named_nii_are_answered(organs, predicted, tmp_path):
     names = {"plain.nii.gz": 0, "zipped.nii": 1, "CAPITALS.NII.GZ": 0}
     files = [misnamed(organs[number], tmp_path / name) for name, number in names.items()]
-    code, told, err = predicted(files[0], organs[0], files[1], organs[1], files[2])
-    assert (code, told["failed"]) == (0, []) and not any(line.startswith("skipped") for line in err)
-    assert [output["files"] for output in told["outputs"]] == [
+    code, result, err = predicted(files[0], organs[0], files[1], organs[1], files[2])
+    assert (code, result["failed"]) == (0, []) and not any(line.startswith("skipped") for line in err)
+    assert [output["files"] for output in result["outputs"]] == [
         ["plain.nii.gz"],
         [organs[0].name],
         ["zipped.nii.gz"],
@@ -76,8 +76,8 @@ def test_a_misnamed_label_map_of_premed_s_is_written_over(organs, predicted, tmp
     before = voxels(at)
     misnamed(at, at)  # as a browser leaves it
     assert at.read_bytes()[:2] != b"\x1f\x8b"
-    code, told, _ = predicted(*organs)
-    assert code == 0 and len(told["outputs"]) == 2 and np.array_equal(voxels(at), before)
+    code, result, _ = predicted(*organs)
+    assert code == 0 and len(result["outputs"]) == 2 and np.array_equal(voxels(at), before)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x1f\x8b and no more", bytes(400), b"\x5c\x01\0\0" + bytes(344)])
@@ -87,8 +87,8 @@ def test_a_damaged_file_in_a_label_map_s_place_is_named_and_kept_and_the_rest_an
     (tmp_path / "out").mkdir()
     at = tmp_path / "out" / organs[0].name
     at.write_bytes(content)
-    code, told, err = predicted(*organs)
-    assert code == 1 and [output["path"] for output in told["outputs"]] == [str(organs[1])]
+    code, result, err = predicted(*organs)
+    assert code == 1 and [output["path"] for output in result["outputs"]] == [str(organs[1])]
     (line,) = (line for line in err if line.startswith("skipped: "))
     assert line.startswith(f"skipped: {organs[0]}: {at} is there and cannot be read")
     assert at.read_bytes() == content
@@ -115,11 +115,11 @@ def test_any_error_on_one_image_is_one_line_and_the_rest_is_answered(organs, pre
         return logits(self, forward, sample)
 
     monkeypatch.setattr(Segmentation, "logits", fail)
-    code, told, err = predicted(*organs)
-    assert code == 1 and [output["path"] for output in told["outputs"]] == [str(organs[1])]
+    code, result, err = predicted(*organs)
+    assert code == 1 and [output["path"] for output in result["outputs"]] == [str(organs[1])]
     (line,) = (line for line in err if line.startswith("skipped: "))
     assert line.startswith(f"skipped: {organs[0]}: ") and words in line
-    assert told["failed"] == [{"path": str(organs[0]), "why": line.removeprefix("skipped: ")}]
+    assert result["failed"] == [{"path": str(organs[0]), "why": line.removeprefix("skipped: ")}]
 
 
 def test_an_error_on_one_picture_leaves_no_row_and_the_rest_is_answered(
@@ -143,9 +143,9 @@ def test_a_label_map_that_cannot_be_written_is_its_image_s_fault_alone(organs, p
     long = tmp_path / f"{'n' * 249}.nii"
     shutil.copy(organs[0], tmp_path / "x.nii.gz")
     long.write_bytes(gzip.decompress(organs[0].read_bytes()))  # with .nii.gz, its name is too long
-    code, told, err = predicted(long, tmp_path / "absent.nii", tmp_path / f"{'n' * 300}.nii", tmp_path / "x.nii.gz")
-    assert code == 1 and [output["files"] for output in told["outputs"]] == [["x.nii.gz"]]
-    assert len(told["failed"]) == 3 and any("File name too long" in line and str(long) in line for line in err)
+    code, result, err = predicted(long, tmp_path / "absent.nii", tmp_path / f"{'n' * 300}.nii", tmp_path / "x.nii.gz")
+    assert code == 1 and [output["files"] for output in result["outputs"]] == [["x.nii.gz"]]
+    assert len(result["failed"]) == 3 and any("File name too long" in line and str(long) in line for line in err)
 
 
 def test_a_folder_that_cannot_be_read_is_named_and_the_rest_answered(organs, predicted, tmp_path, monkeypatch):
@@ -160,8 +160,8 @@ def test_a_folder_that_cannot_be_read_is_named_and_the_rest_answered(organs, pre
         return of(folder)
 
     monkeypatch.setattr(inputs, "slice_files", slice_files)
-    code, told, err = predicted(tmp_path / "all")
-    assert code == 1 and [output["files"] for output in told["outputs"]] == [["open/x.nii.gz"]]
+    code, result, err = predicted(tmp_path / "all")
+    assert code == 1 and [output["files"] for output in result["outputs"]] == [["open/x.nii.gz"]]
     assert any(line.startswith(f"skipped: {tmp_path}/all/closed: cannot be read (Permission denied)") for line in err)
 
 
@@ -234,9 +234,9 @@ def test_what_headers_leave_open_is_said_once_and_a_map_in_metres_lies_where_its
         made = nib.Nifti1Image(np.asarray(image.dataobj), affine)
         made.header.set_xyzt_units("meter")
         made.to_filename(tmp_path / f"metres{number}.nii.gz")
-    code, told, err = predicted(tmp_path / "metres0.nii.gz", tmp_path / "metres1.nii.gz", organs[0])
-    said = [line for line in err if "its unit of length is the metre" in line]
-    assert code == 0 and len(said) == 1 and "metres0.nii.gz" in said[0]
+    code, result, err = predicted(tmp_path / "metres0.nii.gz", tmp_path / "metres1.nii.gz", organs[0])
+    result = [line for line in err if "its unit of length is the metre" in line]
+    assert code == 0 and len(result) == 1 and "metres0.nii.gz" in result[0]
     first, same = (tmp_path / "out" / f"{name}.nii.gz" for name in ("metres0", organs[0].name.removesuffix(".nii.gz")))
     assert np.array_equal(voxels(first), voxels(same)) and voxels(first).any()
     assert np.array_equal(nib.nifti1.load(first).affine, nib.nifti1.load(tmp_path / "metres0.nii.gz").affine)

@@ -153,8 +153,8 @@ class Browser:
 
     def requests(self):
         """The addresses that pages asked for, since the last call."""
-        told = [json.loads(each["message"])["message"] for each in self.driver.get_log("performance")]
-        return [each["params"]["request"]["url"] for each in told if each["method"] == "Network.requestWillBeSent"]
+        result = [json.loads(each["message"])["message"] for each in self.driver.get_log("performance")]
+        return [each["params"]["request"]["url"] for each in result if each["method"] == "Network.requestWillBeSent"]
 
 
 @contextmanager

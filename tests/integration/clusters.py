@@ -57,8 +57,8 @@ class Cluster:
     def premed(self, *words: Any, cwd: Path | None = None, **more: Any) -> tuple[int, str]:
         """Exit code and what it said."""
         process = self.command(*words, cwd=cwd, **more)
-        said, _ = process.communicate()
-        return process.returncode, said
+        output, _ = process.communicate()
+        return process.returncode, output
 
     def ray(self, *words: str) -> str:
         """What `ray … --address` says."""
@@ -69,8 +69,8 @@ class Cluster:
 
     def listed(self, what: str) -> list[dict[str, Any]]:
         """`ray list …`: placement-groups, actors, nodes, jobs."""
-        told = self.ray("list", what, "--format", "json", "--limit", "1000")
-        return [] if told.startswith("No resource") else json.loads(told)
+        result = self.ray("list", what, "--format", "json", "--limit", "1000")
+        return [] if result.startswith("No resource") else json.loads(result)
 
     def node(self, *options: str, inside: Sequence[str] = (), **more: str) -> subprocess.Popen:
         """Starts one more node. options: `ray start`'s. inside: the words before a command that runs elsewhere, as in a

@@ -39,18 +39,18 @@ def home(browser, new_home, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
+def printed(tmp_path_factory):
     """The file with what `premed ui` prints."""
-    return tmp_path_factory.mktemp("ui") / "told"
+    return tmp_path_factory.mktemp("ui") / "printed"
 
 
 @pytest.fixture(scope="module")
-def ui(home, told):
+def ui(home, printed):
     """Where `premed ui` serves it."""
     port = free_port()
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     command = [sys.executable, "-m", "premed", "ui", "--port", str(port), "--no-open"]
-    with told.open("w") as file:
+    with printed.open("w") as file:
         about = {"env": environment | {"PREMED_HOME": str(home)}, "start_new_session": True, "stderr": file}
         server = subprocess.Popen(command, **about)
     try:
@@ -182,16 +182,16 @@ def test_a_task_has_one_model_and_its_best_version_and_its_run_lead_to_each_othe
 # ---- the addresses that `premed ui` prints
 
 
-def viewed(browser, told, more=""):
+def viewed(browser, printed, more=""):
     """Opens the X-rays' view, at the address that the command printed."""
-    (address,) = [line.split()[-1] for line in told.read_text().splitlines() if line.startswith(f"{TASK} ")]
+    (address,) = [line.split()[-1] for line in printed.read_text().splitlines() if line.startswith(f"{TASK} ")]
     browser.open(address + more)
     browser.until("the experiments", lambda: len(listed(browser)) == 10)
 
 
-def test_the_printed_view_answers_which_strategy_is_best(browser, ui, told, store):
+def test_the_printed_view_answers_which_strategy_is_best(browser, ui, printed, store):
     """Under Model training, the experiments alone, grouped by arm, with the mean of their scores, the best first."""
-    viewed(browser, told)
+    viewed(browser, printed)
     assert sorted(listed(browser)) == sorted([*titles(""), "none 50 % seed 0"])
     assert not [link for link in browser.all("a") if link.text in ("Prompts", "Judges")]  # they are of GenAI
     runs_of = runs(store, stage="experiment")
@@ -203,8 +203,8 @@ def test_the_printed_view_answers_which_strategy_is_best(browser, ui, told, stor
     assert {"val/mauc", "below_gate", "seconds", "mask_ratio"} <= {*heads}
 
 
-def test_experiments_side_by_side_have_an_axis_for_what_tells_them_apart(browser, ui, told, store):
-    viewed(browser, told)
+def test_experiments_side_by_side_have_an_axis_for_what_tells_them_apart(browser, ui, printed, store):
+    viewed(browser, printed)
     browser.click(".ag-header-select-all:not(.ag-hidden)")
     browser.click("[data-testid=runs-compare-button]")
     browser.see("body", "Comparing 10 Runs")
@@ -212,8 +212,8 @@ def test_experiments_side_by_side_have_an_axis_for_what_tells_them_apart(browser
     assert axes == ["arm", "label_fraction", "mask_ratio", SCORE]
 
 
-def test_the_charts_of_the_view_have_a_bar_for_each_arm(browser, ui, told):
-    viewed(browser, told, "&compareRunsMode=CHART")
+def test_the_charts_of_the_view_have_a_bar_for_each_arm(browser, ui, printed):
+    viewed(browser, printed, "&compareRunsMode=CHART")
     browser.until("the bars", lambda: len(browser.all(".barlayer .point")) >= 4)
 
 
@@ -248,10 +248,10 @@ def test_the_page_of_a_comparison_opens_from_disk_without_error_or_network(brows
 
 
 def test_the_page_s_tables_have_the_numbers(browser, page):
-    path, told = page
+    path, result = page
     browser.open(path.as_uri())
     lines = [{*line} for line in browser.table("table")]
-    for task in told["tasks"]:
+    for task in result["tasks"]:
         for row in task["blocks"][0]["rows"]:
             for found in row["scores"].values():
                 low, high = found["interval"]

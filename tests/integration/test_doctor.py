@@ -31,14 +31,14 @@ def of(findings, start):
 def test_a_cluster_with_a_token_answers_those_who_have_it():
     with cluster("--num-cpus=1") as head:
         for address, kind in ((head.gcs, "Ray's head"), (head.dashboard, "Ray's dashboard")):
-            _, told = report(RAY_ADDRESS=address, **head.environment)
-            ray = told["services"][0]
-            assert ray["answers"] and ray["asks_for_secret"] and ray["version"] == versions()["ray"], told
-            (ear,) = [each for each in told["listening"] if each["port"] == int(address.rpartition(":")[2])]
+            _, result = report(RAY_ADDRESS=address, **head.environment)
+            ray = result["services"][0]
+            assert ray["answers"] and ray["asks_for_secret"] and ray["version"] == versions()["ray"], result
+            (ear,) = [each for each in result["listening"] if each["port"] == int(address.rpartition(":")[2])]
             assert ear["kind"] == kind and ear["asks_for_secret"]
-            assert of(told["findings"], "RAY_ADDRESS") == [] == of(told["findings"], f"port {ear['port']} ")
-            code, told = report(RAY_ADDRESS=address)
-            assert code == 2 and of(told["findings"], "RAY_ADDRESS")[0].startswith("requires a token and none is set")
+            assert of(result["findings"], "RAY_ADDRESS") == [] == of(result["findings"], f"port {ear['port']} ")
+            code, result = report(RAY_ADDRESS=address)
+            assert code == 2 and of(result["findings"], "RAY_ADDRESS")[0].startswith("requires a token and none is set")
             wrong = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
             assert (
                 "refuses the one that is set"
@@ -51,9 +51,9 @@ def test_a_cluster_that_strangers_reach_is_an_error():
         client = next(option for option in head_command(head) if option.startswith("--ray-client-server-port="))
         client = f"ray://127.0.0.1:{client.partition('=')[2]}"
         for address in (head.gcs, head.dashboard, client):
-            code, told = report(RAY_ADDRESS=address.replace("0.0.0.0", "127.0.0.1"))
-            assert code == 2 and told["services"][0]["answers"] and told["services"][0]["asks_for_secret"] is False
-            (what,) = of(told["findings"], f"port {address.rpartition(':')[2]} on")
+            code, result = report(RAY_ADDRESS=address.replace("0.0.0.0", "127.0.0.1"))
+            assert code == 2 and result["services"][0]["answers"] and result["services"][0]["asks_for_secret"] is False
+            (what,) = of(result["findings"], f"port {address.rpartition(':')[2]} on")
             assert "asks for no token: whoever reaches it can run code here; start Ray with RAY_AUTH_MODE=token" in what
 
 

@@ -61,20 +61,20 @@ def statuses(home):
 def test_who_has_no_token_is_refused(ray, tmp_path):
     (tmp_path / "token").write_text("0" * 64)
     run = ["submit", REPOSITORY / YAML, f"task.root={tmp_path}"]
-    code, said = ray.premed(*run, RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
+    code, output = ray.premed(*run, RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
     assert code == 2 and re.fullmatch(
-        rf"premed: {ray.dashboard} refuses: .*nvalid.*; set RAY_AUTH_MODE=token.*\n", said
+        rf"premed: {ray.dashboard} refuses: .*nvalid.*; set RAY_AUTH_MODE=token.*\n", output
     )
-    code, said = ray.premed(*run, RAY_AUTH_MODE="disabled")
-    assert code == 2 and re.fullmatch(rf"premed: {ray.dashboard} refuses: .*[Mm]issing.*; set .*\n", said)
+    code, output = ray.premed(*run, RAY_AUTH_MODE="disabled")
+    assert code == 2 and re.fullmatch(rf"premed: {ray.dashboard} refuses: .*[Mm]issing.*; set .*\n", output)
     assert ray.listed("jobs") == []
 
 
 def test_a_job_without_a_home_says_so_and_its_exit_code_is_the_command_s(ray, small):
-    code, said = ray.premed("submit", YAML, *small, cwd=REPOSITORY)
-    assert code == 2 and said.splitlines()[-1].startswith("premed: PREMED_HOME is not set: a Ray job's")
-    code, said = ray.premed("submit", "--env", "PREMED_HOME=.premed", YAML, *small, cwd=REPOSITORY)
-    assert code == 2 and "PREMED_HOME: .premed is in the Ray job's upload" in said.splitlines()[-1]
+    code, output = ray.premed("submit", YAML, *small, cwd=REPOSITORY)
+    assert code == 2 and output.splitlines()[-1].startswith("premed: PREMED_HOME is not set: a Ray job's")
+    code, output = ray.premed("submit", "--env", "PREMED_HOME=.premed", YAML, *small, cwd=REPOSITORY)
+    assert code == 2 and "PREMED_HOME: .premed is in the Ray job's upload" in output.splitlines()[-1]
 
 
 def test_a_stopped_job_leaves_no_placement_group_keeps_its_checkpoint_and_goes_on_to_the_same_weights(
@@ -82,11 +82,11 @@ def test_a_stopped_job_leaves_no_placement_group_keeps_its_checkpoint_and_goes_o
 ):
     small = tiny(real("chestxray14"), 24)
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    code, said = ray.premed("submit", "--env", f"PREMED_HOME={straight}", REPOSITORY / YAML, *small)
-    assert code == 0, said
-    lines = said.splitlines()
+    code, output = ray.premed("submit", "--env", f"PREMED_HOME={straight}", REPOSITORY / YAML, *small)
+    assert code == 0, output
+    lines = output.splitlines()
     assert "starting Ray" in lines and any(re.match(r"step \d{3}: validation loss \d", line) for line in lines)
-    assert f"{straight}/checkpoints/finetune-" in lines[-1] and "Traceback" not in said
+    assert f"{straight}/checkpoints/finetune-" in lines[-1] and "Traceback" not in output
     assert set(statuses(straight).values()) == {"FINISHED"}
 
     again = ["submit", "--env", f"PREMED_HOME={stopped}", YAML, *small]
@@ -104,11 +104,11 @@ def test_a_stopped_job_leaves_no_placement_group_keeps_its_checkpoint_and_goes_o
     assert set(before.values()) <= {"KILLED", "RUNNING"}  # the rest is the next start's business
     assert list((stopped / "checkpoints").glob("pretrain-*/checkpoints/*.pt"))
 
-    code, said = ray.premed(*again, cwd=REPOSITORY)
-    assert code == 0, said
+    code, output = ray.premed(*again, cwd=REPOSITORY)
+    assert code == 0, output
     assert before.keys() == statuses(stopped).keys() and set(statuses(stopped).values()) == {"FINISHED"}
     assert list(RunStore(f"sqlite:///{stopped}/mlflow.db").search({}, experiment=LEASES)) == []
-    assert re.search(r"pre-training on \d{3} images, \d{3} steps, resumed after step [1-9]", said)
+    assert re.search(r"pre-training on \d{3} images, \d{3} steps, resumed after step [1-9]", output)
     assert weights(stopped) == weights(straight)
 
 
@@ -120,6 +120,6 @@ def test_a_job_that_waits_for_another_s_cpus_says_what_it_needs_and_what_is_free
     second = ray.command(*two, "pretext=none", cwd=REPOSITORY)
     until(second.stdout, "fine-tuning waits for 2 workers of 1 CPU; the cluster has 1 of 2 CPUs free")
     ray.ray("job", "stop", name)
-    said, _ = second.communicate()
+    output, _ = second.communicate()
     first.communicate()
-    assert second.returncode == 0 and "waits for" not in said, said
+    assert second.returncode == 0 and "waits for" not in output, output

@@ -115,13 +115,13 @@ def trained_on(nodes):
 
 def test_two_nodes_train_together_as_one_does_and_the_head_trains_nothing(nodes, folder, tmp_path, monkeypatch):
     home, overrides = folder / "home", small(folder)
-    code, said = nodes.premed("submit", YAML, *overrides)
-    assert code == 0, said
+    code, output = nodes.premed("submit", YAML, *overrides)
+    assert code == 0, output
     assert len(trained_on(nodes)) == 2
     alone(overrides, tmp_path, monkeypatch)
     equal(weights(home), weights(tmp_path))
     # what one rank does for all was done once
-    saved = [int(step) for step in re.findall(r"step (\d+): checkpoint saved", said)]
+    saved = [int(step) for step in re.findall(r"step (\d+): checkpoint saved", output)]
     assert len(saved) > 4 and sum(step <= before for before, step in pairwise(saved)) == 1  # the second stage's first
     for kind in ("pretrain", "finetune"):
         (run,) = runs_of(home, kind)
@@ -136,18 +136,18 @@ def test_two_nodes_train_together_as_one_does_and_the_head_trains_nothing(nodes,
 
 
 def test_images_that_a_node_lacks_are_named_with_the_node_at_the_start(nodes, folder):
-    code, said = nodes.premed("submit", YAML, *small(folder, part="part"))
-    last = said.splitlines()[-1]
-    assert code == 2 and re.match(r"premed: .*/data/part.* \(on node second\)", last), said
-    assert "pre-training on" not in said
+    code, output = nodes.premed("submit", YAML, *small(folder, part="part"))
+    last = output.splitlines()[-1]
+    assert code == 2 and re.match(r"premed: .*/data/part.* \(on node second\)", last), output
+    assert "pre-training on" not in output
 
 
 @pytest.mark.parametrize(("name", "why"), [("eth9", "has no such interface"), ("lo", "reaches no other node over it")])
 def test_a_network_that_no_node_has_or_that_ends_in_it_is_refused_in_one_line(nodes, folder, name, why):
     scratch = *small(folder), "pretext=none"
-    code, said = nodes.premed("submit", "--env", f"GLOO_SOCKET_IFNAME={name}", YAML, *scratch)
+    code, output = nodes.premed("submit", "--env", f"GLOO_SOCKET_IFNAME={name}", YAML, *scratch)
     where = rf"premed: GLOO_SOCKET_IFNAME={name}: node (first|second) \(10\.[\d.]+\)"
-    assert code == 2 and re.fullmatch(rf"{where} {why}; set it .* to one of net0.*", said.splitlines()[-1]), said
+    assert code == 2 and re.fullmatch(rf"{where} {why}; set it .* to one of net0.*", output.splitlines()[-1]), output
 
 
 def test_a_node_that_dies_and_one_that_comes_change_who_trains_and_not_what_is_learnt(
@@ -162,8 +162,8 @@ def test_a_node_that_dies_and_one_that_comes_change_who_trains_and_not_what_is_l
     assert re.match(r"pre-training on .* resumed after step [1-9]\d*, 1 worker\n", until(job.stdout, ", 1 worker\n"))
     join(nodes, four[3], folder, {})
     assert re.match(r"pre-training on .* resumed after step [1-9]\d*, 2 workers", until(job.stdout, ", 2 workers"))
-    said, _ = job.communicate()
-    assert job.returncode == 0, said
+    output, _ = job.communicate()
+    assert job.returncode == 0, output
     assert trained_on(nodes) == {machine.address for machine in four[1:]}
     alone(overrides, tmp_path, monkeypatch)
     equal(weights(home), weights(tmp_path))

@@ -107,10 +107,13 @@ def test_it_never_writes_over_a_file(premed, made, here):
 
 def test_as_json_it_says_the_same(premed, made, here):
     code, out, _ = premed("init", made("bids_masks"), "--json")
-    told = json.loads(out)
-    assert code == 0 and told["yaml"] == "bids_masks.yaml" and told["listing"] == "bids_masks.json"
-    assert told["task"] == "bids_masks" and told["found"]["labels"] == "a label per voxel: background, label_1, label_2"
-    assert told["next"][1].endswith("premed run bids_masks.yaml")
+    result = json.loads(out)
+    assert code == 0 and result["yaml"] == "bids_masks.yaml" and result["listing"] == "bids_masks.json"
+    assert (
+        result["task"] == "bids_masks"
+        and result["found"]["labels"] == "a label per voxel: background, label_1, label_2"
+    )
+    assert result["next"][1].endswith("premed run bids_masks.yaml")
 
 
 def test_what_it_lists_is_called_as_the_files_are_and_notes_name_what_is_written(made, here):

@@ -302,7 +302,7 @@ def test_a_picture_of_reconstructions_is_written(tmp_path):
 @pytest.mark.parametrize("roi", ROIS)
 def test_the_film_shows_each_step_s_prediction_of_the_same_cases_beside_the_mean_patch(roi, tmp_path, monkeypatch):
     model, drawn = objective(roi), []
-    monkeypatch.setattr("premed.data.figures.reconstruction", lambda *told: drawn.append(told) or told[0])
+    monkeypatch.setattr("premed.data.figures.reconstruction", lambda *given: drawn.append(given) or given[0])
     model.mean_patch.fill_(0.5)
     early = model.snapshot(samples(0, 5))
     torch.nn.init.constant_(model.decoder.predict.bias, 2.0)

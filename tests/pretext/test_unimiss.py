@@ -94,10 +94,10 @@ def test_each_view_is_compared_with_the_other_view_of_its_image_both_ways():
 def formula(student: Tensor, teacher: Tensor, centre: Tensor) -> Tensor:
     """DINO's, of logits [2B, K]: the mean over images and both ways."""
     target = torch.softmax((teacher - centre) / 0.04, dim=1)
-    said = torch.log_softmax(student / 0.1, dim=1)
+    result = torch.log_softmax(student / 0.1, dim=1)
     losses = []
     for i in range(0, len(student), 2):
-        losses += [-(target[i] * said[i + 1]).sum(), -(target[i + 1] * said[i]).sum()]
+        losses += [-(target[i] * result[i + 1]).sum(), -(target[i + 1] * result[i]).sum()]
     return torch.stack(losses).mean()
 
 
@@ -117,10 +117,13 @@ def test_a_volume_is_compared_in_all_four_ways_with_its_slices_logits_averaged_o
     one = batch(BOTH[1])
     with torch.no_grad():
         loss, numbers = model(one, 0.5)
-        said = {"volume": model.student.projection(model.student.summary(one.image, None))}
+        result = {"volume": model.student.projection(model.student.summary(one.image, None))}
         heard = {"volume": model.teacher.projection(model.teacher.summary(one.image, None))}
-    said["slices"], heard["slices"] = slice_by_slice(model.student, one.image), slice_by_slice(model.teacher, one.image)
-    terms = {f"{s}_{t}": formula(said[s], heard[t], model.centre) for s in said for t in heard}
+    result["slices"], heard["slices"] = (
+        slice_by_slice(model.student, one.image),
+        slice_by_slice(model.teacher, one.image),
+    )
+    terms = {f"{s}_{t}": formula(result[s], heard[t], model.centre) for s in result for t in heard}
     assert len(terms) == 4 and len({round(float(term), 4) for term in terms.values()}) == 4
     for name, term in terms.items():
         torch.testing.assert_close(numbers[name], term, rtol=1e-4, atol=1e-5)

@@ -77,9 +77,9 @@ def checked(monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(sys, "argv", line)
         with pytest.raises(SystemExit) as end:
             app.main()
-        told = capsys.readouterr()
-        assert "Traceback" not in told.out + told.err
-        return end.value.code or 0, told.out, told.err
+        output = capsys.readouterr()
+        assert "Traceback" not in output.out + output.err
+        return end.value.code or 0, output.out, output.err
 
     return call
 
@@ -90,11 +90,11 @@ def found(checked):
 
     def call(tree, root, *arguments):
         code, out, _ = checked(tree, root, "--json", *arguments)
-        told = json.loads(out)
-        severities = [finding["severity"] for finding in told["findings"]]
+        result = json.loads(out)
+        severities = [finding["severity"] for finding in result["findings"]]
         assert code == (2 if "error" in severities else 0)
-        assert [severities.count(each) for each in ("error", "note")] == [told["num_errors"], told["num_notes"]]
-        return [(finding["severity"], f"{finding['where']}: {finding['what']}") for finding in told["findings"]]
+        assert [severities.count(each) for each in ("error", "note")] == [result["num_errors"], result["num_notes"]]
+        return [(finding["severity"], f"{finding['where']}: {finding['what']}") for finding in result["findings"]]
 
     return call
 

@@ -53,11 +53,11 @@ def home_after(shared, empty_database, tmp_path_factory):
             with pytest.MonkeyPatch.context() as patch:
                 settle_in(patch, folder / "home")
                 bare(patch, whole)
-                (folder / "told").write_bytes(pickle.dumps(work()))
+                (folder / "result").write_bytes(pickle.dumps(work()))
 
         folder = shared(name, fill)
         home = copied(folder / "home", tmp_path_factory.mktemp(name.replace(" ", "_")) / "home")
-        return home, pickle.loads((folder / "told").read_bytes())
+        return home, pickle.loads((folder / "result").read_bytes())
 
     return find
 
@@ -77,7 +77,7 @@ def premed(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["premed", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
             app.main()
-        told = capsys.readouterr()
-        return end.value.code or 0, told.out, told.err.splitlines()
+        output = capsys.readouterr()
+        return end.value.code or 0, output.out, output.err.splitlines()
 
     return call

@@ -85,12 +85,12 @@ def _beside(home, tree, connection):
 
 def last(connection):
     """The last of what a process sends."""
-    told = None
+    result = None
     while True:
         try:
-            told = connection.recv()
+            result = connection.recv()
         except EOFError:
-            return told
+            return result
 
 
 def forked(home, *arguments):
@@ -130,12 +130,12 @@ def command(folder, home, chest, *changes, arguments=()):
 
 def until(lines, text):
     """Reads what a command says on stderr until it says `text`; that line."""
-    said = []
+    messages = []
     for line in lines:
-        said.append(line)
+        messages.append(line)
         if text in line:
             return line
-    raise AssertionError(f"it never said {text!r}: {''.join(said)}")
+    raise AssertionError(f"it never said {text!r}: {''.join(messages)}")
 
 
 def outcome(process):

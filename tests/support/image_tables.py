@@ -57,10 +57,10 @@ def task(root: Path, **settings) -> images.Images:
     return images.build(images.Config(root=root, **{"roi": (8, 8)} | asked | settings))
 
 
-def told(root: Path, **settings) -> list[str]:
+def findings_of(root: Path, **settings) -> list[str]:
     """What check says, as lines."""
-    said = task(root, **settings).check()
-    return [f"{finding.severity}: {finding.where.removeprefix(f'{root}/')}: {finding.what}" for finding in said]
+    result = task(root, **settings).check()
+    return [f"{finding.severity}: {finding.where.removeprefix(f'{root}/')}: {finding.what}" for finding in result]
 
 
 def names(task, *parts):

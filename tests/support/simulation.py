@@ -110,13 +110,13 @@ def main():
         for num_seeds in (3, 5):
             for num_patients in (12, 60):
                 world = World(score, num_seeds, num_patients)
-                told(world, METHODS[0], METHODS[0])
-                told(replace(world, paired=False), METHODS[0], "the same, unpaired")
+                verdict_of(world, METHODS[0], METHODS[0])
+                verdict_of(replace(world, paired=False), METHODS[0], "the same, unpaired")
                 for method in METHODS[1:]:
-                    told(world, method, method)
+                    verdict_of(world, method, method)
 
 
-def told(world, method, name):
+def verdict_of(world, method, name):
     one, two, _ = run(replace(world, gain=0.3), method)
     _, _, false = run(world, method, seed=1)
     cells = world.score, world.num_seeds, world.num_patients, name, f"{one:.1%}", f"{two:.1%}", f"{false:.1%}"

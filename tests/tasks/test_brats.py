@@ -63,7 +63,7 @@ def refused(call, *words: str) -> None:
     assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
 
 
-def told(found: brats.Brats, **settings) -> list[tuple[str, str, str]]:
+def findings_of(found: brats.Brats, **settings) -> list[tuple[str, str, str]]:
     return [(f.severity, f.where.removeprefix(f"{found.root}/"), f.what) for f in found.check(**settings)]
 
 
@@ -105,7 +105,7 @@ def test_partial_leaves_out_what_is_not_there_and_moves_nobody(copied):
     refused(lambda: task(copied).split("train"), f"labelsTr/{gone}.nii.gz: is listed and missing", "task.partial=true")
     after = {part: names(task(copied, partial=True).split(part)) for part in PARTS}
     assert after == before | {"train": before["train"][1:]}
-    assert [severity for severity, _, _ in told(task(copied, partial=True))] == ["note"]
+    assert [severity for severity, _, _ in findings_of(task(copied, partial=True))] == ["note"]
 
 
 def test_a_listed_split_takes_the_folds_place(brains):
@@ -117,7 +117,7 @@ def test_the_real_brain_without_a_label_serves_pretraining_only(real, tmp_path):
     found = brats.build(brats.Config(root=real("Task01_BrainTumour"), crop_foreground=True))
     assert names(found.images()) == ["BRATS_001"]
     refused(lambda: found.split("train"), "dataset.json", "no entry has a label")
-    (where, what), *_ = [(where, what) for _, where, what in told(found)]
+    (where, what), *_ = [(where, what) for _, where, what in findings_of(found)]
     assert where.endswith("BRATS_001.nii.gz") and what == "has no label; it serves pre-training only"
     (sample,) = samples(found, found.images(), tmp_path)
     crop = sample.prepared.image((10, 30, 10), (96, 96, 96))
@@ -167,10 +167,10 @@ SPOILT = {
 def test_a_check_says_by_file_what_is_wrong_and_a_split_refuses_it(tmp_path, what):
     spoil, (where, words) = SPOILT[what]
     root = listed(tmp_path, 6, there=True)
-    assert told(task(root)) == []
+    assert findings_of(task(root)) == []
     spoil(root)
-    ((severity, place, said),) = told(task(root))
-    assert (severity, place) == ("error", where) and words in said
+    ((severity, place, findings),) = findings_of(task(root))
+    assert (severity, place) == ("error", where) and words in findings
     with pytest.raises(UserError, match=where):
         for part in PARTS:
             task(root).split(part)
@@ -200,7 +200,7 @@ def test_too_few_cases_for_a_fold_are_refused_with_the_mend(tmp_path):
 def test_a_check_without_the_test_part_leaves_its_files_alone(tmp_path):
     root = listed(tmp_path, 6, there=True)
     (root / f"imagesTr/{task(root).deal_parts()['test'][0]}.nii.gz").unlink()
-    assert told(task(root), test=False) == [] and len(told(task(root))) == 1
+    assert findings_of(task(root), test=False) == [] and len(findings_of(task(root))) == 1
 
 
 # Regions -------------------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def refused(call, *words: str) -> None:
     assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
 
 
-def told(task: btcv.BTCV, **settings) -> list[tuple[str, str, str]]:
+def findings_of(task: btcv.BTCV, **settings) -> list[tuple[str, str, str]]:
     """(severity, place below the root, what)"""
     return [(f.severity, f.where.removeprefix(f"{task.root}/"), f.what) for f in task.check(**settings)]
 
@@ -86,7 +86,7 @@ def test_what_is_missing_is_named_and_partial_leaves_it_out(tmp_path):
     assert sorted(numbers(partial.split("train") + partial.split("val"))) == [n for n in TRAINING if n != "0007"]
     whole = task(laid_out(tmp_path / "whole", TRAINING + TESTING))
     assert set(numbers(partial.split("val"))) & set(numbers(whole.split("val")))  # one more case moves little
-    findings = told(partial)
+    findings = findings_of(partial)
     assert {severity for severity, _, _ in findings} == {"note"}
     assert [where for _, where, _ in findings] == ["img/img0007.nii.gz", "img/img0022.nii.gz"]
 
@@ -97,7 +97,7 @@ def test_cases_of_one_s_own_are_listed(tmp_path):
     own = task(root, split={"train": ("img0102",), "val": ("img0101",), "test": ("img0103",)})
     assert [numbers(own.split(part)) for part in PARTS] == [["0102"], ["0101"], ["0103"]]
     assert numbers(own.images()) == ["0102", "0104"]
-    assert told(own) == [("note", "img/img0104.nii.gz", "has no label; it serves pre-training only")]
+    assert findings_of(own) == [("note", "img/img0104.nii.gz", "has no label; it serves pre-training only")]
 
 
 SPLITS = {
@@ -117,11 +117,13 @@ def test_one_real_case_alone_can_be_listed_but_not_split(real):
     root = real("btcv")
     refused(lambda: task(root).split("train"), "img0006.nii.gz: is missing")
     refused(lambda: task(root, partial=True).split("train"), "img0005 alone cannot be both train and val")
-    assert sum(severity == "error" for severity, _, _ in told(task(root))) == 18  # 17, and all of the test part at once
+    assert (
+        sum(severity == "error" for severity, _, _ in findings_of(task(root))) == 18
+    )  # 17, and all of the test part at once
     own = task(root, split={"train": ("img0005",)})
     assert numbers(own.split("train")) == numbers(own.images()) == ["0005"]
     refused(lambda: own.split("val"), "task.split.val is empty")
-    assert told(own) == []
+    assert findings_of(own) == []
 
 
 def test_pretraining_sees_no_image_of_another_part_that_lost_its_label(tmp_path):
@@ -179,7 +181,7 @@ def test_hidden_files_are_not_spoken_of(tmp_path):
     root = laid_out(tmp_path, TRAINING + TESTING)
     for name in ("img/._img0005.nii.gz", "label/.DS_Store"):
         (root / name).touch()
-    assert told(task(root)) == []
+    assert findings_of(task(root)) == []
 
 
 @pytest.mark.parametrize("what", spoilt(Path()))
@@ -187,14 +189,14 @@ def test_a_check_says_by_file_what_is_wrong_and_nothing_else(tmp_path, what):
     root = laid_out(tmp_path, TRAINING + TESTING)
     spoil, (severity, where, words) = spoilt(root)[what]
     spoil()
-    (finding,) = told(task(root))
+    (finding,) = findings_of(task(root))
     assert finding[:2] == (severity, where) and words in finding[2]
 
 
 def test_a_check_without_the_test_part_leaves_its_cases_alone(tmp_path):
     found = task(laid_out(tmp_path, TRAINING))
-    assert told(found, test=False) == []
-    assert [severity for severity, _, _ in told(found)] == ["error"]
+    assert findings_of(found, test=False) == []
+    assert [severity for severity, _, _ in findings_of(found)] == ["error"]
 
 
 # Images and scores ---------------------------------------------------------------------------------------------------

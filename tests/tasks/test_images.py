@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import accuracy_score, roc_auc_score
-from support.image_tables import rows, task, told, write_table
+from support.image_tables import findings_of, rows, task, write_table
 from support.made_up import ct_series, radiograph
 from support.tasks import PARTS, check_parts, names, refused, samples
 
@@ -108,7 +108,7 @@ def test_a_listed_split_is_taken_and_the_rest_left_out(folder):
     one = task(folder(), split=split)
     assert {part: {case.patient for case in one.split(part)} for part in PARTS} == {k: set(v) for k, v in split.items()}
     assert {case.patient for case in one.images()} == {"p00", "p05", "p13"}  # and the patient without a label
-    assert "note: labels.csv: 18 labelled images are in no part and are left out" in told(one.root, split=split)
+    assert "note: labels.csv: 18 labelled images are in no part and are left out" in findings_of(one.root, split=split)
 
 
 def test_an_unlabelled_row_serves_pretraining_only_and_not_if_its_patient_is_held_out(folder):
@@ -118,7 +118,7 @@ def test_an_unlabelled_row_serves_pretraining_only_and_not_if_its_patient_is_hel
     one = task(folder(table))
     labelled = {case.name for part in PARTS for case in one.split(part)}
     assert set(names(one.images())) - labelled == {"pictures/4.png", "pictures/26.png", "pictures/27.png"}
-    assert "note: labels.csv: 1 of these belong to patients of val or test and are left out" in told(one.root)
+    assert "note: labels.csv: 1 of these belong to patients of val or test and are left out" in findings_of(one.root)
 
 
 def test_partial_leaves_out_what_is_not_on_disk(folder):
@@ -127,7 +127,9 @@ def test_partial_leaves_out_what_is_not_on_disk(folder):
     refused(lambda: task(root).split("train"), f"{root}/pictures/0.png: is missing", "task.partial=true")
     assert names(task(root).split("test"))  # that part is whole
     assert names(task(root, partial=True).split("train"))[0] == "pictures/1.png"
-    assert "note: pictures/0.png: is missing; copy it there, or set task.partial=true" in told(root, partial=True)
+    assert "note: pictures/0.png: is missing; copy it there, or set task.partial=true" in findings_of(
+        root, partial=True
+    )
 
 
 def test_absolute_paths_below_the_root_are_taken_by_their_relative_names(folder):

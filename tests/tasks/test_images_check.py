@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from support.image_tables import rows, task, told, write_table
+from support.image_tables import findings_of, rows, task, write_table
 from support.made_up import ct_series
 from support.suite import REPOSITORY
 from support.tasks import PARTS, refused
@@ -26,7 +26,7 @@ pytest_plugins = ["support.image_tables"]
 
 
 def test_a_clean_folder_is_told_nothing_but_what_has_no_label(folder):
-    assert told(folder(), label="kind") == [
+    assert findings_of(folder(), label="kind") == [
         "note: labels.csv: 2 images have no label and are used for pre-training only"
     ]
 
@@ -43,9 +43,9 @@ def test_check_says_everything_at_once(folder):
     (root / "pictures/link.png").symlink_to("/etc/hostname")
     table[3]["path"] = "pictures/link.png"
     write_table(root, table)
-    said = told(root)
+    findings = findings_of(root)
     remedy = "is neither 1, 0 nor empty; fix it, or name it in task.unknown (none so far)"
-    assert set(said) >= {
+    assert set(findings) >= {
         f"error: labels.csv, line 6: 'x' in column a {remedy} (so in 2 lines)",
         "error: labels.csv, line 8: ../out.png leads out of the folder; keep images inside it",
         "error: labels.csv, line 10: pictures/8.png is listed in line 9 already; keep one of them",
@@ -63,7 +63,7 @@ def test_check_says_everything_at_once(folder):
 
 def test_missing_patients_and_labels_are_notes(folder):
     table = [row for row in rows() if row["part"] != "test"]
-    assert told(folder(table, without=("patient",)))[-2:] == [
+    assert findings_of(folder(table, without=("patient",)))[-2:] == [
         "note: labels.csv: has no column of patients, so each image counts as one; "
         "set task.columns.patient or task.patient",
         "note: labels.csv: 2 images have no label and are used for pre-training only",
@@ -74,8 +74,8 @@ def test_a_folder_of_slices_is_a_row_and_its_files_are_not_without_one(tmp_path)
     ct_series(tmp_path / "scan.1", np.zeros((4, 4, 4), np.int16))
     ct_series(tmp_path / "scan.2", np.zeros((4, 4, 4), np.int16))
     write_table(tmp_path, [{"path": "scan.1", "a": "1", "part": "train"}])
-    said = told(tmp_path, labels=("a",), dims=3, roi=(8, 8, 8))
-    assert sum("scan.2" in line for line in said) == 4 and not any("scan.1" in line for line in said)
+    findings = findings_of(tmp_path, labels=("a",), dims=3, roi=(8, 8, 8))
+    assert sum("scan.2" in line for line in findings) == 4 and not any("scan.1" in line for line in findings)
 
 
 @pytest.mark.slow
@@ -151,8 +151,8 @@ def test_a_name_that_is_spelt_otherwise_on_disk_is_said(folder, path):
     root = folder()
     (root / unicodedata.normalize("NFD", "pictures/ä.png")).write_bytes((root / "pictures/0.png").read_bytes())
     write_table(root, [{**rows()[0], "path": path}, *rows()[1:]])
-    said = next(line for line in told(root) if line.startswith("error"))
-    assert unicodedata.normalize("NFC", MISSPELT[path]) in unicodedata.normalize("NFC", said)
+    findings = next(line for line in findings_of(root) if line.startswith("error"))
+    assert unicodedata.normalize("NFC", MISSPELT[path]) in unicodedata.normalize("NFC", findings)
 
 
 def test_absolute_paths_are_taken_where_the_root_is_a_link(folder, tmp_path):
@@ -160,7 +160,7 @@ def test_absolute_paths_are_taken_where_the_root_is_a_link(folder, tmp_path):
     write_table(root, [{**row, "path": str(root / row["path"])} for row in rows()])
     (tmp_path / "link").symlink_to(root)
     assert [case.name for case in task(tmp_path / "link").cases] == [row["path"] for row in rows()]
-    assert not [line for line in told(tmp_path / "link") if line.startswith("error")]
+    assert not [line for line in findings_of(tmp_path / "link") if line.startswith("error")]
 
 
 # Training ------------------------------------------------------------------------------------------------------------

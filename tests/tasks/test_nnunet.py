@@ -22,7 +22,7 @@ def parts(found) -> dict[str, list[str]]:
     return {part: names(found.split(part)) for part in PARTS}
 
 
-def told(found, **settings) -> list[tuple[str, str]]:
+def findings_of(found, **settings) -> list[tuple[str, str]]:
     return [(f.severity, f"{f.where.removeprefix(f'{found.root}/')}: {f.what}") for f in found.check(**settings)]
 
 
@@ -87,7 +87,7 @@ def test_a_dataset_entry_names_the_files_of_each_case(tmp_path, monkeypatch):
 def test_a_wrong_dataset_entry_is_named(tmp_path, entry, words):
     root = raw(tmp_path)
     change(root, dataset={"x": entry})
-    assert [words in text for severity, text in told(task(root, partial=True)) if severity == "error"] == [True]
+    assert [words in text for severity, text in findings_of(task(root, partial=True)) if severity == "error"] == [True]
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii"])
@@ -154,7 +154,7 @@ def test_a_listed_split_takes_the_folds_place(tmp_path):
     found = task(root, split=split)
     assert {part: tuple(some) for part, some in parts(found).items()} == split
     assert names(found.images()) == ["case_05", "case_01", "case_11"]
-    assert {text.partition(":")[2] for _, text in told(found)} == {" is in no part and is not used"}
+    assert {text.partition(":")[2] for _, text in findings_of(found)} == {" is in no part and is not used"}
 
 
 def test_the_folds_may_lie_elsewhere_below_the_root(tmp_path):
@@ -197,18 +197,19 @@ def test_partial_leaves_out_what_is_missing_and_moves_nobody(tmp_path):
         gone, ("imagesTr/{}_0001", "labelsTr/{}", "imagesTr/{}_0000", "imagesTs/{}_0001"), strict=True
     ):
         (root / f"{file.format(name)}.nii.gz").unlink()
-    assert [severity for severity, _ in told(task(root))] == ["error"] * 4
+    assert [severity for severity, _ in findings_of(task(root))] == ["error"] * 4
     assert any(
-        f"imagesTr/{gone[0]}_0001.nii.gz: is missing, and {gone[0]} needs it" in text for _, text in told(task(root))
+        f"imagesTr/{gone[0]}_0001.nii.gz: is missing, and {gone[0]} needs it" in text
+        for _, text in findings_of(task(root))
     )
-    assert [severity for severity, _ in told(task(root, partial=True))] == ["note"] * 4
-    assert len(told(task(root), test=False)) == 3  # the test part is not looked at
+    assert [severity for severity, _ in findings_of(task(root, partial=True))] == ["note"] * 4
+    assert len(findings_of(task(root), test=False)) == 3  # the test part is not looked at
     after = parts(task(root, partial=True))
     assert after == {part: [name for name in before[part] if name not in gone] for part in PARTS}
     assert names(task(root, partial=True).images()) == [*after["train"], "case_11"]
     (root / "imagesTr" / f"{gone[2]}_0001.nii.gz").unlink()  # nothing of the case is left but its label
-    assert any("numTraining` is 10, and 9 are there" in text for _, text in told(task(root)))
-    assert {severity for severity, _ in told(task(root, partial=True))} == {"note"}
+    assert any("numTraining` is 10, and 9 are there" in text for _, text in findings_of(task(root)))
+    assert {severity for severity, _ in findings_of(task(root, partial=True))} == {"note"}
 
 
 def test_images_without_a_label_alone_can_be_pretrained_on(tmp_path):
@@ -291,7 +292,7 @@ def test_files_that_belong_to_no_case_are_notes(tmp_path):
         (root / file).touch()
     (root / "imagesTr" / "._case_03_0000.nii.gz").touch()
     (root / "imagesTr" / "readme.txt").touch()
-    assert [(severity, text.partition(":")[0]) for severity, text in told(task(root))] == [
+    assert [(severity, text.partition(":")[0]) for severity, text in findings_of(task(root))] == [
         ("note", "imagesTr/case_03.nii.gz"),
         ("note", "imagesTr/case_04_0001.NII.GZ"),
         ("note", "labelsTr/case_33.nii.gz"),
@@ -347,5 +348,5 @@ def test_folds_that_divide_a_patient_are_refused_and_val_is_carved_by_patient(tm
 def test_a_rule_that_finds_no_patient_is_named_and_names_that_suggest_scans_are_a_note(tmp_path):
     scans(tmp_path)
     refused(lambda: task(tmp_path, patient="p(.)_.").split("train"), "task.patient", "finds no patient in case_11")
-    assert [what for _, what in told(task(tmp_path)) if "set task.patient" in what]
-    assert told(task(tmp_path, patient=PATIENT)) == []
+    assert [what for _, what in findings_of(task(tmp_path)) if "set task.patient" in what]
+    assert findings_of(task(tmp_path, patient=PATIENT)) == []

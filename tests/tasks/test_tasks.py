@@ -50,11 +50,11 @@ def test_the_official_lists_are_the_parts(real):
 
 def test_real_labels_are_those_of_the_table_in_the_canonical_order(real):
     task = chest(real("chestxray14"))
-    said = {row["Image Index"]: row["Finding Labels"].split("|") for row in csv.DictReader(task.table.open())}
+    result = {row["Image Index"]: row["Finding Labels"].split("|") for row in csv.DictReader(task.table.open())}
     for case in task.split("test"):
         assert isinstance(case.label, tuple)
         found = [name for name, y in zip(task.classes, case.label, strict=True) if y] or ["No Finding"]
-        assert set(found) == set(said[case.name])
+        assert set(found) == set(result[case.name])
     assert task.classes[:3] == ("Atelectasis", "Cardiomegaly", "Effusion")
     assert task.classes[-2:] == ("Pleural_Thickening", "Hernia")
 

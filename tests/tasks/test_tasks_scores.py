@@ -170,8 +170,8 @@ def test_the_constant_answer_leaves_unknown_labels_out(nih, tmp_path):
     task = chest(nih)
     train = samples(task, task.split("train")[:3], tmp_path)
     labels = [(float(i == 0), float("nan")) + (0.0,) * 12 for i in range(2)] + [(float("nan"),) * 14]
-    told = [Sample(Case(s.case.name, "p", s.case.image, y), s.prepared) for s, y in zip(train, labels, strict=True)]
-    row = task.constant_baseline(told, told[:1])[0]
+    result = [Sample(Case(s.case.name, "p", s.case.image, y), s.prepared) for s, y in zip(train, labels, strict=True)]
+    row = task.constant_baseline(result, result[:1])[0]
     assert (row["p/Atelectasis"], row["p/Cardiomegaly"]) == (0.5, 0.0)
 
 

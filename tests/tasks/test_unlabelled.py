@@ -39,7 +39,7 @@ def whose(some) -> dict[str, str]:
     return {case.name: case.patient for case in some.images()}
 
 
-def said(some, severity: str) -> list[str]:
+def findings_of(some, severity: str) -> list[str]:
     return [f"{each.where}: {each.what}" for each in some.check() if each.severity == severity]
 
 
@@ -53,7 +53,7 @@ def test_each_folder_of_slices_is_a_volume_of_the_patient_that_dicom_names(tmp_p
     (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
     some = task(tmp_path, dims=3)
     assert whose(some) == {"a/ct/1": "A", "a/ct/2": "A", "b/1": "B", "c": "c"}
-    assert said(some, "error") == []
+    assert findings_of(some, "error") == []
 
 
 def test_several_series_in_a_folder_are_as_many_volumes(tmp_path):
@@ -77,7 +77,7 @@ def test_several_series_in_a_folder_are_as_many_volumes(tmp_path):
     ct_series(tmp_path / "more", hounsfield(8, 9, 1))
     shutil.copy(next((tmp_path / "more").iterdir()), late)
     again = task(tmp_path / "together", dims=3, patient="(study).*")
-    assert len(again.images()) == 3 and "one slice" in said(again, "note")[0]
+    assert len(again.images()) == 3 and "one slice" in findings_of(again, "note")[0]
 
 
 def test_what_is_no_volume_is_left_out_and_told(tmp_path):
@@ -88,7 +88,7 @@ def test_what_is_no_volume_is_left_out_and_told(tmp_path):
     Image.new("L", (9, 9)).save(tmp_path / "key.png")
     some = task(tmp_path, dims=3)
     assert set(whose(some)) == {"p0", "p1", "p2"}
-    notes = "\n".join(said(some, "note"))
+    notes = "\n".join(findings_of(some, "note"))
     assert "scout: is a localiser" in notes and "one: holds one slice" in notes and "1 pictures are not used" in notes
 
 
@@ -109,7 +109,7 @@ def with_scout(root: Path, at: int) -> Path:
 def test_a_stray_file_among_slices_is_left_out_by_its_name_wherever_it_is(tmp_path, at):
     some = task(with_scout(tmp_path, at), dims=3, exclude=(f"A/IM{at:04d}",))
     first, second = some.images()
-    assert said(some, "error") == [] and (first.patient, second.name, second.patient) == ("A", "B", "B")
+    assert findings_of(some, "error") == [] and (first.patient, second.name, second.patient) == ("A", "B", "B")
     assert read_image(first.image[0])[0].shape == (8, 9, 9) and read_image(second.image[0])[0].shape == (8, 9, 5)
     Cache(tmp_path / "c").prepare(some.images(), some.preprocessing)
 
@@ -197,7 +197,7 @@ def test_what_cannot_be_pre_trained_on_is_refused_in_one_line(tmp_path, pictures
     refused(lambda: refuse(task(pictures, patient="(p).*"), False, True), "all 12 images are of one patient, 'p'")
     refused(lambda: refuse(task(pictures), True), "have no labels", "pretrain.sources")
     (pictures / "p0" / "linked").symlink_to(tmp_path)
-    assert any("is a link to a folder" in note for note in said(task(pictures), "note"))
+    assert any("is a link to a folder" in note for note in findings_of(task(pictures), "note"))
 
 
 # ---- val

@@ -124,12 +124,12 @@ def test_a_damaged_database_is_one_line_and_its_records_are_kept(store, tmp_path
     file.write_bytes(b"this is no database." * 10_000)
     with pytest.raises(UserError, match="mlflow.db is damaged: put back a copy"):
         RunStore(store.uri)
-    outbox, told = Outbox(store, tmp_path / "outbox", warn := []), warn  # type: ignore[arg-type]
-    outbox.warn = told.append
+    outbox, result = Outbox(store, tmp_path / "outbox", warn := []), warn  # type: ignore[arg-type]
+    outbox.warn = result.append
     outbox.add("log_rows", run_id, rows(1))
-    while not told:
+    while not result:
         time.sleep(0.01)
-    assert "is damaged" in told[0] and not list((tmp_path / "outbox").glob("*.rejected*"))
+    assert "is damaged" in result[0] and not list((tmp_path / "outbox").glob("*.rejected*"))
     file.write_bytes(whole)
     assert outbox.close(60) == 0 and steps(store, run_id) == [1]
 

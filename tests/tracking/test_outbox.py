@@ -95,8 +95,8 @@ def test_what_mlflow_refuses_is_put_aside_and_the_rest_goes_on(store, tmp_path, 
 
 
 def test_a_run_deleted_in_mlflow_while_it_is_recorded_is_restored_with_one_word(store, tmp_path):
-    run_id, told = start(store), []
-    outbox = Outbox(store, tmp_path, told.append)
+    run_id, messages = start(store), []
+    outbox = Outbox(store, tmp_path, messages.append)
     outbox.add("log_rows", run_id, rows(1))
     wait_until(lambda: steps(store, run_id) == [1])
     store.client.delete_run(run_id)
@@ -104,7 +104,9 @@ def test_a_run_deleted_in_mlflow_while_it_is_recorded_is_restored_with_one_word(
         outbox.add("log_rows", run_id, rows(step))
     outbox.add("finish", run_id)
     assert outbox.close(60) == 0
-    assert told == [f"run {run_id} was deleted in MLflow while it is recorded; it is restored: stop the command first"]
+    assert messages == [
+        f"run {run_id} was deleted in MLflow while it is recorded; it is restored: stop the command first"
+    ]
     assert steps(store, run_id) == list(range(1, 30)) and store.find("d").run_id == run_id
 
 
@@ -121,12 +123,12 @@ def test_a_run_deleted_with_its_experiment_is_restored_without_the_others(store,
 
 
 def test_a_run_that_is_gone_for_good_is_told_once_and_its_records_are_kept(store, tmp_path):
-    told, outbox = [], None
-    outbox = Outbox(store, tmp_path, told.append)
+    messages, outbox = [], None
+    outbox = Outbox(store, tmp_path, messages.append)
     for step in range(150):
         outbox.add("log_rows", "0" * 32, rows(step))
     assert outbox.close(60) == 0
-    assert told == [
+    assert messages == [
         f"run {'0' * 32} is gone from MLflow; its records are kept in {tmp_path}/{'0' * 32}.rejected.jsonl, "
         "and the same command records it anew"
     ]
@@ -146,11 +148,11 @@ def small_disk(tmp_path):
 
 def test_a_disk_that_is_full_loses_no_record_and_is_told_once(store, tmp_path, small_disk):
     """It takes a part of a line at its end, without an error."""
-    run_id, told = start(store), []
-    outbox = Outbox(unreachable(), small_disk, lambda text: told.append(text) if "kept in memory" in text else None)
+    run_id, messages = start(store), []
+    outbox = Outbox(unreachable(), small_disk, lambda text: messages.append(text) if "kept in memory" in text else None)
     for step in range(300):
         outbox.add("log_rows", run_id, rows(step))
-    (line,) = told
+    (line,) = messages
     assert "No space left on device" in line and str(small_disk) in line
     outbox.store = store
     assert outbox.close(60) == 0
@@ -158,10 +160,10 @@ def test_a_disk_that_is_full_loses_no_record_and_is_told_once(store, tmp_path, s
 
 
 def test_what_the_disk_did_not_take_reaches_it_once_it_does(store, tmp_path, small_disk):
-    run_id, told = start(store), []
+    run_id, messages = start(store), []
     filler = small_disk / "filler"
     filler.write_bytes(b"0" * 12_000)
-    outbox = Outbox(unreachable(), small_disk, told.append)
+    outbox = Outbox(unreachable(), small_disk, messages.append)
     for step in range(100):
         outbox.add("log_rows", run_id, rows(step))
     filler.unlink()

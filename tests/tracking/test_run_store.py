@@ -317,9 +317,9 @@ def test_a_run_is_found_by_its_id_its_digest_how_they_begin_and_its_folder(store
 def test_a_run_that_is_not_there_is_told_with_those_that_are(store, named, reference):
     with pytest.raises(
         UserError, match=f"^{reference}: no such run in .*; there are {named['test'][:8]} .chest a run"
-    ) as told:
+    ) as caught:
         find_run(store, reference)
-    assert named["finetune"][:8] in str(told.value)
+    assert named["finetune"][:8] in str(caught.value)
 
 
 def test_a_beginning_that_several_have_is_not_guessed(store):

@@ -279,10 +279,10 @@ def test_a_checkpoint_that_is_passed_over_is_a_warning(tmp_path):
     callback, _ = training_callback(tmp_path, log_steps=2)
     steps(callback, last=9)
     callback.storage.put("checkpoints/000000008.pt", b"damaged")
-    again, told = training_callback(tmp_path)[0], []
-    again.on_event = told.append
+    again, events = training_callback(tmp_path)[0], []
+    again.on_event = events.append
     assert again.resume() == 6
-    (warning,) = [event.text for event in told if isinstance(event, WarningIssued)]
+    (warning,) = [event.text for event in events if isinstance(event, WarningIssued)]
     assert warning.endswith("checkpoints/000000008 is damaged; the training goes on from step 6")
 
 

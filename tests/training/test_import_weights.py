@@ -46,11 +46,11 @@ def finished(home_after, chest, file):
     """A home in which the tiny experiment has run to its end from the file, the outcome, and the events."""
 
     def work():
-        told = []
-        return run(chest, using(file), show=told.append), told
+        events = []
+        return run(chest, using(file), show=events.append), events
 
-    home, (outcome, told) = home_after("imagenet", work)
-    return home, outcome, told
+    home, (outcome, events) = home_after("imagenet", work)
+    return home, outcome, events
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_fine_tuning_starts_from_the_files_weights(finished, file):
 
 
 def test_kept_changed_and_dropped_tensors_are_in_the_result_and_reported(finished):
-    _, outcome, told = finished
+    _, outcome, result = finished
     report = outcome["stages"][0]["loaded"]["encoder"]
     stem = "16x16 to 8x8, normalisation folded in, 3 channels to 1"
     assert report["changed"] == {
@@ -84,7 +84,7 @@ def test_kept_changed_and_dropped_tensors_are_in_the_result_and_reported(finishe
         "pos_embed": "4x4 to 2x2",
     }
     assert (report["file"], report["kept"], report["dropped"]) == ("vit.safetensors", 27, ["head.bias", "head.weight"])
-    (event,) = [event for event in told if isinstance(event, WeightsImported)]
+    (event,) = [event for event in result if isinstance(event, WeightsImported)]
     assert {name: getattr(event, name) for name in ("file", "kept", "changed", "dropped")}.items() <= report.items()
     assert json.loads(Path(outcome["stages"][0]["where"], "result.json").read_text())["loaded"] == {"encoder": report}
 
@@ -179,10 +179,10 @@ def test_two_identical_commands_together_import_and_train_once(home, chest, file
 )
 def test_weights_that_do_not_fit_are_refused_before_ray_or_mlflow_start(home, chest, file, monkeypatch, change, words):
     monkeypatch.setattr("ray.init", lambda *args, **options: pytest.fail("Ray was started"))
-    told = []
+    messages = []
     with pytest.raises(UserError, match=words):
-        run(chest, using(file), change, {"train": {"workers": 1}}, show=told.append)
-    assert told == [] and not (home / "cache").exists() and runs_of(home, "experiment") == []
+        run(chest, using(file), change, {"train": {"workers": 1}}, show=messages.append)
+    assert messages == [] and not (home / "cache").exists() and runs_of(home, "experiment") == []
 
 
 def test_images_are_prepared_without_the_weights(home, chest):

@@ -186,10 +186,10 @@ def test_a_trunk_in_two_segments_ends_as_in_one_to_the_last_bit(xrays, undisturb
     (one, _) = chain(xrays, tmp_path, trunk=[4])
     run_all([one])
     step, ours, notes, _ = CheckpointManager(one.stage_storage).newest()
-    there, theirs, told, _ = CheckpointManager(undisturbed[1].stage_storage).newest()
+    there, theirs, result, _ = CheckpointManager(undisturbed[1].stage_storage).newest()
     assert step == there == one.stage_storage.get_json("result.json")["num_steps"]
     assert flat(ours) == flat(theirs) and len(flat(ours)) > 100
-    ours, theirs = validated(notes), validated(told)
+    ours, theirs = validated(notes), validated(result)
     assert all(theirs[at] == ours[at] for at in ours) and ours
 
 
@@ -261,10 +261,10 @@ def on_trunk(chest, epochs, trunk, *changes):
     return tiny(chest, {"pretrain": {"epochs": epochs, "trunk": trunk}, "finetune": SHORT, "test": False}, *changes)
 
 
-def trained(told):
+def trained(events):
     """The kinds of stages that were trained."""
-    kinds = [event.kind for event in told if isinstance(event, StageStarted)]
-    assert len(kinds) == len([event for event in told if isinstance(event, TrainingStarted)])
+    kinds = [event.kind for event in events if isinstance(event, StageStarted)]
+    assert len(kinds) == len([event for event in events if isinstance(event, TrainingStarted)])
     return kinds
 
 
@@ -273,12 +273,12 @@ def grown(chest, home_after):
     """A home where 2 and 4 epochs were run on one trunk, by one command; the outcomes, and the events."""
 
     def work():
-        told = []
-        return runner.run_all([on_trunk(chest, epochs, [2, 4]) for epochs in (2, 4)], told.append), told
+        events = []
+        return runner.run_all([on_trunk(chest, epochs, [2, 4]) for epochs in (2, 4)], events.append), events
 
-    home, (found, told) = home_after("trunk", work)
+    home, (found, events) = home_after("trunk", work)
     assert not [each["failure"] for each in found if "failure" in each]
-    return home, found, told
+    return home, found, events
 
 
 @pytest.fixture
@@ -290,11 +290,11 @@ def home(grown, tmp_path, monkeypatch):
 
 
 def test_two_values_of_one_trunk_train_its_first_segment_once(grown):
-    home, (two, four), told = grown
-    assert trained(told) == ["trunk", "cooldown", "finetune", "trunk", "cooldown", "finetune"]
+    home, (two, four), result = grown
+    assert trained(result) == ["trunk", "cooldown", "finetune", "trunk", "cooldown", "finetune"]
     assert [stage["kind"] for stage in four["stages"]] == ["trunk", "trunk", "cooldown", "finetune"]
     assert two["stages"][0]["run_id"] == four["stages"][0]["run_id"] and four["stages"][0]["reused"]
-    steps = [event.num_steps - event.start for event in told if isinstance(event, TrainingStarted)]
+    steps = [event.num_steps - event.start for event in result if isinstance(event, TrainingStarted)]
     whole = four["stages"][2]["num_steps"]
     assert sum(steps) - steps[2] - steps[5] == whole + steps[1]  # 0.8 of it and two cool-downs
 
@@ -343,20 +343,22 @@ def test_a_cool_down_s_encoder_is_there_for_others_and_a_segment_s_is_refused(gr
 
 def test_what_was_cleaned_away_comes_back_from_mlflow_without_training(home, chest, grown):
     shutil.rmtree(home / "checkpoints")
-    told = []
-    again = runner.run(on_trunk(chest, 4, [2, 4]), told.append)
-    assert trained(told) == [] and [stage["reused"] for stage in again["stages"]] == [True] * 4
+    messages = []
+    again = runner.run(on_trunk(chest, 4, [2, 4]), messages.append)
+    assert trained(messages) == [] and [stage["reused"] for stage in again["stages"]] == [True] * 4
     assert results(again) == results(grown[1][1])
 
 
 @pytest.mark.slow
 def test_a_segment_whose_state_is_gone_is_trained_again_when_a_stage_needs_it(home, chest, grown):
     shutil.rmtree(home / "checkpoints")
-    told = []
-    found = runner.run(on_trunk(chest, 5, [2, 4, 5]), told.append)
-    assert trained(told) == ["trunk", "trunk", "trunk", "cooldown", "finetune"]
-    said = [event.text for event in told if isinstance(event, WarningIssued)]
-    assert len(said) == 2 and all(text.endswith("has no checkpoint any more; training it again") for text in said)
+    events = []
+    found = runner.run(on_trunk(chest, 5, [2, 4, 5]), events.append)
+    assert trained(events) == ["trunk", "trunk", "trunk", "cooldown", "finetune"]
+    messages = [event.text for event in events if isinstance(event, WarningIssued)]
+    assert len(messages) == 2 and all(
+        text.endswith("has no checkpoint any more; training it again") for text in messages
+    )
     assert [stage["digest"] for stage in found["stages"][:2]] == [s["digest"] for s in grown[1][1]["stages"][:2]]
     assert runner.run(on_trunk(chest, 5, [2, 4, 5]), lambda event: None)["stages"][2]["reused"]
 
@@ -368,11 +370,11 @@ def test_a_trunk_that_fails_names_its_stage_and_costs_no_other_experiment(home, 
 
 
 def test_values_too_close_are_refused_before_anything_is_trained(home, chest):
-    told = []
+    messages = []
     with pytest.raises(UserError, match=r"^pretrain\.trunk: .* leave 3 out"):
         close = {"batch": 64, "cooldown": 0.5}
-        runner.run(on_trunk(chest, 5, [2, 3, 5], {"pretrain": close}), told.append)
-    assert trained(told) == []
+        runner.run(on_trunk(chest, 5, [2, 3, 5], {"pretrain": close}), messages.append)
+    assert trained(messages) == []
 
 
 def test_every_kind_of_stage_has_its_words_and_its_place_in_the_line():

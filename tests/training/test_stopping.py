@@ -39,9 +39,9 @@ def started(code, preexec_fn=None):
 
 def ended(process):
     """What it still says on stdout and stderr: `communicate` would lose what `readline` has read ahead."""
-    said = process.stdout.read(), process.stderr.read()
+    output = process.stdout.read(), process.stderr.read()
     process.wait()
-    return said
+    return output
 
 
 def heard():

@@ -166,7 +166,7 @@ class Shelf:
 
 def test_ten_thousand_epochs_of_three_steps_are_thirty_thousand_steps_with_nothing_done_per_epoch(monkeypatch):
     """BTCV's recipe: points of the curve, validations and checkpoints fall where they fall in one epoch of as many."""
-    told = []
+    messages = []
     plan, _ = planned(stages("btcv/mae.yaml")["pretrain"], [15])
     for of in (plan, EpochSampler(6 * 30_000, 6, 30_000, 0, "pretrain")):
         clock = [0.0]
@@ -191,8 +191,8 @@ def test_ten_thousand_epochs_of_three_steps_are_thirty_thousand_steps_with_nothi
             clock[0] += 0.25  # seconds
             callback(step, loss, {})
         rows = [event.step for event in events if isinstance(event, MetricsLogged)]
-        told.append((of.num_steps, rows, objective.measured, shelf.checkpoints))
-    assert told[0] == told[1]
-    num_steps, rows, num_validations, checkpoints = told[0]
+        messages.append((of.num_steps, rows, objective.measured, shelf.checkpoints))
+    assert messages[0] == messages[1]
+    num_steps, rows, num_validations, checkpoints = messages[0]
     assert (num_steps, num_validations) == (30_000, 20)
     assert len(rows) == 1500 + 20 and len(checkpoints) == 30_000 * 0.25 / 300 - 1

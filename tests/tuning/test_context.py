@@ -76,7 +76,7 @@ def refused_metric(tmp_path, monkeypatch):
     monkeypatch.setenv("PREMED_HOME", str(tmp_path / "premed"))
     write_msd(tmp_path / "Task04_Hippocampus", 4, 0)
 
-    def said(metric, task, head="linear", **search):
+    def refusal(metric, task, head="linear", **search):
         where = tmp_path if task == "chestxray14" else tmp_path / "Task04_Hippocampus"
         base = {"task": {"name": task, "root": str(where)}, "encoder": "vit", "pretext": "none"}
         base["finetune"] = {"epochs": 2, "batch": 4, "lr": 1e-3, "head": head}
@@ -89,14 +89,16 @@ def refused_metric(tmp_path, monkeypatch):
             return str(error)
         return None
 
-    return said
+    return refusal
 
 
 def test_a_misspelt_metric_is_refused_before_anything_starts_with_the_names_there_are(refused_metric):
-    said = refused_metric("val/mauv", "chestxray14")
-    assert said.startswith("metric: chestxray14 has no val/mauv; did you mean val/mauc? there are val/auc/Atelectasis")
-    said = refused_metric(["val/dise", "seconds"], "msd", "unetr")
-    assert "has no val/dise; did you mean val/dice? " in said and "val/hd95/Anterior" in said
+    message = refused_metric("val/mauv", "chestxray14")
+    assert message.startswith(
+        "metric: chestxray14 has no val/mauv; did you mean val/mauc? there are val/auc/Atelectasis"
+    )
+    message = refused_metric(["val/dise", "seconds"], "msd", "unetr")
+    assert "has no val/dise; did you mean val/dice? " in message and "val/hd95/Anterior" in message
 
 
 @pytest.mark.parametrize(

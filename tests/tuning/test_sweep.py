@@ -66,12 +66,12 @@ def test_a_grid_shares_its_pre_trainings_never_opens_the_test_part_and_outlives_
     for name in (sealed / "test_list.txt").read_text().split():
         (sealed / "images" / name).write_bytes(b"sealed")
     space = {"pretext.mask_ratio": [0.5, 0.75], "finetune.lr": [1e-3, NOT_A_NUMBER]}
-    file, told = write_sweep(tmp_path, sealed, {"space": space, "retries": 1}), []
-    result = sweep.run(load_sweep(file), told.append)
+    file, events = write_sweep(tmp_path, sealed, {"space": space, "retries": 1}), []
+    result = sweep.run(load_sweep(file), events.append)
 
     assert [each.state for each in result.trials] == ["done", "failed", "done", "failed"]
     assert "at step 1 (samples " in (result.trials[1].failure or "") and result.best in (0, 2)
-    assert len([event for event in told if isinstance(event, WarningIssued) and "trying again" in event.text]) == 2
+    assert len([event for event in events if isinstance(event, WarningIssued) and "trying again" in event.text]) == 2
     assert len(runs_of(home, "pretrain")) == 2 and runs_of(home, "test") == []
     (parent,) = runs_of(home, "sweep")
     below = runs_of(home, "trial")
@@ -91,7 +91,7 @@ def test_a_grid_shares_its_pre_trainings_never_opens_the_test_part_and_outlives_
     models = store_of(home).client.search_model_versions
     assert models() == []  # a sweep makes no versions; who takes its best makes one
     for _ in range(2):
-        taken = runner.run(load([f"{result.where}/best.yaml"], ["test=false"]), told.append)
+        taken = runner.run(load([f"{result.where}/best.yaml"], ["test=false"]), events.append)
         assert [stage["reused"] for stage in taken["stages"]] == [True, True]
         assert [version.run_id for version in models()] == [taken["stages"][1]["run_id"]]
 
@@ -165,10 +165,10 @@ def command_of(file):
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
 
 
-def killed_once(file, said, number=signal.SIGKILL):
+def killed_once(file, message, number=signal.SIGKILL):
     """Starts the sweep, and ends it so as soon as it says `said`; its exit code, and what it said then."""
     process = command_of(file)
-    until(process.stderr, said)
+    until(process.stderr, message)
     process.send_signal(number)
     return process.communicate()[1], process.returncode
 
@@ -200,7 +200,7 @@ def cluster(ray_that_stays, monkeypatch):
 @pytest.mark.cluster
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("asked", "said", "save_minutes"),
+    ("settings", "message", "save_minutes"),
     [
         (GRID, "[trial 2] fine-tuning on", 0),
         (ASHA, "[trial 3] fine-tuning on", 0),
@@ -208,24 +208,24 @@ def cluster(ray_that_stays, monkeypatch):
     ],
 )
 def test_killed_in_the_middle_the_same_command_ends_as_if_it_had_not_been_and_leaves_nothing(
-    new_home, chest, tmp_path, monkeypatch, cluster, asked, said, save_minutes
+    new_home, chest, tmp_path, monkeypatch, cluster, settings, message, save_minutes
 ):
     theirs, ours = new_home(), new_home()
-    file = write_sweep(tmp_path, chest, asked, {"train": {"save_minutes": save_minutes}})
+    file = write_sweep(tmp_path, chest, settings, {"train": {"save_minutes": save_minutes}})
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("PREMED_HOME", str(theirs))
     expected = whole(file)
     assert emptied(cluster) == [2.0, []]
 
     monkeypatch.setenv("PREMED_HOME", str(ours))
-    killed_once(file, said)
+    killed_once(file, message)
     before = {(run.run_id, run.status) for run in runs_of(ours, "finetune", status="FINISHED")}
     found = whole(file)
     assert table(found) == table(expected)
     assert len(runs_of(ours, "pretrain")) == len(runs_of(theirs, "pretrain")) <= 2
     assert len(runs_of(ours, "finetune")) == len(found["trials"])
     assert before <= {(run.run_id, run.status) for run in runs_of(ours, "finetune", status="FINISHED")}
-    if "scheduler" in asked:
+    if "scheduler" in settings:
         assert "stopped" in {each["state"] for each in found["trials"]}
     assert emptied(cluster) == [2.0, []]
 
@@ -235,10 +235,10 @@ def states(file):
     return [each.state for each in sweep.report(load_sweep(file)).trials]
 
 
-def refuse_noise(said):
+def refuse_noise(message):
     """What closing causes is nobody's concern."""
     for word in ("Traceback", "ERROR", "internal_kv", "is closed", "Error"):
-        assert word not in said, said
+        assert word not in message, message
 
 
 WAITING, TRAINING = "[trial 2] pre-training: ", "pre-training on "
@@ -265,20 +265,20 @@ def test_ctrl_c_at_any_moment_fails_no_trial_and_the_same_command_ends_as_if_it_
     time.sleep(2 * ECHO)
     process.send_signal(signal.SIGINT)
     began = time.monotonic()
-    said = process.communicate()[1]
+    output = process.communicate()[1]
     assert process.returncode == 130 and time.monotonic() - began < 5
-    refuse_noise(said)
-    assert said.splitlines()[-1].startswith(("premed: left at once", "premed: stopped")), said
+    refuse_noise(output)
+    assert output.splitlines()[-1].startswith(("premed: left at once", "premed: stopped")), output
     assert set(states(file)) <= {"running", "waiting"} and emptied(cluster) == [2.0, []]
 
     for moment in (WAITING, TRAINING, VALIDATED, ENDED):
-        said, code = killed_once(file, moment, signal.SIGINT)
-        refuse_noise(said)
-        last = said.splitlines()[-1]
-        assert code == 130 and last.startswith("premed: stopped") and "; run the same command again to " in last, said
+        output, code = killed_once(file, moment, signal.SIGINT)
+        refuse_noise(output)
+        last = output.splitlines()[-1]
+        assert code == 130 and last.startswith("premed: stopped") and "; run the same command again to " in last, output
         if moment == TRAINING:
-            assert " at step " in last and list(ours.glob("checkpoints/pretrain-*/checkpoints/*.json")), said
-        assert set(states(file)) <= {"running", "waiting", "done"}, (moment, said)
+            assert " at step " in last and list(ours.glob("checkpoints/pretrain-*/checkpoints/*.json")), output
+        assert set(states(file)) <= {"running", "waiting", "done"}, (moment, output)
         assert "running" in states(file) or moment == ENDED  # then the others may end in the same seconds
         assert emptied(cluster) == [2.0, []] and list(store_of(ours).search({}, experiment=LEASES)) == []
         assert "RUNNING" not in {run.status for kind in ("finetune", "trial") for run in runs_of(ours, kind)}

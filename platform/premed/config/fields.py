@@ -139,14 +139,14 @@ def specs(annotation: Any, listed: bool = False) -> Iterator[tuple[type[Spec], b
 
 def of_specs(kinds: list[tuple[type[Spec], bool]], path: str) -> Iterator[FieldEntry]:
     """The fields of a section that is one of several Specs: the first's; of others what it lacks, and their purpose."""
-    told = set[str]()
+    yielded = set[str]()
     for number, (kind, listed) in enumerate(kinds):
         prefix = f"{path}[]." if listed else f"{path}."
         purpose = inspect.getdoc(kind) if number else None
         for each in entries(kind, prefix):
-            if each.path in told:
+            if each.path in yielded:
                 continue
-            told.add(each.path)
+            yielded.add(each.path)
             if purpose and "." not in each.path.removeprefix(prefix):
                 meaning = f"{' '.join(purpose.split(chr(10) * 2)[0].split())} {each.meaning}".strip()
                 each = replace(each, default=each.default or "—", meaning=meaning)

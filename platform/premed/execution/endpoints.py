@@ -84,8 +84,8 @@ def ask_dashboard(url: str, token: str | None = None, own_machine: bool = False)
         return Answer(UNKNOWN, problem=f"answers, but not as Ray's dashboard (HTTP status {open_answer.status})")
     if token is None:
         return Answer(DASHBOARD, is_open=False)
-    told = get(f"{url}/api/version", f"Bearer {token}", own_machine)
-    return Answer(DASHBOARD, told.json.get("ray_version", ""), is_open=False, is_accepted=told.status == 200)
+    reply = get(f"{url}/api/version", f"Bearer {token}", own_machine)
+    return Answer(DASHBOARD, reply.json.get("ray_version", ""), is_open=False, is_accepted=reply.status == 200)
 
 
 def ask_mlflow(url: str, secret: str | None = None, own_machine: bool = False) -> Answer:
@@ -96,28 +96,28 @@ def ask_mlflow(url: str, secret: str | None = None, own_machine: bool = False) -
     """
     tls = {} if own_machine else certificates()
     search = f"{url}/api/2.0/mlflow/experiments/search?max_results=1"
-    told = get(search, "", own_machine, **tls)
-    if told.problem:
-        return Answer("", problem=told.problem)
-    asks, accepted = told.status == 401 and (not own_machine or "mlflow" in told.text.lower()), None
-    if told.status != 200 and secret:
+    reply = get(search, "", own_machine, **tls)
+    if reply.problem:
+        return Answer("", problem=reply.problem)
+    asks, accepted = reply.status == 401 and (not own_machine or "mlflow" in reply.text.lower()), None
+    if reply.status != 200 and secret:
         again = get(search, secret, own_machine, **tls)
         accepted = again.status == 200
-        asks, told = asks or accepted, again if accepted else told
+        asks, reply = asks or accepted, again if accepted else reply
     version = mlflow_version(url, secret or "" if asks else "", own_machine, **tls)
-    if told.status == 200 and (version or "experiments" in told.json):
+    if reply.status == 200 and (version or "experiments" in reply.json):
         return Answer(MLFLOW, version, is_open=not asks, is_accepted=accepted)
     if asks and not accepted:
         return Answer(MLFLOW, version, is_open=False, is_accepted=accepted)
-    said = told.text.strip().splitlines()[:1] if version else []  # as "Invalid Host header - …"
-    reason = ": ".join([f"HTTP status {told.status}", *said])
+    first_line = reply.text.strip().splitlines()[:1] if version else []  # as "Invalid Host header - …"
+    reason = ": ".join([f"HTTP status {reply.status}", *first_line])
     return Answer(MLFLOW if version else UNKNOWN, version, problem=f"answers, but not as MLflow's server ({reason})")
 
 
 def mlflow_version(url: str, secret: str, own_machine: bool, **tls: Any) -> str:
     """The version of an MLflow server; empty if it does not say."""
-    said = get(f"{url}/version", secret, own_machine, **tls).text.strip()
-    return said if re.fullmatch(r"\d+\.\d+\.\S+", said) else ""
+    version = get(f"{url}/version", secret, own_machine, **tls).text.strip()
+    return version if re.fullmatch(r"\d+\.\d+\.\S+", version) else ""
 
 
 @dataclass(frozen=True)

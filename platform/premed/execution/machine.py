@@ -77,18 +77,18 @@ def gpus() -> tuple[list[dict[str, Any]], list[Finding]]:
     fields = "name,memory.total,memory.free,driver_version"
     try:
         command = [tool, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
-        told = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+        output = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
         return [], [Finding("error", "nvidia-smi", SILENT)]
     except OSError as error:
         return [], [Finding("error", "nvidia-smi", f"{tool} cannot be run ({error.strerror}); reinstall the driver")]
-    if told.returncode:
-        reason = next(iter((told.stdout + told.stderr).strip().splitlines()), f"exit code {told.returncode}").rstrip(
-            ". "
-        )
+    if output.returncode:
+        reason = next(
+            iter((output.stdout + output.stderr).strip().splitlines()), f"exit code {output.returncode}"
+        ).rstrip(". ")
         return [], [Finding("error", "nvidia-smi", f"{reason}; install or restart NVIDIA's driver")]
     found = []
-    for line in told.stdout.splitlines():
+    for line in output.stdout.splitlines():
         cells = [each.strip() for each in line.split(",")]
         if len(cells) == len(fields.split(",")):  # else a warning
             sizes = [float(each) * 2**20 / 1e9 if each.isdecimal() else None for each in cells[1:3]]  # MIG: [N/A]
@@ -137,10 +137,10 @@ def gpus_of_torch() -> tuple[list[dict[str, Any]], list[Finding]]:
     code = "import torch\nfor i in range(torch.cuda.device_count()):\n  free, total = torch.cuda.mem_get_info(i)\n"
     code += "  print(torch.cuda.get_device_name(i), total, free, sep='\\t')"
     try:
-        told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS)
+        output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
         return [], [Finding("note", "torch", SLOW)]
-    rows = [line.split("\t") for line in told.stdout.splitlines()]
+    rows = [line.split("\t") for line in output.stdout.splitlines()]
     if rows:
         return [
             {"name": a, "memory_gb": int(b) / 1e9, "memory_free_gb": int(c) / 1e9, "driver": ""} for a, b, c in rows

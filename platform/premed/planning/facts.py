@@ -17,7 +17,7 @@ def described(looked: Looked, machine: Machine) -> dict[str, str]:
     labelled = sum(case.label is not None for case in cases)
     kind = "volumes" if task.dims == 3 else "pictures"
     names = f" ({', '.join(looked.recognised.channels)})" if looked.recognised.channels else ""
-    said = {
+    facts = {
         "layout": f"{looked.recognised.layout}: task {looked.fields['name']}",
         "images": f"{len(cases)} {kind} of {patients} patients, {labelled} with labels",
         "parts": ", ".join(f"{len(some)} {part}" for part, some in parts.items()),
@@ -26,15 +26,15 @@ def described(looked: Looked, machine: Machine) -> dict[str, str]:
         "shapes": f"{extremes(found.shapes)} (of {len(found.headers)} headers)",
     }
     if len(found.spacings):
-        said["spacing"] = f"{extremes(found.spacings)} mm"
+        facts["spacing"] = f"{extremes(found.spacings)} mm"
         counts = Counter(header.orientation for header in found.headers).most_common(3)
-        said["orientation"] = ", ".join(f"{count} {name}" for name, count in counts) + "; all are turned to RAS"
+        facts["orientation"] = ", ".join(f"{count} {name}" for name, count in counts) + "; all are turned to RAS"
     if found.values:
         lowest, low, middle, high, highest = (f"{value:.4g}" for value in found.values.percentiles)
-        said["intensities"] = (
+        facts["intensities"] = (
             f"{lowest} to {highest}, 0.5 % {low}, median {middle}, 99.5 % {high} (of {found.values.num} images)"
         )
-    return said | {"machine": str(machine)}
+    return facts | {"machine": str(machine)}
 
 
 def labels_in_words(looked: Looked) -> str:

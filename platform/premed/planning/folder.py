@@ -58,8 +58,8 @@ def recognise(folder: Path) -> Recognised:
             break
     if best is None:
         raise next(iter(refusals.values()), None) or unlabelled(folder)
-    said = [f"not read as task {task}: {error}" for task, error in refusals.items()]
-    return replace(best, notes=(*best.notes, *said))
+    notes = [f"not read as task {task}: {error}" for task, error in refusals.items()]
+    return replace(best, notes=(*best.notes, *notes))
 
 
 def data_sets_below(folder: Path) -> list[str]:

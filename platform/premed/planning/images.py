@@ -133,10 +133,12 @@ def volume_values(found: Survey, channels: Sequence[str], num_channels: int) -> 
         window = hounsfield_window(found)
         choices = {"window": window, "percentiles": Choice(None, "the window cuts"), "normalise": Choice("window")}
         return choices | {"normalise": Choice("window", "the window becomes 0 to 1")}, notes
-    said = ""
+    range_read = ""
     if values:
-        said = f"; {values.num} images were read: {times(values.percentiles[:1])} to {times(values.percentiles[-1:])}"
-    choices = {"percentiles": Choice([0.5, 99.5], f"cuts outliers of each image{said}")}
+        range_read = (
+            f"; {values.num} images were read: {times(values.percentiles[:1])} to {times(values.percentiles[-1:])}"
+        )
+    choices = {"percentiles": Choice([0.5, 99.5], f"cuts outliers of each image{range_read}")}
     if found.zero_share > STRIPPED:
         why = f"{100 * found.zero_share:.0f} % of each image or more is 0, background that was removed: it stays 0"
         choices |= {"normalise": Choice("zscore_nonzero", why)}

@@ -88,14 +88,14 @@ def _stop(number: int, frame: Any) -> None:
 
 def _watch(read: int) -> None:
     """Leaves at the second signal, and says after a while that the command is still stopping."""
-    first, told = None, False
+    first, warned = None, False
     while True:
-        wait = None if first is None or told else max(first + PATIENCE - time.monotonic(), 0)
+        wait = None if first is None or warned else max(first + PATIENCE - time.monotonic(), 0)
         if not select.select([read], [], [], wait)[0]:
             print(
                 "premed: stopping, after a checkpoint where one can be saved; again to leave at once", file=sys.stderr
             )
-            told = True
+            warned = True
             continue
         if not any(number in SIGNALS for number in os.read(read, 64)):  # libraries handle other signals
             continue

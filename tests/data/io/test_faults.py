@@ -253,8 +253,8 @@ def test_a_fault_in_a_real_file_is_one_line_with_file_and_mend(what, request):
         return
     with pytest.raises(UserError) as caught:
         prepared(root)
-    said = str(caught.value)
-    assert "\n" not in said and [word for word in words if word not in said] == [], said
+    message = str(caught.value)
+    assert "\n" not in message and [word for word in words if word not in message] == [], message
 
 
 @pytest.mark.parametrize("source", ["pictures", "photographs", "dicoms", "volumes", "decathlon"])

@@ -32,7 +32,7 @@ QFORM = {
 HALVED = dict.fromkeys(("quatern_c", "qoffset_x", "qoffset_y", "qoffset_z"), 0)
 
 
-def said(path: Path) -> list[str]:
+def notes_of(path: Path) -> list[str]:
     """The notes on a file, up to their colons."""
     return [note.text.partition(":")[0] for note in read_file(path).notes]
 
@@ -92,7 +92,7 @@ def test_a_label_in_another_unit_than_its_image_is_compared_in_millimetres(tmp_p
 
 def test_a_code_that_is_no_unit_is_mm_and_a_note(tmp_path):
     path = nifti(tmp_path / "a.nii", STORED, sform=SFORM, sform_code=1, xyzt_units=6, pixdim=PIXDIM)
-    assert said(path) == ["xyzt_units 6 has no unit of length"]
+    assert notes_of(path) == ["xyzt_units 6 has no unit of length"]
     np.testing.assert_array_equal(read_image(path)[1], SFORM)
 
 
@@ -147,15 +147,15 @@ def test_a_header_that_says_the_same_twice_or_once_is_not_noted(tmp_path, how):
 
 def test_after_the_mend_that_the_note_names_the_qform_is_used(tmp_path):
     fields = {"sform": SFORM, "xyzt_units": 2, **QFORM, "pixdim": (-1, 1.5, 1.5, 8)}
-    assert said(nifti(tmp_path / "a.nii", STORED, sform_code=1, **fields))
+    assert notes_of(nifti(tmp_path / "a.nii", STORED, sform_code=1, **fields))
     mended = nifti(tmp_path / "b.nii", STORED, sform_code=0, **fields)
     np.testing.assert_allclose(read_image(mended)[1], SFORM @ np.diag([1, 1, 2, 1]), atol=1e-5)
-    assert said(mended) == []
+    assert notes_of(mended) == []
 
 
 def test_a_header_without_orientation_is_noted(tmp_path):
     path = nifti(tmp_path / "a.nii", STORED, pixdim=PIXDIM)
-    assert said(path) == ["it has neither sform nor qform, so that left and right are not known"]
+    assert notes_of(path) == ["it has neither sform nor qform, so that left and right are not known"]
 
 
 CORRECTED = {
@@ -168,7 +168,7 @@ CORRECTED = {
 @pytest.mark.parametrize("what", CORRECTED)
 def test_what_nibabel_corrects_silently_is_noted(tmp_path, what):
     fields, words = CORRECTED[what]
-    assert said(nifti(tmp_path / "a.nii", STORED, **fields)) == [words]
+    assert notes_of(nifti(tmp_path / "a.nii", STORED, **fields)) == [words]
 
 
 def test_a_qform_that_is_used_and_is_no_rotation_is_refused_by_name(tmp_path):
@@ -224,10 +224,10 @@ def test_the_check_notes_a_unit_and_compares_spacings_in_mm(hippocampi, copied, 
     for part in ("imagesTr", "labelsTr"):
         sform = np.diag([size, size, size, 1]) @ read_image(at(root, part, 1))[1]
         rewritten(at(root, part, 1), sform=sform, xyzt_units=code, pixdim=(1, size, size, size))
-    told = found(MSD, root)
-    assert errors(told) == [] and len(told) == 2  # the image and its label
+    findings = found(MSD, root)
+    assert errors(findings) == [] and len(findings) == 2  # the image and its label
     image = at(root, "imagesTr", 1)
-    (text,) = notes(told, IMAGE.replace("{1}", image.name))
+    (text,) = notes(findings, IMAGE.replace("{1}", image.name))
     assert f"its unit of length is the {unit}: its grid is converted to mm, voxels are 1 × 1 × 1 mm" in text
 
 
@@ -235,7 +235,7 @@ def test_the_check_notes_a_header_that_contradicts_itself(hippocampi, copied, fo
     root = copied(hippocampi)
     image = at(root, "imagesTr", 1)
     rewritten(image, qform_code=1, pixdim=(1, 1.5, 1.5, 8))
-    told = found(MSD, root)
-    (text,) = notes(told, "contradict each other")
-    assert errors(told) == [] and str(image) in text
+    findings = found(MSD, root)
+    (text,) = notes(findings, "contradict each other")
+    assert errors(findings) == [] and str(image) in text
     assert "voxels of 1 × 1 × 1 against 1.5 × 1.5 × 8 mm" in text and "set sform_code to 0" in text

@@ -110,16 +110,16 @@ def test_any_nifti_is_read_by_the_formulas_of_nifti1_h(tmp_path, fields, dtype, 
     if zipped:
         path.write_bytes(gzip.compress(path.read_bytes(), 1))
     values, affine, padding, notes = read_file(path)
-    expected, said = the_affine(fields, shape)
+    expected, result = the_affine(fields, shape)
     slope, inter = fields["scl_slope"], fields["scl_inter"]
     scaled = stored.astype(np.float64)
     if slope and not math.isnan(slope):
         scaled = scaled * slope + inter
     elif inter and not math.isnan(inter):
-        said.add(f"its scl_slope is {slope:g}")
+        result.add(f"its scl_slope is {slope:g}")
     np.testing.assert_allclose(values, scaled, rtol=1e-6, atol=1e-4)
     np.testing.assert_allclose(affine, expected, rtol=1e-4, atol=1e-4 * MM[fields["xyzt_units"] % 8])
-    assert {note.text.partition(":")[0] for note in notes} == said and padding is None
+    assert {note.text.partition(":")[0] for note in notes} == result and padding is None
 
 
 # DICOM ---------------------------------------------------------------------------------------------------------------

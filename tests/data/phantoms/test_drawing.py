@@ -19,23 +19,23 @@ WRITERS = {
 
 @pytest.mark.slow
 def test_several_processes_write_the_same_bytes_and_tell_how_far_they_are(tmp_path):
-    told = []
-    draw_missing(tmp_path / "here", WRITERS, lambda *progress: told.append(progress))
+    messages = []
+    draw_missing(tmp_path / "here", WRITERS, lambda *progress: messages.append(progress))
     for name, write in WRITERS.items():
         alone = write(tmp_path / "alone" / name)
         assert bytes_of(tmp_path / "here" / name) == bytes_of(alone) != {}
     counts = {"chestxray14": 6, "btcv": 3, "Task01_BrainTumour": 3}
-    assert told == [(name, done, count) for name, count in counts.items() for done in range(count + 1)]
+    assert messages == [(name, done, count) for name, count in counts.items() for done in range(count + 1)]
 
 
 @pytest.mark.slow
 def test_what_is_there_is_not_drawn_again_and_what_was_left_unfinished_is(tmp_path):
     (tmp_path / "btcv").mkdir()
     (tmp_path / ".chestxray14" / "rest").mkdir(parents=True)
-    told = []
+    messages = []
     some = {name: WRITERS[name] for name in ("chestxray14", "btcv")}
-    draw_missing(tmp_path, some, lambda name, *_: told.append(name))
-    assert {*told} == {"chestxray14"} and not [*(tmp_path / "btcv").iterdir()]
+    draw_missing(tmp_path, some, lambda name, *_: messages.append(name))
+    assert {*messages} == {"chestxray14"} and not [*(tmp_path / "btcv").iterdir()]
     assert not (tmp_path / ".chestxray14").exists() and not (tmp_path / "chestxray14" / "rest").exists()
     draw_missing(tmp_path, some, lambda *_: pytest.fail("nothing is missing"))
 

@@ -316,8 +316,10 @@ def test_each_warning_of_a_head_is_emitted_once(chest, tmp_path):
     objective.network.head.__class__ = Warned  # type: ignore[union-attr]
     closed_form.solve(objective, train, lambda *_: None, on_event=events.append)  # type: ignore[arg-type]
     name = task.classes[0]
-    said = [event.text for event in events if name in event.text]
-    assert said == [f"probe: {name} has only one kind of label in training: it is predicted with its frequency there"]
+    messages = [event.text for event in events if name in event.text]
+    assert messages == [
+        f"probe: {name} has only one kind of label in training: it is predicted with its frequency there"
+    ]
 
 
 # Pixels ---------------------------------------------------------------------------------------------------------------

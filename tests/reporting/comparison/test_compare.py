@@ -35,17 +35,17 @@ def test_scores_are_the_task_s_own_numbers():
     rows, classes = xrays(1), ("heart", "lung")
     found = score_table(columns(rows), "accuracy")
     summary = auc_summary(rows, classes) | accuracy_summary(rows, classes)
-    told = {name: found.scores["mauc"].full[k] for k, name in enumerate(["mauc", "auc/heart", "auc/lung"])}
-    told |= {"accuracy": found.scores["accuracy"].full[0], "accuracy/lung": found.scores["accuracy"].full[2]}
-    assert told == pytest.approx({name: summary[name] for name in told})
+    result = {name: found.scores["mauc"].full[k] for k, name in enumerate(["mauc", "auc/heart", "auc/lung"])}
+    result |= {"accuracy": found.scores["accuracy"].full[0], "accuracy/lung": found.scores["accuracy"].full[2]}
+    assert result == pytest.approx({name: summary[name] for name in result})
 
 
 def test_a_missed_organ_counts_and_an_absent_one_does_not():
     rows = volumes(0.8)
     found, summary = score_table(columns(rows), "dice"), segmentation_summary(rows, ("heart", "lung"))
     for name in ("dice", "hd95"):
-        told = dict(zip([name, f"{name}/heart", f"{name}/lung"], found.scores[name].full, strict=True))
-        assert told == pytest.approx({key: summary[key] for key in told})
+        message = dict(zip([name, f"{name}/heart", f"{name}/lung"], found.scores[name].full, strict=True))
+        assert message == pytest.approx({key: summary[key] for key in message})
     assert found.counts == {name: summary[name] for name in ("n_missed", "n_invented", "n_excluded")}
 
 
@@ -361,14 +361,14 @@ def test_json_terminal_and_csv_are_what_they_were(store, capsys, tmp_path):
 
 
 def test_mlflow_s_store_gives_what_the_store_in_memory_gives(store, empty_database, tmp_path):
-    told = []
+    messages = []
     shutil.copy(empty_database, tmp_path / "mlflow.db")
     for each in (store, RunStore(f"sqlite:///{tmp_path}/mlflow.db")):
         ids = in_order(each)
         add(each, "none", 0, volumes(0.5), change={"task": {"name": "btcv"}}, score="dice")
         add(each, "mae", 0, volumes(0.8), change={"task": {"name": "btcv"}}, score="dice")
         add(each, "none", 0, status="RUNNING")
-        told.append(json.dumps(as_json_value(compare(each))))
+        messages.append(json.dumps(as_json_value(compare(each))))
         for number, run_id in enumerate(ids):
-            told[-1] = told[-1].replace(run_id, f"run{number:03d}")
-    assert told[0] == told[1]
+            messages[-1] = messages[-1].replace(run_id, f"run{number:03d}")
+    assert messages[0] == messages[1]

@@ -39,9 +39,9 @@ def test_runs_of_another_protocol_are_refused_in_one_line_that_names_the_field(t
     add(trained, "mae", 9, **change)
     with pytest.raises(
         UserError, match=rf"^chestxray14: runs differ in {field}: .*\(6 runs\), .*\(1 run\); --where {field}="
-    ) as told:
+    ) as caught:
         compare(trained)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
     usual = {"size": 16, "lr": 0.001, "pool": "mean", "train": "cc", "test": "ee"}[field.rpartition(".")[2]]
     assert arm_of(compare(trained, where=[f"{field}={usual}"])).num_seeds == 3
 

@@ -151,7 +151,7 @@ def test_strips_are_paired_by_case_and_ordered_by_the_baseline(store, monkeypatc
         for strategy, value in (("none", 0.6), ("mae", 0.8)):
             add(store, strategy, seed, volumes(value, seed + 7 * (strategy == "mae")), score="dice")
     drawn = []
-    monkeypatch.setattr(charts, "strip_plots", lambda *told: drawn.append(told) or b"<svg/>")
+    monkeypatch.setattr(charts, "strip_plots", lambda *given: drawn.append(given) or b"<svg/>")
     page = built(store)
     ((mae,), none, places, *_) = drawn[0]
 
@@ -172,7 +172,7 @@ def test_strips_are_paired_by_case_and_ordered_by_the_baseline(store, monkeypatc
 
 def test_where_a_case_has_no_score_of_its_own_strips_are_over_classes(trained, monkeypatch):
     drawn = []
-    monkeypatch.setattr(charts, "strip_plots", lambda *told: drawn.append(told) or b"<svg/>")
+    monkeypatch.setattr(charts, "strip_plots", lambda *given: drawn.append(given) or b"<svg/>")
     built(trained)
     ((mae,), _, places, *_) = drawn[0]
     rows = compare(trained).tasks[0].blocks[0].rows

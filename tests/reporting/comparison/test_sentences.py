@@ -9,7 +9,7 @@ from premed.reporting.comparison.sentences import Pretraining, sentences
 PAST = {"chestxray14": Pretraining(957, loss=0.55, gate=0.80, passed=True)}
 
 
-def said(store, pretrainings=PAST):
+def sentence_of(store, pretrainings=PAST):
     result = compare(store)
     (arm,) = (arm for arm in result.tasks[0].blocks[0].rows if not arm.is_baseline)
     (line,) = sentences(result, pretrainings)
@@ -24,7 +24,7 @@ def runs(store, value, num=30):
 
 def test_better_is_said_with_its_difference_and_what_it_took(store):
     runs(store, 4.0, num=120)
-    line, difference = said(store)
+    line, difference = sentence_of(store)
     low, high = difference.interval
     assert difference.verdict == "better" and low > 0
     assert line == (
@@ -35,7 +35,7 @@ def test_better_is_said_with_its_difference_and_what_it_took(store):
 
 def test_worse_is_said_as_a_positive_number_from_small_to_large(store):
     runs(store, -2.0, num=120)
-    line, difference = said(store, {"chestxray14": Pretraining(957, loss=0.799, gate=0.80, passed=False)})
+    line, difference = sentence_of(store, {"chestxray14": Pretraining(957, loss=0.799, gate=0.80, passed=False)})
     low, high = difference.interval
     assert difference.verdict == "worse" and high < 0
     assert f"mae worse than none by {-difference.value:.3f} [{-high:.3f}, {-low:.3f}] mean AUC" in line
@@ -44,7 +44,7 @@ def test_worse_is_said_as_a_positive_number_from_small_to_large(store):
 
 def test_what_is_not_separable_keeps_its_sign_and_an_interval_around_zero(store):
     runs(store, 1.5)
-    line, difference = said(store)
+    line, difference = sentence_of(store)
     low, high = difference.interval
     assert low <= 0 <= high and f"mean AUC {difference.value:+.3f} [{low:+.3f}, {high:+.3f}]" in line
     assert "mae and none not separable with 100 % of the labels" in line and "helps" not in line
@@ -52,16 +52,16 @@ def test_what_is_not_separable_keeps_its_sign_and_an_interval_around_zero(store)
 
 def test_it_is_no_surprise_after_a_short_pre_training_alone(store):
     runs(store, 1.5)
-    assert "; after 60.0 min of pre-training" in said(store)[0]
+    assert "; after 60.0 min of pre-training" in sentence_of(store)[0]
     for run in store.search({"premed.kind": "pretrain"}):
         run.metrics["seconds"] = 40.0
-    assert "; expected after 40 s of pre-training on 957 images" in said(store)[0]
+    assert "; expected after 40 s of pre-training on 957 images" in sentence_of(store)[0]
 
 
 def test_one_seed_is_told_as_such(store):
     add(store, "none", 0, xrays(1.0, 0, num=120))
     add(store, "mae", 0, xrays(6.0, 0, num=120))
-    line, difference = said(store)
+    line, difference = sentence_of(store)
     assert difference.verdict == "better, these seeds" and "of the labels with these seeds;" in line
 
 

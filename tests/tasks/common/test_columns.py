@@ -25,8 +25,8 @@ def test_columns_of_ones_and_zeros_are_a_yes_or_no_each():
 
 
 def test_findings_of_one_cell_are_separated():
-    told = labels(findings=["Mass|Nodule", "No Finding", "Mass"])
-    assert told == {"label": "findings", "separator": "|", "none": "No Finding"}
+    result = labels(findings=["Mass|Nodule", "No Finding", "Mass"])
+    assert result == {"label": "findings", "separator": "|", "none": "No Finding"}
 
 
 @pytest.mark.parametrize(

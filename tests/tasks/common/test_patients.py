@@ -226,9 +226,9 @@ def test_missing_cells_and_names_that_differ_in_case_are_no_classes_and_no_patie
     ]
     write_table(tmp_path, table)
     found = listed(tmp_path, label="state", partial=True)
-    said = [f"{finding.where}: {finding.what}" for finding in found.errors]
+    findings = [f"{finding.where}: {finding.what}" for finding in found.errors]
     for words in ("'nan' would be a class", "'Well' and 'well' would be two classes", "'P1' and 'p1'", "is no patient"):
-        assert any(words in line for line in said), words
+        assert any(words in line for line in findings), words
     refused(lambda: found.split("train"), "would be")
     named = listed(tmp_path, label="state", classes=("Well", "well", "nan", "ill"), partial=True)
     assert not any("would be a class" in finding.what for finding in named.errors)

@@ -142,7 +142,7 @@ def _rounding(track: np.ndarray) -> float:
 
 def _compare_distances(path: Path, head: Any, step: float, notes: Notes) -> None:
     """Adds a note if SpacingBetweenSlices is not the distance of the positions: slices may be missing evenly."""
-    said = numbers(path, head, "SpacingBetweenSlices", 1)
-    if said and abs(abs(said[0]) - step) > EVEN * step:
-        what = f"{said[0]:g} mm against {step:.4g} mm; the positions are used; look whether slices are missing"
+    stated = numbers(path, head, "SpacingBetweenSlices", 1)
+    if stated and abs(abs(stated[0]) - step) > EVEN * step:
+        what = f"{stated[0]:g} mm against {step:.4g} mm; the positions are used; look whether slices are missing"
         notes[Note(f"SpacingBetweenSlices and the positions of the slices contradict each other: {what}")] = None

@@ -178,16 +178,18 @@ def _differences(used: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) ->
         return ""
     lengths, others = (np.linalg.norm(affine[:3, :3], axis=0) for affine in (used, other))
     axes, turned = used[:3, :3] / lengths, other[:3, :3] / np.where(others > 0, others, 1)
-    said = []
+    differences = []
     if (np.abs(lengths - others) * geometry.extent(shape)).max() > limit:
-        said.append(f"voxels of {_sizes(lengths)} against {_sizes(others)} mm")
+        differences.append(f"voxels of {_sizes(lengths)} against {_sizes(others)} mm")
     if (np.linalg.norm(axes - turned, axis=0) * lengths * geometry.extent(shape)).max() > limit:
         codes = ["".join(map(str, aff2axcodes(affine))) for affine in (used, other)]
         angle = np.rad2deg(np.arccos(np.clip((axes * turned).sum(axis=0).min(), -1, 1)))
-        said.append(f"axes {codes[0]} against {codes[1]}" if codes[0] != codes[1] else f"axes {angle:.2g}° apart")
+        differences.append(
+            f"axes {codes[0]} against {codes[1]}" if codes[0] != codes[1] else f"axes {angle:.2g}° apart"
+        )
     if (origin := float(np.linalg.norm(used[:3, 3] - other[:3, 3]))) > limit:
-        said.append(f"first voxels {origin:.3g} mm apart")
-    return ", ".join(said) or f"{geometry.corner_gap(used, other, shape):.2g} mm apart at the far corner"
+        differences.append(f"first voxels {origin:.3g} mm apart")
+    return ", ".join(differences) or f"{geometry.corner_gap(used, other, shape):.2g} mm apart at the far corner"
 
 
 def _scaling(path: Path, header: Any) -> Iterator[str]:

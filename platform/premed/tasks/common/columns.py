@@ -140,8 +140,8 @@ def labels_of(columns: Mapping[str, pandas.Series]) -> Labels | None:
         fields |= {"separator": separator} | ({"none": none[0]} if none else {})
         return Labels(fields, "any number of findings in one column", others)
     counts = Counter(cell for cell in columns[choice] if cell and cell not in unknown)
-    said = ", ".join(f"{count} {name}" for name, count in counts.most_common(6))
-    return Labels(fields, f"one class each: {said}" + (", …" if len(counts) > 6 else ""), others)
+    counted = ", ".join(f"{count} {name}" for name, count in counts.most_common(6))
+    return Labels(fields, f"one class each: {counted}" + (", …" if len(counts) > 6 else ""), others)
 
 
 def is_binary(cells: pandas.Series) -> bool:

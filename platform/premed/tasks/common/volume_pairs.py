@@ -82,9 +82,9 @@ def parse(name: str) -> File:
     is_label, key, channel = False, list[str](), ""
     for part in path.parts[:-1]:
         words = [word for word in SEPARATORS.split(part) if word]
-        said = [word for word in words if word.lower() in (*LABEL_WORDS, *IMAGE_WORDS)]
-        is_label |= any(word.lower() in LABEL_WORDS for word in said)
-        if rest := [word for word in words if word not in said]:
+        known = [word for word in words if word.lower() in (*LABEL_WORDS, *IMAGE_WORDS)]
+        is_label |= any(word.lower() in LABEL_WORDS for word in known)
+        if rest := [word for word in words if word not in known]:
             key.append("_".join(rest))
     words = [word for word in SEPARATORS.split(path.name) if word]
     if len(words) > 1 and re.fullmatch(r"\d{4}", words[-1]) and int(words[-1]) < 10:
