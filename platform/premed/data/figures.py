@@ -2,7 +2,8 @@
 
 Images are grey values [H, W], or volumes [X, Y, Z] in RAS order, of which one axial slice is shown in the radiological
 convention: anterior up, the patient's right on the left. Colours are Okabe and Ito's, safe for the colour-blind, then
-Paul Tol's if there are more classes. Every name is cut or wrapped to the width that it has, so that none touches another.
+Paul Tol's if there are more classes. Names are cut or wrapped to the width that there
+is, so that none touches another.
 """
 
 import json
