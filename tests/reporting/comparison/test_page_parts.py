@@ -181,8 +181,9 @@ def test_a_picture_that_tells_nonsense_has_no_cases(tmp_path, boxes):
 
 
 def test_versions_dates_and_digests_are_on_the_page(trained):
-    for run in trained.search({}):
+    for number, run in enumerate(trained.search({})):
         run.tags.update({"version.torch": "2.15.0", "mlflow.source.git.commit": "e89c848"})
+        run.tags["premed.digest"] = f"{number:03d}abcdef0123456789"
     next(iter(trained.search({}))).tags["version.torch"] = "2.14.1"
     written = datetime(2026, 11, 28, 18, 10, tzinfo=UTC)
     page = Page(report.page(compare(trained), trained, written=written))
