@@ -77,6 +77,11 @@ def test_a_page_is_as_wide_as_a_phone_and_its_tables_scroll_by_themselves(shown,
 
 
 @pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_as_wide_as_paper(shown, name):
+    assert shown(name, PAPER, media="print") <= PAPER
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_dark_where_that_is_preferred_and_light_on_paper(shown, name):
     ask = """
       const light = colour => Math.max(...colour.match(/\\d+/g).slice(0, 3).map(Number));

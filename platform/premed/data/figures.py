@@ -27,7 +27,7 @@ HIDDEN = "#8792a5"  # bluish, so that a hidden patch does not look like tissue
 INK, FAINT = "#222222", "#777777"
 CASES = "premed.cases"
 """The text chunk of a PNG with the cases that it shows, as JSON: [[name, left, top, right, bottom], …] in pixels."""
-LINE = 0.137  # inches between the lines of a finding's text
+WIDTH, LINE = 1.8, 0.137  # inches: of an image, and between the lines of findings
 
 
 def reconstruction(path: Path, cases: Sequence[tuple], caption: str = "", steps: Sequence[int] = ()) -> Path:
@@ -88,24 +88,23 @@ def probabilities(path: Path, cases: Sequence[tuple[str, np.ndarray, Mapping[str
     A case is (name, image, {class: (truth, p)}), truth 1, 0 or NaN (not known). All true findings stand above the
     image. Bars of true findings are blue, others grey; a finding of unknown truth carries a question mark.
     """
-    across, width = min(len(cases), 4), 1.8
-    rows = -(-len(cases) // across)
+    across, width = min(len(cases), 4), WIDTH
     planes = [[_plane(image, _most_varied_slice(image))] for _, image, _ in cases]
     true = [[finding for finding, (truth, _) in findings.items() if truth == 1] for _, _, findings in cases]
-    lines = [wrapped(some, width, 8, bold=True) for some in true]
-    above = [0.22 + LINE * max(1, *map(len, lines[row * across : (row + 1) * across]), 1) for row in range(rows)]
-    figure, axes = _grid(rows, across, planes, top=0.06, bottom=0.68, left=0.08, gap=0.78, width=width, above=above)
+    lines = [wrapped(some, width, 8, bold=True) or [""] for some in true]
+    heights = [0.22 + LINE * len(some) for some in lines]
+    above = [max(heights[first : first + across]) for first in range(0, len(cases), across)]
+    figure, axes = _grid(len(above), across, planes, top=0.06, bottom=0.68, left=0.08, gap=0.78, above=above)
     boxes = []
     for number, (axis, (image,), (name, _, findings)) in enumerate(zip(axes.ravel(), planes, cases, strict=False)):
         _show(axis, image, _window(image))
         nothing = "no finding" if any(truth == 0 for truth, _ in findings.values()) else "not known"
         told = "\n".join(lines[number]) or nothing
-        colour, weight = (COLOURS[4], "bold") if true[number] else (INK, "normal")
-        _above(axis, told, 3, fontsize=8, color=colour, weight=weight, linespacing=1.2)
-        name_at = 5 + 72 * LINE * max(1, len(lines[number]))
-        _above(axis, fitted(name, width, 7), name_at, fontsize=7, color=FAINT)
+        style = {"color": COLOURS[4], "weight": "bold"} if true[number] else {"color": INK}
+        _above(axis, told, 3, fontsize=8, linespacing=1.2, **style)
+        _above(axis, fitted(name, width, 7), 5 + 72 * LINE * len(lines[number]), fontsize=7, color=FAINT)
         _bars(figure, axis, sorted(findings.items(), key=lambda item: -item[1][1])[:3])
-        boxes.append((name, _box(figure, [axis], above=above[number // across], below=0.62)))
+        boxes.append((name, _box(figure, [axis], above=heights[number], below=0.62)))
     for axis in axes.ravel()[len(cases) :]:
         axis.set_visible(False)
     return _save(figure, path, boxes)
@@ -145,7 +144,7 @@ def _grid(
     planes: Sequence[Sequence[np.ndarray]],
     top: float,
     bottom: float,
-    width: float = 1.8,
+    width: float = WIDTH,
     left: float = 0.3,
     right: float = 0.08,
     gap: float = 0.08,
@@ -253,9 +252,7 @@ def _paint(labels: np.ndarray, alpha: float = 0.6) -> np.ndarray:
 
 
 def _name_row(axis: "Axes", name: str, volume: bool) -> None:
-    figure = axis.get_figure()
-    room = axis.get_position().height * (figure.get_figheight() if figure else 0)
-    axis.set_ylabel(fitted(name, room, 8), fontsize=8, color=FAINT, labelpad=3, parse_math=False)
+    axis.set_ylabel(fitted(name, axis.bbox.height / DPI, 8), fontsize=8, color=FAINT, labelpad=3, parse_math=False)
     if volume:
         behind = {"facecolor": "black", "alpha": 0.5, "edgecolor": "none", "pad": 1.5}
         axis.text(0.03, 0.5, "R", transform=axis.transAxes, fontsize=6, color="white", va="center", bbox=behind)

@@ -169,9 +169,10 @@ def bar_axis(span: tuple[float, float], signed: bool = False, width: int = 150) 
     parts = [f'<line x1="3" x2="{width - 3}" y1="17.5" y2="17.5" stroke="{FAINT}"/>']
     for tick, words in ticks(span, signed, width - 6):
         x = 3 + (width - 6) * (tick - low) / extent
-        anchor = "start" if x < 15 else "end" if x > width - 15 else "middle"
+        half = 3.2 * len(words)
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="14" y2="17.5" stroke="{FAINT}"/>')
-        parts.append(f'<text x="{x:.1f}" y="11" text-anchor="{anchor}">{words}</text>')
+        middle = min(max(x, half), width - half)  # within the cell
+        parts.append(f'<text x="{middle:.1f}" y="11" text-anchor="middle">{words}</text>')
     return Markup(f'<svg class="axis" viewBox="0 0 {width} 18" width="{width}" height="18">{"".join(parts)}</svg>')
 
 
@@ -184,7 +185,7 @@ def ticks(span: tuple[float, float], signed: bool, width: float) -> list[tuple[f
             step, decimals = digits * 10.0**exponent, max(0, int(digits == 2.5) - int(exponent))
             values = [step * i for i in range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)]
             words = [f"{value + 0.0:{'+' if signed and value else ''}.{decimals}f}" for value in values]
-            if width * step / (high - low or 1.0) >= 6.5 * max(map(len, words), default=0) + 8:
+            if width * step / (high - low or 1.0) >= 6.5 * max(map(len, words), default=0) + 10:
                 return list(zip(values, words, strict=True))
     return []
 

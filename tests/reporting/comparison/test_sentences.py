@@ -119,7 +119,8 @@ def test_many_comparisons_are_counted_by_verdict_with_the_largest_clear_differen
     counted, largest = answered(store)
     assert counted == (
         "Of 4 comparisons with none in mean AUC, after Holm's correction: "
-        "2 better (mae with 10 %, 100 % of the labels), 2 worse (unimiss with 10 %, 100 % of the labels), 0 not separable"
+        "2 better (mae with 10 %, 100 % of the labels), 2 worse (unimiss with 10 %, 100 % of the labels), "
+        "0 not separable"
     )
     most = max(rows, key=lambda arm: abs(arm.scores["mauc"].difference.value))
     value = abs(most.scores["mauc"].difference.value)
