@@ -19,6 +19,7 @@ from premed.tracking.run_store import RunStore
 
 DIGITS = 12  # of digests, as in the terminal and in --where
 MANY = 6  # strategies; more are not named
+PRETRAINED_ON = "pre-training"  # the part of the data that pre-training learns from
 
 
 class StageRecord(NamedTuple):
@@ -174,9 +175,10 @@ def provenance(tasks: Sequence[TaskResult], records: Records, written: datetime,
         parts: dict[str, set[str]] = {}
         for run in (run for block in task.blocks for arm in block.rows for run in arm.runs):
             for kind, run_id in run.stages.items():
-                for name, digest in records[run_id].data.items():
-                    if kind in SCORING or name == "images":
-                        parts.setdefault("pre-training" if name == "images" else name, set()).add(digest)
-        if parts:
-            lines.append((f"data of {task.task}", ", ".join(f"{name} {listed(some)}" for name, some in parts.items())))
+                of_data = records[run_id].data
+                shown = of_data if kind in SCORING else {PRETRAINED_ON: of_data.get("images", "")}
+                for part, digest in shown.items():
+                    parts.setdefault(part, set()).update(filter(None, [digest]))
+        if words := [f"{part} {listed(some)}" for part, some in parts.items() if some]:
+            lines.append((f"data of {task.task}", ", ".join(words)))
     return lines
