@@ -1,13 +1,17 @@
 """figures.py: pictures are written, show what they should, and are the same bytes for the same input."""
 
 import csv
+import json
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from premed.data import figures
+from premed.data.lettering import fitted
 
 RAMP = np.linspace(0, 1, 64 * 64).reshape(64, 64)
 VOLUME = np.random.default_rng(0).normal(size=(24, 32, 20))
@@ -126,6 +130,73 @@ def test_a_case_without_labels_and_more_classes_than_colours_are_drawn(tmp_path)
     nothing = np.zeros((20, 20), int)
     cases = [("none", RAMP[:20, :20], nothing, nothing), ("many", RAMP[:20, :20], many, nothing)]
     assert figures.overlay(tmp_path / "a.png", cases, [f"class {i}" for i in range(20)]).stat().st_size > 0
+
+
+# ---- names
+
+
+FINDINGS = ("Atelectasis", "Cardiomegaly", "Pleural_Thickening", "Consolidation", "Infiltration", "Pneumothorax")
+LONG = "patient0000001/study1/a_series_without_an_end/view1_frontal.png"
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are drawn, which are not written."""
+    figures_drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, *_: figures_drawn.append(figure))
+    return figures_drawn
+
+
+def texts(figure):
+    """The texts of a figure with the boxes that they take, in pixels."""
+    (canvas := FigureCanvasAgg(figure)).draw()  # which moves labels to their places
+    renderer = canvas.get_renderer()
+    some = [text for axis in figure.axes if axis.get_visible() for text in (*axis.texts, axis.title, axis.yaxis.label)]
+    return [(text.get_text(), text.get_window_extent(renderer)) for text in some if text.get_text()]
+
+
+def require_apart(figure):
+    placed = texts(figure)
+    touching = [(a, b) for (a, one), (b, other) in combinations(placed, 2) if one.overlaps(other)]
+    width, height = figure.canvas.get_width_height()
+    outside = [text for text, box in placed if box.x0 < 0 or box.y0 < 0 or box.x1 > width or box.y1 > height]
+    assert (touching, outside) == ([], [])
+
+
+def test_every_true_finding_stands_above_its_image_in_full(drawn):
+    found = [FINDINGS, FINDINGS[2:3], (), FINDINGS[:3], FINDINGS]
+    cases = [(LONG, RAMP, {name: (float(name in some), 0.5) for name in FINDINGS}) for some in found]
+    figures.probabilities(Path(), cases)
+    told = [axis.texts[0].get_text().replace("\n", " ") for axis in drawn[0].axes[:5]]
+    assert told == [", ".join(some) or "no finding" for some in found]
+    require_apart(drawn[0])
+
+
+@pytest.mark.parametrize("shape", [(24, 60), (24, 32, 20)])
+def test_names_do_not_touch_however_long_they_are(drawn, shape):
+    image = np.random.default_rng(0).normal(size=shape)
+    figures.probabilities(Path(), [(LONG, image, {LONG: (1, 0.9), "y": (np.nan, 0.2)})] * 5)
+    figures.overlay(Path(), [(LONG, image, image > 1, image > 1)] * 3, [LONG])
+    figures.reconstruction(Path(), [(LONG, image, image, *[image] * 5)] * 3, "", [5_000, 10_000, 15_000, 200_000])
+    for figure in drawn:
+        require_apart(figure)
+
+
+def test_a_name_that_is_too_long_keeps_both_its_ends():
+    cut = fitted(LONG, 1.8, 7)
+    assert cut.startswith("patient") and cut.endswith("frontal.png") and "…" in cut
+    assert fitted("a.png", 1.8, 7) == "a.png"
+
+
+def test_a_picture_tells_where_its_cases_are(tmp_path):
+    dark = np.zeros((20, 20))
+    dark[:2] = 1
+    cases = [(name, image, {"x": (1, 0.9)}) for name, image in (("dark", dark), ("light", 1 - dark))]
+    path = figures.probabilities(tmp_path / "a.png", cases)
+    with Image.open(path) as picture:
+        boxes = {name: box for name, *box in json.loads(picture.text[figures.CASES])}
+        middles = [picture.convert("L").crop(boxes[name]).resize((3, 3)).getpixel((1, 1)) for name in ("dark", "light")]
+    assert middles[0] < 100 < 150 < middles[1]
 
 
 def test_real_chest_x_rays_with_their_findings(real, tmp_path):

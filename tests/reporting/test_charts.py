@@ -98,6 +98,38 @@ def test_a_value_without_an_interval_is_a_dot_and_an_undefined_one_is_nothing():
     assert charts.interval_bar(np.nan, [np.nan, np.nan], (0.0, 1.0), "#0072B2") == ""
 
 
+def test_an_axis_has_its_ticks_where_the_bars_have_these_values():
+    span = (0.47, 0.91)
+    axis = charts.bar_axis(span)
+    at = re.findall(r'<line x1="([\d.]+)"', axis)[1:]
+    ticks = [*zip(at, re.findall(r">([\d.]+)</text>", axis), strict=True)]
+    assert len(ticks) >= 3
+    for x, value in ticks:
+        (bar,) = re.findall(r'<circle cx="([\d.]+)"', charts.interval_bar(float(value), [np.nan, np.nan], span, "k"))
+        assert float(x) == pytest.approx(float(bar), abs=0.11)
+
+
+@pytest.mark.parametrize("span", [(-0.04, 0.13), (-0.0012, 0.0007), (2.0, 97.0), (0.5, 0.5), (-1e-12, 1e-12)])
+def test_an_axis_of_differences_is_signed_and_its_ticks_are_apart(span):
+    axis = charts.bar_axis(span, signed=True)
+    ticks = [(float(x), text) for x, text in re.findall(r'<text x="([\d.]+)"[^>]*>(.*?)</text>', axis)]
+    assert all(text[0] in "+-" or float(text) == 0 for _, text in ticks)
+    assert all(b[0] - a[0] > 25 for a, b in zip(ticks, ticks[1:], strict=False)) and len({*ticks}) == len(ticks)
+
+
+def test_shares_of_labels_tell_their_numbers_of_images(figure):
+    drawn = charts.label_fractions(LINES, "mean AUC", {0.05: "12–14 images"})
+    (axes,) = drawn.axes  # type: ignore[attr-defined]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["5 %\n12–14 images", "100 %"]
+    assert axes.get_xlabel() == "share of the labels used in fine-tuning" and axes.get_ylabel() == "mean AUC"
+
+
+@pytest.mark.parametrize("name", ["fractions", "pretraining", "strips", "many, paired"])
+def test_both_axes_have_names(figure, name):
+    some = DRAWINGS[name]().axes  # type: ignore[attr-defined]
+    assert any(axes.get_xlabel() for axes in some) and any(axes.get_ylabel() for axes in some)
+
+
 def test_bars_of_a_column_share_a_span_that_holds_all_that_is_known():
     low, high = charts.bar_span([0.2, np.nan, 0.6], [0.1])  # type: ignore[misc]
     assert low < 0.1 and high > 0.6 and charts.bar_span([np.nan]) is None

@@ -65,3 +65,15 @@ def test_pictures_are_in_the_page(rendered, content, kind):
 def test_a_page_runs_no_script_and_loads_nothing(rendered):
     text = rendered("")
     assert text.startswith("<!doctype html>\n") and "default-src 'none'; img-src data:" in text
+
+
+@pytest.mark.parametrize(
+    "template", ["base.html.jinja", "comparison.html.jinja", "data_check.html.jinja", "sweep.html.jinja"]
+)
+def test_every_page_fits_a_phone_and_has_a_dark_scheme_and_one_for_paper(rendered, template):
+    """What a browser makes of these: tests/integration/test_pages_in_browser.py."""
+    source, *_ = html.environment().loader.get_source(html.environment(), template)  # type: ignore[union-attr]
+    assert template == "base.html.jinja" or '{% extends "base.html.jinja" %}' in source
+    page = rendered("")
+    assert '<meta name="color-scheme" content="light dark">' in page and "width=device-width" in page
+    assert "@media screen and (prefers-color-scheme: dark)" in page and "@media print" in page

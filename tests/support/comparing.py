@@ -1,6 +1,15 @@
 """What tests of comparisons do: made-up experiments in a run store, as `recorder.py` leaves them."""
 
+import json
+import re
+from io import BytesIO
+
 import numpy as np
+from PIL import Image
+from support.pages import Page
+
+from premed.reporting.comparison import page as report
+from premed.reporting.comparison.compare import compare
 
 TREE = {
     "task": {"name": "chestxray14", "size": 16},
@@ -134,3 +143,44 @@ def score_of(result, label="mae", **more):
 
 def difference_of(result, label="mae", **more):
     return score_of(result, label, **more).difference
+
+
+# ---- its page
+
+
+def png(width=40, height=20) -> bytes:
+    Image.new("RGB", (width, height)).save(file := BytesIO(), "PNG")
+    return file.getvalue()
+
+
+def leave(store, run_id, folder, losses=(), gate=None, pictures=(), result=None, time=0):
+    """Gives a stage's run a curve, pictures and, if there is one, a result. time: of the curve's points, in ms."""
+    folder.mkdir(parents=True)
+    if result is not None:
+        (folder / "result.json").write_text(json.dumps(result))
+        store.log_files(run_id, folder / "result.json")
+    points = [
+        {"step": 10 * i, "time": time, "metrics": {"val/loss": loss} | ({"val/gate": gate} if gate else {})}
+        for i, loss in enumerate(losses, start=1)
+    ]
+    (folder / "curve.jsonl").write_text("\n".join(map(json.dumps, points)))
+    store.log_files(run_id, folder / "curve.jsonl")
+    for name, content in pictures:
+        (folder / name).write_bytes(content)
+        store.log_files(run_id, folder / name, "pictures")
+
+
+def stages(store, strategy, seed=0, fraction=1.0):
+    (arm,) = (
+        arm
+        for arm in compare(store).tasks[0].blocks[0].rows
+        if (arm.strategy, arm.label_fraction) == (strategy, fraction)
+    )
+    return next(run.stages for run in arm.runs if run.seed == str(seed))
+
+
+def built(store, **more) -> Page:
+    page = Page(report.page(compare(store), store, **more))
+    assert page.open == [] and "script" not in page.tags and "link" not in page.tags
+    assert all(re.match("data:image/(png|svg[+]xml);base64,", each) for each in page.loads)
+    return page

@@ -2,14 +2,18 @@
 
 Images are grey values [H, W], or volumes [X, Y, Z] in RAS order, of which one axial slice is shown in the radiological
 convention: anterior up, the patient's right on the left. Colours are Okabe and Ito's, safe for the colour-blind, then
-Paul Tol's if there are more classes.
+Paul Tol's if there are more classes. Names are cut or wrapped to the width that there
+is, so that none touches another.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from premed.data.lettering import fitted, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +25,9 @@ COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#C
 LINES = (4, 5, 2, 6, 0, 1, 7, 8)  # the colours most legible as thin lines on white, best first
 HIDDEN = "#8792a5"  # bluish, so that a hidden patch does not look like tissue
 INK, FAINT = "#222222", "#777777"
+CASES = "premed.cases"
+"""The text chunk of a PNG with the cases that it shows, as JSON: [[name, left, top, right, bottom], …] in pixels."""
+WIDTH, LINE = 1.8, 0.137  # inches: of an image, and between the lines of findings
 
 
 def reconstruction(path: Path, cases: Sequence[tuple], caption: str = "", steps: Sequence[int] = ()) -> Path:
@@ -72,30 +79,35 @@ def overlay(
             row[2].set_xlabel(f"Dice {scores[number]:.3f}", fontsize=8, color=INK, labelpad=3)
     _name_columns(axes[0], ("image", "truth", "prediction"))
     _legend(axes[0, 2], {classes[label - 1]: COLOURS[(label - 1) % len(COLOURS)] for label in shown})
-    return _save(figure, path)
+    return _save(figure, path, [(case[0], _box(figure, row)) for case, row in zip(cases, axes, strict=True)])
 
 
 def probabilities(path: Path, cases: Sequence[tuple[str, np.ndarray, Mapping[str, tuple[float, float]]]]) -> Path:
     """A grid of images with their true findings and the three most probable classes.
 
-    A case is (name, image, {class: (truth, p)}), truth 1, 0 or NaN (not known). Bars of true findings are blue,
-    others grey; a finding of unknown truth carries a question mark.
+    A case is (name, image, {class: (truth, p)}), truth 1, 0 or NaN (not known). All true findings stand above the
+    image. Bars of true findings are blue, others grey; a finding of unknown truth carries a question mark.
     """
-    across = min(len(cases), 4)
-    rows = -(-len(cases) // across)
+    across, width = min(len(cases), 4), WIDTH
     planes = [[_plane(image, _most_varied_slice(image))] for _, image, _ in cases]
-    figure, axes = _grid(rows, across, planes, top=0.42, bottom=0.68, left=0.08, gap=1.1)
-    for axis, (image,), (name, _, findings) in zip(axes.ravel(), planes, cases, strict=False):
+    true = [[finding for finding, (truth, _) in findings.items() if truth == 1] for _, _, findings in cases]
+    lines = [wrapped(some, width, 8, bold=True) or [""] for some in true]
+    heights = [0.22 + LINE * len(some) for some in lines]
+    above = [max(heights[first : first + across]) for first in range(0, len(cases), across)]
+    figure, axes = _grid(len(above), across, planes, top=0.06, bottom=0.68, left=0.08, gap=0.78, above=above)
+    boxes = []
+    for number, (axis, (image,), (name, _, findings)) in enumerate(zip(axes.ravel(), planes, cases, strict=False)):
         _show(axis, image, _window(image))
-        true = [finding for finding, (truth, _) in findings.items() if truth == 1]
         nothing = "no finding" if any(truth == 0 for truth, _ in findings.values()) else "not known"
-        axis.set_title(short(name, 34), fontsize=7, color=FAINT, loc="left", pad=14, parse_math=False)
-        axis.text(0, 1.015, short(", ".join(true), 27) or nothing, transform=axis.transAxes, fontsize=8,
-                  color=COLOURS[4] if true else INK, weight="bold" if true else "normal", parse_math=False)  # fmt: skip
+        told = "\n".join(lines[number]) or nothing
+        style = {"color": COLOURS[4], "weight": "bold"} if true[number] else {"color": INK}
+        _above(axis, told, 3, fontsize=8, linespacing=1.2, **style)
+        _above(axis, fitted(name, width, 7), 5 + 72 * LINE * len(lines[number]), fontsize=7, color=FAINT)
         _bars(figure, axis, sorted(findings.items(), key=lambda item: -item[1][1])[:3])
+        boxes.append((name, _box(figure, [axis], above=heights[number], below=0.62)))
     for axis in axes.ravel()[len(cases) :]:
         axis.set_visible(False)
-    return _save(figure, path)
+    return _save(figure, path, boxes)
 
 
 def thumbnail(
@@ -132,21 +144,28 @@ def _grid(
     planes: Sequence[Sequence[np.ndarray]],
     top: float,
     bottom: float,
-    width: float = 1.8,
+    width: float = WIDTH,
     left: float = 0.3,
     right: float = 0.08,
     gap: float = 0.08,
+    above: Sequence[float] = (),
 ) -> "tuple[Figure, np.ndarray]":
-    """Axes [rows, columns] without ticks, with the aspect ratio of the tallest plane; lengths in inches."""
+    """Axes [rows, columns] without ticks, with the aspect ratio of the tallest plane; lengths in inches.
+
+    above: what each row needs above its axes, besides `top` and `gap`.
+    """
     from matplotlib.figure import Figure
 
-    between = 0.06
+    between, above = 0.06, above or [0.0] * rows
     height = width * float(np.clip(max(image.shape[0] / image.shape[1] for image, *_ in planes), 0.4, 1.6))
-    size = np.array([left + columns * (width + between) - between + right, top + rows * (height + gap) - gap + bottom])
+    size = np.array(
+        [left + columns * (width + between) - between + right, top + sum(above) + rows * (height + gap) - gap + bottom]
+    )
     figure = Figure(figsize=tuple(size), dpi=DPI)
     axes = np.empty((rows, columns), object)
     for row, column in np.ndindex(rows, columns):
-        corner = np.array([left + column * (width + between), bottom + (rows - 1 - row) * (height + gap)])
+        lower = bottom + (rows - 1 - row) * (height + gap) + sum(above[row + 1 :])
+        corner = np.array([left + column * (width + between), lower])
         axis = figure.add_axes((*(corner / size), *((width, height) / size)))
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
@@ -154,13 +173,22 @@ def _grid(
     return figure, axes
 
 
-def _save(figure: "Figure", path: Path) -> Path:
+def _save(figure: "Figure", path: Path, cases: Sequence[tuple[str, tuple[int, ...]]] = ()) -> Path:
+    """Writes the PNG. cases: their names, and where in the picture they are: left, top, right, bottom."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
+    told = {CASES: json.dumps([[name, *box] for name, box in cases])} if cases else {}
+    FigureCanvasAgg(figure).print_png(path, metadata={"Software": None} | told)
     return path
+
+
+def _box(figure: "Figure", row: "Sequence[Axes]", above: float = 0.0, below: float = 0.0) -> tuple[int, ...]:
+    """(left, top, right, bottom) in pixels of a row of axes and of so many inches above and below them."""
+    size, first, last = figure.get_size_inches(), row[0].get_position(), row[-1].get_position()
+    inches = first.x0 * size[0], (1 - first.y1) * size[1] - above, last.x1 * size[0], (1 - first.y0) * size[1] + below
+    return tuple(max(0, round(DPI * each)) for each in inches)
 
 
 def _most_varied_slice(volume: np.ndarray) -> int:
@@ -224,7 +252,7 @@ def _paint(labels: np.ndarray, alpha: float = 0.6) -> np.ndarray:
 
 
 def _name_row(axis: "Axes", name: str, volume: bool) -> None:
-    axis.set_ylabel(short(name, 24), fontsize=8, color=FAINT, labelpad=3, parse_math=False)
+    axis.set_ylabel(fitted(name, axis.bbox.height / DPI, 8), fontsize=8, color=FAINT, labelpad=3, parse_math=False)
     if volume:
         behind = {"facecolor": "black", "alpha": 0.5, "edgecolor": "none", "pad": 1.5}
         axis.text(0.03, 0.5, "R", transform=axis.transAxes, fontsize=6, color="white", va="center", bbox=behind)
@@ -239,7 +267,7 @@ def _legend(axis: "Axes", colours: Mapping[str, str]) -> None:
     """A legend to the right of an axis, from its top down."""
     from matplotlib.patches import Patch
 
-    patches = [Patch(color=colour, label=short(name, 26)) for name, colour in colours.items()]
+    patches = [Patch(color=colour, label=fitted(name, 1.7, 9)) for name, colour in colours.items()]
     if patches:
         axis.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.02, 1.02), fontsize=9, frameon=False,
                     labelcolor=INK, handlelength=1)  # fmt: skip
@@ -255,8 +283,14 @@ def _bars(figure: "Figure", axis: "Axes", findings: Sequence[tuple[str, tuple[fl
         bars.barh(line, 1, height=0.86, color="#f3f3f3")
         bars.barh(line, probability, height=0.86, color="#9cc7e4" if truth == 1 else "#d0d0d0")
         known = "" if truth in (0, 1) else " ?"
-        bars.text(0.02, line, short(name, 20) + known, fontsize=7, color=INK, va="center", parse_math=False)
+        bars.text(0.02, line, fitted(name, 1.25, 7) + known, fontsize=7, color=INK, va="center", parse_math=False)
         bars.text(0.98, line, f"{probability:.2f}", fontsize=7, color=INK, va="center", ha="right")
+
+
+def _above(axis: "Axes", text: str, points: float, **style: Any) -> None:
+    """Writes a text so many points above an axis, from its left edge."""
+    axis.annotate(text, (0, 1), (0, points), "axes fraction", textcoords="offset points", va="bottom",
+                  parse_math=False, **style)  # fmt: skip
 
 
 def short(text: str, most: int) -> str:

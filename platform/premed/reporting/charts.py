@@ -4,7 +4,7 @@ Every line is labelled at its end. The same input gives the same bytes; text is 
 the same wherever it is opened.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -48,8 +48,11 @@ class Strip(NamedTuple):
     values: Sequence[float]
 
 
-def label_fractions(lines: Sequence[Line], ylabel: str) -> bytes:
-    """Scores over the share of labels that was used, their intervals as bands."""
+def label_fractions(lines: Sequence[Line], ylabel: str, sizes: Mapping[float, str] | None = None) -> bytes:
+    """Scores over the share of labels that was used, their intervals as bands.
+
+    sizes: the images of each share, in words, where they are known.
+    """
     figure, axes = axes_with_labels(WIDTH, 3.8)
     ends = []
     for line in lines:
@@ -63,7 +66,8 @@ def label_fractions(lines: Sequence[Line], ylabel: str) -> bytes:
     if shares[-1] > 3 * shares[0]:
         axes.set_xscale("log")
         axes.minorticks_off()
-    axes.set_xticks(shares, [f"{100 * share:.4g} %" for share in shares])
+    words = [f"{100 * share:.4g} %\n{(sizes or {}).get(share, '')}".strip() for share in shares]
+    axes.set_xticks(shares, words)
     style_axes(axes, "share of the labels used in fine-tuning", ylabel)
     axes.margins(x=0.02)
     label_ends(axes, ends)
@@ -93,7 +97,10 @@ def strip_plots(rows: Sequence[Strip], base: Strip | None, names: Sequence[str],
     names: of the positions. A row is labelled at its end, with the number of positions where it is above the baseline.
     """
     are_named, many = len(names) <= NAMED, len(names) > MANY
-    height, bottom = 1.05, 0.4 + (0.05 * max(len(short(name, 24)) for name in names) if are_named else 0)
+    height, bottom = (
+        max(1.05, 2.1 / len(rows)),
+        0.4 + (0.05 * max(len(short(name, 24)) for name in names) if are_named else 0),
+    )
     size = WIDTH, 0.1 + height * len(rows) + bottom
     figure, x = new_figure(size), np.arange(len(names))
     all_values = np.concatenate([np.asarray(row.values, float) for row in (*rows, *([base] if base else []))])
@@ -152,7 +159,35 @@ def interval_bar(
         low, high = map(at, interval)
         parts.append(f'<line x1="{low}" x2="{high}" y1="{middle}" y2="{middle}" stroke="{colour}" stroke-width="3"/>')
     parts.append(f'<circle cx="{at(value)}" cy="{middle}" r="4" fill="{colour}"/>')
-    return Markup(f'<svg width="{width}" height="{height}" aria-hidden="true">{"".join(parts)}</svg>')
+    size = f'viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+    return Markup(f'<svg {size} aria-hidden="true">{"".join(parts)}</svg>')
+
+
+def bar_axis(span: tuple[float, float], signed: bool = False, width: int = 150) -> Markup:
+    """The axis of a column of interval bars, for its heading: ticks with their values. signed: of differences."""
+    low, extent = span[0], (span[1] - span[0]) or 1.0
+    parts = [f'<line x1="3" x2="{width - 3}" y1="17.5" y2="17.5" stroke="{FAINT}"/>']
+    for tick, words in ticks(span, signed, width - 6):
+        x = 3 + (width - 6) * (tick - low) / extent
+        half = 3.2 * len(words)
+        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="14" y2="17.5" stroke="{FAINT}"/>')
+        middle = min(max(x, half), width - half)  # within the cell
+        parts.append(f'<text x="{middle:.1f}" y="11" text-anchor="middle">{words}</text>')
+    return Markup(f'<svg class="axis" viewBox="0 0 {width} 18" width="{width}" height="18">{"".join(parts)}</svg>')
+
+
+def ticks(span: tuple[float, float], signed: bool, width: float) -> list[tuple[float, str]]:
+    """(value, in words) of round numbers within a span, as near to each other as their words allow at this width."""
+    low, high = span
+    finest = np.floor(np.log10(max(high - low, 1e-9))) - 1
+    for exponent in (finest, finest + 1, finest + 2):
+        for digits in (1, 2, 2.5, 5):
+            step, decimals = digits * 10.0**exponent, max(0, int(digits == 2.5) - int(exponent))
+            values = [step * i for i in range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)]
+            words = [f"{value + 0.0:{'+' if signed and value else ''}.{decimals}f}" for value in values]
+            if width * step / (high - low or 1.0) >= 6.5 * max(map(len, words), default=0) + 10:
+                return list(zip(values, words, strict=True))
+    return []
 
 
 def bar_span(numbers: Sequence[float], marks: Sequence[float] = ()) -> tuple[float, float] | None:

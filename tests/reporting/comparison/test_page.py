@@ -1,15 +1,9 @@
 """The page of a comparison: it holds the numbers, needs nothing else, and leaves out what there is nothing of."""
 
-import json
-import re
-from io import BytesIO
-
 import numpy as np
 import pytest
-from PIL import Image
 from sklearn.metrics import roc_auc_score
-from support.comparing import CLASSES, add, volumes, xrays
-from support.pages import Page
+from support.comparing import CLASSES, add, built, leave, png, stages, volumes, xrays
 
 from premed.errors import UserError
 from premed.reporting import charts
@@ -17,25 +11,6 @@ from premed.reporting.comparison import artifacts
 from premed.reporting.comparison import page as report
 from premed.reporting.comparison.compare import compare
 from premed.reporting.formatting import number, p_value, signed
-
-
-def png(width=40, height=20) -> bytes:
-    Image.new("RGB", (width, height)).save(file := BytesIO(), "PNG")
-    return file.getvalue()
-
-
-def leave(store, run_id, folder, losses=(), gate=None, pictures=()):
-    """Gives a stage's run a curve and pictures."""
-    folder.mkdir(parents=True)
-    points = [
-        {"step": 10 * i, "time": 0, "metrics": {"val/loss": loss} | ({"val/gate": gate} if gate else {})}
-        for i, loss in enumerate(losses, start=1)
-    ]
-    (folder / "curve.jsonl").write_text("\n".join(map(json.dumps, points)))
-    store.log_files(run_id, folder / "curve.jsonl")
-    for name, content in pictures:
-        (folder / name).write_bytes(content)
-        store.log_files(run_id, folder / name, "pictures")
 
 
 @pytest.fixture
@@ -46,22 +21,6 @@ def trained(store):
             add(store, "none", seed, fraction=fraction)
             add(store, "mae", seed, xrays(2.5 if fraction == 1 else 1.1, seed + 9 * seed), fraction=fraction)
     return store
-
-
-def stages(store, strategy, seed=0, fraction=1.0):
-    (arm,) = (
-        arm
-        for arm in compare(store).tasks[0].blocks[0].rows
-        if (arm.strategy, arm.label_fraction) == (strategy, fraction)
-    )
-    return next(run.stages for run in arm.runs if run.seed == str(seed))
-
-
-def built(store, **more) -> Page:
-    page = Page(report.page(compare(store), store, **more))
-    assert page.open == [] and "script" not in page.tags and "link" not in page.tags
-    assert all(re.match("data:image/(png|svg[+]xml);base64,", each) for each in page.loads)
-    return page
 
 
 # ---- what is on it
@@ -99,7 +58,7 @@ def test_notes_are_on_the_page(trained):
 
 def test_charts_are_drawn_from_the_comparison_s_own_numbers(trained, monkeypatch):
     drawn = []
-    monkeypatch.setattr(charts, "label_fractions", lambda lines, word: drawn.extend(lines) or b"<svg/>")
+    monkeypatch.setattr(charts, "label_fractions", lambda lines, *more: drawn.extend(lines) or b"<svg/>")
     built(trained)
     rows = [arm for arm in compare(trained).tasks[0].blocks[0].rows if arm.label == "mae"]
     (line,) = (line for line in drawn if line.name == "mae")
@@ -129,7 +88,7 @@ def test_a_loss_without_a_gate_is_drawn_as_it_is(trained, tmp_path, monkeypatch)
     monkeypatch.setattr(charts, "pretraining_curves", lambda lines, *more: drawn.append((lines, *more)) or b"<svg/>")
     built(trained)
     (((line,), word),) = drawn
-    assert (line.name, line.values, word) == ("mae", [3.0, 2.0], "loss")
+    assert (line.name, line.values, word) == ("mae", [3.0, 2.0], "validation loss")
 
 
 def test_pictures_of_the_lowest_seed_stand_side_by_side_and_long_ones_alone(trained, tmp_path):
@@ -204,8 +163,8 @@ def test_empty_parts_are_left_out(store):
     page = built(store)
     assert page.headings == [
         "mean AUC",
-        "mean AUC by class",
         "AUC by class",
+        "mean AUC by class",
         "What it cost, and what stands beside the scores",
         "Notes on these rows",
     ]

@@ -1,10 +1,10 @@
 """A comparison in sentences: better, worse or not separable, in the score's own direction, and after what."""
 
 import pytest
-from support.comparing import add, xrays
+from support.comparing import add, volumes, xrays
 
 from premed.reporting.comparison.compare import compare
-from premed.reporting.comparison.sentences import Pretraining, sentences
+from premed.reporting.comparison.sentences import FEW, Pretraining, answer, sentences
 
 PAST = {"chestxray14": Pretraining(957, loss=0.55, gate=0.80, passed=True)}
 
@@ -77,3 +77,74 @@ def test_one_seed_is_told_as_such(store):
 )
 def test_how_far_a_pre_training_came(loss, passed, words):
     assert str(Pretraining(957, loss, 0.8 if loss else None, passed)) == words
+
+
+def test_weights_that_were_given_are_not_told_as_a_short_pre_training(store):
+    for seed in range(4):
+        add(store, "none", seed, xrays(1.5, seed))
+        add(store, "imagenet", seed, xrays(1.5, seed + 50), weights="aaa")
+    (line,) = sentences(compare(store), {})
+    assert "pre-training" not in line and "expected" not in line
+
+
+# ---- many comparisons
+
+
+def answered(store, pretrainings=None):
+    (task,) = compare(store).tasks
+    return answer(task, task.blocks[0], pretrainings or {})
+
+
+def many(store, values):
+    """Four seeds of `none` and of other strategies with these values, at two shares of the labels."""
+    for seed in range(4):
+        for share, less in ((0.1, 0.5), (1.0, 0.0)):
+            add(store, "none", seed, xrays(1.5 - less, seed, num=120), fraction=share)
+            for strategy, value in values.items():
+                add(store, strategy, seed, xrays(value - less, seed + 50, num=120), fraction=share)
+
+
+def test_a_few_comparisons_have_a_sentence_each(store):
+    many(store, {"mae": 4.0})
+    told = answered(store, {"mae": Pretraining(957, loss=0.55, gate=0.80, passed=True)})
+    assert len(told) == 2 <= FEW and all("on 957 images, past its gate by 31%" in each for each in told)
+    assert "with 10 % of the labels" in told[0] and "with 100 % of the labels" in told[1]
+
+
+def test_many_comparisons_are_counted_by_verdict_with_the_largest_clear_difference(store):
+    many(store, {"mae": 4.0, "unimiss": -2.0})
+    rows = [arm for arm in compare(store).tasks[0].blocks[0].rows if not arm.is_baseline]
+    verdicts = [(arm.label, arm.scores["mauc"].difference.verdict) for arm in rows]
+    assert sorted(verdicts) == [("mae", "better")] * 2 + [("unimiss", "worse")] * 2
+    counted, largest = answered(store)
+    assert counted == (
+        "Of 4 comparisons with none in mean AUC, after Holm's correction: "
+        "2 better (mae with 10 %, 100 % of the labels), 2 worse (unimiss with 10 %, 100 % of the labels), "
+        "0 not separable"
+    )
+    most = max(rows, key=lambda arm: abs(arm.scores["mauc"].difference.value))
+    value = abs(most.scores["mauc"].difference.value)
+    assert largest.startswith(f"The largest of these differences: {most.label} ") and f"{value:.3f}" in largest
+
+
+def test_many_comparisons_of_which_none_is_clear_are_counted_alone(store):
+    many(store, {"mae": 1.5, "unimiss": 1.5})
+    assert answered(store) == [
+        "Of 4 comparisons with none in mean AUC, after Holm's correction: 0 better, 0 worse, 4 not separable"
+    ]
+
+
+# ---- nothing to compare
+
+
+@pytest.mark.parametrize(("score", "best"), [("dice", "unimiss"), ("hd95", "unimiss")])
+def test_without_a_baseline_the_best_is_named_by_the_score_s_own_direction(store, score, best):
+    for strategy, value in (("mae", 0.5), ("unimiss", 0.8)):
+        add(store, strategy, 0, volumes(value), score=score)
+    (line,) = answered(store)
+    assert line.startswith(f"the best of 2 rows is {best} ") and line.endswith("there is no baseline to set it against")
+
+
+def test_an_undefined_score_is_called_so(store):
+    add(store, "none", 0, [{"case": c, "patient": "p", "y/x": 0.0, "p/x": 0.2} for c in "ab"])
+    assert answered(store) == ["mean AUC is undefined for these cases"]

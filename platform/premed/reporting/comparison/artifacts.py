@@ -3,17 +3,22 @@
 import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from premed.config.settings import TRUNK
+from premed.data.figures import CASES
 from premed.reporting.comparison.result import ArmResult, RunResult
 from premed.reporting.comparison.scores import Columns
 from premed.tracking.artifacts import ArtifactMissing
 from premed.tracking.run_store import Run, RunStore
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 WIDE = 1200  # pixels
 SCORING = ("finetune", "test")  # stages that scored cases, on val and on test; the others are pre-training
@@ -58,15 +63,54 @@ class Picture(NamedTuple):
         """Whether it is too wide to stand beside others."""
         return struct.unpack(">I", self.png[16:20])[0] > WIDE
 
+    def cases(self) -> dict[str, bytes]:
+        """The parts of it that show one case each, as PNGs by the case's name; empty where it does not tell."""
+        from PIL import Image
+
+        try:
+            with Image.open(BytesIO(self.png), formats=["PNG"]) as image:
+                boxes = json.loads(getattr(image, "text", {}).get(CASES, "[]"))
+                whole = (0, 0, *image.size)
+                return {str(name): cut(image, whole, box) for name, *box in boxes}
+        except (OSError, ValueError, TypeError, Image.DecompressionBombError):  # not premed's, or damaged
+            return {}
+
+
+def cut(image: "Image", whole: tuple[int, ...], box: Sequence[int]) -> bytes:
+    """A part of an image, as a PNG. box: left, top, right, bottom. Raises ValueError if that is not within `whole`."""
+    left, top, right, bottom = (int(each) for each in box)
+    if not (whole[0] <= left < right <= whole[2] and whole[1] <= top < bottom <= whole[3]):
+        raise ValueError(f"{box} is not within {whole}")
+    image.crop((left, top, right, bottom)).convert("RGB").save(file := BytesIO(), "PNG")
+    return file.getvalue()
+
 
 # ---- scores by case
 
 
-def case_scores(store: RunStore, part: str, arms: Sequence[ArmResult]) -> CaseScores:
-    """The scores by case of all runs of `arms`, whose labels differ."""
-    tables = {
+def case_tables(store: RunStore, part: str, arms: Sequence[ArmResult]) -> dict[str, list[Columns]]:
+    """The tables of cases of all runs of `arms`, whose labels differ, by label."""
+    return {
         arm.label: [store.columns(store.get(run.stages[SCORING[part == "test"]])) for run in arm.runs] for arm in arms
     }
+
+
+def class_counts(table: Columns) -> dict[str, tuple[int, int]]:
+    """(number of cases of which it is known, number of cases that have it) for each class."""
+    counts = {}
+    for column in table:
+        kind, _, name = column.partition("/")
+        if kind == "y":
+            truth = np.array(table[column], float)
+            counts[name] = int(np.isfinite(truth).sum()), int((truth == 1).sum())
+        elif kind == "state":
+            states = [state for state in table[column] if state]
+            counts[name] = len(states), sum(state in ("both", "missed") for state in states)
+    return counts
+
+
+def case_scores(tables: Mapping[str, Sequence[Columns]]) -> CaseScores:
+    """The scores by case of all runs, the means over each arm's. tables: by the arms' labels."""
     is_segmentation = any(name.startswith("dice/") for name in next(iter(tables.values()))[0])
     of_cases = mean_dice if is_segmentation else placements
     scores = {label: [dict(of_cases(table)) for table in some] for label, some in tables.items()}

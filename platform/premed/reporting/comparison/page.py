@@ -1,8 +1,11 @@
-"""A comparison as one HTML page, templates/comparison.html.jinja: verdicts, tables, charts, cases, pictures, runs."""
+"""A comparison as one HTML page, templates/comparison.html.jinja: the answer and the design in a sentence
+each, then tables and charts, then what it cost, then cases and pictures, runs, and where all of it comes from."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -11,7 +14,17 @@ from premed.errors import UserError
 from premed.reporting import charts
 from premed.reporting.comparison import artifacts
 from premed.reporting.comparison.artifacts import CaseScores, LossCurve, Picture
+from premed.reporting.comparison.design import (
+    Records,
+    design_sentence,
+    pretrained_on,
+    pretrainings,
+    provenance,
+    stage_records,
+    trained_on,
+)
 from premed.reporting.comparison.result import ComparisonResult, TaskResult
+from premed.reporting.comparison.sentences import answer
 from premed.reporting.comparison.tables import (
     CaseRow,
     ClassTable,
@@ -20,10 +33,9 @@ from premed.reporting.comparison.tables import (
     class_tables,
     extremes,
     score_table,
-    verdicts,
 )
 from premed.reporting.comparison.terminal import cost_columns, cost_row
-from premed.reporting.formatting import NAMES, counted, listed
+from premed.reporting.formatting import listed
 from premed.reporting.html import render
 from premed.tracking.run_store import RunStore
 
@@ -47,14 +59,17 @@ def write(result: ComparisonResult, store: RunStore, path: Path, ui: str | None)
         raise UserError(f"--html {path}: cannot be written ({error.strerror}); name another file") from None
 
 
-def page(result: ComparisonResult, store: RunStore, ui: str | None = None) -> str:
+def page(result: ComparisonResult, store: RunStore, ui: str | None = None, written: datetime | None = None) -> str:
+    """The page. written: the time that stands on it; None: now."""
     names = listed([task.task for task in result.tasks])
+    records = stage_records(store, (arm for task in result.tasks for block in task.blocks for arm in block.rows))
     return render(
         "comparison.html.jinja",
         title=f"premed compare: {names}",
         names=names,
         notes=result.notes,
-        tasks=[task_view(task, store, ui) for task in result.tasks],
+        tasks=[task_view(task, store, records, ui) for task in result.tasks],
+        provenance=provenance(result.tasks, records, written or datetime.now(UTC), version("premed")),
     )
 
 
@@ -63,65 +78,69 @@ class BlockView:
     """What is shown of one head's arms on one task, in this order; a part without content is empty."""
 
     section: Section
-    verdicts: Sequence[tuple]
+    records: Records
+    answer: Sequence[str]
+    design: str
+    sizes: Mapping[float, str]
+    """Of the training sets, by label fraction, where they are known."""
     scores: Sequence[ScoresView]
     fractions: charts.Chart | None
-    classes: Sequence[ClassTable]
     strips: charts.Chart | None
-    case_quantity: str
-    extremes: Sequence[CaseRow]
+    classes: Sequence[ClassTable]
     cost_columns: Sequence[str]
     cost_rows: Sequence[Sequence[str]]
+    case_quantity: str
+    are_cases: bool
+    """Whether that number is a case's own."""
+    extremes: Sequence[CaseRow]
     pretraining: Sequence[charts.Chart]
     pictures: Sequence[tuple[str, Sequence[Picture]]]
 
 
 class TaskView(NamedTuple):
     name: str
-    about: str
     notes: Sequence[str]
     blocks: Sequence[BlockView]
 
 
-def task_view(task: TaskResult, store: RunStore, ui: str | None) -> TaskView:
-    blocks = [block_view(Section(task, block, ui), store) for block in task.blocks]
-    return TaskView(task.task, about(task), task.notes, blocks)
+def task_view(task: TaskResult, store: RunStore, records: Records, ui: str | None) -> TaskView:
+    return TaskView(
+        task.task, task.notes, [block_view(Section(task, block, ui), store, records) for block in task.blocks]
+    )
 
 
-def about(task: TaskResult) -> str:
-    """What was scored."""
-    scored = f"{counted(task.num_cases, 'case')} of {counted(task.num_patients, 'patient')}"
-    baseline = f"set against {task.baseline}" if task.baseline else "without a baseline"
-    words = f"The {task.part} part, {scored}: {NAMES.get(task.score, task.score)}, {baseline}."
-    return f"{words} Intervals are of 95 %; a difference is that of the row less the baseline."
-
-
-def block_view(section: Section, store: RunStore) -> BlockView:
-    part, largest = section.task.part, section.largest
-    scores = artifacts.case_scores(store, part, largest)
+def block_view(section: Section, store: RunStore, records: Records) -> BlockView:
+    task, block, arms, part, largest = section.task, section.block, section.arms, section.task.part, section.largest
+    tables = artifacts.case_tables(store, part, largest)
+    scores, counts = artifacts.case_scores(tables), artifacts.class_counts(tables[largest[0].label][0])
     of_pretraining, of_answers = artifacts.pictures(store, part, largest)
-    names = sorted(section.arms[0].scores, key=lambda name: name != section.score)  # the task's own first
+    names = sorted(arms[0].scores, key=lambda name: name != section.score)  # the task's own first
+    sizes = {fraction: trained_on(section.at(fraction), records) for fraction in section.fractions}
     return BlockView(
         section=section,
-        verdicts=verdicts(section),
+        records=records,
+        answer=answer(task, block, pretrainings(arms, records)),
+        design=design_sentence(task, block, records),
+        sizes={fraction: size for fraction, size in sizes.items() if size},
         scores=[score_table(section, name) for name in names],
-        fractions=fractions(section),
-        classes=class_tables(section),
+        fractions=fractions(section, sizes),
         strips=strips(section, scores),
+        classes=class_tables(section, counts),
+        cost_columns=[*cost_columns(arms), "pre-trained on"],
+        cost_rows=[[*cost_row(arm), pretrained_on(arm, records) or "–"] for arm in arms],
         case_quantity=scores.quantity,
-        extremes=extremes(section, scores),
-        cost_columns=cost_columns(section.arms),
-        cost_rows=[cost_row(arm) for arm in section.arms],
-        pretraining=pretraining(section, artifacts.loss_curves(store, section.arms)),
-        pictures=[("What pre-training sees", of_pretraining), ("Answers", of_answers)],
+        are_cases=scores.are_cases,
+        extremes=extremes(section, scores, of_answers),
+        pretraining=pretraining(section, artifacts.loss_curves(store, arms)),
+        pictures=[("What pre-training sees", of_pretraining), ("Predictions", of_answers)],
     )
 
 
 # ---- charts
 
 
-def fractions(section: Section) -> charts.Chart | None:
-    """The score against the label fraction, if there are several."""
+def fractions(section: Section, sizes: Mapping[float, str]) -> charts.Chart | None:
+    """The score against the label fraction, if there are several. sizes: of the training sets."""
     if len(section.fractions) < 2:
         return None
     lines = []
@@ -135,7 +154,7 @@ def fractions(section: Section) -> charts.Chart | None:
         return None
     caption = "Means over seeds; the bands are the intervals of the table above."
     return charts.Chart(
-        f"{section.title} against the share of labels", caption, charts.label_fractions(lines, section.title)
+        f"{section.title} against the share of labels", caption, charts.label_fractions(lines, section.title, sizes)
     )
 
 
@@ -159,7 +178,8 @@ def strips(section: Section, scores: CaseScores) -> charts.Chart | None:
         caption += f" The dark line is {first}." if many else f" Grey is {first}, and a stem leads from there."
     others = [row for row in rows if row is not baseline]
     svg = charts.strip_plots(others, baseline, [names[i] for i in places], f"each {unit}, ordered by {first}", quantity)
-    return charts.Chart(f"{quantity} by {unit}", caption, svg)
+    title = f"{quantity} by {unit}" + (f", paired with {first}" if baseline else "")
+    return charts.Chart(title, caption, svg)
 
 
 def pretraining(section: Section, curves: Sequence[LossCurve]) -> list[charts.Chart]:
@@ -173,12 +193,14 @@ def pretraining(section: Section, curves: Sequence[LossCurve]) -> list[charts.Ch
         gates = listed({f"{curve.gate:.3g}" for curve in curves if curve.gate})
         caption = f"Validation loss, as a share of what predicting the mean patch of each place loses ({gates}), which "
         caption += "takes no network: the gate. An encoder that is not clearly below 100 % has little to transfer."
-        svg = charts.pretraining_curves(lines, "loss / gate", 1.0)
+        svg = charts.pretraining_curves(lines, "validation loss / gate", 1.0)
         shown.append(charts.Chart("Pre-training and its gate", caption, svg))
     for label in dict.fromkeys(curve.label for curve in curves if not curve.gate):
         colour = section.colours[label]
         lines = [charts.Line(label, colour, each.steps, each.losses) for each in curves if each.label == label]
         shown.append(
-            charts.Chart(f"Pre-training of {label}", "Validation loss.", charts.pretraining_curves(lines, "loss"))
+            charts.Chart(
+                f"Pre-training of {label}", "Validation loss.", charts.pretraining_curves(lines, "validation loss")
+            )
         )
     return shown

@@ -1,13 +1,15 @@
 """A comparison in sentences: for each task, whether an arm is better or worse than the baseline, by how much, and after
-how much pre-training."""
+how much pre-training; of many comparisons how many are, and the largest difference."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from premed.reporting.comparison.result import ArmResult, ComparisonResult, Difference, TaskResult
-from premed.reporting.formatting import NAMES, duration, number, percent, signed, span
+from premed.reporting.comparison.result import ArmResult, BlockResult, ComparisonResult, Difference, TaskResult
+from premed.reporting.formatting import NAMES, counted, duration, number, percent, signed, span
 
 LONG = 3600  # seconds of pre-training, below which it is no surprise that it does not help
+FEW = 3  # comparisons that have a sentence each
 NEAR = 0.005  # a loss within this share of the gate's is not past it
 
 
@@ -36,9 +38,71 @@ def sentences(result: ComparisonResult, pretrainings: Mapping[str, Pretraining])
 
 
 def task_sentences(task: TaskResult, pretraining: Pretraining | None) -> Iterator[str]:
-    for arm in (arm for block in task.blocks for arm in block.rows):
-        if (difference := arm.scores[task.score].difference) is not None:
-            yield f"{task.task}: {verdict_words(task, arm, difference)}{remark(arm, difference, pretraining)}"
+    for arm, difference in (compared for block in task.blocks for compared in comparisons(task, block)):
+        yield f"{task.task}: {verdict_words(task, arm, difference)}{remark(arm, difference, pretraining)}"
+
+
+def comparisons(task: TaskResult, block: BlockResult) -> list[tuple[ArmResult, Difference]]:
+    """The arms that are compared with the baseline."""
+    found = ((arm, arm.scores[task.score].difference) for arm in block.rows)
+    return [(arm, difference) for arm, difference in found if difference is not None]
+
+
+# ---- the answer of one table
+
+
+def answer(task: TaskResult, block: BlockResult, pretrainings: Mapping[str, Pretraining]) -> list[str]:
+    """The block's comparisons, a sentence each; of more than FEW their number by verdict, and the clearest difference.
+
+    pretrainings: by the arm's label.
+    """
+    compared = comparisons(task, block)
+    if not compared:
+        return [without_baseline(task, block)]
+    sentences_of = [
+        (arm, difference, verdict_words(task, arm, difference) + remark(arm, difference, pretrainings.get(arm.label)))
+        for arm, difference in compared
+    ]
+    if len(compared) <= FEW:
+        return [words for *_, words in sentences_of]
+    clear = [each for each in sentences_of if each[1].verdict.startswith(("better", "worse"))]
+    largest = max(clear, key=lambda each: abs(each[1].value), default=None)
+    return [tally(task, compared), *([f"The largest of these differences: {largest[2]}"] if largest else [])]
+
+
+def tally(task: TaskResult, compared: list[tuple[ArmResult, Difference]]) -> str:
+    """How many comparisons have which verdict, and which arms are better or worse."""
+    arms: dict[str, list[ArmResult]] = {"better": [], "worse": [], "not separable": []}
+    for arm, difference in compared:
+        word = next((word for word in arms if difference.verdict.startswith(word)), "without an interval")
+        arms.setdefault(word, []).append(arm)
+    parts = []
+    for word, some in arms.items():
+        labels: dict[str, list[str]] = {}
+        for arm in some:
+            labels.setdefault(arm.label, []).append(percent(arm.label_fraction))
+        named = "; ".join(f"{label} with {', '.join(shares)} of the labels" for label, shares in labels.items())
+        parts.append(f"{len(some)} {word}" + (f" ({named})" if some and word in ("better", "worse") else ""))
+    score = NAMES.get(task.score, task.score)
+    return (
+        f"Of {len(compared)} comparisons with {task.baseline} in {score}, after Holm's correction: {', '.join(parts)}"
+    )
+
+
+def without_baseline(task: TaskResult, block: BlockResult) -> str:
+    """The best arm, where there is nothing to set it against."""
+    name = NAMES.get(task.score, task.score)
+    scores = [(arm, arm.scores[task.score]) for arm in block.rows]
+    known = [(arm, score) for arm, score in scores if math.isfinite(score.mean)]
+    if not known:
+        return f"{name} is undefined for these cases"
+    arm, score = max(known, key=lambda each: each[1].mean if each[1].higher_is_better else -each[1].mean)
+    first = "" if len(scores) == 1 else f"the best of {counted(len(scores), 'row')} is "
+    words = f"{arm.label} with {percent(arm.label_fraction)} of the labels: {name} {number(score.mean)}"
+    return f"{first}{words} {span(score.interval)}; there is no baseline to set it against"
+
+
+# ---- one comparison
 
 
 def verdict_words(task: TaskResult, arm: ArmResult, difference: Difference) -> str:
@@ -57,7 +121,9 @@ def verdict_words(task: TaskResult, arm: ArmResult, difference: Difference) -> s
 
 def remark(arm: ArmResult, difference: Difference, pretraining: Pretraining | None) -> str:
     """How long the pre-training was, and what that says of the verdict."""
-    if arm.cost.pretrain is None:
+    if arm.cost.pretrain is None or any(
+        "import" in run.stages for run in arm.runs
+    ):  # given weights: nothing was trained
         return ""
     seconds = arm.cost.pretrain.seconds / max(arm.cost.pretrain.runs, 1)
     after = " ".join(["after", duration(seconds), "of pre-training", *([str(pretraining)] if pretraining else [])])

@@ -1,7 +1,7 @@
 """The contents of the tables of a comparison's page, and the colours of its arms in tables and charts."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -9,9 +9,9 @@ from markupsafe import Markup
 
 from premed.data.figures import COLOURS, FAINT, LINES
 from premed.reporting import charts
-from premed.reporting.comparison.artifacts import CaseScores
+from premed.reporting.comparison.artifacts import CaseScores, Picture
 from premed.reporting.comparison.result import ArmResult, BlockResult, ClassEstimate, RunResult, TaskResult
-from premed.reporting.formatting import NAMES, mean_std, number, percent, signed, span
+from premed.reporting.formatting import NAMES, mean_std, percent, span
 
 NUM_EXTREMES = 3  # largest gains and losses that are shown
 
@@ -52,33 +52,6 @@ class Section:
         return self.ui and f"{self.ui}/#/experiments/{run.experiment_id}/runs/{run_id}"
 
 
-# ---- the verdict in words
-
-
-def verdicts(section: Section) -> list[tuple[ArmResult, str, str, str]]:
-    """(arm, its score, verdict, difference) in words, at the largest label fraction; the baseline's last two are ""."""
-    if not section.baseline or len(section.largest) < 2:
-        return []
-    rows = []
-    for arm in section.largest:
-        score = arm.scores[section.score]
-        words, numbers = "", ""
-        if difference := score.difference:
-            words = verdict(difference.verdict, section.baseline)
-            numbers = f"{signed(difference.value)} {span(difference.interval, signed)}"
-        rows.append((arm, f"{mean_std(score.mean, score.std)} {span(score.interval)}", words, numbers))
-    return rows
-
-
-def verdict(words: str, baseline: str) -> str:
-    """A verdict with the baseline's name: `better than none, these seeds`."""
-    separable = "not separable"
-    if words.startswith(separable):
-        return f"{separable} from {baseline}{words.removeprefix(separable)}"
-    first, comma, rest = words.partition(", ")
-    return f"{first} {'against' if first == 'no interval' else 'than'} {baseline}{comma}{rest}"
-
-
 # ---- scores
 
 
@@ -99,10 +72,11 @@ class ScoresView(NamedTuple):
     """After the title: which way is better, if that is not up."""
     is_main: bool
     """The task's own score, which has p-values and verdicts."""
-    scale: Sequence[str]
-    """The values at the two ends of the intervals' bars; empty if nothing is known."""
-    difference_scale: Sequence[str]
-    """The same for the differences' bars; empty if no arm has a difference."""
+    axis: Markup
+    """Of the intervals' bars; empty if nothing is known."""
+    has_differences: bool
+    difference_axis: Markup
+    """Of the differences' bars."""
     rows: Sequence[ScoreRow]
     has_constant: bool
     """Whether the score of a constant answer is in the bars."""
@@ -130,24 +104,22 @@ def score_table(section: Section, name: str) -> ScoresView:
         title=NAMES.get(name, name),
         note="" if scores[0].higher_is_better else ": lower is better",
         is_main=is_main,
-        scale=ends(scale, number),
-        difference_scale=ends(reach, signed),
+        axis=charts.bar_axis(scale) if scale else Markup(),
+        has_differences=bool(differences),
+        difference_axis=charts.bar_axis(reach, signed=True) if reach else Markup(),
         rows=rows,
         has_constant=any(map(math.isfinite, constants)),
     )
-
-
-def ends(scale: tuple[float, float] | None, word: Callable[[float], str]) -> list[str]:
-    return [word(end) for end in scale or ()]
 
 
 # ---- classes
 
 
 class ClassCell(NamedTuple):
-    """A class's mean and deviation, and whether its difference to the baseline is clear."""
+    """A class's mean, deviation and interval, and whether its difference to the baseline is clear."""
 
     text: str
+    interval: str
     mark: str
     """▲ or ▼, above or below the baseline; "" where the difference is not clear."""
     direction: str
@@ -160,11 +132,15 @@ class ClassTable(NamedTuple):
     title: str
     is_open: bool
     arms: Sequence[ArmResult]
-    rows: Sequence[tuple[str, Sequence[ClassCell]]]
+    rows: Sequence[tuple[str, tuple[int, int], Sequence[ClassCell]]]
+    """A class, its numbers of cases and of positive ones, and a cell for each arm."""
 
 
-def class_tables(section: Section) -> list[ClassTable]:
-    """A table for each label fraction; that of the largest is open. None where there is one class."""
+def class_tables(section: Section, counts: Mapping[str, tuple[int, int]]) -> list[ClassTable]:
+    """A table for each label fraction; that of the largest is open. None where there is one class.
+
+    counts: for each class, how many cases there are of which it is known, and how many have it.
+    """
     names = list(section.largest[0].scores[section.score].classes)
     if len(names) < 2:
         return []
@@ -172,17 +148,20 @@ def class_tables(section: Section) -> list[ClassTable]:
     for fraction in section.fractions:
         arms = section.at(fraction)
         scores = [arm.scores[section.score] for arm in arms]
-        rows = [(name, [class_cell(each.classes[name], each.higher_is_better) for each in scores]) for name in names]
+        rows = [
+            (name, counts[name], [class_cell(each.classes[name], each.higher_is_better) for each in scores])
+            for name in names
+        ]
         tables.append(ClassTable(f"{percent(fraction)} of the labels", arms[0] in section.largest, arms, rows))
     return tables
 
 
 def class_cell(estimate: ClassEstimate, higher_is_better: bool) -> ClassCell:
-    text = mean_std(estimate.mean, estimate.std)
+    text, interval = mean_std(estimate.mean, estimate.std), span(estimate.interval)
     if not (estimate.difference and estimate.is_clear):
-        return ClassCell(text, "", "")
+        return ClassCell(text, interval, "", "")
     is_above = estimate.difference.value > 0
-    return ClassCell(text, "▲" if is_above else "▼", "up" if is_above == higher_is_better else "down")
+    return ClassCell(text, interval, "▲" if is_above else "▼", "up" if is_above == higher_is_better else "down")
 
 
 # ---- cases
@@ -197,16 +176,34 @@ class CaseRow(NamedTuple):
     case: str
     baseline: float
     value: float
+    pictures: Sequence[tuple[str, str, bytes]]
+    """(label, seed, PNG) of the case, by the baseline and by the arm, where both have one."""
 
 
-def extremes(section: Section, scores: CaseScores) -> list[CaseRow]:
-    """The cases with the largest gains and losses against the baseline."""
+def extremes(section: Section, scores: CaseScores, pictures: Sequence[Picture]) -> list[CaseRow]:
+    """The cases with the largest gains and losses against the baseline. pictures: of the arms' predictions."""
     if not section.baseline:
         return []
+    shown: dict[str, list[tuple[str, dict[str, bytes]]]] = {}
+    for picture in pictures:
+        shown.setdefault(picture.label, []).append((picture.seed, picture.cases()))
+
+    def of_case(label: str, name: str) -> list[tuple[str, str, bytes]]:
+        some = [(label, seed, cases) for seed, cases in shown.get(label, ())]
+        return [(label, seed, cases[case]) for label, seed, cases in some if (case := case_of(name, cases))]
+
     rows = []
     for arm in section.largest:
         differences = scores.differences(arm.label, section.baseline)
         gains = [each for each in differences[:NUM_EXTREMES] if each[2] > each[1]]
         losses = [each for each in differences[-NUM_EXTREMES:] if each[2] < each[1]]
-        rows += [CaseRow(arm, i == 0, *each) for i, each in enumerate(gains + losses)]
+        for i, each in enumerate(gains + losses):
+            pair = [of_case(label, each[0])[:1] for label in (section.baseline, arm.label)]
+            rows.append(CaseRow(arm, i == 0, *each, pictures=sum(pair, []) if all(pair) else []))
     return rows
+
+
+def case_of(name: str, cases: Collection[str]) -> str | None:
+    """The case, among those, that a row is called after: `case`, or `case, finding`."""
+    named = [case for case in cases if name == case or name.startswith(f"{case}, ")]
+    return max(named, key=len, default=None)
