@@ -167,8 +167,8 @@ def test_every_true_finding_stands_above_its_image_in_full(drawn):
     found = [FINDINGS, FINDINGS[2:3], (), FINDINGS[:3], FINDINGS]
     cases = [(LONG, RAMP, {name: (float(name in some), 0.5) for name in FINDINGS}) for some in found]
     figures.probabilities(Path(), cases)
-    told = [axis.texts[0].get_text().replace("\n", " ") for axis in drawn[0].axes[:5]]
-    assert told == [", ".join(some) or "no finding" for some in found]
+    result = [axis.texts[0].get_text().replace("\n", " ") for axis in drawn[0].axes[:5]]
+    assert result == [", ".join(some) or "no finding" for some in found]
     require_apart(drawn[0])
 
 

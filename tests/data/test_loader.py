@@ -68,6 +68,7 @@ assert hashes(2) == hashes(0)
 """
 
 
+@pytest.mark.slow
 def test_a_container_s_shared_memory_may_be_too_small_for_the_batches():
     mount = "mount -t tmpfs -o size=1m none /dev/shm; "  # a batch has 4 MB
     code, _, err = in_namespace(f"{mount} exec {sys.executable} -c '{PROGRAM}'")

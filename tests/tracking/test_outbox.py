@@ -146,6 +146,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", disk], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_loses_no_record_and_is_told_once(store, tmp_path, small_disk):
     """It takes a part of a line at its end, without an error."""
     run_id, messages = start(store), []

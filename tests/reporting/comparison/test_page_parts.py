@@ -95,11 +95,11 @@ def test_every_task_is_answered_before_the_first_table(trained):
 
 
 def test_the_sizes_of_training_sets_stand_at_each_share_of_labels(trained, monkeypatch):
-    told = []
-    monkeypatch.setattr(charts, "label_fractions", lambda lines, word, sizes: told.append(sizes) or b"<svg/>")
+    messages = []
+    monkeypatch.setattr(charts, "label_fractions", lambda lines, word, sizes: messages.append(sizes) or b"<svg/>")
     page = built(trained)
     assert [row[0] for row in page.rows[1:5]] == ["10 %12–14 images", "", "100 %120 images", ""]
-    assert told == [{0.1: "12–14 images", 1.0: "120 images"}]
+    assert messages == [{0.1: "12–14 images", 1.0: "120 images"}]
     (cost,) = [i for i, row in enumerate(page.rows) if row[-1] == "pre-trained on"]
     assert [row[-1] for row in page.rows[cost + 1 : cost + 5]] == ["–", "957 images"] * 2
 
@@ -172,8 +172,8 @@ BOXES = [[["a", 0, 0, 99, 9]], [["a", 5, 5, 5, 9]], [["a", "x", 0, 9, 9]], [["a"
 def test_a_picture_that_tells_nonsense_has_no_cases(tmp_path, boxes):
     from PIL.PngImagePlugin import PngInfo
 
-    (told := PngInfo()).add_text(figures.CASES, boxes)
-    Image.new("RGB", (40, 20)).save(tmp_path / "a.png", pnginfo=told)
+    (result := PngInfo()).add_text(figures.CASES, boxes)
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.png", pnginfo=result)
     assert Picture("mae", "0", "x", (tmp_path / "a.png").read_bytes()).cases() == {}
 
 

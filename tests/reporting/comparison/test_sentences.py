@@ -106,9 +106,9 @@ def many(store, values):
 
 def test_a_few_comparisons_have_a_sentence_each(store):
     many(store, {"mae": 4.0})
-    told = answered(store, {"mae": Pretraining(957, loss=0.55, gate=0.80, passed=True)})
-    assert len(told) == 2 <= FEW and all("on 957 images, past its gate by 31%" in each for each in told)
-    assert "with 10 % of the labels" in told[0] and "with 100 % of the labels" in told[1]
+    result = answered(store, {"mae": Pretraining(957, loss=0.55, gate=0.80, passed=True)})
+    assert len(result) == 2 <= FEW and all("on 957 images, past its gate by 31%" in each for each in result)
+    assert "with 10 % of the labels" in result[0] and "with 100 % of the labels" in result[1]
 
 
 def test_many_comparisons_are_counted_by_verdict_with_the_largest_clear_difference(store):

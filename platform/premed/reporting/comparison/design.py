@@ -66,8 +66,8 @@ def stage_record(store: RunStore, run_id: str, kind: str, folder: str) -> StageR
     curve = json_lines(artifact(store, run, "curve.jsonl", folder))
     times = [point["time"] for point in curve if point.get("time")]
     day = datetime.fromtimestamp(max(times) / 1000, UTC).date().isoformat() if times else None
-    told = result[-1] if result else {}
-    return StageRecord(run.tags, told.get("num_cases"), told.get("gate"), day)
+    recorded = result[-1] if result else {}
+    return StageRecord(run.tags, recorded.get("num_cases"), recorded.get("gate"), day)
 
 
 def json_lines(path: Path | None) -> list[dict[str, Any]]:
@@ -109,8 +109,8 @@ def pretrainings(arms: Sequence[ArmResult], records: Records) -> dict[str, Pretr
         for run_id in pretraining_stages(arm.runs[0]):
             if (record := records[run_id]).num_cases:
                 gate = record.gate or {}
-                told = {name: gate[name] for name in Pretraining._fields[1:] if name in gate}
-                found[arm.label] = Pretraining(record.num_cases, **told)
+                about = {name: gate[name] for name in Pretraining._fields[1:] if name in gate}
+                found[arm.label] = Pretraining(record.num_cases, **about)
     return found
 
 
