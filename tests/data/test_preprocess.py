@@ -168,6 +168,7 @@ def test_zscore_within_percentiles_is_the_formula(real):
     np.testing.assert_allclose(values_of(made)[0], (raw - raw.mean()) / raw.std(), atol=2e-4)
 
 
+@pytest.mark.slow
 def test_four_channels_are_normalised_each_over_what_is_not_zero(real):
     path = real("Task01_BrainTumour") / "imagesTr" / "BRATS_001.nii.gz"
     made = prepare([path], None, Preprocessing(dims=3, channels=4, normalise="zscore_nonzero"))

@@ -91,6 +91,7 @@ def test_weights_that_nothing_needs_any_more_may_be_removed(used, chest):
     assert now["stages"][-1]["value"] == outcome["stages"][-1]["value"]
 
 
+@pytest.mark.slow
 def test_weights_that_are_damaged_in_mlflow_too_are_trained_again(used, chest):
     home, outcome = used
     folder = stage_folder(outcome, home, "pretrain")
@@ -201,6 +202,7 @@ def test_images_that_change_after_they_were_identified_are_not_trained_on(home, 
     assert again(root, SCRATCH)[1] == ["finetune", "test"]
 
 
+@pytest.mark.slow
 def test_images_that_changed_between_two_commands_are_other_data(home, chest, tmp_path):
     root, change = changing(chest, tmp_path, StageReused)
     run(root, SCRATCH)

@@ -98,6 +98,7 @@ def test_an_augmentation_for_volumes_is_refused_for_pictures(tmp_path):
 # ---- a lease that is lost
 
 
+@pytest.mark.slow
 def test_a_stage_that_another_command_took_over_is_left_to_it_and_waited_for(tree, tmp_path, monkeypatch):
     """This command was silent for longer than a lease lasts, and another one went on with its stage."""
     events, tries = [], []

@@ -264,6 +264,7 @@ def test_the_commands_tell_the_encoder_and_the_next_command(pretrained, pool, pr
     assert "next:    premed run FINETUNE.yaml pretext=mae pretrain.encoder=" in out
 
 
+@pytest.mark.slow
 def test_compare_has_the_strategy_and_the_cost_of_the_pre_training(pretrained, pool, premed, tmp_path):
     changes = {"pretext": ["none", "mae"]}
     (tmp_path / "tuned.yaml").write_text(yaml.safe_dump(tuned(pool) | changes))

@@ -301,6 +301,7 @@ def test_ctrl_c_leaves_a_killed_run_and_no_lease_and_the_same_command_goes_on(fi
     assert results(again) == results(finished[1])[:2] and store.get(parent.run_id).status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_two_identical_commands_together_train_once(home, chest):
     pair = [beside(home, chest, SCRATCH) for _ in range(2)]
     first, second = (last(events) for _, events in pair)

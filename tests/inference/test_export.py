@@ -39,6 +39,7 @@ def values(task, num=3) -> np.ndarray:
 # Weights -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_pretrained_encoder_is_timm_s_to_the_last_key(chest_run, at_home, tmp_path):
     import timm  # noqa: F401 - the card's call names it
 

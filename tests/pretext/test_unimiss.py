@@ -205,6 +205,7 @@ def on_each_rank(folder) -> None:
     torch.save({"centre": model.centre, **model.teacher.state_dict()}, folder / f"{rank}.pt")
 
 
+@pytest.mark.slow
 def test_on_two_ranks_too_and_their_teachers_and_centres_are_the_same_to_the_last_bit(tmp_path):
     assert on_ranks(2, on_each_rank, tmp_path) == [0, 0]
     ours, theirs = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))

@@ -119,6 +119,7 @@ def test_a_second_run_reuses_all_and_so_does_one_whose_file_was_moved(copied, ch
     assert len(runs_of(home, "import")) == 1
 
 
+@pytest.mark.slow
 def test_seeds_and_label_fractions_share_the_import(copied, chest, file):
     home, before = copied
     for change in ({"seed": 1}, {"label_fraction": 0.5}, {"lr": 2e-3}):

@@ -112,6 +112,7 @@ def come_back(task, case) -> dict:
         return right(task, sample).measure(None, [sample])[0]
 
 
+@pytest.mark.slow
 def test_organs_of_finer_voxels_come_back_as_far_as_the_grid_is_fine(tmp_path):
     """At 2.2 × 2.2 × 3.7 mm all but the adrenal glands reach 0.97: sheets of 4 mm are two voxels of 1.5 mm thick."""
     task, sample = ct(tmp_path, abdomen(SampleRng(6), (160, 160, 70)), "LAS")

@@ -49,6 +49,7 @@ def write_none(folder, mapper):
     return [*mapper(fail, range(3))]
 
 
+@pytest.mark.slow
 def test_a_data_set_that_could_not_be_drawn_is_not_left_half_done(tmp_path):
     with pytest.raises(ValueError, match="case 0"):
         draw_missing(tmp_path, {"broken": write_none}, lambda *_: None)

@@ -91,6 +91,7 @@ def test_a_loss_without_a_gate_is_drawn_as_it_is(trained, tmp_path, monkeypatch)
     assert (line.name, line.values, word) == ("mae", [3.0, 2.0], "validation loss")
 
 
+@pytest.mark.slow
 def test_pictures_of_the_lowest_seed_stand_side_by_side_and_long_ones_alone(trained, tmp_path):
     for strategy in ("none", "mae"):
         for seed in (0, 1):
