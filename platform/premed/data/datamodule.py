@@ -15,6 +15,7 @@ from premed.config.spec import Spec, canonical
 from premed.contracts import Case, DataSet, PreparedImage, Sample, Task
 from premed.data.cache import Cache
 from premed.data.content import absolute
+from premed.data.grids import grid_warnings
 from premed.data.io.image_file import Note
 from premed.data.leakage import repeated
 from premed.data.splits import pretraining_cases
@@ -81,6 +82,7 @@ class DataModule:
             known=self.known,
         )
         self.warn_of_headers(notes)
+        self.warn(grid_warnings(images, self.task.preprocessing))
         refuse_unknown_labels(cases, images, self.task.labels)
         self.files |= {prepared.path for prepared in images}
         self.warn_of_repeated(groups)
@@ -109,6 +111,14 @@ class DataModule:
                     self.warned.add(kind)
                     others = f" (and so on, {len(group)} files)" if len(group) > 1 else ""
                     self.show(WarningIssued(f"{group[0][0]}: {group[0][1]}{others}"))
+
+    def warn(self, texts: Sequence[str]) -> None:
+        """Shows those of the texts, of this task, that were not shown yet."""
+        with self.comparing:
+            for text in texts:
+                if text not in self.warned:
+                    self.warned.add(text)
+                    self.show(WarningIssued(f"{self.task.name}: {text}"))
 
     def warn_of_repeated(self, groups: dict[str, list[Case]]) -> None:
         """Warns of files with the same bytes in two of the parts that stages needed so far, once for each two parts."""
