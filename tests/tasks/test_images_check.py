@@ -205,3 +205,17 @@ def test_the_real_pneumonia_table_is_clean(real):
     assert list(one.check()) == []
     assert [len(one.split(part)) for part in PARTS] == [3106, 776, 524]
     assert one.name == "pneumonia" and one.score == "mauc"
+
+
+def test_a_table_whose_paths_lack_their_folder_is_one_finding_and_a_prefix_mends_it(folder, tmp_path):
+    root = folder()
+    (root / "scans").mkdir()
+    (root / "pictures").rename(root / "scans" / "pictures")
+    errors = [line for line in findings_of(root) if line.startswith("error")]
+    assert errors == [f"error: labels.csv: its images are not in {root} but below scans; set task.prefix=scans"]
+    refused(lambda: task(root).split("train"), "but below scans; set task.prefix=scans")
+    one = task(root, prefix="scans")
+    assert not [line for line in findings_of(root, prefix="scans") if line.startswith("error")]
+    assert {case.name for case in one.split("train")} == {
+        f"scans/{case.name}" for case in task(folder()).split("train")
+    }

@@ -4,6 +4,7 @@ One row per image: path, patient, labels and, optionally, part. Rows without lab
 are by patient: from a column, as `split` lists them, or 60/15/25 by `split_seed`.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from functools import cached_property
@@ -23,7 +24,7 @@ from premed.paths import data_root
 from premed.rng import key
 from premed.tasks.common import table
 from premed.tasks.common.classification import Classification
-from premed.tasks.common.files import table_path
+from premed.tasks.common.files import LOOKED_AT, table_path
 from premed.tasks.common.image_folder import recognise as recognise
 from premed.tasks.common.images import ImageSettings
 from premed.tasks.common.patients import PatientPattern, patient_of
@@ -50,6 +51,8 @@ class Config(ImageSettings):
     table: str = runtime_field("labels.csv")
     """A CSV in UTF-8, below the root, or an absolute path."""
     delimiter: str = runtime_field(",", min_length=1, max_length=1)
+    prefix: str = runtime_field("")
+    """The folder that the table's paths begin below, if it is not the root and the table does not say so."""
     columns: Columns = Columns()
     labels: tuple[str, ...] | None = Field(None, min_length=1)
     """One column per class: 1 yes, 0 no, empty unknown."""
@@ -143,7 +146,7 @@ class Images(Classification):
     @cached_property
     def cases(self) -> list[Case]:
         """All rows, in the table's order. A case's name is its path."""
-        names = [self.folder.name(path) for path in self.paths]
+        names = [self.folder.name(os.path.join(self.config.prefix, path)) for path in self.paths]
         patients = (
             [patient_of(self.config.patient, n) for n in names] if self.patient_cells is None else self.patient_cells
         )
@@ -156,12 +159,25 @@ class Images(Classification):
         """What is wrong with the table itself; training is refused until it is fixed."""
         names, other = [case.name for case in self.cases], VOLUMES if self.dims == 2 else (*PICTURES, *DICOM)
         problems = [*self.label_problems, *table.path_errors(self.table, self.paths, names)]
+        if self.elsewhere:
+            what = f"its images are not in {self.root / self.config.prefix} but below {self.elsewhere}"
+            problems.append((str(self.table), f"{what}; set task.prefix={self.elsewhere}"))
         kind = "volume (or a folder of DICOM slices)" if self.dims == 3 else "picture"
         what = f"is not the path of a {kind}; fix it, or task.dims and task.roi"
         problems += table.invalid_values(self.table, self.paths, [n.lower().endswith(other) for n in names], what)
         if self.patient_cells is not None:
             problems += table.patient_problems(self.table, self.patient_cells)
         return [Finding("error", *problem) for problem in [*problems, *self.part_problems()]]
+
+    @cached_property
+    def elsewhere(self) -> str:
+        """The folder below the root that the table's paths begin below, if none of them is where it says."""
+        return self.folder.prefix_of(self.paths) if all(map(self.folder.path_error, self.looked_at)) else ""
+
+    @property
+    def looked_at(self) -> list[str]:
+        """Names of some images, evenly spread."""
+        return [case.name for case in self.cases[:: 1 + len(self.cases) // LOOKED_AT]]
 
     # Parts -----------------------------------------------------------------------------------------------------------
 
@@ -243,7 +259,7 @@ class Images(Classification):
         yield from self.errors
         wrong = {error.where for error in self.errors}
         for line, case, part in zip(self.frame.index, self.cases, self.parts, strict=True):
-            if part == "test" and not test:
+            if (part == "test" and not test) or self.elsewhere:
                 continue
             if f"{self.table}, line {line}" not in wrong and (finding := self.file_finding(case)):
                 yield finding

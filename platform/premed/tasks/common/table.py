@@ -19,6 +19,8 @@ Problem = tuple[str, str]
 """Where (a file, a line) and what is wrong, with a remedy."""
 MISSING = {"nan", "na", "n/a", "#n/a", "<na>", "null", "nat"}
 """How programs write a missing cell."""
+MOST_FOLDERS = 1000
+"""Folders in which images are looked for that are not where the table says."""
 BINARY = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0}
 
 
@@ -193,6 +195,17 @@ class Folder:
             self.normalised[parent] = {normalise_name(name): name for name in self.entries_by_folder[parent] or ()}
         similar = self.normalised[parent].get(normalise_name(base))
         return f"{similar} is there: write it like that in the table" if similar else "copy it there"
+
+    def prefix_of(self, paths: Iterable[str]) -> str:
+        """The folder below the root that all these paths begin below; empty if there is none."""
+        some = list(paths)
+        for number, (folder, folders, _) in enumerate(os.walk(self.root)):
+            folders.sort()
+            if number and all(os.path.lexists(os.path.join(folder, path)) for path in some):
+                return os.path.relpath(folder, self.root)
+            if number > MOST_FOLDERS:
+                break
+        return ""
 
     def entries(self, folder: str) -> dict[str, bool] | None:
         """Returns the names in a folder and whether each is a link; None if the folder is outside the root."""
