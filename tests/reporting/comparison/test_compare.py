@@ -64,7 +64,7 @@ def test_a_row_has_mean_and_spread_over_seeds_and_its_paired_difference(trained)
     assert main.interval[0] < main.mean < main.interval[1] and main.with_seeds
     assert difference_of(result).value == pytest.approx(np.mean(values) - np.mean(base))
     assert (difference_of(result).pairing, difference_of(result).num_seeds) == ("paired", 3)
-    assert difference_of(result).verdict == "better" and difference_of(result, "none") is None
+    assert difference_of(result).verdict == "better, this pre-training" and difference_of(result, "none") is None
     assert arm_of(result).constant == 0.5
 
 
@@ -99,7 +99,23 @@ def test_the_verdict_takes_the_interval_and_the_corrected_p_value(value, interva
     assert verdict(difference, True) == words
     if words == "better":
         assert verdict(difference, False) == "worse"
-        assert verdict(replace(difference, with_seeds=False), True) == "better, these seeds"
+        assert verdict(difference, True, once=True) == "better, this pre-training"
+        assert verdict(replace(difference, with_seeds=False), True, once=True) == "better, these seeds"
+
+
+@pytest.mark.parametrize(("own", "words"), [(False, "better, this pre-training"), (True, "better")])
+def test_a_pre_training_that_all_seeds_share_is_one_draw(store, own, words):
+    for seed in range(3):
+        add(store, "none", seed, xrays(1.0, seed, num=120))
+        add(store, "mae", seed, xrays(6.0, seed, num=120), pretrain_seed=seed if own else 0)
+    assert difference_of(compare(store)).verdict == words
+
+
+def test_weights_that_are_given_are_no_draw(store):
+    for seed in range(3):
+        add(store, "none", seed, xrays(1.0, seed, num=120))
+        add(store, "imagenet", seed, xrays(6.0, seed, num=120), weights="w")
+    assert difference_of(compare(store), "imagenet").verdict == "better"
 
 
 def test_of_distances_the_lower_is_better(store):
@@ -319,7 +335,10 @@ def test_the_csv_has_every_number_once(trained, tmp_path):
     assert [(line["label"], line["class"]) for line in lines] == [
         (label, name) for label in ("none", "mae") for name in ("", "heart", "lung")
     ]
-    assert float(lines[3]["difference"]) == difference_of(result).value and lines[3]["verdict"] == "better"
+    assert (
+        float(lines[3]["difference"]) == difference_of(result).value
+        and lines[3]["verdict"] == "better, this pre-training"
+    )
     assert lines[0]["difference"] == "" and lines[0]["is_baseline"] == "True"
     with pytest.raises(UserError, match="cannot be written"):
         terminal.write_csv(result, tmp_path / "absent" / "all.csv")

@@ -26,10 +26,11 @@ def test_better_is_said_with_its_difference_and_what_it_took(store):
     runs(store, 4.0, num=120)
     line, difference = sentence_of(store)
     low, high = difference.interval
-    assert difference.verdict == "better" and low > 0
+    assert difference.verdict == "better, this pre-training" and low > 0
     assert line == (
         f"chestxray14: mae better than none by {difference.value:.3f} [{low:.3f}, {high:.3f}] mean AUC with 100 % of "
-        "the labels; it helps on these images, after 60.0 min of pre-training on 957 images, past its gate by 31%"
+        "the labels with this pre-training; it helps on these images, after 60.0 min of pre-training on "
+        "957 images, past its gate by 31%"
     )
 
 
@@ -37,7 +38,7 @@ def test_worse_is_said_as_a_positive_number_from_small_to_large(store):
     runs(store, -2.0, num=120)
     line, difference = sentence_of(store, {"chestxray14": Pretraining(957, loss=0.799, gate=0.80, passed=False)})
     low, high = difference.interval
-    assert difference.verdict == "worse" and high < 0
+    assert difference.verdict == "worse, this pre-training" and high < 0
     assert f"mae worse than none by {-difference.value:.3f} [{-high:.3f}, {-low:.3f}] mean AUC" in line
     assert line.endswith("after 60.0 min of pre-training on 957 images, not past its gate") and "helps" not in line
 
@@ -115,7 +116,9 @@ def test_many_comparisons_are_counted_by_verdict_with_the_largest_clear_differen
     many(store, {"mae": 4.0, "unimiss": -2.0})
     rows = [arm for arm in compare(store).tasks[0].blocks[0].rows if not arm.is_baseline]
     verdicts = [(arm.label, arm.scores["mauc"].difference.verdict) for arm in rows]
-    assert sorted(verdicts) == [("mae", "better")] * 2 + [("unimiss", "worse")] * 2
+    assert (
+        sorted(verdicts) == [("mae", "better, this pre-training")] * 2 + [("unimiss", "worse, this pre-training")] * 2
+    )
     counted, largest = answered(store)
     assert counted == (
         "Of 4 comparisons with none in mean AUC, after Holm's correction: "

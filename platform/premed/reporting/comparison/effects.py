@@ -34,14 +34,15 @@ def block_result(block: Block, baselines: Mapping[float, Arm], tables: Tables, m
     compared = [(i, difference) for i, result in enumerate(results) if (difference := result.scores[main].difference)]
     corrected = holm([difference.p for _, difference in compared])
     for (i, difference), p_holm in zip(compared, corrected, strict=True):
-        results[i] = with_verdict(results[i], main, replace(difference, p_holm=p_holm))
+        once = any(map(one_pretraining, (arms[i], baselines[arms[i].fraction])))
+        results[i] = with_verdict(results[i], main, replace(difference, p_holm=p_holm), once)
     return BlockResult(block.head, caveats(arms, results, main), results)
 
 
-def with_verdict(result: ArmResult, main: str, difference: Difference) -> ArmResult:
-    """The arm with this difference of its main score, and the verdict on it."""
+def with_verdict(result: ArmResult, main: str, difference: Difference, once: bool) -> ArmResult:
+    """The arm with this difference of its main score, and the verdict on it. once: see `verdict`."""
     score = result.scores[main]
-    difference = replace(difference, verdict=verdict(difference, score.higher_is_better))
+    difference = replace(difference, verdict=verdict(difference, score.higher_is_better, once))
     return replace(result, scores={**result.scores, main: replace(score, difference=difference)})
 
 
@@ -146,8 +147,11 @@ def difference(pairing: str, one: tuple[np.ndarray, np.ndarray], two: tuple[np.n
     return replace(undefined, value=of.value, interval=(of.low, of.high), df=of.df, with_seeds=of.seeds, p=of.p)
 
 
-def verdict(difference: Difference, higher_is_better: bool) -> str:
-    """A difference in words. The interval is of this comparison alone; better or worse takes the corrected p-value."""
+def verdict(difference: Difference, higher_is_better: bool, once: bool = False) -> str:
+    """A difference in words. The interval is of this comparison alone; better or worse takes the corrected p-value.
+
+    once: all seeds of one of the arms stand on one pre-training, which is one draw: another may give another result.
+    """
     low, high = difference.interval
     if difference.value == 0 or low <= 0 <= high:
         return "not separable"
@@ -156,7 +160,14 @@ def verdict(difference: Difference, higher_is_better: bool) -> str:
     if difference.p_holm >= LEVEL:
         return "not separable after correction"
     word = "better" if (difference.value > 0) == higher_is_better else "worse"
-    return word if difference.with_seeds else f"{word}, these seeds"
+    if not difference.with_seeds:
+        return f"{word}, these seeds"
+    return f"{word}, this pre-training" if once else word
+
+
+def one_pretraining(arm: Arm) -> bool:
+    """Whether several seeds of an arm stand on one pre-training."""
+    return len(arm.by_seed) > 1 and len({run.pretrain_seed for run in arm.runs} - {None}) == 1
 
 
 # ---- cost
@@ -201,8 +212,7 @@ def caveats(arms: Sequence[Arm], results: Sequence[ArmResult], main: str) -> lis
     if few := [arm for arm in arms if len(arm.by_seed) < SEEDS]:
         note = f"fewer than {SEEDS} seeds; the interval covers patient sampling only, not seed-to-seed variation"
         notes.append(f"{arm_names(few, arms)}: {note}")
-    once = [arm for arm in arms if len({run.pretrain_seed for run in arm.runs} - {None}) == 1 and len(arm.by_seed) > 1]
-    if once:
+    if once := [arm for arm in arms if one_pretraining(arm)]:
         note = "one pre-training; the interval does not cover variation between pre-trainings"
         notes.append(f"{arm_names(once, arms)}: {note}")
     for arm, result in zip(arms, results, strict=True):
