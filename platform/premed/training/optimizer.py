@@ -12,7 +12,7 @@ from premed.models.network import Network
 
 def make_optimizer(objective: Objective, betas: tuple[float, float]) -> AdamW:
     """Returns AdamW for the objective's groups; `set_lr` applies their `lr_scale` (layer decay) at every step."""
-    return AdamW(objective.param_groups(), lr=0.0, betas=betas, fused=next(objective.parameters()).is_cuda)
+    return AdamW(objective.param_groups(), lr=0.0, betas=betas, fused=True)
 
 
 def layer_decay_groups(network: Network, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
