@@ -268,3 +268,13 @@ def test_compare_without_a_store_is_one_line(premed, tmp_path, monkeypatch):
     code, out, err = premed("compare")
     assert code == 2 and out == "" and len(err) == 1 and "does not exist yet: run an experiment first" in err[0]
     assert premed("compare", "--part", "train")[2] == ["premed: --part train: write --part test or --part val"]
+
+
+def test_on_a_terminal_the_first_seconds_show_that_something_is_under_way(tmp_path):
+    (tmp_path / "a.yaml").write_text("encoderr: 1\n")
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "premed", "run", "a.yaml"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=theirs, env=os.environ | {"TERM": "xterm"}) as process:
+        assert process.wait(60) == 2
+    shown = os.read(ours, 4096).decode()
+    assert "reading a.yaml" in shown and shown.rstrip().splitlines()[-1].endswith("did you mean encoder?")

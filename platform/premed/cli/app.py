@@ -15,6 +15,7 @@ from premed.cli.options import (
     Reference,
     What,
     load_experiments,
+    loading,
     print_outcomes,
     print_result,
     redirect_prints,
@@ -55,10 +56,11 @@ def run(what: What, as_json: Json = False) -> None:
 
     premed run mine.yaml 'pretext=\\[none,mae]' 'seeds=\\[0,1,2]'
     """
-    experiments = load_experiments(what)
-    from premed.cli.progress import ProgressPrinter
-    from premed.execution import runner
-    from premed.reporting import console
+    with loading(what):
+        experiments = load_experiments(what)
+        from premed.cli.progress import ProgressPrinter
+        from premed.execution import runner
+        from premed.reporting import console
 
     if len(experiments) == 1:
         with ProgressPrinter() as show, redirect_prints(as_json):
@@ -87,10 +89,11 @@ def sweep(
     files = [item for item in what if "=" not in item]
     if not files:
         raise UserError("sweep: no YAML file is given; name the sweep's file first")
-    loaded = load_sweep(files[0], files[1:], [item for item in what if "=" in item])
-    from premed.cli.live_table import LiveTable
-    from premed.reporting.sweep import terminal
-    from premed.tuning import sweep
+    with loading(what):
+        loaded = load_sweep(files[0], files[1:], [item for item in what if "=" in item])
+        from premed.cli.live_table import LiveTable
+        from premed.reporting.sweep import terminal
+        from premed.tuning import sweep
 
     with LiveTable() as show, redirect_prints(as_json):
         result = sweep.report(loaded) if as_report else sweep.run(loaded, show)

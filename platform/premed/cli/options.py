@@ -3,8 +3,8 @@
 import json
 import math
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +24,17 @@ Reference = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, everything else on stderr")]
+
+
+@contextmanager
+def loading(what: list[str]) -> Iterator[None]:
+    """Shows on a terminal that the first seconds of a command, which are those of imports, are under way."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    files = ", ".join(item for item in what if "=" not in item)
+    with Console(stderr=True).status(f"reading {escape(files)}" if files else "starting"):
+        yield
 
 
 def load_experiments(what: list[str]) -> Any:
