@@ -86,7 +86,8 @@ def test_a_stopped_job_leaves_no_placement_group_keeps_its_checkpoint_and_goes_o
     assert code == 0, output
     lines = output.splitlines()
     assert "starting Ray" in lines and any(re.match(r"step \d{3}: validation loss \d", line) for line in lines)
-    assert f"{straight}/checkpoints/finetune-" in lines[-1] and "Traceback" not in output
+    assert f"{straight}/checkpoints/finetune-" in output and "Traceback" not in output
+    assert re.search(r"^run [0-9a-f]{32}; for other images: premed predict", lines[-1])
     assert set(statuses(straight).values()) == {"FINISHED"}
 
     again = ["submit", "--env", f"PREMED_HOME={stopped}", YAML, *small]

@@ -156,7 +156,7 @@ def test_a_node_that_dies_and_one_that_comes_change_who_trains_and_not_what_is_l
     home = folder / "elastic"
     overrides = small(folder, train={"workers": [1, 2], "log_steps": 20}, pretrain={"epochs": 600, "seed": 1})
     job = nodes.command("submit", "--env", f"PREMED_HOME={home}", YAML, *overrides)
-    until(job.stdout, "steps, 2 workers")
+    until(job.stdout, ", 2 workers")
     until(job.stdout, "checkpoint saved")
     end(nodes.nodes[2])
     assert re.match(r"pre-training on .* resumed after step [1-9]\d*, 1 worker\n", until(job.stdout, ", 1 worker\n"))

@@ -37,7 +37,7 @@ def server(database, tmp_path):
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--artifacts-destination", f"{tmp_path}/artifacts"]
-    settings = os.environ | {"MLFLOW_BACKEND_STORE_URI": with_driver(database("mlflow"), "")}
+    settings = os.environ | {"MLFLOW_BACKEND_STORE_URI": with_driver(database(f"mlflow{port}"), "")}
     process = subprocess.Popen(command, env=settings, start_new_session=True)
     try:
         come_up(process, port)
