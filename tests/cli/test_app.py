@@ -228,6 +228,7 @@ def test_the_table_is_what_people_get(premed, written, home, monkeypatch):
 # ---- compare
 
 
+@pytest.mark.slow
 def test_compare_shows_real_runs_as_a_table_json_and_csv(premed, chest, home, tmp_path):
     for seed in (0, 1):
         run(chest, SCRATCH, {"finetune": {"epochs": 1, "seed": seed}})

@@ -141,6 +141,7 @@ def test_the_order_the_group_and_the_views_of_data_sets_are_what_it_is_known_by(
 # ---- from one data set to another task
 
 
+@pytest.mark.slow
 def test_mae_on_one_data_set_is_fine_tuned_on_another_and_serves_both_tasks(chest, children, home):
     events = []
     outcome = runner.run(validate_experiment(tree(chest, on(children))), events.append)

@@ -58,6 +58,7 @@ def test_a_bit_that_turns_is_seen_wherever_it_is(case, preprocessing, tmp_path, 
     assert again.path == file.path
 
 
+@pytest.mark.slow
 def test_any_bit_of_a_header_that_turns_is_seen_or_changes_nothing(case, preprocessing, tmp_path):
     (file,) = Cache(tmp_path / "cache").prepare([case], preprocessing)
     whole, before = file.path.read_bytes(), everything(file)

@@ -66,12 +66,14 @@ def ended(children):
     return bool(children) and not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
 
 
+@pytest.mark.slow
 def test_processes_end_with_the_one_that_started_them(waiting):
     command, children = waiting
     command.kill()
     assert ended(children)
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all_at_once_and_only_the_command_says_so(waiting):
     command, children = waiting
     began = time.monotonic()

@@ -195,6 +195,7 @@ def changing(chest, tmp_path, when):
     return root, handle
 
 
+@pytest.mark.slow
 def test_images_that_change_after_they_were_identified_are_not_trained_on(home, chest, tmp_path):
     root, change = changing(chest, tmp_path, StageStarted)
     with pytest.raises(UserError, match=rf"^{root}: images changed while the command ran.*run the same command again"):

@@ -285,6 +285,7 @@ def test_a_killed_command_goes_on_in_the_same_run_with_the_same_curve(finished, 
     assert curve(home, begun.run_id) == curve(finished[0], finished[1]["stages"][0]["run_id"])
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_killed_run_and_no_lease_and_the_same_command_goes_on(finished, home, chest):
     def interrupt(event):
         if isinstance(event, MetricsLogged) and event.step == 5:

@@ -78,7 +78,7 @@ def make(folder):
     RunStore(f"sqlite:///{folder}/mlflow.db")
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.1, 0.4])
+@pytest.mark.parametrize("delay", [0.1, *(pytest.param(delay, marks=pytest.mark.slow) for delay in (0.0, 0.4))])
 def test_a_start_that_is_killed_while_the_database_is_made_leaves_none_or_a_whole_one(tmp_path, delay):
     child = multiprocessing.get_context("fork").Process(target=make, args=(tmp_path,))
     child.start()

@@ -143,7 +143,7 @@ def test_stopped_after_any_step_it_goes_on_exactly_though_checkpoints_are_saved_
     assert outcome(job) == undisturbed("pretrain", world)
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_several_ranks_go_on_exactly_too(world, chest, tmp_path, undisturbed):
     job = jobs(chest, tmp_path)["pretrain"]
     assert run(job, world, kill="row 5")[0] == KILLED

@@ -57,6 +57,7 @@ def test_a_stuck_worker_ends_and_its_stack_says_where(tmp_path):
     assert stuck_workers(storage) == [], "reported once"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [busy, waiting])
 def test_a_worker_that_works_or_may_wait_is_left_alone(tmp_path, function):
     assert exit_code(tmp_path, 0.5, function) == 0

@@ -121,6 +121,7 @@ def test_all_findings_at_once_still_make_a_picture():
     assert image.std() > 20 and (all(found.values()) or not any(found.values()))
 
 
+@pytest.mark.slow
 def test_findings_can_be_learnt_but_not_perfectly(chests):
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score

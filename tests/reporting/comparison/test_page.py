@@ -66,6 +66,7 @@ def test_charts_are_drawn_from_the_comparison_s_own_numbers(trained, monkeypatch
     assert [*zip(line.low, line.high, strict=True)] == [arm.scores["mauc"].interval for arm in rows]
 
 
+@pytest.mark.slow
 def test_a_curve_is_a_share_of_its_gate_and_a_shared_pretraining_is_drawn_once(trained, tmp_path, monkeypatch):
     leave(trained, stages(trained, "mae")["pretrain"], tmp_path / "a", [0.9, 0.4], gate=0.8)
     leave(trained, stages(trained, "mae", 1)["pretrain"], tmp_path / "b", [0.8, 0.6], gate=0.8)
