@@ -136,6 +136,7 @@ def test_a_removed_model_is_made_again_while_its_weights_are_there(copied, chest
         shutil.rmtree(home / "checkpoints" / where / "parts", ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_a_command_builds_each_task_once(home, chest, monkeypatch):
     build, built = chestxray14.build, []
     monkeypatch.setattr(chestxray14, "build", lambda config: built.append(config) or build(config))

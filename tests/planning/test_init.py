@@ -75,6 +75,7 @@ def test_of_every_layout_it_writes_a_yaml_that_loads_and_whose_data_are_clean(ma
     assert check.outcome()["num_images"] == len(check.cases) > 0
 
 
+@pytest.mark.slow
 def test_the_yaml_trains_with_both_strategies_and_the_commands_follow(premed, made, here, home):
     code, out, err = premed("init", made("pngs"))
     assert code == 0 and "12 patients" in out and "about" in out

@@ -159,7 +159,11 @@ def part_of_a_step(num: int, group_loss: str, loss: float, gradients: dict[str, 
 
 @pytest.mark.parametrize(
     ("world", "num", "group_loss"),
-    [(2, 6, "classes"), pytest.param(2, 7, "contrast", marks=pytest.mark.slow), (3, 2, "contrast")],
+    [
+        (2, 6, "classes"),
+        pytest.param(2, 7, "contrast", marks=pytest.mark.slow),
+        pytest.param(3, 2, "contrast", marks=pytest.mark.slow),
+    ],
 )
 def test_loss_and_gradients_are_the_same_on_one_rank_and_on_several(world, num, group_loss):
     model = objective(group_loss=group_loss)

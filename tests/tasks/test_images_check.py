@@ -179,6 +179,7 @@ def trained(tmp_path: Path, *overrides: str, files: tuple[str, ...]) -> dict:
 SHORT = ["train.workers=0", "finetune.steps=3", "finetune.validations=1", "finetune.label_fraction=0.05"]
 
 
+@pytest.mark.slow
 def test_the_real_pneumonia_folder_prepares_crops_pretrains_and_finetunes(real, tmp_path):
     """Its table says train and val alone: val is the test part there, and val is carved from train."""
     folder, recipes = real("pneumonia"), REPOSITORY / "experiments" / "pneumonia"

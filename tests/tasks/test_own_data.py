@@ -121,6 +121,7 @@ def test_every_yaml_of_the_page_is_tried():
     assert set(FILES) == set(MADE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MADE)
 def test_the_page_s_yaml_pretrains_finetunes_and_tests(name, tmp_path):
     MADE[name](tmp_path / "data")

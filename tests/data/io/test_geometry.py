@@ -95,6 +95,7 @@ def test_a_label_comes_back_identical_where_the_spacing_is_kept(drawn, tmp_path,
     assert np.array_equal(answer, expected)
 
 
+@pytest.mark.slow
 def test_the_real_ct_s_organs_come_back_from_the_recipe_s_grid(real):
     """Measured: 1.0 for each of its 12 organs. Its voxels are 3 mm, twice and one and a half times the grid's."""
     task = btcv.build(btcv.Config(root=real("btcv"), split={"test": ("img0005",)}))

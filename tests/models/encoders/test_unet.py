@@ -288,6 +288,7 @@ def test_pictures_are_classified_end_to_end(head, tmp_path, home):
     assert 0 <= run({"name": "chestxray14", "root": str(root), "size": 32, "stored": 32}, head)["value"] <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "head"),
     [
