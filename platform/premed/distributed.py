@@ -69,9 +69,7 @@ class SharedLook:
             return False
         rank, _ = rank_and_world()
         if self.device.type == "cuda":
-            torch.cuda.synchronize(
-                self.device
-            )  # the broadcast waits for it anyway, and only then is the time the steps'
+            torch.cuda.synchronize(self.device)  # the broadcast waits for it anyway; only then is the time the steps'
         answer = [float(stopping()), float(self.steps_to_next(step))] if rank == 0 else [0.0, 0.0]
         shared = torch.tensor(answer, device=self.device)
         dist.broadcast(shared, 0)

@@ -126,3 +126,16 @@ def test_the_page_is_opened_where_somebody_sits_before_a_desktop(monkeypatch, tm
         monkeypatch.setenv(name, value)
     demo.open_page(tmp_path / "report.html")
     assert asked == [(tmp_path / "report.html").as_uri()] * opened
+
+
+def test_where_an_experiment_failed_there_is_no_verdict_and_no_page(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(demo, "draw_missing", lambda *given: None)
+    monkeypatch.setattr(demo, "run_experiments", lambda printer: [{"failure": "a disk", "stages": []}])
+    monkeypatch.setattr(webbrowser, "open", lambda url: pytest.fail("opened"))
+    for name in ("PREMED_HOME", "PREMED_DATA"):
+        monkeypatch.setenv(name, str(tmp_path))
+    result = demo.run(tmp_path / "demo")
+    assert result["report"] is None and result["verdicts"] == []
+    demo.open_page(result["report"])
+    demo.show(result)
+    assert "No verdict: an experiment failed; the same command goes on" in capsys.readouterr().out

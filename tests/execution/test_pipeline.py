@@ -9,8 +9,10 @@ from premed.errors import UserError
 from premed.events import TrainingStarted, WarningIssued
 from premed.execution import executor, runner
 from premed.execution.preflight import resolve
+from premed.execution.session import Session
 from premed.tracking.mlflow_tracker import MLflowTracker
 from premed.tracking.run_store import RunStore
+from premed.training import stopping
 from premed.training.stage import run_stage
 
 
@@ -124,3 +126,11 @@ def test_a_stage_that_another_command_took_over_is_left_to_it_and_waited_for(tre
     assert [stage["kind"] for stage in outcome["stages"]] == ["finetune", "test"]
     runs = RunStore(f"sqlite:///{tmp_path}/home/mlflow.db", None).search({"premed.kind": "finetune"})
     assert [(run.status, run.tags.get("premed.failure")) for run in runs] == [("FINISHED", None)]
+
+
+def test_a_signal_ends_the_waiting_of_a_thread_that_receives_none(monkeypatch):
+    session = Session(None, None, map, lambda event: None)
+    session.pause(0)
+    monkeypatch.setattr(stopping, "asked", lambda: True)
+    with pytest.raises(KeyboardInterrupt):
+        session.pause(0)

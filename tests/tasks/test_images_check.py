@@ -220,3 +220,15 @@ def test_a_table_whose_paths_lack_their_folder_is_one_finding_and_a_prefix_mends
     assert {case.name for case in one.split("train")} == {
         f"scans/{case.name}" for case in task(folder()).split("train")
     }
+
+
+@pytest.mark.parametrize("cell", ["{elsewhere}/{i}.png", "../elsewhere/{i}.png"])
+def test_paths_out_of_the_folder_begin_below_none_of_its_folders(folder, tmp_path, cell):
+    (tmp_path / "elsewhere").mkdir()
+    table = rows()
+    for i, row in enumerate(table):
+        row["path"] = cell.format(elsewhere=tmp_path / "elsewhere", i=i)
+        (tmp_path / "elsewhere" / f"{i}.png").touch()
+    root = folder(table)
+    (root / "sub").mkdir()
+    assert not [line for line in findings_of(root) if "task.prefix" in line]

@@ -203,7 +203,7 @@ def test_a_disk_that_cannot_be_read_for_a_moment_ends_no_delivery(store, tmp_pat
     for step in range(3):
         outbox.add("log_rows", run_id, rows(step))
     assert outbox.close(60) == 0
-    assert warnings == [f"{tmp_path}: [Errno 5] Input/output error; trying again", "MLflow answers again"]
+    assert warnings == [f"{tmp_path}: [Errno 5] Input/output error; trying again", f"{tmp_path} can be used again"]
     assert steps(store, run_id) == [0, 1, 2]
 
 

@@ -130,3 +130,10 @@ def test_a_manifest_that_is_none_makes_a_checkpoint_incomplete(storage, manifest
     storage.put("checkpoints/000000010.json", manifest)
     manager = CheckpointManager(storage)
     assert manager.newest()[0] == 5 and manager.unusable == {10: "incomplete"}
+
+
+def test_a_torn_manifest_stays_where_it_is(storage):
+    """All ranks read it at once: one that put it aside would do so under the others' eyes."""
+    storage.put("checkpoints/000000010.json", b"{torn")
+    before = storage.names()
+    assert CheckpointManager(storage).manifest(10) == {} and storage.names() == before

@@ -106,7 +106,8 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Chest X-rays, abdominal CT and brain MRI, made up on the spot: does MAE help? On 2 Ray workers."""
-    from premed.cli import demo
+    with loading():
+        from premed.cli import demo
 
     with redirect_prints(as_json):
         result = demo.run(folder.absolute())
@@ -142,8 +143,9 @@ def compare(
     """
     if part not in (None, "test", "val"):
         raise UserError(f"--part {part}: write --part test or --part val")
-    from premed.reporting.comparison import compare, page, terminal
-    from premed.tracking.run_store import open_store
+    with loading():
+        from premed.reporting.comparison import compare, page, terminal
+        from premed.tracking.run_store import open_store
 
     if html is not None:
         page.refuse(html, ui)
@@ -173,10 +175,11 @@ def predict(
 
     An image that cannot be predicted is named and skipped; the exit code is then 1.
     """
-    from premed.cli.options import train_settings
-    from premed.cli.progress import ProgressPrinter
-    from premed.inference import predict
-    from premed.reporting import console
+    with loading():
+        from premed.cli.options import train_settings
+        from premed.cli.progress import ProgressPrinter
+        from premed.inference import predict
+        from premed.reporting import console
 
     with ProgressPrinter() as show, redirect_prints(as_json):
         train = train_settings(gpu=gpu, precision=precision)
@@ -200,8 +203,9 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a trained network as files for other tools, with a description of how its images are prepared."""
-    from premed.inference import export
-    from premed.reporting import console
+    with loading():
+        from premed.inference import export
+        from premed.reporting import console
 
     with redirect_prints(as_json):
         result = export.run(reference, to, form, check=check or (), part=part or (), single_file=whole)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from premed.cli.options import Json, What, load_first_experiment, print_result, redirect_prints, tell_written
+from premed.cli.options import Json, What, load_first_experiment, loading, print_result, redirect_prints, tell_written
 from premed.errors import UserError
 
 app = typer.Typer(help="Phantoms, a check of the data, and the prepared cache.", no_args_is_help=True)
@@ -15,10 +15,10 @@ app = typer.Typer(help="Phantoms, a check of the data, and the prepared cache.",
 @app.command()
 def prepare(what: What, as_json: Json = False) -> None:
     """Prepare an experiment's images (all three parts) in the cache, so that training starts at once."""
-    experiment = load_first_experiment(what)
-    from premed.cli.progress import ProgressPrinter
-    from premed.execution import runner
-
+    with loading(what):
+        experiment = load_first_experiment(what)
+        from premed.cli.progress import ProgressPrinter
+        from premed.execution import runner
     with ProgressPrinter() as show, redirect_prints(as_json):
         result = runner.prepare(experiment, show)
     line = f"{result['num_images']} images prepared in {result['where']} ({result['megabytes']:.0f} MB)"
@@ -38,10 +38,11 @@ def check(
     Errors are what a run would refuse, or what would make its numbers wrong: exit code 2. Notes alone: exit code 0.
     Every image is opened, those of the test part too (unless test=false).
     """
-    experiment = load_first_experiment(what)
-    from premed.cli.progress import ProgressPrinter
-    from premed.execution import runner
-    from premed.reporting import console
+    with loading(what):
+        experiment = load_first_experiment(what)
+        from premed.cli.progress import ProgressPrinter
+        from premed.execution import runner
+        from premed.reporting import console
 
     with ProgressPrinter() as show, redirect_prints(as_json):
         result = runner.check(experiment, show, html)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from premed.cli.options import Json, print_result, redirect_prints
+from premed.cli.options import Json, loading, print_result, redirect_prints
 
 
 def init(
@@ -19,10 +19,11 @@ def init(
 
     It reads headers and a sample of the images, says what it found, and gives a reason for every number.
     """
-    from premed.cli.progress import ProgressPrinter
-    from premed.events import ImagesChecked
-    from premed.planning import init
-    from premed.reporting import console
+    with loading():
+        from premed.cli.progress import ProgressPrinter
+        from premed.events import ImagesChecked
+        from premed.planning import init
+        from premed.reporting import console
 
     with ProgressPrinter() as show, redirect_prints(as_json):
         result = init.run(folder, out, lambda done, total: show(ImagesChecked(done, total)))

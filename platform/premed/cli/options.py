@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout, e
 
 
 @contextmanager
-def loading(what: list[str]) -> Iterator[None]:
+def loading(what: Sequence[str] = ()) -> Iterator[None]:
     """Shows on a terminal that the first seconds of a command, which are those of imports, are under way."""
     from rich.console import Console
     from rich.markup import escape

@@ -99,9 +99,9 @@ def probabilities(path: Path, cases: Sequence[tuple[str, np.ndarray, Mapping[str
     for number, (axis, (image,), (name, _, findings)) in enumerate(zip(axes.ravel(), planes, cases, strict=False)):
         _show(axis, image, _window(image))
         nothing = "no finding" if any(truth == 0 for truth, _ in findings.values()) else "not known"
-        result = "\n".join(lines[number]) or nothing
+        present = "\n".join(lines[number]) or nothing
         style = {"color": COLOURS[4], "weight": "bold"} if true[number] else {"color": INK}
-        _above(axis, result, 3, fontsize=8, linespacing=1.2, **style)
+        _above(axis, present, 3, fontsize=8, linespacing=1.2, **style)
         _above(axis, fitted(name, width, 7), 5 + 72 * LINE * len(lines[number]), fontsize=7, color=FAINT)
         _bars(figure, axis, sorted(findings.items(), key=lambda item: -item[1][1])[:3])
         boxes.append((name, _box(figure, [axis], above=heights[number], below=0.62)))
@@ -179,8 +179,8 @@ def _save(figure: "Figure", path: Path, cases: Sequence[tuple[str, tuple[int, ..
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    result = {CASES: json.dumps([[name, *box] for name, box in cases])} if cases else {}
-    FigureCanvasAgg(figure).print_png(path, metadata={"Software": None} | result)
+    chunk = {CASES: json.dumps([[name, *box] for name, box in cases])} if cases else {}
+    FigureCanvasAgg(figure).print_png(path, metadata={"Software": None} | chunk)
     return path
 
 

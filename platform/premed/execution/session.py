@@ -161,7 +161,8 @@ class Session:
 
     def pause(self, seconds: float) -> None:
         """Waits; raises KeyboardInterrupt if the command was stopped, also in threads, which receive no signals."""
-        if self.stopped.wait(seconds) or stopping.asked():
+        self.stopped.wait(seconds)
+        if self.stopping:
             raise KeyboardInterrupt
 
     def show_or_stop(self, event: Event) -> None:

@@ -32,7 +32,7 @@ POLL = 0.1  # seconds between two checks of the queue
 LOOK = 0.5  # seconds between two looks of a training at whether the command was stopped
 GRACE = 20.0  # seconds in which a stopped command waits for checkpoints; schedulers kill after 30 or more
 INTERFACE = "GLOO_SOCKET_IFNAME"
-NEVER = 10 * 365 * 24 * 3600  # seconds
+NEVER = 7 * 24 * 3600  # seconds: PyTorch counts milliseconds in 32 bits
 
 
 class WorkerGroup:

@@ -151,8 +151,8 @@ class Unlabelled(Classification):
                 continue
             if named:  # the reader takes all files of a series, and one that lacks some is another image
                 what = f"task.exclude names {len(named)} of its {len(series.files)} slices ({named[0].name}, …)"
-                mend = "move these out of the folder, or name all of them"
-                listing.findings.append(Finding("error", str(series.path), f"{what}, which are one volume; {mend}"))
+                remedy = "move these out of the folder, or name all of them"
+                listing.findings.append(Finding("error", str(series.path), f"{what}, which are one volume; {remedy}"))
                 continue
             if what := self.left_out(series):
                 listing.note(series.path, what)

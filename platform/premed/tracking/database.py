@@ -93,7 +93,7 @@ def diagnosis(error: BaseException, uri: str) -> str | None:
             removed = not file.exists()
             unwritable = "was removed while it was in use" if removed else "may not be written to: see its permissions"
             half = "was left half made by an earlier start: remove it"
-            if num_runs(file):
+            if meaning == "{half}" and num_runs(file):  # of a locked file the question would wait, too
                 half = "was left half upgraded by another MLflow, and holds runs: put back a copy, do not remove it"
             return f"{file} {meaning.format(holder=holder(file), unwritable=unwritable, half=half)}"
     return None

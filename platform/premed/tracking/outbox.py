@@ -43,7 +43,7 @@ class Outbox:
         self._journals: OrderedDict[str, _Journal] = OrderedDict()
         self._change = threading.Condition()
         self._deadline: float | None = None  # set by close()
-        self._silent = False  # whether MLflow has not answered since the last delivery
+        self._recovery = ""  # what is said at the next delivery, if something keeps records from it now
         self._writer = threading.Thread(target=self._work, name="premed outbox", daemon=True)
         self._writer.start()
 
@@ -102,9 +102,10 @@ class Outbox:
             try:
                 delivered = self._deliver(journal)
             except Exception as error:  # noqa: BLE001 - of the disk, say: the records of other runs wait for this thread
-                if not self._silent:
+                if not self._recovery:
                     self.warn(f"{self.folder}: {first_line(error)}; trying again")
-                self._silent, delivered = True, False
+                    self._recovery = f"{self.folder} can be used again"
+                delivered = False
             if delivered:
                 wait = _FIRST_WAIT
                 continue
@@ -148,17 +149,17 @@ class Outbox:
             getattr(self.store, record["call"])(*record["args"], **record["kwargs"])
         except Exception as error:  # noqa: BLE001 - whatever it is, the thread must keep running
             if transient(error):
-                if not self._silent and not lost_race(error):
+                if not self._recovery and not lost_race(error):
                     self.warn(f"{unreachable(error, self.store.uri)}; records are kept in {self.folder}")
-                self._silent = self._silent or not lost_race(error)
+                    self._recovery = "MLflow answers again"
                 return False
             if is_deleted(error) and self._restored(run_id):
                 return True  # the record is still the next one
             self._reject(journal, line, error)
         else:
-            if self._silent:
-                self.warn("MLflow answers again")
-            self._silent = False
+            if self._recovery:
+                self.warn(self._recovery)
+            self._recovery = ""
         with self._change:
             journal.advance(len(line))
             if record.get("call") == "finish" and not journal.pending:

@@ -103,6 +103,13 @@ def test_the_verdict_takes_the_interval_and_the_corrected_p_value(value, interva
         assert verdict(replace(difference, with_seeds=False), True, once=True) == "better, these seeds"
 
 
+def test_only_the_runs_that_are_named_are_compared(store):
+    named = [add(store, strategy, 0) for strategy in ("none", "mae")]
+    add(store, "unimiss", 0)
+    assert {arm.label for arm in block_of(compare(store, run_ids=named)).rows} == {"none", "mae"}
+    assert "unimiss" in {arm.label for arm in block_of(compare(store)).rows}
+
+
 @pytest.mark.parametrize(("own", "words"), [(False, "better, this pre-training"), (True, "better")])
 def test_a_pre_training_that_all_seeds_share_is_one_draw(store, own, words):
     for seed in range(3):

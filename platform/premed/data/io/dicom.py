@@ -149,8 +149,8 @@ def pixels(path: Path, dataset: Any, shown: bool, notes: Notes) -> tuple[np.ndar
 
     if str(dataset.get("BurnedInAnnotation") or "").strip().upper() == "YES":
         what = "text in the picture, a name perhaps, is learnt from and shown"
-        mend = "have it removed, or set tracking.pictures: none"
-        notes[Note(f"BurnedInAnnotation is YES: {what}; {mend}", reading=False)] = None
+        remedy = "have it removed, or set tracking.pictures: none"
+        notes[Note(f"BurnedInAnnotation is YES: {what}; {remedy}", reading=False)] = None
     raw = _decode(path, dataset)
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         with naming(path, "RedPaletteColorLookupTableDescriptor", "another tag of the palette"):

@@ -197,8 +197,13 @@ class Folder:
         return f"{similar} is there: write it like that in the table" if similar else "copy it there"
 
     def prefix_of(self, paths: Iterable[str]) -> str:
-        """The folder below the root that all these paths begin below; empty if there is none."""
-        some = list(paths)
+        """The folder below the root that all these paths begin below; empty if there is none.
+
+        Absolute paths, and those with `..`, begin nowhere.
+        """
+        some = [*map(os.path.normpath, paths)]
+        if any(os.path.isabs(path) or path.startswith(os.pardir) for path in some):
+            return ""
         for number, (folder, folders, _) in enumerate(os.walk(self.root)):
             folders.sort()
             if number and all(os.path.lexists(os.path.join(folder, path)) for path in some):
