@@ -41,7 +41,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (7 GB, some minutes, once)"
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@if command -v uv >/dev/null; then \
-		uv pip install --quiet --python $(VENV)/bin/python $(or $(INSTALL),-c constraints.txt) -e '.[dev]'; \
+		uv pip install --quiet --compile-bytecode --python $(VENV)/bin/python $(or $(INSTALL),-c constraints.txt) -e '.[dev]'; \
 	else \
 		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(or $(INSTALL),-c constraints.txt) -e '.[dev]'; \
 	fi

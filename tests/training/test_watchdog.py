@@ -69,4 +69,4 @@ def test_none_watches_nothing(tmp_path):
         with Watchdog(StageStorage(str(tmp_path), "stage"), 0, seconds).watching(nn.Linear(1, 1)):
             return "premed watchdog" in [thread.name for thread in threading.enumerate()]
 
-    assert watching(60) and not watching(None)
+    assert not watching(None) and watching(60)
