@@ -12,6 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+FEW_KEYS = 512
+
+
+def fused_attention_pays(x: Tensor, num_keys: int) -> bool:
+    """Whether attention over so many keys is faster by PyTorch's fused kernel than by matrix products.
+
+    Not in bf16 on CPUs: there the kernel's backward pass takes most of an attention's time. With more keys the matrices
+    of weights cost more than that, and much memory.
+    """
+    return not (x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and num_keys <= FEW_KEYS)
+
 
 class PyramidStage(nn.Module):
     """One resolution of a pyramid: an embedding per branch, the class token's projection, and blocks.
@@ -76,9 +87,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, grid: tuple[int, ...], scale: Tensor | None = None) -> Tensor:
         """`scale` [2, B, 1, 1]: 0 drops a sample's branch (drop path)."""
-        first, second = (1, 1) if scale is None else scale
-        x = x + first * self.attn(self.norm1(x), grid)
-        return x + second * self.mlp(self.norm2(x))
+        if scale is None:
+            x = x + self.attn(self.norm1(x), grid)
+            return x + self.mlp(self.norm2(x))
+        x = x + scale[0] * self.attn(self.norm1(x), grid)
+        return x + scale[1] * self.mlp(self.norm2(x))
 
 
 class Attention(nn.Module):
@@ -102,8 +115,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, grid: tuple[int, ...]) -> Tensor:
         """Maps tokens [B, 1 + L, D] to the same shape."""
         q = self.by_head(self.q(x))
-        k, v = self.kv(self.context(x, grid)).chunk(2, dim=2)
-        x = F.scaled_dot_product_attention(q, self.by_head(k), self.by_head(v))
+        k, v = map(self.by_head, self.kv(self.context(x, grid)).chunk(2, dim=2))
+        if fused_attention_pays(q, k.shape[2]):
+            x = F.scaled_dot_product_attention(q, k, v)
+        else:
+            x = (q * q.shape[3] ** -0.5 @ k.transpose(2, 3)).softmax(dim=3) @ v
         return self.proj(x.transpose(1, 2).flatten(2))
 
     def context(self, x: Tensor, grid: tuple[int, ...]) -> Tensor:

@@ -21,7 +21,7 @@ from premed.training.artifacts import card, save_pictures
 from premed.training.callback import NotFinite, TrainingCallback
 from premed.training.checkpoint import best_file
 from premed.training.closed_form import solve
-from premed.training.device import device_of, forget_peak_memory, peak_memory_mb, precision_of
+from premed.training.device import device_of, forget_peak_memory, keep_freed_memory, peak_memory_mb, precision_of
 from premed.training.evaluate import bootstrap_interval, collapsed, evaluate, passed_gate
 from premed.training.fit import distributed, fit
 from premed.training.import_weights import bring
@@ -64,6 +64,8 @@ def run_stage(
     if any(storage.get(name) for name in ("result.json", "failure.json")):
         return  # Ray restarted all ranks because one of them died after the result, or failed alone
     forget_peak_memory()
+    if not job.train.gpu:
+        keep_freed_memory()
     for line in stuck_workers(storage) if rank == 0 else ():
         on_event(WarningIssued(line))
     try:

@@ -331,3 +331,32 @@ def test_a_head_of_xavier_s_weights_has_their_deviation():
     for init, deviation in (("mae", 2e-5), ("xavier", math.sqrt(2 / (width + classes)))):
         weight = linear.Linear(linear.Config(init=init), width, classes).fc.weight
         assert weight.std().item() == pytest.approx(deviation, rel=0.05)
+
+
+# Attention on CPUs ----------------------------------------------------------------------------------------------------
+
+
+def fused_calls(step) -> int:
+    """How often `step` calls PyTorch's fused attention."""
+    with torch.profiler.profile() as profiled:
+        step()
+    return sum("scaled_dot_product" in event.key for event in profiled.key_averages())
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_in_bf16_on_a_cpu_attention_is_matrix_products_that_give_the_same(precision):
+    """The backward pass of the fused kernel takes half of a step there."""
+    vit_, image = encoder(), torch.randn(2, 1, 32, 32)
+
+    def step():
+        with torch.autocast("cpu", precision, enabled=precision == torch.bfloat16):
+            return vit_(image).tokens
+
+    assert bool(fused_calls(step)) == (precision == torch.float32)
+    torch.testing.assert_close(step().float(), vit_(image).tokens, atol=0.05, rtol=0.05)
+
+
+def test_many_tokens_keep_the_fused_kernel_that_needs_little_memory():
+    vit_, image = encoder((256, 136)), torch.randn(1, 1, 256, 136)  # 544 patches
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fused_calls(lambda: vit_(image))

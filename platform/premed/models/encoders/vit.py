@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from premed.config.spec import Spec, added_field, preset
 from premed.contracts import Encoder, Features
 from premed.errors import UserError
+from premed.models.layers import fused_attention_pays
 
 SIZES = {  # width, depth, heads of timm's tiny, small and base
     "tiny": {"width": 192, "depth": 12, "heads": 3},
@@ -167,9 +168,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """`scale` [2, B, 1, 1]: 0 drops a sample's branch (drop path)."""
-        first, second = (1, 1) if scale is None else scale
-        x = x + first * self.attn(self.norm1(x))
-        return x + second * self.mlp(self.norm2(x))
+        self.attn.fused_attn = fused_attention_pays(x, num_keys=x.shape[1])
+        if scale is None:
+            x = x + self.attn(self.norm1(x))
+            return x + self.mlp(self.norm2(x))
+        x = x + scale[0] * self.attn(self.norm1(x))
+        return x + scale[1] * self.mlp(self.norm2(x))
 
 
 def patchify(image: Tensor, patch: tuple[int, ...]) -> Tensor:
