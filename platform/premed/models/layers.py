@@ -15,13 +15,29 @@ from torch.nn import functional as F
 FEW_KEYS = 512
 
 
-def fused_attention_pays(x: Tensor, num_keys: int) -> bool:
-    """Whether attention over so many keys is faster by PyTorch's fused kernel than by matrix products.
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention of queries [B, H, N, D] over keys and values [B, H, M, D], as [B, N, H · D].
 
-    Not in bf16 on CPUs: there the kernel's backward pass takes most of an attention's time. With more keys the matrices
-    of weights cost more than that, and much memory.
+    In bf16 on CPUs it is matrix products: there the backward pass of PyTorch's fused kernel takes half of a ViT's step.
+    Over more keys than FEW_KEYS the weights, [B, H, N, M], would cost more than that, and much memory.
     """
-    return not (x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and num_keys <= FEW_KEYS)
+    if q.device.type == "cpu" and torch.is_autocast_enabled("cpu") and k.shape[2] <= FEW_KEYS:
+        x = (q * q.shape[3] ** -0.5 @ k.transpose(2, 3)).softmax(dim=3) @ v
+    else:
+        x = F.scaled_dot_product_attention(q, k, v)
+    return x.transpose(1, 2).flatten(2)
+
+
+class Mlp(nn.Module):
+    """A transformer's MLP, with timm's names and arithmetic. Importing timm takes each process over three seconds."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps [..., width] to the same shape."""
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class PyramidStage(nn.Module):
@@ -77,8 +93,6 @@ class Block(nn.Module):
     """Pre-norm attention and MLP; the caller draws drop path."""
 
     def __init__(self, width: int, heads: int, reduction: int, branches: Sequence[str], bias: bool = True):
-        from timm.layers import Mlp  # importing timm takes seconds, for which error messages should not wait
-
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = Attention(width, heads, reduction, branches, bias)
@@ -116,11 +130,7 @@ class Attention(nn.Module):
         """Maps tokens [B, 1 + L, D] to the same shape."""
         q = self.by_head(self.q(x))
         k, v = map(self.by_head, self.kv(self.context(x, grid)).chunk(2, dim=2))
-        if fused_attention_pays(q, k.shape[2]):
-            x = F.scaled_dot_product_attention(q, k, v)
-        else:
-            x = (q * q.shape[3] ** -0.5 @ k.transpose(2, 3)).softmax(dim=3) @ v
-        return self.proj(x.transpose(1, 2).flatten(2))
+        return self.proj(attend(q, k, v))
 
     def context(self, x: Tensor, grid: tuple[int, ...]) -> Tensor:
         """The tokens of keys and values: [B, 1 + L / reduction^axes, D]."""

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from premed.config.spec import Spec, added_field, preset
 from premed.contracts import Encoder, Features
 from premed.errors import UserError
-from premed.models.layers import fused_attention_pays
+from premed.models.layers import Mlp, attend
 
 SIZES = {  # width, depth, heads of timm's tiny, small and base
     "tiny": {"width": 192, "depth": 12, "heads": 3},
@@ -153,22 +153,32 @@ class PatchEmbed(nn.Module):
         return F.linear(patchify(image, tuple(self.proj.kernel_size)), weight, self.proj.bias)
 
 
-class Block(nn.Module):
-    """Pre-norm attention and MLP: timm's layers and names, the caller draws drop path."""
+class Attention(nn.Module):
+    """Self-attention with timm's names and arithmetic."""
 
     def __init__(self, width: int, heads: int):
-        from timm.layers import Mlp  # importing timm takes seconds, for which error messages should not wait
-        from timm.models.vision_transformer import Attention
+        super().__init__()
+        self.num_heads = heads
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps tokens [B, L, D] to the same shape."""
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.proj(attend(q, k, v))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, with timm's names; the caller draws drop path."""
+
+    def __init__(self, width: int, heads: int):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, num_heads=heads, qkv_bias=True)
+        self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, 4 * width)
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """`scale` [2, B, 1, 1]: 0 drops a sample's branch (drop path)."""
-        self.attn.fused_attn = fused_attention_pays(x, num_keys=x.shape[1])
         if scale is None:
             x = x + self.attn(self.norm1(x))
             return x + self.mlp(self.norm2(x))
