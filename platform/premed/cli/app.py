@@ -132,6 +132,7 @@ def compare(
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="one page: tables, charts, cases, pictures, links to the runs")
     ] = None,
+    figures: Annotated[Path | None, typer.Option(metavar="DIR", help="the charts as SVG and PNG")] = None,
     ui: Annotated[
         str | None, typer.Option(metavar="URL", help="the MLflow UI the page links to [default: the server in use]")
     ] = None,
@@ -145,10 +146,13 @@ def compare(
         raise UserError(f"--part {part}: write --part test or --part val")
     with loading():
         from premed.reporting.comparison import compare, page, terminal
+        from premed.reporting.comparison import figures as drawn
         from premed.tracking.run_store import open_store
 
     if html is not None:
         page.refuse(html, ui)
+    if figures is not None:
+        drawn.refuse(figures)
     with redirect_prints(as_json):
         store = open_store()
         selection: dict[str, Any] = {"task": task, "baseline": baseline, "allow": allow or (), "where": where or ()}
@@ -157,8 +161,9 @@ def compare(
         terminal.write_csv(result, csv)
     if html is not None:
         page.write(result, store, html, ui)
+    files = drawn.write(result, store, figures) if figures is not None else []
     print_result(result, as_json, terminal.show)
-    tell_written(csv, html)
+    tell_written(csv, html, *files)
 
 
 @app.command()

@@ -5,6 +5,7 @@ the same wherever it is opened.
 """
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -21,12 +22,26 @@ MANY = 300  # positions of a strip; with more, its dots are small and rasterized
 NAMED = 30  # positions of a strip; more have no names
 
 
+class Drawing(bytes):
+    """A figure as SVG."""
+
+    figure: "Figure"
+
+    def png(self, dots_per_inch: int = 200) -> bytes:
+        """The same figure as PNG, on white."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        self.figure.set_dpi(dots_per_inch)
+        FigureCanvasAgg(self.figure).print_png(file := BytesIO(), metadata={"Software": None})
+        return file.getvalue()
+
+
 class Chart(NamedTuple):
     """A chart as pages show it."""
 
     title: str
     caption: str
-    svg: bytes
+    svg: Drawing
 
 
 class Line(NamedTuple):
@@ -48,7 +63,7 @@ class Strip(NamedTuple):
     values: Sequence[float]
 
 
-def label_fractions(lines: Sequence[Line], ylabel: str, sizes: Mapping[float, str] | None = None) -> bytes:
+def label_fractions(lines: Sequence[Line], ylabel: str, sizes: Mapping[float, str] | None = None) -> Drawing:
     """Scores over the share of labels that was used, their intervals as bands.
 
     sizes: the images of each share, in words, where they are known.
@@ -74,7 +89,7 @@ def label_fractions(lines: Sequence[Line], ylabel: str, sizes: Mapping[float, st
     return svg(figure)
 
 
-def pretraining_curves(lines: Sequence[Line], ylabel: str, gate: float | None = None) -> bytes:
+def pretraining_curves(lines: Sequence[Line], ylabel: str, gate: float | None = None) -> Drawing:
     """Validation losses over steps. Lines with the same name are seeds, labelled once. gate: a horizontal line."""
     figure, axes = axes_with_labels(WIDTH, 3.4)
     ends = {}
@@ -91,7 +106,7 @@ def pretraining_curves(lines: Sequence[Line], ylabel: str, gate: float | None = 
     return svg(figure)
 
 
-def strip_plots(rows: Sequence[Strip], base: Strip | None, names: Sequence[str], xlabel: str, ylabel: str) -> bytes:
+def strip_plots(rows: Sequence[Strip], base: Strip | None, names: Sequence[str], xlabel: str, ylabel: str) -> Drawing:
     """A strip for each row over the same positions, with stems from the baseline's values to the row's.
 
     names: of the positions. A row is labelled at its end, with the number of positions where it is above the baseline.
@@ -243,13 +258,13 @@ def label_ends(axes: "Axes", ends: Sequence[tuple[float, str, str]], apart: floa
                   parse_math=False)  # fmt: skip
 
 
-def svg(figure: "Figure") -> bytes:
-    from io import BytesIO
-
+def svg(figure: "Figure") -> Drawing:
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with rc_context({"svg.fonttype": "path", "svg.hashsalt": "premed", "svg.image_inline": True}):
         FigureCanvasSVG(figure).print_svg(file := BytesIO(), metadata=no_metadata)
-    return file.getvalue()
+    drawing = Drawing(file.getvalue())
+    drawing.figure = figure
+    return drawing

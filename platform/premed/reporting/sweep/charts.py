@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from premed.data.figures import COLOURS, FAINT, INK, short
-from premed.reporting.charts import WIDTH, label_ends, new_figure, style_axes, svg
+from premed.reporting.charts import WIDTH, Drawing, label_ends, new_figure, style_axes, svg
 from premed.reporting.sweep.analysis import SlicePlot
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class ParetoPlot(NamedTuple):
     numbers: Sequence[int]
 
 
-def slice_plots(plots: Sequence[SlicePlot], names: Mapping[str, str], ylabel: str, best: Sequence[int]) -> bytes:
+def slice_plots(plots: Sequence[SlicePlot], names: Mapping[str, str], ylabel: str, best: Sequence[int]) -> Drawing:
     """A panel for each field, a point for each trial; a line through the means if the field is categorical."""
     rotated = max((len(label) for plot in plots if _is_rotated(plot) for label in map(_tick, plot.labels)), default=0)
     figure, panels = _panels(len(plots), 2.15, 0.55 + 0.06 * rotated)
@@ -63,7 +63,7 @@ def slice_plots(plots: Sequence[SlicePlot], names: Mapping[str, str], ylabel: st
     return svg(figure)
 
 
-def learning_curves(curves: Sequence[LearningCurve], best: Sequence[int], ylabel: str) -> bytes:
+def learning_curves(curves: Sequence[LearningCurve], best: Sequence[int], ylabel: str) -> Drawing:
     """The best score so far over validations; each trial's number stands at the end of its line."""
     from matplotlib.ticker import MaxNLocator
 
@@ -88,7 +88,7 @@ def learning_curves(curves: Sequence[LearningCurve], best: Sequence[int], ylabel
     return svg(figure)
 
 
-def pareto_plots(plots: Sequence[ParetoPlot], ylabel: str, front: Sequence[int]) -> bytes:
+def pareto_plots(plots: Sequence[ParetoPlot], ylabel: str, front: Sequence[int]) -> Drawing:
     """The first metric over each other one. With two metrics in all, a stepped line is the Pareto front."""
     figure, panels = _panels(len(plots), 2.9, 0.5, across=2)
     for axes, plot in zip(panels, plots, strict=True):
@@ -108,7 +108,7 @@ def pareto_plots(plots: Sequence[ParetoPlot], ylabel: str, front: Sequence[int])
     return svg(figure)
 
 
-def importances(shares: Mapping[str, float]) -> bytes:
+def importances(shares: Mapping[str, float]) -> Drawing:
     """A bar for each field, the most important on top."""
     names = sorted(shares, key=lambda name: shares[name])
     height = 0.15 + 0.28 * len(names)
