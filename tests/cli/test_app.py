@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 
 import pytest
@@ -277,5 +278,11 @@ def test_on_a_terminal_the_first_seconds_show_that_something_is_under_way(tmp_pa
     command = [sys.executable, "-m", "premed", "run", "a.yaml"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=theirs, env=os.environ | {"TERM": "xterm"}) as process:
         assert process.wait(60) == 2
-    shown = os.read(ours, 4096).decode()
+    os.close(theirs)
+    written = b""
+    with suppress(OSError):  # the end of what a terminal was sent
+        while part := os.read(ours, 4096):
+            written += part
+    os.close(ours)
+    shown = written.decode()
     assert "reading a.yaml" in shown and shown.rstrip().splitlines()[-1].endswith("did you mean encoder?")

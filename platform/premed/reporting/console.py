@@ -18,6 +18,9 @@ from premed.errors import printable
 from premed.reporting.encoding import encodable
 from premed.reporting.formatting import number
 
+GATE = """gate: how far pre-training's validation loss is below that of a predictor without a network;
+      needed for a gain, and no promise of one"""
+
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], words: int = 2) -> None:
     """Prints a table as wide as its cells need: the first `words` columns left-aligned, the others right-aligned."""
@@ -75,7 +78,7 @@ def show_outcomes(outcomes: Sequence[dict[str, Any]]) -> None:
     if not outcomes:
         return
     print("interval: over patients, one seed; constant: the best answer that ignores the image;")
-    print("gate: how far pre-training's validation loss is below that of a predictor without a network")
+    print(GATE)
     show_means(outcomes)
     for outcome in outcomes:
         name = outcome.get("name") or f"{outcome['task']} {outcome['strategy']}"
@@ -96,7 +99,7 @@ def show_outcomes(outcomes: Sequence[dict[str, Any]]) -> None:
 
 def show_encoders(outcomes: Sequence[dict[str, Any]]) -> None:
     """Prints the encoder of each pre-training, and the command that fine-tunes it."""
-    print("gate: how far pre-training's validation loss is below that of a predictor without a network")
+    print(GATE)
     for outcome in outcomes:
         encoder = outcome["encoder"]
         name = encoder["name"] or encoder["digest"]  # without a registry, the digest names it, too

@@ -192,7 +192,8 @@ def pretraining(section: Section, curves: Sequence[LossCurve]) -> list[charts.Ch
     if lines:
         gates = listed({f"{curve.gate:.3g}" for curve in curves if curve.gate})
         caption = f"Validation loss, as a share of what predicting the mean patch of each place loses ({gates}), which "
-        caption += "takes no network: the gate. An encoder that is not clearly below 100 % has little to transfer."
+        caption += "takes no network: the gate. An encoder that is not clearly below 100 % has little to transfer; "
+        caption += "one that is below may still bring no gain."
         svg = charts.pretraining_curves(lines, "validation loss / gate", 1.0)
         shown.append(charts.Chart("Pre-training and its gate", caption, svg))
     for label in dict.fromkeys(curve.label for curve in curves if not curve.gate):
