@@ -109,7 +109,7 @@ def test_a_stopped_job_leaves_no_placement_group_keeps_its_checkpoint_and_goes_o
     assert code == 0, output
     assert before.keys() == statuses(stopped).keys() and set(statuses(stopped).values()) == {"FINISHED"}
     assert list(RunStore(f"sqlite:///{stopped}/mlflow.db").search({}, experiment=LEASES)) == []
-    assert re.search(r"pre-training on \d{3} images, \d{3} steps, resumed after step [1-9]", output)
+    assert re.search(r"pre-training on \d{3} images, \d{3} steps of 16, .*, resumed after step [1-9]", output)
     assert weights(stopped) == weights(straight)
 
 
