@@ -286,6 +286,15 @@ def test_a_slow_or_broken_tool_is_told_from_a_gpu_that_cannot_be_used(monkeypatc
         assert [(each.severity, each.what) for each in machine.or_silent(answer)[1]] == [(severity, words)]
 
 
+def test_a_port_that_strangers_reach_and_that_gives_no_answer_is_not_passed_over():
+    for address, notes in (("0.0.0.0", 1), ("127.0.0.1", 0)):
+        ear, found = doctor.judge_port(address, 6379, endpoints.HEAD, endpoints.late())
+        assert ear["asks_for_secret"] is None and [each.severity for each in found] == ["note"] * notes
+    assert (
+        doctor.judge_port("0.0.0.0", 6379, endpoints.HEAD, endpoints.Answer(endpoints.UNKNOWN, problem="odd"))[1] == []
+    )
+
+
 def test_torch_s_cuda_is_what_torch_says_of_itself():
     import torch
 

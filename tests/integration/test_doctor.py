@@ -20,8 +20,12 @@ def report(**environment):
     """Exit code, and what --json prints."""
     none = {"RAY_AUTH_MODE": "", "RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": "/nonexistent"}
     command = [sys.executable, "-m", "premed", "doctor", "--json"]
-    done = subprocess.run(command, env=os.environ | none | environment, capture_output=True, text=True)
-    return done.returncode, json.loads(done.stdout)
+    for _ in range(5):
+        done = subprocess.run(command, env=os.environ | none | environment, capture_output=True, text=True)
+        result = json.loads(done.stdout)
+        if not any("is not known; run premed doctor again" in each["what"] for each in result["findings"]):
+            break  # else this machine was too busy for an answer
+    return done.returncode, result
 
 
 def of(findings, start):
@@ -52,7 +56,8 @@ def test_a_cluster_that_strangers_reach_is_an_error():
         client = f"ray://127.0.0.1:{client.partition('=')[2]}"
         for address in (head.gcs, head.dashboard, client):
             code, result = report(RAY_ADDRESS=address.replace("0.0.0.0", "127.0.0.1"))
-            assert code == 2 and result["services"][0]["answers"] and result["services"][0]["asks_for_secret"] is False
+            ray = result["services"][0]
+            assert code == 2 and ray["answers"] and ray["asks_for_secret"] is False, result
             (what,) = of(result["findings"], f"port {address.rpartition(':')[2]} on")
             assert "asks for no token: whoever reaches it can run code here; start Ray with RAY_AUTH_MODE=token" in what
 

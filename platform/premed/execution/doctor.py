@@ -233,9 +233,12 @@ def judge_port(address: str, port: int, kind: str, answer: Answer) -> tuple[dict
         "version": answer.version,
         "asks_for_secret": no(answer.is_open),
     }
+    where = f"port {port} on {address}"
+    if answer == late() and not is_loopback(address):
+        what = f"{answer.problem}, so that whether it asks strangers for a token is not known; run premed doctor again"
+        return ear, [Finding("note", where, what)]
     if not answer.is_open or is_loopback(address):
         return ear, []
-    where = f"port {port} on {address}"
     if kind == MLFLOW:
         what = f"{kind} asks for no password: whoever reaches it can change and delete runs; {SHUT[kind]}"
         return ear, [Finding("note", where, what)]
