@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from premed.cli import data, init, services, streams
+from premed.cli import data, init, plan, services, streams
 from premed.cli.options import (
     Json,
     Reference,
@@ -164,6 +164,9 @@ def compare(
     files = drawn.write(result, store, figures) if figures is not None else []
     print_result(result, as_json, terminal.show)
     tell_written(csv, html, *files)
+
+
+app.command()(plan.plan)
 
 
 @app.command()

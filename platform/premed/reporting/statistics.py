@@ -16,7 +16,7 @@ Shapes: N images, K columns (classes), P patients, S seeds.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -65,21 +65,34 @@ def interval(value: float, groups: Sequence[np.ndarray], scale: Scale = "plain",
         return Interval(value, np.nan, np.nan, np.nan, np.nan, False)
     over_patients = np.sum([group.mean(axis=0) for group in groups], axis=0).var(ddof=1) / num_patients
     if with_seeds := min(sizes) >= SEEDS:
-        parts = [variances(group) for group in groups]
-        over_seeds = sum(seeds for seeds, _ in parts)
-        rest = max(over_patients - sum(residual for _, residual in parts), 0.0)
-        variance = over_seeds + rest
+        seeds, residuals = zip(*map(variances, groups), strict=True)
+        variance, df = combined(seeds, sizes, over_patients, sum(residuals), num_patients)
     else:
-        parts, over_seeds, rest, variance = [], 0.0, over_patients, over_patients
+        variance, df = over_patients, num_patients - 1
     if variance < TINY:  # all are perfect, or the same: no variance to estimate
         return Interval(value, np.nan, np.nan, np.nan, np.nan, with_seeds)
-    inverse = (rest / variance) ** 2 / (num_patients - 1)
-    if over_seeds:
-        squares = sum(seeds**2 / (size - 1) for (seeds, _), size in zip(parts, sizes, strict=True))
-        inverse += over_seeds / variance * (squares / over_seeds**2)
-    df, error = 1 / inverse, np.sqrt(variance)
+    error = np.sqrt(variance)
     low, high = limits(value, t.ppf((1 + level) / 2, df) * error, scale)
     return Interval(value, low, high, float(df), float(2 * t.sf(abs(value) / error, df)), with_seeds)
+
+
+def combined(
+    over_seeds: Sequence[Any], sizes: Sequence[int], over_patients: Any, residual: Any, num_patients: int
+) -> tuple[Any, Any]:
+    """The variance of the sum of groups' means, and its degrees of freedom: see `interval`.
+
+    over_seeds: of each group the seeds' mean square over S·P; sizes: S of each; over_patients: the variance over
+    patients of the groups' summed means, over P; residual: the sum of the groups' residual mean squares over S·P.
+    Numbers, or arrays of one shape.
+    The degrees of freedom are NaN where nothing varies.
+    """
+    total: Any = sum(over_seeds)
+    rest = np.maximum(over_patients - residual, 0.0)
+    variance = total + rest
+    with np.errstate(divide="ignore", invalid="ignore"):
+        squares = sum(seeds**2 / (size - 1) for seeds, size in zip(over_seeds, sizes, strict=True))
+        of_seeds = np.where(total > 0, total / variance * (squares / np.square(total)), 0.0)
+        return variance, 1 / ((rest / variance) ** 2 / (num_patients - 1) + of_seeds)
 
 
 def limits(value: float, reach: float, scale: Scale) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """`premed compare`: the arms of each task measured, compared with a baseline, and what they cost. docs/compare.md."""
 
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,29 +41,63 @@ def compare(
 
     run_ids: of the experiments' own runs, if only these are compared.
     """
+    runs, allow, notes = selected_runs(store, task, where, allow, run_ids)
+    names = sorted({run.task for run in runs})
+    tasks = [task_result(store, [run for run in runs if run.task == name], baseline, allow, part) for name in names]
+    require_named(baseline, [arm.label for each in tasks for block in each.blocks for arm in block.rows],
+                  any(each.baseline for each in tasks))  # fmt: skip
+    scored = part or ("test" if any(each.part == "test" for each in tasks) else "val")
+    return ComparisonResult(part=scored, notes=notes, tasks=tasks)
+
+
+def selected_runs(
+    store: RunStore,
+    task: str | None,
+    where: Sequence[str],
+    allow: Sequence[str],
+    run_ids: Collection[str] | None = None,
+) -> tuple[list[ExperimentRun], list[str], list[str]]:
+    """The experiments that are meant, the full names of the fields that may differ, and notes on what is left out."""
     runs, notes = finished_experiments(store, task)
     runs = [run for run in runs if run_ids is None or run.run.run_id in run_ids]
     if not runs:
         why = f"; {notes[0]}" if notes else ""
         raise UserError(f"{masked(store.uri)}: holds no finished run to compare{why}; premed run makes one")
     allow = [field_name(runs, field, "--allow") for field in allow]
-    runs = filter_runs(runs, where)
-    names = sorted({run.task for run in runs})
-    tasks = [task_result(store, [run for run in runs if run.task == name], baseline, allow, part) for name in names]
-    if baseline and not any(each.baseline for each in tasks):
-        labels = {arm.label for each in tasks for block in each.blocks for arm in block.rows}
-        raise UserError(f"--baseline {baseline}: no run is called so; there are {listed(labels)}")
-    scored = part or ("test" if any(each.part == "test" for each in tasks) else "val")
-    return ComparisonResult(part=scored, notes=notes, tasks=tasks)
+    return filter_runs(runs, where), allow, notes
+
+
+def require_named(baseline: str | None, labels: Collection[str], is_found: bool) -> None:
+    """Raises UserError if a baseline was asked for and no run is it."""
+    if baseline and not is_found:
+        raise UserError(f"--baseline {baseline}: no run is called so; there are {listed(set(labels))}")
 
 
 # ---- one task
 
 
-def task_result(
+class TaskRuns(NamedTuple):
+    """The runs of one task that are compared: as arms, with their scores."""
+
+    task: str
+    part: Part
+    baseline: str
+    """Its name, whether or not any block has it."""
+    blocks: list[Block]
+    baselines: list[dict[float, Arm]]
+    """Of each block, by label fraction."""
+    tables: dict[str, ScoreTable]
+    notes: list[str]
+
+    @property
+    def first(self) -> ScoreTable:
+        return next(iter(self.tables.values()))
+
+
+def task_runs(
     store: RunStore, runs: list[ExperimentRun], baseline: str | None, allow: Sequence[str], part: Part | None
-) -> TaskResult:
-    """Compares the runs of one task. baseline: an arm's label or a strategy; None: the default, if it is there."""
+) -> TaskRuns:
+    """Groups the runs of one task. baseline: an arm's label or a strategy; None: the default, if it is there."""
     task = runs[0].task
     scored, runs, notes = scored_on(runs, part)
     blocks, more = group_runs(runs, scored, allow)
@@ -70,26 +105,35 @@ def task_result(
     tables, lost = score_tables(store, runs, scored, main)
     if lost:
         blocks, more = group_runs([run for run in runs if run.run.run_id in tables], scored, allow)
-    notes += more + lost
     name = baseline or DEFAULT_BASELINE
     baselines = [baseline_arms(block, name) for block in blocks]
     require_baseline(task, blocks, baselines)
+    return TaskRuns(task, scored, name, blocks, baselines, tables, [*notes, *more, *lost])
+
+
+def task_result(
+    store: RunStore, runs: list[ExperimentRun], baseline: str | None, allow: Sequence[str], part: Part | None
+) -> TaskResult:
+    """Compares the runs of one task."""
+    grouped = task_runs(store, runs, baseline, allow, part)
+    blocks, baselines, first, notes = grouped.blocks, grouped.baselines, grouped.first, grouped.notes
     if not any(baselines) and baseline is None:
-        notes.append(f"no run of {name}, so there is nothing to set the others against; --baseline names another")
-    first = next(iter(tables.values()))
+        notes.append(
+            f"no run of {grouped.baseline}, so there is nothing to set the others against; --baseline names another"
+        )
     main = first.main
-    results = [block_result(block, arms, tables, main) for block, arms in zip(blocks, baselines, strict=True)]
+    results = [block_result(block, arms, grouped.tables, main) for block, arms in zip(blocks, baselines, strict=True)]
     classes = [arm.scores[main].classes for block in results for arm in block.rows]
     if alone := {label for each in classes for label, estimate in each.items() if estimate.alone}:
         notes.append(f"{listed(alone)}: computed from one patient; the interval does not cover other patients")
     return TaskResult(
-        task=task,
-        part=scored,
+        task=grouped.task,
+        part=grouped.part,
         score=main,
         classes=list(first.scores[main].classes),
         num_cases=len(first.cases),
         num_patients=first.num_patients,
-        baseline=name if any(baselines) else None,
+        baseline=grouped.baseline if any(baselines) else None,
         notes=[*notes, *finished_before(blocks), *shared_costs([arm for block in blocks for arm in block.arms])],
         blocks=results,
     )

@@ -1,0 +1,80 @@
+"""What a plan takes from a comparison: of an arm and its baseline the groups of seeds, and what their stages took."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from premed.reporting.comparison.effects import cost, one_pretraining, stage_cost
+from premed.reporting.comparison.grouping import Arm
+from premed.reporting.comparison.result import StageCost
+from premed.reporting.comparison.scores import ScoreTable
+from premed.reporting.comparison.selection import ExperimentRun
+from premed.reporting.sample_size.components import Group
+from premed.reporting.sample_size.needs import Prices
+from premed.reporting.statistics import SEEDS
+
+Tables = Mapping[str, ScoreTable]
+"""By run."""
+
+
+def groups_of(arm: Arm, baseline: Arm, tables: Tables, score: str) -> list[Group]:
+    """The seeds whose scores are defined, as `premed compare` pairs them: one group of differences, or two."""
+    pairing, ours, theirs = arm.paired(baseline, SEEDS)
+    one, two = runs_by_seed(arm, ours), runs_by_seed(baseline, theirs)
+    pretrained, shared = (any(map(each, (arm, baseline))) for each in (is_pretrained, one_pretraining))
+    if pairing == "unpaired" or len(one) != len(two):
+        arms = ((arm, one, 1.0), (baseline, two, -1.0))
+        found = [
+            Group(defined([pseudo(runs, tables, score) for runs in some]), is_pretrained(of), one_pretraining(of))
+            for of, some, _ in arms
+        ]
+        return found if all(group.runs for group in found) else []
+    runs = defined([differences(a, b, tables, score) for a, b in zip(one, two, strict=True)])
+    return [Group(runs, pretrained, shared)] if runs else []
+
+
+def runs_by_seed(arm: Arm, which: Sequence[int]) -> list[list[ExperimentRun]]:
+    by_seed = list(arm.by_seed.values())
+    return [by_seed[i] for i in which]
+
+
+def is_pretrained(arm: Arm) -> bool:
+    """Whether it has pre-trainings with seeds; given weights are no draw."""
+    return any(run.pretrain_seed is not None for run in arm.runs)
+
+
+def pseudo(runs: Sequence[ExperimentRun], tables: Tables, score: str) -> np.ndarray:
+    """The pseudo-values [J, P] of one seed's runs."""
+    return np.stack([tables[run.run.run_id].scores[score].pseudo[:, 0] for run in runs])
+
+
+def differences(
+    ours: Sequence[ExperimentRun], theirs: Sequence[ExperimentRun], tables: Tables, score: str
+) -> np.ndarray:
+    """The differences [J, P] of one seed, by run where both have the same fine-tunings, else of means [1, P]."""
+    one, two = pseudo(ours, tables, score), pseudo(theirs, tables, score)
+    if [run.seed for run in ours] == [run.seed for run in theirs]:
+        return one - two
+    return one.mean(axis=0, keepdims=True) - two.mean(axis=0, keepdims=True)
+
+
+def defined(runs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return [each for each in runs if np.isfinite(each).all()]
+
+
+def prices(arm: Arm, part: str) -> Prices:
+    """What each of its stages took, in device hours, and how many there are. part: that was scored."""
+    spent = cost(arm)
+    tests = [run.stages["test"] for run in arm.runs if "test" in run.stages] if part == "test" else []
+    pretraining = hours(spent.pretrain) if spent.pretrain else np.nan
+    test = hours(stage_cost(tests)) if tests else 0.0  # val is scored within the fine-tuning
+    with_seed = is_pretrained(arm)
+    trained = Counter(run.pretrain_seed for run in arm.runs)
+    devices = {stage.device for stage in spent.stages.values()}
+    device = " and ".join(sorted(devices))
+    return Prices(pretraining, hours(spent.finetune), test, device, tuple(trained.values()), with_seed)
+
+
+def hours(stage: StageCost) -> float:
+    return stage.device_hours / stage.runs

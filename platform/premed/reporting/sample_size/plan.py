@@ -1,0 +1,159 @@
+"""`premed plan`: what a comparison can show, and what would separate what it saw. docs/plan.md."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from premed.contracts import Part
+from premed.errors import UserError
+from premed.reporting.comparison.compare import TaskRuns, require_named, selected_runs, task_runs
+from premed.reporting.comparison.effects import arm_name, block_result
+from premed.reporting.comparison.grouping import Arm, Block
+from premed.reporting.comparison.result import Difference
+from premed.reporting.comparison.scores import LOWER_IS_BETTER
+from premed.reporting.formatting import counted
+from premed.reporting.sample_size.arms import groups_of, prices
+from premed.reporting.sample_size.comparing import NAMES, plan_comparison, unplannable
+from premed.reporting.sample_size.components import Components, Side
+from premed.reporting.sample_size.curves import Curve, curves_of
+from premed.reporting.sample_size.needs import UNKNOWN, Question, needs, of_labels
+from premed.reporting.sample_size.power import LEVEL, Design, layout, power, smallest_difference
+from premed.reporting.sample_size.result import BlockPlan, ComparisonPlan, ComponentRow, PlanResult
+from premed.reporting.sample_size.wish import Wish, refuse_unusable
+from premed.reporting.statistics import SEEDS
+from premed.tracking.run_store import RunStore
+
+
+def from_store(
+    store: RunStore,
+    wish: Wish,
+    *,
+    task: str | None = None,
+    baseline: str | None = None,
+    allow: Sequence[str] = (),
+    where: Sequence[str] = (),
+    part: Part | None = None,
+) -> PlanResult:
+    """Plans from the store's experiments. Raises UserError if they cannot be compared, or there is nothing to plan."""
+    runs, allow, notes = selected_runs(store, task, where, allow)
+    names = sorted({run.task for run in runs})
+    tasks = [task_runs(store, [run for run in runs if run.task == name], baseline, allow, part) for name in names]
+    labels = [arm.label for each in tasks for block in each.blocks for arm in block.arms]
+    require_named(baseline, labels, any(any(each.baselines) for each in tasks))
+    blocks = []
+    for grouped in tasks:
+        notes += grouped.notes
+        for block, baselines in zip(grouped.blocks, grouped.baselines, strict=True):
+            if baselines:
+                blocks.append(block_plan(store, grouped, block, baselines, wish))
+            else:
+                where_from = f"{grouped.task}, head {block.head}"
+                notes.append(f"{where_from}: no run of {grouped.baseline} to plan against; --baseline names another")
+    if not any(block.comparisons for block in blocks):
+        reasons = [note for block in blocks for note in block.notes] + notes
+        raise UserError(f"plan: nothing to plan with: {[*reasons, 'no arm stands beside a baseline'][0]}")
+    return PlanResult(wish.power, LEVEL, wish.margin, blocks, notes)
+
+
+def block_plan(store: RunStore, grouped: TaskRuns, block: Block, baselines: dict[float, Arm], wish: Wish) -> BlockPlan:
+    """Plans the comparisons of one head. baselines: by label fraction."""
+    score = grouped.first.main
+    result = block_result(block, baselines, grouped.tables, score)
+    seen = {(arm.label, arm.label_fraction): arm.scores[score].difference for arm in result.rows}
+    compared = [
+        (arm, found)
+        for arm in block.arms
+        if arm is not baselines.get(arm.fraction) and (found := seen[arm.label, arm.fraction])
+    ]
+    num = sum(bool(np.isfinite(found.p)) for _, found in compared)
+    curves = curves_of(store, block, baselines, grouped.tables, score)
+    plans, notes = [], []
+    for arm, found in compared:
+        base = baselines[arm.fraction]
+        groups = groups_of(arm, base, grouped.tables, score)
+        if why := unplannable(groups, wish.stated):
+            notes.append(f"{arm_name(arm)}: {why}")
+            continue
+        of_both = prices(arm, grouped.part), prices(base, grouped.part)
+        plan = plan_comparison(groups, found, (arm.label, arm.fraction), of_both, wish, num)
+        curve = next((each for each in curves if each.forecast.label == arm.label), None)
+        if curve and len(curve.laws) > 2 and arm.fraction == curve.largest:
+            plan = with_labels(plan, curve, found, of_both, wish)
+        plans.append(plan)
+    if num > 1:
+        more = "the numbers here are of each by itself, but for the column after Holm"
+        notes.append(f"{counted(num, 'comparison')}: premed compare corrects p for all of them; {more}")
+    return BlockPlan(
+        task=grouped.task,
+        head=block.head,
+        part=grouped.part,
+        score=score,
+        higher_is_better=score not in LOWER_IS_BETTER,
+        num_patients=grouped.first.num_patients,
+        baseline=grouped.baseline,
+        comparisons=plans,
+        forecasts=[curve.forecast for curve in curves],
+        notes=notes,
+    )
+
+
+def with_labels(plan: ComparisonPlan, curve: Curve, found: Difference, of_both: tuple, wish: Wish) -> ComparisonPlan:
+    """The plan with its row on labels."""
+    need = of_labels(
+        plan.smallest,
+        lambda times: curve.difference_at(times)[0],
+        np.sign(found.value),
+        sum(price.finetuning * sum(price.trained) for price in of_both),
+        " and ".join(sorted({price.device for price in of_both})),
+    )
+    return replace(plan, needs=[*plan.needs, need])
+
+
+# ---- from guesses
+
+
+def from_guesses(wish: Wish, sd_patients: float | None, num_patients: int, num_seeds: int = SEEDS) -> PlanResult:
+    """Plans a comparison that nobody has begun: `num_seeds` pre-trainings with a fine-tuning each, paired by seed.
+
+    sd_patients: of the difference, from patient to patient; that of one patient from seed to seed is guessed as large.
+    Raises UserError for what is missing or cannot be.
+    """
+    if sd_patients is None or wish.stated.finetuning is None:
+        missing = "--sd-patients" if sd_patients is None else "--sd-finetuning"
+        raise UserError(f"--n-patients: plans from guesses alone, and {missing} is missing; state it too")
+    refuse_unusable("--sd-patients", sd_patients)
+    if num_patients < 2:
+        raise UserError(f"--n-patients {num_patients}: one patient shows no variance; write 2 or more")
+    if num_seeds < SEEDS:
+        raise UserError(f"--n-seeds {num_seeds}: the test takes {SEEDS} seeds or more")
+    finetuning, patients = wish.stated.finetuning**2, sd_patients**2
+    given = wish.stated.pretraining
+    pretraining = finetuning if given is None else given**2
+    half = Side(pretraining, finetuning, 0.0, patients, True).scaled(0.5)
+    components, now = Components(half, half, patients), Design(num_seeds, 1, num_patients)
+    squares = layout(components, now)
+    question = Question(wish.margin or 0.0, wish.power, now, components, components, False, True, (UNKNOWN, UNKNOWN))
+    known = ["stated" if given is not None else "guess: as much as fine-tuning seeds; --sd-pretraining states it"]
+    known += ["stated", "stated", "guess: none", "guess: as much as test patients"]
+    values = (pretraining, finetuning, patients, 0.0, patients)
+    plan = ComparisonPlan(
+        label="guesses",
+        label_fraction=np.nan,
+        now=now,
+        num_seeds=num_seeds,
+        is_one_pretraining=False,
+        difference=np.nan,
+        interval=(np.nan, np.nan),
+        verdict="",
+        planned=np.nan if wish.margin is None else wish.margin,
+        components=components,
+        rows=[ComponentRow(*each) for each in zip(NAMES, map(float, np.sqrt(values)), known, strict=True)],
+        smallest=smallest_difference(squares, wish.power),
+        smallest_corrected=np.nan,
+        chance=power(wish.margin, squares) if wish.margin else np.nan,
+        false_claim=None,
+        needs=needs(question) if wish.margin else [],
+    )
+    block = BlockPlan("guesses", "", "", "score", True, num_patients, "", [plan], [], [])
+    return PlanResult(wish.power, LEVEL, wish.margin, [block], [])

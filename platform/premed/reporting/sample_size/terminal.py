@@ -1,0 +1,136 @@
+"""A plan on the terminal, as tables."""
+
+import math
+from collections.abc import Sequence
+
+from premed.reporting.comparison.terminal import print_lines
+from premed.reporting.console import print_table
+from premed.reporting.formatting import NAMES, listed, number, p_value, percent, signed, span
+from premed.reporting.sample_size.result import BlockPlan, ComparisonPlan, Forecast, ForecastPoint, Need, PlanResult
+from premed.reporting.statistics import SEEDS
+
+SHOWN = ["labels", "strategy", "trainings", "patients", "difference [95 % interval]", "smallest shown", "after Holm",
+         "chance"]  # fmt: skip
+FALSE = {
+    "chance": "other seeds and patients",
+    "patients_only": "other patients alone",
+    "any_pretraining": "another pre-training, too",
+    "below_margin": "below the margin",
+}
+NEEDED = ["labels", "strategy", "of what", "now", "needed", "cautious", "more hours", ""]
+
+
+def show(result: PlanResult) -> None:
+    """Prints the plan."""
+    for block in result.blocks:
+        show_block(result, block)
+    print_lines(result.notes)
+
+
+def show_block(result: PlanResult, block: BlockPlan) -> None:
+    """Prints what varies, what the design shows, false claims, what it would take, forecasts, notes."""
+    plans, score = block.comparisons, NAMES.get(block.score, block.score)
+    title = f"{block.task}, head {block.head}, {block.part} part: {score} less {block.baseline}'s"
+    rows = [
+        [*name(plan), row.name, number(row.sd) if math.isfinite(row.sd) else "-", row.known]
+        for plan in plans
+        for row in plan.rows
+    ]
+    heading = f"{title if block.head else 'From guesses'}\nWhat varies it: standard deviations"
+    print_table(heading, ["labels", "strategy", "of", "sd", "known from"], without_repeats(rows), words=5)
+    test = f"with a power of {percent(result.power)}, tested at {percent(result.level)} two-sided"
+    print_table(f"What this design shows {test}", SHOWN, [shown_row(plan) for plan in plans])
+    if once := dict.fromkeys(plan.label for plan in plans if plan.is_one_pretraining):
+        print_lines([f"{listed(once)}: of one pre-training; what is shown holds for this one, not for the method"])
+    if few := dict.fromkeys(plan.label for plan in plans if plan.num_seeds < SEEDS):
+        print_lines([f"{listed(few)}: fewer than {SEEDS} seeds; what is shown holds for these seeds alone"])
+    show_false_claims(plans)
+    show_needs(result, block)
+    show_forecasts(block.forecasts, score)
+    print_lines(block.notes)
+
+
+def name(plan: ComparisonPlan) -> list[str]:
+    return [percent(plan.label_fraction) if math.isfinite(plan.label_fraction) else "-", plan.label]
+
+
+def without_repeats(rows: Sequence[list[str]]) -> list[list[str]]:
+    """The rows, with the first two cells of the first row of each comparison only."""
+    return [["", "", *row[2:]] if i and row[:2] == rows[i - 1][:2] else row for i, row in enumerate(rows)]
+
+
+def shown_row(plan: ComparisonPlan) -> list[str]:
+    trainings = f"{plan.now.pretrainings} × {plan.now.finetunings}"
+    seen = f"{signed(plan.difference)} {span(plan.interval, signed)}" if math.isfinite(plan.difference) else "-"
+    cells = [*name(plan), trainings, str(plan.now.patients), seen, number(plan.smallest)]
+    cells.append(number(plan.smallest_corrected) if math.isfinite(plan.smallest_corrected) else "-")
+    return [*cells, f"{plan.chance:.0%}" if math.isfinite(plan.chance) else "-"]
+
+
+def show_false_claims(plans: Sequence[ComparisonPlan]) -> None:
+    """Prints, for each of FALSE that any comparison has, the chance that the order is not as it was seen."""
+    claims = [(plan, plan.false_claim) for plan in plans if plan.false_claim]
+    shown = [each for each in FALSE if any(math.isfinite(getattr(claim, each)) for _, claim in claims)]
+    if shown:
+        rows = [[*name(plan), *(p_value(getattr(claim, each)) for each in shown)] for plan, claim in claims]
+        title = "If one claimed now that the order is as it was seen: the chance that it is not, for"
+        print_table(title, ["labels", "strategy", *(FALSE[each] for each in shown)], rows)
+
+
+def show_needs(result: PlanResult, block: BlockPlan) -> None:
+    """Prints what it takes; of guesses without what only runs tell: upper limits and hours."""
+    rows = [[*name(plan), *need_row(need)] for plan in block.comparisons for need in plan.needs]
+    if not rows:
+        return
+    what = "the difference that was seen" if result.margin is None else f"a difference of {result.margin:g}"
+    title, guessed = f"What would show {what}, the rest as it is", not block.head
+    if guessed:
+        print_table(title, NEEDED[:5], without_repeats([row[:5] for row in rows]), words=3)
+        return
+    print_table(title, NEEDED, without_repeats(rows), words=3)
+    print_lines(
+        ["cautious: with the variances at their upper 80 % limits; plan with it, for few seeds know little of them"]
+    )
+    print_lines(["hours: of the devices, from the stages in the store; labelling is not in them"])
+
+
+def need_row(need: Need) -> list[str]:
+    if not need.most:
+        return [need.what, str(need.now), "-", "-", "-", need.note]
+    none = f"none up to {need.most:,}"
+    needed, cautious = (none if number is None else f"{number:,}" for number in (need.needed, need.cautious))
+    if need.patients is not None:
+        needed, cautious = (cell if cell == none else f"{cell} on {need.patients:,}" for cell in (needed, cautious))
+    if need.what.startswith("labels"):
+        cautious = "-"
+    return [need.what, str(need.now), needed, cautious, hours(need), need.note]
+
+
+def hours(need: Need) -> str:
+    if not math.isfinite(need.hours):
+        return "-"
+    return (
+        f"{need.hours:.2g} {need.device}-h"
+        if need.hours >= 0.001
+        else "0"
+        if not need.hours
+        else f"< 0.001 {need.device}-h"
+    )
+
+
+def show_forecasts(forecasts: Sequence[Forecast], score: str) -> None:
+    if rows := [row for each in forecasts for row in forecast_rows(each)]:
+        columns = ["strategy", "labels", "images", f"{score} [95 % interval]", "difference"]
+        print_table("Forecast at more labels, by a power law", columns, rows, words=2)
+    print_lines([f"no forecast of {each.label}: {each.refused}" for each in forecasts if each.refused])
+
+
+def forecast_rows(forecast: Forecast) -> list[list[str]]:
+    differences: list[ForecastPoint | None] = list(forecast.differences) or [None] * len(forecast.points)
+    rows = []
+    for point, difference in zip(forecast.points, differences, strict=True):
+        images = "-" if point.images is None else f"{point.images:,}"
+        less = f"{signed(difference.value)} {span(difference.interval, signed)}" if difference else "-"
+        score = f"{number(point.value)} {span(point.interval)}"
+        rows.append([forecast.label, f"{point.times:g} × {percent(forecast.shares[-1])}", images, score, less])
+    return rows
