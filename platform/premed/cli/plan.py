@@ -69,20 +69,20 @@ def plan(
         from premed.reporting.sample_size import picture as drawing
         from premed.reporting.sample_size import plan, terminal
         from premed.reporting.sample_size.components import Stated
-        from premed.reporting.sample_size.wish import Wish
+        from premed.reporting.sample_size.settings import PlanSettings
         from premed.tracking.run_store import open_store
 
-    wish = Wish(power, margin, Stated(sd_pretraining, sd_finetuning))
+    settings = PlanSettings(power, margin, Stated(sd_pretraining, sd_finetuning))
     if picture is not None:
         drawing.refuse(picture)
     with redirect_prints(as_json):
         if n_patients is not None:
             result = plan.from_guesses(
-                wish, sd_patients, n_patients, **({} if n_seeds is None else {"num_seeds": n_seeds})
+                settings, sd_patients, n_patients, **({} if n_seeds is None else {"num_seeds": n_seeds})
             )
         else:
             selection |= {name: selection[name] or () for name in ("allow", "where")}
-            result = plan.from_store(open_store(), wish, **selection)
+            result = plan.from_store(open_store(), settings, **selection)
     if picture is not None:
         drawing.write(result, picture)
     print_result(result, as_json, terminal.show)

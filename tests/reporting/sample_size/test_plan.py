@@ -13,7 +13,7 @@ from premed.errors import UserError
 from premed.reporting.comparison.compare import compare
 from premed.reporting.sample_size import picture, plan, terminal
 from premed.reporting.sample_size.components import Stated
-from premed.reporting.sample_size.wish import Wish
+from premed.reporting.sample_size.settings import PlanSettings
 
 SHARES = (0.1, 0.25, 0.5, 1.0)
 
@@ -37,7 +37,7 @@ def seen(store):
 
 
 def test_it_plans_for_the_difference_and_the_test_of_compare(varied):
-    found, difference = only(plan.from_store(varied, Wish())), seen(varied)
+    found, difference = only(plan.from_store(varied, PlanSettings())), seen(varied)
     assert (found.difference, found.interval) == (difference.value, difference.interval)
     assert found.planned == abs(difference.value) and found.verdict == difference.verdict
     assert found.false_claim.chance == pytest.approx(difference.p / 2)
@@ -49,14 +49,14 @@ def test_it_plans_for_the_difference_and_the_test_of_compare(varied):
 
 def test_hours_are_those_of_the_stages_in_the_store(varied):
     """A pre-training takes an hour and a fine-tuning and a test a minute each, on 2 CPUs."""
-    found = only(plan.from_store(varied, Wish(margin=0.02)))
+    found = only(plan.from_store(varied, PlanSettings(margin=0.02)))
     need = found.needs[0]
     assert need.needed > 4 and need.device == "CPU"
     assert need.hours == pytest.approx((need.needed - 4) * (2 + 2 * 2 * 2 / 60))
 
 
 def test_of_one_pre_training_it_says_so_guesses_and_offers_nothing_but_others(shared, capsys):
-    result = plan.from_store(shared, Wish())
+    result = plan.from_store(shared, PlanSettings())
     found = only(result)
     assert found.is_one_pretraining and found.now.pretrainings == 1 and found.now.finetunings == 4
     assert found.rows[0].known.startswith("guess: as much as these seeds")
@@ -68,7 +68,7 @@ def test_of_one_pre_training_it_says_so_guesses_and_offers_nothing_but_others(sh
 
 
 def test_a_margin_is_planned_for_in_place_of_what_was_seen(varied, capsys):
-    result = plan.from_store(varied, Wish(margin=0.5))
+    result = plan.from_store(varied, PlanSettings(margin=0.5))
     found = only(result)
     assert found.planned == 0.5 and found.chance == pytest.approx(1.0)
     assert all(need.hours == 0 for need in found.needs if need.most)
@@ -81,7 +81,7 @@ def test_several_fine_tunings_of_several_pre_trainings_are_told_apart(store, put
         put("none", seed, 0.6)
         for pretrain_seed in range(3):
             put("mae", seed, 0.65, noise_seed=500 + 10 * seed + pretrain_seed, pretrain_seed=pretrain_seed)
-    found = only(plan.from_store(store, Wish(margin=0.01)))
+    found = only(plan.from_store(store, PlanSettings(margin=0.01)))
     assert (found.now.pretrainings, found.now.finetunings) == (3, 4)
     assert found.rows[1].known == "estimated from 9 degrees of freedom"
     assert found.needs[0].what == "pre-trainings, 4 fine-tunings each"
@@ -91,7 +91,7 @@ def test_baselines_with_seeds_of_their_own_are_planned_for_too(store, put):
     for seed in range(3):
         put("none", seed + 10, 0.6)
         put("mae", seed, 0.65, pretrain_seed=seed)
-    found = only(plan.from_store(store, Wish(margin=0.01)))
+    found = only(plan.from_store(store, PlanSettings(margin=0.01)))
     assert found.num_seeds == 3 and found.components.baseline.finetuning >= 0
     assert not found.components.baseline.is_pretrained and found.components.arm.is_pretrained
 
@@ -99,7 +99,7 @@ def test_baselines_with_seeds_of_their_own_are_planned_for_too(store, put):
 def test_with_several_comparisons_the_smallest_difference_after_holm_is_larger(varied, put, capsys):
     for seed in range(4):
         put("unimiss", seed, 0.63, noise_seed=900 + seed, pretrain_seed=seed)
-    result = plan.from_store(varied, Wish())
+    result = plan.from_store(varied, PlanSettings())
     ((one, two),) = [block.comparisons for block in result.blocks]
     assert one.smallest_corrected > one.smallest and two.smallest_corrected > two.smallest
     assert "2 comparisons: premed compare corrects p for all of them" in printed(capsys, result)
@@ -112,8 +112,8 @@ def test_too_few_seeds_are_refused_with_what_to_do_and_planned_with_what_is_stat
     with pytest.raises(
         UserError, match="^plan: nothing to plan with: mae at 100 %: 2 of 3 seeds .* --sd-finetuning and"
     ):
-        plan.from_store(store, Wish())
-    result = plan.from_store(store, Wish(stated=Stated(0.01, 0.01)))
+        plan.from_store(store, PlanSettings())
+    result = plan.from_store(store, PlanSettings(stated=Stated(0.01, 0.01)))
     assert [row.known for row in only(result).rows][:2] == ["stated", "stated"]
     assert "fewer than 3 seeds; what is shown holds for these seeds alone" in printed(capsys, result)
 
@@ -122,10 +122,10 @@ def test_a_store_without_a_baseline_is_refused_in_a_line(store, put):
     for seed in range(3):
         put("mae", seed, 0.6)
     with pytest.raises(UserError, match="no run of none to plan against; --baseline names another$") as caught:
-        plan.from_store(store, Wish())
+        plan.from_store(store, PlanSettings())
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="--baseline imagenet: no run is called so; there are mae"):
-        plan.from_store(store, Wish(), baseline="imagenet")
+        plan.from_store(store, PlanSettings(), baseline="imagenet")
 
 
 # ---- labels
@@ -144,7 +144,7 @@ def curve(store, put):
 def test_four_shares_of_the_labels_give_a_forecast_of_both_arms_and_of_their_difference(curve, tmp_path, capsys):
     for number, run in enumerate(curve.search({"premed.kind": "finetune"})):
         leave(curve, run.run_id, tmp_path / str(number), result={"num_cases": 120})
-    result = plan.from_store(curve, Wish())
+    result = plan.from_store(curve, PlanSettings())
     (block,) = result.blocks
     none, mae = block.forecasts
     for forecast, factor in ((none, 0.08), (mae, 0.05)):
@@ -164,7 +164,7 @@ def test_three_shares_of_the_labels_are_refused_by_name(store, put, capsys):
         for seed in range(3):
             put("none", seed, 0.6, 1000 * share + seed, fraction=share)
             put("mae", seed, 0.65, 2000 * share + seed, fraction=share, pretrain_seed=seed)
-    text = printed(capsys, plan.from_store(store, Wish()))
+    text = printed(capsys, plan.from_store(store, PlanSettings()))
     assert "no forecast of mae: 3 of 4 shares of the labels that a power law needs" in text
     assert "Forecast at more labels" not in text
 
@@ -175,7 +175,7 @@ def test_a_score_that_does_not_rise_with_labels_has_no_forecast(store, put):
             put("none", seed, 0.8 - 0.1 * share, seed, fraction=share)
     for seed in range(3):
         put("mae", seed, 0.7, fraction=1.0, pretrain_seed=seed)
-    (block,) = plan.from_store(store, Wish()).blocks
+    (block,) = plan.from_store(store, PlanSettings()).blocks
     assert [forecast.refused for forecast in block.forecasts] == [
         "the score does not improve with more labels, so there is no law to continue"
     ]
@@ -183,7 +183,7 @@ def test_a_score_that_does_not_rise_with_labels_has_no_forecast(store, put):
 
 # ---- from guesses
 
-GUESSES = Wish(margin=0.05, stated=Stated(0.01, 0.01))
+GUESSES = PlanSettings(margin=0.05, stated=Stated(0.01, 0.01))
 
 
 def test_guesses_are_the_components_and_those_that_are_not_stated_are_named(capsys):
@@ -196,12 +196,12 @@ def test_guesses_are_the_components_and_those_that_are_not_stated_are_named(caps
     assert found.smallest > 2.8 * error  # that of a test with many degrees of freedom
     text = printed(capsys, result)
     assert "guess: as much as test patients" in text and "hours" not in text and "nan" not in text
-    assert only(plan.from_guesses(Wish(stated=Stated(None, 0.02)), 0.05, 40)).components.difference.pretraining == pytest.approx(4e-4)  # fmt: skip  # noqa: E501
+    assert only(plan.from_guesses(PlanSettings(stated=Stated(None, 0.02)), 0.05, 40)).components.difference.pretraining == pytest.approx(4e-4)  # fmt: skip  # noqa: E501
 
 
 def test_guesses_of_nothing_but_patients_are_a_t_test():
-    wish = Wish(margin=0.03, stated=Stated(0.0, 0.0))
-    found = only(plan.from_guesses(wish, 1e-4, 10, 3))
+    settings = PlanSettings(margin=0.03, stated=Stated(0.0, 0.0))
+    found = only(plan.from_guesses(settings, 1e-4, 10, 3))
     assert found.chance == pytest.approx(1.0)
     error = 1e-4 * np.sqrt(1 / 10 + 1 / 30)
     assert found.smallest == pytest.approx(error * (stats.t.ppf(0.975, 9) + stats.t.ppf(0.8, 9)), rel=0.2)
@@ -210,14 +210,14 @@ def test_guesses_of_nothing_but_patients_are_a_t_test():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Wish(power=1.0), "--power 1: write a share between 0.05 and 1, as --power 0.8"),
-        (lambda: Wish(power=float("nan")), "--power nan"),
-        (lambda: Wish(margin=0.0), "--margin 0: write a number above 0"),
-        (lambda: Wish(margin=float("inf")), "--margin inf"),
-        (lambda: Wish(stated=Stated(-0.1)), "--sd-pretraining -0.1: write a number 0 or more"),
-        (lambda: Wish(stated=Stated(None, float("nan"))), "--sd-finetuning nan"),
-        (lambda: plan.from_guesses(Wish(), None, 40), "--sd-patients is missing"),
-        (lambda: plan.from_guesses(Wish(), 0.05, 40), "--sd-finetuning is missing"),
+        (lambda: PlanSettings(power=1.0), "--power 1: write a share between 0.05 and 1, as --power 0.8"),
+        (lambda: PlanSettings(power=float("nan")), "--power nan"),
+        (lambda: PlanSettings(margin=0.0), "--margin 0: write a number above 0"),
+        (lambda: PlanSettings(margin=float("inf")), "--margin inf"),
+        (lambda: PlanSettings(stated=Stated(-0.1)), "--sd-pretraining -0.1: write a number 0 or more"),
+        (lambda: PlanSettings(stated=Stated(None, float("nan"))), "--sd-finetuning nan"),
+        (lambda: plan.from_guesses(PlanSettings(), None, 40), "--sd-patients is missing"),
+        (lambda: plan.from_guesses(PlanSettings(), 0.05, 40), "--sd-finetuning is missing"),
         (lambda: plan.from_guesses(GUESSES, 0.0, 40), "--sd-patients 0: write a number above 0"),
         (lambda: plan.from_guesses(GUESSES, 0.05, 1), "--n-patients 1: one patient shows no variance"),
         (lambda: plan.from_guesses(GUESSES, 0.05, 40, 2), "--n-seeds 2: the test takes 3 seeds or more"),
@@ -233,7 +233,7 @@ def test_what_cannot_be_is_one_line(make, words):
 
 
 def test_json_holds_all_of_it(curve):
-    result = json.loads(json.dumps(as_json_value(plan.from_store(curve, Wish(margin=0.02))), allow_nan=False))
+    result = json.loads(json.dumps(as_json_value(plan.from_store(curve, PlanSettings(margin=0.02))), allow_nan=False))
     (block,) = result["blocks"]
     assert (result["power"], result["level"], result["margin"]) == (0.8, 0.05, 0.02)
     assert block["comparisons"][0]["components"]["arm"]["pretraining_patients"] > 0
@@ -243,7 +243,7 @@ def test_json_holds_all_of_it(curve):
 
 @pytest.mark.parametrize(("name", "begins"), [("a.svg", b"<?xml"), ("a.png", b"\x89PNG")])
 def test_the_picture_is_of_the_kind_that_its_name_says_and_the_same_each_time(varied, tmp_path, name, begins):
-    result = plan.from_store(varied, Wish())
+    result = plan.from_store(varied, PlanSettings())
     picture.write(result, tmp_path / name)
     content = (tmp_path / name).read_bytes()
     drawing = picture.draw(result)
@@ -254,7 +254,7 @@ def test_a_picture_that_cannot_be_is_refused_before_any_work(curve, tmp_path):
     for path, words in ((tmp_path / "a.pdf", "ends in .svg or .png"), (tmp_path / "no" / "a.svg", "does not exist")):
         with pytest.raises(UserError, match=words):
             picture.refuse(path)
-    result = plan.from_store(curve, Wish())
+    result = plan.from_store(curve, PlanSettings())
     many = type(result)(0.8, 0.05, None, [*result.blocks] * 2, [])
     with pytest.raises(UserError, match="--picture: 8 comparisons, and a picture holds 6; choose by --task or --where"):
         picture.draw(many)

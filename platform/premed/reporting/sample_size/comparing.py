@@ -16,7 +16,7 @@ from premed.reporting.sample_size.components import (
 from premed.reporting.sample_size.needs import Prices, Question, needs
 from premed.reporting.sample_size.power import LEVEL, Design, MeanSquares, power, smallest_difference
 from premed.reporting.sample_size.result import ComparisonPlan, ComponentRow, FalseClaim
-from premed.reporting.sample_size.wish import Wish
+from premed.reporting.sample_size.settings import PlanSettings
 from premed.reporting.statistics import SEEDS, TINY, variances
 
 NAMES = ("pre-trainings", "fine-tuning seeds", "test patients", "pre-training × patient", "fine-tuning × patient")
@@ -45,24 +45,25 @@ def plan_comparison(
     found: Difference,
     about: tuple[str, float],
     prices: tuple[Prices, Prices],
-    wish: Wish,
+    settings: PlanSettings,
     num_comparisons: int,
 ) -> ComparisonPlan:
     """Plans from groups that are not `unplannable`. about: the arm's label and its share of the labels."""
     few = min(len(group.runs) for group in groups) < SEEDS
     components, cautious = (
-        of_patients(groups, wish.stated) if few else estimate(groups, wish.stated, care) for care in (False, True)
+        of_patients(groups, settings.stated) if few else estimate(groups, settings.stated, care)
+        for care in (False, True)
     )
     now, once = design_of(groups), any(group.is_shared for group in groups)
     squares = observed(groups)
-    planned = wish.margin if wish.margin is not None else abs(found.value)
-    smallest = smallest_difference(squares, wish.power)
-    stricter = smallest_difference(squares, wish.power, LEVEL / num_comparisons) if num_comparisons > 1 else np.nan
+    planned = settings.margin if settings.margin is not None else abs(found.value)
+    smallest = smallest_difference(squares, settings.power)
+    stricter = smallest_difference(squares, settings.power, LEVEL / num_comparisons) if num_comparisons > 1 else np.nan
     pretrained = [group for group in groups if group.is_pretrained]
-    stated_either = (wish.stated.pretraining, wish.stated.finetuning) != (None, None)
+    stated_either = (settings.stated.pretraining, settings.stated.finetuning) != (None, None)
     question = Question(
         planned=planned,
-        wanted=wish.power,
+        wanted=settings.power,
         now=now,
         components=components,
         cautious=cautious,
@@ -81,11 +82,11 @@ def plan_comparison(
         verdict=found.verdict,
         planned=planned,
         components=components,
-        rows=component_rows(components, groups, wish.stated, few),
+        rows=component_rows(components, groups, settings.stated, few),
         smallest=smallest,
         smallest_corrected=stricter,
         chance=power(planned, squares) if planned else np.nan,
-        false_claim=false_claim(groups, found, components, wish.margin),
+        false_claim=false_claim(groups, found, components, settings.margin),
         needs=needs(question) if planned else [],
     )
 

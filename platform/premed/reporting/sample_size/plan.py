@@ -20,14 +20,14 @@ from premed.reporting.sample_size.curves import Curve, curves_of
 from premed.reporting.sample_size.needs import UNKNOWN, Question, needs, of_labels
 from premed.reporting.sample_size.power import LEVEL, Design, layout, power, smallest_difference
 from premed.reporting.sample_size.result import BlockPlan, ComparisonPlan, ComponentRow, PlanResult
-from premed.reporting.sample_size.wish import Wish, refuse_unusable
+from premed.reporting.sample_size.settings import PlanSettings, refuse_unusable
 from premed.reporting.statistics import SEEDS
 from premed.tracking.run_store import RunStore
 
 
 def from_store(
     store: RunStore,
-    wish: Wish,
+    settings: PlanSettings,
     *,
     task: str | None = None,
     baseline: str | None = None,
@@ -46,17 +46,19 @@ def from_store(
         notes += grouped.notes
         for block, baselines in zip(grouped.blocks, grouped.baselines, strict=True):
             if baselines:
-                blocks.append(block_plan(store, grouped, block, baselines, wish))
+                blocks.append(block_plan(store, grouped, block, baselines, settings))
             else:
                 where_from = f"{grouped.task}, head {block.head}"
                 notes.append(f"{where_from}: no run of {grouped.baseline} to plan against; --baseline names another")
     if not any(block.comparisons for block in blocks):
         reasons = [note for block in blocks for note in block.notes] + notes
         raise UserError(f"plan: nothing to plan with: {[*reasons, 'no arm stands beside a baseline'][0]}")
-    return PlanResult(wish.power, LEVEL, wish.margin, blocks, notes)
+    return PlanResult(settings.power, LEVEL, settings.margin, blocks, notes)
 
 
-def block_plan(store: RunStore, grouped: TaskRuns, block: Block, baselines: dict[float, Arm], wish: Wish) -> BlockPlan:
+def block_plan(
+    store: RunStore, grouped: TaskRuns, block: Block, baselines: dict[float, Arm], settings: PlanSettings
+) -> BlockPlan:
     """Plans the comparisons of one head. baselines: by label fraction."""
     score = grouped.first.main
     result = block_result(block, baselines, grouped.tables, score)
@@ -72,14 +74,14 @@ def block_plan(store: RunStore, grouped: TaskRuns, block: Block, baselines: dict
     for arm, found in compared:
         base = baselines[arm.fraction]
         groups = groups_of(arm, base, grouped.tables, score)
-        if why := unplannable(groups, wish.stated):
+        if why := unplannable(groups, settings.stated):
             notes.append(f"{arm_name(arm)}: {why}")
             continue
         of_both = prices(arm, grouped.part), prices(base, grouped.part)
-        plan = plan_comparison(groups, found, (arm.label, arm.fraction), of_both, wish, num)
+        plan = plan_comparison(groups, found, (arm.label, arm.fraction), of_both, settings, num)
         curve = next((each for each in curves if each.forecast.label == arm.label), None)
         if curve and len(curve.laws) > 2 and arm.fraction == curve.largest:
-            plan = with_labels(plan, curve, found, of_both, wish)
+            plan = with_labels(plan, curve, found, of_both, settings)
         plans.append(plan)
     if num > 1:
         more = "the numbers here are of each by itself, but for the column after Holm"
@@ -98,7 +100,9 @@ def block_plan(store: RunStore, grouped: TaskRuns, block: Block, baselines: dict
     )
 
 
-def with_labels(plan: ComparisonPlan, curve: Curve, found: Difference, of_both: tuple, wish: Wish) -> ComparisonPlan:
+def with_labels(
+    plan: ComparisonPlan, curve: Curve, found: Difference, of_both: tuple, settings: PlanSettings
+) -> ComparisonPlan:
     """The plan with its row on labels."""
     need = of_labels(
         plan.smallest,
@@ -113,13 +117,15 @@ def with_labels(plan: ComparisonPlan, curve: Curve, found: Difference, of_both: 
 # ---- from guesses
 
 
-def from_guesses(wish: Wish, sd_patients: float | None, num_patients: int, num_seeds: int = SEEDS) -> PlanResult:
+def from_guesses(
+    settings: PlanSettings, sd_patients: float | None, num_patients: int, num_seeds: int = SEEDS
+) -> PlanResult:
     """Plans a comparison that nobody has begun: `num_seeds` pre-trainings with a fine-tuning each, paired by seed.
 
     sd_patients: of the difference, from patient to patient; that of one patient from seed to seed is guessed as large.
     Raises UserError for what is missing or cannot be.
     """
-    if sd_patients is None or wish.stated.finetuning is None:
+    if sd_patients is None or settings.stated.finetuning is None:
         missing = "--sd-patients" if sd_patients is None else "--sd-finetuning"
         raise UserError(f"--n-patients: plans from guesses alone, and {missing} is missing; state it too")
     refuse_unusable("--sd-patients", sd_patients)
@@ -127,13 +133,15 @@ def from_guesses(wish: Wish, sd_patients: float | None, num_patients: int, num_s
         raise UserError(f"--n-patients {num_patients}: one patient shows no variance; write 2 or more")
     if num_seeds < SEEDS:
         raise UserError(f"--n-seeds {num_seeds}: the test takes {SEEDS} seeds or more")
-    finetuning, patients = wish.stated.finetuning**2, sd_patients**2
-    given = wish.stated.pretraining
+    finetuning, patients = settings.stated.finetuning**2, sd_patients**2
+    given = settings.stated.pretraining
     pretraining = finetuning if given is None else given**2
     half = Side(pretraining, finetuning, 0.0, patients, True).scaled(0.5)
     components, now = Components(half, half, patients), Design(num_seeds, 1, num_patients)
     squares = layout(components, now)
-    question = Question(wish.margin or 0.0, wish.power, now, components, components, False, True, (UNKNOWN, UNKNOWN))
+    question = Question(
+        settings.margin or 0.0, settings.power, now, components, components, False, True, (UNKNOWN, UNKNOWN)
+    )
     known = ["stated" if given is not None else "guess: as much as fine-tuning seeds; --sd-pretraining states it"]
     known += ["stated", "stated", "guess: none", "guess: as much as test patients"]
     values = (pretraining, finetuning, patients, 0.0, patients)
@@ -146,14 +154,14 @@ def from_guesses(wish: Wish, sd_patients: float | None, num_patients: int, num_s
         difference=np.nan,
         interval=(np.nan, np.nan),
         verdict="",
-        planned=np.nan if wish.margin is None else wish.margin,
+        planned=np.nan if settings.margin is None else settings.margin,
         components=components,
         rows=[ComponentRow(*each) for each in zip(NAMES, map(float, np.sqrt(values)), known, strict=True)],
-        smallest=smallest_difference(squares, wish.power),
+        smallest=smallest_difference(squares, settings.power),
         smallest_corrected=np.nan,
-        chance=power(wish.margin, squares) if wish.margin else np.nan,
+        chance=power(settings.margin, squares) if settings.margin else np.nan,
         false_claim=None,
-        needs=needs(question) if wish.margin else [],
+        needs=needs(question) if settings.margin else [],
     )
     block = BlockPlan("guesses", "", "", "score", True, num_patients, "", [plan], [], [])
-    return PlanResult(wish.power, LEVEL, wish.margin, [block], [])
+    return PlanResult(settings.power, LEVEL, settings.margin, [block], [])
