@@ -12,6 +12,7 @@ import pytest
 from support.suite import REPOSITORY
 
 from premed.config.compose import load
+from premed.config.expand import load_all
 from premed.config.plugins import PACKAGES, plugin
 from premed.config.spec import Spec
 
@@ -99,8 +100,8 @@ def test_every_experiment_loads_and_knows_its_stages_with_or_without_what_is_giv
     monkeypatch.delenv("PREMED_DATA", raising=False)
     after = [path.with_name(f"{name}.yaml") for name in LAST]
     for files in [[path], *([path, small] for small in after if small.is_file())]:
-        kinds = [stage.kind for stage in load(files).stages(lambda kind: kind)]
-        assert kinds[-2:] == ["finetune", "test"]
+        for experiment in load_all(files):
+            assert [stage.kind for stage in experiment.stages(lambda kind: kind)][-2:] == ["finetune", "test"]
 
 
 ON = {"small": [["chestxray14", "small"], ["hippocampus", "small"]], "": [["chestxray14"], ["btcv"]]}
