@@ -19,10 +19,10 @@ from premed.config.spec import Spec
 PACKAGE = REPOSITORY / "platform" / "premed"
 FOLDERS = {kind: PACKAGE.joinpath(*package.split(".")) for kind, package in PACKAGES.items()}
 PLUGINS = [(kind, path.stem) for kind, folder in FOLDERS.items() for path in sorted(folder.glob("[!_]*.py"))]
-LAST = ("small", "probe", "pixels", "mit", "unet", "own", "evidence")  # files to give after a strategy file
+LAST = ("small", "probe", "pixels", "mit", "unet", "own")  # files to give after a strategy file
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 RECIPES = [path for path in (REPOSITORY / "experiments").glob("*/*.yaml") if "\nspace:" not in path.read_text()]
-EXPERIMENTS = sorted(path for path in RECIPES if path.stem not in LAST and path.parent.name != "unimiss")
+EXPERIMENTS = sorted(path for path in RECIPES if path.stem not in (*LAST, "evidence") and path.parent.name != "unimiss")
 HEAVY = ("monai", "mlflow", "ray", "sklearn", "matplotlib", "timm", "torchvision")
 
 
@@ -99,7 +99,9 @@ def test_nothing_branches_on_a_plugin_s_name():
 def test_every_experiment_loads_and_knows_its_stages_with_or_without_what_is_given_after_it(path, monkeypatch):
     monkeypatch.delenv("PREMED_DATA", raising=False)
     after = [path.with_name(f"{name}.yaml") for name in LAST]
-    for files in [[path], *([path, small] for small in after if small.is_file())]:
+    evidence = [path.with_name(name) for name in ("small.yaml", "evidence.yaml")]
+    together = [[path], *([path, file] for file in after), [path, *evidence]]
+    for files in (files for files in together if all(file.is_file() for file in files)):
         for experiment in load_all(files):
             assert [stage.kind for stage in experiment.stages(lambda kind: kind)][-2:] == ["finetune", "test"]
 
