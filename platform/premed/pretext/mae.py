@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from premed.config.spec import Spec
 from premed.contracts import Batch, DataSet, Encoder, Features, Objective, Row, Sample, Task
 from premed.errors import UserError
-from premed.models.encoders.vit import Block, add_class_row, init_weights, patchify, sincos, unpatchify
+from premed.models.encoders.vit import Block, ViT, add_class_row, init_weights, patchify, sincos, unpatchify
 from premed.rng import bits, fold, key
 
 NUM_PROGRESS_CASES = 2  # cases whose reconstruction is recorded during the training
@@ -61,12 +61,13 @@ class MAE(Objective):
                 f"pretext.mask_ratio: {config.mask_ratio} of {num_patches} patches leaves {self.num_visible} visible; "
                 "at least one must be visible and one hidden"
             )
-        if "pos_embed" not in dict(encoder.named_parameters()):
-            raise UserError("encoder: mae needs one that can skip patches and has position embeddings; use vit")
+        if not encoder.takes_keep:
+            raise UserError("encoder: mae needs one that can skip patches; use vit, or one of timm's ViTs and EVAs")
         self.encoder = encoder
         self.decoder = Decoder(config, encoder, task.channels)
         self.parts = {"encoder": encoder, "decoder": self.decoder}
-        encoder.get_parameter("pos_embed").requires_grad_(False)
+        if isinstance(encoder, ViT):  # its positions are sines and cosines; timm's are learnt
+            encoder.pos_embed.requires_grad_(False)
         # the gate: a network-free predictor, the mean normalised patch of each position [L, P]
         self.register_buffer("mean_patch", torch.zeros(num_patches, task.channels * prod(encoder.patch)))
 
@@ -201,10 +202,10 @@ class Decoder(nn.Module):
 
     def forward(self, features: Features, keep: Tensor, hide: Tensor) -> Tensor:
         """Returns predictions [B, L - K, P] for the hidden positions, in the order of `hide`."""
-        assert features.summary is not None, "the decoder needs a class token"
         visible = self.embed(features.tokens) + take(self.positions[:, 1:].expand(len(keep), -1, -1), keep)
         hidden = self.mask_token + take(self.positions[:, 1:].expand(len(hide), -1, -1), hide)
-        x = torch.cat([self.embed(features.summary)[:, None], visible, hidden.to(visible.dtype)], dim=1)
+        summary = [] if features.summary is None else [self.embed(features.summary)[:, None]]
+        x = torch.cat([*summary, visible, hidden.to(visible.dtype)], dim=1)
         for block in self.blocks:
             x = block(x)
         return self.predict(self.norm(x[:, -hide.shape[1] :]))
