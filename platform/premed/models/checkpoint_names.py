@@ -81,6 +81,7 @@ def without_biases_of_keys(state: dict[str, Tensor], own: set[str], where: str) 
                 f"{where}: {name} is not zero, and the encoder has no such bias; take encoder.model with _qkvb "
                 "(dinov3-s, dinov3-b), or another file"
             )
-        if not separate:
-            kept.pop(name)
+        kept.pop(name)
+        if separate:
+            kept |= {name.replace("qkv.bias", part): value for part, value in (("q_bias", query), ("v_bias", value))}
     return kept

@@ -160,7 +160,7 @@ def origin(model: str, field: str = "pretext.model") -> Origin:
 
 
 def provenance(model: str, mean_std: tuple[tuple[float, ...], tuple[float, ...]]) -> dict[str, Any]:
-    """What a card says of weights of that model. mean_std: of the pixels that they were trained on, as the YAML has it."""
+    """What a card says of weights of that model. mean_std: of the pixels that they were trained on."""
     about = origin(model)
     trained_on = {"mean": list(mean_std[0]), "std": list(mean_std[1]), "size": about.size}
     return {"licence": about.licence, "source": about.source, "trained_on": trained_on}

@@ -73,8 +73,8 @@ def weights(config: Config, encoder: Encoder, task: Task) -> tuple[dict[str, Ten
 
 
 def refuse_other_network(model: str, encoder: Encoder) -> None:
-    """Raises UserError if `model` is another network than the encoder's: names and shapes would not show all of it, such
-    as rotary positions and the number of heads."""
+    """Raises UserError if `model` is another network than the encoder's: names and shapes do not show all of it (rotary
+    positions, the number of heads)."""
     if not isinstance(encoder, TimmEncoder):
         return
     theirs, ours = (named_encoder(name, "pretext.model") for name in (model, encoder.config.model))

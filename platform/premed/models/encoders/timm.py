@@ -2,9 +2,9 @@
 without a class token), and its ConvNeXts.
 
 `forward` is timm's (`forward_features`, `forward_intermediates`), and parts are saved under timm's names. What is
-added: visible patches alone (`keep`), by timm's own way of dropping patches, and drop path drawn from the samples' keys.
-Positions are resized by timm's functions. The class token's place is taken by what timm's classifier sees: the class
-token after the norm, or the mean of the patch tokens where the model pools so.
+added: visible patches alone (`keep`), by timm's own way of dropping patches, and drop path by the samples' keys.
+Positions are resized by timm's functions. `Features.summary` is what timm's classifier sees: the class token after the
+norm, or the mean of the patch tokens where the model pools so.
 """
 
 from collections.abc import Sequence

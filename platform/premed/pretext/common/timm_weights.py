@@ -7,17 +7,16 @@ decoders, mask tokens) is left out and listed. Changed are, at the most:
 - positions, to the task's grid (timm: bicubic, antialiased), and the stem's kernel to another patch (timm: FlexiViT's
   PI-resize);
 - the stem's kernel and bias, by the task's normalisation, as `vit_weights.py` says it, and its channels by timm's
-  `adapt_input_conv`: one gets the sum over red, green and blue; C others get red, green, blue, red, …, times 3 / C. So a
-  channel is normalised as the colour whose kernel it gets. A stem of the task's own number of channels, which is not 3,
+  `adapt_input_conv`: one gets the sum over red, green and blue; C others get red, green, blue, red, …, times 3 / C. A
+  channel is normalised as the colour whose kernel it gets. A stem of the task's own number of channels, other than 3,
   stays as it is.
 """
 
 import sys
 from collections.abc import Callable
-from math import prod
+from math import isqrt, prod
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from premed.contracts import Task
@@ -45,7 +44,7 @@ def fitted(
         refuse_misfits(where, {name: tuple(value.shape) for name, value in before.items()}, shapes, encoder)
         raise UserError(f"{where}: timm cannot read it as {encoder.config.model} ({first_line(error)})") from None
     state = {name: value for name, value in state.items() if name in shapes or not name.startswith(DROPPED)}
-    changed = {name: how for name, value in state.items() if (how := change(before, name, value))}
+    changed = {name: how for name, value in state.items() if (how := change(before, name, value, encoder))}
     stem = next(name for name, module in encoder.network.named_modules() if isinstance(module, nn.Conv2d))
     adapt_stem(where, state, stem, shapes[f"{stem}.weight"], task, mean_std, changed)
     refuse_misfits(where, {name: tuple(value.shape) for name, value in state.items()}, shapes, encoder)
@@ -60,13 +59,14 @@ def converter(network: nn.Module) -> Callable[[dict[str, Tensor], nn.Module], di
     return sys.modules[type(network).__module__].checkpoint_filter_fn
 
 
-def change(before: dict[str, Tensor], name: str, value: Tensor) -> str | None:
+def change(before: dict[str, Tensor], name: str, value: Tensor, encoder: TimmEncoder) -> str | None:
     """How timm's converter changed a tensor; None if it only renamed it, or made it of a part of one."""
     theirs = before.get(name)
     if theirs is None or theirs is value:
         return None
-    if name == "pos_embed":
-        return f"{theirs.shape[1]} positions to {value.shape[1]}"
+    if name == "pos_embed" and theirs.shape != value.shape:
+        prefix = value.shape[1] - prod(encoder.grid)
+        return f"{format_sizes((isqrt(theirs.shape[1] - prefix),) * 2)} to {format_sizes(encoder.grid)}"
     sizes = (format_sizes(each.shape[2:] if each.ndim == 4 else each.shape) for each in (theirs, value))
     return " to ".join(sizes) if theirs.shape != value.shape else "as timm converts it"
 
@@ -80,7 +80,10 @@ def adapt_stem(
     mean_std: MeanStd,
     changed: dict[str, str],
 ) -> None:
-    """Makes the stem [D, 3, p, p] one [D, C, p, p] for the task, in `state`; reports to `changed`. shape: the network's."""
+    """Makes the stem [D, 3, p, p] one [D, C, p, p] for the task, in `state`; reports to `changed`.
+
+    shape: the network's.
+    """
     from timm.models import adapt_input_conv  # type: ignore[attr-defined]
 
     kernel, bias = state.get(f"{stem}.weight"), state.get(f"{stem}.bias")
@@ -125,9 +128,9 @@ def refuse_misfits(
     def say(name: str) -> str:
         if name not in ours:
             return f"{name} is not the network's"
-        return f"{name} is " + (
-            f"{format_sizes(theirs[name])}, not {format_sizes(ours[name])}" if name in theirs else "missing"
-        )
+        if name not in theirs:
+            return f"{name} is missing"
+        return f"{name} is {format_sizes(theirs[name])}, not {format_sizes(ours[name])}"
 
     worst = ", ".join(say(name) for name in sorted(wrong, key=difference)[:3])
     raise UserError(
