@@ -71,7 +71,8 @@ def without_biases_of_keys(state: dict[str, Tensor], own: set[str], where: str) 
     does not look at: those that the network lacks must be zero or masked. `own`: the network's names.
     """
     kept = dict(state)
-    for name in [name for name in state if name.endswith(".attn.qkv.bias") and name not in own]:
+    theirs = [name for name in state if name.endswith(".attn.qkv.bias") and name not in own]
+    for name in theirs if "storage_tokens" in state else ():
         mask = kept.pop(f"{name}_mask", None)
         bias = kept[name] if mask is None else kept[name] * mask.nan_to_num(0)
         query, key, value = bias.chunk(3)
