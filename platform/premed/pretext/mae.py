@@ -14,10 +14,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from premed.config.spec import Spec
+from premed.config.spec import Spec, added_field
 from premed.contracts import Batch, DataSet, Encoder, Features, Objective, Row, Sample, Task
 from premed.errors import UserError
 from premed.models.encoders.vit import Block, ViT, add_class_row, init_weights, patchify, sincos, unpatchify
+from premed.pretext.common.init import Init
 from premed.rng import bits, fold, key
 
 NUM_PROGRESS_CASES = 2  # cases whose reconstruction is recorded during the training
@@ -35,6 +36,9 @@ class Config(Spec):
     decoder_heads: int = Field(default=8, ge=1)
     gate_images: int = Field(default=2000, ge=1)
     """Maximum number of training images from which the network-free predictor (the gate) is computed."""
+    init: Init = added_field(None)
+    """Weights to start from in place of random ones: a strategy that imports them, such as
+    `{name: pretrained, model: …, weights: FILE}`, whose name may be left out."""
 
 
 def build(config: Config, encoder: Encoder, data_sets: Sequence[DataSet], weight_decay: float) -> "MAE":

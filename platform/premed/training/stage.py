@@ -201,7 +201,9 @@ def save_trunk_segment(job: StageJob, callback: TrainingCallback, num_cases: int
     """
     callback.save(callback.plan.num_steps, kept=1)
     if rank_and_world()[0] == 0:
-        write_result(job, callback, num_cases, {"epochs": job.stage.training.epochs})  # type: ignore[union-attr]
+        weights = origin_of(job.parent_storage, job.stage, job.stage.task.name)  # type: ignore[attr-defined]
+        more: dict[str, Any] = {"weights": weights} if weights else {}
+        write_result(job, callback, num_cases, more | {"epochs": job.stage.training.epochs})  # type: ignore[union-attr]
 
 
 def write_result(job: StageJob, callback: TrainingCallback, num_cases: int, more: dict[str, Any]) -> None:
