@@ -74,6 +74,7 @@ def test_mae_starts_from_the_weights_and_the_cards_keep_the_chain(home, chest, f
     assert third == {"kind": "finetune", "task": "chestxray14", "digest": finetune["digest"]}
     store = store_of(home)
     runs = [store.get(stage["run_id"]) for stage in result["stages"]]
+    assert store.get(result["run_id"]).tags["pretrain_seed"] == "0"
     assert [each.name for each in runs[:2]] == ["pretrained weights", "mae pre-training seed 0"]
     assert not any(param.startswith("stage.pretext.init") for param in runs[1].params)
     written = yaml.safe_load(store.download(result["run_id"], "experiment.yaml", home / "x").read_text())

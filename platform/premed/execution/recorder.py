@@ -161,7 +161,7 @@ class ExperimentRecorder:
         if finetune is not None:  # else there are neither labels nor a head
             tags |= {"head": finetune.head.name, "label_fraction": f"{finetune.label_fraction:g}"}
             tags |= {"score": self.task.score} | ({"pretrain_run": self.pretrain_run} if self.pretrain_run else {})
-        trained = experiment.pretrained or experiment.kinds[0] in PRETRAINING
+        trained = experiment.pretrained or any(each in PRETRAINING for each in experiment.kinds)
         tags |= {"pretrain_seed": str(pretrain.seed)} if pretrain and trained else {}
         return tags | ({"seed": str((finetune or pretrain).seed)} if kind == "experiment" else {})  # type: ignore
 

@@ -137,18 +137,16 @@ def weights_origin(weights: Sequence[dict[str, Any]]) -> list[str]:
     lines = ["", "## Weights", ""] if weights else []
     for number, each in enumerate(weights, start=1):
         if each["kind"] != "import":
-            lines.append(
-                f"{number}. {each.get('strategy', each['kind'])} on {each['task']}, stage {each['digest'][:16]}"
-            )
+            doing = each.get("strategy", each["kind"])
+            lines.append(f"{number}. {doing} on {each['task']}, stage {each['digest'][:16]}")
             continue
         lines.append(f"{number}. {each['model']}: {each['file']}, SHA-256 {each['sha256']}")
         if "licence" in each:
             mean, std = (", ".join(f"{x:g}" for x in each["trained_on"][name]) for name in ("mean", "std"))
-            lines.append(f"   From {each['source']}; licence: {each['licence']}. Trained on pictures of about")
-            lines.append(
-                f"   {each['trained_on']['size']} pixels in [0, 1], less {mean}, divided by {std}: the stem here"
-            )
-            lines.append("   has that in it, and takes images as prepared above.")
+            pixels = f"{each['trained_on']['size']} pixels in [0, 1], less {mean}, divided by {std}"
+            lines.append(f"   From {each['source']}; licence: {each['licence']}.")
+            lines.append(f"   Trained on {each['data']}, as pictures of about {pixels}:")
+            lines.append("   the stem here has that in it, and takes images as prepared above.")
     return lines
 
 

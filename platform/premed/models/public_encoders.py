@@ -27,6 +27,8 @@ class PublicEncoder(NamedTuple):
     """timm's name of the network; with a tag (after the dot) where timm offers the weights, too."""
     source: str
     """Where its authors offer it."""
+    data: str = "see its page"
+    """The images that it was trained on, by its authors: premed cannot see whether a test image is one of them."""
     args: Mapping[str, Any] = NOTHING
     """Arguments of timm's model that differ from its own."""
     licence: str | None = None
@@ -51,6 +53,7 @@ def eva_x(size: str) -> PublicEncoder:
     return PublicEncoder(
         f"eva02_{size}_patch14_224",
         "https://github.com/hustvl/EVA-X",
+        "520,000 chest X-rays of public sets, which its repository does not list",
         EVA_X,
         "MIT, by its README",
         grey(0.49185243),
@@ -60,11 +63,12 @@ def eva_x(size: str) -> PublicEncoder:
     )
 
 
-def medical_mae(size: str) -> PublicEncoder:
-    """Medical MAE's preparation is its util/datasets.py."""
+def medical_mae(size: str, data: str) -> PublicEncoder:
+    """Medical MAE's preparation is its util/datasets.py, its images are in its PRETRAIN.md."""
     return PublicEncoder(
         f"vit_{size}_patch16_224",
         "https://github.com/lambert-x/medical_mae",
+        data,
         NOTHING,
         "none in its repository: ask its authors",
         grey(0.5056),
@@ -73,21 +77,24 @@ def medical_mae(size: str) -> PublicEncoder:
     )
 
 
+LVD_142M, LVD_1689M = (f"pictures of the web without labels ({name})" for name in ("LVD-142M", "LVD-1689M"))
+IMAGENET = "ImageNet-1k with its labels"
 DINOV2 = "https://github.com/facebookresearch/dinov2"
 DINOV3 = "https://github.com/facebookresearch/dinov3"
 TIMM = "https://github.com/huggingface/pytorch-image-models"
 PUBLIC_ENCODERS = {
-    "dinov2-s": PublicEncoder("vit_small_patch14_dinov2.lvd142m", DINOV2),
-    "dinov2-b": PublicEncoder("vit_base_patch14_dinov2.lvd142m", DINOV2),
-    "dinov2-reg-s": PublicEncoder("vit_small_patch14_reg4_dinov2.lvd142m", DINOV2),
-    "dinov2-reg-b": PublicEncoder("vit_base_patch14_reg4_dinov2.lvd142m", DINOV2),
+    "dinov2-s": PublicEncoder("vit_small_patch14_dinov2.lvd142m", DINOV2, LVD_142M),
+    "dinov2-b": PublicEncoder("vit_base_patch14_dinov2.lvd142m", DINOV2, LVD_142M),
+    "dinov2-reg-s": PublicEncoder("vit_small_patch14_reg4_dinov2.lvd142m", DINOV2, LVD_142M),
+    "dinov2-reg-b": PublicEncoder("vit_base_patch14_reg4_dinov2.lvd142m", DINOV2, LVD_142M),
     # with biases of queries and values (qkvb): what they are in the file counts, be it zeros; the class token sums up,
     # as DINOv3's own code has it
-    "dinov3-s": PublicEncoder("vit_small_patch16_dinov3_qkvb.lvd1689m", DINOV3, {"global_pool": "token"}),
-    "dinov3-b": PublicEncoder("vit_base_patch16_dinov3_qkvb.lvd1689m", DINOV3, {"global_pool": "token"}),
+    "dinov3-s": PublicEncoder("vit_small_patch16_dinov3_qkvb.lvd1689m", DINOV3, LVD_1689M, {"global_pool": "token"}),
+    "dinov3-b": PublicEncoder("vit_base_patch16_dinov3_qkvb.lvd1689m", DINOV3, LVD_1689M, {"global_pool": "token"}),
     "rad-dino": PublicEncoder(
         "vit_base_patch14_dinov2",
         "https://huggingface.co/microsoft/rad-dino",
+        "chest X-rays of public sets, listed in training_images.csv beside the weights",
         licence="MIT (MSRLA in earlier versions of its page), for research",
         mean=grey(0.5307),
         std=grey(0.2583),
@@ -97,12 +104,12 @@ PUBLIC_ENCODERS = {
     "eva-x-ti": eva_x("tiny"),
     "eva-x-s": eva_x("small"),
     "eva-x-b": eva_x("base"),
-    "medical-mae-s": medical_mae("small"),
-    "medical-mae-b": medical_mae("base"),
-    "imagenet-vit-s": PublicEncoder("vit_small_patch16_224.augreg_in1k", TIMM),
-    "imagenet-vit-b": PublicEncoder("vit_base_patch16_224.augreg_in1k", TIMM),
-    "imagenet-convnext-t": PublicEncoder("convnext_tiny.fb_in1k", TIMM),
-    "imagenet-convnext-b": PublicEncoder("convnext_base.fb_in1k", TIMM),
+    "medical-mae-s": medical_mae("small", "CheXpert and ChestX-ray14"),
+    "medical-mae-b": medical_mae("base", "CheXpert, ChestX-ray14 and MIMIC-CXR"),
+    "imagenet-vit-s": PublicEncoder("vit_small_patch16_224.augreg_in1k", TIMM, IMAGENET),
+    "imagenet-vit-b": PublicEncoder("vit_base_patch16_224.augreg_in1k", TIMM, IMAGENET),
+    "imagenet-convnext-t": PublicEncoder("convnext_tiny.fb_in1k", TIMM, IMAGENET),
+    "imagenet-convnext-b": PublicEncoder("convnext_base.fb_in1k", TIMM, IMAGENET),
 }
 
 
@@ -137,6 +144,7 @@ class Origin(NamedTuple):
     size: int
     source: str
     hub: tuple[str, str] | None
+    data: str
 
 
 @cache
@@ -156,6 +164,7 @@ def origin(model: str, field: str = "pretext.model") -> Origin:
         entry.size or timms.input_size[-1],
         entry.source,
         hub,
+        entry.data,
     )
 
 
@@ -163,4 +172,4 @@ def provenance(model: str, mean_std: tuple[tuple[float, ...], tuple[float, ...]]
     """What a card says of weights of that model. mean_std: of the pixels that they were trained on."""
     about = origin(model)
     trained_on = {"mean": list(mean_std[0]), "std": list(mean_std[1]), "size": about.size}
-    return {"licence": about.licence, "source": about.source, "trained_on": trained_on}
+    return {"licence": about.licence, "source": about.source, "data": about.data, "trained_on": trained_on}

@@ -19,7 +19,7 @@ from premed.training.artifacts import card
 from premed.training.device import peak_memory_mb
 from premed.training.storage import StageStorage
 
-PROVENANCE = ("model", "licence", "source", "trained_on", "file", "sha256")
+PROVENANCE = ("model", "licence", "source", "data", "trained_on", "file", "sha256")
 """What of the report the card keeps."""
 
 
