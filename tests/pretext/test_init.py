@@ -58,6 +58,7 @@ def test_stages_are_import_pretraining_fine_tuning_each_the_next_ones_parent(che
     assert plain.model_copy(update={"parent": given.digest()}).digest() == pretrain.digest()
 
 
+@pytest.mark.slow
 def test_mae_starts_from_the_weights_and_the_cards_keep_the_chain(home, chest, file, premed):
     rate = {"pretrain": {"lr": 1e-12}}  # so that the end is near the start
     result = run(chest, continued(file), rate)

@@ -19,8 +19,10 @@ from premed.pretext import mae, pretrained
 PIXELS = Preprocessing(dims=2, normalise="window", window=(0, 1))
 GREY = Preprocessing(dims=2, normalise="grey")  # (pixel - .5) / .225
 COLOURS = PIXELS.model_copy(update={"channels": 3})
-EACH = pytest.mark.parametrize("name", PUBLIC_ENCODERS)
-FEW = ("dinov2-reg-s", "dinov3-s", "rad-dino", "eva-x-ti", "eva-x-b", "imagenet-convnext-t")
+FEW = ("dinov2-reg-s", "dinov3-s", "rad-dino", "eva-x-b", "imagenet-convnext-t")  # the others are like one of them
+EACH = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in FEW)) for name in PUBLIC_ENCODERS]
+)
 
 
 def task_of(roi, preprocessing) -> SimpleNamespace:
@@ -73,7 +75,7 @@ def test_features_and_logits_are_timms_from_the_projects_own_file(name, tmp_path
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "eva-x-b")) for name in FEW])
 def test_a_grey_image_gives_what_timm_gives_for_it_repeated_three_times(name, tmp_path):
     network = random_network(name)
     encoder, _ = brought(name, publish(name, network, tmp_path), GREY)
@@ -100,7 +102,7 @@ def test_other_channels_get_red_green_blue_and_red_again_as_in_timm(channels, tm
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["dinov2-s", "dinov2-reg-s", "dinov3-s", "eva-x-b"])
-@pytest.mark.parametrize("grid", [(6, 6), (4, 7)])
+@pytest.mark.parametrize("grid", [pytest.param((6, 6), marks=pytest.mark.slow), (4, 7)])
 def test_positions_are_resized_as_timm_resizes_a_network(name, grid, tmp_path):
     network = random_network(name)
     file, edge = publish(name, network, tmp_path), side(name) // 4
@@ -132,6 +134,7 @@ def test_mean_and_std_in_the_yaml_win_over_the_models(tmp_path):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["teacher", "chunks", "timm", "transformers", "o_proj"])
 def test_files_of_other_formats_give_the_same(how, tmp_path):
     name = "dinov2-s"
@@ -183,7 +186,7 @@ def test_dinov3_of_hugging_face_gives_the_same(tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("dims", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_a_plain_vit_s_weights_serve_the_encoder_vit_too(dims, tmp_path):
     """Medical MAE in premed's own ViT, for pictures and for volumes: as `imagenet` takes ImageNet's."""
     network = random_network("medical-mae-b")
@@ -321,6 +324,7 @@ def test_the_name_of_another_network_is_refused(tmp_path):
     refused(words, "dinov2-s", file, model="eva-x-s")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "words"),
     [

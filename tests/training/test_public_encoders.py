@@ -34,6 +34,7 @@ def using(file, **more):
     return {"encoder": ENCODER, "pretext": pretext, "pretrain": None, **more}
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_the_weights_and_their_licence_stays_in_the_cards(home, chest, file):
     result = run(chest, using(file))
     imported, finetune, _ = result["stages"]
@@ -58,12 +59,14 @@ def test_fine_tuning_starts_from_the_weights_and_their_licence_stays_in_the_card
     assert all(stage["reused"] for stage in again["stages"])
 
 
+@pytest.mark.slow
 def test_cards_of_random_weights_say_nothing_of_others(home, chest):
     result = run(chest, {"encoder": ENCODER, "pretext": {"name": "none"}, "pretrain": None}, {"test": False})
     assert "weights" not in json.loads(Path(result["stages"][0]["where"], "parts/card.json").read_text())
 
 
-@pytest.mark.parametrize("kind", [pytest.param("pretrain", marks=pytest.mark.slow), "finetune"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
 def test_a_killed_training_goes_on_as_if_nothing_had_been(kind, chest, tmp_path):
     changes = {"encoder": {"name": "timm", "model": "dinov3-s", "args": {**NARROW, "patch_size": 8}}}
     changes |= {"pretext": {"name": "none"}, "pretrain": None} if kind == "finetune" else {}
