@@ -136,6 +136,7 @@ class Scale(NamedTuple):
 class Encoder(nn.Module):
     """Turns images into Features. Checkpoints refer to its parameters by name: a rename breaks them."""
 
+    takes_keep: bool = False  # whether `forward` can look at some patches alone
     width: int
     depth: int
     grid: tuple[int, ...]
@@ -297,8 +298,7 @@ class Objective(nn.Module):
     """What `fit()` minimises. `forward` is the loss, so that DDP wraps it. A strategy that trains nothing may import an
     encoder's weights instead: see `pretext/__init__.py`."""
 
-    parts: dict[str, nn.Module]
-    """The modules that are saved when training ends, by name: `encoder`, `decoder`, `head`."""
+    parts: dict[str, nn.Module]  # saved when training ends, by name: `encoder`, `decoder`, `head`
     weight_decay: float = 0.0
     num_solutions: int = 0
     """If not 0, a closed form replaces gradient descent (see `Head.num_solutions`)."""

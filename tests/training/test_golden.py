@@ -28,7 +28,7 @@ from premed.data.loader import PreparedLoader
 from premed.data.prepared import PreparedFile, write
 from premed.data.preprocess import Prepared
 from premed.data.samplers import AlternatingSampler, EpochSampler
-from premed.models.encoders import mit, unet, vit
+from premed.models.encoders import mit, timm, unet, vit
 from premed.models.heads import conv, linear, unetr
 from premed.models.network import Network
 from premed.pretext import hssl, mae, unimiss
@@ -92,11 +92,15 @@ def sample(task: Pictures | Volumes, i: int, folder: Path) -> Sample:
 
 VIT = vit.Config(width=48, depth=3, heads=3, patch=8)
 MIT = mit.Config.model_validate({"size": "tiny", "stem_stride": (1, 1, 1), "stem_width": 16})
+NARROW = {"embed_dim": 48, "depth": 3, "num_heads": 3, "patch_size": 8}
+DINOV3 = timm.Config(model="dinov3-s", args={**NARROW, "init_values": 1.0, "global_pool": "avg"})
+EVA_X = timm.Config(model="eva-x-s", args=NARROW)
+CONFIGS = {vit: VIT, mit: MIT, timm: DINOV3}
 THIN = MIT.model_copy(update={"widths": (16, 32, 32, 64)})
 
 
-def pretraining(data_sets: list[DataSet]) -> Objective:
-    encoder = vit.build(VIT, data_sets[0].task.channels, data_sets[0].task.roi)
+def pretraining(data_sets: list[DataSet], encoders=vit, network=VIT) -> Objective:
+    encoder = encoders.build(network, data_sets[0].task.channels, data_sets[0].task.roi)
     config = mae.Config(mask_ratio=0.6, decoder_width=24, decoder_depth=2, decoder_heads=2)
     return mae.build(config, encoder, data_sets, weight_decay=0.05)
 
@@ -116,7 +120,7 @@ def distilling(data_sets: list[DataSet]) -> Objective:
 
 def finetuning(data_sets: list[DataSet], head, encoders=vit) -> Objective:
     task = data_sets[0].task
-    encoder = encoders.build(VIT if encoders is vit else MIT, task.channels, task.roi)
+    encoder = encoders.build(CONFIGS[encoders], task.channels, task.roi)
     config = head.Config(**({"feature_size": 4} if head is unetr else {}))
     network = Network(encoder, head.build(config, encoder, task))
     return Supervised(network, task, weight_decay=0.05, layer_decay=0.75, drop_path=0.1)  # type: ignore[arg-type]
@@ -134,6 +138,10 @@ class Kind(NamedTuple):
 
 KINDS = {
     "mae-2d": Kind(Pictures, pretraining, Augmentation(flip=0.5), (mae, vit)),
+    "mae-timm": Kind(
+        Pictures, partial(pretraining, encoders=timm, network=EVA_X), Augmentation(flip=0.5), (mae, timm), 5e-4
+    ),
+    "timm": Kind(Pictures, partial(finetuning, head=linear, encoders=timm), Augmentation(flip=0.5), (linear, timm)),
     "mae-3d": Kind(Volumes, pretraining, Augmentation(flip=0.2), (mae, vit)),
     "linear": Kind(Pictures, partial(finetuning, head=linear), Augmentation(flip=0.5), (linear, vit)),
     # slower: at 2e-3 rounding errors grow to 4e-5 within the 20 steps, at 2e-4 to 2e-6
@@ -200,7 +208,7 @@ def losses(kind: str, folder: Path) -> list[float]:
 
 
 def heading(kind: str) -> str:
-    versions = [f"{part.Config().name} {part.Config.version}" for part in KINDS[kind].parts]
+    versions = [f"{part.Config.model_fields['name'].default} {part.Config.version}" for part in KINDS[kind].parts]
     return f"# loss of steps 1 to {NUM_STEPS}; version of {', '.join(versions)}"
 
 

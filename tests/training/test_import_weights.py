@@ -89,6 +89,13 @@ def test_kept_changed_and_dropped_tensors_are_in_the_result_and_reported(finishe
     assert json.loads(Path(outcome["stages"][0]["where"], "result.json").read_text())["loaded"] == {"encoder": report}
 
 
+def test_the_cards_say_whose_weights_they_are(finished):
+    cards = [json.loads(Path(stage["where"], "parts/card.json").read_text()) for stage in finished[1]["stages"][:2]]
+    (given,) = cards[0]["weights"]
+    assert (given["model"], given["licence"]) == ("vit_base_patch16_224.augreg_in1k", "apache-2.0")
+    assert [each["kind"] for each in cards[1]["weights"]] == ["import", "finetune"] and given == cards[1]["weights"][0]
+
+
 def test_mlflow_holds_the_import_as_a_run_of_its_own_without_a_path_of_this_machine(finished, file):
     home, outcome, _ = finished
     store = store_of(home)

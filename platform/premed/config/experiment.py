@@ -70,6 +70,15 @@ class Experiment(Spec):
         return self.pretext.name  # type: ignore[attr-defined]
 
     @property
+    def imported(self) -> Spec | None:
+        """The strategy whose weights others trained: its own, or the one that its pre-training starts from
+        (`pretext.init`). None: it starts from random weights."""
+        strategy = plugin("pretext", self.pretext)
+        if strategy.build is not None:
+            return getattr(self.pretext, "init", None) if isinstance(self.pretrain, Pretrain) else None
+        return self.pretext if hasattr(strategy, "weights") else None
+
+    @property
     def pretrained(self) -> Pretrained | None:
         """The finished pre-training that it names, if it does, and its strategy has one."""
         trains = plugin("pretext", self.pretext).build is not None
@@ -86,20 +95,30 @@ class Experiment(Spec):
         return [kind for kind, _ in self.trainings()]
 
     def trainings(self) -> list[tuple[Kind, Spec | None]]:
-        """Returns kind and settings of its stages: pre-training or import (where there is one), fine-tuning, test."""
-        strategy = plugin("pretext", self.pretext)
-        stages: list[tuple[Kind, Spec | None]] = []
-        if strategy.build:
-            stages += self.pretrain.trainings() if isinstance(self.pretrain, Pretrain) else []
-        elif hasattr(strategy, "weights"):
-            stages.append(("import", None))
+        """Returns kind and settings of its stages: import, pre-training (where there are), fine-tuning, test."""
+        stages: list[tuple[Kind, Spec | None]] = [("import", None)] if self.imported else []
+        if plugin("pretext", self.pretext).build and isinstance(self.pretrain, Pretrain):
+            stages += self.pretrain.trainings()
         if self.finetune:
             stages.append(("finetune", self.finetune))
         return [*stages, *([("test", self.finetune)] if self.tested else [])]
 
+    def strategy_of(self, kind: Kind) -> Spec | None:
+        """The strategy of a stage of that kind. A pre-training knows by its parent what it starts from."""
+        if kind == "import":
+            return self.imported
+        if kind in LABEL_FREE and getattr(self.pretext, "init", None) is not None:
+            return self.pretext.model_copy(update={"init": None})
+        return self.pretext if kind in LABEL_FREE else None
+
     def sources(self, kind: Kind) -> tuple[Source, ...]:
         """Returns the data sets of a stage of that kind."""
-        return sources(self.pretrain if kind in PRETRAINING else None, self.task)
+        return sources(self.pretrain if kind in LABEL_FREE and self.is_trained else None, self.task)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether its strategy trains an encoder."""
+        return plugin("pretext", self.pretext).build is not None
 
     def stages(self, data: "Callable[[Kind], str]") -> "Iterator[Stage]":
         """Yields its stages in order, each with the digest of its parent.
@@ -119,7 +138,7 @@ class Experiment(Spec):
                 data=data(kind),
                 task=task,
                 encoder=self.encoder,
-                pretext=self.pretext if kind in LABEL_FREE else None,
+                pretext=self.strategy_of(kind),
                 training=training,
             )
             yield stage

@@ -104,8 +104,9 @@ class StagePipeline:
         if kind != "import":
             sources = self.experiment.sources(kind)
             return join_fingerprints([self.session.fingerprint(each.task, kind) for each in sources])
-        content = plugin("pretext", self.experiment.pretext).content(self.experiment.pretext)
-        made = canonical([content, self.task.channels, self.task.preprocessing.digest()])
+        given, task = self.experiment.imported, self.session.tasks(self.experiment.sources(kind)[0].task)
+        content = plugin("pretext", given).content(given)
+        made = canonical([content, task.channels, task.preprocessing.digest()])
         return f"weights:{hashlib.sha256(made.encode()).hexdigest()}"
 
     def take_pretraining(self) -> FinishedStage | None:

@@ -130,16 +130,19 @@ class ExperimentRecorder:
             seeded = "" if seed is None else f" seed {seed}"
             on_trunk = isinstance(stage.training, Pretrain) and stage.training.trunk
             length = f" {stage.training.epochs} epochs" if on_trunk else ""  # type: ignore[union-attr]
-            name, parent = f"{self.experiment.strategy} {DOING[stage.kind]}{length}{seeded}", None
+            strategy = stage.pretext.name  # type: ignore[union-attr]  # of an import, the one that has the weights
+            name, parent = f"{strategy} {DOING[stage.kind]}{length}{seeded}", None
         else:
             name, parent = f"{title(self.experiment)} {DOING[stage.kind]}", self.run_id
         # the first three are tags: as parameters they would crowd the UI's comparisons
-        hidden: Any = {"kind": True, "parent": True, "data": True, "task": {"root"}, "pretext": {"weights"}}
+        hidden: Any = {"kind": True, "parent": True, "data": True, "task": {"root"}}
+        hidden["pretext"] = {"weights", "init"}  # a path; what a pre-training starts from is its parent
         if isinstance(stage.training, Pretrain):
             places = {} if stage.training.sources is None else {"sources": {"__all__": {"task": {"root"}}}}
             hidden |= {"training": places | dict.fromkeys(stage.training.unused_fields(), True)}
         params = {"stage": self.privacy.fields(stage.model_dump(mode="json", exclude=hidden))}
         tags = self.tags(stage.kind) | ({} if seed is None else {"seed": str(seed)})
+        tags |= {"strategy": stage.pretext.name} if stage.pretext else {}  # type: ignore[attr-defined]
         tags |= {"compute": resources_of(self.experiment.train)}
         tags |= {"premed.data": stage.data, "premed.parent_digest": stage.parent or ""}
         run_id = self.tracker.open_run(self.task.name, name, stage.digest(), stage.kind, parent, tags, params)
@@ -158,7 +161,7 @@ class ExperimentRecorder:
         if finetune is not None:  # else there are neither labels nor a head
             tags |= {"head": finetune.head.name, "label_fraction": f"{finetune.label_fraction:g}"}
             tags |= {"score": self.task.score} | ({"pretrain_run": self.pretrain_run} if self.pretrain_run else {})
-        trained = experiment.pretrained or experiment.kinds[0] in PRETRAINING
+        trained = experiment.pretrained or any(each in PRETRAINING for each in experiment.kinds)
         tags |= {"pretrain_seed": str(pretrain.seed)} if pretrain and trained else {}
         return tags | ({"seed": str((finetune or pretrain).seed)} if kind == "experiment" else {})  # type: ignore
 
@@ -283,7 +286,9 @@ def tree(experiment: Experiment) -> dict[str, Any]:
     """The resolved experiment as JSON, its data root (and a file of weights) as ${PREMED_DATA}/…."""
     fields = experiment.model_dump(mode="json")
     sources = (fields["pretrain"] or {}).get("sources") or []
-    places = [(fields["task"], "root"), (fields["pretext"], "weights"), *((each["task"], "root") for each in sources)]
+    given = [fields["pretext"], fields["pretext"].get("init") or {}]
+    places = [(fields["task"], "root"), *((each, "weights") for each in given)]
+    places += [(each["task"], "root") for each in sources]
     for part, field in places:
         if part.get(field):
             part[field] = portable_path(Path(part[field]))

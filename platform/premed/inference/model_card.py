@@ -1,5 +1,6 @@
 """Renders a card as text: how to prepare an image for the network, step by step, and what the output means."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from premed.config.image_processing import Preprocessing
@@ -112,6 +113,7 @@ def render(card: dict[str, Any]) -> str:
     ]
     named = card["classes"] if card["head"] else ()
     lines += [f"- {number}: {name}{region_labels(card, name)}" for number, name in enumerate(named)]
+    lines += weights_origin(card.get("weights", ()))
     if card.get("timm"):
         lines += ["", "## In timm", "", "```python", card["timm"]["call"]]
         lines += ['encoder.load_state_dict(safetensors.torch.load_file("encoder.safetensors"), strict=True)', "```"]
@@ -128,6 +130,24 @@ def render(card: dict[str, Any]) -> str:
     for remark in card.get("remarks", ()):
         lines += ["", remark]
     return "\n".join(lines) + "\n"
+
+
+def weights_origin(weights: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns lines on where the encoder's weights come from, oldest first; none if it started from random ones."""
+    lines = ["", "## Weights", ""] if weights else []
+    for number, each in enumerate(weights, start=1):
+        if each["kind"] != "import":
+            doing = each.get("strategy", each["kind"])
+            lines.append(f"{number}. {doing} on {each['task']}, stage {each['digest'][:16]}")
+            continue
+        lines.append(f"{number}. {each['model']}: {each['file']}, SHA-256 {each['sha256']}")
+        if "licence" in each:
+            mean, std = (", ".join(f"{x:g}" for x in each["trained_on"][name]) for name in ("mean", "std"))
+            pixels = f"{each['trained_on']['size']} pixels in [0, 1], less {mean}, divided by {std}"
+            lines.append(f"   From {each['source']}; licence: {each['licence']}.")
+            lines.append(f"   Trained on {each['data']}, as pictures of about {pixels}:")
+            lines.append("   the stem here has that in it, and takes images as prepared above.")
+    return lines
 
 
 def region_labels(card: dict[str, Any], name: str) -> str:

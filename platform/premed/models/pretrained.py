@@ -21,7 +21,8 @@ from premed.errors import UserError
 from premed.safety.files import refuse_irregular
 
 FILE = "model.safetensors"  # timm's file name on the hub
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # in timm's order
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module", "teacher")
+"""In timm's order; then DeepSpeed's (EVA) and that of DINOv2's own training."""
 VARIANTS = {  # by a part of their tensors' names: models that compute something other than our encoder
     "dist_token": "is distilled (it has a distillation token)",
     "reg_token": "has register tokens",
@@ -77,22 +78,25 @@ def model_info(model: str) -> ModelInfo:
     return ModelInfo(about.hf_hub_id, about.mean, about.std, *shape, tuple(network.state_dict()))  # type: ignore[arg-type]
 
 
-def download(model: str) -> Path:
-    """Returns the model's file, from the hub's local cache or the hub. Raises UserError if neither has it."""
+def download(model: str, repository: str | None = None, file: str = FILE) -> Path:
+    """Returns the model's file, from the hub's local cache or the hub. Raises UserError if neither has it.
+
+    repository, file: where it is there; None: as timm says.
+    """
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    repository = model_info(model).repository
+    repository = repository or model_info(model).repository
     remedy = "give a file: pretext.weights=FILE"
     if repository is None:
         raise UserError(f"pretext.model: {model} is not on the hub; {remedy}")
     with suppress(LocalEntryNotFoundError):
-        return Path(hf_hub_download(repository, FILE, local_files_only=True))
+        return Path(hf_hub_download(repository, file, local_files_only=True))
     try:
         get_hf_file_metadata(
-            hf_hub_url(repository, FILE), timeout=10
+            hf_hub_url(repository, file), timeout=10
         )  # without this check, the download retries for half a minute and prints each try
-        return Path(hf_hub_download(repository, FILE))
+        return Path(hf_hub_download(repository, file))
     except Exception as error:  # noqa: BLE001 - whether the hub, its HTTP library or the system fails: there is no file
         raise UserError(
             f"pretext.model: {model} is not on this machine and cannot be downloaded from the hub "
@@ -158,4 +162,6 @@ def refuse_variants(names: Iterable[str], where: str) -> None:
     for name in names:
         for part, what in VARIANTS.items():
             if part in name:
-                raise UserError(f"{where}: {what}: {name}; take a plain ViT, such as vit_base_patch16_224")
+                raise UserError(
+                    f"{where}: {what}: {name}; take a plain ViT, such as vit_base_patch16_224, or encoder.name=timm"
+                )

@@ -125,7 +125,7 @@ class HSSL(Objective):
         contrasted = ("image", "group") if config.group_loss == "contrast" else ("image",)
         self.contrasted = [level for level in contrasted if level in self.weights]
         self.couples_batch = bool(self.contrasted)
-        if len(encoder.pyramid) < 2:
+        if len(encoder.pyramid) < 2 or encoder.decoded == len(encoder.pyramid) - 1:
             raise UserError("encoder: hssl needs an encoder with a decoder; use unet")
         if any(data_set.augment.crops > 1 for data_set in data_sets):
             raise UserError("pretrain.augment.crops: hssl makes two views of each crop itself; leave it at 1")

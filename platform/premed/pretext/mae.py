@@ -14,10 +14,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from premed.config.spec import Spec
+from premed.config.spec import Spec, added_field
 from premed.contracts import Batch, DataSet, Encoder, Features, Objective, Row, Sample, Task
 from premed.errors import UserError
-from premed.models.encoders.vit import Block, add_class_row, init_weights, patchify, sincos, unpatchify
+from premed.models.encoders.vit import Block, ViT, add_class_row, init_weights, patchify, sincos, unpatchify
+from premed.pretext.common.init import Init
 from premed.rng import bits, fold, key
 
 NUM_PROGRESS_CASES = 2  # cases whose reconstruction is recorded during the training
@@ -35,6 +36,9 @@ class Config(Spec):
     decoder_heads: int = Field(default=8, ge=1)
     gate_images: int = Field(default=2000, ge=1)
     """Maximum number of training images from which the network-free predictor (the gate) is computed."""
+    init: Init = added_field(None)
+    """Weights to start from in place of random ones: a strategy that imports them, such as
+    `{name: pretrained, model: …, weights: FILE}`, whose name may be left out."""
 
 
 def build(config: Config, encoder: Encoder, data_sets: Sequence[DataSet], weight_decay: float) -> "MAE":
@@ -61,12 +65,13 @@ class MAE(Objective):
                 f"pretext.mask_ratio: {config.mask_ratio} of {num_patches} patches leaves {self.num_visible} visible; "
                 "at least one must be visible and one hidden"
             )
-        if "pos_embed" not in dict(encoder.named_parameters()):
-            raise UserError("encoder: mae needs one that can skip patches and has position embeddings; use vit")
+        if not encoder.takes_keep:
+            raise UserError("encoder: mae needs one that can skip patches; use vit, or one of timm's ViTs and EVAs")
         self.encoder = encoder
         self.decoder = Decoder(config, encoder, task.channels)
         self.parts = {"encoder": encoder, "decoder": self.decoder}
-        encoder.get_parameter("pos_embed").requires_grad_(False)
+        if isinstance(encoder, ViT):  # its positions are sines and cosines; timm's are learnt
+            encoder.pos_embed.requires_grad_(False)
         # the gate: a network-free predictor, the mean normalised patch of each position [L, P]
         self.register_buffer("mean_patch", torch.zeros(num_patches, task.channels * prod(encoder.patch)))
 
@@ -201,10 +206,10 @@ class Decoder(nn.Module):
 
     def forward(self, features: Features, keep: Tensor, hide: Tensor) -> Tensor:
         """Returns predictions [B, L - K, P] for the hidden positions, in the order of `hide`."""
-        assert features.summary is not None, "the decoder needs a class token"
         visible = self.embed(features.tokens) + take(self.positions[:, 1:].expand(len(keep), -1, -1), keep)
         hidden = self.mask_token + take(self.positions[:, 1:].expand(len(hide), -1, -1), hide)
-        x = torch.cat([self.embed(features.summary)[:, None], visible, hidden.to(visible.dtype)], dim=1)
+        summary = [] if features.summary is None else [self.embed(features.summary)[:, None]]
+        x = torch.cat([*summary, visible, hidden.to(visible.dtype)], dim=1)
         for block in self.blocks:
             x = block(x)
         return self.predict(self.norm(x[:, -hide.shape[1] :]))

@@ -103,10 +103,12 @@ def card(
     parts: Mapping[str, nn.Module],
     gate: dict[str, Any] | None,
     hashes: Mapping[str, str],
+    weights: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """Returns the model card: all that is needed to use the parts without the data they were trained on.
 
-    hashes: SHA-256 of each part's file.
+    hashes: SHA-256 of each part's file. weights: where the encoder's come from, in order (`origin_of`); those that
+    others trained are the first.
     """
     encoder, head = parts["encoder"], getattr(stage.training, "head", None)
     assert isinstance(encoder, Encoder)
@@ -128,10 +130,24 @@ def card(
             "gate": gate,
             "hashes": dict(hashes),
         }
+        | ({"weights": list(weights)} if weights else {})
     )
     about = json.loads(json.dumps(about))  # as it is read again
     about["hashes"]["card"] = card_hash(about)
     return about
+
+
+def origin_of(parent: StageStorage | None, stage: Stage, task: str) -> list[dict[str, Any]]:
+    """Where a stage's encoder comes from: what its parent says, and the stage; empty if it started from random weights.
+
+    A trunk's segment has no card: its result says it.
+    """
+    if parent is None:
+        return []
+    about = (parent.get_json("parts/card.json") or parent.get_json("result.json") or {}).get("weights", [])
+    own = {"kind": stage.kind, "task": task, "digest": stage.digest()}
+    strategy = {"strategy": stage.pretext.name} if stage.pretext else {}  # type: ignore[attr-defined]
+    return [*about, own | strategy] if about else []
 
 
 def source(data_set: DataSet) -> dict[str, Any]:

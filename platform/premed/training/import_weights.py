@@ -19,6 +19,9 @@ from premed.training.artifacts import card
 from premed.training.device import peak_memory_mb
 from premed.training.storage import StageStorage
 
+PROVENANCE = ("model", "licence", "source", "data", "trained_on", "file", "sha256")
+"""What of the report the card keeps."""
+
 
 def foresee(experiment: Experiment, tasks: Callable[[Spec], Task]) -> None:
     """Raises UserError if the weights that an experiment imports cannot be read or do not fit. Saves nothing."""
@@ -33,7 +36,9 @@ def bring(stage: Stage, storage: StageStorage, on_event: EventHandler, tasks: Ca
     task, encoder, state, report = brought(stage, tasks)
     load_strictly(encoder.to_empty(device="cpu"), state, "encoder")
     hashes = {"encoder": storage.put_weights("parts/encoder.safetensors", encoder.state_dict())}
-    storage.put_json("parts/card.json", card(stage, [DataSet(task, task.name)], {"encoder": encoder}, None, hashes))
+    weights = [{"kind": stage.kind} | {name: value for name, value in report.items() if name in PROVENANCE}]
+    about = card(stage, [DataSet(task, task.name)], {"encoder": encoder}, None, hashes, weights)
+    storage.put_json("parts/card.json", about)
     on_event(WeightsImported(**{name: report[name] for name in ("file", "kept", "changed", "dropped")}))
     result = {
         "kind": stage.kind,

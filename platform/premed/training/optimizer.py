@@ -9,6 +9,9 @@ from torch.optim import AdamW
 from premed.contracts import Objective
 from premed.models.network import Network
 
+UNDECAYED = ("pos_embed", "cls_token", "reg_token", "rope.freqs", ".bias")
+"""Ends of the names of arrays without weight decay, as in timm."""
+
 
 def make_optimizer(objective: Objective, betas: tuple[float, float]) -> AdamW:
     """Returns AdamW for the objective's groups; `set_lr` applies their `lr_scale` (layer decay) at every step."""
@@ -19,14 +22,15 @@ def layer_decay_groups(network: Network, weight_decay: float, layer_decay: float
     """Groups the parameters of `network` by layer and by whether weight decay applies, as in MAE's fine-tuning.
 
     The learning rate of layer n (0: embeddings, i + 1: block i, depth + 1: the rest) is multiplied by
-    layer_decay^(depth + 1 - n). Weight decay applies to matrices, not to biases, norms, positions and the class token.
+    layer_decay^(depth + 1 - n). Weight decay applies to matrices, not to biases, norms, positions, class and
+    register tokens.
     """
     last = network.encoder.depth + 1
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
         in_encoder = name.startswith("encoder.")
         layer = network.encoder.layer(name.removeprefix("encoder.")) if in_encoder else last
-        decays = parameter.ndim > 1 and not name.endswith(("pos_embed", "cls_token", ".bias"))
+        decays = parameter.ndim > 1 and not name.endswith(UNDECAYED)
         group = groups.setdefault(
             (layer, decays),
             {

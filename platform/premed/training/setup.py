@@ -146,13 +146,16 @@ def make_objective(job: StageJob, data_sets: Sequence[DataSet]) -> tuple[Objecti
     first, *more = dict.fromkeys((data_set.task.channels, tuple(data_set.task.roi)) for data_set in data_sets)
     with seeded_init(settings.seed, "encoder"):
         encoder = plugin("encoders", stage.encoder).build(stage.encoder, *first, *more)
+    loaded = {}
     if isinstance(settings, Pretrain):
+        if job.parent and job.parent.kind == "import" and (given := job.parent_storage) is not None:
+            loaded["encoder"] = load_encoder(encoder, given)
         with seeded_init(settings.seed, "pretext"):
             assert stage.pretext is not None
-            return plugin("pretext", stage.pretext).build(stage.pretext, encoder, data_sets, settings.weight_decay), {}
+            strategy = plugin("pretext", stage.pretext)
+            return strategy.build(stage.pretext, encoder, data_sets, settings.weight_decay), loaded
     with seeded_init(settings.seed, "head"):
         head = plugin("heads", settings.head).build(settings.head, encoder, task)
-    loaded = {}
     if (parent := job.parent_storage) is not None:
         loaded["encoder"] = load_encoder(encoder, parent)
         for part in ("head",) if stage.kind == "test" else head.loads:

@@ -17,7 +17,7 @@ from premed.data.loader import PreparedLoader
 from premed.distributed import RaisedOnAllRanks, raise_on_all_ranks, rank_and_world
 from premed.errors import UserError
 from premed.events import EvaluationStarted, EventHandler, TrainingStarted, WarningIssued
-from premed.training.artifacts import card, save_pictures
+from premed.training.artifacts import card, origin_of, save_pictures
 from premed.training.callback import NotFinite, TrainingCallback
 from premed.training.checkpoint import best_file
 from premed.training.closed_form import solve
@@ -185,8 +185,8 @@ def save_results(
         part.load_state_dict(weights)
         hashes[name] = storage.put_weights(f"parts/{name}.safetensors", weights)
     save_pictures(storage, objective, callback.val, job.privacy)
-    gate = passed_gate(best["summary"])
-    storage.put_json("parts/card.json", card(stage, data_sets, objective.parts, gate, hashes))
+    gate, weights = passed_gate(best["summary"]), origin_of(job.parent_storage, stage, data_sets[0].task.name)
+    storage.put_json("parts/card.json", card(stage, data_sets, objective.parts, gate, hashes, weights))
     storage.put_json("scores.json", job.privacy.rows(callback.rows))
     more = {"gate": gate, "collapse": collapsed(best["summary"]), "loaded": loaded}
     write_result(job, callback, num_cases, more)
@@ -201,7 +201,9 @@ def save_trunk_segment(job: StageJob, callback: TrainingCallback, num_cases: int
     """
     callback.save(callback.plan.num_steps, kept=1)
     if rank_and_world()[0] == 0:
-        write_result(job, callback, num_cases, {"epochs": job.stage.training.epochs})  # type: ignore[union-attr]
+        weights = origin_of(job.parent_storage, job.stage, job.stage.task.name)  # type: ignore[attr-defined]
+        more: dict[str, Any] = {"weights": weights} if weights else {}
+        write_result(job, callback, num_cases, more | {"epochs": job.stage.training.epochs})  # type: ignore[union-attr]
 
 
 def write_result(job: StageJob, callback: TrainingCallback, num_cases: int, more: dict[str, Any]) -> None:

@@ -69,6 +69,8 @@ def build(config: Config, channels: int, roi: Sequence[int], *more: tuple[int, S
 class ViT(Encoder):
     """Maps images [B, C, *roi] to Features; see `Encoder.forward`."""
 
+    takes_keep = True
+
     def __init__(self, config: Config, channels: int, roi: tuple[int, ...]):
         super().__init__()
         dims = len(roi)

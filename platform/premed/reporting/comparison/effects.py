@@ -176,11 +176,14 @@ def one_pretraining(arm: Arm) -> bool:
 def cost(arm: Arm) -> Cost:
     """The cost of what went before fine-tuning, each run once, and of the fine-tunings.
 
-    A pre-training costs what it took to get there: the segments of the trunk on its path, and the cool-down.
+    A pre-training costs what it took to get there: given weights, the segments of the trunk on its path, the cool-down.
     """
     before = {stage.run_id: stage for run in arm.runs for stage in run.pretraining.values()}
     complete = {
-        stage.run_id for run in arm.runs for kind, stage in run.pretraining.items() if not kind.startswith(TRUNK)
+        stage.run_id
+        for run in arm.runs
+        for kind, stage in run.pretraining.items()
+        if not kind.startswith(TRUNK) and (kind != "import" or len(run.pretraining) == 1)
     }
     return Cost(
         pretrain=replace(stage_cost([*before.values()]), runs=len(complete)) if before else None,

@@ -101,7 +101,9 @@ def fields_of(run: Run, stages: dict[str, Run]) -> dict[str, str]:
         if kind in ("finetune", "test"):
             names = {"task": "task", "encoder": "encoder", "training": "finetune"} if kind == "finetune" else {}
         else:
-            names, hashes = {"pretext": "pretext", "training": kind}, hashes | {"val": ""}
+            inner = kind == "import" and any(other in PRETRAINING for other in stages)
+            names = {"pretext": "pretext.init" if inner else "pretext", "training": kind}
+            hashes |= {"val": ""}
         fields |= {f"data.{name}": value[:12] for name, value in hashes.items() if value}
         for param, value in stage.params.items():
             top, _, rest = param.removeprefix("stage.").partition(".")

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from premed.config.settings import PRETRAINING
 from premed.reporting.comparison.result import ArmResult, BlockResult, ComparisonResult, Difference, TaskResult
 from premed.reporting.formatting import NAMES, counted, duration, number, percent, signed, span
 
@@ -122,7 +123,7 @@ def verdict_words(task: TaskResult, arm: ArmResult, difference: Difference) -> s
 def remark(arm: ArmResult, difference: Difference, pretraining: Pretraining | None) -> str:
     """How long the pre-training was, and what that says of the verdict."""
     if arm.cost.pretrain is None or any(
-        "import" in run.stages for run in arm.runs
+        "import" in run.stages and not set(PRETRAINING) & set(run.stages) for run in arm.runs
     ):  # given weights: nothing was trained
         return ""
     seconds = arm.cost.pretrain.seconds / max(arm.cost.pretrain.runs, 1)
