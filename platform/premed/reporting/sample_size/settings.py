@@ -10,7 +10,7 @@ from premed.reporting.sample_size.power import LEVEL
 
 
 @dataclass(frozen=True)
-class Wish:
+class PlanSettings:
     """Raises UserError for a number that cannot be."""
 
     power: float = 0.8
