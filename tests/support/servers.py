@@ -3,7 +3,7 @@
 import socket
 import ssl
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,15 +27,21 @@ def http_server(
     host: str = "127.0.0.1",
     received: list[str] | None = None,
     tls: ssl.SSLContext | None = None,
+    silent: Container[str] = (),
 ) -> Iterator[int]:
     """Yields its port. pages: status and text by path. secret: the header without which status and text are those of
-    the page `401`. received: gets the header Authorization of each request. tls: for HTTPS."""
+    the page `401`. received: gets the header Authorization of each request. tls: for HTTPS. silent: paths that it takes
+    requests for, and never answers."""
+    over = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             if received is not None:
                 received.append(self.headers.get("Authorization", ""))
-            status, text = pages.get(self.path.partition("?")[0], (404, "no such page"))
+            path = self.path.partition("?")[0]
+            if path in silent:
+                over.wait()
+            status, text = pages.get(path, (404, "no such page"))
             if secret and self.headers.get("Authorization") != secret:
                 status, text = pages["401"]
             self.send_response(status)
@@ -54,6 +60,7 @@ def http_server(
     try:
         yield server.server_address[1]
     finally:
+        over.set()
         server.shutdown()
         server.server_close()
 
