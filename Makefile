@@ -1,4 +1,4 @@
-# make demo | test | test-slow | test-cluster | test-all | check | test-pythons | lock. Each makes its environment; a second call installs nothing.
+# make demo | test | test-slow | test-cluster | test-all | chaos | check | audit | licences | test-pythons | lock. Each makes its environment; a second call installs nothing.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-cluster test-all check style types pytest test-pythons lock debian
+.PHONY: help demo test test-slow test-cluster test-all chaos check style types pytest test-pythons lock audit licences debian
 
 help:
 	@sed -n '1s/^# //p' Makefile
@@ -87,3 +87,15 @@ lock:
 	@test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv; }
 	.venv-lock/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade --quiet \
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file constraints.txt
+
+# known vulnerabilities of the locked versions; the tool lives in an environment of its own
+PYPI ?= https://pypi.org
+audit:
+	@$(PYTHON) -c "import json, urllib.request; \
+		json.load(urllib.request.urlopen('$(PYPI)/pypi/pip/24.0/json', timeout=20))['vulnerabilities']" 2>/dev/null || \
+		{ echo "make audit needs the network: $(PYPI) tells nothing of vulnerabilities" >&2; exit 1; }
+	@test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet pip-audit; }
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
+
+licences: $(VENV)/.installed
+	$(VENV)/bin/python tests/support/licences.py
