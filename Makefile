@@ -1,16 +1,16 @@
-# make demo | test | test-slow | test-cluster | test-all | chaos | check | audit | licences | test-pythons | lock. Each makes its environment; a second call installs nothing.
+# make demo | test | test-slow | test-cluster | test-all | chaos | soak | check | audit | licences | test-pythons | lock. Each makes its environment; a second call installs nothing.
 
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST ?= -n 2 --dist worksteal
 PYTEST_FILES ?= -n 2 --dist loadfile
-PYTHON_ALONE := -m 'not browser and not cluster'
+PYTHON_ALONE := -m 'not browser and not cluster and not chaos'
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-cluster test-all chaos check style types pytest test-pythons lock audit licences debian
+.PHONY: help demo test test-slow test-cluster test-all chaos soak check style types pytest test-pythons lock audit licences debian
 
 help:
 	@sed -n '1s/^# //p' Makefile
@@ -55,6 +55,14 @@ test-slow: $(VENV)/.installed
 # what needs more than Python; each of these tests says by name what it misses, and is skipped
 test-cluster: $(VENV)/.installed debian
 	$(VENV)/bin/pytest $(PYTEST_FILES) -m 'browser or cluster'
+
+# faults injected for real, one after the other, and the page of what came of them
+chaos: $(VENV)/.installed debian
+	$(VENV)/bin/pytest -m chaos --faults docs/faults.md tests/chaos
+
+# many stages in one command: what it holds stays as it was
+soak: $(VENV)/.installed
+	SOAK_STAGES=$(or $(STAGES),2000) $(VENV)/bin/pytest -m slow -s tests/execution/test_soak.py
 
 test-all: test test-slow test-cluster
 

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGE = REPOSITORY / "docs" / "licences.md"
 READ = {"huey": "MIT", "skops": "MIT", "cuda-toolkit": "LicenseRef-NVIDIA-Proprietary"}
-"""Of packages whose metadata names none: what their licence files say; cuda-toolkit holds nothing but names of NVIDIA's."""
+"""Of packages whose metadata names none: what their licence files say; cuda-toolkit is a list of NVIDIA's."""
 NAMES = {
     "Apache": "Apache-2.0",
     "3-Clause BSD": "BSD-3-Clause",
@@ -81,8 +81,8 @@ def page() -> str:
     lines = [
         "# Licences",
         "",
-        "What the packages of `constraints.txt` say of themselves where they are installed (Python 3.11, Linux). Made by",
-        "`make licences`; `tests/test_licences.py` fails where it is stale, and where a licence is none of those in",
+        "What the packages of `constraints.txt` say of themselves where they are installed (Python 3.11, Linux). Made",
+        "by `make licences`; `tests/test_licences.py` fails where it is stale, and where a licence is none of those in",
         "`tests/support/licences.py`. premed itself is under Apache-2.0.",
         "",
         "| licence | packages | |",
@@ -91,12 +91,13 @@ def page() -> str:
         "",
         f"Not installed on Linux: {', '.join(absent)}.",
         "",
-        f"- The metadata of {', '.join(sorted(READ))} names none; theirs is from their licence files (cuda-toolkit is a list of NVIDIA's).",
+        f"- The metadata of {', '.join(sorted(READ))} names none; theirs is from their licence files (cuda-toolkit is",
+        "  a list of NVIDIA's).",
         "- NVIDIA's are CUDA's libraries, which PyPI's torch for Linux brings. They are not free software.",
-        "- Under LGPL and MPL changes to these libraries themselves stay open; premed changes none. psycopg2-binary is for",
-        "  tests, and for who names a PostgreSQL.",
-        "- A wheel may hold more than its own code (libraries that it was built with): what its licence files say of those",
-        "  is not listed here.",
+        "- Under LGPL and MPL changes to these libraries themselves stay open; premed changes none. psycopg2-binary is",
+        "  for tests, and for who names a PostgreSQL.",
+        "- A wheel may hold more than its own code (libraries that it was built with): what its licence files say of",
+        "  those is not listed here.",
     ]
     return "\n".join(lines) + "\n"
 

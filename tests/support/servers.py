@@ -1,7 +1,10 @@
 """Small real servers for what asks ports: HTTP and gRPC with given answers, and one that never answers."""
 
+import os
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +12,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import grpc
+from support.stores import come_up, free_port
 
 from premed.execution.endpoints import CHECK_ALIVE, PING
 
@@ -103,3 +107,27 @@ def silent_server() -> Iterator[int]:
         server.bind(("127.0.0.1", 0))
         server.listen(20)
         yield server.getsockname()[1]
+
+
+class MLflowServer:
+    """MLflow's own server on a database, on a port that it keeps over its starts."""
+
+    def __init__(self, folder, database):
+        self.folder, self.database, self.port = folder, database, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self):
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--artifacts-destination", f"{self.folder}/artifacts"]
+        self.process = subprocess.Popen(
+            command,
+            env=os.environ | {"MLFLOW_BACKEND_STORE_URI": self.database},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        come_up(self.process, self.port)
+
+    def signal(self, number):
+        os.killpg(self.process.pid, number)

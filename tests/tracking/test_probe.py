@@ -34,7 +34,7 @@ def test_a_server_that_hangs_is_one_line_that_says_for_how_long(monkeypatch):
     """The limit is 10 s; MLflow's own would be 2 minutes."""
     assert client._ANSWER_SECONDS == 10
     monkeypatch.setattr(client.reach, "__defaults__", (0.5,))
-    words = r"MLFLOW_TRACKING_URI={} does not answer \(it takes connections, and said nothing for 0.5 s\): restart it or"
+    words = r"MLFLOW_TRACKING_URI={} does not answer \(it takes connections, and said nothing for 0.5 s\): restart it"
     with silent_server() as port:
         one_line(uri := f"http://127.0.0.1:{port}", words.format(uri))
     with http_server(HEALTHY, silent=[SEARCH]) as port:  # its database hangs

@@ -152,7 +152,8 @@ class Silent(ConnectionError):
 def reach(uri: str, seconds: float = _ANSWER_SECONDS) -> None:
     """Has any answer within so many seconds: MLflow's own requests would wait minutes for a server that is silent.
 
-    Asks MLflow's server, or a PostgreSQL that is used without one, which MLflow would try ten times in 100 seconds. An unroutable address is found first, by a connection without a request. Any status is an answer. The question is
+    Asks MLflow's server, or a PostgreSQL that is used without one, which MLflow would try ten times in 100 seconds.
+    An unroutable address is found first, by a connection without a request. Any status is an answer. The question is
     one for which the server must ask its database: /health answers also where that hangs. Raises OSError.
     """
     if uri.startswith(POSTGRES):
