@@ -58,6 +58,7 @@ test-cluster: $(VENV)/.installed debian
 
 # faults injected for real, one after the other, and the page of what came of them
 chaos: $(VENV)/.installed debian
+	@test -x .venv-moto/bin/moto_server || { $(PYTHON) -m venv .venv-moto && .venv-moto/bin/pip install --quiet 'moto[s3,server]==5.2.*'; } || true
 	$(VENV)/bin/pytest -m chaos --faults docs/faults.md tests/chaos
 
 # many stages in one command: what it holds stays as it was

@@ -3,11 +3,11 @@
 make chaos
 """
 
-import json
 import time
 
 import psutil
 import pytest
+import yaml
 from chaos.harness import CHANGES, Watched, compare, finished_of
 from integration.clusters import cluster, end
 from integration.machines import machines
@@ -27,7 +27,7 @@ def trains(node):
 def test_node_killed(row, home, chest, tmp_path, undisturbed):
     """SIGKILL of a raylet with its workers (two nodes and a head, Ray's own health checks)"""
     reference = undisturbed(1)
-    overrides = [f"{name}={json.dumps(value)}" for name, value in tree(chest, *CHANGES).items()]
+    (file := tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree(chest, *CHANGES)))
     with machines("head", "first", "second") as (head, *others):
         where = {"host": head.address, "inside": head.inside({})}
         settings = RAYS_OWN | {"PREMED_HOME": str(home)}
@@ -36,9 +36,7 @@ def test_node_killed(row, home, chest, tmp_path, undisturbed):
                 options = f"--node-ip-address={machine.address}", f"--temp-dir={nodes.folder / machine.name}"
                 nodes.node("--num-cpus=1", *options, inside=machine.inside({}), **settings)
                 nodes.wait_for(number)
-            yaml = tmp_path / "empty.yaml"
-            yaml.write_text("{}")
-            watched = Watched(nodes.command("submit", yaml, *overrides, "train.workers=1", cwd=tmp_path))
+            watched = Watched(nodes.command("submit", file, "train.workers=1", cwd=tmp_path))
             watched.training()
             (its,) = [node for node in nodes.nodes[1:] if trains(node)]
             end(its)
