@@ -21,12 +21,12 @@ CHANGES = (
     SCRATCH,
     {
         "test": False,
-        "finetune": {"epochs": 60, "validations": 10},
+        "finetune": {"epochs": 30, "validations": 5},
         "train": {"log_steps": 5, "max_failures": 3, "hang_timeout": 10},
     },
 )
 """Of the tiny experiment: one stage, long enough to be disturbed, with a checkpoint after each step."""
-SEEN = 20  # checkpoints before the fault
+SEEN = 10  # checkpoints before the fault
 
 
 @dataclass(frozen=True)

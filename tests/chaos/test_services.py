@@ -40,7 +40,7 @@ def through(row, watched, server, home, reference, away, back):
     compare(row, finished_of(home, outcome, store), reference, home, store)
 
 
-SOME = 30
+SOME = 15
 """Checkpoints that a training saves while MLflow is away."""
 
 
