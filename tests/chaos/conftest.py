@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from chaos.harness import CHANGES, Finished, finished_of
+from chaos.harness import CHANGES, STARTED, Finished, finished_of
+from integration.clusters import end
 from support.experiments import command, outcome, run, settle_in
 from support.suite import REPOSITORY, locked
 
@@ -90,6 +91,15 @@ MLflow's client stops a training for 246 s when its server dies.
 | fault | lost | equal | seconds |
 |---|---|---|---|
 """
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays():
+    """Ends what a failed test leaves."""
+    yield
+    while STARTED:
+        if (process := STARTED.pop()).poll() is None:
+            end(process)
 
 
 @pytest.fixture(scope="session")

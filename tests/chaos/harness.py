@@ -21,11 +21,11 @@ CHANGES = (
     SCRATCH,
     {
         "test": False,
-        "finetune": {"epochs": 30, "validations": 5},
+        "finetune": {"epochs": 100, "validations": 5},
         "train": {"log_steps": 5, "max_failures": 3, "hang_timeout": 10},
     },
 )
-"""Of the tiny experiment: one stage, long enough to be disturbed, with a checkpoint after each step."""
+"""Of the tiny experiment: one stage, long enough to be disturbed, with a checkpoint every fifth step."""
 SEEN = 10  # checkpoints before the fault
 
 
@@ -91,11 +91,16 @@ def watch(folder, home, chest, *changes, arguments=(), tracking=None, **more) ->
     return Watched(process)
 
 
+STARTED: list[subprocess.Popen] = []
+"""What a test has started; the fixture `nothing_stays` ends it."""
+
+
 class Watched:
     """A command; each line of its stderr, or of its stdout if that is all there is, is kept with its time."""
 
     def __init__(self, process: subprocess.Popen):
         self.process, self.began = process, time.monotonic()
+        STARTED.append(process)
         self.lines: list[tuple[float, str]] = []
         self.output: list[str] = []
         self.change = threading.Condition()

@@ -76,8 +76,10 @@ def test_while_a_server_is_away_one_thread_asks_and_nobody_waits():
         clock[0] += FRESH
         silent.clear()
         ask(60)
-        ask(60)
+        ask(60, fresh=1.0)
         assert len(asked) == 3
+        ask(60)
+        assert len(asked) == 4
 
 
 def test_of_threads_that_ask_at_once_one_does_and_all_get_the_answer():
@@ -85,8 +87,29 @@ def test_of_threads_that_ask_at_once_one_does_and_all_get_the_answer():
     with http_server(FLOW, received=asked) as port:
         ask = Probe(f"http://127.0.0.1:{port}", lambda: 0.0)
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda _: ask(60), range(8)))
+            list(pool.map(lambda _: ask(60, fresh=1.0), range(8)))
     assert len(asked) == 1
+
+
+def test_who_waits_for_another_s_question_waits_no_longer_than_it_would_for_its_own():
+    with silent_server() as port, ThreadPoolExecutor(1) as pool:
+        ask = Probe(f"http://127.0.0.1:{port}")
+        asking = pool.submit(ask, 1.0)
+        while not ask._asking.locked():
+            time.sleep(0.01)
+        with pytest.raises(ConnectionError, match="it has said nothing for 0.1 s"):
+            ask(0.1)
+        assert not asking.done()
+
+
+def test_a_server_that_answered_a_moment_ago_and_hangs_now_is_asked():
+    """As when a command is stopped: what follows would wait two minutes for it."""
+    with http_server(FLOW, silent=(silent := [])) as port:
+        ask = Probe(f"http://127.0.0.1:{port}")
+        ask()
+        silent.append(SEARCH)
+        with pytest.raises(ConnectionError, match="said nothing for 0.2 s"):
+            ask(0.2)
 
 
 def test_a_file_is_not_asked(tmp_path):
@@ -133,7 +156,7 @@ def test_every_call_of_a_tracker_that_asks_mlflow_asks_whether_it_answers_first(
     tracker = MLflowTracker(store.uri, store.artifacts, str(tmp_path / "outbox"))
     assert tracker.acquire("held")
 
-    def away(seconds=0.0):
+    def away(seconds=0.0, fresh=0.0):
         raise ConnectionError("silent")
 
     tracker.store.__dict__["probe"] = away
