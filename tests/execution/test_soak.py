@@ -52,7 +52,7 @@ def test_what_a_command_holds_does_not_grow_with_its_stages(home, chest, tmp_pat
     ) as command:
         process = psutil.Process(command.pid)
         for line in command.stderr:
-            if "checkpoint saved" in line:
+            if "fine-tuning: " in line:
                 samples.append(sample(process))
         done = json.loads(command.stdout.read())["outcomes"]
     assert command.returncode == 0 and len(done) == STAGES and len(samples) >= STAGES
