@@ -168,7 +168,7 @@ def reach(uri: str, seconds: float = _ANSWER_SECONDS) -> None:
     import requests
 
     header = credentials(uri)
-    options = certificates() | {"headers": {"Authorization": header} if header else {}}
+    options: dict[str, Any] = certificates() | {"headers": {"Authorization": header} if header else {}}
     try:
         requests.get(uri + _QUESTION, timeout=(_CONNECT_SECONDS, seconds), allow_redirects=False, **options)
     except requests.Timeout:
