@@ -1,16 +1,16 @@
-# make demo | test | test-slow | test-cluster | test-all | check | test-pythons | lock. Each makes its environment; a second call installs nothing.
+# make demo | test | test-slow | test-cluster | test-all | chaos | soak | check | audit | licences | test-pythons | lock. Each makes its environment; a second call installs nothing.
 
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST ?= -n 2 --dist worksteal
 PYTEST_FILES ?= -n 2 --dist loadfile
-PYTHON_ALONE := -m 'not browser and not cluster'
+PYTHON_ALONE := -m 'not browser and not cluster and not chaos'
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-cluster test-all check style types pytest test-pythons lock debian
+.PHONY: help demo test test-slow test-cluster test-all chaos soak check style types pytest test-pythons lock audit licences debian
 
 help:
 	@sed -n '1s/^# //p' Makefile
@@ -56,6 +56,15 @@ test-slow: $(VENV)/.installed
 test-cluster: $(VENV)/.installed debian
 	$(VENV)/bin/pytest $(PYTEST_FILES) -m 'browser or cluster'
 
+# faults injected for real, one after the other, and the page of what came of them
+chaos: $(VENV)/.installed debian
+	@test -x .venv-moto/bin/moto_server || { $(PYTHON) -m venv .venv-moto && .venv-moto/bin/pip install --quiet 'moto[s3,server]==5.2.*'; } || true
+	$(VENV)/bin/pytest -m chaos --faults docs/faults.md tests/chaos
+
+# many stages in one command: what it holds stays as it was
+soak: $(VENV)/.installed
+	SOAK_STAGES=$(or $(STAGES),2000) $(VENV)/bin/pytest -m slow -s tests/execution/test_soak.py
+
 test-all: test test-slow test-cluster
 
 # Debian's browser, database and networks, where they are absent and may be installed
@@ -87,3 +96,15 @@ lock:
 	@test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install --quiet uv; }
 	.venv-lock/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade --quiet \
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file constraints.txt
+
+# known vulnerabilities of the locked versions; the tool lives in an environment of its own
+PYPI ?= https://pypi.org
+audit:
+	@$(PYTHON) -c "import json, urllib.request; \
+		json.load(urllib.request.urlopen('$(PYPI)/pypi/pip/24.0/json', timeout=20))['vulnerabilities']" 2>/dev/null || \
+		{ echo "make audit needs the network: $(PYPI) tells nothing of vulnerabilities" >&2; exit 1; }
+	@test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet pip-audit; }
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
+
+licences: $(VENV)/.installed
+	$(VENV)/bin/python tests/support/licences.py

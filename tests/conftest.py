@@ -21,7 +21,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from support.suite import REAL_DATA
 
-LEFT_OUT = {"slow", "cluster", "browser"}  # by make test
+LEFT_OUT = {"slow", "cluster", "browser", "chaos"}  # by make test
 WORK, PATIENCE = 20, 120  # seconds of CPU and, where others keep it busy, of a clock that a test may take without them
 
 

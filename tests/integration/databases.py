@@ -8,15 +8,28 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from support.stores import free_port
 
 
+@dataclass(frozen=True)
+class Postgres:
+    """`database` makes a database of a name and gives its URL, as does calling this; `stop` takes pg_ctl's mode."""
+
+    database: Callable[[str], str]
+    start: Callable[[], None]
+    stop: Callable[[str], None]
+
+    def __call__(self, name: str) -> str:
+        return self.database(name)
+
+
 @contextmanager
-def postgres() -> Iterator[Callable[[str], str]]:
-    """Makes a database of a name and gives its URL. Without PostgreSQL or a driver of it tests are skipped by name."""
+def postgres() -> Iterator["Postgres"]:
+    """A server. Without PostgreSQL or a driver of it tests are skipped by name."""
     programs = [*Path("/usr/lib/postgresql").glob("*/bin"), Path(shutil.which("initdb") or "/nowhere").resolve().parent]
     found = next((folder for folder in sorted(programs, reverse=True) if (folder / "initdb").exists()), None)
     if found is None:
@@ -45,13 +58,19 @@ def postgres() -> Iterator[Callable[[str], str]]:
         call("createdb", "--host=127.0.0.1", f"--port={port}", "--username=premed", name)
         return f"postgresql://premed:{password}@127.0.0.1:{port}/{name}"
 
+    def stop(mode: str) -> None:
+        call("pg_ctl", f"--pgdata={data}", f"--mode={mode}", "stop")
+
+    def start() -> None:
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=''"
+        with (folder / "log").open("a") as log:  # what stays must not hold our pipes
+            command = [*as_other, found / "pg_ctl", f"--pgdata={data}", "--wait", "--timeout=120"]
+            subprocess.run([*command, f"--options={options}", "start"], cwd="/", stdout=log, stderr=log, check=True)
+
     call("initdb", f"--pgdata={data}", "--username=premed", "--auth=scram-sha-256", "--locale=C", f"--pwfile={word}")
-    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=''"
-    with (folder / "log").open("w") as log:  # what stays must not hold our pipes
-        command = [*as_other, found / "pg_ctl", f"--pgdata={data}", "--wait", "--timeout=120", f"--options={options}"]
-        subprocess.run([*command, "start"], cwd="/", stdout=log, stderr=log, check=True)
+    start()
     try:
-        yield database
+        yield Postgres(database, start, stop)
     finally:
-        call("pg_ctl", f"--pgdata={data}", "--mode=fast", "stop")
+        stop("fast")
         shutil.rmtree(folder)

@@ -93,17 +93,21 @@ def last(connection):
             return result
 
 
-def forked(home, *arguments):
-    """(process, its stderr by the line) of `premed …` in another process, without the time its imports take."""
+def forked(home, *arguments, uri=None):
+    """(process, its stderr by the line) of `premed …` in another process, without the time its imports take.
+
+    uri: of MLflow, if it is not the home's file.
+    """
     ours, theirs = fork.Pipe(duplex=False)
-    process = fork.Process(target=_forked, args=(home, [str(each) for each in arguments], theirs))
+    process = fork.Process(target=_forked, args=(home, [str(each) for each in arguments], theirs, uri))
     process.start()
     theirs.close()
     return process, os.fdopen(os.dup(ours.fileno()))
 
 
-def _forked(home, arguments, stderr):
+def _forked(home, arguments, stderr, uri):
     os.environ.pop("MLFLOW_TRACKING_URI", None)
+    os.environ.update({"MLFLOW_TRACKING_URI": uri} if uri else {})
     os.environ["PREMED_HOME"] = str(home)
     torch.set_num_threads(1)
     bare(pytest.MonkeyPatch())

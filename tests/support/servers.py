@@ -1,14 +1,18 @@
 """Small real servers for what asks ports: HTTP and gRPC with given answers, and one that never answers."""
 
+import os
 import socket
 import ssl
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import grpc
+from support.stores import come_up, free_port
 
 from premed.execution.endpoints import CHECK_ALIVE, PING
 
@@ -27,15 +31,21 @@ def http_server(
     host: str = "127.0.0.1",
     received: list[str] | None = None,
     tls: ssl.SSLContext | None = None,
+    silent: Container[str] = (),
 ) -> Iterator[int]:
     """Yields its port. pages: status and text by path. secret: the header without which status and text are those of
-    the page `401`. received: gets the header Authorization of each request. tls: for HTTPS."""
+    the page `401`. received: gets the header Authorization of each request. tls: for HTTPS. silent: paths that it takes
+    requests for, and never answers."""
+    over = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             if received is not None:
                 received.append(self.headers.get("Authorization", ""))
-            status, text = pages.get(self.path.partition("?")[0], (404, "no such page"))
+            path = self.path.partition("?")[0]
+            if path in silent:
+                over.wait()
+            status, text = pages.get(path, (404, "no such page"))
             if secret and self.headers.get("Authorization") != secret:
                 status, text = pages["401"]
             self.send_response(status)
@@ -54,6 +64,7 @@ def http_server(
     try:
         yield server.server_address[1]
     finally:
+        over.set()
         server.shutdown()
         server.server_close()
 
@@ -96,3 +107,27 @@ def silent_server() -> Iterator[int]:
         server.bind(("127.0.0.1", 0))
         server.listen(20)
         yield server.getsockname()[1]
+
+
+class MLflowServer:
+    """MLflow's own server on a database, on a port that it keeps over its starts."""
+
+    def __init__(self, folder, database):
+        self.folder, self.database, self.port = folder, database, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self):
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--artifacts-destination", f"{self.folder}/artifacts"]
+        self.process = subprocess.Popen(
+            command,
+            env=os.environ | {"MLFLOW_BACKEND_STORE_URI": self.database},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        come_up(self.process, self.port)
+
+    def signal(self, number):
+        os.killpg(self.process.pid, number)

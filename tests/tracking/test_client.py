@@ -80,7 +80,7 @@ def test_a_server_that_asks_for_a_certificate_is_reached_with_that_of_the_enviro
             client.connect_or_raise(uri)
         monkeypatch.setenv("MLFLOW_TRACKING_CLIENT_CERT_PATH", str(file))
         assert ask_mlflow(uri) == Answer(MLFLOW, "3.17.2", is_open=True)
-        client._reach(uri)
+        client.reach(uri)
         monkeypatch.delenv("MLFLOW_TRACKING_SERVER_CERT_PATH")
         assert "certificate verify failed" in ask_mlflow(uri).problem
         monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")

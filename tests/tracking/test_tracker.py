@@ -189,7 +189,7 @@ def test_an_outage_is_waited_for_and_warned_of_once():
     events = []
     retrying = RetryingTracker(Away(3, ConnectionError("refused")), events.append, waits=[0] * 3)
     assert retrying.finished_run("d", "test") == "d test"
-    assert events == [WarningIssued("MLflow does not answer (refused); waiting")]
+    assert events == [WarningIssued("MLflow does not answer (refused); waiting, for at most 10 minutes")]
 
 
 @pytest.mark.parametrize("name", [name for name in vars(Tracker) if not name.startswith("_")])

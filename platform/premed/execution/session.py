@@ -33,7 +33,7 @@ from premed.training.checkpoint import CheckpointManager
 from premed.training.storage import StageStorage
 
 POLL = 0.5  # seconds between two looks at the tracker's events
-DELIVERY, LAST_DELIVERY = 60.0, 10.0  # seconds in which MLflow gets what is left: at an end, and when stopped
+DELIVERY, LAST_DELIVERY = 60, 10  # seconds in which MLflow gets what is left: at an end, and when stopped
 NAMED = 4  # stages in the line that says where a stopped command goes on
 
 

@@ -4,6 +4,7 @@ import base64
 import configparser
 import importlib.util
 import logging
+import math
 import os
 import re
 import socket
@@ -23,6 +24,7 @@ from premed.tracking import database
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_CONNECT_SECONDS, _ANSWER_SECONDS = 5, 10
 # By default MLflow waits four minutes for a dead server. No telemetry may leave a hospital.
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -30,8 +32,11 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # a server that forwards an upload is silent for as long as that takes
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "PGCONNECT_TIMEOUT": str(_ANSWER_SECONDS),  # libpq's: by itself it waits without end for a PostgreSQL that hangs
 }
-_CONNECT_SECONDS, _ANSWER_SECONDS = 5, 10
+LONGEST_REQUEST = "2 minutes"
+"""What a request that is tried twice may take."""
+_QUESTION = "/api/2.0/mlflow/experiments/search?max_results=1"
 POSTGRES = ("postgresql", "postgres")
 _REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "NOT_IMPLEMENTED"}
 _REFUSED |= {"RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"}
@@ -115,8 +120,7 @@ def connect_or_raise(uri: str) -> "MlflowClient":
     """Returns a client of the store at `uri`. Raises UserError, within seconds, if that does not answer."""
     where = f"MLFLOW_TRACKING_URI={masked(uri)}"
     try:
-        if uri.startswith("http"):
-            _reach(uri)
+        reach(uri)
         if file := sqlite_file(uri):
             database.wait_unlocked(file)
         client = connect(uri)
@@ -124,6 +128,8 @@ def connect_or_raise(uri: str) -> "MlflowClient":
         return client
     except UserError:
         raise
+    except Silent as error:
+        raise UserError(f"{where} does not answer ({error}): restart it or unset the variable") from None
     except ImportError as error:
         raise UserError(f"{where} needs a package: pip install {error.name}") from error
     except Exception as error:
@@ -139,12 +145,21 @@ def connect_or_raise(uri: str) -> "MlflowClient":
         raise UserError(f"{where} cannot be opened: {reason}") from error
 
 
-def _reach(uri: str) -> None:
-    """Has any answer within seconds: MLflow's own requests would wait minutes for a server that is silent.
+class Silent(ConnectionError):
+    """A server took the connection and did not answer."""
 
-    An unroutable address is found first, by a connection without a request. Any status is an answer: a proxy may
-    refuse /health.
+
+def reach(uri: str, seconds: float = _ANSWER_SECONDS) -> None:
+    """Has any answer within so many seconds: MLflow's own requests would wait minutes for a server that is silent.
+
+    Asks MLflow's server, or a PostgreSQL that is used without one, which MLflow would try ten times in 100 seconds.
+    An unroutable address is found first, by a connection without a request. Any status is an answer. The question is
+    one for which the server must ask its database: /health answers also where that hangs. Raises OSError.
     """
+    if uri.startswith(POSTGRES):
+        _log_in(uri, seconds)
+    if not uri.startswith("http"):
+        return
     parts = urllib.parse.urlsplit(uri)
     host = parts.hostname or ""
     if parts.scheme not in urllib.request.getproxies() or urllib.request.proxy_bypass(host):
@@ -152,7 +167,28 @@ def _reach(uri: str) -> None:
         socket.create_connection((host, port), timeout=_CONNECT_SECONDS).close()
     import requests
 
-    requests.get(f"{uri}/health", timeout=(_CONNECT_SECONDS, _ANSWER_SECONDS), allow_redirects=False, **certificates())
+    header = credentials(uri)
+    options: dict[str, Any] = certificates() | {"headers": {"Authorization": header} if header else {}}
+    try:
+        requests.get(uri + _QUESTION, timeout=(_CONNECT_SECONDS, seconds), allow_redirects=False, **options)
+    except requests.Timeout:
+        raise Silent(f"it takes connections, and said nothing for {seconds:g} s") from None
+
+
+def _log_in(uri: str, seconds: float) -> None:
+    """Connects to a PostgreSQL once. Raises OSError if that fails."""
+    import sqlalchemy
+    from sqlalchemy.exc import OperationalError
+
+    engine = sqlalchemy.create_engine(uri, connect_args={"connect_timeout": math.ceil(seconds)})
+    try:
+        engine.connect().close()
+    except OperationalError as error:
+        if re.search("timeout|timed out", str(error)):
+            raise Silent(f"it takes connections, and said nothing for {seconds:g} s") from None
+        raise ConnectionError(f"{error.orig}".strip().partition("\n")[0]) from None
+    finally:
+        engine.dispose()
 
 
 def certificates() -> dict[str, Any]:

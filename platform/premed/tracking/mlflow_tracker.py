@@ -4,6 +4,7 @@ A plain object. On Ray an actor holds it, so that workers, trials and the driver
 MLflow: metrics go to the outbox, which keeps them on disk until MLflow has them.
 """
 
+import functools
 import json
 import os
 import threading
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from premed.errors import LeaseLost, StageFailed, first_line
 from premed.events import Event, MetricsLogged, WarningIssued
@@ -26,6 +27,20 @@ from premed.tracking.stage_leases import Lease, close_dead_runs
 from premed.tracking.tracker import outage
 
 HEARTBEAT = 10.0  # seconds between heartbeats; a lease is stale after 60
+RELEASE = 5.0  # seconds that MLflow has to answer before a lease is released
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def asks(method: "Callable[Concatenate[MLflowTracker, P], R]") -> "Callable[Concatenate[MLflowTracker, P], R]":
+    """A method that calls MLflow: it raises ConnectionError, within seconds, if that does not answer."""
+
+    @functools.wraps(method)
+    def ask(self: "MLflowTracker", *args: P.args, **kwargs: P.kwargs) -> R:
+        self.store.probe()
+        return method(self, *args, **kwargs)
+
+    return ask
 
 
 class MLflowTracker:
@@ -49,6 +64,7 @@ class MLflowTracker:
 
     # ---- leases
 
+    @asks
     def acquire(self, digest: str) -> bool:
         with self.lock:
             if digest in self.held | self.claiming:
@@ -67,7 +83,9 @@ class MLflowTracker:
         if digest in self.held:
             lease = self.leases.pop(digest)  # before others can create a new one
             self.held.discard(digest)
-            lease.release()
+            with suppress(ConnectionError):  # the claim goes stale, as after a kill: nobody waits for that
+                self.store.probe(RELEASE)
+                lease.release()
 
     def lease_lost(self, digest: str) -> bool:
         return digest in self.lost
@@ -80,6 +98,7 @@ class MLflowTracker:
         """Sends a heartbeat for each lease; releases those that are lost."""
         for digest in list(self.held):
             try:
+                self.store.probe()
                 alive = self.leases[digest].heartbeat()
             except Exception:  # noqa: BLE001 - an outage, perhaps; the next heartbeat tries again
                 continue
@@ -89,18 +108,22 @@ class MLflowTracker:
 
     # ---- runs
 
+    @asks
     def newest_run(self, experiment: str, digest: str, kind: str, ended: bool = True) -> str | None:
         runs = self.store.search({"premed.digest": digest, "premed.kind": kind}, experiment=experiment)
         return next((run.run_id for run in runs if ended or run.status != "FINISHED"), None)
 
+    @asks
     def finished_run(self, digest: str, kind: str) -> str | None:
         run = self.store.find(digest, kind)
         return run.run_id if run else None
 
+    @asks
     def finished_with(self, run_id: str, tags: Mapping[str, str]) -> bool:
         run = self.store.get(run_id)
         return run.status == "FINISHED" and tags.items() <= run.tags.items()
 
+    @asks
     def open_run(
         self,
         experiment: str,
@@ -120,6 +143,7 @@ class MLflowTracker:
         self.digests[run_id] = digest
         return run_id
 
+    @asks
     def reopen_run(self, run_id: str) -> None:
         with suppress(Exception):  # most have not failed
             self.store.client.delete_tag(run_id, "premed.failure")
@@ -136,6 +160,7 @@ class MLflowTracker:
             self.store.reopen(run_id)
             self._warn(f"run {run_id} was deleted in MLflow while it is recorded; it is restored")
 
+    @asks
     def download(self, run_id: str, folder: str, scored: bool = True) -> bool:
         """See `Tracker.download`. Raises in an outage: waiting for the download is cheaper than a training."""
         try:
@@ -181,13 +206,16 @@ class MLflowTracker:
 
     # ---- models
 
+    @asks
     def is_registered(self, run_id: str) -> bool | None:
         search = self.store.client.search_model_versions
         return self._ask_registry(lambda: bool(search(f"run_id = '{run_id}'", max_results=1)))
 
+    @asks
     def registered_as(self, run_id: str) -> str | None:
         return self._ask_registry(lambda: model_registry.version_of(self.store.client, run_id))
 
+    @asks
     def register_model(self, run_id: str, name: str, folder: str, score: float | None) -> str | None:
         def register() -> str:
             self.store.refuse_moved(run_id)
@@ -223,7 +251,8 @@ class MLflowTracker:
             return [self.events.popleft() for _ in range(len(self.events))]
 
     def close(self, timeout: float = 60.0) -> int:
+        began = time.monotonic()
         self.closing.set()
         for digest in list(self.held):
             self.release(digest)
-        return self.outbox.close(timeout)
+        return self.outbox.close(max(timeout - (time.monotonic() - began), 1.0))

@@ -145,6 +145,7 @@ class Outbox:
             line = journal.read()
         record, run_id = {}, journal.path.stem
         try:
+            self.store.probe(fresh=1.0)
             record = json.loads(line)
             getattr(self.store, record["call"])(*record["args"], **record["kwargs"])
         except Exception as error:  # noqa: BLE001 - whatever it is, the thread must keep running

@@ -30,6 +30,7 @@ from premed.tracking.entities import (
     valid_name,
     write_scores,
 )
+from premed.tracking.probe import Probe
 from premed.tracking.provenance import process_tags, run_tags
 
 if TYPE_CHECKING:
@@ -87,6 +88,11 @@ class RunStore:
     @cached_property
     def client(self) -> "MlflowClient":  # created anew in a process that unpickles the store
         return connect(self.uri)
+
+    @cached_property
+    def probe(self) -> Probe:
+        """Whether MLflow answers: asked before what waits long for it."""
+        return Probe(self.uri)
 
     def experiment(self, name: str) -> str:
         """Returns the id of the experiment called `name`; creates it if missing."""

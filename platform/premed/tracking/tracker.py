@@ -10,11 +10,13 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 from premed.errors import StageFailed
 from premed.events import Event, EventHandler, WarningIssued
-from premed.tracking.client import locate_store, transient, unreachable
+from premed.tracking.client import LONGEST_REQUEST, locate_store, transient, unreachable
 from premed.tracking.database import is_lasting
 
 SILENCE = 10.0
 """Seconds after which a call that MLflow has not answered is told."""
+PATIENCE = 600.0
+"""Seconds of an outage after which a stage fails."""
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -124,7 +126,8 @@ class Tracker(Protocol):
 class RetryingTracker:
     """A Tracker that waits while MLflow does not answer, so that an outage between two stages ends no experiment.
 
-    waits: seconds before each retry; raises StageFailed after the last one. pause: sleeps so many seconds.
+    waits: seconds before each retry; raises StageFailed after the last one, and after `patience` seconds: the tries
+    themselves take time where a server hangs. pause: sleeps so many seconds.
     """
 
     def __init__(
@@ -133,12 +136,14 @@ class RetryingTracker:
         on_event: EventHandler,
         waits: Sequence[float] = (1, 2, 4, 8, *[15] * 40),
         pause: Callable[[float], None] = time.sleep,
+        patience: float = PATIENCE,
     ):
         self.tracker, self.on_event, self.waits, self.pause = tracker, on_event, waits, pause
+        self.patience = patience
 
     def retry(self, method: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Calls the method, and again after each wait while MLflow does not answer; warns once."""
-        waits, warned = iter(self.waits), False
+        waits, warned, began = iter(self.waits), False, time.monotonic()
         while True:
             try:
                 return method(*args, **kwargs)
@@ -146,21 +151,25 @@ class RetryingTracker:
                 if not outage(error):
                     raise
                 message, wait = unreachable(error, locate_store()[0]), next(waits, None)
-                if wait is None or is_lasting(error):
+                if wait is None or is_lasting(error) or time.monotonic() - began > self.patience:
                     raise StageFailed(f"{message}; run the same command again to resume") from error
             if not warned:
-                self.on_event(WarningIssued(f"{message}; waiting"))
+                self.on_event(WarningIssued(f"{message}; waiting, for at most {self.patience / 60:g} minutes"))
             warned = True
             self.pause(wait)
 
     def query(self, method: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """The same; warns of a server that is silent, whose time limit is much longer than a person's patience."""
-        text = f"MLflow has not answered for {SILENCE:g} s; waiting"
+        """The same; tells of a server that is silent, whose time limit is much longer than a person's patience."""
+        return self.told(LONGEST_REQUEST, lambda: self.retry(method, *args, **kwargs))
+
+    def told(self, most: str, call: Callable[[], R]) -> R:
+        """Makes the call, and tells after some seconds that it is waited for, and for how long at most."""
+        text = f"MLflow has not answered for {SILENCE:g} s; waiting, for at most {most}"
         timer = threading.Timer(SILENCE, lambda: self.on_event(WarningIssued(text)))
         timer.daemon = True
         timer.start()
         try:
-            return self.retry(method, *args, **kwargs)
+            return call()
         finally:
             timer.cancel()
 
@@ -168,7 +177,7 @@ class RetryingTracker:
         return self.query(self.tracker.acquire, digest)
 
     def release(self, digest: str) -> None:
-        self.retry(self.tracker.release, digest)
+        self.query(self.tracker.release, digest)
 
     def lease_lost(self, digest: str) -> bool:
         return self.retry(self.tracker.lease_lost, digest)
@@ -198,7 +207,7 @@ class RetryingTracker:
         self.query(self.tracker.reopen_run, run_id)
 
     def download(self, run_id: str, folder: str, scored: bool = True) -> bool:
-        return self.retry(self.tracker.download, run_id, folder, scored)
+        return self.query(self.tracker.download, run_id, folder, scored)
 
     def log_rows(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
         self.retry(self.tracker.log_rows, run_id, rows)
@@ -225,10 +234,10 @@ class RetryingTracker:
         return self.query(self.tracker.is_registered, run_id)
 
     def registered_as(self, run_id: str) -> str | None:
-        return self.retry(self.tracker.registered_as, run_id)
+        return self.query(self.tracker.registered_as, run_id)
 
     def register_model(self, run_id: str, name: str, folder: str, score: float | None) -> str | None:
-        return self.retry(self.tracker.register_model, run_id, name, folder, score)
+        return self.query(self.tracker.register_model, run_id, name, folder, score)
 
     def record_event(self, run_id: str, event: Event) -> None:
         self.retry(self.tracker.record_event, run_id, event)
@@ -237,7 +246,7 @@ class RetryingTracker:
         return self.retry(self.tracker.drain_events)
 
     def close(self, timeout: float = 60.0) -> int:
-        return self.retry(self.tracker.close, timeout)
+        return self.told(f"{timeout} s", lambda: self.retry(self.tracker.close, timeout))
 
 
 def outage(error: Exception) -> bool:

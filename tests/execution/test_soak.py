@@ -1,0 +1,65 @@
+"""Many stages in one command: memory, descriptors, shared memory and processes stay as they were.
+
+SOAK_STAGES=2000 for a long one (make soak), SOAK_WORKERS=1 for one on Ray.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from support.experiments import SCRATCH, tree
+
+pytest_plugins = ["support.experiment_fixtures"]
+
+STAGES, WORKERS = int(os.environ.get("SOAK_STAGES", 50)), int(os.environ.get("SOAK_WORKERS", 0))
+PER_STAGE, SLACK = 40 * 2**10, 16 * 2**20
+"""Bytes: what a command keeps of each stage, its outcome and its curve's last points; and what comes and goes."""
+SHORT = {"test": False, "finetune": {"epochs": 1, "validations": 1}, "train": {"log_steps": 100, "save_minutes": 5}}
+
+
+def sample(process):
+    """(bytes of its own memory, descriptors, threads, processes, files in /dev/shm) of a command and its children."""
+    alive = [process, *process.children(recursive=True)]
+    shm = sum(1 for _ in Path("/dev/shm").iterdir())
+    memory = sum(each.memory_full_info().uss for each in alive)
+    return memory, sum(each.num_fds() for each in alive), process.num_threads(), len(alive), shm
+
+
+def growth(values):
+    """By how much the last quarter is above the second one, in medians: in the first what is loaded once comes."""
+    quarter = len(values) // 4
+    return statistics.median(values[-quarter:]) - statistics.median(values[quarter : 2 * quarter])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300 + 60 * STAGES)
+def test_what_a_command_holds_does_not_grow_with_its_stages(home, chest, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree(chest, SCRATCH, SHORT)))
+    arguments = [f"seeds={json.dumps(list(range(STAGES)))}", f"train.workers={WORKERS}"]
+    samples = []
+    with subprocess.Popen(
+        [sys.executable, "-m", "premed", "run", "--json", str(tmp_path / "tiny.yaml"), *arguments],
+        env=os.environ | {"PREMED_HOME": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as command:
+        process = psutil.Process(command.pid)
+        for line in command.stderr:
+            if "fine-tuning: " in line:
+                samples.append(sample(process))
+        done = json.loads(command.stdout.read())["outcomes"]
+    assert command.returncode == 0 and len(done) == STAGES and len(samples) >= STAGES
+    found = dict(zip(("memory", "descriptors", "threads", "processes", "shm"), zip(*samples, strict=True), strict=True))
+    for name, values in found.items():
+        print(name, [round(value / 2**20) if name == "memory" else value for value in values[:: len(values) // 20]])
+    grown = {name: growth(values) for name, values in found.items()}
+    print(grown, len(samples))
+    assert grown.pop("memory") <= PER_STAGE * STAGES / 2 + SLACK
+    assert all(value <= 1 for value in grown.values()), grown
