@@ -98,11 +98,11 @@ lock:
 		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file constraints.txt
 
 # known vulnerabilities of the locked versions; the tool lives in an environment of its own
-PYPI ?= https://pypi.org
 audit:
-	@$(PYTHON) -c "import json, urllib.request; \
-		json.load(urllib.request.urlopen('$(PYPI)/pypi/pip/24.0/json', timeout=20))['vulnerabilities']" 2>/dev/null || \
-		{ echo "make audit needs the network: $(PYPI) tells nothing of vulnerabilities" >&2; exit 1; }
+	@index="$(or $(PYPI),$$($(PYTHON) -c 'from pip._internal.models.index import PyPI; print(PyPI.url.rstrip("/"))'))"; \
+	$(PYTHON) -c "import json, sys, urllib.request; \
+		json.load(urllib.request.urlopen(sys.argv[1] + '/pypi/pip/24.0/json', timeout=20))['vulnerabilities']" "$$index" 2>/dev/null || \
+		{ echo "make audit needs the network: $$index tells nothing of vulnerabilities" >&2; exit 1; }
 	@test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet pip-audit; }
 	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
 

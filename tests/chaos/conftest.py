@@ -16,8 +16,6 @@ from integration.clusters import end
 from support.experiments import command, outcome, run, settle_in
 from support.suite import REPOSITORY, locked
 
-pytest_plugins = ["support.experiment_fixtures"]
-
 
 @dataclass
 class Row:

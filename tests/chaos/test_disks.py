@@ -12,6 +12,7 @@ from support.experiments import beside, last, results, runs_of, store_of
 
 from premed.tracking.run_store import LEASES
 
+pytest_plugins = ["support.experiment_fixtures"]
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1500)]
 
 

@@ -13,6 +13,7 @@ from integration.clusters import cluster, end
 from integration.machines import machines
 from support.experiments import run, tree
 
+pytest_plugins = ["support.experiment_fixtures"]
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1500)]
 
 RAYS_OWN = {"RAY_health_check_timeout_ms": "10000", "RAY_health_check_failure_threshold": "5"}

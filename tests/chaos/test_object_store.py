@@ -12,6 +12,7 @@ from chaos.harness import compare, finished_of, watch
 from support.stores import free_port
 from support.suite import REPOSITORY
 
+pytest_plugins = ["support.experiment_fixtures"]
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1500)]
 
 PYTHON = Path(os.environ.get("MOTO_PYTHON") or REPOSITORY / ".venv-moto" / "bin" / "python")

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from chaos.harness import compare, finished_of, gone, watch
 
+pytest_plugins = ["support.experiment_fixtures"]
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1500)]
 
 

@@ -15,6 +15,7 @@ from support.stores import stop
 from premed.tracking.client import with_driver
 from premed.tracking.run_store import RunStore
 
+pytest_plugins = ["support.experiment_fixtures"]
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1500)]
 
 

@@ -188,6 +188,7 @@ def test_results_may_come_in_any_order_and_from_other_threads(cache, cases):
     assert [entry.path for entry in entries] == [cache.open(case, ZSCORE).path for case in cases]
 
 
+@pytest.mark.slow
 def test_other_processes_may_do_the_work(cache, cases):
     with fork.Pool(1) as pool:
         entries = cache.prepare(cases, ZSCORE, mapper=pool.imap_unordered)

@@ -102,7 +102,8 @@ def test_a_card_says_in_numbers_and_words_how_to_prepare(organ_run, brain_run, a
 # ONNX ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["chest_run", pytest.param("organ_run", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["chest_run", "organ_run"])
 def test_onnx_answers_as_torch_for_any_number_of_images(name, request, at_home, tmp_path, monkeypatch):
     import onnxruntime
 
@@ -121,6 +122,7 @@ def test_onnx_answers_as_torch_for_any_number_of_images(name, request, at_home, 
     assert card["check"] == result["check"] and "largest difference" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_without_its_images_a_graph_is_compared_on_random_values_and_the_reason_is_no_part_of_it(
     chest_run, at_home, tmp_path, monkeypatch
 ):

@@ -223,6 +223,7 @@ def test_rungs_are_those_of_ray_s_asha(tmp_path, grace, reduction, total):
     assert rungs(sweep.search.scheduler, total) == {math.ceil(each) for each in milestones if each < total}
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(10))
 @given(st.lists(st.lists(st.floats(0, 1), min_size=1, max_size=8), min_size=2, max_size=5))
 def test_a_scheduler_made_from_earlier_trials_decides_as_one_that_ran_them(shared, curves):

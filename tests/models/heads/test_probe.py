@@ -264,6 +264,7 @@ def test_the_constant_answers_rows_lie_beside_the_scores(chest, tmp_path):
     assert task.summary(rows)[task.score] == result["constant"]
 
 
+@pytest.mark.slow
 def test_two_ranks_solve_to_the_same_weights_as_one(chest, tmp_path):
     found = []
     for world in (1, 2):
@@ -275,6 +276,7 @@ def test_two_ranks_solve_to_the_same_weights_as_one(chest, tmp_path):
     assert found[0]["summary"] == pytest.approx(found[1]["summary"])
 
 
+@pytest.mark.slow
 def test_a_killed_probe_goes_on_to_the_same_end(chest, tmp_path):
     settings = {**PROBE, "train": {"log_steps": 1}}
     job, other = (jobs(chest, tmp_path / name, **settings)["finetune"] for name in ("killed", "undisturbed"))
