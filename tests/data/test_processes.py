@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 
 import psutil
 import pytest
 
+from premed.data import processes
 from premed.data.io.memory import num_cpus
 from premed.data.processes import process_map
 from premed.errors import UserError
@@ -25,6 +27,27 @@ def test_a_killed_process_is_one_line():
         process_map() as m,
     ):
         list(m(die, range(4)))
+
+
+def interrupt(number):
+    """As a command that Ctrl-C reaches later than it reached the process that opens images."""
+    os.kill(os.getppid(), signal.SIGUSR1)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_that_the_command_hears_of_last_is_no_lack_of_memory(monkeypatch):
+    monkeypatch.setattr(processes, "MOMENT", 30)  # which the signal ends
+
+    def late(*_):
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    before = signal.signal(signal.SIGUSR1, late), signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), process_map() as m:
+            list(m(interrupt, range(1)))
+    finally:
+        signal.signal(signal.SIGUSR1, before[0])
+        signal.signal(signal.SIGINT, before[1])
 
 
 WAITING = """

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 
 from premed.data.io.memory import num_cpus
 from premed.errors import UserError
+
+MOMENT = 0.5  # seconds in which a signal reaches all processes of a terminal
 
 
 @contextmanager
@@ -20,10 +23,19 @@ def process_map() -> Iterator[Callable[..., Iterable]]:
     try:
         yield pool.map
     except BrokenProcessPool:
+        raise_interrupt()
         what = "a process that opened images was killed, most likely because memory ran out"
         raise UserError(f"{what}; end other programs, or take a machine with more memory") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def raise_interrupt() -> None:
+    """Raises KeyboardInterrupt if that is why the processes ended: on a busy machine they may hear of Ctrl-C first."""
+    try:
+        time.sleep(MOMENT)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt from None
 
 
 def prepare() -> None:
