@@ -89,6 +89,7 @@ def rank_main(rank: int, world: int, meeting: str, function: Callable[..., None]
     if world > 1:
         patience = timedelta(seconds=60)
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world, timeout=patience)
+        dist.barrier()  # a rank that has nothing to do must not leave while another still connects
     function(*args)
     if world > 1:
         dist.destroy_process_group()
