@@ -135,7 +135,7 @@ class Watched:
                 if len(found) >= count:
                     return found[count - 1]
                 if any(line == "<end>" for _, line in self.lines) or time.monotonic() > deadline:
-                    raise AssertionError(f"it never said {text!r}: {self.text}")
+                    raise AssertionError(f"it never printed {text!r}: {self.text}")
                 self.change.wait(1)
 
     def training(self) -> None:

@@ -109,8 +109,8 @@ def test_ray_killed(row, home, chest, tmp_path, undisturbed):
     began = time.monotonic()
     code = watched.end()
     row.notes.append(f"the command ended {time.monotonic() - began:.0f} s later with exit code {code} and one line")
-    said = [line for _, line in watched.lines if line.startswith("premed: ")]
-    assert code == 1 and "run the same command again" in said[-1] and "Traceback" not in watched.text, watched.text
+    printed = [line for _, line in watched.lines if line.startswith("premed: ")]
+    assert code == 1 and "run the same command again" in printed[-1] and "Traceback" not in watched.text, watched.text
     again(row, tmp_path, home, chest, undisturbed(1), ["train.workers=1"])
 
 

@@ -48,8 +48,10 @@ def licence(package: str) -> str | None:
         return None
     if expression := about.get("License-Expression"):
         return expression
-    said = [each.rpartition(" :: ")[2] for each in about.get_all("Classifier") or [] if each.startswith("License :: ")]
-    named = [each for each in said if each not in ("OSI Approved", "DFSG approved")]
+    classifiers = [
+        each.rpartition(" :: ")[2] for each in about.get_all("Classifier") or [] if each.startswith("License :: ")
+    ]
+    named = [each for each in classifiers if each not in ("OSI Approved", "DFSG approved")]
     text = (about.get("License") or "").strip().partition("\n")[0]
     words = named or ([text] if text else [])
     return " AND ".join(map(short, words)) or READ.get(package, "none named")

@@ -38,5 +38,5 @@ def test_a_second_ctrl_c_leaves_at_once_and_a_new_command_is_told_in_a_line(serv
     assert "premed: left at once; what was not saved yet is lost" in output.read()
 
     code, _, err = shell(f"premed run {tmp_path}/tiny.yaml", MLFLOW_TRACKING_URI=server.uri)
-    words = "does not answer (it takes connections, and said nothing for 10 s): restart it or unset the variable"
+    words = "does not answer (it accepts connections, and sent no answer for 10 s): restart it or unset the variable"
     assert code == 2 and err.splitlines()[-1] == f"premed: MLFLOW_TRACKING_URI={server.uri} {words}"

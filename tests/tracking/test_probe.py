@@ -34,7 +34,9 @@ def test_a_server_that_hangs_is_one_line_that_says_for_how_long(monkeypatch):
     """The limit is 10 s; MLflow's own would be 2 minutes."""
     assert client._ANSWER_SECONDS == 10
     monkeypatch.setattr(client.reach, "__defaults__", (0.5,))
-    words = r"MLFLOW_TRACKING_URI={} does not answer \(it takes connections, and said nothing for 0.5 s\): restart it"
+    words = (
+        r"MLFLOW_TRACKING_URI={} does not answer \(it accepts connections, and sent no answer for 0.5 s\): restart it"
+    )
     with silent_server() as port:
         one_line(uri := f"http://127.0.0.1:{port}", words.format(uri))
     with http_server(HEALTHY, silent=[SEARCH]) as port:  # its database hangs
@@ -47,7 +49,9 @@ def test_a_postgresql_that_hangs_or_refuses_is_one_line(monkeypatch):
     monkeypatch.setattr(client.reach, "__defaults__", (2,))  # libpq's least
     with silent_server() as port:
         where = f"postgresql://me:secret@127.0.0.1:{port}/runs"
-        one_line(where, r"me:\*\*\*@.* does not answer \(it takes connections, and said nothing for 2 s\): restart it")
+        one_line(
+            where, r"me:\*\*\*@.* does not answer \(it accepts connections, and sent no answer for 2 s\): restart it"
+        )
     one_line(f"postgresql://me:secret@127.0.0.1:{free_port()}/runs", "cannot be opened: .*Connection refused")
 
 
@@ -55,19 +59,19 @@ def test_a_postgresql_that_hangs_or_refuses_is_one_line(monkeypatch):
 
 
 def test_while_a_server_is_away_one_thread_asks_and_nobody_waits():
-    asked, clock, silent = [], [0.0], [SEARCH]
-    with http_server(FLOW, received=asked, silent=silent) as port:
+    requests, clock, silent = [], [0.0], [SEARCH]
+    with http_server(FLOW, received=requests, silent=silent) as port:
         ask = Probe(f"http://127.0.0.1:{port}", lambda: clock[0])
-        with pytest.raises(ConnectionError, match=r"it takes connections, and said nothing for 0.2 s"):
+        with pytest.raises(ConnectionError, match=r"it accepts connections, and sent no answer for 0.2 s"):
             ask(0.2)
         for _ in range(3):  # known
             with pytest.raises(ConnectionError):
                 ask(60)
-        assert len(asked) == 1
+        assert len(requests) == 1
         clock[0] += FRESH
         with ThreadPoolExecutor(1) as pool:
             asking = pool.submit(ask, 0.5)
-            while len(asked) < 2:
+            while len(requests) < 2:
                 time.sleep(0.01)
             with pytest.raises(ConnectionError):  # another thread asks
                 ask(60)
@@ -77,18 +81,18 @@ def test_while_a_server_is_away_one_thread_asks_and_nobody_waits():
         silent.clear()
         ask(60)
         ask(60, fresh=1.0)
-        assert len(asked) == 3
+        assert len(requests) == 3
         ask(60)
-        assert len(asked) == 4
+        assert len(requests) == 4
 
 
 def test_of_threads_that_ask_at_once_one_does_and_all_get_the_answer():
-    asked = []
-    with http_server(FLOW, received=asked) as port:
+    requests = []
+    with http_server(FLOW, received=requests) as port:
         ask = Probe(f"http://127.0.0.1:{port}", lambda: 0.0)
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda _: ask(60, fresh=1.0), range(8)))
-    assert len(asked) == 1
+    assert len(requests) == 1
 
 
 def test_who_waits_for_another_s_question_waits_no_longer_than_it_would_for_its_own():
@@ -97,7 +101,7 @@ def test_who_waits_for_another_s_question_waits_no_longer_than_it_would_for_its_
         asking = pool.submit(ask, 1.0)
         while not ask._asking.locked():
             time.sleep(0.01)
-        with pytest.raises(ConnectionError, match="it has said nothing for 0.1 s"):
+        with pytest.raises(ConnectionError, match="it has sent no answer for 0.1 s"):
             ask(0.1)
         assert not asking.done()
 
@@ -108,7 +112,7 @@ def test_a_server_that_answered_a_moment_ago_and_hangs_now_is_asked():
         ask = Probe(f"http://127.0.0.1:{port}")
         ask()
         silent.append(SEARCH)
-        with pytest.raises(ConnectionError, match="said nothing for 0.2 s"):
+        with pytest.raises(ConnectionError, match="sent no answer for 0.2 s"):
             ask(0.2)
 
 
@@ -130,10 +134,10 @@ def test_an_outage_of_tries_that_take_long_ends_when_the_patience_does():
 
 def test_a_call_that_hangs_is_told_with_how_long_it_may_take(monkeypatch):
     monkeypatch.setattr("premed.tracking.tracker.SILENCE", 0.05)
-    told, over = [], threading.Event()
+    warnings, over = [], threading.Event()
 
     def show(event):
-        told.append(event.text)
+        warnings.append(event.text)
         over.set()
 
     class Hangs:
@@ -149,7 +153,7 @@ def test_a_call_that_hangs_is_told_with_how_long_it_may_take(monkeypatch):
     retrying.release("d")
     assert retrying.close(60) == 3
     text = "MLflow has not answered for 0.05 s; waiting, for at most"
-    assert told == [f"{text} 2 minutes", f"{text} 60 s"]
+    assert warnings == [f"{text} 2 minutes", f"{text} 60 s"]
 
 
 def test_every_call_of_a_tracker_that_asks_mlflow_asks_whether_it_answers_first(store, tmp_path):

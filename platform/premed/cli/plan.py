@@ -17,9 +17,7 @@ Allow = Annotated[
 ]
 Where = Annotated[list[str] | None, typer.Option(metavar="FIELD=VALUE", help="only runs that have it; may be repeated")]
 PartName = Annotated[str | None, typer.Option(help="test or val [default: test where runs have it]")]
-Margin = Annotated[
-    float | None, typer.Option(metavar="D", help="plan for this difference [default: the one that was seen]")
-]
+Margin = Annotated[float | None, typer.Option(metavar="D", help="plan for this difference [default: the measured one]")]
 Power = Annotated[float, typer.Option(metavar="P", help="the chance to show it that is wanted")]
 SdPretraining = Annotated[
     float | None, typer.Option(metavar="SD", help="of the difference, from pre-training to pre-training, as stated")
@@ -55,7 +53,7 @@ def plan(
     picture: Picture = None,
     as_json: Json = False,
 ) -> None:
-    """Plan a comparison: the smallest difference it shows, and how many seeds and patients separate what was seen.
+    """Plan a comparison: the smallest difference it shows, and how many seeds and patients separate the measured one.
 
     From the runs in the store or, with --n-patients, from guesses; docs/plan.md says how. For example:
 

@@ -147,7 +147,7 @@ class _Head(NamedTuple):
 _DTYPES = {"U8": np.dtype(np.uint8), "I16": np.dtype("<i2"), "I32": np.dtype("<i4")}
 
 
-@lru_cache(maxsize=16384)  # 4 kB each; to read one anew takes half of a picture's view
+@lru_cache(maxsize=256)
 def _head(path: Path) -> _Head:
     """The header. Raises UserError if the file is missing, incomplete or damaged."""
     try:

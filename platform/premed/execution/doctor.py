@@ -235,7 +235,7 @@ def judge_port(address: str, port: int, kind: str, answer: Answer) -> tuple[dict
     }
     where = f"port {port} on {address}"
     if answer == late() and not is_loopback(address):
-        what = f"{answer.problem}, so that whether it asks strangers for a token is not known; run premed doctor again"
+        what = f"{answer.problem}, so that whether it is open to strangers is not known; run premed doctor again"
         return ear, [Finding("note", where, what)]
     if not answer.is_open or is_loopback(address):
         return ear, []

@@ -29,7 +29,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Mlp(nn.Module):
-    """A transformer's MLP, with timm's names and arithmetic. Importing timm takes each process over three seconds."""
+    """A transformer's MLP, with timm's names and arithmetic. Importing timm takes a process some three seconds."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__()

@@ -172,7 +172,7 @@ def reach(uri: str, seconds: float = _ANSWER_SECONDS) -> None:
     try:
         requests.get(uri + _QUESTION, timeout=(_CONNECT_SECONDS, seconds), allow_redirects=False, **options)
     except requests.Timeout:
-        raise Silent(f"it takes connections, and said nothing for {seconds:g} s") from None
+        raise Silent(f"it accepts connections, and sent no answer for {seconds:g} s") from None
 
 
 def _log_in(uri: str, seconds: float) -> None:
@@ -185,7 +185,7 @@ def _log_in(uri: str, seconds: float) -> None:
         engine.connect().close()
     except OperationalError as error:
         if re.search("timeout|timed out", str(error)):
-            raise Silent(f"it takes connections, and said nothing for {seconds:g} s") from None
+            raise Silent(f"it accepts connections, and sent no answer for {seconds:g} s") from None
         raise ConnectionError(f"{error.orig}".strip().partition("\n")[0]) from None
     finally:
         engine.dispose()

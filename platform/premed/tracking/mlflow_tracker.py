@@ -32,15 +32,15 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def asks(method: "Callable[Concatenate[MLflowTracker, P], R]") -> "Callable[Concatenate[MLflowTracker, P], R]":
+def probed(method: "Callable[Concatenate[MLflowTracker, P], R]") -> "Callable[Concatenate[MLflowTracker, P], R]":
     """A method that calls MLflow: it raises ConnectionError, within seconds, if that does not answer."""
 
     @functools.wraps(method)
-    def ask(self: "MLflowTracker", *args: P.args, **kwargs: P.kwargs) -> R:
+    def wrapper(self: "MLflowTracker", *args: P.args, **kwargs: P.kwargs) -> R:
         self.store.probe()
         return method(self, *args, **kwargs)
 
-    return ask
+    return wrapper
 
 
 class MLflowTracker:
@@ -64,7 +64,7 @@ class MLflowTracker:
 
     # ---- leases
 
-    @asks
+    @probed
     def acquire(self, digest: str) -> bool:
         with self.lock:
             if digest in self.held | self.claiming:
@@ -108,22 +108,22 @@ class MLflowTracker:
 
     # ---- runs
 
-    @asks
+    @probed
     def newest_run(self, experiment: str, digest: str, kind: str, ended: bool = True) -> str | None:
         runs = self.store.search({"premed.digest": digest, "premed.kind": kind}, experiment=experiment)
         return next((run.run_id for run in runs if ended or run.status != "FINISHED"), None)
 
-    @asks
+    @probed
     def finished_run(self, digest: str, kind: str) -> str | None:
         run = self.store.find(digest, kind)
         return run.run_id if run else None
 
-    @asks
+    @probed
     def finished_with(self, run_id: str, tags: Mapping[str, str]) -> bool:
         run = self.store.get(run_id)
         return run.status == "FINISHED" and tags.items() <= run.tags.items()
 
-    @asks
+    @probed
     def open_run(
         self,
         experiment: str,
@@ -143,7 +143,7 @@ class MLflowTracker:
         self.digests[run_id] = digest
         return run_id
 
-    @asks
+    @probed
     def reopen_run(self, run_id: str) -> None:
         with suppress(Exception):  # most have not failed
             self.store.client.delete_tag(run_id, "premed.failure")
@@ -160,7 +160,7 @@ class MLflowTracker:
             self.store.reopen(run_id)
             self._warn(f"run {run_id} was deleted in MLflow while it is recorded; it is restored")
 
-    @asks
+    @probed
     def download(self, run_id: str, folder: str, scored: bool = True) -> bool:
         """See `Tracker.download`. Raises in an outage: waiting for the download is cheaper than a training."""
         try:
@@ -206,16 +206,16 @@ class MLflowTracker:
 
     # ---- models
 
-    @asks
+    @probed
     def is_registered(self, run_id: str) -> bool | None:
         search = self.store.client.search_model_versions
         return self._ask_registry(lambda: bool(search(f"run_id = '{run_id}'", max_results=1)))
 
-    @asks
+    @probed
     def registered_as(self, run_id: str) -> str | None:
         return self._ask_registry(lambda: model_registry.version_of(self.store.client, run_id))
 
-    @asks
+    @probed
     def register_model(self, run_id: str, name: str, folder: str, score: float | None) -> str | None:
         def register() -> str:
             self.store.refuse_moved(run_id)

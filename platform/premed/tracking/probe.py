@@ -36,7 +36,7 @@ class Probe:
         if not self.uri.startswith(("http", *POSTGRES)) or self._known(fresh):
             return
         if not self._asking.acquire(timeout=0 if self._silence else seconds):
-            raise ConnectionError(self._silence or f"it has said nothing for {seconds:g} s")
+            raise ConnectionError(self._silence or f"it has sent no answer for {seconds:g} s")
         try:
             if self._known(fresh):
                 return

@@ -159,11 +159,11 @@ class RetryingTracker:
             self.pause(wait)
 
     def query(self, method: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """The same; tells of a server that is silent, whose time limit is much longer than a person's patience."""
-        return self.told(LONGEST_REQUEST, lambda: self.retry(method, *args, **kwargs))
+        """The same; warns of a server that is silent, whose time limit is much longer than a person's patience."""
+        return self.with_notice(LONGEST_REQUEST, lambda: self.retry(method, *args, **kwargs))
 
-    def told(self, most: str, call: Callable[[], R]) -> R:
-        """Makes the call, and tells after some seconds that it is waited for, and for how long at most."""
+    def with_notice(self, most: str, call: Callable[[], R]) -> R:
+        """Makes the call, and warns after some seconds that it is waited for, and for how long at most."""
         text = f"MLflow has not answered for {SILENCE:g} s; waiting, for at most {most}"
         timer = threading.Timer(SILENCE, lambda: self.on_event(WarningIssued(text)))
         timer.daemon = True
@@ -246,7 +246,7 @@ class RetryingTracker:
         return self.retry(self.tracker.drain_events)
 
     def close(self, timeout: float = 60.0) -> int:
-        return self.told(f"{timeout} s", lambda: self.retry(self.tracker.close, timeout))
+        return self.with_notice(f"{timeout} s", lambda: self.retry(self.tracker.close, timeout))
 
 
 def outage(error: Exception) -> bool:

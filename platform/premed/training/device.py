@@ -33,8 +33,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 def keep_freed_memory() -> None:
     """Has this process keep the memory that it frees, for its next step, where it trains on CPUs.
 
-    Otherwise glibc gives each large tensor back to the kernel and takes zeroed pages for the next: a third to a half of
-    the time of a 3D step. On other systems than Linux with glibc it does nothing.
+    Otherwise glibc gives each large tensor back to the kernel and takes zeroed pages for the next: a quarter to a half
+    of the time of a 3D step. On other systems than Linux with glibc it does nothing.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)

@@ -73,12 +73,12 @@ def test_several_fine_tunings_of_several_pre_trainings_tell_all_apart():
 def test_the_design_that_there_is_has_the_mean_squares_that_were_seen(seed, num, each):
     """Where no component is negative, layout is the inverse of estimate."""
     groups = [Group([*drawn(num, each, 8, seed, TwoWay(0.5, 0.3, 0.5, 0.02, 0.02))], True, False)]
-    found, seen = estimate(groups, Stated()), observed(groups)
+    found, spread = estimate(groups, Stated()), observed(groups)
     again = layout(found, Design(num, each, 8))
     side = found.difference
     if min(side.pretraining, side.pretraining_patients, found.patients) > 0 and (each == 1 or side.finetuning > 0):
-        assert again.seeds == pytest.approx(seen.seeds) and again.residuals == pytest.approx(seen.residuals)
-        assert again.patients == pytest.approx(seen.patients) and list(again.sizes) == list(seen.sizes)
+        assert again.seeds == pytest.approx(spread.seeds) and again.residuals == pytest.approx(spread.residuals)
+        assert again.patients == pytest.approx(spread.patients) and list(again.sizes) == list(spread.sizes)
 
 
 @given(st.integers(0, 10**6), st.booleans(), st.booleans())

@@ -17,7 +17,7 @@ NONE = Prices(np.nan, 1.0, 0.1, "GPU", trained=(3,), is_pretrained=False)
 def question(planned, pretraining=0.01, finetuning=0.0, patients=0.05, now=Design(3, 1, 20), **more):  # noqa: B008
     half = Side(pretraining**2, finetuning**2, 0.0, 0.03**2, True).scaled(0.5)
     both = Components(half, half, patients**2)
-    usual = {"is_one_pretraining": False, "are_apart": False, "prices": (ARM, NONE)}
+    usual = {"is_one_pretraining": False, "are_identified": False, "prices": (ARM, NONE)}
     return Question(planned, 0.8, now, both, both, **usual | more)
 
 
@@ -53,17 +53,17 @@ def test_what_is_not_known_has_no_cost():
 
 
 def test_each_row_is_the_first_number_with_the_power():
-    asked = question(0.06, now=Design(3, 1, 10))
+    query = question(0.06, now=Design(3, 1, 10))
 
     def shown(num, patients):
-        return power(0.06, layout(asked.components, Design(num, 1, patients))) >= 0.8
+        return power(0.06, layout(query.components, Design(num, 1, patients))) >= 0.8
 
-    trainings, finetunings, patients = needs(asked)
+    trainings, finetunings, patients = needs(query)
     assert shown(trainings.needed, 10) and not shown(trainings.needed - 1, 10) and trainings.needed > 3
     assert shown(3, patients.needed) and not shown(3, patients.needed - 1) and patients.needed > 10
-    assert trainings.hours == pytest.approx(asked.hours(Design(trainings.needed, 1, 10))) and trainings.device == "GPU"
-    assert patients.hours == pytest.approx(asked.hours(Design(3, 1, patients.needed)))
-    assert (finetunings.needed, finetunings.note) == (None, "not told apart from pre-trainings")
+    assert trainings.hours == pytest.approx(query.hours(Design(trainings.needed, 1, 10))) and trainings.device == "GPU"
+    assert patients.hours == pytest.approx(query.hours(Design(3, 1, patients.needed)))
+    assert (finetunings.needed, finetunings.note) == (None, "confounded with pre-trainings")
 
 
 def test_a_difference_that_the_design_shows_already_costs_nothing():
@@ -72,12 +72,12 @@ def test_a_difference_that_the_design_shows_already_costs_nothing():
 
 
 def test_fine_tunings_are_counted_on_where_they_are_told_apart():
-    asked = question(0.05, pretraining=0.001, finetuning=0.05, patients=0.01, are_apart=True, now=Design(4, 1, 20))
-    _, finetunings, _ = needs(asked)
+    query = question(0.05, pretraining=0.001, finetuning=0.05, patients=0.01, are_identified=True, now=Design(4, 1, 20))
+    _, finetunings, _ = needs(query)
     assert finetunings.needed > 1
-    assert finetunings.hours == pytest.approx(asked.hours(Design(4, finetunings.needed, 20)))
+    assert finetunings.hours == pytest.approx(query.hours(Design(4, finetunings.needed, 20)))
     before = Design(4, finetunings.needed - 1, 20)
-    assert power(0.05, layout(asked.components, before)) < 0.8
+    assert power(0.05, layout(query.components, before)) < 0.8
 
 
 def test_one_pre_training_needs_others_and_nothing_else_helps():
@@ -87,13 +87,13 @@ def test_one_pre_training_needs_others_and_nothing_else_helps():
 
 
 def test_where_neither_trainings_nor_patients_are_enough_both_are():
-    asked = question(0.01, pretraining=0.02, patients=0.05)
-    found = needs(asked)
+    query = question(0.01, pretraining=0.02, patients=0.05)
+    found = needs(query)
     both = found[-1]
     assert found[0].needed is None and both.patients and both.needed
-    assert power(0.01, layout(asked.components, Design(both.needed, 1, both.patients))) >= 0.8
-    assert power(0.01, layout(asked.components, Design(both.needed - 1, 1, both.patients))) < 0.8
-    assert both.hours == pytest.approx(asked.hours(Design(both.needed, 1, both.patients)))
+    assert power(0.01, layout(query.components, Design(both.needed, 1, both.patients))) >= 0.8
+    assert power(0.01, layout(query.components, Design(both.needed - 1, 1, both.patients))) < 0.8
+    assert both.hours == pytest.approx(query.hours(Design(both.needed, 1, both.patients)))
 
 
 @given(st.floats(0.0, 0.2))

@@ -11,8 +11,10 @@ from support.comparing import leave
 from premed.cli.options import as_json_value
 from premed.errors import UserError
 from premed.reporting.comparison.compare import compare
+from premed.reporting.formatting import number, p_value
 from premed.reporting.sample_size import picture, plan, terminal
 from premed.reporting.sample_size.components import Stated
+from premed.reporting.sample_size.power import Design, layout, smallest_difference
 from premed.reporting.sample_size.settings import PlanSettings
 
 SHARES = (0.1, 0.25, 0.5, 1.0)
@@ -28,7 +30,7 @@ def printed(capsys, result):
     return capsys.readouterr().out
 
 
-def seen(store):
+def difference_of(store):
     (arm,) = [arm for arm in compare(store).tasks[0].blocks[0].rows if not arm.is_baseline]
     return arm.scores["dice"].difference
 
@@ -37,7 +39,7 @@ def seen(store):
 
 
 def test_it_plans_for_the_difference_and_the_test_of_compare(varied):
-    found, difference = only(plan.from_store(varied, PlanSettings())), seen(varied)
+    found, difference = only(plan.from_store(varied, PlanSettings())), difference_of(varied)
     assert (found.difference, found.interval) == (difference.value, difference.interval)
     assert found.planned == abs(difference.value) and found.verdict == difference.verdict
     assert found.false_claim.chance == pytest.approx(difference.p / 2)
@@ -142,8 +144,8 @@ def curve(store, put):
 
 
 def test_four_shares_of_the_labels_give_a_forecast_of_both_arms_and_of_their_difference(curve, tmp_path, capsys):
-    for number, run in enumerate(curve.search({"premed.kind": "finetune"})):
-        leave(curve, run.run_id, tmp_path / str(number), result={"num_cases": 120})
+    for i, run in enumerate(curve.search({"premed.kind": "finetune"})):
+        leave(curve, run.run_id, tmp_path / str(i), result={"num_cases": 120})
     result = plan.from_store(curve, PlanSettings())
     (block,) = result.blocks
     none, mae = block.forecasts
@@ -248,6 +250,33 @@ def test_the_picture_is_of_the_kind_that_its_name_says_and_the_same_each_time(va
     content = (tmp_path / name).read_bytes()
     drawing = picture.draw(result)
     assert content.startswith(begins) and content == (drawing.png() if name.endswith("png") else drawing)
+
+
+def test_the_picture_s_lines_are_the_smallest_differences_for_these_patients_twice_and_four_times_as_many(varied):
+    result = plan.from_store(varied, PlanSettings())
+    found = only(result)
+    (axes,) = picture.draw(result).figure.axes
+    *curves, planned = axes.get_lines()
+    for curve, times in zip(curves, (1, 2, 4), strict=True):
+        for number_of, drawn in zip(*curve.get_data(), strict=True):
+            design = Design(int(number_of), 1, times * found.now.patients)
+            assert drawn == smallest_difference(layout(found.components, design), result.power)
+    assert list(planned.get_ydata()) == [found.planned] * 2
+
+
+def test_the_terminal_s_rows_have_the_plan_s_numbers(varied, capsys):
+    result = plan.from_store(varied, PlanSettings())
+    found = only(result)
+    lines = [line.split() for line in printed(capsys, result).splitlines()]
+    (shown,) = [line for line in lines if f"{found.now.pretrainings}" in line and "×" in line and "mae" in line]
+    assert shown[-3:] == [number(found.smallest), "-", f"{found.chance:.0%}"]
+    claim = found.false_claim
+    assert any(line[-2:] == [p_value(claim.chance), p_value(claim.patients_only)] for line in lines if "mae" in line)
+    for need in found.needs:
+        cells = [str(need.now)] + [
+            f"{each:,}" for each in (need.needed, need.cautious) if need.patients is None and each
+        ]
+        assert any(" ".join(cells) in " ".join(line) for line in lines), need
 
 
 def test_a_picture_that_cannot_be_is_refused_before_any_work(curve, tmp_path):

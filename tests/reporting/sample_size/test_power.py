@@ -170,17 +170,17 @@ def test_the_power_of_unpaired_arms_is_that_of_simulations():
 
 @pytest.mark.slow
 def test_the_chance_of_a_false_claim_is_how_often_the_order_is_wrong():
-    """Of true differences drawn flat, those seen on one side of 0 are on the other as often as was said."""
+    """Of true differences drawn flat, those measured on one side of 0 are on the other as often as was claimed."""
     rng, world = np.random.default_rng(5), TwoWay(0.02, 0, 0.05, 0, 0.05)
-    said, wrong = [], []
+    claimed, wrong = [], []
     for _ in range(6000):
         true = rng.uniform(-0.3, 0.3)
         means = world.draw(rng, true, 5, 1, 30)[:, 0]
         value = means.mean()
         if abs(value) < 0.06:
-            said.append(statistics.interval(value, [means]).p / 2)
+            claimed.append(statistics.interval(value, [means]).p / 2)
             wrong.append(value * true < 0)
-    said, wrong = np.array(said), np.array(wrong)
-    assert len(said) > 1000 and said.mean() == pytest.approx(wrong.mean(), abs=0.03)
-    doubtful = said > 0.1
-    assert said[doubtful].mean() == pytest.approx(wrong[doubtful].mean(), abs=0.05)
+    claimed, wrong = np.array(claimed), np.array(wrong)
+    assert len(claimed) > 1000 and claimed.mean() == pytest.approx(wrong.mean(), abs=0.03)
+    doubtful = claimed > 0.1
+    assert claimed[doubtful].mean() == pytest.approx(wrong[doubtful].mean(), abs=0.05)

@@ -68,7 +68,7 @@ def plan_comparison(
         components=components,
         cautious=cautious,
         is_one_pretraining=once,
-        are_apart=stated_either or all(group.is_nested for group in pretrained),
+        are_identified=stated_either or all(group.is_nested for group in pretrained),
         prices=prices,
     )
     return ComparisonPlan(

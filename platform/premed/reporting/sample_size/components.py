@@ -79,7 +79,7 @@ class Group:
 
     @property
     def is_nested(self) -> bool:
-        """Whether several pre-trainings have several fine-tunings, so that the two are told apart."""
+        """Whether several pre-trainings have several fine-tunings, so that neither is confounded with the other."""
         return self.is_pretrained and not self.is_shared and max(map(len, self.runs)) > 1
 
 
@@ -102,7 +102,7 @@ def estimate_side(group: Group, stated: Stated, cautious: bool = False) -> Side:
     """The components of a group of at least two seeds, and what is stated or guessed in place of the others.
 
     Of one pre-training, the variance between pre-trainings is guessed to be that of the means of the seeds that were
-    seen. Of one fine-tuning for each pre-training, the two are not told apart: all is taken as the pre-trainings', so
+    seen. Of one fine-tuning for each pre-training, the two are confounded: all is taken as the pre-trainings', so
     that a plan never counts on more fine-tunings. cautious: with the upper limits of the seeds' variances.
     """
     num_seeds, num_patients = group.means.shape
@@ -122,7 +122,7 @@ def estimate_side(group: Group, stated: Stated, cautious: bool = False) -> Side:
 
 
 def nested_side(group: Group, seeds: float, mixture: float, cautious: bool) -> Side:
-    """Pre-trainings and fine-tunings told apart: the fine-tunings' variance is that within pre-trainings."""
+    """Pre-trainings and fine-tunings estimated each: the fine-tunings' variance is that within pre-trainings."""
     several = [each for each in group.runs if len(each) > 1]
     freedom = sum(len(each) - 1 for each in several)
     num_patients = several[0].shape[1]
@@ -135,7 +135,7 @@ def nested_side(group: Group, seeds: float, mixture: float, cautious: bool) -> S
 
 
 def with_stated(side: Side, stated: Stated, group: Group) -> Side:
-    """The side with what is stated; one of two that are not told apart is the sum less the other."""
+    """The side with what is stated; one of two that are confounded is the sum less the other."""
     confounded = group.is_pretrained and not group.is_shared and not group.is_nested
     if stated.pretraining is not None and side.is_pretrained:
         rest = max(side.pretraining - stated.pretraining**2, 0.0) if confounded else side.finetuning

@@ -24,7 +24,7 @@ SEEDS_ALONE = "fine-tuning seeds"
 PATIENTS = "test patients"
 TOGETHER = "pre-trainings, with more test patients"
 ONE_PRETRAINING = "for this pre-training alone"
-NOT_APART = "not told apart from pre-trainings"
+CONFOUNDED = "confounded with pre-trainings"
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Question:
     components: Components
     cautious: Components
     is_one_pretraining: bool
-    are_apart: bool
-    """Whether pre-trainings and fine-tunings are told apart, or stated."""
+    are_identified: bool
+    """Whether pre-trainings and fine-tunings can be estimated each, or are stated."""
     prices: tuple[Prices, Prices]
     """Of the arm and the baseline."""
 
@@ -113,8 +113,8 @@ def needs(question: Question) -> list[Need]:
 
 def of_finetunings(question: Question, start: int) -> Need:
     now = question.now
-    if not question.are_apart:
-        return unable(FINETUNINGS, now.finetunings, NOT_APART)
+    if not question.are_identified:
+        return unable(FINETUNINGS, now.finetunings, CONFOUNDED)
     return row(question, FINETUNINGS, now.finetunings, now.finetunings, MOST_TRAININGS,
                lambda num: Design(start, num, now.patients))  # fmt: skip
 
@@ -154,8 +154,8 @@ def of_labels(
 ) -> Need:
     """How many times the labels make the difference, as forecast, one that this design shows.
 
-    smallest: that it shows; difference: the forecast at a multiple of the labels; sign: of the one seen; finetuning:
-    the hours that all fine-tunings of both arms took, which grow with the labels.
+    smallest: that it shows; difference: the forecast at a multiple of the labels; sign: of the measured one;
+    finetuning: the hours that all fine-tunings of both arms took, which grow with the labels.
     """
     multiples = range(1, MOST_LABELS + 1)
     needed = next((times for times in multiples if sign * difference(float(times)) >= smallest), None)

@@ -63,7 +63,7 @@ def panel(axes: "Axes", block: BlockPlan, plan: ComparisonPlan, result: PlanResu
             ends.append((values[-1], f"{times * plan.now.patients:,} patients", colour))
     if np.isfinite(plan.planned) and plan.planned > 0:
         axes.axhline(plan.planned, color=FAINT, linestyle=(0, (5, 3)), linewidth=1.2)
-        ends.append((plan.planned, "seen" if result.margin is None else "margin", FAINT))
+        ends.append((plan.planned, "measured" if result.margin is None else "margin", FAINT))
     pretrained = plan.components.difference.is_pretrained
     x = "pre-trainings, each with its own fine-tuning" if pretrained else "fine-tuning seeds"
     charts.style_axes(axes, x, f"smallest difference, power {percent(result.power)}")

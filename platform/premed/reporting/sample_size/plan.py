@@ -62,11 +62,11 @@ def block_plan(
     """Plans the comparisons of one head. baselines: by label fraction."""
     score = grouped.first.main
     result = block_result(block, baselines, grouped.tables, score)
-    seen = {(arm.label, arm.label_fraction): arm.scores[score].difference for arm in result.rows}
+    differences = {(arm.label, arm.label_fraction): arm.scores[score].difference for arm in result.rows}
     compared = [
         (arm, found)
         for arm in block.arms
-        if arm is not baselines.get(arm.fraction) and (found := seen[arm.label, arm.fraction])
+        if arm is not baselines.get(arm.fraction) and (found := differences[arm.label, arm.fraction])
     ]
     num = sum(bool(np.isfinite(found.p)) for _, found in compared)
     curves = curves_of(store, block, baselines, grouped.tables, score)

@@ -19,7 +19,7 @@ class ComponentRow:
     name: str
     sd: float
     known: str
-    """In words: estimated from what, stated, guessed, or not told apart from what."""
+    """In words: estimated from what, stated, guessed, or confounded with what."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class ComparisonPlan:
     verdict: str
     """Of `premed compare`."""
     planned: float
-    """The difference that is planned for: --margin, or the size of the one that was seen."""
+    """The difference that is planned for: --margin, or the size of the measured one."""
     components: Components
     rows: Sequence[ComponentRow]
     smallest: float

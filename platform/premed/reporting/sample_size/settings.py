@@ -15,7 +15,7 @@ class PlanSettings:
 
     power: float = 0.8
     margin: float | None = None
-    """The smallest difference that matters, in the score's unit; None: the difference that was seen."""
+    """The smallest difference that matters, in the score's unit; None: the measured difference."""
     stated: Stated = Stated()
 
     def __post_init__(self) -> None:

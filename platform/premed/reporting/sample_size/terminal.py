@@ -61,19 +61,19 @@ def without_repeats(rows: Sequence[list[str]]) -> list[list[str]]:
 
 def shown_row(plan: ComparisonPlan) -> list[str]:
     trainings = f"{plan.now.pretrainings} × {plan.now.finetunings}"
-    seen = f"{signed(plan.difference)} {span(plan.interval, signed)}" if math.isfinite(plan.difference) else "-"
-    cells = [*name(plan), trainings, str(plan.now.patients), seen, number(plan.smallest)]
+    measured = f"{signed(plan.difference)} {span(plan.interval, signed)}" if math.isfinite(plan.difference) else "-"
+    cells = [*name(plan), trainings, str(plan.now.patients), measured, number(plan.smallest)]
     cells.append(number(plan.smallest_corrected) if math.isfinite(plan.smallest_corrected) else "-")
     return [*cells, f"{plan.chance:.0%}" if math.isfinite(plan.chance) else "-"]
 
 
 def show_false_claims(plans: Sequence[ComparisonPlan]) -> None:
-    """Prints, for each of FALSE that any comparison has, the chance that the order is not as it was seen."""
+    """Prints, for each of FALSE that any comparison has, the chance that the order is not the measured one."""
     claims = [(plan, plan.false_claim) for plan in plans if plan.false_claim]
     shown = [each for each in FALSE if any(math.isfinite(getattr(claim, each)) for _, claim in claims)]
     if shown:
         rows = [[*name(plan), *(p_value(getattr(claim, each)) for each in shown)] for plan, claim in claims]
-        title = "If one claimed now that the order is as it was seen: the chance that it is not, for"
+        title = "If one claimed now that the measured order is the true one: the chance that it is not, for"
         print_table(title, ["labels", "strategy", *(FALSE[each] for each in shown)], rows)
 
 
@@ -82,7 +82,7 @@ def show_needs(result: PlanResult, block: BlockPlan) -> None:
     rows = [[*name(plan), *need_row(need)] for plan in block.comparisons for need in plan.needs]
     if not rows:
         return
-    what = "the difference that was seen" if result.margin is None else f"a difference of {result.margin:g}"
+    what = "the measured difference" if result.margin is None else f"a difference of {result.margin:g}"
     title, guessed = f"What would show {what}, the rest as it is", not block.head
     if guessed:
         print_table(title, NEEDED[:5], without_repeats([row[:5] for row in rows]), words=3)
