@@ -3,8 +3,11 @@
 Of fine-tuned networks the alias `best` marks the highest score; of encoders, which have none, `newest` the last.
 """
 
+import gc
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,19 +48,46 @@ def export(module: "torch.nn.Module", example: "np.ndarray", card: dict[str, Any
     example = np.ascontiguousarray(example, np.float32)
     with torch.no_grad():
         output = module.eval()(torch.from_numpy(example)).numpy()
-    pytorch.save_model(
-        module,
-        str(folder),
-        signature=infer_signature(example, output),  # the first axis is free, the others are fixed
-        input_example=(example,),  # in a tuple it is traced and not kept: a volume as JSON text is 100 MB
-        pip_requirements=[
-            f"mlflow=={mlflow.__version__}",
-            f"torch=={torch.__version__.partition('+')[0]}",
-            f"numpy=={np.__version__}",
-        ],  # else MLflow loads the model in another process to infer them
-        serialization_format="pt2",
-        metadata=card,
-    )
+    with _freeing_the_trace():
+        pytorch.save_model(
+            module,
+            str(folder),
+            signature=infer_signature(example, output),  # the first axis is free, the others are fixed
+            input_example=(example,),  # in a tuple it is traced and not kept: a volume as JSON text is 100 MB
+            pip_requirements=[
+                f"mlflow=={mlflow.__version__}",
+                f"torch=={torch.__version__.partition('+')[0]}",
+                f"numpy=={np.__version__}",
+            ],  # else MLflow loads the model in another process to infer them
+            serialization_format="pt2",
+            metadata=card,
+        )
+
+
+@contextmanager
+def _freeing_the_trace() -> Iterator[None]:
+    """Frees what torch.export keeps of each trace, about half a megabyte.
+
+    A ShapeEnv lists the inputs it was made for and remembers operations on them; their sizes refer to it from C++,
+    where Python's garbage collector cannot see the cycles (as in pytorch/pytorch#193015, of torch.compile). And torch
+    remembers all calls of its methods.
+    """
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    def environments() -> list[ShapeEnv]:
+        return [each for each in gc.get_objects() if type(each) is ShapeEnv]
+
+    before = {id(each) for each in environments()}
+    try:
+        yield
+    finally:
+        for each in environments():
+            if id(each) not in before:
+                each.tracked_fakes = None
+                each.fake_tensor_cache.clear()
+        for method in vars(ShapeEnv).values():
+            if hasattr(method, "cache_clear"):
+                method.cache_clear()
 
 
 def register(client: "MlflowClient", run_id: str, name: str, folder: Path, score: float | None) -> str:
