@@ -94,6 +94,7 @@ def test_a_planted_name_is_in_nothing_that_is_stored(hospital, home, monkeypatch
     assert (home / "id_key").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.slow
 def test_without_the_setting_the_names_are_there_which_is_what_the_test_above_looks_for(hospital, home, monkeypatch):
     bare(monkeypatch)
     run(hospital, SCRATCH)

@@ -105,6 +105,7 @@ def test_cleaned_storage_is_fetched_from_mlflow(copied, chest):
     assert [list(row.values()) for row in new] == old["data"]
 
 
+@pytest.mark.slow
 def test_a_finished_stage_is_recorded_anew_where_mlflow_was_removed(copied, finished, chest):
     (home, before), (original, _) = copied, finished
     (home / "mlflow.db").unlink()
@@ -114,6 +115,7 @@ def test_a_finished_stage_is_recorded_anew_where_mlflow_was_removed(copied, fini
         assert curve(home, new["run_id"]) == curve(original, old["run_id"])
 
 
+@pytest.mark.slow
 def test_files_that_mlflow_lost_are_trained_again(copied, chest, monkeypatch):
     home, before = copied
     shutil.rmtree(home / "checkpoints")

@@ -162,6 +162,7 @@ def test_a_table_with_a_trailing_column_a_mark_and_a_blank_line_reads_the_same(n
 
 
 @pytest.mark.parametrize(("table", "end"), [("Data_Entry_2017_v2020.csv", ""), ("Data_Entry_2017.csv", ",")])
+@pytest.mark.slow
 def test_the_whole_data_set_of_112120_rows_is_read_and_dealt(tmp_path, table, end):
     """Both tables (the older one has an empty column at the end), the official lists' sizes, images where they lie."""
     every = [f"{i // 4:08d}_{i % 4:03d}.png" for i in range(112_120)]

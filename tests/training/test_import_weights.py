@@ -153,6 +153,7 @@ def test_cleaned_storage_is_fetched_from_mlflow(copied, chest, file):
     assert WarningIssued not in map(type, events)
 
 
+@pytest.mark.slow
 def test_an_import_is_recorded_anew_where_mlflow_was_removed(copied, chest, file):
     home, before = copied
     (home / "mlflow.db").unlink()

@@ -164,6 +164,7 @@ class Shelf:
         return []
 
 
+@pytest.mark.slow
 def test_ten_thousand_epochs_of_three_steps_are_thirty_thousand_steps_with_nothing_done_per_epoch(monkeypatch):
     """BTCV's recipe: points of the curve, validations and checkpoints fall where they fall in one epoch of as many."""
     messages = []

@@ -137,11 +137,13 @@ def test_findings_can_be_learnt_but_not_perfectly(chests):
     assert sum(score > 0.65 for score in auc) >= 3 and max(auc) < 0.99, auc
 
 
+@pytest.mark.slow
 def test_a_chest_is_hard_to_guess_from_position_and_easier_from_context(chests):
     assert gate(chests[0]) > 0.75
     assert context_loss(chests[0]) < 0.6 * gate(chests[0])
 
 
+@pytest.mark.slow
 def test_a_hippocampus_block_is_hard_to_guess_from_position_and_easier_from_context(blocks):
     assert gate(blocks[0]) > 0.75
     assert context_loss(blocks[0], p=4) < 0.75 * gate(blocks[0], p=4)

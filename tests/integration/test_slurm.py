@@ -1,0 +1,65 @@
+"""Slurm's own daemons run cluster/slurm/premed.sbatch as it is.
+
+make test-cluster, or pytest -m cluster
+"""
+
+import re
+import time
+
+import pytest
+from integration.slurm import slurm
+from integration.test_nodes import YAML, small
+from support.experiments import runs_of
+from support.suite import REPOSITORY
+
+from premed.data.phantoms.writers import write_chestxray14
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
+
+SCRIPT = REPOSITORY / "cluster" / "slurm" / "premed.sbatch"
+HERE = ["--gpus-per-node=0", "--cpus-per-task=1"]  # two nodes of one CPU; all else is the script's
+
+
+def submit(found, home, overrides):
+    """Queues the script with one more PREMED_HOME; returns the job's number and its log."""
+    home.mkdir()
+    settings = {"PREMED_HOME": str(home), "PREMED_DATA": str(home), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    said = found.ask("sbatch", "--parsable", *HERE, str(SCRIPT), "run", str(YAML), *overrides, cwd=home, **settings)
+    return said.strip(), home / f"premed-{said.strip()}.log"
+
+
+def until_logged(log, pattern, seconds=300):
+    for _ in range(seconds):
+        text = log.read_text() if log.exists() else ""
+        if re.search(pattern, text):
+            return text
+        time.sleep(1)
+    raise TimeoutError(f"no {pattern} in:\n{text[-3000:]}")
+
+
+def kept(home):
+    """All weights as bytes, by stage and part."""
+    files = sorted((home / "checkpoints").glob("*/parts/*.safetensors"))
+    return {f"{file.parent.parent.name} {file.name}": file.read_bytes() for file in files}
+
+
+def test_a_job_on_two_nodes_that_is_requeued_in_the_middle_ends_bitwise_as_one_that_is_not(tmp_path):
+    write_chestxray14(tmp_path / "data" / "whole", 30, 0, size=32)
+    overrides = small(tmp_path, pretrain={"epochs": 300})
+    (tmp_path / "slurm").mkdir()
+    with slurm(tmp_path / "slurm", "first", "second") as found:
+        number, log = submit(found, tmp_path / "requeued", overrides)
+        until_logged(log, r"checkpoint saved(.|\n)*checkpoint saved")
+        found.ask("scontrol", "requeue", number)
+        found.wait_for(number, "PENDING", 120)
+        found.ask("scontrol", "update", f"JobId={number}", "StartTime=now")  # else Slurm waits two minutes
+        text = until_logged(log, r"resumed after step [1-9]\d*, 2 workers")
+        job = found.wait_for(number, "COMPLETED", 600)
+        assert job["Restarts"] == "1" and job["NumNodes"] == "2" and job["ExitCode"] == "0:0", text
+        calm, log = submit(found, tmp_path / "calm", overrides)
+        found.wait_for(calm, "COMPLETED", 600)
+        assert "resumed" not in log.read_text()
+    assert kept(tmp_path / "requeued") == kept(tmp_path / "calm") != {}
+    for home in (tmp_path / "requeued", tmp_path / "calm"):
+        assert {run.status for run in runs_of(home)} == {"FINISHED"}
+        assert list((home / "ray").iterdir()) == []  # the token is gone with the job
