@@ -67,11 +67,12 @@ soak: $(VENV)/.installed
 
 test-all: test test-slow test-cluster
 
-# Debian's browser, database and networks, where they are absent and may be installed
+# Debian's browser, database, networks, Slurm and shellcheck, where they are absent and may be installed
 debian: export DEBIAN_FRONTEND := noninteractive
 debian:
 	@absent() { ! PATH="$$PATH:$$(echo /usr/lib/postgresql/*/bin | tr ' ' :)" command -v "$$1" >/dev/null && echo "$$2"; }; \
-	packages="$$(absent chromium chromium; absent chromedriver chromium-driver; absent ip iproute2; absent initdb postgresql)"; \
+	packages="$$(absent chromium chromium; absent chromedriver chromium-driver; absent ip iproute2; absent initdb postgresql; \
+		absent slurmctld slurmctld; absent slurmd slurmd; absent sbatch slurm-client; absent munged munge; absent shellcheck shellcheck)"; \
 	if [ -n "$$packages" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo installing $$packages; \
 		{ apt-get -qq update && apt-get -qq install --no-install-recommends $$packages; } >/dev/null || true; \

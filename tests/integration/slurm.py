@@ -81,13 +81,14 @@ def slurm(folder: Path, *names: str) -> Iterator[Slurm]:
     with machines(CONTROL, *names) as (control, *nodes), ExitStack() as stack:
         jobs = range(first_job := 1000 + secrets.randbelow(2**20), first_job + JOBS)
         for job in jobs:  # where premed.sbatch has Ray's files, which no two nodes share
-            Path(f"/tmp/ray-{job}").mkdir()
-            stack.callback(shutil.rmtree, f"/tmp/ray-{job}", ignore_errors=True)
+            Path(f"/tmp/premed-{job}").mkdir()
+            stack.callback(shutil.rmtree, f"/tmp/premed-{job}", ignore_errors=True)
         found = Slurm(folder, control)
         configure(found, nodes, first_job)
 
         def daemon(machine: Machine, disks: dict[Path, Path], *command: str | Path) -> None:
             own = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]  # ray stop ends what its node runs
+            own += ["sh", "-c", '"$@" & wait', "sh"]  # and a shell buries the orphans, for which Slurm would wait
             environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
             with (folder / f"{machine.name}-{Path(command[0]).name}.log").open("w") as log:
                 started = subprocess.Popen(
@@ -104,7 +105,7 @@ def slurm(folder: Path, *names: str) -> Iterator[Slurm]:
         until_there(folder / "munge.socket")
         daemon(control, {}, "slurmctld", "-D")
         for node in nodes:
-            own = {Path(f"/tmp/ray-{job}"): folder / node.name / f"ray-{job}" for job in jobs}
+            own = {Path(f"/tmp/premed-{job}"): folder / node.name / f"ray-{job}" for job in jobs}
             for path in own.values():
                 path.mkdir(parents=True)
             daemon(node, own, "slurmd", "-D")

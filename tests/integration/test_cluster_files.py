@@ -183,7 +183,7 @@ def test_slurm_s_job_is_one_ray_of_all_nodes_that_runs_the_command_and_ends_with
     asked = (tmp_path / "asked").read_text().splitlines()
     assert "--nodes=2" in asked and asked[asked.index("ray") + 1] == "symmetric-run"
     options, entry = asked[asked.index("ray") + 2 : asked.index("--")], asked[asked.index("--") + 1 :]
-    assert entry == [
+    assert entry[:2] == ["bash", "-c"] and entry[entry.index("env") :] == [
         "env",
         "RAY_ADDRESS=192.0.2.7:6379",
         *["python", "-m", "premed", "run", "a.yaml"],

@@ -28,6 +28,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
+def in_float32(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Calls `function` on `x` in float32, also under autocast.
+
+    For logits: bf16 has eight bits, in which images or voxels that the network tells apart get one and the same logit.
+    """
+    if not torch.is_autocast_enabled(x.device.type):
+        return function(x)  # exports trace no autocast
+    with torch.autocast(x.device.type, enabled=False):
+        return function(x.float())
+
+
 class Mlp(nn.Module):
     """A transformer's MLP, with timm's names and arithmetic. Importing timm takes a process some three seconds."""
 

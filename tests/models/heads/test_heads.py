@@ -171,3 +171,35 @@ def test_a_head_is_found_by_its_name_and_takes_no_unknown_setting(name):
     assert module.Config().name == name
     with pytest.raises(ValueError, match="pools"):
         module.Config(pools="cls")
+
+
+# Precision ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("head", "config"), [(unetr, unetr.Config(feature_size=2)), (linear, linear.Config())])
+@torch.no_grad()
+def test_logits_are_not_rounded_to_the_eight_bits_of_bf16(head, config):
+    """In which images that a network tells apart tie: the AUC of one that has learnt little becomes 0.500."""
+    model = encoder((16, 16), 8, 3)
+    built = head.build(config, model, task(2))
+    images = torch.randn(8, 1, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = model(images, taps=built.taps)
+        logits = built(images, features)
+    assert logits.dtype == torch.float32
+    assert (logits != logits.bfloat16().float()).float().mean() > 0.9
+    if head is linear:
+        torch.testing.assert_close(logits, built(images, features), rtol=0, atol=0)
+
+
+def test_an_image_classifier_in_bf16_ranks_images_as_in_float32():
+    torch.manual_seed(0)
+    model = encoder((16, 16), 8, 3)
+    head = linear.build(linear.Config(pool="mean"), model, task(2, classes=("a",)))
+    with torch.no_grad():
+        head.fc.bias.fill_(1.0)  # far from the small differences between images
+        tokens = torch.randn(200, 4, 24)
+        exact = head(tokens, Features(tokens, (2, 2)))
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = head(tokens, Features(tokens, (2, 2)))
+    assert torch.equal(exact.flatten().argsort(), rounded.flatten().argsort())

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from premed.config.spec import Spec
 from premed.contracts import Encoder, Features, Head, Scale, Task
 from premed.errors import UserError
+from premed.models.layers import in_float32
 
 
 class Config(Spec):
@@ -54,4 +55,4 @@ class Conv(Head):
         x, *skips = features.pyramid[len(self.ups) :: -1]
         for up, skip in zip(self.ups, skips, strict=True):
             x = up(x, skip)
-        return self.out(self.last(x))
+        return in_float32(self.out, self.last(x))

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from premed.config.spec import Spec, added_field
 from premed.contracts import Encoder, Features, Head, Task
 from premed.errors import UserError
+from premed.models.layers import in_float32
 
 
 class Config(Spec):
@@ -38,7 +39,7 @@ class Linear(Head):
 
     def forward(self, image: Tensor, features: Features) -> Tensor:
         if self.pool == "mean":
-            return self.fc(features.tokens.mean(dim=1))
+            return in_float32(lambda tokens: self.fc(tokens.mean(dim=1)), features.tokens)
         if features.summary is None:
             raise UserError("finetune.head.pool: this encoder has no class token; use pool: mean")
-        return self.fc(features.summary)
+        return in_float32(self.fc, features.summary)

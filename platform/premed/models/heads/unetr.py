@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from premed.config.spec import Spec
 from premed.contracts import Encoder, Features, Head, Task
 from premed.errors import UserError
+from premed.models.layers import in_float32
 
 
 class Config(Spec):
@@ -69,7 +70,7 @@ class UNETR(Head):
         for i in reversed(range(1, self.levels)):
             skip = getattr(self, f"encoder{i + 1}")(self.to_map(features.taps[self.taps[i - 1]]))
             x = getattr(self, f"decoder{i + 2}")(x, skip)
-        return self.out(self.decoder2(x, self.encoder1(image)))
+        return in_float32(self.out, self.decoder2(x, self.encoder1(image)))
 
     def to_map(self, tokens: Tensor) -> Tensor:
         """Reshapes tokens [B, L, D] to a map [B, D, *grid]."""
