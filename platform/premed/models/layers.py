@@ -33,9 +33,10 @@ def in_float32(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
     For logits: bf16 has eight bits, in which images or voxels that the network tells apart get one and the same logit.
     """
-    if not torch.is_autocast_enabled(x.device.type):
-        return function(x)  # exports trace no autocast
-    with torch.autocast(x.device.type, enabled=False):
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return function(x)  # on no device, or without autocast, which exports would trace
+    with torch.autocast(kind, enabled=False):
         return function(x.float())
 
 
