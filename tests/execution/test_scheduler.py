@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from premed.cli.progress import resources_words
+from premed.cli.messages import resources_words
 from premed.config.settings import Train
 from premed.events import WaitingForResources
 from premed.execution import scheduler as module

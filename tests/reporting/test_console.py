@@ -8,15 +8,19 @@ import pytest
 from rich.console import Console
 
 from premed.cli import progress
-from premed.cli.progress import ProgressPrinter, gate_words
+from premed.cli.messages import gate_words
+from premed.cli.progress import ProgressPrinter
 from premed.events import (
     CheckpointSaved,
+    EvaluationStarted,
     Event,
     ExperimentEnded,
     ExperimentsStarted,
     GateNotPassed,
     ImagesPrepared,
     MetricsLogged,
+    ModelRegistrationStarted,
+    RayStarting,
     StageStarted,
     TrainingStarted,
     WeightsImported,
@@ -90,6 +94,31 @@ def test_a_terminal_has_a_bar_that_goes_away():
     output = shown([stage, training(20, loss=0.5), CheckpointSaved(20)], terminal=True)
     assert "━" in output and "20/40" in output and "loss 0.5000" in output
     assert "\x1b[?25h" in output  # the cursor is back
+
+
+SILENT = [
+    (RayStarting(), "starting Ray"),
+    (StageStarted("finetune", "/x"), "fine-tuning"),
+    (EvaluationStarted(9), "testing"),
+    (ModelRegistrationStarted("chest"), "registering"),
+]
+
+
+@pytest.mark.parametrize(("event", "doing"), SILENT)
+def test_on_a_terminal_a_bar_moves_where_nobody_knows_how_long_it_takes(event, doing):
+    with ProgressPrinter(console=Console(file=io.StringIO(), force_terminal=True)) as show:
+        show(event)
+        assert show.display is not None
+        (bar,) = show.display.tasks
+        assert (bar.description, bar.total) == (doing, None)
+        show(ImagesPrepared(1, 3))
+        (bar,) = show.display.tasks
+        assert (bar.description, bar.total) == ("preparing images", 3)
+
+
+def test_elsewhere_the_first_line_of_a_stage_comes_at_once():
+    lines = shown([StageStarted("finetune", "/x"), training(1, loss=0.5)]).splitlines()
+    assert lines == ["fine-tuning: /x", "fine-tuning: 1/40 loss 0.5000"]
 
 
 def test_a_bar_ends_even_where_the_work_was_cut_short():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.stages import jobs, on_ranks
 
-from premed.cli.progress import bottleneck_words
+from premed.cli.messages import bottleneck_words
 from premed.contracts import BatchIndices
 from premed.data.loader import Views
 from premed.data.phantoms.writers import write_chestxray14

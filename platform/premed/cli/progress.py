@@ -9,8 +9,9 @@ from functools import singledispatchmethod
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from premed.cli.messages import bottleneck_words, gate_words, resources_words
 from premed.events import (
     CheckpointSaved,
     CollapseDetected,
@@ -37,7 +38,6 @@ from premed.events import (
     WeightsImported,
 )
 from premed.reporting.console import score_text
-from premed.training.evaluate import GATE_SHARE
 
 DOING = {
     "pretrain": "pre-training",
@@ -47,6 +47,7 @@ DOING = {
     "finetune": "fine-tuning",
     "test": "testing",
 }
+STARTING = "starting Ray"
 EVERY = 10.0  # seconds between two plain lines of the same kind
 
 
@@ -84,6 +85,9 @@ class ProgressPrinter:
 
     def __call__(self, event: Event) -> None:
         with self.lock:
+            self.experiment = ""
+            if self.activity.description == STARTING:
+                self.end_bar()
             self.experiment = event.experiment
             self.handle(event)
 
@@ -105,13 +109,17 @@ class ProgressPrinter:
 
     @handle.register
     def ray_starting(self, event: RayStarting) -> None:
-        self.print_line("starting Ray")
+        self.experiment = ""  # Ray is every experiment's
+        self.print_line(STARTING)
+        self.wait(STARTING)
 
     @handle.register
     def experiments_started(self, event: ExperimentsStarted) -> None:
         self.print_line(f"{event.total} experiments")
         if self.console.is_terminal:
-            self.experiments_bar = self.bars().add_task("experiments done", total=event.total, note="")
+            self.experiments_bar = self.bars().add_task(
+                "experiments done", total=event.total, note="", count=f"0/{event.total}"
+            )
 
     @handle.register
     def experiment_ended(self, event: ExperimentEnded) -> None:
@@ -120,7 +128,7 @@ class ProgressPrinter:
         result = f"FAILED: {outcome['failure']}" if "failure" in outcome else score_text(outcome)
         self.print_line(f"{result} ({done})")
         if self.display is not None and self.experiments_bar is not None:
-            self.display.update(self.experiments_bar, completed=event.done)
+            self.display.update(self.experiments_bar, completed=event.done, count=f"{event.done}/{event.total}")
 
     @handle.register
     def images_prepared(self, event: ImagesPrepared) -> None:
@@ -149,6 +157,7 @@ class ProgressPrinter:
         self.end_bar()
         self.activity.kind = event.kind
         self.print_line(f"{DOING[event.kind]}: {event.where}")
+        self.wait(DOING[event.kind])
 
     @handle.register
     def stage_reused(self, event: StageReused) -> None:
@@ -188,6 +197,7 @@ class ProgressPrinter:
     @handle.register
     def evaluation_started(self, event: EvaluationStarted) -> None:
         self.print_line(f"testing on {event.num_images} images")
+        self.wait(DOING["test"])
 
     @handle.register
     def metrics_logged(self, event: MetricsLogged) -> None:
@@ -208,6 +218,7 @@ class ProgressPrinter:
     @handle.register
     def model_registration_started(self, event: ModelRegistrationStarted) -> None:
         self.print_line(f"registering the model as {event.name}")
+        self.wait("registering")
 
     @handle.register
     def gate_not_passed(self, event: GateNotPassed) -> None:
@@ -241,13 +252,20 @@ class ProgressPrinter:
             activity.description, activity.last_line = description, -math.inf
         if self.console.is_terminal:
             if activity.task is None:
-                activity.task = self.bars().add_task(self.named(description), total=total, note=note)
-            self.bars().update(activity.task, completed=done, total=total, note=note)
+                activity.task = self.bars().add_task(self.named(description), note=note, count="")
+            self.bars().update(activity.task, completed=done, total=total, note=note, count=f"{done}/{total}")
         elif time.monotonic() - activity.last_line >= EVERY or done == total:
             activity.last_line = time.monotonic()
             self.print_line(f"{description}: {done}/{total} {note}".rstrip())
         if done == total:
             self.end_bar()
+
+    def wait(self, description: str) -> None:
+        """On a terminal, a bar that moves until it is known how much there is to do."""
+        self.end_bar()
+        self.activity.description, self.activity.last_line = description, -math.inf
+        if self.console.is_terminal:
+            self.activity.task = self.bars().add_task(self.named(description), total=None, note="", count="")
 
     def bars(self) -> Progress:
         """The display of all bars; starts it if there is none."""
@@ -255,7 +273,8 @@ class ProgressPrinter:
             parts = (
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
-                TextColumn("{task.completed}/{task.total}"),
+                TextColumn("{task.fields[count]}"),
+                TimeElapsedColumn(),
             )
             more = TimeRemainingColumn(), TextColumn("{task.fields[note]}")
             self.display = Progress(*parts, *more, console=self.console, transient=True)
@@ -271,30 +290,3 @@ class ProgressPrinter:
                 self.display.stop()
                 self.display = None
         activity.task, activity.description = None, ""
-
-
-def bottleneck_words(event: DataLoadingBottleneck) -> str:
-    """The share of the time spent waiting for images, and the remedy."""
-    waiting, loaders = f"{event.share:.0%} of the time is spent waiting for images", event.suggested_loaders
-    if loaders > event.num_loaders:
-        return f"{waiting}; set train.loaders={loaders} (and train.cpus={loaders + 1}, so that each has a CPU)"
-    remedy = "use fewer workers per node, or put PREMED_HOME on a faster disk"
-    return f"{waiting}; no CPU is left for train.loaders: {remedy}"
-
-
-def resources_words(event: WaitingForResources) -> str:
-    """What a stage needs, and what of it the cluster has."""
-    workers, cpus = event.workers, event.cpus
-    each = f"{workers} worker{'s' * (workers != 1)} of {cpus:g} CPU{'s' * (cpus != 1)}{' and a GPU' * event.gpu}"
-    left = " and ".join(f"{free:g} of {event.total[name]:g} {name}s" for name, free in event.free.items())
-    return f"{each}; the cluster has {left} free"
-
-
-def gate_words(step: int, loss: float, gate: float) -> str:
-    """The validation loss of a pre-training against its gate, in words."""
-    if loss < GATE_SHARE * gate:
-        result = f"past the gate by {1 - loss / gate:.0%}"
-    else:
-        better = f"{1 - loss / gate:.1%}" if loss < gate else "no"
-        result = f"not past it yet: {better} better so far than predicting the mean patch of each position"
-    return f"step {step}: validation loss {loss:.3f}, gate {gate:.3f}: {result}"
