@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from integration.clusters import BIN, ONLY_OURS, end
+from integration.clusters import BIN, ONLY_OURS, PATIENT, end
 from integration.machines import Machine, machines
 
 CONTROL = "control"
@@ -53,7 +53,9 @@ class Slurm:
     def ask(self, *words: str, cwd: Path | None = None, **more: str) -> str:
         """What one of Slurm's commands says on the machine that controls the others. more: environment."""
         environment = {name: value for name, value in os.environ.items() if name not in ONLY_OURS}
-        environment |= {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": f"{BIN}:{os.environ['PATH']}"} | more
+        environment |= (
+            PATIENT | {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": f"{BIN}:{os.environ['PATH']}"} | more
+        )
         command = [*self.control.inside({Path("/etc/hosts"): self.folder / "hosts"}), *words]
         done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, f"{' '.join(words)}: {done.stdout}{done.stderr}"
@@ -69,6 +71,8 @@ class Slurm:
         for _ in range(int(seconds / 2)):
             if (job := self.job(number))["JobState"] == state:
                 return job
+            if job["JobState"] in ("FAILED", "CANCELLED", "TIMEOUT", "COMPLETED"):
+                raise RuntimeError(f"job {number} is {job['JobState']} with {job['ExitCode']}")
             time.sleep(2)
         raise TimeoutError(f"job {number} is {job['JobState']} ({job.get('Reason')}), not {state}")
 
