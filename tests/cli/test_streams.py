@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import subprocess
 import sys
 
@@ -100,3 +101,10 @@ def test_a_table_is_drawn_in_any_encoding(environment):
     title, *rows = done.stdout.decode("ascii").splitlines()
     assert title.strip() == "mean +- std" and len(set(map(len, rows))) == 1
     assert r"|\xe9|1 +- 2|" in rows and "|ab  |3     |" in rows
+
+
+def test_a_crash_of_a_library_says_where_each_thread_was():
+    crash = "from premed.cli.streams import settle; settle(); import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+    done = subprocess.run([sys.executable, "-c", crash], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGSEGV
+    assert "Fatal Python error: Segmentation fault" in done.stderr and 'File "<string>", line 1' in done.stderr

@@ -5,17 +5,24 @@ stderr nobody reads any more goes on to its end.
 """
 
 import errno
+import faulthandler
 import io
 import os
 import sys
+from contextlib import suppress
 from typing import TextIO
 
 from premed.reporting.encoding import ERRORS
 
 
 def settle() -> None:
-    """Makes stdout and stderr write whatever they are given, for as long as somebody reads it."""
+    """Makes stdout and stderr write whatever they are given, for as long as somebody reads it.
+
+    A crash in a library's C++ says on stderr where each thread was.
+    """
     sys.stdout, sys.stderr = settled(sys.stdout), settled(sys.stderr)
+    with suppress(OSError, ValueError):  # a stream that is no file
+        faulthandler.enable(sys.stderr)
 
 
 def settled(stream: TextIO | None) -> TextIO:

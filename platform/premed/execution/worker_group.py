@@ -31,6 +31,7 @@ from premed.training.stage import run_stage
 POLL = 0.1  # seconds between two checks of the queue
 LOOK = 0.5  # seconds between two looks of a training at whether the command was stopped
 GRACE = 20.0  # seconds in which a stopped command waits for checkpoints; schedulers kill after 30 or more
+LEAVE = 5.0  # further seconds, in which its thread leaves Ray's library
 INTERFACE = "GLOO_SOCKET_IFNAME"
 NEVER = 7 * 24 * 3600  # seconds: PyTorch counts milliseconds in 32 bits
 
@@ -98,16 +99,22 @@ class WorkerGroup:
         return number is not None
 
     def stop(self, number: int, seconds: float = GRACE) -> None:
-        """Has the workers save a checkpoint and end; returns when it is saved, or after so many seconds."""
+        """Has the workers save a checkpoint and end; returns when they have, or so many seconds and LEAVE later.
+
+        Where Ray is shut down while the thread is in its library, the process may crash.
+        """
         import ray
         from ray.exceptions import RayError
 
         deadline = time.monotonic() + seconds
         with suppress(RayError):  # the queue's process has ended: so have the workers
             waiting: Any = ray.get(self.queue.stop.remote(number))
+            training = waiting
             while waiting and self.alive and time.monotonic() < deadline:
                 time.sleep(POLL)
                 waiting = not ray.get(self.queue.first_done.remote(number))
+            if training:
+                self.ended.wait(LEAVE)
 
     def lacking(self) -> bool:
         """Whether workers wait for resources: not all of this command's placement groups of their size are created."""
