@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -33,6 +34,7 @@ class CaseScores(NamedTuple):
     """The number, in words."""
     are_cases: bool
     """Whether every number is a case's own; else each is that of a case and one of its findings."""
+    by_run: Mapping[str, np.ndarray] = MappingProxyType({})  # by the arm's label: [R, N]
 
     def differences(self, label: str, baseline: str) -> list[tuple[str, float, float]]:
         """(case, the baseline's number, the arm's), the largest gain first, the largest loss last."""
@@ -109,18 +111,23 @@ def class_counts(table: Columns) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def case_scores(tables: Mapping[str, Sequence[Columns]]) -> CaseScores:
-    """The scores by case of all runs, the means over each arm's. tables: by the arms' labels."""
+def case_scores(tables: Mapping[str, Sequence[Columns]], exclusive: bool = False) -> CaseScores:
+    """The scores by case of all runs, the means over each arm's. tables: by the arms' labels.
+
+    exclusive: each image has one class, and a case's number is the probability that this class was given.
+    """
     is_segmentation = any(name.startswith("dice/") for name in next(iter(tables.values()))[0])
-    of_cases = mean_dice if is_segmentation else placements
+    of_cases = mean_dice if is_segmentation else true_probabilities if exclusive else placements
     scores = {label: [dict(of_cases(table)) for table in some] for label, some in tables.items()}
     names = sorted({name for some in scores.values() for table in some for name in table})
-    values = {
-        label: np.array([[table.get(name, np.nan) for name in names] for table in some]).mean(axis=0)
+    by_run = {
+        label: np.array([[table.get(name, np.nan) for name in names] for table in some])
         for label, some in scores.items()
     }
+    values = {label: some.mean(axis=0) for label, some in by_run.items()}
     of_auc = "share of the images without a finding that are ranked below the case"
-    return CaseScores(names, values, "mean Dice of the case" if is_segmentation else of_auc, is_segmentation)
+    quantity = "mean Dice of the case" if is_segmentation else "probability of the true class" if exclusive else of_auc
+    return CaseScores(names, values, quantity, is_segmentation, by_run)
 
 
 def mean_dice(table: Columns) -> Iterator[tuple[str, float]]:
@@ -129,6 +136,15 @@ def mean_dice(table: Columns) -> Iterator[tuple[str, float]]:
     for name, column in zip(table["case"], dice.T, strict=True):
         known = column[np.isfinite(column)]
         yield name, float(known.mean()) if len(known) else np.nan
+
+
+def true_probabilities(table: Columns) -> Iterator[tuple[str, float]]:
+    """The probability that each case's class was given, where it is known."""
+    names = [name.removeprefix("y/") for name in table if name.startswith("y/")]
+    truth, answer = (np.array([table[f"{kind}/{name}"] for name in names], float).T for kind in "yp")
+    for i, (y, p) in enumerate(zip(truth, answer, strict=True)):
+        if np.isfinite(y).all():
+            yield f"{table['case'][i]}, {names[int(y.argmax())]}", float(p[y.argmax()])
 
 
 def placements(table: Columns) -> Iterator[tuple[str, float]]:

@@ -1,6 +1,7 @@
 """`premed compare`: the arms of each task measured, compared with a baseline, and what they cost. docs/compare.md."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,8 @@ import numpy as np
 from premed.config.settings import TRUNK
 from premed.contracts import Part
 from premed.errors import UserError
+from premed.reporting.comparison.calibrated import with_calibration
+from premed.reporting.comparison.conclusion import conclusion
 from premed.reporting.comparison.effects import block_result
 from premed.reporting.comparison.grouping import Arm, Block, group_runs
 from premed.reporting.comparison.result import ComparisonResult, TaskResult
@@ -122,11 +125,14 @@ def task_result(
             f"no run of {grouped.baseline}, so there is nothing to set the others against; --baseline names another"
         )
     main = first.main
-    results = [block_result(block, arms, grouped.tables, main) for block, arms in zip(blocks, baselines, strict=True)]
+    results = [
+        with_calibration(block_result(block, arms, grouped.tables, main), block, grouped.tables)
+        for block, arms in zip(blocks, baselines, strict=True)
+    ]
     classes = [arm.scores[main].classes for block in results for arm in block.rows]
     if alone := {label for each in classes for label, estimate in each.items() if estimate.alone}:
         notes.append(f"{listed(alone)}: computed from one patient; the interval does not cover other patients")
-    return TaskResult(
+    result = TaskResult(
         task=grouped.task,
         part=grouped.part,
         score=main,
@@ -137,6 +143,8 @@ def task_result(
         notes=[*notes, *finished_before(blocks), *shared_costs([arm for block in blocks for arm in block.arms])],
         blocks=results,
     )
+    answered = [replace(block, conclusion=conclusion(result, block)) for block in results]
+    return replace(result, blocks=answered)
 
 
 def score_tables(

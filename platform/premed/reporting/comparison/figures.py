@@ -1,4 +1,4 @@
-"""The charts of a comparison as files, SVG and PNG, for a paper or for documentation."""
+"""A comparison as files for a paper or for documentation: charts as SVG and PNG, the table, the methods."""
 
 import re
 from collections.abc import Iterator
@@ -7,9 +7,11 @@ from pathlib import Path
 from premed.errors import UserError
 from premed.reporting import charts
 from premed.reporting.comparison import artifacts, page
-from premed.reporting.comparison.design import stage_records, trained_on
+from premed.reporting.comparison.design import Records, stage_records, trained_on
 from premed.reporting.comparison.result import ComparisonResult
-from premed.reporting.comparison.tables import Section
+from premed.reporting.comparison.methods import methods
+from premed.reporting.comparison.paper import table_csv, table_tex
+from premed.reporting.comparison.tables import Section, reliability_chart
 from premed.tracking.run_store import RunStore
 
 
@@ -22,26 +24,34 @@ def refuse(folder: Path) -> None:
 
 
 def write(result: ComparisonResult, store: RunStore, folder: Path) -> list[Path]:
-    """Writes `TASK-HEAD-CHART.svg` and `.png` for each chart of the page that there is. Returns the files.
+    """Writes `table.csv`, `table.tex`, `methods.txt`, and for each chart of the page `TASK-HEAD-CHART.svg` and `.png`.
 
-    CHART is `labels` (the score over the share of labels), `cases` or `classes` (paired with the baseline's) or
-    `pretraining` (its loss as a share of the gate). Raises UserError if a file cannot be written.
+    CHART is `labels` (the score over the share of labels), `cases` or `classes` (paired with the baseline's),
+    `reliability` or `pretraining` (its loss as a share of the gate). Returns the files. Raises UserError if one cannot be
+    written.
     """
-    written = []
-    for name, drawing in drawings(result, store):
-        for file, content in ((folder / f"{name}.svg", drawing), (folder / f"{name}.png", drawing.png())):
-            try:
-                file.write_bytes(content)
-            except OSError as error:
-                raise UserError(
-                    f"--figures {file}: cannot be written ({error.strerror}); name another folder"
-                ) from None
-            written.append(file)
+    records = stage_records(store, (arm for task in result.tasks for block in task.blocks for arm in block.rows))
+    written = [written_file(folder / name, text.encode()) for name, text in texts(result, store, records).items()]
+    for name, drawing in drawings(result, store, records):
+        written.append(written_file(folder / f"{name}.svg", drawing))
+        written.append(written_file(folder / f"{name}.png", drawing.png()))
     return written
 
 
-def drawings(result: ComparisonResult, store: RunStore) -> Iterator[tuple[str, charts.Drawing]]:
-    records = stage_records(store, (arm for task in result.tasks for block in task.blocks for arm in block.rows))
+def written_file(file: Path, content: bytes) -> Path:
+    try:
+        file.write_bytes(content)
+    except OSError as error:
+        raise UserError(f"--figures {file}: cannot be written ({error.strerror}); name another folder") from None
+    return file
+
+
+def texts(result: ComparisonResult, store: RunStore, records: Records) -> dict[str, str]:
+    paragraphs = [methods(task, block, records, store) for task in result.tasks for block in task.blocks]
+    return {"table.csv": table_csv(result), "table.tex": table_tex(result), "methods.txt": "\n\n".join(paragraphs) + "\n"}
+
+
+def drawings(result: ComparisonResult, store: RunStore, records: Records) -> Iterator[tuple[str, charts.Drawing]]:
     for task in result.tasks:
         for block in task.blocks:
             section = Section(task, block, None)
@@ -50,6 +60,7 @@ def drawings(result: ComparisonResult, store: RunStore) -> Iterator[tuple[str, c
             found = {
                 "labels": page.fractions(section, sizes),
                 "cases" if scores.are_cases else "classes": page.strips(section, scores),
+                "reliability": reliability_chart(section),
             }
             curves = page.pretraining(section, artifacts.loss_curves(store, section.arms))
             for number, chart in enumerate(curves):

@@ -14,6 +14,7 @@ from premed.errors import UserError
 from premed.reporting import charts
 from premed.reporting.comparison import artifacts
 from premed.reporting.comparison.artifacts import CaseScores, LossCurve, Picture
+from premed.reporting.comparison.cases import CaseList, CaseRow, case_lists, extremes
 from premed.reporting.comparison.design import (
     Records,
     design_sentence,
@@ -23,15 +24,17 @@ from premed.reporting.comparison.design import (
     stage_records,
     trained_on,
 )
+from premed.reporting.comparison.methods import methods
 from premed.reporting.comparison.result import ComparisonResult, TaskResult
-from premed.reporting.comparison.sentences import answer
+from premed.reporting.comparison.sentences import evidence
 from premed.reporting.comparison.tables import (
-    CaseRow,
+    CalibrationView,
     ClassTable,
     ScoresView,
     Section,
+    calibration_table,
     class_tables,
-    extremes,
+    reliability_chart,
     score_table,
 )
 from premed.reporting.comparison.terminal import cost_columns, cost_row
@@ -79,7 +82,7 @@ class BlockView:
 
     section: Section
     records: Records
-    answer: Sequence[str]
+    evidence: Sequence[str]
     design: str
     sizes: Mapping[float, str]
     """Of the training sets, by label fraction, where they are known."""
@@ -93,8 +96,12 @@ class BlockView:
     are_cases: bool
     """Whether that number is a case's own."""
     extremes: Sequence[CaseRow]
+    cases: Sequence[CaseList]
+    calibration: CalibrationView | None
+    reliability: charts.Chart | None
     pretraining: Sequence[charts.Chart]
     pictures: Sequence[tuple[str, Sequence[Picture]]]
+    methods: str
 
 
 class TaskView(NamedTuple):
@@ -113,13 +120,14 @@ def block_view(section: Section, store: RunStore, records: Records) -> BlockView
     task, block, arms, part, largest = section.task, section.block, section.arms, section.task.part, section.largest
     tables = artifacts.case_tables(store, part, largest)
     scores, counts = artifacts.case_scores(tables), artifacts.class_counts(tables[largest[0].label][0])
+    exclusive = artifacts.case_scores(tables, exclusive=True) if "accuracy" in arms[0].scores else scores
     of_pretraining, of_answers = artifacts.pictures(store, part, largest)
     names = sorted(arms[0].scores, key=lambda name: name != section.score)  # the task's own first
     sizes = {fraction: trained_on(section.at(fraction), records) for fraction in section.fractions}
     return BlockView(
         section=section,
         records=records,
-        answer=answer(task, block, pretrainings(arms, records)),
+        evidence=evidence(task, block, pretrainings(arms, records)),
         design=design_sentence(task, block, records),
         sizes={fraction: size for fraction, size in sizes.items() if size},
         scores=[score_table(section, name) for name in names],
@@ -128,11 +136,15 @@ def block_view(section: Section, store: RunStore, records: Records) -> BlockView
         classes=class_tables(section, counts),
         cost_columns=[*cost_columns(arms), "pre-trained on"],
         cost_rows=[[*cost_row(arm), pretrained_on(arm, records) or "–"] for arm in arms],
-        case_quantity=scores.quantity,
+        case_quantity=exclusive.quantity,
         are_cases=scores.are_cases,
-        extremes=extremes(section, scores, of_answers),
+        extremes=extremes(section, exclusive, of_answers),
+        cases=case_lists(section, exclusive, of_answers),
+        calibration=calibration_table(section),
+        reliability=reliability_chart(section),
         pretraining=pretraining(section, artifacts.loss_curves(store, arms)),
         pictures=[("What pre-training sees", of_pretraining), ("Predictions", of_answers)],
+        methods=methods(task, block, records, store),
     )
 
 

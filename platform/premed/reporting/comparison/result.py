@@ -69,6 +69,43 @@ class ScoreResult(Estimate):
 
 
 @dataclass(frozen=True)
+class CalibrationError:
+    """An expected calibration error over an arm's runs; its interval is for other patients and these runs."""
+
+    measured: float
+    """As it is measured, which is too large."""
+    value: float
+    """Less that bias."""
+    interval: Bounds
+
+
+@dataclass(frozen=True)
+class ReliabilityPoint:
+    """A bin: the mean probability of its images, the share of them that is positive, with its interval."""
+
+    predicted: float
+    observed: float
+    interval: Bounds
+    num_images: int
+
+
+@dataclass(frozen=True)
+class CalibrationResult(CalibrationError):
+    """How far an arm's probabilities are from the shares that come true."""
+
+    kind: str
+    """likeliest class: whether the class that is chosen is right as often as its probability; each class: the mean over
+    classes of the error of each."""
+    std: float
+    """Of the measured error, over seeds."""
+    classes: Mapping[str, CalibrationError]
+    """Empty for the likeliest class."""
+    curve: Sequence[ReliabilityPoint]
+    """Of all its runs and classes together."""
+    class_curves: Mapping[str, Sequence[ReliabilityPoint]]
+
+
+@dataclass(frozen=True)
 class StageCost:
     """What the stages of one kind cost, each run once."""
 
@@ -132,6 +169,8 @@ class ArmResult:
     """The score of the best constant answer."""
     cost: Cost
     runs: Sequence[RunResult]
+    calibration: CalibrationResult | None = None
+    """None for a segmentation, and where probabilities are not stored."""
 
     @property
     def marked_label(self) -> str:
@@ -147,6 +186,8 @@ class BlockResult:
     notes: Sequence[str]
     rows: Sequence[ArmResult]
     """By label fraction, the baseline first."""
+    conclusion: str = ""
+    """The answer in one sentence."""
 
     @property
     def largest_fraction(self) -> list[ArmResult]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from premed.reporting import statistics
+from premed.reporting.calibration import Answers, top_label
 from premed.reporting.statistics import Scores
 
 Columns = Mapping[str, Sequence[Any]]
@@ -33,9 +34,15 @@ class ScoreTable:
     """The task's own, a key of `scores`."""
     scores: dict[str, ClassScores]
     cases: np.ndarray  # [N], sorted
-    num_patients: int
+    patients: np.ndarray  # [N], numbers from 0 on
     counts: dict[str, float]
     """n_missed, n_invented, n_excluded of a segmentation; n_undefined of a classification."""
+    answers: Answers | None
+    """Of a classification, for its calibration: of exclusive classes the likeliest, else each class."""
+
+    @property
+    def num_patients(self) -> int:
+        return int(self.patients.max()) + 1
 
 
 def score_table(columns: Columns, main: str | None, exclusive: bool = False) -> ScoreTable:
@@ -48,6 +55,7 @@ def score_table(columns: Columns, main: str | None, exclusive: bool = False) -> 
         """[N, K] of the columns `<kind>/<class>`."""
         return np.array([columns[f"{kind}/{name}"] for name in classes], float).T[order]
 
+    answers = None
     if regions := class_names(columns, "dice"):
         scores = {
             kind: with_mean(regions, statistics.means(numbers(kind, regions), patients)) for kind in ("dice", "hd95")
@@ -62,7 +70,8 @@ def score_table(columns: Columns, main: str | None, exclusive: bool = False) -> 
         if exclusive or main == "accuracy":
             scores["accuracy"] = ClassScores(classes, *statistics.means(correct(truth, answer), patients))
         counts = {"n_undefined": float(np.isnan(scores["mauc"].full[1:]).sum())}
-    return ScoreTable(main or next(iter(scores)), scores, cases[order], int(patients.max()) + 1, counts)
+        answers = top_label(truth, answer) if "accuracy" in scores else Answers(truth, answer)
+    return ScoreTable(main or next(iter(scores)), scores, cases[order], patients, counts, answers)
 
 
 def class_names(columns: Columns, kind: str) -> tuple[str, ...]:

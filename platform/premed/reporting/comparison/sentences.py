@@ -11,6 +11,7 @@ from premed.reporting.formatting import NAMES, counted, duration, number, percen
 
 LONG = 3600  # seconds of pre-training, below which it is no surprise that it does not help
 FEW = 3  # comparisons that have a sentence each
+HELPS = {"": "it helps", "this pre-training": "this pre-training helps", "these seeds": "with these seeds it helps"}
 NEAR = 0.005  # a loss within this share of the gate's is not past it
 
 
@@ -71,19 +72,32 @@ def answer(task: TaskResult, block: BlockResult, pretrainings: Mapping[str, Pret
     return [tally(task, compared), *([f"The largest of these differences: {largest[2]}"] if largest else [])]
 
 
+def evidence(task: TaskResult, block: BlockResult, pretrainings: Mapping[str, Pretraining]) -> list[str]:
+    """What stands below the block's conclusion and is not in it: of one comparison its pre-training, of a few their
+    sentences, of many that of the largest clear difference."""
+    compared = comparisons(task, block)
+    if len(compared) != 1:
+        return answer(task, block, pretrainings)[len(compared) > FEW :] if compared else []
+    words = remark(*compared[0], pretrainings.get(compared[0][0].label)).removeprefix("; ")
+    whole = f"that is {words}" if words.startswith("expected") else words
+    return [whole[0].upper() + whole[1:]] if whole else []
+
+
 def tally(task: TaskResult, compared: list[tuple[ArmResult, Difference]]) -> str:
     """How many comparisons have which verdict, and which arms are better or worse."""
-    arms: dict[str, list[ArmResult]] = {"better": [], "worse": [], "not separable": []}
+    words = ("better", "worse", "not separable")
+    arms: dict[str, list[ArmResult]] = {}
     for arm, difference in compared:
-        word = next((word for word in arms if difference.verdict.startswith(word)), "without an interval")
-        arms.setdefault(word, []).append(arm)
+        verdict, _, limit = difference.verdict.partition(", ")
+        word = next((each for each in words if verdict.startswith(each)), "without an interval")
+        arms.setdefault(f"{word} with {limit}" if limit else word, []).append(arm)
     parts = []
-    for word, some in arms.items():
+    for word, some in sorted(arms.items()):
         labels: dict[str, list[str]] = {}
         for arm in some:
             labels.setdefault(arm.label, []).append(percent(arm.label_fraction))
         named = "; ".join(f"{label} with {', '.join(shares)} of the labels" for label, shares in labels.items())
-        parts.append(f"{len(some)} {word}" + (f" ({named})" if some and word in ("better", "worse") else ""))
+        parts.append(f"{len(some)} {word}" + (f" ({named})" if some and word.startswith(("better", "worse")) else ""))
     score = NAMES.get(task.score, task.score)
     return (
         f"Of {len(compared)} comparisons with {task.baseline} in {score}, after Holm's correction: {', '.join(parts)}"
@@ -128,6 +142,7 @@ def remark(arm: ArmResult, difference: Difference, pretraining: Pretraining | No
         return ""
     seconds = arm.cost.pretrain.seconds / max(arm.cost.pretrain.runs, 1)
     after = " ".join(["after", duration(seconds), "of pre-training", *([str(pretraining)] if pretraining else [])])
-    if difference.verdict.startswith("better"):
-        return f"; it helps on these images, {after}"
+    word, _, limit = difference.verdict.partition(", ")
+    if word == "better":
+        return f"; {HELPS[limit]} on these images, {after}"
     return f"; expected {after}" if seconds < LONG else f"; {after}"

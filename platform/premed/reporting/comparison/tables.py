@@ -1,7 +1,7 @@
 """The contents of the tables of a comparison's page, and the colours of its arms in tables and charts."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -9,11 +9,17 @@ from markupsafe import Markup
 
 from premed.data.figures import COLOURS, FAINT, LINES
 from premed.reporting import charts
-from premed.reporting.comparison.artifacts import CaseScores, Picture
-from premed.reporting.comparison.result import ArmResult, BlockResult, ClassEstimate, RunResult, TaskResult
-from premed.reporting.formatting import NAMES, mean_std, percent, span
-
-NUM_EXTREMES = 3  # largest gains and losses that are shown
+from premed.reporting.comparison.result import (
+    ArmResult,
+    BlockResult,
+    ClassEstimate,
+    ReliabilityPoint,
+    RunResult,
+    TaskResult,
+)
+from premed.reporting.comparison.terminal import calibration_row
+from premed.reporting.formatting import NAMES, mean_std, number, percent, span
+from premed.reporting.reliability import Panel, reliability
 
 
 class Section:
@@ -164,46 +170,68 @@ def class_cell(estimate: ClassEstimate, higher_is_better: bool) -> ClassCell:
     return ClassCell(text, interval, "▲" if is_above else "▼", "up" if is_above == higher_is_better else "down")
 
 
-# ---- cases
+# ---- calibration
 
 
-class CaseRow(NamedTuple):
-    """A case of which an arm's number is far from the baseline's."""
+class CalibrationView(NamedTuple):
+    """The calibration errors of all arms, and of their classes at the largest share of the labels."""
 
-    arm: ArmResult
-    is_first: bool
-    """Whether it is the arm's first row."""
-    case: str
-    baseline: float
-    value: float
-    pictures: Sequence[tuple[str, str, bytes]]
-    """(label, seed, PNG) of the case, by the baseline and by the arm, where both have one."""
+    kind: str
+    axis: Markup
+    rows: Sequence[tuple[ArmResult, Sequence[str], Markup]]
+    """An arm, its cells as `terminal.calibration_row` has them, and the bar of its interval."""
+    arms: Sequence[ArmResult]
+    classes: Sequence[tuple[str, Sequence[tuple[str, str]]]]
+    """A class, and (error, interval) of each of `arms`."""
 
 
-def extremes(section: Section, scores: CaseScores, pictures: Sequence[Picture]) -> list[CaseRow]:
-    """The cases with the largest gains and losses against the baseline. pictures: of the arms' predictions."""
-    if not section.baseline:
-        return []
-    shown: dict[str, list[tuple[str, dict[str, bytes]]]] = {}
-    for picture in pictures:
-        shown.setdefault(picture.label, []).append((picture.seed, picture.cases()))
-
-    def of_case(label: str, name: str) -> list[tuple[str, str, bytes]]:
-        some = [(label, seed, cases) for seed, cases in shown.get(label, ())]
-        return [(label, seed, cases[case]) for label, seed, cases in some if (case := case_of(name, cases))]
-
+def calibration_table(section: Section) -> CalibrationView | None:
+    """None where no arm gives probabilities."""
+    found = [arm.calibration for arm in section.arms if arm.calibration]
+    if not found:
+        return None
+    scale = charts.bar_span([x for each in found for x in (each.value, *each.interval)], [0.0])
     rows = []
-    for arm in section.largest:
-        differences = scores.differences(arm.label, section.baseline)
-        gains = [each for each in differences[:NUM_EXTREMES] if each[2] > each[1]]
-        losses = [each for each in differences[-NUM_EXTREMES:] if each[2] < each[1]]
-        for i, each in enumerate(gains + losses):
-            pair = [of_case(label, each[0])[:1] for label in (section.baseline, arm.label)]
-            rows.append(CaseRow(arm, i == 0, *each, pictures=sum(pair, []) if all(pair) else []))
-    return rows
+    for arm in section.arms:
+        bar = Markup()
+        if arm.calibration and scale:
+            bar = charts.interval_bar(
+                arm.calibration.value, arm.calibration.interval, scale, section.colours[arm.label], [0.0]
+            )
+        rows.append((arm, calibration_row(arm)[2:], bar))
+    arms = [arm for arm in section.largest if arm.calibration]
+    names = list(arms[0].calibration.classes) if arms and arms[0].calibration else []
+    classes = [(name, [class_error(arm, name) for arm in arms]) for name in names if len(names) > 1]
+    return CalibrationView(found[0].kind, charts.bar_axis(scale) if scale else Markup(), rows, arms, classes)
 
 
-def case_of(name: str, cases: Collection[str]) -> str | None:
-    """The case, among those, that a row is called after: `case`, or `case, finding`."""
-    named = [case for case in cases if name == case or name.startswith(f"{case}, ")]
-    return max(named, key=len, default=None)
+def class_error(arm: ArmResult, name: str) -> tuple[str, str]:
+    error = arm.calibration.classes[name] if arm.calibration else None
+    return (number(error.value), span(error.interval)) if error else ("not stored", "")
+
+
+def reliability_chart(section: Section) -> charts.Chart | None:
+    """A panel for each arm at the largest share of the labels; None where no arm gives probabilities."""
+    shown = [(arm, arm.calibration) for arm in section.largest if arm.calibration and arm.calibration.curve]
+    if not shown:
+        return None
+    panels = [
+        Panel(
+            arm.marked_label,
+            f"ECE {number(found.value)} {span(found.interval)}",
+            section.colours[arm.label],
+            points(found.curve),
+            [points(curve) for curve in found.class_curves.values() if curve and len(found.class_curves) > 1],
+        )
+        for arm, found in shown
+    ]
+    likeliest = shown[0][1].kind == "likeliest class"
+    axes = ("probability of the likeliest class", "share that is right") if likeliest else ("probability", "share positive")
+    caption = f"On the dashed line, {100 * 0.7:.0f} % means right in 70 of 100. Bins of equal mass, all runs of an arm "
+    caption += "together; bars: 95 % over patients" + ("; thin: each class." if panels[0].thin else ".")
+    title = f"Reliability with {percent(section.largest[0].label_fraction)} of the labels"
+    return charts.Chart(title, caption, reliability(panels, *axes))
+
+
+def points(curve: Sequence[ReliabilityPoint]) -> list[tuple[float, float, float, float]]:
+    return [(point.predicted, point.observed, *point.interval) for point in curve]

@@ -37,7 +37,9 @@ MAX_ARMS = 5  # side by side in the table of classes
 
 
 def show(result: ComparisonResult) -> None:
-    """Prints the comparison."""
+    """Prints the comparison: the answer of each task, then its tables."""
+    for task in result.tasks:
+        print_lines([f"{block.conclusion}." for block in task.blocks])
     for task in result.tasks:
         for block in task.blocks:
             show_block(task, block)
@@ -50,11 +52,12 @@ def show_block(task: TaskResult, block: BlockResult) -> None:
     main, arms = task.score, block.rows
     title = f"{task.task}, head {block.head}, {task.part} part: "
     title += f"{task.num_cases} cases of {task.num_patients} patients"
-    for name, score in arms[0].scores.items():
+    for name, score in sorted(arms[0].scores.items(), key=lambda item: item[0] != main):  # the task's own first
         words = NAMES.get(name, name) + ("" if score.higher_is_better else ", lower is better")
         heading = f"{title}\n{words}" if name == main else words
         print_table(heading, COLUMNS if name == main else COLUMNS[:6], [score_row(task, arm, name) for arm in arms])
     print_table("What it cost, and what stands beside the scores", cost_columns(arms), [cost_row(arm) for arm in arms])
+    show_calibration(arms)
     show_classes(task, block)
     print_lines(block.notes)
     if not all(arm.same_architecture for arm in arms):
@@ -83,6 +86,24 @@ def cost_row(arm: ArmResult) -> list[str]:
     cells = [percent(arm.label_fraction), arm.marked_label, spent(arm.cost.pretrain), spent(arm.cost.finetune)]
     cells += [f"{arm.cost.peak_memory_mb / 1024:.1f} GB", number(arm.constant)]
     return cells + [f"{count:.4g}" for count in arm.counts.values()]
+
+
+def show_calibration(arms: Sequence[ArmResult]) -> None:
+    """Prints how far probabilities are from the shares that come true; nothing for a segmentation."""
+    if "mauc" not in arms[0].scores:
+        return
+    kind = next((arm.calibration.kind for arm in arms if arm.calibration), "")
+    title = "calibration error, ECE, " + ("of the likeliest class" if kind == "likeliest class" else "mean over classes")
+    columns = ["labels", "strategy", "as measured ± std", "less its bias", "95 % interval"]
+    print_table(f"{title}, lower is better", columns, [calibration_row(arm) for arm in arms])
+    print_lines(["interval: for other patients, these seeds; the error as it is measured is too large by chance alone"])
+
+
+def calibration_row(arm: ArmResult) -> list[str]:
+    cells = [percent(arm.label_fraction), arm.marked_label]
+    if (found := arm.calibration) is None:
+        return [*cells, "not stored", "-", "-"]
+    return [*cells, mean_std(found.measured, found.std), number(found.value), span(found.interval)]
 
 
 def show_classes(task: TaskResult, block: BlockResult) -> None:
@@ -129,6 +150,7 @@ FIELDS += ["num_seeds", "varied", "score", "class", "mean", "std", "low", "high"
 FIELDS += ["difference", "difference_low", "difference_high", "p", "p_holm", "pairing", "verdict", "constant"]
 FIELDS += ["n_missed", "n_invented", "n_excluded", "n_undefined", "pretrain_runs", "pretrain_seconds", "pretrain_hours"]
 FIELDS += ["finetune_runs", "finetune_seconds", "finetune_hours", "device", "peak_memory_mb"]
+FIELDS += ["ece_measured", "ece", "ece_low", "ece_high"]
 
 
 def write_csv(result: ComparisonResult, path: Path) -> None:
@@ -151,7 +173,8 @@ def lines(result: ComparisonResult) -> Iterator[dict[str, Any]]:
                 about |= {**arm.counts} | cost_cells(arm.cost)
                 for name, score in arm.scores.items():
                     for class_name, estimate in {"": score, **score.classes}.items():
-                        yield blank_undefined(about | {"score": name, "class": class_name} | estimate_cells(estimate))
+                        cells = {"score": name, "class": class_name} | estimate_cells(estimate)
+                        yield blank_undefined(about | cells | calibration_cells(arm, name, class_name))
 
 
 def estimate_cells(estimate: ScoreResult | ClassEstimate) -> dict[str, Any]:
@@ -162,6 +185,17 @@ def estimate_cells(estimate: ScoreResult | ClassEstimate) -> dict[str, Any]:
         cells |= {"difference": difference.value, "difference_low": low, "difference_high": high}
         cells |= {name: getattr(difference, name) for name in ("p", "p_holm", "pairing", "verdict")}
     return cells
+
+
+def calibration_cells(arm: ArmResult, score: str, class_name: str) -> dict[str, Any]:
+    """Beside the AUCs: the ECE of the same class, or overall."""
+    if arm.calibration is None or score != "mauc":
+        return {}
+    found = arm.calibration.classes.get(class_name) if class_name else arm.calibration
+    if found is None:
+        return {}
+    low, high = found.interval
+    return {"ece_measured": found.measured, "ece": found.value, "ece_low": low, "ece_high": high}
 
 
 def cost_cells(cost: Cost) -> dict[str, Any]:
