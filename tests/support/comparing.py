@@ -33,6 +33,19 @@ def xrays(value, seed=0, num=30, patients=10):
     return rows
 
 
+def exclusive(value, seed=0, num=60):
+    """Rows of a classification into three classes, of one of which each image is."""
+    rng, rows = np.random.default_rng(seed), []
+    for i in range(num):
+        logits = rng.normal(size=3)
+        logits[i % 3] += value
+        p = np.exp(logits) / np.exp(logits).sum()
+        row = {"case": f"c{i:03d}", "patient": f"p{i % 12}"}
+        row |= {f"y/{name}": float(k == i % 3) for k, name in enumerate("abc")}
+        rows.append(row | {f"p/{name}": float(p[k]) for k, name in enumerate("abc")})
+    return rows
+
+
 def volumes(value, seed=0, num=8):
     """Rows of a segmentation around a Dice of `value`; the second case has no lung, and its first organ is missed."""
     rng = np.random.default_rng([num, seed])

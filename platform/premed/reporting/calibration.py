@@ -101,24 +101,31 @@ def error(gaps: np.ndarray, noise: np.ndarray, weights: np.ndarray) -> Error:
     used = weights > 0
     c, e, w = gaps[used], noise[:, used], weights[used]  # [M, B], [D, M, B], [M]
     measured = float(w @ np.abs(c).sum(axis=1))
-    if not np.isfinite(e).all():  # of one patient
+    if not np.isfinite(e[0]).all():  # of one patient
         return Error(measured, np.nan, np.nan, np.nan)
-    spread = e.std(axis=0)
-    low, middle, high = inverted(c, e, w, measured)
-    clear = np.where(np.abs(c) > CLEAR * spread, c, 0)
-    if clear.any():
-        low = min(low, inverted(clear, e, w, measured)[0])
-    mean_gaps = c.sum(axis=1)
-    reach = 1.96 * float(((e.sum(axis=2) * np.sign(mean_gaps)) @ w).std())
-    return Error(measured, middle, low, max(high, float(w @ np.abs(mean_gaps)) + reach))
+    weighted = c * w[:, None], e * w[:, None]
+    low, middle, high = inverted(*weighted, measured)
+    clear = np.where(np.abs(c) > CLEAR * e.std(axis=0), weighted[0], 0)
+    if clear.any() and not np.array_equal(clear, weighted[0]):
+        low = min(low, inverted(clear, weighted[1], measured)[0])
+    mean_gaps = weighted[0].sum(axis=1)
+    reach = 1.96 * float((weighted[1].sum(axis=2) @ np.sign(mean_gaps)).std())
+    return Error(measured, middle, low, max(high, float(np.abs(mean_gaps).sum()) + reach))
 
 
-def inverted(gaps: np.ndarray, noise: np.ndarray, weights: np.ndarray, measured: float) -> list[float]:
-    """The ECE at which `measured` is the 97.5th, the 50th and the 2.5th percentile: low, median, high."""
-    of_scale = [np.quantile(np.abs(t * gaps + noise).sum(axis=2) @ weights, QUANTILES) for t in SCALES]
-    levels = np.maximum.accumulate(of_scale, axis=0)  # [scales, quantiles]
-    true = float(weights @ np.abs(gaps).sum(axis=1))
-    return [true * float(np.interp(measured, levels[:, i], SCALES, left=0.0)) for i in (2, 1, 0)]
+def inverted(gaps: np.ndarray, noise: np.ndarray, measured: float) -> list[float]:
+    """The ECE at which `measured` is the 97.5th, the 50th and the 2.5th percentile: low, median, high.
+
+    gaps: [M, B], whose absolute sum is an ECE; noise: [D, M, B].
+    """
+    e, c = noise.reshape(len(noise), -1), gaps.ravel()
+    sums = np.empty((len(SCALES), len(e)))
+    for scale, of_scale in zip(SCALES, sums, strict=True):
+        shifted = e + c * scale
+        np.abs(shifted, out=shifted).sum(axis=1, out=of_scale)
+    levels = np.maximum.accumulate(np.quantile(sums, QUANTILES, axis=1), axis=1)  # [quantiles, scales]
+    true = float(np.abs(gaps).sum())
+    return [true * float(np.interp(measured, levels[i], SCALES, left=0.0)) for i in (2, 1, 0)]
 
 
 def gaps_of(run: Answers, patients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -138,20 +145,21 @@ def gaps_of(run: Answers, patients: np.ndarray) -> tuple[np.ndarray, np.ndarray]
         gap = sums.sum(axis=0) / counts.sum()
         gaps.append(gap)
         parts = (sums - gap * counts[:, None]) / counts.sum() * inflation(np.count_nonzero(counts))
-        noise.append(draws @ parts.astype(np.float32))
+        noise.append(draws @ parts)
     return np.stack(gaps), np.stack(noise, axis=1)
 
 
 @lru_cache(maxsize=1)  # all runs of a comparison have the same patients
 def resampled(num_patients: int) -> np.ndarray:
-    """[D, P]: how often each patient is drawn, less one. In single precision, for patients may be thousands."""
+    """[D, P]: how often each patient is drawn, less one."""
     keys = fold(np.full(DRAWS, key("calibration", num_patients), np.int64), np.arange(DRAWS))
     drawn = (uniform(keys, num_patients).astype(float) * num_patients).astype(np.intp)
     places = drawn + num_patients * np.arange(DRAWS)[:, None]
     times = np.bincount(places.ravel(), minlength=DRAWS * num_patients).reshape(DRAWS, num_patients)
-    return times.astype(np.float32) - 1
+    return times - 1.0
 
 
+@lru_cache
 def inflation(num_patients: int) -> float:
     """By how much resampled patients vary too little: P / (P - 1), and Student's t in place of the normal."""
     from scipy.stats import norm, t
@@ -172,13 +180,12 @@ def reliability(runs: Sequence[Answers], patients: np.ndarray, column: int | Non
     y, p, who = y[known], p[known], who[known]
     if not len(y):
         return []
-    num, found, draws = int(patients.max()) + 1, bins_of(p), resampled(int(patients.max()) + 1)
-    points = []
-    for number in np.unique(found):
-        inside = found == number
-        observed = float(y[inside].mean())
-        parts = np.bincount(who[inside], y[inside] - observed, minlength=num) / inside.sum()
-        drawn = draws @ (parts * inflation(len(np.unique(who)))).astype(np.float32)
-        low, high = np.quantile(observed + drawn, [0.025, 0.975]).clip(0, 1) if np.isfinite(drawn).all() else [np.nan] * 2
-        points.append(Point(float(p[inside].mean()), observed, float(low), float(high), int(inside.sum())))
-    return points
+    found, draws = np.unique(bins_of(p), return_inverse=True)[1], resampled(int(patients.max()) + 1)
+    counts = np.bincount(found)
+    predicted, observed = np.bincount(found, p) / counts, np.bincount(found, y) / counts
+    parts = np.zeros((draws.shape[1], len(counts)))
+    np.add.at(parts, (who, found), (y - observed[found]) / counts[found])
+    drawn = observed + draws @ (parts * inflation(len(np.unique(who))))  # [D, B]
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0).clip(0, 1)
+    rows = zip(predicted.tolist(), observed.tolist(), low.tolist(), high.tolist(), counts.tolist(), strict=True)
+    return [Point(*row) for row in rows]

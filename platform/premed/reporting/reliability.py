@@ -42,7 +42,8 @@ def reliability(panels: Sequence[Panel], xlabel: str, ylabel: str) -> Drawing:
             axes.vlines(x, low, high, color=panel.colour, linewidth=1, alpha=0.6)
             axes.plot(x, y, color=panel.colour, linewidth=1.6, marker="o", markersize=4, clip_on=False, zorder=4)
         style_axes(axes, xlabel, ylabel if column == 0 else "")
-        axes.set(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.25, 0.5, 0.75, 1], yticks=[0, 0.25, 0.5, 0.75, 1])
+        axes.set(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+        axes.tick_params(labelleft=column == 0)
         axes.text(0, 1.1, short(panel.name, 34), transform=axes.transAxes, fontsize=9, color=panel.colour,
                   weight="bold", parse_math=False)  # fmt: skip
         axes.text(0, 1.03, panel.words, transform=axes.transAxes, fontsize=7, color=INK, parse_math=False)

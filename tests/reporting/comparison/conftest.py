@@ -1,8 +1,16 @@
 """Runs to compare, in memory."""
 
+import gc
+
 import pytest
 from support.comparing import add, xrays
 from support.memory_store import MemoryStore
+
+
+@pytest.fixture(autouse=True)
+def uncollected(monkeypatch):
+    """statsmodels' Holm collects the whole process's garbage at each call, longer than all that a comparison does."""
+    monkeypatch.setattr(gc, "collect", lambda *generation: 0)
 
 
 @pytest.fixture

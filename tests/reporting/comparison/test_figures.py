@@ -17,11 +17,13 @@ def test_every_chart_of_the_page_is_written_twice(store, tmp_path):
             add(store, "none", seed, fraction=fraction)
             add(store, "mae", seed, xrays(2.5, seed), fraction=fraction)
     figures.refuse(tmp_path / "new" / "figures")
-    files = figures.write(compare(store), store, tmp_path / "new" / "figures")
+    table, tex, methods, *files = written = figures.write(compare(store), store, tmp_path / "new" / "figures")
+    assert [each.name for each in (table, tex, methods)] == ["table.csv", "table.tex", "methods.txt"]
     assert [file.name for file in files] == [
-        f"chestxray14-linear-{chart}.{kind}" for chart in ("labels", "classes") for kind in ("svg", "png")
+        f"chestxray14-linear-{chart}.{kind}" for chart in ("labels", "classes", "reliability") for kind in ("svg", "png")
     ]
-    assert sorted(files) == sorted((tmp_path / "new" / "figures").iterdir())
+    assert sorted(written) == sorted((tmp_path / "new" / "figures").iterdir())
+    assert methods.read_text().startswith("On chestxray14, ") and methods.read_text().count("\n") == 1
     for svg, png in zip(files[::2], files[1::2], strict=True):
         picture = Image.open(BytesIO(png.read_bytes()))
         assert svg.read_bytes().startswith(b"<?xml") and picture.width == 1760

@@ -167,10 +167,13 @@ def test_empty_parts_are_left_out(store):
         "mean AUC",
         "AUC by class",
         "mean AUC by class",
+        "Calibration: lower is better",
+        "Reliability with 100 % of the labels",
         "What it cost, and what stands beside the scores",
         "Notes on these rows",
+        "Methods, to copy",
     ]
-    assert page.tags.count("img") == 1 and "better than" not in page.words
+    assert page.tags.count("img") == 2 and "better than" not in page.words
 
 
 def test_what_is_undefined_is_called_so_and_not_drawn(store):

@@ -1,13 +1,12 @@
 """A comparison in sentences: for each task, whether an arm is better or worse than the baseline, by how much, and after
-how much pre-training; of many comparisons how many are, and the largest difference."""
+how much pre-training. `conclusion.py` has the one sentence that stands above them."""
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from premed.config.settings import PRETRAINING
 from premed.reporting.comparison.result import ArmResult, BlockResult, ComparisonResult, Difference, TaskResult
-from premed.reporting.formatting import NAMES, counted, duration, number, percent, signed, span
+from premed.reporting.formatting import NAMES, duration, number, percent, signed, span
 
 LONG = 3600  # seconds of pre-training, below which it is no surprise that it does not help
 FEW = 3  # comparisons that have a sentence each
@@ -50,71 +49,27 @@ def comparisons(task: TaskResult, block: BlockResult) -> list[tuple[ArmResult, D
     return [(arm, difference) for arm, difference in found if difference is not None]
 
 
-# ---- the answer of one table
-
-
-def answer(task: TaskResult, block: BlockResult, pretrainings: Mapping[str, Pretraining]) -> list[str]:
-    """The block's comparisons, a sentence each; of more than FEW their number by verdict, and the clearest difference.
-
-    pretrainings: by the arm's label.
-    """
-    compared = comparisons(task, block)
-    if not compared:
-        return [without_baseline(task, block)]
-    sentences_of = [
-        (arm, difference, verdict_words(task, arm, difference) + remark(arm, difference, pretrainings.get(arm.label)))
-        for arm, difference in compared
-    ]
-    if len(compared) <= FEW:
-        return [words for *_, words in sentences_of]
-    clear = [each for each in sentences_of if each[1].verdict.startswith(("better", "worse"))]
-    largest = max(clear, key=lambda each: abs(each[1].value), default=None)
-    return [tally(task, compared), *([f"The largest of these differences: {largest[2]}"] if largest else [])]
+# ---- below the conclusion of one table
 
 
 def evidence(task: TaskResult, block: BlockResult, pretrainings: Mapping[str, Pretraining]) -> list[str]:
     """What stands below the block's conclusion and is not in it: of one comparison its pre-training, of a few their
-    sentences, of many that of the largest clear difference."""
+    sentences, of many that of the largest clear difference.
+
+    pretrainings: by the arm's label.
+    """
     compared = comparisons(task, block)
-    if len(compared) != 1:
-        return answer(task, block, pretrainings)[len(compared) > FEW :] if compared else []
-    words = remark(*compared[0], pretrainings.get(compared[0][0].label)).removeprefix("; ")
-    whole = f"that is {words}" if words.startswith("expected") else words
-    return [whole[0].upper() + whole[1:]] if whole else []
-
-
-def tally(task: TaskResult, compared: list[tuple[ArmResult, Difference]]) -> str:
-    """How many comparisons have which verdict, and which arms are better or worse."""
-    words = ("better", "worse", "not separable")
-    arms: dict[str, list[ArmResult]] = {}
-    for arm, difference in compared:
-        verdict, _, limit = difference.verdict.partition(", ")
-        word = next((each for each in words if verdict.startswith(each)), "without an interval")
-        arms.setdefault(f"{word} with {limit}" if limit else word, []).append(arm)
-    parts = []
-    for word, some in sorted(arms.items()):
-        labels: dict[str, list[str]] = {}
-        for arm in some:
-            labels.setdefault(arm.label, []).append(percent(arm.label_fraction))
-        named = "; ".join(f"{label} with {', '.join(shares)} of the labels" for label, shares in labels.items())
-        parts.append(f"{len(some)} {word}" + (f" ({named})" if some and word.startswith(("better", "worse")) else ""))
-    score = NAMES.get(task.score, task.score)
-    return (
-        f"Of {len(compared)} comparisons with {task.baseline} in {score}, after Holm's correction: {', '.join(parts)}"
-    )
-
-
-def without_baseline(task: TaskResult, block: BlockResult) -> str:
-    """The best arm, where there is nothing to set it against."""
-    name = NAMES.get(task.score, task.score)
-    scores = [(arm, arm.scores[task.score]) for arm in block.rows]
-    known = [(arm, score) for arm, score in scores if math.isfinite(score.mean)]
-    if not known:
-        return f"{name} is undefined for these cases"
-    arm, score = max(known, key=lambda each: each[1].mean if each[1].higher_is_better else -each[1].mean)
-    first = "" if len(scores) == 1 else f"the best of {counted(len(scores), 'row')} is "
-    words = f"{arm.label} with {percent(arm.label_fraction)} of the labels: {name} {number(score.mean)}"
-    return f"{first}{words} {span(score.interval)}; there is no baseline to set it against"
+    remarks = [remark(arm, difference, pretrainings.get(arm.label)) for arm, difference in compared]
+    if len(compared) == 1:
+        words = remarks[0].removeprefix("; ")
+        whole = f"that is {words}" if words.startswith("expected") else words
+        return [whole[0].upper() + whole[1:]] if whole else []
+    lines = [verdict_words(task, *each) + more for each, more in zip(compared, remarks, strict=True)]
+    if len(compared) <= FEW:
+        return lines
+    clear = [i for i, (_, difference) in enumerate(compared) if difference.verdict.startswith(("better", "worse"))]
+    largest = max(clear, key=lambda i: abs(compared[i][1].value), default=None)
+    return [] if largest is None else [f"The largest of these differences: {lines[largest]}"]
 
 
 # ---- one comparison

@@ -211,8 +211,9 @@ def class_error(arm: ArmResult, name: str) -> tuple[str, str]:
 
 
 def reliability_chart(section: Section) -> charts.Chart | None:
-    """A panel for each arm at the largest share of the labels; None where no arm gives probabilities."""
-    shown = [(arm, arm.calibration) for arm in section.largest if arm.calibration and arm.calibration.curve]
+    """A panel for each arm at the largest share of the labels; None where no arm has an interval."""
+    known = [(arm, arm.calibration) for arm in section.largest if arm.calibration]
+    shown = [(arm, found) for arm, found in known if math.isfinite(found.value)]  # of one patient it says nothing
     if not shown:
         return None
     panels = [
