@@ -132,7 +132,9 @@ def compare(
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="one page: tables, charts, cases, pictures, links to the runs")
     ] = None,
-    figures: Annotated[Path | None, typer.Option(metavar="DIR", help="for a paper: charts, table.csv, table.tex, methods.txt")] = None,
+    figures: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="for a paper: charts, table.csv, table.tex, methods.txt")
+    ] = None,
     ui: Annotated[
         str | None, typer.Option(metavar="URL", help="the MLflow UI the page links to [default: the server in use]")
     ] = None,

@@ -3,10 +3,10 @@
     ECE = Σ over bins of (images in the bin / all images) · |share that is positive − mean probability|
 
 in NUM_BINS bins of equal mass: the probabilities' quantiles are the edges, as in scikit-learn's
-`calibration_curve(strategy="quantile")`, and ties stay in one bin. Such bins err less than bins of equal width (Nixon et
-al., Measuring Calibration in Deep Learning, CVPR Workshops 2019; Roelofs et al., Mitigating Bias in Calibration Error
-Estimation, AISTATS 2022). All binned errors are too large all the same, for chance alone parts the two numbers of a bin,
-most of all where the network is well calibrated: so beside the ECE as it is measured stands one less that bias.
+`calibration_curve(strategy="quantile")`, and ties stay in one bin. Such bins err less than bins of equal width (Nixon
+et al., Measuring Calibration in Deep Learning, CVPR Workshops 2019; Roelofs et al., Mitigating Bias in Calibration
+Error Estimation, AISTATS 2022). All binned errors are too large all the same, for chance alone parts the two numbers of
+a bin, most of all where the network is well calibrated: so beside the ECE as it is measured stands one less that bias.
 
 The interval resamples patients, with all of their images, and is for the runs at hand. Percentiles of the resampled ECE
 would never hold a true value near zero, since resampling adds the bias once more. A test is inverted in their place
@@ -85,7 +85,7 @@ def calibration_errors(
     """
     gaps, noise = zip(*(gaps_of(run, patients) for run in runs), strict=True)
     c, e = np.stack(gaps), np.stack(noise, axis=1)  # [R, K, B], [D, R, K, B]
-    known = np.isfinite(c).all(axis=(0, 2))
+    known = np.array(np.isfinite(c).all(axis=(0, 2)))  # [K]
     by_run = np.abs(c).sum(axis=2)
     share = np.asarray(weights, float)[:, None] * known / max(known.sum(), 1)  # [R, K]
     columns = [np.where(np.arange(len(known)) == k, np.asarray(weights, float)[:, None], 0) for k in range(len(known))]

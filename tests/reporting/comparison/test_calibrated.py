@@ -63,7 +63,9 @@ def test_it_is_in_the_table_the_json_and_the_csv(trained, capsys, tmp_path):
     result = compare(trained)
     found = arm_of(result).calibration
     terminal.show(result)
-    (row,) = (line for line in capsys.readouterr().out.splitlines() if f"{found.measured:.3f} ± {found.std:.3f}" in line)
+    (row,) = (
+        line for line in capsys.readouterr().out.splitlines() if f"{found.measured:.3f} ± {found.std:.3f}" in line
+    )
     assert row.split()[-3:] == [f"{found.value:.3f}", f"[{found.interval[0]:.3f},", f"{found.interval[1]:.3f}]"]
     (arm,) = (arm for arm in json.loads(json.dumps(as_json_value(result)))["tasks"][0]["blocks"][0]["rows"]
               if arm["label"] == "mae")  # fmt: skip

@@ -40,7 +40,9 @@ def test_of_exclusive_classes_a_case_s_number_is_the_probability_of_its_class(st
     (found,) = lists(of_classes(store))
     ours, theirs = ([exclusive(v, s + o) for s in range(2)] for v, o in ((1.5, 9), (0.5, 0)))
     gain = {
-        f"c{i:03d}, {'abc'[i % 3]}": np.subtract(*([rows[i][f"p/{'abc'[i % 3]}"] for rows in some] for some in (ours, theirs)))
+        f"c{i:03d}, {'abc'[i % 3]}": np.subtract(
+            *([rows[i][f"p/{'abc'[i % 3]}"] for rows in some] for some in (ours, theirs))
+        )
         for i in range(60)
     }
     order = sorted(gain, key=lambda name: -gain[name].mean())

@@ -120,9 +120,9 @@ def test_several_are_grouped_by_their_outcome_with_the_largest_clear_difference(
     many(store, {"mae": 4.0, "unimiss": 1.5, "hssl": -2.0})
     (most,) = {f"{d.value:+.3f}" for f in (0.1, 1.0) if (d := difference_of(compare(store), "hssl", fraction=f))}
     assert said(store).startswith(
-        "On chestxray14, compared with none (no pre-training) in mean AUC, mae with 10 % and 100 % of the labels is better; "
-        "hssl with 10 % and 100 % of the labels is worse; unimiss with 10 % and 100 % of the labels is not told apart from it "
-        "(the largest clear difference: hssl with 10 % of the labels, "
+        "On chestxray14, compared with none (no pre-training) in mean AUC, mae with 10 % and 100 % of the labels is "
+        "better; hssl with 10 % and 100 % of the labels is worse; unimiss with 10 % and 100 % of the labels is not "
+        "told apart from it (the largest clear difference: hssl with 10 % of the labels, "
     )
     assert f"a difference of {most} (95 %" in said(store) and "Holm's correction for 6 comparisons" in said(store)
     assert "4 pre-trainings with 8 fine-tunings of mae" in said(store)
@@ -135,7 +135,9 @@ def test_of_several_on_one_pre_training_none_is_better_plainly(store):
 
 def test_of_several_none_of_which_is_clear_that_is_said(store):
     many(store, {"mae": 1.5, "unimiss": 1.5})
-    assert "none of 4 comparisons with none (no pre-training) shows a difference in mean AUC (the largest" in said(store)
+    assert "none of 4 comparisons with none (no pre-training) shows a difference in mean AUC (the largest" in said(
+        store
+    )
 
 
 def test_a_head_is_named_where_there_are_several(store):

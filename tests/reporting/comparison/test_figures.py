@@ -20,7 +20,9 @@ def test_every_chart_of_the_page_is_written_twice(store, tmp_path):
     table, tex, methods, *files = written = figures.write(compare(store), store, tmp_path / "new" / "figures")
     assert [each.name for each in (table, tex, methods)] == ["table.csv", "table.tex", "methods.txt"]
     assert [file.name for file in files] == [
-        f"chestxray14-linear-{chart}.{kind}" for chart in ("labels", "classes", "reliability") for kind in ("svg", "png")
+        f"chestxray14-linear-{chart}.{kind}"
+        for chart in ("labels", "classes", "reliability")
+        for kind in ("svg", "png")
     ]
     assert sorted(written) == sorted((tmp_path / "new" / "figures").iterdir())
     assert methods.read_text().startswith("On chestxray14, ") and methods.read_text().count("\n") == 1

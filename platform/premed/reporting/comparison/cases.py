@@ -96,9 +96,7 @@ def case_lists(section: Section, scores: CaseScores, pictures: Sequence[Picture]
 
 def runs_in_words(arm: ArmResult, values: np.ndarray) -> str:
     """`seed 0: 0.417, seed 1: 0.390`, or `pre-training 0, seed 0: …` where both vary."""
-    return "; ".join(
-        f"{seed_words(run)}: {number(float(value))}" for run, value in zip(arm.runs, values, strict=True)
-    )
+    return "; ".join(f"{seed_words(run)}: {number(float(value))}" for run, value in zip(arm.runs, values, strict=True))
 
 
 def seed_words(run: RunResult) -> str:

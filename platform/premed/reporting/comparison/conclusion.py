@@ -1,7 +1,7 @@
 """The answer in one sentence that a clinician understands: which arm, in what, by how much, how sure, and from how many
 images, patients, trainings and pre-trainings. The evidence stands below it, in tables, on the page.
 
-What does not hold for others is said: one pre-training, fewer than three seeds, scores on val, which picked the weights.
+What does not hold for others is said: one pre-training, fewer than three seeds, scores on val, which picked weights.
 """
 
 import math
@@ -92,7 +92,8 @@ def several(task: TaskResult, block: BlockResult, compared: Sequence[tuple[ArmRe
         groups.setdefault(kinds.get(word, SAME), []).append(arm)
     where = question(task, block)
     if list(groups) == [SAME]:
-        answer = f"none of {len(compared)} comparisons with {baseline_name(task)} shows a difference in {score_name(task)}"
+        of_all = f"none of {len(compared)} comparisons with {baseline_name(task)}"
+        answer = f"{of_all} shows a difference in {score_name(task)}"
     else:
         order = sorted(groups, key=lambda kind: (kind in (SAME, UNKNOWN), kind))
         many = {kind: len({arm.label for arm in groups[kind]}) > 1 for kind in order}
@@ -148,8 +149,8 @@ def alone(task: TaskResult, block: BlockResult) -> str:
     between = f" (95 % interval {low} to {high})" if math.isfinite(found.interval[0]) else ""
     beside = f", the best of {len(block.rows)} rows" if rest else ""
     return (
-        f"{question(task, block)}, {best.label} with {percent(best.label_fraction)} of the labels has {article(score)} {score} of "
-        f"{number(found.mean)}{between}{beside}; {images(task)}, {trainings([best])}; there is no baseline to set it "
+        f"{question(task, block)}, {named([best])} has {article(score)} {score} of {number(found.mean)}"
+        f"{between}{beside}; {images(task)}, {trainings([best])}; there is no baseline to set it "
         "against, so whether pre-training helps cannot be said"
     )
 

@@ -8,9 +8,9 @@ from premed.errors import UserError
 from premed.reporting import charts
 from premed.reporting.comparison import artifacts, page
 from premed.reporting.comparison.design import Records, stage_records, trained_on
-from premed.reporting.comparison.result import ComparisonResult
 from premed.reporting.comparison.methods import methods
 from premed.reporting.comparison.paper import table_csv, table_tex
+from premed.reporting.comparison.result import ComparisonResult
 from premed.reporting.comparison.tables import Section, reliability_chart
 from premed.tracking.run_store import RunStore
 
@@ -27,8 +27,8 @@ def write(result: ComparisonResult, store: RunStore, folder: Path) -> list[Path]
     """Writes `table.csv`, `table.tex`, `methods.txt`, and for each chart of the page `TASK-HEAD-CHART.svg` and `.png`.
 
     CHART is `labels` (the score over the share of labels), `cases` or `classes` (paired with the baseline's),
-    `reliability` or `pretraining` (its loss as a share of the gate). Returns the files. Raises UserError if one cannot be
-    written.
+    `reliability` or `pretraining` (its loss as a share of the gate). Returns the files. Raises UserError if one cannot
+    be written.
     """
     records = stage_records(store, (arm for task in result.tasks for block in task.blocks for arm in block.rows))
     written = [written_file(folder / name, text.encode()) for name, text in texts(result, store, records).items()]
@@ -48,7 +48,11 @@ def written_file(file: Path, content: bytes) -> Path:
 
 def texts(result: ComparisonResult, store: RunStore, records: Records) -> dict[str, str]:
     paragraphs = [methods(task, block, records, store) for task in result.tasks for block in task.blocks]
-    return {"table.csv": table_csv(result), "table.tex": table_tex(result), "methods.txt": "\n\n".join(paragraphs) + "\n"}
+    return {
+        "table.csv": table_csv(result),
+        "table.tex": table_tex(result),
+        "methods.txt": "\n\n".join([*paragraphs, ""])[:-1],
+    }
 
 
 def drawings(result: ComparisonResult, store: RunStore, records: Records) -> Iterator[tuple[str, charts.Drawing]]:

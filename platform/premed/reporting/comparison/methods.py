@@ -35,8 +35,8 @@ PLACEMENTS = (
 )
 TWO_WAY = (
     "these were analysed by a two-way analysis of variance with random effects of seed and patient (Dorfman et al., "
-    "Invest Radiol 27, 1992, 723; Hillis, Stat Med 26, 2007, 596; Satterthwaite's degrees of freedom with the seeds' share "
-    "of the variance in place of its square), so that {what} for other patients and other seeds"
+    "Invest Radiol 27, 1992, 723; Hillis, Stat Med 26, 2007, 596; Satterthwaite's degrees of freedom with the seeds' "
+    "share of the variance in place of its square), so that {what} for other patients and other seeds"
 )
 
 
@@ -79,9 +79,8 @@ def design(task: TaskResult, block: BlockResult, records: Records) -> Iterator[s
     labels = list(dict.fromkeys(arm.label for arm in block.rows))
     who = listed(map(described, labels)) if len(labels) <= MANY else f"{len(labels)} ways of pre-training"
     baseline = f"; the baseline was {task.baseline}" if comparisons(task, block) else "; there was no baseline"
-    yield f"on {task.task}, {question(task, block)}, we compared {who}{baseline}" if len(labels) > 1 else (
-        f"on {task.task}, {question(task, block)}, we evaluated {who}"
-    )
+    found = f"compared {who}{baseline}" if len(labels) > 1 else f"evaluated {who}"
+    yield f"on {task.task}, {question(task, block)}, we {found}"
     encoders = listed({arm.encoder for arm in block.rows if arm.encoder})
     if encoders:
         yield f"networks had the encoder {encoders} and the head {block.head}"
@@ -105,13 +104,12 @@ def question(task: TaskResult, block: BlockResult) -> str:
     return f"a classification with {counted(num, 'label')}{names}, of which an image may have several"
 
 
-def data(
-    task: TaskResult, block: BlockResult, records: Records, val: Part | None, test: Part | None
-) -> Iterator[str]:
+def data(task: TaskResult, block: BlockResult, records: Records, val: Part | None, test: Part | None) -> Iterator[str]:
     shares = "; a smaller share of the labels was drawn by patient" if least_share(block) < 1 else ""
     yield f"fine-tuning used {fractions_in_words(block.rows, records)}{shares}"
     if task.part == "val":
-        yield f"all were scored on the same {images(task)}, which also selected the weights, so that scores are optimistic"
+        selected = "which also selected the weights, so that scores are optimistic"
+        yield f"all were scored on the same {images(task)}, {selected}"
         return
     if val:
         yield f"validation had {val} and selected the weights"
@@ -129,16 +127,15 @@ def seeds(block: BlockResult) -> Iterator[str]:
     varied: dict[str, list[str]] = {}
     for arm in block.rows:
         varied.setdefault(arm.varied, []).append(arm.label)
-    words = [
-        f"by {what} ({listed(dict.fromkeys(labels))})" for what, labels in varied.items() if what != "nothing"
-    ]
+    words = [f"by {what} ({listed(dict.fromkeys(labels))})" for what, labels in varied.items() if what != "nothing"]
     if words:
         yield f"trainings of an arm differed {' or '.join(words)} alone"
     if once := [arm.label for arm in block.rows if "nothing" in arm.varied]:
         where = " at one share of the labels or more" if least_share(block) < 1 else ""
         yield f"there was one training{where} of {listed(dict.fromkeys(once))}"
     if averaged := [arm.label for arm in block.rows if arm.num_seeds < len(arm.runs)]:
-        yield f"fine-tunings of one pre-training of {listed(dict.fromkeys(averaged))} were averaged and count as one seed"
+        which = listed(dict.fromkeys(averaged))
+        yield f"fine-tunings of one pre-training of {which} were averaged and count as one seed"
 
 
 # ---- statistics
@@ -183,8 +180,9 @@ def differences(task: TaskResult, found: Sequence[Difference]) -> Iterator[str]:
     num = sum(each.p == each.p for each in found)
     if num > 1:
         yield (
-            f"the {num} p-values, two-sided, were corrected by Holm's method (Scand J Stat 6, 1979, 65); a difference counts "
-            f"where its interval leaves out zero and the corrected p is below {LEVEL:g}; intervals are not corrected"
+            f"the {num} p-values, two-sided, were corrected by Holm's method (Scand J Stat 6, 1979, 65); a difference "
+            f"counts where its interval leaves out zero and the corrected p is below {LEVEL:g}; intervals are "
+            "not corrected"
         )
     elif num:
         yield f"there was one comparison, two-sided at {LEVEL:g}, and thus no correction for several"
@@ -194,11 +192,12 @@ def calibration(block: BlockResult) -> Iterator[str]:
     found = [arm.calibration for arm in block.rows if arm.calibration is not None]
     if not found:
         return
-    of = "of the likeliest class" if found[0].kind == "likeliest class" else "the mean over classes of the error of each"
+    each = "the mean over classes of the error of each"
+    of = "of the likeliest class" if found[0].kind == "likeliest class" else each
     yield (
         f"calibration is the expected calibration error, {of}, in {NUM_BINS} bins of equal mass (Nixon et al., CVPR "
-        "Workshops 2019; Roelofs et al., AISTATS 2022), the mean over trainings; its bias correction and its interval invert "
-        "a bootstrap over patients (Carpenter, J R Stat Soc B 61, 1999, 159), for these seeds"
+        "Workshops 2019; Roelofs et al., AISTATS 2022), the mean over trainings; its bias correction and its interval "
+        "invert a bootstrap over patients (Carpenter, J R Stat Soc B 61, 1999, 159), for these seeds"
     )
 
 

@@ -14,12 +14,14 @@ from premed.safety.files import spreadsheet_cell
 COLUMNS = ["task", "head", "part", "images", "patients", "labels", "strategy", "seeds", "pre-trainings", "score"]
 COLUMNS += ["mean", "std", "low", "high", "difference", "difference_low", "difference_high", "p", "p_holm", "verdict"]
 COLUMNS += ["ece_measured", "ece", "ece_low", "ece_high"]
-HEADINGS = ["Labels", "Strategy", "Seeds", "{score}", "95 % interval", "Difference [95 % interval]", "p (Holm)", "Verdict"]
+HEADINGS = ["Labels", "Strategy", "Seeds", "{score}", "95 % interval", "Difference [95 % interval]", "p (Holm)"]
+HEADINGS += ["Verdict"]
 ECE = "ECE [95 % interval]"
 SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"\textless{}", ">": r"\textgreater{}",
-    "[": "{[}", "]": "{]}", "–": "--", "-": "{-}", '"': r"\textquotedbl{}", "`": r"\textasciigrave{}", "'": r"\textquotesingle{}",
+    "[": "{[}", "]": "{]}", "–": "--", "-": "{-}", '"': r"\textquotedbl{}", "`": r"\textasciigrave{}",
+    "'": r"\textquotesingle{}",
 }  # fmt: skip
 """What LaTeX would read as something else. A bracket after a row's end would be its option, and two hyphens a dash."""
 

@@ -227,7 +227,9 @@ def reliability_chart(section: Section) -> charts.Chart | None:
         for arm, found in shown
     ]
     likeliest = shown[0][1].kind == "likeliest class"
-    axes = ("probability of the likeliest class", "share that is right") if likeliest else ("probability", "share positive")
+    axes = ("probability", "share that is positive")
+    if likeliest:
+        axes = ("probability of the likeliest class", "share that is right")
     caption = f"On the dashed line, {100 * 0.7:.0f} % means right in 70 of 100. Bins of equal mass, all runs of an arm "
     caption += "together; bars: 95 % over patients" + ("; thin: each class." if panels[0].thin else ".")
     title = f"Reliability with {percent(section.largest[0].label_fraction)} of the labels"

@@ -93,9 +93,9 @@ def show_calibration(arms: Sequence[ArmResult]) -> None:
     if "mauc" not in arms[0].scores:
         return
     kind = next((arm.calibration.kind for arm in arms if arm.calibration), "")
-    title = "calibration error, ECE, " + ("of the likeliest class" if kind == "likeliest class" else "mean over classes")
+    of = "of the likeliest class" if kind == "likeliest class" else "mean over classes"
     columns = ["labels", "strategy", "as measured ± std", "less its bias", "95 % interval"]
-    print_table(f"{title}, lower is better", columns, [calibration_row(arm) for arm in arms])
+    print_table(f"calibration error, ECE, {of}, lower is better", columns, [calibration_row(arm) for arm in arms])
     print_lines(["interval: for other patients, these seeds; the error as it is measured is too large by chance alone"])
 
 
