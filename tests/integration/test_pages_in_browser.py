@@ -113,3 +113,28 @@ def test_what_is_folded_is_printed(shown):
     cells, visible = shown("comparison", PAPER, media="print", ask=ask)
     assert cells == visible > 10
     assert shown("comparison", SCREEN, ask=ask)[1] == 0
+
+
+def test_a_case_opens_and_closes_by_the_keyboard_alone(shown, browser):
+    from selenium.webdriver.common.keys import Keys
+
+    shown("comparison", PHONE)
+    ask = "return [...document.querySelectorAll('details.cases, details.case')].map(each => each.open)"
+    browser.driver.execute_script("document.querySelector('details.cases > summary').focus()")
+    browser.driver.switch_to.active_element.send_keys(Keys.ENTER)
+    assert browser.driver.execute_script(ask)[:2] == [True, False]
+    browser.driver.switch_to.active_element.send_keys(Keys.TAB)
+    browser.driver.switch_to.active_element.send_keys(Keys.SPACE)
+    assert browser.driver.execute_script(ask)[:2] == [True, True]
+    width = "return [document.documentElement.scrollWidth, document.querySelector('details.case .inside').offsetHeight]"
+    across, height = browser.driver.execute_script(width)
+    assert across <= PHONE and height > 20
+    browser.driver.switch_to.active_element.send_keys(Keys.ENTER)
+    assert browser.driver.execute_script(ask)[:2] == [True, False]
+
+
+def test_a_click_on_the_methods_selects_them_whole(shown, browser):
+    shown("comparison", SCREEN)
+    browser.click("blockquote.methods")
+    selected = browser.driver.execute_script("return document.getSelection().toString()")
+    assert selected.startswith("On ") and selected.rstrip().endswith(".") and len(selected) > 500

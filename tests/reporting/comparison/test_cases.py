@@ -54,7 +54,7 @@ def test_of_exclusive_classes_a_case_s_number_is_the_probability_of_its_class(st
     number = int(order[0][1:4])
     values = [rows[number][f"p/{'abc'[number % 3]}"] for rows in ours]
     label, words = first.by_run[1]
-    assert label == "mae" and sorted(words.split("; ")) == [
+    assert label == "mae" and words.split("; ") == [
         f"pre-training 0, seed {seed}: {value:.3f}" for seed, value in enumerate(values)
     ]
     assert first.by_run[0][0] == "none" and "pre-training" not in first.by_run[0][1]
@@ -82,7 +82,7 @@ def test_a_case_that_one_arm_leaves_undefined_is_counted(store):
 def test_what_is_left_out_is_said_and_each_case_opens_without_a_script(store):
     text = page(of_classes(store))
     assert text.count('<details class="case">') == 40 and text.count("<summary>") == 41
-    assert "mae against none: 60 cases, 40 cases of both ends here" in text
+    assert "mae against none: 60 cases, 40 of them here: both ends, and those with a picture" in text
     assert "20 cases in between left out" in text and "<script" not in text and "onclick" not in text
 
 
@@ -94,10 +94,13 @@ def test_pictures_stand_in_the_cases_that_have_one(store, tmp_path):
         shown = [("probabilities.png", content), ("other.png", png())]
         leave(store, stages(store, strategy)["test"], tmp_path / strategy, pictures=shown)
     text = unescape(page(store))
-    listed = {case for case in re.findall(r'<span class="case">(.*?)</span>', text) if int(case[1:4]) % 20 == 0}
+    listed = re.findall(r'<span class="case">(.*?)</span>', text)
+    drawn = {"c000, a", "c020, c", "c040, b"}  # wherever they stand, in their place
     with_picture = re.findall(r'alt="(.*?) listed, by (.*?)"', text)
-    assert listed and {case for case, _ in with_picture} == listed
-    assert all(with_picture.count((case, strategy)) == 1 for case in listed for strategy in ("none", "mae"))
+    assert sorted(with_picture) == sorted((case, strategy) for case in drawn for strategy in ("none", "mae"))
+    gains = [float(value) for value in re.findall(r'<span class="number (?:up|down)">(.*?)</span>', text)]
+    assert drawn <= {*listed} and len(listed) > 40 and gains == sorted(gains, reverse=True)
+    assert f"{60 - len(listed)} cases in between left out" in text
 
 
 def test_without_a_baseline_there_is_no_list(store):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from premed.reporting.comparison.artifacts import CaseScores, Picture
+from premed.reporting.comparison.artifacts import CaseScores, Picture, seed_order
 from premed.reporting.comparison.result import ArmResult, RunResult
 from premed.reporting.comparison.tables import Section
 from premed.reporting.formatting import number
@@ -50,8 +50,9 @@ class CaseList(NamedTuple):
     num_undefined: int
     """Cases without a number by one of the two."""
     gains: Sequence[ListedCase]
-    """The upper end, or all cases where they are few."""
+    """The upper end, then those between the ends that have a picture; or all cases where they are few."""
     num_between: int
+    """Cases that are left out."""
     losses: Sequence[ListedCase]
 
 
@@ -88,15 +89,20 @@ def case_lists(section: Section, scores: CaseScores, pictures: Sequence[Picture]
         every = scores.differences(arm.label, base.label)
         are_few = len(every) <= 2 * NUM_LISTED
         upper, lower = (every, []) if are_few else (every[:NUM_LISTED], every[-NUM_LISTED:])
-        ends = [[listed_case(arm, *each) for each in end] for end in (upper, lower)]
-        between, undefined = len(every) - len(upper) - len(lower), len(scores.names) - len(every)
-        lists.append(CaseList(arm, len(every), undefined, ends[0], between, ends[1]))
+        between = [] if are_few else every[NUM_LISTED:-NUM_LISTED]
+        pictured = [
+            each for each in between if any(of_case(shown, label, each[0]) for label in (base.label, arm.label))
+        ]
+        gains, losses = ([listed_case(arm, *each) for each in end] for end in ([*upper, *pictured], lower))
+        undefined, left_out = len(scores.names) - len(every), len(between) - len(pictured)
+        lists.append(CaseList(arm, len(every), undefined, gains, left_out, losses))
     return [each for each in lists if each.num_cases]
 
 
 def runs_in_words(arm: ArmResult, values: np.ndarray) -> str:
     """`seed 0: 0.417, seed 1: 0.390`, or `pre-training 0, seed 0: …` where both vary."""
-    return "; ".join(f"{seed_words(run)}: {number(float(value))}" for run, value in zip(arm.runs, values, strict=True))
+    pairs = sorted(zip(arm.runs, values, strict=True), key=lambda pair: seed_order(pair[0]))
+    return "; ".join(f"{seed_words(run)}: {number(float(value))}" for run, value in pairs)
 
 
 def seed_words(run: RunResult) -> str:
