@@ -10,7 +10,7 @@ from support.comparing import add, arm_of, difference_of, score_of, volumes, xra
 from premed.reporting.comparison import terminal
 from premed.reporting.comparison.compare import compare
 
-OPTIMISTIC = "; these images also chose the weights, so the scores are optimistic, and no test images were looked at"
+OPTIMISTIC = "; these images also chose the weights, so the scores are optimistic, and this is no test"
 
 
 @pytest.fixture(autouse=True)

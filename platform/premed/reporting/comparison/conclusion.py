@@ -17,7 +17,7 @@ LIMITS = {
     "these seeds": " in these trainings (fewer than three seeds: others may give another result)",
 }
 """After better and worse: how far the verdict goes."""
-OPTIMISTIC = "; these images also chose the weights, so the scores are optimistic, and no test images were looked at"
+OPTIMISTIC = "; these images also chose the weights, so the scores are optimistic, and this is no test"
 
 
 def conclusion(task: TaskResult, block: BlockResult) -> str:
