@@ -153,7 +153,8 @@ def test_shellcheck_finds_nothing_in(path):
 
 
 SRUN = """#!/bin/bash
-if [[ "$*" == *hostname* ]]; then echo 192.0.2.7 192.0.2.8; exit; fi
+if [[ "$*" == *"ray stop"* ]]; then exit; fi
+if [[ "$*" == *"hostname --ip-address" ]]; then echo 192.0.2.7 192.0.2.8; exit; fi
 test "$(wc -c < "$RAY_AUTH_TOKEN_PATH")" -ge 32 && test "$(stat -c %a "$RAY_AUTH_TOKEN_PATH")" = 600 || exit 9
 printf '%s\\n' "$@" > asked
 exit 3
