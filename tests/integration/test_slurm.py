@@ -58,7 +58,7 @@ def test_a_job_on_two_nodes_that_is_requeued_in_the_middle_ends_bitwise_as_one_t
         until_logged(log, r"checkpoint saved(.|\n)*checkpoint saved")
         found.ask("scontrol", "requeue", number)
         start_again(found, number)
-        until_logged(log, r"resumed after step [1-9]")
+        until_logged(log, r"resumed after step [1-9](.|\n)*pre-training: ")
         # as Slurm does two minutes before a job's time is up
         found.ask("scancel", "--batch", "--signal=USR1", number)
         start_again(found, number)
