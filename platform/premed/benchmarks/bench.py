@@ -13,7 +13,7 @@ from premed.benchmarks.result import Report, Result, Times
 from premed.benchmarks.rows import Row
 from premed.benchmarks.settings import Comparison, NotMeasured, NotTheSame, Settings
 from premed.errors import UserError
-from premed.training.device import keep_freed_memory
+from premed.training.device import forget_peak_memory, keep_freed_memory
 
 
 def settle(settings: Settings) -> None:
@@ -47,6 +47,9 @@ def measure(row: Row, settings: Settings, report: Report, changed: Callable[[Rep
                 report.results.append(result_of(row, comparison, settings))
                 add_pairs(report.results[-1], comparison, settings, lambda: changed(report, False))
             changed(report, True)
+            del comparison  # two networks with what their optimizers hold, before the next ones are built
+            gc.collect()
+            forget_peak_memory()
     except NotTheSame as error:
         not_measured = f"premed and the peer do not do the same work: {error}"
         report.results.append(Result(row.name, row.peers, not_measured=not_measured, differs=True))
@@ -77,6 +80,5 @@ def add_pairs(result: Result, comparison: Comparison, settings: Settings, change
             result.theirs.append(theirs)
         changed()
 
-    gc.collect()
     num = min(settings.pairs, comparison.most or settings.pairs)
     interleaved(comparison.ours, comparison.theirs, num, add, settings.finish)

@@ -31,7 +31,7 @@ def commands(settings: Settings) -> Iterator[Comparison | NotMeasured]:
                 what,
                 partial(first_or_run, first, arguments, folder),
                 None,
-                unit="command",
+                unit="a command",
                 sizes="a process of its own",
                 same=same,
                 floor=partial(python_alone, settings, folder),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,26 +32,25 @@ TARGETS = {False: Target(7, 8), True: Target(5, 8)}  # by whether the peer knows
 
 def crops(settings: Settings) -> Iterator[Comparison | NotMeasured]:
     shape, roi = settings.size(*SHAPE), settings.size(*ROI)
+    times = range(settings.size(4, 1))
+    num_bytes = len(times) * CROPS * prod(roi) * (2 + 1 + 4 + 1)
     with TemporaryDirectory() as folder:
         case = made_up.write_ct(Path(folder), shape)
         (prepared,) = Cache(Path(folder) / "cache").prepare([case], made_up.PREPROCESSING)
         sample = Sample(case, prepared)
-        num_bytes = CROPS * prod(roi) * (2 + 1 + 4 + 1)
-        for augment in (PLAIN, MOVED):
-            for known in (False, True):
-                batches, peer_batches = premed_batches(sample, roi, augment), MonaiBatches(sample, roi, augment, known)
-                same = same_batches(settings, sample, roi, augment, batches, peer_batches)
-                times = range(settings.size(4, 1))
-                yield Comparison(
-                    f"CacheDataset{' with FgBgToIndicesd' * known}{', augmented' * (augment is MOVED)}",
-                    partial(repeated, batches, times),
-                    partial(repeated, peer_batches, times),
-                    unit=f"{len(times)} batches",
-                    sizes=f"{CROPS} crops of {roi[0]}³ with labels from one volume of {' × '.join(map(str, shape))}",
-                    same=same,
-                    floor=lambda: copy_floor(settings, len(times) * num_bytes, "stored int16 and uint8 to float32 and uint8"),
-                    target=TARGETS[known],
-                )
+        for augment, known in product((PLAIN, MOVED), (False, True)):
+            batches, peer_batches = premed_batches(sample, roi, augment), MonaiBatches(sample, roi, augment, known)
+            same = same_batches(sample, roi, batches, peer_batches)
+            yield Comparison(
+                f"CacheDataset{' with FgBgToIndicesd' * known}{', augmented' * (augment is MOVED)}",
+                partial(repeated, batches, times),
+                partial(repeated, peer_batches, times),
+                unit=f"{len(times)} batches" if len(times) > 1 else "a batch",
+                sizes=f"{CROPS} crops of {roi[0]}³ with labels from one volume of {' × '.join(map(str, shape))}",
+                same=same,
+                floor=lambda: copy_floor(settings, num_bytes, "stored int16 and uint8 to float32 and uint8"),
+                target=TARGETS[known],
+            )
 
 
 def repeated(batches: Any, times: range) -> None:
@@ -77,17 +77,17 @@ class MonaiBatches:
         from monai.data.dataset import CacheDataset
         from monai.data.utils import list_data_collate
 
-        both, (low, high) = ["image", "label"], made_up.WINDOW
+        (low, high), both = made_up.WINDOW, ["image", "label"]
         fixed = [
-            ts.LoadImaged(both, ensure_channel_first=True),
+            ts.LoadImaged(both, reader="NibabelReader", ensure_channel_first=True),
             ts.Orientationd(both, axcodes="RAS", labels=None),
             ts.ScaleIntensityRanged("image", low, high, 0.0, 1.0, clip=True),
             *([ts.FgBgToIndicesd("label", image_key="image")] if known else []),
         ]
-        where = {"fg_indices_key": "label_fg_indices", "bg_indices_key": "label_bg_indices"} if known else {}
-        image = {} if known else {"image_key": "image", "image_threshold": 0.0}
-        shares: Any = {"pos": 1, "neg": 1, "num_samples": CROPS}
-        crop: Any = ts.RandCropByPosNegLabeld(both, "label", roi, **shares, **image, **where)
+        where: Any = {"image_key": "image", "image_threshold": 0.0}
+        if known:
+            where = {"fg_indices_key": "label_fg_indices", "bg_indices_key": "label_bg_indices"}
+        crop: Any = ts.RandCropByPosNegLabeld(both, "label", roi, pos=1, neg=1, num_samples=CROPS, **where)
         moves = [ts.RandFlipd(both, augment.flip, axis) for axis in range(3)] if augment.flip else []
         if augment.flip:
             moves += [
@@ -96,24 +96,26 @@ class MonaiBatches:
                 ts.RandShiftIntensityd("image", offsets=0.1, prob=augment.intensity),
             ]
         files = {"image": str(sample.case.image[0]), "label": str(sample.case.label)}
-        last = [ts.SelectItemsd(both), ts.ToTensord(both)]
-        self.dataset = CacheDataset([files], ts.Compose([*fixed, crop, *moves, *last]), progress=False, num_workers=None)
+        last = [*([ts.SelectItemsd(both)] if known else []), ts.ToTensord(both)]  # places are not for the batch
+        self.dataset = CacheDataset(
+            [files], ts.Compose([*fixed, crop, *moves, *last]), progress=False, num_workers=None
+        )
         self.collate = list_data_collate
 
-    def __call__(self, number: int) -> dict[str, Any]:
+    def __call__(self, number: int) -> Any:
         return self.collate([self.dataset[0]])
 
     @property
-    def cached(self) -> dict[str, Any]:
+    def cached(self) -> Any:
         return self.dataset._cache[0]
 
 
-def same_batches(
-    settings: Settings, sample: Sample, roi: tuple[int, ...], augment: Augmentation, batches: Any, peer: MonaiBatches
-) -> str:
+def same_batches(sample: Sample, roi: tuple[int, ...], batches: Any, peer: MonaiBatches) -> str:
     """Raises NotTheSame if batches are of other shapes, or premed's crops are not those of the peer's volume."""
     (images, labels), other = batches(0), peer(0)
-    if images.shape != tuple(other["image"].shape) or labels.shape != tuple(other["label"].shape[:1] + other["label"].shape[2:]):
+    if images.shape != tuple(other["image"].shape) or labels.shape != tuple(
+        other["label"].shape[:1] + other["label"].shape[2:]
+    ):
         raise NotTheSame(f"batches of shape {images.shape} and {tuple(other['image'].shape)}")
     volume, label = (peer.cached[name][0].numpy() for name in ("image", "label"))
     apart = 0.0
@@ -127,4 +129,6 @@ def same_batches(
             raise NotTheSame("labels of a crop differ")
     if apart > 1e-3:
         raise NotTheSame(f"voxels of a crop differ by up to {apart:.1e}")
-    return f"batches of the same shapes; equal labels, and voxels (apart by {apart:.0e} of the window), at the same places"
+    return (
+        f"batches of the same shapes; equal labels, and voxels (apart by {apart:.0e} of the window), at the same places"
+    )

@@ -58,6 +58,11 @@ def relative_error(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).norm() / a.double().norm().clamp(min=1e-300))
 
 
+def apart_by(error: float) -> str:
+    """How a page says in brackets by how much numbers differ that are equal but for the order of sums."""
+    return f"(apart by {error:.0e})" if error else "(bit for bit)"
+
+
 def joined(tensors: Any) -> Tensor:
     """All numbers of some tensors, in their order."""
     return torch.cat([each.detach().flatten().float().cpu() for each in tensors])

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import closing
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -31,38 +30,44 @@ from premed.training.schedule import Schedule
 from premed.training.storage import StageStorage
 from premed.training.throughput import Throughput
 
-BATCH, LR, CLIP, LOG_STEPS = 32, 1.5e-3, 1.0, 20
-STEPS, PATIENTS = (40, 4), (40, 16)
+LR, CLIP, LOG_STEPS = 1.5e-3, 1.0, 20
+BATCH, STEPS, PATIENTS = (32, 16), (40, 4), (40, 8)
 
 
 def loop(settings: Settings) -> Iterator[Comparison | NotMeasured]:
     with TemporaryDirectory() as name:
-        folder, num_steps = Path(name), settings.size(*STEPS)
+        folder, num_steps, size = Path(name), settings.size(*STEPS), settings.size(*BATCH)
         write_chestxray14(folder / "chests", settings.size(*PATIENTS), 0, size=64)
-        task = chestxray14.build(chestxray14.Config(root=folder / "chests", size=64, stored=64))
+        config = chestxray14.Config.model_validate({"root": folder / "chests", "size": 64, "stored": 64})
+        task: Any = chestxray14.build(config)
         cases = task.split("train")
         entries = Cache(folder / "cache").prepare(cases, task.preprocessing)
         samples = [Sample(*pair) for pair in zip(cases, entries, strict=True)]
         data_set, device = DataSet(task, "X-ray", Augmentation(scale=(0.8, 1.0))), torch.device(settings.device)
-        plan = EpochSampler(len(samples), BATCH, num_steps, 0, "pretrain")
+        plan = EpochSampler(len(samples), size, num_steps, 0, "pretrain")
         reading = PreparedLoader([data_set], samples, seed=0, stage="pretrain", device=device)
-        with closing(reading.batches([plan.at(0)])) as stream:
-            one = steps.OneBatch(next(stream))
-        sources: dict[str, BatchLoader] = {"a bare loop, same source": reading, "a bare loop, one batch": one}
+        (batch,) = reading.batches([plan.at(0)])
+        sources: dict[str, BatchLoader] = {
+            "a bare loop, same source": reading,
+            "a bare loop, one batch": steps.OneBatch(batch),
+        }
         for peer, source in sources.items():
             torch.manual_seed(0)
             objective = build(task).to(device)
             bare = deepcopy(objective)
-            ours = partial(premed_loop, objective, make_optimizer(objective, steps.BETAS), source, plan, samples, folder)
+            ours = partial(
+                premed_loop, objective, make_optimizer(objective, steps.BETAS), source, plan, samples, folder
+            )
             theirs = partial(bare_loop, bare, make_optimizer(bare, steps.BETAS), source, plan)
-            ours(), theirs()
+            ours()
+            theirs()
             yield Comparison(
                 peer,
                 ours,
                 theirs,
                 unit=f"{num_steps} steps",
-                sizes=f"MAE of {BATCH} pictures of 64 pixels, encoder 192 × 6; a point of the curve in {LOG_STEPS} steps, a "
-                f"checkpoint in {num_steps} (a training has one in 5 minutes), a validation of one picture",
+                sizes=f"MAE of {size} pictures of 64 pixels, encoder 192 × 6; points of the curve, a checkpoint in "
+                f"{num_steps} steps (a training has one in 5 minutes), a validation of one picture",
                 same=same_weights(objective, bare),
                 target=Target(0.97, 0.99),
             )

@@ -124,7 +124,7 @@ def compare(
         name,
         steps.premed_step(objective, batch, precision),
         steps.peer_step(settings, model, loss, peer_precision),
-        unit="step",
+        unit="a step",
         sizes=str(sizes),
         same=same,
         floor=lambda: compute_floor(settings, flops, precision),
@@ -163,12 +163,13 @@ def reorder(name: str, value: Tensor, channels: int) -> Tensor:
 @torch.no_grad()
 def copy_weights(objective: mae.MAE, model: nn.Module, peer: Peer) -> None:
     """Gives the peer premed's weights, all of them."""
-    channels = objective.task.channels
+    channels, encoder, decoder = objective.task.channels, objective.encoder, objective.decoder
+    assert isinstance(encoder, vit.ViT)
     left = dict(model.named_parameters())
     own = {name: each for name, each in objective.named_parameters() if name != "encoder.pos_embed"}
     for name, value in own.items():
         left.pop(rename(name, peer)).copy_(reorder(name, value, channels))
-    for name, value in zip(peer.positions, (objective.encoder.pos_embed, objective.decoder.positions), strict=True):
+    for name, value in zip(peer.positions, (encoder.pos_embed, decoder.positions), strict=True):
         left.pop(name).copy_(value if peer.class_row else value[:, 1:])
     assert not left, f"weights that were not given: {', '.join(left)}"
 

@@ -9,14 +9,15 @@ from premed.benchmarks.result import Report, Result, Spread
 from premed.benchmarks.rows import ROWS
 from premed.errors import UserError
 
-HEAD = "| row | beside | premed | peer | times as fast | of the floor | at least / wanted |\n|---|---|---|---|---|---|---|\n"
+COLUMNS = ("row", "beside", "premed", "peer", "times as fast", "share of the floor", "at least / wanted")
 METHOD = """\
-Written by `premed bench`; `premed bench --list` says what each row does. Before a row is timed it is asserted that premed and
-the peer do the same work, from the same weights and images. Then both run in turn, a b, b a, a b; "times as fast" is the
-median of the pairs' own ratios [quartiles], of {clock}. The floor is the least time in which this machine could do the work:
-its FLOP at the rate of matrix products, or its bytes at that of a copy, measured in the same run; its share of premed's time
-says how much there is left to win. Both sides of a row have the settings of malloc that premed's workers have, but in the row
-that is about them. Peers' optimizer is `torch.optim.AdamW` as their scripts call it.
+Written by `premed bench`; `premed bench --list` says what each row does. Before a row is timed it is asserted that
+premed and the peer do the same work, from the same weights and images. Then both run in turn, a b, b a, a b; "times as
+fast" is the median of the pairs' own ratios [quartiles], of {clock}. The floor is the least time in which this machine
+could do the work: its FLOP at the rate of matrix products, or its bytes at that of a copy, measured in the same run;
+its share of premed's time says how much there is left to win. Both sides of a row have the settings of malloc that
+premed's workers have, but in the row that is about them. Peers' optimizer is `torch.optim.AdamW` as their scripts call
+it.
 """
 
 
@@ -33,7 +34,9 @@ def write(report: Report, path: Path) -> None:
         partial.write_text(markdown(report))
         partial.replace(path)
     except OSError as error:
-        raise UserError(f"--to: {path} cannot be written ({error.strerror}); make room, or write it elsewhere") from None
+        raise UserError(
+            f"--to: {path} cannot be written ({error.strerror}); make room, or write it elsewhere"
+        ) from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -46,7 +49,7 @@ def markdown(report: Report) -> str:
     rows = dict.fromkeys(result.row for result in report.results)
     texts = "".join(about(name, report) for name in rows)
     head = f"# Speed beside the peers\n\n{METHOD.format(clock=clock)}{short}\n{of_machine(report.machine)}\n"
-    return f"{head}\n{HEAD}{lines}\n## What each row is\n{texts}"
+    return f"{head}\n{table_row(*COLUMNS)}{table_row(*['---'] * len(COLUMNS))}{lines}\n## What each row is\n{texts}"
 
 
 def of_machine(facts: dict[str, Any]) -> str:
@@ -63,12 +66,16 @@ def of_machine(facts: dict[str, Any]) -> str:
 
 def table_line(result: Result) -> str:
     if result.not_measured:
-        return f"| {result.row} | {result.peer} | not measured | | | | |\n"
+        return table_row(result.row, result.peer, "not measured", "", "", "", "")
     share = result.share_of_floor()
     cells = (
         *(result.row, result.peer, seconds(result.seconds()), seconds(result.seconds("theirs"))),
         *(ratio(result.ratio()), "" if share is None else percent(share), target(result)),
     )
+    return table_row(*cells)
+
+
+def table_row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
@@ -82,11 +89,15 @@ def about(name: str, report: Report) -> str:
             lines.append(f"- {result.peer}: not measured: {result.not_measured}.\n")
             continue
         other = "wall" if result.clock == "cpu" else "cpu"
-        by_other = f" By {'the clock' if other == 'wall' else 'CPU time'}: {ratio(result.ratio(other))}." * bool(result.theirs)
+        by_other = f" By {'the clock' if other == 'wall' else 'CPU time'}: {ratio(result.ratio(other))}." * bool(
+            result.theirs
+        )
         floor = f" Floor: {result.floor.what}, {seconds(result.floor.seconds)}." if result.floor else ""
         num = len(result.ours)
         pairs = f"{num} {'pair' if result.theirs else 'time'}{'s' * (num != 1)}"
-        lines.append(f"- {result.peer}: a {result.unit}; {result.sizes}. Asserted: {result.same}. {pairs}.{by_other}{floor}\n")
+        lines.append(
+            f"- {result.peer}: {result.unit}; {result.sizes}. Asserted: {result.same}. {pairs}.{by_other}{floor}\n"
+        )
     return "".join(lines)
 
 
@@ -94,9 +105,9 @@ def line(result: Result) -> str:
     """A comparison on one line of the terminal."""
     if result.not_measured:
         return f"{result.row}, {result.peer}: not measured: {result.not_measured}"
-    took = f"{seconds(result.seconds())} a {result.unit}"
+    took = f"{seconds(result.seconds())} for {result.unit}"
     share = result.share_of_floor()
-    floor = "" if share is None else f"; {percent(share)} of the floor's speed"
+    floor = "" if share is None else f"; the floor is {percent(share)} of it"
     if result.theirs:
         took = f"{ratio(result.ratio())} ({took}, {seconds(result.seconds('theirs'))} there)"
     return f"{result.row}, {result.peer}: {took}{floor}"

@@ -24,7 +24,7 @@ def interleaved(
     on_pair: Callable[[Times, Times | None], None],
     finish: Callable[[], None] = lambda: None,
 ) -> None:
-    """Executes `num` pairs in the order a b, b a, a b, …, and calls `on_pair` after each. theirs: None: `ours` alone."""
+    """Executes `num` pairs, a b, b a, a b, …, and calls `on_pair` after each. theirs: None: `ours` alone."""
     for i in range(num):
         if theirs is None:
             on_pair(timed(ours, finish), None)

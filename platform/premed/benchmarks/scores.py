@@ -38,9 +38,7 @@ def scores(settings: Settings) -> Iterator[Comparison | NotMeasured]:
     def theirs() -> tuple[Any, Any]:
         predicted, true = (one_hot(each, CLASSES) for each in volumes)
         dice = compute_dice(predicted, true, include_background=False)
-        distance = compute_hausdorff_distance(
-            predicted, true, include_background=False, percentile=95, spacing=SPACING
-        )
+        distance = compute_hausdorff_distance(predicted, true, include_background=False, percentile=95, spacing=SPACING)
         return dice, distance
 
     same = assert_equal(ours(), *theirs())
@@ -49,7 +47,7 @@ def scores(settings: Settings) -> Iterator[Comparison | NotMeasured]:
         "MONAI",
         ours,
         theirs,
-        unit="case",
+        unit="a case",
         sizes=f"13 classes, {shape} voxels of {' × '.join(map(str, SPACING))} mm",
         same=same,
         floor=lambda: copy_floor(settings, 2 * truth.nbytes, "both label maps, read once"),
@@ -58,10 +56,8 @@ def scores(settings: Settings) -> Iterator[Comparison | NotMeasured]:
 
 
 def a_little_off(truth: np.ndarray) -> np.ndarray:
-    """A prediction: the label map moved by a voxel or two, every eighth of its slices missing."""
-    prediction = np.roll(truth, (1, -2, 1), axis=(0, 1, 2))
-    prediction[:, :, ::8] = 0
-    return prediction
+    """A prediction: the label map moved by a voxel or two."""
+    return np.roll(truth, (1, -2, 1), axis=(0, 1, 2))
 
 
 def assert_equal(row: dict[str, Any], dice: torch.Tensor, distance: torch.Tensor) -> str:

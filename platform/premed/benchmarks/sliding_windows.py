@@ -45,17 +45,32 @@ def windows(settings: Settings) -> Iterator[Comparison | NotMeasured]:
 
     flops, found = 0, list[Tensor]()
     flops = flops_of(lambda: found.append(ours()))
-    name = str(precision).removeprefix("torch.")
+    names = {torch.float32: "fp32", torch.bfloat16: "bf16"}
     floor: Any = lambda: compute_floor(settings, flops, precision)  # noqa: E731
-    about = f"{' × '.join(map(str, volume.shape[1:]))}, windows {sizes.roi[0]}³ that overlap by half; UNETR as in the row unetr"
+    shape = " × ".join(map(str, volume.shape[1:]))
+    about = f"{shape}, windows {sizes.roi[0]}³ that overlap by half; UNETR as in the row unetr"
     same = same_classes(found[0], theirs())
     yield Comparison(
-        "MONAI in fp32", ours, theirs, "volume", f"{about}; premed in {name}", same, floor, Target(1.1, 1.5)
+        "MONAI in fp32",
+        ours,
+        theirs,
+        "a volume",
+        f"{about}; premed in {names[precision]}",
+        same,
+        floor,
+        Target(1.1, 1.5),
     )
     if precision != torch.float32:
         same = same_classes(found[0], theirs(precision))
         yield Comparison(
-            f"MONAI in {name}", ours, lambda: theirs(precision), "volume", about, same, floor, Target(1.1, 1.5)
+            f"MONAI in {names[precision]}",
+            ours,
+            lambda: theirs(precision),
+            "a volume",
+            about,
+            same,
+            floor,
+            Target(1.1, 1.5),
         )
 
 

@@ -23,10 +23,12 @@ from premed.rng import SampleRng, key
 
 STORED, ROI = 256, (224, 224)
 NUM_PICTURES, NUM_VIEWS = 16, (256, 32)
-AUGMENT = Augmentation(scale=(0.5, 1.0), flip=0.5)
+SCALE = (0.5, 1.0)
+AUGMENT = Augmentation(scale=SCALE, flip=0.5)
 PREPROCESSING = Preprocessing(dims=2, normalise="grey")
 MEAN, STD = PREPROCESSING.mean, PREPROCESSING.std
-Transform = Callable[[Path], torch.Tensor]
+Transform = Callable[[Path], Any]
+"""Returns the view of a file."""
 
 
 def pictures(settings: Settings) -> Iterator[Comparison | NotMeasured]:
@@ -76,7 +78,7 @@ def peers() -> dict[str, Transform]:
     from torchvision import transforms as v1
     from torchvision.transforms import v2
 
-    cubic, scale = v1.InterpolationMode.BICUBIC, AUGMENT.scale
+    cubic, scale = v1.InterpolationMode.BICUBIC, SCALE
     crop: Any = v1.RandomResizedCrop(ROI, scale, interpolation=cubic)
     old = v1.Compose([crop, v1.RandomHorizontalFlip(AUGMENT.flip), v1.ToTensor(), v1.Normalize(MEAN, STD)])
     new = v2.Compose(
@@ -101,9 +103,9 @@ def same_pixels(sample: Sample) -> str:
     for number in range(8):
         draw = SampleRng(key("view", number))
         view = views.picture(sample.prepared, ROI, AUGMENT, draw)
-        top, left, height, width = transforms._box((STORED, STORED), draw, AUGMENT.scale, (3 / 4, 4 / 3))
+        top, left, height, width = transforms._box((STORED, STORED), draw, SCALE, (3 / 4, 4 / 3))
         box = (left, top, left + width, top + height)
-        picture = Image.open(sample.case.image[0]).resize(ROI[::-1], Image.Resampling.BICUBIC, box)
+        picture = Image.open(sample.case.image[0]).resize((ROI[1], ROI[0]), Image.Resampling.BICUBIC, box)
         grey = np.asarray(picture, np.float32)
         grey = grey[:, ::-1] if draw.chance("mirror", AUGMENT.flip) else grey
         worst = max(worst, float(np.abs((view[0] * STD + MEAN) * 255 - grey).max()))

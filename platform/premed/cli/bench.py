@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from premed.cli.options import Json, loading, print_result, redirect_prints, tell_written
-from premed.errors import UserError
 
 Rows = Annotated[list[str] | None, typer.Argument(metavar="ROW…", help="these alone [default: all]")]
 Short = Annotated[bool, typer.Option("--short", help="small sizes, about a minute: does it work, did a ratio fall?")]
@@ -46,7 +45,8 @@ def bench(
     selected = chosen(rows or ())
     if listed:
         found = [row._asdict() for row in ROWS]
-        print_result({"rows": found}, as_json, lambda _: [print(f"{r.name:15} {r.what}; beside {r.peers}") for r in ROWS])
+        lines = "\n".join(f"{row.name:15} {row.what}; beside {row.peers}" for row in ROWS)
+        print_result({"rows": found}, as_json, lambda _: print(lines))
         return
     with loading():
         from premed.benchmarks import bench, page
@@ -69,7 +69,9 @@ def bench(
         with redirect_prints(as_json):
             report = bench.run(settings, selected, changed)
     except KeyboardInterrupt:
-        measured = "nothing was written; --to FILE keeps what was measured" if to is None else f"{to} has what was measured"
+        measured = (
+            "nothing was written; --to FILE keeps what was measured" if to is None else f"{to} has what was measured"
+        )
         raise KeyboardInterrupt(f"stopped; {measured}") from None
     if as_json:
         results = [asdict(each) | {"numbers": each.numbers()} for each in report.results]
