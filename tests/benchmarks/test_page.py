@@ -87,6 +87,7 @@ def test_the_page_is_written_completely_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "speed.md"
     page.write(report(result()), path)
     before = path.read_text()
+    assert before == page.markdown(report(result()))
     monkeypatch.setattr(page, "markdown", lambda report: "\ud800")  # cannot be encoded: fails in the middle
     with pytest.raises(UnicodeEncodeError):
         page.write(report(), path)

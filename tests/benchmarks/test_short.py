@@ -1,7 +1,8 @@
 """The whole of `premed bench --short`: no ratio has fallen by a third below the one in ratios.json.
 
-Measured anew, and written there: `python tests/benchmarks/test_short.py --write`, on a quiet machine. Checkouts of
-peers are given by PREMED_PEER_MAE and PREMED_PEER_SELFMEDMAE; rows beside others are compared in any case.
+The numbers there are the lower ones of two runs on a busy machine with two cores, for small works are noisy. All are
+measured anew and written by `python tests/benchmarks/test_short.py --write`. Checkouts of peers are given by
+PREMED_PEER_MAE and PREMED_PEER_SELFMEDMAE; rows beside others are compared in any case.
 """
 
 import json

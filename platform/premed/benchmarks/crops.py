@@ -1,5 +1,6 @@
 """Row crops-3d: batches of random crops from prepared files beside MONAI's CacheDataset, with equal voxels."""
 
+import logging
 from collections.abc import Iterator
 from functools import partial
 from itertools import product
@@ -77,6 +78,7 @@ class MonaiBatches:
         from monai.data.dataset import CacheDataset
         from monai.data.utils import list_data_collate
 
+        logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)  # no DICOM is read
         (low, high), both = made_up.WINDOW, ["image", "label"]
         fixed = [
             ts.LoadImaged(both, reader="NibabelReader", ensure_channel_first=True),

@@ -70,6 +70,7 @@ def loop(settings: Settings) -> Iterator[Comparison | NotMeasured]:
                 f"{num_steps} steps (a training has one in 5 minutes), a validation of one picture",
                 same=same_weights(objective, bare),
                 target=Target(0.97, 0.99),
+                most=2 if settings.short else None,
             )
 
 
