@@ -44,7 +44,7 @@ class Sizes:
 
 FULL = Sizes((96, 96, 96))
 SIZES = FULL, Sizes((32, 32, 32), 48, 3, 4)
-OF_MALLOC = FULL, Sizes((48, 48, 48), 48, 3, 8)  # tensors of megabytes, for which the settings are
+OF_MALLOC = FULL, Sizes((32, 32, 32), 48, 3, 8)  # tensors of megabytes, for which the settings are
 
 
 def build(sizes: Sizes) -> Supervised:
