@@ -65,7 +65,7 @@ def test_a_ratio_that_fell_by_a_third_is_told():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # a minute and a half on a quiet machine
+@pytest.mark.timeout(900)  # a minute and a half of CPU
 def test_no_ratio_of_the_short_benchmark_has_fallen_by_a_third():
     found, recorded = measured(), json.loads(RATIOS.read_text())
     new = {name for name, ratio in found["ratios"].items() if ratio is not None} - {*recorded}
