@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from premed.cli import data, init, plan, services, streams
+from premed.cli import bench, data, init, plan, services, streams
 from premed.cli.options import (
     Json,
     Reference,
@@ -222,6 +222,7 @@ def export(
     print_result(result, as_json, console.show_export)
 
 
+app.command()(bench.bench)
 app.command()(services.fields)
 app.command(context_settings={"allow_interspersed_args": False})(services.submit)
 app.command()(services.doctor)

@@ -69,6 +69,20 @@ def test_hd95_is_what_brute_force_says(pair, spacing):
     assert metrics.hd95(a, b, spacing) == pytest.approx(hd95_by_hand(a, b, np.diag([*spacing, 1])))
 
 
+@settings(deadline=None, max_examples=examples(50))
+@given(arrays.arrays(np.uint8, (2, 5, 6, 4), elements=st.integers(0, 3)), spacings)
+def test_a_row_has_the_scores_of_the_whole_masks_and_masks_are_those_of_isin(pair, spacing):
+    regions = {"a": (1,), "b": (2, 3), "c": (7,), "d": (0,)}
+    prediction, truth = ({name: metrics.mask_of(x, values) for name, values in regions.items()} for x in pair)
+    for masks, labels in zip((prediction, truth), pair, strict=True):
+        assert all((masks[name] == np.isin(labels, values)).all() for name, values in regions.items())
+    row = metrics.region_row(prediction, truth, spacing)
+    for name in regions:
+        a, b = prediction[name], truth[name]
+        assert row[f"dice/{name}"] == pytest.approx(metrics.dice(a, b), nan_ok=True, abs=0)
+        assert row[f"hd95/{name}"] == pytest.approx(metrics.hd95(a, b, spacing), nan_ok=True, abs=0)
+
+
 @settings(deadline=None, max_examples=examples(20))
 @given(mask_pairs(), spacings)
 def test_hd95_is_what_monai_says(pair, spacing):

@@ -44,6 +44,15 @@ def hd95(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float] | n
     return float(max(np.quantile(forwards, 0.95), np.quantile(backwards, 0.95)))
 
 
+def mask_of(labels: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """Returns where a label map has one of a few values; np.isin takes some ten times as long."""
+    first, *more = values
+    mask = np.asarray(labels == first)
+    for value in more:
+        mask |= labels == value
+    return mask
+
+
 def region_row(
     prediction: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray], spacing: Sequence[float] | np.ndarray
 ) -> dict[str, Any]:
@@ -55,10 +64,14 @@ def region_row(
     """
     row: dict[str, Any] = {}
     for name, true_mask in truth.items():
-        mask = prediction[name]
+        mask, true_mask = _masks(prediction[name], true_mask)
+        found = bool(mask.any()), bool(true_mask.any())
+        if all(found):  # neither score looks beyond both
+            box = _box(mask | true_mask)
+            mask, true_mask = mask[box], true_mask[box]
         row[f"dice/{name}"] = dice(mask, true_mask)
         row[f"hd95/{name}"] = hd95(mask, true_mask, spacing)
-        row[f"state/{name}"] = _STATES[bool(np.any(mask)), bool(np.any(true_mask))]
+        row[f"state/{name}"] = _STATES[found]
     return row
 
 
@@ -137,18 +150,23 @@ def _millimetres(places: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 def _box(mask: np.ndarray) -> tuple[slice, ...]:
     """Returns the bounding box of a non-empty mask."""
-    box = []
-    for axis in range(mask.ndim):
-        filled = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        box.append(slice(filled[0], filled[-1] + 1))
-    return tuple(box)
+    box: tuple[slice, ...] = ()
+    for axis in range(mask.ndim):  # each axis within what the ones before leave of it
+        inside = mask[box]
+        filled = np.flatnonzero(inside.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        box = (*box, slice(filled[0], filled[-1] + 1))
+    return box
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:
     """Returns the positions [n, axes] of voxels with a neighbour outside the mask; beyond the image is outside."""
-    from scipy.ndimage import binary_erosion
-
-    return np.argwhere(mask & ~binary_erosion(mask))
+    inside = mask.copy()
+    for axis in range(mask.ndim):  # as scipy's binary_erosion, which takes some four times as long
+        of_mask, of_inside = np.moveaxis(mask, axis, 0), np.moveaxis(inside, axis, 0)
+        of_inside[1:] &= of_mask[:-1]
+        of_inside[:-1] &= of_mask[1:]
+        of_inside[[0, -1]] = False
+    return np.argwhere(mask & ~inside)
 
 
 def _columns(rows: Rows, kind: str, classes: Sequence[str]) -> np.ndarray:

@@ -148,7 +148,7 @@ class Segmentation:
 
     def region_masks(self, labels: np.ndarray) -> Mapping[str, np.ndarray]:
         """Returns the mask of each region of a label map."""
-        return {name: np.isin(labels, values) for name, values in self.regions.items()}
+        return {name: metrics.mask_of(labels, values) for name, values in self.regions.items()}
 
     def summary(self, rows: Sequence[Row]) -> dict[str, float]:
         """Returns means over cases per region, and their means over regions."""
@@ -246,7 +246,7 @@ class Regions(Segmentation):
         return dict(zip(self.regions, prediction, strict=True))
 
     def class_masks(self, labels: np.ndarray) -> Iterator[np.ndarray]:
-        return (np.isin(labels, values) for values in self.regions.values())
+        return (metrics.mask_of(labels, values) for values in self.regions.values())
 
     def label_map(self, prediction: np.ndarray) -> np.ndarray | None:
         """Paints the regions as `nesting` lists them; returns None if they are not nested.
