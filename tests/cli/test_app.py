@@ -257,7 +257,7 @@ def test_the_page_of_real_runs_shows_their_pre_training_and_their_answers(
     text = (tmp_path / "page.html").read_text()
     tested, _ = runs_of(home, "test")
     assert code == 0 and f"/runs/{tested.run_id}" in text
-    assert text.count("data:image/png") == 4 + 10  # those of the stages, and of the best and worst cases
+    assert text.count("data:image/png") == 4 + 10 + 56  # of the stages, of the best and worst cases, of all listed
     for shown in ("Pre-training and its gate", "seed 0: progress", "seed 0: reconstruction", "seed 0: probabilities"):
         assert shown in text
     code, _, err = premed("compare", "--html", tmp_path / "absent" / "page.html")
