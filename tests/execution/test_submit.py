@@ -196,7 +196,7 @@ def test_an_upload_that_no_cluster_takes_names_its_largest_files(premed, elsewhe
     ("arguments", "words"),
     [
         (["ui"], "ui cannot be a job"),
-        (["frobnicate"], "frobnicate is not a command; name one of compare, data, demo"),
+        (["frobnicate"], "frobnicate is not a command; name one of bench, compare, data, demo"),
         (["absent.yaml"], "absent.yaml: cannot be read"),
         (["mine/a.yaml", "pretext.mask=1"], "pretext.mask: no such field"),
         (["--env", "PREMED_HOME", "mine/a.yaml"], "--env PREMED_HOME: is not NAME=VALUE"),
