@@ -44,9 +44,9 @@ def comparison(**fields) -> Comparison:
 
 
 def measured(*rows, settings=SHORT):
-    told = []
-    report = bench.run(settings, rows, lambda report, complete: told.append((len(report.results), complete)))
-    return report, told
+    reported = []
+    report = bench.run(settings, rows, lambda report, complete: reported.append((len(report.results), complete)))
+    return report, reported
 
 
 # ---- rows
@@ -66,8 +66,8 @@ def test_an_unknown_row_is_refused_by_name():
 
 
 def test_a_row_is_told_pair_by_pair():
-    report, told = measured(row([comparison(), NotMeasured("another", "no peer")]))
-    assert told == [(1, False), (1, False), (1, True), (2, True), (2, False)]
+    report, reported = measured(row([comparison(), NotMeasured("another", "no peer")]))
+    assert reported == [(1, False), (1, False), (1, True), (2, True), (2, False)]
     first, second = report.results
     assert first.ratio().median == 2 and second.not_measured == "no peer" and report.differing == []
     assert "made-up" in report.minutes

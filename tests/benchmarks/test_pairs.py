@@ -13,8 +13,8 @@ SECONDS = st.floats(1e-3, 1e3)
 
 
 def measured(num, theirs=True):
-    """The order of the executions, and the pairs that were told."""
-    order, told = [], []
+    """The order of the executions, and the pairs that were reported."""
+    order, reported = [], []
 
     def work(name):
         def run():
@@ -24,10 +24,10 @@ def measured(num, theirs=True):
         return run
 
     def on_pair(ours, other):
-        told.append((int(ours.cpu), other and int(other.cpu)))
+        reported.append((int(ours.cpu), other and int(other.cpu)))
 
     interleaved(work("a"), work("b") if theirs else None, num, on_pair)
-    return "".join(order), told
+    return "".join(order), reported
 
 
 def test_pairs_run_in_turn_and_every_other_one_the_other_way_round():

@@ -142,14 +142,14 @@ def until_there(path: Path) -> None:
 
 def wait_idle(slurm: Slurm, number: int) -> None:
     """Until so many nodes are idle."""
-    said = ""
+    answer = ""
     for _ in range(60):
         try:
-            said = slurm.ask("sinfo", "--noheader", "--Node", "--format=%N %T")
+            answer = slurm.ask("sinfo", "--noheader", "--Node", "--format=%N %T")
         except AssertionError as error:
-            said = str(error)
-        if said.split().count("idle") == number:
+            answer = str(error)
+        if answer.split().count("idle") == number:
             return
         time.sleep(1)
     logs = [*slurm.folder.glob("*.log"), *slurm.folder.glob("*/*.log")]
-    raise TimeoutError("\n".join([said, *(f"{log}:\n{log.read_text()[-3000:]}" for log in logs)]))
+    raise TimeoutError("\n".join([answer, *(f"{log}:\n{log.read_text()[-3000:]}" for log in logs)]))

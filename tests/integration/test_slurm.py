@@ -24,8 +24,8 @@ def submit(found, home, overrides):
     """Queues the script with one more PREMED_HOME; returns the job's number and its log."""
     home.mkdir()
     settings = {"PREMED_HOME": str(home), "PREMED_DATA": str(home), "MLFLOW_DISABLE_TELEMETRY": "true"}
-    said = found.ask("sbatch", "--parsable", *HERE, str(SCRIPT), "run", str(YAML), *overrides, cwd=home, **settings)
-    return said.strip(), home / f"premed-{said.strip()}.log"
+    answer = found.ask("sbatch", "--parsable", *HERE, str(SCRIPT), "run", str(YAML), *overrides, cwd=home, **settings)
+    return answer.strip(), home / f"premed-{answer.strip()}.log"
 
 
 def until_logged(log, pattern, seconds=300):

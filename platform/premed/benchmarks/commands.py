@@ -14,7 +14,7 @@ from premed.benchmarks.result import Floor, Target, Times
 from premed.benchmarks.settings import Comparison, NotMeasured, NotTheSame, Settings
 
 MISTAKE = "task: {name: msd}\nencoder: {name: vit, widht: 5}\n"
-SAID = "premed: encoder.widht: no such field; did you mean width?"
+MESSAGE = "premed: encoder.widht: no such field; did you mean width?"
 
 
 def commands(settings: Settings) -> Iterator[Comparison | NotMeasured]:
@@ -24,7 +24,7 @@ def commands(settings: Settings) -> Iterator[Comparison | NotMeasured]:
         mistake = ["-m", "premed", "run", str(folder / "wrong.yaml")]
         for what, arguments, target, same in (
             ("premed --help", ["-m", "premed", "--help"], Target(1, 0.3, "s"), "exit code 0"),
-            ("a mistake in a YAML", mistake, Target(1, 0.3, "s"), f"exit code 2 and one line: {SAID}"),
+            ("a mistake in a YAML", mistake, Target(1, 0.3, "s"), f"exit code 2 and one line: {MESSAGE}"),
         ):
             first = [run(arguments, folder, check=True)]
             yield Comparison(
@@ -61,7 +61,7 @@ def assert_right(arguments: list[str], done: subprocess.CompletedProcess) -> Non
     if "--help" in arguments:
         right = done.returncode == 0 and "predict" in done.stdout
     else:
-        right = done.returncode == 2 and done.stderr.splitlines()[-1:] == [SAID]
+        right = done.returncode == 2 and done.stderr.splitlines()[-1:] == [MESSAGE]
     if not right:
         raise NotTheSame(f"exit code {done.returncode}: {done.stderr.strip()[-200:]}")
 

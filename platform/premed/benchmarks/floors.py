@@ -13,10 +13,15 @@ EDGE, TRIALS = 1024, 12
 COPIED = 2**26  # bytes, more than the caches of most CPUs hold
 
 
+def edge_of(settings: Settings) -> int:
+    """Rows and columns of the matrices whose product gives the rate."""
+    return EDGE if settings.device == "cpu" else 8 * EDGE
+
+
 def matmul_rate(settings: Settings, dtype: torch.dtype) -> float:
     """FLOP a second of square matrix products: the best of some trials."""
-    edge, device = EDGE if settings.device == "cpu" else 8 * EDGE, settings.device
-    a, b = (torch.randn(edge, edge, device=device).to(dtype) for _ in range(2))
+    edge = edge_of(settings)
+    a, b = (torch.randn(edge, edge, device=settings.device).to(dtype) for _ in range(2))
     return 2 * edge**3 / best(settings, lambda: a @ b)
 
 
@@ -44,7 +49,9 @@ def flops_of(work: Work) -> int:
 def compute_floor(settings: Settings, flops: float, dtype: torch.dtype) -> Floor:
     """The floor of a work that computes."""
     rate, name = matmul_rate(settings, dtype), str(dtype).removeprefix("torch.")
-    return Floor(f"{flops / 1e9:.3g} GFLOP at {rate / 1e9:.0f} GFLOP/s ({name} products of {EDGE}²)", flops / rate)
+    return Floor(
+        f"{flops / 1e9:.3g} GFLOP at {rate / 1e9:.0f} GFLOP/s ({name} products of {edge_of(settings)}²)", flops / rate
+    )
 
 
 def copy_floor(settings: Settings, num_bytes: float, what: str) -> Floor:

@@ -109,12 +109,10 @@ class WorkerGroup:
         deadline = time.monotonic() + seconds
         with suppress(RayError):  # the queue's process has ended: so have the workers
             waiting: Any = ray.get(self.queue.stop.remote(number))
-            training = waiting
             while waiting and self.alive and time.monotonic() < deadline:
                 time.sleep(POLL)
                 waiting = not ray.get(self.queue.first_done.remote(number))
-            if training:
-                self.ended.wait(LEAVE)
+            self.ended.wait(LEAVE)  # also of one that has just begun, or waits for workers
 
     def lacking(self) -> bool:
         """Whether workers wait for resources: not all of this command's placement groups of their size are created."""

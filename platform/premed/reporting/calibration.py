@@ -37,7 +37,7 @@ CLEAR = 2.0
 
 
 class Answers(NamedTuple):
-    """What one run said: an outcome for each probability, of N images and K columns."""
+    """The answers of one run: an outcome for each probability, of N images and K columns."""
 
     outcome: np.ndarray  # [N, K]: 1, 0, or NaN where it is not known
     probability: np.ndarray  # [N, K]

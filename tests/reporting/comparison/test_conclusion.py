@@ -19,7 +19,7 @@ def once(monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "compare", lru_cache(compare))
 
 
-def said(store):
+def answer(store):
     (task,) = compare(store).tasks
     (block,) = task.blocks
     return block.conclusion
@@ -42,7 +42,7 @@ def ends(store):
 def test_better_on_several_pre_trainings_is_said_without_reserve(store):
     runs(store, 4.0)
     ours, theirs, difference = score_of(compare(store)), score_of(compare(store), "none"), difference_of(compare(store))
-    assert said(store) == (
+    assert answer(store) == (
         "On chestxray14 with 100 % of the labels, mae has a better mean AUC than none (no pre-training): "
         f"{ours.mean:.3f} against {theirs.mean:.3f}, a difference of {difference.value:+.3f} (95 % interval for other "
         f"patients and seeds: {ends(store)}, p < 0.001); 120 test images of 10 patients, 4 pre-trainings with 4 "
@@ -52,56 +52,56 @@ def test_better_on_several_pre_trainings_is_said_without_reserve(store):
 
 def test_one_pre_training_is_never_said_to_be_better_plainly(store):
     runs(store, 4.0, num_pretrainings=1)
-    assert "better mean AUC than none (no pre-training) with the one pre-training that there is (another may" in said(
+    assert "better mean AUC than none (no pre-training) with the one pre-training that there is (another may" in answer(
         store
     )
-    assert "1 pre-training with 4 fine-tunings of mae" in said(store)
+    assert "1 pre-training with 4 fine-tunings of mae" in answer(store)
 
 
 def test_fewer_than_three_seeds_are_said_to_be_so(store):
     runs(store, 4.0, seeds=2)
-    sentence = said(store)
+    sentence = answer(store)
     assert "better mean AUC than none (no pre-training) in these trainings (fewer than three seeds: others" in sentence
     assert "95 % interval for other patients, with these seeds:" in sentence
 
 
 def test_worse_is_said(store):
     runs(store, -2.0)
-    assert "mae has a worse mean AUC than none" in said(store) and "a difference of -" in said(store)
+    assert "mae has a worse mean AUC than none" in answer(store) and "a difference of -" in answer(store)
 
 
 def test_what_cannot_be_told_apart_keeps_both_ends_of_its_interval(store):
     runs(store, 1.5)
-    assert "mae and none (no pre-training) cannot be told apart in mean AUC: " in said(store)
-    assert f"patients and seeds: {ends(store)}, p = " in said(store) and "+" in ends(store) and "-" in ends(store)
+    assert "mae and none (no pre-training) cannot be told apart in mean AUC: " in answer(store)
+    assert f"patients and seeds: {ends(store)}, p = " in answer(store) and "+" in ends(store) and "-" in ends(store)
 
 
 def test_val_alone_is_never_said_like_a_test(store):
     runs(store, 4.0, tested=False)
-    assert said(store).endswith(OPTIMISTIC) and "120 validation images of 10 patients" in said(store)
-    assert "test images of" not in said(store)
+    assert answer(store).endswith(OPTIMISTIC) and "120 validation images of 10 patients" in answer(store)
+    assert "test images of" not in answer(store)
 
 
 def test_a_score_of_which_lower_is_better_says_so(store):
     for seed in range(3):
         add(store, "none", seed, volumes(0.5, seed), score="hd95")
         add(store, "mae", seed, volumes(0.8, seed + 7), score="hd95", pretrain_seed=seed)
-    assert "mae has a better HD95 (mm, lower is better) than none" in said(store)
-    assert "a difference of -" in said(store)
+    assert "mae has a better HD95 (mm, lower is better) than none" in answer(store)
+    assert "a difference of -" in answer(store)
 
 
 def test_a_difference_without_an_interval_is_no_verdict(store):
     for strategy in ("none", "mae"):
         add(store, strategy, 0, [row | {"patient": "p"} for row in xrays(0.3 * len(strategy))])
-    assert "how mae compares with none (no pre-training) in mean AUC cannot be said: 0." in said(store)
-    assert "to which no interval can be given; 30 test images of 1 patient" in said(store)
+    assert "how mae compares with none (no pre-training) in mean AUC cannot be said: 0." in answer(store)
+    assert "to which no interval can be given; 30 test images of 1 patient" in answer(store)
 
 
 def test_given_weights_are_no_pre_training(store):
     for seed in range(3):
         add(store, "none", seed)
         add(store, "imagenet", seed, weights="aaa")
-    assert said(store).endswith("3 trainings of imagenet and 3 trainings of none")
+    assert answer(store).endswith("3 trainings of imagenet and 3 trainings of none")
 
 
 # ---- several
@@ -119,23 +119,23 @@ def many(store, values, num_pretrainings=4):
 def test_several_are_grouped_by_their_outcome_with_the_largest_clear_difference(store):
     many(store, {"mae": 4.0, "unimiss": 1.5, "hssl": -2.0})
     (most,) = {f"{d.value:+.3f}" for f in (0.1, 1.0) if (d := difference_of(compare(store), "hssl", fraction=f))}
-    assert said(store).startswith(
+    assert answer(store).startswith(
         "On chestxray14, compared with none (no pre-training) in mean AUC, mae with 10 % and 100 % of the labels is "
         "better; hssl with 10 % and 100 % of the labels is worse; unimiss with 10 % and 100 % of the labels is not "
         "told apart from it (the largest clear difference: hssl with 10 % of the labels, "
     )
-    assert f"a difference of {most} (95 %" in said(store) and "Holm's correction for 6 comparisons" in said(store)
-    assert "4 pre-trainings with 8 fine-tunings of mae" in said(store)
+    assert f"a difference of {most} (95 %" in answer(store) and "Holm's correction for 6 comparisons" in answer(store)
+    assert "4 pre-trainings with 8 fine-tunings of mae" in answer(store)
 
 
 def test_of_several_on_one_pre_training_none_is_better_plainly(store):
     many(store, {"mae": 4.0, "unimiss": -2.0}, num_pretrainings=1)
-    assert not re.search("(better|worse)(?! with the one pre-training)", said(store))
+    assert not re.search("(better|worse)(?! with the one pre-training)", answer(store))
 
 
 def test_of_several_none_of_which_is_clear_that_is_said(store):
     many(store, {"mae": 1.5, "unimiss": 1.5})
-    assert "none of 4 comparisons with none (no pre-training) shows a difference in mean AUC (the largest" in said(
+    assert "none of 4 comparisons with none (no pre-training) shows a difference in mean AUC (the largest" in answer(
         store
     )
 
@@ -158,14 +158,18 @@ def test_without_a_baseline_the_best_is_named_by_the_score_s_own_direction(store
     for strategy, dice in (("mae", 0.5), ("unimiss", 0.8)):
         add(store, strategy, 0, volumes(dice), score=score)
     best = arm_of(compare(store), "unimiss").scores[score].mean
-    assert "On chestxray14, unimiss with 100 % of the labels has a" in said(store) and f"of {best:.3f}" in said(store)
-    assert ", the best of 2 rows" in said(store)
-    assert said(store).endswith("there is no baseline to set it against, so whether pre-training helps cannot be said")
+    assert "On chestxray14, unimiss with 100 % of the labels has a" in answer(store) and f"of {best:.3f}" in answer(
+        store
+    )
+    assert ", the best of 2 rows" in answer(store)
+    assert answer(store).endswith(
+        "there is no baseline to set it against, so whether pre-training helps cannot be said"
+    )
 
 
 def test_an_undefined_score_is_called_so(store):
     add(store, "none", 0, [{"case": c, "patient": "p", "y/x": 0.0, "p/x": 0.2} for c in "ab"], tested=False)
-    assert said(store) == "On chestxray14, mean AUC is undefined for these images, so nothing can be said"
+    assert answer(store) == "On chestxray14, mean AUC is undefined for these images, so nothing can be said"
 
 
 # ---- where it stands
