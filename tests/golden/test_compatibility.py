@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -26,6 +27,7 @@ if __name__ == "__main__":  # pytest has it on its path by the conftest there
 from support.experiments import SCRATCH, TINY, settle_in
 from support.stores import moved
 from support.suite import locked
+from support.weights import learnt
 
 from premed.config.compose import merge
 from premed.data.phantoms.writers import write_chestxray14
@@ -86,6 +88,11 @@ def rounding():
         (out.softmax(-1) * out).mean().backward()
         numbers = [out.detach(), *(p.grad for p in network.parameters()), *(p.grad for p in layers[0].parameters())]
     return hashlib.sha256(b"".join(each.numpy().tobytes() for each in numbers)).hexdigest()
+
+
+def made_by_intel():
+    """MKL takes other kernels on others' processors, also for shapes on which `rounding` sees no difference."""
+    return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
 
 
 # ---- reading it
@@ -175,8 +182,8 @@ def test_an_unfinished_stage_ends_as_if_it_had_never_been_stopped(data, home, pr
     assert digest(then) == expected()["weights"][kind] and then.keys() == now.keys()
     for name in then:
         for key, weights in load(then[name]).items():
-            torch.testing.assert_close(load(now[name])[key], weights, rtol=1e-3, atol=1e-5)
-    if rounding() == expected()["rounding"]:
+            np.testing.assert_allclose(learnt(key, load(now[name])[key]), learnt(key, weights), rtol=1e-3, atol=1e-5)
+    if rounding() == expected()["rounding"] and made_by_intel():
         assert digest(now) == digest(then)
 
 

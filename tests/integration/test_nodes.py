@@ -14,6 +14,7 @@ from integration.machines import machines
 from safetensors.numpy import load_file
 from support.experiments import TINY, curve, runs_of, settle_in, store_of, until
 from support.suite import REPOSITORY
+from support.weights import learnt
 
 from premed.config.compose import load
 from premed.data.phantoms.writers import write_chestxray14
@@ -94,12 +95,7 @@ def alone(overrides, home, monkeypatch):
 
 
 def equal(ours, theirs):
-    """Up to the order of sums. A bias of attention's keys changes nothing and has no gradient but rounding, on which
-    AdamW walks about: these, the middle third of `qkv.bias`, are left out."""
-
-    def learnt(name, values):
-        return np.delete(values, np.s_[len(values) // 3 : -(len(values) // 3)]) if name.endswith("qkv.bias") else values
-
+    """Up to the order of sums."""
     assert ours.keys() == theirs.keys()
     for part, tensors in ours.items():
         for name, values in tensors.items():
