@@ -197,10 +197,10 @@ print(code, *[name for name in sys.argv[1].split(",") if name in sys.modules], f
 """
 
 
-def command(*arguments: str) -> tuple[str, str, str]:
+def command(*arguments: str, heavy: tuple[str, ...] = HEAVY) -> tuple[str, str, str]:
     """Standard output, standard error, and the exit code with the heavy modules that were imported."""
     code = COMMAND.replace("    main()", "    heavy, sys.argv[1:] = sys.argv[1], sys.argv[2:]\n    main()")
-    done = run(code.replace("sys.argv[1].split", "heavy.split"), ",".join(HEAVY), *arguments)
+    done = run(code.replace("sys.argv[1].split", "heavy.split"), ",".join(heavy), *arguments)
     *errors, output = done.stderr.splitlines()
     return done.stdout, "\n".join(errors), output
 
@@ -216,3 +216,18 @@ def test_a_mistake_in_a_yaml_is_one_line_exit_code_2_and_imports_nothing_heavy(t
     out, errors, output = command("run", str(path))
     assert (out, output) == ("", "2")
     assert errors == "premed: encoder.widht: no such field; did you mean width?"
+
+
+@pytest.mark.parametrize(
+    ("field", "mistake"),
+    [
+        ("finetune: {epochs: 1, batch: 4, lrr: 1}", "finetune.lrr: no such field; did you mean lr?"),
+        ("train: {wrokers: 1}", "train.wrokers: no such field; did you mean workers?"),
+        ("finetune: {epochs: 1, batch: 4, lr: -1}", "finetune.lr: Input should be greater than 0 (it is -1)"),
+    ],
+)
+def test_a_mistake_outside_a_plug_in_is_told_before_torch_is_imported(tmp_path, field, mistake):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(f"task: {{name: msd}}\npretext: mae\n{field}\n")
+    out, errors, output = command("run", str(path), heavy=("torch", *HEAVY))
+    assert (out, errors, output) == ("", f"premed: {mistake}", "2")

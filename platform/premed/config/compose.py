@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 from yaml.scanner import ScannerError
 
 from premed.config.experiment import Experiment
-from premed.config.plugins import plugin
+from premed.config.plugins import NO_IMPORT, plugin_name
 from premed.config.safe_yaml import MOST_DEPTH, Refused, parse_yaml
-from premed.config.spec import validate_spec
+from premed.config.spec import UNKNOWN, all_errors, validate_spec
 from premed.errors import UserError
 from premed.safety.files import MOST_YAML, read_text
 
@@ -61,7 +62,7 @@ def only_by_strategy(only: Any) -> dict[str, dict[str, Any]]:
         raise UserError("only: must hold fields by strategy, as in only: {mae: {pretext: {decoder_depth: 2}}}")
     for name in only:
         try:
-            plugin("pretext", name)
+            plugin_name("pretext", name)
         except ValueError as error:
             raise UserError(f"only: {error}") from None
     return only
@@ -70,6 +71,19 @@ def only_by_strategy(only: Any) -> dict[str, dict[str, Any]]:
 def validate_experiment(tree: dict[str, Any]) -> Experiment:
     """Returns `tree` as an Experiment. Raises UserError (one line) for the first invalid field."""
     return validate_spec(Experiment, tree)
+
+
+def refuse_mistakes(tree: dict[str, Any]) -> None:
+    """Raises UserError for the first mistake in a field that is no plug-in's, without the seconds of importing these.
+
+    What is missing may be in a part that the strategy does not need: that is for `validate_experiment` to say.
+    """
+    try:
+        Experiment.model_validate(tree, context=NO_IMPORT)
+    except ValidationError as error:
+        found = [(kind, f"{where}: {what}") for where, what, kind in all_errors(error) if kind != "missing"]
+        if found:
+            raise UserError(min(found, key=lambda each: each[0] != UNKNOWN)[1]) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

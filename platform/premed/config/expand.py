@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, StrictInt
 
-from premed.config.compose import merge, merge_trees, read_trees, validate_experiment
+from premed.config.compose import merge, merge_trees, read_trees, refuse_mistakes, validate_experiment
 from premed.config.experiment import Experiment
 from premed.config.plugins import plugin
 from premed.config.spec import Spec, validate_spec
@@ -73,14 +73,16 @@ def with_strategy(tree: dict[str, Any], strategy: Any) -> dict[str, Any]:
 
 def fan_out(tree: dict[str, Any]) -> list[Experiment]:
     """Returns one strategy's experiments, by label fraction and seed. Drops `pretrain` if the strategy has none."""
-    dropped = {*Seeds.model_fields, *(() if has_pretraining(tree) else ("pretrain",))}
-    rest = {name: value for name, value in tree.items() if name not in dropped}
+    rest = {name: value for name, value in tree.items() if name not in Seeds.model_fields}
     finetune = rest.get("finetune")
     fractions = finetune.get("label_fraction") if isinstance(finetune, dict) else None
     by_fraction: list[dict[str, Any]] = [{}]
     if isinstance(fractions, list):
         fractions = check_field("finetune.label_fraction", check_list, "[0.05, 0.1, 1.0]", fractions)
         by_fraction = [{"finetune": {"label_fraction": fraction}} for fraction in fractions]
+    refuse_mistakes(merge(rest, by_fraction[0]))
+    if not has_pretraining(tree):
+        rest.pop("pretrain", None)
     by_seed: list[dict[str, Any]] = [{}]
     if seeds := parse_seeds(tree):
         varied = [name for name in seeds.vary if isinstance(rest.get(name), dict)]

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, SerializeAsAny, ValidationInfo, model_validator
 
-from premed.config.plugins import plugin, plugin_field
+from premed.config.plugins import NO_IMPORT, plugin, plugin_field
 from premed.config.settings import (
     LABEL_FREE,
     PRETRAINING,
@@ -55,7 +55,9 @@ class Experiment(Spec):
         return fields
 
     @model_validator(mode="after")
-    def _trainable(self) -> "Experiment":
+    def _trainable(self, info: ValidationInfo) -> "Experiment":
+        if info.context == NO_IMPORT:
+            return self
         trains = plugin("pretext", self.pretext).build is not None
         if self.pretrain is None and trains:
             raise ValueError(f"pretrain: is missing, and {self.strategy} needs it (epochs, batch, lr, …)")

@@ -6,10 +6,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Annotated, Any
 
-from pydantic import (
-    BeforeValidator,
-    SerializeAsAny,
-)
+from pydantic import BeforeValidator, SerializeAsAny, ValidationInfo
 
 import premed
 from premed.config.spec import Spec
@@ -26,15 +23,27 @@ def plugin_names(kind: str) -> list[str]:
 
 def plugin(kind: str, config: Any) -> Any:
     """Returns the module that a configuration's `name` selects. Raises ValueError, which lists the valid names."""
+    return import_module(f"premed.{PACKAGES[kind]}.{plugin_name(kind, config)}")
+
+
+def plugin_name(kind: str, config: Any) -> str:
+    """Returns a configuration's `name`. Raises ValueError, which lists the valid names."""
     name = config.get("name") if isinstance(config, dict) else getattr(config, "name", config)
     if name not in (names := plugin_names(kind)):
         raise ValueError(f"{name!r} is not one of {', '.join(names)}")
-    return import_module(f"premed.{PACKAGES[kind]}.{name}")
+    return name
 
 
-def _parse_config(kind: str, config: Any) -> Any:
+NO_IMPORT = "validates all but plug-ins' own fields, which takes no import of torch"
+"""As the context of a validation: what it is for. The result is of no use but that it was valid."""
+
+
+def _parse_config(kind: str, config: Any, info: ValidationInfo) -> Any:
     if isinstance(config, Spec):
         return config
+    if info.context == NO_IMPORT:
+        plugin_name(kind, config)
+        return Spec()
     module = plugin(kind, config)
     return module.Config.model_validate(config if isinstance(config, dict) else {"name": config})
 

@@ -159,14 +159,14 @@ class Pretrained(Spec):
         return {**(self.model_extra or {}), **({} if self.seed is None else {"seed": self.seed})}
 
 
-def parse_pretraining(value: Any) -> Any:
+def parse_pretraining(value: Any, info: ValidationInfo) -> Any:
     """Returns the settings under `pretrain`: of a training, or the name of a finished one, where it has `encoder`."""
     if value is None or isinstance(value, Spec):
         return value
     if isinstance(value, dict) and value.get("encoder") is not None:
-        return Pretrained.model_validate(value)
+        return Pretrained.model_validate(value, context=info.context)
     fields = {name: each for name, each in value.items() if name != "encoder"} if isinstance(value, dict) else value
-    return Pretrain.model_validate(fields)
+    return Pretrain.model_validate(fields, context=info.context)
 
 
 def sources(training: Spec | None, task: Spec) -> tuple[Source, ...]:

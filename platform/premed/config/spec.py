@@ -71,28 +71,28 @@ def validate_spec(kind: type[Kind], tree: Any) -> Kind:
 def first_error(error: ValidationError) -> tuple[str, str]:
     """Returns path and message of the error to mend first: an unknown field may be why one is missing."""
     errors = list(all_errors(error))
-    return next(((where, what) for where, what, is_unknown in errors if is_unknown), errors[0][:2])
+    return next(((where, what) for where, what, kind in errors if kind == UNKNOWN), errors[0][:2])
 
 
-def all_errors(error: ValidationError) -> Iterator[tuple[str, str, bool]]:
-    """Yields path, message, and whether the field is unknown, also of errors nested in a plug-in's configuration."""
+def all_errors(error: ValidationError) -> Iterator[tuple[str, str, str]]:
+    """Yields path, message, and pydantic's type of each error, also of those nested in a plug-in's configuration."""
     for each in error.errors():
         place = [str(part) for part in each["loc"]]
         inner = each.get("ctx", {}).get("error")
         if isinstance(inner, ValidationError):
-            for deeper, what, is_unknown in all_errors(inner):
-                yield ".".join([*place, deeper] if deeper else place), what, is_unknown
+            for deeper, what, kind in all_errors(inner):
+                yield ".".join([*place, deeper] if deeper else place), what, kind
         elif each["type"] == UNKNOWN:
-            yield ".".join([*place, each.get("ctx", {}).get("field", "")]), each["msg"], True
+            yield ".".join([*place, each.get("ctx", {}).get("field", "")]), each["msg"], UNKNOWN
         elif each["type"] == "missing" and isinstance(each["loc"][-1], int):
             given = list(each["input"])
-            yield ".".join(place[:-1]), f"needs more than {len(given)} values (it is {given})", False
+            yield ".".join(place[:-1]), f"needs more than {len(given)} values (it is {given})", each["type"]
         elif each["type"] == "missing":
-            yield ".".join(place), "is missing; set it in a YAML or on the command line", False
+            yield ".".join(place), "is missing; set it in a YAML or on the command line", each["type"]
         else:
             what = each["msg"].removeprefix("Value error, ").replace("\n", " ")
             stated = isinstance(inner, ValueError) or each["type"] == "extra_forbidden"
-            yield ".".join(place), what if stated else f"{what} (it is {each['input']!r})", False
+            yield ".".join(place), what if stated else f"{what} (it is {each['input']!r})", each["type"]
 
 
 def preset(data: Any, field: str, presets: Mapping[str, Mapping[str, Any]]) -> Any:
