@@ -25,8 +25,7 @@ from premed.errors import Finding
 from premed.rng import SampleRng, drop_path
 
 Part = Literal["train", "val", "test"]
-Row = dict[str, Any]
-"""One line of a table of scores: `case`, `patient`, and numbers."""
+Row = dict[str, Any]  # one line of a table of scores: `case`, `patient`, and numbers
 Forward = Callable[[Tensor], Tensor]
 """Maps an image [B, C, *roi] to logits, both on the CPU, without gradient."""
 
@@ -249,6 +248,7 @@ class Task(Protocol):
     def summary(self, rows: Sequence[Row]) -> dict[str, float]:
         """The reported metrics, from the rows of all cases; undefined ones are left out."""
 
+    def resampled(self, rows: Sequence[Row], counts: np.ndarray) -> np.ndarray: ...  # see `tasks/common/resamples.py`
     def constant_baseline(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Row]:
         """The rows of `samples` for the best constant prediction, which is fitted to `train`."""
 

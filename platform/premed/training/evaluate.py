@@ -1,7 +1,7 @@
 """Evaluation: rows of scores from all ranks, bootstrap intervals, and the gate and collapse of a pre-training."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ GATE_SHARE = 0.95
 UNIFORM_ENTROPY, SAME_OUTPUT = 0.98, 0.95
 """A teacher has collapsed if its outputs have more than this share of the largest entropy, or if more than this share
 of the images get the same output."""
-AnyRow = TypeVar("AnyRow", bound=Mapping[str, Any])
 
 
 @torch.no_grad()
@@ -35,26 +34,24 @@ def evaluate(objective: Objective, samples: Sequence[Sample], precision: torch.d
 
 
 def bootstrap_interval(
-    rows: Sequence[AnyRow],
-    statistic: Callable[[list[AnyRow]], float],
+    rows: Sequence[Row],
+    resampled: Callable[[Sequence[Row], np.ndarray], np.ndarray],
     level: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Bootstrap percentile interval of `statistic(rows)`: resamples patients (`row["patient"]`), not images.
+    """Bootstrap percentile interval of a score of `rows`: resamples patients (`row["patient"]`), not images.
 
-    `statistic` returns NaN where it is undefined: such resamples are skipped, and if they are more than half, or there
-    are no rows, the interval is (NaN, NaN). The order of `rows` does not matter.
+    resampled: see `Task.resampled`. It is NaN where undefined: such resamples are skipped, and if they are more than
+    half, or there are no rows, the interval is (NaN, NaN). The order of `rows` does not matter.
     """
-    patients: dict[str, list[AnyRow]] = {}
-    for row in rows:
-        patients.setdefault(str(row["patient"]), []).append(row)
-    groups = [patients[name] for name in sorted(patients)]
+    if not rows:
+        return float("nan"), float("nan")
+    names, patient_of = np.unique([str(row["patient"]) for row in rows], return_inverse=True)
     keys = fold(np.full(resamples, key(seed, "bootstrap"), np.int64), np.arange(resamples))
-    values = np.full(resamples, np.nan)
-    for number in range(resamples if groups else 0):
-        indices = (uniform(keys[number], len(groups)).astype(np.float64) * len(groups)).astype(np.intp)
-        values[number] = statistic([row for pick in indices for row in groups[pick]])
+    draws = np.array([uniform(each, len(names)) for each in keys], np.float64)
+    patients = np.array([np.bincount(picks, minlength=len(names)) for picks in (draws * len(names)).astype(np.intp)])
+    values = resampled(rows, patients[:, patient_of])
     values = values[~np.isnan(values)]
     if 2 * len(values) < resamples:
         return float("nan"), float("nan")

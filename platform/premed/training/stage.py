@@ -253,7 +253,7 @@ def test_stage(job: StageJob, on_event: EventHandler, tasks: TaskOf) -> None:
         "undefined": [name for name in task.classes if "n_undefined" in summary and f"auc/{name}" not in summary],
         "score": task.score,
         "value": summary.get(task.score),
-        "interval": bootstrap_interval(rows, lambda drawn: task.summary(drawn).get(task.score, float("nan"))),
+        "interval": bootstrap_interval(rows, task.resampled),
         "constant": task.summary(constant).get(task.score, 0.5),
         "num_cases": len(samples),
         "num_patients": len({row["patient"] for row in rows}),

@@ -17,7 +17,7 @@ from premed.data import views
 from premed.data.splits import missing_files
 from premed.errors import Finding
 from premed.rng import SampleRng
-from premed.tasks.common import metrics
+from premed.tasks.common import metrics, resamples
 from premed.tasks.common.description import description
 
 
@@ -97,6 +97,10 @@ class Classification:
         """Returns `auc/<class>`, `mauc` (the mean over classes with a defined AUC) and, if exclusive, `accuracy`."""
         accuracy = metrics.accuracy_summary(rows, self.classes) if self.exclusive else {}
         return accuracy | metrics.auc_summary(rows, self.classes)
+
+    def resampled(self, rows: Sequence[Row], counts: np.ndarray) -> np.ndarray:
+        score = resamples.accuracies if self.score == "accuracy" else resamples.mean_aucs
+        return score(rows, self.classes, counts)
 
     def constant_baseline(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Row]:
         """Predicts the class frequencies of `train` for every image: AUC 0.5, accuracy of the most frequent class."""

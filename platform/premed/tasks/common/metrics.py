@@ -83,8 +83,8 @@ def segmentation_summary(rows: Rows, classes: Sequence[str]) -> dict[str, float]
     """
     summary: dict[str, float] = {}
     for measure in ("dice", "hd95"):
-        columns = zip(classes, _columns(rows, measure, classes).T, strict=True)
-        known = {name: column[~np.isnan(column)] for name, column in columns}
+        by_class = zip(classes, columns(rows, measure, classes).T, strict=True)
+        known = {name: column[~np.isnan(column)] for name, column in by_class}
         means = {name: float(column.mean()) for name, column in known.items() if len(column)}
         summary |= {f"{measure}/{name}": mean for name, mean in means.items()}
         if means:
@@ -109,12 +109,12 @@ def accuracy_summary(rows: Rows, classes: Sequence[str]) -> dict[str, float]:
 
     Cases with an unknown label are left out, and numbers that then have no case.
     """
-    unknown = np.isnan(_columns(rows, "y", classes)).sum(axis=1)
+    unknown = np.isnan(columns(rows, "y", classes)).sum(axis=1)
     known = [row for row, num in zip(rows, unknown, strict=True) if not num]
     if not known:
         return {}
-    truth = _columns(known, "y", classes).argmax(1)
-    right = _probabilities(known, classes).argmax(1) == truth
+    truth = columns(known, "y", classes).argmax(1)
+    right = probabilities(known, classes).argmax(1) == truth
     per_class = {
         f"accuracy/{name}": float(right[truth == number].mean())
         for number, name in enumerate(classes)
@@ -169,15 +169,15 @@ def _surface(mask: np.ndarray) -> np.ndarray:
     return np.argwhere(mask & ~inside)
 
 
-def _columns(rows: Rows, kind: str, classes: Sequence[str]) -> np.ndarray:
+def columns(rows: Rows, kind: str, classes: Sequence[str]) -> np.ndarray:
     """Returns the numbers `<kind>/<class>` of all rows, [rows, classes]; None becomes NaN."""
-    # itemgetter is fast (a bootstrap reads millions of rows); a repeated first key makes it always return a tuple
+    # itemgetter is fast; a repeated first key makes it always return a tuple
     pick = itemgetter(f"{kind}/{classes[0]}", *(f"{kind}/{name}" for name in classes))
     return np.array([pick(row) for row in rows], float).reshape(len(rows), len(classes) + 1)[:, 1:]
 
 
-def _probabilities(rows: Rows, classes: Sequence[str]) -> np.ndarray:
-    table = _columns(rows, "p", classes)
+def probabilities(rows: Rows, classes: Sequence[str]) -> np.ndarray:
+    table = columns(rows, "p", classes)
     if not np.isfinite(table).all():
         number, column = np.argwhere(~np.isfinite(table))[0]
         raise ValueError(
@@ -190,9 +190,9 @@ def _aucs(rows: Rows, classes: Sequence[str]) -> np.ndarray:
     """Returns AUCs [classes], NaN if undefined: the Mann-Whitney statistic of all classes at once, ties count half."""
     from scipy.stats import rankdata
 
-    truth = _columns(rows, "y", classes)
+    truth = columns(rows, "y", classes)
     # cases with an unknown label rank above all others, where they do not change the ranks of these
-    ranks = rankdata(np.where(np.isnan(truth), np.inf, _probabilities(rows, classes)), axis=0)
+    ranks = rankdata(np.where(np.isnan(truth), np.inf, probabilities(rows, classes)), axis=0)
     positives, negatives = (truth == 1).sum(0), (truth == 0).sum(0)
     wins = np.where(truth == 1, ranks, 0).sum(0) - positives * (positives + 1) / 2
     pairs = positives * negatives

@@ -22,7 +22,7 @@ from premed.data.splits import missing_files
 from premed.data.transforms import centre_start
 from premed.errors import Finding
 from premed.rng import SampleRng
-from premed.tasks.common import losses, metrics
+from premed.tasks.common import losses, metrics, resamples
 from premed.tasks.common.description import description
 from premed.tasks.common.sliding_window import sliding_window
 
@@ -154,6 +154,9 @@ class Segmentation:
         """Returns means over cases per region, and their means over regions."""
         return metrics.segmentation_summary(rows, tuple(self.regions))
 
+    def resampled(self, rows: Sequence[Row], counts: np.ndarray) -> np.ndarray:
+        return resamples.mean_dices(rows, tuple(self.regions), counts)
+
     def constant_baseline(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Row]:
         """Predicts the mean label map of `train`, scaled to each image, with the threshold that scores best on `train`.
 
@@ -249,10 +252,7 @@ class Regions(Segmentation):
         return (metrics.mask_of(labels, values) for values in self.regions.values())
 
     def label_map(self, prediction: np.ndarray) -> np.ndarray | None:
-        """Paints the regions as `nesting` lists them; returns None if they are not nested.
-
-        A voxel predicted in an inner region thereby counts as in the outer ones, whatever their logits.
-        """
+        """Paints the regions as `nesting` lists them, an inner one over its outer ones; None if they are not nested."""
         if self.nesting is None:
             return None
         labels, masks = np.zeros(prediction.shape[1:], np.uint8), self.masks(prediction)
