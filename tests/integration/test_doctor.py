@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 from integration.clusters import cluster
 
@@ -54,12 +56,23 @@ def test_a_cluster_that_strangers_reach_is_an_error():
     with cluster("--num-cpus=1", host="0.0.0.0", RAY_AUTH_MODE="disabled") as head:
         client = next(option for option in head_command(head) if option.startswith("--ray-client-server-port="))
         client = f"ray://127.0.0.1:{client.partition('=')[2]}"
+        wait_for(int(client.rpartition(":")[2]))
         for address in (head.gcs, head.dashboard, client):
             code, result = report(RAY_ADDRESS=address.replace("0.0.0.0", "127.0.0.1"))
             ray = result["services"][0]
             assert code == 2 and ray["answers"] and ray["asks_for_secret"] is False, result
             (what,) = of(result["findings"], f"port {address.rpartition(':')[2]} on")
             assert "asks for no token: whoever reaches it can run code here; start Ray with RAY_AUTH_MODE=token" in what
+
+
+def wait_for(port):
+    """Ray's client server begins to listen, address by address, after Ray has said that it runs."""
+    for _ in range(120):
+        listening = [each for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+        if any(each.laddr.port == port and not each.laddr.ip.startswith("127.") for each in listening):
+            return
+        time.sleep(0.5)
+    raise TimeoutError(f"nobody listens on port {port}")
 
 
 def head_command(head):

@@ -49,7 +49,8 @@ class Cache:
     def open(self, case: Case, preprocessing: Preprocessing) -> PreparedFile | None:
         """The prepared image of a case; None if the cache does not hold it, or holds it damaged."""
         with Hashes(self.root) as hashes:
-            path = _path(self.root, [hashes.of(file) for file in _files(case)], _has_map(case), preprocessing)
+            known = [hashes.of(file) for file in _files(case)]
+            path = _path(self.root, known, _has_map(case), canonical(preprocessing))
             notes = read_notes(path, verify=not hashes.is_verified(path))
         return None if notes is None else PreparedFile(path)
 
@@ -110,11 +111,11 @@ class Cache:
         self, hashes: Hashes, cases: Sequence[Case], preprocessing: Preprocessing
     ) -> tuple[dict[int, "_Result"], list["_Job"]]:
         """Returns the verified prepared files, by the case's number, and the jobs that prepare or verify the others."""
-        found, jobs, missing = {}, [], []
+        found, jobs, missing, recipe = {}, [], [], canonical(preprocessing)
         for number, case in enumerate(cases):
             known, path, notes = [hashes.get(file) for file in _files(case)], None, None
             if None not in known:
-                path = _path(self.root, known, _has_map(case), preprocessing)
+                path = _path(self.root, known, _has_map(case), recipe)
                 notes = read_notes(path)
             if path is not None and notes is not None and hashes.is_verified(path):
                 found[number] = _Result(number, path, hashes=[each for each in known if each], notes=notes)
@@ -129,7 +130,8 @@ class Cache:
 
         known: the hashes of files as they were; those of other files are added to it.
         """
-        rows, known = [], {} if known is None else known
+        rows: list[str] = []
+        known = {} if known is None else known
 
         def hash_of(file: Path) -> str:
             if file not in known:
@@ -143,8 +145,8 @@ class Cache:
                     row.append(hash_of(*absolute([case.label])))
                 elif labels and isinstance(case.label, tuple):
                     row.append([None if math.isnan(number) else number for number in case.label])
-                rows.append(row)
-        return hashlib.sha256(canonical(sorted(rows, key=canonical)).encode()).hexdigest()
+                rows.append(canonical(row))
+        return hashlib.sha256(_joined(sorted(rows)).encode()).hexdigest()
 
     def file_hashes(
         self, cases: Sequence[Case], mapper: Mapper | None = None, progress: Progress | None = None
@@ -223,7 +225,7 @@ def prepare_one(job: _Job) -> _Result:
         contents = [content.hash_file(file) for file, known in zip(job.files, job.known, strict=True) if known is None]
         fresh = {each.file: each.hash for each in contents}
         hashes = [known or fresh[file] for file, known in zip(job.files, job.known, strict=True)]
-        path = _path(job.root, hashes, job.has_map, job.preprocessing)
+        path = _path(job.root, hashes, job.has_map, canonical(job.preprocessing))
         notes: Sequence[tuple[int, Note]] | None = read_notes(path, verify=True)
         damaged = notes is None and path.exists()
         if notes is None:
@@ -275,6 +277,13 @@ def _has_map(case: Case) -> bool:
     return isinstance(case.label, Path)
 
 
-def _path(root: Path, hashes: Sequence[str | None], has_map: bool, preprocessing: Preprocessing) -> Path:
-    name = hashlib.sha256(canonical([PREPARED_VERSION, hashes, has_map, preprocessing]).encode()).hexdigest()[:40]
+def _path(root: Path, hashes: Sequence[str | None], has_map: bool, recipe: str) -> Path:
+    """The prepared file's. recipe: the canonical text of the preprocessing, which is one for all cases."""
+    about = _joined([*map(canonical, (PREPARED_VERSION, hashes, has_map)), recipe])
+    name = hashlib.sha256(about.encode()).hexdigest()[:40]
     return root / name[:2] / f"{name}.safetensors"
+
+
+def _joined(items: Iterable[str]) -> str:
+    """The canonical text of a list, from those of its items."""
+    return f"[{','.join(items)}]"

@@ -114,7 +114,7 @@ class FileContent(NamedTuple):
 
 
 def absolute(files: Iterable[Path]) -> tuple[Path, ...]:
-    return tuple(Path(os.path.abspath(file)) for file in files)
+    return tuple(file if (path := os.path.abspath(file)) == str(file) else Path(path) for file in files)
 
 
 def hash_file(file: Path) -> FileContent:
