@@ -68,8 +68,8 @@ def test_a_cluster_that_strangers_reach_is_an_error():
 def wait_for(port):
     """Ray's client server begins to listen, address by address, after Ray has said that it runs."""
     for _ in range(120):
-        listening = [each for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
-        if any(each.laddr.port == port and not each.laddr.ip.startswith("127.") for each in listening):
+        places = [tuple(each.laddr) for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+        if any(at == port and not host.startswith("127.") for host, at in places):
             return
         time.sleep(0.5)
     raise TimeoutError(f"nobody listens on port {port}")
