@@ -88,7 +88,7 @@ def load_command(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> 
     seeds = [parse_seeds(tree) for tree in merged]
     decide = next((each.decide for each in seeds if isinstance(each, AutoSeeds)), None)
     if decide is not None:
-        check_baseline(decide, merged)
+        check_arms(decide, merged)
     if all(each and each.vary == ("pretrain",) for each in seeds) and not any(map(has_pretraining, merged)):
         raise UserError("vary: names the pre-training, and none of these strategies has one; leave it out")
     if any(each and "pretrain" not in each.vary for each in seeds) and not all(tree.get("finetune") for tree in merged):
@@ -96,8 +96,10 @@ def load_command(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> 
     return [experiment for tree in merged for experiment in fan_out(tree)], decide
 
 
-def check_baseline(decide: Decide, trees: Sequence[dict[str, Any]]) -> None:
-    """Raises UserError unless one of several strategies is the baseline of `seeds: auto`."""
+def check_arms(decide: Decide, trees: Sequence[dict[str, Any]]) -> None:
+    """Raises UserError unless `seeds: auto` has fine-tunings to compare, and one strategy is the baseline."""
+    if not all(tree.get("finetune") for tree in trees):
+        raise UserError("finetune: is missing, and seeds: auto compares fine-tunings; set it in a YAML")
     names = [str(of["name"] if isinstance(of := tree.get("pretext"), dict) and "name" in of else of) for tree in trees]
     if len(names) < 2:
         raise UserError("seeds: auto compares strategies, and there is one; list them, as in pretext=[none,mae]")
@@ -139,6 +141,8 @@ def parse_seeds(tree: dict[str, Any]) -> Seeds | AutoSeeds | None:
     fields = {name: tree[name] for name in AutoSeeds.model_fields if name in tree}
     if fields.get("seeds") == AUTO:
         return validate_spec(AutoSeeds, fields)
+    if isinstance(given := fields.get("seeds"), str):
+        raise UserError(f"seeds: {given!r} is neither a list, as in [0, 1, 2], nor auto")
     if "decide" in fields:
         raise UserError("decide: is for seeds: auto, and the seeds are listed; leave one of them out")
     return validate_spec(Seeds, fields) if fields else None

@@ -52,10 +52,10 @@ def null_p_values(looks: tuple[int, ...]) -> np.ndarray:
 
 
 @lru_cache(512)
-def levels(looks: tuple[int, ...], alpha: float = ALPHA) -> tuple[float, ...]:
+def levels(looks: tuple[int, ...], alpha: float = ALPHA, power: float = POWER) -> tuple[float, ...]:
     """The two-sided level of each look's own test, so that all looks together err in `alpha` of the cases."""
     p_values = null_p_values(looks)
-    spent = alpha * (np.array(looks) / looks[-1]) ** POWER
+    spent = alpha * (np.array(looks) / looks[-1]) ** power
     left, found = np.ones(p_values.shape[1], bool), []
     for p, share in zip(p_values, np.diff(spent, prepend=0.0), strict=True):
         rank = int(share * len(left))

@@ -7,7 +7,7 @@ What does not hold for others is said: one pre-training, fewer than three seeds,
 import math
 from collections.abc import Iterable, Sequence
 
-from premed.reporting.comparison.result import ArmResult, BlockResult, Difference, TaskResult
+from premed.reporting.comparison.result import ArmResult, BlockResult, Difference, TaskResult, looks_of
 from premed.reporting.comparison.sentences import comparisons
 from premed.reporting.formatting import NAMES, counted, listed, number, p_value, percent, signed
 
@@ -68,7 +68,7 @@ def numbers(task: TaskResult, arm: ArmResult, base: ArmResult, difference: Diffe
         return f"{words}, to which no interval can be given"
     low, high = map(signed, difference.interval)
     for_whom = "other patients and seeds" if difference.with_seeds else "other patients, with these seeds"
-    for_whom += ", allowing for all looks" if difference.looks else ""
+    for_whom += ", allowing for all looks" if looks_of(difference) else ""
     return f"{words} (95 % interval for {for_whom}: {low} to {high}{corrected(difference)})"
 
 

@@ -18,7 +18,9 @@ from premed.reporting.comparison.result import (
     Looks,
     RunResult,
     ScoreResult,
+    SequentialDifference,
     StageCost,
+    looks_of,
 )
 from premed.reporting.comparison.scores import LOWER_IS_BETTER, SCALES, ScoreTable
 from premed.reporting.statistics import SEEDS, Scale, holm, interval
@@ -146,8 +148,9 @@ def difference(
         num_seeds=min(len(full), len(other)),
         p_holm=np.nan,
         verdict="",
-        looks=looks,
     )
+    if looks is not None:
+        undefined = SequentialDifference(**vars(undefined), looks=looks)
     if not undefined.num_seeds:
         return undefined
     groups = [pseudo - other_pseudo] if matched else [pseudo, -other_pseudo]
@@ -161,7 +164,7 @@ def verdict(difference: Difference, higher_is_better: bool, once: bool = False) 
 
     once: all seeds of one of the arms stand on one pre-training, which is one draw: another may give another result.
     """
-    (low, high), looks = difference.interval, difference.looks
+    (low, high), looks = difference.interval, looks_of(difference)
     if difference.value == 0 or low <= 0 <= high:
         is_small = looks is not None and looks.margin is not None and max(-low, high) < looks.margin
         return f"not separable, {APART} {looks.margin:g} apart" if looks and is_small else "not separable"
@@ -234,7 +237,7 @@ def caveats(arms: Sequence[Arm], results: Sequence[ArmResult], main: str, baseli
         found += notes(arm, baselines.get(arm.fraction), difference, arm_name(arm))
         if difference.pairing == "unpaired":
             found.append(f"{arm_name(arm)}: its seeds are not the baseline's, compared unpaired")
-        elif difference.num_seeds < len(arm.by_seed) and difference.looks is None:
+        elif difference.num_seeds < len(arm.by_seed) and looks_of(difference) is None:
             found.append(f"{arm_name(arm)}: compared on the {difference.num_seeds} seeds that the baseline has too")
     return found
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from premed.config.decide import Decide
 from premed.reporting.comparison.grouping import Arm, Pairing
-from premed.reporting.comparison.result import Difference, Looks
+from premed.reporting.comparison.result import Difference, Looks, looks_of
 from premed.reporting.comparison.selection import ExperimentRun
 from premed.reporting.formatting import counted
 from premed.reporting.sequential import last_look, levels, repeated_p
@@ -96,7 +96,7 @@ def notes(arm: Arm, baseline: Arm | None, difference: Difference | None, name: s
     """What is to be said of an arm whose seeds were added until it was decided. name: the arm's."""
     if difference is None or baseline is None:
         return []
-    if (looks := difference.looks) is None:
+    if (looks := looks_of(difference)) is None:
         other = design_of(arm)
         words = other and f"seeds were added until it was told apart from {other.baseline}, and this difference is none"
         return [f"{name}: {words} of those that were planned: its interval does not allow for that"] if words else []

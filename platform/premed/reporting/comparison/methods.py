@@ -12,7 +12,7 @@ from premed.reporting.comparison.artifacts import SCORING
 from premed.reporting.comparison.conclusion import images, trainings
 from premed.reporting.comparison.design import MANY, Records, fractions_in_words, pretrained_on
 from premed.reporting.comparison.effects import LEVEL
-from premed.reporting.comparison.result import ArmResult, BlockResult, Difference, TaskResult
+from premed.reporting.comparison.result import ArmResult, BlockResult, Difference, TaskResult, looks_of
 from premed.reporting.comparison.sentences import comparisons
 from premed.reporting.formatting import counted, listed
 from premed.reporting.statistics import SEEDS
@@ -182,7 +182,7 @@ PAIRINGS = {
 def differences(task: TaskResult, found: Sequence[Difference]) -> Iterator[str]:
     pairings = [words for name, words in PAIRINGS.items() if any(each.pairing == name for each in found)]
     yield f"differences to {task.baseline} were taken {' or '.join(pairings)}"
-    if looks := {tuple(each.looks.planned) for each in found if each.looks}:
+    if looks := {tuple(of.planned) for each in found if (of := looks_of(each))}:
         planned = " or ".join(", ".join(map(str, each)) for each in sorted(looks))
         yield f"seeds were added until a difference was decided, with looks planned at {planned} seeds; {SEQUENTIAL}"
     num = sum(each.p == each.p for each in found)

@@ -41,8 +41,18 @@ class Difference:
     """Corrected for all comparisons of the block; NaN where it is not one of them."""
     verdict: str
     """In words; "" where p_holm is NaN."""
-    looks: Looks | None = None
-    """Where seeds were added until it was decided: interval and p allow for all looks."""
+
+
+@dataclass(frozen=True)
+class SequentialDifference(Difference):
+    """One whose seeds were added until it was decided: its interval and p-values allow for all looks."""
+
+    looks: Looks
+
+
+def looks_of(difference: Difference) -> Looks | None:
+    """None where the number of seeds was fixed."""
+    return difference.looks if isinstance(difference, SequentialDifference) else None
 
 
 @dataclass(frozen=True)
