@@ -13,7 +13,7 @@ from typing import Any, Literal
 from premed.config.decide import Decide
 from premed.config.experiment import Experiment
 from premed.errors import StageFailed
-from premed.events import EventHandler, ExperimentsStarted, LookTaken
+from premed.events import EventHandler, ExperimentsStarted, LookTaken, WarningIssued
 from premed.execution.preflight import Resolved, resolve, validate
 from premed.execution.run_summary import arm_digest
 from premed.execution.runner import ExperimentBatch
@@ -21,7 +21,7 @@ from premed.execution.session import Session, open_session
 from premed.reporting.comparison.compare import compare
 from premed.reporting.comparison.effects import stage_cost
 from premed.reporting.comparison.interim import design_tags, is_decided
-from premed.reporting.comparison.result import ArmResult, TaskResult
+from premed.reporting.comparison.result import ArmResult, TaskResult, looks_of
 from premed.reporting.formatting import NAMES, counted, percent, signed, span
 from premed.tracking.run_store import open_store
 from premed.tracking.tracker import PATIENCE
@@ -82,6 +82,8 @@ class SequentialRun:
         self.closed: set[str] = set()
         """Arms that get no more seeds."""
         self.looks: list[list[Look]] = []
+        self.warned: set[str] = set()
+        """Arms whose looks were changed."""
         self.costs: dict[str, float] = {}
         """Device hours by the run of a stage."""
         self.device, self.part, self.score = "", "", ""
@@ -161,6 +163,12 @@ class SequentialRun:
         """Notes an arm's difference to the baseline, if it is not the baseline's own row."""
         if (difference := arm.scores[task.score].difference) is None:
             return
+        if (looks := looks_of(difference)) and looks.is_changed and arm.label not in self.warned:
+            self.warned.add(arm.label)
+            text = (
+                "decide: the seeds of {} were looked at before at other numbers (decide.max_seeds or decide.looks was "
+            )
+            self.session.show(WarningIssued(f"{text.format(arm.label)}changed): the interval may be too narrow"))
         done = is_decided(difference)
         about = digest, arm.label, arm.label_fraction, difference.num_seeds, difference.value
         self.looks[-1].append(Look(*about, difference.interval, difference.p_holm, difference.verdict, done))

@@ -7,7 +7,7 @@ of Lan and DeMets (Biometrika 70, 1983, 659). The intervals at these levels are 
 and Turnbull, J R Stat Soc B 51, 1989, 305): all of them together hold the true difference in 95 of 100 cases, so that
 one may stop at any look for any reason.
 
-Levels that are made for normal statistics are too large for Student's t of few seeds (5.5 to 6.5 % in simulations).
+Levels that are made for normal statistics are too large for Student's t of few seeds (up to 6.8 % in simulations).
 These are made for t itself, as Shao and Feng propose (Contemp Clin Trials 28, 2007, 563): from the t of all looks at
 independent normal seeds, of which only means and sums of squares of the seeds between two looks are drawn, by the
 points of a Sobol sequence. Patients, who are the same at each look, make looks more alike, and the error smaller.

@@ -51,7 +51,7 @@ def pairs(arm: Arm, baseline: Arm) -> Pairs:
     common, planned = [seed for seed in ours if seed in theirs], decide.planned
     look = last_look(planned, len(common))
     counted_seeds = [] if look is None else common[: planned[look]]
-    looks = Looks(planned, 0 if look is None else look + 1, decide.margin, is_changed(arm, baseline))
+    looks = Looks(planned, 0 if look is None else look + 1, decide.margin, is_changed(arm))
     return Pairs(arm, baseline, "paired", [*map(ours.index, counted_seeds)], [*map(theirs.index, counted_seeds)], looks)
 
 
@@ -71,9 +71,9 @@ def designed(arm: Arm) -> list[ExperimentRun]:
     return [run for run in arm.runs if DESIGN in run.run.tags]
 
 
-def is_changed(*arms: Arm) -> bool:
-    """Whether some seeds were looked at in designs with other looks, too."""
-    return any(sum(tag.startswith(LOOKS) for tag in run.run.tags) > 1 for arm in arms for run in arm.runs)
+def is_changed(arm: Arm) -> bool:
+    """Whether seeds of the arm were looked at in designs with other looks, too. Of a baseline, other arms may have."""
+    return any(sum(tag.startswith(LOOKS) for tag in run.run.tags) > 1 for run in arm.runs)
 
 
 def is_decided(difference: Difference) -> bool:
