@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from premed.config.decide import Decide
 from premed.config.experiment import Experiment
-from premed.errors import StageFailed
+from premed.errors import StageFailed, UserError
 from premed.events import EventHandler, ExperimentsStarted, LookTaken, WarningIssued
 from premed.execution.preflight import Resolved, resolve, validate
 from premed.execution.run_summary import arm_digest
@@ -106,9 +106,7 @@ class SequentialRun:
             self.tell(number, num_seeds, following)
             if reason == "decided":
                 break
-        decision = self.decision(reason)
-        self.session.show(LookTaken(decision["words"]))
-        return {"outcomes": [self.outcomes[i] for i in sorted(self.outcomes)], "decision": decision}
+        return {"outcomes": [self.outcomes[i] for i in sorted(self.outcomes)], "decision": self.decision(reason)}
 
     # ---- training
 
@@ -145,8 +143,9 @@ class SequentialRun:
         self.wait_delivered()
         store = open_store()
         index = {outcome["run_id"]: i for i, outcome in self.outcomes.items()}
+        part = "test" if self.experiments[0].experiment.tested else "val"
         found = self.session.tracker.retry(
-            lambda: compare(store, baseline=self.decide.baseline, run_ids=index.keys()).tasks
+            lambda: compare(store, baseline=self.decide.baseline, part=part, run_ids=index.keys()).tasks
         )
         for outcome in self.outcomes.values():
             for stage in outcome["stages"]:
@@ -156,6 +155,10 @@ class SequentialRun:
         self.looks.append([])
         for task in found:
             self.part, self.score = task.part, NAMES.get(task.score, task.score)
+            if task.num_patients < 2:
+                raise UserError(
+                    f"seeds: auto decides by intervals, and the {part} part has one patient; list the seeds"
+                )
             for arm in (arm for block in task.blocks for arm in block.rows):
                 self.note(task, arm, self.arms[index[arm.runs[0].run_id]])
 
