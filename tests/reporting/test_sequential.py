@@ -8,6 +8,7 @@ from scipy.stats import norm, ttest_1samp
 from support import interim
 from support.interim import LOOKS, NULL, SKEWED, World, looked_at, simulated
 
+from premed.reporting import statistics
 from premed.reporting.sequential import ALPHA, last_look, levels, repeated_p
 from premed.reporting.statistics import interval
 
@@ -104,3 +105,16 @@ def test_a_difference_as_large_as_the_margin_is_called_smaller_in_at_most_five_p
     at, _, _ = simulated(World(60, patients=0.25), margin, 8000, margin=margin)
     none, _, _ = simulated(World(60, patients=0.25), 0.0, 8000, margin=margin)
     assert at.small <= 0.05 and none.small > 0.8 and none.seeds < 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("differences", [(0.0, 0.0), (0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 4.0)])
+def test_of_several_arms_that_stop_one_by_one_at_most_five_percent_find_one_that_is_not_there(differences):
+    found = interim.several(World(30), differences, 4000)
+    absent = found[[each == 0 for each in differences]]
+    assert 0.02 < absent.any(axis=0).mean() <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 4000)
+
+
+def test_the_simulated_correction_is_holm_s():
+    p = np.array([0.04, 0.001, 0.03, 0.5])
+    np.testing.assert_allclose(interim.holm(p[:, None])[:, 0], np.minimum(statistics.holm(p), 1), atol=1e-12)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import t
 
-from premed.reporting.sequential import levels
+from premed.reporting.sequential import GRID, level_grid, levels
 from premed.reporting.statistics import combined
 
 LOOKS = (4, 6, 8, 10, 12)
@@ -114,6 +114,29 @@ def simulated(world, difference, num, looks=LOOKS, seed=0, parts=4, **more):
         found.append((sequential(looked, difference, looks, **more), (p[-1] < 0.05).mean(), (p < 0.05).any(0).mean()))
     means = Found(*np.mean([each for each, _, _ in found], axis=0))
     return means, float(np.mean([each for _, each, _ in found])), float(np.mean([each for _, _, each in found]))
+
+
+def holm(p):
+    """Holm's correction of p-values [arms, num] over the arms."""
+    order = p.argsort(axis=0)
+    ordered = np.take_along_axis(p, order, axis=0) * np.arange(len(p), 0, -1)[:, None]
+    corrected = np.empty_like(p)
+    np.put_along_axis(corrected, order, np.maximum.accumulate(ordered, axis=0), axis=0)
+    return corrected
+
+
+def several(world, differences, num, seed=0):
+    """Which arms [arms, num] are found to differ from one baseline, where an arm that is decided gets no more seeds."""
+    rng = np.random.default_rng([seed, len(differences)])
+    baseline = world.draw(rng, 0.0, num)
+    p = np.stack([looked_at(world.draw(rng, each, num) - baseline).p for each in differences])  # [arms, looks, num]
+    grids = [np.log(level_grid(LOOKS, look)) for look in range(len(LOOKS))]
+    repeated = np.stack([np.exp(np.interp(np.log(p[:, i]), grid, np.log(GRID))) for i, grid in enumerate(grids)])
+    found, last = np.zeros(p[:, 0].shape, bool), np.ones(p[:, 0].shape)
+    for now in repeated:
+        last = np.where(found, last, now)
+        found |= holm(last) < 0.05
+    return found
 
 
 NULL = [
