@@ -84,6 +84,12 @@ def test_it_adds_seeds_look_after_look_goes_on_after_a_kill_and_compare_says_the
     assert of(StageStarted, events) == [] and poor["decision"]["reason"] == "hours" and len(poor["outcomes"]) == 8
     assert not any("looked at before" in event.text for event in of(WarningIssued, events))
 
+    on_val, events = run(written, "decide.margin=0.9", "test=false")
+    assert of(StageStarted, events) == [] and on_val["decision"]["part"] == "val"
+    assert wide["decision"]["part"] == "test" and of(LookTaken, events)[0].words.startswith(
+        "look 1 of 2 at 4 seeds, val"
+    )
+
     changed, events = run(written, "decide.looks=[6]")
     assert changed["decision"]["looks_planned"] == [6] and of(StageStarted, events) == []
     assert any("looked at before at other numbers" in event.text for event in of(WarningIssued, events))
