@@ -58,6 +58,14 @@ class ExperimentEnded(Event):
 
 
 @dataclass(frozen=True)
+class LookTaken(Event):
+    """With `seeds: auto`: it was looked at what the seeds so far say."""
+
+    words: str
+    """What was found, what was spent, and what is next."""
+
+
+@dataclass(frozen=True)
 class ImagesPrepared(Event):
     """So many images are preprocessed, in the cache."""
 

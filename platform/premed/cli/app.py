@@ -14,7 +14,7 @@ from premed.cli.options import (
     Json,
     Reference,
     What,
-    load_experiments,
+    load_command,
     loading,
     print_outcomes,
     print_result,
@@ -52,16 +52,23 @@ def run(what: What, as_json: Json = False) -> None:
     """Pre-train (or reuse it), fine-tune, test once; print the scores and where they are.
 
     Lists fan out: 'pretext=\\[none,mae]' 'finetune.label_fraction=\\[0.05,1.0]' 'seeds=\\[0,1,2]' are twelve
-    experiments that share one pre-training ('vary=\\[pretrain]': one for each seed). For example:
+    experiments that share one pre-training ('vary=\\[pretrain]': one for each seed); 'seeds=auto': as many as it takes.
 
     premed run mine.yaml 'pretext=\\[none,mae]' 'seeds=\\[0,1,2]'
     """
     with loading(what):
-        experiments = load_experiments(what)
+        experiments, decide = load_command(what)
         from premed.cli.progress import ProgressPrinter
         from premed.execution import runner
         from premed.reporting import console
 
+    if decide is not None:
+        from premed.execution import sequential
+
+        with ProgressPrinter() as show, redirect_prints(as_json):
+            result = sequential.run_until_decided(experiments, decide, show)
+        print_outcomes(result["outcomes"], as_json, result, lambda result: print(result["decision"]["words"]))
+        return
     if len(experiments) == 1:
         with ProgressPrinter() as show, redirect_prints(as_json):
             outcome = runner.run(experiments[0], show)

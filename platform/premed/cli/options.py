@@ -37,12 +37,18 @@ def loading(what: Sequence[str] = ()) -> Iterator[None]:
         yield
 
 
-def load_experiments(what: list[str]) -> Any:
-    """The experiments of YAML files and `key=value` overrides; lists fan out. Raises UserError."""
-    from premed.config.expand import load_all
+def load_command(what: list[str]) -> Any:
+    """The experiments of YAML files and `key=value` overrides; lists fan out. With them, for `seeds: auto`, when seeds
+    are enough; else None. Raises UserError."""
+    from premed.config.expand import load_command
 
     files = [item for item in what if "=" not in item]
-    return load_all(files, [item for item in what if "=" in item])
+    return load_command(files, [item for item in what if "=" in item])
+
+
+def load_experiments(what: list[str]) -> Any:
+    """The experiments alone."""
+    return load_command(what)[0]
 
 
 def load_first_experiment(what: list[str]) -> Any:

@@ -26,6 +26,7 @@ from premed.events import (
     ImageSkipped,
     ImagesPredicted,
     ImagesPrepared,
+    LookTaken,
     MetricsLogged,
     ModelRegistrationStarted,
     RayStarting,
@@ -116,6 +117,8 @@ class ProgressPrinter:
     @handle.register
     def experiments_started(self, event: ExperimentsStarted) -> None:
         self.print_line(f"{event.total} experiments")
+        if self.display is not None and self.experiments_bar is not None:  # of the seeds before
+            self.display.remove_task(self.experiments_bar)
         if self.console.is_terminal:
             self.experiments_bar = self.bars().add_task(
                 "experiments done", total=event.total, note="", count=f"0/{event.total}"
@@ -129,6 +132,10 @@ class ProgressPrinter:
         self.print_line(f"{result} ({done})")
         if self.display is not None and self.experiments_bar is not None:
             self.display.update(self.experiments_bar, completed=event.done, count=f"{event.done}/{event.total}")
+
+    @handle.register
+    def look_taken(self, event: LookTaken) -> None:
+        self.print_line(event.words)
 
     @handle.register
     def images_prepared(self, event: ImagesPrepared) -> None:

@@ -2,6 +2,7 @@
 
 `pretext: [none, mae]`, `finetune: {label_fraction: [0.05, 1.0]}` and `seeds: [0, 1, 2]` multiply. Seeds apply to the
 fine-tuning, so that all share one pre-training; `vary: [pretrain]`, or both, applies them to the pre-training.
+`seeds: auto` means as many seeds as it takes to decide (`decide`), of both: it expands into all that there may be.
 """
 
 from collections import Counter
@@ -11,9 +12,10 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, StrictInt
+from pydantic import BeforeValidator, StrictInt, model_validator
 
 from premed.config.compose import merge, merge_trees, read_trees, refuse_mistakes, validate_experiment
+from premed.config.decide import Decide
 from premed.config.experiment import Experiment
 from premed.config.plugins import plugin
 from premed.config.spec import Spec, validate_spec
@@ -34,20 +36,45 @@ def check_list_or_word(example: str, value: Any) -> Sequence[Any]:
     return [value] if isinstance(value, str) else check_list(example, value)
 
 
+AUTO = "auto"
+Varied = Annotated[
+    tuple[Literal["pretrain", "finetune"], ...], BeforeValidator(partial(check_list_or_word, "[pretrain]"))
+]
+
+
 class Seeds(Spec):
     """The seeds of a run, and the stages that they apply to."""
 
     seeds: Annotated[tuple[StrictInt, ...], BeforeValidator(partial(check_list, "[0, 1, 2]"))]
-    vary: Annotated[
-        tuple[Literal["pretrain", "finetune"], ...], BeforeValidator(partial(check_list_or_word, "[pretrain]"))
-    ] = ("finetune",)
+    """Or `auto`: seeds are added until each strategy is told apart from the baseline, see `decide`."""
+    vary: Varied = ("finetune",)
+    """With `seeds: auto` both stages vary; [finetune] pins the pre-training."""
+
+
+class AutoSeeds(Spec):
+    """`seeds: auto`: as many as it takes to decide."""
+
+    seeds: Literal["auto"]
+    vary: Varied = ("pretrain", "finetune")
+    decide: Decide = Decide()
+
+    @model_validator(mode="after")
+    def _pairs(self) -> "AutoSeeds":
+        if "finetune" not in self.vary:
+            raise ValueError("vary: strategies are compared seed by seed; with seeds: auto, finetune must be in it")
+        return self
 
 
 def load_all(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> list[Experiment]:
     """Returns the experiments of YAML files and `key=value` overrides, by strategy, label fraction and seed.
 
-    Raises UserError with the field and a remedy.
+    With `seeds: auto`: all that there may be. Raises UserError with the field and a remedy.
     """
+    return load_command(files, overrides)[0]
+
+
+def load_command(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> tuple[list[Experiment], Decide | None]:
+    """Returns the same, and when seeds are enough, where they are added one look after the other (`seeds: auto`)."""
     trees, above = read_trees(files, overrides)
     pretexts = [tree["pretext"] for tree in (*trees, above) if "pretext" in tree]
     if pretexts and isinstance(pretexts[-1], list):
@@ -59,11 +86,27 @@ def load_all(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> list
     else:
         merged = [merge_trees(trees, above)]
     seeds = [parse_seeds(tree) for tree in merged]
+    decide = next((each.decide for each in seeds if isinstance(each, AutoSeeds)), None)
+    if decide is not None:
+        check_arms(decide, merged)
     if all(each and each.vary == ("pretrain",) for each in seeds) and not any(map(has_pretraining, merged)):
         raise UserError("vary: names the pre-training, and none of these strategies has one; leave it out")
     if any(each and "pretrain" not in each.vary for each in seeds) and not all(tree.get("finetune") for tree in merged):
         raise UserError("seeds: are the fine-tuning's, and there is no finetune; set vary=[pretrain], too")
-    return [experiment for tree in merged for experiment in fan_out(tree)]
+    return [experiment for tree in merged for experiment in fan_out(tree)], decide
+
+
+def check_arms(decide: Decide, trees: Sequence[dict[str, Any]]) -> None:
+    """Raises UserError unless `seeds: auto` has fine-tunings to compare, and one strategy is the baseline."""
+    if not all(tree.get("finetune") for tree in trees):
+        raise UserError("finetune: is missing, and seeds: auto compares fine-tunings; set it in a YAML")
+    names = [str(of["name"] if isinstance(of := tree.get("pretext"), dict) and "name" in of else of) for tree in trees]
+    if len(names) < 2:
+        raise UserError("seeds: auto compares strategies, and there is one; list them, as in pretext=[none,mae]")
+    if names.count(decide.baseline) != 1:
+        found = "several strategies are" if decide.baseline in names else "no strategy is"
+        remedy = f"name one that is there once, of {', '.join(dict.fromkeys(names))}"
+        raise UserError(f"decide.baseline: {found} called {decide.baseline}; {remedy}")
 
 
 def with_strategy(tree: dict[str, Any], strategy: Any) -> dict[str, Any]:
@@ -73,7 +116,7 @@ def with_strategy(tree: dict[str, Any], strategy: Any) -> dict[str, Any]:
 
 def fan_out(tree: dict[str, Any]) -> list[Experiment]:
     """Returns one strategy's experiments, by label fraction and seed. Drops `pretrain` if the strategy has none."""
-    rest = {name: value for name, value in tree.items() if name not in Seeds.model_fields}
+    rest = {name: value for name, value in tree.items() if name not in AutoSeeds.model_fields}
     finetune = rest.get("finetune")
     fractions = finetune.get("label_fraction") if isinstance(finetune, dict) else None
     by_fraction: list[dict[str, Any]] = [{}]
@@ -86,14 +129,33 @@ def fan_out(tree: dict[str, Any]) -> list[Experiment]:
     by_seed: list[dict[str, Any]] = [{}]
     if seeds := parse_seeds(tree):
         varied = [name for name in seeds.vary if isinstance(rest.get(name), dict)]
-        by_seed = [{name: {"seed": seed} for name in varied} for seed in seeds.seeds] if varied else [{}]
+        numbers: Sequence[int] = seeds.seeds if isinstance(seeds, Seeds) else range(seeds.decide.max_seeds)
+        if isinstance(seeds, AutoSeeds) and "pretrain" in varied:
+            varied = [name for name in varied if name != "pretrain" or is_varied(rest["pretrain"])]
+        by_seed = [{name: {"seed": seed} for name in varied} for seed in numbers] if varied else [{}]
     return [validate_experiment(merge(merge(rest, fraction), seed)) for fraction, seed in product(by_fraction, by_seed)]
 
 
-def parse_seeds(tree: dict[str, Any]) -> Seeds | None:
-    """Returns the `seeds` and `vary` of `tree`, or None if it has neither."""
-    fields = {name: tree[name] for name in Seeds.model_fields if name in tree}
+def parse_seeds(tree: dict[str, Any]) -> Seeds | AutoSeeds | None:
+    """Returns the `seeds` and `vary` of `tree`, with `decide` for `seeds: auto`; or None if it has none of them."""
+    fields = {name: tree[name] for name in AutoSeeds.model_fields if name in tree}
+    if fields.get("seeds") == AUTO:
+        return validate_spec(AutoSeeds, fields)
+    if isinstance(given := fields.get("seeds"), str):
+        raise UserError(f"seeds: {given!r} is neither a list, as in [0, 1, 2], nor auto")
+    if "decide" in fields:
+        raise UserError("decide: is for seeds: auto, and the seeds are listed; leave one of them out")
     return validate_spec(Seeds, fields) if fields else None
+
+
+def is_varied(pretrain: dict[str, Any]) -> bool:
+    """Whether `seeds: auto` gives this pre-training other seeds: not if it is finished. Raises UserError if its seed
+    is stated."""
+    if pretrain.get("encoder") is not None:
+        return False
+    if "seed" in pretrain:
+        raise UserError("pretrain.seed: varies with seeds: auto; leave it out, or pin it with vary=finetune")
+    return True
 
 
 def has_pretraining(tree: dict[str, Any]) -> bool:

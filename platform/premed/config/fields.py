@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from premed.config.compose import first_name
+from premed.config.decide import Decide
 from premed.config.expand import Seeds
 from premed.config.experiment import Experiment
 from premed.config.plugins import plugin, plugin_names
@@ -41,6 +42,7 @@ COMPOSED = (
     ),
 )
 """What `compose` takes out of a file before it is an Experiment."""
+DECIDE = FieldEntry("decide", "fields", "{}", "With `seeds: auto`, when seeds are enough. See docs/seeds-auto.md.")
 
 
 def reference(path: str | None = None) -> list[FieldEntry]:
@@ -50,7 +52,7 @@ def reference(path: str | None = None) -> list[FieldEntry]:
     Without `path`: all fields but those of plug-ins. Raises UserError if there is no such field.
     """
     if path is None:
-        return [*entries(Experiment), *entries(Seeds), *COMPOSED]
+        return [*entries(Experiment), *entries(Seeds), DECIDE, *entries(Decide, "decide."), *COMPOSED]
     path = first_name(path)
     found = below(reference(), path)
     for field, kind in KINDS.items():

@@ -52,6 +52,7 @@ class StagePipeline:
             self.experiment, self.task, self.tracker, self.show, ticket.pause, register=register
         )
         self.recorder.pretrain_encoder = resolved.pretrained and resolved.pretrained.reference
+        self.recorder.more_tags = resolved.tags
         self.storage, self.cache = storage(self.experiment.train.storage), home() / "cache"
         self.stages: list[dict[str, Any]] = []
         """The results of those that are finished so far."""

@@ -33,6 +33,8 @@ class Resolved:
     """The finished pre-training that it names."""
     pretrainings: Pretrainings = field(default_factory=Pretrainings)
     """All that the command's experiments name."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """Further tags of its own run in MLflow."""
 
     @property
     def task(self) -> Task:

@@ -65,6 +65,7 @@ class ExperimentRecorder:
         self.run_id, self.digest, self.writing, self.privacy = "", "", False, Privacy.of(experiment.tracking)
         self.pretrain_run: str | None = None  # the run of the pre-training that the experiment starts from, once known
         self.pretrain_encoder: str | None = None  # the name by which the experiment takes a finished one
+        self.more_tags: dict[str, str] = {}  # of the experiment's run once it is finished
         self.copies: dict[str, list[str]] = {}  # by run: folders of copied files that MLflow has not read yet
 
     # ---- the experiment's own run
@@ -86,7 +87,7 @@ class ExperimentRecorder:
     def close(self, stages: list[dict[str, Any]]) -> None:
         """Logs scores and the resolved YAML to the experiment's run, unless they are there, and ends it."""
         tags = {f"{name_of(result)}_run": result["run_id"] for result in stages}
-        tags |= {"pretrain_run": self.pretrain_run} if self.pretrain_run else {}
+        tags |= self.more_tags | ({"pretrain_run": self.pretrain_run} if self.pretrain_run else {})
         if self.tracker.finished_with(self.run_id, tags):
             return
         with self.exclusive():

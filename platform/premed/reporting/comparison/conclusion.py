@@ -7,7 +7,7 @@ What does not hold for others is said: one pre-training, fewer than three seeds,
 import math
 from collections.abc import Iterable, Sequence
 
-from premed.reporting.comparison.result import ArmResult, BlockResult, Difference, TaskResult
+from premed.reporting.comparison.result import ArmResult, BlockResult, Difference, TaskResult, looks_of
 from premed.reporting.comparison.sentences import comparisons
 from premed.reporting.formatting import NAMES, counted, listed, number, p_value, percent, signed
 
@@ -48,8 +48,9 @@ def outcome(task: TaskResult, arm: ArmResult, difference: Difference) -> str:
     score, (word, _, limit) = score_name(task), difference.verdict.partition(", ")
     if word in ("better", "worse"):
         return f"{arm.label} has a {word} {score} than {baseline_name(task)}{LIMITS[limit]}"
-    if difference.verdict == "not separable":
-        return f"{arm.label} and {baseline_name(task)} cannot be told apart in {score}"
+    if word == "not separable":
+        words = f"{arm.label} and {baseline_name(task)} cannot be told apart in {score}"
+        return f"{words}, and are {limit}" if limit else words
     if difference.verdict == "not separable after correction":
         return (
             f"{arm.label} and {baseline_name(task)} cannot be told apart in {score} "
@@ -67,6 +68,7 @@ def numbers(task: TaskResult, arm: ArmResult, base: ArmResult, difference: Diffe
         return f"{words}, to which no interval can be given"
     low, high = map(signed, difference.interval)
     for_whom = "other patients and seeds" if difference.with_seeds else "other patients, with these seeds"
+    for_whom += ", allowing for all looks" if looks_of(difference) else ""
     return f"{words} (95 % interval for {for_whom}: {low} to {high}{corrected(difference)})"
 
 
@@ -88,7 +90,7 @@ def several(task: TaskResult, block: BlockResult, compared: Sequence[tuple[ArmRe
     groups: dict[str, list[ArmResult]] = {}
     for arm, difference in compared:
         word, _, limit = difference.verdict.partition(", ")
-        kinds = {"better": f"better{LIMITS[limit]}", "worse": f"worse{LIMITS[limit]}", "no interval": UNKNOWN}
+        kinds = {each: f"{each}{LIMITS.get(limit, '')}" for each in ("better", "worse")} | {"no interval": UNKNOWN}
         groups.setdefault(kinds.get(word, SAME), []).append(arm)
     where = question(task, block)
     if list(groups) == [SAME]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from premed.config.settings import TRUNK
 from premed.reporting.comparison.grouping import Arm, Block
+from premed.reporting.comparison.interim import APART, level_of, notes, pairs, sequential_p
 from premed.reporting.comparison.result import (
     ArmResult,
     BlockResult,
@@ -14,9 +15,12 @@ from premed.reporting.comparison.result import (
     Cost,
     Difference,
     Estimate,
+    Looks,
     RunResult,
     ScoreResult,
+    SequentialDifference,
     StageCost,
+    looks_of,
 )
 from premed.reporting.comparison.scores import LOWER_IS_BETTER, SCALES, ScoreTable
 from premed.reporting.statistics import SEEDS, Scale, holm, interval
@@ -34,9 +38,9 @@ def block_result(block: Block, baselines: Mapping[float, Arm], tables: Tables, m
     compared = [(i, difference) for i, result in enumerate(results) if (difference := result.scores[main].difference)]
     corrected = holm([difference.p for _, difference in compared])
     for (i, difference), p_holm in zip(compared, corrected, strict=True):
-        once = any(map(one_pretraining, (arms[i], baselines[arms[i].fraction])))
+        once = any(map(one_pretraining, pairs(arms[i], baselines[arms[i].fraction])[:2]))
         results[i] = with_verdict(results[i], main, replace(difference, p_holm=p_holm), once)
-    return BlockResult(block.head, caveats(arms, results, main), results)
+    return BlockResult(block.head, caveats(arms, results, main, baselines), results)
 
 
 def with_verdict(result: ArmResult, main: str, difference: Difference, once: bool) -> ArmResult:
@@ -90,11 +94,11 @@ def score_result(name: str, arm: Arm, baseline: Arm | None, tables: Tables) -> S
     estimates = [estimate(full[:, k], pseudo[:, :, k], SCALES[name]) for k in range(full.shape[1])]
     differences: list[Difference | None] = [None] * len(estimates)
     if baseline is not None:
-        pairing, ours, theirs = arm.paired(baseline, SEEDS)
-        other, other_pseudo = stacked(name, baseline, tables)
+        own, base, pairing, ours, theirs, looks = pairs(arm, baseline)
+        (full, pseudo), (other, other_pseudo) = stacked(name, own, tables), stacked(name, base, tables)
         for k in range(len(estimates)):
             one, two = (full[ours, k], pseudo[ours, :, k]), (other[theirs, k], other_pseudo[theirs, :, k])
-            differences[k] = difference(pairing, one, two)
+            differences[k] = difference(pairing, one, two, looks)
     alone = np.any([scores.alone for scores in of_runs], axis=0)
     classes = {
         label: ClassEstimate(**vars(estimates[k]), alone=bool(alone[k]), difference=differences[k])
@@ -121,7 +125,12 @@ def estimate(full: np.ndarray, pseudo: np.ndarray, scale: Scale) -> Estimate:
     return Estimate(of.value, std, (of.low, of.high), of.df, of.seeds)
 
 
-def difference(pairing: str, one: tuple[np.ndarray, np.ndarray], two: tuple[np.ndarray, np.ndarray]) -> Difference:
+def difference(
+    pairing: str,
+    one: tuple[np.ndarray, np.ndarray],
+    two: tuple[np.ndarray, np.ndarray],
+    looks: Looks | None = None,
+) -> Difference:
     """One score less another, each [S] with its pseudo-values [S, P]; seeds in which one is undefined are left out."""
     known = [~np.isnan(full) for full, _ in (one, two)]
     if matched := len(one[0]) == len(two[0]) and pairing != "unpaired":
@@ -140,11 +149,14 @@ def difference(pairing: str, one: tuple[np.ndarray, np.ndarray], two: tuple[np.n
         p_holm=np.nan,
         verdict="",
     )
+    if looks is not None:
+        undefined = SequentialDifference(**vars(undefined), looks=looks)
     if not undefined.num_seeds:
         return undefined
     groups = [pseudo - other_pseudo] if matched else [pseudo, -other_pseudo]
-    of = interval(float(full.mean() - other.mean()), groups)
-    return replace(undefined, value=of.value, interval=(of.low, of.high), df=of.df, with_seeds=of.seeds, p=of.p)
+    of = interval(float(full.mean() - other.mean()), groups, level=level_of(looks))
+    p = sequential_p(looks, of.p)
+    return replace(undefined, value=of.value, interval=(of.low, of.high), df=of.df, with_seeds=of.seeds, p=p)
 
 
 def verdict(difference: Difference, higher_is_better: bool, once: bool = False) -> str:
@@ -152,9 +164,10 @@ def verdict(difference: Difference, higher_is_better: bool, once: bool = False) 
 
     once: all seeds of one of the arms stand on one pre-training, which is one draw: another may give another result.
     """
-    low, high = difference.interval
+    (low, high), looks = difference.interval, looks_of(difference)
     if difference.value == 0 or low <= 0 <= high:
-        return "not separable"
+        is_small = looks is not None and looks.margin is not None and max(-low, high) < looks.margin
+        return f"not separable, {APART} {looks.margin:g} apart" if looks and is_small else "not separable"
     if np.isnan(low):
         return "no interval"
     if difference.p_holm >= LEVEL:
@@ -209,23 +222,24 @@ def stage_cost(runs: Sequence[Run]) -> StageCost:
 # ---- limits of the numbers
 
 
-def caveats(arms: Sequence[Arm], results: Sequence[ArmResult], main: str) -> list[str]:
+def caveats(arms: Sequence[Arm], results: Sequence[ArmResult], main: str, baselines: Mapping[float, Arm]) -> list[str]:
     """Notes on what the intervals of these arms do not cover."""
-    notes: list[str] = []
+    found: list[str] = []
     if few := [arm for arm in arms if len(arm.by_seed) < SEEDS]:
         note = f"fewer than {SEEDS} seeds; the interval covers patient sampling only, not seed-to-seed variation"
-        notes.append(f"{arm_names(few, arms)}: {note}")
+        found.append(f"{arm_names(few, arms)}: {note}")
     if once := [arm for arm in arms if one_pretraining(arm)]:
         note = "one pre-training; the interval does not cover variation between pre-trainings"
-        notes.append(f"{arm_names(once, arms)}: {note}")
+        found.append(f"{arm_names(once, arms)}: {note}")
     for arm, result in zip(arms, results, strict=True):
         if not (difference := result.scores[main].difference):
             continue
+        found += notes(arm, baselines.get(arm.fraction), difference, arm_name(arm))
         if difference.pairing == "unpaired":
-            notes.append(f"{arm_name(arm)}: its seeds are not the baseline's, compared unpaired")
-        elif difference.num_seeds < len(arm.by_seed):
-            notes.append(f"{arm_name(arm)}: compared on the {difference.num_seeds} seeds that the baseline has too")
-    return notes
+            found.append(f"{arm_name(arm)}: its seeds are not the baseline's, compared unpaired")
+        elif difference.num_seeds < len(arm.by_seed) and looks_of(difference) is None:
+            found.append(f"{arm_name(arm)}: compared on the {difference.num_seeds} seeds that the baseline has too")
+    return found
 
 
 def arm_name(arm: Arm) -> str:

@@ -12,7 +12,7 @@ from premed.reporting.comparison.artifacts import SCORING
 from premed.reporting.comparison.conclusion import images, trainings
 from premed.reporting.comparison.design import MANY, Records, fractions_in_words, pretrained_on
 from premed.reporting.comparison.effects import LEVEL
-from premed.reporting.comparison.result import ArmResult, BlockResult, Difference, TaskResult
+from premed.reporting.comparison.result import ArmResult, BlockResult, Difference, TaskResult, looks_of
 from premed.reporting.comparison.sentences import comparisons
 from premed.reporting.formatting import counted, listed
 from premed.reporting.statistics import SEEDS
@@ -167,6 +167,11 @@ def one_pretraining(arm: ArmResult) -> bool:
     return len({run.pretrain_seed for run in arm.runs} - {None}) == 1
 
 
+SEQUENTIAL = (
+    "intervals and p-values of these differences are repeated ones (Jennison and Turnbull, J R Stat Soc B 51, 1989, "
+    "305), at levels that spend 5 % by the square of the share of the seeds (Kim and DeMets, Biometrika 74, 1987, 149) "
+    "and are made for Student's t"
+)
 PAIRINGS = {
     "paired": "on the same patients and the same seeds",
     "unpaired": "on the same patients, with seeds that are not the same",
@@ -177,6 +182,9 @@ PAIRINGS = {
 def differences(task: TaskResult, found: Sequence[Difference]) -> Iterator[str]:
     pairings = [words for name, words in PAIRINGS.items() if any(each.pairing == name for each in found)]
     yield f"differences to {task.baseline} were taken {' or '.join(pairings)}"
+    if looks := {tuple(of.planned) for each in found if (of := looks_of(each))}:
+        planned = " or ".join(", ".join(map(str, each)) for each in sorted(looks))
+        yield f"seeds were added until a difference was decided, with looks planned at {planned} seeds; {SEQUENTIAL}"
     num = sum(each.p == each.p for each in found)
     if num > 1:
         yield (

@@ -11,6 +11,19 @@ Bounds = tuple[float, float]
 
 
 @dataclass(frozen=True)
+class Looks:
+    """At which numbers of seeds a difference is looked at until it is decided (`seeds: auto`)."""
+
+    planned: Sequence[int]
+    taken: int
+    """How many, this one included; 0: the first is still to come."""
+    margin: float | None
+    """The smallest difference that the user cares about."""
+    is_changed: bool
+    """Whether other looks were planned before, so that the levels are not those of all looks."""
+
+
+@dataclass(frozen=True)
 class Difference:
     """An arm's mean score less the baseline's."""
 
@@ -28,6 +41,18 @@ class Difference:
     """Corrected for all comparisons of the block; NaN where it is not one of them."""
     verdict: str
     """In words; "" where p_holm is NaN."""
+
+
+@dataclass(frozen=True)
+class SequentialDifference(Difference):
+    """One whose seeds were added until it was decided: its interval and p-values allow for all looks."""
+
+    looks: Looks
+
+
+def looks_of(difference: Difference) -> Looks | None:
+    """None where the number of seeds was fixed."""
+    return difference.looks if isinstance(difference, SequentialDifference) else None
 
 
 @dataclass(frozen=True)
