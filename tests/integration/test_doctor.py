@@ -69,7 +69,7 @@ def wait_for(port):
     """Ray's client server begins to listen, address by address, after Ray has said that it runs."""
     for _ in range(120):
         places = [tuple(each.laddr) for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
-        if any(at == port and not host.startswith("127.") for host, at in places):
+        if any(at == port and not str(host).startswith("127.") for host, at in places):
             return
         time.sleep(0.5)
     raise TimeoutError(f"nobody listens on port {port}")
