@@ -138,10 +138,15 @@ def without_scoring(spec: Spec) -> Spec:
 
 def canonical(value: Any) -> str:
     """Returns JSON with sorted keys and without the runtime fields: equal text means an equal result."""
-    return json.dumps(_digested(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(_digested(value))
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def _digested(value: Any) -> Any:
+    if value is None or isinstance(value, (str, int, float, bool)):  # most values, of large data sets
+        return value
     if isinstance(value, Spec):
         unused = value.unused_fields()
         for name, field in type(value).model_fields.items():
@@ -154,8 +159,6 @@ def _digested(value: Any) -> Any:
         return {str(name): _digested(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_digested(item) for item in value]
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
     if isinstance(value, (set, frozenset)):
         raise TypeError("a set has no order that a digest could rely on: use a tuple")
     return str(value)

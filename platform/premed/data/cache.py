@@ -21,14 +21,12 @@ from premed.config.spec import canonical
 from premed.contracts import Case
 from premed.data import content
 from premed.data.content import FileContent, Hashes, absolute
+from premed.data.found import Found, Recipe, find, joined, prepared_path
 from premed.data.io.image_file import Note
 from premed.data.prepared import PreparedFile, read_notes, write
 from premed.data.preprocess import prepare
 from premed.errors import UserError
 
-PREPARED_VERSION = 3
-"""Of prepared files: raised whenever the same files and preprocessing give another one, if only by a note, since notes
-are part of a stage's fingerprint."""
 VERSION = "2.1"
 """Of hashes of grey values, which finished pre-trainings have recorded: raised if files give others."""
 DAMAGED = Note("was damaged on its disk: it was prepared anew", reading=False)
@@ -49,8 +47,8 @@ class Cache:
     def open(self, case: Case, preprocessing: Preprocessing) -> PreparedFile | None:
         """The prepared image of a case; None if the cache does not hold it, or holds it damaged."""
         with Hashes(self.root) as hashes:
-            known = [hashes.of(file) for file in _files(case)]
-            path = _path(self.root, known, _has_map(case), canonical(preprocessing))
+            recipe = Recipe(self.root, canonical(preprocessing), _has_map(case))
+            path = prepared_path(recipe, [hashes.of(file) for file in _files(case)])
             notes = read_notes(path, verify=not hashes.is_verified(path))
         return None if notes is None else PreparedFile(path)
 
@@ -111,17 +109,14 @@ class Cache:
         self, hashes: Hashes, cases: Sequence[Case], preprocessing: Preprocessing
     ) -> tuple[dict[int, "_Result"], list["_Job"]]:
         """Returns the verified prepared files, by the case's number, and the jobs that prepare or verify the others."""
-        found, jobs, missing, recipe = {}, [], [], canonical(preprocessing)
+        found, jobs, missing, text = {}, [], [], canonical(preprocessing)
         for number, case in enumerate(cases):
-            known, path, notes = [hashes.get(file) for file in _files(case)], None, None
-            if None not in known:
-                path = _path(self.root, known, _has_map(case), recipe)
-                notes = read_notes(path)
-            if path is not None and notes is not None and hashes.is_verified(path):
-                found[number] = _Result(number, path, hashes=[each for each in known if each], notes=notes)
+            result = find(Recipe(self.root, text, _has_map(case)), _files(case), hashes)
+            if isinstance(result, Found):
+                found[number] = _Result(number, result.path, hashes=result.hashes, notes=result.notes)
                 continue
-            missing.append(notes is None)
-            jobs.append(_Job(number, _files(case), _has_map(case), known, preprocessing, self.root, 0))
+            missing.append(result.absent)
+            jobs.append(_Job(number, _files(case), _has_map(case), result.hashes, preprocessing, self.root, 0))
         num_left = np.cumsum(missing[::-1])[::-1]
         return found, [job._replace(num_left=int(left)) for job, left in zip(jobs, num_left, strict=True)]
 
@@ -146,7 +141,7 @@ class Cache:
                 elif labels and isinstance(case.label, tuple):
                     row.append([None if math.isnan(number) else number for number in case.label])
                 rows.append(canonical(row))
-        return hashlib.sha256(_joined(sorted(rows)).encode()).hexdigest()
+        return hashlib.sha256(joined(sorted(rows)).encode()).hexdigest()
 
     def file_hashes(
         self, cases: Sequence[Case], mapper: Mapper | None = None, progress: Progress | None = None
@@ -199,7 +194,7 @@ class _Job(NamedTuple):
     number: int
     files: tuple[Path, ...]  # the images, then the label map, if the case has one
     has_map: bool
-    known: list[str | None]  # the files' hashes; None: not yet computed
+    known: Sequence[str | None]  # the files' hashes; None: not yet computed
     preprocessing: Preprocessing
     root: Path
     num_left: int
@@ -225,7 +220,7 @@ def prepare_one(job: _Job) -> _Result:
         contents = [content.hash_file(file) for file, known in zip(job.files, job.known, strict=True) if known is None]
         fresh = {each.file: each.hash for each in contents}
         hashes = [known or fresh[file] for file, known in zip(job.files, job.known, strict=True)]
-        path = _path(job.root, hashes, job.has_map, canonical(job.preprocessing))
+        path = prepared_path(Recipe(job.root, canonical(job.preprocessing), job.has_map), hashes)
         notes: Sequence[tuple[int, Note]] | None = read_notes(path, verify=True)
         damaged = notes is None and path.exists()
         if notes is None:
@@ -275,15 +270,3 @@ def _files(case: Case) -> tuple[Path, ...]:
 
 def _has_map(case: Case) -> bool:
     return isinstance(case.label, Path)
-
-
-def _path(root: Path, hashes: Sequence[str | None], has_map: bool, recipe: str) -> Path:
-    """The prepared file's. recipe: the canonical text of the preprocessing, which is one for all cases."""
-    about = _joined([*map(canonical, (PREPARED_VERSION, hashes, has_map)), recipe])
-    name = hashlib.sha256(about.encode()).hexdigest()[:40]
-    return root / name[:2] / f"{name}.safetensors"
-
-
-def _joined(items: Iterable[str]) -> str:
-    """The canonical text of a list, from those of its items."""
-    return f"[{','.join(items)}]"

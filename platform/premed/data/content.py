@@ -18,6 +18,7 @@ rounded to fewer grey values, and a slice of a volume that was saved as a pictur
 import hashlib
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -134,8 +135,17 @@ def _digest(file: Path) -> str:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=20)).hexdigest()
 
 
+def state(file: Path) -> tuple[int, int]:
+    """Size and modification time (ns) of a file, or of a folder of slices. Raises OSError if it is not there."""
+    return _state(file)[:2]
+
+
 def _state(file: Path) -> tuple[int, int, list[Path] | None]:
     """Size, modification time and None. For a folder of slices: total size, latest time, and the slices' files."""
+    with suppress(FileNotFoundError):  # one of several series in a folder is no file itself
+        state = os.stat(file)
+        if stat.S_ISREG(state.st_mode):
+            return state.st_size, state.st_mtime_ns, None
     if not is_series(file):
         refuse_irregular(file)
         state = file.stat()
