@@ -32,11 +32,12 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Config(Spec):
-    """`widths`: channels of each stage, fine to coarse; each stage has half the resolution of the one before. nnU-Net
-    doubles 32 up to 320 in volumes, 512 in pictures, and halves an axis as long as 4 places are left of it."""
+    """The sizes of the network; the defaults are nnU-Net's for volumes of about 96 voxels an edge."""
 
     name: Literal["resenc"] = "resenc"
     widths: tuple[Width, ...] = Field((32, 64, 128, 256, 320), min_length=2)
+    """Channels of each stage, fine to coarse; each stage has half the resolution of the one before. nnU-Net doubles 32
+    up to 320 in volumes and 512 in pictures, and halves an axis while at least 4 places are left of it."""
     blocks: tuple[Count, ...] | None = None
     """Residual blocks of each stage. None: nnU-Net's 1, 3, 4, and from then on 6."""
     strides: tuple[tuple[Count, ...], ...] | None = None

@@ -20,10 +20,11 @@ from premed.models.layers import in_float32
 
 
 class Config(Spec):
-    """`deep_supervision`: the loss of each coarser answer counts half of the one before; the coarsest has none."""
+    """Widths and number of stages are the encoder's."""
 
     name: Literal["unet"] = "unet"
     deep_supervision: bool = True
+    """In training, coarser stages answer, too: each one's loss counts half of the finer one's, the coarsest's nothing."""
 
 
 def build(config: Config, encoder: Encoder, task: Task) -> "UNetDecoder":
