@@ -26,8 +26,8 @@ def test_a_norm_of_a_masked_map_is_that_of_its_visible_voxels(size, groups):
     torch.nn.init.normal_(norm.bias)
     x = (3 + 2 * torch.randn(2, 4, *size)) * visible
     seen = norm(x, visible)
-    assert not seen.masked_select(~visible).any()
-    for image, each, shown in zip(x, seen, visible[:, 0], strict=True):
+    assert not seen.masked_select(visible == 0).any()
+    for image, each, shown in zip(x, seen, visible[:, 0] > 0, strict=True):
         alone = F.group_norm(image[:, shown][None], groups, norm.weight, norm.bias, 1e-5)[0]
         torch.testing.assert_close(each[:, shown], alone)
 
@@ -44,7 +44,7 @@ def test_a_residual_block_of_a_mask_that_hides_nothing_is_the_block(size, stride
     block = ResidualBlock(3, 4, len(size), groups=2, stride=(stride,) * len(size))
     torch.nn.init.normal_(block.conv2.norm.weight)
     x = torch.randn(2, 3, *size)
-    everything = torch.ones(2, 1, *(n // stride for n in size), dtype=torch.bool)
+    everything = torch.ones(2, 1, *(n // stride for n in size))
     torch.testing.assert_close(block(x, everything), block(x))
 
 
@@ -72,7 +72,7 @@ def test_a_residual_block_begins_as_its_shortcut():
 def test_a_convolution_sees_hidden_neighbours_as_it_sees_what_is_beyond_the_border():
     """Which is 0: in one row of patches, what a patch gives does not depend on whether hidden ones or none follow."""
     block, x = ConvBlock(1, 4, 2, groups=4), torch.randn(1, 1, 2, 4)
-    shown = torch.tensor([[[[True, True, False, False]] * 2]])
+    shown = torch.tensor([[[[1.0, 1.0, 0.0, 0.0]] * 2]])
     torch.testing.assert_close(block(x * shown, shown)[..., :2], block(x[..., :2]))
 
 

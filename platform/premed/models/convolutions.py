@@ -6,7 +6,8 @@ and the residual block of ResNet-D (He 2019) with average pooling in its shortcu
 A masked image is encoded as by sparse convolutions (SparK, Tian 2023): each layer's output is 0 in hidden patches, and
 norms take mean and variance over the visible voxels. A hidden voxel's value therefore reaches nothing.
 
-Shapes: B batch, C channels, *S spatial axes; `visible` [B, 1, *S] is True in visible patches, None if all are visible.
+Shapes: B batch, C channels, *S spatial axes; `visible` [B, 1, *S] float32 is 1 in visible patches and 0 elsewhere, or
+None if all are visible.
 """
 
 from collections.abc import Sequence
@@ -28,18 +29,16 @@ class Norm(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Maps [B, C, *S] to the same shape. With `visible`, x must be 0 elsewhere, and remains so."""
+        """Maps [B, C, *S] to the same shape. With `visible`, x must be 0 elsewhere, and remains so; it is float32."""
         if visible is None:
             return F.group_norm(x, self.groups, self.weight, self.bias, EPS)
-        axes = tuple(range(2, x.ndim + 1))
-        groups = x.float().unflatten(1, (self.groups, -1))  # [B, G, C / G, *S]
-        inside = visible[:, None].float()
-        number = inside.sum(axes, keepdim=True) * groups.shape[2]
-        centred = (groups - groups.sum(axes, keepdim=True) / number) * inside
-        variance = centred.square().sum(axes, keepdim=True) / number
-        shape = (-1, *[1] * (x.ndim - 2))
-        scaled = (centred * (variance + EPS).rsqrt()).flatten(1, 2) * self.weight.view(shape)
-        return (scaled + self.bias.view(shape) * visible).to(x.dtype)
+        groups, axes = x.float().unflatten(1, (self.groups, -1)), tuple(range(2, x.ndim + 1))  # [B, G, C / G, *S]
+        number = visible[:, None].sum(axes, keepdim=True) * groups.shape[2]
+        centred = torch.addcmul(groups, groups.sum(axes, keepdim=True) / number, visible[:, None], value=-1)
+        variance = centred.square().sum(axes, keepdim=True) / number  # [B, G, 1, …]
+        weight, bias = (each.view(-1, *[1] * (x.ndim - 2)) for each in (self.weight, self.bias))
+        scale = (variance + EPS).rsqrt().expand(-1, -1, groups.shape[2], *variance.shape[3:]).flatten(1, 2) * weight
+        return torch.addcmul(centred.flatten(1, 2) * scale, bias, visible)
 
 
 class ConvBlock(nn.Module):
@@ -65,7 +64,7 @@ class ConvBlock(nn.Module):
     def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
         """Maps [B, C, *S] to [B, D, *S / stride]; `visible` has the output's size."""
         x = self.conv(x)
-        x = self.norm(x if visible is None else x * visible, visible)
+        x = self.norm(x) if visible is None else self.norm(x * visible, visible).to(x.dtype)
         return x if self.linear else F.leaky_relu(x, SLOPE)
 
 
@@ -121,8 +120,8 @@ def to_size(visible: Tensor, size: Sequence[int]) -> Tensor:
 
 def visible_patches(keep: Tensor, grid: Sequence[int]) -> Tensor:
     """The mask [B, 1, *grid] of the visible patches `keep` [B, K]."""
-    visible = torch.zeros(len(keep), torch.Size(grid).numel(), dtype=torch.bool, device=keep.device)
-    return visible.scatter(1, keep, True).view(len(keep), 1, *grid)
+    visible = torch.zeros(len(keep), torch.Size(grid).numel(), device=keep.device)
+    return visible.scatter(1, keep, 1).view(len(keep), 1, *grid)
 
 
 def init_he_weights(module: nn.Module) -> None:

@@ -251,7 +251,7 @@ class ConvDecoder(nn.Module):
         """Returns predictions [B, L - K, P] for the hidden patches, in the order of `hide`."""
         visible = visible_patches(keep, self.grid)
         filled = [
-            project(torch.where(to_size(visible, seen.shape[2:]), seen, token.to(seen.dtype)))
+            project(torch.where(to_size(visible, seen.shape[2:]) > 0, seen, token.to(seen.dtype)))
             for project, seen, token in zip(self.project, features.pyramid[::-1], self.mask_tokens, strict=True)
         ]
         x = filled[0]

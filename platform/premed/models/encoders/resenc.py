@@ -119,7 +119,7 @@ class ResEnc(Encoder):
     ) -> Features:
         scales, patches = iter(self.drop_scales(keys)), None if keep is None else visible_patches(keep, self.grid)
         visible = None if patches is None else to_size(patches, image.shape[2:])
-        x = self.stem(image if visible is None else image.masked_fill(~visible, 0), visible)
+        x = self.stem(image if visible is None else image.masked_fill(visible == 0, 0), visible)
         maps, states = [], []
         for stage, scale in zip(self.stages, self.pyramid, strict=True):
             if patches is not None:
