@@ -24,7 +24,7 @@ class Config(Spec):
 
     name: Literal["unet"] = "unet"
     deep_supervision: bool = True
-    """In training, coarser stages answer, too; the loss of each counts half of the finer one's, the coarsest's nothing."""
+    """In training, coarser stages answer, too; the loss of each counts half of the finer one's, the coarsest's not."""
 
 
 def build(config: Config, encoder: Encoder, task: Task) -> "UNetDecoder":
