@@ -185,14 +185,16 @@ class Head(nn.Module):
 
     taps: tuple[int, ...] = ()
     """The blocks whose output it needs."""
-    loads: tuple[str, ...] = ()
-    """The saved parts, besides the encoder, from which its weights are initialised."""
+    loads: tuple[str, ...] = ()  # the saved parts, besides the encoder, from which its weights are initialised
     num_solutions: int = 0
-    """If not 0, the head is fitted in closed form on a frozen encoder: `solve` yields so many candidate solutions, of
-    which val selects one. `rows` and `solve` are for such heads only."""
+    """If not 0, it is fitted in closed form on a frozen encoder (`rows`, `solve`): val selects one of so many."""
 
     def forward(self, image: Tensor, features: Features) -> Tensor:
         raise NotImplementedError
+
+    def answers(self, image: Tensor, features: Features) -> tuple[tuple[float, Tensor], ...]:
+        """What the loss is computed on: weights and logits, finest first. Coarser ones: deep supervision."""
+        return ((1.0, self(image, features)),)
 
     def rows(self, features: Features) -> Tensor:
         """The inputs of the linear model, [B, N, D]: one row per image, or one per patch."""
@@ -295,8 +297,7 @@ class BatchLoader(Protocol):
 
 # ---- Training
 class Objective(nn.Module):
-    """What `fit()` minimises. `forward` is the loss, so that DDP wraps it. A strategy that trains nothing may import an
-    encoder's weights instead: see `pretext/__init__.py`."""
+    """What `fit()` minimises; `forward` is the loss, so that DDP wraps it. Training nothing: `pretext/__init__.py`."""
 
     parts: dict[str, nn.Module]  # saved when training ends, by name: `encoder`, `decoder`, `head`
     weight_decay: float = 0.0
@@ -310,8 +311,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Groups of unfrozen `params` with `lr_scale` (layer decay) and `weight_decay`, or `decay` (first, last).
-        By default, biases and norms have no weight decay."""
+        """Groups of unfrozen `params` with `lr_scale` and `weight_decay` (biases, norms: 0) or `decay` (first, last)"""
         trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return [
             {"params": [p for p in trainable if p.ndim > 1], "weight_decay": self.weight_decay, "lr_scale": 1.0},

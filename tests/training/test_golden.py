@@ -28,8 +28,9 @@ from premed.data.loader import PreparedLoader
 from premed.data.prepared import PreparedFile, write
 from premed.data.preprocess import Prepared
 from premed.data.samplers import AlternatingSampler, EpochSampler
-from premed.models.encoders import mit, timm, unet, vit
+from premed.models.encoders import mit, resenc, timm, unet, vit
 from premed.models.heads import conv, linear, unetr
+from premed.models.heads import unet as unet_decoder
 from premed.models.network import Network
 from premed.pretext import hssl, mae, unimiss
 from premed.rng import SampleRng, key
@@ -95,7 +96,10 @@ MIT = mit.Config.model_validate({"size": "tiny", "stem_stride": (1, 1, 1), "stem
 NARROW = {"embed_dim": 48, "depth": 3, "num_heads": 3, "patch_size": 8}
 DINOV3 = timm.Config(model="dinov3-s", args={**NARROW, "init_values": 1.0, "global_pool": "avg"})
 EVA_X = timm.Config(model="eva-x-s", args=NARROW)
-CONFIGS = {vit: VIT, mit: MIT, timm: DINOV3}
+RESENC = resenc.Config(widths=(8, 16, 24), blocks=(1, 2, 1))
+GROUPED = RESENC.model_copy(update={"norm": "group"})
+FOUR_STAGES = resenc.Config(widths=(8, 16, 24, 24), blocks=(1, 1, 1, 1), norm="group")
+CONFIGS = {vit: VIT, mit: MIT, timm: DINOV3, resenc: RESENC}
 THIN = MIT.model_copy(update={"widths": (16, 32, 32, 64)})
 
 
@@ -118,9 +122,9 @@ def distilling(data_sets: list[DataSet]) -> Objective:
     return unimiss.build(config, encoder, data_sets, weight_decay=0.04)
 
 
-def finetuning(data_sets: list[DataSet], head, encoders=vit) -> Objective:
+def finetuning(data_sets: list[DataSet], head, encoders=vit, network=None) -> Objective:
     task = data_sets[0].task
-    encoder = encoders.build(CONFIGS[encoders], task.channels, task.roi)
+    encoder = encoders.build(network or CONFIGS[encoders], task.channels, task.roi)
     config = head.Config(**({"feature_size": 4} if head is unetr else {}))
     network = Network(encoder, head.build(config, encoder, task))
     return Supervised(network, task, weight_decay=0.05, layer_decay=0.75, drop_path=0.1)  # type: ignore[arg-type]
@@ -153,6 +157,29 @@ KINDS = {
     ),
     "unimiss": Kind((Pictures, Scans), distilling, Augmentation(flip=0.5, crops=2), (unimiss, mit), 2e-4, interval=2),
     "mit-3d": Kind(Slabs, partial(finetuning, head=conv, encoders=mit), Augmentation(flip=0.2), (conv, mit), 2e-4),
+    "mae-resenc-2d": Kind(
+        Pictures,
+        partial(pretraining, encoders=resenc, network=FOUR_STAGES),
+        Augmentation(flip=0.5),
+        (mae, resenc),
+        2e-2,
+    ),
+    "mae-resenc-3d": Kind(
+        Volumes, partial(pretraining, encoders=resenc, network=RESENC), Augmentation(flip=0.2), (mae, resenc), 2e-2
+    ),
+    "resenc-2d": Kind(
+        Pictures,
+        partial(finetuning, head=linear, encoders=resenc, network=GROUPED),
+        Augmentation(flip=0.5),
+        (linear, resenc),
+        2e-2,
+    ),
+    "resenc-3d": Kind(
+        Volumes,
+        partial(finetuning, head=unet_decoder, encoders=resenc),
+        Augmentation(flip=0.2),
+        (unet_decoder, resenc),
+    ),
     "hssl-2d": Kind(
         (Pictures,) * 3,
         partial(contrasting, group_loss="classes"),
@@ -170,7 +197,7 @@ KINDS = {
 }
 
 
-LONG = {"mit-3d", "hssl-3d", "unimiss"}
+LONG = {"mit-3d", "hssl-3d", "unimiss", "mae-resenc-3d", "resenc-2d", "resenc-3d"}
 
 
 def losses(kind: str, folder: Path) -> list[float]:

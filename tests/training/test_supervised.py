@@ -15,7 +15,7 @@ from premed.pretext import mae
 from premed.rng import key
 from premed.training.optimizer import make_optimizer, set_lr
 from premed.training.schedule import Schedule
-from premed.training.supervised import Supervised
+from premed.training.supervised import Supervised, label_for
 
 DEPTH = 3
 IMAGES = SimpleNamespace(
@@ -166,3 +166,20 @@ def test_no_pretraining_means_there_is_nothing_to_train():
     from premed.pretext import none
 
     assert none.Config().name == "none" and none.build is None
+
+
+# Labels of coarser answers --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "coarser"), [((4, 6), (2, 3)), ((4, 6, 2), (2, 3, 2)), ((8, 8), (2, 2))])
+def test_a_coarser_label_map_has_the_value_of_the_nearest_voxel(size, coarser):
+    label = torch.randint(200, (2, *size), dtype=torch.uint8)
+    steps = [a // b for a, b in zip(size, coarser, strict=True)]
+    nearest = label[(slice(None), *(slice(step // 2, None, step) for step in steps))]
+    found = label_for(label, torch.zeros(2, 3, *coarser))
+    assert torch.equal(found, nearest) and found.dtype == torch.uint8
+
+
+def test_labels_of_the_answers_own_size_and_of_images_are_left_alone():
+    label, numbers = torch.ones(2, 4, 6), torch.full((2, 3), torch.nan)
+    assert label_for(label, torch.zeros(2, 3, 4, 6)) is label and label_for(numbers, torch.zeros(2, 3)) is numbers

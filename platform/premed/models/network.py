@@ -26,6 +26,10 @@ class Network(nn.Module):
     def forward(self, image: Tensor, keys: Tensor | None = None) -> Tensor:
         return self.head(image, self.encoder(image, taps=self.head.taps, keys=keys))
 
+    def answers(self, image: Tensor, keys: Tensor | None = None) -> tuple[tuple[float, Tensor], ...]:
+        """What training's loss is computed on; see `Head.answers`."""
+        return self.head.answers(image, self.encoder(image, taps=self.head.taps, keys=keys))
+
 
 class Tokens(nn.Module):
     """An encoder alone: maps images [B, C, *roi] to its tokens [B, L, D]."""

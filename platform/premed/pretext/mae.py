@@ -2,9 +2,13 @@
 
 The encoder sees the visible patches only; a light decoder predicts the hidden ones, each normalised by its own mean and
 variance; the loss is on the hidden patches alone. SelfMedMAE's decoders: 256 × 8 × 8 heads in 2D, 384 × 8 × 12 in 3D.
+
+A convolutional encoder with a pyramid has patches as large as its coarsest map's stride, and a convolutional decoder
+(SparK, Tian 2023). Masks, targets, loss and gate are the same: at equal patches the losses can be compared.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -17,6 +21,7 @@ from torch import Tensor, nn
 from premed.config.spec import Spec, added_field
 from premed.contracts import Batch, DataSet, Encoder, Features, Objective, Row, Sample, Task
 from premed.errors import UserError
+from premed.models.convolutions import ConvBlock, init_he_weights, to_size, upsampling, visible_patches
 from premed.models.encoders.vit import Block, ViT, add_class_row, init_weights, patchify, sincos, unpatchify
 from premed.pretext.common.init import Init
 from premed.rng import bits, fold, key
@@ -32,8 +37,11 @@ class Config(Spec):
     name: Literal["mae"] = "mae"
     mask_ratio: float = Field(default=0.75, gt=0, lt=1)
     decoder_width: int = Field(default=256, ge=8)
+    """Channels of the tokens; of a convolutional decoder: at the coarsest map, halved at each finer one, at least 8."""
     decoder_depth: int = Field(default=8, ge=1)
+    """Blocks; a convolutional decoder ignores it and has one convolution per map."""
     decoder_heads: int = Field(default=8, ge=1)
+    """Attention heads; a convolutional decoder has none and ignores it."""
     gate_images: int = Field(default=2000, ge=1)
     """Maximum number of training images from which the network-free predictor (the gate) is computed."""
     init: Init = added_field(None)
@@ -66,9 +74,9 @@ class MAE(Objective):
                 "at least one must be visible and one hidden"
             )
         if not encoder.takes_keep:
-            raise UserError("encoder: mae needs one that can skip patches; use vit, or one of timm's ViTs and EVAs")
+            raise UserError("encoder: mae needs one that can skip patches; use vit, resenc, or timm's ViTs and EVAs")
         self.encoder = encoder
-        self.decoder = Decoder(config, encoder, task.channels)
+        self.decoder = (ConvDecoder if encoder.pyramid else Decoder)(config, encoder, task.channels)
         self.parts = {"encoder": encoder, "decoder": self.decoder}
         if isinstance(encoder, ViT):  # its positions are sines and cosines; timm's are learnt
             encoder.pos_embed.requires_grad_(False)
@@ -213,6 +221,43 @@ class Decoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.predict(self.norm(x[:, -hide.shape[1] :]))
+
+
+class ConvDecoder(nn.Module):
+    """SparK's: from the coarsest map of a pyramid to full resolution, each finer map added on the way. The hidden
+    patches of every map are filled with a learnt mask token."""
+
+    def __init__(self, config: Config, encoder: Encoder, channels: int):
+        super().__init__()
+        scales, dims = encoder.pyramid[::-1], len(encoder.grid)  # coarse to fine
+        widths = [max(config.decoder_width // 2**i, 8) for i in range(len(scales))]
+        self.patch, self.grid = encoder.patch, encoder.grid
+        pointwise = nn.Conv2d if dims == 2 else nn.Conv3d
+        self.mask_tokens = nn.ParameterList(torch.zeros(scale.channels, *[1] * dims) for scale in scales)
+        self.project = nn.ModuleList(
+            pointwise(scale.channels, width, 1) for scale, width in zip(scales, widths, strict=True)
+        )
+        self.up, self.merge = nn.ModuleList(), nn.ModuleList()
+        for (coarse, fine), (before, width) in zip(pairwise(scales), pairwise(widths), strict=True):
+            by = tuple(a // b for a, b in zip(coarse.stride, fine.stride, strict=True))
+            self.up.append(upsampling(before, width, by))
+            self.merge.append(ConvBlock(width, width, dims, groups=width))
+        self.predict = pointwise(widths[-1], channels, 1)
+        init_he_weights(self)
+        for parameter in (self.predict.weight, *self.mask_tokens):  # first predictions near 0, the targets' mean
+            nn.init.normal_(parameter, std=0.02)
+
+    def forward(self, features: Features, keep: Tensor, hide: Tensor) -> Tensor:
+        """Returns predictions [B, L - K, P] for the hidden patches, in the order of `hide`."""
+        visible = visible_patches(keep, self.grid)
+        filled = [
+            project(torch.where(to_size(visible, seen.shape[2:]) > 0, seen, token.to(seen.dtype)))
+            for project, seen, token in zip(self.project, features.pyramid[::-1], self.mask_tokens, strict=True)
+        ]
+        x = filled[0]
+        for up, merge, finer in zip(self.up, self.merge, filled[1:], strict=True):
+            x = merge(up(x) + finer)
+        return take(patchify(self.predict(x), self.patch), hide)
 
 
 def take(x: Tensor, where: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from premed.contracts import Batch, Objective, Row, Sample, Task
 from premed.models.network import Network
@@ -31,7 +32,9 @@ class Supervised(Objective):
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.label is not None, "fine-tuning needs labels"
-        return self.task.loss(self.network(batch.image, batch.keys), batch.label), {}
+        answers = self.network.answers(batch.image, batch.keys)
+        losses = [weight * self.task.loss(logits, label_for(batch.label, logits)) for weight, logits in answers]
+        return torch.stack(losses).sum(), {}
 
     def param_groups(self) -> list[dict[str, Any]]:
         return layer_decay_groups(self.network, self.weight_decay, self.layer_decay)
@@ -50,3 +53,12 @@ class Supervised(Objective):
         """Returns logits on the CPU; the network stays on its device."""
         device = next(self.parameters()).device
         return self.network(image.to(device)).float().cpu()
+
+
+def label_for(label: Tensor, logits: Tensor) -> Tensor:
+    """A label map [B, *S] at the resolution of coarser logits [B, K, *s], the nearest voxel's as in nnU-Net; any other
+    label as it is."""
+    size = logits.shape[2:]
+    if size in ((), label.shape[1:]):
+        return label
+    return F.interpolate(label[:, None].float(), size, mode="nearest-exact")[:, 0].to(label.dtype)
