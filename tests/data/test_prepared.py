@@ -12,7 +12,7 @@ from support.suite import examples
 from premed.config.image_processing import Preprocessing
 from premed.contracts import Case
 from premed.data import cache as module
-from premed.data import prepared
+from premed.data import found, prepared
 from premed.data.cache import Cache
 from premed.errors import UserError
 
@@ -118,7 +118,8 @@ def test_what_is_read_is_verified_once_on_a_machine_and_never_by_a_reader(
         Cache(tmp_path / "cache").prepare([case], preprocessing)
         everything(file)
         assert Cache(tmp_path / "cache").open(case, preprocessing) and verified == []
-    (tmp_path / "cache" / "contents.sqlite").unlink()  # another machine, say
+    (tmp_path / "cache" / "contents.sqlite").unlink()  # another process on another machine, say
+    found._FOUND.clear()
     Cache(tmp_path / "cache").prepare([case], preprocessing)
     assert sum(verified) == sum(each.nbytes for each in (file.stored(), file.label(), locations(file)))
     del verified[:]

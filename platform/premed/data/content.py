@@ -213,11 +213,10 @@ class Hashes:
         if self._base:
             self._base.close()
 
-    def get(self, file: Path) -> str | None:
-        """The hash of a file that has not changed since `put`."""
+    def get(self, file: Path, state_now: tuple[int, int] | None = None) -> str | None:
+        """The hash of a file that has not changed since `put`. state_now: its `state`, if the caller has looked."""
         with suppress(OSError, sqlite3.Error):
-            size, mtime_ns, _ = _state(file)
-            known = (self._name(file), size, mtime_ns)
+            known = (self._name(file), *(state_now or state(file)))
             query = "SELECT hash FROM contents WHERE file = ? AND size = ? AND mtime_ns = ?"
             row = self._base.execute(query, known).fetchone() if self._base else None
             return row[0] if row else None

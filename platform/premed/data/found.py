@@ -53,20 +53,19 @@ _FOUND: dict[Recipe, dict[tuple[Path, ...], tuple[State, Found]]] = defaultdict(
 
 def find(recipe: Recipe, files: tuple[Path, ...], hashes: Hashes) -> Found | Missing:
     """The prepared file of a case's files."""
+    now = _state(files)  # a file that changes from here on is not what is found
     before, found = _FOUND[recipe].get(files, (None, None))
-    if found and _state([*files, found.path]) == before:
+    if found and now and before == (*now, _written(found.path)):
         return found
-    sources = _state(files)  # a file that changes from here on is not what was found
-    known = [hashes.get(file) for file in files]
+    known = [hashes.get(file, state) for file, state in zip(files, now or [None] * len(files), strict=True)]
     present = [each for each in known if each is not None]
     if len(present) < len(files):
         return Missing(known, absent=True)
     path = prepared_path(recipe, present)
-    prepared = _state([path])
-    notes = read_notes(path)
-    if notes is None or sources is None or prepared is None or not hashes.is_verified(path):
+    written, notes = _written(path), read_notes(path)
+    if notes is None or now is None or written is None or not hashes.is_verified(path):
         return Missing(known, absent=notes is None)
-    _FOUND[recipe][files] = (*sources, *prepared), Found(path, present, notes)
+    _FOUND[recipe][files] = (*now, written), Found(path, present, notes)
     return _FOUND[recipe][files][1]
 
 
@@ -86,4 +85,12 @@ def _state(files: Sequence[Path]) -> State | None:
     """Size and modification time of each file; None if one is not there."""
     with suppress(OSError):
         return tuple(content.state(file) for file in files)
+    return None
+
+
+def _written(path: Path) -> tuple[int, int] | None:
+    """Size and modification time of a prepared file; None if it is not there."""
+    with suppress(OSError):
+        state = path.stat()
+        return state.st_size, state.st_mtime_ns
     return None

@@ -30,9 +30,7 @@ MAX_LOCATIONS = 5000  # per label
 
 class PreparedFile:
     """A prepared image on disk; see `PreparedImage`. It holds only a path, so thousands are cheap to keep and pickle.
-
-    A crop may extend beyond the image; it is then padded with stored 0 and label 0.
-    """
+    A crop may extend beyond the image; it is then padded with stored 0 and label 0."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -45,8 +43,7 @@ class PreparedFile:
         return _head(self.path).arrays["image"].shape[0]
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """*S, without channels."""
+    def shape(self) -> tuple[int, ...]:  # *S, without channels
         return _head(self.path).arrays["image"].shape[1:]
 
     @property
@@ -87,9 +84,9 @@ class PreparedFile:
     def locations(self, label: int) -> np.ndarray:
         """Up to 5,000 voxels [n, dims] of a label, spread evenly over it; 0: of the voxels that `counts` counts."""
         first, n, _ = _head(self.path).facts["labels"].get(str(label), (0, 0, 0))
-        if not n:
-            return np.zeros((0, len(self.shape)), np.int16)
-        return np.array(_array(self.path, "locations")[first : first + n])
+        return (
+            np.array(_array(self.path, "locations")[first : first + n]) if n else np.zeros((0, len(self.shape)), "i2")
+        )
 
     @property
     def affine(self) -> np.ndarray:
@@ -195,14 +192,13 @@ def _parse_head(path: Path) -> _Head:
 
 
 def _array(path: Path, name: str) -> np.ndarray:
-    # mapped anew for each access: 25 µs against a crop's millisecond, and no file stays open
     return _map(path, _head(path).arrays[name])
 
 
 def _map(path: Path, array: _Array) -> np.ndarray:
-    count = math.prod(array.shape)
-    if 0 < count * array.dtype.itemsize <= 1 << 18:  # a picture is read sooner than mapped (24 against 60 µs)
-        return np.fromfile(path, array.dtype, count, offset=array.offset).reshape(array.shape)
+    """Mapped anew each time: 60 µs against a crop's millisecond, and no file stays open. Pictures are read: 24 µs."""
+    if 0 < math.prod(array.shape) * array.dtype.itemsize <= 1 << 18:
+        return np.fromfile(path, array.dtype, math.prod(array.shape), offset=array.offset).reshape(array.shape)
     return np.memmap(path, array.dtype, "r", array.offset, array.shape).view(np.ndarray)
 
 
