@@ -191,6 +191,8 @@ class TrainingStarted(Event):
     """Images in a step; None of a training that takes no steps of gradients."""
     lr: float | None = None
     """The effective learning rate at its highest; None as for `batch`."""
+    probe: str | None = None
+    """The online probe of a pre-training in words, or why there is none; None where none is asked for."""
 
 
 @dataclass(frozen=True)
@@ -232,6 +234,20 @@ class MetricsLogged(Event):
     metrics: Mapping[str, float]
     throughput: Mapping[str, float] = field(default_factory=dict)
     """Speed and memory (`pace/…`): logged to MLflow and not part of the curve."""
+
+
+@dataclass(frozen=True)
+class TrainingEndedEarly(Event):
+    """The online probe has not got better for so many validations that the pre-training ends."""
+
+    step: int
+    num_steps: int
+    score: str
+    patience: int
+    best_step: int
+    """The step whose weights are kept."""
+    best: float
+    """Its score."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from premed.cli.messages import bottleneck_words, gate_words, resources_words
+from premed.cli.messages import (
+    bottleneck_words,
+    early_end_words,
+    gate_words,
+    large_batch_words,
+    probe_words,
+    resources_words,
+)
 from premed.events import (
     CheckpointSaved,
     CollapseDetected,
@@ -32,6 +39,7 @@ from premed.events import (
     RayStarting,
     StageReused,
     StageStarted,
+    TrainingEndedEarly,
     TrainingStarted,
     WaitingForResources,
     WaitingForStage,
@@ -188,10 +196,9 @@ class ProgressPrinter:
         steps = "" if event.batch is None else f" of {event.batch}, learning rate {event.lr:.3g}"
         self.print_line(f"{doing} on {event.num_images} images, {event.num_steps} steps{steps}{more}")
         if event.batch is not None and event.batch > event.num_images:
-            self.print_line(
-                f"WARNING: batch {event.batch} is more than the {event.num_images} training images: a step shows some "
-                f"of them several times, and the learning rate grows with batch; lower it"
-            )
+            self.print_line(f"WARNING: {large_batch_words(event)}")
+        if event.probe:
+            self.print_line(f"probe at each validation: {event.probe}")
         if event.absent_classes:
             self.print_line(f"no training image has: {', '.join(event.absent_classes)}")
 
@@ -210,13 +217,19 @@ class ProgressPrinter:
     def metrics_logged(self, event: MetricsLogged) -> None:
         metrics = event.metrics
         if "val/gate" in metrics:
-            self.print_line(gate_words(event.step, metrics["val/loss"], metrics["val/gate"]))
+            gate = gate_words(event.step, metrics["val/loss"], metrics["val/gate"])
+            self.print_line(f"{gate}{probe_words(metrics)}")
         elif scores := {name: value for name, value in metrics.items() if name.startswith("val/")}:
             shown = [f"{name[4:]} {value:.3f}" for name, value in scores.items() if not name.startswith("val/n_")]
             self.print_line(f"step {event.step}: validation {', '.join(shown)}")
         else:
             note = f"loss {metrics['train/loss']:.4f}"
             self.progress(DOING[self.activity.kind], event.step, event.num_steps, note)
+
+    @handle.register
+    def training_ended_early(self, event: TrainingEndedEarly) -> None:
+        self.print_line(f"{DOING[self.activity.kind]} {early_end_words(event)}")
+        self.wait(DOING[self.activity.kind])
 
     @handle.register
     def checkpoint_saved(self, event: CheckpointSaved) -> None:

@@ -82,6 +82,8 @@ def show_outcomes(outcomes: Sequence[dict[str, Any]]) -> None:
     show_means(outcomes)
     for outcome in outcomes:
         name = outcome.get("name") or f"{outcome['task']} {outcome['strategy']}"
+        if ended := next((stage["stopped"] for stage in outcome["stages"] if stage.get("stopped")), None):
+            print(f"{name}: its pre-training ended at step {ended['step']} of {ended['of']}, by the probe")
         if "failure" in outcome:
             print(f"{name} FAILED: {outcome['failure']}")
         elif not several:
@@ -104,6 +106,8 @@ def show_encoders(outcomes: Sequence[dict[str, Any]]) -> None:
         encoder = outcome["encoder"]
         name = encoder["name"] or encoder["digest"]  # without a registry, the digest names it, too
         print(f"encoder: {encoder['name'] or 'not registered'}")
+        if ended := outcome["stages"][-1].get("stopped"):
+            print(f"length:  {ended['step']} of {ended['of']} steps, ended by the probe")
         print(f"digest:  {encoder['digest']}")
         print(f"run:     {encoder['run_id']} ({outcome['stages'][-1]['where']})")
         print(f"next:    premed run FINETUNE.yaml pretext={outcome['strategy']} pretrain.encoder={name}")
