@@ -225,7 +225,7 @@ SEVERAL = {"finetune": None, "train": {"log_steps": 1}}
 def test_a_strategy_that_sees_slices_has_none_of_volumes(chest, brains, tmp_path):
     task = volumes(brains, (32, 32, 1))["task"]
     hssl = {"encoder": {"name": "unet", "widths": [8, 16, 24], "dims": 2}, "pretext": {"name": "hssl", **HSSL}}
-    pretrain = {**BRIEF, "sources": [{"task": task}, {"task": {**PICTURES, "root": str(chest)}}]}
+    pretrain = {**BRIEF, "probe": {}, "sources": [{"task": task}, {"task": {**PICTURES, "root": str(chest)}}]}
     pretrain["augment"] = {"flip": 0.0, "scale": None}
     job = jobs(chest, tmp_path / "both", pretrain=pretrain, **hssl, **SEVERAL)["pretrain"]
     assert "labelled images of chestxray14, on" in words(job)  # the first that can

@@ -5,6 +5,16 @@ from collections.abc import Mapping
 from premed.events import DataLoadingBottleneck, TrainingEndedEarly, TrainingStarted, WaitingForResources
 from premed.training.evaluate import GATE_SHARE
 
+DOING = {
+    "pretrain": "pre-training",
+    "trunk": "pre-training, trunk",
+    "cooldown": "pre-training, cool-down",
+    "import": "importing weights",
+    "finetune": "fine-tuning",
+    "test": "testing",
+}
+"""What a stage does, by its kind."""
+
 
 def bottleneck_words(event: DataLoadingBottleneck) -> str:
     """The share of the time spent waiting for images, and the remedy."""

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from premed.cli.messages import (
+    DOING,
     bottleneck_words,
     early_end_words,
     gate_words,
@@ -48,14 +49,6 @@ from premed.events import (
 )
 from premed.reporting.console import score_text
 
-DOING = {
-    "pretrain": "pre-training",
-    "trunk": "pre-training, trunk",
-    "cooldown": "pre-training, cool-down",
-    "import": "importing weights",
-    "finetune": "fine-tuning",
-    "test": "testing",
-}
 STARTING = "starting Ray"
 EVERY = 10.0  # seconds between two plain lines of the same kind
 
