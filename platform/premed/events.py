@@ -104,6 +104,14 @@ class ImageSkipped(Event):
     reason: str
 
 
+@dataclass(frozen=True)
+class CostMeasured(Event):
+    """`premed run --estimate` has measured a stage."""
+
+    images_per_second: float | None
+    """In training; None of a stage that takes no steps of gradients."""
+
+
 # ---- a stage, as the driver sees it
 
 

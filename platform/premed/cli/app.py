@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from premed.cli import bench, data, init, plan, services, streams
+from premed.cli import bench, data, estimate, init, plan, services, streams
 from premed.cli.options import (
     Json,
     Reference,
@@ -48,7 +48,11 @@ app.command()(init.init)
 
 
 @app.command()
-def run(what: What, as_json: Json = False) -> None:
+def run(
+    what: What,
+    measure: Annotated[bool, typer.Option("--estimate", help="train nothing; measure what it takes here")] = False,
+    as_json: Json = False,
+) -> None:
     """Pre-train (or reuse it), fine-tune, test once; print the scores and where they are.
 
     Lists fan out: 'pretext=\\[none,mae]' 'finetune.label_fraction=\\[0.05,1.0]' 'seeds=\\[0,1,2]' are twelve
@@ -62,21 +66,22 @@ def run(what: What, as_json: Json = False) -> None:
         from premed.execution import runner
         from premed.reporting import console
 
-    if decide is not None:
+    if measure:
+        estimate.show_estimate(experiments, as_json)
+    elif decide is not None:
         from premed.execution import sequential
 
         with ProgressPrinter() as show, redirect_prints(as_json):
             result = sequential.run_until_decided(experiments, decide, show)
         print_outcomes(result["outcomes"], as_json, result, lambda result: print(result["decision"]["words"]))
-        return
-    if len(experiments) == 1:
+    elif len(experiments) == 1:
         with ProgressPrinter() as show, redirect_prints(as_json):
             outcome = runner.run(experiments[0], show)
         print_result(outcome, as_json, lambda outcome: console.show_outcomes([outcome]))
-        return
-    with ProgressPrinter() as show, redirect_prints(as_json):
-        outcomes = runner.run_all(experiments, show)
-    print_outcomes(outcomes, as_json)
+    else:
+        with ProgressPrinter() as show, redirect_prints(as_json):
+            outcomes = runner.run_all(experiments, show)
+        print_outcomes(outcomes, as_json)
 
 
 @app.command()

@@ -2,7 +2,14 @@
 
 from collections.abc import Mapping
 
-from premed.events import DataLoadingBottleneck, TrainingEndedEarly, TrainingStarted, WaitingForResources
+from premed.events import (
+    DataLoadingBottleneck,
+    MetricsLogged,
+    TrainingEndedEarly,
+    TrainingStarted,
+    WaitingForResources,
+)
+from premed.reporting.formatting import duration
 from premed.training.evaluate import GATE_SHARE
 
 DOING = {
@@ -67,3 +74,18 @@ def large_batch_words(event: TrainingStarted) -> str:
         f"batch {event.batch} is more than the {event.num_images} training images: a step shows some of them several "
         "times, and the learning rate grows with batch; lower it"
     )
+
+
+def training_words(event: TrainingStarted) -> str:
+    """Of how many images and steps a training is."""
+    more = f", resumed after step {event.start}" if event.start else ""
+    if event.workers:
+        more += f", {event.workers} worker{'s' * (event.workers != 1)}"
+    steps = "" if event.batch is None else f" of {event.batch}, learning rate {event.lr:.3g}"
+    return f"on {event.num_images} images, {event.num_steps} steps{steps}{more}"
+
+
+def pace_words(event: MetricsLogged, batch: int, speed: float) -> str:
+    """How long a training will take, by its first steps. speed: images a second."""
+    left = duration((event.num_steps - event.step) * batch / speed)
+    return f"{speed:.3g} images/s in its first {event.step} steps: {left} for the rest, and validations"

@@ -17,12 +17,15 @@ from premed.cli.messages import (
     early_end_words,
     gate_words,
     large_batch_words,
+    pace_words,
     probe_words,
     resources_words,
+    training_words,
 )
 from premed.events import (
     CheckpointSaved,
     CollapseDetected,
+    CostMeasured,
     DataLoadingBottleneck,
     EvaluationStarted,
     Event,
@@ -49,6 +52,7 @@ from premed.events import (
 )
 from premed.reporting.console import score_text
 
+COUNTED = {ImagesCompared: "comparing images", ImagesChecked: "checking images", ImagesPredicted: "predicting"}
 STARTING = "starting Ray"
 EVERY = 10.0  # seconds between two plain lines of the same kind
 
@@ -60,6 +64,7 @@ class Activity:
     kind: str = ""
     description: str = ""
     last_line: float = 0.0
+    batch: int | None = None  # of a training whose speed has not been told yet
     task: TaskID | None = None
 
 
@@ -145,16 +150,8 @@ class ProgressPrinter:
             self.progress(description, event.done, event.total)
 
     @handle.register
-    def images_compared(self, event: ImagesCompared) -> None:
-        self.progress("comparing images", event.done, event.total)
-
-    @handle.register
-    def images_checked(self, event: ImagesChecked) -> None:
-        self.progress("checking images", event.done, event.total)
-
-    @handle.register
-    def images_predicted(self, event: ImagesPredicted) -> None:
-        self.progress("predicting", event.done, event.total)
+    def images_counted(self, event: ImagesCompared | ImagesChecked | ImagesPredicted) -> None:
+        self.progress(COUNTED[type(event)], event.done, event.total)
 
     @handle.register
     def image_skipped(self, event: ImageSkipped) -> None:
@@ -182,12 +179,8 @@ class ProgressPrinter:
 
     @handle.register
     def training_started(self, event: TrainingStarted) -> None:
-        more = f", resumed after step {event.start}" if event.start else ""
-        if event.workers:
-            more += f", {event.workers} worker{'s' * (event.workers != 1)}"
-        doing = DOING[self.activity.kind]
-        steps = "" if event.batch is None else f" of {event.batch}, learning rate {event.lr:.3g}"
-        self.print_line(f"{doing} on {event.num_images} images, {event.num_steps} steps{steps}{more}")
+        self.activity.batch = event.batch
+        self.print_line(f"{DOING[self.activity.kind]} {training_words(event)}")
         if event.batch is not None and event.batch > event.num_images:
             self.print_line(f"WARNING: {large_batch_words(event)}")
         if event.probe:
@@ -216,8 +209,16 @@ class ProgressPrinter:
             shown = [f"{name[4:]} {value:.3f}" for name, value in scores.items() if not name.startswith("val/n_")]
             self.print_line(f"step {event.step}: validation {', '.join(shown)}")
         else:
+            if self.activity.batch and (speed := event.throughput.get("pace/samples_per_second")):
+                self.print_line(f"{DOING[self.activity.kind]}: {pace_words(event, self.activity.batch, speed)}")
+                self.activity.batch = None
             note = f"loss {metrics['train/loss']:.4f}"
             self.progress(DOING[self.activity.kind], event.step, event.num_steps, note)
+
+    @handle.register
+    def cost_measured(self, event: CostMeasured) -> None:
+        speed = f": {event.images_per_second:.3g} images/s" if event.images_per_second else ""
+        self.print_line(f"{DOING[event.kind]}: measured{speed}")
 
     @handle.register
     def training_ended_early(self, event: TrainingEndedEarly) -> None:
