@@ -8,7 +8,7 @@ import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,8 +154,7 @@ def measured_speeds(stages: Sequence[Planned], show: EventHandler, measure_here:
     for planned in stages:
         key, stage = key_of(planned.job.stage), planned.job.stage
         if key not in speeds:
-            job = StageJob(stage, None, planned.job.train, planned.job.storage, planned.job.cache)
-            speeds[key] = measure_here(job) if measure_here else measure_apart(job)
+            speeds[key] = (measure_here or measure_apart)(planned.job)
             show(CostMeasured(kind=stage.kind, images_per_second=images_per_second(stage, speeds[key])))
     return speeds
 
@@ -166,23 +165,27 @@ def images_per_second(stage: Stage, speed: Speed) -> float | None:
 
 def measure_apart(job: StageJob) -> Speed:
     """Measures in a process of its own, whose memory is the stage's alone. Raises UserError if there is not enough."""
-    fields = "task.roi, the batch or the encoder; or raise train.accumulate"
+    return in_own_process(job.stage.kind, measure, job)
+
+
+def in_own_process(what: str, function: Callable[..., Any], *args: Any) -> Any:
+    """The result of `function(*args)`. Raises UserError, which begins with `what`, if there is not memory enough."""
+    remedy = "make smaller task.roi, the batch or the encoder; or raise train.accumulate"
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=prepare_process) as pool:
         try:
-            return pool.submit(measure, job).result()
+            return pool.submit(function, *args).result()
         except BrokenProcessPool:
-            what = "its process was killed, most likely because memory ran out"
-            raise UserError(f"{job.stage.kind}: does not fit: {what}; make smaller {fields}") from None
+            reason = "its process was killed, most likely because memory ran out"
+            raise UserError(f"{what}: does not fit: {reason}; {remedy}") from None
         except torch.OutOfMemoryError:
-            raise UserError(f"{job.stage.kind}: does not fit on the GPU; make smaller {fields}") from None
+            raise UserError(f"{what}: does not fit into the GPU's memory; {remedy}") from None
 
 
 def cost_of(planned: Planned, speed: Speed) -> Cost:
     """What a stage takes; its objective is built without weights."""
     job, tasks = planned.job, planned.resolved.tasks
     with BUILDING, torch.device("meta"):
-        alone = StageJob(job.stage, None, job.train, job.storage, job.cache)
-        objective, _ = make_objective(alone, stage_data_sets(job.stage, tasks))
+        objective, _ = make_objective(replace(job, parent=None), stage_data_sets(job.stage, tasks))
     return cost(job, speed, tasks, objective)
 
 

@@ -8,7 +8,7 @@ workers one is measured, on its share of a step: what they tell each other is no
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 
 import torch
@@ -19,7 +19,6 @@ from premed.contracts import BatchIndices, BatchSampler, Case, DataSet, Objectiv
 from premed.data.cache import Cache
 from premed.data.datamodule import Tasks, stage_cases, stage_data_sets
 from premed.data.loader import PreparedLoader
-from premed.data.views import MOST_TILES
 from premed.errors import UserError
 from premed.training.closed_form import extract_features
 from premed.training.device import device_of, forget_peak_memory, keep_freed_memory, peak_memory_mb, precision_of
@@ -48,6 +47,8 @@ class Speed:
     """Seconds per image that is scored."""
     probe: float = 0.0
     """Seconds per fixed view of the online probe."""
+    views: float = 1.0
+    """Fixed views per image of the probed data set."""
     memory_mb: float = 0.0
     gpu_memory_mb: float | None = None
     checkpoint_bytes: int = 0
@@ -80,6 +81,7 @@ class Cost:
 
 def measure(job: StageJob) -> Speed:
     """Measures a stage in this process, which should do nothing else."""
+    job = replace(job, parent=None)  # from random weights
     forget_peak_memory()
     if not job.train.gpu:
         keep_freed_memory()
@@ -115,7 +117,7 @@ def measure(job: StageJob) -> Speed:
     evaluate(objective, val, precision)
     numbers["val"] = (clock() - began) / len(val)
     if isinstance(settings, Pretrain) and settings.probe:
-        numbers["probe"] = seconds_per_probed_view(job, setup, tasks, settings, clock)
+        numbers |= probe_speed(job, setup, tasks, settings, clock)
     state = [objective.state_dict(), optimizer.state_dict()]
     gpu = torch.cuda.max_memory_reserved(device) / 2**20 if device.type == "cuda" else None
     return Speed(
@@ -234,19 +236,21 @@ def seconds_per_step(
     return (times[-1] - times[FIRST - 1]) / STEPS
 
 
-def seconds_per_probed_view(
+def probe_speed(
     job: StageJob, setup: TrainingSetup, tasks: Tasks, settings: Pretrain, clock: Callable[[], float]
-) -> float:
-    """Of the online probe on a few images; 0 if there is none."""
+) -> dict[str, float]:
+    """`Speed.probe` and `Speed.views`, of the online probe on a few images; empty if there is none."""
     assert settings.probe is not None
     try:
         probe = make_probe(job, setup, tasks, settings.probe.model_copy(update={"images": PROBED}))
     except UserError:
-        return 0.0
+        return {}
     probe.measure()
     began = clock()
     probe.measure()
-    return (clock() - began) / sum(len(probe.objective.task.tiles(sample)) for sample in (*probe.train, *probe.val))
+    seconds, samples = clock() - began, [*probe.train, *probe.val]
+    num_views = sum(len(probe.objective.task.tiles(sample)) for sample in samples)
+    return {"probe": seconds / num_views, "views": num_views / len(samples)}
 
 
 def num_bytes(state: object) -> int:
@@ -275,7 +279,7 @@ def cost(job: StageJob, speed: Speed, tasks: Tasks, objective: Objective) -> Cos
         return Cost(objective.num_solutions, sum(numbers), seconds, speed)
     spread = {ceil(schedule.num_steps * i / settings.validations) for i in range(1, settings.validations + 1)}
     validations = len({step for step in spread if start < step <= plan.num_steps} | {plan.num_steps})
-    of_probe = speed.probe * probed_views(settings, data_sets) if isinstance(settings, Pretrain) else 0.0
+    of_probe = speed.probe * probed_views(settings, data_sets, speed.views) if isinstance(settings, Pretrain) else 0.0
     each = (speed.val * num_val + of_probe) / workers
     begin = speed.start * sum(numbers) if start == 0 else 0.0
     steps = plan.num_steps - start
@@ -289,12 +293,11 @@ def trunk_steps(job: StageJob, numbers: Sequence[int]) -> int:
     return planned(job.parent, numbers)[0].num_steps  # type: ignore[arg-type]
 
 
-def probed_views(settings: Pretrain, data_sets: Sequence[DataSet]) -> int:
-    """The fixed views of the online probe, of train and val, as many as there can be."""
+def probed_views(settings: Pretrain, data_sets: Sequence[DataSet], views: float) -> float:
+    """The fixed views of the online probe, of train and val, as many as there are. views: per image."""
     if settings.probe is None:
-        return 0
-    tiles = MOST_TILES if data_sets[0].task.dims == 3 else 1
-    parts = [settings.probe.images, settings.probe.images]
+        return 0.0
+    most = float(settings.probe.images)
     with suppress(UserError):  # without labels there is no probe, and its seconds are 0
-        parts = [len(data_sets[0].task.split(part)) * tiles for part in LABELLED]
-    return sum(min(settings.probe.images, views) for views in parts)
+        return sum(min(most, len(data_sets[0].task.split(part)) * views) for part in LABELLED)
+    return 0.0

@@ -229,6 +229,8 @@ def write_result(job: StageJob, callback: TrainingCallback, num_cases: int, more
         "seconds": callback.elapsed(),
         "peak_memory_mb": peak_memory_mb(callback.device),
     }
+    if callback.patience is not None:
+        more = more | {"selected_by": callback.score}  # labels had a part in it
     if callback.ended is not None:
         more = more | {"stopped": {"step": callback.ended, "of": callback.plan.num_steps, "by": callback.score}}
     storage.put_json("result.json", result | more)
