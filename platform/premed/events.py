@@ -1,8 +1,7 @@
 """Events: what a command reports while it runs.
 
-Workers and the driver emit them; the tracker and the terminal read them.
-
-Frozen dataclasses that pickle, so that they travel through Ray actors. A reader dispatches on the class.
+Workers and the driver emit them; the tracker and the terminal read them. They are frozen dataclasses that pickle, so
+that they travel through Ray actors. A reader dispatches on the class.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -109,7 +108,6 @@ class CostMeasured(Event):
     """`premed run --estimate` has measured a stage."""
 
     images_per_second: float | None
-    """In training; None of a stage that takes no steps of gradients."""
 
 
 # ---- a stage, as the driver sees it
@@ -147,9 +145,8 @@ class WaitingForResources(Event):
     kind: str = field()  # no default: here it is required
     workers: int
     cpus: float
-    """Per worker."""
     gpu: bool
-    """A GPU per worker."""
+    """Whether each worker has a GPU; `cpus` are each worker's, too."""
     free: Mapping[str, float]
     """CPUs and GPUs that nobody holds."""
     total: Mapping[str, float]
@@ -246,16 +243,14 @@ class MetricsLogged(Event):
 
 @dataclass(frozen=True)
 class TrainingEndedEarly(Event):
-    """The online probe has not got better for so many validations that the pre-training ends."""
+    """The online probe was no better in `patience` validations: the pre-training ends, with the weights of the best."""
 
     step: int
     num_steps: int
     score: str
     patience: int
     best_step: int
-    """The step whose weights are kept."""
     best: float
-    """Its score."""
 
 
 @dataclass(frozen=True)

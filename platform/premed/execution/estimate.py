@@ -1,6 +1,6 @@
 """`premed run --estimate`: what experiments will take on this machine, before anything is trained.
 
-Each kind of stage is measured once (`training/cost.py`), in a process of its own; stages that experiments share are
+Each kind of stage is measured once (`training/measure.py`), in a process of its own; stages that experiments share are
 counted once, as if none were finished. What cannot fit is refused.
 """
 
@@ -28,7 +28,8 @@ from premed.execution.machine import refuse_full_disk
 from premed.execution.networks import BUILDING, CHECKPOINTS
 from premed.execution.preflight import Resolved, resolve, validate
 from premed.paths import home, storage
-from premed.training.cost import Cost, Speed, cost, measure
+from premed.training.cost import Cost, Speed, cost
+from premed.training.measure import measure
 from premed.training.setup import StageJob, make_objective
 
 COPIES = 2  # of the weights that a stage ends with: in storage, and in MLflow
