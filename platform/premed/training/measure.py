@@ -23,7 +23,7 @@ from premed.training.cost import Speed, cases_of, sizes
 from premed.training.device import device_of, forget_peak_memory, keep_freed_memory, peak_memory_mb, precision_of
 from premed.training.evaluate import evaluate
 from premed.training.fit import fit, share
-from premed.training.online_probe import collapse_measures, make_probe
+from premed.training.online_probe import EMBEDDED, collapse_measures, make_probe
 from premed.training.optimizer import make_optimizer
 from premed.training.schedule import planned
 from premed.training.setup import StageJob, TrainingSetup, make_objective, prepared
@@ -68,12 +68,7 @@ def measure(job: StageJob) -> Speed:
         numbers["start"] = (clock() - began) / len(train)
         if not objective.num_solutions:
             numbers["step"] = seconds_per_step(job, setup, optimizer, clock)
-    evaluate(objective, val[:1], precision)  # the first takes longer
-    began = clock()
-    evaluate(objective, val, precision)
-    if objective.may_collapse:
-        collapse_measures(setup)
-    numbers["val"] = (clock() - began) / len(val)
+    numbers["val"] = seconds_per_val_image(job, setup, clock)
     if isinstance(settings, Pretrain) and settings.probe:
         numbers |= probe_speed(job, setup, tasks, settings, clock)
     state = [objective.state_dict(), optimizer.state_dict()]
@@ -189,6 +184,23 @@ def seconds_per_step(
         precision=setup.precision,
     )
     return (times[-1] - times[FIRST - 1]) / STEPS
+
+
+def seconds_per_val_image(job: StageJob, setup: TrainingSetup, clock: Callable[[], float]) -> float:
+    """The mean over all of val: data sets take different times, and differ in size."""
+    total, num_val = 0.0, 0
+    for number, data_set in enumerate(setup.data_sets):
+        if own := [sample for sample in setup.val if sample.data_set == number]:
+            size = len(cases_of(job, data_set)[1])
+            evaluate(setup.objective, own[:1], setup.precision)  # the first takes longer
+            began = clock()
+            evaluate(setup.objective, own, setup.precision)
+            total, num_val = total + size * (clock() - began) / len(own), num_val + size
+            if setup.objective.may_collapse:
+                began = clock()
+                collapse_measures(setup._replace(val=own))
+                total += min(size, EMBEDDED) * (clock() - began) / len(own)
+    return total / num_val
 
 
 def probe_speed(
