@@ -103,13 +103,6 @@ class ImageSkipped(Event):
     reason: str
 
 
-@dataclass(frozen=True)
-class CostMeasured(Event):
-    """`premed run --estimate` has measured a stage."""
-
-    images_per_second: float | None
-
-
 # ---- a stage, as the driver sees it
 
 
@@ -148,9 +141,8 @@ class WaitingForResources(Event):
     gpu: bool
     """Whether each worker has a GPU; `cpus` are each worker's, too."""
     free: Mapping[str, float]
-    """CPUs and GPUs that nobody holds."""
     total: Mapping[str, float]
-    """CPUs and GPUs of the cluster."""
+    """CPUs and GPUs of the cluster; `free`: those that nobody holds."""
 
 
 @dataclass(frozen=True)

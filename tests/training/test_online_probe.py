@@ -3,6 +3,7 @@
 import math
 import shutil
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,9 +134,9 @@ def test_it_is_logistic_regression_on_the_frozen_encoder_s_features(chest, tmp_p
 def test_few_images_show_the_classes_as_evenly_as_they_can():
     rare = {f"{i:02}": (float(i % 30 == 0), float(i % 2 == 1), math.nan) for i in range(60)}
     cases = [Case(name, name, (), label) for name, label in rare.items()]
-    first = spread_over_classes(cases, "train")[:6]
-    assert sum(case.label[0] for case in first) == 2  # both that there are
-    assert sum(not any(value > 0 for value in case.label) for case in first) == 2
+    first = [rare[case.name] for case in spread_over_classes(cases, "train")[:6]]
+    assert sum(label[0] for label in first) == 2  # both that there are
+    assert sum(not any(value > 0 for value in label) for label in first) == 2
     assert spread_over_classes(reversed(cases), "train") == spread_over_classes(cases, "train")
     unknown = [Case("none", "none", (), (math.nan,) * 3), Case("image", "image", ())]
     assert spread_over_classes(unknown, "train") == []
@@ -195,7 +196,7 @@ def test_most_patches_are_left_out_and_the_rest_are_a_fixed_choice(brains, tmp_p
 BRIEF = {"steps": 2, "validations": 1}
 
 
-def words(job):
+def words(job) -> Any:
     return next(event.probe for event in staged(job) if isinstance(event, TrainingStarted))
 
 

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from premed.cli import bench, data, estimate, init, plan, services, streams
+from premed.cli import bench, data, init, plan, services, streams
+from premed.cli import run as running
 from premed.cli.options import (
     Json,
     Reference,
     What,
-    load_command,
     loading,
     print_outcomes,
     print_result,
@@ -60,28 +60,7 @@ def run(
 
     premed run mine.yaml 'pretext=\\[none,mae]' 'seeds=\\[0,1,2]'
     """
-    with loading(what):
-        experiments, decide = load_command(what)
-        from premed.cli.progress import ProgressPrinter
-        from premed.execution import runner
-        from premed.reporting import console
-
-    if measure:
-        estimate.show_estimate(experiments, as_json)
-    elif decide is not None:
-        from premed.execution import sequential
-
-        with ProgressPrinter() as show, redirect_prints(as_json):
-            result = sequential.run_until_decided(experiments, decide, show)
-        print_outcomes(result["outcomes"], as_json, result, lambda result: print(result["decision"]["words"]))
-    elif len(experiments) == 1:
-        with ProgressPrinter() as show, redirect_prints(as_json):
-            outcome = runner.run(experiments[0], show)
-        print_result(outcome, as_json, lambda outcome: console.show_outcomes([outcome]))
-    else:
-        with ProgressPrinter() as show, redirect_prints(as_json):
-            outcomes = runner.run_all(experiments, show)
-        print_outcomes(outcomes, as_json)
+    (running.estimate if measure else running.run)(what, as_json)
 
 
 @app.command()

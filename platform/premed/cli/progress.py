@@ -25,7 +25,6 @@ from premed.cli.messages import (
 from premed.events import (
     CheckpointSaved,
     CollapseDetected,
-    CostMeasured,
     DataLoadingBottleneck,
     EvaluationStarted,
     Event,
@@ -214,11 +213,6 @@ class ProgressPrinter:
                 self.activity.batch = None
             note = f"loss {metrics['train/loss']:.4f}"
             self.progress(DOING[self.activity.kind], event.step, event.num_steps, note)
-
-    @handle.register
-    def cost_measured(self, event: CostMeasured) -> None:
-        speed = f": {event.images_per_second:.3g} images/s" if event.images_per_second else ""
-        self.print_line(f"{DOING[event.kind]}: measured{speed}")
 
     @handle.register
     def training_ended_early(self, event: TrainingEndedEarly) -> None:

@@ -23,10 +23,10 @@ from premed.data.datamodule import stage_data_sets
 from premed.data.io.memory import memory, num_cpus
 from premed.data.processes import prepare as prepare_process
 from premed.errors import UserError
-from premed.events import CostMeasured, EventHandler
 from premed.execution.machine import refuse_full_disk
 from premed.execution.networks import BUILDING, CHECKPOINTS
 from premed.execution.preflight import Resolved, resolve, validate
+from premed.execution.recorder import DOING
 from premed.paths import home, storage
 from premed.training.cost import Cost, Speed, cost
 from premed.training.measure import measure
@@ -85,15 +85,17 @@ class Estimate:
     notes: list[str]
 
 
-def estimate(experiments: Sequence[Experiment], show: EventHandler, measure: Measure | None = None) -> Estimate:
+def estimate(
+    experiments: Sequence[Experiment], tell: Callable[[str], None], measure: Measure | None = None
+) -> Estimate:
     """Measures and returns what the experiments take. Raises UserError for what cannot fit.
 
-    measure: measures a stage; None: in a process of its own.
+    tell: called with a line for each stage that was measured. measure: measures a stage; None: in a process of its own.
     """
     resolved = resolve(experiments)
     validate(resolved)
     stages = planned_stages(resolved)
-    speeds = measured_speeds(stages, show, measure)
+    speeds = measured_speeds(stages, tell, measure)
     costs = [cost_of(stage, speeds[key_of(stage.job.stage)]) for stage in stages]
     first = stages[0].job
     slots = at_once(first)
@@ -149,19 +151,19 @@ def key_of(stage: Stage) -> str:
     return canonical([kind, stage.task, stage.encoder, stage.pretext, training])
 
 
-def measured_speeds(stages: Sequence[Planned], show: EventHandler, measure_here: Measure | None) -> dict[str, Speed]:
+def measured_speeds(
+    stages: Sequence[Planned], tell: Callable[[str], None], measure_here: Measure | None
+) -> dict[str, Speed]:
     """Measures a stage of each key."""
     speeds: dict[str, Speed] = {}
     for planned in stages:
         key, stage = key_of(planned.job.stage), planned.job.stage
         if key not in speeds:
             speeds[key] = (measure_here or measure_apart)(planned.job)
-            show(CostMeasured(kind=stage.kind, images_per_second=images_per_second(stage, speeds[key])))
+            step = speeds[key].step
+            speed = f", {stage.training.batch / step:.3g} images/s" if step else ""  # type: ignore[union-attr]
+            tell(f"{DOING[stage.kind]}: measured{speed}")
     return speeds
-
-
-def images_per_second(stage: Stage, speed: Speed) -> float | None:
-    return stage.training.batch / speed.step if speed.step else None  # type: ignore[union-attr]
 
 
 def measure_apart(job: StageJob) -> Speed:
