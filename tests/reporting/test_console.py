@@ -178,6 +178,16 @@ def test_a_pre_training_says_what_its_probe_is_and_scores_and_that_it_ended_by_i
     )
 
 
+def test_a_training_says_once_how_long_the_rest_takes():
+    def at(step):
+        return MetricsLogged(step, 620, 0, {"train/loss": 0.5}, throughput={"pace/samples_per_second": 10.0})
+
+    about = {"start": 0, "num_images": 9, "num_val": 3, "num_steps": 620, "batch": 4, "lr": 0.1}
+    lines = shown([StageStarted("pretrain", "/x"), TrainingStarted(**about), at(20), at(40)]).splitlines()
+    told = [line for line in lines if "images/s" in line]
+    assert told == ["pre-training: 10 images/s in its first 20 steps: 4.0 min for the rest, and validations"]
+
+
 def test_of_several_each_line_begins_with_the_name():
     def of(who, event):
         return replace(event, experiment=who)

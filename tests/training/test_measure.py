@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.stages import jobs, run
 
-from premed.contracts import BatchIndices
+from premed.contracts import BatchIndices, Case
 from premed.data.cache import Cache
 from premed.data.datamodule import Tasks, stage_data_sets
 from premed.data.phantoms.writers import write_chestxray14
@@ -60,7 +60,8 @@ def test_a_single_step_is_repeated():
 
 
 def test_few_cases_are_spread_over_all():
-    assert spread("abcdefgh", 4) == list("aceg") and spread("ab", 4) == list("ab")
+    cases = [Case(name, name, ()) for name in "abcdefgh"]
+    assert [case.name for case in spread(cases, 4)] == list("aceg") and spread(cases[:2], 4) == cases[:2]
 
 
 # ---- what is measured
