@@ -41,10 +41,8 @@ def experiments(chest, **more):
 def test_a_shared_pre_training_is_counted_once_and_equal_stages_are_measured_once(chest, home, capsys):
     found, kinds = measured(experiments(chest))
     assert sorted(kinds) == ["finetune", "pretrain", "test"]
-    assert {(row.kind, row.number) for row in found.stages} == {("pretrain", 1), ("finetune", 6), ("test", 6)}
-    pretrain, finetune, test = (
-        next(row for row in found.stages if row.kind == kind) for kind in ("pretrain", "finetune", "test")
-    )
+    assert [(row.kind, row.number) for row in found.stages] == [("pretrain", 1), ("finetune", 6), ("test", 6)]
+    pretrain, finetune, test = found.stages
     assert pretrain.images_per_second == 8.0  # 16 in two seconds
     total = pretrain.seconds + 6 * (finetune.seconds + test.seconds)
     assert found.device_seconds == pytest.approx(total) and found.seconds == pytest.approx(total)  # workers: 0

@@ -259,7 +259,7 @@ def rows(stages: Sequence[Planned], costs: Sequence[Cost]) -> list[StageEstimate
                 speed.checkpoint_bytes / 1e9,
             )
         )
-    return found
+    return sorted(found, key=lambda row: [*DOING].index(row.kind))  # type: ignore[arg-type]
 
 
 def notes(resolved: Sequence[Resolved], stages: Sequence[Planned]) -> list[str]:
