@@ -305,6 +305,8 @@ class Objective(nn.Module):
     """If not 0, a closed form replaces gradient descent (see `Head.num_solutions`)."""
     couples_batch: bool = False
     """True if the loss couples the samples of a step (contrastive losses): gradient accumulation would change it."""
+    may_collapse: bool = False
+    """True if it compares embeddings, which may come to be alike: val then has their RankMe and spread, too."""
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss over the batch's samples, and further means to log. `progress`: 0 to 1 (see docs/trunk.md)."""
@@ -332,9 +334,7 @@ class Objective(nn.Module):
         """Scores of each validation case, in their order, without gradient."""
         raise NotImplementedError
 
-    def summary(self, rows: Sequence[Row]) -> dict[str, float]:
-        raise NotImplementedError
-
+    def summary(self, rows: Sequence[Row]) -> dict[str, float]: ...
     def pictures(self, samples: Sequence[Sample], folder: Path) -> list[Path]:
         """Writes PNG files that show what the network has learnt, and returns their paths."""
         return []

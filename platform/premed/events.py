@@ -1,8 +1,7 @@
 """Events: what a command reports while it runs.
 
-Workers and the driver emit them; the tracker and the terminal read them.
-
-Frozen dataclasses that pickle, so that they travel through Ray actors. A reader dispatches on the class.
+Workers and the driver emit them; the tracker and the terminal read them. They are frozen dataclasses that pickle, so
+that they travel through Ray actors. A reader dispatches on the class.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -139,13 +138,11 @@ class WaitingForResources(Event):
     kind: str = field()  # no default: here it is required
     workers: int
     cpus: float
-    """Per worker."""
     gpu: bool
-    """A GPU per worker."""
+    """Whether each worker has a GPU; `cpus` are each worker's, too."""
     free: Mapping[str, float]
-    """CPUs and GPUs that nobody holds."""
     total: Mapping[str, float]
-    """CPUs and GPUs of the cluster."""
+    """CPUs and GPUs of the cluster; `free`: those that nobody holds."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +188,8 @@ class TrainingStarted(Event):
     """Images in a step; None of a training that takes no steps of gradients."""
     lr: float | None = None
     """The effective learning rate at its highest; None as for `batch`."""
+    probe: str | None = None
+    """The online probe of a pre-training in words, or why there is none; None where none is asked for."""
 
 
 @dataclass(frozen=True)
@@ -232,6 +231,18 @@ class MetricsLogged(Event):
     metrics: Mapping[str, float]
     throughput: Mapping[str, float] = field(default_factory=dict)
     """Speed and memory (`pace/…`): logged to MLflow and not part of the curve."""
+
+
+@dataclass(frozen=True)
+class TrainingEndedEarly(Event):
+    """The online probe was no better in `patience` validations: the pre-training ends, with the weights of the best."""
+
+    step: int
+    num_steps: int
+    score: str
+    patience: int
+    best_step: int
+    best: float
 
 
 @dataclass(frozen=True)

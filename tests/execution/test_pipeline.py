@@ -1,5 +1,7 @@
 """What a stage's data is known by, what is refused before a training, and who may go on with one."""
 
+import nibabel
+import numpy as np
 import pytest
 
 from premed.config.compose import merge, validate_experiment
@@ -95,6 +97,23 @@ def test_an_augmentation_for_volumes_is_refused_for_pictures(tmp_path):
     }
     with pytest.raises(UserError, match="^finetune.augment.shift: is for volumes"):
         resolve([validate_experiment(tree)])
+
+
+# ---- a pre-training that labels end
+
+
+def test_a_pre_training_that_labels_end_is_known_by_them_and_no_other_is(tree, tmp_path):
+    def known(labels):
+        session = Session(None, Tasks(), map, lambda event: None)  # type: ignore[arg-type]
+        return session.fingerprint(resolve([validate_experiment(tree)])[0].experiment.task, "pretrain", labels)
+
+    before = known(False), known(True)
+    file = next((tmp_path / "mri" / "labelsTr").glob("*.nii.gz"))
+    image = nibabel.load(file)
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj) * 0, image.affine), file)
+    after = known(False), known(True)
+    assert before[0] == after[0] and before[1] != after[1] != after[0]
+    assert [part.split(":")[0] for part in after[1].split()] == ["images", "val"]
 
 
 # ---- a lease that is lost

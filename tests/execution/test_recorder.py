@@ -1,11 +1,14 @@
-"""recorder.py: how long the end of a run waits for MLflow."""
+"""recorder.py: what a run says of its training, and how long its end waits for MLflow."""
 
 from types import SimpleNamespace
 
 import pytest
-from support.experiments import experiment
+from support.experiments import curve, experiment, run, runs_of
 
 from premed.execution.recorder import ExperimentRecorder
+from premed.reporting.console import show_outcomes
+
+pytest_plugins = ["support.experiment_fixtures"]
 
 
 @pytest.mark.parametrize(("status", "longest"), [("FINISHED", 10), ("FAILED", 10), ("KILLED", 1)])
@@ -20,3 +23,16 @@ def test_a_stopped_command_waits_a_second_for_each_run_since_closing_delivers_al
     recorder.copies["run"] = ["folder"]
     recorder.end("run", status)
     assert waited == [longest] and recorder.copies == {"run": ["folder"]}  # MLflow has not read them yet
+
+
+def test_a_pre_training_that_the_probe_ended_says_so_in_mlflow_and_at_the_end(chest, home, capsys):
+    short = {"steps": 30, "validations": 15, "probe": {"images": 8}, "stop": {"probe_patience": 1}}
+    outcome = run(chest, {"pretrain": short, "finetune": None})
+    ended = outcome["stages"][0]["stopped"]
+    assert ended["step"] < ended["of"] == 30
+    (found,) = runs_of(home, "pretrain")
+    assert found.tags["premed.stopped"] == f"at step {ended['step']} of 30"
+    points = curve(home, found.run_id)["val/probe_mauc"]
+    assert points[-1][0] == ended["step"] and points[-1][1] <= points[-2][1]
+    show_outcomes([outcome])
+    assert f"length:  {ended['step']} of 30 steps, ended by the probe" in capsys.readouterr().out

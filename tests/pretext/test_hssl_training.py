@@ -61,6 +61,7 @@ def test_one_pre_training_on_pictures_and_volumes_serves_both_tasks_and_sees_no_
     assert kinds == ["pretrain", "finetune", "test"] == [stage["kind"] for stage in second["stages"]]
     assert first["stages"][0]["digest"] == second["stages"][0]["digest"]
     levels = {"image", "task", "group", "decoder", "task_accuracy", "group_accuracy", "image_spread", "loss"}
+    levels |= {"rankme", "spread"}  # of the encoder's features
     assert {f"val/{name}" for name in levels} == set(first["stages"][0]["summary"])
     for each in (first, second):
         loaded = each["stages"][1]["loaded"]["encoder"]

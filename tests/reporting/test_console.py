@@ -22,6 +22,7 @@ from premed.events import (
     ModelRegistrationStarted,
     RayStarting,
     StageStarted,
+    TrainingEndedEarly,
     TrainingStarted,
     WeightsImported,
 )
@@ -156,6 +157,35 @@ def test_a_pre_training_says_how_it_stands_to_its_gate():
     event = point(9, {"val/loss": 0.6, "val/gate": 0.9})
     assert shown([event]) == "step 9: validation loss 0.600, gate 0.900: past the gate by 33%\n"
     assert shown([GateNotPassed(loss=0.6, gate=0.9)]).startswith("WARNING: the pre-training did not pass its gate")
+
+
+def test_a_pre_training_says_what_its_probe_is_and_scores_and_that_it_ended_by_it():
+    about = {"start": 0, "num_images": 9, "num_val": 3, "num_steps": 90, "batch": 3, "lr": 0.1}
+    events = [
+        StageStarted("pretrain", "/x"),
+        TrainingStarted(**about, probe="mauc of a linear model"),
+        point(9, {"val/loss": 0.6, "val/gate": 0.9, "val/probe_mauc": 0.71234}),
+        point(9, {"val/loss": 0.6, "val/probe_dice": 0.5, "val/rankme": 3.25}),
+        TrainingEndedEarly(60, 90, "probe_mauc", 3, best_step=30, best=0.7333),
+    ]
+    _, _, probe, gate, several, ended = shown(events).splitlines()
+    assert probe == "probe at each validation: mauc of a linear model"
+    assert gate == "step 9: validation loss 0.600, gate 0.900: past the gate by 33%; probe mauc 0.712"
+    assert several == "step 9: validation loss 0.600, probe_dice 0.500, rankme 3.250"
+    assert ended == (
+        "pre-training ends at step 60 of 90: no better mauc of the probe in 3 validations than 0.733 at step 30, "
+        "whose weights are kept"
+    )
+
+
+def test_a_training_says_once_how_long_the_rest_takes():
+    def at(step):
+        return MetricsLogged(step, 620, 0, {"train/loss": 0.5}, throughput={"pace/samples_per_second": 10.0})
+
+    about = {"start": 0, "num_images": 9, "num_val": 3, "num_steps": 620, "batch": 4, "lr": 0.1}
+    lines = shown([StageStarted("pretrain", "/x"), TrainingStarted(**about), at(20), at(40)]).splitlines()
+    told = [line for line in lines if "images/s" in line]
+    assert told == ["pre-training: 10 images/s in its first 20 steps: 4.0 min for the rest, and validations"]
 
 
 def test_of_several_each_line_begins_with_the_name():

@@ -166,8 +166,11 @@ def png(width=40, height=20) -> bytes:
     return file.getvalue()
 
 
-def leave(store, run_id, folder, losses=(), gate=None, pictures=(), result=None, time=0):
-    """Gives a stage's run a curve, pictures and, if there is one, a result. time: of the curve's points, in ms."""
+def leave(store, run_id, folder, losses=(), gate=None, pictures=(), result=None, time=0, more=()):
+    """Gives a stage's run a curve, pictures and, if there is one, a result. time: of the curve's points, in ms.
+
+    more: what each point has besides.
+    """
     folder.mkdir(parents=True)
     if result is not None:
         (folder / "result.json").write_text(json.dumps(result))
@@ -176,6 +179,8 @@ def leave(store, run_id, folder, losses=(), gate=None, pictures=(), result=None,
         {"step": 10 * i, "time": time, "metrics": {"val/loss": loss} | ({"val/gate": gate} if gate else {})}
         for i, loss in enumerate(losses, start=1)
     ]
+    for point, numbers in zip(points, more, strict=False):
+        point["metrics"] |= numbers
     (folder / "curve.jsonl").write_text("\n".join(map(json.dumps, points)))
     store.log_files(run_id, folder / "curve.jsonl")
     for name, content in pictures:

@@ -26,7 +26,7 @@ def tree(root: Path, **changes: Any) -> dict[str, Any]:
         "task": {"name": "chestxray14", "root": str(root), "size": 32, "stored": 32},
         "encoder": {"name": "vit", "width": 24, "depth": 2, "heads": 2, "patch": 8},
         "pretext": {"name": "mae", "decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2},
-        "pretrain": {**steps, "steps": 10, "warmup_epochs": 1},
+        "pretrain": {**steps, "steps": 10, "warmup_epochs": 1, "probe": None},
         "finetune": {
             **steps,
             "steps": 10,

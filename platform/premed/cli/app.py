@@ -10,11 +10,11 @@ import typer
 from typer.core import TyperGroup
 
 from premed.cli import bench, data, init, plan, services, streams
+from premed.cli import run as running
 from premed.cli.options import (
     Json,
     Reference,
     What,
-    load_command,
     loading,
     print_outcomes,
     print_result,
@@ -48,7 +48,11 @@ app.command()(init.init)
 
 
 @app.command()
-def run(what: What, as_json: Json = False) -> None:
+def run(
+    what: What,
+    measure: Annotated[bool, typer.Option("--estimate", help="train nothing; measure what it takes here")] = False,
+    as_json: Json = False,
+) -> None:
     """Pre-train (or reuse it), fine-tune, test once; print the scores and where they are.
 
     Lists fan out: 'pretext=\\[none,mae]' 'finetune.label_fraction=\\[0.05,1.0]' 'seeds=\\[0,1,2]' are twelve
@@ -56,27 +60,7 @@ def run(what: What, as_json: Json = False) -> None:
 
     premed run mine.yaml 'pretext=\\[none,mae]' 'seeds=\\[0,1,2]'
     """
-    with loading(what):
-        experiments, decide = load_command(what)
-        from premed.cli.progress import ProgressPrinter
-        from premed.execution import runner
-        from premed.reporting import console
-
-    if decide is not None:
-        from premed.execution import sequential
-
-        with ProgressPrinter() as show, redirect_prints(as_json):
-            result = sequential.run_until_decided(experiments, decide, show)
-        print_outcomes(result["outcomes"], as_json, result, lambda result: print(result["decision"]["words"]))
-        return
-    if len(experiments) == 1:
-        with ProgressPrinter() as show, redirect_prints(as_json):
-            outcome = runner.run(experiments[0], show)
-        print_result(outcome, as_json, lambda outcome: console.show_outcomes([outcome]))
-        return
-    with ProgressPrinter() as show, redirect_prints(as_json):
-        outcomes = runner.run_all(experiments, show)
-    print_outcomes(outcomes, as_json)
+    (running.estimate if measure else running.run)(what, as_json)
 
 
 @app.command()

@@ -11,7 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from premed.cli.progress import DOING, ProgressPrinter
+from premed.cli.messages import DOING
+from premed.cli.progress import ProgressPrinter
 from premed.events import (
     CollapseDetected,
     DataLoadingBottleneck,

@@ -1,7 +1,26 @@
 """What events say, in words."""
 
-from premed.events import DataLoadingBottleneck, WaitingForResources
+from collections.abc import Mapping
+
+from premed.events import (
+    DataLoadingBottleneck,
+    MetricsLogged,
+    TrainingEndedEarly,
+    TrainingStarted,
+    WaitingForResources,
+)
+from premed.reporting.formatting import duration
 from premed.training.evaluate import GATE_SHARE
+
+DOING = {
+    "pretrain": "pre-training",
+    "trunk": "pre-training, trunk",
+    "cooldown": "pre-training, cool-down",
+    "import": "importing weights",
+    "finetune": "fine-tuning",
+    "test": "testing",
+}
+"""What a stage does, by its kind."""
 
 
 def bottleneck_words(event: DataLoadingBottleneck) -> str:
@@ -29,3 +48,44 @@ def gate_words(step: int, loss: float, gate: float) -> str:
         better = f"{1 - loss / gate:.1%}" if loss < gate else "no"
         result = f"not past it yet: {better} better so far than predicting the mean patch of each position"
     return f"step {step}: validation loss {loss:.3f}, gate {gate:.3f}: {result}"
+
+
+def probe_words(metrics: Mapping[str, float]) -> str:
+    """The scores of the online probe at a validation, as the end of a line; empty if there is none."""
+    scores = {
+        name.removeprefix("val/probe_"): value for name, value in metrics.items() if name.startswith("val/probe_")
+    }
+    return "".join(f"; probe {name} {value:.3f}" for name, value in scores.items())
+
+
+def early_end_words(event: TrainingEndedEarly) -> str:
+    """Where and why a pre-training ended early."""
+    score = event.score.removeprefix("probe_")
+    return (
+        f"ends at step {event.step} of {event.num_steps}: no better {score} of the probe in {event.patience} "
+        f"validation{'s' * (event.patience != 1)} than {event.best:.3f} at step {event.best_step}, "
+        "whose weights are kept"
+    )
+
+
+def large_batch_words(event: TrainingStarted) -> str:
+    """Of a step that holds more images than there are."""
+    return (
+        f"batch {event.batch} is more than the {event.num_images} training images: a step shows some of them several "
+        "times, and the learning rate grows with batch; lower it"
+    )
+
+
+def training_words(event: TrainingStarted) -> str:
+    """Of how many images and steps a training is."""
+    more = f", resumed after step {event.start}" if event.start else ""
+    if event.workers:
+        more += f", {event.workers} worker{'s' * (event.workers != 1)}"
+    steps = "" if event.batch is None else f" of {event.batch}, learning rate {event.lr:.3g}"
+    return f"on {event.num_images} images, {event.num_steps} steps{steps}{more}"
+
+
+def pace_words(event: MetricsLogged, batch: int, speed: float) -> str:
+    """How long a training will take, by its first steps. speed: images a second."""
+    left = duration((event.num_steps - event.step) * batch / speed)
+    return f"{speed:.3g} images/s in its first {event.step} steps: {left} for the rest, and validations"

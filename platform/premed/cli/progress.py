@@ -11,7 +11,17 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from premed.cli.messages import bottleneck_words, gate_words, resources_words
+from premed.cli.messages import (
+    DOING,
+    bottleneck_words,
+    early_end_words,
+    gate_words,
+    large_batch_words,
+    pace_words,
+    probe_words,
+    resources_words,
+    training_words,
+)
 from premed.events import (
     CheckpointSaved,
     CollapseDetected,
@@ -32,6 +42,7 @@ from premed.events import (
     RayStarting,
     StageReused,
     StageStarted,
+    TrainingEndedEarly,
     TrainingStarted,
     WaitingForResources,
     WaitingForStage,
@@ -40,14 +51,7 @@ from premed.events import (
 )
 from premed.reporting.console import score_text
 
-DOING = {
-    "pretrain": "pre-training",
-    "trunk": "pre-training, trunk",
-    "cooldown": "pre-training, cool-down",
-    "import": "importing weights",
-    "finetune": "fine-tuning",
-    "test": "testing",
-}
+COUNTED = {ImagesCompared: "comparing images", ImagesChecked: "checking images", ImagesPredicted: "predicting"}
 STARTING = "starting Ray"
 EVERY = 10.0  # seconds between two plain lines of the same kind
 
@@ -59,6 +63,7 @@ class Activity:
     kind: str = ""
     description: str = ""
     last_line: float = 0.0
+    batch: int | None = None  # of a training whose speed has not been told yet
     task: TaskID | None = None
 
 
@@ -144,16 +149,8 @@ class ProgressPrinter:
             self.progress(description, event.done, event.total)
 
     @handle.register
-    def images_compared(self, event: ImagesCompared) -> None:
-        self.progress("comparing images", event.done, event.total)
-
-    @handle.register
-    def images_checked(self, event: ImagesChecked) -> None:
-        self.progress("checking images", event.done, event.total)
-
-    @handle.register
-    def images_predicted(self, event: ImagesPredicted) -> None:
-        self.progress("predicting", event.done, event.total)
+    def images_counted(self, event: ImagesCompared | ImagesChecked | ImagesPredicted) -> None:
+        self.progress(COUNTED[type(event)], event.done, event.total)
 
     @handle.register
     def image_skipped(self, event: ImageSkipped) -> None:
@@ -181,17 +178,12 @@ class ProgressPrinter:
 
     @handle.register
     def training_started(self, event: TrainingStarted) -> None:
-        more = f", resumed after step {event.start}" if event.start else ""
-        if event.workers:
-            more += f", {event.workers} worker{'s' * (event.workers != 1)}"
-        doing = DOING[self.activity.kind]
-        steps = "" if event.batch is None else f" of {event.batch}, learning rate {event.lr:.3g}"
-        self.print_line(f"{doing} on {event.num_images} images, {event.num_steps} steps{steps}{more}")
+        self.activity.batch = event.batch
+        self.print_line(f"{DOING[self.activity.kind]} {training_words(event)}")
         if event.batch is not None and event.batch > event.num_images:
-            self.print_line(
-                f"WARNING: batch {event.batch} is more than the {event.num_images} training images: a step shows some "
-                f"of them several times, and the learning rate grows with batch; lower it"
-            )
+            self.print_line(f"WARNING: {large_batch_words(event)}")
+        if event.probe:
+            self.print_line(f"probe at each validation: {event.probe}")
         if event.absent_classes:
             self.print_line(f"no training image has: {', '.join(event.absent_classes)}")
 
@@ -210,13 +202,22 @@ class ProgressPrinter:
     def metrics_logged(self, event: MetricsLogged) -> None:
         metrics = event.metrics
         if "val/gate" in metrics:
-            self.print_line(gate_words(event.step, metrics["val/loss"], metrics["val/gate"]))
+            gate = gate_words(event.step, metrics["val/loss"], metrics["val/gate"])
+            self.print_line(f"{gate}{probe_words(metrics)}")
         elif scores := {name: value for name, value in metrics.items() if name.startswith("val/")}:
             shown = [f"{name[4:]} {value:.3f}" for name, value in scores.items() if not name.startswith("val/n_")]
             self.print_line(f"step {event.step}: validation {', '.join(shown)}")
         else:
+            if self.activity.batch and (speed := event.throughput.get("pace/samples_per_second")):
+                self.print_line(f"{DOING[self.activity.kind]}: {pace_words(event, self.activity.batch, speed)}")
+                self.activity.batch = None
             note = f"loss {metrics['train/loss']:.4f}"
             self.progress(DOING[self.activity.kind], event.step, event.num_steps, note)
+
+    @handle.register
+    def training_ended_early(self, event: TrainingEndedEarly) -> None:
+        self.print_line(f"{DOING[self.activity.kind]} {early_end_words(event)}")
+        self.wait(DOING[self.activity.kind])
 
     @handle.register
     def checkpoint_saved(self, event: CheckpointSaved) -> None:

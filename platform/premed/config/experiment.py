@@ -113,6 +113,10 @@ class Experiment(Spec):
             return self.pretext.model_copy(update={"init": None})
         return self.pretext if kind in LABEL_FREE else None
 
+    def stops_by_labels(self, kind: Kind) -> bool:
+        """Whether labels decide how long a stage of that kind, a pre-training, is (`pretrain.stop`)."""
+        return kind in PRETRAINING and isinstance(self.pretrain, Pretrain) and self.pretrain.stop is not None
+
     def sources(self, kind: Kind) -> tuple[Source, ...]:
         """Returns the data sets of a stage of that kind."""
         return sources(self.pretrain if kind in LABEL_FREE and self.is_trained else None, self.task)

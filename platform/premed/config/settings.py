@@ -80,6 +80,23 @@ def refuse_label_crops(spec: Any) -> Any:
     return spec
 
 
+class OnlineProbe(Spec):
+    """A linear model on the frozen encoder's features of few labelled images, at each validation of a pre-training."""
+
+    images: int = Field(default=128, ge=2)
+    """Training images with labels, and at most as many of val; a volume counts once for each of its fixed views."""
+    strength: float = Field(default=0.1, gt=0)
+    """scikit-learn's C of the logistic regression. Features are standardised."""
+
+
+class Stopping(Spec):
+    """What ends a pre-training early."""
+
+    probe_patience: int = Field(ge=1)
+    """The number of validations in a row without a better score of the probe after which it ends; the weights of the
+    best are kept."""
+
+
 class Pretrain(Training):
     """Pre-training on the task's training images, or on those of other tasks, without labels."""
 
@@ -90,6 +107,11 @@ class Pretrain(Training):
     its own cool-down; larger values are dropped. None: one training with a cosine schedule. See docs/trunk.md."""
     cooldown: float = Field(0.2, gt=0, lt=1)
     """The share of the epochs over which the learning rate decays from the trunk's to 0; unused without `trunk`."""
+    probe: OnlineProbe | None = OnlineProbe()
+    """Measures at each validation how well a linear model reads the labels off the encoder's features; changes nothing
+    in the training. None: it does not. Without labels there is none."""
+    stop: Stopping | None = None
+    """Ends the pre-training early, by the probe; labels then decide how long it is. None: it does not."""
 
     @field_validator("trunk")
     @classmethod
@@ -119,8 +141,17 @@ class Pretrain(Training):
     def _label_free(self) -> "Pretrain":
         return refuse_label_crops(self)
 
+    @model_validator(mode="after")
+    def _can_stop(self) -> "Pretrain":
+        if self.stop and self.probe is None:
+            raise ValueError("stop.probe_patience: there is no probe (probe: null); leave one of the two out")
+        if self.stop and self.trunk:
+            raise ValueError("stop: a trunk's lengths are those of its epochs; leave stop out, or trunk")
+        return self
+
     def unused_fields(self) -> set[str]:
         unused = {"sources"} if self.sources is None else set()
+        unused |= {"probe", "stop"} if self.stop is None else set()  # a probe that ends nothing changes nothing
         return unused | ({"trunk", "cooldown"} if self.trunk is None else set())
 
     def trainings(self) -> "list[tuple[Kind, Pretrain]]":

@@ -105,6 +105,12 @@ class Cache:
                     notify(found[number].path, DAMAGED)
         return [PreparedFile(found[number].path) for number in range(len(cases))]
 
+    def missing(self, cases: Sequence[Case], preprocessing: Preprocessing) -> list[Case]:
+        """The cases that `prepare` would compute. Reads no image: one whose hash is not known counts as missing."""
+        with Hashes(self.root) as hashes:
+            found, _ = self._look_up(hashes, cases, preprocessing)
+        return [case for number, case in enumerate(cases) if number not in found]
+
     def _look_up(
         self, hashes: Hashes, cases: Sequence[Case], preprocessing: Preprocessing
     ) -> tuple[dict[int, "_Result"], list["_Job"]]:

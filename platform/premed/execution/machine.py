@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from premed.data.io.memory import memory, num_cpus
-from premed.errors import Finding
+from premed.errors import Finding, UserError
 from premed.paths import obstacle
 
 PACKAGES = ("premed", "torch", "ray", "mlflow", "optuna")
@@ -166,6 +166,18 @@ def look_at(name: str, folder: Path) -> tuple[dict[str, Any], list[Finding]]:
         what = f"{folder} has {size(usage.free)} free on its disk; make room, or name a folder elsewhere"
         return facts, [Finding("error", name, what)]
     return facts, []
+
+
+def refuse_full_disk(name: str, folder: Path, needed: float, what: str) -> None:
+    """Raises UserError if a folder's disk has less room than `needed` bytes. name: the field that says where it is."""
+    above = folder
+    while not os.path.isdir(above) and above != above.parent:
+        above = above.parent
+    if needed > (free := shutil.disk_usage(above).free):
+        raise UserError(
+            f"{name}: {folder} has {size(free)} free on its disk, and {what} need {size(needed)}; make room, or name a "
+            "folder elsewhere"
+        )
 
 
 def size(number: float) -> str:

@@ -103,8 +103,8 @@ class StagePipeline:
     def fingerprint(self, kind: Kind) -> str:
         """The fingerprint of a stage's data: images; or weights, with the channels and preprocessing they must fit."""
         if kind != "import":
-            sources = self.experiment.sources(kind)
-            return join_fingerprints([self.session.fingerprint(each.task, kind) for each in sources])
+            sources, labels = self.experiment.sources(kind), self.experiment.stops_by_labels(kind)
+            return join_fingerprints([self.session.fingerprint(each.task, kind, labels) for each in sources])
         given, task = self.experiment.imported, self.session.tasks(self.experiment.sources(kind)[0].task)
         content = plugin("pretext", given).content(given)
         made = canonical([content, task.channels, task.preprocessing.digest()])

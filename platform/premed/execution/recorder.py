@@ -200,7 +200,8 @@ class ExperimentRecorder:
         for name in ("result.json", "curve.jsonl", "constant.json"):
             if (folder / name).is_file():
                 tracker.log_files(run_id, str(folder / name))
-        tracker.set_tags(run_id, {"premed.where": portable_place(storage)})
+        ended = {"premed.stopped": f"at step {end['step']} of {end['of']}"} if (end := result.get("stopped")) else {}
+        tracker.set_tags(run_id, {"premed.where": portable_place(storage)} | ended)
         self.register(job, run_id, result)
         self.end(run_id, "FINISHED")
 

@@ -12,8 +12,9 @@ from premed.config.experiment import Stage
 from premed.config.settings import PRETRAINING, Kind, Train
 from premed.config.spec import Spec, without_scoring
 from premed.data.cache import Cache, Mapper, Progress
-from premed.data.datamodule import DataModule, Tasks, stage_content, stage_data_sets
+from premed.data.datamodule import DataModule, Tasks, join_fingerprints, stage_content, stage_data_sets
 from premed.data.leakage import record, refuse_leaks, refuse_recorded_leaks
+from premed.data.splits import is_unlabelled
 from premed.errors import StageFailed, Stopped
 from premed.events import Event, EventHandler, ImagesCompared, WarningIssued
 from premed.execution.cluster import Remote, RemoteEvents, actor, free, nodes, ray_cluster, ray_map
@@ -94,8 +95,13 @@ class Session:
         key = "data", without_scoring(config).model_dump_json()
         return self.results(key, lambda: DataModule(self.tasks(config), self.mapper, self.show_or_stop))[0]
 
-    def fingerprint(self, config: Spec, kind: Kind) -> str:
-        """Prepares the images of a task that a stage of that kind needs, once, and returns what identifies them."""
+    def fingerprint(self, config: Spec, kind: Kind, labels: bool = False) -> str:
+        """Prepares the images of a task that a stage of that kind needs, once, and returns what identifies them.
+
+        labels: a pre-training depends on them, too, as far as there are any.
+        """
+        if labels and not is_unlabelled(self.tasks(config)):
+            return join_fingerprints([self.fingerprint(config, kind), self.fingerprint(config, "finetune")])
         kind = "pretrain" if kind in PRETRAINING else kind
         key = "fingerprint", kind, without_scoring(config).model_dump_json()
         return self.results(key, lambda: self.data(config).fingerprint(kind), pause=self.pause)[0]

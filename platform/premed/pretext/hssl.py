@@ -31,8 +31,9 @@ from premed.contracts import Batch, DataSet, Encoder, Features, Objective, Row, 
 from premed.data.samplers import BalancedSampler
 from premed.distributed import gather_rows, share_of_loss
 from premed.errors import UserError
+from premed.models.embeddings import spread
 from premed.pretext.common.batch_augment import Jitter, jitter
-from premed.pretext.common.losses import nt_xent, spread, supervised_contrast
+from premed.pretext.common.losses import nt_xent, supervised_contrast
 from premed.pretext.common.slices import SlicedTask
 from premed.rng import bits, fold, key
 
@@ -116,6 +117,7 @@ def build(config: Config, encoder: Encoder, data_sets: Sequence[DataSet], weight
 class HSSL(Objective):
     """`forward` returns the weighted sum of the levels' losses; `measure` computes them on val, and the collapse."""
 
+    may_collapse = True
     groups: Tensor
 
     def __init__(self, config: Config, encoder: Encoder, data_sets: Sequence[DataSet], weight_decay: float):

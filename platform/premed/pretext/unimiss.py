@@ -97,6 +97,7 @@ def plan(config: Config, settings: "Pretrain", sizes: Sequence[int], draws: str)
 class UniMiSS(Objective):
     """`forward` returns the paper's loss; `measure` computes it on fixed views, with measures of a collapse."""
 
+    may_collapse = True
     centre: Tensor
     step_centre: Tensor
 

@@ -89,9 +89,12 @@ def label_fractions(lines: Sequence[Line], ylabel: str, sizes: Mapping[float, st
     return svg(figure)
 
 
-def pretraining_curves(lines: Sequence[Line], ylabel: str, gate: float | None = None) -> Drawing:
-    """Validation losses over steps. Lines with the same name are seeds, labelled once. gate: a horizontal line."""
-    figure, axes = axes_with_labels(WIDTH, 3.4)
+def pretraining_curves(lines: Sequence[Line], ylabel: str, gate: float | None = None, height: float = 3.4) -> Drawing:
+    """Validation losses over steps. Lines with the same name are seeds, labelled once. gate: a horizontal line.
+
+    height: in inches.
+    """
+    figure, axes = axes_with_labels(WIDTH, height)
     ends = {}
     for line in lines:
         axes.plot(line.x, line.values, color=line.colour, linewidth=1.4, marker="o" if len(line.x) == 1 else None)

@@ -16,7 +16,7 @@ from premed.config.expand import percent
 from premed.config.fields import FieldEntry
 from premed.errors import printable
 from premed.reporting.encoding import encodable
-from premed.reporting.formatting import number
+from premed.reporting.formatting import duration, number
 
 GATE = """gate: how far pre-training's validation loss is below that of a predictor without a network;
       needed for a gain, and no promise of one"""
@@ -82,6 +82,8 @@ def show_outcomes(outcomes: Sequence[dict[str, Any]]) -> None:
     show_means(outcomes)
     for outcome in outcomes:
         name = outcome.get("name") or f"{outcome['task']} {outcome['strategy']}"
+        if ended := next((stage["stopped"] for stage in outcome["stages"] if stage.get("stopped")), None):
+            print(f"{name}: its pre-training ended at step {ended['step']} of {ended['of']}, by the probe")
         if "failure" in outcome:
             print(f"{name} FAILED: {outcome['failure']}")
         elif not several:
@@ -104,6 +106,8 @@ def show_encoders(outcomes: Sequence[dict[str, Any]]) -> None:
         encoder = outcome["encoder"]
         name = encoder["name"] or encoder["digest"]  # without a registry, the digest names it, too
         print(f"encoder: {encoder['name'] or 'not registered'}")
+        if ended := outcome["stages"][-1].get("stopped"):
+            print(f"length:  {ended['step']} of {ended['of']} steps, ended by the probe")
         print(f"digest:  {encoder['digest']}")
         print(f"run:     {encoder['run_id']} ({outcome['stages'][-1]['where']})")
         print(f"next:    premed run FINETUNE.yaml pretext={outcome['strategy']} pretrain.encoder={name}")
@@ -165,6 +169,30 @@ def show_means(outcomes: Sequence[dict[str, Any]]) -> None:
     ]
     if rows:
         print_table("Over seeds", ["task", "strategy", "labels", "score", "seeds", "mean ± std"], rows)
+
+
+def show_estimate(result: Any) -> None:
+    """Prints what experiments take (`execution.estimate.Estimate`): a row for each kind of stage, then all together."""
+    columns = ["stage", "strategy", "stages", "steps", "images/s", "each", "memory", "GPU memory", "checkpoint"]
+    rows = []
+    for each in result.stages:
+        gpu = "-" if each.gpu_memory_mb is None else f"{each.gpu_memory_mb / 1e3:.1f} GB"
+        speed = f"{each.images_per_second:.3g}" if each.images_per_second else "-"
+        sizes = [f"{each.memory_mb / 1e3:.1f} GB", gpu, f"{each.checkpoint_gb:.2f} GB"]
+        rows.append([each.kind, each.strategy, str(each.number), str(each.steps or "-"), speed, duration(each.seconds)])
+        rows[-1] += sizes
+    print_table("Estimate", columns, rows)
+    many = f"{result.at_once} stages at once" if result.at_once > 1 else "one stage at a time"
+    print(
+        f"time:   {duration(result.seconds)} on this machine, {many}; {duration(result.device_seconds)} in all stages"
+    )
+    if result.prepare_images:
+        print(f"before: {result.prepare_images} images are prepared, {duration(result.prepare_seconds)}")
+    print(f"memory: {result.memory_gb:.1f} GB at the peak")
+    print(f"disk:   {result.checkpoints_gb:.2f} GB for checkpoints and weights, {result.cache_gb:.2f} GB for the cache")
+    print("left out: the start of Ray, pictures and registration at the end; stages that are finished count, too")
+    for note in result.notes:
+        print(f"note: {note}")
 
 
 # ---- other commands

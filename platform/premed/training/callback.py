@@ -18,7 +18,14 @@ from torch.optim import AdamW
 from premed.contracts import BatchIndices, BatchSampler, Objective, Row, Sample
 from premed.distributed import SharedLook, rank_and_world
 from premed.errors import Stopped
-from premed.events import CheckpointSaved, EventHandler, MetricsLogged, TrainingResumed, WarningIssued
+from premed.events import (
+    CheckpointSaved,
+    EventHandler,
+    MetricsLogged,
+    TrainingEndedEarly,
+    TrainingResumed,
+    WarningIssued,
+)
 from premed.training.artifacts import SNAPSHOTS
 from premed.training.checkpoint import KEPT, CheckpointManager
 from premed.training.evaluate import evaluate
@@ -41,7 +48,9 @@ class TrainingCallback:
     """Called by `fit` after every step, on every rank; see `fit.StepCallback`.
 
     sample_names: the case names of a step's samples. score: the validation metric that selects the weights to keep,
-    higher is better (None: the last ones are kept). on_event: does nothing except on the first rank (`run_stage`).
+    higher is better (None: the last ones are kept). measures: called at each validation on every rank; their numbers
+    are scores of val, too. patience: the number of validations without a better score after which the training ends
+    (None: it does not). on_event: does nothing except on the first rank (`run_stage`).
     report: called with the metrics of each validation, on every rank. spread_over: the number of steps over which the
     validations are spread, if `plan` ends earlier. throughput: None if there is no gradient descent to measure.
     """
@@ -64,11 +73,13 @@ class TrainingCallback:
         report: Callable[[dict[str, float]], None],
         spread_over: int | None = None,
         throughput: Throughput | None = None,
+        measures: Sequence[Callable[[], dict[str, float]]] = (),
+        patience: int | None = None,
     ):
         self.objective, self.optimizer, self.plan, self.storage, self.val = objective, optimizer, plan, storage, val
         self.score, self.log_steps, self.save_minutes, self.precision = score, log_steps, save_minutes, precision
         self.sample_names, self.on_event, self.report = sample_names, on_event, report
-        self.throughput = throughput
+        self.throughput, self.measures, self.patience = throughput, measures, patience
         self.stopping: Callable[[], bool] = lambda: False
         """Whether the command was stopped; asked on the first rank, with several ranks about twice a second."""
         self.checkpoints = CheckpointManager(storage)
@@ -86,6 +97,8 @@ class TrainingCallback:
         self.began = time.monotonic()
         self.measured = 0  # the step since which the throughput is measured
         self.unvalidated: int | None = None  # the step of a checkpoint whose validation is still to be done
+        self.worse = 0  # validations in a row without a better score
+        self.ended: int | None = None  # the step at which the training ended early
         self.reset()
 
     def reset(self) -> None:
@@ -93,7 +106,7 @@ class TrainingCallback:
         self.total, self.count = torch.zeros((), dtype=torch.float64, device=self.device), 0
         self.not_finite = torch.full((), math.inf, dtype=torch.float64, device=self.device)  # first such step
 
-    def __call__(self, step: int, loss: Tensor, metrics: dict[str, Tensor | float]) -> None:
+    def __call__(self, step: int, loss: Tensor, metrics: dict[str, Tensor | float]) -> bool:
         self.total += loss
         self.count += 1
         # no value is read here: on a GPU that would wait for the step
@@ -106,12 +119,15 @@ class TrainingCallback:
             self.stop(step, validated=not validates)
         if validates:
             self.validate(step)
+        if self.ended is not None:
+            return True
         if step % self.log_steps == 0 and not last and self.checkpoints.due(self.save_minutes, self.device):
             self.save(step)
         if validates and self.stop_asked(step, validates):
             self.stop(step)
         if self.throughput and self.count == 0:
             self.throughput.start()
+        return False
 
     # ---- the curve
 
@@ -173,23 +189,38 @@ class TrainingCallback:
     # ---- validation
 
     def validate(self, step: int) -> None:
-        """Scores val; keeps the weights if they are the best so far."""
+        """Scores val; keeps the weights if they are the best so far; ends the training if its patience is at an end."""
         try:
             with interruptible():
-                rows = evaluate(self.objective, self.val, self.precision)
+                rows, began, more = evaluate(self.objective, self.val, self.precision), time.monotonic(), {}
+                for measure in self.measures:
+                    more |= measure()
         except KeyboardInterrupt:
             self.stop(step, validated=False)
-        summary = self.objective.summary(rows)
-        self.log(step, {f"val/{name}": value for name, value in summary.items() if "/" not in name})
+        summary = self.objective.summary(rows) | more
+        pace = {"pace/probe_seconds": time.monotonic() - began} if self.measures else {}
+        self.log(step, {f"val/{name}": value for name, value in summary.items() if "/" not in name}, pace)
         # without a score (or with one that is undefined on val) the last weights are the best
         value = summary.get(self.score, -math.inf) if self.score else -math.inf
-        if not self.best or value > self.best["value"] or self.best["value"] == -math.inf:
+        better = not self.best or value > self.best["value"]
+        self.worse = 0 if better or value == -math.inf else self.worse + 1
+        if better or self.best["value"] == -math.inf:
             self.best, self.rows = {"step": step, "value": value, "summary": summary}, rows
             if self.rank == 0 and (self.score or step == self.plan.num_steps):
                 self.checkpoints.save_best(self.best, self.objective)
         if step in self.snapshot_steps and self.rank == 0:
             self.snapshot(step)
         self.report({"step": step, **summary})
+        if self.patience is not None and self.worse >= self.patience and step < self.plan.num_steps:
+            self.end_early(step)
+
+    def end_early(self, step: int) -> None:
+        """Ends the training: a checkpoint says so, so that one that is killed now goes on to the same end."""
+        self.ended = step
+        self.save(step)
+        assert self.score is not None and self.patience is not None
+        best = {"best_step": self.best["step"], "best": self.best["value"]}
+        self.on_event(TrainingEndedEarly(step, self.plan.num_steps, self.score, self.patience, **best))
 
     def snapshot(self, step: int) -> None:
         """Saves the outputs for fixed cases; the step is in the file name, so that a resumed run has each once."""
@@ -207,7 +238,9 @@ class TrainingCallback:
 
         more: further notes.
         """
-        notes = {"curve": self.curve, "best": self.best, "rows": self.rows, "seconds": self.elapsed()} | (more or {})
+        notes = {"curve": self.curve, "best": self.best, "rows": self.rows, "seconds": self.elapsed()}
+        notes |= {"worse": self.worse, "ended": self.ended} if self.patience is not None else {}
+        notes |= more or {}
         self.checkpoints.save(step, self.objective, self.optimizer, notes, kept)
         if self.rank == 0:
             self.on_event(CheckpointSaved(step))
@@ -241,6 +274,7 @@ class TrainingCallback:
         if checkpoint.own:
             self.best, self.rows, self.seconds = notes["best"], notes["rows"], notes["seconds"]
             self.unvalidated = None if notes.get("validated", True) else checkpoint.step
+            self.worse, self.ended = notes.get("worse", 0), notes.get("ended")
             if sums := notes.get("sums"):  # it was saved between two points of the curve
                 self.count = sums["steps"]
                 self.total.fill_(sums["loss"] * (self.world / sums["ranks"]) if self.rank == 0 else 0.0)

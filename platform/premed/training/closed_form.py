@@ -13,11 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from premed.contracts import Sample, Solution
+from premed.contracts import Sample, Solution, Task
 from premed.data import views
 from premed.distributed import rank_and_world
 from premed.errors import UserError
 from premed.events import EventHandler, WarningIssued
+from premed.models.network import Network
+from premed.rng import key, permutation
 from premed.training.fit import StepCallback
 from premed.training.supervised import Supervised
 
@@ -37,7 +39,7 @@ def solve(
     """
     objective.eval()
     head, warned = objective.network.head, set()
-    rows, shares = extract_features(objective, train, precision)
+    rows, shares = extract_features(objective.network, objective.task, train, precision)
     elsewhere = repeat(Solution(0.0, {}, []), head.num_solutions)
     solutions = head.solve(rows, shares) if rank_and_world()[0] == 0 else elsewhere
     for step, (loss, metrics, warnings) in islice(enumerate(solutions, 1), start, None):
@@ -52,15 +54,17 @@ def solve(
         callback(step, total, dict(metrics))
 
 
-def extract_features(objective: Supervised, train: Sequence[Sample], precision: torch.dtype) -> tuple[Tensor, Tensor]:
+def extract_features(
+    network: Network, task: Task, train: Sequence[Sample], precision: torch.dtype, most: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Returns rows [n, D] and class fractions [n, classes] of the training cases' fixed views, on the CPU of rank 0.
 
     Each rank encodes its share of the chunks, which are the same for any number of ranks, and sends rows and fractions
-    to rank 0. On other ranks both are empty.
+    to rank 0. On other ranks both are empty. most: rows per view, of which a fixed choice is taken; None: all.
     """
     rank, world = rank_and_world()
-    chunks = views.chunks(train, objective.task.roi)
-    features: list[Any] = [features_of(objective, chunk, precision) for chunk in chunks[rank::world]]
+    chunks = views.chunks(train, task.roi)
+    features: list[Any] = [features_of(network, task, chunk, precision, most) for chunk in chunks[rank::world]]
     if world > 1:
         by_rank: list[Any] | None = [None] * world if rank == 0 else None
         dist.gather_object(features, by_rank)
@@ -74,11 +78,12 @@ def extract_features(objective: Supervised, train: Sequence[Sample], precision: 
 
 
 @torch.no_grad()
-def features_of(objective: Supervised, chunk: Sequence[Sample], precision: torch.dtype) -> tuple[Tensor, Tensor]:
+def features_of(
+    network: Network, task: Task, chunk: Sequence[Sample], precision: torch.dtype, most: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Returns rows and class fractions of one chunk of cases. Raises UserError if a row is not finite."""
-    task, network = objective.task, objective.network
     tiles = [task.tiles(sample) for sample in chunk]
-    device = next(objective.parameters()).device
+    device = next(network.parameters()).device
     image = torch.from_numpy(np.stack(list(chain(*tiles)))).to(device)
     with torch.autocast(device.type, precision, enabled=precision != torch.float32):
         features = network.encoder(image, taps=network.head.taps)
@@ -87,7 +92,12 @@ def features_of(objective: Supervised, chunk: Sequence[Sample], precision: torch
     for name, finite in zip(names, rows.flatten(1).isfinite().all(dim=1), strict=True):
         if not finite:
             raise UserError(f"{name}: its features are not finite; look at this image (premed data check)")
-    shares = [
+    listed = [
         torch.from_numpy(each) for sample in chunk for each in task.label_fractions(sample, network.encoder.patch)
     ]
-    return rows.flatten(0, 1), torch.cat([each.reshape(len(task.classes), -1).T for each in shares])
+    shares = torch.stack([each.reshape(len(task.classes), -1).T for each in listed])  # [B, N, classes]
+    if most is not None and rows.shape[1] > most:
+        places = [permutation(key("rows", name, i), rows.shape[1])[:most] for i, name in enumerate(names)]
+        chosen = torch.from_numpy(np.stack(places))[..., None]
+        rows, shares = (each.take_along_dim(chosen, dim=1) for each in (rows, shares))
+    return rows.flatten(0, 1), shares.flatten(0, 1)

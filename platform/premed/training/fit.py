@@ -25,8 +25,9 @@ from premed.training.schedule import Schedule
 class StepCallback(Protocol):
     """Called after every step on every rank: logging, validation, checkpoints."""
 
-    def __call__(self, step: int, loss: Tensor, metrics: dict[str, Tensor | float]) -> None:
-        """step: the number of steps done. loss, tensors in `metrics`: this rank's weighted part of the last step's."""
+    def __call__(self, step: int, loss: Tensor, metrics: dict[str, Tensor | float]) -> bool | None:
+        """step: the number of steps done. loss, tensors in `metrics`: this rank's weighted part of the last step's.
+        Returns whether the training ends here, the same on all ranks."""
         ...
 
 
@@ -68,7 +69,8 @@ def fit(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         module.after_step(progress)
-        callback(step + 1, total, metrics)
+        if callback(step + 1, total, metrics):
+            return
 
 
 def feed(plan: BatchSampler, source: BatchLoader, start: int, accumulate: int) -> Iterator[tuple[int, list[Batch]]]:

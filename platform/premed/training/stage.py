@@ -25,6 +25,7 @@ from premed.training.device import device_of, forget_peak_memory, keep_freed_mem
 from premed.training.evaluate import bootstrap_interval, collapsed, evaluate, passed_gate
 from premed.training.fit import distributed, fit
 from premed.training.import_weights import bring
+from premed.training.online_probe import NO_MEASURES, Measures, measures_of
 from premed.training.optimizer import make_optimizer
 from premed.training.setup import (
     StageJob,
@@ -94,12 +95,13 @@ def train_stage(
     objective, train, precision = setup.objective, setup.train, setup.precision
     optimizer, throughput = make_optimizer(objective, settings.betas), Throughput(setup.device, how.loaders)
     watchdog = watchdog_of(job)
-    callback = make_callback(job, setup, optimizer, throughput, on_event, watchdog.pausing(report))
+    measures = measures_of(job, setup, tasks)
+    callback = make_callback(job, setup, optimizer, throughput, on_event, watchdog.pausing(report), measures)
     if (start := callback.resume(job.trunk_storage)) == 0:
         objective.on_start(train)
     absent = absent_classes(setup.task, train) if stage.kind == "finetune" else ()
     workers = rank_and_world()[1] if how.elastic else None
-    about: dict[str, Any] = {"absent_classes": absent, "workers": workers}
+    about: dict[str, Any] = {"absent_classes": absent, "workers": workers, "probe": measures.probe}
     if not objective.num_solutions:
         about |= {"batch": settings.batch, "lr": setup.schedule.lr}
     on_event(TrainingStarted(start, len(train), len(setup.val), setup.plan.num_steps, **about))
@@ -114,18 +116,19 @@ def train_stage(
     with deferred() as interrupted, watchdog.watching(objective.parts["encoder"]):
         callback.stopping = lambda: interrupted() or stopping()
         callback.catch_up()
-        fit(
-            distributed(objective),
-            throughput.timed(source),
-            setup.plan,
-            setup.schedule,
-            optimizer,
-            callback,
-            start=start,
-            accumulate=setup.accumulate,
-            clip=settings.clip,
-            precision=precision,
-        )
+        if callback.ended is None:
+            fit(
+                distributed(objective),
+                throughput.timed(source),
+                setup.plan,
+                setup.schedule,
+                optimizer,
+                callback,
+                start=start,
+                accumulate=setup.accumulate,
+                clip=settings.clip,
+                precision=precision,
+            )
         save_stage(job, setup, callback)
 
 
@@ -142,10 +145,13 @@ def make_callback(
     throughput: Throughput,
     on_event: EventHandler,
     report: Report,
+    measures: Measures = NO_MEASURES,
 ) -> TrainingCallback:
     """The callback of a stage's training."""
     settings, how, train = job.stage.training, job.train, setup.train
     assert isinstance(settings, (Pretrain, Finetune))
+    score = setup.task.score if job.stage.kind == "finetune" else None
+    stop = settings.stop if isinstance(settings, Pretrain) else None
     return TrainingCallback(
         setup.objective,
         optimizer,
@@ -153,7 +159,7 @@ def make_callback(
         job.stage_storage,
         setup.val,
         validations=setup.objective.num_solutions or settings.validations,
-        score=setup.task.score if job.stage.kind == "finetune" else None,
+        score=measures.score if stop else score,
         log_steps=how.log_steps,
         save_minutes=how.save_minutes,
         precision=setup.precision,
@@ -162,6 +168,8 @@ def make_callback(
         report=report,
         spread_over=setup.schedule.num_steps,
         throughput=None if setup.objective.num_solutions else throughput,
+        measures=measures.functions,
+        patience=stop and stop.probe_patience,
     )
 
 
@@ -215,12 +223,16 @@ def write_result(job: StageJob, callback: TrainingCallback, num_cases: int, more
         "digest": job.stage.digest(),
         "summary": {f"val/{name}": value for name, value in callback.best["summary"].items()},
         "best_step": callback.best["step"],
-        "num_steps": callback.plan.num_steps,
+        "num_steps": callback.ended or callback.plan.num_steps,
         "num_cases": num_cases,
         "precision": str(callback.precision).removeprefix("torch."),
         "seconds": callback.elapsed(),
         "peak_memory_mb": peak_memory_mb(callback.device),
     }
+    if callback.patience is not None:
+        more = more | {"selected_by": callback.score}  # labels had a part in it
+    if callback.ended is not None:
+        more = more | {"stopped": {"step": callback.ended, "of": callback.plan.num_steps, "by": callback.score}}
     storage.put_json("result.json", result | more)
     storage.clear("best")
 

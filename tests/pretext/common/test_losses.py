@@ -1,4 +1,4 @@
-"""losses.py: the contrastive losses as their papers write them, the same on any number of ranks; collapse."""
+"""losses.py: the contrastive losses as their papers write them, the same on any number of ranks."""
 
 import math
 
@@ -8,7 +8,7 @@ from support.stages import on_ranks
 from torch import Tensor
 
 from premed.distributed import gather_rows, share_of_loss
-from premed.pretext.common.losses import nt_xent, spread, supervised_contrast
+from premed.pretext.common.losses import nt_xent, supervised_contrast
 
 NUM, DIM = 7, 5
 
@@ -54,14 +54,6 @@ def test_supervised_contrast_without_a_pair_is_zero_and_has_a_gradient_that_is_a
     loss = supervised_contrast(embeddings, torch.arange(NUM), 0.2)
     loss.backward()
     assert float(loss.detach()) == 0 and torch.equal(embeddings.grad, torch.zeros_like(embeddings))
-
-
-def test_the_spread_is_one_where_embeddings_point_everywhere_and_zero_where_they_collapsed():
-    assert float(spread(torch.randn(4000, 64, generator=torch.Generator().manual_seed(0)))) == pytest.approx(
-        1, abs=0.01
-    )
-    assert float(spread(torch.ones(9, 1) * torch.tensor([[3.0, -2.0, 1.0]]))) == pytest.approx(0, abs=1e-3)
-    assert float(spread(torch.tensor([[1.0, 0.0], [5.0, 0.0], [-2.0, 0.0], [-1.0, 0.0]]))) == pytest.approx(1)
 
 
 # Any number of ranks --------------------------------------------------------------------------------------------------

@@ -57,6 +57,18 @@ def test_of_a_classification_with_several_pre_trainings(store, tmp_path):
         assert absent not in text
 
 
+def test_a_pre_training_whose_length_labels_decided_is_told(store, tmp_path):
+    runs(store)
+    for run in store.search({"premed.kind": "pretrain"}):
+        result = {"num_cases": 957, "selected_by": "probe_mauc"}
+        leave(store, run.run_id, tmp_path / run.run_id, [1.0], result=result)
+    assert has(
+        written(store),
+        "The pre-training of mae learnt from 957 images, without labels. A linear probe, with labels of training and "
+        "validation images, decided how long it was.",
+    )
+
+
 def test_patients_of_val_and_test_are_apart_only_where_they_are(store):
     runs(store)
     apart = ", none of whom is in the validation part"

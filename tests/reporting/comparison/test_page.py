@@ -92,6 +92,19 @@ def test_a_loss_without_a_gate_is_drawn_as_it_is(trained, tmp_path, monkeypatch)
     assert (line.name, line.values, word) == ("mae", [3.0, 2.0], "validation loss")
 
 
+def test_what_the_probe_and_rank_me_were_stands_beside_the_loss(trained, tmp_path, monkeypatch):
+    more = [{"val/probe_mauc": 0.6, "val/rankme": 5.0}, {"val/probe_mauc": 0.71}]
+    result = {"stopped": {"step": 20, "of": 90, "by": "probe_mauc"}}
+    leave(trained, stages(trained, "mae")["pretrain"], tmp_path / "a", [3.0, 2.0], more=more, result=result)
+    drawn = []
+    monkeypatch.setattr(charts, "pretraining_curves", lambda lines, *more: drawn.append((lines, *more)) or b"<svg/>")
+    page = report.page(compare(trained), trained)
+    (_, ((probe,), word, _, height), ((rank,), other, *_)) = drawn
+    assert (probe.name, [*probe.x], [*probe.values], word) == ("mae: 0.71", [10, 20], [0.6, 0.71], "probe, mean AUC")
+    assert (rank.name, [*rank.x], [*rank.values], other) == ("mae: 5", [10], [5.0], "RankMe") and height < 3
+    assert "mae ended at step 20 of 90, by the probe." in page
+
+
 @pytest.mark.slow
 def test_pictures_of_the_lowest_seed_stand_side_by_side_and_long_ones_alone(trained, tmp_path):
     for strategy in ("none", "mae"):

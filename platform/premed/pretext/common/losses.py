@@ -1,4 +1,4 @@
-"""Contrastive losses on the embeddings of a step's images, gathered over all ranks, and a measure of their collapse.
+"""Contrastive losses on the embeddings of a step's images, gathered over all ranks.
 
 Every image is a negative of all others, so the loss is not a mean over a rank's own images. Each rank computes the
 complete loss from the embeddings of all ranks, of which only its own have a gradient; `distributed.share_of_loss`
@@ -47,11 +47,3 @@ def mask_self(similarities: Tensor) -> Tensor:
     return similarities.masked_fill(
         torch.eye(len(similarities), dtype=torch.bool, device=similarities.device), float("-inf")
     )
-
-
-def spread(embeddings: Tensor) -> Tensor:
-    """Returns how far embeddings [N, D] are from a collapse: 1 if their directions are uniform, 0 if they coincide.
-
-    Of the embeddings at length 1: the standard deviation over the images, root mean square over D, times sqrt(D).
-    """
-    return F.normalize(embeddings.float(), dim=1).var(dim=0, correction=0).sum().sqrt()

@@ -44,12 +44,16 @@ class CaseScores(NamedTuple):
 
 
 class LossCurve(NamedTuple):
-    """The validation loss of a pre-training, and its gate, if it has one."""
+    """The validation loss of a pre-training, and its gate, if it has one; what else its validations measured."""
 
     label: str
     steps: list[int]
     losses: list[float]
     gate: float | None
+    measures: Mapping[str, tuple[list[int], list[float]]] = MappingProxyType({})
+    """By name (`probe_mauc`, `rankme`): steps and values."""
+    ended: tuple[int, int] | None = None
+    """The step at which the probe ended it, of how many."""
 
 
 class Picture(NamedTuple):
@@ -173,7 +177,8 @@ def loss_curves(store: RunStore, arms: Sequence[ArmResult]) -> list[LossCurve]:
         for arm in arms:
             for run_id in (run_id for run in arm.runs for run_id in pretraining_stages(run)):
                 if run_id not in curves and (path := artifact(store, store.get(run_id), "curve.jsonl", folder)):
-                    curves[run_id] = loss_curve(arm.label, map(json.loads, path.read_text().splitlines()))
+                    curve = loss_curve(arm.label, map(json.loads, path.read_text().splitlines()))
+                    curves[run_id] = curve._replace(ended=early_end(store, run_id, folder))
     return [curve for curve in curves.values() if curve.steps]
 
 
@@ -181,7 +186,23 @@ def loss_curve(label: str, points: Iterator[Mapping[str, Any]]) -> LossCurve:
     validated = [(point["step"], point["metrics"]) for point in points if "val/loss" in point["metrics"]]
     steps, metrics = ([each[i] for each in validated] for i in (0, 1))
     gates = [each["val/gate"] for each in metrics if "val/gate" in each]
-    return LossCurve(label, steps, [each["val/loss"] for each in metrics], gates[-1] if gates else None)
+    names = {name for each in metrics for name in each if name.startswith("val/probe_") or name == "val/rankme"}
+    found = {name: [(step, each[name]) for step, each in validated if name in each] for name in sorted(names)}
+    measures = {name.removeprefix("val/"): ([*zip(*pairs, strict=True)]) for name, pairs in found.items()}
+    return LossCurve(
+        label,
+        steps,
+        [each["val/loss"] for each in metrics],
+        gates[-1] if gates else None,
+        {name: (list(at), list(values)) for name, (at, values) in measures.items()},
+    )
+
+
+def early_end(store: RunStore, run_id: str, folder: str) -> tuple[int, int] | None:
+    """The step at which the probe ended a pre-training, of how many; None if it went on to its end."""
+    path = artifact(store, store.get(run_id), "result.json", folder)
+    stopped = json.loads(path.read_text()).get("stopped") if path else None
+    return stopped and (stopped["step"], stopped["of"])
 
 
 def pretraining_stages(run: RunResult) -> list[str]:

@@ -31,6 +31,8 @@ class StageRecord(NamedTuple):
     gate: Mapping[str, Any] | None
     day: str | None
     """On which its training ended: 2026-11-28, UTC."""
+    selected_by: str | None = None
+    """The score of val, so with labels, by which a pre-training was ended and its weights selected."""
 
     @property
     def digest(self) -> str:
@@ -67,7 +69,7 @@ def stage_record(store: RunStore, run_id: str, kind: str, folder: str) -> StageR
     times = [point["time"] for point in curve if point.get("time")]
     day = datetime.fromtimestamp(max(times) / 1000, UTC).date().isoformat() if times else None
     recorded = result[-1] if result else {}
-    return StageRecord(run.tags, recorded.get("num_cases"), recorded.get("gate"), day)
+    return StageRecord(run.tags, recorded.get("num_cases"), recorded.get("gate"), day, recorded.get("selected_by"))
 
 
 def json_lines(path: Path | None) -> list[dict[str, Any]]:
@@ -93,6 +95,11 @@ def trained_on(arms: Iterable[ArmResult], records: Records) -> str:
 def pretrained_on(arm: ArmResult, records: Records) -> str:
     """The same of its pre-training; "" where there is none, or it is not known."""
     return sizes(records[run_id].num_cases for run in arm.runs for run_id in pretraining_stages(run))
+
+
+def selected_by_labels(arm: ArmResult, records: Records) -> bool:
+    """Whether labels of val decided how long a pre-training of it was."""
+    return any(records[run_id].selected_by for run in arm.runs for run_id in pretraining_stages(run))
 
 
 def sizes(numbers: Iterable[int | None]) -> str:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from premed.reporting.calibration import NUM_BINS
 from premed.reporting.comparison.artifacts import SCORING
 from premed.reporting.comparison.conclusion import images, trainings
-from premed.reporting.comparison.design import MANY, Records, fractions_in_words, pretrained_on
+from premed.reporting.comparison.design import MANY, Records, fractions_in_words, pretrained_on, selected_by_labels
 from premed.reporting.comparison.effects import LEVEL
 from premed.reporting.comparison.result import ArmResult, BlockResult, Difference, TaskResult, looks_of
 from premed.reporting.comparison.sentences import comparisons
@@ -84,10 +84,11 @@ def design(task: TaskResult, block: BlockResult, records: Records) -> Iterator[s
     encoders = listed({arm.encoder for arm in block.rows if arm.encoder})
     if encoders:
         yield f"networks had the encoder {encoders} and the head {block.head}"
-    sizes = {label: pretrained_on(arm, records) for label, arm in {arm.label: arm for arm in block.rows}.items()}
-    for label, size in sizes.items():
-        if size:
+    for label, arm in {arm.label: arm for arm in block.rows}.items():
+        if size := pretrained_on(arm, records):
             yield f"the pre-training of {label} learnt from {size}, without labels"
+            if selected_by_labels(arm, records):
+                yield "a linear probe, with labels of training and validation images, decided how long it was"
 
 
 def described(label: str) -> str:

@@ -2,7 +2,7 @@
 each, then tables and charts, then what it cost, then cases and pictures, runs, and where all of it comes from."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -38,9 +38,19 @@ from premed.reporting.comparison.tables import (
     score_table,
 )
 from premed.reporting.comparison.terminal import cost_columns, cost_row
-from premed.reporting.formatting import listed
+from premed.reporting.formatting import NAMES, listed
 from premed.reporting.html import render
 from premed.tracking.run_store import RunStore
+
+SMALL = 2.4  # inches: the height of a chart beside that of the loss
+MEASURED = {
+    "rankme": (
+        "RankMe during pre-training",
+        "RankMe",
+        "The effective rank of the encoder's features of val (Garrido 2023): near 1 they have collapsed.",
+    )
+}
+"""Title, axis and caption of what validations measure without labels."""
 
 
 def refuse(path: Path, ui: str | None) -> None:
@@ -197,10 +207,11 @@ def strips(section: Section, scores: CaseScores) -> charts.Chart | None:
 def pretraining(section: Section, curves: Sequence[LossCurve]) -> list[charts.Chart]:
     """Validation losses: as shares of the gate if there is one, else as they are, a chart for each strategy."""
     shown, lines = [], []
-    for label, steps, losses, gate in curves:
-        if gate:
-            shares = [loss / gate for loss in losses]
-            lines.append(charts.Line(f"{label}: {100 * shares[-1]:.0f} %", section.colours[label], steps, shares))
+    for each in curves:
+        if each.gate:
+            shares = [loss / each.gate for loss in each.losses]
+            name = f"{each.label}: {100 * shares[-1]:.0f} %"
+            lines.append(charts.Line(name, section.colours[each.label], each.steps, shares))
     if lines:
         gates = listed({f"{curve.gate:.3g}" for curve in curves if curve.gate})
         caption = f"Validation loss, as a share of what predicting the mean patch of each place loses ({gates}), which "
@@ -216,4 +227,28 @@ def pretraining(section: Section, curves: Sequence[LossCurve]) -> list[charts.Ch
                 f"Pre-training of {label}", "Validation loss.", charts.pretraining_curves(lines, "validation loss")
             )
         )
-    return shown
+    return [*shown, *measured(section, curves)]
+
+
+def measured(section: Section, curves: Sequence[LossCurve]) -> Iterator[charts.Chart]:
+    """A small chart for each score of the online probe, and one of RankMe, over the steps of the pre-trainings."""
+    for name in sorted({name for curve in curves for name in curve.measures}):
+        lines, ends = [], []
+        for curve in (curve for curve in curves if name in curve.measures):
+            steps, values = curve.measures[name]
+            lines.append(charts.Line(f"{curve.label}: {values[-1]:.3g}", section.colours[curve.label], steps, values))
+            if curve.ended:
+                ends.append(f"{curve.label} ended at step {curve.ended[0]:,} of {curve.ended[1]:,}, by the probe.")
+        title, ylabel, caption = MEASURED[name] if name in MEASURED else probe_words(name.removeprefix("probe_"))
+        svg = charts.pretraining_curves(lines, ylabel, None, SMALL)
+        yield charts.Chart(title, " ".join([caption, *dict.fromkeys(ends)]), svg)
+
+
+def probe_words(score: str) -> tuple[str, str, str]:
+    """Title, axis and caption of the chart of the probe's score."""
+    name = NAMES.get(score, score)
+    caption = (
+        "At each validation: a linear model on the frozen encoder's features of few labelled images, scored on val. "
+    )
+    caption += "It says whether pre-training still helps; what fine-tuning reaches is in the tables above."
+    return f"{name[:1].upper()}{name[1:]} of the probe during pre-training", f"probe, {name}", caption

@@ -1,0 +1,285 @@
+"""`premed run --estimate`: what experiments will take on this machine, before anything is trained.
+
+Each kind of stage is measured once (`training/measure.py`), in a process of its own; stages that experiments share are
+counted once, as if none were finished. What cannot fit is refused.
+"""
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from premed.config.experiment import Experiment, Stage
+from premed.config.settings import PRETRAINING
+from premed.config.spec import canonical
+from premed.contracts import Case, Task
+from premed.data.cache import Cache
+from premed.data.datamodule import stage_data_sets
+from premed.data.io.memory import memory, num_cpus
+from premed.data.processes import prepare as prepare_process
+from premed.errors import UserError
+from premed.execution.machine import refuse_full_disk
+from premed.execution.networks import BUILDING, CHECKPOINTS
+from premed.execution.preflight import Resolved, resolve, validate
+from premed.execution.recorder import DOING
+from premed.paths import home, storage
+from premed.training.cost import Cost, Speed, cost
+from premed.training.measure import measure
+from premed.training.setup import StageJob, make_objective
+
+COPIES = 2  # of the weights that a stage ends with: in storage, and in MLflow
+FULL = 0.95  # the share of the memory from which on Ray ends workers
+Measure = Callable[[StageJob], Speed]
+
+
+class Planned(NamedTuple):
+    """A stage that will run."""
+
+    job: StageJob
+    resolved: Resolved
+    experiments: list[int]
+    """The experiments that need it, by their numbers."""
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """A row: stages that differ in seeds alone, or in what they start from."""
+
+    kind: str
+    strategy: str
+    number: int
+    steps: int
+    images_per_second: float
+    seconds: float
+    """Of one of them, the mean."""
+    memory_mb: float
+    """Of one worker, at its peak."""
+    gpu_memory_mb: float | None
+    checkpoint_gb: float
+    """Of one checkpoint."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the experiments of a command take."""
+
+    stages: list[StageEstimate]
+    at_once: int
+    """Stages that this machine runs at once."""
+    seconds: float
+    """Until all have ended, without the start of Ray, pictures and registration."""
+    device_seconds: float
+    """Sum over the stages."""
+    prepare_seconds: float
+    prepare_images: int
+    memory_gb: float
+    """Of all workers that run at once."""
+    cache_gb: float
+    checkpoints_gb: float
+    """At the most, while stages run, and what stays of all."""
+    notes: list[str]
+
+
+def estimate(
+    experiments: Sequence[Experiment], tell: Callable[[str], None], measure: Measure | None = None
+) -> Estimate:
+    """Measures and returns what the experiments take. Raises UserError for what cannot fit.
+
+    tell: called with a line for each stage that was measured. measure: measures a stage; None: in a process of its own.
+    """
+    resolved = resolve(experiments)
+    validate(resolved)
+    stages = planned_stages(resolved)
+    speeds = measured_speeds(stages, tell, measure)
+    costs = [cost_of(stage, speeds[key_of(stage.job.stage)]) for stage in stages]
+    first = stages[0].job
+    slots = at_once(first)
+    prepare_images, prepare_seconds, cache_bytes = to_prepare(resolved, stages, speeds)
+    chains = [
+        sum(c.seconds for s, c in zip(stages, costs, strict=True) if n in s.experiments) for n in range(len(resolved))
+    ]
+    total = sum(each.seconds for each in costs)
+    slots = min(slots, len(resolved))
+    largest = sorted((each.speed.checkpoint_bytes for each in costs), reverse=True)[:slots]
+    stays = sum(COPIES * each.speed.parts_bytes for each in costs)
+    workers = max(first.train.max_workers, 1)
+    needed = sorted((each.speed.memory_mb for each in costs), reverse=True)[:slots]
+    result = Estimate(
+        rows(stages, costs),
+        slots,
+        max(total / slots, *chains),
+        total,
+        prepare_seconds,
+        prepare_images,
+        sum(needed) * workers / 1e3 * 1.048576,
+        cache_bytes / 1e9,
+        (CHECKPOINTS * sum(largest) + stays) / 1e9,
+        notes(resolved, stages),
+    )
+    refuse(result, first, workers)
+    return result
+
+
+def planned_stages(resolved: Sequence[Resolved]) -> list[Planned]:
+    """The stages of all experiments that are measured, each once: a shared pre-training is one."""
+    found: dict[str, Planned] = {}
+    for number, each in enumerate(resolved):
+        before = None
+        for stage in each.experiment.stages(lambda kind: ""):
+            job = StageJob(
+                stage, before, each.experiment.train, storage(each.experiment.train.storage), home() / "cache"
+            )
+            if stage.kind != "import":  # it trains nothing
+                found.setdefault(stage.digest(), Planned(job, each, [])).experiments.append(number)
+            before = stage
+    return list(found.values())
+
+
+def key_of(stage: Stage) -> str:
+    """What makes stages equally fast: all but seeds, lengths, rates, and what they start from."""
+    same = {"seed": 0, "lr": 1.0, "epochs": 1, "steps": None, "warmup_epochs": 0.0, "label_fraction": 1.0}
+    same |= {"trunk": None, "stop": None, "validations": 1}
+    training = stage.training
+    assert training is not None
+    training = training.model_copy(update={n: value for n, value in same.items() if n in type(training).model_fields})
+    kind = "pretrain" if stage.kind in PRETRAINING else stage.kind
+    return canonical([kind, stage.task, stage.encoder, stage.pretext, training])
+
+
+def measured_speeds(
+    stages: Sequence[Planned], tell: Callable[[str], None], measure_here: Measure | None
+) -> dict[str, Speed]:
+    """Measures a stage of each key."""
+    speeds: dict[str, Speed] = {}
+    for planned in stages:
+        key, stage = key_of(planned.job.stage), planned.job.stage
+        if key not in speeds:
+            speeds[key] = (measure_here or measure_apart)(planned.job)
+            step = speeds[key].step
+            speed = f", {stage.training.batch / step:.3g} images/s" if step else ""  # type: ignore[union-attr]
+            tell(f"{DOING[stage.kind]}: measured{speed}")
+    return speeds
+
+
+def measure_apart(job: StageJob) -> Speed:
+    """Measures in a process of its own, whose memory is the stage's alone. Raises UserError if there is not enough."""
+    return in_own_process(job.stage.kind, measure, job)
+
+
+def in_own_process(what: str, function: Callable[..., Any], *args: Any) -> Any:
+    """The result of `function(*args)`. Raises UserError, which begins with `what`, if there is not memory enough."""
+    remedy = "make smaller task.roi, the batch or the encoder; or raise train.accumulate"
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=prepare_process) as pool:
+        try:
+            return pool.submit(function, *args).result()
+        except BrokenProcessPool:
+            reason = "its process was killed, most likely because memory ran out"
+            raise UserError(f"{what}: does not fit: {reason}; {remedy}") from None
+        except torch.OutOfMemoryError:
+            raise UserError(f"{what}: does not fit into the GPU's memory; {remedy}") from None
+
+
+def cost_of(planned: Planned, speed: Speed) -> Cost:
+    """What a stage takes; its objective is built without weights."""
+    job, tasks = planned.job, planned.resolved.tasks
+    with BUILDING, torch.device("meta"):
+        objective, _ = make_objective(replace(job, parent=None), stage_data_sets(job.stage, tasks))
+    return cost(job, speed, tasks, objective)
+
+
+def at_once(job: StageJob) -> int:
+    """Stages that this machine can run at once."""
+    train, gpus = job.train, torch.cuda.device_count()
+    if train.workers == 0:
+        return 1
+    by_cpus = int(num_cpus() / (train.min_workers * train.cpus) + 1e-9)
+    return max(1, min(by_cpus, gpus // train.min_workers) if train.gpu else by_cpus)
+
+
+def to_prepare(
+    resolved: Sequence[Resolved], stages: Sequence[Planned], speeds: dict[str, Speed]
+) -> tuple[int, float, float]:
+    """The images that are not in the cache yet, the seconds that preparing them takes, and their bytes there."""
+    number, seconds, num_bytes, seen = 0, 0.0, 0.0, set[tuple[int, str]]()
+    for planned in stages:
+        speed = speeds[key_of(planned.job.stage)]
+        for source in planned.job.stage.sources:
+            task = planned.resolved.tasks(source.task)
+            missing = Cache(planned.job.cache).missing(cases_of(task, planned.job.stage), task.preprocessing)
+            new = {
+                (id(task), f"{planned.job.stage.kind in PRETRAINING and bool(task.labels)} {c.name}") for c in missing
+            }
+            count = len(new - seen)
+            seen |= new
+            number, num_bytes = number + count, num_bytes + count * speed.prepared_bytes
+            seconds += count * speed.prepare / max(num_cpus(), 1)
+    return number, seconds, num_bytes
+
+
+def cases_of(task: Task, stage: Stage) -> list[Case]:
+    """The cases that a stage reads."""
+    if stage.kind in PRETRAINING:
+        return [*task.images(), *(Case(c.name, c.patient, c.image) for c in unless_refused(task, "val"))]
+    return task.split("test") if stage.kind == "test" else [*task.split("train"), *task.split("val")]
+
+
+def unless_refused(task: Task, part: Any) -> list[Case]:
+    try:
+        return task.split(part)
+    except UserError:  # it has no labels
+        return []
+
+
+def rows(stages: Sequence[Planned], costs: Sequence[Cost]) -> list[StageEstimate]:
+    """A row for the stages of a kind that are equally long and fast."""
+    groups: dict[tuple, list[tuple[Planned, Cost]]] = {}
+    for planned, each in zip(stages, costs, strict=True):
+        key = planned.job.stage.kind, key_of(planned.job.stage), each.steps, round(each.seconds, 3)
+        groups.setdefault(key, []).append((planned, each))
+    found = []
+    for group in groups.values():
+        planned, one = group[0]
+        names = sorted({each.resolved.experiment.strategy for each, _ in group})
+        speed = one.speed
+        found.append(
+            StageEstimate(
+                planned.job.stage.kind,
+                ", ".join(names),
+                len(group),
+                one.steps,
+                one.images_per_second,
+                one.seconds,
+                speed.memory_mb,
+                speed.gpu_memory_mb,
+                speed.checkpoint_bytes / 1e9,
+            )
+        )
+    return sorted(found, key=lambda row: [*DOING].index(row.kind))  # type: ignore[arg-type]
+
+
+def notes(resolved: Sequence[Resolved], stages: Sequence[Planned]) -> list[str]:
+    """What the numbers leave out, where it matters."""
+    found = []
+    if max(planned.job.train.max_workers for planned in stages) > 1:
+        found.append("one worker was measured: what several tell each other is not in it")
+    if any(each.experiment.pretrain and getattr(each.experiment.pretrain, "stop", None) for each in resolved):
+        found.append("a pre-training that the probe ends is shorter")
+    return found
+
+
+def refuse(result: Estimate, job: StageJob, workers: int) -> None:
+    """Raises UserError for what this machine has no room for."""
+    total = memory()[0]
+    if result.memory_gb > FULL * total:
+        many = f"{result.at_once} stages at once, " if result.at_once > 1 else ""
+        what = f"{many}{workers} worker{'s' * (workers != 1)} each need {result.memory_gb:.1f} GB of memory, and this "
+        remedy = "raise train.cpus, so that fewer run at once, or make the batch smaller"
+        raise UserError(f"train.workers: {what}machine has {total:.1f} GB; {remedy}")
+    if "://" not in job.storage:
+        refuse_full_disk("train.storage", Path(job.storage), result.checkpoints_gb * 1e9, "checkpoints and weights")
+    refuse_full_disk("PREMED_HOME", job.cache, result.cache_gb * 1e9, "prepared images")
