@@ -2,15 +2,20 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from premed.benchmarks import mae
+from premed.benchmarks import mae, steps
 from premed.benchmarks.gpu import equality, resume
 from premed.benchmarks.gpu.context import Context
 from premed.benchmarks.gpu.result import GpuReport
 from premed.benchmarks.gpu.trainings import InMemory, Training, train
 from premed.benchmarks.settings import Settings
-from premed.contracts import BatchIndices
+from premed.contracts import Batch, BatchIndices
+from premed.data.samplers import EpochSampler
 from premed.training.checkpoint import CheckpointManager
+from premed.training.fit import fit
+from premed.training.optimizer import make_optimizer
+from premed.training.schedule import Schedule
 
 TINY = mae.Sizes((32, 32), 4, 1, encoder=(24, 1, 2), decoder=(16, 1, 2))
 TRAINING = Training("MAE 2-D", TINY, mae.build)
@@ -106,3 +111,12 @@ def test_the_images_of_a_step_are_those_that_the_plan_names():
         train(TRAINING.build(torch.device("cpu")), source, 8, num_steps=2, accumulate=each) for each in (1, 4)
     )
     assert parts == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.slow  # imports what torch compiles with
+def test_a_step_of_premed_s_loop_reads_no_value_for_which_it_would_wait():
+    with FakeTensorMode():  # tensors without numbers: reading one raises
+        objective = mae.build(TINY)
+        batch = Batch(torch.randn(4, 1, 32, 32), torch.zeros(4, dtype=torch.int64), ("case",) * 4)
+        optimizer, plan = make_optimizer(objective, steps.BETAS), EpochSampler(4, 4, 2, 0, "bench")
+        fit(objective, steps.OneBatch(batch), plan, Schedule(2, 0, 1e-3), optimizer, steps.ignore, clip=1.0)
