@@ -32,7 +32,7 @@ def settle(settings: Settings) -> None:
     if settings.device != "cpu" and not torch.cuda.is_available():
         raise UserError("--gpu: torch sees no GPU here; `premed doctor` says why")
     if settings.device != "cpu":
-        torch.cuda.set_device(torch.device(settings.device))
+        torch.cuda.set_device(torch.device(settings.device).index or 0)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", WORKSPACES)
     bench.settle(settings)
 
