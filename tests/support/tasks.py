@@ -1,8 +1,10 @@
 """What tests of tasks share."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from premed.contracts import Case, Sample
 from premed.data.cache import Cache
@@ -25,6 +27,12 @@ def refused(call, *words: str) -> None:
         call()
     assert "\n" not in str(caught.value)
     assert [word for word in words if word not in str(caught.value)] == [], str(caught.value)
+
+
+def ask_for_too_much_memory() -> None:
+    """Raises what torch raises of a CPU. In a thread, since malloc serves one that it refused something otherwise."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(torch.empty, 2**50).result()
 
 
 def check_parts(task) -> None:

@@ -5,8 +5,9 @@ import sys
 
 import pytest
 import torch
+from support.tasks import ask_for_too_much_memory, refused
 
-from premed.training.device import forget_peak_memory, keep_freed_memory, peak_memory_mb
+from premed.training.device import forget_peak_memory, keep_freed_memory, memory_told, peak_memory_mb
 
 BLOCK = 2**24  # float32: 64 MiB
 
@@ -27,3 +28,21 @@ def test_a_training_s_steps_take_their_memory_once_and_a_new_stage_begins_with_n
     peak = peak_memory_mb(torch.device("cpu"))
     forget_peak_memory()
     assert peak_memory_mb(torch.device("cpu")) < peak - 50  # the block's 64, which were kept until now
+
+
+def too_large(sizes, couples_batch=False, error=None):
+    """A step of micro-batches of these sizes that asks for more than any machine has, or raises `error`."""
+    with memory_told(torch.device("cpu"), sizes, couples_batch):
+        if error is not None:
+            raise error
+        ask_for_too_much_memory()
+
+
+def test_a_step_that_does_not_fit_in_memory_is_told_with_what_to_set():
+    refused(lambda: too_large([64]), "train.accumulate", "a step of 64 images", "set train.accumulate=2,")
+    refused(lambda: too_large([16, 16, 15, 15]), "a step of 16 images", "set train.accumulate=8,")
+    refused(lambda: too_large([1, 1]), "a step of 1 image at a time", "set a smaller roi or a smaller network")
+    refused(lambda: too_large([64], couples_batch=True), "couples them", "set a smaller batch or roi")
+    refused(lambda: too_large([2], error=torch.OutOfMemoryError("CUDA out of memory")), "set train.accumulate=2,")
+    with pytest.raises(RuntimeError, match="shapes"):
+        too_large([2], error=RuntimeError("shapes do not match"))

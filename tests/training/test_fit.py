@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.tasks import ask_for_too_much_memory, refused
 from torch import nn
 
 from premed.contracts import Batch, BatchIndices, Objective
@@ -144,8 +145,8 @@ class Line(Objective):
         self.calls.append("after")
 
 
-def trained(**options):
-    objective, calls = Line(), []
+def trained(make=Line, **options):
+    objective, calls = make(), []
     optimizer = make_optimizer(objective, (0.9, 0.999))
     plan = EpochSampler(6, 6, options.pop("num_steps", 1), 0, "finetune")
     fit(objective, Numbers(), plan, Schedule(10, 0, 0.1), optimizer, lambda *row: calls.append(row), **options)
@@ -158,6 +159,21 @@ def test_micro_batches_give_the_gradient_the_loss_and_the_numbers_of_the_whole_s
     assert objective.gradient.item() == pytest.approx(2.5)
     ((step, loss, numbers),) = calls
     assert (step, loss.item(), numbers["seen"].item()) == (1, pytest.approx(2.5), pytest.approx(2.5))
+
+
+class Large(Line):
+    """Asks for more memory than any machine has, if there are more than two images at a time."""
+
+    def forward(self, batch, progress):
+        if len(batch.image) > 2:
+            ask_for_too_much_memory()
+        return super().forward(batch, progress)
+
+
+def test_a_step_that_does_not_fit_is_told_and_what_is_told_mends_it():
+    refused(lambda: trained(Large), "a step of 6 images", "set train.accumulate=2,")
+    refused(lambda: trained(Large, accumulate=2), "a step of 3 images", "set train.accumulate=4,")
+    assert trained(Large, accumulate=4)[0].gradient.item() == pytest.approx(2.5)
 
 
 def test_layer_decay_reaches_the_optimizer_at_every_step():

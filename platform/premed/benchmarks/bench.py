@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from premed.benchmarks import machine
+from premed.benchmarks.floors import step_memory
 from premed.benchmarks.pairs import interleaved
 from premed.benchmarks.result import Report, Result, Times
 from premed.benchmarks.rows import Row
@@ -70,6 +71,7 @@ def result_of(row: Row, comparison: Comparison, settings: Settings) -> Result:
         same=comparison.same,
         floor=comparison.floor() if comparison.floor else None,
         target=comparison.target if not settings.short else None,
+        samples=comparison.samples,
     )
 
 
@@ -82,3 +84,6 @@ def add_pairs(result: Result, comparison: Comparison, settings: Settings, change
 
     num = min(settings.pairs, comparison.most or settings.pairs)
     interleaved(comparison.ours, comparison.theirs, num, add, settings.finish)
+    if settings.device != "cpu":
+        works = (comparison.ours, comparison.theirs)
+        result.memory = [step_memory(settings, work) for work in works if work is not None]

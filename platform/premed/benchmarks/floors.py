@@ -27,9 +27,10 @@ def matmul_rate(settings: Settings, dtype: torch.dtype) -> float:
 
 def copy_rate(settings: Settings) -> float:
     """Bytes a second, read and written, of copies: the best of some trials."""
-    source = torch.ones(COPIED, dtype=torch.uint8, device=settings.device)
+    num = COPIED if settings.device == "cpu" else 16 * COPIED
+    source = torch.ones(num, dtype=torch.uint8, device=settings.device)
     target = torch.zeros_like(source)
-    return 2 * COPIED / best(settings, lambda: target.copy_(source))
+    return 2 * num / best(settings, lambda: target.copy_(source))
 
 
 def best(settings: Settings, work: Work) -> float:
@@ -50,7 +51,9 @@ def compute_floor(settings: Settings, flops: float, dtype: torch.dtype) -> Floor
     """The floor of a work that computes."""
     rate, name = matmul_rate(settings, dtype), str(dtype).removeprefix("torch.")
     return Floor(
-        f"{flops / 1e9:.3g} GFLOP at {rate / 1e9:.0f} GFLOP/s ({name} products of {edge_of(settings)}²)", flops / rate
+        f"{flops / 1e9:.3g} GFLOP at {rate / 1e9:.0f} GFLOP/s ({name} products of {edge_of(settings)}²)",
+        flops / rate,
+        flops,
     )
 
 
@@ -58,6 +61,16 @@ def copy_floor(settings: Settings, num_bytes: float, what: str) -> Floor:
     """The floor of a work that moves bytes. what: which bytes they are."""
     rate = copy_rate(settings)
     return Floor(f"{num_bytes / 1e6:.3g} MB ({what}) at {rate / 1e9:.1f} GB/s of a copy", num_bytes / rate)
+
+
+def step_memory(settings: Settings, work: Work) -> float:
+    """GiB that an execution takes on a GPU at most, beyond what is held before: weights, their optimizer's states."""
+    settings.finish()
+    torch.cuda.reset_peak_memory_stats(settings.device)
+    before = torch.cuda.memory_allocated(settings.device)
+    work()
+    settings.finish()
+    return (torch.cuda.max_memory_allocated(settings.device) - before) / 2**30
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:

@@ -4,6 +4,7 @@ import os
 import platform
 from contextlib import suppress
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def describe(settings: Settings) -> dict[str, Any]:
         "instructions": [name for name in SETS if name in field_of_cpuinfo("flags", "Features").split()],
         "memory_gb": round(memory()[0]),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in PACKAGES if find_spec(name)},
         "threads": settings.threads,
         "clock": settings.clock,
         "load": [load()],

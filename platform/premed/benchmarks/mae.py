@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from types import SimpleNamespace
 from typing import Any
@@ -45,6 +45,7 @@ class Sizes:
 TINY: Any = {"encoder": (192, 4, 3), "decoder": (96, 2, 3)}
 VOLUMES = Sizes((96, 96, 96), 4, 1), Sizes((48, 48, 48), 4, 1, **TINY)
 PICTURES = Sizes((224, 224), 8, 3, decoder=(512, 8, 16)), Sizes((96, 96), 8, 3, **TINY)
+VOLUMES_ON_GPU, PICTURES_ON_GPU = 128, 256  # images of a step at full size
 
 
 @dataclass(frozen=True)
@@ -61,22 +62,28 @@ class Peer:
 
 def volumes(settings: Settings) -> Iterator[Comparison | NotMeasured]:
     """Row mae-3d."""
-    yield compare(settings, SELFMEDMAE, settings.size(*VOLUMES), target=Target(1.2, 1.3))
+    yield compare(settings, SELFMEDMAE, sizes_of(settings, VOLUMES, VOLUMES_ON_GPU), target=Target(1.2, 1.3))
 
 
 def pictures(settings: Settings) -> Iterator[Comparison | NotMeasured]:
     """Row mae-2d."""
-    yield compare(settings, FACEBOOK, settings.size(*PICTURES), target=Target(1.15, 1.3))
+    yield compare(settings, FACEBOOK, sizes_of(settings, PICTURES, PICTURES_ON_GPU), target=Target(1.15, 1.3))
 
 
 def volumes_bf16(settings: Settings) -> Iterator[Comparison | NotMeasured]:
     """Row mae-3d-bf16."""
-    yield from compare_bf16(settings, SELFMEDMAE, settings.size(*VOLUMES))
+    yield from compare_bf16(settings, SELFMEDMAE, sizes_of(settings, VOLUMES, VOLUMES_ON_GPU))
 
 
 def pictures_bf16(settings: Settings) -> Iterator[Comparison | NotMeasured]:
     """Row mae-2d-bf16."""
-    yield from compare_bf16(settings, FACEBOOK, settings.size(*PICTURES))
+    yield from compare_bf16(settings, FACEBOOK, sizes_of(settings, PICTURES, PICTURES_ON_GPU))
+
+
+def sizes_of(settings: Settings, sizes: tuple[Sizes, Sizes], on_gpu: int) -> Sizes:
+    """The full or the short sizes; on_gpu: images of a step on a GPU."""
+    chosen = settings.size(*sizes)
+    return replace(chosen, batch=settings.batch(chosen.batch, on_gpu))
 
 
 def compare_bf16(settings: Settings, peer: Peer, sizes: Sizes) -> Iterator[Comparison | NotMeasured]:
@@ -129,6 +136,7 @@ def compare(
         same=same,
         floor=lambda: compute_floor(settings, flops, precision),
         target=target,
+        samples=sizes.batch,
     )
 
 
@@ -164,7 +172,7 @@ def reorder(name: str, value: Tensor, channels: int) -> Tensor:
 def copy_weights(objective: mae.MAE, model: nn.Module, peer: Peer) -> None:
     """Gives the peer premed's weights, all of them."""
     channels, encoder, decoder = objective.task.channels, objective.encoder, objective.decoder
-    assert isinstance(encoder, vit.ViT)
+    assert isinstance(encoder, vit.ViT) and isinstance(decoder, mae.Decoder)
     left = dict(model.named_parameters())
     own = {name: each for name, each in objective.named_parameters() if name != "encoder.pos_embed"}
     for name, value in own.items():

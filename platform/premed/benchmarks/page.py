@@ -29,9 +29,14 @@ def refuse(path: Path) -> None:
 
 def write(report: Report, path: Path) -> None:
     """Writes the page: completely, or not at all."""
+    write_text(markdown(report), path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Writes a file: completely, or not at all. Raises UserError if that fails."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        partial.write_text(markdown(report))
+        partial.write_text(text)
         partial.replace(path)
     except OSError as error:
         raise UserError(

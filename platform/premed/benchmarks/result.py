@@ -38,6 +38,7 @@ class Floor:
 
     what: str
     seconds: float
+    flops: float = 0.0  # of the work, where it computes
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,12 @@ class Result:
     ours: list[Times] = field(default_factory=list)
     theirs: list[Times] = field(default_factory=list)
     unit: str = ""  # of what the times are: a step, 64 views
+    samples: int = 1  # images or volumes in one of these
     sizes: str = ""
     same: str = ""  # what was asserted before anything was timed
     floor: Floor | None = None
     target: Target | None = None
+    memory: list[float] = field(default_factory=list)  # GiB that a GPU needs beyond weights and states: ours, theirs
     not_measured: str = ""  # why
     differs: bool = False  # whether it was not measured because premed and the peer do not do the same work
 

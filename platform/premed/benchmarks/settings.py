@@ -34,6 +34,10 @@ class Settings:
     def size(self, full: Value, short: Value) -> Value:
         return short if self.short else full
 
+    def batch(self, batch: int, on_gpu: int) -> int:
+        """The batch of a row: at its full size a GPU takes a larger one."""
+        return batch if self.short or self.device == "cpu" else on_gpu
+
     def finish(self) -> None:
         """Waits for what the device still computes."""
         if self.device != "cpu":
@@ -47,6 +51,7 @@ class Comparison:
     """One row beside one peer, after it was asserted that both do the same work.
 
     unit: of what one execution is. floor: measures the rate and returns the floor. most: at most so many pairs.
+    samples: images or volumes in one execution.
     """
 
     peer: str
@@ -58,6 +63,7 @@ class Comparison:
     floor: Callable[[], Floor] | None = None
     target: Target | None = None
     most: int | None = None
+    samples: int = 1
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +27,7 @@ from premed.training.device import keep_freed_memory
 from premed.training.supervised import Supervised
 
 PATCH, CLASSES, DEPTH = 16, 14, 12
+ON_GPU = 16  # crops of a step at full size
 TARGET = Target(1.15, 1.5)
 
 
@@ -36,10 +37,14 @@ class Sizes:
     width: int = 768
     heads: int = 12
     features: int = 16
+    batch: int = 1
 
     def __str__(self) -> str:
         roi = " × ".join(map(str, self.roi))
-        return f"1 × 1 × {roi}, {CLASSES} classes, encoder {self.width} × {DEPTH}, {self.features} features, Dice + CE"
+        return (
+            f"{self.batch} × 1 × {roi}, {CLASSES} classes, encoder {self.width} × {DEPTH}, {self.features} features, "
+            "Dice + CE"
+        )
 
 
 FULL = Sizes((96, 96, 96))
@@ -58,19 +63,26 @@ def build(sizes: Sizes) -> Supervised:
 
 def made_up_batch(settings: Settings, sizes: Sizes) -> Batch:
     """Noise, and labels of blocks."""
-    image = torch.randn(1, 1, *sizes.roi)
-    coarse = torch.randint(CLASSES, (1, 1, *(n // 8 for n in sizes.roi))).float()
+    num = sizes.batch
+    image = torch.randn(num, 1, *sizes.roi)
+    coarse = torch.randint(CLASSES, (num, 1, *(n // 8 for n in sizes.roi))).float()
     label = nn.functional.interpolate(coarse, sizes.roi)[:, 0].to(torch.uint8)
-    device = settings.device
-    return Batch(image.to(device), torch.zeros(1, dtype=torch.int64, device=device), ("0",), label=label.to(device))
+    device, names = settings.device, tuple(map(str, range(num)))
+    return Batch(image.to(device), torch.arange(num, device=device), names, label=label.to(device))
 
 
 # ---- a step
 
 
-def step(settings: Settings) -> Iterator[Comparison | NotMeasured]:
+def step_bf16(settings: Settings) -> Iterator[Comparison | NotMeasured]:
+    """The same with autocast to bf16 on both sides; what is asserted is asserted in fp32."""
+    yield from step(settings, torch.bfloat16)
+
+
+def step(settings: Settings, precision: torch.dtype = torch.float32) -> Iterator[Comparison | NotMeasured]:
     """Row unetr."""
     sizes = settings.size(*SIZES)
+    sizes = replace(sizes, batch=settings.batch(sizes.batch, ON_GPU))
     torch.manual_seed(0)
     objective, batch = build(sizes).to(settings.device), made_up_batch(settings, sizes)
     flops = flops_of(lambda: steps.loss_and_gradients(settings, objective, lambda: objective(batch, 0.0)[0]))
@@ -78,13 +90,14 @@ def step(settings: Settings) -> Iterator[Comparison | NotMeasured]:
     def comparison(peer: str, model: nn.Module, same: str) -> Comparison:
         return Comparison(
             peer,
-            steps.premed_step(objective, batch, torch.float32),
-            steps.peer_step(settings, model, lambda: peer_loss(model, batch), torch.float32),
+            steps.premed_step(objective, batch, precision),
+            steps.peer_step(settings, model, lambda: peer_loss(model, batch), precision),
             unit="a step",
             sizes=str(sizes),
             same=same,
-            floor=lambda: compute_floor(settings, flops, torch.float32),
+            floor=lambda: compute_floor(settings, flops, precision),
             target=TARGET,
+            samples=sizes.batch,
         )
 
     if peers.SELFMEDMAE in settings.peers:

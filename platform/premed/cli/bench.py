@@ -1,4 +1,4 @@
-"""`premed bench`: what premed does beside what a user would use instead."""
+"""`premed bench`: what premed does beside what a user would use instead, and whether a GPU does what a CPU does."""
 
 import sys
 from dataclasses import asdict
@@ -20,6 +20,9 @@ PeerSelfmedmae = Annotated[
     Path | None, typer.Option(metavar="DIR", envvar="PREMED_PEER_SELFMEDMAE", help="a checkout of SelfMedMAE")
 ]
 To = Annotated[Path | None, typer.Option(metavar="FILE", help="a Markdown page, written anew after each pair")]
+Gpu = Annotated[bool, typer.Option("--gpu", help="does premed work on this GPU, and how fast? Other rows; see --list")]
+Minutes = Annotated[float, typer.Option(min=0.01, metavar="N", help="with --gpu: it ends after so many minutes")]
+Device = Annotated[str, typer.Option(hidden=True, help="with --gpu: in place of cuda; cpu runs its rows without a GPU")]
 Listed = Annotated[bool, typer.Option("--list", help="measure nothing; print the rows")]
 
 
@@ -31,6 +34,9 @@ def bench(
     peer_mae: PeerMae = None,
     peer_selfmedmae: PeerSelfmedmae = None,
     to: To = None,
+    gpu: Gpu = False,
+    minutes: Minutes = 8,
+    device: Device = "cuda",
     listed: Listed = False,
     as_json: Json = False,
 ) -> None:
@@ -39,14 +45,32 @@ def bench(
     Peers are checkouts of others' code, which is run; a row without its peer says so. For example:
 
     premed bench --short --to speed.md
+
+    premed bench --gpu --minutes 8 --to gpu.md
     """
+    peers = {"mae": peer_mae, "selfmedmae": peer_selfmedmae}
+    if gpu:
+        bench_gpu(rows, short, pairs, threads, peers, to, minutes, device, listed, as_json)
+    else:
+        bench_beside_others(rows, short, pairs, threads, peers, to, listed, as_json)
+
+
+def bench_beside_others(
+    rows: list[str] | None,
+    short: bool,
+    pairs: int | None,
+    threads: int,
+    peers: dict[str, Path | None],
+    to: Path | None,
+    listed: bool,
+    as_json: bool,
+) -> None:
+    """`premed bench` without --gpu: exit code 1 if premed and a peer do not do the same work."""
     from premed.benchmarks.rows import ROWS, chosen
 
     selected = chosen(rows or ())
     if listed:
-        found = [row._asdict() for row in ROWS]
-        lines = "\n".join(f"{row.name:15} {row.what}; beside {row.peers}" for row in ROWS)
-        print_result({"rows": found}, as_json, lambda _: print(lines))
+        list_rows(ROWS, [f"{row.name:15} {row.what}; beside {row.peers}" for row in ROWS], as_json)
         return
     with loading():
         from premed.benchmarks import bench, page
@@ -55,7 +79,7 @@ def bench(
 
     if to is not None:
         page.refuse(to)
-    given = refuse_others({"mae": peer_mae, "selfmedmae": peer_selfmedmae})
+    given = refuse_others(peers)
     settings = Settings(short=short, pairs=pairs or (3 if short else 7), threads=threads, peers=given)
 
     def changed(report: Any, complete: bool) -> None:
@@ -78,4 +102,63 @@ def bench(
         print_result(asdict(report) | {"results": results}, as_json, print)
     tell_written(to)
     if report.differing:
+        raise typer.Exit(1)
+
+
+def list_rows(rows: Any, lines: list[str], as_json: bool) -> None:
+    """Prints the rows that there are."""
+    print_result({"rows": [row._asdict() for row in rows]}, as_json, lambda _: print("\n".join(lines)))
+
+
+def bench_gpu(
+    rows: list[str] | None,
+    short: bool,
+    pairs: int | None,
+    threads: int,
+    peers: dict[str, Path | None],
+    to: Path | None,
+    minutes: float,
+    device: str,
+    listed: bool,
+    as_json: bool,
+) -> None:
+    """`premed bench --gpu`: exit code 1 if a check failed, or was not reached."""
+    from premed.benchmarks.gpu.rows import ROWS, chosen
+
+    selected = chosen(rows or ())
+    if listed:
+        list_rows(ROWS, [f"{row.name:15} {row.what}" for row in ROWS], as_json)
+        return
+    with loading():
+        from premed.benchmarks.gpu import page, run
+        from premed.benchmarks.page import refuse
+        from premed.benchmarks.peers import refuse_others
+        from premed.benchmarks.settings import Settings
+
+    to = to or Path("gpu.md")
+    for file in (to, page.json_path(to)):
+        refuse(file)
+    settings = Settings(short, pairs or (2 if short else 21), threads, device, refuse_others(peers))
+    run.settle(settings)
+    shown = 0
+
+    def changed(report: Any) -> None:
+        nonlocal shown
+        page.write(report, to)
+        changing = any(line.row == report.running for line in report.lines[-1:])
+        ended = report.lines[:-1] if changing else report.lines
+        for found in ended[shown:]:
+            print(page.line(found), file=sys.stderr if as_json else sys.stdout, flush=True)
+        shown = max(shown, len(ended))
+
+    try:
+        with redirect_prints(as_json):
+            report = run.run(settings, selected, minutes, changed)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped; {to} has what was measured") from None
+    if as_json:
+        print_result(page.as_json(report), as_json, print)
+    tell_written(to, page.json_path(to))
+    if report.failed:
+        print(f"premed: failed: {', '.join(report.failed)}", file=sys.stderr)
         raise typer.Exit(1)

@@ -2,7 +2,8 @@
 
 import ctypes
 import resource
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -61,3 +62,40 @@ def peak_memory_mb(device: torch.device) -> float:
         status = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in status if line.startswith("VmHWM:")).split()[1]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+@contextmanager
+def memory_told(device: torch.device, sizes: Sequence[int], couples_batch: bool) -> Iterator[None]:
+    """A context that raises UserError, with the mend, where memory does not suffice for a step.
+
+    sizes: images of each micro-batch of the step. couples_batch: see `Objective.couples_batch`.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(out_of_memory(device, sizes, couples_batch)) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice, or whether the error tells that; on CPUs torch has no exception of its own."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+        return True
+    return error.__cause__ is not None and is_out_of_memory(error.__cause__)
+
+
+def out_of_memory(device: torch.device, sizes: Sequence[int], couples_batch: bool) -> str:
+    """What to do where a step does not fit in memory, and how much there is."""
+    where = "this machine's memory"
+    if device.type == "cuda":
+        free, total = (each / 2**30 for each in torch.cuda.mem_get_info(device))
+        others = max(total - free - torch.cuda.memory_reserved(device) / 2**30, 0.0)
+        where = f"the GPU's memory ({total:.3g} GiB, of which {others:.2g} GiB are not this training's)"
+    num = max(sizes)
+    what = f"train.accumulate: {where} does not hold a step of {num} image{'s' * (num > 1)} at a time"
+    if couples_batch:
+        return f"{what}, and the loss couples them; set a smaller batch or roi"
+    if num == 1:
+        return f"{what}; set a smaller roi or a smaller network"
+    return f"{what}; set train.accumulate={2 * len(sizes)}, which trains the same in smaller parts"

@@ -18,6 +18,7 @@ from torch.optim import AdamW
 
 from premed.contracts import Batch, BatchIndices, BatchLoader, BatchSampler, Objective
 from premed.distributed import rank_and_world
+from premed.training.device import memory_told
 from premed.training.optimizer import gradient_norm, set_decay, set_lr
 from premed.training.schedule import Schedule
 
@@ -46,7 +47,8 @@ def fit(
 ) -> None:
     """Trains `objective` (bare, or wrapped in DDP) from step `start` to the end of the plan.
 
-    accumulate: micro-batches per step. clip: maximum norm of the gradient.
+    accumulate: micro-batches per step. clip: maximum norm of the gradient. Raises UserError, with the mend, if memory
+    does not suffice for a step.
     """
     module: Objective = objective.module if hasattr(objective, "module") else objective  # type: ignore[assignment]
     device = next(module.parameters()).device
@@ -56,17 +58,18 @@ def fit(
         lr = set_lr(optimizer, schedule.at(step))
         set_decay(optimizer, progress)
         total, metrics = torch.zeros((), device=device), {"lr": lr}
-        for i, batch in enumerate(batches):
-            last = i + 1 == len(batches)
-            with objective.no_sync() if hasattr(objective, "no_sync") and not last else nullcontext():  # type: ignore[operator]
-                with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-                    loss, logs = objective(batch, progress)
-                (loss * batch.weight).backward()
-            total += loss.detach().float() * batch.weight
-            metrics |= {name: metrics.get(name, 0) + value * batch.weight for name, value in logs.items()}
-        metrics |= module.before_step(progress)
-        metrics |= gradient_norm(module, clip)
-        optimizer.step()
+        with memory_told(device, [len(batch.image) for batch in batches], module.couples_batch):
+            for i, batch in enumerate(batches):
+                last = i + 1 == len(batches)
+                with objective.no_sync() if hasattr(objective, "no_sync") and not last else nullcontext():  # type: ignore[operator]
+                    with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                        loss, logs = objective(batch, progress)
+                    (loss * batch.weight).backward()
+                total += loss.detach().float() * batch.weight
+                metrics |= {name: metrics.get(name, 0) + value * batch.weight for name, value in logs.items()}
+            metrics |= module.before_step(progress)
+            metrics |= gradient_norm(module, clip)
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         module.after_step(progress)
         if callback(step + 1, total, metrics):
