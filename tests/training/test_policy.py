@@ -1,4 +1,4 @@
-"""policy.py: what each `finetune.policy` trains and leaves; LoRA's sum; stages that are killed, tested, on two ranks."""
+"""policy.py: what each `finetune.policy` trains and leaves; LoRA's sum; stages that are killed, or on two ranks."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load
 from support.stages import jobs, outcome, run
 from torch import nn
+from training.test_supervised import IMAGES, batch
 
 from premed.config.policy import Full, HeadOnly, LastN, LoRA, WarmupThenFull
 from premed.data.phantoms.writers import write_chestxray14
@@ -18,7 +19,6 @@ from premed.models.network import Network
 from premed.training.optimizer import make_optimizer, set_lr
 from premed.training.policy import INSIDE, choose_trained, merge, plain_state, trained
 from premed.training.supervised import Supervised
-from training.test_supervised import IMAGES, batch
 
 KILLED, FINE = -9, 0
 MEAN = linear.Config(pool="mean")

@@ -1,8 +1,9 @@
 """Which weights fine-tuning trains (`finetune.policy`): freezing by depth, and LoRA.
 
-LoRA (Hu 2022, arXiv:2106.09685) is a parametrization of torch's: a weight that a module reads is W + alpha / rank · B A.
-So it suits every module that has a `weight`, and what validation scores is the network that is saved, to the last bit:
-`plain_state` and `merge` leave nothing of it but the sum.
+LoRA (Hu 2022, arXiv:2106.09685) is a parametrization of torch's: where a module reads its weight W, it gets
+W + alpha / rank · B A. So it suits every module that has a `weight`, and what validation scores is the network that is
+saved, to the last bit: `plain_state` and `merge` leave nothing of it but the sum. The price: the gradient of the whole
+weight is computed on the way to those of A and B. What is saved is the memory of the optimizer.
 """
 
 from contextlib import nullcontext
