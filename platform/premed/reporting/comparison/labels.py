@@ -45,9 +45,8 @@ def aspect(prefix: str, run: ExperimentRun, runs: Sequence[ExperimentRun]) -> li
 
 
 def named(prefix: str, run: ExperimentRun) -> str:
-    """`vit`, `lora`; of timm's networks, which one."""
-    name = run.fields.get(f"{prefix}name", ABSENT)
-    return run.fields.get(f"{prefix}model", name) if name == "timm" else name
+    """`vit`, `lora`; of a plug-in that builds several networks by their names (`timm`), which one."""
+    return run.fields.get(f"{prefix}model", run.fields.get(f"{prefix}name", ABSENT))
 
 
 def weights(run: ExperimentRun, siblings: Sequence[ExperimentRun]) -> list[str]:
