@@ -13,7 +13,7 @@ from premed.config.policy import Full, HeadOnly, LastN, LoRA, WarmupThenFull
 from premed.data.phantoms.writers import write_chestxray14
 from premed.errors import UserError
 from premed.events import TrainingStarted
-from premed.models.encoders import mit, pixels, timm, unet, vit
+from premed.models.encoders import mit, pixels, resenc, timm, unet, vit
 from premed.models.heads import linear
 from premed.models.network import Network
 from premed.training.optimizer import make_optimizer, set_lr
@@ -24,6 +24,7 @@ KILLED, FINE = -9, 0
 MEAN = linear.Config(pool="mean")
 ENCODERS = {
     "vit": (vit, vit.Config(width=24, depth=3, heads=2, patch=8), 16),
+    "resenc": (resenc, resenc.Config(widths=(8, 16, 16)), 32),
     "unet": (unet, unet.Config(widths=(8, 16, 24)), 16),
     "mit": (
         mit,
