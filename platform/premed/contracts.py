@@ -35,11 +35,9 @@ Forward = Callable[[Tensor], Tensor]
 class Case:
     """One image of a data set: its files, its patient and its label."""
 
-    name: str
-    """Unique within its task; error messages and tables of scores use it."""
+    name: str  # unique within its task; error messages and tables of scores use it
     patient: str
-    image: tuple[Path, ...]
-    """The file(s) that hold the channels; a folder is one volume of DICOM slices."""
+    image: tuple[Path, ...]  # the file(s) that hold the channels; a folder is one volume of DICOM slices
     label: Path | tuple[float, ...] | None = None
     """The file of a label map, or one number per class (NaN: unknown). None: the case serves pre-training only."""
 
@@ -144,8 +142,8 @@ class Encoder(nn.Module):
     """The scales of `Features.pyramid`, fine to coarse. If it has any, blocks (and taps) differ in grid and width."""
     decoded: int = 0
     """Index in `pyramid` of the finest map of the encoder's own decoder: heads start there; finer maps are skips."""
-    drop_path: float = 0.0
-    """Drop path rate of the deepest block; the rate grows linearly from 0. Fine-tuning sets it."""
+    drop_path: float = 0.0  # rate of the deepest block; it grows linearly from 0. Fine-tuning sets it
+    frozen: int = 0  # how many of the first blocks fine-tuning leaves as they are (`finetune.policy`)
 
     def forward(
         self, image: Tensor, *, keep: Tensor | None = None, taps: Sequence[int] = (), keys: Tensor | None = None
@@ -164,8 +162,11 @@ class Encoder(nn.Module):
 
     def drop_scales(self, keys: Tensor | None) -> Sequence[Tensor | None] | Tensor:
         """Factors of each block's two residual branches, [depth][2, B, 1, 1]; None per block if nothing is dropped."""
-        drops = self.training and self.drop_path > 0
-        return drop_path(keys, self.drop_path, self.depth) if drops and keys is not None else [None] * self.depth
+        if not self.training or self.drop_path == 0 or keys is None:
+            return [None] * self.depth
+        scales = drop_path(keys, self.drop_path, self.depth)
+        scales[: self.frozen] = 1  # a frozen block computes as in prediction
+        return scales
 
     def timm(self) -> dict[str, Any] | None:
         """Arguments with which `timm.create_model` builds a model of the same parameters; None if timm has none."""
@@ -183,8 +184,7 @@ class Solution(NamedTuple):
 class Head(nn.Module):
     """Turns Features into logits: [B, classes] or [B, classes, *S]."""
 
-    taps: tuple[int, ...] = ()
-    """The blocks whose output it needs."""
+    taps: tuple[int, ...] = ()  # the blocks whose output it needs
     loads: tuple[str, ...] = ()  # the saved parts, besides the encoder, from which its weights are initialised
     num_solutions: int = 0
     """If not 0, it is fitted in closed form on a frozen encoder (`rows`, `solve`): val selects one of so many."""

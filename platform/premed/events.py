@@ -180,16 +180,16 @@ class TrainingStarted(Event):
     num_images: int
     num_val: int
     num_steps: int
-    absent_classes: Sequence[str] = ()
-    """Classes that no training image shows."""
-    workers: int | None = None
-    """Number of workers, where it may change between two starts."""
+    absent_classes: Sequence[str] = ()  # that no training image shows
+    workers: int | None = None  # their number, where it may change between two starts
     batch: int | None = None
     """Images in a step; None of a training that takes no steps of gradients."""
     lr: float | None = None
     """The effective learning rate at its highest; None as for `batch`."""
     probe: str | None = None
     """The online probe of a pre-training in words, or why there is none; None where none is asked for."""
+    trained: str | None = None
+    """How many parameters a fine-tuning trains (`finetune.policy`), in words; None of other trainings."""
 
 
 @dataclass(frozen=True)

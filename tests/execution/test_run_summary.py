@@ -19,6 +19,12 @@ def test_parameters_are_those_that_the_experiment_has():
     assert scratch["arm"] == "none 10 %" and absent == {"none"}
 
 
+def test_another_policy_of_fine_tuning_is_in_the_arm_s_name():
+    assert (params()["arm"], params()["policy"]) == ("mae 100 %", "full")
+    of = params({"finetune": {"policy": {"name": "lora", "rank": 4}}})
+    assert (of["arm"], of["policy"]) == ("mae lora 100 %", "lora")
+
+
 def test_what_an_arm_does_not_use_does_not_tell_it_apart():
     long = experiment("chest", SCRATCH, {"pretrain": {"epochs": 9}})
     assert arm_digest(long, "d") == arm_digest(experiment("chest", SCRATCH), "d")

@@ -55,6 +55,16 @@ def test_a_grid_is_all_combinations_of_the_base_with_the_values(write):
     assert len(pre_trainings) == 2  # layer decay is the fine-tuning's alone
 
 
+def test_a_policy_of_fine_tuning_is_swept_and_so_are_its_fields(write):
+    policies = ["full", "head", {"name": "lora", "rank": 4}]
+    sweep = load_valid(write({"space": {"finetune.policy": policies}}))
+    found = [sweep.experiments(each)[0].finetune.policy for each in sweep.combinations()]
+    assert [each.name for each in found] == ["full", "head", "lora"] and found[2].rank == 4
+    base = {**BASE, "finetune": {**BASE["finetune"], "policy": "lora"}}
+    sweep = load_valid(write({"space": {"finetune.policy.rank": [3, 6]}}, base=base))
+    assert sweep.experiments({"finetune.policy.rank": 3})[0].finetune.policy.rank == 3
+
+
 def test_no_experiment_of_a_sweep_opens_the_test_part_and_the_best_one_s_yaml_does(write):
     sweep = load_valid(write())
     setting = next(sweep.combinations())

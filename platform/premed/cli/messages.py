@@ -78,7 +78,8 @@ def large_batch_words(event: TrainingStarted) -> str:
 
 def training_words(event: TrainingStarted) -> str:
     """Of how many images and steps a training is."""
-    more = f", resumed after step {event.start}" if event.start else ""
+    more = f", {event.trained}" if event.trained else ""
+    more += f", resumed after step {event.start}" if event.start else ""
     if event.workers:
         more += f", {event.workers} worker{'s' * (event.workers != 1)}"
     steps = "" if event.batch is None else f" of {event.batch}, learning rate {event.lr:.3g}"

@@ -18,6 +18,7 @@ from premed.config.compose import merge, merge_trees, read_trees, refuse_mistake
 from premed.config.decide import Decide
 from premed.config.experiment import Experiment
 from premed.config.plugins import plugin
+from premed.config.policy import Full
 from premed.config.spec import Spec, validate_spec
 from premed.errors import UserError
 
@@ -182,14 +183,21 @@ def percent(share: float) -> str:
     return f"{100 * share:g} %"
 
 
+def policy_words(experiment: Experiment) -> str:
+    """The policy of its fine-tuning in a name: ` lora`; empty of the usual one, full."""
+    policy = experiment.finetune.policy if experiment.finetune else Full()
+    return "" if isinstance(policy, Full) else f" {policy.name}"
+
+
 def title(experiment: Experiment) -> str:
-    """Returns a display name: `mae 5 % seed 1`; it includes the pre-training's seed unless that is 0."""
+    """Returns a display name: `mae 5 % seed 1`; it includes the policy of the fine-tuning unless that is full, and the
+    pre-training's seed unless that is 0."""
     pretrain, finetune = experiment.pretrain, experiment.finetune
     other = f" pre-training seed {pretrain.seed}" if pretrain and pretrain.seed else ""
     if finetune is None:
         return f"{experiment.name or experiment.strategy}{other or ' pre-training'}"
     share = percent(finetune.label_fraction)
-    return f"{experiment.name or experiment.strategy} {share} seed {finetune.seed}{other}"
+    return f"{experiment.name or experiment.strategy}{policy_words(experiment)} {share} seed {finetune.seed}{other}"
 
 
 def distinct_titles(experiments: Sequence[Experiment], tasks: Sequence[str]) -> list[str]:
@@ -197,7 +205,7 @@ def distinct_titles(experiments: Sequence[Experiment], tasks: Sequence[str]) -> 
     finetunes = [experiment.finetune for experiment in experiments]
     columns = [
         list(tasks),
-        [experiment.name or experiment.strategy for experiment in experiments],
+        [f"{experiment.name or experiment.strategy}{policy_words(experiment)}" for experiment in experiments],
         [percent(finetune.label_fraction) if finetune else "" for finetune in finetunes],
         [f"seed {finetune.seed}" if finetune else "" for finetune in finetunes],
         [f"pre-training seed {experiment.pretrain.seed if experiment.pretrain else '-'}" for experiment in experiments],

@@ -15,7 +15,8 @@ from pydantic import (
 
 from premed.config.image_processing import Augmentation
 from premed.config.plugins import plugin_field
-from premed.config.spec import Spec, runtime_field
+from premed.config.policy import Full, Policy
+from premed.config.spec import Spec, added_field, runtime_field
 
 Kind = Literal["pretrain", "trunk", "cooldown", "import", "finetune", "test"]
 PRETRAINING: tuple[Kind, ...] = ("pretrain", "trunk", "cooldown")
@@ -210,6 +211,9 @@ class Finetune(Training):
     """Fine-tuning with labels; the validation score selects the checkpoint."""
 
     head: plugin_field("heads")  # type: ignore[valid-type]
+    policy: Policy = added_field(Full())
+    """What is trained: full (all weights), head, last_n, lora or warmup_then_full (the head first). One with fields is
+    written {name: lora, rank: 8}. See docs/finetuning.md."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     layer_decay: float = Field(1.0, gt=0, le=1)
     drop_path: float = Field(0.0, ge=0, lt=1)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from premed.config.expand import percent
+from premed.config.expand import percent, policy_words
 from premed.config.experiment import Experiment
 from premed.config.settings import PRETRAINING, Pretrain, Pretrained, Training
 
@@ -34,7 +34,8 @@ def summary_params(experiment: Experiment) -> dict[str, Any]:
     else:
         params |= {"pretrain_epochs": ABSENT, "pretrain_seed": ABSENT}
     if finetune is not None:
-        params |= {"arm": f"{name} {percent(finetune.label_fraction)}", "head": finetune.head.name}
+        arm = f"{name}{policy_words(experiment)} {percent(finetune.label_fraction)}"
+        params |= {"arm": arm, "head": finetune.head.name, "policy": finetune.policy.name}
         params |= {"label_fraction": finetune.label_fraction, "seed": finetune.seed}
         params |= length("finetune", finetune) | {"layer_decay": finetune.layer_decay}
     return params

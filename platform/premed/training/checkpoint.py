@@ -23,6 +23,7 @@ from torch.optim import AdamW
 from premed.contracts import Objective
 from premed.distributed import RaisedOnAllRanks, all_gather, rank_and_world
 from premed.errors import UserError
+from premed.training.policy import plain_state
 from premed.training.storage import StageStorage
 
 KEPT = 2  # checkpoints: the newest may be damaged
@@ -165,7 +166,7 @@ class CheckpointManager:
     def save_best(self, best: dict[str, Any], objective: Objective) -> None:
         """Writes the objective's parts as the weights of the best step so far, and removes those of earlier ones."""
         for part, module in objective.parts.items():
-            self.storage.put_weights(best_file(best["step"], part), module.state_dict())
+            self.storage.put_weights(best_file(best["step"], part), plain_state(module))
         # a run may resume from any checkpoint: the weights that were the best when it was written stay, too
         noted = [self.manifest(step).get("notes", {}).get("best", {}) for step in self.steps()]
         stay = {f"{each['step']:09d}" for each in [best, *noted] if each}

@@ -19,7 +19,7 @@ def make_optimizer(objective: Objective, betas: tuple[float, float]) -> AdamW:
 
 
 def layer_decay_groups(network: Network, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """Groups the parameters of `network` by layer and by whether weight decay applies, as in MAE's fine-tuning.
+    """Groups the trained parameters of `network` by layer and by whether weight decay applies, as in MAE's fine-tuning.
 
     The learning rate of layer n (0: embeddings, i + 1: block i, depth + 1: the rest) is multiplied by
     layer_decay^(depth + 1 - n). Weight decay applies to matrices, not to biases, norms, positions, class and
@@ -28,6 +28,8 @@ def layer_decay_groups(network: Network, weight_decay: float, layer_decay: float
     last = network.encoder.depth + 1
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
         in_encoder = name.startswith("encoder.")
         layer = network.encoder.layer(name.removeprefix("encoder.")) if in_encoder else last
         decays = parameter.ndim > 1 and not name.endswith(UNDECAYED)

@@ -161,5 +161,8 @@ def make_objective(job: StageJob, data_sets: Sequence[DataSet]) -> tuple[Objecti
         for part in ("head",) if stage.kind == "test" else head.loads:
             module = head if part == "head" else head.get_submodule(part)
             loaded[part] = load_strictly(module, part_weights(parent, part), part)
-    rates = {name: getattr(settings, name) for name in ("weight_decay", "layer_decay", "drop_path")}
-    return Supervised(Network(encoder, head), task, **rates), loaded
+    how: dict[str, Any] = {name: getattr(settings, name) for name in ("weight_decay", "layer_decay", "drop_path")}
+    if stage.kind == "finetune":  # what it saved, and a test loads, is the plain network
+        how["policy"] = settings.policy
+    with seeded_init(settings.seed, "policy"):
+        return Supervised(Network(encoder, head), task, **how), loaded

@@ -27,6 +27,7 @@ from premed.training.fit import distributed, fit
 from premed.training.import_weights import bring
 from premed.training.online_probe import NO_MEASURES, Measures, measures_of
 from premed.training.optimizer import make_optimizer
+from premed.training.policy import merge, trained_words
 from premed.training.setup import (
     StageJob,
     TaskOf,
@@ -104,6 +105,8 @@ def train_stage(
     about: dict[str, Any] = {"absent_classes": absent, "workers": workers, "probe": measures.probe}
     if not objective.num_solutions:
         about |= {"batch": settings.batch, "lr": setup.schedule.lr}
+        if isinstance(objective, Supervised):
+            about["trained"] = trained_words(objective.policy, objective.network, setup.plan.num_steps)
     on_event(TrainingStarted(start, len(train), len(setup.val), setup.plan.num_steps, **about))
     if objective.num_solutions:
         assert isinstance(objective, Supervised)
@@ -187,6 +190,7 @@ def save_results(
     """Saves the best weights as parts, pictures, scores and, last of all, the result; removes checkpoints."""
     stage, storage, objective, best = job.stage, job.stage_storage, callback.objective, callback.best
     hashes = {}
+    merge(objective)  # the weights that validation picked are those of the plain network
     for name, part in objective.parts.items():
         weights = storage.get_weights(best_file(best["step"], name))
         assert weights is not None, "the last step is always validated"

@@ -212,7 +212,7 @@ def test_another_architecture_is_marked_and_no_baseline(trained):
     result = compare(trained)
     assert {arm.label: arm.same_architecture for arm in block_of(result).rows} == {
         "none vit": True,
-        "mae": True,
+        "mae vit": True,
         "none pixels": False,
     }
     assert arm_of(result, "none vit").is_baseline and difference_of(result, "none pixels") is not None

@@ -1,6 +1,6 @@
 """`premed compare`: the arms of each task measured, compared with a baseline, and what they cost. docs/compare.md."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -178,27 +178,28 @@ def score_tables(
 
 
 def baseline_arms(block: Block, name: str) -> dict[float, Arm]:
-    """The baseline's arm at each label fraction; of several architectures the one that most of the block has.
-
-    name: an arm's label, or a strategy. Raises UserError if arms with several labels may be meant.
+    """The baseline's arm at each label fraction; of several architectures the one that most of the block has, and then
+    of several policies. name: an arm's label, or a strategy. Raises UserError if arms with several labels may be meant.
     """
     arms = [arm for arm in block.arms if name in (arm.label, arm.strategy)]
     arms = [arm for arm in arms if arm.label == name] or arms
-    usual = usual_architecture(block)
-    arms = [arm for arm in arms if arm.architecture == usual] or arms
+    for kind in (lambda arm: arm.architecture, lambda arm: arm.policy):
+        usual = most_frequent(block.arms, kind)
+        arms = [arm for arm in arms if kind(arm) == usual] or arms
     if len(labels := {arm.label for arm in arms}) > 1:
         raise UserError(f"--baseline {name}: may be {listed(labels, 'or')}; name one of them")
     return {arm.fraction: arm for arm in arms}
 
 
-def usual_architecture(block: Block) -> dict[str, str]:
-    """The one that most strategies have, and then most runs."""
+def most_frequent(arms: Sequence[Arm], kind: Callable[[Arm], dict[str, str]]) -> dict[str, str]:
+    """The architecture or policy that most strategies have, and then most runs; `full` of equally frequent policies."""
 
-    def frequency(arm: Arm) -> tuple[int, int, str]:
-        same = [each for each in block.arms if each.architecture == arm.architecture]
-        return len({each.strategy for each in same}), sum(len(each.runs) for each in same), arm.label
+    def frequency(arm: Arm) -> tuple[int, int, bool, str]:
+        same = [each for each in arms if kind(each) == kind(arm)]
+        is_full = "full" in kind(arm).values()
+        return len({each.strategy for each in same}), sum(len(each.runs) for each in same), is_full, arm.label
 
-    return max(block.arms, key=frequency).architecture
+    return kind(max(arms, key=frequency))
 
 
 def require_baseline(task: str, blocks: list[Block], baselines: list[dict[float, Arm]]) -> None:

@@ -40,7 +40,8 @@ def one(task: TaskResult, block: BlockResult, arm: ArmResult, difference: Differ
     base = baseline_of(block, arm)
     where = f"{question(task, block)} with {percent(arm.label_fraction)} of the labels"
     found = f"{where}, {outcome(task, arm, difference)}: {numbers(task, arm, base, difference)}"
-    return f"{found}; {images(task)}, {trainings([arm, base])}"
+    due_to = f"; {arm.attribution}" if arm.attribution else ""
+    return f"{found}{due_to}; {images(task)}, {trainings([arm, base])}"
 
 
 def outcome(task: TaskResult, arm: ArmResult, difference: Difference) -> str:

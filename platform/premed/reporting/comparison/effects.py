@@ -8,6 +8,7 @@ import numpy as np
 from premed.config.settings import TRUNK
 from premed.reporting.comparison.grouping import Arm, Block
 from premed.reporting.comparison.interim import APART, level_of, notes, pairs, sequential_p
+from premed.reporting.comparison.labels import POLICY
 from premed.reporting.comparison.result import (
     ArmResult,
     BlockResult,
@@ -62,6 +63,8 @@ def arm_result(arm: Arm, baseline: Arm | None, tables: Tables, main: str) -> Arm
         label_fraction=arm.fraction,
         is_baseline=arm is baseline,
         same_architecture=baseline is None or arm.architecture == baseline.architecture,
+        policy=arm.fields[f"{POLICY}name"],
+        due_to=() if baseline is None else arm.differs_from(baseline),
         differs=arm.differs,
         num_seeds=len(arm.by_seed),
         varied=arm.varied,
@@ -231,6 +234,9 @@ def caveats(arms: Sequence[Arm], results: Sequence[ArmResult], main: str, baseli
     if once := [arm for arm in arms if one_pretraining(arm)]:
         note = "one pre-training; the interval does not cover variation between pre-trainings"
         found.append(f"{arm_names(once, arms)}: {note}")
+    for words in dict.fromkeys(result.attribution for result in results if result.attribution):
+        some = [arm for arm, result in zip(arms, results, strict=True) if result.attribution == words]
+        found.append(f"{arm_names(some, arms)}: {words}")
     for arm, result in zip(arms, results, strict=True):
         if not (difference := result.scores[main].difference):
             continue

@@ -1,8 +1,8 @@
 """Grouping: which experiments are compared, as the arms of a comparison.
 
-Their protocol, which is the task, the data and the fine-tuning, must be equal or be allowed to differ by name; else the
-comparison is refused. What differs besides makes arms: an arm is a strategy, in one of its variants, at one label
-fraction, over its seeds.
+Their protocol, which is the task, the data and the fine-tuning without its policy, must be equal or be allowed to
+differ by name; else the comparison is refused. What differs besides makes arms: an arm is a strategy, in one of its
+variants, at one label fraction, over its seeds.
 """
 
 from collections import Counter, defaultdict
@@ -14,10 +14,13 @@ from typing import Literal
 from premed.config.plugins import plugin
 from premed.contracts import Part
 from premed.errors import UserError
-from premed.reporting.comparison.selection import FRACTION, HEAD, SEEDS, SOURCE, ExperimentRun
+from premed.reporting.comparison.labels import ABSENT, ENCODER, POLICY, differing, label
+from premed.reporting.comparison.selection import FRACTION, HEAD, SEEDS, ExperimentRun
 from premed.reporting.formatting import counted, listed
 
 PROTOCOL = ("task.", "data.train", "data.val", "data.test", "finetune.")
+PRETRAINED = ("strategy", "pretext", "pretrain.", "cooldown.", "data.images", "data.weights")
+"""What an encoder's weights depend on."""
 Pairing = Literal["paired", "unpaired", "patients"]
 
 
@@ -42,7 +45,22 @@ class Arm:
     @property
     def architecture(self) -> dict[str, str]:
         """The encoder's fields."""
-        return {name: value for name, value in self.fields.items() if name.startswith("encoder.")}
+        return {name: value for name, value in self.fields.items() if name.startswith(ENCODER)}
+
+    @property
+    def policy(self) -> dict[str, str]:
+        """The fields of its fine-tuning's policy."""
+        return {name: value for name, value in self.fields.items() if name.startswith(POLICY)}
+
+    def differs_from(self, other: "Arm") -> tuple[str, ...]:
+        """What a difference to another arm may be due to, in words, where more than the pre-training differs."""
+        found = ["architecture"] if self.architecture != other.architecture else []
+        found += ["fine-tuning policy"] if self.policy != other.policy else []
+        before = [
+            {name: value for name, value in arm.fields.items() if name.startswith(PRETRAINED) and name not in SEEDS}
+            for arm in (self, other)
+        ]
+        return (*found, *(["pre-training"] if before[0] != before[1] else [])) if found else ()
 
     @cached_property
     def by_seed(self) -> dict[tuple[str, str], list[ExperimentRun]]:
@@ -151,8 +169,9 @@ def without_locations(runs: list[ExperimentRun], part: Part) -> list[ExperimentR
 
 
 def is_protocol(name: str) -> bool:
-    """Whether a field must be the same in all runs. `data.images` and `data.weights`, of pre-training, make arms."""
-    return name.startswith(PROTOCOL) and name not in (*SEEDS, FRACTION)
+    """Whether a field must be the same in all runs. Those of pre-training (`data.images` and `data.weights`, too), of
+    the architecture and of the fine-tuning's policy make arms."""
+    return name.startswith(PROTOCOL) and name not in (*SEEDS, FRACTION) and not name.startswith(POLICY)
 
 
 def is_allowed(name: str, allow: Sequence[str]) -> bool:
@@ -177,7 +196,7 @@ def require_same(runs: list[ExperimentRun], prefixes: tuple[str, ...], part: Par
     raise UserError(f"{runs[0].task}: runs differ in {name}: {shown}; {remedy}{more}")
 
 
-# ---- arms and their labels
+# ---- arms
 
 
 def arms_of(runs: list[ExperimentRun]) -> list[Arm]:
@@ -187,34 +206,7 @@ def arms_of(runs: list[ExperimentRun]) -> list[Arm]:
         groups[float(run.fields.get(FRACTION, 1.0)), run.variant].append(run)
     arms = []
     for (fraction, _), some in groups.items():
-        fields, strategy = some[0].fields, some[0].fields["strategy"]
-        siblings = [run for run in runs if run.fields["strategy"] == strategy]
-        names = sorted({name for run in siblings for name in run.fields if name not in (*SEEDS, FRACTION)})
-        differs = {
-            name: fields.get(name, "not set") for name in names if len({run.fields.get(name) for run in siblings}) > 1
-        }
-        several = len({sources(run.fields) for run in siblings}) > 1
-        words = label_words(differs, sources(fields) if several else "")
-        arms.append(Arm(" ".join([strategy, *words]), fraction, tuple(some), differs))
+        siblings = [run for run in runs if run.fields["strategy"] == some[0].fields["strategy"]]
+        differs = {name: some[0].fields.get(name, ABSENT) for name in differing(siblings)}
+        arms.append(Arm(label(some[0], siblings, runs), fraction, tuple(some), differs))
     return sorted(arms, key=lambda arm: (arm.fraction, arm.label))
-
-
-def label_words(differs: dict[str, str], sources: str) -> list[str]:
-    """What distinguishes an arm from others of its strategy: an encoder or a head by its name, else field=value.
-
-    sources: the data sets of its pre-training, if the others have different ones.
-    """
-    named = [name for name in differs if name in ("encoder.name", HEAD)]
-    covered = tuple(name.removesuffix("name") for name in named) + ((SOURCE, "data.images") if sources else ())
-    rest = [name for name in differs if not name.startswith(covered or "?")]
-    words = [differs[name] for name in named] + ([f"sources={sources}"] if sources else [])
-    return words + [f"{name.rpartition('.')[2]}={differs[name]}" for name in rest]
-
-
-def sources(fields: dict[str, str]) -> str:
-    """The data sets that a pre-training names, in short: `X-ray+MRI`; `own` where it names none."""
-    names: list[str] = []
-    while f"{SOURCE}{len(names)}.task.name" in fields:
-        source = [fields.get(f"{SOURCE}{len(names)}.{name}", "None") for name in ("group", "task.folder", "task.name")]
-        names.append(next(name for name in source if name != "None"))
-    return "+".join(names) or "own"

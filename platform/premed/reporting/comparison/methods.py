@@ -92,7 +92,7 @@ def design(task: TaskResult, block: BlockResult, records: Records) -> Iterator[s
 
 
 def described(label: str) -> str:
-    return "none (no pre-training)" if label == "none" else label
+    return f"{label} (no pre-training)" if label.partition(" ")[0] == "none" else label
 
 
 def question(task: TaskResult, block: BlockResult) -> str:

@@ -6,6 +6,8 @@ Numbers that are undefined are NaN. An arm is a strategy, in one of its variants
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from premed.reporting.formatting import listed
+
 Bounds = tuple[float, float]
 """Of a 95 % interval; NaN where there is none."""
 
@@ -182,6 +184,10 @@ class ArmResult:
     is_baseline: bool
     same_architecture: bool
     """As the baseline's."""
+    policy: str
+    """Of its fine-tuning."""
+    due_to: Sequence[str]
+    """What its difference to the baseline may be due to, where that is not the pre-training alone."""
     differs: Mapping[str, str]
     """The fields that distinguish it from other arms of its strategy."""
     num_seeds: int
@@ -201,6 +207,15 @@ class ArmResult:
     def marked_label(self) -> str:
         """Another architecture than the baseline's is marked by a star."""
         return self.label if self.same_architecture else f"{self.label} *"
+
+    @property
+    def attribution(self) -> str:
+        """`the difference is of architecture and pre-training together`; empty if it is of the pre-training alone."""
+        if not self.due_to:
+            return ""
+        together = " together" if len(self.due_to) > 1 else ""
+        without = "" if "pre-training" in self.due_to else ", not of pre-training"
+        return f"the difference is of {listed(self.due_to)}{together}{without}"
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def is_pretraining_alone(run: Run) -> bool:
 
 def fields_of(run: Run, stages: dict[str, Run]) -> dict[str, str]:
     """The parameters of an experiment's stages, under the names that they have in a YAML."""
-    fields = {"strategy": run.tags.get("strategy", "none")}
+    fields = {"strategy": run.tags.get("strategy", "none"), "finetune.policy.name": "full"}  # before there were others
     for kind, stage in stages.items():
         if kind.startswith(TRUNK):  # the cool-down has all fields; where segments end changes nothing
             continue

@@ -150,7 +150,7 @@ FIELDS += ["num_seeds", "varied", "score", "class", "mean", "std", "low", "high"
 FIELDS += ["difference", "difference_low", "difference_high", "p", "p_holm", "pairing", "verdict", "constant"]
 FIELDS += ["n_missed", "n_invented", "n_excluded", "n_undefined", "pretrain_runs", "pretrain_seconds", "pretrain_hours"]
 FIELDS += ["finetune_runs", "finetune_seconds", "finetune_hours", "device", "peak_memory_mb"]
-FIELDS += ["ece_measured", "ece", "ece_low", "ece_high"]
+FIELDS += ["ece_measured", "ece", "ece_low", "ece_high", "policy"]
 
 
 def write_csv(result: ComparisonResult, path: Path) -> None:
