@@ -189,7 +189,13 @@ def test_an_experiment_is_a_run_above_its_stages_and_names_the_pre_training_that
 def test_an_experiment_s_own_run_has_few_parameters_and_all_scores_and_costs(used):
     run, stages = store_of(used[0]).get(used[1]["run_id"]), used[1]["stages"]
     wanted = {"arm": "mae 100 %", "strategy": "mae", "encoder": "vit", "head": "linear", "mask_ratio": "0.75"}
-    wanted |= {"label_fraction": "1.0", "layer_decay": "1.0", "pretrain_epochs": "4", "finetune_epochs": "4"}
+    wanted |= {
+        "policy": "full",
+        "label_fraction": "1.0",
+        "layer_decay": "1.0",
+        "pretrain_epochs": "4",
+        "finetune_epochs": "4",
+    }
     assert run.params == wanted | {"seed": "0", "pretrain_seed": "0"}
     scores = {name: v for each in stages[1:] for name, v in each["summary"].items() if name.count("/") == 1}
     assert scores.items() <= run.metrics.items() and len(scores) > 1

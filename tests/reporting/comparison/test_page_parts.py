@@ -112,9 +112,11 @@ def test_the_sizes_of_training_sets_stand_at_each_share_of_labels(trained, monke
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"num_cases": null}'])
-def test_a_result_that_is_damaged_or_gone_leaves_the_size_out(trained, text):
-    for path in trained.folder.rglob("result.json"):
-        path.write_text(text)
+@pytest.mark.parametrize("more", [(), ("curve.jsonl",)])
+def test_a_result_that_is_damaged_or_gone_leaves_the_size_out(trained, text, more):
+    for name in ("result.json", *more):
+        for path in trained.folder.rglob(name):
+            path.write_text(text)
     page = built(trained)
     assert page.rows[1][0] == "10 %" and "fine-tuned on 10 % of the labels and 100 %;" in page.words
 

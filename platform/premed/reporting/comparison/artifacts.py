@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -177,13 +177,13 @@ def loss_curves(store: RunStore, arms: Sequence[ArmResult]) -> list[LossCurve]:
         for arm in arms:
             for run_id in (run_id for run in arm.runs for run_id in pretraining_stages(run)):
                 if run_id not in curves and (path := artifact(store, store.get(run_id), "curve.jsonl", folder)):
-                    curve = loss_curve(arm.label, map(json.loads, path.read_text().splitlines()))
+                    curve = loss_curve(arm.label, json_lines(path))
                     curves[run_id] = curve._replace(ended=early_end(store, run_id, folder))
     return [curve for curve in curves.values() if curve.steps]
 
 
-def loss_curve(label: str, points: Iterator[Mapping[str, Any]]) -> LossCurve:
-    validated = [(point["step"], point["metrics"]) for point in points if "val/loss" in point["metrics"]]
+def loss_curve(label: str, points: Iterable[Mapping[str, Any]]) -> LossCurve:
+    validated = [(point["step"], point["metrics"]) for point in points if "val/loss" in point.get("metrics", {})]
     steps, metrics = ([each[i] for each in validated] for i in (0, 1))
     gates = [each["val/gate"] for each in metrics if "val/gate" in each]
     names = {name for each in metrics for name in each if name.startswith("val/probe_") or name == "val/rankme"}
@@ -200,9 +200,10 @@ def loss_curve(label: str, points: Iterator[Mapping[str, Any]]) -> LossCurve:
 
 def early_end(store: RunStore, run_id: str, folder: str) -> tuple[int, int] | None:
     """The step at which the probe ended a pre-training, of how many; None if it went on to its end."""
-    path = artifact(store, store.get(run_id), "result.json", folder)
-    stopped = json.loads(path.read_text()).get("stopped") if path else None
-    return stopped and (stopped["step"], stopped["of"])
+    for result in json_lines(artifact(store, store.get(run_id), "result.json", folder)):
+        if stopped := result.get("stopped"):
+            return stopped["step"], stopped["of"]
+    return None
 
 
 def pretraining_stages(run: RunResult) -> list[str]:
@@ -244,3 +245,15 @@ def artifact(store: RunStore, run: Run, path: str, folder: str) -> Path | None:
         return store.file(run, path, Path(folder) / run.run_id)
     except ArtifactMissing:
         return None
+
+
+def json_lines(path: Path | None) -> list[dict[str, Any]]:
+    """The objects of a file, one a line; none if it is missing or damaged."""
+    if path is None:
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        found = [json.loads(text)] if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
+    except ValueError:
+        return []
+    return [each for each in found if isinstance(each, dict)]

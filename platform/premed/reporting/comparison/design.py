@@ -4,14 +4,12 @@ Of a run's stages, MLflow has tags (digest, versions, fingerprints of data) and 
 `curve.jsonl`; what a stage no longer has is left out.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from premed.reporting.comparison.artifacts import SCORING, artifact, pretraining_stages
+from premed.reporting.comparison.artifacts import SCORING, artifact, json_lines, pretraining_stages
 from premed.reporting.comparison.result import ArmResult, BlockResult, TaskResult
 from premed.reporting.comparison.sentences import Pretraining
 from premed.reporting.formatting import counted, listed, percent
@@ -70,18 +68,6 @@ def stage_record(store: RunStore, run_id: str, kind: str, folder: str) -> StageR
     day = datetime.fromtimestamp(max(times) / 1000, UTC).date().isoformat() if times else None
     recorded = result[-1] if result else {}
     return StageRecord(run.tags, recorded.get("num_cases"), recorded.get("gate"), day, recorded.get("selected_by"))
-
-
-def json_lines(path: Path | None) -> list[dict[str, Any]]:
-    """The objects of a file, one a line; none if it is missing or damaged."""
-    if path is None:
-        return []
-    text = path.read_text(encoding="utf-8", errors="replace")
-    try:
-        found = [json.loads(text)] if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
-    except ValueError:
-        return []
-    return [each for each in found if isinstance(each, dict)]
 
 
 # ---- sizes

@@ -6,8 +6,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from premed.reporting.comparison.artifacts import artifact
-from premed.reporting.comparison.design import json_lines
+from premed.reporting.comparison.artifacts import artifact, json_lines
 from premed.reporting.comparison.grouping import Arm, Block
 from premed.reporting.comparison.scores import LOWER_IS_BETTER
 from premed.reporting.sample_size.arms import Tables, pseudo
