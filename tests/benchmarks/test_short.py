@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from premed.benchmarks.settings import Settings
+from premed.benchmarks.steps import has_matrix_units
+
 RATIOS = Path(__file__).with_name("ratios.json")
 ALLOWED = 2 / 3
 WITHOUT = """
@@ -68,6 +71,8 @@ def test_a_ratio_that_fell_by_a_third_is_told():
 @pytest.mark.timeout(900)  # a minute and a half of CPU
 def test_no_ratio_of_the_short_benchmark_has_fallen_by_a_third():
     found, recorded = measured(), json.loads(RATIOS.read_text())
+    if not has_matrix_units(Settings()):  # then premed computes in fp32, and nothing is measured in bf16
+        recorded = {name: ratio for name, ratio in recorded.items() if "bf16" not in name}
     new = {name for name, ratio in found["ratios"].items() if ratio is not None} - {*recorded}
     assert not new, f"{', '.join(sorted(new))}: not in {RATIOS.name} yet; write it"
     if fallen(found["ratios"], found["missing"], recorded):
