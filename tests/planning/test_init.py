@@ -1,6 +1,7 @@
 """`premed init`: of every layout it writes a YAML that loads, is clean, and says what it is."""
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -85,6 +86,7 @@ def test_the_yaml_trains_with_both_strategies_and_the_commands_follow(premed, ma
         f"{prefix} data check pngs.yaml",
         f"{prefix} run pngs.yaml",
         f"{prefix} compare --task pngs --html pngs.html",
+        f"{prefix} predict models:/pngs@best NEW_IMAGES --out DIR",
     ]
     short = [f"{stage}.{field}" for stage in ("pretrain", "finetune") for field in ("steps=2", "validations=1")]
     tiny = ["encoder.width=24", "encoder.depth=1", "encoder.heads=2", "train.workers=0", "seeds=[0]"]
@@ -188,12 +190,25 @@ def test_what_may_mislead_is_noted(tmp_path, here):
 
 
 def test_files_that_are_listed_and_not_there_are_left_out(made, here, tmp_path):
-    import shutil
-
     shutil.copytree(made("pngs"), tmp_path / "partly")
     next((tmp_path / "partly/images").glob("*.png")).unlink()
     init.run(tmp_path / "partly", machine=TWO_CORES)
     assert load_all([here / "partly.yaml"])[0].task.partial is True
+
+
+def test_images_without_a_label_in_the_wrong_folder_are_named_as_not_used(made, here, tmp_path):
+    shutil.copytree(made("nnunet"), tmp_path / "Dataset077_Some")
+    label, *_ = sorted((tmp_path / "Dataset077_Some/labelsTr").iterdir())
+    label.unlink()
+    notes = init.run(tmp_path / "Dataset077_Some", machine=TWO_CORES)["notes"]
+    words = "images of imagesTr without a label in labelsTr are NOT used (1): move them to imagesTs"
+    assert [note for note in notes if note.startswith(words)], notes
+
+
+def test_a_folder_above_a_data_set_names_it(made, here, tmp_path):
+    shutil.copytree(made("nnunet"), tmp_path / "above" / "Dataset077_Some")
+    with pytest.raises(UserError, match="holds a data set: name its folder, .*above/Dataset077_Some"):
+        init.run(tmp_path / "above", machine=TWO_CORES)
 
 
 def test_a_folder_that_is_none_is_named(here):

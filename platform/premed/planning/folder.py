@@ -41,8 +41,9 @@ def recognise(folder: Path) -> Recognised:
     What a task refuses another may still read: refusals become notes of the answer, and errors only without one.
     """
     if several := data_sets_below(folder):
-        named = ", ".join(several[:5])
-        raise UserError(f"{folder}: holds several data sets ({named}): name the folder of one of them")
+        if len(several) == 1:
+            raise UserError(f"{folder}: holds a data set: name its folder, {folder / several[0]}")
+        raise UserError(f"{folder}: holds several data sets ({', '.join(several[:5])}): name the folder of one of them")
     best: Recognised | None = None
     refusals: dict[str, UserError] = {}
     for task in (each.name for each in iter_modules(premed.tasks.__path__)):

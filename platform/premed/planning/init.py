@@ -116,6 +116,12 @@ def warnings(looked: Looked, plan: training.Plan) -> list[str]:
         notes.append(f"test has {len(patients)} patient(s): its interval will be wide")
     notes += [f"{finding.where}: {finding.what}" for finding in looked.findings if OWN in finding.what]
     notes += [f"{finding.where}: {finding.what}" for finding in errors[:MOST_FINDINGS]]
+    left_out = [Path(finding.where) for finding in looked.findings if "is left out (task.partial)" in finding.what]
+    if unlabelled := [path for path in left_out if path.parent.name == "labelsTr"]:
+        notes.append(
+            f"images of imagesTr without a label in labelsTr are NOT used ({len(unlabelled)}): move them to imagesTs, "
+            "where pre-training takes them"
+        )
     if len(errors) > MOST_FINDINGS:
         notes.append(f"{len(errors) - MOST_FINDINGS} more errors: premed data check lists them")
     if looked.found.values is None:
@@ -142,6 +148,7 @@ def write(
         f"{home}premed data check {file}",
         f"{home}premed run {file}",
         f"{home}premed compare --task {shlex.quote(looked.task.name)} --html {page}",
+        f"{home}premed predict {shlex.quote(f'models:/{looked.task.name}@best')} NEW_IMAGES --out DIR",
     ]
     about = "minutes to hours on a GPU: not measured" if plan.minutes is None else f"about {plan.minutes:.0f} minutes"
     head = [f"Written by premed init on {date.today()} for {facts['machine']}; {about}. Every number may be changed."]

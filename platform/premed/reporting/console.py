@@ -95,6 +95,16 @@ def show_outcomes(outcomes: Sequence[dict[str, Any]]) -> None:
     for task, *classes in sorted(undefined):  # the same classes in all experiments on a test part
         print(f"{task}: no AUC, and left out of the mean: {', '.join(classes)} (one kind of label only)")
     folders = sorted({str(PurePosixPath(stage["where"]).parent) for _, stage in last_stages if several})
+    if predicting := [
+        outcome for outcome in outcomes if several and outcome.get("run_id") and "failure" not in outcome
+    ]:
+        first, *others = [outcome["run_id"][:8] for outcome in predicting]
+        more = (
+            f" (or {', '.join(others[:7])}{', …' * (len(others) > 7)}: the runs above, in their order)"
+            if others
+            else ""
+        )
+        print(f"for other images: premed predict {first} IMAGE… --out DIR{more}")
     if folders:
         print(f"weights and pictures: {', '.join(folders)}; compare them, with intervals and tests: premed compare")
 

@@ -184,3 +184,22 @@ def test_it_is_the_first_that_the_terminal_shows(store, capsys):
     shown = " ".join(capsys.readouterr().out.split()).replace("- ", "-")
     expected = " ".join(f"{task.blocks[0].conclusion}." for task in result.tasks).replace("- ", "-")
     assert shown.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("none", "mae", "words"),
+    [
+        (0.7, 0.8, ""),
+        (0.4, 0.8, "; none with 100 % of the labels does not beat an answer that ignores the image (0.500)"),
+        (
+            0.4,
+            0.3,
+            "; none of them beats an answer that ignores the image (0.500), so train longer before you conclude",
+        ),
+    ],
+)
+def test_an_arm_that_does_not_beat_an_answer_that_ignores_the_image_is_named(store, none, mae, words):
+    for seed in range(3):
+        add(store, "none", seed, volumes(none, seed), score="dice")
+        add(store, "mae", seed, volumes(mae, seed), score="dice", pretrain_seed=seed)
+    assert (words in answer(store)) if words else ("ignores the image" not in answer(store))

@@ -82,3 +82,9 @@ def test_the_delimiter_is_the_one_that_makes_columns(tmp_path, suffix, sign):
     (tmp_path / f"table{suffix}").write_text(f"path{sign}label\na.png{sign}1\nb, c.png{sign}0\n".replace("b, c", "b"))
     table, delimiter = columns.read(tmp_path / f"table{suffix}")
     assert delimiter == sign and [*table.columns] == ["path", "label"]
+
+
+@pytest.mark.parametrize("name", ["patient_no", "PatNr", "Patient Number", "subject-id", "PatientID"])
+def test_a_column_of_patients_is_found_as_people_spell_it(name):
+    table = frame(path=["a", "b", "c", "d"], **{name: ["1", "1", "2", "2"]})
+    assert columns.roles(table, "path").patient == name

@@ -41,7 +41,7 @@ def one(task: TaskResult, block: BlockResult, arm: ArmResult, difference: Differ
     where = f"{question(task, block)} with {percent(arm.label_fraction)} of the labels"
     found = f"{where}, {outcome(task, arm, difference)}: {numbers(task, arm, base, difference)}"
     due_to = f"; {arm.attribution}" if arm.attribution else ""
-    return f"{found}{due_to}; {images(task)}, {trainings([arm, base])}"
+    return f"{found}{due_to}{no_better(task, [arm, base])}; {images(task)}, {trainings([arm, base])}"
 
 
 def outcome(task: TaskResult, arm: ArmResult, difference: Difference) -> str:
@@ -102,7 +102,8 @@ def several(task: TaskResult, block: BlockResult, compared: Sequence[tuple[ArmRe
         many = {kind: len({arm.label for arm in groups[kind]}) > 1 for kind in order}
         parts = [f"{named(groups[kind])} {'are' if many[kind] else 'is'} {kind}" for kind in order]
         answer = f"compared with {baseline_name(task)} in {score_name(task)}, {'; '.join(parts)}"
-    return f"{where}, {answer}{most(task, block, compared)}; {images(task)}, {trainings(block.rows)}"
+    found = f"{where}, {answer}{most(task, block, compared)}{no_better(task, block.rows)}"
+    return f"{found}; {images(task)}, {trainings(block.rows)}"
 
 
 SAME, UNKNOWN = "not told apart from it", "without an interval"
@@ -153,9 +154,30 @@ def alone(task: TaskResult, block: BlockResult) -> str:
     beside = f", the best of {len(block.rows)} rows" if rest else ""
     return (
         f"{question(task, block)}, {named([best])} has {article(score)} {score} of {number(found.mean)}"
-        f"{between}{beside}; {images(task)}, {trainings([best])}; there is no baseline to set it "
-        "against, so whether pre-training helps cannot be said"
+        f"{between}{beside}{no_better(task, [best])}; {images(task)}, {trainings([best])}; there is no baseline "
+        "to set it against, so whether pre-training helps cannot be said"
     )
+
+
+# ---- an answer that ignores the image
+
+
+def no_better(task: TaskResult, arms: Sequence[ArmResult]) -> str:
+    """Which arms have no better score than the constant answer: how they compare says little of pre-training."""
+    known = [arm for arm in arms if math.isfinite(arm.constant) and math.isfinite(arm.scores[task.score].mean)]
+    poor = [arm for arm in known if not beats_constant(task, arm)]
+    if not poor:
+        return ""
+    which = f"{named(poor)} {'does' if len(poor) == 1 else 'do'} not beat"
+    if len(poor) == len(arms) > 1:
+        which = "none of them beats"
+    constants = in_order(dict.fromkeys(number(arm.constant) for arm in poor))
+    return f"; {which} an answer that ignores the image ({constants}), so train longer before you conclude"
+
+
+def beats_constant(task: TaskResult, arm: ArmResult) -> bool:
+    score = arm.scores[task.score]
+    return score.mean > arm.constant if score.higher_is_better else score.mean < arm.constant
 
 
 # ---- how many

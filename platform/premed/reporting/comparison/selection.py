@@ -6,6 +6,7 @@ A field has the name that it has in a YAML (`finetune.lr`). There are also `stra
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 
 from premed.config.settings import PRETRAINING, TRUNK
@@ -141,6 +142,7 @@ def field_name(runs: Iterable[ExperimentRun], field: str, option: str, single: b
     if full in names or not single and any(name.startswith(f"{full}.") for name in names):
         return full
     like = sorted(name for name in names if name.rpartition(".")[2] == field.rpartition(".")[2])
+    like = like or get_close_matches(full, names, n=1)
     remedy = f"is it {listed(like, 'or')}?" if like else "write it as in the YAML: finetune.lr"
     raise UserError(f"{option} {field}: no run has this field; {remedy}")
 

@@ -16,7 +16,19 @@ DELIMITERS = {".csv": (",", ";", "\t", "|"), ".tsv": ("\t", ",", ";"), ".txt": (
 LOOKED_AT = 50  # cells of a column, at most, by which it is known to hold paths
 MOST_CLASSES = 30
 PATIENT = ("patient", "patientid", "patientname", "subject", "subjectid", "participantid", "participant", "person")
-PATIENT = (*PATIENT, "personid", "pid", "mrn", "caseid", "studysubject", "eid", "rid", "ptid")
+PATIENT = (*PATIENT, "personid", "pid", "mrn", "caseid", "studysubject", "eid", "rid", "ptid", "pat", "patno", "patnr")
+PATIENT = (
+    *PATIENT,
+    "patid",
+    "patnum",
+    "patnumber",
+    "patientno",
+    "patientnr",
+    "patientnum",
+    "patientnumber",
+    "patients",
+)
+PATIENT = (*PATIENT, "subjectno", "subjectnumber", "subj", "subjid", "subjectname", "casenumber", "patientkey")
 PART = ("part", "split", "set", "subset", "partition", "dataset", "usage", "group")
 LABEL = ("label", "labels", "class", "classes", "diagnosis", "dx", "target", "finding", "findings", "findinglabels")
 LABEL = (*LABEL, "category", "disease", "pathology", "outcome", "status", "grade", "group", "type", "tumour", "tumor")
