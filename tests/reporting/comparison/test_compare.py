@@ -398,3 +398,21 @@ def test_mlflow_s_store_gives_what_the_store_in_memory_gives(store, empty_databa
         for number, run_id in enumerate(ids):
             messages[-1] = messages[-1].replace(run_id, f"run{number:03d}")
     assert messages[0] == messages[1]
+
+
+def test_a_task_whose_runs_cannot_be_compared_is_left_out_with_a_word_and_the_others_are_compared(store):
+    for epochs in (4, 8):
+        add(
+            store,
+            "none",
+            0,
+            volumes(0.5),
+            change={"task": {"name": "btcv"}, "training": {"epochs": epochs}},
+            score="dice",
+        )
+    with pytest.raises(UserError, match="btcv: runs differ in finetune.epochs"):
+        compare(store)
+    add(store, "none"), add(store, "mae")
+    result = compare(store)
+    assert [each.task for each in result.tasks] == ["chestxray14"]
+    assert [note for note in result.notes if note.startswith("left out: btcv: runs differ in finetune.epochs")]

@@ -40,13 +40,21 @@ def compare(
     part: Part | None = None,
     run_ids: Collection[str] | None = None,
 ) -> ComparisonResult:
-    """Compares the store's experiments, task by task; raises UserError if they cannot be compared.
+    """Compares the store's experiments, task by task; a note says why a task is left out. Raises UserError if none can
+    be compared.
 
     run_ids: of the experiments' own runs, if only these are compared.
     """
     runs, allow, notes = selected_runs(store, task, where, allow, run_ids)
-    names = sorted({run.task for run in runs})
-    tasks = [task_result(store, [run for run in runs if run.task == name], baseline, allow, part) for name in names]
+    tasks, refused = list[TaskResult](), list[UserError]()
+    for name in sorted({run.task for run in runs}):
+        try:
+            tasks.append(task_result(store, [run for run in runs if run.task == name], baseline, allow, part))
+        except UserError as error:
+            refused.append(error)
+    if refused and not tasks:
+        raise refused[0]
+    notes += [f"left out: {error}" for error in refused]
     require_named(baseline, [arm.label for each in tasks for block in each.blocks for arm in block.rows],
                   any(each.baseline for each in tasks))  # fmt: skip
     scored = part or ("test" if any(each.part == "test" for each in tasks) else "val")
