@@ -12,30 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.bare import PREMED_WITHOUT_RAY
 
 from premed.benchmarks.settings import Settings
 from premed.benchmarks.steps import has_matrix_units
 
 RATIOS = Path(__file__).with_name("ratios.json")
 ALLOWED = 2 / 3
-WITHOUT = """
-import sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("ray", "mlflow", "optuna"):
-            raise ModuleNotFoundError(f"{name} is not on a bare machine", name=name)
-
-sys.meta_path.insert(0, Absent())
-from premed.cli.app import main
-main()
-"""
-"""A process that has neither Ray nor MLflow nor Optuna."""
 
 
 def measured() -> dict[str, Any]:
     """The ratios of a run by row and peer; None where the row could not be measured."""
-    command = [sys.executable, "-c", WITHOUT, "bench", "--short", "--json"]
+    command = [
+        sys.executable,
+        "-c",
+        PREMED_WITHOUT_RAY,
+        "bench",
+        "--short",
+        "--json",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout[-2000:]}{done.stderr[-2000:]}"
     found = json.loads(done.stdout.splitlines()[-1])["results"]

@@ -288,7 +288,7 @@ def test_several_have_their_share_of_labels_their_seed_and_the_mean_over_seeds(c
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     failed = seeded(2, 0.0, stages=[], failure="finetune: the loss is not finite")
-    show_outcomes([seeded(0, 0.6), seeded(1, 0.7), failed])
+    show_outcomes([seeded(0, 0.6, run_id="1" * 32), failed | {"run_id": "2" * 32}, seeded(1, 0.7, run_id="3" * 32)])
     output = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in output.splitlines()]
     assert "Scores: test mauc" in lines[0]
@@ -296,6 +296,7 @@ def test_several_have_their_share_of_labels_their_seed_and_the_mean_over_seeds(c
     assert "chestxray14 imagenet 5 % 2 failed - - - -" in lines
     assert "chestxray14 imagenet 5 % test mauc 2 0.650 ± 0.071" in lines  # of those that did not fail
     assert "mae 5 % seed 2 FAILED: finetune: the loss is not finite" in lines
+    assert "for other images: premed predict 11111111 IMAGE… --out DIR (or 33333333" in output
     assert "premed compare" in lines[-1]
 
 

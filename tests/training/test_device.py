@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.tasks import ask_for_too_much_memory, refused
 
-from premed.training.device import forget_peak_memory, keep_freed_memory, memory_told, peak_memory_mb
+from premed.training.device import explain_out_of_memory, forget_peak_memory, keep_freed_memory, peak_memory_mb
 
 BLOCK = 2**24  # float32: 64 MiB
 
@@ -32,7 +32,7 @@ def test_a_training_s_steps_take_their_memory_once_and_a_new_stage_begins_with_n
 
 def too_large(sizes, couples_batch=False, error=None):
     """A step of micro-batches of these sizes that asks for more than any machine has, or raises `error`."""
-    with memory_told(torch.device("cpu"), sizes, couples_batch):
+    with explain_out_of_memory(torch.device("cpu"), sizes, couples_batch):
         if error is not None:
             raise error
         ask_for_too_much_memory()

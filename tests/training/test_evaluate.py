@@ -83,6 +83,13 @@ def test_the_interval_depends_on_the_seed_and_not_on_the_rows_order():
     assert evaluate.bootstrap_interval(rows, mean_p, seed=1) != interval
 
 
+def test_a_share_of_the_resamples_at_a_time_gives_the_same(monkeypatch):
+    rows = findings(np.zeros(30), np.random.default_rng(0).normal(size=30))
+    interval = evaluate.bootstrap_interval(rows, mean_p)
+    monkeypatch.setattr(evaluate, "COUNTS", 7 * 30)
+    assert evaluate.bootstrap_interval(rows, mean_p) == pytest.approx(interval, rel=1e-12)
+
+
 def test_undefined_resamples_are_skipped_and_too_many_give_no_interval():
     def auc(rows, counts):
         return resamples.mean_aucs(rows, ("x",), counts)

@@ -65,7 +65,7 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 @contextmanager
-def memory_told(device: torch.device, sizes: Sequence[int], couples_batch: bool) -> Iterator[None]:
+def explain_out_of_memory(device: torch.device, sizes: Sequence[int], couples_batch: bool) -> Iterator[None]:
     """A context that raises UserError, with the mend, where memory does not suffice for a step.
 
     sizes: images of each micro-batch of the step. couples_batch: see `Objective.couples_batch`.

@@ -10,6 +10,8 @@ from premed.contracts import Objective, Row, Sample
 from premed.distributed import all_gather, rank_and_world
 from premed.rng import fold, key, uniform
 
+COUNTS = 1 << 22
+"""Numbers of rows times resamples that are held at once: 32 MB an array."""
 GATE_SHARE = 0.95
 """A pre-training passes its gate when its validation loss is below this share of it."""
 UNIFORM_ENTROPY, SAME_OUTPUT = 0.98, 0.95
@@ -49,9 +51,13 @@ def bootstrap_interval(
         return float("nan"), float("nan")
     names, patient_of = np.unique([str(row["patient"]) for row in rows], return_inverse=True)
     keys = fold(np.full(resamples, key(seed, "bootstrap"), np.int64), np.arange(resamples))
-    draws = np.array([uniform(each, len(names)) for each in keys], np.float64)
-    patients = np.array([np.bincount(picks, minlength=len(names)) for picks in (draws * len(names)).astype(np.intp)])
-    values = resampled(rows, patients[:, patient_of])
+    values = np.empty(resamples)
+    at_once = max(1, COUNTS // len(rows))
+    for some in (slice(first, first + at_once) for first in range(0, resamples, at_once)):
+        draws = np.array([uniform(each, len(names)) for each in keys[some]], np.float64)
+        picks = (draws * len(names)).astype(np.intp)
+        patients = np.array([np.bincount(each, minlength=len(names)) for each in picks])
+        values[some] = resampled(rows, patients[:, patient_of])
     values = values[~np.isnan(values)]
     if 2 * len(values) < resamples:
         return float("nan"), float("nan")

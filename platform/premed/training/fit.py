@@ -18,7 +18,7 @@ from torch.optim import AdamW
 
 from premed.contracts import Batch, BatchIndices, BatchLoader, BatchSampler, Objective
 from premed.distributed import rank_and_world
-from premed.training.device import memory_told
+from premed.training.device import explain_out_of_memory
 from premed.training.optimizer import gradient_norm, set_decay, set_lr
 from premed.training.schedule import Schedule
 
@@ -58,7 +58,7 @@ def fit(
         lr = set_lr(optimizer, schedule.at(step))
         set_decay(optimizer, progress)
         total, metrics = torch.zeros((), device=device), {"lr": lr}
-        with memory_told(device, [len(batch.image) for batch in batches], module.couples_batch):
+        with explain_out_of_memory(device, [len(batch.image) for batch in batches], module.couples_batch):
             for i, batch in enumerate(batches):
                 last = i + 1 == len(batches)
                 with objective.no_sync() if hasattr(objective, "no_sync") and not last else nullcontext():  # type: ignore[operator]

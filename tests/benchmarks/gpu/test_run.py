@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from support.bare import PREMED_WITHOUT_RAY, WITHOUT_RAY
 from support.tasks import refused
 from typer.testing import CliRunner
 
@@ -18,17 +19,6 @@ from premed.benchmarks.settings import NotTheSame, Settings
 from premed.cli.app import app
 
 SETTINGS = Settings(short=True, pairs=1)
-WITHOUT = """
-import sys
-
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("ray", "mlflow", "optuna"):
-            raise ModuleNotFoundError(f"{name} is not on a bare machine", name=name)
-
-sys.meta_path.insert(0, Absent())
-"""
-"""A process that has neither Ray nor MLflow nor Optuna."""
 
 
 class Made(GpuRow):
@@ -163,7 +153,7 @@ run.run(Settings(short=True), rows, 0.005, lambda report: page.write(report, Pat
 
 @pytest.mark.slow  # a process that imports torch
 def test_what_never_comes_back_ends_with_the_process_and_the_page_stays(tmp_path):
-    command = [sys.executable, "-c", WITHOUT + HANGING, str(tmp_path / "gpu.md")]
+    command = [sys.executable, "-c", WITHOUT_RAY + HANGING, str(tmp_path / "gpu.md")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, "a row does not end" in done.stdout) == (1, True), done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
@@ -173,7 +163,14 @@ def test_what_never_comes_back_ends_with_the_process_and_the_page_stays(tmp_path
 @pytest.mark.slow  # two minutes of CPU
 @pytest.mark.timeout(900)
 def test_all_rows_run_without_a_gpu_ray_mlflow_and_optuna(tmp_path):
-    command = [sys.executable, "-c", WITHOUT + "from premed.cli.app import main\nmain()", "bench", "--gpu", "--short"]
+    command = [
+        sys.executable,
+        "-c",
+        PREMED_WITHOUT_RAY,
+        "bench",
+        "--gpu",
+        "--short",
+    ]
     command += ["--device", "cpu", "--minutes", "14", "--pairs", "1", "--json", "--to", str(tmp_path / "gpu.md")]
     began = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True)

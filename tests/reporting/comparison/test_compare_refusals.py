@@ -69,6 +69,7 @@ def test_a_field_that_only_says_where_data_lies_may_differ(trained):
     [
         ({"where": ["finetune.lr"]}, "write FIELD=VALUE, as in --where finetune.lr=0.001"),
         ({"where": ["lr=0.1"]}, r"--where lr: no run has this field; is it finetune.lr or pretrain.lr\?"),
+        ({"where": ["finetune.epoch=3"]}, r"--where finetune.epoch: no run has this field; is it finetune.epochs\?"),
         ({"where": ["finetune.lr=7"]}, "no run has it; finetune.lr is 0.001"),
         ({"allow": ["nonsense"]}, "--allow nonsense: no run has this field; write it as in the YAML: finetune.lr"),
         ({"task": "btcv"}, "--task btcv: the store has no run of it; it has chestxray14"),

@@ -27,6 +27,16 @@ def table(rng, truth):
     ]
 
 
+def dices(rng, num):
+    """Rows with regions that some cases have in neither mask."""
+    values = rng.choice([0, 0.5, 0.9, np.nan], (num, 3))
+    return [
+        {f"{kind}/{c}": value for c, value in zip(CLASSES, each, strict=True) for kind in ("dice", "hd95")}
+        | {f"state/{c}": "both" for c in CLASSES}
+        for each in values
+    ]
+
+
 def counted(rng, num, resamples=5):
     return rng.multinomial(num, np.full(num, 1 / num), resamples)
 
@@ -59,24 +69,9 @@ def test_accuracies(seed, num):
 @given(seeds, st.integers(1, 12))
 def test_mean_dices(seed, num):
     rng = np.random.default_rng(seed)
-    dice = rng.choice([0, 0.5, 0.9, np.nan], (num, 3))
-    rows = [
-        {f"dice/{c}": d for c, d in zip(CLASSES, ds, strict=True)}
-        | {f"hd95/{c}": d for c, d in zip(CLASSES, ds, strict=True)}
-        | {f"state/{c}": "both" for c in CLASSES}
-        for ds in dice
-    ]
-    counts = counted(rng, num)
+    rows, counts = dices(rng, num), counted(rng, num)
     expected = [metrics.segmentation_summary(each, CLASSES) for each in drawn(rows, counts)]
     equal(resamples.mean_dices(rows, CLASSES, counts), expected, "dice")
-
-
-def test_a_share_of_the_resamples_at_a_time_gives_the_same(monkeypatch):
-    rng = np.random.default_rng(0)
-    rows, counts = table(rng, rng.integers(0, 2, (9, 3)).astype(float)), counted(rng, 9, 7)
-    whole = resamples.mean_aucs(rows, CLASSES, counts)
-    monkeypatch.setattr(resamples, "AT_ONCE", 20)  # two resamples
-    np.testing.assert_array_equal(resamples.mean_aucs(rows, CLASSES, counts), whole)
 
 
 def test_an_answer_that_is_no_number_is_named():

@@ -10,21 +10,13 @@ import numpy as np
 
 from premed.tasks.common import metrics
 
-AT_ONCE = 1 << 22
-"""Numbers of an array that is held for a share of the resamples: 32 MB each."""
-
 
 def scores(counts: np.ndarray, of_class: Sequence[Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]]) -> np.ndarray:
     """Returns the mean over the classes that are defined in a resample; each gives sums and weights of `counts`."""
-    step = max(1, AT_ONCE // max(counts.shape[1], 1))
-    result = np.full(len(counts), np.nan)
-    for first in range(0, len(counts), step):
-        drawn = counts[first : first + step]
-        sums, weights = (np.stack(parts) for parts in zip(*(each(drawn) for each in of_class), strict=True))
-        values = np.divide(sums, weights, out=np.full(sums.shape, np.nan), where=weights > 0)
-        defined = (~np.isnan(values)).sum(0)
-        np.divide(np.nansum(values, 0), defined, out=result[first : first + step], where=defined > 0)
-    return result
+    sums, weights = (np.stack(parts) for parts in zip(*(each(counts) for each in of_class), strict=True))
+    values = np.divide(sums, weights, out=np.full(sums.shape, np.nan), where=weights > 0)
+    defined = (~np.isnan(values)).sum(0)
+    return np.divide(np.nansum(values, 0), defined, out=np.full(len(counts), np.nan), where=defined > 0)
 
 
 def mean_aucs(rows: metrics.Rows, classes: Sequence[str], counts: np.ndarray) -> np.ndarray:
