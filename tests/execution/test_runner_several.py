@@ -12,7 +12,7 @@ from support.experiments import forked, results, runs_of, store_of, tree, until
 
 from premed.cli import app
 from premed.config.expand import fan_out
-from premed.errors import CalledOff
+from premed.errors import CalledOff, Stopped
 from premed.events import ExperimentEnded, ImagesPrepared, MetricsLogged, TrainingStarted, WarningIssued
 from premed.execution import runner
 from premed.execution.preflight import resolve
@@ -227,6 +227,29 @@ def test_on_ray_two_run_at_once_one_fails_alone_and_nothing_is_held_in_the_end(h
     kinds = [["finetune", "test"]] * 2 + [["pretrain", "finetune", "test"]] * 2
     assert [[stage["kind"] for stage in each["stages"]] for each in found[:4]] == kinds
     assert list(store_of(home).search({}, experiment=LEASES)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("error", "raised"), [(KeyboardInterrupt, Stopped), (ValueError, ValueError)])
+def test_a_command_that_ends_early_has_no_thread_in_ray_s_library_when_ray_is_shut_down(
+    home, chest, monkeypatch, error, raised
+):
+    """Also where the workers are idle at that moment: the process could crash."""
+    import ray
+
+    def groups():
+        return [each for each in threading.enumerate() if each.name == "premed worker group"]
+
+    left, shutdown = [], ray.shutdown
+    monkeypatch.setattr(ray, "shutdown", lambda: (left.append(groups()), shutdown()))
+    experiments = fan_out(tree(chest, QUICK, {"train": {"workers": 1}, "test": False, "pretext": {"name": "none"}}))
+    resolved = resolve(experiments)
+    with pytest.raises(raised), open_session([experiments[0].train], resolved[0].tasks, lambda event: None) as here:
+        (outcome,) = runner.ExperimentBatch(resolved, here).at_once()
+        assert "failure" not in outcome and len(groups()) == 1
+        raise error
+    assert left == [[]]
 
 
 @pytest.mark.cluster

@@ -15,7 +15,7 @@ from itertools import count
 from premed.config.settings import Kind
 from premed.events import EventHandler, WaitingForResources
 from premed.execution.cluster import Resources, fits, workers_of
-from premed.execution.worker_group import WorkerGroup
+from premed.execution.worker_group import LEAVE, WorkerGroup
 from premed.training.setup import StageJob
 
 ORDER: dict[Kind, int] = {"test": 0, "trunk": 1, "pretrain": 1, "cooldown": 1, "finetune": 2}
@@ -141,6 +141,15 @@ class Scheduler:
         with self.change:
             idle = [group for group in self.groups if group.alive and group not in self.busy]
             return sum(group.train.max_workers * group.train.cpus for group in idle)
+
+    def leave(self) -> None:
+        """Ends the workers of a command that ends early, also those without a job, and waits for them, but not long."""
+        alive = [group for group in self.groups if group.alive]
+        for group in alive:
+            group.dismiss()
+        deadline = time.monotonic() + LEAVE
+        for group in alive:
+            group.wait(deadline)
 
     def close(self) -> None:
         """Ends all workers, and waits until they have ended."""

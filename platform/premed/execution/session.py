@@ -280,6 +280,9 @@ def open_session(trains: Sequence[Train], tasks: Tasks, show: EventHandler) -> I
     RunStore(*settings[:2])  # creates the database, and raises a one-line error if the store does not answer
     with ray_cluster(trains, show):
         session = RaySession(settings, tasks, show)
-        with session.until_closed(), session.keep_relaying():
-            yield session
-            session.scheduler.close()
+        try:
+            with session.until_closed(), session.keep_relaying():
+                yield session
+                session.scheduler.close()
+        finally:
+            session.scheduler.leave()  # before Ray is shut down: a thread in its library could crash the process then

@@ -31,7 +31,7 @@ from premed.training.stage import run_stage
 POLL = 0.1  # seconds between two checks of the queue
 LOOK = 0.5  # seconds between two looks of a training at whether the command was stopped
 GRACE = 20.0  # seconds in which a stopped command waits for checkpoints; schedulers kill after 30 or more
-LEAVE = 5.0  # further seconds, in which its thread leaves Ray's library
+LEAVE = 5.0  # further seconds, in which its threads leave Ray's library
 INTERFACE = "GLOO_SOCKET_IFNAME"
 NEVER = 7 * 24 * 3600  # seconds: PyTorch counts milliseconds in 32 bits
 
@@ -99,10 +99,7 @@ class WorkerGroup:
         return number is not None
 
     def stop(self, number: int, seconds: float = GRACE) -> None:
-        """Has the workers save a checkpoint and end; returns when they have, or so many seconds and LEAVE later.
-
-        Where Ray is shut down while the thread is in its library, the process may crash.
-        """
+        """Has the workers save a checkpoint and end; returns when they have, or so many seconds and LEAVE later."""
         import ray
         from ray.exceptions import RayError
 
@@ -112,7 +109,14 @@ class WorkerGroup:
             while waiting and self.alive and time.monotonic() < deadline:
                 time.sleep(POLL)
                 waiting = not ray.get(self.queue.first_done.remote(number))
-            self.ended.wait(LEAVE)  # also of one that has just begun, or waits for workers
+            self.wait(time.monotonic() + LEAVE)  # also for one that has just begun, or waits for workers
+
+    def wait(self, deadline: float) -> None:
+        """Returns when the workers have ended and the thread has left Ray's library, or at the deadline.
+
+        Where Ray is shut down while a thread is in its library, the process may crash.
+        """
+        self.ended.wait(max(deadline - time.monotonic(), 0))
 
     def lacking(self) -> bool:
         """Whether workers wait for resources: not all of this command's placement groups of their size are created."""
