@@ -26,6 +26,7 @@ from premed.errors import first_line
 from premed.execution.connection import PATIENCE
 from premed.tracking.client import certificates, masked
 
+AGAIN = 0.5  # seconds before a call that found no connection is made once more
 UNKNOWN = "another program"
 DASHBOARD, HEAD, CLIENT, MLFLOW = "Ray's dashboard", "Ray's head", "Ray Client", "MLflow"
 
@@ -208,7 +209,18 @@ def ask_grpc(kind: str, address: str, token: str | None, method: str, request: b
 
 
 def call(address: str, method: str, request: bytes, token: str = "") -> tuple[str, bytes]:
-    """The name of gRPC's status, and the reply where it is OK."""
+    """The name of gRPC's status, and the reply where it is OK.
+
+    A call that finds no connection is made once more: a lost one looks like a program of another kind.
+    """
+    status, reply = call_once(address, method, request, token)
+    if status == "UNAVAILABLE":
+        time.sleep(AGAIN)
+        status, reply = call_once(address, method, request, token)
+    return status, reply
+
+
+def call_once(address: str, method: str, request: bytes, token: str) -> tuple[str, bytes]:
     import grpc
 
     metadata = (("authorization", f"Bearer {token}"),) if token else ()
