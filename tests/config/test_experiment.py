@@ -134,6 +134,7 @@ MISTAKES = {
     "train.workers=[a, 2]": r"train\.workers: .*valid integer.* \(it is 'a'\)",
     "train.workers=-1": r"train\.workers: Input should be greater than or equal to 0 \(it is -1\)",
     "finetune.epochs=0": r"finetune\.epochs: Input should be greater than or equal to 1 \(it is 0\)",
+    "finetune.lr=[1.0e-3, 8e-3]": r"finetune\.lr: takes one value \(it is \[0\.001, '8e-3'\]\); premed sweep tries several",
     "finetune.epochs=2.5": r"finetune\.epochs: .*valid integer.* \(it is 2\.5\)",
     "finetune.lr=-1": r"finetune\.lr: Input should be greater than 0",
     "finetune.betas=[0.9, 1.5]": r"finetune\.betas\.1: Input should be less than 1",

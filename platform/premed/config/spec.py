@@ -59,6 +59,10 @@ def similar_field(kind: type[Spec], name: Any) -> str | None:
 Kind = TypeVar("Kind", bound=Spec)
 
 
+ONE_VALUE = ("int_type", "float_type", "bool_type", "string_type")
+"""pydantic's types of errors where a field is no list."""
+
+
 def validate_spec(kind: type[Kind], tree: Any) -> Kind:
     """Returns `tree` as a Spec of that kind. Raises UserError (one line) for the first invalid field."""
     try:
@@ -89,6 +93,9 @@ def all_errors(error: ValidationError) -> Iterator[tuple[str, str, str]]:
             yield ".".join(place[:-1]), f"needs more than {len(given)} values (it is {given})", each["type"]
         elif each["type"] == "missing":
             yield ".".join(place), "is missing; set it in a YAML or on the command line", each["type"]
+        elif isinstance(each["input"], list) and each["type"] in ONE_VALUE:
+            what = f"takes one value (it is {each['input']!r}); premed sweep tries several"
+            yield ".".join(place), what, each["type"]
         else:
             what = each["msg"].removeprefix("Value error, ").replace("\n", " ")
             stated = isinstance(inner, ValueError) or each["type"] == "extra_forbidden"
