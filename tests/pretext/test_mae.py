@@ -14,7 +14,7 @@ from support.suite import examples
 from premed.contracts import Batch, DataSet
 from premed.errors import UserError
 from premed.models.encoders import vit
-from premed.models.encoders.vit import patchify
+from premed.models.patches import patchify
 from premed.pretext import mae
 from premed.pretext.mae import MAE, Config, take
 from premed.rng import sample_keys

@@ -11,7 +11,7 @@ from support.stages import run as run_stage
 from premed.contracts import Batch, DataSet
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.models.encoders import resenc, vit
-from premed.models.encoders.vit import patchify
+from premed.models.patches import patchify
 from premed.pretext import mae
 from premed.pretext.mae import MAE, Config, ConvDecoder, take
 from premed.rng import sample_keys

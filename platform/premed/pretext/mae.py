@@ -22,7 +22,8 @@ from premed.config.spec import Spec, added_field
 from premed.contracts import Batch, DataSet, Encoder, Features, Objective, Row, Sample, Task
 from premed.errors import UserError
 from premed.models.convolutions import ConvBlock, init_he_weights, to_size, upsampling, visible_patches
-from premed.models.encoders.vit import Block, ViT, add_class_row, init_weights, patchify, sincos, unpatchify
+from premed.models.encoders.vit import Block, ViT, init_weights
+from premed.models.patches import add_class_row, patchify, sincos, unpatchify
 from premed.pretext.common.init import Init
 from premed.rng import bits, fold, key
 
@@ -53,7 +54,7 @@ def build(config: Config, encoder: Encoder, data_sets: Sequence[DataSet], weight
     """Returns the objective that trains `encoder` on views of one data set. Raises UserError for several."""
     if len(data_sets) > 1:
         raise UserError(f"pretrain.sources: mae learns from one data set, and there are {len(data_sets)}; keep one")
-    if getattr(encoder, "init", "mae") != "mae":
+    if isinstance(encoder, ViT) and (encoder.config.init, encoder.config.position) == ("timm", "sincos"):
         raise UserError("encoder.init: mae needs the positions of init: mae; set timm under `only: {none: …}` alone")
     return MAE(config, encoder, data_sets[0].task, weight_decay)
 
@@ -78,8 +79,8 @@ class MAE(Objective):
         self.encoder = encoder
         self.decoder = (ConvDecoder if encoder.pyramid else Decoder)(config, encoder, task.channels)
         self.parts = {"encoder": encoder, "decoder": self.decoder}
-        if isinstance(encoder, ViT):  # its positions are sines and cosines; timm's are learnt
-            encoder.pos_embed.requires_grad_(False)
+        if isinstance(encoder, ViT) and encoder.config.position == "sincos":  # others, as timm's, are learnt
+            encoder.pos_embed.requires_grad_(False)  # type: ignore[union-attr]
         # the gate: a network-free predictor, the mean normalised patch of each position [L, P]
         self.register_buffer("mean_patch", torch.zeros(num_patches, task.channels * prod(encoder.patch)))
 

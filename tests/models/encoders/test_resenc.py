@@ -15,8 +15,8 @@ from premed.errors import UserError
 from premed.execution import runner
 from premed.models.encoders import resenc
 from premed.models.encoders.resenc import Config, ResEnc
-from premed.models.encoders.vit import patchify
 from premed.models.heads import conv, linear, probe, unet
+from premed.models.patches import patchify
 
 pytest_plugins = ["support.experiment_fixtures"]
 

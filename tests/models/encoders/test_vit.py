@@ -14,8 +14,9 @@ from premed.config.spec import canonical
 from premed.contracts import Features
 from premed.errors import UserError
 from premed.models.encoders import vit
-from premed.models.encoders.vit import Config, PatchEmbed, ViT, patchify, sincos, unpatchify
+from premed.models.encoders.vit import Config, ViT
 from premed.models.heads import linear
+from premed.models.patches import PatchEmbed, patchify, sincos, unpatchify
 from premed.pretext import mae
 from premed.rng import sample_keys
 

@@ -159,7 +159,7 @@ def test_a_patch_has_the_classes_shares():
 
 
 def test_patches_in_raster_order_match_the_tokens_of_the_encoder():
-    from premed.models.encoders.vit import patchify
+    from premed.models.patches import patchify
 
     mask = np.random.default_rng(0).random((4, 6, 2)) > 0.5
     expected = patchify(torch.from_numpy(mask)[None, None].float(), (2, 3, 1)).mean(dim=2)[0]

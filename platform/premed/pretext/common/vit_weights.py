@@ -37,7 +37,8 @@ from premed.config.image_processing import Preprocessing
 from premed.contracts import Task
 from premed.errors import UserError
 from premed.models import pretrained
-from premed.models.encoders.vit import Block, ViT, sincos
+from premed.models.encoders.vit import Block, ViT
+from premed.models.patches import sincos
 
 DROPPED = ("head.", "head_dist.", "fc.", "pre_logits.", "mask_token", "decoder")
 STEM, BIAS, PLACES = "patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed"
@@ -93,7 +94,10 @@ def refuse_misfits(where: str, state: dict[str, Tensor], encoder: ViT, named: pr
 
 
 def refuse_shape(where: str, encoder: ViT, width: int, depth: int, heads: int | None) -> None:
-    """Raises UserError, which names the fields to set, if the shapes differ. heads: None if unknown."""
+    """Raises UserError, which names the fields to set, if the shapes differ, or the encoder has parts that a plain ViT
+    has not. heads: None if unknown."""
+    if options := encoder.config.options():
+        raise UserError(f"encoder.{options[0]}: {where} is of a plain ViT; leave out {', '.join(options)}")
     own = cast(Block, encoder.blocks[0]).attn.num_heads
     fields = {"width": (width, encoder.width), "depth": (depth, encoder.depth), "heads": (heads, own)}
     if wrong := {field: pair for field, pair in fields.items() if pair[0] not in (None, pair[1])}:
