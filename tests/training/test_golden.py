@@ -29,7 +29,7 @@ from premed.data.prepared import PreparedFile, write
 from premed.data.preprocess import Prepared
 from premed.data.samplers import AlternatingSampler, EpochSampler
 from premed.models.encoders import mit, resenc, timm, unet, vit
-from premed.models.heads import conv, linear, unetr
+from premed.models.heads import conv, linear, patch_decoder, unetr
 from premed.models.heads import unet as unet_decoder
 from premed.models.network import Network
 from premed.pretext import hssl, mae, unimiss
@@ -92,6 +92,8 @@ def sample(task: Pictures | Volumes, i: int, folder: Path) -> Sample:
 
 
 VIT = vit.Config(width=48, depth=3, heads=3, patch=8)
+PRIMUS = vit.Config.model_validate({"size": "primus-s", "width": 48, "depth": 3, "heads": 4})
+PRIMUS_V2 = PRIMUS.model_copy(update={"stem": "residual", "stem_width": 8})
 MIT = mit.Config.model_validate({"size": "tiny", "stem_stride": (1, 1, 1), "stem_width": 16})
 NARROW = {"embed_dim": 48, "depth": 3, "num_heads": 3, "patch_size": 8}
 DINOV3 = timm.Config(model="dinov3-s", args={**NARROW, "init_values": 1.0, "global_pool": "avg"})
@@ -151,6 +153,14 @@ KINDS = {
     # slower: at 2e-3 rounding errors grow to 4e-5 within the 20 steps, at 2e-4 to 2e-6
     "unetr": Kind(
         Volumes, partial(finetuning, head=unetr), Augmentation(flip=0.2, rotate=0.2, crops=2), (unetr, vit), 2e-4
+    ),
+    "mae-primus": Kind(Volumes, partial(pretraining, network=PRIMUS), Augmentation(flip=0.2), (mae, vit)),
+    "mae-primus-v2": Kind(Volumes, partial(pretraining, network=PRIMUS_V2), Augmentation(flip=0.2), (mae, vit)),
+    "primus": Kind(
+        Volumes,
+        partial(finetuning, head=patch_decoder, network=PRIMUS),
+        Augmentation(flip=0.2),
+        (patch_decoder, vit),
     ),
     "mit-2d": Kind(
         Pictures, partial(finetuning, head=linear, encoders=mit), Augmentation(flip=0.5), (linear, mit), 5e-4
