@@ -19,7 +19,18 @@ from premed.config.spec import Spec
 PACKAGE = REPOSITORY / "platform" / "premed"
 FOLDERS = {kind: PACKAGE.joinpath(*package.split(".")) for kind, package in PACKAGES.items()}
 PLUGINS = [(kind, path.stem) for kind, folder in FOLDERS.items() for path in sorted(folder.glob("[!_]*.py"))]
-LAST = ("small", "probe", "pixels", "mit", "unet", "resenc", "small_resenc", "primus", "small_primus", "own")  # to give after a strategy file
+LAST = (
+    "small",
+    "probe",
+    "pixels",
+    "mit",
+    "unet",
+    "resenc",
+    "small_resenc",
+    "primus",
+    "small_primus",
+    "own",
+)  # to give after a strategy file
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 RECIPES = [path for path in (REPOSITORY / "experiments").glob("*/*.yaml") if "\nspace:" not in path.read_text()]
 EXPERIMENTS = sorted(path for path in RECIPES if path.stem not in (*LAST, "evidence") and path.parent.name != "unimiss")

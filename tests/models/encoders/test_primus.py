@@ -168,6 +168,15 @@ def test_hidden_voxels_set_to_nan_change_no_feature(stem, roi):
     assert not torch.equal(first.tokens, model(image + 1, keep=keep).tokens)
 
 
+@torch.no_grad()
+def test_the_residual_stem_sees_a_visible_slab_as_if_nothing_were_beside_it():
+    whole, alone = (encoder(roi, stem="residual", stem_width=4, position="none") for roi in ((24, 16, 16), (8, 16, 16)))
+    alone.load_state_dict(whole.state_dict())
+    image, slab = torch.randn(2, CHANNELS, 24, 16, 16), torch.arange(4, 8).expand(2, -1)
+    seen = whole.patch_embed(image, slab)[:, 4:8]
+    torch.testing.assert_close(seen, alone.patch_embed(image[:, :, 8:16]), rtol=1e-3, atol=1e-4)
+
+
 @STEMS
 @torch.no_grad()
 def test_looking_at_all_patches_in_another_order_only_reorders_the_tokens(stem):
@@ -211,8 +220,9 @@ def test_layers_count_from_the_embedding_to_the_last_norm():
 
 
 def test_first_weights_have_primus_deviations():
-    blocks = encoder(width=192, heads=4, depth=4).blocks
-    for number, block in enumerate(blocks, start=1):
+    model = encoder(width=192, heads=4, depth=4)
+    assert model.pos_embed is not None and model.pos_embed.std().item() == pytest.approx(0.02, rel=0.1)
+    for number, block in enumerate(model.blocks, start=1):
         assert block.attn.q_proj.weight.std().item() == pytest.approx(0.02, rel=0.1)  # type: ignore[union-attr]
         for last in (block.attn.proj, block.mlp.fc2):  # type: ignore[union-attr]
             assert last.weight.std().item() == pytest.approx(0.02 / math.sqrt(2 * number), rel=0.1)  # type: ignore[union-attr, operator]
