@@ -43,9 +43,8 @@ class WorkerGroup:
         self.train, self.storage = train, storage
         self.queue = actor(JobQueue)
         self.error: BaseException | None = None
-        self.ended = (
-            threading.Event()
-        )  # a KeyboardInterrupt in Thread.join makes Python (3.11) take the thread for dead
+        # a KeyboardInterrupt in Thread.join makes Python (3.11) take the thread for dead
+        self.ended = threading.Event()
         self.thread = threading.Thread(target=self._work, name="premed worker group", daemon=True)
         self.thread.start()
 
@@ -74,8 +73,7 @@ class WorkerGroup:
 
         events, report: see `Executor.run_stage`; `events` is pickled for the workers. pause: called repeatedly; what it
         raises ends the wait (CalledOff: once the workers have ended the job; KeyboardInterrupt: once they have saved a
-        checkpoint, within GRACE seconds). shortage: called repeatedly with
-        `lacking`.
+        checkpoint, within GRACE seconds). shortage: called repeatedly with `lacking`.
         """
         import ray
 
