@@ -66,7 +66,7 @@ def test_a_folder_of_nnunet_s_test_images_is_answered_case_by_case(tmp_path, mon
     @contextmanager
     def trained(reference):
         card = {"digest": "0" * 64, "answer": "labels"}
-        yield SimpleNamespace(run_id="r", card=card, network=lambda: (None, described))
+        yield SimpleNamespace(run_id="r", card=card, scored=None, network=lambda: (None, described))
 
     def forward(image: torch.Tensor) -> torch.Tensor:
         label = image[:, 0] + image[:, 0] * image[:, 1]

@@ -80,7 +80,7 @@ def run(
         docs = folder / "docs" if form == "monai" else folder
         (docs / "README.md").write_text(render(card), encoding="utf-8")
         files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    summary = {name: card[name] for name in ("format", "task", "run_id", "check") if name in card}
+    summary = {name: card[name] for name in ("format", "task", "run_id", "model", "check") if name in card}
     return {"folder": str(to), **summary, "files": files, **({"reason": reason} if reason else {})}
 
 
@@ -106,6 +106,7 @@ def export_card(trained: TrainedModel, form: str) -> dict[str, Any]:
     if "settings" not in card:
         raise UserError(f"{trained.reference}: was trained by an older premed, whose card is incomplete; run it again")
     origin = {"format": form, "premed": version("premed"), "run_id": trained.run_id}
+    origin |= {"model": trained.scored.entry} if trained.scored else {}
     return origin | card | {"steps": preparation_steps(card), "meaning": output_meaning(card)}
 
 

@@ -14,6 +14,7 @@ from premed.config.image_processing import Preprocessing
 from premed.config.plugins import plugin
 from premed.contracts import Encoder, Task
 from premed.errors import UserError
+from premed.inference.scored import Scored, scored
 from premed.models.network import Network, load_strictly, seeded_init
 from premed.paths import home
 from premed.tasks.common.classification import Classification
@@ -37,6 +38,7 @@ class TrainedModel:
     card: dict[str, Any]
     storage: StageStorage
     verified: bool = False  # whether its weights were found undamaged: they are not hashed again when they are loaded
+    scored: Scored | None = None  # of a fine-tuning: what it scored
 
     def weights(self, part: str) -> dict[str, Any]:
         """Returns the weights of a part (`encoder`, `head`, …), by name."""
@@ -116,7 +118,7 @@ def open_trained(reference: str) -> Iterator[TrainedModel]:
             state = "neither in {} nor in MLflow" if card is None else "damaged in {}, and in MLflow"
             raise UserError(f"{reference}: its weights are {state.format(storage.where)}; run it again")
         assert card is not None
-        yield TrainedModel(run.run_id, reference, run.parent, card, storage, verified=True)
+        yield TrainedModel(run.run_id, reference, run.parent, card, storage, True, scored(store, run))
 
 
 def find_stage_run(store: RunStore, reference: str) -> Run:

@@ -113,6 +113,8 @@ def render(card: dict[str, Any]) -> str:
     ]
     named = card["classes"] if card["head"] else ()
     lines += [f"- {number}: {name}{region_labels(card, name)}" for number, name in enumerate(named)]
+    if model := card.get("model"):
+        lines += ["", "## Score", "", *filter(None, [model["words"], model["warning"]])]
     lines += weights_origin(card.get("weights", ()))
     if card.get("timm"):
         lines += ["", "## In timm", "", "```python", card["timm"]["call"]]

@@ -65,6 +65,8 @@ def run(
             raise no_image_error(failed)
         forward, outputs, noted = make_forward(network, train), [], set[str]()
         with open_predictor(task, forward, out, wanted, trained.card["digest"], masks) as predict_image:
+            if trained.scored and trained.scored.warning:  # what was refused is one line, so not before
+                show(WarningIssued(trained.scored.warning))
             for number, each in enumerate(wanted, start=1):
                 try:
                     with prepare_sample(each.path, task.preprocessing, each.more) as sample:
@@ -83,6 +85,7 @@ def run(
     if not outputs:
         raise no_image_error(failed)
     about = {"run_id": trained.run_id, "task": task.name, "answer": trained.card["answer"], "folder": str(out)}
+    about["model"] = trained.scored and trained.scored.entry
     return about | {"outputs": outputs, "failed": failed}
 
 

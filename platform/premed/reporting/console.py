@@ -219,11 +219,19 @@ def show_predictions(report: dict[str, Any]) -> None:
     what = "label maps" if "files" in report["outputs"][0] else "rows of probabilities"
     skipped = f"; {len(report['failed'])} skipped" if report["failed"] else ""
     print(f"{report['task']}: {what} of {len(report['outputs'])} images in {report['folder']}{skipped}")
+    show_model(report)
+
+
+def show_model(report: dict[str, Any]) -> None:
+    """Prints which training's network it is, and what that scored."""
+    if model := report.get("model"):
+        print(f"the network is {printable(model['words'])}")
 
 
 def show_export(report: dict[str, Any]) -> None:
     """Prints the result of `premed export`."""
     print(f"{report['task']} as {report['format']} in {report['folder']}: {', '.join(report['files'])}")
+    show_model(report)
     if check := report.get("check"):
         print(f"largest difference of a logit from torch's: {check['largest_difference']:.2g}, on {check['on']}")
     if "reason" in report:
