@@ -16,6 +16,7 @@ from premed.config.expand import load_all
 from premed.config.plugins import PACKAGES, plugin
 from premed.config.spec import Spec
 
+pytest_plugins = ["support.store_fixtures"]
 PACKAGE = REPOSITORY / "platform" / "premed"
 FOLDERS = {kind: PACKAGE.joinpath(*package.split(".")) for kind, package in PACKAGES.items()}
 PLUGINS = [(kind, path.stem) for kind, folder in FOLDERS.items() for path in sorted(folder.glob("[!_]*.py"))]
@@ -208,10 +209,10 @@ print(code, *[name for name in sys.argv[1].split(",") if name in sys.modules], f
 """
 
 
-def command(*arguments: str, heavy: tuple[str, ...] = HEAVY) -> tuple[str, str, str]:
+def command(*arguments: str, heavy: tuple[str, ...] = HEAVY, cwd: Path = REPOSITORY) -> tuple[str, str, str]:
     """Standard output, standard error, and the exit code with the heavy modules that were imported."""
     code = COMMAND.replace("    main()", "    heavy, sys.argv[1:] = sys.argv[1], sys.argv[2:]\n    main()")
-    done = run(code.replace("sys.argv[1].split", "heavy.split"), ",".join(heavy), *arguments)
+    done = run(code.replace("sys.argv[1].split", "heavy.split"), ",".join(heavy), *arguments, cwd=cwd)
     *errors, output = done.stderr.splitlines()
     return done.stdout, "\n".join(errors), output
 
@@ -242,3 +243,44 @@ def test_a_mistake_outside_a_plug_in_is_told_before_torch_is_imported(tmp_path, 
     path.write_text(f"task: {{name: msd}}\npretext: mae\n{field}\n")
     out, errors, output = command("run", str(path), heavy=("torch", *HEAVY))
     assert (out, errors, output) == ("", f"premed: {mistake}", "2")
+
+
+REFUSED = {
+    "predict without images": (["predict", "0" * 8, "absent.png", "--out", "out"], "absent.png: there is no such file"),
+    "predict into a file": (["predict", "0" * 8, ".", "--out", "file"], "--out file: is a file; name a folder"),
+    "predict, precision": (["predict", "0" * 8, ".", "--out", "out", "--precision", "half"], "--precision: "),
+    "predict without a store": (["predict", "0" * 8, ".", "--out", "out"], "mlflow.db does not exist yet"),
+    "export, format": (["export", "0" * 8, "--to", "out", "--format", "pt"], "--format: 'pt' is not one of"),
+    "export, folder": (["export", "0" * 8, "--to", ".", "--format", "onnx"], ".: exists and is not empty"),
+    "export, part": (["export", "0" * 8, "--to", "out", "--format", "onnx", "--whole"], "--part and --whole are for"),
+    "export without a store": (["export", "0" * 8, "--to", "out", "--format", "onnx"], "mlflow.db does not exist yet"),
+    "compare without a store": (["compare"], "mlflow.db does not exist yet"),
+    "plan without a store": (["plan"], "mlflow.db does not exist yet"),
+    "plan, picture": (["plan", "--picture", "plan.pdf"], "--picture plan.pdf: write a name that ends in"),
+    "init, folder": (["init", "absent"], "absent is not a folder"),
+    "init, file": (["init", ".", "--out", "file"], "file exists: remove it"),
+    "data check, page": (["data", "check", "a.yaml", "--html", "no/page.html"], "its folder does not exist"),
+    "data phantom": (["data", "phantom", "heart", "out"], "heart: has no phantoms"),
+    "ui without a store": (["ui"], "mlflow.db does not exist yet"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_needs_no_look_at_a_run_is_refused_before_anything_heavy_is_imported(what, tmp_path, monkeypatch):
+    monkeypatch.setenv("PREMED_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "file").touch()
+    arguments, words = REFUSED[what]
+    out, errors, output = command(*arguments, heavy=("torch", *HEAVY), cwd=tmp_path)
+    assert (out, output) == ("", "2") and "\n" not in errors and words in errors, errors
+
+
+@pytest.mark.parametrize("form", [["predict", "--out", "out"], ["export", "--to", "out", "--format", "safetensors"]])
+def test_a_run_that_is_not_there_is_told_before_torch_is_imported(form, store, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    monkeypatch.setenv("PREMED_HOME", str(tmp_path / "home"))
+    name, *options = form
+    images = ["."] if name == "predict" else []
+    out, errors, output = command(name, "models:/chest@best", *images, *options, heavy=("torch",), cwd=tmp_path)
+    assert (out, output) == ("", "2")
+    assert errors.startswith("premed: models:/chest@best: no such model or version; no model is registered here")

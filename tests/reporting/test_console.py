@@ -10,6 +10,7 @@ from rich.console import Console
 from premed.cli import progress
 from premed.cli.messages import gate_words
 from premed.cli.progress import ProgressPrinter
+from premed.config.settings import GATE_SHARE
 from premed.events import (
     CheckpointSaved,
     EvaluationStarted,
@@ -27,7 +28,7 @@ from premed.events import (
     WeightsImported,
 )
 from premed.reporting.console import show_outcomes
-from premed.training.evaluate import GATE_SHARE, passed_gate
+from premed.training.evaluate import passed_gate
 
 GATE = {"loss": 0.6, "gate": 0.9, "below": 1 / 3, "passed": True}
 

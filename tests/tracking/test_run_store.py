@@ -332,3 +332,34 @@ def test_a_beginning_that_several_have_is_not_guessed(store):
 def test_a_store_without_runs_says_so(store):
     with pytest.raises(UserError, match="it holds no finished run: set PREMED_HOME or MLFLOW_TRACKING_URI"):
         find_run(store, "0" * 32)
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        (
+            "models:/chest@bset",
+            "no such model or version; did you mean models:/chest@best? There are models:",
+        ),
+        ("models:/chest@newest", "; did you mean models:/chest@best?"),
+        ("models:/chest/7", "; did you mean models:/chest/2?"),
+        ("models:/chets@best", "; did you mean models:/chest@best?"),
+        ("models:/hippocampus@best", "; there are models:/chest@best, models:/chest/2, models:/knees@best"),
+        (
+            "models:/chest",
+            "names no model; write models:/NAME@best or models:/NAME/VERSION; did you mean ",
+        ),
+        ("chest@best", "^chest@best: no such run; did you mean models:/chest@best?"),
+        ("model:/knees@best", ": no such run; did you mean models:/knees@best?"),
+    ],
+)
+def test_a_model_that_is_not_there_is_told_with_the_nearest_that_is(store, reference, words):
+    run_id = start(store, "abc")
+    for name, number in (("chest", 2), ("knees", 1)):
+        store.client.create_registered_model(name)
+        for _ in range(number):
+            store.client.create_model_version(name, store.get(run_id).artifact_uri, run_id)
+        store.client.set_registered_model_alias(name, "best", "1")
+    with pytest.raises(UserError, match=words.replace("?", "[?]")) as caught:
+        find_run(store, reference)
+    assert "\n" not in str(caught.value)

@@ -20,9 +20,13 @@ from premed.cli.options import (
     print_result,
     redirect_prints,
     tell_written,
+    train_settings,
 )
 from premed.errors import Left, StageFailed, UserError, brief
+from premed.inference.refusals import refuse_export, refuse_options, refuse_prediction
 from premed.paths import settle_user_home
+from premed.reporting.refusals import refuse_figures, refuse_page
+from premed.tracking.client import require_store
 from premed.training import stopping
 
 
@@ -137,15 +141,16 @@ def compare(
     """
     if part not in (None, "test", "val"):
         raise UserError(f"--part {part}: write --part test or --part val")
+    require_store()
+    if html is not None:
+        refuse_page(html, ui)
+    if figures is not None:
+        refuse_figures(figures)
     with loading():
         from premed.reporting.comparison import compare, page, terminal
         from premed.reporting.comparison import figures as drawn
         from premed.tracking.run_store import open_store
 
-    if html is not None:
-        page.refuse(html, ui)
-    if figures is not None:
-        drawn.refuse(figures)
     with redirect_prints(as_json):
         store = open_store()
         selection: dict[str, Any] = {"task": task, "baseline": baseline, "allow": allow or (), "where": where or ()}
@@ -176,14 +181,14 @@ def predict(
 
     An image that cannot be predicted is named and skipped; the exit code is then 1.
     """
-    with loading():
-        from premed.cli.options import train_settings
+    train = train_settings(gpu=gpu, precision=precision)
+    with loading(), redirect_prints(as_json):
+        refuse_prediction(reference, images, out)
         from premed.cli.progress import ProgressPrinter
         from premed.inference import predict
         from premed.reporting import console
 
     with ProgressPrinter() as show, redirect_prints(as_json):
-        train = train_settings(gpu=gpu, precision=precision)
         result = predict.run(reference, images, out, show, masks=masks, train=train)
     print_result(result, as_json, console.show_predictions)
     if result["failed"]:
@@ -204,7 +209,9 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a trained network as files for other tools, with a description of how its images are prepared."""
-    with loading():
+    refuse_options(form, to, check=check or (), part=part or (), single_file=whole)
+    with loading(), redirect_prints(as_json):
+        refuse_export(reference)
         from premed.inference import export
         from premed.reporting import console
 

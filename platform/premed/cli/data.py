@@ -8,7 +8,9 @@ import typer
 
 from premed.cli.options import Json, What, load_first_experiment, loading, print_result, redirect_prints, tell_written
 from premed.errors import UserError
+from premed.reporting.refusals import refuse_page
 
+PHANTOMS = ("brats", "btcv", "chestxray14", "images", "msd", "nnunet")
 app = typer.Typer(help="Phantoms, a check of the data, and the prepared cache.", no_args_is_help=True)
 
 
@@ -38,6 +40,8 @@ def check(
     Errors are what a run would refuse, or what would make its numbers wrong: exit code 2. Notes alone: exit code 0.
     Every image is opened, those of the test part too (unless test=false).
     """
+    if html is not None:
+        refuse_page(html)
     with loading(what):
         experiment = load_first_experiment(what)
         from premed.cli.progress import ProgressPrinter
@@ -68,6 +72,10 @@ def phantom(
     kind: Annotated[str, typer.Option(help="of files, for images: png or dicom (X-rays), nifti (CT volumes)")] = "png",
 ) -> None:
     """Write made-up images in a data set's own layout."""
+    if task not in PHANTOMS:
+        raise UserError(f"{task}: has no phantoms; choose one of {', '.join(PHANTOMS)}")
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; name a new folder")
     from premed.data.phantoms import abdomen, brain, thorax
     from premed.data.phantoms.writers import write_chestxray14, write_msd, write_nnunet
 
@@ -80,9 +88,5 @@ def phantom(
         "msd": lambda: write_msd(folder, num or 100, seed, shape=(size,) * 3 if size else None),
         "nnunet": lambda: write_nnunet(folder, num or 100, seed, shape=(size,) * 3 if size else None),
     }
-    if task not in writers:
-        raise UserError(f"{task}: has no phantoms; choose one of {', '.join(writers)}")
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; name a new folder")
     writers[task]()
     print(folder)

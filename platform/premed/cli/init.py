@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from premed.cli.options import Json, loading, print_result, redirect_prints
+from premed.planning.output import settle
 
 
 def init(
@@ -19,6 +20,7 @@ def init(
 
     It reads headers and a sample of the images, says what it found, and gives a reason for every number.
     """
+    settle(folder, out)
     with loading():
         from premed.cli.progress import ProgressPrinter
         from premed.events import ImagesChecked

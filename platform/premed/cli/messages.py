@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from premed.config.settings import GATE_SHARE
 from premed.events import (
     DataLoadingBottleneck,
     MetricsLogged,
@@ -10,7 +11,6 @@ from premed.events import (
     WaitingForResources,
 )
 from premed.reporting.formatting import duration
-from premed.training.evaluate import GATE_SHARE
 
 DOING = {
     "pretrain": "pre-training",

@@ -7,6 +7,8 @@ import typer
 
 from premed.cli.options import Json, loading, print_result, redirect_prints, tell_written
 from premed.errors import UserError
+from premed.reporting.refusals import refuse_picture
+from premed.tracking.client import require_store
 
 Task = Annotated[str | None, typer.Option(help="one task [default: all that the store has]")]
 Baseline = Annotated[
@@ -63,6 +65,10 @@ def plan(
         raise UserError(f"--part {part}: write --part test or --part val")
     selection: dict[str, Any] = {"task": task, "baseline": baseline, "allow": allow, "where": where, "part": part}
     refuse_mixed(selection, {"sd-patients": sd_patients, "n-seeds": n_seeds}, n_patients)
+    if picture is not None:
+        refuse_picture(picture)
+    if n_patients is None:
+        require_store()
     with loading():
         from premed.reporting.sample_size import picture as drawing
         from premed.reporting.sample_size import plan, terminal
@@ -71,8 +77,6 @@ def plan(
         from premed.tracking.run_store import open_store
 
     settings = PlanSettings(power, margin, Stated(sd_pretraining, sd_finetuning))
-    if picture is not None:
-        drawing.refuse(picture)
     with redirect_prints(as_json):
         if n_patients is not None:
             result = plan.from_guesses(

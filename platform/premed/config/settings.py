@@ -25,7 +25,8 @@ LABEL_FREE: tuple[Kind, ...] = (*PRETRAINING, "import")
 """Stages that produce an encoder without labels, so that any number of fine-tunings can share them."""
 TRUNK = "trunk_"
 """Prefix of a trunk segment's name in an experiment's outcome; its number of epochs follows."""
-
+GATE_SHARE = 0.95
+"""A pre-training passes its gate when its validation loss is below this share of it."""
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 

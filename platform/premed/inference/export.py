@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,20 +23,15 @@ from premed.contracts import Sample, Task
 from premed.data.cache import Cache
 from premed.errors import StageFailed, UserError, first_line
 from premed.inference import monai_bundle
-from premed.inference.inputs import find_images, join_channels, no_image_error, prepare_sample
+from premed.inference.inputs import find_images, join_channels, nothing_left, prepare_sample
 from premed.inference.load import TrainedModel, open_trained
 from premed.inference.model_card import output_meaning, preparation_steps, render
 from premed.inference.onnx_torchscript import largest_difference, random_views, write_onnx, write_torchscript
+from premed.inference.refusals import refuse_options
 from premed.models.network import Network
 from premed.paths import home
 from premed.tracking.run_store import open_store
 
-EXTRA = {
-    "safetensors": (),
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "monai": ("fire", "jsonschema"),
-}
-"""The packages that a format requires in addition: premed[export]."""
 MAX_IMAGES = 4  # on which a graph is compared with torch
 RANDOM = "random values, because no validation image could be read"
 
@@ -56,16 +50,7 @@ def run(
     check: images on which to compare a graph with torch. part, single_file (safetensors only): the parts to write, and
     whether to write them to one file. Raises UserError for options that do not fit the format.
     """
-    if form not in EXTRA:
-        raise UserError(f"--format: {form!r} is not one of {', '.join(EXTRA)}")
-    if absent := [name for name in EXTRA[form] if find_spec(name) is None]:
-        raise UserError(f"--format {form}: needs {', '.join(absent)}: pip install premed[export]")
-    if form != "safetensors" and (part or single_file):
-        raise UserError(f"--format {form}: contains the complete network; --part and --whole are for safetensors")
-    if form == "safetensors" and check:
-        raise UserError("--check: compares a graph with torch; safetensors are the weights themselves")
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UserError(f"{to}: exists and is not empty; name a new folder")
+    refuse_options(form, to, check=check, part=part, single_file=single_file)
     with open_trained(reference) as trained, atomic_folder(to) as folder:
         card = export_card(trained, form)
         if form == "safetensors":
@@ -162,7 +147,7 @@ def comparison_views(trained: TrainedModel, task: Task, check: Sequence[Path]) -
         found, failed = find_images(check, task.dims, Path(os.devnull))
         images, incomplete = join_channels(found, task)
         if failed + incomplete or not images:
-            raise no_image_error(failed + incomplete)
+            raise nothing_left(failed + incomplete)
         for each in images[:MAX_IMAGES]:
             with prepare_sample(each.path, task.preprocessing, each.more) as sample:
                 views += task.tiles(sample)

@@ -15,6 +15,7 @@ from premed.data.io.readers import DICOM, PICTURES, VOLUMES
 from premed.data.prepared import PreparedFile, write
 from premed.data.preprocess import prepare
 from premed.errors import UserError
+from premed.inference.refusals import no_image_error, not_there
 
 
 class Input(NamedTuple):
@@ -33,7 +34,7 @@ def find_images(images: Sequence[Path], dims: int, out: Path) -> tuple[list[Inpu
     for path in images:
         try:
             if not path.exists():
-                failed.append({"path": str(path), "why": f"{path}: there is no such file or folder"})
+                failed.append({"path": str(path), "why": not_there(path)})
             elif path.is_dir():
                 num_failed = len(failed)
                 below = list(images_in(path, dims, out.absolute(), failed))
@@ -138,10 +139,9 @@ def join_channels(wanted: Sequence[Input], task: Any) -> tuple[list[Input], list
     return joined, failed
 
 
-def no_image_error(failed: Sequence[dict[str, str]]) -> UserError:
+def nothing_left(failed: Sequence[dict[str, str]]) -> UserError:
     """Returns the error for the case that no image was predicted."""
-    more = f" (and {len(failed) - 1} more like it)" if len(failed) > 1 else ""
-    return UserError(f"{failed[0]['why']}{more}")
+    return no_image_error([each["why"] for each in failed])
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from premed.data.io.readers import read_header
 from premed.data.prepared import PreparedFile
 from premed.errors import StageFailed, UserError, first_line, printable
 from premed.events import EventHandler, ImageSkipped, ImagesPredicted, WarningIssued
-from premed.inference.inputs import Input, find_images, join_channels, no_image_error, prepare_sample
+from premed.inference.inputs import Input, find_images, join_channels, nothing_left, prepare_sample
 from premed.inference.load import open_trained
 from premed.models.network import Network
 from premed.safety.files import spreadsheet_cell
@@ -62,7 +62,7 @@ def run(
         for each in failed:
             show(ImageSkipped(each["why"]))
         if not wanted:
-            raise no_image_error(failed)
+            raise nothing_left(failed)
         forward, outputs, noted = make_forward(network, train), [], set[str]()
         with open_predictor(task, forward, out, wanted, trained.card["digest"], masks) as predict_image:
             if trained.scored and trained.scored.warning:  # what was refused is one line, so not before
@@ -83,7 +83,7 @@ def run(
                     show(ImageSkipped(failed[-1]["why"]))
                 show(ImagesPredicted(number, len(wanted)))
     if not outputs:
-        raise no_image_error(failed)
+        raise nothing_left(failed)
     about = {"run_id": trained.run_id, "task": task.name, "answer": trained.card["answer"], "folder": str(out)}
     about["model"] = trained.scored and trained.scored.entry
     return about | {"outputs": outputs, "failed": failed}

@@ -1,7 +1,6 @@
 """`premed init`: recognises a folder's layout, looks at its images, chooses settings, writes a YAML."""
 
 import os
-import re
 import shlex
 from collections.abc import Callable
 from datetime import date
@@ -20,6 +19,7 @@ from premed.planning.choices import Choice, Choices
 from premed.planning.facts import described
 from premed.planning.folder import FEW_PATIENTS, Looked, look, recognise
 from premed.planning.machine import Machine, this_machine
+from premed.planning.output import refuse_overwriting, settle
 from premed.tasks.common.recognised import OWN as OWN_TASK
 
 LONG = 45  # minutes
@@ -37,11 +37,7 @@ def run(
 
     out: the YAML's path; None: named after the folder, in the current one. progress: called with images done and total.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: name the one that holds the images")
-    folder = Path(os.path.abspath(folder))
-    out = out or Path(re.sub(r"[^\w.-]+", "_", folder.name).strip("._") or "experiment").with_suffix(".yaml")
-    refuse_overwriting(out)
+    folder, out = settle(folder, out)
     recognised = recognise(folder)
     if recognised.listing:
         refuse_overwriting(out.with_suffix(recognised.listing.suffix))
@@ -52,13 +48,6 @@ def run(
     notes += plan.notes
     facts = described(looked, machine)
     return write(looked, out, task_choices | plan.choices, facts, [*notes, *warnings(looked, plan)], plan)
-
-
-def refuse_overwriting(path: Path) -> None:
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"{path}: its folder does not exist; create it")
-    if os.path.lexists(path):
-        raise UserError(f"{path} exists: remove it, or name another file with --out")
 
 
 def data_of(looked: Looked) -> training.Data:

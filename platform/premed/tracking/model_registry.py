@@ -6,8 +6,10 @@ Of fine-tuned networks the alias `best` marks the highest score; of encoders, wh
 import gc
 import json
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ BEST, NEWEST = "best", "newest"
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 """MLflow's error codes for a model or version that does not exist."""
 _SCORE = "premed.score"
+MOST_MODELS, LISTED = 100, 6  # that are looked through for a message, and that it names
 
 
 def export(module: "torch.nn.Module", example: "np.ndarray", card: dict[str, Any], folder: Path) -> None:
@@ -167,14 +170,49 @@ def run_of(client: "MlflowClient", reference: str) -> str:
 
     name, mark, version = reference.removeprefix("models:/").rpartition("@" if "@" in reference else "/")
     if not (name and version):
-        raise UserError(f"{reference}: names no model; write models:/NAME@{BEST} or models:/NAME/VERSION")
+        form = f"write models:/NAME@{BEST} or models:/NAME/VERSION"
+        raise UserError(f"{reference}: names no model; {form}{proposals(client, reference)}")
     try:
         get = client.get_model_version_by_alias if mark == "@" else client.get_model_version
         run_id = get(name, version).run_id
     except MlflowException as error:
         if error.error_code not in UNKNOWN:
             raise
-        raise UserError(f"{reference}: no such model or version; `premed ui` lists them under Models") from None
+        raise UserError(f"{reference}: no such model or version{proposals(client, reference)}") from None
     if not run_id:
         raise UserError(f"{reference}: has no run in its metadata; name the run itself")
     return run_id
+
+
+def proposals(client: "MlflowClient", reference: str) -> str:
+    """What `reference` may have meant, and which models there are, as the end of a message."""
+    listed = references(client)
+    if not listed:
+        return "; no model is registered here: set PREMED_HOME or MLFLOW_TRACKING_URI, or run an experiment"
+    guess = nearest(reference, listed)
+    more = f" and {len(listed) - LISTED} more (`premed ui` lists them under Models)" if len(listed) > LISTED else ""
+    there_are = f"here are {', '.join(listed[:LISTED])}{more}"
+    return f"; did you mean {guess}? T{there_are}" if guess else f"; t{there_are}"
+
+
+def nearest(reference: str, listed: Sequence[str]) -> str | None:
+    """The one of `references` that is most like `reference`, with or without `models:/`; None if none is."""
+    bare = re.sub("^models?:/*", "", reference)
+    by_name = {each.removeprefix("models:/"): each for each in listed}
+    of_model = [each for each in by_name if re.split("[@/]", each)[0] == re.split("[@/]", bare)[0]]
+    found = get_close_matches(bare, of_model or by_name, n=1) or of_model
+    return by_name[found[0]] if found else None
+
+
+def references(client: "MlflowClient") -> list[str]:
+    """How each registered model is referred to: `models:/NAME@ALIAS`, and `models:/NAME/VERSION` of its newest."""
+    try:
+        models = client.search_registered_models(max_results=MOST_MODELS)
+    except Exception:  # noqa: BLE001 - a server may have no registry, and this only helps a message
+        return []
+    found = []
+    for model in models:
+        found += [f"models:/{model.name}@{alias}" for alias in sorted(model.aliases)]
+        versions = [int(each.version) for each in client.search_model_versions(f"name = '{model.name}'")]
+        found += [f"models:/{model.name}/{max(versions)}"] if versions else []
+    return found

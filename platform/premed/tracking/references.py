@@ -33,6 +33,8 @@ def find_run(store: RunStore, reference: str, kinds: Sequence[str] = KINDS) -> R
                     found.setdefault(run.tags.get("premed.digest", run.run_id), run)
     if len(found) == 1:
         return next(iter(found.values()))
+    if not found and (guess := model_registry.nearest(reference, model_registry.references(store.client))):
+        raise UserError(f"{reference}: no such run; did you mean {guess}?")
     what = f"{len(found)} runs begin like that" if found else "no such run"
     raise UserError(f"{reference}: {what} in {masked(store.uri)}; {listing(found.values() or newest(store))}")
 

@@ -6,14 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from premed.config.settings import GATE_SHARE
 from premed.contracts import Objective, Row, Sample
 from premed.distributed import all_gather, rank_and_world
 from premed.rng import fold, key, uniform
 
 COUNTS = 1 << 22
 """Numbers of rows times resamples that are held at once: 32 MB an array."""
-GATE_SHARE = 0.95
-"""A pre-training passes its gate when its validation loss is below this share of it."""
 UNIFORM_ENTROPY, SAME_OUTPUT = 0.98, 0.95
 """A teacher has collapsed if its outputs have more than this share of the largest entropy, or if more than this share
 of the images get the same output."""

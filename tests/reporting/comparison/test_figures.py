@@ -9,6 +9,7 @@ from support.comparing import add, xrays
 from premed.errors import UserError
 from premed.reporting.comparison import figures
 from premed.reporting.comparison.compare import compare
+from premed.reporting.refusals import refuse_figures
 
 
 def test_every_chart_of_the_page_is_written_twice(store, tmp_path):
@@ -16,7 +17,7 @@ def test_every_chart_of_the_page_is_written_twice(store, tmp_path):
         for fraction in (0.1, 1.0):
             add(store, "none", seed, fraction=fraction)
             add(store, "mae", seed, xrays(2.5, seed), fraction=fraction)
-    figures.refuse(tmp_path / "new" / "figures")
+    refuse_figures(tmp_path / "new" / "figures")
     table, tex, methods, *files = written = figures.write(compare(store), store, tmp_path / "new" / "figures")
     assert [each.name for each in (table, tex, methods)] == ["table.csv", "table.tex", "methods.txt"]
     assert [file.name for file in files] == [
@@ -35,4 +36,4 @@ def test_every_chart_of_the_page_is_written_twice(store, tmp_path):
 def test_a_folder_that_cannot_be_made_is_named_before_any_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--figures .*/file/here: cannot be made"):
-        figures.refuse(tmp_path / "file" / "here")
+        refuse_figures(tmp_path / "file" / "here")

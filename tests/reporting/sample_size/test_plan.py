@@ -12,6 +12,7 @@ from premed.cli.options import as_json_value
 from premed.errors import UserError
 from premed.reporting.comparison.compare import compare
 from premed.reporting.formatting import number, p_value
+from premed.reporting.refusals import refuse_picture
 from premed.reporting.sample_size import picture, plan, terminal
 from premed.reporting.sample_size.components import Stated
 from premed.reporting.sample_size.power import Design, layout, smallest_difference
@@ -282,7 +283,7 @@ def test_the_terminal_s_rows_have_the_plan_s_numbers(varied, capsys):
 def test_a_picture_that_cannot_be_is_refused_before_any_work(curve, tmp_path):
     for path, words in ((tmp_path / "a.pdf", "ends in .svg or .png"), (tmp_path / "no" / "a.svg", "does not exist")):
         with pytest.raises(UserError, match=words):
-            picture.refuse(path)
+            refuse_picture(path)
     result = plan.from_store(curve, PlanSettings())
     many = type(result)(0.8, 0.05, None, [*result.blocks] * 2, [])
     with pytest.raises(UserError, match="--picture: 8 comparisons, and a picture holds 6; choose by --task or --where"):

@@ -15,14 +15,6 @@ from premed.reporting.comparison.tables import Section, reliability_chart
 from premed.tracking.run_store import RunStore
 
 
-def refuse(folder: Path) -> None:
-    """Raises UserError, before any work, if `folder` cannot be made."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--figures {folder}: cannot be made ({error.strerror}); name another folder") from None
-
-
 def write(result: ComparisonResult, store: RunStore, folder: Path) -> list[Path]:
     """Writes `table.csv`, `table.tex`, `methods.txt`, and for each chart of the page `TASK-HEAD-CHART.svg` and `.png`.
 

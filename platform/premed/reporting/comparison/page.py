@@ -53,14 +53,6 @@ MEASURED = {
 """Title, axis and caption of what validations measure without labels."""
 
 
-def refuse(path: Path, ui: str | None) -> None:
-    """Raises UserError, before any work, if the page's folder does not exist or `ui` is not a URL."""
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"--html {path}: its folder does not exist; create it")
-    if ui is not None and (urlsplit(ui).scheme not in ("http", "https") or not urlsplit(ui).netloc):
-        raise UserError(f"--ui {ui}: is not a URL; write it as premed ui prints it: http://127.0.0.1:5000")
-
-
 def write(result: ComparisonResult, store: RunStore, path: Path, ui: str | None) -> None:
     """Writes the page of a comparison of `store`. ui: MLflow's UI; None: the server that the store is on, if any."""
     if ui is None and store.uri.startswith("http"):

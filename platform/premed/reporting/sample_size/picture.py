@@ -22,14 +22,6 @@ TIMES = {1: "#08519c", 2: "#4292c6", 4: "#9ecae1"}
 MOST = 6  # comparisons
 
 
-def refuse(path: Path) -> None:
-    """Raises UserError, before any work, if the picture cannot be written there."""
-    if path.suffix not in (".svg", ".png"):
-        raise UserError(f"--picture {path}: write a name that ends in .svg or .png")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"--picture {path}: its folder does not exist; create it")
-
-
 def write(result: PlanResult, path: Path) -> None:
     """Writes the picture as SVG or PNG."""
     drawing = draw(result)
