@@ -1,6 +1,11 @@
-"""`premed ui` opens a browser where there is a desktop (`test_demo`), once the server answers."""
+"""`premed ui` tells its addresses, and opens one where there is a desktop (`test_demo`), once the server answers."""
 
+import http.server
+import os
 import socket
+import subprocess
+import sys
+import threading
 import webbrowser
 
 import pytest
@@ -11,15 +16,56 @@ from premed.cli.app import app
 from premed.tracking import saved_views
 
 
-def test_a_page_opens_once_its_server_takes_connections(monkeypatch):
-    opened = []
-    monkeypatch.setattr(webbrowser, "open", lambda url: opened.append(url) or True)
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{server.getsockname()[1]}/#/experiments/1/runs?a=b"
-        assert not browser.open_when_served(url, patience=0.05) and opened == []
-        server.listen()
-        assert browser.open_when_served(url) and opened == [url]
+class Unable(http.server.BaseHTTPRequestHandler):
+    """Answers every request with status 501."""
+
+    def log_message(self, format, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    """One that takes connections and answers nothing until it is served."""
+    with http.server.HTTPServer(("127.0.0.1", 0), Unable) as server:
+        yield server
+        server.shutdown()
+
+
+def base_of(server):
+    return f"http://127.0.0.1:{server.server_port}"
+
+
+def test_addresses_are_told_and_one_is_opened_once_the_server_answers(server, monkeypatch, capsys):
+    """That it takes connections is not enough: MLflow's does, long before it answers."""
+    opened, asked = [], []
+    monkeypatch.setattr(webbrowser, "open", lambda url: opened.append((url, capsys.readouterr().err)))
+
+    def pause(seconds):
+        asked.append((list(opened), capsys.readouterr().err))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    monkeypatch.setattr(browser.time, "sleep", pause)
+    answers = browser.answers
+    monkeypatch.setattr(browser, "answers", lambda base: bool(asked) and answers(base))
+    url = f"{base_of(server)}/#/experiments/1/runs?a=b"
+    assert browser.tell_when_served(os.getppid(), base_of(server), url, ["chest  here", "base"])
+    assert asked == [([], "")] and opened == [(url, "chest  here\nbase\n")]
+
+
+def test_an_error_is_an_answer_and_an_open_port_is_none(server, monkeypatch):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        assert not browser.answers(f"http://127.0.0.1:{silent.getsockname()[1]}")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    assert browser.answers(base_of(server))  # with status 501
+
+
+def test_it_ends_with_the_server_that_never_answered():
+    """The process that it waits for ends, and it says nothing."""
+    telling = f"[{sys.executable!r}, '-m', 'premed.cli.browser', str(os.getpid()), 'http://127.0.0.1:9', '', 'never']"
+    code = f"import os, subprocess; child = subprocess.Popen({telling}); print(child.pid)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)  # until both ended
+    assert done.stdout.strip().isdigit() and done.stderr == ""
 
 
 def ui(monkeypatch, uri, *options):
@@ -30,20 +76,23 @@ def ui(monkeypatch, uri, *options):
     views = [saved_views.TaskView("chest", "/#/experiments/1/runs"), saved_views.TaskView("brain", "/#/2")]
     monkeypatch.setattr(saved_views, "save_views", lambda store: views)
     monkeypatch.setattr(services, "has_desktop", lambda: True)
-    monkeypatch.setattr(services.subprocess, "Popen", lambda command: started.append(command[-1]))
+    monkeypatch.setattr(services.subprocess, "Popen", lambda command: started.append(command[4:]))
     monkeypatch.setattr(services.os, "execv", lambda program, command: started.append(command[-3]))
     output = CliRunner().invoke(app, ["ui", *options])
     return output.output, started
 
 
-def test_the_ui_is_opened_at_the_newest_task_and_each_task_s_address_is_printed(monkeypatch):
+def test_the_newest_task_is_opened_and_each_task_s_address_told_once_there_is_an_answer(monkeypatch):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    result, started = ui(monkeypatch, "sqlite:////runs.db", "--port", port)
-    assert started == [f"http://127.0.0.1:{port}/#/experiments/1/runs", "sqlite:////runs.db"]
-    assert f"chest  http://127.0.0.1:{port}/#/experiments/1/runs\nbrain  http://127.0.0.1:{port}/#/2\n" in result
-    assert ui(monkeypatch, "sqlite:////runs.db", "--port", port, "--no-open")[1] == ["sqlite:////runs.db"]
+    base = f"http://127.0.0.1:{port}"
+    said, (told, served) = ui(monkeypatch, "sqlite:////runs.db", "--port", port)
+    assert said == "starting MLflow: its addresses follow once it answers\n" and served == "sqlite:////runs.db"
+    lines = [f"chest  {base}/#/experiments/1/runs", f"brain  {base}/#/2", f"{base}  (Ctrl-C ends it)"]
+    assert told == [base, f"{base}/#/experiments/1/runs", *lines]
+    _, (told, _) = ui(monkeypatch, "sqlite:////runs.db", "--port", port, "--no-open")
+    assert told == [base, "", *lines]
 
 
 def test_of_a_server_the_addresses_are_printed_and_nothing_is_started(monkeypatch):

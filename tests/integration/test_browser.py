@@ -55,6 +55,8 @@ def ui(home, printed):
         server = subprocess.Popen(command, **about)
     try:
         come_up(server, port)
+        while "Ctrl-C" not in printed.read_text():  # told by another process, once it has seen the answer
+            server.poll()
         yield f"http://127.0.0.1:{port}/#"
     finally:
         stop(server)

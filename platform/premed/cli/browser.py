@@ -1,14 +1,18 @@
-"""A page in the person's browser, where there is a desktop. `python -m premed.cli.browser URL` waits for its server."""
+"""Addresses that are told, and opened where there is a desktop, once their server answers.
+
+`python -m premed.cli.browser PID BASE URL LINE…` waits for the server at BASE, which its parent PID becomes, prints the
+lines on stderr, and opens URL unless that is empty. It ends without them if its parent ends.
+"""
 
 import os
-import socket
 import sys
 import time
-import urllib.parse
+import urllib.error
+import urllib.request
 import webbrowser
+from collections.abc import Sequence
 
-PATIENCE = 120.0
-"""Seconds until a server that starts must answer."""
+PAUSE = 0.2  # seconds between two questions
 
 
 def has_desktop() -> bool:
@@ -17,21 +21,35 @@ def has_desktop() -> bool:
     return bool(screen) and sys.stdout.isatty() and "SSH_CONNECTION" not in os.environ
 
 
-def open_when_served(url: str, patience: float = PATIENCE) -> bool:
-    """Opens the URL as soon as its server takes connections. Returns whether it did, within `patience` seconds."""
-    parts = urllib.parse.urlsplit(url)
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        try:
-            socket.create_connection((parts.hostname or "", parts.port or 80), timeout=1).close()
-            return webbrowser.open(url)
-        except OSError:
-            time.sleep(0.2)
-    return False
+def answers(base: str) -> bool:
+    """Whether a server answers a request, with whatever status: MLflow's takes connections long before it does."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is on this machine
+    try:
+        direct.open(base, timeout=5).close()
+    except urllib.error.HTTPError as error:
+        error.close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def tell_when_served(parent: int, base: str, url: str, lines: Sequence[str]) -> bool:
+    """Prints the lines and opens the URL as soon as the server answers. Returns False if the parent process ends first.
+
+    parent: its id. url: empty: nothing is opened.
+    """
+    while not answers(base):
+        if os.getppid() != parent:
+            return False
+        time.sleep(PAUSE)
+    print("\n".join(lines), file=sys.stderr, flush=True)
+    if url:
+        webbrowser.open(url)
+    return True
 
 
 if __name__ == "__main__":
     try:
-        open_when_served(sys.argv[1])
+        tell_when_served(int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:])
     except KeyboardInterrupt:  # the server was ended before it answered
         sys.exit(130)

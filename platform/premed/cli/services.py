@@ -75,7 +75,7 @@ def ui(
     port: Annotated[int, typer.Option(help="on 127.0.0.1")] = 5000,
     browse: Annotated[bool, typer.Option("--open/--no-open", help="open it, where there is a desktop")] = True,
 ) -> None:
-    """Serve the MLflow UI of the store in use; print, and open, the address that compares the strategies of a task."""
+    """Serve the MLflow UI of the store in use; once it answers, print and open the address that compares strategies."""
     from premed.paths import home
     from premed.tracking.client import require_store
     from premed.tracking.run_store import RunStore
@@ -85,6 +85,7 @@ def ui(
     is_server = uri.startswith("http")
     if not is_server:
         require_free(port)
+        print("starting MLflow: its addresses follow once it answers", file=sys.stderr, flush=True)
     views = save_views(RunStore(uri, artifacts))
     base = uri if is_server else f"http://127.0.0.1:{port}"
     width = max((len(view.task) for view in views), default=0)
@@ -93,9 +94,9 @@ def ui(
     if is_server:
         print("\n".join([f"the store in use is a server with its own UI: {base}", *lines]))
         return
-    print("\n".join([*lines, f"{base}  (Ctrl-C ends it)"]), file=sys.stderr)
-    if browse and has_desktop():
-        subprocess.Popen([sys.executable, "-m", "premed.cli.browser", address])  # it waits until the server answers
+    opened = address if browse and has_desktop() else ""
+    telling = [str(os.getpid()), base, opened, *lines, f"{base}  (Ctrl-C ends it)"]
+    subprocess.Popen([sys.executable, "-m", "premed.cli.browser", *telling])  # it waits until the server answers
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     os.execv(
         sys.executable, [*command, "--backend-store-uri", uri, "--artifacts-destination", str(home() / "artifacts")]
