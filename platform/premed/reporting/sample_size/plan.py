@@ -16,6 +16,7 @@ from premed.reporting.formatting import counted
 from premed.reporting.sample_size.arms import groups_of, prices
 from premed.reporting.sample_size.comparing import NAMES, plan_comparison, unplannable
 from premed.reporting.sample_size.components import Components, Side
+from premed.reporting.sample_size.conclusion import conclusion
 from premed.reporting.sample_size.curves import Curve, curves_of
 from premed.reporting.sample_size.needs import UNKNOWN, Question, needs, of_labels
 from premed.reporting.sample_size.power import LEVEL, Design, layout, power, smallest_difference
@@ -86,7 +87,7 @@ def block_plan(
     if num > 1:
         more = "the numbers here are of each by itself, but for the column after Holm"
         notes.append(f"{counted(num, 'comparison')}: premed compare corrects p for all of them; {more}")
-    return BlockPlan(
+    planned = BlockPlan(
         task=grouped.task,
         head=block.head,
         part=grouped.part,
@@ -98,6 +99,7 @@ def block_plan(
         forecasts=[curve.forecast for curve in curves],
         notes=notes,
     )
+    return replace(planned, conclusion=conclusion(planned, settings.power, settings.margin))
 
 
 def with_labels(
@@ -164,4 +166,5 @@ def from_guesses(
         needs=needs(question) if settings.margin else [],
     )
     block = BlockPlan("guesses", "", "", "score", True, num_patients, "", [plan], [], [])
+    block = replace(block, conclusion=conclusion(block, settings.power, settings.margin))
     return PlanResult(settings.power, LEVEL, settings.margin, [block], [])

@@ -127,6 +127,8 @@ class BlockPlan:
     comparisons: Sequence[ComparisonPlan]
     forecasts: Sequence[Forecast]
     notes: Sequence[str]
+    conclusion: str = ""
+    """All of it in one sentence, without a full stop; empty where nothing could be planned."""
 
 
 @dataclass(frozen=True)

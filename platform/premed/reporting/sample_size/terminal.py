@@ -23,6 +23,7 @@ NEEDED = ["labels", "strategy", "of what", "now", "needed", "cautious", "more ho
 def show(result: PlanResult) -> None:
     """Prints the plan."""
     for block in result.blocks:
+        print_lines([f"{block.conclusion}."] if block.conclusion else [])
         show_block(result, block)
     print_lines(result.notes)
 
