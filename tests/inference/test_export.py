@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from support.experiments import settle_in
 from support.predictions import FP32, laid, refused
+from support.stores import copied
 
 from premed.config.image_processing import Preprocessing
 from premed.data.preprocess import prepare
@@ -104,11 +105,10 @@ def test_a_card_says_in_numbers_and_words_how_to_prepare(organ_run, brain_run, a
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["chest_run", "organ_run"])
-def test_onnx_answers_as_torch_for_any_number_of_images(name, request, at_home, tmp_path, monkeypatch):
+def test_onnx_answers_as_torch_for_any_number_of_images(name, request, at_home, tmp_path):
     import onnxruntime
 
     run = at_home(request.getfixturevalue(name))
-    monkeypatch.setenv("PREMED_DATA", str(run.root.parent))  # then its validation images are found again
     result = export.run(run.run_id, tmp_path / "out", "onnx")
     assert result["check"]["on"].endswith("validation images") and result["check"]["largest_difference"] < 1e-4
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
@@ -126,11 +126,29 @@ def test_onnx_answers_as_torch_for_any_number_of_images(name, request, at_home, 
 def test_without_its_images_a_graph_is_compared_on_random_values_and_the_reason_is_no_part_of_it(
     chest_run, at_home, tmp_path, monkeypatch
 ):
-    at_home(chest_run)
+    settle_in(monkeypatch, copied(at_home(chest_run).home, tmp_path / "home"))
+    for file in (tmp_path / "home" / "checkpoints").glob("*/root.json"):  # as if it had been trained elsewhere
+        file.unlink()
     monkeypatch.setenv("PREMED_DATA", str(tmp_path / "elsewhere"))
     result = export.run(chest_run.run_id, tmp_path / "out", "onnx")
     assert result["check"]["on"] == f"{export.RANDOM}: name some with --check" and "elsewhere" in result["reason"]
     assert not [file for file in (tmp_path / "out").rglob("*") if b"elsewhere" in file.read_bytes()]
+
+
+def test_its_validation_images_are_found_without_premed_data_where_it_was_trained(
+    chest_run, at_home, tmp_path, monkeypatch
+):
+    """The YAML had an absolute root, which no run records."""
+    expected = [case.name for case in at_home(chest_run).task.split("val")[: export.MAX_IMAGES]]
+    for data in (None, tmp_path):
+        monkeypatch.setenv("PREMED_DATA", str(data)) if data else monkeypatch.delenv("PREMED_DATA", raising=False)
+        with load.open_trained(chest_run.run_id) as found:
+            assert [sample.case.name for sample in export.validation_samples(found)] == expected
+
+
+def test_no_run_records_where_the_data_lies_on_this_machine(chest_run):
+    root = str(chest_run.root).encode()
+    assert not [path for path in (chest_run.home / "artifacts").rglob("*.*") if root in path.read_bytes()]
 
 
 def test_a_graph_that_differs_is_not_handed_over(chest_run, at_home, tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ from premed.execution.run_summary import arm_digest, numbers_of, row, summary_pa
 from premed.paths import home, portable_path
 from premed.tracking import model_registry
 from premed.tracking.tracker import Tracker
-from premed.training.artifacts import curve_of
+from premed.training.artifacts import ROOT, curve_of
 from premed.training.privacy import Privacy
 from premed.training.setup import StageJob, make_objective
 from premed.training.storage import StageStorage
@@ -202,6 +202,8 @@ class ExperimentRecorder:
                 tracker.log_files(run_id, str(folder / name))
         ended = {"premed.stopped": f"at step {end['step']} of {end['of']}"} if (end := result.get("stopped")) else {}
         tracker.set_tags(run_id, {"premed.where": portable_place(storage)} | ended)
+        if storage.local and job.stage.kind == "finetune" and self.privacy.key is None:
+            storage.put_json(ROOT, {"root": str(self.task.root)})  # for this machine: MLflow has ${PREMED_DATA}/…
         self.register(job, run_id, result)
         self.end(run_id, "FINISHED")
 

@@ -31,6 +31,7 @@ from premed.inference.refusals import refuse_options
 from premed.models.network import Network
 from premed.paths import home
 from premed.tracking.run_store import open_store
+from premed.training.artifacts import ROOT
 
 MAX_IMAGES = 4  # on which a graph is compared with torch
 RANDOM = "random values, because no validation image could be read"
@@ -168,7 +169,11 @@ def validation_samples(trained: TrainedModel) -> list[Sample]:
     with TemporaryDirectory() as folder:
         file = open_store().download(trained.parent or "", "experiment.yaml", folder)
         experiment = validate_experiment(parse_yaml(file.read_text(encoding="utf-8")))
-    task: Task = plugin("tasks", experiment.task).build(experiment.task)
+    config: Any = experiment.task
+    here = (trained.storage.get_json(ROOT) or {}).get("root")
+    if here is not None and Path(here).is_dir():  # the run's own YAML names no folder of a machine
+        config = config.model_copy(update={"root": Path(here)})
+    task: Task = plugin("tasks", config).build(config)
     cache = Cache(home() / "cache")
     pairs = [(case, cache.open(case, task.preprocessing)) for case in task.split("val")[:MAX_IMAGES]]
     return [Sample(case, entry) for case, entry in pairs if entry]

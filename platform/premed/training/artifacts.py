@@ -21,6 +21,8 @@ from premed.models.network import load_resized
 from premed.training.privacy import Privacy
 from premed.training.storage import StageStorage
 
+ROOT = "root.json"
+"""In a fine-tuning's folder: where its data lies on this machine. No run in MLflow has it, which names no machine."""
 SNAPSHOTS = 4  # of the outputs for fixed cases: after a quarter, half, three quarters and all of a training
 
 
