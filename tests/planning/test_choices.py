@@ -37,6 +37,22 @@ def test_a_small_volume_is_seen_as_a_whole_at_its_own_spacing():
     assert grid.choices["spacing"].value == [1.0, 1.0, 1.0] and grid.tokens == 4 * 6 * 4
 
 
+def test_what_is_said_of_the_roi_and_of_images_that_are_smaller_is_one_story():
+    """Edges are whole patches: along some the roi has less than the image, along others more."""
+    grids = [((35, 50, 36), (1.0, 1.0, 1.0)), ((35, 50, 37), (1.0, 1.0, 1.0)), ((40, 44, 37), (1.0, 1.0, 1.0))]
+    grid = images.volume_grid(volumes(*grids), TWO_CORES, dense=True)
+    assert grid.roi == (32, 48, 40)
+    share = "91 to 108 % of the edges of the median image, 35 × 50 × 37 voxels at this spacing"
+    assert f": {share} (it is padded to more than 100 %); patches of 8" in grid.choices["roi"].why
+    assert grid.notes == [
+        "3 of 3 images are smaller than the roi [32, 48, 40] along some edge, by 4 voxels at most: an edge is a whole "
+        "number of patches of 8; they are padded there"
+    ]
+    half = images.volume_grid(volumes(((80, 80, 80), (1.0, 1.0, 1.0))), TWO_CORES, dense=True)
+    assert "50 % of the edges of the median image" in half.choices["roi"].why and half.notes == []
+    assert "the roi has 50 % of an edge" in training.pretrain_views(data(dense=True), half).why
+
+
 def test_where_half_an_image_is_too_much_the_finest_edges_of_voxels_grow_first():
     found = volumes(((320, 320, 20), (0.6, 0.6, 3.0)))
     grid = images.volume_grid(found, TWO_CORES, dense=True)

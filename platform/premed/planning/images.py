@@ -95,9 +95,7 @@ def explain_volumes(
     if is_coarse:
         why = f"mm; coarser than {times(median)}: so the roi sees enough on this machine"
     chosen = [float(f"{each:.3g}") if is_coarse else float(f"{each:.6g}") for each in spacing]
-    share = "a whole image" if grid.covers > 0.9 else f"{100 * grid.covers:.0f} % of each edge of an image or more"
-    of = f"the median one has {times(np.round(grid.size))} voxels at this spacing"
-    why_roi = f"what the network sees at once: {share} ({of}); patches of {grid.patch}"
+    why_roi = f"what the network sees at once: {covered(grid)}; patches of {grid.patch}"
     grid.choices |= {"roi": Choice([*grid.roi], why_roi), "spacing": Choice(chosen, why)}
     if (high > MIXED * low).any():
         axis = int((high / low).argmax())
@@ -106,10 +104,21 @@ def explain_volumes(
             f"all are resampled to {times(chosen)} mm"
         )
     sizes = found.shapes * found.spacings / chosen
-    if small := int((np.round(sizes) < grid.roi).any(axis=1).sum()):
+    missing = np.array(grid.roi) - np.round(sizes)
+    if small := int((missing > 0).any(axis=1).sum()):
+        most = f"by {missing.max():.0f} voxels at most: an edge is a whole number of patches of {grid.patch}"
         grid.notes.append(
-            f"{small} of {len(sizes)} images are smaller than the roi {[*grid.roi]} along some edge: they are padded"
+            f"{small} of {len(sizes)} images are smaller than the roi {[*grid.roi]} along some edge, {most}; they are "
+            "padded there"
         )
+
+
+def covered(grid: Grid) -> str:
+    """How much of the median image's edges the roi has, in words: above 100 % the image is padded."""
+    shares = [round(100 * edge / size) for edge, size in zip(grid.roi, grid.size, strict=True)]
+    share = f"{min(shares)} %" if min(shares) == max(shares) else f"{min(shares)} to {max(shares)} %"
+    padded = " (it is padded to more than 100 %)" if max(shares) > 100 else ""
+    return f"{share} of the edges of the median image, {times(np.round(grid.size))} voxels at this spacing{padded}"
 
 
 def volume_values(found: Survey, channels: Sequence[str], num_channels: int) -> tuple[Choices, list[str]]:

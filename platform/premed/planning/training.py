@@ -186,7 +186,9 @@ def pretrain_views(data: Data, grid: Grid) -> Choice:
         return Choice(
             {"shift": 0}, "crops of the middle: shifted ones blur position, and the gate is passed much later"
         )
-    return Choice({"crops": 1}, "crops from anywhere: the roi is far smaller than the images")
+    return Choice(
+        {"crops": 1}, f"crops from anywhere: the roi has {100 * grid.covers:.0f} % of an edge of the median image"
+    )
 
 
 def finetune_views(data: Data, grid: Grid) -> Choice:
