@@ -13,6 +13,8 @@ from premed.cli.progress import ProgressPrinter
 from premed.config.settings import GATE_SHARE
 from premed.events import (
     CheckpointSaved,
+    CollapseDetected,
+    DataLoadingBottleneck,
     EvaluationStarted,
     Event,
     ExperimentEnded,
@@ -165,6 +167,37 @@ def test_a_pre_training_says_how_it_stands_to_its_gate():
     event = point(9, {"val/loss": 0.6, "val/gate": 0.9})
     assert shown([event]) == "step 9: validation loss 0.600, gate 0.900: past the gate by 33%\n"
     assert shown([GateNotPassed(loss=0.6, gate=0.9)]).startswith("WARNING: the pre-training did not pass its gate")
+
+
+def test_what_the_gate_is_stands_in_the_log_only_where_it_is_passed_or_no_more():
+    losses = [1.0, 0.88, 0.6, 0.5, 0.9]
+    events = [point(step, {"val/loss": loss, "val/gate": 0.9}) for step, loss in enumerate(losses)]
+    lines = shown([StageStarted("pretrain", "/x"), *events, StageStarted("pretrain", "/y"), events[0]]).splitlines()
+    first = "step 0: validation loss 1.000, gate 0.900: not past it yet: no better so far than predicting the mean"
+    assert lines[1].startswith(first) and lines[-1] == lines[1]
+    assert lines[2:5] == [
+        "step 1: validation loss 0.880, 2.2% better than the gate",
+        "step 2: validation loss 0.600, gate 0.900: past the gate by 33%",
+        "step 3: validation loss 0.500, 44% below the gate",
+    ]
+    assert lines[5].startswith("step 4: validation loss 0.900, gate 0.900: not past it yet: no better so far")
+
+
+def test_a_warning_of_a_shared_pre_training_is_printed_once_and_another_s_again():
+    missed = [replace(GateNotPassed(loss, gate=0.9), experiment=f"seed {i}") for i, loss in enumerate((0.9, 0.9, 0.8))]
+    lines = shown(missed).splitlines()
+    assert [line.split("]")[0] for line in lines] == ["[seed 0", "[seed 2"] and all("WARNING" in line for line in lines)
+
+
+def test_warnings_name_the_fields_that_would_change_it():
+    about = {"start": 0, "num_images": 9, "num_val": 3, "num_steps": 90, "batch": 12, "lr": 0.1}
+    of = {kind: shown([StageStarted(kind, "/x"), TrainingStarted(**about)]) for kind in ("pretrain", "finetune")}
+    assert "lower pretrain.batch\n" in of["pretrain"] and "lower finetune.batch\n" in of["finetune"]
+    assert "pretrain.epochs" in (gate := shown([GateNotPassed(0.9, 0.9)])) and "encoder.patch" in gate
+    collapsed = shown([CollapseDetected("one", entropy=0.01, same=1.0)])
+    assert "lower pretrain.lr, or raise pretrain.epochs" in collapsed
+    waiting = DataLoadingBottleneck(share=0.5, num_loaders=2, suggested_loaders=2)
+    assert "lower train.workers" in shown([waiting])
 
 
 def test_a_pre_training_says_what_its_probe_is_and_scores_and_that_it_ended_by_it():

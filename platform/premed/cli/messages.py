@@ -1,10 +1,14 @@
 """What events say, in words."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from premed.config.settings import GATE_SHARE
 from premed.events import (
+    CollapseDetected,
     DataLoadingBottleneck,
+    Event,
+    GateNotPassed,
     MetricsLogged,
     TrainingEndedEarly,
     TrainingStarted,
@@ -28,7 +32,7 @@ def bottleneck_words(event: DataLoadingBottleneck) -> str:
     waiting, loaders = f"{event.share:.0%} of the time is spent waiting for images", event.suggested_loaders
     if loaders > event.num_loaders:
         return f"{waiting}; set train.loaders={loaders} (and train.cpus={loaders + 1}, so that each has a CPU)"
-    remedy = "use fewer workers per node, or put PREMED_HOME on a faster disk"
+    remedy = "lower train.workers, or put PREMED_HOME on a faster disk"
     return f"{waiting}; no CPU is left for train.loaders: {remedy}"
 
 
@@ -40,14 +44,39 @@ def resources_words(event: WaitingForResources) -> str:
     return f"{each}; the cluster has {left} free"
 
 
-def gate_words(step: int, loss: float, gate: float) -> str:
-    """The validation loss of a pre-training against its gate, in words."""
-    if loss < GATE_SHARE * gate:
-        result = f"past the gate by {1 - loss / gate:.0%}"
-    else:
-        better = f"{1 - loss / gate:.1%}" if loss < gate else "no"
-        result = f"not past it yet: {better} better so far than predicting the mean patch of each position"
+def gate_words(step: int, loss: float, gate: float, before: bool | None = None) -> str:
+    """The validation loss of a pre-training against its gate, in words; what the gate is, only where it has come past
+    it, or back, since `before` (whether it was past it at the validation before; None: there was none)."""
+    passed = is_past(loss, gate)
+    better = f"{1 - loss / gate:.1%}" if loss < gate else "no"
+    if passed == before:
+        result = f"{1 - loss / gate:.0%} below the gate" if passed else f"{better} better than the gate"
+        return f"step {step}: validation loss {loss:.3f}, {result}"
+    result = f"not past it yet: {better} better so far than predicting the mean patch of each position"
+    result = f"past the gate by {1 - loss / gate:.0%}" if passed else result
     return f"step {step}: validation loss {loss:.3f}, gate {gate:.3f}: {result}"
+
+
+def is_past(loss: float, gate: float) -> bool:
+    return loss < GATE_SHARE * gate
+
+
+def gate_warning(event: GateNotPassed) -> str:
+    """Of a pre-training that ended without having passed its gate."""
+    numbers = f"loss {event.loss:.3f}, a predictor without a network {event.gate:.3f}"
+    return (
+        f"the pre-training did not pass its gate ({numbers}): its encoder has learnt little to transfer; train longer "
+        "(pretrain.epochs, or pretrain.steps where that is set), or with smaller patches (encoder.patch)"
+    )
+
+
+def collapse_warning(event: CollapseDetected) -> str:
+    """Of a pre-training whose outputs came to be alike."""
+    output = "the same output" if event.into == "one" else "a uniform output"
+    return (
+        f"the pre-training collapsed: its teacher gives all images {output} (entropy {event.entropy:.2f} of 1, "
+        f"{event.same:.0%} alike): its encoder has learnt little; lower pretrain.lr, or raise pretrain.epochs"
+    )
 
 
 def probe_words(metrics: Mapping[str, float]) -> str:
@@ -68,11 +97,12 @@ def early_end_words(event: TrainingEndedEarly) -> str:
     )
 
 
-def large_batch_words(event: TrainingStarted) -> str:
-    """Of a step that holds more images than there are."""
+def large_batch_words(event: TrainingStarted, kind: str) -> str:
+    """Of a step that holds more images than there are, in a stage of this kind."""
+    field = "finetune.batch" if kind == "finetune" else "pretrain.batch"
     return (
         f"batch {event.batch} is more than the {event.num_images} training images: a step shows some of them several "
-        "times, and the learning rate grows with batch; lower it"
+        f"times, and the learning rate grows with batch; lower {field}"
     )
 
 
@@ -90,3 +120,11 @@ def pace_words(event: MetricsLogged, batch: int, speed: float) -> str:
     """How long a training will take, by its first steps. speed: images a second."""
     left = duration((event.num_steps - event.step) * batch / speed)
     return f"{speed:.3g} images/s in its first {event.step} steps: {left} for the rest, and validations"
+
+
+WARNINGS: dict[type[Event], Callable[[Any], str]] = {
+    GateNotPassed: gate_warning,
+    CollapseDetected: collapse_warning,
+    DataLoadingBottleneck: bottleneck_words,
+}
+"""Of what experiments may share, by the event: the words of a warning, with the fields that would change it."""

@@ -13,9 +13,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from premed.cli.messages import (
     DOING,
-    bottleneck_words,
+    WARNINGS,
     early_end_words,
     gate_words,
+    is_past,
     large_batch_words,
     pace_words,
     probe_words,
@@ -65,6 +66,7 @@ class Activity:
     last_line: float = 0.0
     batch: int | None = None  # of a training whose speed has not been told yet
     task: TaskID | None = None
+    past_gate: bool | None = None  # of a pre-training, at its last validation
 
 
 class ProgressPrinter:
@@ -78,6 +80,7 @@ class ProgressPrinter:
         self.console = console or Console(stderr=True, highlight=False)
         self.lock = threading.RLock()
         self.experiment, self.activities = "", defaultdict[str, Activity](Activity)
+        self.warned = set[str]()  # of what several experiments share
         self.display: Progress | None = None
         self.experiments_bar: TaskID | None = None
 
@@ -105,6 +108,12 @@ class ProgressPrinter:
     def print_line(self, text: str) -> None:
         console = self.display.console if self.display else self.console
         console.print(self.named(text), soft_wrap=True, markup=False)
+
+    def warn_once(self, text: str) -> None:
+        """Prints a warning of what several experiments may share: a pre-training, a setting. It is the same for all."""
+        if text not in self.warned:
+            self.warned.add(text)
+            self.print_line(f"WARNING: {text}")
 
     def named(self, text: str) -> str:
         return f"[{self.experiment}] {text}" if self.experiment else text
@@ -159,7 +168,7 @@ class ProgressPrinter:
     @handle.register
     def stage_started(self, event: StageStarted) -> None:
         self.end_bar()
-        self.activity.kind = event.kind
+        self.activity.kind, self.activity.past_gate = event.kind, None
         self.print_line(f"{DOING[event.kind]}: {event.where}")
         self.wait(DOING[event.kind])
 
@@ -181,7 +190,7 @@ class ProgressPrinter:
         self.activity.batch = event.batch
         self.print_line(f"{DOING[self.activity.kind]} {training_words(event)}")
         if event.batch is not None and event.batch > event.num_images:
-            self.print_line(f"WARNING: {large_batch_words(event)}")
+            self.warn_once(large_batch_words(event, self.activity.kind))
         if event.probe:
             self.print_line(f"probe at each validation: {event.probe}")
         if event.absent_classes:
@@ -202,8 +211,9 @@ class ProgressPrinter:
     def metrics_logged(self, event: MetricsLogged) -> None:
         metrics = event.metrics
         if "val/gate" in metrics:
-            gate = gate_words(event.step, metrics["val/loss"], metrics["val/gate"])
-            self.print_line(f"{gate}{probe_words(metrics)}")
+            loss, gate = metrics["val/loss"], metrics["val/gate"]
+            self.print_line(f"{gate_words(event.step, loss, gate, self.activity.past_gate)}{probe_words(metrics)}")
+            self.activity.past_gate = is_past(loss, gate)
         elif scores := {name: value for name, value in metrics.items() if name.startswith("val/")}:
             shown = [f"{name[4:]} {value:.3f}" for name, value in scores.items() if not name.startswith("val/n_")]
             self.print_line(f"step {event.step}: validation {', '.join(shown)}")
@@ -229,24 +239,8 @@ class ProgressPrinter:
         self.wait("registering")
 
     @handle.register
-    def gate_not_passed(self, event: GateNotPassed) -> None:
-        numbers = f"loss {event.loss:.3f}, a predictor without a network {event.gate:.3f}"
-        self.print_line(
-            f"WARNING: the pre-training did not pass its gate ({numbers}): "
-            "its encoder has learnt little to transfer; train longer, or with smaller patches"
-        )
-
-    @handle.register
-    def collapse_detected(self, event: CollapseDetected) -> None:
-        output = "the same output" if event.into == "one" else "a uniform output"
-        self.print_line(
-            f"WARNING: the pre-training collapsed: its teacher gives all images {output} (entropy {event.entropy:.2f} "
-            f"of 1, {event.same:.0%} alike): its encoder has learnt little; lower pretrain.lr, or train longer"
-        )
-
-    @handle.register
-    def data_loading_bottleneck(self, event: DataLoadingBottleneck) -> None:
-        self.print_line(f"WARNING: {bottleneck_words(event)}")
+    def warned_of(self, event: GateNotPassed | CollapseDetected | DataLoadingBottleneck) -> None:
+        self.warn_once(WARNINGS[type(event)](event))
 
     @handle.register
     def warning_issued(self, event: WarningIssued) -> None:

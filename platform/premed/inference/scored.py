@@ -56,7 +56,7 @@ class Scored:
         if self.beats_constant is None:
             return ""
         value, constant = number(self.value), number(self.constant)
-        remedy = "train longer or with more labels, or name another run"
+        remedy = "train longer (finetune.epochs), with more labels (finetune.label_fraction), or name another run"
         if not self.beats_constant:
             than = f"no better than an answer that ignores the image ({value} against {constant})"
             return f"{self.name}: its {self._score} is {than}: do not rely on these answers; {remedy}"
