@@ -55,6 +55,14 @@ def test_a_shared_pre_training_is_counted_once_and_equal_stages_are_measured_onc
     assert "mae, none" in out and "one stage at a time" in out and "90 images are prepared" in out
 
 
+@pytest.mark.parametrize(("load", "told"), [(9.0, True), (0.1, False)])
+def test_that_others_kept_the_machine_busy_is_told(chest, home, monkeypatch, load, told):
+    monkeypatch.setattr("premed.execution.estimate.load", lambda: load)
+    monkeypatch.setattr("premed.execution.estimate.num_cpus", lambda: 2.0)
+    notes = measured(experiments(chest))[0].notes
+    assert [note for note in notes if "others keep it busy now (load 9.0 on 2 CPUs), and idle" in note] == notes[:told]
+
+
 def test_stages_run_at_once_as_far_as_there_are_cpus(chest, home, monkeypatch):
     monkeypatch.setattr(estimating, "num_cpus", lambda: 8.0)
     one, _ = measured(experiments(chest))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from premed.data.check import Check
 from premed.errors import UserError
 from premed.planning import init
 from premed.planning.machine import Machine
+from premed.reporting.console import show_plan
 
 pytest_plugins = ["support.experiment_fixtures"]
 TWO_CORES, GPUS = Machine(2, 16.0), Machine(32, 128.0, (80.0, 80.0))
@@ -187,6 +189,22 @@ def test_what_may_mislead_is_noted(tmp_path, here):
     assert "images are smaller than the roi" in notes
     assert "finetune.batch: 5 in place of 16, since there are 5 images to learn from" in notes
     assert "each image counts as one" in notes and "test has 2 patient(s)" in notes
+
+
+def test_the_minutes_are_an_idle_machine_s_and_a_load_is_told_beside_them(made, here, capsys):
+    idle = init.run(made("pngs"), here / "idle.yaml", machine=TWO_CORES)
+    busy = init.run(made("pngs"), here / "busy.yaml", machine=replace(TWO_CORES, load=6.0))
+    note = "the minutes are those of this machine while it is idle, and others keep it busy now (load 6.0 on 2 CPUs): "
+    assert f"{note}while that lasts, up to 4.0 times as long" in busy["notes"]
+    assert busy["minutes"] == idle["minutes"] and not any("load" in note for note in idle["notes"])
+    assert "minutes while it is idle. Every" in " ".join((here / "idle.yaml").read_text().replace("#", "").split())
+    show_plan(idle)
+    assert f"takes about {idle['minutes']:.0f} minutes while this machine is idle. Next:" in capsys.readouterr().out
+
+
+def test_on_a_gpu_nothing_is_said_of_minutes_or_load(made, here):
+    found = init.run(made("pngs"), here / "gpu.yaml", machine=replace(GPUS, load=90.0))
+    assert found["minutes"] is None and not any("idle" in note for note in found["notes"])
 
 
 def test_files_that_are_listed_and_not_there_are_left_out(made, here, tmp_path):

@@ -20,7 +20,7 @@ from premed.config.spec import canonical
 from premed.contracts import Case, Task
 from premed.data.cache import Cache
 from premed.data.datamodule import stage_data_sets
-from premed.data.io.memory import memory, num_cpus
+from premed.data.io.memory import busy_words, load, memory, num_cpus
 from premed.data.processes import prepare as prepare_process
 from premed.errors import UserError
 from premed.execution.machine import refuse_full_disk
@@ -92,6 +92,7 @@ def estimate(
 
     tell: called with a line for each stage that was measured. measure: measures a stage; None: in a process of its own.
     """
+    busy = busy_words(load(), num_cpus())
     resolved = resolve(experiments)
     validate(resolved)
     stages = planned_stages(resolved)
@@ -119,7 +120,7 @@ def estimate(
         sum(needed) * workers / 1e3 * 1.048576,
         cache_bytes / 1e9,
         (CHECKPOINTS * sum(largest) + stays) / 1e9,
-        notes(resolved, stages),
+        [*notes(resolved, stages), *[f"measured on this machine as it is: {busy}, and idle it is faster"] * bool(busy)],
     )
     refuse(result, first, workers)
     return result

@@ -12,6 +12,7 @@ import numpy as np
 from premed.config.expand import load_all
 from premed.config.plugins import plugin
 from premed.data.check import UNLABELLED
+from premed.data.io.memory import busy_words
 from premed.data.survey import LARGEST_SAMPLE
 from premed.errors import UserError
 from premed.planning import document, images, training
@@ -47,7 +48,8 @@ def run(
     plan = training.plan(data_of(looked), grid, machine)
     notes += plan.notes
     facts = described(looked, machine)
-    return write(looked, out, task_choices | plan.choices, facts, [*notes, *warnings(looked, plan)], plan)
+    notes += [*warnings(looked, plan), *busy(machine, plan)]
+    return write(looked, out, task_choices | plan.choices, facts, notes, plan)
 
 
 def data_of(looked: Looked) -> training.Data:
@@ -119,8 +121,20 @@ def warnings(looked: Looked, plan: training.Plan) -> list[str]:
     if unreadable := looked.found.unreadable:
         notes.append(f"{len(unreadable)} of the images that were opened cannot be read: {unreadable[0]}")
     if plan.minutes and plan.minutes > LONG:
-        notes.append(f"about {plan.minutes:.0f} minutes on this machine: seeds: [0], or fewer images, take less")
+        notes.append(
+            f"about {plan.minutes:.0f} minutes on this machine while it is idle: seeds: [0], or fewer images, take less"
+        )
     return notes
+
+
+def busy(machine: Machine, plan: training.Plan) -> list[str]:
+    """Returns a note on what the machine's load makes of the estimate."""
+    words = busy_words(machine.load, machine.cores)
+    if plan.minutes is None or not words:
+        return []
+    times = (machine.load + machine.cores) / machine.cores  # by a fair share of the cores
+    longer = f"while that lasts, up to {times:.1f} times as long"
+    return [f"the minutes are those of this machine while it is idle, and {words}: {longer}"]
 
 
 # Files ---------------------------------------------------------------------------------------------------------------
@@ -139,7 +153,11 @@ def write(
         f"{home}premed compare --task {shlex.quote(looked.task.name)} --html {page}",
         f"{home}premed predict {shlex.quote(f'models:/{looked.task.name}@best')} NEW_IMAGES --out DIR",
     ]
-    about = "minutes to hours on a GPU: not measured" if plan.minutes is None else f"about {plan.minutes:.0f} minutes"
+    about = (
+        "minutes to hours on a GPU: not measured"
+        if plan.minutes is None
+        else f"about {plan.minutes:.0f} minutes while it is idle"
+    )
     head = [f"Written by premed init on {date.today()} for {facts['machine']}; {about}. Every number may be changed."]
     head += [f"{name}: {fact}" for name, fact in facts.items() if name != "machine"]
     head += [f"note: {note}" for note in notes]

@@ -2,18 +2,20 @@
 
 from dataclasses import dataclass
 
-from premed.data.io.memory import memory, num_cpus
+from premed.data.io.memory import load, memory, num_cpus
 
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Cores and GiB of memory that this process may use, and the GiB of each GPU."""
+    """Cores and GiB of memory that this process may use, the GiB of each GPU, and how busy it is."""
 
     cores: int
     memory: float
     gpus: tuple[float, ...] = ()
+    load: float = 0.0
+    """Of other processes, before this one began to compute."""
 
     def __str__(self) -> str:
         cores = f"{self.cores} CPU core{'s' * (self.cores > 1)}, {self.memory:.0f} GiB of memory"
@@ -28,4 +30,5 @@ def this_machine() -> Machine:
     import torch
 
     gpus = [torch.cuda.get_device_properties(i).total_memory / GIB for i in range(torch.cuda.device_count())]
-    return Machine(max(1, int(num_cpus())), memory()[0] * 1e9 / GIB, tuple(gpus) if torch.cuda.is_available() else ())
+    found = tuple(gpus) if torch.cuda.is_available() else ()
+    return Machine(max(1, int(num_cpus())), memory()[0] * 1e9 / GIB, found, load())

@@ -52,7 +52,8 @@ def show_plan(result: dict[str, Any]) -> None:
         print(f"note: {printable(note)}")
     files = " and ".join(name for name in (result["yaml"], result["listing"]) if name)
     took = "" if result["minutes"] is None else f"; running it takes about {result['minutes']:.0f} minutes"
-    print(f"\nwritten: {files}{took}. Next:\n" + "\n".join(f"  {command}" for command in result["next"]))
+    idle = " while this machine is idle" if took else ""
+    print(f"\nwritten: {files}{took}{idle}. Next:\n" + "\n".join(f"  {command}" for command in result["next"]))
 
 
 # ---- premed run

@@ -1,4 +1,5 @@
-"""CPUs and memory that this process may use, and whether an image fits: asked before anything is allocated.
+"""CPUs and memory that this process may use, how busy they are, and whether an image fits: asked before anything is
+allocated.
 
 A gzip of 2 MB may hold 2 GB of zeros, and a header may ask for a grid of any spacing. The system would grant it, then
 swap, or kill this process or another.
@@ -22,6 +23,25 @@ def num_cpus() -> float:
     with suppress(OSError, ValueError, IndexError):
         period = float((GROUPS / "cpu.max").read_text().split()[1])
     return min(number, quota / period) if quota else number
+
+
+def load() -> float:
+    """Processes that ran or waited for a CPU, on average over the last minute; 0.0 where the system does not tell."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):  # Windows has none
+        return 0.0
+
+
+BUSY = 0.5
+"""The load of each CPU from which on a machine is called busy: all takes half as long again, or more."""
+
+
+def busy_words(load: float, cpus: float) -> str:
+    """Says that others keep the machine busy; empty where it is idle enough."""
+    if load < BUSY * cpus:
+        return ""
+    return f"others keep it busy now (load {load:.1f} on {cpus:g} CPU{'s' * (cpus != 1)})"
 
 
 def memory() -> tuple[float, float]:
