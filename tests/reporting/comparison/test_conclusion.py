@@ -38,6 +38,41 @@ def ends(store):
 
 # ---- one comparison
 
+HINT = "it cannot be checked that differences are near normal, as interval and p assume: take it as a hint"
+
+
+def several_patients(store, num, seeds, gain=0.3):
+    """So many patients with an image each; mae is better by far, or not at all."""
+    for seed in range(seeds):
+        for strategy, value in (("none", 0.4), ("mae", 0.4 + gain)):
+            rows = [
+                {"case": f"v{i}", "patient": f"p{i}", "state/organ": "both", "hd95/organ": 5.0}
+                | {"dice/organ": value + 0.01 * ((7 * i + 3 * seed + (2 * i * i + seed) * (strategy == "mae")) % 5)}
+                for i in range(num)
+            ]
+            add(store, strategy, seed, rows, score="dice", pretrain_seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("patients", "seeds", "words"),
+    [
+        (3, 2, f"; with 2 seeds and 3 patients {HINT}"),
+        (3, 3, f"; with 3 patients {HINT}"),
+        (9, 3, f"; with 9 patients {HINT}"),
+        (10, 2, f"; with 2 seeds {HINT}"),
+        (10, 3, ""),
+    ],
+)
+def test_a_verdict_from_few_seeds_or_patients_is_a_hint(store, patients, seeds, words):
+    several_patients(store, patients, seeds)
+    assert "mae has a better Dice" in answer(store)
+    assert words in answer(store) and (HINT in answer(store)) is bool(words)
+
+
+def test_of_what_is_not_told_apart_no_hint_is_given(store):
+    several_patients(store, 3, 2, gain=0.0)
+    assert "cannot be told apart" in answer(store) and HINT not in answer(store)
+
 
 def test_better_on_several_pre_trainings_is_said_without_reserve(store):
     runs(store, 4.0)

@@ -11,6 +11,7 @@ from premed.reporting.comparison import artifacts
 from premed.reporting.comparison import page as report
 from premed.reporting.comparison.compare import compare
 from premed.reporting.formatting import number, p_value, signed
+from premed.reporting.refusals import refuse_page
 
 
 @pytest.fixture
@@ -243,7 +244,7 @@ def test_the_server_in_use_is_linked_without_its_password(trained, tmp_path, mon
 
 def test_a_page_that_cannot_be_written_is_one_line(trained, tmp_path):
     with pytest.raises(UserError, match="no/page.html: its folder does not exist"):
-        report.refuse(tmp_path / "no" / "page.html", None)
+        refuse_page(tmp_path / "no" / "page.html", None)
     with pytest.raises(UserError, match=f"--html {tmp_path}: cannot be written"):
         report.write(compare(trained), trained, tmp_path, None)
 
@@ -253,4 +254,4 @@ def test_a_page_that_cannot_be_written_is_one_line(trained, tmp_path):
 )
 def test_an_address_that_is_none_is_refused(tmp_path, address):
     with pytest.raises(UserError, match="is not a URL; write it as premed ui prints it: http://127.0.0.1:5000"):
-        report.refuse(tmp_path / "page.html", address)
+        refuse_page(tmp_path / "page.html", address)

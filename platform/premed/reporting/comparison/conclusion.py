@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from premed.reporting.comparison.result import ArmResult, BlockResult, Difference, TaskResult, looks_of
-from premed.reporting.comparison.sentences import comparisons
+from premed.reporting.comparison.sentences import comparisons, unchecked
 from premed.reporting.formatting import NAMES, counted, listed, number, p_value, percent, signed
 
 LIMITS = {
@@ -41,7 +41,8 @@ def one(task: TaskResult, block: BlockResult, arm: ArmResult, difference: Differ
     where = f"{question(task, block)} with {percent(arm.label_fraction)} of the labels"
     found = f"{where}, {outcome(task, arm, difference)}: {numbers(task, arm, base, difference)}"
     due_to = f"; {arm.attribution}" if arm.attribution else ""
-    return f"{found}{due_to}{no_better(task, [arm, base])}; {images(task)}, {trainings([arm, base])}"
+    caveats = f"{unchecked(task, difference)}{due_to}{no_better(task, [arm, base])}"
+    return f"{found}{caveats}; {images(task)}, {trainings([arm, base])}"
 
 
 def outcome(task: TaskResult, arm: ArmResult, difference: Difference) -> str:
@@ -102,8 +103,10 @@ def several(task: TaskResult, block: BlockResult, compared: Sequence[tuple[ArmRe
         many = {kind: len({arm.label for arm in groups[kind]}) > 1 for kind in order}
         parts = [f"{named(groups[kind])} {'are' if many[kind] else 'is'} {kind}" for kind in order]
         answer = f"compared with {baseline_name(task)} in {score_name(task)}, {'; '.join(parts)}"
-    found = f"{where}, {answer}{most(task, block, compared)}{no_better(task, block.rows)}"
-    return f"{found}; {images(task)}, {trainings(block.rows)}"
+    found = f"{where}, {answer}{most(task, block, compared)}"
+    fewest = sorted((difference for _, difference in compared), key=lambda each: each.num_seeds)
+    hint = next(filter(None, (unchecked(task, difference) for difference in fewest)), "")
+    return f"{found}{hint}{no_better(task, block.rows)}; {images(task)}, {trainings(block.rows)}"
 
 
 SAME, UNKNOWN = "not told apart from it", "without an interval"

@@ -6,11 +6,13 @@ from typing import NamedTuple
 
 from premed.config.settings import PRETRAINING
 from premed.reporting.comparison.result import ArmResult, BlockResult, ComparisonResult, Difference, TaskResult
-from premed.reporting.formatting import NAMES, duration, number, percent, signed, span
+from premed.reporting.formatting import NAMES, counted, duration, number, percent, signed, span
+from premed.reporting.statistics import SEEDS
 
 LONG = 3600  # seconds of pre-training, below which it is no surprise that it does not help
 FEW = 3  # comparisons that have a sentence each
 HELPS = {"": "it helps", "this pre-training": "this pre-training helps", "these seeds": "with these seeds it helps"}
+FEW_PATIENTS = 10  # below, a few outliers make the test err too often (docs/compare.md)
 NEAR = 0.005  # a loss within this share of the gate's is not past it
 
 
@@ -82,11 +84,25 @@ def verdict_words(task: TaskResult, arm: ArmResult, difference: Difference) -> s
     if word in ("better", "worse"):
         size = f"{number(abs(difference.value))} {span(sorted(map(abs, difference.interval)))}"
         limited = f" with {limit}" if limit else ""
-        return f"{arm.label} {word} than {task.baseline} by {size} {score} {labels}{limited}"
+        hint = unchecked(task, difference)
+        return f"{arm.label} {word} than {task.baseline} by {size} {score} {labels}{limited}{hint}"
     size = f"{score} {signed(difference.value)} {span(difference.interval, signed)}"
     known = difference.verdict.startswith("not separable")
     state = difference.verdict if known else "compared without an interval (too few patients)"
     return f"{arm.label} and {task.baseline} {state} {labels}: {size}"
+
+
+def unchecked(task: TaskResult, difference: Difference) -> str:
+    """Of a better or worse from fewer seeds or patients than the test was tried with: that its assumption cannot be
+    checked there, as the end of a sentence; else empty."""
+    few = [counted(difference.num_seeds, "seed")] if difference.num_seeds < SEEDS else []
+    few += [counted(task.num_patients, "patient")] if task.num_patients < FEW_PATIENTS else []
+    if not few or not difference.verdict.startswith(("better", "worse")):
+        return ""
+    return (
+        f"; with {' and '.join(few)} it cannot be checked that differences are near normal, as interval and p assume: "
+        "take it as a hint"
+    )
 
 
 def remark(arm: ArmResult, difference: Difference, pretraining: Pretraining | None) -> str:
