@@ -9,7 +9,9 @@ import yaml
 from support import folders
 
 from premed.config.expand import load_all
+from premed.config.plugins import plugin
 from premed.data.check import Check
+from premed.data.datamodule import stage_data_sets
 from premed.errors import UserError
 from premed.planning import init
 from premed.planning.machine import Machine
@@ -31,8 +33,8 @@ LAYOUTS = {
     "kaggle": ({"name": "images", "label": "label", "parts": {"train": ["train"], "test": ["test"]}}, None),
     "bare_names": ({"label": "Finding Labels", "separator": "|", "none": "No Finding"}, None),
     "bids_diagnoses": ({"name": "images", "dims": 3, "label": "diagnosis", "normalise": "zscore"}, None),
-    "bids_masks": ({"name": "nnunet", "patient": "(sub-[^_]+)_.*"}, "4 train, 1 val, 2 test"),
-    "side_by_side": ({"name": "nnunet"}, "4 train, 1 val, 1 test"),
+    "bids_masks": ({"name": "nnunet", "patient": "(sub-[^_]+)_.*"}, "4 train, 1 val, 2 test, 1 unlabelled"),
+    "side_by_side": ({"name": "nnunet", "unlabelled": True}, "4 train, 1 val, 1 test, 2 unlabelled"),
     "case_folders": ({"name": "nnunet"}, "4 train, 1 val, 1 test"),
 }
 """By layout: some fields of the task, and the parts."""
@@ -214,13 +216,43 @@ def test_files_that_are_listed_and_not_there_are_left_out(made, here, tmp_path):
     assert load_all([here / "partly.yaml"])[0].task.partial is True
 
 
-def test_images_without_a_label_in_the_wrong_folder_are_named_as_not_used(made, here, tmp_path):
+@pytest.fixture
+def unlabelled(made, tmp_path):
+    """nnU-Net's raw data, where one of imagesTr has no label; the folder and that case's name."""
     shutil.copytree(made("nnunet"), tmp_path / "Dataset077_Some")
     label, *_ = sorted((tmp_path / "Dataset077_Some/labelsTr").iterdir())
     label.unlink()
-    notes = init.run(tmp_path / "Dataset077_Some", machine=TWO_CORES)["notes"]
-    words = "images of imagesTr without a label in labelsTr are NOT used (1): move them to imagesTs"
-    assert [note for note in notes if note.startswith(words)], notes
+    return tmp_path / "Dataset077_Some", label.name.partition(".")[0]
+
+
+def test_images_of_imagestr_without_a_label_are_pre_trained_on_and_it_is_told(unlabelled, here):
+    root, name = unlabelled
+    found = init.run(root, machine=TWO_CORES)
+    none, *_, mae = load_all([here / "Dataset077_Some.yaml"])
+    task, stages = plugin("tasks", mae.task).build(mae.task), mae.stages(lambda kind: kind)
+    learnt = [case.name for case in stage_data_sets(next(iter(stages)), lambda _: task)[0].task.images()]
+    assert mae.task.unlabelled and mae.strategy == "mae" and name in learnt
+    assert all(name not in [case.name for case in task.split(part)] for part in ("train", "val", "test"))
+    assert found["found"]["parts"].endswith("3 unlabelled") and not any("NOT used" in note for note in found["notes"])
+    assert found["found"]["pre-training"] == "learns from train and from the unlabelled: 2 of imagesTs, 1 of imagesTr"
+    assert "1 images of imagesTr have no label in labelsTr" in (here / "Dataset077_Some.yaml").read_text()
+
+
+def test_a_label_that_a_fold_waits_for_is_missing_and_its_image_is_not_used(unlabelled, here):
+    root, name = unlabelled
+    names = sorted({path.name[:-12] for path in (root / "imagesTr").iterdir()})
+    (root / "splits_final.json").write_text(json.dumps([{"train": names[2:], "val": [name, names[1]]}]))
+    notes = init.run(root, machine=TWO_CORES)["notes"]
+    assert not load_all([here / "Dataset077_Some.yaml"])[0].task.unlabelled
+    assert [note for note in notes if "without a label in labelsTr are NOT used (1), since splits_final" in note], notes
+
+
+def test_images_that_the_decathlon_s_listing_lacks_are_named_as_not_used(made, here, tmp_path):
+    shutil.copytree(made("msd"), tmp_path / "Task99_Some")
+    image, *_ = sorted((tmp_path / "Task99_Some/imagesTr").glob("*.nii.gz"))
+    shutil.copy(image, image.with_name("another.nii.gz"))
+    notes = init.run(tmp_path / "Task99_Some", machine=TWO_CORES)["notes"]
+    assert [note for note in notes if note.startswith("images in no entry of dataset.json are NOT used (1): list them")]
 
 
 def test_a_folder_above_a_data_set_names_it(made, here, tmp_path):

@@ -14,6 +14,7 @@ from support.tasks import PARTS, check_parts, names, refused, samples
 from premed.config.experiment import Experiment
 from premed.data.check import listings
 from premed.data.phantoms.writers import write_msd, write_nnunet
+from premed.errors import UserError
 from premed.tasks import brats, msd, nnunet
 from premed.tasks.common.segmentation import Regions, Segmentation
 
@@ -187,6 +188,42 @@ def test_wrong_folds_are_one_line(tmp_path, what):
     refused(
         lambda: task(folds(raw(tmp_path), content), fold=what == "too few").split("train"), "splits_final.json", words
     )
+
+
+def test_unlabelled_images_of_imagestr_serve_pretraining_and_never_those_of_val_or_test(tmp_path):
+    """Nor a patient's of val or test, nor a case that a fold's val waits for, which `partial` forgives."""
+    root = raw(tmp_path / "raw")
+    for name in ("case_02", "case_07"):
+        (root / "labelsTr" / f"{name}.nii.gz").unlink()
+    assert any("is missing, and case_02 needs it" in text for _, text in findings_of(task(root)))
+    free = task(root, unlabelled=True)
+    assert [severity for severity, _ in findings_of(free) if severity == "error"] == []
+    assert names(free.images()) == [*parts(free)["train"], "case_02", "case_07", "case_10", "case_11"]
+    assert not {"case_02", "case_07"} & {name for some in parts(free).values() for name in some}
+    assert all(case.label is None for case in free.images())
+
+    folds(root)  # the first fold's val is case_00 and case_01, the second's case_02 and case_03
+    held = task(root, unlabelled=True, partial=True, fold=1)
+    assert "case_02" not in names(held.images()) and "case_02" not in parts(held)["test"]
+    with pytest.raises(UserError, match="fold 1 lists case_02"):
+        task(root, unlabelled=True, fold=1).split("train")
+
+    (root / "splits_final.json").unlink()
+    pairs = task(root, unlabelled=True, patient="case_0?([0-9])[0-9]?")  # case_10 and case_11 are patient 1's
+    owners = {case.patient: part for part in ("train", "val", "test") for case in pairs.split(part)}
+    assert all(owners.get(case.patient, "train") == "train" for case in pairs.images())
+
+
+def test_entries_of_a_dataset_without_a_label_are_unlabelled_only_if_that_is_said(tmp_path):
+    root = raw(tmp_path / "raw", channels=1, channel_names={"0": "T2"})
+    listed = {
+        f"case_{n:02d}": {"images": [f"imagesTr/case_{n:02d}_0000.nii.gz"], "label": f"labelsTr/case_{n:02d}.nii.gz"}
+        for n in range(10)
+    }
+    del listed["case_04"]["label"]
+    change(root, dataset=listed)
+    assert any("`dataset` case_04 must be" in text for _, text in findings_of(task(root)))
+    assert "case_04" in names(task(root, unlabelled=True).images())
 
 
 def test_partial_leaves_out_what_is_missing_and_moves_nobody(tmp_path):

@@ -1,9 +1,13 @@
 """What was found in a folder, in words."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from premed.contracts import Case
+from premed.data.check import UNLABELLED
 from premed.planning.choices import times
 from premed.planning.folder import Looked
 from premed.planning.machine import Machine
@@ -21,6 +25,7 @@ def described(looked: Looked, machine: Machine) -> dict[str, str]:
         "layout": f"{looked.recognised.layout}: task {looked.fields['name']}",
         "images": f"{len(cases)} {kind} of {patients} patients, {labelled} with labels",
         "parts": ", ".join(f"{len(some)} {part}" for part, some in parts.items()),
+        **learnt_from(parts),
         "channels": f"{task.channels}{names}",
         "labels": labels_in_words(looked),
         "shapes": f"{extremes(found.shapes)} (of {len(found.headers)} headers)",
@@ -35,6 +40,13 @@ def described(looked: Looked, machine: Machine) -> dict[str, str]:
             f"{lowest} to {highest}, 0.5 % {low}, median {middle}, 99.5 % {high} (of {found.values.num} images)"
         )
     return facts | {"machine": str(machine)}
+
+
+def learnt_from(parts: Mapping[str, Sequence[Case]]) -> dict[str, str]:
+    """Says of which folders the unlabelled images are that pre-training learns from: imagesTs may be among them."""
+    folders = Counter(Path(case.image[0]).parent.name for case in parts.get(UNLABELLED, ()))
+    of = ", ".join(f"{count} of {name}" for name, count in folders.most_common(3))
+    return {"pre-training": f"learns from train and from the unlabelled: {of}"} if folders else {}
 
 
 def labels_in_words(looked: Looked) -> str:

@@ -110,8 +110,14 @@ def warnings(looked: Looked, plan: training.Plan) -> list[str]:
     left_out = [Path(finding.where) for finding in looked.findings if "is left out (task.partial)" in finding.what]
     if unlabelled := [path for path in left_out if path.parent.name == "labelsTr"]:
         notes.append(
-            f"images of imagesTr without a label in labelsTr are NOT used ({len(unlabelled)}): move them to imagesTs, "
-            "where pre-training takes them"
+            f"images of imagesTr without a label in labelsTr are NOT used ({len(unlabelled)}), since splits_final.json "
+            "lists them: copy their labels there"
+        )
+    unlisted = [finding for finding in looked.findings if "is in no entry of dataset.json" in finding.what]
+    if images := [each for each in unlisted if Path(each.where).parent.name in ("imagesTr", "imagesTs")]:
+        notes.append(
+            f"images in no entry of dataset.json are NOT used ({len(images)}): list them under `test`, where "
+            "pre-training takes them"
         )
     if len(errors) > MOST_FINDINGS:
         notes.append(f"{len(errors) - MOST_FINDINGS} more errors: premed data check lists them")

@@ -7,7 +7,8 @@ and the test part is opened once, so that they cannot be the same cases:
 - else a fold's val is the test part (nnU-Net reports its score for the fold), and val is carved from its train;
 - without splits_final.json, labelled cases are dealt by `split_seed`: `shares`, or `val_share` if labelsTs is the test.
 
-Images of imagesTs without a label are used for pre-training only; those of val and test never are.
+Images of imagesTs without a label are used for pre-training only, and with `unlabelled` those of imagesTr, too; those
+of val and test never are.
 """
 
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from premed.paths import data_root
 from premed.rng import key
 from premed.tasks.common import volume_pairs
 from premed.tasks.common.files import is_nnunet, read_json
-from premed.tasks.common.nnunet_folder import RawFolder
+from premed.tasks.common.nnunet_folder import RawFolder, has_label, is_fold
 from premed.tasks.common.patients import PatientPattern, guessed_pattern, several_scans
 from premed.tasks.common.recognised import LAYOUT, Recognised
 from premed.tasks.common.segmentation import Regions, Segmentation
@@ -43,6 +44,9 @@ class Config(VolumeSettings):
     """Below the root, or an absolute path; all files must be inside the root."""
     splits: str | None = runtime_field(None)
     """nnU-Net's splits_final.json, below the root; None: the one beside dataset.json, if there is one."""
+    unlabelled: bool = added_field(False)
+    """Images of imagesTr without a label in labelsTr (of `dataset`: entries without one) serve pre-training, as those
+    of imagesTs do; false: their labels are missing, and that is refused."""
     fold: int = Field(0, ge=0)
     """Of splits_final.json."""
     val_share: float = Field(0.15, gt=0, lt=1)
@@ -51,7 +55,7 @@ class Config(VolumeSettings):
 
 def build(config: Config) -> "LabelTask | RegionTask":
     """Returns the task; reads channels and classes from `dataset.json`. Regions, if a label of it unites several."""
-    folder = RawFolder(data_root(config.root, config.folder), config.listing, config.patient)
+    folder = RawFolder(data_root(config.root, config.folder), config.listing, config.patient, config.unlabelled)
     return LabelTask(config, folder) if folder.labels.regions is None else RegionTask(config, folder)
 
 
@@ -66,9 +70,23 @@ def recognise(folder: Path) -> Recognised | None:
     names = [*raw.cases.training, *raw.cases.test, *raw.cases.unlabelled]
     patient, reasons = guessed_pattern(names)
     reasons |= {"fold": "of splits_final.json, as nnU-Net counts them"} if raw.splits_file(None).is_file() else {}
-    fold = {"fold": 0} if "fold" in reasons else {}
-    task = {"name": "nnunet", **fold, **patient}
+    fields: dict[str, Any] = {"fold": 0} if "fold" in reasons else {}
+    if bare := without_label(raw):
+        fields["unlabelled"] = True
+        what = f"{len(bare)} images of imagesTr have no label in labelsTr"
+        reasons["unlabelled"] = f"{what}: pre-training learns from them"
+    task = {"name": "nnunet", **fields, **patient}
     return Recognised("nnU-Net's raw data", LAYOUT, task, reasons, channels=raw.channel_names)
+
+
+def without_label(raw: RawFolder) -> list[str]:
+    """Returns the training cases whose label is not there, in a folder where others have theirs; none if a fold of
+    splits_final.json names one of them: then the label is missing."""
+    training = raw.cases.training
+    bare = [name for name, case in training.items() if not has_label(case)]
+    folds = read_json(raw.splits_file(None), "") if raw.splits_file(None).is_file() else []
+    listed = {name for fold in folds if is_fold(fold) for part in fold.values() for name in part}
+    return bare if len(bare) < len(training) and not listed & {*bare} else []
 
 
 class Listed:
@@ -90,7 +108,9 @@ class Listed:
         self.preprocessing = config.preprocessing(self.channels)
 
     def images(self) -> list[Case]:
-        unlabelled = [case for case in self.folder.cases.unlabelled.values() if self.has_files(case)]
+        held = self.held_out() if self.config.unlabelled and self.folder.cases.training else set[str]()
+        of_folder = [case for name, case in self.folder.cases.unlabelled.items() if name not in held]
+        unlabelled = [case for case in of_folder if self.has_files(case)]
         train = self.split("train") if self.folder.cases.training or not unlabelled else []
         unlabelled = splits.unlabelled_to_learn(unlabelled, self.labelled.values(), train)
         return [Case(case.name, case.patient, case.image) for case in [*train, *unlabelled]]
@@ -125,6 +145,11 @@ class Listed:
         names = [*cases.training] if fold is None else fold.train
         train, val = splits.carve_val(names, cases.training, share, key(seed, self.config.fold))
         return {"train": train, "val": val, "test": [*cases.test] if fold is None else fold.val}
+
+    def held_out(self) -> set[str]:
+        """The names that val and test list, whether a label is there or not: nothing learns from such an image."""
+        parts = self.parts() if self.config.split is None else self.config.split
+        return {name for part, names in parts.items() if part != "train" for name in names}
 
     def has_files(self, case: Case) -> bool:
         """False if the case is left out, because `partial` is set and a file is missing."""

@@ -45,7 +45,7 @@ class Cases(NamedTuple):
     test: dict[str, Case]
     """Of imagesTs, with a label in labelsTs."""
     unlabelled: dict[str, Case]
-    """The rest of imagesTs."""
+    """The rest of imagesTs, and what of imagesTr has no label, where that is allowed (`task.unlabelled`)."""
     findings: list[Finding]
     incomplete: list[Finding]
     """What an incomplete copy of the data would explain."""
@@ -54,9 +54,10 @@ class Cases(NamedTuple):
 class RawFolder:
     """A folder of nnU-Net's raw data, read when first used. Raises UserError if its dataset.json is invalid."""
 
-    def __init__(self, root: Path, listing: str = "dataset.json", patient: str | None = None):
-        """listing: dataset.json, below `root`; all files must be inside `root`. patient: `task.patient`, a pattern."""
-        self.patient = patient
+    def __init__(self, root: Path, listing: str = "dataset.json", patient: str | None = None, unlabelled: bool = False):
+        """listing: dataset.json, below `root`; all files must be inside `root`. patient: `task.patient`, a pattern.
+        unlabelled: training cases without a label are unlabelled ones; False: their labels are missing."""
+        self.patient, self.unlabelled = patient, unlabelled
         self.root, self.listing, self.real_root = root, table_path(root, listing, "task.listing"), root.resolve()
         self.folder = self.listing.parent
 
@@ -139,25 +140,27 @@ class RawFolder:
         findings, incomplete = list[Finding](), list[Finding]()
         listed = self.content.get("dataset")
         if isinstance(listed, dict):
-            training = dict(self.listed_cases(listed, findings))
+            every = dict(self.listed_cases(listed, findings))
         else:
             images = self.scan("imagesTr", findings)
-            training = {name: self.case(name, paths, self.label("labelsTr", name)) for name, paths in images.items()}
+            every = {name: self.case(name, paths, self.label("labelsTr", name)) for name, paths in images.items()}
             findings += self.unused_labels("labelsTr", images)
+        bare = {n: self.case(n, c.image) for n, c in every.items() if self.unlabelled and not has_label(c)}
+        training = {name: case for name, case in every.items() if name not in bare}
         others, test = self.scan("imagesTs", findings), dict[str, Case]()
-        for name in sorted(others.keys() & training.keys()):
+        for name in sorted(others.keys() & every.keys()):
             where = str(others[name][0])
             findings.append(Finding("error", where, f"{name} is a training case, too; rename one, or remove a copy"))
-        for name in others.keys() - training.keys():
+        for name in others.keys() - every.keys():
             if (label := self.label("labelsTs", name)).is_file():
                 test[name] = self.case(name, others[name], label)
         findings += self.unused_labels("labelsTs", others)
-        unlabelled = {n: self.case(n, others[n]) for n in sorted(others.keys() - training.keys() - test.keys())}
+        unlabelled = {n: self.case(n, others[n]) for n in sorted(others.keys() - every.keys() - test.keys())}
         expected = self.content.get("numTraining")
-        if isinstance(expected, int) and training and expected != len(training):
+        if isinstance(expected, int) and training and expected not in (len(training), len(every)):
             what = f"`numTraining` is {expected}, and {len(training)} are there; complete the copy, or fix the number"
             incomplete.append(Finding("error", str(self.listing), what))
-        return Cases(training, {name: test[name] for name in sorted(test)}, unlabelled, findings, incomplete)
+        return Cases(training, {name: test[name] for name in sorted(test)}, bare | unlabelled, findings, incomplete)
 
     def case(self, name: str, images: tuple[Path, ...], label: Path | None = None) -> Case:
         return Case(name, patient_of(self.patient, name), images, label)
@@ -206,12 +209,14 @@ class RawFolder:
     def listed_case(self, name: str, entry: Any) -> Case:
         images, label = (entry.get("images"), entry.get("label")) if isinstance(entry, dict) else (None, None)
         names = [image for image in images if isinstance(image, str)] if isinstance(images, list) else []
+        if label is None and self.unlabelled and isinstance(entry, dict) and "label" not in entry:
+            label = ""
         if not names or names != images or not isinstance(label, str):
             raise UserError(f"{self.listing}: `dataset` {name} must be {{images: [one per channel], label: …}}")
         if len(names) != self.channels:
             what = f"`dataset` {name} lists {len(names)} image(s), and there are {self.channels} channels"
             raise UserError(f"{self.listing}: {what}; list one for each")
-        return self.case(name, tuple(map(self.resolve, names)), self.resolve(label))
+        return self.case(name, tuple(map(self.resolve, names)), self.resolve(label) if label else None)
 
     def resolve(self, file: str) -> Path:
         """Returns the path of a listed file. Raises UserError if it is not inside the root."""
@@ -244,6 +249,11 @@ class RawFolder:
         if number >= len(folds):
             raise UserError(f"task.fold: is {number}, and {path} has the folds 0 to {len(folds) - 1}")
         return Fold(*(list(dict.fromkeys(folds[number][part])) for part in Fold._fields))
+
+
+def has_label(case: Case) -> bool:
+    """Whether the file of its label is there."""
+    return case.label is not None and Path(case.label).is_file()
 
 
 def is_fold(fold: Any) -> bool:

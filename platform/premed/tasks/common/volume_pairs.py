@@ -144,9 +144,7 @@ def of_cases(
     if opened != some:
         what = f"{len(opened)} of {len(some)} label maps were opened for their values"
         notes.append(f"{what}: add labels that only others have to the listing")
-    if left := len(cases) - len(labelled):
-        notes.append(f"{left} images without a label map are not used: nnU-Net's raw data has them in imagesTs")
-    root = folder.absolute()
+    root, bare = folder.absolute(), [name for name in cases if name not in labelled]
     content = {
         "channel_names": {str(number): name or "image" for number, name in enumerate(channels)},
         "labels": {"background": 0} | {f"label_{number}": number for number in range(1, max(values) + 1)},
@@ -154,13 +152,17 @@ def of_cases(
         "dataset": {
             name: {"images": [str(root / image) for image in images], "label": str(root / label)}
             for name, (images, label) in labelled.items()
-        },
+        }
+        | {name: {"images": [str(root / image) for image in cases[name][0]]} for name in bare},
     }
-    guessed, reasons = guessed_pattern([*labelled])
+    guessed, reasons = guessed_pattern([*cases])
     if patient:
         guessed, reasons = {"patient": patient}, {"patient": "all sessions of a subject stay in one part"}
     of = "the files' names; rename the labels there"
     listing = Listing("listing", ".json", json.dumps(content, indent=1) + "\n", of)
+    if bare:
+        guessed["unlabelled"] = True
+        reasons["unlabelled"] = f"{len(bare)} images have no label map: pre-training learns from them"
     return Recognised(layout, sure, {"name": "nnunet", **guessed}, reasons, tuple(notes), channels, listing)
 
 
