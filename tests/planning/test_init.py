@@ -3,10 +3,12 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
 from support import folders
+from support.suite import REPOSITORY
 
 from premed.config.expand import load_all
 from premed.config.plugins import plugin
@@ -99,6 +101,20 @@ def test_the_yaml_trains_with_both_strategies_and_the_commands_follow(premed, ma
     assert [outcome["strategy"] for outcome in json.loads(out)["outcomes"]] == ["none", "mae"]
     code, out, _ = premed("compare", "--task", "pngs")
     assert code == 0 and "mae" in out
+
+
+def test_the_readme_s_walk_from_a_folder_to_an_answer_is_what_init_prints(made, here, monkeypatch):
+    monkeypatch.delenv("PREMED_HOME", raising=False)
+    shutil.copytree(made("pngs"), here / "scans")
+    walk = (
+        (REPOSITORY / "README.md")
+        .read_text()
+        .partition("## From a folder to an answer\n\n```\n")[2]
+        .partition("```")[0]
+    )
+    first, *others = [line.partition("#")[0].strip() for line in walk.splitlines()]
+    assert first == "premed init scans"
+    assert others == [line.replace("DIR", "answers") for line in init.run(Path("scans"), machine=TWO_CORES)["next"]]
 
 
 def test_it_never_writes_over_a_file(premed, made, here):

@@ -176,7 +176,7 @@ def test_what_the_gate_is_stands_in_the_log_only_where_it_is_passed_or_no_more()
     first = "step 0: validation loss 1.000, gate 0.900: not past it yet: no better so far than predicting the mean"
     assert lines[1].startswith(first) and lines[-1] == lines[1]
     assert lines[2:5] == [
-        "step 1: validation loss 0.880, 2.2% better than the gate",
+        "step 1: validation loss 0.880, 2.2% below the gate, not past it yet",
         "step 2: validation loss 0.600, gate 0.900: past the gate by 33%",
         "step 3: validation loss 0.500, 44% below the gate",
     ]

@@ -50,7 +50,8 @@ def gate_words(step: int, loss: float, gate: float, before: bool | None = None) 
     passed = is_past(loss, gate)
     better = f"{1 - loss / gate:.1%}" if loss < gate else "no"
     if passed == before:
-        result = f"{1 - loss / gate:.0%} below the gate" if passed else f"{better} better than the gate"
+        little = f"{better} below the gate, not past it yet" if loss < gate else "not past the gate yet"
+        result = f"{1 - loss / gate:.0%} below the gate" if passed else little
         return f"step {step}: validation loss {loss:.3f}, {result}"
     result = f"not past it yet: {better} better so far than predicting the mean patch of each position"
     result = f"past the gate by {1 - loss / gate:.0%}" if passed else result
