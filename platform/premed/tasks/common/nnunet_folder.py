@@ -253,7 +253,7 @@ class RawFolder:
 
 def has_label(case: Case) -> bool:
     """Whether the file of its label is there."""
-    return case.label is not None and Path(case.label).is_file()
+    return isinstance(case.label, Path) and case.label.is_file()
 
 
 def is_fold(fold: Any) -> bool:

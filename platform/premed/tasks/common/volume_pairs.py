@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -160,10 +160,11 @@ def of_cases(
         guessed, reasons = {"patient": patient}, {"patient": "all sessions of a subject stay in one part"}
     of = "the files' names; rename the labels there"
     listing = Listing("listing", ".json", json.dumps(content, indent=1) + "\n", of)
+    task: dict[str, Any] = {"name": "nnunet", **guessed}
     if bare:
-        guessed["unlabelled"] = True
+        task["unlabelled"] = True
         reasons["unlabelled"] = f"{len(bare)} images have no label map: pre-training learns from them"
-    return Recognised(layout, sure, {"name": "nnunet", **guessed}, reasons, tuple(notes), channels, listing)
+    return Recognised(layout, sure, task, reasons, tuple(notes), channels, listing)
 
 
 def label_values(folder: Path, names: list[str]) -> list[int]:
