@@ -172,7 +172,7 @@ def reorder(name: str, value: Tensor, channels: int) -> Tensor:
 def copy_weights(objective: mae.MAE, model: nn.Module, peer: Peer) -> None:
     """Gives the peer premed's weights, all of them."""
     channels, encoder, decoder = objective.task.channels, objective.encoder, objective.decoder
-    assert isinstance(encoder, vit.ViT) and isinstance(decoder, mae.Decoder)
+    assert isinstance(encoder, vit.ViT) and isinstance(decoder, mae.Decoder) and encoder.pos_embed is not None
     left = dict(model.named_parameters())
     own = {name: each for name, each in objective.named_parameters() if name != "encoder.pos_embed"}
     for name, value in own.items():
