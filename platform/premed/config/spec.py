@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from premed.errors import UserError
@@ -119,6 +120,11 @@ def runtime_field(default: Any, **constraints: Any) -> Any:
 def added_field(default: Any, **constraints: Any) -> Any:
     """A field that was added after the first release: the digest leaves out the default, so that older stages count."""
     return Field(default, json_schema_extra={"digest": "unless default"}, **constraints)
+
+
+def is_added(field: FieldInfo) -> bool:
+    """Whether it is an `added_field`."""
+    return (field.json_schema_extra or {}) == {"digest": "unless default"}
 
 
 def scoring_field(default: Any, **constraints: Any) -> Any:

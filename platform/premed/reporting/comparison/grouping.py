@@ -15,6 +15,7 @@ from premed.config.plugins import plugin
 from premed.contracts import Part
 from premed.errors import UserError
 from premed.reporting.comparison.labels import ABSENT, ENCODER, POLICY, differing, label
+from premed.reporting.comparison.later_fields import without_later_defaults
 from premed.reporting.comparison.selection import FRACTION, HEAD, SEEDS, ExperimentRun
 from premed.reporting.formatting import counted, listed
 
@@ -125,7 +126,7 @@ def group_runs(runs: list[ExperimentRun], part: Part, allow: Sequence[str]) -> t
 
     Raises UserError if the protocols of the runs differ in a field that `allow` does not name.
     """
-    runs = without_locations(runs, part)
+    runs = without_later_defaults(without_locations(runs, part))
     newest: dict[tuple, ExperimentRun] = {}
     for run in runs:
         newest.setdefault((run.variant, run.fields.get(FRACTION), run.seed, run.pretrain_seed), run)
