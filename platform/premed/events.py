@@ -218,6 +218,8 @@ class WeightsImported(Event):
     """Tensors made to fit, and how."""
     dropped: Sequence[str]
     """Tensors left out."""
+    missing: Sequence[str] = ()
+    """Tensors that the file does not have, at their initial values."""
 
 
 @dataclass(frozen=True)
