@@ -168,9 +168,8 @@ def test_every_tensor_of_an_nnssl_file_is_accounted_for(tmp_path):
     assert report["kept"] == len(network.state_dict()) - len(kernels) and report["licence"] == "CC BY 4.0"
     assert report["trained_on"] == {
         "normalise": "zscore",
-        "spacing": "[1, 1, 1]",
-        "window": "none",
-        "roi": "[160, 160, 160]",
+        "spacing": "[1,1,1]",
+        "roi": "[160,160,160]",
     }
 
 
@@ -358,15 +357,17 @@ def test_a_task_that_prepares_images_alike_gets_no_note():
 
 def test_each_difference_of_the_preparation_is_noted_with_both_values():
     notes = noted("swinunetr-ssl", CT, channels=2)
-    assert list(notes) == ["swinunetr-ssl, spacing", "swinunetr-ssl, window", "swinunetr-ssl, channels"]
-    assert notes["swinunetr-ssl, window"].startswith(
-        "is [-175, 250], and the weights were trained on images with [-1000, 1000]"
-    )
-    notes = noted("openmind-resenc-l", CT)
-    assert notes["openmind-resenc-l, normalise"].startswith(
-        "is window, and the weights were trained on images with zscore"
-    )
-    assert notes["openmind-resenc-l, spacing"].startswith("is [1.5, 1.5, 1.5], ") and len(notes) == 3
+    assert list(notes) == ["task.spacing", "task.window", "task organs"]
+    words = "and the weights of swinunetr-ssl were trained with"
+    assert notes["task.window"] == f"is [-175,250], {words} [-1000,1000]: task.window=[-1000,1000] is alike"
+    assert notes["task organs"] == f"has 2 channels, {words} 1: they share it"
+    notes = noted("openmind-resenc-l", CT.model_copy(update={"window": None, "percentiles": (1, 99), "spacing": None}))
+    words = "and the weights of openmind-resenc-l were trained with"
+    assert notes == {
+        "task.spacing": f"is null, {words} [1,1,1]: task.spacing=[1,1,1] is alike",
+        "task.normalise": f"is window, {words} zscore: task.normalise=zscore is alike",
+        "task.percentiles": f"is [1,99], {words} null: task.percentiles=null is alike",
+    }
     assert noted("dinov2-s", CT) == {}  # of pictures: folded into the stem
 
 

@@ -14,8 +14,7 @@ CT_ABDOMEN = (-175.0, 250.0)  # HU
 
 
 class Preparation(NamedTuple):
-    """How the images were prepared that an encoder was trained on; by the names of `Preprocessing`. Volumes in RAS
-    order, of one channel."""
+    """How the images were prepared that an encoder was trained on, by the names of `Preprocessing`. One channel."""
 
     normalise: str
     spacing: tuple[float, float, float] | None
@@ -25,23 +24,18 @@ class Preparation(NamedTuple):
     roi: tuple[int, int, int]
     """Voxels of the crops. Another roi needs no change of the weights."""
 
-    def differences(self, task: Preprocessing) -> Iterator[tuple[str, str]]:
-        """The fields of a task's preprocessing that prepare images otherwise, and how, with the mend."""
-        for field in ("spacing", "window", "normalise"):
-            theirs, own = getattr(self, field), getattr(task, field)
-            if theirs != own and not (field == "window" and self.normalise != "window" != task.normalise):
-                yield (
-                    field,
-                    f"is {said(own)}, and the weights were trained on images with {said(theirs)}; either is possible, "
-                    f"{field}: {said(theirs)} is what they know",
-                )
+    def differences(self, task: Preprocessing) -> Iterator[tuple[str, str, str]]:
+        """The fields by which a task prepares images otherwise: name, its value, and the one here, as in a YAML."""
+        own = {**self._asdict(), "percentiles": None}
+        for field in ("spacing", "normalise", "window", "percentiles"):
+            if own[field] != getattr(task, field):
+                yield field, in_yaml(getattr(task, field)), in_yaml(own[field])
 
 
-def said(value: Any) -> str:
-    """A field's value as a YAML has it."""
+def in_yaml(value: Any) -> str:
     if isinstance(value, tuple):
-        return f"[{', '.join(f'{each:g}' for each in value)}]"
-    return "none" if value is None else str(value)
+        return f"[{','.join(f'{each:g}' for each in value)}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 class VolumeEncoder(NamedTuple):
@@ -50,7 +44,7 @@ class VolumeEncoder(NamedTuple):
     encoder: Mapping[str, Any]
     """The network, as the section `encoder` of a YAML."""
     names: Literal["nnssl", "swinunetr"]
-    """How its files name tensors (`models/checkpoint_names.py`)."""
+    """How its files name tensors (`models/volume_names.py`)."""
     source: str
     """Where its authors offer it."""
     data: str
@@ -65,10 +59,7 @@ class VolumeEncoder(NamedTuple):
 
     def network(self) -> str:
         """`encoder`, as a YAML has it in one line."""
-        values = {
-            name: str(value).lower() if isinstance(value, bool) else value for name, value in self.encoder.items()
-        }
-        return f"encoder: {{{', '.join(f'{name}: {value}' for name, value in values.items())}}}"
+        return f"encoder: {{{', '.join(f'{name}: {in_yaml(value)}' for name, value in self.encoder.items())}}}"
 
 
 SKIPS = ("encoder1.", "encoder2.", "encoder3.", "encoder4.", "encoder10.")
@@ -127,5 +118,6 @@ PUBLIC_VOLUME_ENCODERS = {
 def volume_provenance(model: str) -> dict[str, Any]:
     """What a card says of weights of that model."""
     entry = PUBLIC_VOLUME_ENCODERS[model]
-    trained_on = {name: said(value) for name, value in entry.preparation._asdict().items()}
+    known = {name: value for name, value in entry.preparation._asdict().items() if value is not None}
+    trained_on = {name: in_yaml(value) for name, value in known.items()}
     return {"licence": entry.licence, "source": entry.source, "data": entry.data, "trained_on": trained_on}

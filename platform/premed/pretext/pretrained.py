@@ -98,11 +98,12 @@ def preparation_notes(config: Config, task: Task) -> Iterator[Finding]:
     """
     if (entry := PUBLIC_VOLUME_ENCODERS.get(config.model)) is None or task.dims != 3:
         return
-    for field, what in entry.preparation.differences(task.preprocessing):
-        yield Finding("note", f"{config.model}, {field}", what)
+    for field, own, theirs in entry.preparation.differences(task.preprocessing):
+        what = f"is {own}, and the weights of {config.model} were trained with {theirs}: task.{field}={theirs} is alike"
+        yield Finding("note", f"task.{field}", what)
     if task.channels != 1:
-        what = f"its images had one, and {task.name} has {task.channels}: each gets the same kernels, divided by that"
-        yield Finding("note", f"{config.model}, channels", what)
+        what = f"has {task.channels} channels, and the weights of {config.model} were trained with 1: they share it"
+        yield Finding("note", f"task {task.name}", what)
 
 
 def refuse_other_network(model: str, encoder: Encoder) -> None:

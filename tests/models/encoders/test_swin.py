@@ -230,7 +230,7 @@ def test_nnu_nets_decoder_and_classification_take_it():
 
 @pytest.mark.slow
 def test_it_trains_from_a_folder_to_a_test_score(home, tmp_path):
-    write_msd(tmp_path / "hippocampus", 10, shape=(30, 36, 30))
+    write_msd(tmp_path / "hippocampus", 10, 0, shape=(30, 36, 30))
     tree = {
         "task": {"name": "msd", "root": str(tmp_path / "hippocampus"), "roi": [32, 32, 64]},
         "encoder": {"name": "swin", "width": 12, "depths": [1, 1, 1, 1]},
