@@ -73,7 +73,7 @@ def voco(width: int, name: str) -> VolumeEncoder:
         {"name": "swin", "width": width, "v2": True},
         "swinunetr",
         "https://github.com/Luffy03/Large-Scale-Medical",
-        "160,000 CT volumes of public sets (PreCT-160K), BTCV among them",
+        "160,000 CT volumes of public sets (PreCT-160K), BTCV's and KiTS' among them",
         "not stated in its repository; see its page on the hub",
         VOCO_CT,
         ("Luffy503/VoCo", f"{name}.pt"),
