@@ -90,6 +90,15 @@ def test_maps_are_monais_from_each_projects_own_file(what, tmp_path):
     torch.testing.assert_close(features.pyramid[5], network.encoder10(maps[4]))
 
 
+def test_model_swinvit_as_the_tests_write_it_is_what_monai_itself_loads():
+    network, other = swin_unetr(), swin_unetr()
+    for parameter in other.parameters():
+        torch.nn.init.zeros_(parameter)
+    other.load_from(swinvit(network))
+    own = network.swinViT.state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in other.swinViT.state_dict().items())
+
+
 def test_what_belongs_to_no_encoder_is_left_out_and_listed(tmp_path):
     _, report = brought("swinunetr-ssl", write(swinvit(swin_unetr()), tmp_path), small())
     extra = ("contrastive_head", "convTrans3d", "norm", "rotation_head")
