@@ -8,10 +8,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support.volume_checkpoints import (
+    PRIMUS,
     RESENC,
     WIDTH,
     adaptation_plan,
     nnssl,
+    nnssl_primus,
+    primus,
     residual_encoder,
     ssl_head,
     suprem,
@@ -37,6 +40,9 @@ FORMATS = {  # of Swin UNETR: an entry, whether its network is the second versio
     "VoCo's training": ("voco-b", True, voco_training),
     "suprem-swinunetr": ("suprem-swinunetr", False, suprem),
 }
+
+
+PRIMUS_M: Any = vit.Config.model_validate(PRIMUS)
 
 
 def task_of(channels=1, roi=ROI, preprocessing=CT) -> Any:
@@ -208,6 +214,51 @@ def test_four_channels_share_nnssls_stem(tmp_path):
     assert torch.equal(kernel[:, 0], kernel[:, 3])
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("transpose", [(0, 1, 2), (1, 2, 0)])
+@pytest.mark.parametrize("trainer", ["BaseEvaMAETrainer_BS8", "SimMIMEvaTrainer_BS8"])
+def test_primus_tokens_are_those_of_nnssls_network_on_its_own_arrays(trainer, transpose, tmp_path):
+    network = primus()
+    file = write(nnssl_primus(network, trainer, transpose=transpose), tmp_path)
+    encoder, report = brought("openmind-primus-m", file, PRIMUS_M, roi=(24, 24, 24), module=vit)
+    image = torch.randn(2, 1, 24, 24, 24)
+    arrays = [(2, 1, 0)[axis] for axis in transpose]  # of premed's axes, in nnssl's arrays
+    order = arrays if trainer.startswith("SimMIM") else [arrays[1], arrays[0], arrays[2]]  # and of its tokens
+    theirs = network(image.permute(0, 1, *(2 + axis for axis in order))).tokens
+    back = [1 + order.index(axis) for axis in (0, 1, 2)]
+    expected = theirs.unflatten(1, (3, 3, 3)).permute(0, *back, 4).flatten(1, 3)
+    torch.testing.assert_close(encoder(image).tokens, expected, rtol=1e-3, atol=1e-4)
+    assert report["loaded"] == len(network.state_dict()) and report["missing"] == []
+    extra = ("decoder.blocks.0.norm1.weight", "decoder.pos_embed", "mask_token", "up_projection.decode.0.0.weight")
+    assert report["dropped"] == [*extra]
+
+
+def test_primus_positions_are_resized_to_the_tasks_grid(tmp_path):
+    network = primus()
+    network.pos_embed.data = torch.arange(3.0).repeat_interleave(9)[None, :, None].expand(1, 27, 144).clone()
+    file = write(nnssl_primus(network), tmp_path)  # along the first axis of its tokens: y
+    encoder, report = brought("openmind-primus-m", file, PRIMUS_M, roi=(24, 48, 16), module=vit)
+    seen = encoder.pos_embed.detach().unflatten(1, (3, 6, 2))
+    torch.testing.assert_close(seen, seen[:, :1, :, :1].expand_as(seen))
+    torch.testing.assert_close(seen[0, 0, :, 0, 0], torch.tensor([0.0, 0.25, 0.75, 1.25, 1.75, 2.0]))
+    assert report["changed"]["pos_embed"] == "axes exchanged, 3x3x3 to 3x6x2"
+
+
+def test_four_channels_share_primus_patches(tmp_path):
+    file = write(nnssl_primus(primus()), tmp_path)
+    encoder, report = brought("openmind-primus-m", file, PRIMUS_M, channels=4, roi=(24, 24, 24), module=vit)
+    assert report["changed"]["patch_embed.proj.weight"] == "axes exchanged, 1 channel to 4"
+    kernel = encoder.patch_embed.proj.weight
+    assert torch.equal(kernel[:, 0], kernel[:, 3])
+
+
+@pytest.mark.parametrize("change", [{"rotary": False}, {"position": "sincos"}, {"heads": 4}, {"class_token": True}])
+def test_a_vit_that_computes_otherwise_than_primus_is_refused(change, tmp_path):
+    file, config = write(nnssl_primus(primus()), tmp_path), vit.Config.model_validate(PRIMUS | change)
+    words = r"set encoder: \{name: vit, size: primus-m, patch: 8\}|cls_token is missing"
+    refused(words, "openmind-primus-m", file, config, roi=(24, 24, 24), module=vit)
+
+
 def test_the_published_network_is_size_large():
     """nnssl's `get_res_enc_l`: 6 stages, and 102 million parameters with its decoder."""
     with torch.device("meta"):
@@ -307,8 +358,8 @@ def test_other_channels_are_refused(tmp_path):
 @pytest.mark.parametrize("model", PUBLIC_VOLUME_ENCODERS)
 def test_a_pickled_network_is_never_unpickled(model, tmp_path):
     entry = PUBLIC_VOLUME_ENCODERS[model]
-    kind: Any = swin if entry.names == "swinunetr" else resenc
-    config = small() if kind is swin else resenc.Config(**RESENC)
+    kind: Any = {"resenc": resenc, "swin": swin, "vit": vit}[entry.encoder["name"]]
+    config = {resenc: resenc.Config(**RESENC), swin: small(), vit: PRIMUS_M}[kind]
     torch.save(residual_encoder(), tmp_path / "whole.pth")
     words = "neither safetensors nor a torch checkpoint of weights only; save the network's state_dict as safetensors$"
     refused(words, model, tmp_path / "whole.pth", config, module=kind)
@@ -387,7 +438,7 @@ def test_every_entry_has_a_licence_a_preparation_a_source_and_a_network(model):
     fields = entry.preparation._asdict()
     roi = fields.pop("roi")
     Preprocessing(dims=3, **fields)
-    module: Any = {"resenc": resenc, "swin": swin}[entry.encoder["name"]]
+    module: Any = {"resenc": resenc, "swin": swin, "vit": vit}[entry.encoder["name"]]
     assert on_meta(module, module.Config.model_validate(dict(entry.encoder)), 1, roi).grid
 
 

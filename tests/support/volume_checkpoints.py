@@ -13,8 +13,9 @@ import torch
 from monai.networks.nets.swin_unetr import SwinUNETR
 from torch import Tensor, nn
 
-from premed.models.encoders import resenc
+from premed.models.encoders import resenc, vit
 from premed.models.encoders.resenc import ResEnc
+from premed.models.encoders.vit import ViT
 
 WIDTH = 12
 RESENC: dict[str, Any] = {"widths": (8, 16, 24), "blocks": (1, 2, 1)}
@@ -96,6 +97,30 @@ def suprem(network: nn.Module) -> dict[str, Any]:
 
 def residual_encoder(channels: int = 1, roi: tuple[int, ...] = (16, 16, 16), **settings: Any) -> ResEnc:
     return randomise(resenc.build(resenc.Config(**(RESENC | settings)), channels, roi))  # type: ignore[return-value]
+
+
+PRIMUS: dict[str, Any] = {"size": "primus-m", "width": 144, "depth": 2, "heads": 2}
+
+
+def primus(roi: tuple[int, ...] = (24, 24, 24), channels: int = 1) -> ViT:
+    return randomise(vit.build(vit.Config.model_validate(PRIMUS), channels, roi))  # type: ignore[return-value]
+
+
+def nnssl_primus(network: ViT, trainer: str = "BaseEvaMAETrainer_BS8", **plan: Any) -> dict[str, Any]:
+    """What is written of an `EvaMAE`, or of SimMIM's `EvaSimMIM`: encoder, decoder, mask token.
+
+    network: on its tokens' order of axes. EvaMAE makes tokens of its arrays' axes 1, 0, 2 (`b (h w d) c` of
+    `b c w h d`), so that the kernels of patches, which are in the arrays' order, have the first two exchanged.
+    """
+    state = {f"eva.{name}": value.clone() for name, value in network.state_dict().items() if name[:5] != "patch"}
+    kernel = network.patch_embed.proj.weight.detach()
+    state["down_projection.proj.weight"] = kernel if trainer.startswith("SimMIM") else kernel.transpose(2, 3).clone()
+    state["down_projection.proj.bias"] = network.patch_embed.proj.bias.detach().clone()
+    extra = ("mask_token", "up_projection.decode.0.0.weight", "decoder.blocks.0.norm1.weight", "decoder.pos_embed")
+    state |= {name: torch.randn(4) for name in extra}
+    about = adaptation_plan("PrimusM", **plan) | {"key_to_encoder": "eva", "key_to_stem": "down_projection"}
+    about |= {"keys_to_in_proj": ["down_projection.proj"], "key_to_lpe": "eva.pos_embed"}
+    return {"network_weights": state, "trainer_name": trainer, "nnssl_adaptation_plan": about}
 
 
 def adaptation_plan(kind: str = "ResEncL", transpose: tuple[int, ...] = (0, 1, 2), prefix: str = "encoder.") -> dict:

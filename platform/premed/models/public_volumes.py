@@ -43,7 +43,7 @@ class VolumeEncoder(NamedTuple):
 
     encoder: Mapping[str, Any]
     """The network, as the section `encoder` of a YAML."""
-    names: Literal["nnssl", "swinunetr"]
+    names: Literal["nnssl", "nnssl_primus", "swinunetr"]
     """How its files name tensors (`models/volume_names.py`)."""
     source: str
     """Where its authors offer it."""
@@ -80,16 +80,22 @@ def voco(width: int, name: str) -> VolumeEncoder:
     )
 
 
-PUBLIC_VOLUME_ENCODERS = {
-    "openmind-resenc-l": VolumeEncoder(
-        {"name": "resenc", "size": "large"},
-        "nnssl",
-        "https://huggingface.co/MIC-DKFZ/ResEncL-OpenMind-MAE",
+def openmind(encoder: Mapping[str, Any], names: Literal["nnssl", "nnssl_primus"], repository: str) -> VolumeEncoder:
+    return VolumeEncoder(
+        encoder,
+        names,
+        f"https://huggingface.co/{repository}",
         "114,000 head MRI of OpenNeuro (OpenMind)",
         "CC BY 4.0",
         Preparation("zscore", (1.0, 1.0, 1.0), None, (160, 160, 160)),
-        ("MIC-DKFZ/ResEncL-OpenMind-MAE", "checkpoint_final.pth"),
-    ),
+        (repository, "checkpoint_final.pth"),
+    )
+
+
+RESENC_L, PRIMUS_M = {"name": "resenc", "size": "large"}, {"name": "vit", "size": "primus-m", "patch": 8}
+PUBLIC_VOLUME_ENCODERS = {
+    "openmind-resenc-l": openmind(RESENC_L, "nnssl", "MIC-DKFZ/ResEncL-OpenMind-MAE"),
+    "openmind-primus-m": openmind(PRIMUS_M, "nnssl_primus", "MIC-DKFZ/PrimusM-OpenMind-MAE"),
     "swinunetr-ssl": VolumeEncoder(
         {"name": "swin"},
         "swinunetr",

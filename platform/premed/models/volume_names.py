@@ -1,4 +1,4 @@
-"""Names of tensors in the checkpoints of public encoders of volumes, as the encoders `resenc` and `swin` have them.
+"""Names of tensors in the checkpoints of public encoders of volumes, as the encoders here have them.
 
 Read in the projects' own code: nnssl (OpenMind), MONAI's and research-contributions' Swin UNETR, VoCo, SuPreM.
 """
@@ -13,8 +13,11 @@ from torch import Tensor
 
 from premed.errors import UserError
 
-NNSSL_KEYS = {"key_to_encoder": "encoder.stages", "key_to_stem": "encoder.stem"}
-"""Where an nnssl checkpoint has the encoder's two parts, unless its adaptation plan says otherwise."""
+NNSSL_KEYS = {  # by architecture
+    "ResEncL": {"key_to_encoder": ("encoder.stages", "stages."), "key_to_stem": ("encoder.stem", "stem.")},
+    "PrimusM": {"key_to_encoder": ("eva", ""), "key_to_stem": ("down_projection", "patch_embed.")},
+}
+"""Where an nnssl checkpoint has the encoder's two parts, unless its plan says otherwise; their names here."""
 DOUBLE = ".all_modules."
 """dynamic-network-architectures saves each tensor of a convolutional block twice, by its name and by its number."""
 AXES = (2, 1, 0)  # nnssl's readers give arrays in the order z, y, x
@@ -40,6 +43,8 @@ class Renamed(NamedTuple):
     """The file's names of what belongs to no encoder."""
     changed: dict[str, str]
     """How values were changed, by the encoder's names."""
+    token_axes: tuple[int, ...] | None = None
+    """For right, anterior and superior, the axis of the grid in whose order the file's tokens are; None: as here."""
 
 
 def swinunetr(where: str, file_state: Mapping[str, Tensor], content: Mapping[str, Any]) -> Renamed:
@@ -62,20 +67,35 @@ def nnssl(where: str, file_state: Mapping[str, Tensor], content: Mapping[str, An
     content: of the checkpoint; its `nnssl_adaptation_plan` says where the encoder is. Raises UserError for a plan of
     another architecture.
     """
+    renamed, axes = planned(where, file_state, content, "ResEncL")
+    dropped = [name for name in renamed.dropped if not name.startswith("decoder.encoder.")]  # the encoder once more
+    return turned(renamed._replace(state=without_doubles(where, renamed.state), dropped=dropped), axes)
+
+
+def nnssl_primus(where: str, file_state: Mapping[str, Tensor], content: Mapping[str, Any]) -> Renamed:
+    """nnssl's Primus, as `nnssl`. Its tokens are in the order of its arrays with the first two axes exchanged: so
+    `EvaMAE.forward` has them, in which all its strategies but SimMIM pre-train."""
+    renamed, axes = planned(where, file_state, content, "PrimusM")
+    order = (0, 1, 2) if str(content.get("trainer_name")).startswith("SimMIM") else (1, 0, 2)
+    return turned(renamed, axes)._replace(token_axes=tuple(order.index(axis) for axis in axes))
+
+
+def planned(
+    where: str, file_state: Mapping[str, Tensor], content: Mapping[str, Any], architecture: str
+) -> tuple[Renamed, tuple[int, ...]]:
+    """The encoder's tensors where the file's plan has them, and what `axes_of` says. UserError: see `nnssl`."""
     plan = part_of(content, "nnssl_adaptation_plan")
-    if (kind := part_of(plan, "architecture_plans").get("arch_class_name", "ResEncL")) != "ResEncL":
-        raise UserError(f"{where}: its adaptation plan says {kind}, and ResEncL is needed; take another file")
-    prefixes = {f"{plan.get(key) or usual}.": f"{usual.partition('.')[2]}." for key, usual in NNSSL_KEYS.items()}
+    if (kind := part_of(plan, "architecture_plans").get("arch_class_name", architecture)) != architecture:
+        raise UserError(f"{where}: its adaptation plan says {kind}, and {architecture} is needed; take another file")
+    starts = {f"{plan.get(key) or usual}.": ours for key, (usual, ours) in NNSSL_KEYS[architecture].items()}
     state, dropped = {}, []
     for name, value in file_state.items():
-        start = next((each for each in prefixes if name.startswith(each)), None)
+        start = next((each for each in starts if name.startswith(each)), None)
         if start is None:
             dropped.append(name)
         else:
-            state[prefixes[start] + name.removeprefix(start)] = value
-    state = without_doubles(where, state)
-    dropped = [name for name in dropped if not name.startswith("decoder.encoder.")]  # the encoder once more
-    return turned(Renamed(state, sorted(dropped), {}), axes_of(where, plan))
+            state[starts[start] + name.removeprefix(start)] = value
+    return Renamed(state, sorted(dropped), {}), axes_of(where, plan)
 
 
 def part_of(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -1,10 +1,11 @@
-"""Weights of public encoders of volumes, for the encoders `resenc` and `swin`.
+"""Weights of public encoders of volumes, for the encoders `resenc`, `swin` and `vit` (as Primus).
 
 A file's tensors are renamed (`models/volume_names.py`) and loaded strictly: what is missing, of another shape or in
 nobody's way is refused, and what belongs to no encoder (decoders, heads of a pre-training) is left out and listed.
 Changed are, at the most:
 
-- kernels of nnssl's encoders, whose axes are exchanged: they saw arrays in the order z, y, x;
+- kernels of nnssl's encoders, whose axes are exchanged: they saw arrays in the order z, y, x; of its Primus, the order
+  of positions, which are resized to the task's grid, and which channels of queries and keys are turned by which axis;
 - the kernels that see the image, where the task has C channels and the file one: each gets it, divided by C, so that an
   image that is the same in all channels has the response of the original to it in one.
 
@@ -24,13 +25,22 @@ from premed.errors import UserError
 from premed.models import volume_names
 from premed.models.encoders.resenc import ResEnc
 from premed.models.encoders.swin import Swin
+from premed.models.encoders.vit import ViT
 from premed.models.network import seeded_init
+from premed.models.patches import resize_positions
 from premed.models.public_volumes import PUBLIC_VOLUME_ENCODERS, SKIPS, VolumeEncoder
 from premed.pretext.common.timm_weights import refuse_misfits, sizes
+from premed.pretext.common.vit_weights import format_sizes
 
-FORMATS = {"nnssl": (ResEnc, volume_names.nnssl), "swinunetr": (Swin, volume_names.swinunetr)}
+FORMATS = {
+    "nnssl": (ResEnc, volume_names.nnssl),
+    "nnssl_primus": (ViT, volume_names.nnssl_primus),
+    "swinunetr": (Swin, volume_names.swinunetr),
+}
+PRIMUS_HEAD = 72  # channels of a head of Primus-M, which no tensor shows
 SEE_THE_IMAGE = (
     "stem.convs.0.conv.weight",
+    "patch_embed.proj.weight",
     "swinViT.patch_embed.proj.weight",
     "encoder1.layer.conv1.conv.weight",
     "encoder1.layer.conv3.conv.weight",
@@ -55,6 +65,8 @@ def fitted(
     own, changed = sizes(encoder.state_dict()), dict(renamed.changed)
     state = {name: value for name, value in renamed.state.items() if name in own or not name.startswith(SKIPS)}
     dropped = sorted([*renamed.dropped, *(renamed.state.keys() - state.keys())])
+    if renamed.token_axes is not None and isinstance(encoder, ViT):
+        reorder_tokens(where, state, encoder, renamed.token_axes, changed)
     spread_channels(where, state, task, changed)
     missing = sorted(name for name in own.keys() - state.keys() if name.startswith(entry.absent))
     remedy = "take another file, or name the model that it is of (pretext.model), with its encoder; this one's is "
@@ -72,12 +84,38 @@ def refuse_other_network(encoder: Encoder, task: Task, model: str, entry: Volume
         raise UserError(f"pretext.model: {model} is for volumes, and {task.name} has pictures; take another")
     if not isinstance(encoder, FORMATS[entry.names][0]):
         raise UserError(f"encoder: {model} has another network; set {entry.network()}")
+    if isinstance(encoder, ViT):
+        config = encoder.config
+        if not config.rotary or config.position != "learned" or config.heads * PRIMUS_HEAD != config.width:
+            how = f"rotary and learned positions, and heads of {PRIMUS_HEAD} channels"
+            raise UserError(f"encoder: {model} has {how}; set {entry.network()}")
     if not isinstance(encoder, ResEnc):
         return
     halved = all(scale.stride == (2**i,) * 3 for i, scale in enumerate(encoder.pyramid))
     last: Any = encoder.stages[-1]
     if not halved or last.blocks[0].conv1.norm.groups != encoder.width:
         raise UserError(f"encoder: {model} halves all axes at each stage and has instance norms; set {entry.network()}")
+
+
+def reorder_tokens(
+    where: str, state: dict[str, Tensor], encoder: ViT, axes: tuple[int, ...], changed: dict[str, str]
+) -> None:
+    """Makes positions [1, n * n * n, D] those of the encoder's grid, and queries and keys have the channels that rotary
+    positions turn by right, anterior and superior in this order; reports to `changed`. axes: the file's of these."""
+    places = state.get("pos_embed")
+    if places is not None and places.ndim == 3:
+        side = round(places.shape[1] ** (1 / 3))
+        if places.shape[1] != side**3:
+            raise UserError(f"{where}: its {places.shape[1]} positions are no cube; take another file")
+        grid = places.unflatten(1, (side,) * 3).permute(0, *(1 + axis for axis in axes), 4).flatten(1, 3)
+        state["pos_embed"], changed["pos_embed"] = grid, "axes exchanged"
+        if encoder.grid != (side,) * 3:
+            state["pos_embed"] = resize_positions(grid, (side,) * 3, encoder.grid)
+            changed["pos_embed"] += f", {format_sizes((side,) * 3)} to {format_sizes(encoder.grid)}"
+    for name, value in state.items():
+        if ".attn.q_proj." in name or ".attn.k_proj." in name:
+            by_axis = value.unflatten(0, (encoder.config.heads, 3, -1))  # [heads, axes, channels, …]
+            state[name], changed[name] = by_axis[:, list(axes)].flatten(0, 2), "axes exchanged"
 
 
 def spread_channels(where: str, state: dict[str, Tensor], task: Task, changed: dict[str, str]) -> None:
