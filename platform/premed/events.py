@@ -216,8 +216,8 @@ class WeightsImported(Event):
     """Tensors taken as they are."""
     changed: Mapping[str, str]
     """Tensors made to fit, and how."""
-    dropped: Sequence[str]
-    """Tensors left out."""
+    dropped: Sequence[str]  # tensors left out
+    missing: Sequence[str] = ()  # tensors that the file does not have, at initial values
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from premed.data.loader import PreparedLoader
 from premed.data.prepared import PreparedFile, write
 from premed.data.preprocess import Prepared
 from premed.data.samplers import AlternatingSampler, EpochSampler
-from premed.models.encoders import mit, resenc, timm, unet, vit
+from premed.models.encoders import mit, resenc, swin, timm, unet, vit
 from premed.models.heads import conv, linear, patch_decoder, unetr
 from premed.models.heads import unet as unet_decoder
 from premed.models.network import Network
@@ -63,6 +63,10 @@ class Volumes(Segmentation):
 
 class Slabs(Volumes):
     roi = (32, 16, 16)
+
+
+class Blocks(Volumes):
+    roi = (64, 32, 32)
 
 
 class Scans(Volumes):
@@ -101,7 +105,8 @@ EVA_X = timm.Config(model="eva-x-s", args=NARROW)
 RESENC = resenc.Config(widths=(8, 16, 24), blocks=(1, 2, 1))
 GROUPED = RESENC.model_copy(update={"norm": "group"})
 FOUR_STAGES = resenc.Config(widths=(8, 16, 24, 24), blocks=(1, 1, 1, 1), norm="group")
-CONFIGS = {vit: VIT, mit: MIT, timm: DINOV3, resenc: RESENC}
+SWIN = swin.Config(width=6, depths=(2, 1, 1, 1), heads=(1, 2, 4, 8), window=3)
+CONFIGS = {vit: VIT, mit: MIT, timm: DINOV3, resenc: RESENC, swin: SWIN}
 THIN = MIT.model_copy(update={"widths": (16, 32, 32, 64)})
 
 
@@ -190,6 +195,7 @@ KINDS = {
         Augmentation(flip=0.2),
         (unet_decoder, resenc),
     ),
+    "swin": Kind(Blocks, partial(finetuning, head=conv, encoders=swin), Augmentation(flip=0.2), (conv, swin), 1e-3),
     "hssl-2d": Kind(
         (Pictures,) * 3,
         partial(contrasting, group_loss="classes"),
@@ -207,7 +213,7 @@ KINDS = {
 }
 
 
-LONG = {"mit-3d", "hssl-3d", "unimiss", "mae-resenc-3d", "resenc-2d", "resenc-3d"}
+LONG = {"swin", "mit-3d", "hssl-3d", "unimiss", "mae-resenc-3d", "resenc-2d", "resenc-3d"}
 
 
 def losses(kind: str, folder: Path) -> list[float]:

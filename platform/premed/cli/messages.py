@@ -1,6 +1,7 @@
 """What events say, in words."""
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from premed.config.settings import GATE_SHARE
@@ -13,9 +14,12 @@ from premed.events import (
     TrainingEndedEarly,
     TrainingStarted,
     WaitingForResources,
+    WeightsImported,
 )
 from premed.reporting.formatting import duration
 
+FEW = 20
+"""Names of tensors in one line; of more, their number and the first."""
 DOING = {
     "pretrain": "pre-training",
     "trunk": "pre-training, trunk",
@@ -121,6 +125,21 @@ def pace_words(event: MetricsLogged, batch: int, speed: float) -> str:
     """How long a training will take, by its first steps. speed: images a second."""
     left = duration((event.num_steps - event.step) * batch / speed)
     return f"{speed:.3g} images/s in its first {event.step} steps: {left} for the rest, and validations"
+
+
+def import_words(event: WeightsImported) -> str:
+    """What became of a file's tensors; those that changed alike are listed together."""
+    alike = defaultdict(list)
+    for name, how in event.changed.items():
+        alike[how].append(name)
+    changed = "".join(f"; {listed(names)}: {how}" for how, names in alike.items())
+    dropped = f"; left out: {listed(event.dropped)}" if event.dropped else ""
+    missing = f"; not in the file, and at initial values: {listed(event.missing)}" if event.missing else ""
+    return f"{event.file}: {event.kept} tensors unchanged{changed}{dropped}{missing}"
+
+
+def listed(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= FEW else f"{len(names)} tensors, such as {names[0]}"
 
 
 WARNINGS: dict[type[Event], Callable[[Any], str]] = {

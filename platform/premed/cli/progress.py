@@ -16,6 +16,7 @@ from premed.cli.messages import (
     WARNINGS,
     early_end_words,
     gate_words,
+    import_words,
     is_past,
     large_batch_words,
     pace_words,
@@ -198,9 +199,7 @@ class ProgressPrinter:
 
     @handle.register
     def weights_imported(self, event: WeightsImported) -> None:
-        changed = "".join(f"; {name}: {how}" for name, how in event.changed.items())
-        dropped = f"; left out: {', '.join(event.dropped)}" if event.dropped else ""
-        self.print_line(f"{event.file}: {event.kept} tensors unchanged{changed}{dropped}")
+        self.print_line(import_words(event))
 
     @handle.register
     def evaluation_started(self, event: EvaluationStarted) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from premed.config.experiment import Experiment
+from premed.config.plugins import plugin
 from premed.config.settings import Train
+from premed.contracts import Task
 from premed.data.cache import Cache
 from premed.data.check import Check
 from premed.data.check_leakage import leaks, recorded_leaks
@@ -147,6 +149,13 @@ def local_map(train: Train, num_jobs: int) -> Iterator[Callable[..., Iterable]]:
         yield parallel
 
 
+def preparation_notes(experiment: Experiment, task: Task) -> list[Finding]:
+    """Where the task prepares images otherwise than those of the weights were that the experiment starts from."""
+    given = [each for each in (experiment.pretext, getattr(experiment.pretext, "init", None)) if each is not None]
+    asked = [(getattr(plugin("pretext", each), "preparation_notes", None), each) for each in given]
+    return [finding for notes, each in asked if notes for finding in notes(each, task)]
+
+
 def check(experiment: Experiment, show: EventHandler, html: Path | None = None) -> dict[str, Any]:
     """Checks an experiment's data (the test part too, unless `test` is false); returns the findings.
 
@@ -156,6 +165,8 @@ def check(experiment: Experiment, show: EventHandler, html: Path | None = None) 
         raise UserError(f"{html}: its folder does not exist; create it")
     checked = Check(experiment.task, experiment.test)
     finished = None
+    if checked.jobs:
+        checked.findings += preparation_notes(experiment, checked.task)
     if experiment.pretrained and checked.jobs:
         try:
             finished = settle_pretrained(experiment, checked.task, Pretrainings())[1]

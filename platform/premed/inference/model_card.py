@@ -143,7 +143,11 @@ def weights_origin(weights: Sequence[dict[str, Any]]) -> list[str]:
             lines.append(f"{number}. {doing} on {each['task']}, stage {each['digest'][:16]}")
             continue
         lines.append(f"{number}. {each['model']}: {each['file']}, SHA-256 {each['sha256']}")
-        if "licence" in each:
+        if "normalise" in each.get("trained_on", {}):  # an encoder of volumes
+            how = ", ".join(f"{name} {value}" for name, value in each["trained_on"].items())
+            lines.append(f"   From {each['source']}; licence: {each['licence']}.")
+            lines.append(f"   Trained on {each['data']}, prepared with {how}.")
+        elif "licence" in each:
             mean, std = (", ".join(f"{x:g}" for x in each["trained_on"][name]) for name in ("mean", "std"))
             pixels = f"{each['trained_on']['size']} pixels in [0, 1], less {mean}, divided by {std}"
             lines.append(f"   From {each['source']}; licence: {each['licence']}.")

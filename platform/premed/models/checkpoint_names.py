@@ -1,7 +1,8 @@
 """Names of tensors in the checkpoints of public encoders, as timm (or its own converter of the model) knows them.
 
 Values stay as they are; queries, keys and values that a file keeps apart become one matrix, as the networks here have
-them. What timm converts itself is left to it: DINOv2's and DINOv3's own names, EVA's, registers.
+them. What timm converts itself is left to it: DINOv2's and DINOv3's own names, EVA's, registers. Encoders of volumes:
+`models/volume_names.py`.
 """
 
 import re

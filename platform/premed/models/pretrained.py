@@ -1,8 +1,8 @@
 """Pretrained weights of a timm vision transformer, from the Hugging Face hub or a file. Nothing is unpickled.
 
-A file is safetensors, or a torch checkpoint, read with `weights_only=True`. The weights may be under `state_dict` or
-`model` (timm's moving average takes precedence), and their names may begin with `module.` or `_orig_mod.`, the prefixes
-of DDP and torch.compile.
+A file is safetensors, or a torch checkpoint, read with `weights_only=True`. The weights may be under `state_dict`,
+`model`, … (`WRAPPERS`; timm's moving average takes precedence), and their names may begin with `module.` or
+`_orig_mod.`, the prefixes of DDP and torch.compile.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ from premed.errors import UserError
 from premed.safety.files import refuse_irregular
 
 FILE = "model.safetensors"  # timm's file name on the hub
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module", "teacher")
-"""In timm's order; then DeepSpeed's (EVA) and that of DINOv2's own training."""
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "module", "teacher", "network_weights", "net")
+"""In timm's order; then DeepSpeed's (EVA), that of DINOv2's own training, nnssl's and SuPreM's."""
 VARIANTS = {  # by a part of their tensors' names: models that compute something other than our encoder
     "dist_token": "is distilled (it has a distillation token)",
     "reg_token": "has register tokens",
@@ -116,6 +116,11 @@ def sha256(path: Path) -> str:
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Reads the weights of a file, by timm's names, as float32. Raises UserError if it holds none."""
+    return read_checkpoint(path)[0]
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """As `read_weights`; and all that the file holds, such as a plan beside the weights."""
     try:
         refuse_irregular(path)
         with path.open("rb") as stream:
@@ -123,6 +128,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         content = _safetensors(path) if safe else _torch(path)
     except OSError as error:
         raise UserError(f"pretext.weights: {path} cannot be read ({error.strerror}); check the path") from None
+    whole = content
     for wrapper in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -131,7 +137,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"pretext.weights: {path} holds no state_dict; save the network's, as safetensors")
     from timm.models import clean_state_dict
 
-    return {name: w.float() for name, w in clean_state_dict(content).items()}
+    return {name: w.float() for name, w in clean_state_dict(content).items()}, whole
 
 
 def _safetensors(path: Path) -> Any:

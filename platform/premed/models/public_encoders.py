@@ -2,7 +2,7 @@
 
 `encoder: {name: timm, model: rad-dino}` builds its network, `pretext: {name: pretrained, model: rad-dino}` takes its
 weights. Any name of timm's will do in place of these; then timm says what an entry says here. What was read where, and
-how files are read: docs/public-encoders.md.
+how files are read: docs/public-encoders.md. Those of volumes: `models/public_volumes.py`.
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from premed.errors import UserError
+from premed.models.public_volumes import PUBLIC_VOLUME_ENCODERS
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 EVA_X = {"patch_size": 16, "ref_feat_shape": (14, 14)}
@@ -117,6 +118,8 @@ def named_encoder(model: str, field: str) -> PublicEncoder:
     """The entry of that name, or one for a model of timm's. Raises UserError, which names the `field`, if neither."""
     if model in PUBLIC_ENCODERS:
         return PUBLIC_ENCODERS[model]
+    if (volumes := PUBLIC_VOLUME_ENCODERS.get(model)) is not None:
+        raise UserError(f"{field}: {model} is for volumes; set {volumes.network()}")
     import timm  # takes seconds, for which a name of the table should not wait
     from timm.models import get_pretrained_cfg
 
@@ -127,7 +130,7 @@ def named_encoder(model: str, field: str) -> PublicEncoder:
         except RuntimeError:  # the tag after the dot is unknown
             known = False
     if not known:
-        names = (*PUBLIC_ENCODERS, *timm.list_models(), *timm.list_models(pretrained=True))
+        names = (*PUBLIC_ENCODERS, *PUBLIC_VOLUME_ENCODERS, *timm.list_models(), *timm.list_models(pretrained=True))
         close = get_close_matches(model, names, 3, 0.5)
         remedy = f"did you mean {', '.join(close)}?" if close else f"it may be one of {', '.join(PUBLIC_ENCODERS)}"
         raise UserError(f"{field}: neither premed nor timm has {model!r}; {remedy}")

@@ -14,6 +14,9 @@ import stage (`training/import_weights.py`). It has
 
 - `content(config) -> str`: the hash of all that the weights come from; the stage's digest holds it, and no path;
 - `weights(config, encoder, task) -> (state, report)`: all of the encoder's weights, and `file`, `kept` (a number),
-  `changed` (name: how) and `dropped` (names). The encoder is on the meta device: names and shapes alone. Raises
-  UserError where the weights cannot be read or do not fit; it is called before any stage starts.
+  `changed` (name: how), `dropped` (names) and, where initial values stand in for it, what is `missing` (names). The
+  encoder is on the meta device: names and shapes alone. Raises UserError where the weights cannot be read or do not
+  fit; it is called before any stage starts;
+- optionally `preparation_notes(config, task) -> findings`: where the task prepares images otherwise than those of the
+  weights were, for `premed data check`.
 """

@@ -2,9 +2,11 @@
 
 `model` is an entry of `models/public_encoders.py` or a name of timm's: it says how the pixels were normalised that the
 weights were trained on, and of what licence they are. The encoder is `timm` (pictures; `common/timm_weights.py`), or
-`vit` (pictures and volumes) for plain ViTs (`common/vit_weights.py`). Nothing is trained.
+`vit` (pictures and volumes) for plain ViTs (`common/vit_weights.py`). Or it is an entry of `models/public_volumes.py`,
+for the encoders `resenc` and `swin` (`common/volume_weights.py`). Nothing is trained.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +15,14 @@ from torch import Tensor
 
 from premed.config.spec import Spec, runtime_field
 from premed.contracts import Encoder, Task
-from premed.errors import UserError
+from premed.errors import Finding, UserError
 from premed.models import pretrained
 from premed.models.encoders.timm import TimmEncoder
 from premed.models.encoders.vit import ViT
 from premed.models.public_encoders import named_encoder, origin, provenance
+from premed.models.public_volumes import PUBLIC_VOLUME_ENCODERS, volume_provenance
 from premed.paths import expand_path
-from premed.pretext.common import timm_weights, vit_weights
+from premed.pretext.common import timm_weights, vit_weights, volume_weights
 
 
 class Config(Spec):
@@ -31,7 +34,7 @@ class Config(Spec):
     weights: Path | None = runtime_field(None)
     """A file, read on this machine alone; the stage's digest depends on its content. None: from the hub."""
     mean: tuple[float, float, float] | None = None
-    """Of the pixels in [0, 1] that the weights were trained on, per channel; None: the model's."""
+    """Of the pixels in [0, 1] that the weights were trained on, per channel; None: the model's. Pictures only."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
 
 
@@ -48,16 +51,19 @@ def weights_file(config: Config) -> Path:
     """Returns the path of the file with the weights; downloads it from the hub if none is set."""
     if config.weights is not None:
         return expand_path(config.weights, "pretext.weights")
-    if (hub := origin(config.model).hub) is None:
+    volumes = PUBLIC_VOLUME_ENCODERS.get(config.model)
+    if (hub := (volumes or origin(config.model)).hub) is None:
         raise UserError(f"pretext.model: {config.model} is not on the hub; give a file: pretext.weights=FILE")
     return pretrained.download(config.model, *hub)
 
 
 def weights(config: Config, encoder: Encoder, task: Task) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Returns the encoder's state, made to fit encoder and task, and a report with what is to be known of it."""
+    where = f"pretext.model: {config.model}" if config.weights is None else f"pretext.weights: {config.weights}"
+    if config.model in PUBLIC_VOLUME_ENCODERS:
+        return weights_of_volumes(where, config, encoder, task)
     about = origin(config.model)
     refuse_other_network(config.model, encoder)
-    where = f"pretext.model: {config.model}" if config.weights is None else f"pretext.weights: {config.weights}"
     path = weights_file(config)
     state = pretrained.read_weights(path)
     mean_std = config.mean or about.mean, config.std or about.std
@@ -70,6 +76,34 @@ def weights(config: Config, encoder: Encoder, task: Task) -> tuple[dict[str, Ten
         raise UserError("encoder: these weights are for the encoders timm (pictures) and vit; use one of them")
     made = {"file": path.name, "sha256": pretrained.sha256(path), "model": config.model}
     return fitting, made | provenance(config.model, mean_std) | report
+
+
+def weights_of_volumes(
+    where: str, config: Config, encoder: Encoder, task: Task
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """`weights`, of an encoder of volumes."""
+    if config.mean or config.std:
+        raise UserError(f"pretext: mean and std are for pictures, and {config.model} is for volumes; leave them out")
+    volume_weights.refuse_other_network(encoder, task, config.model, PUBLIC_VOLUME_ENCODERS[config.model])
+    path = weights_file(config)
+    fitting, report = volume_weights.fitted(where, *pretrained.read_checkpoint(path), encoder, task, config.model)
+    made = {"file": path.name, "sha256": pretrained.sha256(path), "model": config.model}
+    return fitting, made | volume_provenance(config.model) | report
+
+
+def preparation_notes(config: Config, task: Task) -> Iterator[Finding]:
+    """Where a task prepares images otherwise than those were that the weights were trained on, as notes.
+
+    Of volumes alone: with pictures, the difference is folded into the stem.
+    """
+    if (entry := PUBLIC_VOLUME_ENCODERS.get(config.model)) is None or task.dims != 3:
+        return
+    for field, own, theirs in entry.preparation.differences(task.preprocessing):
+        what = f"is {own}, and the weights of {config.model} were trained with {theirs}: task.{field}={theirs} is alike"
+        yield Finding("note", f"task.{field}", what)
+    if task.channels != 1:
+        what = f"has {task.channels} channels, and the weights of {config.model} were trained with 1: they share it"
+        yield Finding("note", f"task {task.name}", what)
 
 
 def refuse_other_network(model: str, encoder: Encoder) -> None:

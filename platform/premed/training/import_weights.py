@@ -39,7 +39,8 @@ def bring(stage: Stage, storage: StageStorage, on_event: EventHandler, tasks: Ca
     weights = [{"kind": stage.kind} | {name: value for name, value in report.items() if name in PROVENANCE}]
     about = card(stage, [DataSet(task, task.name)], {"encoder": encoder}, None, hashes, weights)
     storage.put_json("parts/card.json", about)
-    on_event(WeightsImported(**{name: report[name] for name in ("file", "kept", "changed", "dropped")}))
+    told = {name: report[name] for name in ("file", "kept", "changed", "dropped", "missing") if name in report}
+    on_event(WeightsImported(**told))
     result = {
         "kind": stage.kind,
         "digest": stage.digest(),

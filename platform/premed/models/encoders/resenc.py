@@ -7,12 +7,12 @@ it. Visible patches alone (`keep`) are encoded as by sparse convolutions: `model
 
 from collections.abc import Iterator, Sequence
 from math import prod
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from premed.config.spec import Spec
+from premed.config.spec import Spec, preset
 from premed.contracts import Encoder, Features, Scale
 from premed.errors import UserError
 from premed.models.convolutions import (
@@ -26,13 +26,15 @@ from premed.models.convolutions import (
 
 BLOCKS = (1, 3, 4, 6)  # of nnU-Net's first stages; of each further one 6
 GROUPS = 8
+SIZES = {"large": {"widths": (32, 64, 128, 256, 320, 320)}}  # nnU-Net's ResEnc-L as OpenMind has it: rois of 160
 
 Width = Annotated[int, Field(ge=GROUPS, multiple_of=GROUPS)]
 Count = Annotated[int, Field(ge=1)]
 
 
 class Config(Spec):
-    """The sizes of the network; the defaults are nnU-Net's for volumes of about 96 voxels an edge."""
+    """The sizes of the network; the defaults are nnU-Net's for volumes of about 96 voxels an edge. `size: large`
+    presets the widths of ResEnc-L, for volumes of about 160."""
 
     name: Literal["resenc"] = "resenc"
     widths: tuple[Width, ...] = Field((32, 64, 128, 256, 320), min_length=2)
@@ -45,6 +47,11 @@ class Config(Spec):
     norm: Literal["instance", "group"] = "instance"
     """instance: nnU-Net's. It takes each channel's mean from each image; group (8 groups) leaves classification more of
     what it reads from the mean of a map."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _size(cls, data: Any) -> Any:
+        return preset(data, "size", SIZES)
 
     @model_validator(mode="after")
     def _lengths(self) -> "Config":

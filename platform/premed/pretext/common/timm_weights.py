@@ -13,7 +13,7 @@ decoders, mask tokens) is left out and listed. Changed are, at the most:
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import isqrt, prod
 from typing import Any
 
@@ -26,6 +26,7 @@ from premed.models.encoders.timm import TimmEncoder
 from premed.pretext.common.vit_weights import format_sizes, rescaling
 
 MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
+ANOTHER = "name the model that it is of (encoder.model, pretext.model)"
 
 
 def fitted(
@@ -35,23 +36,28 @@ def fitted(
 
     where: the file, for a UserError where it does not fit. mean_std: of the pixels that it was trained on.
     """
-    shapes = {name: tuple(value.shape) for name, value in encoder.state_dict().items()}
+    shapes = sizes(encoder.state_dict())
     before = without_wrappers(file_state, where)
     before = without_biases_of_keys(before, set(shapes), where)
     try:
         state = dict(converter(encoder.network)(dict(before), encoder.network))
     except (RuntimeError, KeyError, ValueError, AttributeError) as error:
-        refuse_misfits(where, {name: tuple(value.shape) for name, value in before.items()}, shapes, encoder)
+        refuse_misfits(where, sizes(before), shapes, encoder.config.model, ANOTHER)
         raise UserError(f"{where}: timm cannot read it as {encoder.config.model} ({first_line(error)})") from None
     state = {name: value for name, value in state.items() if name in shapes or not name.startswith(DROPPED)}
     changed = {name: how for name, value in state.items() if (how := change(before, name, value, encoder))}
     stem = next(name for name, module in encoder.network.named_modules() if isinstance(module, nn.Conv2d))
     adapt_stem(where, state, stem, shapes[f"{stem}.weight"], task, mean_std, changed)
-    refuse_misfits(where, {name: tuple(value.shape) for name, value in state.items()}, shapes, encoder)
+    refuse_misfits(where, sizes(state), shapes, encoder.config.model, ANOTHER)
     used = {id(value) for value in state.values()}
     dropped = sorted(name for name, value in before.items() if name not in state and id(value) not in used)
     report = {"kept": len(state) - len(changed), "changed": changed, "dropped": dropped}
     return state, report | {"loaded": len(state), "missing": []}
+
+
+def sizes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor."""
+    return {name: tuple(value.shape) for name, value in state.items()}
 
 
 def converter(network: nn.Module) -> Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]:
@@ -67,8 +73,8 @@ def change(before: dict[str, Tensor], name: str, value: Tensor, encoder: TimmEnc
     if name == "pos_embed" and theirs.shape != value.shape:
         prefix = value.shape[1] - prod(encoder.grid)
         return f"{format_sizes((isqrt(theirs.shape[1] - prefix),) * 2)} to {format_sizes(encoder.grid)}"
-    sizes = (format_sizes(each.shape[2:] if each.ndim == 4 else each.shape) for each in (theirs, value))
-    return " to ".join(sizes) if theirs.shape != value.shape else "as timm converts it"
+    before_and_after = (format_sizes(each.shape[2:] if each.ndim == 4 else each.shape) for each in (theirs, value))
+    return " to ".join(before_and_after) if theirs.shape != value.shape else "as timm converts it"
 
 
 def adapt_stem(
@@ -114,9 +120,11 @@ def adapt_stem(
 
 
 def refuse_misfits(
-    where: str, theirs: dict[str, tuple[int, ...]], ours: dict[str, tuple[int, ...]], encoder: TimmEncoder
+    where: str, theirs: dict[str, tuple[int, ...]], ours: dict[str, tuple[int, ...]], model: str, remedy: str
 ) -> None:
-    """Raises UserError with the three tensors that differ most (by their number of values) unless all are as ours."""
+    """Raises UserError with the three tensors that differ most (by their number of values) unless all are as ours.
+
+    model, remedy: what the file should be of, and what to do if it is of another."""
     wrong = [name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name)]
     if not wrong:
         return
@@ -134,6 +142,6 @@ def refuse_misfits(
 
     worst = ", ".join(say(name) for name in sorted(wrong, key=difference)[:3])
     raise UserError(
-        f"{where}: is not of {encoder.config.model}: {len(wrong)} of {len(theirs.keys() | ours.keys())} tensors differ "
-        f"({worst}); name the model that it is of (encoder.model, pretext.model)"
+        f"{where}: is not of {model}: {len(wrong)} of {len(theirs.keys() | ours.keys())} tensors differ "
+        f"({worst}); {remedy}"
     )
