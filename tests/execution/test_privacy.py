@@ -23,8 +23,10 @@ from premed.training.privacy import Privacy
 pytest_plugins = ["support.experiment_fixtures"]
 
 PLANTED = ["DOE^JANE", "DOE_JANE_FILE", "DOE_JANE_FOLDER", "DOE_JANE_PATIENT"]
+TABLE = f"{PLANTED[2]}/table.csv"
 TASK = {
     "name": "images",
+    "table": TABLE,
     "label": "kind",
     "roi": [16, 16],
     "stored": [32, 32],
@@ -46,7 +48,7 @@ def hospital(tmp_path_factory):
         picture.save_as(root / PLANTED[2] / f"{PLANTED[1]}_{number}.dcm")
         path = f"{PLANTED[2]}/{PLANTED[1]}_{number}.dcm"
         rows.append({"path": path, "patient": f"{PLANTED[3]}_{number}", "kind": "ab"[number % 2]})
-    with (root / "labels.csv").open("w", newline="") as file:
+    with (root / TABLE).open("w", newline="") as file:
         writer = csv.DictWriter(file, [*rows[0]])
         writer.writeheader()
         writer.writerows(rows)

@@ -23,8 +23,9 @@ from premed.data import views
 from premed.data.datamodule import Tasks
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.errors import UserError
-from premed.events import TrainingEndedEarly, TrainingStarted
+from premed.events import TrainingEndedEarly, TrainingStarted, WarningIssued
 from premed.models.embeddings import rank_me, spread
+from premed.models.heads import probe
 from premed.tasks.common import metrics
 from premed.training import online_probe
 from premed.training.artifacts import load_encoder
@@ -217,6 +218,17 @@ def test_labels_that_cannot_be_read_cost_the_probe_and_not_the_training(brains, 
         file.write_bytes(b"no image")
     job = jobs(folder, tmp_path, **volumes(folder))["pretrain"]
     assert words(job).startswith("none: ") and job.stage_storage.get("result.json")
+
+
+def test_features_that_are_not_finite_cost_its_score_and_not_the_training(chest, tmp_path, monkeypatch):
+    without = jobs(chest, tmp_path / "without", **probed() | {"pretrain": {"probe": None}})["pretrain"]
+    staged(without)
+    job, rows = jobs(chest, tmp_path / "with", **probed())["pretrain"], probe.Probe.rows
+    monkeypatch.setattr(probe.Probe, "rows", lambda self, features: rows(self, features) * math.inf)
+    warnings = [event.text for event in staged(job) if isinstance(event, WarningIssued)]
+    (line,) = [text for text in warnings if "probe" in text]
+    assert "its features are not finite" in line and line.endswith("pretrain.probe=null leaves it out")
+    assert without_measures(outcome(job)["curve"]) == outcome(without)["curve"] and not scores(job)
 
 
 PICTURES = {"name": "chestxray14", "size": 32, "stored": 32}

@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -203,7 +203,10 @@ class ExperimentRecorder:
         ended = {"premed.stopped": f"at step {end['step']} of {end['of']}"} if (end := result.get("stopped")) else {}
         tracker.set_tags(run_id, {"premed.where": portable_place(storage)} | ended)
         if storage.local and job.stage.kind == "finetune" and self.privacy.key is None:
-            storage.put_json(ROOT, {"root": str(self.task.root)})  # for this machine: MLflow has ${PREMED_DATA}/…
+            with suppress(
+                OSError
+            ):  # for this machine: MLflow has ${PREMED_DATA}/…; a storage may be there to read only
+                storage.put_json(ROOT, {"root": str(self.task.root)})
         self.register(job, run_id, result)
         self.end(run_id, "FINISHED")
 

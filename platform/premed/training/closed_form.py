@@ -15,7 +15,7 @@ from torch import Tensor
 
 from premed.contracts import Sample, Solution, Task
 from premed.data import views
-from premed.distributed import rank_and_world
+from premed.distributed import raise_on_all_ranks, rank_and_world
 from premed.errors import UserError
 from premed.events import EventHandler, WarningIssued
 from premed.models.network import Network
@@ -60,11 +60,13 @@ def extract_features(
     """Returns rows [n, D] and class fractions [n, classes] of the training cases' fixed views, on the CPU of rank 0.
 
     Each rank encodes its share of the chunks, which are the same for any number of ranks, and sends rows and fractions
-    to rank 0. On other ranks both are empty. most: rows per view, of which a fixed choice is taken; None: all.
+    to rank 0. On other ranks both are empty. most: rows per view, of which a fixed choice is taken; None: all. Raises
+    UserError, on every rank, if a row is not finite.
     """
     rank, world = rank_and_world()
     chunks = views.chunks(train, task.roi)
-    features: list[Any] = [features_of(network, task, chunk, precision, most) for chunk in chunks[rank::world]]
+    with raise_on_all_ranks():
+        features: list[Any] = [features_of(network, task, chunk, precision, most) for chunk in chunks[rank::world]]
     if world > 1:
         by_rank: list[Any] | None = [None] * world if rank == 0 else None
         dist.gather_object(features, by_rank)

@@ -20,6 +20,7 @@ from premed.data import views
 from premed.data.splits import is_unlabelled
 from premed.distributed import RaisedOnAllRanks, all_gather, raise_on_all_ranks, rank_and_world
 from premed.errors import UserError
+from premed.events import EventHandler, WarningIssued
 from premed.models.embeddings import rank_me, spread
 from premed.models.heads import probe
 from premed.models.network import Network, seeded_init
@@ -118,25 +119,46 @@ class Probe:
         )
 
     def measure(self) -> dict[str, float]:
-        """The score. Rank 0 solves; all ranks encode, and score their share of val."""
+        """The score. Rank 0 solves; all ranks encode, and score their share of val.
+
+        Raises RaisedOnAllRanks if features are not finite.
+        """
         objective, encoder, task = self.objective, self.objective.network.encoder, self.objective.task
         training = encoder.training
         objective.eval()
         num_views = sum(len(views.tile_starts(sample.prepared.shape, task.roi)) for sample in self.train)
         most = max(1, MOST_ROWS // num_views)
-        rows, shares = extract_features(objective.network, task, self.train, self.precision, most)
-        head = objective.network.head
-        if rank_and_world()[0] == 0:
-            next(head.solve(rows, shares))
-        if rank_and_world()[1] > 1:
-            for tensor in head.state_dict().values():
-                dist.broadcast(tensor, 0)
-        scores = objective.summary(evaluate(objective, self.val, self.precision))
-        encoder.train(training)
-        return scores
+        try:
+            rows, shares = extract_features(objective.network, task, self.train, self.precision, most)
+            head = objective.network.head
+            if rank_and_world()[0] == 0:
+                next(head.solve(rows, shares))
+            if rank_and_world()[1] > 1:
+                for tensor in head.state_dict().values():
+                    dist.broadcast(tensor, 0)
+            return objective.summary(evaluate(objective, self.val, self.precision))
+        finally:
+            encoder.train(training)
 
 
-def measures_of(job: StageJob, setup: TrainingSetup, tasks: TaskOf) -> Measures:
+def warn_in_place_of(measure: Callable[[], dict[str, float]], on_event: EventHandler) -> Callable[[], dict[str, float]]:
+    """The same, but where features are not finite there is no score, and once a warning: the training goes on."""
+    warned = False
+
+    def measured() -> dict[str, float]:
+        nonlocal warned
+        try:
+            return measure()
+        except RaisedOnAllRanks as error:
+            if not warned:
+                on_event(WarningIssued(f"the probe has no score here: {error}; pretrain.probe=null leaves it out"))
+            warned = True
+            return {}
+
+    return measured
+
+
+def measures_of(job: StageJob, setup: TrainingSetup, tasks: TaskOf, on_event: EventHandler) -> Measures:
     """What a pre-training measures, and nothing of other stages. Every rank must call it.
 
     Raises UserError if there is no probe, and the training is to be stopped by it.
@@ -153,7 +175,8 @@ def measures_of(job: StageJob, setup: TrainingSetup, tasks: TaskOf) -> Measures:
         if settings.stop:
             raise RaisedOnAllRanks(f"pretrain.stop: there is no probe to stop by: {error}") from None
         return Measures(functions, f"none: {error}")
-    return Measures([*functions, made.measure], made.words, f"probe_{made.objective.task.score}")
+    measure = warn_in_place_of(made.measure, on_event)
+    return Measures([*functions, measure], made.words, f"probe_{made.objective.task.score}")
 
 
 def make_probe(job: StageJob, setup: TrainingSetup, tasks: TaskOf, config: OnlineProbe) -> Probe:

@@ -9,7 +9,7 @@ from torch.optim import AdamW
 from premed.contracts import Objective
 from premed.models.network import Network
 
-UNDECAYED = ("pos_embed", "cls_token", "reg_token", "rope.freqs", ".relative_position_bias_table", ".bias")
+UNDECAYED = ("pos_embed", "cls_token", "reg_token", "register_tokens", "rope.freqs", "bias_table", ".bias")
 """Ends of the names of arrays without weight decay, as in timm."""
 
 

@@ -13,6 +13,8 @@ from premed.safety.pseudonyms import make_key, pseudonym
 
 NAMED = ("case", "patient")
 """The columns of a table of scores that hold names."""
+PLACES, USUAL = ("table", "listing", "prefix"), ("", "labels.csv", "dataset.json")
+"""Fields of a task that name files and folders, and values of them that name nobody."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,20 @@ class Privacy:
         return [each._replace(case=case) for each, case in zip(samples, cases, strict=True)]
 
     def fields(self, tree: Any) -> Any:
-        """The fields of an experiment: `task.split` lists names, and `task.exclude` files."""
+        """The fields of an experiment: `task.split` lists names, `task.exclude` files, and `PLACES` are files, too."""
         if isinstance(tree, Mapping):
             return {
-                name: self._listed(value) if name in ("split", "exclude") else self.fields(value)
+                name: self._listed(value)
+                if name in ("split", "exclude")
+                else self._place(value)
+                if name in PLACES
+                else self.fields(value)
                 for name, value in tree.items()
             }
         return [self.fields(each) for each in tree] if isinstance(tree, list) else tree
+
+    def _place(self, value: Any) -> Any:
+        return self.name(value) if isinstance(value, str) and value not in USUAL else value
 
     def _listed(self, value: Any) -> Any:
         if isinstance(value, Mapping):

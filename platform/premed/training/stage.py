@@ -96,7 +96,7 @@ def train_stage(
     objective, train, precision = setup.objective, setup.train, setup.precision
     optimizer, throughput = make_optimizer(objective, settings.betas), Throughput(setup.device, how.loaders)
     watchdog = watchdog_of(job)
-    measures = measures_of(job, setup, tasks)
+    measures = measures_of(job, setup, tasks, on_event)
     callback = make_callback(job, setup, optimizer, throughput, on_event, watchdog.pausing(report), measures)
     if (start := callback.resume(job.trunk_storage)) == 0:
         objective.on_start(train)
