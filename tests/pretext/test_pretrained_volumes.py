@@ -26,6 +26,7 @@ from support.volume_checkpoints import (
 )
 
 from premed.config.image_processing import Preprocessing
+from premed.config.plugins import plugin_names
 from premed.errors import UserError
 from premed.models.encoders import resenc, swin, timm, vit
 from premed.models.public_volumes import PUBLIC_VOLUME_ENCODERS
@@ -244,6 +245,14 @@ def test_primus_positions_are_resized_to_the_tasks_grid(tmp_path):
     assert report["changed"]["pos_embed"] == "axes exchanged, 3x3x3 to 3x6x2"
 
 
+def test_a_file_of_primus_of_another_width_is_refused(tmp_path):
+    content = nnssl_primus(primus())
+    for name, value in content["network_weights"].items():
+        content["network_weights"][name] = value[:-1] if ".q_proj." in name else value
+    file = write(content, tmp_path)
+    refused("is not of openmind-primus-m: 4 of", "openmind-primus-m", file, PRIMUS_M, roi=(24, 24, 24), module=vit)
+
+
 def test_four_channels_share_primus_patches(tmp_path):
     file = write(nnssl_primus(primus()), tmp_path)
     encoder, report = brought("openmind-primus-m", file, PRIMUS_M, channels=4, roi=(24, 24, 24), module=vit)
@@ -429,6 +438,17 @@ def test_each_difference_of_the_preparation_is_noted_with_both_values():
         "task.percentiles": f"is [1,99], {words} null: task.percentiles=null is alike",
     }
     assert noted("dinov2-s", CT) == {}  # of pictures: folded into the stem
+
+
+@pytest.mark.parametrize(("model", "dims", "seen"), [("voco-b", 3, "btcv"), ("medical-mae-b", 2, "chestxray14")])
+def test_a_task_whose_images_the_weights_may_have_seen_is_noted(model, dims, seen):
+    def notes(name):
+        task = SimpleNamespace(name=name, dims=dims, channels=1, preprocessing=CT)
+        return [note.what for note in pretrained.preparation_notes(pretrained.Config(model=model), task)]
+
+    assert notes(seen) == [f"{model} was trained on images of {seen}, maybe those of test: scores may be too good"]
+    assert notes("other") == []
+    assert seen in plugin_names("tasks")
 
 
 @pytest.mark.parametrize("model", PUBLIC_VOLUME_ENCODERS)

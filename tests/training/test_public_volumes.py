@@ -14,7 +14,7 @@ from premed.cli.messages import import_words
 from premed.config.compose import merge, validate_experiment
 from premed.data.phantoms.writers import write_msd
 from premed.errors import UserError
-from premed.events import WeightsImported
+from premed.events import WarningIssued, WeightsImported
 from premed.execution import runner
 from premed.inference.export import export_card
 from premed.inference.load import open_trained
@@ -68,6 +68,8 @@ def test_fine_tuning_starts_from_the_weights_and_their_preparation_is_in_the_car
     assert event.missing == sorted(each for each in saved if each.startswith("encoder"))
     assert import_words(event).startswith("model_swinvit.pt: 126 tensors unchanged; left out: contrastive_head.bias, ")
     assert "; not in the file, and at initial values: encoder1.layer.conv1.conv.weight, " in import_words(event)
+    told = [event.text for event in events if isinstance(event, WarningIssued)]
+    assert "task.window is null, and the weights of swinunetr-ssl were" in str(told)
     card = json.loads(Path(imported["where"], "parts/card.json").read_text())
     assert card["weights"][0]["trained_on"]["window"] == "[-1000,1000]"
     with open_trained(finetune["run_id"]) as trained:

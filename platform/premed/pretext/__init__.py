@@ -18,5 +18,5 @@ import stage (`training/import_weights.py`). It has
   encoder is on the meta device: names and shapes alone. Raises UserError where the weights cannot be read or do not
   fit; it is called before any stage starts;
 - optionally `preparation_notes(config, task) -> findings`: where the task prepares images otherwise than those of the
-  weights were, for `premed data check`.
+  weights were, or has images that these were trained on; for `premed data check`, and told by the import stage.
 """

@@ -19,7 +19,7 @@ from premed.errors import Finding, UserError
 from premed.models import pretrained
 from premed.models.encoders.timm import TimmEncoder
 from premed.models.encoders.vit import ViT
-from premed.models.public_encoders import named_encoder, origin, provenance
+from premed.models.public_encoders import PUBLIC_ENCODERS, named_encoder, origin, provenance
 from premed.models.public_volumes import PUBLIC_VOLUME_ENCODERS, volume_provenance
 from premed.paths import expand_path
 from premed.pretext.common import timm_weights, vit_weights, volume_weights
@@ -92,10 +92,14 @@ def weights_of_volumes(
 
 
 def preparation_notes(config: Config, task: Task) -> Iterator[Finding]:
-    """Where a task prepares images otherwise than those were that the weights were trained on, as notes.
+    """Notes on a task whose images the weights may have been trained on, and on one that prepares volumes otherwise.
 
-    Of volumes alone: with pictures, the difference is folded into the stem.
+    Of pictures, the difference in preparation is folded into the stem.
     """
+    known = PUBLIC_VOLUME_ENCODERS.get(config.model) or PUBLIC_ENCODERS.get(config.model)
+    if known is not None and task.name in known.seen:
+        what = f"{config.model} was trained on images of {task.name}, maybe those of test: scores may be too good"
+        yield Finding("note", "pretext.model", what)
     if (entry := PUBLIC_VOLUME_ENCODERS.get(config.model)) is None or task.dims != 3:
         return
     for field, own, theirs in entry.preparation.differences(task.preprocessing):

@@ -13,7 +13,7 @@ from premed.config.experiment import Experiment, Stage
 from premed.config.plugins import plugin
 from premed.config.spec import Spec
 from premed.contracts import DataSet, Encoder, Task
-from premed.events import EventHandler, WeightsImported
+from premed.events import EventHandler, WarningIssued, WeightsImported
 from premed.models.network import load_strictly
 from premed.training.artifacts import card
 from premed.training.device import peak_memory_mb
@@ -41,6 +41,9 @@ def bring(stage: Stage, storage: StageStorage, on_event: EventHandler, tasks: Ca
     storage.put_json("parts/card.json", about)
     told = {name: report[name] for name in ("file", "kept", "changed", "dropped", "missing") if name in report}
     on_event(WeightsImported(**told))
+    if notes := getattr(plugin("pretext", stage.pretext), "preparation_notes", None):
+        for note in notes(stage.pretext, task):
+            on_event(WarningIssued(f"{note.where} {note.what}"))
     result = {
         "kind": stage.kind,
         "digest": stage.digest(),

@@ -113,7 +113,8 @@ def reorder_tokens(
             state["pos_embed"] = resize_positions(grid, (side,) * 3, encoder.grid)
             changed["pos_embed"] += f", {format_sizes((side,) * 3)} to {format_sizes(encoder.grid)}"
     for name, value in state.items():
-        if ".attn.q_proj." in name or ".attn.k_proj." in name:
+        turns = ".attn.q_proj." in name or ".attn.k_proj." in name
+        if turns and value.shape[0] == encoder.width:  # else it is of another network, and is refused for that
             by_axis = value.unflatten(0, (encoder.config.heads, 3, -1))  # [heads, axes, channels, …]
             state[name], changed[name] = by_axis[:, list(axes)].flatten(0, 2), "axes exchanged"
 
