@@ -263,6 +263,29 @@ def test_a_label_that_a_fold_waits_for_is_missing_and_its_image_is_not_used(unla
     assert [note for note in notes if "without a label in labelsTr are NOT used (1), since splits_final" in note], notes
 
 
+FOLDS_OF_OTHERS = {
+    "a number": (5, "must be a list of folds"),
+    "null": (None, "must be a list of folds"),
+    "a seed in each fold": ({"seed": 1}, ""),
+    "lists in each fold": ({"groups": [["a"], ["b"]]}, ""),
+}
+
+
+@pytest.mark.parametrize("what", FOLDS_OF_OTHERS)
+def test_what_else_splits_final_holds_is_not_read_and_another_content_is_one_line(premed, unlabelled, here, what):
+    root, name = unlabelled
+    content, words = FOLDS_OF_OTHERS[what]
+    names = sorted({path.name[:-12] for path in (root / "imagesTr").iterdir()} - {name})
+    folds = [{"train": names[2:], "val": names[:2]} | content] if isinstance(content, dict) else content
+    (root / "splits_final.json").write_text(json.dumps(folds))
+    code, _, err = premed("init", root)
+    if not words:
+        assert code == 0 and load_all([here / "Dataset077_Some.yaml"])[0].task.unlabelled
+        return
+    assert code == 2 and len([line for line in err if line.startswith("premed: ")]) == 1
+    assert f"{root / 'splits_final.json'}: {words}" in err[-1]
+
+
 def test_images_that_the_decathlon_s_listing_lacks_are_named_as_not_used(made, here, tmp_path):
     shutil.copytree(made("msd"), tmp_path / "Task99_Some")
     image, *_ = sorted((tmp_path / "Task99_Some/imagesTr").glob("*.nii.gz"))

@@ -25,7 +25,7 @@ from premed.paths import data_root
 from premed.rng import key
 from premed.tasks.common import volume_pairs
 from premed.tasks.common.files import is_nnunet, read_json
-from premed.tasks.common.nnunet_folder import RawFolder, has_label, is_fold
+from premed.tasks.common.nnunet_folder import RawFolder, has_label
 from premed.tasks.common.patients import PatientPattern, guessed_pattern, several_scans
 from premed.tasks.common.recognised import LAYOUT, Recognised
 from premed.tasks.common.segmentation import Regions, Segmentation
@@ -84,8 +84,7 @@ def without_label(raw: RawFolder) -> list[str]:
     splits_final.json names one of them: then the label is missing."""
     training = raw.cases.training
     bare = [name for name, case in training.items() if not has_label(case)]
-    folds = read_json(raw.splits_file(None), "") if raw.splits_file(None).is_file() else []
-    listed = {name for fold in folds if is_fold(fold) for part in fold.values() for name in part}
+    listed = {name for fold in raw.folds(None) or () for name in (*fold.train, *fold.val)}
     return bare if len(bare) < len(training) and not listed & {*bare} else []
 
 

@@ -230,15 +230,13 @@ class RawFolder:
         """Returns the path of `splits` (below the root); None: of the one beside dataset.json."""
         return self.folder / SPLITS if splits is None else self.root / splits
 
-    def fold(self, splits: str | None, number: int) -> Fold | None:
-        """Returns a fold of `splits_file`; None if nothing asks for one and there is no such file.
+    def folds(self, splits: str | None) -> list[Fold] | None:
+        """Returns the folds of `splits_file`; None if nothing asks for them and there is no such file.
 
-        Raises UserError if the file is invalid or has no such fold.
+        Raises UserError if the file is invalid. What else a fold has (`seed`, say) is not read.
         """
         path = self.splits_file(splits)
         if splits is None and not path.exists():
-            if number:
-                raise UserError(f"task.fold: is {number}, and {path} is missing; copy it there, or set task.splits")
             return None
         if wrong := path_error(self.root, self.real_root, str(path)):
             raise UserError(f"task.splits: {wrong}")
@@ -246,9 +244,18 @@ class RawFolder:
         folds = content if isinstance(content, list) else []
         if not folds or not all(map(is_fold, folds)):
             raise UserError(f"{path}: must be a list of folds, {{train: [case, …], val: [case, …]}} each")
+        return [Fold(*(list(dict.fromkeys(fold[part])) for part in Fold._fields)) for fold in folds]
+
+    def fold(self, splits: str | None, number: int) -> Fold | None:
+        """Returns one of `folds`, or None. Raises UserError if the file is invalid or has no such fold."""
+        folds, path = self.folds(splits), self.splits_file(splits)
+        if folds is None:
+            if number:
+                raise UserError(f"task.fold: is {number}, and {path} is missing; copy it there, or set task.splits")
+            return None
         if number >= len(folds):
             raise UserError(f"task.fold: is {number}, and {path} has the folds 0 to {len(folds) - 1}")
-        return Fold(*(list(dict.fromkeys(folds[number][part])) for part in Fold._fields))
+        return folds[number]
 
 
 def has_label(case: Case) -> bool:
