@@ -238,7 +238,14 @@ def unlabelled(made, tmp_path):
     shutil.copytree(made("nnunet"), tmp_path / "Dataset077_Some")
     label, *_ = sorted((tmp_path / "Dataset077_Some/labelsTr").iterdir())
     label.unlink()
+    count(tmp_path / "Dataset077_Some", -1)
     return tmp_path / "Dataset077_Some", label.name.partition(".")[0]
+
+
+def count(root, more):
+    """Adds to dataset.json's `numTraining`."""
+    content = json.loads((root / "dataset.json").read_text())
+    (root / "dataset.json").write_text(json.dumps(content | {"numTraining": content["numTraining"] + more}))
 
 
 def test_images_of_imagestr_without_a_label_are_pre_trained_on_and_it_is_told(unlabelled, here):
@@ -260,6 +267,20 @@ def test_a_label_that_a_fold_waits_for_is_missing_and_its_image_is_not_used(unla
     (root / "splits_final.json").write_text(json.dumps([{"train": names[2:], "val": [name, names[1]]}]))
     notes = init.run(root, machine=TWO_CORES)["notes"]
     assert not load_all([here / "Dataset077_Some.yaml"])[0].task.unlabelled
+    assert [note for note in notes if "without a label in labelsTr are NOT used (1), since splits_final" in note], notes
+
+
+@pytest.mark.parametrize("how", ["counted by numTraining", "a link to nothing"])
+def test_a_label_that_was_not_copied_is_missing_and_its_image_is_not_used(unlabelled, here, how):
+    root, name = unlabelled
+    if how == "a link to nothing":
+        (root / "labelsTr" / f"{name}.nii.gz").symlink_to("away")
+    else:
+        count(root, 1)
+    notes = init.run(root, machine=TWO_CORES)["notes"]
+    task = load_all([here / "Dataset077_Some.yaml"])[0].task
+    assert not task.unlabelled and task.partial
+    assert name not in [case.name for case in plugin("tasks", task).build(task).images()]
     assert [note for note in notes if "without a label in labelsTr are NOT used (1), since splits_final" in note], notes
 
 

@@ -192,7 +192,7 @@ def test_wrong_folds_are_one_line(tmp_path, what):
 
 def test_unlabelled_images_of_imagestr_serve_pretraining_and_never_those_of_val_or_test(tmp_path):
     """Nor a patient's of val or test, nor a case that a fold's val waits for, which `partial` forgives."""
-    root = raw(tmp_path / "raw")
+    root = raw(tmp_path / "raw", numTraining=8)
     for name in ("case_02", "case_07"):
         (root / "labelsTr" / f"{name}.nii.gz").unlink()
     assert any("is missing, and case_02 needs it" in text for _, text in findings_of(task(root)))
@@ -215,7 +215,7 @@ def test_unlabelled_images_of_imagestr_serve_pretraining_and_never_those_of_val_
 
 
 def test_entries_of_a_dataset_without_a_label_are_unlabelled_only_if_that_is_said(tmp_path):
-    root = raw(tmp_path / "raw", channels=1, channel_names={"0": "T2"})
+    root = raw(tmp_path / "raw", channels=1, channel_names={"0": "T2"}, numTraining=9)
     listed = {
         f"case_{n:02d}": {"images": [f"imagesTr/case_{n:02d}_0000.nii.gz"], "label": f"labelsTr/case_{n:02d}.nii.gz"}
         for n in range(10)
@@ -224,6 +224,48 @@ def test_entries_of_a_dataset_without_a_label_are_unlabelled_only_if_that_is_sai
     change(root, dataset=listed)
     assert any("`dataset` case_04 must be" in text for _, text in findings_of(task(root)))
     assert "case_04" in names(task(root, unlabelled=True).images())
+    (root / "labelsTr/case_05.nii.gz").unlink()  # its entry names it: it is missing
+    errors = [text for severity, text in findings_of(task(root, unlabelled=True)) if severity == "error"]
+    assert len(errors) == 1 and errors[0].startswith("labelsTr/case_05.nii.gz: is missing, and case_05 needs it")
+
+
+@pytest.mark.parametrize("number", [10, None])
+def test_a_label_that_is_a_link_to_nothing_is_missing_and_moves_nobody(tmp_path, number):
+    """As git-annex leaves files that were not fetched. `partial` forgives it, and deals the others as before."""
+    root = raw(tmp_path / "raw", numTraining=number)
+    before = parts(task(root, unlabelled=True))
+    gone = ["labelsTr/case_02.nii.gz", "labelsTr/case_07.nii.gz"]
+    for name in gone:
+        (root / name).unlink()
+        (root / name).symlink_to("../.git/annex/objects/away")
+    found = task(root, unlabelled=True)
+    errors = [text.partition(":")[0] for severity, text in findings_of(found) if severity == "error"]
+    assert errors == gone and found.parts() == before
+    assert "is a link to a file that is not there, and case_02 needs it" in str(findings_of(found))
+    found = task(root, unlabelled=True, partial=True)
+    assert not {"case_02", "case_07"} & {*names(found.images())}
+    assert parts(found) == {part: [n for n in some if n[-1] not in "27"] for part, some in before.items()}
+
+
+def test_a_label_of_imagests_that_is_a_link_to_nothing_keeps_its_image_in_test(tmp_path):
+    root = raw(tmp_path / "raw", test=4, held_out=2)
+    (root / "labelsTs/case_10.nii.gz").unlink()
+    (root / "labelsTs/case_10.nii.gz").symlink_to("away")
+    found = task(root)
+    assert parts(found)["test"] == ["case_10", "case_11"] and "case_10" not in names(found.images())
+    assert [text.partition(":")[0] for _, text in findings_of(found)] == ["labelsTs/case_10.nii.gz"]
+
+
+def test_labels_that_num_training_counts_are_missing_even_where_images_without_one_are_allowed(tmp_path):
+    root = raw(tmp_path / "raw")
+    (root / "labelsTr/case_02.nii.gz").unlink()
+    for settings in ({}, {"partial": True}):
+        errors = [t for severity, t in findings_of(task(root, unlabelled=True, **settings)) if severity == "error"]
+        assert len(errors) == 1 and errors[0].startswith("dataset.json: `numTraining` is 10, and 9 of the 10 training")
+        assert errors[0].endswith("copy the missing labels to labelsTr, or, if there are none, set it to 9")
+        refused(lambda: task(root, unlabelled=True, **settings).images(), "`numTraining` is 10")  # noqa: B023
+    change(root, numTraining=9)
+    assert [f for f in findings_of(task(root, unlabelled=True)) if f[0] == "error"] == []
 
 
 def test_partial_leaves_out_what_is_missing_and_moves_nobody(tmp_path):

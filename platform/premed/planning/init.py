@@ -111,7 +111,7 @@ def warnings(looked: Looked, plan: training.Plan) -> list[str]:
     if unlabelled := [path for path in left_out if path.parent.name == "labelsTr"]:
         notes.append(
             f"images of imagesTr without a label in labelsTr are NOT used ({len(unlabelled)}), since splits_final.json "
-            "lists them: copy their labels there"
+            "or `numTraining` counts them, or a link stands for the label: copy their labels there"
         )
     unlisted = [finding for finding in looked.findings if "is in no entry of dataset.json" in finding.what]
     if images := [each for each in unlisted if Path(each.where).parent.name in ("imagesTr", "imagesTs")]:

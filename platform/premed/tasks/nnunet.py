@@ -25,7 +25,7 @@ from premed.paths import data_root
 from premed.rng import key
 from premed.tasks.common import volume_pairs
 from premed.tasks.common.files import is_nnunet, read_json
-from premed.tasks.common.nnunet_folder import RawFolder, has_label
+from premed.tasks.common.nnunet_folder import RawFolder
 from premed.tasks.common.patients import PatientPattern, guessed_pattern, several_scans
 from premed.tasks.common.recognised import LAYOUT, Recognised
 from premed.tasks.common.segmentation import Regions, Segmentation
@@ -63,7 +63,7 @@ def recognise(folder: Path) -> Recognised | None:
     """Returns how nnU-Net's raw data is read, or volumes with label maps that no file lists; None of other folders."""
     if not (folder / "dataset.json").is_file():
         return volume_pairs.recognise(folder)
-    raw = RawFolder(folder)
+    raw = RawFolder(folder, unlabelled=True)
     content = read_json(raw.listing, "")
     if not is_nnunet(folder, content):  # the decathlon's, or another tool's
         return None if isinstance(content, dict) and "training" in content else volume_pairs.recognise(folder)
@@ -79,13 +79,17 @@ def recognise(folder: Path) -> Recognised | None:
     return Recognised("nnU-Net's raw data", LAYOUT, task, reasons, channels=raw.channel_names)
 
 
-def without_label(raw: RawFolder) -> list[str]:
-    """Returns the training cases whose label is not there, in a folder where others have theirs; none if a fold of
-    splits_final.json names one of them: then the label is missing."""
-    training = raw.cases.training
-    bare = [name for name, case in training.items() if not has_label(case)]
+def without_label(raw: RawFolder) -> frozenset[str]:
+    """Returns the cases of imagesTr without a label, in a folder where others have theirs; none if a fold of
+    splits_final.json names one of them, or `numTraining` counts them: then their labels are missing.
+
+    raw: the folder, read with `unlabelled`.
+    """
+    training, bare = raw.cases.training, raw.cases.bare
     listed = {name for fold in raw.folds(None) or () for name in (*fold.train, *fold.val)}
-    return bare if len(bare) < len(training) and not listed & {*bare} else []
+    expected = raw.content.get("numTraining")
+    missing = isinstance(expected, int) and expected > len(training)
+    return bare if training and not missing and not listed & bare else frozenset()
 
 
 class Listed:
@@ -204,10 +208,12 @@ class Listed:
         for path in case.files:
             if path.is_file():
                 continue
+            state = "is a link to a file that is not there" if path.is_symlink() else "is missing"
+            state = "is no regular file" if path.exists() else state
             if self.config.partial:
-                yield Finding("note", str(path), f"is missing: {case.name} is left out (task.partial)")
+                yield Finding("note", str(path), f"{state}: {case.name} is left out (task.partial)")
             else:
-                what = f"is missing, and {case.name} needs it; copy it there, or set task.partial=true"
+                what = f"{state}, and {case.name} needs it; copy it there, or set task.partial=true"
                 yield Finding("error", str(path), what)
 
 

@@ -46,6 +46,8 @@ class Cases(NamedTuple):
     """Of imagesTs, with a label in labelsTs."""
     unlabelled: dict[str, Case]
     """The rest of imagesTs, and what of imagesTr has no label, where that is allowed (`task.unlabelled`)."""
+    bare: frozenset[str]
+    """Of these, those of imagesTr."""
     findings: list[Finding]
     incomplete: list[Finding]
     """What an incomplete copy of the data would explain."""
@@ -145,22 +147,27 @@ class RawFolder:
             images = self.scan("imagesTr", findings)
             every = {name: self.case(name, paths, self.label("labelsTr", name)) for name, paths in images.items()}
             findings += self.unused_labels("labelsTr", images)
-        bare = {n: self.case(n, c.image) for n, c in every.items() if self.unlabelled and not has_label(c)}
+        bare = {n: self.case(n, c.image) for n, c in every.items() if self.unlabelled and not names_label(c, listed)}
         training = {name: case for name, case in every.items() if name not in bare}
         others, test = self.scan("imagesTs", findings), dict[str, Case]()
         for name in sorted(others.keys() & every.keys()):
             where = str(others[name][0])
             findings.append(Finding("error", where, f"{name} is a training case, too; rename one, or remove a copy"))
         for name in others.keys() - every.keys():
-            if (label := self.label("labelsTs", name)).is_file():
+            if os.path.lexists(label := self.label("labelsTs", name)):
                 test[name] = self.case(name, others[name], label)
         findings += self.unused_labels("labelsTs", others)
         unlabelled = {n: self.case(n, others[n]) for n in sorted(others.keys() - every.keys() - test.keys())}
         expected = self.content.get("numTraining")
-        if isinstance(expected, int) and training and expected not in (len(training), len(every)):
+        if training and bare and isinstance(expected, int) and expected > len(training):  # else others make up test
+            what = f"`numTraining` is {expected}, and {len(training)} of the {len(every)} training images have a label"
+            mend = f"copy the missing labels to labelsTr, or, if there are none, set it to {len(training)}"
+            findings.append(Finding("error", str(self.listing), f"{what}: {mend}"))
+        elif isinstance(expected, int) and training and expected != len(training):
             what = f"`numTraining` is {expected}, and {len(training)} are there; complete the copy, or fix the number"
             incomplete.append(Finding("error", str(self.listing), what))
-        return Cases(training, {name: test[name] for name in sorted(test)}, bare | unlabelled, findings, incomplete)
+        test = {name: test[name] for name in sorted(test)}
+        return Cases(training, test, bare | unlabelled, frozenset(bare), findings, incomplete)
 
     def case(self, name: str, images: tuple[Path, ...], label: Path | None = None) -> Case:
         return Case(name, patient_of(self.patient, name), images, label)
@@ -258,9 +265,10 @@ class RawFolder:
         return folds[number]
 
 
-def has_label(case: Case) -> bool:
-    """Whether the file of its label is there."""
-    return isinstance(case.label, Path) and case.label.is_file()
+def names_label(case: Case, listed: Any) -> bool:
+    """Whether a training case has a label, be it missing: an entry of `dataset` (`listed`) names it, or there is
+    something of its name in labelsTr, such as a link to a file that was not fetched."""
+    return isinstance(case.label, Path) and (isinstance(listed, dict) or os.path.lexists(case.label))
 
 
 def is_fold(fold: Any) -> bool:
