@@ -16,11 +16,12 @@ from premed.data.cache import Cache
 from premed.data.datamodule import DataModule, Tasks
 from premed.data.leakage import refuse_leaks
 from premed.data.phantoms.thorax import write_images
-from premed.data.phantoms.writers import write_msd
+from premed.data.phantoms.writers import write_msd, write_nnunet
 from premed.errors import UserError
 from premed.events import ImagesCompared, TrainingStarted, WarningIssued
 from premed.execution import runner
-from premed.tasks import chestxray14, images, msd
+from premed.execution.preflight import learns_from_itself
+from premed.tasks import chestxray14, images, msd, nnunet
 
 pytest_plugins = ["support.experiment_fixtures"]
 
@@ -228,6 +229,65 @@ def test_two_data_sets_are_compared_once_in_a_command_before_anything_starts(che
     assert len(calls) == 2  # of three experiments
 
 
+# ---- the task's own unlabelled images
+
+
+def on_volumes(root, **changes):
+    """A tiny experiment on volumes in nnU-Net's layout."""
+    training = {"epochs": 1, "batch": 2, "lr": 1e-3}
+    return validate_experiment(
+        {
+            "task": {"name": "nnunet", "root": str(root), "roi": [16, 16, 16]},
+            "encoder": {"name": "vit", "width": 24, "depth": 2, "heads": 2, "patch": 8},
+            "pretext": {"name": "mae", "decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2},
+            "pretrain": training,
+            "finetune": training | {"head": "unetr"},
+            "train": {"workers": 0},
+        }
+        | changes
+    )
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("folder", ["imagesTr", "imagesTs"])
+def test_an_unlabelled_image_of_the_task_that_it_keeps_for_val_or_test_is_refused(home, tmp_path, folder, part):
+    """Before anything is trained, as an image of another data set; `premed data check` names it, too."""
+    root = write_nnunet(tmp_path / "mri", 8, 0, num_unlabelled=1, shape=(16, 20, 16))
+    task = nnunet.build(nnunet.Config(root=root, roi=(16, 16, 16)))
+    held, *_ = task.split(part)
+    copy = root / folder / f"copy_0000{''.join(held.image[0].suffixes)}"
+    shutil.copy(held.image[0], copy)
+    experiment = on_volumes(root, task={"name": "nnunet", "root": str(root), "roi": [16, 16, 16], "unlabelled": True})
+    events: list = []
+    with pytest.raises(UserError) as error:
+        runner.run(experiment, events.append)
+    assert {type(event) for event in events} == {ImagesCompared} and runs_of(home, "experiment") == []
+    words = f"1 image which the task keeps for val or test: copy is {held.name} ({part}); remove one of each two"
+    assert str(error.value).startswith(f"task: mri ({root}) has among the unlabelled images") and "\n" not in str(
+        error.value
+    )
+    assert str(error.value).endswith(words)
+    ((where, what),) = findings(experiment)[0]
+    assert where == str(copy) and what.startswith(f"(unlabelled) holds the same image as {held.image[0]} ({part})")
+
+
+def test_a_copy_of_a_training_image_and_a_strategy_that_pre_trains_on_nothing_of_the_task_are_no_leak(
+    tmp_path, children
+):
+    root = write_nnunet(tmp_path / "mri", 8, 0, num_unlabelled=1, shape=(16, 20, 16))
+    task = nnunet.build(nnunet.Config(root=root, roi=(16, 16, 16)))
+    (learnt, *_), (held, *_) = task.split("train"), task.split("test")
+    shutil.copy(learnt.image[0], root / "imagesTs" / f"copy_0000{''.join(held.image[0].suffixes)}")
+    fresh = nnunet.build(nnunet.Config(root=root, roi=(16, 16, 16)))
+    assert "copy" in {case.name for case in fresh.images()}
+    assert compared(fresh, fresh, tmp_path) == ""
+    elsewhere = {"task": {"name": "unlabelled", "root": str(children), "dims": 3, "roi": [16, 16, 16]}}
+    training = {"epochs": 1, "batch": 2, "lr": 1e-3}
+    assert learns_from_itself(on_volumes(root))
+    assert not learns_from_itself(on_volumes(root, pretext="none"))
+    assert not learns_from_itself(on_volumes(root, pretrain=training | {"sources": [elsewhere]}))
+
+
 # ---- within one data set
 
 
@@ -269,7 +329,7 @@ def findings(experiment):
     outcome = runner.check(experiment, lambda event: None)
     return [
         [(each["where"], each["what"]) for each in some["findings"] if each["severity"] == "error"]
-        for some in (outcome, *outcome["sources"])
+        for some in (outcome, *outcome.get("sources", ()))
     ]
 
 

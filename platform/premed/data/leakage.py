@@ -1,8 +1,8 @@
 """Images that are both trained on and scored on: of a task and another data set, and within one data set.
 
-A pre-training on another data set that shows what the task keeps for val or test is refused; of one that was finished
-before, the hashes that it recorded (`record`) stand for its images. The same image in two parts of one data set is told
-and not refused: public data sets hold some, in the split that everybody uses.
+A pre-training on another data set, or on the task's own unlabelled images, that shows what the task keeps for val or
+test is refused; of one that was finished before, the hashes that it recorded (`record`) stand for its images. One image
+in two labelled parts of a data set is told and not refused: public data sets hold some, in the split that all use.
 """
 
 from collections import defaultdict
@@ -34,6 +34,7 @@ class Leak(NamedTuple):
 def refuse_leaks(task: Task, other: Task, test: bool, cache: Cache, mapper: Mapper, progress: Progress) -> None:
     """Raises UserError if a pre-training on `other` would learn from images that `task` keeps for val or test.
 
+    other: may be `task` itself, whose unlabelled images are compared then.
     Compares the bytes of the files and, where these tell of nothing, the grey values (`content` says what counts as the
     same image). test: compares the test part, too. Opens no label file, and no image if `other` shows nothing that the
     task's fine-tuning does not show.
@@ -47,6 +48,9 @@ def refuse_leaks(task: Task, other: Task, test: bool, cache: Cache, mapper: Mapp
     for hash_cases in hashings(task, task.dims == other.dims, cache, mapper, progress):
         if leaks := find_leaks(used, hash_cases(cases), held, train, hash_cases):
             words = leaks_words([some[0] for some in leaks])
+            if other is task:
+                what = f"task: {task.name} ({task.root}) has among the unlabelled images that pre-training learns from"
+                raise UserError(f"{what} {words}; remove one of each two")
             raise UserError(
                 f"pretrain.sources: {other.name} ({other.root}) shows {words}; leave them out of its "
                 "list, or split both in the same way"

@@ -7,7 +7,7 @@ from typing import Any
 from premed.config.expand import distinct_titles
 from premed.config.experiment import Experiment
 from premed.config.image_processing import Augmentation
-from premed.config.settings import Pretrain
+from premed.config.settings import PRETRAINING, Pretrain
 from premed.contracts import Case, Task
 from premed.data.check import refuse
 from premed.data.datamodule import Tasks
@@ -109,6 +109,12 @@ def other_tasks(experiment: Experiment) -> list[Any]:
     """The configurations of the other tasks that the experiment's pre-training learns from."""
     configs = [source.task for source in experiment.sources(experiment.kinds[0])]
     return [config for number, config in enumerate(configs) if config not in (experiment.task, *configs[:number])]
+
+
+def learns_from_itself(experiment: Experiment) -> bool:
+    """Whether the experiment's pre-training shows images of its own task, the unlabelled ones among them."""
+    stages = [kind for kind in experiment.kinds if kind in PRETRAINING]
+    return any(source.task == experiment.task for kind in stages for source in experiment.sources(kind))
 
 
 def asks_nothing(experiment: Experiment, task: Task) -> bool:

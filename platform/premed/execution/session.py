@@ -19,7 +19,7 @@ from premed.errors import StageFailed, Stopped
 from premed.events import Event, EventHandler, ImagesCompared, WarningIssued
 from premed.execution.cluster import Remote, RemoteEvents, actor, free, nodes, ray_cluster, ray_map
 from premed.execution.executor import Executor, LocalExecutor, RayExecutor
-from premed.execution.preflight import Resolved, asks_nothing, other_tasks
+from premed.execution.preflight import Resolved, asks_nothing, learns_from_itself, other_tasks
 from premed.execution.recorder import DOING
 from premed.execution.scheduler import Scheduler, Ticket
 from premed.execution.single_flight import SingleFlight
@@ -115,7 +115,7 @@ class Session:
 
     def refuse_leaks(self, resolved: Resolved) -> None:
         """Raises UserError if the pre-training shows images that the task keeps for val or test: another data set of
-        its own, or one of the finished pre-training that the experiment names.
+        its own, the task's unlabelled images, or a data set of the finished pre-training that the experiment names.
 
         Reads images; each two data sets are compared once in a command.
         """
@@ -127,7 +127,7 @@ class Session:
             self.results(("leaks", compared, finished.digest, experiment.test), refuse, pause=self.pause)
         if asks_nothing(experiment, task):
             return
-        for config in other_tasks(experiment):
+        for config in [experiment.task] * learns_from_itself(experiment) + other_tasks(experiment):
             name = without_scoring(config).model_dump_json()
             refuse = partial(refuse_leaks, task, self.tasks(config), experiment.test, *self.hashing())
             self.results(("leaks", compared, name, experiment.test), refuse, pause=self.pause)
