@@ -113,8 +113,9 @@ def other_tasks(experiment: Experiment) -> list[Any]:
 
 def learns_from_itself(experiment: Experiment) -> bool:
     """Whether the experiment's pre-training shows images of its own task, the unlabelled ones among them."""
-    stages = [kind for kind in experiment.kinds if kind in PRETRAINING]
-    return any(source.task == experiment.task for kind in stages for source in experiment.sources(kind))
+    stages = [(kind, experiment.sources(kind)) for kind in experiment.kinds]
+    shown = [source.task for kind, sources in stages if kind in PRETRAINING for source in sources]
+    return experiment.task in shown
 
 
 def asks_nothing(experiment: Experiment, task: Task) -> bool:

@@ -45,7 +45,9 @@ def recognise(folder: Path) -> Recognised | None:
         return None
     by_field = {finding.what for finding in listed.patient_notes() if "have a field" in finding.what}
     named = next((name for name in PATIENT_FIELDS if any(f"field {name!r}" in what for what in by_field)), None)
-    patient, reasons = guessed_pattern([each.case.name for each in listed.entries.cases])
+    cases = [each.case for each in listed.entries.cases]
+    bare = [case.name for case in cases if case.label is None]
+    patient, reasons = guessed_pattern([case.name for case in cases if case.label is not None], bare)
     if named:
         patient, reasons = {"patient": named}, {"patient": "a field of each entry of dataset.json"}
     task = {"name": "msd", **patient}

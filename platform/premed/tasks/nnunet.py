@@ -67,8 +67,7 @@ def recognise(folder: Path) -> Recognised | None:
     content = read_json(raw.listing, "")
     if not is_nnunet(folder, content):  # the decathlon's, or another tool's
         return None if isinstance(content, dict) and "training" in content else volume_pairs.recognise(folder)
-    names = [*raw.cases.training, *raw.cases.test, *raw.cases.unlabelled]
-    patient, reasons = guessed_pattern(names)
+    patient, reasons = guessed_pattern([*raw.cases.training, *raw.cases.test], [*raw.cases.unlabelled])
     reasons |= {"fold": "of splits_final.json, as nnU-Net counts them"} if raw.splits_file(None).is_file() else {}
     fields: dict[str, Any] = {"fold": 0} if "fold" in reasons else {}
     if bare := without_label(raw):

@@ -56,17 +56,21 @@ def patient_of(rule: str | None, name: str, entry: Mapping[str, Any] | None = No
     return found[1]
 
 
-def guessed_pattern(names: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+def guessed_pattern(names: Sequence[str], others: Sequence[str] = ()) -> tuple[dict[str, str], dict[str, str]]:
     """Returns the field `patient`, where names look like several scans of one patient, and why; else nothing.
 
     Scans of one patient in two parts make scores too good; two patients that count as one cost a little certainty only.
-    The pattern matches the names with a suffix, too.
+    The pattern matches the names with a suffix, too. others: of images without a label, which must not hide what the
+    labelled ones look like: those that are called otherwise are patients of their own.
     """
     pattern = r"(.+)[-_][^-_/]+"
-    if not several_scans(names) or not all(re.fullmatch(pattern, name) for name in names):
+    fitting = [name for name in others if re.fullmatch(pattern, name)]
+    several = several_scans(names) or several_scans([*names, *fitting])
+    if not several or not all(re.fullmatch(pattern, name) for name in names):
         return {}, {}
     why = "names look like several scans of a patient, who stay in one part; if each is a patient of its own: '(.+)'"
-    return {"patient": pattern}, {"patient": why}
+    wider = r"(.+?)(?:[-_][^-_/]+)?"  # the same patients, and names that do not end so
+    return {"patient": pattern if len(fitting) == len(others) else wider}, {"patient": why}
 
 
 def several_scans(names: Iterable[str]) -> str | None:

@@ -1,8 +1,8 @@
 """What a task says of a folder in its layout: the answer of a task's `recognise(folder)`, which `premed init` asks for.
 
 A plug-in that offers itself has a function `recognise(folder: Path) -> Recognised | None` beside `build`. It opens no
-image but label maps whose values nothing else says. A UserError says that the folder looks like its layout and is
-broken; it counts if no other task reads the folder, and is noted else.
+image but label maps whose values nothing else says, and volumes that may be such. A UserError says that the folder
+looks like its layout and is broken; it counts if no other task reads the folder, and is noted else.
 """
 
 from collections.abc import Callable, Mapping

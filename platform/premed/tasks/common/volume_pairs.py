@@ -6,6 +6,8 @@ They become a listing in nnU-Net's form, whose `dataset` names the files of each
 import json
 import re
 from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -15,7 +17,8 @@ from premed.data.io.readers import VOLUMES, read_values
 from premed.data.preprocess import label_fault
 from premed.data.survey import spread
 from premed.errors import UserError
-from premed.tasks.common import bids
+from premed.tasks.common import bare_volumes, bids
+from premed.tasks.common.bare_volumes import MOST_LABELS
 from premed.tasks.common.image_tree import find_images, stem
 from premed.tasks.common.patients import guessed_pattern
 from premed.tasks.common.recognised import NAMES, TABLE, Listing, Recognised
@@ -42,7 +45,6 @@ CHANNELS = (
     "mr",
 )
 MOST_MAPS = 20  # label maps that are opened for their values, at most
-MOST_LABELS = 40  # a map with more values is no label map
 SEPARATORS = re.compile(r"[-_. ]+")
 
 
@@ -69,11 +71,11 @@ def recognise(folder: Path) -> Recognised | None:
         return of_cases(folder, cases, (suffix,), found, TABLE, patients) if labels and scans else None
     cases, channels = pairs([name for name in find_images(folder).volumes if name.lower().endswith(VOLUMES)])
     labelled = sum(label is not None for _, label in cases.values())
-    return (
-        of_cases(folder, cases, channels, f"{labelled} volumes with label maps, by their names", NAMES)
-        if labelled
-        else None
-    )
+    if not labelled:
+        return None
+    cases, notes = named(folder, cases)
+    found = of_cases(folder, cases, channels, f"{labelled} volumes with label maps, by their names", NAMES)
+    return found and replace(found, notes=(*found.notes, *notes))
 
 
 def parse(name: str) -> File:
@@ -110,7 +112,7 @@ Cases = dict[str, tuple[tuple[str, ...], str | None]]
 
 
 def pairs(names: list[str]) -> tuple[Cases, tuple[str, ...]]:
-    """Returns the cases whose names say that they have the same channels as most, and the channels' names."""
+    """Returns the cases whose names say that they have the same channels as most, by key, and the channels' names."""
     images: dict[str, dict[str, str]] = defaultdict(dict)
     labels: dict[str, str] = {}
     for name in names:
@@ -124,8 +126,35 @@ def pairs(names: list[str]) -> tuple[Cases, tuple[str, ...]]:
     cases: Cases = {}
     for key, some in images.items():
         if set(channels) <= some.keys() and channels:
-            cases[key.replace("/", "_")] = tuple(some[channel] for channel in channels), labels.get(key)
+            cases[key] = tuple(some[channel] for channel in channels), labels.get(key)
     return cases, channels
+
+
+def named(folder: Path, cases: Cases) -> tuple[Cases, list[str]]:
+    """Returns the cases of `pairs` by names without folders, and notes on those without a label map that are left out:
+    they may be made of a labelled case. Raises UserError if two labelled cases have one name."""
+    labelled = [key for key, (_, label) in cases.items() if label is not None]
+    bare = [key for key in cases if cases[key][1] is None]
+    keys: dict[str, str] = {}
+    for key in labelled:
+        if (other := keys.setdefault(key.replace("/", "_"), key)) != key:
+            one, two = (cases[each][0][0] for each in (other, key))
+            raise UserError(f"{folder}: {one} and {two} would both be the case {key.replace('/', '_')}; rename one")
+    made, alike = bare_volumes.derived(labelled, bare), dict[str, str]()
+    for key in bare:
+        if key not in made and (other := keys.setdefault(key.replace("/", "_"), key)) != key:
+            alike[key] = other
+    notes = left_out(made, "their names contain that of a labelled case, as those of copies and results do")
+    notes += left_out(alike, "without their folders they are called as others are; rename them")
+    return {name: cases[key] for name, key in keys.items()}, notes
+
+
+def left_out(keys: Mapping[str, str], why: str) -> list[str]:
+    """Returns a note on volumes that are not used, each with what it is too like; nothing if there are none."""
+    some = [f"{key} of {other}" if other else key for key, other in [*keys.items()][:2]]
+    more = f" and {len(keys) - len(some)} more" if len(keys) > len(some) else ""
+    listed = f"{', '.join(some)}{more}"
+    return [f"volumes without a label map are NOT used ({len(keys)}), since {why}: {listed}"] if keys else []
 
 
 def of_cases(
@@ -144,7 +173,9 @@ def of_cases(
     if opened != some:
         what = f"{len(opened)} of {len(some)} label maps were opened for their values"
         notes.append(f"{what}: add labels that only others have to the listing")
-    root, bare = folder.absolute(), [name for name in cases if name not in labelled]
+    guessed, reasons, bare, more = without_labels(folder, cases, patient)
+    notes += more
+    root = folder.absolute()
     content = {
         "channel_names": {str(number): name or "image" for number, name in enumerate(channels)},
         "labels": {"background": 0} | {f"label_{number}": number for number in range(1, max(values) + 1)},
@@ -155,9 +186,6 @@ def of_cases(
         }
         | {name: {"images": [str(root / image) for image in cases[name][0]]} for name in bare},
     }
-    guessed, reasons = guessed_pattern([*cases])
-    if patient:
-        guessed, reasons = {"patient": patient}, {"patient": "all sessions of a subject stay in one part"}
     of = "the files' names; rename the labels there"
     listing = Listing("listing", ".json", json.dumps(content, indent=1) + "\n", of)
     task: dict[str, Any] = {"name": "nnunet", **guessed}
@@ -165,6 +193,23 @@ def of_cases(
         task["unlabelled"] = True
         reasons["unlabelled"] = f"{len(bare)} images have no label map: pre-training learns from them"
     return Recognised(layout, sure, task, reasons, tuple(notes), channels, listing)
+
+
+def without_labels(
+    folder: Path, cases: Cases, patient: str | None
+) -> tuple[dict[str, str], dict[str, str], list[str], list[str]]:
+    """Returns the field `patient` and why, the names of the cases without a label map, and notes on those left out."""
+    labelled = [name for name, (_, label) in cases.items() if label is not None]
+    bare = [name for name in cases if cases[name][1] is None]
+    guessed, reasons = guessed_pattern(labelled, bare)
+    if patient:
+        guessed, reasons = {"patient": patient}, {"patient": "all sessions of a subject stay in one part"}
+    strange = bare_volumes.strangers(labelled, bare, guessed["patient"]) if guessed else {}
+    bare = [name for name in bare if name not in strange]
+    maps = bare_volumes.label_maps(folder, {name: cases[name][0] for name in bare})
+    notes = left_out(strange, "their names contain that of a patient with a label, and do not end as a scan's")
+    notes += left_out(dict.fromkeys(maps, ""), "they hold few whole numbers, as label maps do")
+    return guessed, reasons, [name for name in bare if name not in maps], notes
 
 
 def label_values(folder: Path, names: list[str]) -> list[int]:
