@@ -16,7 +16,7 @@ from premed.contracts import Case
 from premed.data import splits
 from premed.errors import UserError
 from premed.tasks import brats, btcv, images, msd, nnunet
-from premed.tasks.common.patients import patient_of, several_scans
+from premed.tasks.common.patients import guessed_pattern, patient_of, several_scans
 
 SCANS = [f"{patient}_{scan}" for patient in "abcdefghij" for scan in (1, 2, 3)]
 PATTERN = "(.+)_[0-9]+"
@@ -232,3 +232,31 @@ def test_missing_cells_and_names_that_differ_in_case_are_no_classes_and_no_patie
     refused(lambda: found.split("train"), "would be")
     named = listed(tmp_path, label="state", classes=("Well", "well", "nan", "ill"), partial=True)
     assert not any("would be a class" in finding.what for finding in named.errors)
+
+
+def test_names_of_unlabelled_images_do_not_hide_that_the_labelled_ones_are_scans():
+    (pattern,) = guessed_pattern(SCANS)[0].values()
+    (wider,) = guessed_pattern(SCANS, ["atlas", "a_4"])[0].values()
+    assert [patient_of(wider, name) for name in SCANS] == [patient_of(pattern, name) for name in SCANS]
+    assert patient_of(wider, "a_4") == "a" and patient_of(wider, "atlas") == "atlas"
+    assert guessed_pattern(SCANS, ["a_4"])[0] == {"patient": pattern} and guessed_pattern([*SCANS, "atlas"]) == ({}, {})
+    assert guessed_pattern([f"{patient}_1" for patient in "abcd"], ["a_2", "b_2"])[0] == {"patient": pattern}
+
+
+@pytest.mark.parametrize("module", [nnunet, msd])
+def test_init_sets_the_pattern_beside_unlabelled_images_that_are_called_otherwise(tmp_path, module):
+    scans = [f"{patient}_{scan}" for patient in "abcdefgh" for scan in (1, 2)]
+    if module is nnunet:
+        for name in scans:
+            for file in (f"imagesTr/{name}_0000", f"labelsTr/{name}"):
+                (tmp_path / file).parent.mkdir(exist_ok=True)
+                (tmp_path / f"{file}.nii.gz").touch()
+        (tmp_path / "imagesTr/atlas_0000.nii.gz").touch()
+        about = {"channel_names": {"0": "T2"}, "labels": {"background": 0, "PZ": 1}, "file_ending": ".nii.gz"}
+        (tmp_path / "dataset.json").write_text(json.dumps(about))
+    else:
+        decathlon(tmp_path / "root", [*scans, "atlas"], unlabelled=["atlas"])
+    root = tmp_path if module is nnunet else tmp_path / "root"
+    task = module.build(module.Config(root=root, roi=(16, 16, 16), **module.recognise(root).task))
+    assert all(len(parts) == 1 for parts in parts_of(task).values())
+    assert "atlas" in {case.patient for case in task.images()} and len(parts_of(task)) == 9
