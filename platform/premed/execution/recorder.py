@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,7 +30,7 @@ from premed.execution.run_summary import arm_digest, numbers_of, row, summary_pa
 from premed.paths import home, portable_path
 from premed.tracking import model_registry
 from premed.tracking.tracker import Tracker
-from premed.training.artifacts import ROOT, curve_of
+from premed.training.artifacts import curve_of, put_root
 from premed.training.privacy import Privacy
 from premed.training.setup import StageJob, make_objective
 from premed.training.storage import StageStorage
@@ -203,10 +203,7 @@ class ExperimentRecorder:
         ended = {"premed.stopped": f"at step {end['step']} of {end['of']}"} if (end := result.get("stopped")) else {}
         tracker.set_tags(run_id, {"premed.where": portable_place(storage)} | ended)
         if storage.local and job.stage.kind == "finetune" and self.privacy.key is None:
-            with suppress(
-                OSError
-            ):  # for this machine: MLflow has ${PREMED_DATA}/…; a storage may be there to read only
-                storage.put_json(ROOT, {"root": str(self.task.root)})
+            put_root(storage, self.task.root)
         self.register(job, run_id, result)
         self.end(run_id, "FINISHED")
 

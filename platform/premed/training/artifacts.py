@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -157,6 +158,12 @@ def source(data_set: DataSet) -> dict[str, Any]:
     task = data_set.task
     about = {"task": task.name, "group": data_set.group, "channels": task.channels, "roi": list(task.roi)}
     return about | {"preprocessing": task.preprocessing.model_dump(mode="json")}
+
+
+def put_root(storage: StageStorage, root: Path) -> None:
+    """Keeps where the data lies; not in a storage that may only be read: `premed export` does without it."""
+    with suppress(OSError):
+        storage.put_json(ROOT, {"root": str(root)})
 
 
 def curve_of(storage: StageStorage) -> list[dict[str, Any]]:
