@@ -57,8 +57,8 @@ def written(faults):
     """The page."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
     lines = [line(item, report) for item, report in faults]
-    busy = f"load {os.getloadavg()[2]:.0f} at the end"  # the chaos alone makes 2 to 3
-    about = f"commit {commit.stdout.strip()}, {datetime.date.today()}, {os.cpu_count()} CPUs, {busy}, {platform.system()}"
+    about = f"commit {commit.stdout.strip()}, {datetime.date.today()}, {os.cpu_count()} CPUs, {platform.system()}"
+    about += f", load {os.getloadavg()[2]:.0f} at the end"
     return HEAD.format(about=about, ray=locked("ray"), mlflow=locked("mlflow")) + "\n".join(lines) + "\n"
 
 
