@@ -51,7 +51,7 @@ def test_ctrl_c_that_the_command_hears_of_last_is_no_lack_of_memory(monkeypatch)
 
 
 WAITING = """
-import sys, time
+import signal, sys, time
 from premed.data.io.memory import num_cpus
 from premed.data.processes import process_map
 
@@ -60,6 +60,7 @@ def wait(number):
     time.sleep(60)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
     with process_map() as parallel:
         list(parallel(wait, range(100)))
 """
