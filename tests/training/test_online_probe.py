@@ -20,7 +20,8 @@ from support.unimiss import SMALL as UNIMISS
 from premed.config.settings import OnlineProbe
 from premed.contracts import Case
 from premed.data import views
-from premed.data.datamodule import Tasks
+from premed.data.cache import Cache
+from premed.data.datamodule import Tasks, stage_content, stage_data_sets
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.errors import UserError
 from premed.events import TrainingEndedEarly, TrainingStarted, WarningIssued
@@ -271,6 +272,23 @@ def test_rank_me_and_spread_are_those_of_the_encoder_s_features_of_val(chest, br
 
 
 # ---- a stop
+
+
+def test_labels_that_change_meanwhile_are_noticed_where_they_decide(brains, tmp_path):
+    folder = tmp_path / "brains"
+    shutil.copytree(brains, folder)
+
+    def content(**more):
+        changes = volumes(folder)
+        changes["pretrain"] |= more
+        job = jobs(folder, tmp_path / "job", **changes)["pretrain"]
+        return stage_content(job.stage, stage_data_sets(job.stage, Tasks()), Cache(job.cache), {})
+
+    stop = {"stop": {"probe_patience": 2}}
+    before = content(), content(**stop)
+    label = sorted((folder / "labelsTr").iterdir())[0]
+    label.write_bytes(sorted((folder / "labelsTr").iterdir())[1].read_bytes())
+    assert content() == before[0] and content(**stop) != before[1]
 
 
 def without_stop(chest, folder, **more):

@@ -18,7 +18,7 @@ from premed.data.content import absolute
 from premed.data.grids import grid_warnings
 from premed.data.io.image_file import Note
 from premed.data.leakage import repeated
-from premed.data.splits import pretraining_cases
+from premed.data.splits import is_unlabelled, pretraining_cases
 from premed.errors import UserError
 from premed.events import EventHandler, ImagesPrepared, WarningIssued
 from premed.paths import home
@@ -214,6 +214,9 @@ def stage_content(
         parts = [data_set.task.split("test")] if stage.kind == "test" else stage_cases(stage, data_set.task)
         cases = [case for part in parts for case in part]
         contents.append(cache.fingerprint(cases, stage.kind not in PRETRAINING, known))
+        if getattr(stage.training, "stop", None) and not is_unlabelled(data_set.task):  # by the labels of these
+            scored = [*data_set.task.split("train"), *data_set.task.split("val")]
+            contents.append(cache.fingerprint(scored, True, known))
     return " ".join(contents)
 
 
