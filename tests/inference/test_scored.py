@@ -8,7 +8,7 @@ import pytest
 from support.experiments import settle_in, store_of
 from support.stores import copied
 
-from premed.inference.scored import Scored
+from premed.inference.scored import Scored, scored
 
 pytest_plugins = ["support.trained_fixtures"]
 
@@ -61,6 +61,13 @@ def test_a_run_that_was_not_tested_has_its_score_on_val(premed, organ_run, at_ho
     value = organ_run.stage("finetune")["summary"]["val/dice"]
     assert f"Dice on val (which chose its weights) {value:.3f}" in out.splitlines()[-1]
     assert not any("ignores the image" in line for line in [*out.splitlines(), *err])
+
+
+def test_a_run_whose_experiment_was_deleted_for_good_is_named_by_its_own_tags(chest_run, at_home):
+    store = store_of(at_home(chest_run).home)
+    run = replace(store.get(chest_run.stage("finetune")["run_id"]), parent="0" * 32)
+    found = scored(store, run)
+    assert (found.name, found.run_id) == ("mae 100 % seed 0", run.run_id) and math.isfinite(found.value)
 
 
 def test_what_is_better_beyond_its_interval_is_no_warning():

@@ -440,15 +440,17 @@ def test_each_difference_of_the_preparation_is_noted_with_both_values():
     assert noted("dinov2-s", CT) == {}  # of pictures: folded into the stem
 
 
-@pytest.mark.parametrize(("model", "dims", "seen"), [("voco-b", 3, "btcv"), ("medical-mae-b", 2, "chestxray14")])
-def test_a_task_whose_images_the_weights_may_have_seen_is_noted(model, dims, seen):
+@pytest.mark.parametrize(("model", "dims", "overlapping"), [("voco-b", 3, "btcv"), ("medical-mae-b", 2, "chestxray14")])
+def test_a_task_whose_images_the_weights_may_have_been_trained_on_is_noted(model, dims, overlapping):
     def notes(name):
         task = SimpleNamespace(name=name, dims=dims, channels=1, preprocessing=CT)
         return [note.what for note in pretrained.preparation_notes(pretrained.Config(model=model), task)]
 
-    assert notes(seen) == [f"{model} was trained on images of {seen}, maybe those of test: scores may be too good"]
+    assert notes(overlapping) == [
+        f"{model} was trained on images of {overlapping}, maybe those of test: scores may be too good"
+    ]
     assert notes("other") == []
-    assert seen in plugin_names("tasks")
+    assert overlapping in plugin_names("tasks")
 
 
 @pytest.mark.parametrize("model", PUBLIC_VOLUME_ENCODERS)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from monai.networks.nets.swin_unetr import SwinUNETR
+from support.public_checkpoints import rename
 from torch import Tensor, nn
 
 from premed.models.encoders import resenc, vit
@@ -28,15 +29,6 @@ def randomise(network: nn.Module) -> nn.Module:
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.2)
     return network.eval()
-
-
-def rename(state: dict[str, Tensor], *rules: tuple[str, str]) -> dict[str, Tensor]:
-    renamed = {}
-    for name, value in state.items():
-        for old, new in rules:
-            name = re.sub(old, new, name)
-        renamed[name] = value
-    return renamed
 
 
 # ---- Swin UNETR

@@ -151,9 +151,11 @@ def local_map(train: Train, num_jobs: int) -> Iterator[Callable[..., Iterable]]:
 
 def preparation_notes(experiment: Experiment, task: Task) -> list[Finding]:
     """Where the task prepares images otherwise than those of the weights were that the experiment starts from."""
-    given = [each for each in (experiment.pretext, getattr(experiment.pretext, "init", None)) if each is not None]
-    asked = [(getattr(plugin("pretext", each), "preparation_notes", None), each) for each in given]
-    return [finding for notes, each in asked if notes for finding in notes(each, task)]
+    findings: list[Finding] = []
+    for config in (experiment.pretext, getattr(experiment.pretext, "init", None)):
+        if config is not None and (notes := getattr(plugin("pretext", config), "preparation_notes", None)):
+            findings += notes(config, task)
+    return findings
 
 
 def check(experiment: Experiment, show: EventHandler, html: Path | None = None) -> dict[str, Any]:

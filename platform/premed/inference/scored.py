@@ -4,10 +4,13 @@ A score says little by itself: beside it stands that of the best answer that ign
 """
 
 import math
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from premed.errors import UserError
 from premed.reporting.formatting import NAMES, number, percent, span
+from premed.tracking.references import get_run
 from premed.tracking.run_store import Run, RunStore
 
 PARTS = {"test": "test", "val": "val (which chose its weights)"}
@@ -86,13 +89,16 @@ def scored(store: RunStore, run: Run) -> Scored | None:
     """Returns what the store says of a fine-tuning; None for a pre-training, which answers nothing."""
     if run.tags.get("premed.kind") != "finetune":
         return None
-    experiment = store.get(run.parent) if run.parent else run
+    experiment = run
+    if run.parent:
+        with suppress(UserError):  # it was deleted for good (`mlflow gc`)
+            experiment = get_run(store, run.parent, run.run_id)
     share, seed, score = (run.tags.get(name) for name in ("label_fraction", "seed", "score"))
     strategy = run.tags.get("strategy", "")
     composed = f"{strategy} {percent(float(share))} seed {seed}" if share else strategy
     about = Scored(
         run_id=experiment.run_id,
-        name=experiment.name if run.parent else composed,
+        name=composed if experiment is run else experiment.name,
         strategy=strategy,
         label_fraction=float(share) if share else None,
         seed=int(seed) if seed else None,

@@ -41,7 +41,7 @@ class PublicEncoder(NamedTuple):
     """Edge of the pictures that it was trained on last, in pixels."""
     hub: tuple[str, str] | None = None
     """Repository and file on the Hugging Face hub; None: timm's, if it has a tag there, else none."""
-    seen: tuple[str, ...] = ()
+    overlapping_tasks: tuple[str, ...] = ()
     """Tasks of premed's whose images were among `data`."""
 
 
@@ -63,7 +63,7 @@ def eva_x(size: str) -> PublicEncoder:
         grey(0.28509309),
         224,
         ("MapleF/eva_x", f"eva_x_{size}_patch16_merged520k_mim.pt"),
-        seen=("chestxray14",),
+        overlapping_tasks=("chestxray14",),
     )
 
 
@@ -78,7 +78,7 @@ def medical_mae(size: str, data: str) -> PublicEncoder:
         grey(0.5056),
         grey(0.252),
         224,
-        seen=("chestxray14",),
+        overlapping_tasks=("chestxray14",),
     )
 
 
@@ -105,7 +105,7 @@ PUBLIC_ENCODERS = {
         std=grey(0.2583),
         size=518,
         hub=("microsoft/rad-dino", "model.safetensors"),
-        seen=("chestxray14",),
+        overlapping_tasks=("chestxray14",),
     ),
     "eva-x-ti": eva_x("tiny"),
     "eva-x-s": eva_x("small"),

@@ -56,7 +56,7 @@ class VolumeEncoder(NamedTuple):
     """Repository and file on the Hugging Face hub; None: give a file."""
     absent: tuple[str, ...] = ()
     """Beginnings of the names of tensors that its files do not have, and which begin at their initial values."""
-    seen: tuple[str, ...] = ()
+    overlapping_tasks: tuple[str, ...] = ()
     """Tasks of premed's whose images were among `data`."""
 
     def network(self) -> str:
@@ -79,7 +79,7 @@ def voco(width: int, name: str) -> VolumeEncoder:
         "not stated in its repository; see its page on the hub",
         VOCO_CT,
         ("Luffy503/VoCo", f"{name}.pt"),
-        seen=("btcv",),
+        overlapping_tasks=("btcv",),
     )
 
 
@@ -120,7 +120,7 @@ PUBLIC_VOLUME_ENCODERS = {
         "CC BY-NC-ND 4.0 (MIT in earlier versions of its repository)",
         Preparation("window", (1.5, 1.5, 1.5), CT_ABDOMEN, (96, 96, 96)),
         ("MrGiovanni/SuPreM", "supervised_suprem_swinunetr_2100.pth"),
-        seen=("btcv",),
+        overlapping_tasks=("btcv",),
     ),
 }
 

@@ -97,7 +97,7 @@ def preparation_notes(config: Config, task: Task) -> Iterator[Finding]:
     Of pictures, the difference in preparation is folded into the stem.
     """
     known = PUBLIC_VOLUME_ENCODERS.get(config.model) or PUBLIC_ENCODERS.get(config.model)
-    if known is not None and task.name in known.seen:
+    if known is not None and task.name in known.overlapping_tasks:
         what = f"{config.model} was trained on images of {task.name}, maybe those of test: scores may be too good"
         yield Finding("note", "pretext.model", what)
     if (entry := PUBLIC_VOLUME_ENCODERS.get(config.model)) is None or task.dims != 3:

@@ -39,8 +39,8 @@ def bring(stage: Stage, storage: StageStorage, on_event: EventHandler, tasks: Ca
     weights = [{"kind": stage.kind} | {name: value for name, value in report.items() if name in PROVENANCE}]
     about = card(stage, [DataSet(task, task.name)], {"encoder": encoder}, None, hashes, weights)
     storage.put_json("parts/card.json", about)
-    told = {name: report[name] for name in ("file", "kept", "changed", "dropped", "missing") if name in report}
-    on_event(WeightsImported(**told))
+    fields = ("file", "kept", "changed", "dropped", "missing")
+    on_event(WeightsImported(**{name: report[name] for name in fields if name in report}))
     if notes := getattr(plugin("pretext", stage.pretext), "preparation_notes", None):
         for note in notes(stage.pretext, task):
             on_event(WarningIssued(f"{note.where} {note.what}"))

@@ -50,14 +50,8 @@ class Privacy:
     def fields(self, tree: Any) -> Any:
         """The fields of an experiment: `task.split` lists names, `task.exclude` files, and `PLACES` are files, too."""
         if isinstance(tree, Mapping):
-            return {
-                name: self._listed(value)
-                if name in ("split", "exclude")
-                else self._place(value)
-                if name in PLACES
-                else self.fields(value)
-                for name, value in tree.items()
-            }
+            hide = dict.fromkeys(("split", "exclude"), self._listed) | dict.fromkeys(PLACES, self._place)
+            return {name: hide.get(name, self.fields)(value) for name, value in tree.items()}
         return [self.fields(each) for each in tree] if isinstance(tree, list) else tree
 
     def _place(self, value: Any) -> Any:
