@@ -18,8 +18,8 @@ from support.stores import come_up, free_port, stop
 
 from premed.tracking.client import with_driver
 from premed.tracking.run_store import RunStore
-from premed.tuning.space import load_sweep
 from premed.tuning.study import Study
+from premed.tuning.sweep_file import load_sweep
 
 pytest_plugins = ["support.experiment_fixtures"]
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3000)]

@@ -12,8 +12,8 @@ from premed.cli.options import as_json_value
 from premed.data.phantoms.writers import write_msd
 from premed.errors import UserError
 from premed.tuning.context import SweepContext
-from premed.tuning.space import load_sweep
 from premed.tuning.study import encode
+from premed.tuning.sweep_file import load_sweep
 
 pytest_plugins = ["support.pretrained"]
 

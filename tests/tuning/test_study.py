@@ -14,8 +14,8 @@ from support.suite import examples
 from premed.errors import UserError
 from premed.rng import key
 from premed.tuning.schedulers import TIME, VALUE, make_scheduler, rungs
-from premed.tuning.space import load_sweep
 from premed.tuning.study import Study
+from premed.tuning.sweep_file import load_sweep
 
 STEPS = {"epochs": 2, "batch": 4, "lr": 1e-3}
 BASE = {

@@ -8,12 +8,12 @@ from support.sweeps import NOT_A_NUMBER, write_sweep
 
 from premed.config.compose import load
 from premed.errors import UserError
-from premed.events import WarningIssued
+from premed.events import LookTaken, WarningIssued
 from premed.execution import runner
 from premed.tracking.run_store import LEASES
 from premed.tuning import sweep
 from premed.tuning.context import train_settings
-from premed.tuning.space import load_sweep
+from premed.tuning.sweep_file import load_sweep
 
 pytest_plugins = ["support.experiment_fixtures"]
 
@@ -57,6 +57,25 @@ def test_a_grid_shares_its_pre_trainings_never_opens_the_test_part_and_outlives_
         taken = runner.run(load([f"{result.where}/best.yaml"], ["test=false"]), events.append)
         assert [stage["reused"] for stage in taken["stages"]] == [True, True]
         assert [version.run_id for version in models()] == [taken["stages"][1]["run_id"]]
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_with_seeds_auto_a_trial_that_cannot_be_better_by_the_margin_gets_no_more(home, chest, tmp_path):
+    """No area is better than another by 2, so that the second trial is over at its first look."""
+    search = {"space": {"finetune.lr": [1e-3, 2e-3]}, "seeds": "auto", "concurrency": 1}
+    search["decide"] = {"max_seeds": 5, "looks": [4, 5], "margin": 2.0}
+    file, events = write_sweep(tmp_path, chest, search, {"pretext": "none", "pretrain": None}), []
+    result = sweep.run(load_sweep(file), events.append)
+    assert [(each.state, len(each.by_seed)) for each in result.trials] == [("done", 5), ("stopped", 4)]
+    assert result.best == 0 and len(runs_of(home, "finetune")) == 9
+    (told,) = [event.words for event in events if isinstance(event, LookTaken)]
+    assert told.startswith("trial 1 gets no more seeds, no better than trial 0: val/mauc ")
+    tags = [run.tags for run in runs_of(home, "trial")]
+    assert sorted(each["state"] for each in tags) == ["done", "stopped"]
+    assert told.endswith(next(each["premed.behind"] for each in tags if each["state"] == "stopped"))
+    assert sweep.run(load_sweep(file), events.append) == result
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from support.sweeps import ASHA, GRID, write_sweep
 from premed.tracking.run_store import LEASES
 from premed.training.stopping import ECHO
 from premed.tuning import sweep
-from premed.tuning.space import load_sweep
+from premed.tuning.sweep_file import load_sweep
 
 pytest_plugins = ["support.experiment_fixtures"]
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]

@@ -79,7 +79,7 @@ def sweep(
 
     Each pre-training is trained once, however many trials share it. docs/sweeps.md shows one.
     """
-    from premed.tuning.space import load_sweep
+    from premed.tuning.sweep_file import load_sweep
 
     files = [item for item in what if "=" not in item]
     if not files:

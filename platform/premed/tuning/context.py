@@ -19,8 +19,11 @@ from premed.execution.preflight import Resolved, resolve
 from premed.paths import ensure_home, home, sqlite_url
 from premed.reporting.sweep import page, terminal
 from premed.reporting.sweep.result import StageResult, SweepResult, TrialResult
-from premed.tuning.space import COSTS, MAX_CHECKED, Choice, Range, Setting, Sweep
+from premed.tuning.search import COSTS
+from premed.tuning.space import MAX_CHECKED, Choice, Range, Setting
 from premed.tuning.study import Study, TrialRecord
+from premed.tuning.sweep_file import Sweep
+from premed.tuning.trial import BEHIND
 
 
 class SweepContext:
@@ -78,7 +81,7 @@ class SweepContext:
             metrics=list(self.metrics),
             modes=list(self.modes),
             space={path: as_written(values) for path, values in search.space.items()},
-            seeds=list(search.seeds),
+            seeds=list(search.all_seeds),
             num_trials=self.sweep.num_trials,
             where=str(self.where),
             run_id=study.note("run_id"),
@@ -125,6 +128,7 @@ def trial_result(trial: TrialRecord) -> TrialResult:
         stages=[StageResult(**stage) for stage in trial.notes.get("stages", [])],
         failure=trial.notes.get("failure"),
         run_id=trial.notes.get("run_id"),
+        behind=trial.notes.get(BEHIND),
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
-from premed.tuning.space import Asha
+from premed.tuning.search import Asha
 from premed.tuning.study import TrialRecord
 
 VALUE, TIME = "value", "validation"

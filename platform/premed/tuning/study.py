@@ -16,7 +16,9 @@ from premed.errors import UserError
 from premed.reporting.sweep.result import State
 from premed.rng import key
 from premed.tracking.client import masked, with_driver
-from premed.tuning.space import Choice, Range, Setting, Sweep
+from premed.tuning.space import Choice, Range, Setting
+from premed.tuning.sweep_file import Sweep
+from premed.tuning.trial import BEHIND
 
 if TYPE_CHECKING:
     from optuna import Trial
@@ -124,7 +126,8 @@ class Study:
 
     def ended_by_stop(self, trial: "FrozenTrial") -> bool:
         failed = trial.state.name == "FAIL" and STOPPED.search(str(trial.user_attrs.get("failure")))
-        return bool(failed) or (trial.state.name == "PRUNED" and self.sweep.search.scheduler is None)
+        nobody = self.sweep.search.scheduler is None and BEHIND not in trial.user_attrs  # that would have stopped it
+        return bool(failed) or (trial.state.name == "PRUNED" and nobody)
 
     # ---- ask
 
@@ -223,6 +226,12 @@ class Study:
             curve=dict(sorted(trial.intermediate_values.items())),
             notes=dict(trial.user_attrs),
         )
+
+    def best(self) -> TrialRecord | None:
+        """The best of the trials that are done, by the first metric; None if none is."""
+        done = [trial for trial in self.trials() if trial.state == "done" and trial.values]
+        sign = -1 if self.study.directions[0].name == "MAXIMIZE" else 1
+        return min(done, key=lambda trial: sign * trial.values[0] if trial.values else 0.0, default=None)
 
     def front(self) -> list[int]:
         """The numbers of the trials on the Pareto front; with one metric, the best trial alone."""

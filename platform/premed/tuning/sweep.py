@@ -20,8 +20,9 @@ from premed.execution.session import Session, open_session
 from premed.reporting.sweep.result import State, SweepResult
 from premed.tuning.context import SweepContext, as_written, train_settings
 from premed.tuning.schedulers import TIME, VALUE, make_scheduler, rungs
-from premed.tuning.space import Sweep
+from premed.tuning.seeds import find_behind
 from premed.tuning.study import Study, TrialRecord
+from premed.tuning.sweep_file import Sweep
 from premed.tuning.trial import EventRouter, Trial, Validations
 
 POLL = 0.5  # seconds between two checks whether all trials have ended
@@ -146,8 +147,7 @@ class SweepRunner:
     def start_trial(self, number: int) -> None:
         if number in self.trials or self.session.stopped.is_set():  # Tune has restarted the trial's process; or no more
             return
-        record = self.study.trial(number)
-        validations = None
+        record, validations = self.study.trial(number), None
         if self.search.scheduler:
             validations = Validations(
                 metric=self.context.metrics[0],
@@ -159,12 +159,14 @@ class SweepRunner:
             )
         self.trials[number] = trial = Trial(
             number=number,
-            seeds=self.search.seeds,
+            seeds=self.search.all_seeds,
             experiments=partial(self.context.experiments, record.setting),
             session=self.session,
             metrics=self.context.metrics,
             show=self.router,
             validations=validations,
+            looks=self.search.looks,
+            find_behind=partial(find_behind, self.context, self.study, self.session.show, number),
         )
         name = trial.experiment_name(0)
         if validations is not None:
@@ -224,6 +226,7 @@ class SweepRunner:
         values, failure = None, ""
         try:
             values = trial.run(self.search.retries)
+            state = "done" if values else "stopped"
         except CalledOff:
             pass
         except KeyboardInterrupt:
@@ -278,7 +281,8 @@ class SweepRunner:
         experiment_runs = [pipeline.recorder.run_id for pipeline in trial.pipelines]
         for run_id in [*experiment_runs, *(stage["run_id"] for stage in trained)]:
             tracker.set_tags(run_id, {"sweep": self.context.name, "trial": str(trial.number)})
-        tags = {"state": state} | ({"premed.failure": failure} if failure else {})
+        reasons = {"premed.failure": failure, "premed.behind": trial.behind}
+        tags: dict[str, str] = {"state": state} | {name: why for name, why in reasons.items() if why}
         tags |= {"experiment_run": experiment_runs[0]} if experiment_runs else {}
         tracker.set_tags(trial.run_id, tags)
         tracker.finish(trial.run_id, "FAILED" if state == "failed" else "FINISHED")

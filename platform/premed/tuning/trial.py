@@ -4,7 +4,7 @@ import json
 import math
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from statistics import fmean
@@ -18,6 +18,8 @@ from premed.execution.scheduler import Ticket
 from premed.execution.session import Session
 from premed.training.storage import StageStorage
 
+BEHIND = "behind"
+"""The note of a trial that got no more seeds (`seeds: auto`): how far it was behind the best."""
 STAGES = {"pretrain_seconds": ("pretrain", "trunk", "cooldown"), "finetune_seconds": ("finetune",)}
 
 
@@ -66,6 +68,10 @@ class Trial:
     show: EventHandler
     validations: Validations | None
     """The validations that the scheduler decides by; None without a scheduler."""
+    looks: Sequence[int] = ()
+    """`seeds: auto`: the numbers of seeds at which `find_behind` is called, the last of them all seeds."""
+    find_behind: Callable[[Mapping[str, list[float]]], str] = lambda by_seed: ""
+    """Called with the values by seed: how far the trial is behind the best, if it needs no more seeds; else empty."""
     cancelled: threading.Event = field(default_factory=threading.Event)
     failure: str = ""
     """Why it was cancelled; empty where the scheduler stopped it."""
@@ -75,6 +81,8 @@ class Trial:
     """Set once it is queued, waits for another experiment, or has ended: the next trial may start."""
     pipelines: list[StagePipeline] = field(default_factory=list)
     by_seed: dict[str, list[float]] = field(default_factory=dict)
+    behind: str = ""
+    """Why it got no more seeds; empty if it got all."""
     run_id: str = ""
     """The trial's run in MLflow."""
 
@@ -88,7 +96,8 @@ class Trial:
     @property
     def notes(self) -> dict[str, Any]:
         """What the study keeps beside the values."""
-        return {"run_id": self.run_id, "stages": self.stages, "by_seed": self.by_seed}
+        notes = {"run_id": self.run_id, "stages": self.stages, "by_seed": self.by_seed}
+        return notes | ({BEHIND: self.behind} if self.behind else {})
 
     def pause(self, seconds: float) -> None:
         """Waits; raises CalledOff if the trial was cancelled, KeyboardInterrupt if the command was stopped."""
@@ -100,8 +109,8 @@ class Trial:
         """Lets the first seed's training continue from the validation at `step`."""
         self.allowed_step = max(self.allowed_step, step)
 
-    def run(self, retries: int) -> list[float]:
-        """Returns the value of each metric, the mean over seeds.
+    def run(self, retries: int) -> list[float] | None:
+        """Returns the value of each metric, the mean over seeds; None if it is behind the best and needs no more seeds.
 
         Raises the UserError or StageFailed of the last try if all `retries` failed, too.
         """
@@ -123,19 +132,23 @@ class Trial:
                 self.session.results.forget_failures()
         raise failure
 
-    def attempt(self) -> list[float]:
-        """Runs all seeds: the first alone, because the scheduler may stop the trial by it, then the others at once."""
-        self.pipelines, self.by_seed = [], {}
-        first, *rest = list(enumerate(self.experiments()))
-        outcomes = [self.run_seed(*first)]
-        if rest:
-            with ThreadPoolExecutor(len(rest), "premed seed") as pool:
-                outcomes += [future.result() for future in [pool.submit(self.run_seed, *each) for each in rest]]
-        values = []
-        for seed, outcome in zip(self.seeds, outcomes, strict=True):
-            values.append([metric_value(metric, outcome["stages"]) for metric in self.metrics])
-            self.by_seed[str(seed)] = values[-1]
-        return [fmean(of_seeds) for of_seeds in zip(*values, strict=True)]
+    def attempt(self) -> list[float] | None:
+        """Runs the seeds: the first alone, because the scheduler may stop the trial by it, then the others at once, or
+        those up to each look."""
+        self.pipelines, self.by_seed, self.behind = [], {}, ""
+        experiments = list(enumerate(self.experiments()))
+        begin = 0
+        for end in dict.fromkeys([1, *(self.looks or [len(experiments)])]):
+            with ThreadPoolExecutor(end - begin, "premed seed") as pool:
+                outcomes = [pool.submit(self.run_seed, *each) for each in experiments[begin:end]]
+            for seed, outcome in zip(self.seeds[begin:end], outcomes, strict=True):
+                stages = outcome.result()["stages"]
+                self.by_seed[str(seed)] = [metric_value(metric, stages) for metric in self.metrics]
+            if end in self.looks[:-1] and (behind := self.find_behind(self.by_seed)):
+                self.behind = behind
+                return None
+            begin = end
+        return [fmean(of_seeds) for of_seeds in zip(*self.by_seed.values(), strict=True)]
 
     def experiment_name(self, index: int) -> str:
         """The name in events of the experiment with the seed at `index`: `trial 3`, or `trial 3 seed 0`."""

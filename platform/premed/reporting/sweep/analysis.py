@@ -131,12 +131,14 @@ def seed_scores(trial: TrialResult, metric: int = 0) -> dict[str, float]:
 def trial_score(trial: TrialResult, metric: int = 0) -> Spread:
     """A trial's value of a metric, with the standard deviation over its seeds.
 
-    The first metric of a stopped trial is its last validation's.
+    That of a stopped trial is the mean over the seeds it had, or, of the first metric, its last validation's.
     """
     over_seeds = spread(seed_scores(trial, metric).values())
     mean = _value(trial.values, metric)
-    if trial.state == "stopped" and metric == 0 and not math.isfinite(mean) and trial.curve:
-        mean = learning_curve(trial)[-1][1]
+    if trial.state == "stopped" and not math.isfinite(mean):
+        mean = over_seeds.mean
+        if metric == 0 and not over_seeds.num and trial.curve:
+            mean = learning_curve(trial)[-1][1]
     if trial.state in UNSCORED or not math.isfinite(mean):
         return Spread(math.nan, math.nan, over_seeds.num)
     return Spread(mean, over_seeds.std, max(over_seeds.num, 1))

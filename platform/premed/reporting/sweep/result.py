@@ -40,6 +40,8 @@ class TrialResult:
     failure: str | None
     run_id: str | None
     """Its run in MLflow."""
+    behind: str | None = None
+    """With `seeds: auto`, how far it was behind the best when it got no more seeds; None if it got all."""
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,13 @@ def caveats(result: SweepResult) -> Iterator[str]:
             f"The best of {len(ranked)} validation scores is optimistic, for it was chosen by being the best. No trial"
             " saw the test part; premed run opens it once."
         )
-    if num_stopped := sum(trial.state == "stopped" for trial in result.trials):
+    stopped = [trial for trial in result.trials if trial.state == "stopped"]
+    if num_behind := sum(trial.behind is not None for trial in stopped):
+        yield (
+            f"{counted(num_behind, 'trial')} got fewer seeds, being known to be no better than the best so far; no mean"
+            " counts them."
+        )
+    if num_stopped := len(stopped) - num_behind:
         yield f"{counted(num_stopped, 'trial')} stopped early, after fewer steps; no mean counts them."
 
 

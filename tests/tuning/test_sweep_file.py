@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from support.suite import REPOSITORY
 
 from premed.errors import UserError
-from premed.tuning.space import MAX_CHECKED, load_sweep
+from premed.tuning.space import MAX_CHECKED
+from premed.tuning.sweep_file import load_sweep
 
 EXPERIMENTS = REPOSITORY / "experiments"
 STEPS = {"epochs": 2, "batch": 4, "lr": 1e-3}
@@ -69,6 +70,12 @@ def test_no_experiment_of_a_sweep_opens_the_test_part_and_the_best_one_s_yaml_do
     sweep = load_valid(write())
     setting = next(sweep.combinations())
     assert "test" not in sweep.experiments(setting)[0].kinds and "test" in sweep.experiments_with_test(setting)[0].kinds
+
+
+def test_with_seeds_auto_a_trial_has_as_many_as_it_may_get(write):
+    sweep = load_valid(write(), "seeds=auto", "decide.max_seeds=6")
+    assert [each.finetune.seed for each in sweep.experiments(next(sweep.combinations()))] == list(range(6))
+    assert list(sweep.search.looks) == [4, 6] and load_valid(write()).search.looks == ()
 
 
 def test_seeds_are_experiments_of_one_trial(write):
@@ -159,6 +166,14 @@ RANDOM = {"search": "random", "trials": 3}
         ({"snapshots": "trunk"}, "snapshots: a trunk needs space.pretrain.epochs as a list of values"),
         ({"space": None}, "has no space"),
         ({"trails": 3}, "trails: no such field"),
+        ({"seeds": "all"}, "seeds: must be a list of at least one, as in [0, 1, 2], or auto"),
+        ({"seeds": [0, "a"]}, "seeds"),
+        ({"decide": {"margin": 0.1}}, "decide: is for seeds: auto, and the seeds are listed"),
+        ({"seeds": "auto", "decide": {"baseline": "mae"}}, "decide.baseline: is for premed run"),
+        ({"seeds": "auto", "decide": {"hours": 2}}, "decide.hours: is for premed run"),
+        ({"seeds": "auto", "decide": {"max_seeds": 3}}, "decide.max_seeds"),
+        ({"seeds": "auto", "metric": "seconds"}, "seeds: auto needs a score, and seconds is a cost"),
+        ({"seeds": "auto", "metric": ["val/dice", "seconds"]}, "seeds: auto needs a single metric"),
     ],
 )
 def test_what_is_wrong_is_refused_by_name_before_anything_starts(write, change, words):
