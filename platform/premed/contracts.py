@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from premed.config.image_processing import Augmentation, Preprocessing
 from premed.errors import Finding
 from premed.rng import SampleRng, drop_path
+from premed.safety.files import refuse_undecodable
 
 Part = Literal["train", "val", "test"]
 Row = dict[str, Any]  # one line of a table of scores: `case`, `patient`, and numbers
@@ -41,6 +42,9 @@ class Case:
     label: Path | tuple[float, ...] | None = None
     """The file of a label map, or one number per class (NaN: unknown). None: the case serves pre-training only."""
 
+    def __post_init__(self):
+        refuse_undecodable(self.name, self.patient, *self.files)
+
     @property
     def files(self) -> tuple[Path, ...]:
         """The files of the image and, if the label is a map, of the label."""
@@ -54,9 +58,7 @@ class PreparedImage(Protocol):
     path: Path
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """*S, on the preprocessed grid."""
-
+    def shape(self) -> tuple[int, ...]: ...  # *S, on the preprocessed grid
     @property
     def has_label(self) -> bool: ...
     @property
@@ -74,9 +76,7 @@ class PreparedImage(Protocol):
         """Voxels per label, in ascending order; 0 counts the unlabelled voxels whose stored value is not 0."""
 
     @property
-    def labels_present(self) -> tuple[int, ...]:
-        """The labels that occur, without 0."""
-
+    def labels_present(self) -> tuple[int, ...]: ...  # those that occur, without 0
     def image(self, start: Sequence[int] | None = None, size: Sequence[int] | None = None) -> np.ndarray:
         """The image, float32 [C, *size], in the units that networks take."""
 
@@ -97,6 +97,7 @@ class Sample(NamedTuple):
     case: Case
     prepared: PreparedImage
     data_set: int = 0  # the index of its data set; the samples of a data set are contiguous
+    label_hash: str | None = None  # of the file of its label map, as it was when the image was prepared
 
 
 @dataclass
@@ -241,9 +242,7 @@ class Task(Protocol):
     def label_fractions(self, sample: Sample, patch: Sequence[int]) -> list[np.ndarray]:
         """The truth for each of `tiles`: its label [classes], or class fractions per patch [classes, *grid]."""
 
-    def loss(self, logits: Tensor, label: Tensor) -> Tensor:
-        """The mean loss over the batch's samples."""
-
+    def loss(self, logits: Tensor, label: Tensor) -> Tensor: ...  # the mean over the batch's samples
     def measure(self, forward: Forward, samples: Sequence[Sample]) -> list[Row]:
         """Scores of each case, in the samples' order."""
 

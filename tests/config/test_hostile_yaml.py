@@ -60,9 +60,12 @@ DEEP, NUMBER, ALIAS = f"nested more than {MOST_DEPTH} deep", "beyond 64 bits", f
         (bomb(merge=False), ALIAS),
         ("a: &a [1, *a]", "inside what it names"),
         ("a: &a {b: *a}", "inside what it names"),
+        ('train: {storage: "\\0"}', "\\x00 holds a character that no text has"),
+        ('task: {root: "\\ud800"}', "\\ud800 holds a character that no text has"),
+        ('"a\\0": 1', "no text has"),
     ],
     ids=["deep", "deep lines", "digits", "hex", "beyond", "sixties", "date", "int", "float", "time"]
-    + ["merge", "lists", "itself", "itself, fields"],
+    + ["merge", "lists", "itself", "itself, fields", "nul", "half a pair", "nul in a name"],
 )
 def test_a_yaml_that_does_harm_is_refused_in_one_line(tmp_path, text, words):
     (tmp_path / "a.yaml").write_text(text)

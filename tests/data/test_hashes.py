@@ -14,6 +14,7 @@ from support.made_up import ct_series
 from premed.data import content
 from premed.data.content import Hashes
 from premed.data.datamodule import DataModule
+from premed.errors import UserError
 from premed.safety.pseudonyms import make_key
 from premed.tasks import unlabelled
 
@@ -85,6 +86,17 @@ def test_a_key_that_is_removed_and_made_again_finds_no_path(before):
     make_key(home)
     kept(home, files)
     assert b"DOE_0" not in stored(home)
+
+
+@pytest.mark.parametrize("damaged", ["", "ab", "x" * 64, "a" * 63])
+def test_with_half_a_key_nothing_is_hashed_or_stored_plain(before, damaged):
+    """Names could be found from hashes by an empty key."""
+    home, files = before
+    make_key(home)
+    (home / "id_key").write_text(damaged)
+    for use in (lambda: make_key(home), lambda: kept(home, files)):
+        with pytest.raises(UserError, match="id_key: is damaged .* copy it from a backup, or remove it"):
+            use()
 
 
 # ---- how often files are looked at

@@ -1,5 +1,6 @@
 """Files of finished stages that a disk damaged, and images that change while a command runs."""
 
+import re
 import shutil
 
 import numpy as np
@@ -55,6 +56,7 @@ def stage_folder(outcome, home, kind):
     [
         ("parts/encoder.safetensors", "flipped"),
         ("parts/card.json", "torn"),
+        ("result.json", "digit"),
         *(
             pytest.param(name, damage, marks=pytest.mark.slow)
             for name, damage in (
@@ -73,6 +75,10 @@ def test_a_damaged_file_of_a_finished_stage_comes_back_from_mlflow_with_a_word(u
         file.unlink()
     elif damage == "torn":
         file.write_bytes(whole[: len(whole) // 2])
+    elif damage == "digit":  # of a number that is told and compared
+        changed = re.sub(rb'("val/[a-z_]+": [0-9]*[.])([0-8])', rb"\g<1>9", whole, count=1)
+        assert changed != whole
+        file.write_bytes(changed)
     else:
         file.write_bytes(whole.replace(b'"digest": "', b'"digest": "x')) if name[-4:] == "json" else flip(file)
     _, trained, warned = again(chest, ANOTHER)

@@ -45,6 +45,18 @@ def test_its_record_has_the_settings_and_the_hashes_of_all_images(pretrained, tm
     assert str(home) not in json.dumps(record)
 
 
+@pytest.mark.parametrize("change", [(b'"use"', b'"usd"'), (b'"name"', b'"nbme"'), None])
+def test_a_record_that_is_not_as_it_was_recorded_is_refused(pretrained, pool, tmp_path, change):
+    """By its hashes a fine-tuning knows the images that the encoder learnt from."""
+    store = store_of(tmp_path / "home")
+    file = store.file(store.get(pretrained["encoder"]["run_id"]), FILE, tmp_path)
+    content = file.read_bytes()
+    file.write_bytes(content.replace(*change) if change else content[:99])
+    assert file.read_bytes() != content
+    with pytest.raises(UserError, match=f"{FILE} in MLflow is damaged: delete that run there, and run the"):
+        run(tuned(pool))
+
+
 def test_no_record_is_made_of_images_that_changed_since_they_were_trained_on(home, tmp_path, monkeypatch):
     """A fine-tuning elsewhere would not find the image that the encoder has seen among its own of val and test."""
     monkeypatch.setattr(publisher, "register", lambda *args: None)

@@ -127,6 +127,16 @@ def test_the_settings_change_no_digest(hospital):
     assert len(plain) == 3 and plain == private
 
 
+def test_what_a_person_is_to_add_again_is_left_out():
+    tree = {
+        "name": None,
+        "task": {"name": "images", "root": "/DOE", "table": "DOE.csv", "split": {"train": ["DOE"]}, "roi": [16, 16]},
+        "pretrain": {"sources": [{"task": {"name": "unlabelled", "exclude": ["DOE"]}}], "lr": 0.1},
+    }
+    left = {"name": None, "task": {"name": "images", "roi": [16, 16]}, "pretrain": {"lr": 0.1}}
+    assert Privacy(bytes(32)).without_names(tree) == left and Privacy().without_names(tree) == tree
+
+
 def test_pictures_are_titled_by_hashes_or_not_drawn():
     privacy = Privacy(bytes(32))
     sample = Sample(Case("DOE", "JANE", ()), None)  # type: ignore[arg-type]

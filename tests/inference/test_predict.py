@@ -17,12 +17,13 @@ from support.stores import copied, moved
 from premed.data.phantoms.brain import write_brats
 from premed.inference import load, predict
 from premed.inference.inputs import Input
+from premed.safety.seals import own_hash
 from premed.tasks import brats, msd
 from premed.tasks.common import metrics
 from premed.tasks.common.classification import Classification
 from premed.tasks.common.description import PREDICTION_METHODS
-from premed.tasks.common.segmentation import Regions, Segmentation, read_labels
-from premed.training.artifacts import card_hash
+from premed.tasks.common.label_maps import read_labels
+from premed.tasks.common.segmentation import Regions, Segmentation
 
 pytest_plugins = ["support.trained_fixtures"]
 
@@ -218,7 +219,7 @@ def test_weights_that_do_not_fit_are_refused_and_those_that_are_gone_are_named(o
     changed = copied.put_weights("parts/head.safetensors", dict(list(weights.items())[1:]))
     card = load.read_card(copied)
     card["hashes"]["head"] = changed
-    card["hashes"]["card"] = card_hash(card)
+    card["hashes"]["card"] = own_hash(card, "card")
     copied.put_json("parts/card.json", card)
     broken = load.TrainedModel("id", "some run", None, load.own_card(copied, digest), copied)
     refused(broken.network, "head: the saved weights do not fit the network (missing: ")

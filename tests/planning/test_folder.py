@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -188,6 +189,31 @@ def test_of_images_without_labels_it_names_the_task_that_pretrains_on_them(tmp_p
     folders.picture(tmp_path / "a.png")
     with pytest.raises(UserError, match="1 picture and no labels, .* the task `unlabelled` pre-trains on them alone"):
         planning.recognise(tmp_path)
+
+
+@pytest.mark.parametrize("other", ["masks", "scans"])
+def test_two_label_maps_or_images_of_one_case_are_refused_by_name(tmp_path, other):
+    """Else some cases would have tumours and others lungs as label 1."""
+    folders.side_by_side(tmp_path)
+    folders.volume(tmp_path / other / "case03.nii.gz", np.ones((18, 20, 16), np.uint8))
+    kind = "label maps" if other == "masks" else "images"
+    with pytest.raises(UserError, match=f"case03.nii.gz and .*case03.nii.gz are both {kind} of one case"):
+        planning.recognise(tmp_path)
+
+
+def test_a_scan_of_bids_has_the_label_map_of_its_own_run(tmp_path):
+    folders.bids_masks(tmp_path)
+    anat, masks = tmp_path / "sub-00/anat", tmp_path / "derivatives/manual/sub-00/anat"
+    for run in (1, 2):
+        shutil.copy(anat / "sub-00_T1w.nii.gz", anat / f"sub-00_run-{run}_T1w.nii.gz")
+    (anat / "sub-00_T1w.nii.gz").unlink()
+    (masks / "sub-00_label-lesion_mask.nii.gz").rename(masks / "sub-00_run-2_label-lesion_mask.nii.gz")
+    listed = json.loads(planning.recognise(tmp_path).listing.text)["dataset"]
+    assert listed["sub-00_run-2_T1w"]["label"].endswith("sub-00_run-2_label-lesion_mask.nii.gz")
+    assert "sub-00_run-1_T1w" not in listed and len(listed) == 8
+    (masks / "sub-00_run-2_label-lesion_mask.nii.gz").rename(masks / "sub-00_label-lesion_mask.nii.gz")
+    listed = json.loads(planning.recognise(tmp_path).listing.text)["dataset"]
+    assert "label" not in listed["sub-00_run-1_T1w"]  # nothing says whose it is
 
 
 # Label maps ---------------------------------------------------------------------------------------------------------

@@ -310,6 +310,14 @@ def test_a_pickled_network_is_never_unpickled(tmp_path):
 def test_a_checkpoint_without_a_state_dict_is_refused(tmp_path):
     torch.save({"epoch": 3, "loss": torch.zeros(1)}, tmp_path / "odd.pth")
     refused("holds no state_dict", tmp_path / "odd.pth")
+    torch.save({1: torch.zeros(1), ("a", 2): torch.zeros(1)}, tmp_path / "numbered.pth")
+    refused("holds no state_dict", tmp_path / "numbered.pth")
+
+
+def test_a_few_bytes_that_stand_for_terabytes_of_numbers_are_refused(tmp_path):
+    torch.save({"head.weight": torch.zeros(1, dtype=torch.half).expand(10**13)}, tmp_path / "w.pth")
+    assert (tmp_path / "w.pth").stat().st_size < 5000
+    refused("head.weight repeats its numbers", tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize(

@@ -337,6 +337,7 @@ NNSSL_MISFITS = {
         r"1 of \d+ tensors differ \(stages\.0\.blocks\.0\.conv1\.norm\.bias is missing\)",
     ),
     "no order of axes": (nnssl(residual_encoder(), transpose=(0, 0, 2)), r"transpose_forward is \[0, 0, 2\]"),
+    "no axes": (nnssl(residual_encoder(), transpose=([0], 1, 2)), r"transpose_forward is \[\[0\], 1, 2\]"),
     "Swin UNETR": (swinvit(swin_unetr()), "is not of openmind-resenc-l"),
     "a plan that is none": (nnssl(residual_encoder()) | {"nnssl_adaptation_plan": [1]}, None),
 }

@@ -18,6 +18,7 @@ from support.suite import examples
 
 from premed.errors import UserError
 from premed.tracking import client, run_store
+from premed.tracking.artifacts import ArtifactMissing, local_folder
 from premed.tracking.references import find_run
 from premed.tracking.run_store import RunStore
 
@@ -198,6 +199,16 @@ def test_scores_come_back_to_the_last_digit_and_once(store):
     store.log_scores(run_id, table)
     store.log_scores(run_id, table)
     assert store.scores(run_id) == table
+
+
+@pytest.mark.parametrize("change", [(b"0.25", b"0.75"), (b'"case"', b'"cbse"'), (b'"a"', b'"b"')])
+def test_a_table_of_scores_that_was_changed_is_refused(store, change):
+    run_id = start(store)
+    store.log_scores(run_id, [{"case": "a", "patient": "p", "dice": 0.25}])
+    (file,) = Path(local_folder(store.get(run_id).artifact_uri, None)).glob("scores.json")
+    file.write_bytes(file.read_bytes().replace(*change))
+    with pytest.raises(ArtifactMissing, match="its scores cannot be read [(]they are not those that were recorded[)]"):
+        store.scores(run_id)
 
 
 def test_scores_show_as_a_table_and_keep_undefined_ones(store, tmp_path):

@@ -20,7 +20,7 @@ from premed.events import CheckpointSaved, MetricsLogged
 from premed.pretext.mae import MAE
 from premed.tasks.chestxray14 import ChestXray14
 from premed.training import artifacts
-from premed.training.checkpoint import CheckpointManager
+from premed.training.checkpoint import CheckpointManager, best_file
 from premed.training.schedule import planned
 from premed.training.setup import StageJob, make_objective
 from premed.training.stage import run_stage
@@ -103,6 +103,31 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(damage, stopp
     assert CheckpointManager(job.stage_storage).newest()[0] == 4
     assert run(job) == [FINE]
     assert outcome(job) == undisturbed("finetune", **SCRATCH)
+
+
+@pytest.mark.parametrize("how", [{"flip": -1}, {"cut": 40}, {"remove": True}])
+def test_the_best_weights_until_a_checkpoint_are_those_that_were_saved_or_the_checkpoint_is_of_no_use(
+    how, stopped_at_6, tmp_path, undisturbed
+):
+    """Else a network that nobody trained would be tested, under the score of another."""
+    job = stopped_at_6(tmp_path)
+    checkpoints = CheckpointManager(job.stage_storage)
+    tamper(best_file(checkpoints.newest().notes["best"]["step"], "head"), **how)(job.stage_storage)
+    found = checkpoints.newest()
+    assert found is None or found.step < 6
+    assert "the best weights until then, best/" in checkpoints.unusable[6]
+    assert run(job) == [FINE]
+    assert outcome(job) == undisturbed("finetune", **SCRATCH)
+
+
+def test_best_weights_that_are_damaged_while_it_trains_end_it_with_a_word(stopped_at_6, tmp_path):
+    job = stopped_at_6(tmp_path)
+    checkpoints = CheckpointManager(job.stage_storage)
+    best = checkpoints.newest().notes["best"]
+    assert {*checkpoints.best_weights(best, "head")} == {*load(job.stage_storage.get(best_file(best["step"], "head")))}
+    tamper(best_file(best["step"], "head"), flip=-1)(job.stage_storage)
+    with pytest.raises(UserError, match="head.safetensors is damaged or missing: run the same command again"):
+        checkpoints.best_weights(best, "head")
 
 
 @pytest.fixture(scope="session")

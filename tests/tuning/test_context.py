@@ -9,6 +9,7 @@ from support.stores import free_port
 from support.suite import REPOSITORY
 
 from premed.cli.options import as_json_value
+from premed.config.compose import load
 from premed.data.phantoms.writers import write_msd
 from premed.errors import UserError
 from premed.tuning.context import SweepContext
@@ -68,6 +69,21 @@ def test_the_json_of_a_sweep_is_to_the_byte_what_it_was(context, tmp_path, monke
     study.study.enqueue_trial({"finetune.lr": 0.1, "finetune.epochs": 9})  # waits
     printed = json.dumps(as_json_value(context.result(study)), allow_nan=False)
     assert printed.replace(str(tmp_path), "") + "\n" == GOLDEN.read_text()
+
+
+def test_with_hashed_names_best_yaml_names_nobody_and_says_what_to_add(context, tmp_path):
+    tree = yaml.safe_load((tmp_path / "base.yaml").read_text())
+    tree["tracking"] = {"hash_ids": True}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(tree))
+    of_sweep = SweepContext(load_sweep(tmp_path / "lr.yaml"))
+    study = of_sweep.study()
+    study.start("data")
+    study.tell(study.ask().number, "done", [0.5], {})
+    *_, best = of_sweep.write(of_sweep.result(study))
+    text = best.read_text()
+    assert best.name == "best.yaml" and str(tmp_path) not in text
+    assert "premed run YOURS.yaml best.yaml" in text and "lr: " in text
+    assert load([str(tmp_path / "base.yaml"), str(best)]).task.root == tmp_path
 
 
 @pytest.fixture

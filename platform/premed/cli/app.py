@@ -260,10 +260,10 @@ def wrong_usage(error: Any) -> str:
 
 def main() -> None:
     """Exit code 0: done; 1: failed midway (finished stages stay); 2: something the user can fix; 130: stopped."""
-    streams.settle()
-    settle_user_home()
-    stopping.install()
     try:
+        streams.settle()
+        settle_user_home()
+        stopping.install()
         code, message = app(standalone_mode=False) or 0, ""
     except UserError as error:
         code, message = 2, str(error)

@@ -3,6 +3,7 @@
 PyYAML's own SafeLoader runs no code, and takes minutes and all memory for a few lines whose aliases name each other.
 """
 
+import re
 from collections.abc import Hashable
 from typing import Any
 
@@ -11,6 +12,9 @@ import yaml
 MOST_DEPTH = 50  # of lists and fields in each other; premed's own YAMLs have 6
 MOST_ALIASED = 100_000  # values that aliases (*name) repeat, all together
 MOST_SIGNS, MOST_NUMBER = 100, 2**64  # of a whole number: random keys, the largest that premed has, are 64 bits
+
+
+NO_TEXT = re.compile("[\0\ud800-\udfff]")  # a NUL, and halves of pairs in UTF-16
 
 
 class Refused(yaml.constructor.ConstructorError):
@@ -54,7 +58,7 @@ class ConfigurationLoader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
-            return super().construct_object(node, deep)
+            return known_text(super().construct_object(node, deep), node)
         except yaml.YAMLError:
             raise
         except Exception as error:  # PyYAML lets int(), float() and datetime() raise: 2026-13-45, !!int "", 1e5000
@@ -87,6 +91,14 @@ class ConfigurationLoader(yaml.SafeLoader):
 
 
 ConfigurationLoader.add_constructor("tag:yaml.org,2002:int", ConfigurationLoader.construct_yaml_int)
+
+
+def known_text(value: Any, node: yaml.Node) -> Any:
+    """`value`, unless it is a text that neither a file's name nor UTF-8 can hold. Raises Refused."""
+    if isinstance(value, str) and NO_TEXT.search(value):
+        what = f"{value.encode('unicode_escape').decode()} holds a character that no text has; leave it out"
+        raise Refused(problem=what, problem_mark=node.start_mark)
+    return value
 
 
 def parts_of(node: yaml.Node) -> list[yaml.Node]:

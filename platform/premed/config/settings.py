@@ -233,7 +233,8 @@ def _parse_workers(value: Any) -> int | tuple[int, int]:
 
 
 class Train(Spec):
-    """Where and how a stage runs. Results do not depend on it beyond floating-point order: no field is in a digest."""
+    """Where and how a stage runs. Results do not depend on it beyond the order and the precision of floating-point
+    arithmetic: no field is in a digest."""
 
     workers: Annotated[int | tuple[int, int], BeforeValidator(_parse_workers)] = runtime_field(1)
     """Number of Ray Train workers; 0 trains in this process, without Ray, for debugging. [2, 8]: elastic, as
@@ -245,7 +246,8 @@ class Train(Spec):
     accumulate: int = runtime_field(1, ge=1)
     """Micro-batches per step and worker."""
     precision: Literal["auto", "fp32", "bf16"] = runtime_field("auto")
-    """auto: bf16 autocast on GPUs and on CPUs with bf16 matrix units, fp32 elsewhere."""
+    """auto: bf16 autocast on GPUs and on CPUs with bf16 matrix units, fp32 elsewhere. A finished stage is used in
+    whichever it was trained; if you ask for the other one, that is told."""
     loaders: int = runtime_field(0, ge=0)
     """Data-loading processes per worker."""
     log_steps: int = runtime_field(20, ge=1)

@@ -32,7 +32,7 @@ from premed.execution.recorder import ExperimentRecorder
 from premed.execution.scheduler import Ticket
 from premed.execution.session import Session
 from premed.paths import home, storage
-from premed.training.artifacts import whole_result
+from premed.training.results import other_precision, put_files, read_result, whole_result
 from premed.training.setup import StageJob, is_usable
 
 IDENTIFYING = ("import", "finetune")
@@ -190,7 +190,7 @@ class StagePipeline:
 
     def find(self, job: StageJob, usable: bool = False) -> dict[str, Any] | None:
         """The result of a stage that is finished in storage and in MLflow; else None. usable: see `is_usable`."""
-        result = job.stage_storage.get_json("result.json")
+        result = read_result(job.stage_storage)
         run_id = self.tracker.finished_run(job.stage.digest(), job.stage.kind) if result else None
         if result is None or run_id is None or (usable and not is_usable(job)):
             return None
@@ -204,10 +204,7 @@ class StagePipeline:
         if result is None and run_id is not None:
             with TemporaryDirectory() as folder:
                 if self.tracker.download(run_id, folder, stage.kind not in ("import", "trunk")):
-                    files = [path for path in Path(folder).rglob("*") if path.is_file()]
-                    files.sort(key=lambda path: path.name == "result.json")  # last, as it marks the stage as finished
-                    for path in files:
-                        stage_storage.put(path.relative_to(folder).as_posix(), path.read_bytes())
+                    put_files(stage_storage, Path(folder))
             result = whole_result(job.stage_storage, job.stage.kind, self.show)
         if result is None:
             return None
@@ -219,6 +216,8 @@ class StagePipeline:
     def reused(self, job: StageJob, run_id: str, result: dict[str, Any]) -> dict[str, Any]:
         """Shows that a finished stage is reused; returns its result."""
         self.show(StageReused(job.stage.kind, job.stage_storage.where))
+        if words := other_precision(result, job.train):
+            self.show(WarningIssued(f"{job.stage_storage.where}: {words}"))
         self.recorder.register(job, run_id, result)  # a sweep, which registers none, may have trained it
         return self.done(job, run_id, result, reused=True)
 
@@ -268,7 +267,7 @@ class StagePipeline:
         except BaseException:  # a trial that was called off
             self.recorder.end(run_id, "KILLED")
             raise
-        result = stage_storage.get_json("result.json")
+        result = read_result(stage_storage)
         if result is None:
             self.refuse(job, run_id)
         self.recorder.record(job, run_id, result)

@@ -20,6 +20,7 @@ from premed.contracts import Task
 from premed.errors import UserError
 from premed.tracking.pretrainings import FinishedPretraining, find_pretraining
 from premed.tracking.run_store import open_store
+from premed.training.privacy import Privacy
 
 FIELD = "pretrain.encoder"
 TASK_FIELDS = {"size": "stored"}
@@ -74,13 +75,14 @@ def settle_pretrained(
     except ValueError as error:  # pydantic's ValidationError is one
         what = ": ".join(first_error(error)) if isinstance(error, ValidationError) else str(error)
         raise UserError(f"{where}: does not go with what the YAML says, or this version: {what}") from None
+    privacy = Privacy.of(experiment.tracking)  # names in the record may be hashes
     theirs: dict[str, Any] = {
         "encoder": (experiment.encoder, encoder, None),
         "pretext": (experiment.pretext, pretext, experiment.pretext.model_dump(exclude_unset=True)),
         "pretrain": (stated, pretrain, given.stated),
     }
     for name, (ours, its, only) in theirs.items():
-        for field, one, other in differences(as_json(ours), as_json(its), only, name):
+        for field, one, other in differences(*(privacy.fields(as_json(each)) for each in (ours, its)), only, name):
             raise UserError(f"{field}: is {one}, and {where} was made with {other}; make it that, or leave it out")
     refuse_other_preparation(task, card, where)
     named = Pretrained(encoder=found.digest, seed=pretrain.seed)

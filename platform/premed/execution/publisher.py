@@ -13,15 +13,15 @@ from premed.config.plugins import plugin
 from premed.config.settings import Pretrain
 from premed.contracts import Task
 from premed.data.datamodule import stage_data_sets
-from premed.errors import StageFailed, UserError
+from premed.errors import StageFailed
 from premed.events import ModelRegistrationStarted, WarningIssued
 from premed.execution.preflight import Resolved
 from premed.execution.recorder import ExperimentRecorder
 from premed.execution.session import Session
 from premed.models.network import Tokens, load_strictly, seeded_init
 from premed.paths import home
-from premed.tracking.pretrainings import FILE
-from premed.training.artifacts import part_weights
+from premed.tracking.pretrainings import FILE, RECORD_HASH
+from premed.training.artifacts import part_weights, read_card
 from premed.training.setup import StageJob, refuse_changed
 
 POLL = 1.0  # seconds between two tries for the lease of the pre-training
@@ -42,9 +42,8 @@ def publish(
     record: dict[str, Any] = {name: spec.model_dump(mode="json") for name, spec in settings.items()}
     for source in record["pretrain"]["sources"]:  # no paths of a machine
         source["task"].pop("root", None)
-    if (card := job.stage_storage.get_json("parts/card.json")) is None:
-        where = job.stage_storage.where
-        raise UserError(f"{where}/parts/card.json is missing: remove that folder and run the same command again")
+    card = read_card(job.stage_storage)
+    record = recorder.privacy.fields(record)
     record["card"] = card
     record["data_sets"] = session.record([source.task for source in sources])
     # after the hashes were taken: they are of the files as they are now, and must be of those that were trained on
@@ -64,7 +63,7 @@ def publish(
 def keep(job: StageJob, run_id: str, record: dict[str, Any], recorder: ExperimentRecorder) -> None:
     """Writes the record to the stage's folder and to its run, unless that has it."""
     text = json.dumps(record, sort_keys=True)
-    tags = {"premed.pretraining": hashlib.sha256(text.encode()).hexdigest()}
+    tags = {RECORD_HASH: hashlib.sha256(text.encode()).hexdigest()}
     job.stage_storage.put(FILE, text.encode())
     if recorder.tracker.finished_with(run_id, tags):
         return

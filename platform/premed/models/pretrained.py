@@ -133,11 +133,18 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
             break
-    if not isinstance(content, dict) or not content or not all(isinstance(w, Tensor) for w in content.values()):
+    if not isinstance(content, dict) or not content or not all(map(is_named_tensor, content.items())):
         raise UserError(f"pretext.weights: {path} holds no state_dict; save the network's, as safetensors")
     from timm.models import clean_state_dict
 
+    for name, w in content.items():  # a few bytes that are read over and over, and would take all memory as numbers
+        if w.numel() * w.element_size() > w.untyped_storage().nbytes():
+            raise UserError(f"pretext.weights: {path}: {name} repeats its numbers; save it .contiguous()")
     return {name: w.float() for name, w in clean_state_dict(content).items()}, whole
+
+
+def is_named_tensor(item: tuple[Any, Any]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def _safetensors(path: Path) -> Any:

@@ -118,10 +118,10 @@ def without_doubles(where: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def axes_of(where: str, plan: Mapping[str, Any]) -> tuple[int, ...]:
     """For right, anterior and superior, the axis of nnssl's arrays: its readers', in the order of its plan."""
-    order = list(part_of(plan, "pretrain_plan").get("transpose_forward") or (0, 1, 2))
-    if {*order} != {0, 1, 2} or len(order) != 3:
+    order = part_of(plan, "pretrain_plan").get("transpose_forward") or (0, 1, 2)
+    if not isinstance(order, (list, tuple)) or sorted(map(str, order)) != ["0", "1", "2"]:
         raise UserError(f"{where}: its plan's transpose_forward is {order}; take the file as nnssl wrote it")
-    return tuple(order.index(axis) for axis in AXES)
+    return tuple([*map(str, order)].index(str(axis)) for axis in AXES)
 
 
 def turned(renamed: Renamed, axes: tuple[int, ...]) -> Renamed:

@@ -6,10 +6,11 @@ of links are common, and what counts is what they lead to.
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from premed.errors import UserError
+from premed.errors import UserError, printable
 
 MIB = 2**20
 MOST_YAML = 4 * MIB
@@ -22,6 +23,20 @@ KINDS = (
     (stat.S_ISBLK, "a device"),
     (stat.S_ISSOCK, "a socket"),
 )
+
+
+def refuse_undecodable(*names: Path | str) -> None:
+    """Raises UserError for a name whose bytes are not UTF-8, as old archives unpack it: neither tables nor MLflow can
+    hold it."""
+    for name in map(str, names):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            shown = printable(name.encode(errors="surrogatepass").decode(errors="backslashreplace"))
+            with suppress(UnicodeEncodeError):  # of a file: its bytes as they are
+                shown = printable(os.fsencode(name).decode(errors="backslashreplace"))
+            remedy = "rename it, or all of a folder: convmv -r -f latin1 -t utf8 --notest FOLDER"
+            raise UserError(f"{shown}: its name is not UTF-8; {remedy}") from None
 
 
 def irregularity(path: Path | str) -> str:

@@ -12,20 +12,30 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
+from premed.errors import UserError
+
 FILE = "id_key"
+WHOLE = re.compile(r"[0-9a-f]{64}")
 HASHED = re.compile(r"id-[0-9a-f]{16}")
 
 
 def read_key(folder: Path) -> bytes | None:
-    """The key in the folder of premed's state; None if there is none."""
+    """The key in the folder of premed's state; None if there is none. Raises UserError for one that is not whole: with
+    half a key, or none, names could be found from their hashes."""
     try:
-        return bytes.fromhex((folder / FILE).read_text()) or None
-    except (OSError, ValueError):
+        text = (folder / FILE).read_text(errors="replace")
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise UserError(f"{folder / FILE}: cannot be read ({error.strerror})") from None
+    if not WHOLE.fullmatch(text.strip()):
+        remedy = "copy it from a backup, or remove it, and names get other hashes from then on"
+        raise UserError(f"{folder / FILE}: is damaged (a key has 64 hexadecimal digits); {remedy}")
+    return bytes.fromhex(text)
 
 
 def make_key(folder: Path) -> bytes:
-    """The key in the folder of premed's state, which is made if it is missing. Raises OSError if it cannot be.
+    """The key in the folder of premed's state, which is made if it is missing. Raises OSError if it cannot be made.
 
     Linked into place whole, since commands that start together must have one.
     """
@@ -36,7 +46,8 @@ def make_key(folder: Path) -> bytes:
         with suppress(FileExistsError):
             os.link(made, folder / FILE)
         made.unlink()
-        key = bytes.fromhex((folder / FILE).read_text())
+        key = read_key(folder)
+    assert key is not None
     return key
 
 

@@ -14,6 +14,9 @@ from premed.safety.files import spreadsheet_cell
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+SCORES_HASH = "premed.scores_sha256"
+"""The tag with the SHA-256 of a run's `scores.json`."""
+
 # ---- names, text, numbers
 
 
@@ -116,23 +119,35 @@ def dataset_inputs(entries: Sequence[Mapping[str, Any]]) -> list[Any]:
     return inputs
 
 
-def write_scores(rows: Sequence[Mapping[str, Any]], folder: Path | str) -> None:
-    """Writes both files. MlflowClient.log_table would append when called twice and keep ten digits."""
+def write_scores(rows: Sequence[Mapping[str, Any]], folder: Path | str) -> bytes:
+    """Writes both files; returns the content of `scores.json`.
+
+    MlflowClient.log_table would append when called twice and keep ten digits.
+    """
     import pandas as pd
 
     frame = pd.DataFrame(list(rows))
     cells = [[json_cell(value) for value in row] for row in frame.itertuples(index=False, name=None)]
     shown = {"columns": list(frame.columns), "data": cells}
-    Path(folder, "scores.json").write_text(json.dumps(shown, allow_nan=False), encoding="utf-8")
+    content = json.dumps(shown, allow_nan=False).encode()
+    Path(folder, "scores.json").write_bytes(content)
     table = frame.map(spreadsheet_cell).rename(columns=spreadsheet_cell)
     Path(folder, "scores.csv").write_text(table.to_csv(index=False), encoding="utf-8")
+    return content
 
 
-def read_scores(path: Path) -> dict[str, list[Any]]:
-    """The columns of `scores.json`; undefined numbers are None. Raises ValueError if it is not whole."""
+def read_scores(path: Path, expected: str | None = None) -> dict[str, list[Any]]:
+    """The columns of `scores.json`; undefined numbers are None. Raises ValueError if it is not whole.
+
+    expected: its SHA-256, which is in the run's tag.
+    """
+    content = path.read_bytes()
+    if expected is not None and hashlib.sha256(content).hexdigest() != expected:
+        raise ValueError("they are not those that were recorded")
     try:
-        table = json.loads(path.read_bytes())
-        return dict(zip(table["columns"], map(list, zip(*table["data"], strict=True)), strict=True))
+        table = json.loads(content)
+        columns = dict(zip(table["columns"], map(list, zip(*table["data"], strict=True)), strict=True))
+        return {"case": columns.pop("case")} | columns
     except (LookupError, TypeError) as error:
         raise ValueError(f"is no table of scores ({error})") from None
 

@@ -4,8 +4,10 @@ A pre-training without a fine-tuning records its settings and the hashes of its 
 by its registered encoder, its run, or its digest.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,6 +19,8 @@ from premed.tracking.references import find_run, get_run
 from premed.tracking.run_store import Run, RunStore
 
 FILE = "pretraining.json"
+RECORD_HASH = "premed.pretraining"
+"""The tag with its SHA-256."""
 """The record, in a stage's folder and among its run's files."""
 KINDS = ("pretrain", "cooldown")
 """The stages that end with an encoder."""
@@ -73,13 +77,29 @@ def stage_run(store: RunStore, reference: str, field: str) -> Run:
 
 
 def read(store: RunStore, run: Run) -> dict[str, Any] | None:
-    """Returns the record of a run; None if it has none."""
+    """Returns the record of a run; None if it has none. Raises UserError for one that is not as it was recorded."""
     with TemporaryDirectory() as folder:
         try:
-            return json.loads(store.file(run, FILE, folder).read_bytes())
+            return checked(run, store.file(run, FILE, folder).read_bytes())
+        except UserError:
+            raise
         except ArtifactMissing:
             return None
         except Exception as error:
             if not transient(error):
                 raise
             raise UserError(f"{unreachable(error, store.uri)}; try again") from None
+
+
+def checked(run: Run, content: bytes) -> dict[str, Any]:
+    """The record that a run's tag has the SHA-256 of: by its hashes a fine-tuning knows images that it was trained on.
+
+    Raises UserError for another content.
+    """
+    expected = run.tags.get(RECORD_HASH)
+    with suppress(ValueError, RecursionError):
+        record = json.loads(content)
+        if isinstance(record, dict) and expected in (None, hashlib.sha256(content).hexdigest()):
+            return record
+    remedy = "delete that run there, and run the pre-training's YAML again, which records it anew"
+    raise UserError(f"run {run.run_id}: its {FILE} in MLflow is damaged: {remedy}")

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from premed.errors import UserError
 from premed.tracking.artifacts import ArtifactMissing, artifact_location, local_folder, repository
 from premed.tracking.client import connect, connect_or_raise, masked, require_store, resolve_uri
 from premed.tracking.entities import (
+    SCORES_HASH,
     batches,
     dataset_inputs,
     flatten,
@@ -41,8 +43,7 @@ if TYPE_CHECKING:
 
 LEASES = "premed leases"
 """The MLflow experiment that holds the leases (`stage_leases`); no listing of runs shows it."""
-_PAGE = 1000
-_SERVERS = ("http", "databricks")  # they decide where artifacts go
+_PAGE, _SERVERS = 1000, ("http", "databricks")  # servers decide where artifacts go
 
 
 def open_store() -> "RunStore":
@@ -237,9 +238,10 @@ class RunStore:
     def log_scores(self, run_id: str, rows: Sequence["Row"]) -> None:
         """Logs the table of scores, one row per case: `scores.json`, a table in MLflow's UI, and `scores.csv`."""
         with tempfile.TemporaryDirectory() as folder:
-            write_scores(rows, folder)
+            content = write_scores(rows, folder)
             self.log_files(run_id, folder)
-        self.client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([{"path": "scores.json", "type": "table"}]))
+        table = json.dumps([{"path": "scores.json", "type": "table"}])
+        self.set_tags(run_id, {SCORES_HASH: sha256(content).hexdigest(), "mlflow.loggedArtifacts": table})
 
     def scores(self, run_id: str) -> "list[Row]":
         """The rows of `log_scores`; undefined numbers are NaN."""
@@ -253,7 +255,7 @@ class RunStore:
         with tempfile.TemporaryDirectory() as folder:
             path = self.file(run, "scores.json", folder)
             try:
-                return read_scores(path)
+                return read_scores(path, run.tags.get(SCORES_HASH))
             except ValueError as error:
                 raise ArtifactMissing(f"run {run.run_id}: its scores cannot be read ({error}); run it again") from None
 

@@ -1,6 +1,5 @@
 """What a stage saves: the named parts of its network, their model card, and pictures."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -9,18 +8,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import nn
 
 from premed.config.experiment import Stage
-from premed.config.settings import Kind
 from premed.contracts import DataSet, Encoder, Objective, Sample
 from premed.errors import UserError
-from premed.events import EventHandler, WarningIssued
 from premed.models.network import load_resized
+from premed.safety.seals import is_sealed, sealed
 from premed.training.privacy import Privacy
-from premed.training.storage import StageStorage
+from premed.training.storage import StageStorage, is_whole
 
 ROOT = "root.json"
 """In a fine-tuning's folder: where its data lies on this machine. No run in MLflow has it, which names no machine."""
@@ -52,7 +49,7 @@ def part_weights(storage: StageStorage, part: str, verified: bool = False) -> di
 def read_card(storage: StageStorage) -> dict[str, Any]:
     """Returns the model card of a stage. Raises UserError if it is missing or damaged."""
     about = storage.get_json("parts/card.json")
-    if about is None or card_hash(about) != about.get("hashes", {}).get("card", card_hash(about)):
+    if about is None or not is_sealed(about, "card"):
         raise UserError(f"{storage.where}/parts/card.json is missing or damaged: run the same command again")
     return about
 
@@ -69,35 +66,6 @@ def damaged_parts(storage: StageStorage) -> list[str]:
         if content is None or not is_whole(content, hashes.get(part)):
             damaged.append(f"parts/{part}.safetensors")
     return damaged
-
-
-def whole_result(storage: StageStorage, kind: Kind, show: EventHandler) -> dict[str, Any] | None:
-    """The result of a stage whose parts are as it saved them. If some are damaged, they and the result are removed."""
-    result = storage.get_json("result.json")
-    if result is None or kind in ("trunk", "test") or not (damaged := damaged_parts(storage)):
-        return result
-    text = f"{', '.join(damaged)} damaged or missing: fetched from MLflow, or made again"
-    show(WarningIssued(f"{storage.where}: {text}"))
-    for name in ("result.json", *damaged):
-        storage.remove(name)
-    return None
-
-
-def is_whole(content: bytes, expected: str | None) -> bool:
-    """Whether these are the weights with that SHA-256; without one, as in the first cards, whether they can be read."""
-    if expected is not None:
-        return hashlib.sha256(content).hexdigest() == expected
-    try:
-        load(content)
-    except SafetensorError:
-        return False
-    return True
-
-
-def card_hash(about: Mapping[str, Any]) -> str:
-    """The SHA-256 of a card without its own hash."""
-    hashes = {name: value for name, value in about.get("hashes", {}).items() if name != "card"}
-    return hashlib.sha256(json.dumps({**about, "hashes": hashes}, sort_keys=True).encode()).hexdigest()
 
 
 def card(
@@ -135,9 +103,7 @@ def card(
         }
         | ({"weights": list(weights)} if weights else {})
     )
-    about = json.loads(json.dumps(about))  # as it is read again
-    about["hashes"]["card"] = card_hash(about)
-    return about
+    return sealed(about, "card")
 
 
 def origin_of(parent: StageStorage | None, stage: Stage, task: str) -> list[dict[str, Any]]:

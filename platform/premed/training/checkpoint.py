@@ -18,13 +18,15 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import load
+from torch import Tensor
 from torch.optim import AdamW
 
 from premed.contracts import Objective
 from premed.distributed import RaisedOnAllRanks, all_gather, rank_and_world
 from premed.errors import UserError
 from premed.training.policy import plain_state
-from premed.training.storage import StageStorage
+from premed.training.storage import StageStorage, is_whole
 
 KEPT = 2  # checkpoints: the newest may be damaged
 
@@ -89,6 +91,8 @@ class CheckpointManager:
             raise UserError(f"not a checkpoint ({type(error).__name__})") from None
         if not isinstance(state, dict):
             raise UserError("not a checkpoint")
+        if damaged := self.damaged_best(manifest["notes"].get("best") or {}):
+            raise UserError(f"of no use: the best weights until then, {damaged}, are damaged or missing")
         return Checkpoint(step, state, manifest["notes"])
 
     def unusable_words(self, start: int) -> list[str]:
@@ -164,15 +168,40 @@ class CheckpointManager:
     # ---- the best weights
 
     def save_best(self, best: dict[str, Any], objective: Objective) -> None:
-        """Writes the objective's parts as the weights of the best step so far, and removes those of earlier ones."""
-        for part, module in objective.parts.items():
-            self.storage.put_weights(best_file(best["step"], part), plain_state(module))
+        """Writes the objective's parts as the weights of the best step so far, and removes those of earlier ones.
+
+        `best` gets their hashes.
+        """
+        best["hashes"] = {
+            part: self.storage.put_weights(best_file(best["step"], part), plain_state(module))
+            for part, module in objective.parts.items()
+        }
         # a run may resume from any checkpoint: the weights that were the best when it was written stay, too
         noted = [self.manifest(step).get("notes", {}).get("best", {}) for step in self.steps()]
         stay = {f"{each['step']:09d}" for each in [best, *noted] if each}
         for name in self.storage.names():
             if name.startswith("best/") and name.split("/")[1] not in stay:
                 self.storage.remove(name)
+
+    def damaged_best(self, best: dict[str, Any]) -> str:
+        """The file of the best weights that is missing or not as it was saved; empty if none is.
+
+        Of those without hashes, as earlier versions noted them, one that cannot be read.
+        """
+        step, hashes = best.get("step", -1), best.get("hashes")
+        folder = f"best/{step:09d}/"
+        names = [name for name in self.storage.names() if name.startswith(folder)]
+        expected = {best_file(step, part): value for part, value in hashes.items()} if hashes else dict.fromkeys(names)
+        return next((name for name, value in expected.items() if not is_whole(self.storage.get(name), value)), "")
+
+    def best_weights(self, best: dict[str, Any], part: str) -> dict[str, Tensor]:
+        """The weights of a part at the best step. Raises UserError if they are missing or damaged."""
+        name = best_file(best["step"], part)
+        content = self.storage.get(name)
+        if content is None or not is_whole(content, best.get("hashes", {}).get(part)):
+            remedy = "run the same command again, which goes on from the checkpoint before"
+            raise UserError(f"{self.storage.where}/{name} is damaged or missing: {remedy}")
+        return load(content)
 
 
 def best_file(step: int, part: str) -> str:

@@ -17,6 +17,7 @@ from premed.events import EventHandler, WarningIssued, WeightsImported
 from premed.models.network import load_strictly
 from premed.training.artifacts import card
 from premed.training.device import peak_memory_mb
+from premed.training.results import put_result
 from premed.training.storage import StageStorage
 
 PROVENANCE = ("model", "licence", "source", "data", "trained_on", "file", "sha256")
@@ -54,7 +55,7 @@ def bring(stage: Stage, storage: StageStorage, on_event: EventHandler, tasks: Ca
         "seconds": time.monotonic() - began,
         "peak_memory_mb": peak_memory_mb(torch.device("cpu")),
     }
-    storage.put_json("result.json", result)
+    put_result(storage, result)
 
 
 def brought(

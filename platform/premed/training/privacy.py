@@ -54,6 +54,15 @@ class Privacy:
             return {name: hide.get(name, self.fields)(value) for name, value in tree.items()}
         return [self.fields(each) for each in tree] if isinstance(tree, list) else tree
 
+    def without_names(self, tree: Any) -> Any:
+        """The same without the fields that `fields` would hash, and without `root`; `tree` where names are stored."""
+        if self.key is None or not isinstance(tree, Mapping):
+            return tree
+        hashed = self.fields(tree)
+        kept = {name: value for name, value in tree.items() if name != "root" and hashed[name] == value}
+        inner = {name: self.without_names(value) for name, value in tree.items() if isinstance(value, Mapping)}
+        return kept | {name: value for name, value in inner.items() if name not in ("split", "exclude")}
+
     def _place(self, value: Any) -> Any:
         return self.name(value) if isinstance(value, str) and value not in USUAL else value
 

@@ -60,7 +60,7 @@ class StageJob:
 def is_usable(job: StageJob) -> bool:
     """Whether storage has what the next stage loads: the last checkpoint of a trunk's segment, else undamaged parts."""
     if job.stage.kind == "trunk":
-        return bool(CheckpointManager(job.stage_storage).steps())
+        return CheckpointManager(job.stage_storage).newest() is not None
     return not damaged_parts(job.stage_storage)
 
 
@@ -122,9 +122,12 @@ def prepared(
 
     known: the hashes of their files are added to it.
     """
+    known = {} if known is None else known
     entries = Cache(job.cache).prepare(selected, task.preprocessing, known=known)
     refuse_unknown_labels(selected, entries, task.labels)
-    return [Sample(case, entry, data_set) for case, entry in zip(selected, entries, strict=True)]
+    hashes = [known.get(case.label) if isinstance(case.label, Path) else None for case in selected]
+    pairs = zip(selected, entries, hashes, strict=True)
+    return [Sample(case, entry, data_set, label_hash) for case, entry, label_hash in pairs]
 
 
 def refuse_changed(job: StageJob, data_sets: Sequence[DataSet], known: dict[Path, str]) -> None:
@@ -155,7 +158,9 @@ def make_objective(job: StageJob, data_sets: Sequence[DataSet]) -> tuple[Objecti
             strategy = plugin("pretext", stage.pretext)
             return strategy.build(stage.pretext, encoder, data_sets, settings.weight_decay), loaded
     with seeded_init(settings.seed, "head"):
-        head = plugin("heads", settings.head).build(settings.head, encoder, task)
+        kind = plugin("heads", settings.head)
+        refuse_labels(settings.head.name, getattr(kind, "PER_VOXEL", None), task)
+        head = kind.build(settings.head, encoder, task)
     if (parent := job.parent_storage) is not None:
         loaded["encoder"] = load_encoder(encoder, parent)
         for part in ("head",) if stage.kind == "test" else head.loads:
@@ -166,3 +171,14 @@ def make_objective(job: StageJob, data_sets: Sequence[DataSet]) -> tuple[Objecti
         how["policy"] = settings.policy
     with seeded_init(settings.seed, "policy"):
         return Supervised(Network(encoder, head), task, **how), loaded
+
+
+def refuse_labels(head: str, per_voxel: bool | None, task: Task) -> None:
+    """Raises UserError if a head answers per voxel and the task's labels are of whole images, or vice versa.
+
+    per_voxel: None for a head that takes both.
+    """
+    if per_voxel and not task.labels:
+        raise UserError(f"finetune.head: {head} answers per voxel, and labels are of whole images; use linear or probe")
+    if per_voxel is False and task.labels:
+        raise UserError(f"finetune.head: {head} answers for a whole image, and labels are maps; use unetr or conv")

@@ -19,7 +19,6 @@ from premed.errors import UserError
 from premed.events import EvaluationStarted, EventHandler, TrainingStarted, WarningIssued
 from premed.training.artifacts import card, origin_of, save_pictures
 from premed.training.callback import NotFinite, TrainingCallback
-from premed.training.checkpoint import best_file
 from premed.training.closed_form import solve
 from premed.training.device import device_of, forget_peak_memory, keep_freed_memory, peak_memory_mb, precision_of
 from premed.training.evaluate import bootstrap_interval, collapsed, evaluate, passed_gate
@@ -28,6 +27,7 @@ from premed.training.import_weights import bring
 from premed.training.online_probe import NO_MEASURES, Measures, measures_of
 from premed.training.optimizer import make_optimizer
 from premed.training.policy import merge, trained_words
+from premed.training.results import put_result
 from premed.training.setup import (
     StageJob,
     TaskOf,
@@ -192,8 +192,7 @@ def save_results(
     hashes = {}
     merge(objective)  # the weights that validation picked are those of the plain network
     for name, part in objective.parts.items():
-        weights = storage.get_weights(best_file(best["step"], name))
-        assert weights is not None, "the last step is always validated"
+        weights = callback.checkpoints.best_weights(best, name)
         part.load_state_dict(weights)
         hashes[name] = storage.put_weights(f"parts/{name}.safetensors", weights)
     save_pictures(storage, objective, callback.val, job.privacy)
@@ -237,7 +236,7 @@ def write_result(job: StageJob, callback: TrainingCallback, num_cases: int, more
         more = more | {"selected_by": callback.score}  # labels had a part in it
     if callback.ended is not None:
         more = more | {"stopped": {"step": callback.ended, "of": callback.plan.num_steps, "by": callback.score}}
-    storage.put_json("result.json", result | more)
+    put_result(storage, result | more)
     storage.clear("best")
 
 
@@ -277,4 +276,4 @@ def test_stage(job: StageJob, on_event: EventHandler, tasks: TaskOf) -> None:
         "seconds": time.monotonic() - began,
         "peak_memory_mb": peak_memory_mb(device_of(job.train)),
     }
-    storage.put_json("result.json", result)
+    put_result(storage, result)

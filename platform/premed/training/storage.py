@@ -13,10 +13,24 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
 log = logging.getLogger(__name__)
+
+
+def is_whole(content: bytes | None, expected: str | None) -> bool:
+    """Whether these are the weights with that SHA-256; without one, as in the first cards, whether they can be read."""
+    if content is None:
+        return False
+    if expected is not None:
+        return hashlib.sha256(content).hexdigest() == expected
+    try:
+        load(content)
+    except SafetensorError:
+        return False
+    return True
 
 
 class StageStorage:
@@ -135,8 +149,13 @@ class StageStorage:
         return hashlib.sha256(content).hexdigest()
 
     def get_weights(self, name: str) -> dict[str, Tensor] | None:
+        """Returns a file's weights; None if there is no such file, or if it is torn: then it is put aside."""
         content = self.get(name)
-        return None if content is None else load(content)
+        try:
+            return None if content is None else load(content)
+        except SafetensorError as error:
+            self.put_aside(name, str(error))
+            return None
 
     def clear(self, folder: str) -> None:
         """Removes all files of a folder."""

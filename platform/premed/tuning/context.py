@@ -12,13 +12,15 @@ from typing import Any
 import yaml
 
 from premed.config.experiment import Experiment
-from premed.config.settings import Train
+from premed.config.settings import Pretrain, Train
 from premed.config.spec import canonical
 from premed.errors import UserError
 from premed.execution.preflight import Resolved, resolve
+from premed.execution.session import Session
 from premed.paths import ensure_home, home, sqlite_url
 from premed.reporting.sweep import page, terminal
 from premed.reporting.sweep.result import StageResult, SweepResult, TrialResult
+from premed.training.privacy import Privacy
 from premed.tuning.search import COSTS
 from premed.tuning.space import MAX_CHECKED, Choice, Range, Setting
 from premed.tuning.study import Study, TrialRecord
@@ -55,6 +57,12 @@ class SweepContext:
             return {}
         named = [each.pretrained.encoder for each in variants(self.sweep, "pretrain", "pretext") if each.pretrained]
         return {name: self.resolved.pretrainings(name).digest for name in dict.fromkeys(named)}
+
+    def fingerprints(self, session: Session) -> tuple[str, str]:
+        """Those of the images, and of the images of `pretrain.sources`, empty without them."""
+        sources = self.base.pretrain.sources if isinstance(self.base.pretrain, Pretrain) else None
+        others = [session.fingerprint(each.task, "pretrain") for each in sources or ()]
+        return session.fingerprint(self.base.task, "finetune"), " ".join(others)
 
     def study(self, must_exist: bool = False) -> Study:
         """Opens the sweep's study, or creates it unless `must_exist`; see `Study`."""
@@ -104,10 +112,12 @@ class SweepContext:
             setting = next(trial.setting for trial in result.trials if trial.number == result.best)
             experiment = self.resolved.pretrainings.pinned(self.sweep.experiments_with_test(dict(setting))[0])
             header = f"# trial {result.best} of {self.name}: {self.sweep.label(dict(setting))}\n"
+            fields = experiment.model_dump(mode="json")
+            shown = Privacy.of(experiment.tracking).without_names(fields)
+            if shown != fields:
+                header += "# tracking.hash_ids: nothing that names cases or files; premed run YOURS.yaml best.yaml\n"
             files.append(self.where / "best.yaml")
-            files[-1].write_text(
-                header + yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False), encoding="utf-8"
-            )
+            files[-1].write_text(header + yaml.safe_dump(shown, sort_keys=False), encoding="utf-8")
         return files
 
 

@@ -77,18 +77,19 @@ class Study:
         self.lock = threading.Lock()  # a trial ends once, and nothing is reported after its end
         self.interrupted: list[FrozenTrial] = []  # trials that an earlier command left running
 
-    def start(self, data: str) -> None:
+    def start(self, data: str, sources: str = "") -> None:
         """Prepares the study for `ask`; the caller must hold the sweep's lease. A grid's combinations are enqueued.
 
-        data: the fingerprint of the images. Raises UserError if it differs from that of an earlier start.
+        data, sources: the fingerprints of the images, and of those of `pretrain.sources`. Raises UserError if one
+        differs from that of an earlier start.
         """
         import optuna
 
-        if self.note("data") not in (None, data):
-            raise UserError(
-                f"{self.sweep.search.name}: the data have changed since this sweep started; set another name:"
-            )
-        self.set_note("data", data)
+        for name, now in (("data", data), ("sources", sources)):
+            if self.note(name) not in (None, now):
+                what = f"the {name} have changed since this sweep started; set another name:"
+                raise UserError(f"{self.sweep.search.name}: {what}")
+            self.set_note(name, now)
         self.reopen_stopped()
         self.set_note("optuna", sorted({optuna.__version__, *(self.note("optuna") or ())}))
         self.interrupted = [trial for trial in self.study.get_trials(deepcopy=False) if trial.state.name == "RUNNING"]

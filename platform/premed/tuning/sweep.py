@@ -91,7 +91,7 @@ class SweepRunner:
         from premed.tuning.tune import run_tune  # imports Ray
 
         self.session.refuse_leaks(self.context.resolved)
-        self.study.start(self.session.fingerprint(self.context.base.task, "finetune"))
+        self.study.start(*self.context.fingerprints(self.session))
         self.open_sweep_run()
         trials = self.study.trials()
         scored = [trial for trial in trials if trial.state in ("done", "stopped")]

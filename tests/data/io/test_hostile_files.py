@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from support.image_tables import folder as folder
 from support.image_tables import rows, write_table
 from support.image_tables import task as image_task
@@ -25,6 +26,7 @@ from support.readers import refused_cheaply, shipped
 from support.suite import examples
 
 from premed.config.image_processing import Preprocessing
+from premed.contracts import Case
 from premed.data import content
 from premed.data.io import dicom_series, geometry, memory
 from premed.data.io.dicom_tree import read_head
@@ -35,6 +37,7 @@ from premed.inference.inputs import prepare_sample
 from premed.models.pretrained import read_weights
 from premed.safety.files import MOST_JSON, MOST_TABLE, refuse_irregular, spreadsheet_cell
 from premed.tasks.common.files import read_json
+from premed.tasks.common.image_tree import find_images
 from premed.tasks.common.table import read_table
 from premed.training.checkpoint import Checkpoint, CheckpointManager
 from premed.training.storage import StageStorage
@@ -94,6 +97,35 @@ def test_what_is_no_file_is_refused_and_never_read(tmp_path, name, kind):
     with at_once(), pytest.raises(UserError) as caught:
         READERS[name](path)
     assert str(path) in str(caught.value) and "not a file; replace it" in str(caught.value)
+
+
+LATIN = b"M\xfcller.png"
+
+
+def test_a_name_that_is_not_utf_8_is_refused_with_a_remedy(tmp_path):
+    path = tmp_path / os.fsdecode(LATIN)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(path)
+    for use in (lambda: Case("a", "", (path,)), lambda: Case(path.stem, "", ()), lambda: find_images(tmp_path)):
+        with pytest.raises(UserError, match=r"M\\xfcller.*: its name is not UTF-8; rename it"):
+            use()
+
+
+def test_links_to_nothing_are_no_images_and_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "lost").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "lost.dcm").symlink_to(tmp_path / "nowhere")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
+    assert find_images(tmp_path).names == ["a.png"]
+    (tmp_path / "below").mkdir()
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("below"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match="below: cannot be read [(]Permission denied[)]; its images would be missing"):
+        find_images(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["fifo", "link to a device"])

@@ -13,8 +13,8 @@ from premed.data.phantoms.brain import brain, write_brats
 from premed.errors import UserError
 from premed.rng import SampleRng, key
 from premed.tasks.btcv import ORGANS, TEST, TRAIN
+from premed.tasks.common.label_maps import sample_atlas
 from premed.tasks.common.metrics import dice as measured_dice
-from premed.tasks.common.segmentation import sample_atlas
 
 SHAPE = (64, 64, 44)
 CENTRES = {  # in a supine patient (right, front, head), against the vertebrae: who lies on which side of whom

@@ -11,6 +11,7 @@ from premed.contracts import Encoder, Features, Scale
 from premed.errors import UserError
 from premed.models.encoders import mit, vit
 from premed.models.heads import conv, linear, unetr
+from premed.training.setup import refuse_labels
 
 
 def task(dims: int, channels=1, classes=("background", "a", "b")) -> Any:
@@ -160,6 +161,18 @@ def test_an_encoder_that_does_not_suit_a_segmentation_head_is_refused_by_name():
         conv.build(conv.Config(), encoder((32, 32)), task(2))
     with pytest.raises(UserError, match=r"finetune\.head: unetr needs one grid.*use conv"):
         unetr.build(unetr.Config(), pyramid((64, 32)), task(2))
+
+
+@pytest.mark.parametrize("head", ["conv", "linear", "patch_decoder", "unet", "unetr", "probe"])
+@pytest.mark.parametrize("labels", [(), (0, 1)])
+def test_a_head_is_for_labels_of_images_or_for_maps(head, labels):
+    per_voxel = getattr(plugin("heads", {"name": head}), "PER_VOXEL", None)
+    other = SimpleNamespace(labels=labels)
+    if head == "probe" or (head == "linear") == (labels == ()):
+        refuse_labels(head, per_voxel, other)
+        return
+    with pytest.raises(UserError, match=f"finetune.head: {head} answers (per voxel|for a whole image), and labels are"):
+        refuse_labels(head, per_voxel, other)
 
 
 # All ------------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from premed.data.phantoms.writers import write_chestxray14
 from premed.errors import UserError
 from premed.models.encoders import pixels
 from premed.models.heads import probe
-from premed.tasks.common.segmentation import Regions, Segmentation, patch_means
+from premed.tasks.common.label_maps import patch_means
+from premed.tasks.common.segmentation import Regions, Segmentation
 from premed.training import closed_form, stage
 
 FINE = 0

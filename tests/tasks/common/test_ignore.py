@@ -22,7 +22,8 @@ from premed.data.inspection import Inspection, inspect
 from premed.rng import SampleRng
 from premed.tasks import msd
 from premed.tasks.common import losses
-from premed.tasks.common.segmentation import ATLAS, Regions, Segmentation
+from premed.tasks.common.label_maps import ATLAS
+from premed.tasks.common.segmentation import Regions, Segmentation
 
 IGNORE = 3
 REGIONS = {"whole": (1, 2), "part": (2,)}

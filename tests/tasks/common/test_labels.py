@@ -57,6 +57,8 @@ WRONG = {
     "negative": ({"background": 0, "a": -1}, GAP),
     "far": ({"background": 0, "a": 10**12}, GAP),
     "no number": ({"background": 0, "a": "liver"}, GAP),
+    "thousands of digits": ({"background": "0", "a": "9" * 5000}, GAP),
+    "half a pair": ({"background": 0, "a\ud800": 1}, "its name is not UTF-8"),
     "a truth": ({"background": 0, "a": True}, GAP),
     "a fraction": ({"background": 0, "a": 1.0}, GAP),
     "one number twice": ({"background": 0, "a": 1, "b": 1}, GAP),

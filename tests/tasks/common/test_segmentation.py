@@ -12,8 +12,11 @@ from support.geometries import gantry_tilt
 
 from premed.contracts import Sample
 from premed.data.cache import Cache
+from premed.data.content import hash_file
 from premed.data.phantoms.writers import write_msd
+from premed.errors import UserError
 from premed.tasks import msd
+from premed.tasks.common.label_maps import read_labels
 
 
 @pytest.fixture
@@ -35,6 +38,15 @@ def test_an_image_smaller_than_the_roi_is_padded_alike_in_training_and_in_scorin
 
     assert task.logits(forward, sample).shape == (3, *sample.prepared.shape)
     assert np.array_equal(seen[0], task.tiles(sample)[0])
+
+
+def test_labels_that_changed_since_the_image_was_prepared_are_not_scored(small):
+    task, sample = small
+    sample, labels = sample._replace(label_hash=hash_file(sample.case.label).hash), read_labels(sample.case.label)
+    assert task.row(sample, labels)["dice/Anterior"] == 1.0
+    nib.save(nib.Nifti1Image(np.zeros_like(labels), np.eye(4)), sample.case.label)
+    with pytest.raises(UserError, match=f"{sample.case.label}: changed while the command ran; run the same command"):
+        task.row(sample, labels)
 
 
 def test_the_padding_is_cut_off_where_it_was_put(small):

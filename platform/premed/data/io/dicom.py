@@ -30,7 +30,7 @@ Notes = dict[Note, None]  # an ordered set, since the slices of a series say the
 
 def is_dicom(path: Path) -> bool:
     """Whether the file has DICOM's magic number. Many DICOM files have no suffix."""
-    if irregularity(path):  # a named pipe would be read for ever
+    if irregularity(path) or not path.exists():  # a named pipe would be read for ever; a link may lead nowhere
         return False
     with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"

@@ -9,6 +9,9 @@ from premed.contracts import Encoder, Features, Head, Task
 from premed.errors import UserError
 from premed.models.layers import in_float32
 
+PER_VOXEL = False
+"""Labels must be of whole images."""
+
 
 class Config(Spec):
     """`pool: cls` is timm's and SelfMedMAE's head; `mean` suits short pre-trainings, which barely train the token."""

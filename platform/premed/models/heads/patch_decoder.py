@@ -18,6 +18,10 @@ from premed.models.layers import in_float32
 EPS = 1e-6
 
 
+PER_VOXEL = True
+"""Labels must be maps."""
+
+
 class Config(Spec):
     """It has no fields of its own: the channels shrink by the same factor at each doubling of the resolution."""
 

@@ -18,6 +18,9 @@ from premed.errors import UserError
 from premed.models.convolutions import ConvBlock, ConvBlocks, init_he_weights, upsampling
 from premed.models.layers import in_float32
 
+PER_VOXEL = True
+"""Labels must be maps."""
+
 
 class Config(Spec):
     """Widths and number of stages are the encoder's."""

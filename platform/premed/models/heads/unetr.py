@@ -14,6 +14,9 @@ from premed.contracts import Encoder, Features, Head, Task
 from premed.errors import UserError
 from premed.models.layers import in_float32
 
+PER_VOXEL = True
+"""Labels must be maps."""
+
 
 class Config(Spec):
     """`feature_size`: channels at full resolution, doubled at each coarser level (SelfMedMAE: 16)."""

@@ -15,6 +15,7 @@ from premed.config.settings import TRUNK
 from premed.data.figures import CASES
 from premed.reporting.comparison.result import ArmResult, RunResult
 from premed.reporting.comparison.scores import Columns
+from premed.safety.seals import is_sealed
 from premed.tracking.artifacts import ArtifactMissing
 from premed.tracking.run_store import Run, RunStore
 
@@ -248,7 +249,7 @@ def artifact(store: RunStore, run: Run, path: str, folder: str) -> Path | None:
 
 
 def json_lines(path: Path | None) -> list[dict[str, Any]]:
-    """The objects of a file, one a line; none if it is missing or damaged."""
+    """The objects of a file, one a line; none if it is missing, damaged, or a changed result."""
     if path is None:
         return []
     text = path.read_text(encoding="utf-8", errors="replace")
@@ -256,4 +257,5 @@ def json_lines(path: Path | None) -> list[dict[str, Any]]:
         found = [json.loads(text)] if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
     except ValueError:
         return []
-    return [each for each in found if isinstance(each, dict)]
+    found = [each for each in found if isinstance(each, dict)]
+    return [each for each in found if is_sealed(each, "result")] if path.name == "result.json" else found

@@ -50,26 +50,43 @@ def files(folder: Path, below: str) -> list[Scan]:
     return found
 
 
-def scans(folder: Path) -> tuple[str, list[Scan]]:
-    """Returns the most frequent kind of scan, by subjects, and one such scan of each subject and session."""
-    by_suffix: dict[str, dict[tuple[str, str], Scan]] = defaultdict(dict)
+Sessions = dict[tuple[str, str], list[Scan]]
+"""Files by subject and session: of several runs several."""
+
+
+def scans(folder: Path) -> tuple[str, Sessions]:
+    """Returns the most frequent kind of scan, by subjects and sessions, and the scans of that kind."""
+    by_suffix: dict[str, Sessions] = defaultdict(lambda: defaultdict(list))
     for scan in files(folder, "."):
         if scan.suffix not in RUNNING:
-            by_suffix[scan.suffix].setdefault((scan.subject, scan.session), scan)
+            by_suffix[scan.suffix][scan.subject, scan.session].append(scan)
     order = {suffix: number for number, suffix in enumerate(SUFFIXES)}
     best = max(by_suffix, key=lambda each: (len(by_suffix[each]), -order.get(each, len(order))), default="")
-    return best, [*by_suffix[best].values()] if best else []
+    return best, by_suffix[best] if best else {}
 
 
-def label_maps(folder: Path) -> tuple[str, dict[tuple[str, str], str]]:
-    """Returns the most frequent kind of label map among the derivatives, and its file for each subject and session.
+def paired(of_scans: Sessions, of_maps: Sessions) -> list[tuple[Scan, str | None]]:
+    """Returns one scan of each subject and session with its label map: that of the same run, or the only one where
+    there is one scan. None: none of its scans has one."""
+    found = []
+    for session, several in of_scans.items():
+        maps = of_maps.get(session, [])
+        pairs = [(scan, each.name) for scan in several for each in maps if scan.run == each.run]
+        if not pairs and len(several) == len(maps) == 1 and "" in (several[0].run, maps[0].run):
+            pairs = [(several[0], maps[0].name)]
+        found.append(pairs[0] if pairs else (several[0], None))
+    return found
+
+
+def label_maps(folder: Path) -> tuple[str, Sessions]:
+    """Returns the most frequent kind of label map among the derivatives, and its files.
 
     Masks of the brain alone are taken only where there is nothing else.
     """
-    by_kind: dict[str, dict[tuple[str, str], str]] = defaultdict(dict)
+    by_kind: dict[str, Sessions] = defaultdict(lambda: defaultdict(list))
     for scan in [*files(folder, "derivatives/*"), *files(folder, "derivatives")]:
         if scan.suffix in MASKS or "mask" in scan.kind:
-            by_kind[scan.kind].setdefault((scan.subject, scan.session), scan.name)
+            by_kind[scan.kind][scan.subject, scan.session].append(scan)
     counts = Counter({kind: len(some) - ("brain" in kind.lower()) * 10**6 for kind, some in by_kind.items()})
     best = max(counts, key=lambda kind: (counts[kind], kind), default="")
     return best, by_kind.get(best, {})

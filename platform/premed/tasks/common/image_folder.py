@@ -164,15 +164,16 @@ def participants(folder: Path) -> Recognised | None:
     suffix, scans = bids.scans(folder)
     if labels is None or not scans:
         return None
+    firsts = [several[0] for several in scans.values()]  # of each subject and session
     used = [*labels.task["labels"]] if "labels" in labels.task else [labels.task["label"]]  # type: ignore[misc]
     of = {who: [cells_of(frame, str(name))[row] for name in used] for row, who in enumerate(frame["participant_id"])}
-    rows = [[scan.name, scan.subject, *of.get(scan.subject, [""] * len(used))] for scan in scans]
+    rows = [[scan.name, scan.subject, *of.get(scan.subject, [""] * len(used))] for scan in firsts]
     text = as_csv(pandas.DataFrame(rows, columns=["path", "patient", *used]))
     key = "label" if "label" in labels.task else "labels"
     why = f"of participants.tsv: {labels.why}" + (f"; or {', '.join(labels.others[:8])}" if labels.others else "")
     task = {"name": "images", "dims": 3, **labels.task}
     listing = Listing("table", ".csv", text, f"participants.tsv and the {suffix} of each subject")
-    layout = f"a BIDS tree: {len(scans)} {suffix} of {len({scan.subject for scan in scans})} subjects"
+    layout = f"a BIDS tree: {len(firsts)} {suffix} of {len({scan.subject for scan in firsts})} subjects"
     return Recognised(layout, TABLE, task, {key: why}, listing=listing, channels=(suffix,))
 
 

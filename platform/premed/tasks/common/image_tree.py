@@ -10,6 +10,7 @@ from premed.data.io import dicom
 from premed.data.io.headers import read_header
 from premed.data.io.readers import DICOM, PICTURES, VOLUMES
 from premed.errors import UserError
+from premed.safety.files import refuse_undecodable
 
 PART_WORDS = {
     "train": ("train", "training", "tr"),
@@ -60,9 +61,12 @@ class Tree:
 
 
 def find_images(root: Path) -> Tree:
-    """Returns all images below a folder. Of DICOM without a suffix, one file of each folder is opened to know it."""
+    """Returns all images below a folder. Of DICOM without a suffix, one file of each folder is opened to know it.
+
+    Raises UserError for a folder that cannot be read, and for an image whose name is not UTF-8.
+    """
     tree = Tree(root)
-    for folder, below, files in os.walk(root):
+    for folder, below, files in os.walk(root, onerror=refuse_unreadable):
         below[:] = sorted(name for name in below if name[0] != ".")
         here = Path(folder).relative_to(root).as_posix()
         slices = list[str]()
@@ -75,6 +79,7 @@ def find_images(root: Path) -> Tree:
             elif file != "DICOMDIR" and (lower.endswith(DICOM) or "." not in file):
                 slices.append(name)
         known = [name for name in slices if name.lower().endswith(DICOM)] or slices
+        known = [name for name in known if (root / name).exists()]  # and is no link to nothing
         if known and dicom.is_dicom(root / known[0]):
             if len(slices) > 1 and here != "." and is_slice(root / known[0]):
                 tree.volumes.append(here)
@@ -82,7 +87,13 @@ def find_images(root: Path) -> Tree:
                 tree.pictures += [name for name in slices if name in known or dicom.is_dicom(root / name)]
     tree.pictures.sort()
     tree.volumes.sort()
+    for name in tree.names:
+        refuse_undecodable(root / name)
     return tree
+
+
+def refuse_unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename}: cannot be read ({error.strerror}); its images would be missing")
 
 
 def is_slice(path: Path) -> bool:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from premed.errors import UserError
+from premed.safety.files import refuse_undecodable
 
 IGNORE = "ignore"
+MOST_DIGITS = 9  # of a label; Python refuses numbers of thousands
 
 
 class Labels(NamedTuple):
@@ -69,7 +71,8 @@ def numbers(value: Any) -> tuple[int, ...]:
         found = [numbers(each) if not isinstance(each, list) else () for each in value]
         return tuple(sorted({number for each in found for number in each})) if all(found) else ()
     is_number = isinstance(value, int) and not isinstance(value, bool)
-    return (int(value),) if is_number or (isinstance(value, str) and value.isdecimal()) else ()
+    is_digits = isinstance(value, str) and value.isdecimal() and len(value) <= MOST_DIGITS
+    return (int(value),) if is_number or is_digits else ()
 
 
 def unlike(listing: Path, names: Iterable[str]) -> tuple[str, ...]:
@@ -77,6 +80,7 @@ def unlike(listing: Path, names: Iterable[str]) -> tuple[str, ...]:
     by_name: dict[str, str] = {}
     for name in names:
         called = name.replace(" ", "_")
+        refuse_undecodable(f"{listing}: `labels` {name}")
         if called in by_name:
             raise UserError(
                 f"{listing}: `labels` {by_name[called]!r} and {name!r} are both scored as {called}; rename one"

@@ -17,16 +17,14 @@ from premed.config.image_processing import Augmentation, Preprocessing
 from premed.contracts import Case, Forward, Part, PreparedImage, Row, Sample
 from premed.data import views
 from premed.data.io.geometry import regions_to_native, to_native, voxel_edges
-from premed.data.io.readers import read_image
 from premed.data.splits import missing_files
 from premed.data.transforms import centre_start
 from premed.errors import Finding
 from premed.rng import SampleRng
 from premed.tasks.common import losses, metrics, resamples
 from premed.tasks.common.description import description
+from premed.tasks.common.label_maps import ATLAS, patch_means, read_labels, sample_atlas
 from premed.tasks.common.sliding_window import sliding_window
-
-ATLAS = 32  # edge of the grid on which the constant baseline averages the training labels
 
 
 class Segmentation:
@@ -125,7 +123,7 @@ class Segmentation:
     def row(self, sample: Sample, prediction: np.ndarray) -> Row:
         """Returns the scores of a prediction on the native grid."""
         assert isinstance(sample.case.label, Path), f"{sample.case.name} has no label"
-        labels = read_labels(sample.case.label)
+        labels = read_labels(sample.case.label, sample.label_hash)
         predicted, truth = self.known_masks(prediction, labels), self.region_masks(labels)
         scores = metrics.region_row(predicted, truth, voxel_edges(sample.prepared.native_affine))
         return {"case": sample.case.name, "patient": sample.case.patient} | scores
@@ -281,20 +279,3 @@ class Regions(Segmentation):
 
     def describe(self) -> dict[str, Any]:
         return description(self, Regions, "regions")
-
-
-def sample_atlas(labels: np.ndarray) -> np.ndarray:
-    """Samples a label map at ATLAS points along each axis."""
-    return labels[np.ix_(*((2 * np.arange(ATLAS) + 1) * size // (2 * ATLAS) for size in labels.shape))]
-
-
-def patch_means(mask: np.ndarray, patch: Sequence[int]) -> np.ndarray:
-    """Returns the mean [*grid] of each patch of a mask [*S]."""
-    pairs = [(size // edge, edge) for size, edge in zip(mask.shape, patch, strict=True)]
-    return mask.reshape([n for pair in pairs for n in pair]).mean(axis=tuple(range(1, 2 * mask.ndim, 2)))
-
-
-def read_labels(path: Path) -> np.ndarray:
-    """Reads a label map [*S] uint8 on its native grid."""
-    values = np.rint(read_image(path)[0]).astype(np.uint8)
-    return values[..., 0] if values.ndim == 4 else values

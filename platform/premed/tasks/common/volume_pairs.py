@@ -62,17 +62,19 @@ def recognise(folder: Path) -> Recognised | None:
     if bids.is_bids(folder):
         suffix, scans = bids.scans(folder)
         kind, labels = bids.label_maps(folder)
-        cases = {
-            stem(PurePosixPath(scan.name).name): ((scan.name,), labels.get((scan.subject, scan.session)))
-            for scan in scans
-        }
+        of_runs = bids.paired(scans, labels)
+        cases = {stem(PurePosixPath(scan.name).name): ((scan.name,), label) for scan, label in of_runs}
         patients = "(sub-[^_]+)_.*"
-        found = f"a BIDS tree: {suffix} of {len({scan.subject for scan in scans})} subjects, labels from {kind}"
+        found = f"a BIDS tree: {suffix} of {len({subject for subject, _ in scans})} subjects, labels from {kind}"
         return of_cases(folder, cases, (suffix,), found, TABLE, patients) if labels and scans else None
-    cases, channels = pairs([name for name in find_images(folder).volumes if name.lower().endswith(VOLUMES)])
+    cases, channels, twice = pairs([name for name in find_images(folder).volumes if name.lower().endswith(VOLUMES)])
     labelled = sum(label is not None for _, label in cases.values())
     if not labelled:
         return None
+    if twice:
+        one, two = twice[0]
+        kind, remedy = "label maps" if parse(one).is_label else "images", "move one of each such pair elsewhere"
+        raise UserError(f"{folder}: {one} and {two} are both {kind} of one case, by their names; {remedy}")
     cases, notes = named(folder, cases)
     found = of_cases(folder, cases, channels, f"{labelled} volumes with label maps, by their names", NAMES)
     return found and replace(found, notes=(*found.notes, *notes))
@@ -111,23 +113,24 @@ Cases = dict[str, tuple[tuple[str, ...], str | None]]
 """The image's files and its label map, by name."""
 
 
-def pairs(names: list[str]) -> tuple[Cases, tuple[str, ...]]:
-    """Returns the cases whose names say that they have the same channels as most, by key, and the channels' names."""
+def pairs(names: list[str]) -> tuple[Cases, tuple[str, ...], list[tuple[str, str]]]:
+    """Returns the cases whose names say that they have the same channels as most, by key, the channels' names, and two
+    files each that would be the same thing of a case with a label map."""
     images: dict[str, dict[str, str]] = defaultdict(dict)
     labels: dict[str, str] = {}
+    twice: list[tuple[str, str]] = []
     for name in names:
         file = parse(name)
-        if file.is_label:
-            labels.setdefault(file.key, name)
-        else:
-            images[file.key].setdefault(file.channel, name)
+        first = labels.setdefault(file.key, name) if file.is_label else images[file.key].setdefault(file.channel, name)
+        if first != name:
+            twice.append((first, name))
     counts = Counter(tuple(sorted(some)) for key, some in images.items() if key in labels)
     channels = counts.most_common(1)[0][0] if counts else ()
     cases: Cases = {}
     for key, some in images.items():
         if set(channels) <= some.keys() and channels:
             cases[key] = tuple(some[channel] for channel in channels), labels.get(key)
-    return cases, channels
+    return cases, channels, [pair for pair in twice if parse(pair[0]).key in labels.keys() & images.keys()]
 
 
 def named(folder: Path, cases: Cases) -> tuple[Cases, list[str]]:

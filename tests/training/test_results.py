@@ -1,0 +1,96 @@
+"""The file that marks a stage as finished: what it holds is what the stage wrote, or it does not count."""
+
+import json
+
+import pytest
+
+from premed.config.settings import Train
+from premed.events import WarningIssued
+from premed.training.results import other_precision, put_files, put_result, read_result, whole_result
+from premed.training.storage import StageStorage
+
+RESULT = {
+    "kind": "test",
+    "digest": "a" * 64,
+    "summary": {"test/mauc": 0.92, "test/auc/a": None},
+    "num_cases": 4,
+    "seconds": 1.5,
+    "peak_memory_mb": 900.0,
+    "interval": (0.8, 0.98),
+}
+ROWS = [
+    {"case": "a", "patient": "p", "y/a": 1, "p/a": 0.25},
+    {"case": "b", "patient": "q", "y/a": 0, "p/a": float("nan")},
+]
+
+
+@pytest.fixture
+def storage(tmp_path):
+    storage = StageStorage(str(tmp_path), "stage")
+    storage.put_json("scores.json", ROWS)
+    storage.put_json("constant.json", ROWS)
+    put_result(storage, RESULT)
+    return storage
+
+
+def test_a_result_is_read_as_it_was_written(storage):
+    found = read_result(storage)
+    assert {name: found[name] for name in RESULT} == json.loads(json.dumps(RESULT))
+    assert whole_result(storage, "test", print) == found
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(b"0.92", b"0.98"), (b"summary", b"summbry"), (b'"num_cases": 4', b'"num_cases": 5'), (b"0.8", b"0.1")],
+)
+def test_a_result_with_a_changed_character_does_not_count_and_is_put_aside(storage, caplog, before, after):
+    content = storage.get("result.json")
+    storage.put("result.json", content.replace(before, after, 1))
+    assert content != storage.get("result.json") and read_result(storage) is None
+    assert "result.json is damaged (it is not what the stage wrote)" in caplog.text
+    assert "result.json.damaged" in storage.names() and read_result(storage) is None
+
+
+@pytest.mark.parametrize("value", [{}, [], 3, {"kind": "test"}, {"hashes": []}, {**RESULT, "summary": []}])
+def test_json_that_is_no_result_does_not_count(storage, value):
+    storage.put_json("result.json", value)
+    assert read_result(storage) is None
+
+
+def test_a_result_of_an_earlier_version_has_no_hashes_and_counts(storage):
+    storage.put_json("result.json", RESULT)
+    assert whole_result(storage, "test", print)["summary"] == RESULT["summary"]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content.replace(b"0.25", b"0.75"), lambda content: content[:40], None]
+)
+def test_a_table_of_scores_that_is_not_the_stage_s_takes_the_result_with_it(storage, damage):
+    if damage:
+        storage.put("scores.json", damage(storage.get("scores.json")))
+    else:
+        storage.remove("scores.json")
+    shown = []
+    assert whole_result(storage, "test", shown.append) is None and read_result(storage) is None
+    assert [type(event) for event in shown] == [WarningIssued]
+    assert "scores.json damaged or missing: fetched from MLflow, or made again" in shown[0].text
+
+
+def test_files_from_elsewhere_count_though_their_tables_are_laid_out_in_another_way(storage, tmp_path):
+    folder = tmp_path / "stage"
+    (folder / "scores.json").write_text(json.dumps([dict(reversed(row.items())) for row in ROWS]))
+    copy = StageStorage(str(tmp_path), "copy")
+    put_files(copy, folder)
+    assert copy.get("result.json") == storage.get("result.json")
+    assert whole_result(copy, "test", print) == read_result(storage)
+    (folder / "result.json").write_bytes(storage.get("result.json").replace(b"0.92", b"0.98"))
+    other = StageStorage(str(tmp_path), "other")
+    put_files(other, folder)
+    assert read_result(other) is None
+
+
+def test_a_result_in_another_precision_than_is_asked_for_is_told():
+    result = RESULT | {"precision": "float32"}
+    assert "was trained in float32" in other_precision(result, Train(precision="bf16"))
+    assert other_precision(result, Train(precision="fp32")) == other_precision(result, Train()) == ""
+    assert other_precision(RESULT, Train(precision="bf16")) == ""  # a test has none
