@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.comparing import add, arm_of, block_of, difference_of, in_order, score_of, variety, volumes, xrays
+from support.comparing import add, arm_of, block_of, difference_of, in_order, score_of, stages, variety, volumes, xrays
 from support.suite import REPOSITORY
 
 from premed.cli.options import as_json_value, print_result
@@ -299,6 +299,16 @@ def test_tasks_are_compared_each_on_its_own(trained):
 
 
 # ---- cost
+
+
+def test_precisions_that_differ_are_told(store):
+    for strategy in ("none", "mae"):
+        add(store, strategy)
+    assert not any("precision" in note for note in compare(store).tasks[0].notes)
+    for strategy, precision in (("none", "float32"), ("mae", "bfloat16")):
+        store.set_tags(stages(store, strategy)["finetune"], {"premed.precision": precision})
+    (note,) = (note for note in compare(store).tasks[0].notes if "precision" in note)
+    assert note == "trained in several precisions, which may be what differs (bfloat16: mae; float32: none)"
 
 
 def test_a_shared_pretraining_is_paid_once(store):

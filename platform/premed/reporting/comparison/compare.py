@@ -148,7 +148,12 @@ def task_result(
         num_cases=len(first.cases),
         num_patients=first.num_patients,
         baseline=grouped.baseline if any(baselines) else None,
-        notes=[*notes, *finished_before(blocks), *shared_costs([arm for block in blocks for arm in block.arms])],
+        notes=[
+            *notes,
+            *several_precisions(blocks),
+            *finished_before(blocks),
+            *shared_costs([arm for block in blocks for arm in block.arms]),
+        ],
         blocks=results,
     )
     answered = [replace(block, conclusion=conclusion(result, block)) for block in results]
@@ -233,6 +238,17 @@ def finished_before(blocks: list[Block]) -> list[str]:
         f"{label}: fine-tuned from {listed(names)}, which was pre-trained before; that pre-training is in its cost"
         for label, names in taken.items()
     ]
+
+
+def several_precisions(blocks: list[Block]) -> list[str]:
+    """A note if trainings that are compared had different precisions, which no field of an experiment tells."""
+    found: dict[str, set[str]] = {}
+    for arm in (arm for block in blocks for arm in block.arms):
+        for stage in (stage for run in arm.runs for stage in run.stages.values()):
+            if precision := stage.tags.get("premed.precision"):
+                found.setdefault(precision, set()).add(arm.label)
+    each = "; ".join(f"{precision}: {listed(sorted(labels))}" for precision, labels in sorted(found.items()))
+    return [f"trained in several precisions, which may be what differs ({each})"] if len(found) > 1 else []
 
 
 def shared_costs(arms: list[Arm]) -> list[str]:
