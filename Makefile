@@ -38,13 +38,16 @@ pytest: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || \
 		{ echo "premed needs Python 3.11, 3.12 or 3.13: make $(or $(MAKECMDGOALS),test) PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@echo "installing into $(VENV) (7 GB, some minutes, once)"
+	@echo "installing into $(VENV): 7 GB, once; 3 to 10 minutes, by the network; most is unpacked at the end"
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	@if command -v uv >/dev/null; then \
+	@(while sleep 20 >/dev/null 2>&1 && kill -0 $$$$ 2>/dev/null; do \
+		seconds=$$((seconds + 20)); echo "  $$seconds s: $$(du -sm $(VENV) | cut -f1) of 7000 MB are there"; \
+	done) & ticker=$$!; \
+	if command -v uv >/dev/null; then \
 		uv pip install --quiet --compile-bytecode --python $(VENV)/bin/python $(or $(INSTALL),-c constraints.txt) -e '.[dev]'; \
 	else \
 		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(or $(INSTALL),-c constraints.txt) -e '.[dev]'; \
-	fi
+	fi; code=$$?; kill $$ticker; exit $$code
 	@touch $@
 
 # what make test leaves out: what is slow, and as many of Hypothesis' examples as it would take by itself
