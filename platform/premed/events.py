@@ -89,6 +89,14 @@ class ImagesChecked(Event):
 
 
 @dataclass(frozen=True)
+class FilesRead(Event):
+    """`premed init`: so many headers and, of some images again, values were read."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class ImagesPredicted(Event):
     """So many images were predicted by `premed predict`."""
 

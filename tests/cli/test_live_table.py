@@ -80,7 +80,7 @@ def test_a_job_s_log_has_plain_lines_each_naming_its_trial():
         "4 trials, 1 of them ended before",
         "trial 1: mask_ratio=0.5 epochs=20",
         "trial 2: mask_ratio=[0.75]",
-        "[trial 2] pre-training: another experiment runs this stage; waiting for its result",
+        "[trial 2] pre-training: another experiment of this command runs this stage; waiting for its result",
         "[trial 1] fine-tuning: /there",
         "[trial 1] fine-tuning: 40/60 loss 0.5000",
         "[trial 1] step 40: validation dice 0.512, hd95 3.000",

@@ -225,6 +225,11 @@ def test_a_file_that_is_not_text_or_not_there_is_named(tmp_path):
         load([tmp_path / "image.yaml"])
     with pytest.raises(UserError, match=r"gone\.yaml: cannot be read .* check the path"):
         load([tmp_path / "gone.yaml"])
+    (tmp_path / "mine.yaml").write_text("")
+    with pytest.raises(UserError, match=r"mime\.yaml: cannot be read .* did you mean mine\.yaml"):
+        load([tmp_path / "mime.yaml"])
+    with pytest.raises(UserError, match=f"{tmp_path}: is a folder; premed init {tmp_path} writes a YAML for it"):
+        load([tmp_path])
 
 
 @pytest.mark.parametrize("field", ["task", "encoder", "pretext"])

@@ -1,6 +1,7 @@
 """Which stage runs next, and on which worker group: groups here are stand-ins that work until they are released."""
 
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -228,6 +229,8 @@ def test_a_stage_that_waits_for_room_says_what_it_needs_and_what_there_is(comman
     (notice,) = command.events
     assert isinstance(notice, WaitingForResources) and notice.kind == "finetune"
     assert resources_words(notice) == "2 workers of 1 CPU; the cluster has 0.5 of 2 CPUs free"
+    enough = replace(notice, free={"CPU": 2.0})
+    assert resources_words(enough).endswith("the cluster has 2 of 2 CPUs free: others start or end just now")
 
 
 def test_a_gpu_that_is_waited_for_is_named(command):

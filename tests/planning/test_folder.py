@@ -216,6 +216,12 @@ def test_a_scan_of_bids_has_the_label_map_of_its_own_run(tmp_path):
     assert "label" not in listed["sub-00_run-1_T1w"]  # nothing says whose it is
 
 
+def test_the_images_folder_of_a_data_set_names_the_folder_above(tmp_path):
+    folders.side_by_side(tmp_path)
+    with pytest.raises(UserError, match=f"no labels, which are in the folder above: name {tmp_path}"):
+        planning.recognise(tmp_path / "images")
+
+
 # Label maps ---------------------------------------------------------------------------------------------------------
 
 

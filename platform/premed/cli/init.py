@@ -23,10 +23,10 @@ def init(
     settle(folder, out)
     with loading():
         from premed.cli.progress import ProgressPrinter
-        from premed.events import ImagesChecked
+        from premed.events import FilesRead
         from premed.planning import init
         from premed.reporting import console
 
     with ProgressPrinter() as show, redirect_prints(as_json):
-        result = init.run(folder, out, lambda done, total: show(ImagesChecked(done, total)))
+        result = init.run(folder, out, lambda done, total: show(FilesRead(done, total)))
     print_result(result, as_json, console.show_plan)

@@ -18,6 +18,7 @@ from premed.events import (
     DataLoadingBottleneck,
     Event,
     GateNotPassed,
+    LookTaken,
     MetricsLogged,
     RayStarting,
     StageStarted,
@@ -37,6 +38,7 @@ ABOVE = (
     DataLoadingBottleneck,
     GateNotPassed,
     CollapseDetected,
+    LookTaken,
 )
 """Events that print a line above the table; the others only update it."""
 MOST_ENDED = 5  # ended trials in the table, the best of them

@@ -45,7 +45,8 @@ def resources_words(event: WaitingForResources) -> str:
     workers, cpus = event.workers, event.cpus
     each = f"{workers} worker{'s' * (workers != 1)} of {cpus:g} CPU{'s' * (cpus != 1)}{' and a GPU' * event.gpu}"
     left = " and ".join(f"{free:g} of {event.total[name]:g} {name}s" for name, free in event.free.items())
-    return f"{each}; the cluster has {left} free"
+    enough = event.free["CPU"] >= workers * cpus and (not event.gpu or event.free["GPU"] >= workers)
+    return f"{each}; the cluster has {left} free{': others start or end just now' * enough}"
 
 
 def gate_words(step: int, loss: float, gate: float, before: bool | None = None) -> str:

@@ -32,6 +32,7 @@ from premed.events import (
     Event,
     ExperimentEnded,
     ExperimentsStarted,
+    FilesRead,
     GateNotPassed,
     ImagesChecked,
     ImagesCompared,
@@ -53,7 +54,13 @@ from premed.events import (
 )
 from premed.reporting.console import score_text
 
-COUNTED = {ImagesCompared: "comparing images", ImagesChecked: "checking images", ImagesPredicted: "predicting"}
+COUNTED = {
+    ImagesCompared: "comparing images",
+    ImagesChecked: "checking images",
+    FilesRead: "reading headers, and some images",
+    ImagesPredicted: "predicting",
+}
+OWNERS = {"experiment": "experiment of this command", "command": "command"}
 STARTING = "starting Ray"
 EVERY = 10.0  # seconds between two plain lines of the same kind
 
@@ -159,7 +166,7 @@ class ProgressPrinter:
             self.progress(description, event.done, event.total)
 
     @handle.register
-    def images_counted(self, event: ImagesCompared | ImagesChecked | ImagesPredicted) -> None:
+    def images_counted(self, event: ImagesCompared | ImagesChecked | FilesRead | ImagesPredicted) -> None:
         self.progress(COUNTED[type(event)], event.done, event.total)
 
     @handle.register
@@ -180,7 +187,7 @@ class ProgressPrinter:
 
     @handle.register
     def waiting_for_stage(self, event: WaitingForStage) -> None:
-        self.print_line(f"{DOING[event.kind]}: another {event.owner} runs this stage; waiting for its result")
+        self.print_line(f"{DOING[event.kind]}: another {OWNERS[event.owner]} runs this stage; waiting for its result")
 
     @handle.register
     def waiting_for_resources(self, event: WaitingForResources) -> None:
@@ -271,12 +278,9 @@ class ProgressPrinter:
     def bars(self) -> Progress:
         """The display of all bars; starts it if there is none."""
         if self.display is None:
-            parts = (
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                TextColumn("{task.fields[count]}"),
-                TimeElapsedColumn(),
-            )
+            width = min(max(self.console.width - 84, 6), 40)  # else times are cut on a narrow terminal
+            bar = TextColumn("{task.description}", markup=False), BarColumn(bar_width=width)
+            parts = *bar, TextColumn("{task.fields[count]}"), TimeElapsedColumn()
             more = TimeRemainingColumn(), TextColumn("{task.fields[note]}")
             self.display = Progress(*parts, *more, console=self.console, transient=True)
             self.display.start()

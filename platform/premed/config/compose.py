@@ -4,6 +4,7 @@ Later files override earlier ones and `key=value` overrides all files, by dotted
 once. Fields under `only: {mae: …}` apply to that strategy alone.
 """
 
+import difflib
 import re
 from collections.abc import Sequence
 from functools import reduce
@@ -95,7 +96,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             field = re.split("[:=]", str(path))[0]
             field = field if re.fullmatch(r"[a-z_]+(\.\w+)*", field) else "finetune.lr"
             raise UserError(f"{path}: is no YAML file; to set a field write {field}=VALUE, without spaces") from None
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+        raise UserError(f"{path}: {unread(path, error)}") from None
     except Refused as error:
         raise UserError(f"{path}, line {error.line}: {error.problem}") from None
     except ScannerError as error:
@@ -142,6 +143,15 @@ def read_with_base(path: Path, follow: bool = True) -> dict[str, Any]:
     if not follow:
         raise UserError(f"{path}: is a base itself and names another (base: {base}); a base is followed once")
     return merge(read_with_base(path.parent / base, follow=False), tree)
+
+
+def unread(path: Path, error: OSError) -> str:
+    """Why a YAML cannot be read, and what to do."""
+    if path.is_dir():
+        return f"is a folder; premed init {path} writes a YAML for it"
+    others = [each.name for each in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, others, n=1, cutoff=0.8)
+    return f"cannot be read ({error.strerror}); {f'did you mean {close[0]}' if close else 'check the path'}"
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -82,6 +82,9 @@ def unlabelled(folder: Path) -> UserError:
         )
     if any(volume_pairs.parse(name).is_label for name in tree.pictures):
         return UserError(f"{folder}: pictures are not segmented here: write images and masks as NIfTI")
+    above = folder.absolute().parent
+    if (above / "dataset.json").is_file() or any((above / name).is_dir() for name in ("labelsTr", "labels")):
+        return UserError(f"{folder}: {tree.described()} and no labels, which are in the folder above: name {above}")
     what = "label maps in labels/ beside images/, or " if tree.volumes else ""
     return UserError(
         f"{folder}: {tree.described()} and no labels, which a comparison needs: add {what}a CSV with the columns path, "
