@@ -164,9 +164,24 @@ def test_reading_goes_on_from_any_step(tmp_path):
         assert_same(ours, theirs)
 
 
+@pytest.mark.parametrize(
+    ("task", "augment"), [(Volumes(), OF_VOLUMES["all"]), (Scans(), MOVED), (Pictures(), OF_PICTURES["all"])]
+)
+def test_all_is_computed_on_the_device_and_no_value_of_it_is_waited_for(task, augment, tmp_path):
+    """The device `meta` has no values, and refuses operations that would read one or mix devices."""
+    images, device = samples(task, tmp_path, dtypes=[np.uint8]), torch.device("meta")
+    resident = ResidentLoader([DataSet(task, "", augment)], images, seed=0, stage="pretrain", device=device)
+    for step, batch in zip(STEPS, resident.batches(STEPS), strict=True):
+        num = len(step.samples) * augment.crops
+        assert batch.image.shape == (num, task.channels, *task.roi) and batch.image.dtype == torch.float32
+        assert {each.device for each in (batch.image, batch.label, batch.keys)} == {device}
+
+
 def test_files_are_read_once_before_the_first_batch(tmp_path, monkeypatch):
-    images = samples(Volumes(), tmp_path)
+    images, held, hold = samples(Volumes(), tmp_path), [], ResidentLoader.hold
+    monkeypatch.setattr(ResidentLoader, "hold", lambda self, *of: (held.append(of[0].case.name), hold(self, *of)))
     _, resident = both([DataSet(Volumes(), "", MOVED)], images * 2)
+    assert held == [each.case.name for each in images]
     voxels = [int(np.prod(each.prepared.shape)) for each in images]
     assert resident.num_bytes == sum(n * (2 * (1 + i % 2) + 1) for i, n in enumerate(voxels))
 

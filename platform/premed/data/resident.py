@@ -127,7 +127,8 @@ class ResidentLoader(PreparedLoader):
     def put(self, array: np.ndarray) -> Tensor:
         """A copy on the device, for which no earlier work there is waited."""
         tensor = torch.from_numpy(array)
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+        tensor = tensor.pin_memory() if self.device.type == "cuda" else tensor
+        return tensor.to(self.device, non_blocking=True)
 
     def cut(self, groups: Sequence[Group]) -> tuple[Tensor, Tensor | None]:
         """The views [B, C, *S] of groups on the device, and their label maps."""

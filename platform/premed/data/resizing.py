@@ -21,8 +21,8 @@ MOST_BITS, LARGEST = 22, 2**15  # of weights: fractional digits at the most, and
 class Taps(NamedTuple):
     """Which pixels of a line make each of the pixels to which it is resized, and with which weights."""
 
-    first: np.ndarray  # [size]: the first of them
-    weights: np.ndarray  # [size, taps] int32; 0 beyond the line
+    first: np.ndarray  # [size] int32: the first of them
+    weights: np.ndarray  # [size, taps] int16; 0 beyond the line
     bits: int  # the weights of a pixel sum to about 2^bits
 
 
@@ -38,8 +38,8 @@ def taps(num: int, size: int) -> Taps:
     weights = np.where(places < end[:, None], cubic((places - centre[:, None] + 0.5) / stretch), 0.0)
     weights /= weights.sum(axis=1, keepdims=True)
     bits = next((n for n in range(MOST_BITS) if int(0.5 + weights.max() * 2.0 ** (n + 1)) >= LARGEST), MOST_BITS)
-    whole = np.trunc(weights * 2.0**bits + np.copysign(0.5, weights)).astype(np.int32)
-    return Taps(first, whole, bits)
+    whole = np.trunc(weights * 2.0**bits + np.copysign(0.5, weights)).astype(np.int16)
+    return Taps(first.astype(np.int32), whole, bits)
 
 
 def cubic(x: np.ndarray) -> np.ndarray:
@@ -52,21 +52,29 @@ def cubic(x: np.ndarray) -> np.ndarray:
 class Lines(NamedTuple):
     """The taps of n pictures along one axis: arrays, or tensors where they are on a device."""
 
-    places: Any  # [n, size, taps] int64
-    weights: Any  # [n, size, taps] int32
+    first: Any  # [n, size] int32
+    weights: Any  # [n, size, taps] int16
     bits: Any  # [n] int32
+    last: Any  # [n] int32: the last pixel of each line
+
+    @property
+    def places(self) -> Tensor:
+        """The pixels of all taps, [n, size, taps] int64; those without weight stay on the line."""
+        taps = torch.arange(self.weights.shape[2], device=self.first.device)
+        return torch.minimum(self.first[..., None] + taps, self.last[:, None, None])
 
 
 def stacked(lengths: Sequence[int], size: int, mirrored: Sequence[bool]) -> Lines:
     """The taps of several pictures, whose lines of these lengths become `size` pixels; where mirrored, in reverse."""
     each = [taps(length, size) for length in lengths]
     most = max(one.weights.shape[1] for one in each)
-    places, weights = [], []
-    for one, length, reverse in zip(each, lengths, mirrored, strict=True):
+    first, weights = [], []
+    for one, reverse in zip(each, mirrored, strict=True):
         order = slice(None, None, -1 if reverse else 1)
-        places.append(np.minimum(one.first[:, None] + np.arange(most), length - 1)[order])
+        first.append(one.first[order])
         weights.append(np.pad(one.weights, ((0, 0), (0, most - one.weights.shape[1])))[order])
-    return Lines(np.stack(places), np.stack(weights), np.array([one.bits for one in each], np.int32))
+    bits, last = [one.bits for one in each], [length - 1 for length in lengths]
+    return Lines(np.stack(first), np.stack(weights), np.array(bits, np.int32), np.array(last, np.int32))
 
 
 class Boxes(NamedTuple):
@@ -80,7 +88,7 @@ class Boxes(NamedTuple):
     @property
     def work(self) -> int:
         """Pixels that are read for one picture."""
-        return self.begins.shape[1] * self.rows.shape[1] * prod(self.columns.places.shape[1:])
+        return self.begins.shape[1] * self.rows.shape[1] * prod(self.columns.weights.shape[1:])
 
 
 def boxes_of(
@@ -107,7 +115,7 @@ def resize(store: Tensor, boxes: Boxes) -> Tensor:
     index = starts[..., None, None] + columns.places[:, None, None]  # [n, C, most, W, taps]
     narrow = rounded((store[index].int() * columns.weights[:, None, None]).sum(-1, dtype=torch.int32), columns.bits)
     num, channels, _, width = narrow.shape
-    height, most = lines.places.shape[1:]
+    height, most = lines.weights.shape[1:]
     places = lines.places.reshape(num, 1, height * most, 1).expand(-1, channels, -1, width)
     picked = narrow.gather(2, places).view(num, channels, height, most, width)
     return rounded((picked * lines.weights[:, None, :, :, None]).sum(3, dtype=torch.int32), lines.bits)
