@@ -242,7 +242,14 @@ def test_a_missing_part_is_named(field):
 
 SAME = [
     *("train.workers=3", "train.gpu=true", "train.cpus=2", "train.accumulate=2", "train.precision=bf16"),
-    *("train.loaders=2", "train.log_steps=7", "train.save_minutes=0", "train.storage=s3://b", "train.max_failures=0"),
+    *(
+        "train.loaders=2",
+        "train.resident=true",
+        "train.log_steps=7",
+        "train.save_minutes=0",
+        "train.storage=s3://b",
+        "train.max_failures=0",
+    ),
     *("task.root=/elsewhere", "name=evening"),
 ]
 CHANGES = {  # what is changed, and the first stage that this makes another one

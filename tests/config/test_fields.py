@@ -28,6 +28,7 @@ def test_every_field_of_a_yaml_is_there_with_type_range_default_and_meaning():
         "1.0",
     ) and "training patients" in fraction.meaning
     assert (precision.type, precision.default) == ("auto or fp32 or bf16", "auto")
+    assert (found["train.resident"].type, found["train.resident"].default) == ("auto or true or false", "auto")
     assert found["finetune.augment.scale"].type == "[number, number] or null"
     assert {"seeds", "vary", "pretrain.sources[].task"} <= found.keys()
 

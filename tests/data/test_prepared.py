@@ -43,7 +43,7 @@ def turned(path, at, bit):
     content[at] ^= 1 << bit
     path.write_bytes(content)
     os.utime(path, ns=(0, time.time_ns()))  # a file system's clock may stand still for some milliseconds
-    prepared._head.cache_clear()
+    prepared.header.cache_clear()
 
 
 @settings(max_examples=examples(60, 2000), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -53,7 +53,7 @@ def test_a_bit_that_turns_is_seen_wherever_it_is(case, preprocessing, tmp_path, 
     whole, before = file.path.read_bytes(), everything(file)
     turned(file.path, data.draw(st.integers(0, len(whole) - 1)), data.draw(st.integers(0, 7)))
     (again,) = Cache(tmp_path / "cache").prepare([case], preprocessing)
-    prepared._head.cache_clear()
+    prepared.header.cache_clear()
     assert all(np.array_equal(one, other) for one, other in zip(before, everything(again), strict=True))
     assert again.path == file.path
 
@@ -68,7 +68,7 @@ def test_any_bit_of_a_header_that_turns_is_seen_or_changes_nothing(case, preproc
             content = bytearray(whole)
             content[at] ^= 1 << bit
             copy.write_bytes(content)
-            prepared._head.cache_clear()
+            prepared.header.cache_clear()
             if prepared.read_notes(copy) is None:
                 with pytest.raises(
                     UserError, match=rf"^{copy}: cannot be used \(it is damaged\); run the same command"

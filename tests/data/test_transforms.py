@@ -92,12 +92,12 @@ def test_intensities_move_by_at_most_the_amount():
 
 
 def test_resized_crops_follow_torchvisions_rule():
-    boxes = np.array([transforms._box((100, 120), SampleRng(i), (0.08, 1.0), (3 / 4, 4 / 3)) for i in range(2000)])
+    boxes = np.array([transforms.draw_box((100, 120), SampleRng(i), (0.08, 1.0), (3 / 4, 4 / 3)) for i in range(2000)])
     top, left, height, width = boxes.T
     area, aspect = height * width / 12000, width / height
     assert (top + height <= 100).all() and (left + width <= 120).all() and (top >= 0).all() and (left >= 0).all()
     assert 0.07 < area.min() < 0.1 and area.max() > 0.9 and aspect.min() > 0.7 and aspect.max() < 1.4
-    assert transforms._box((10, 1000), SampleRng(0), (0.5, 1.0), (3 / 4, 4 / 3)) == (0, 493, 10, 13)
+    assert transforms.draw_box((10, 1000), SampleRng(0), (0.5, 1.0), (3 / 4, 4 / 3)) == (0, 493, 10, 13)
 
 
 def test_rand_augment_s_strongest_step_leaves_a_black_picture():

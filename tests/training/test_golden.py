@@ -27,6 +27,7 @@ from premed.contracts import Case, DataSet, Objective, Sample
 from premed.data.loader import PreparedLoader
 from premed.data.prepared import PreparedFile, write
 from premed.data.preprocess import Prepared
+from premed.data.resident import ResidentLoader
 from premed.data.samplers import AlternatingSampler, EpochSampler
 from premed.models.encoders import mit, resenc, swin, timm, unet, vit
 from premed.models.heads import conv, linear, patch_decoder, unetr
@@ -216,7 +217,7 @@ KINDS = {
 LONG = {"swin", "mit-3d", "hssl-3d", "unimiss", "mae-resenc-3d", "resenc-2d", "resenc-3d"}
 
 
-def losses(kind: str, folder: Path) -> list[float]:
+def losses(kind: str, folder: Path, loader: type[PreparedLoader] = PreparedLoader) -> list[float]:
     """The loss of each step."""
     of = KINDS[kind]
     tasks: list[Any] = [task() for task in (of.tasks if isinstance(of.tasks, tuple) else (of.tasks,))]
@@ -237,7 +238,7 @@ def losses(kind: str, folder: Path) -> list[float]:
     seen: list[float] = []
     fit(
         objective,
-        PreparedLoader(data_sets, samples, seed=0, stage=kind, device=torch.device("cpu")),
+        loader(data_sets, samples, seed=0, stage=kind, device=torch.device("cpu")),
         plan,
         Schedule(NUM_STEPS, warmup_steps=4, lr=of.lr),
         make_optimizer(objective, (0.9, 0.95)),
@@ -262,6 +263,12 @@ def test_twenty_steps_give_the_golden_losses(kind, tmp_path):
     now, then = losses(kind, tmp_path), np.loadtxt(GOLDEN / f"{kind}.txt")
     message = f"the losses of {kind} have changed. If that is meant, {WRITE}"
     np.testing.assert_array_less(np.abs(now / then - 1), tolerance(kind), err_msg=message)
+
+
+@pytest.mark.parametrize("kind", ["linear", "mae-3d", pytest.param("unetr", marks=pytest.mark.slow)])
+def test_images_that_stay_on_the_device_give_the_same_losses(kind, tmp_path):
+    now, from_files = losses(kind, tmp_path, ResidentLoader), losses(kind, tmp_path)
+    assert now == from_files
 
 
 @pytest.mark.parametrize("kind", KINDS)

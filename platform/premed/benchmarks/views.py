@@ -103,7 +103,7 @@ def same_pixels(sample: Sample) -> str:
     for number in range(8):
         draw = SampleRng(key("view", number))
         view = views.picture(sample.prepared, ROI, AUGMENT, draw)
-        top, left, height, width = transforms._box((STORED, STORED), draw, SCALE, (3 / 4, 4 / 3))
+        top, left, height, width = transforms.draw_box((STORED, STORED), draw, SCALE, (3 / 4, 4 / 3))
         box = (left, top, left + width, top + height)
         picture = Image.open(sample.case.image[0]).resize((ROI[1], ROI[0]), Image.Resampling.BICUBIC, box)
         grey = np.asarray(picture, np.float32)

@@ -174,7 +174,7 @@ def type_name(annotation: Any) -> str:
         return names[annotation]
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
-        return " or ".join(map(str, arguments))
+        return " or ".join(str(each).lower() if isinstance(each, bool) else str(each) for each in arguments)
     if origin is typing.Annotated:
         return type_name(arguments[0]) + range_of(arguments[1:])
     if origin in (typing.Union, UnionType):

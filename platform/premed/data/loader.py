@@ -57,17 +57,20 @@ class PreparedLoader:
             worker_init_fn=ignore_ctrl_c,
         )
         try:
-            for arrays, names, weight in loader:
-                image, label, keys, data_set = (
-                    None if each is None else torch.as_tensor(each).to(self.device, non_blocking=True)
-                    for each in arrays
-                )
-                assert image is not None and keys is not None
-                yield Batch(image, keys, tuple(names), label=label, weight=weight, data_set=data_set)
+            yield from map(self.batch, loader)
         except UserError as error:
             # a loader process sends its traceback as the message; the last line is the original message
             prefix = f"{UserError.__module__}.{UserError.__qualname__}: "
             raise UserError(error.args[0].strip().splitlines()[-1].removeprefix(prefix)) from None
+
+    def batch(self, made: Any) -> Batch:
+        """The Batch of what `views` made."""
+        arrays, names, weight = made
+        image, label, keys, data_set = (
+            None if each is None else torch.as_tensor(each).to(self.device, non_blocking=True) for each in arrays
+        )
+        assert image is not None and keys is not None
+        return Batch(image, keys, tuple(names), label=label, weight=weight, data_set=data_set)
 
 
 def ignore_ctrl_c(worker: int) -> None:
@@ -85,23 +88,29 @@ class Views(Dataset):
         assert (np.diff(self.numbers) >= 0).all(), "the samples of a data set are contiguous"
         self.begins = np.searchsorted(self.numbers, np.arange(len(data_sets)))
 
-    def __getitem__(self, indices: BatchIndices):  # type: ignore[override]
-        images, labels, view_keys, numbers, names = [], [], [], [], []
-        for i, key in zip(indices.samples.tolist(), self.keys(indices).tolist(), strict=True):
+    def __getitem__(self, indices: BatchIndices) -> Any:  # type: ignore[override]
+        drawn, images, labels = list(self.drawn(indices)), [], []
+        for i, draw in drawn:
             sample = self.samples[i]
             task, _, augment = self.data_sets[sample.data_set]
-            for crop in range(augment.crops):
-                draw = SampleRng(key).child(crop)
-                image, label = task.view(sample, augment, draw)
-                images.append(image)
-                labels.append(label)
-                view_keys.append(int(draw.key))
-                numbers.append(sample.data_set)
-                names.append(sample.case.name)
+            image, label = task.view(sample, augment, draw)
+            images.append(image)
+            labels.append(label)
         label = None if labels[0] is None else np.stack(labels)
-        data_set = np.array(numbers, np.int64) if len(self.data_sets) > 1 else None
-        arrays = np.stack(images), label, np.array(view_keys, np.int64), data_set
-        return self.handed_over(arrays), names, indices.weight
+        keys, data_set, names = self.about(drawn)
+        return self.handed_over((np.stack(images), label, keys, data_set)), names, indices.weight
+
+    def drawn(self, indices: BatchIndices) -> Iterator[tuple[int, SampleRng]]:
+        """The number of the sample of each view of a batch, and the view's draws."""
+        for i, key in zip(indices.samples.tolist(), self.keys(indices).tolist(), strict=True):
+            for crop in range(self.data_sets[self.samples[i].data_set].augment.crops):
+                yield i, SampleRng(key).child(crop)
+
+    def about(self, drawn: Sequence[tuple[int, SampleRng]]) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
+        """The keys of a batch's views, the numbers of their data sets (None: there is one), and their cases' names."""
+        samples = [self.samples[i] for i, _ in drawn]
+        data_set = np.array([sample.data_set for sample in samples], np.int64) if len(self.data_sets) > 1 else None
+        return np.array([int(draw.key) for _, draw in drawn], np.int64), data_set, [each.case.name for each in samples]
 
     def handed_over(self, arrays: Sequence[np.ndarray | None]) -> list[Any]:
         """The arrays as tensors, which go to another process in shared memory; as they are, where that has no room."""

@@ -40,15 +40,15 @@ class PreparedFile:
 
     @property
     def channels(self) -> int:
-        return _head(self.path).arrays["image"].shape[0]
+        return header(self.path).arrays["image"].shape[0]
 
     @property
     def shape(self) -> tuple[int, ...]:  # *S, without channels
-        return _head(self.path).arrays["image"].shape[1:]
+        return header(self.path).arrays["image"].shape[1:]
 
     @property
     def has_label(self) -> bool:
-        return "label" in _head(self.path).arrays
+        return "label" in header(self.path).arrays
 
     def image(self, start: Sequence[int] | None = None, size: Sequence[int] | None = None) -> np.ndarray:
         """Float32 [C, *size], in the units that networks take."""
@@ -60,7 +60,7 @@ class PreparedFile:
 
     def values(self, stored: np.ndarray) -> np.ndarray:
         """Converts stored numbers [C, ...] to float32 values, after 8-bit augmentation for example."""
-        facts, ones = _head(self.path).facts, (1,) * (stored.ndim - 1)
+        facts, ones = header(self.path).facts, (1,) * (stored.ndim - 1)
         out = np.multiply(stored, np.array(facts["scale"], np.float32).reshape(-1, *ones), dtype=np.float32)
         out += np.array(facts["offset"], np.float32).reshape(-1, *ones)
         return np.ascontiguousarray(out)
@@ -74,7 +74,7 @@ class PreparedFile:
     @property
     def counts(self) -> dict[int, int]:
         """Voxels per label, in ascending order; 0 counts the unlabelled voxels whose stored value is not 0."""
-        return {int(label): count for label, (_, _, count) in _head(self.path).facts["labels"].items()}
+        return {int(label): count for label, (_, _, count) in header(self.path).facts["labels"].items()}
 
     @property
     def labels_present(self) -> tuple[int, ...]:
@@ -83,14 +83,14 @@ class PreparedFile:
 
     def locations(self, label: int) -> np.ndarray:
         """Up to 5,000 voxels [n, dims] of a label, spread evenly over it; 0: of the voxels that `counts` counts."""
-        first, n, _ = _head(self.path).facts["labels"].get(str(label), (0, 0, 0))
+        first, n, _ = header(self.path).facts["labels"].get(str(label), (0, 0, 0))
         return (
             np.array(_array(self.path, "locations")[first : first + n]) if n else np.zeros((0, len(self.shape)), "i2")
         )
 
     @property
     def affine(self) -> np.ndarray:
-        return np.array(_head(self.path).facts["affine"])
+        return np.array(header(self.path).facts["affine"])
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -99,16 +99,16 @@ class PreparedFile:
 
     @property
     def native_affine(self) -> np.ndarray:
-        return np.array(_head(self.path).facts["native_affine"])
+        return np.array(header(self.path).facts["native_affine"])
 
     @property
     def native_shape(self) -> tuple[int, ...]:
-        return tuple(_head(self.path).facts["native_shape"])
+        return tuple(header(self.path).facts["native_shape"])
 
     @property
     def notes(self) -> list[tuple[int, Note]]:
         """What the headers leave open, see `Prepared.notes`."""
-        return _notes(_head(self.path))
+        return _notes(header(self.path))
 
     def _crop(self, name: str, start: Sequence[int] | None, size: Sequence[int] | None) -> np.ndarray:
         array = _array(self.path, name)
@@ -145,7 +145,7 @@ _DTYPES = {"U8": np.dtype(np.uint8), "I16": np.dtype("<i2"), "I32": np.dtype("<i
 
 
 @lru_cache(maxsize=256)
-def _head(path: Path) -> _Head:
+def header(path: Path) -> _Head:
     """The header. Raises UserError if the file is missing, incomplete or damaged."""
     try:
         return _read_head(path)
@@ -192,7 +192,7 @@ def _parse_head(path: Path) -> _Head:
 
 
 def _array(path: Path, name: str) -> np.ndarray:
-    return _map(path, _head(path).arrays[name])
+    return _map(path, header(path).arrays[name])
 
 
 def _map(path: Path, array: _Array) -> np.ndarray:

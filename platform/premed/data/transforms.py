@@ -8,6 +8,7 @@ leaves it unchanged.
 import random
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -73,6 +74,37 @@ def turning_planes(size: Sequence[int], plane: tuple[int, int] | None = None) ->
     return some if plane is None else [each for each in some if {*each} == {*plane}]
 
 
+class Moves(NamedTuple):
+    """How a view is mirrored, then turned. Axes are the spatial ones."""
+
+    flips: tuple[int, ...] = ()  # the axes along which it is mirrored
+    plane: tuple[int, int] = (0, 1)
+    quarters: int = 0  # turns by 90 degrees in this plane, as `np.rot90` counts them
+
+
+def draw_moves(
+    size: Sequence[int],
+    draw: SampleRng,
+    flip: float | Sequence[float] = 0.2,
+    rotate: float = 0.2,
+    plane: tuple[int, int] | None = None,
+) -> Moves:
+    """Draws how `flip_rotate` moves a view of that size."""
+    chances = [flip] * len(size) if isinstance(flip, (int, float)) else flip
+    flips = tuple(i for i in range(len(size)) if draw.chance(f"flip{i}", chances[i]))
+    planes = turning_planes(size, plane)
+    if not planes or not draw.chance("rotate", rotate):
+        return Moves(flips)
+    return Moves(flips, planes[draw.integer("plane", len(planes))], 1 + draw.integer("quarters", 3))
+
+
+def move(array: np.ndarray, moves: Moves, before: int = 0) -> np.ndarray:
+    """A view of the array, whose spatial axes come after `before` others, mirrored and turned."""
+    array = np.flip(array, tuple(before + i for i in moves.flips))
+    first, second = moves.plane
+    return np.rot90(array, moves.quarters, (before + first, before + second)) if moves.quarters else array
+
+
 def flip_rotate(
     image: np.ndarray,
     label: np.ndarray | None,
@@ -83,33 +115,26 @@ def flip_rotate(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Image [C, *S] and label [*S] mirrored along each axis with the probability `flip` (one number, or one per axis)
     and turned by 90, 180 or 270 degrees with the probability `rotate`, in one of `turning_planes`."""
-    dims = image.ndim - 1
-    chances = [flip] * dims if isinstance(flip, (int, float)) else flip
-    axes = [i for i in range(dims) if draw.chance(f"flip{i}", chances[i])]
-    planes = turning_planes(image.shape[1:], plane)
-    turn = bool(planes) and draw.chance("rotate", rotate)
-    first, second = planes[draw.integer("plane", len(planes))] if turn else (0, 1)
-    quarters = 1 + draw.integer("quarters", 3) if turn else 0
-
-    if not axes and not turn:
+    moves = draw_moves(image.shape[1:], draw, flip, rotate, plane)
+    if moves == Moves():
         return image, label
-
-    def transform(array: np.ndarray, before: int) -> np.ndarray:
-        array = np.flip(array, tuple(before + i for i in axes))
-        array = np.rot90(array, quarters, (before + first, before + second)) if turn else array
-        return np.array(
-            array, order="C"
-        )  # not ascontiguousarray: it keeps the negative stride of an axis of length one
-
-    return transform(image, 1), None if label is None else transform(label, 0)
+    # not ascontiguousarray: it keeps the negative stride of an axis of length one
+    moved = np.array(move(image, moves, 1), order="C")
+    return moved, None if label is None else np.array(move(label, moves, 0), order="C")
 
 
 def scale_shift_intensity(image: np.ndarray, draw: SampleRng, amount: float = 0.1, chance: float = 0.1) -> np.ndarray:
     """Scales a float32 image by 1 ± amount, then shifts it by ± amount, each with the probability `chance`."""
     assert image.dtype == np.float32, "intensities are changed in the network's units"
+    factor, shift = draw_intensity(draw, amount, chance)
+    return image if factor == 1 and shift == 0 else image * factor + shift
+
+
+def draw_intensity(draw: SampleRng, amount: float = 0.1, chance: float = 0.1) -> tuple[float, float]:
+    """Draws the factor and the shift of `scale_shift_intensity`; 1 and 0 where chance leaves an image as it is."""
     factor = 1 + float(draw.uniform("scale", 1, -amount, amount)[0]) if draw.chance("scales", chance) else 1.0
     shift = float(draw.uniform("shift", 1, -amount, amount)[0]) if draw.chance("shifts", chance) else 0.0
-    return image if factor == 1 and shift == 0 else image * factor + shift
+    return factor, shift
 
 
 def random_resized_crop(
@@ -124,14 +149,19 @@ def random_resized_crop(
     from torch import from_numpy
     from torchvision.transforms.v2 import InterpolationMode, functional
 
-    top, left, height, width = _box(image.shape[1:], draw, scale, ratio)
+    top, left, height, width = draw_box(image.shape[1:], draw, scale, ratio)
     cut = np.ascontiguousarray(image[:, top : top + height, left : left + width])
     resized = functional.resize(from_numpy(cut), list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
     return np.ascontiguousarray(resized.numpy())
 
 
-def _box(shape: Sequence[int], draw: SampleRng, scale, ratio) -> tuple[int, int, int, int]:
-    """Draws a box that fits: top, left, height, width."""
+def draw_box(
+    shape: Sequence[int],
+    draw: SampleRng,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> tuple[int, int, int, int]:
+    """Draws the box of `random_resized_crop`, which fits: top, left, height, width."""
     full_height, full_width = shape
     shares = draw.uniform("area", 10, *scale).astype(np.float64)
     aspects = np.exp(draw.uniform("aspect", 10, *np.log(ratio)).astype(np.float64))

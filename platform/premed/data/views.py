@@ -1,8 +1,13 @@
-"""Makes the network's inputs from prepared images: random and fixed views [C, *roi] float32, and their label maps."""
+"""Makes the network's inputs from prepared images: random and fixed views [C, *roi] float32, and their label maps.
+
+A random view is a function of its draws. `ViewParams` holds what they come to, so that `resident.py` makes the same
+view of an image that is on the device.
+"""
 
 from collections.abc import Sequence
 from itertools import product
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +18,21 @@ from premed.rng import SampleRng
 
 MOST_TILES = 8  # fixed views per image on which a pre-training is validated
 CHUNK, CHUNK_VOXELS = 64, 2**22  # at most so many images at a time, with so many voxels of one view each
+
+
+class ViewParams(NamedTuple):
+    """What a random view's draws come to: a box of an image, and what is done to it."""
+
+    start: transforms.Start  # the box's first voxel; it may lie outside the image
+    size: tuple[int, ...]  # the box's edges
+    resize: tuple[int, int] | None = None  # the edges of the view, of a random resized crop
+    moves: transforms.Moves = transforms.Moves()
+    factor: float = 1.0  # values are multiplied by it, then
+    shift: float = 0.0  # this is added
+    slice: int | None = None  # of the view along its last axis, which it then lacks
+    channels: tuple[int, int] | None = None  # the first, and how many; None: all
+    label_map: bool = False  # whether its label is the image's label map, cut in the same way
+    label: np.ndarray | None = None  # its label, if that is no map
 
 
 def picture(prepared: PreparedImage, roi: Sequence[int], augment: Augmentation, draw: SampleRng) -> np.ndarray:
@@ -27,6 +47,18 @@ def picture(prepared: PreparedImage, roi: Sequence[int], augment: Augmentation, 
     return prepared.values(image)
 
 
+def picture_params(
+    prepared: PreparedImage, roi: Sequence[int], augment: Augmentation, draw: SampleRng, label: np.ndarray | None = None
+) -> ViewParams:
+    """What `picture` draws, RandAugment apart; `label`: the picture's."""
+    flips = transforms.Moves((1,) if draw.chance("mirror", augment.flip) else ())
+    if augment.scale is None:
+        start = transforms.centre_start(prepared.shape, roi)
+        return ViewParams(start, tuple(roi), moves=flips, label=label)
+    top, left, height, width = transforms.draw_box(prepared.shape, draw, augment.scale)
+    return ViewParams((top, left), (height, width), (roi[0], roi[1]), flips, label=label)
+
+
 def volume(
     prepared: PreparedImage,
     roi: Sequence[int],
@@ -39,17 +71,50 @@ def volume(
 
     ignore: a label on which no crop is centred (`Task.ignore`).
     """
-    if augment.positive is not None and with_label:
-        start = transforms.balanced_start(prepared, roi, draw, augment.positive, ignore)
-    elif augment.shift is not None:
-        start = transforms.shifted_start(prepared.shape, roi, augment.shift, draw)
-    else:
-        start = transforms.random_start(prepared.shape, roi, draw)
+    start = volume_start(prepared, roi, augment, draw, with_label, ignore)
     image, label = prepared.image(start, roi), prepared.label(start, roi) if with_label else None
-    axes = range(len(roi)) if augment.flip_axes is None else augment.flip_axes
-    flips = [augment.flip if axis in axes else 0.0 for axis in range(len(roi))]
-    image, label = transforms.flip_rotate(image, label, draw, flips, augment.rotate, augment.rotate_plane)
+    image, label = transforms.flip_rotate(
+        image, label, draw, flip_chances(roi, augment), augment.rotate, augment.rotate_plane
+    )
     return transforms.scale_shift_intensity(image, draw, chance=augment.intensity), label
+
+
+def volume_params(
+    prepared: PreparedImage,
+    roi: Sequence[int],
+    augment: Augmentation,
+    draw: SampleRng,
+    with_label: bool = False,
+    ignore: int | None = None,
+    label: np.ndarray | None = None,
+) -> ViewParams:
+    """What `volume` draws; `label`: the volume's, if that is no map."""
+    start = volume_start(prepared, roi, augment, draw, with_label, ignore)
+    moves = transforms.draw_moves(roi, draw, flip_chances(roi, augment), augment.rotate, augment.rotate_plane)
+    factor, shift = transforms.draw_intensity(draw, chance=augment.intensity)
+    return ViewParams(start, tuple(roi), None, moves, factor, shift, label_map=with_label, label=label)
+
+
+def volume_start(
+    prepared: PreparedImage,
+    roi: Sequence[int],
+    augment: Augmentation,
+    draw: SampleRng,
+    with_label: bool,
+    ignore: int | None,
+) -> transforms.Start:
+    """Draws where the crop of `volume` starts."""
+    if augment.positive is not None and with_label:
+        return transforms.balanced_start(prepared, roi, draw, augment.positive, ignore)
+    if augment.shift is not None:
+        return transforms.shifted_start(prepared.shape, roi, augment.shift, draw)
+    return transforms.random_start(prepared.shape, roi, draw)
+
+
+def flip_chances(roi: Sequence[int], augment: Augmentation) -> list[float]:
+    """The probability with which `volume` mirrors each axis."""
+    axes = range(len(roi)) if augment.flip_axes is None else augment.flip_axes
+    return [augment.flip if axis in axes else 0.0 for axis in range(len(roi))]
 
 
 def centre(prepared: PreparedImage, roi: Sequence[int]) -> np.ndarray:

@@ -13,7 +13,6 @@ from torch.optim import AdamW
 from premed.config.settings import Finetune, Pretrain
 from premed.contracts import DataSet
 from premed.data.datamodule import Tasks, absent_classes, stage_data_sets
-from premed.data.loader import PreparedLoader
 from premed.distributed import RaisedOnAllRanks, raise_on_all_ranks, rank_and_world
 from premed.errors import UserError
 from premed.events import EvaluationStarted, EventHandler, TrainingStarted, WarningIssued
@@ -37,6 +36,7 @@ from premed.training.setup import (
     refuse_changed,
     set_up,
 )
+from premed.training.source import naming_resident, source_of
 from premed.training.stopping import deferred
 from premed.training.supervised import Supervised
 from premed.training.throughput import Throughput
@@ -114,9 +114,8 @@ def train_stage(
             solve(objective, train, callback, start=start, precision=precision, on_event=on_event)
         save_stage(job, setup, callback)
         return
-    draws: dict[str, Any] = {"seed": settings.seed, "stage": stage.draws}
-    source = PreparedLoader(setup.data_sets, train, device=setup.device, num_loaders=how.loaders, **draws)
-    with deferred() as interrupted, watchdog.watching(objective.parts["encoder"]):
+    source = source_of(job, setup, lambda text: on_event(WarningIssued(text)))
+    with deferred() as interrupted, watchdog.watching(objective.parts["encoder"]), naming_resident(source):
         callback.stopping = lambda: interrupted() or stopping()
         callback.catch_up()
         if callback.ended is None:

@@ -5,7 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from premed.benchmarks import mae, steps
-from premed.benchmarks.gpu import equality, resume
+from premed.benchmarks.gpu import equality, resident, resume
 from premed.benchmarks.gpu.context import Context
 from premed.benchmarks.gpu.result import GpuReport
 from premed.benchmarks.gpu.trainings import InMemory, Training, train
@@ -50,6 +50,17 @@ def test_a_device_that_computes_other_losses_fails(monkeypatch):
     assert state == "passed" and "losses of 20 steps" in found
     ((state, found),) = lines(equality.equal, monkeypatch, Training("MAE 2-D", TINY, Drifting(by=0.01)))
     assert state == "failed", found
+
+
+def test_views_on_a_device_that_are_others_than_the_cpu_s_fail(monkeypatch):
+    monkeypatch.setattr(resident, "small", lambda: [TRAINING])
+    found = []
+    for _ in range(2):
+        report = GpuReport({}, True, 1, running="views")
+        resident.views(Context(Settings(short=True), report, lambda report: None))
+        found += [(line.state, line.found[:20], len(line.numbers)) for line in report.lines]
+        monkeypatch.setattr(resident.ResidentLoader, "cut", lambda *_: (torch.zeros(1, 1, 32, 32), None))
+    assert found == [("passed", "equal, bit for bit; ", 2), ("failed", "views on the device ", 0)]
 
 
 @pytest.mark.slow  # one of many

@@ -1,4 +1,5 @@
-"""Row training: how fast premed trains on this GPU, from one batch in memory and from prepared files."""
+"""Row training: how fast premed trains on this GPU, from one batch in memory, from prepared files, and from images that
+stay on the device."""
 
 import gc
 import time
@@ -24,6 +25,7 @@ from premed.data import views as data_views
 from premed.data.cache import Cache
 from premed.data.io.memory import num_cpus
 from premed.data.loader import PreparedLoader
+from premed.data.resident import ResidentLoader
 from premed.data.samplers import EpochSampler
 from premed.errors import UserError
 from premed.rng import SampleRng
@@ -40,19 +42,20 @@ MOST_LOADERS = 15
 
 
 def training(context: Context) -> None:
-    """Each network: a line for one batch in memory again and again, and one for prepared files through loaders."""
+    """Each network: a line for one batch in memory again and again, one for prepared files through loaders, and one for
+    images that stay on the device."""
     with TemporaryDirectory() as folder:
         for each in full(context):
-            with context.guarded(f"{each.name}, {PRECISIONS[PRECISION]}"):
+            with context.guarded(of_training(each)):
                 measure(context, each, Path(folder))
 
 
 def measure(context: Context, training: Training, folder: Path) -> None:
-    """Two lines of one network."""
+    """Three lines of one network."""
     forget_peak_memory()
     running = largest(context, training)
     training, precision = running.training, PRECISION
-    of = f"{training.name}, {PRECISIONS[precision]}"
+    of = of_training(training)
     forget_peak_memory()
     running.steps(WARM_UP)
     first = running.steps(WARM_UP)
@@ -68,7 +71,14 @@ def measure(context: Context, training: Training, folder: Path) -> None:
         **context.shares(flops, spread.median, precision),
         memory_gib=memory,
     )
-    from_files(context, running, spread.median, flops, folder)
+    samples = write_files(context, training, folder)
+    for kind, of in ((PreparedLoader, "from files"), (ResidentLoader, "from images on the device")):
+        with context.guarded(f"{of_training(training)}, {of}"):
+            from_images(context, running, spread.median, flops, samples, kind, of)
+
+
+def of_training(training: Training) -> str:
+    return f"{training.name}, {PRECISIONS[PRECISION]}"
 
 
 def rates(batch: int, step: Spread) -> dict[str, float]:
@@ -131,11 +141,11 @@ def largest(context: Context, training: Training) -> Running:
         training = training.of_batch(training.batch // 2)
 
 
-# ---- from files
+# ---- from images
 
 
 class Enough(Exception):
-    """The steps from files have taken the time that they may."""
+    """The steps have taken the time that they may."""
 
 
 @dataclass(frozen=True)
@@ -150,18 +160,31 @@ class Files:
             return data_views.picture(sample.prepared, self.roi, augment, draw), None
         return data_views.volume(sample.prepared, self.roi, augment, draw, with_label=self.labels)
 
+    def view_params(self, sample: Sample, augment: Augmentation, draw: SampleRng) -> data_views.ViewParams:
+        if len(self.roi) == 2:
+            return data_views.picture_params(sample.prepared, self.roi, augment, draw)
+        return data_views.volume_params(sample.prepared, self.roi, augment, draw, with_label=self.labels)
 
-def from_files(context: Context, running: Running, step: float, flops: float, folder: Path) -> None:
-    """A line: prepared files, in memory as the system keeps what was read, through as many loaders as there are CPUs.
 
-    step: seconds of one from memory, by which the number of steps is chosen.
+def from_images(
+    context: Context,
+    running: Running,
+    step: float,
+    flops: float,
+    samples: Sequence[Sample],
+    kind: type[PreparedLoader],
+    of: str,
+) -> None:
+    """A line: prepared files, in memory as the system keeps what was read, or images on the device, through as many
+    loaders as there are CPUs.
+
+    step: seconds of one from memory, by which the number of steps is chosen. kind: of the loader, `of` in words.
     """
     training, num_loaders = running.training, min(max(int(num_cpus()) - 1, 1), MOST_LOADERS)
-    samples = write_files(context, training, folder)
     repeated = [samples[i % len(samples)] for i in range(training.batch)]
     task: Any = Files(training.roi, bool(training.classes))
     data_set = DataSet(task, "made up", augmentation(training))
-    source = PreparedLoader([data_set], repeated, seed=0, stage="bench", device=context.device, num_loaders=num_loaders)
+    source = kind([data_set], repeated, seed=0, stage="bench", device=context.device, num_loaders=num_loaders)
     most = context.settings.size(*FROM_FILES)
     num = WARM_UP + min(max(round(most / step), WARM_UP), MOST_STEPS)
     throughput, numbers = Throughput(context.device, num_loaders), dict[str, float]()
@@ -179,9 +202,10 @@ def from_files(context: Context, running: Running, step: float, flops: float, fo
         running.fit(throughput.timed(source), EpochSampler(training.batch, training.batch, num, 0, "bench"), callback)
     rate = numbers["pace/samples_per_second"]
     context.line(
-        f"{training.name}, {PRECISIONS[PRECISION]}, from files",
+        f"{of_training(training)}, {of}",
         "measured",
-        f"{numbers['num_steps']} steps, {num_loaders} loaders, files that the system keeps in memory",
+        f"{numbers['num_steps']} steps, {num_loaders} loaders"
+        + ("" if isinstance(source, ResidentLoader) else ", files that the system keeps in memory"),
         samples_per_second=rate,
         step_ms=1000 * training.batch / rate,
         data_wait=numbers["pace/data_wait"],

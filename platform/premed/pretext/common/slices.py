@@ -7,6 +7,7 @@ import numpy as np
 
 from premed.config.image_processing import Augmentation
 from premed.contracts import Sample, Task
+from premed.data.views import ViewParams
 from premed.rng import SampleRng
 
 
@@ -38,6 +39,13 @@ class SlicedTask:
             image = image[..., draw.integer("slice", image.shape[-1])]
         first = draw.integer("channel", len(image)) if self.channels < len(image) else 0
         return np.ascontiguousarray(image[first : first + self.channels]), None
+
+    def view_params(self, sample: Sample, augment: Augmentation, draw: SampleRng) -> ViewParams:
+        params = self.task.view_params(sample, augment, draw)._replace(label_map=False, label=None)  # type: ignore[attr-defined]
+        if len(params.size) == 3:
+            params = params._replace(slice=draw.integer("slice", params.size[-1]))
+        first = draw.integer("channel", self.task.channels) if self.channels < self.task.channels else 0
+        return params._replace(channels=(first, self.channels))
 
     def tiles(self, sample: Sample) -> list[np.ndarray]:
         """Returns the fixed views [channels, H, W]."""

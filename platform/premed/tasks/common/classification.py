@@ -54,6 +54,11 @@ class Classification:
             return views.picture(sample.prepared, self.roi, augment, draw), label
         return views.volume(sample.prepared, self.roi, augment, draw)[0], label
 
+    def view_params(self, sample: Sample, augment: Augmentation, draw: SampleRng) -> views.ViewParams:
+        label = None if sample.case.label is None else np.asarray(sample.case.label, np.float32)
+        params = views.picture_params if self.dims == 2 else views.volume_params
+        return params(sample.prepared, self.roi, augment, draw, label=label)
+
     def tiles(self, sample: Sample) -> list[np.ndarray]:
         return views.tiles(sample.prepared, self.roi)
 

@@ -67,8 +67,11 @@ class Segmentation:
         raise NotImplementedError
 
     def view(self, sample: Sample, augment: Augmentation, draw: SampleRng) -> tuple[np.ndarray, np.ndarray | None]:
+        return views.volume(sample.prepared, self.roi, augment, draw, sample.case.label is not None, self.ignore)
+
+    def view_params(self, sample: Sample, augment: Augmentation, draw: SampleRng) -> views.ViewParams:
         with_label = sample.case.label is not None
-        return views.volume(sample.prepared, self.roi, augment, draw, with_label, self.ignore)
+        return views.volume_params(sample.prepared, self.roi, augment, draw, with_label, self.ignore)
 
     def tiles(self, sample: Sample) -> list[np.ndarray]:
         return views.tiles(sample.prepared, self.roi)
