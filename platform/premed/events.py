@@ -65,43 +65,31 @@ class LookTaken(Event):
 
 
 @dataclass(frozen=True)
-class ImagesPrepared(Event):
+class Count(Event):
+    """How much is done of how much."""
+
+    done: int
+    total: int
+
+
+class ImagesPrepared(Count):
     """So many images are preprocessed, in the cache."""
 
-    done: int
-    total: int
 
-
-@dataclass(frozen=True)
-class ImagesCompared(Event):
+class ImagesCompared(Count):
     """Images of val and test are compared with those of other data sets: so many are read."""
 
-    done: int
-    total: int
 
-
-@dataclass(frozen=True)
-class ImagesChecked(Event):
+class ImagesChecked(Count):
     """So many images were opened by `premed data check`."""
 
-    done: int
-    total: int
 
-
-@dataclass(frozen=True)
-class FilesRead(Event):
+class FilesRead(Count):
     """`premed init`: so many headers and, of some images again, values were read."""
 
-    done: int
-    total: int
 
-
-@dataclass(frozen=True)
-class ImagesPredicted(Event):
+class ImagesPredicted(Count):
     """So many images were predicted by `premed predict`."""
-
-    done: int
-    total: int
 
 
 @dataclass(frozen=True)
