@@ -105,8 +105,8 @@ WRITERS = {
     "Task01_BrainTumour": partial(brain.write_brats, num_cases=60, num_unlabelled=60, seed=0, shape=(40, 40, 32)),
 }
 EXPECT = (
-    "each task is pre-trained for a minute or two; on volumes that is too short to pass the gate, and what it gains all "
-    "the same, or not, is said at the end"
+    "each task is pre-trained for a minute or two; on volumes that is too short to pass the gate, and what it gains "
+    "all the same, or not, is said at the end"
 )
 SEEDS = {"chestxray14": range(4), "btcv": range(3), "brats": range(3)}
 
