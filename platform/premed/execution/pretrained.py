@@ -82,7 +82,8 @@ def settle_pretrained(
         "pretrain": (stated, pretrain, given.stated),
     }
     for name, (ours, its, only) in theirs.items():
-        for field, one, other in differences(*(privacy.fields(as_json(each)) for each in (ours, its)), only, name):
+        ours, its = (privacy.fields(as_json(each)) for each in (ours, its))
+        for field, one, other in differences(ours, its, only, name):
             raise UserError(f"{field}: is {one}, and {where} was made with {other}; make it that, or leave it out")
     refuse_other_preparation(task, card, where)
     named = Pretrained(encoder=found.digest, seed=pretrain.seed)

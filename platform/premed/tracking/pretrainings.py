@@ -80,15 +80,14 @@ def read(store: RunStore, run: Run) -> dict[str, Any] | None:
     """Returns the record of a run; None if it has none. Raises UserError for one that is not as it was recorded."""
     with TemporaryDirectory() as folder:
         try:
-            return checked(run, store.file(run, FILE, folder).read_bytes())
-        except UserError:
-            raise
+            content = store.file(run, FILE, folder).read_bytes()
         except ArtifactMissing:
             return None
         except Exception as error:
             if not transient(error):
                 raise
             raise UserError(f"{unreachable(error, store.uri)}; try again") from None
+    return checked(run, content)
 
 
 def checked(run: Run, content: bytes) -> dict[str, Any]:

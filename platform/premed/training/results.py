@@ -30,7 +30,9 @@ def table_hash(storage: StageStorage, name: str) -> str | None:
     """The SHA-256 of a table's values, however they are laid out; None if there is no such table, or a torn one."""
     content = storage.get(name)
     try:
-        return content and hashlib.sha256(json.dumps(json.loads(content), sort_keys=True).encode()).hexdigest()
+        if content is None:
+            return None
+        return hashlib.sha256(json.dumps(json.loads(content), sort_keys=True).encode()).hexdigest()
     except (ValueError, RecursionError):
         return None
 

@@ -8,7 +8,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.comparing import add, arm_of, block_of, difference_of, in_order, score_of, stages, variety, volumes, xrays
+from support.comparing import (
+    add,
+    arm_of,
+    block_of,
+    difference_of,
+    exclusive,
+    in_order,
+    score_of,
+    stages,
+    variety,
+    volumes,
+    xrays,
+)
 from support.suite import REPOSITORY
 
 from premed.cli.options import as_json_value, print_result
@@ -299,6 +311,16 @@ def test_tasks_are_compared_each_on_its_own(trained):
 
 
 # ---- cost
+
+
+def test_the_most_frequent_class_alone_is_told_beside_an_accuracy(store):
+    """An accuracy of 0.8 looks like a result where four of five images are of one class."""
+    rows = exclusive(1.0, num=60)[:50]
+    share = max(sum(row[f"y/{name}"] for row in rows) for name in "abc") / 50
+    for strategy in ("none", "mae"):
+        add(store, strategy, 0, rows, score="accuracy")
+    notes = compare(store).tasks[0].notes
+    assert f"accuracy: an answer that is always a has {share:.3f}" in notes
 
 
 def test_precisions_that_differ_are_told(store):

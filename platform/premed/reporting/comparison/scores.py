@@ -39,6 +39,8 @@ class ScoreTable:
     """n_missed, n_invented, n_excluded of a segmentation; n_undefined of a classification."""
     answers: Answers | None
     """Of a classification, for its calibration: of exclusive classes the likeliest, else each class."""
+    majority: tuple[str, float] | None = None
+    """Of exclusive classes, the one that most images have, and its share of them: its accuracy as a constant answer."""
 
     @property
     def num_patients(self) -> int:
@@ -55,7 +57,7 @@ def score_table(columns: Columns, main: str | None, exclusive: bool = False) -> 
         """[N, K] of the columns `<kind>/<class>`."""
         return np.array([columns[f"{kind}/{name}"] for name in classes], float).T[order]
 
-    answers = None
+    answers, majority = None, None
     if regions := class_names(columns, "dice"):
         scores = {
             kind: with_mean(regions, statistics.means(numbers(kind, regions), patients)) for kind in ("dice", "hd95")
@@ -69,9 +71,11 @@ def score_table(columns: Columns, main: str | None, exclusive: bool = False) -> 
         scores = {"mauc": with_mean(classes, statistics.aucs(truth, answer, patients))}
         if exclusive or main == "accuracy":
             scores["accuracy"] = ClassScores(classes, *statistics.means(correct(truth, answer), patients))
+            shares = truth.mean(axis=0)
+            majority = classes[int(shares.argmax())], float(shares.max())
         counts = {"n_undefined": float(np.isnan(scores["mauc"].full[1:]).sum())}
         answers = top_label(truth, answer) if "accuracy" in scores else Answers(truth, answer)
-    return ScoreTable(main or next(iter(scores)), scores, cases[order], patients, counts, answers)
+    return ScoreTable(main or next(iter(scores)), scores, cases[order], patients, counts, answers, majority)
 
 
 def class_names(columns: Columns, kind: str) -> tuple[str, ...]:
