@@ -209,6 +209,7 @@ def save_trunk_segment(job: StageJob, callback: TrainingCallback, num_cases: int
 
     There are no parts: the learning rate has not been cooled down yet.
     """
+    callback.best.pop("hashes", None)  # the best weights go with the result, and this state stays
     callback.save(callback.plan.num_steps, kept=1)
     if rank_and_world()[0] == 0:
         weights = origin_of(job.parent_storage, job.stage, job.stage.task.name)  # type: ignore[attr-defined]
