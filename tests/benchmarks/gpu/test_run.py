@@ -178,11 +178,17 @@ def test_all_rows_run_without_a_gpu_ray_mlflow_and_optuna(tmp_path):
     found = json.loads(done.stdout.splitlines()[-1])
     assert list(dict.fromkeys(line["row"] for line in found["lines"])) == [row.name for row in ROWS]
     states = {row: {line["state"] for line in found["lines"] if line["row"] == row} for row in found["seconds"]}
-    assert {row for row, state in states.items() if state == {"passed"}} == {"equal", "bf16", "resume", "memory"}
+    assert {row for row, state in states.items() if state == {"passed"}} == {
+        "equal",
+        "bf16",
+        "resume",
+        "views",
+        "memory",
+    }
     assert {row for row, state in states.items() if state == {"measured"}} >= {"rates", "training", "deterministic"}
     speeds = [line["numbers"] for line in found["lines"] if line["row"] == "training"]
-    assert len(speeds) == 6 and all(each["samples_per_second"] > 0 for each in speeds)
-    assert sum("data_wait" in each for each in speeds) == 3 and sum("memory_gib" in each for each in speeds) == 3
+    assert len(speeds) == 9 and all(each["samples_per_second"] > 0 for each in speeds)
+    assert sum("data_wait" in each for each in speeds) == 6 and sum("memory_gib" in each for each in speeds) == 3
     text = (tmp_path / "gpu.md").read_text()
     assert "| memory | MAE 3-D, fp32, 64 images a step | passed |" in text and "Under way" not in text
     assert sum(found["seconds"].values()) <= time.monotonic() - began
