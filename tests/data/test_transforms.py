@@ -30,12 +30,20 @@ def test_the_same_draw_gives_the_same_view(seed):
         yield transforms.random_resized_crop(picture, (32, 32), draw)
         yield transforms.rand_augment(picture, draw)
         yield transforms.horizontal_flip(picture, draw)
-        yield transforms.flip_rotate(volume, None, draw)[0]
-        yield transforms.scale_shift_intensity(volume, draw, chance=0.5)
+        yield flip_rotate(volume, None, draw)[0]
+        yield scale_shift_intensity(volume, draw, chance=0.5)
 
     for first, second, dtype in zip(all_views(), all_views(), ["u1"] * 3 + ["f4"] * 2, strict=True):
         np.testing.assert_array_equal(first, second)
         assert first.flags.c_contiguous and min(first.strides) > 0 and first.dtype == dtype
+
+
+def flip_rotate(image, label, draw, *chances):
+    return transforms.flip_rotate(image, label, transforms.draw_moves(image.shape[1:], draw, *chances))
+
+
+def scale_shift_intensity(image, draw, amount=0.1, chance=0.1):
+    return transforms.scale_shift_intensity(image, *transforms.draw_intensity(draw, amount, chance))
 
 
 def test_boxes_stay_inside_and_small_images_are_padded_alike():
@@ -63,31 +71,31 @@ def test_balanced_crops_stay_inside_or_in_the_middle():
 def test_a_turned_label_stays_on_its_image():
     for seed in range(60):
         image = noise(1, 6, 6, 6, seed=seed)
-        turned, label = transforms.flip_rotate(image, (image[0] > 100).astype(np.uint8), SampleRng(seed), 0.5, 0.5)
+        turned, label = flip_rotate(image, (image[0] > 100).astype(np.uint8), SampleRng(seed), 0.5, 0.5)
         np.testing.assert_array_equal(turned[0] > 100, label)
 
 
 def test_only_equal_sides_are_turned_into_each_other():
-    shapes = {transforms.flip_rotate(noise(1, 4, 6, 4), None, SampleRng(i), 0, 1)[0].shape for i in range(30)}
-    turned = [transforms.flip_rotate(noise(1, 4, 6, 4), None, SampleRng(i), 0, 1)[0] for i in range(30)]
+    shapes = {flip_rotate(noise(1, 4, 6, 4), None, SampleRng(i), 0, 1)[0].shape for i in range(30)}
+    turned = [flip_rotate(noise(1, 4, 6, 4), None, SampleRng(i), 0, 1)[0] for i in range(30)]
     assert shapes == {(1, 4, 6, 4)} and len({view.tobytes() for view in turned}) == 3
 
 
 def test_a_plane_may_be_given_and_no_other_is_turned():
     image = noise(1, 4, 4, 4)
-    turned = {transforms.flip_rotate(image, None, SampleRng(i), 0, 1, (1, 0))[0].tobytes() for i in range(40)}
+    turned = {flip_rotate(image, None, SampleRng(i), 0, 1, (1, 0))[0].tobytes() for i in range(40)}
     assert turned == {np.rot90(image, quarters, (1, 2)).tobytes() for quarters in (1, 2, 3)}
     assert transforms.turning_planes((4, 6, 4), (0, 1)) == [] and transforms.turning_planes((4, 6, 4)) == [(0, 2)]
 
 
 def test_a_flip_may_be_asked_for_axis_by_axis():
     image = noise(1, 4, 5, 6)
-    np.testing.assert_array_equal(transforms.flip_rotate(image, None, SampleRng(1), (1, 0, 0), 0)[0], image[:, ::-1])
+    np.testing.assert_array_equal(flip_rotate(image, None, SampleRng(1), (1, 0, 0), 0)[0], image[:, ::-1])
 
 
 def test_intensities_move_by_at_most_the_amount():
     image = np.ones((1, 2, 2, 2), np.float32)
-    moved = np.array([transforms.scale_shift_intensity(image, SampleRng(i), 0.1, 1.0)[0, 0, 0, 0] for i in range(300)])
+    moved = np.array([scale_shift_intensity(image, SampleRng(i), 0.1, 1.0)[0, 0, 0, 0] for i in range(300)])
     assert 0.8 <= moved.min() < 0.85 and 1.15 < moved.max() <= 1.2
 
 

@@ -75,7 +75,7 @@ def test_a_damaged_file_of_a_finished_stage_comes_back_from_mlflow_with_a_word(u
         file.unlink()
     elif damage == "torn":
         file.write_bytes(whole[: len(whole) // 2])
-    elif damage == "digit":  # of a number that is told and compared
+    elif damage == "digit":  # of a number that is shown and compared
         changed = re.sub(rb'("val/[a-z_]+": [0-9]*[.])([0-8])', rb"\g<1>9", whole, count=1)
         assert changed != whole
         file.write_bytes(changed)

@@ -133,7 +133,9 @@ def test_what_a_person_is_to_add_again_is_left_out():
         "task": {"name": "images", "root": "/DOE", "table": "DOE.csv", "split": {"train": ["DOE"]}, "roi": [16, 16]},
         "pretrain": {"sources": [{"task": {"name": "unlabelled", "exclude": ["DOE"]}}], "lr": 0.1},
     }
+    tree["pretext"] = {"levels": ["a"], "sources": [{"task": {"name": "unlabelled", "root": "/DOE"}}]}
     left = {"name": None, "task": {"name": "images", "roi": [16, 16]}, "pretrain": {"lr": 0.1}}
+    left["pretext"] = {"levels": ["a"]}
     assert Privacy(bytes(32)).without_names(tree) == left and Privacy().without_names(tree) == tree
 
 

@@ -19,6 +19,14 @@ ASHA = {
 }
 
 
+def write_chest_base(folder):
+    """base.yaml of a fine-tuning from scratch on X-rays that are not there: nothing of it is trained."""
+    task = {"name": "chestxray14", "root": str(folder)}
+    finetune = {"epochs": 2, "batch": 4, "lr": 1e-3, "head": "linear"}
+    base = {"task": task, "encoder": "vit", "pretext": "none", "finetune": finetune}
+    (folder / "base.yaml").write_text(yaml.safe_dump(base))
+
+
 def write_sweep(folder, chest, search, *changes):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "base.yaml").write_text(yaml.safe_dump(tree(chest, QUICK, *changes)))

@@ -1,5 +1,5 @@
-"""Where a training's batches come from: what stays on the device, what is told where it does not, and that nothing
-else changes."""
+"""Where a training's batches come from: what stays on the device, the warnings where it does not, and that nothing else
+changes."""
 
 from types import SimpleNamespace
 
@@ -54,8 +54,8 @@ class Described(Darker):
 
 
 def chosen(folder, resident=True, task=None, augment=CROPS, dtype=np.uint8):
-    """The loader of a training on three images, and what is told of it."""
-    task, told, samples = task or Pictures(), [], []
+    """The loader of a training on three images, and its warnings."""
+    task, warnings, samples = task or Pictures(), [], []
     folder.mkdir(exist_ok=True)
     for i in range(3):
         image, ones = np.random.default_rng(i).integers(0, 256, (1, *(12,) * task.dims)).astype(dtype), np.ones(1)
@@ -67,18 +67,18 @@ def chosen(folder, resident=True, task=None, augment=CROPS, dtype=np.uint8):
         train=Train(resident=resident),
     )
     setup = SimpleNamespace(data_sets=[DataSet(task, "", augment)], train=samples, device=torch.device("cpu"))
-    return source_of(job, setup, told.append), told  # type: ignore[arg-type]
+    return source_of(job, setup, warnings.append), warnings  # type: ignore[arg-type]
 
 
 def test_images_stay_on_a_cpu_only_where_that_is_asked_for(tmp_path):
     assert [type(chosen(tmp_path, each)[0]) for each in ("auto", False)] == [PreparedLoader] * 2
     for task in (Pictures(), Volumes()):
-        kept, told = chosen(tmp_path / task.name, True, task, Augmentation(flip=0.5))
-        assert isinstance(kept, ResidentLoader) and told == []
+        kept, warnings = chosen(tmp_path / task.name, True, task, Augmentation(flip=0.5))
+        assert isinstance(kept, ResidentLoader) and warnings == []
 
 
 def streamed(words, **how):
-    """Images are read from files, which is told in one line with these words."""
+    """Images are read from files, and one warning has these words."""
     loader, (line,) = chosen(**how)
     assert type(loader) is PreparedLoader
     assert line.startswith("train.resident: ") and line.endswith("they are read from files for each step")

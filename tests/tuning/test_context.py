@@ -7,6 +7,7 @@ import yaml
 from support.pretrained import NAME, move_alias, tuned
 from support.stores import free_port
 from support.suite import REPOSITORY
+from support.sweeps import write_chest_base
 
 from premed.cli.options import as_json_value
 from premed.config.compose import load
@@ -44,10 +45,7 @@ SHARES = {"finetune.lr": 0.75, "finetune.epochs": 0.25, "finetune.layer_decay": 
 @pytest.fixture
 def context(tmp_path, monkeypatch):
     monkeypatch.setenv("PREMED_HOME", str(tmp_path / "premed"))
-    task = {"name": "chestxray14", "root": str(tmp_path)}
-    finetune = {"epochs": 2, "batch": 4, "lr": 1e-3, "head": "linear"}
-    base = {"task": task, "encoder": "vit", "pretext": "none", "finetune": finetune}
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    write_chest_base(tmp_path)
     sweep = {"base": "base.yaml", "space": SPACE, "search": "optuna", "trials": 9, "seeds": [0, 1]}
     sweep |= {"scheduler": {"name": "asha", "grace": 1, "reduction": 2}}
     (tmp_path / "lr.yaml").write_text(yaml.safe_dump(sweep, sort_keys=False))

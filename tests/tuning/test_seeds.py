@@ -5,6 +5,7 @@ import pytest
 import scipy.stats
 import yaml
 from support.sweep_seeds import simulated
+from support.sweeps import write_chest_base
 
 from premed.events import LookTaken
 from premed.execution.session import Session
@@ -39,10 +40,7 @@ def test_a_lead_is_the_mean_of_paired_differences_with_student_s_interval_at_the
 def context(tmp_path, monkeypatch):
     """Makes the context of a sweep with `seeds: auto` and these fields of `decide`."""
     monkeypatch.setenv("PREMED_HOME", str(tmp_path / "premed"))
-    task = {"name": "chestxray14", "root": str(tmp_path)}
-    finetune = {"epochs": 2, "batch": 4, "lr": 1e-3, "head": "linear"}
-    base = {"task": task, "encoder": "vit", "pretext": "none", "finetune": finetune}
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    write_chest_base(tmp_path)
 
     def context(**decide):
         tree = {"base": "base.yaml", "space": {"finetune.lr": [0.1, 0.2, 0.3]}, "seeds": "auto"}

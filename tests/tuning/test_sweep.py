@@ -70,11 +70,11 @@ def test_with_seeds_auto_a_trial_that_cannot_be_better_by_the_margin_gets_no_mor
     result = sweep.run(load_sweep(file), events.append)
     assert [(each.state, len(each.by_seed)) for each in result.trials] == [("done", 5), ("stopped", 4)]
     assert result.best == 0 and len(runs_of(home, "finetune")) == 9
-    (told,) = [event.words for event in events if isinstance(event, LookTaken)]
-    assert told.startswith("trial 1 gets no more seeds, no better than trial 0: val/mauc ")
+    (shown,) = [event.words for event in events if isinstance(event, LookTaken)]
+    assert shown.startswith("trial 1 gets no more seeds, no better than trial 0: val/mauc ")
     tags = [run.tags for run in runs_of(home, "trial")]
     assert sorted(each["state"] for each in tags) == ["done", "stopped"]
-    assert told.endswith(next(each["premed.behind"] for each in tags if each["state"] == "stopped"))
+    assert shown.endswith(next(each["premed.behind"] for each in tags if each["state"] == "stopped"))
     assert sweep.run(load_sweep(file), events.append) == result
 
 

@@ -247,13 +247,13 @@ class Train(Spec):
     """Micro-batches per step and worker."""
     precision: Literal["auto", "fp32", "bf16"] = runtime_field("auto")
     """auto: bf16 autocast on GPUs and on CPUs with bf16 matrix units, fp32 elsewhere. A finished stage is used in
-    whichever it was trained; if you ask for the other one, that is told."""
+    whichever it was trained; a warning says so if the other one is set now."""
     loaders: int = runtime_field(0, ge=0)
     """Data-loading processes per worker."""
     resident: Literal["auto", True, False] = runtime_field("auto")
     """Whether prepared training images stay in the memory of the device, where views are then made: the same, bit for
     bit. auto: on a GPU. Where they take more than half of what is free, or are augmented with `rand`, they are read
-    from files for each step all the same, which is told."""
+    from files for each step all the same, and a warning says so."""
     log_steps: int = runtime_field(20, ge=1)
     """Steps between two logged points of a curve; checkpoints are saved at such points."""
     save_minutes: float = runtime_field(5.0, ge=0)

@@ -87,17 +87,9 @@ class ResidentLoader(PreparedLoader):
     Tasks have `view_params`, see `views.ViewParams`.
     """
 
-    def __init__(
-        self,
-        data_sets: Sequence[DataSet],
-        samples: Sequence[Sample],
-        *,
-        seed: int,
-        stage: str,
-        device: torch.device,
-        num_loaders: int = 0,
-    ):
-        super().__init__(data_sets, samples, seed=seed, stage=stage, device=device, num_loaders=num_loaders)
+    def __init__(self, data_sets: Sequence[DataSet], samples: Sequence[Sample], *, device: torch.device, **how: Any):
+        """how: see `PreparedLoader`."""
+        super().__init__(data_sets, samples, device=device, **how)
         places, sizes = places_of(samples)
         self.num_bytes = num_bytes(sizes)
         self.stores = {store: torch.empty(n, dtype=dtype_of(store), device=device) for store, n in sizes.items()}

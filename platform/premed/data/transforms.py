@@ -89,7 +89,9 @@ def draw_moves(
     rotate: float = 0.2,
     plane: tuple[int, int] | None = None,
 ) -> Moves:
-    """Draws how `flip_rotate` moves a view of that size."""
+    """Draws how `flip_rotate` moves a view of that size: mirrored along each axis with the probability `flip` (one
+    number, or one per axis), and turned by 90, 180 or 270 degrees with the probability `rotate`, in one of
+    `turning_planes`."""
     chances = [flip] * len(size) if isinstance(flip, (int, float)) else flip
     flips = tuple(i for i in range(len(size)) if draw.chance(f"flip{i}", chances[i]))
     planes = turning_planes(size, plane)
@@ -105,17 +107,8 @@ def move(array: np.ndarray, moves: Moves, before: int = 0) -> np.ndarray:
     return np.rot90(array, moves.quarters, (before + first, before + second)) if moves.quarters else array
 
 
-def flip_rotate(
-    image: np.ndarray,
-    label: np.ndarray | None,
-    draw: SampleRng,
-    flip: float | Sequence[float] = 0.2,
-    rotate: float = 0.2,
-    plane: tuple[int, int] | None = None,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Image [C, *S] and label [*S] mirrored along each axis with the probability `flip` (one number, or one per axis)
-    and turned by 90, 180 or 270 degrees with the probability `rotate`, in one of `turning_planes`."""
-    moves = draw_moves(image.shape[1:], draw, flip, rotate, plane)
+def flip_rotate(image: np.ndarray, label: np.ndarray | None, moves: Moves) -> tuple[np.ndarray, np.ndarray | None]:
+    """Image [C, *S] and label [*S] mirrored and turned."""
     if moves == Moves():
         return image, label
     # not ascontiguousarray: it keeps the negative stride of an axis of length one
@@ -123,15 +116,15 @@ def flip_rotate(
     return moved, None if label is None else np.array(move(label, moves, 0), order="C")
 
 
-def scale_shift_intensity(image: np.ndarray, draw: SampleRng, amount: float = 0.1, chance: float = 0.1) -> np.ndarray:
-    """Scales a float32 image by 1 ± amount, then shifts it by ± amount, each with the probability `chance`."""
+def scale_shift_intensity(image: np.ndarray, factor: float, shift: float) -> np.ndarray:
+    """A float32 image times `factor`, plus `shift`."""
     assert image.dtype == np.float32, "intensities are changed in the network's units"
-    factor, shift = draw_intensity(draw, amount, chance)
     return image if factor == 1 and shift == 0 else image * factor + shift
 
 
 def draw_intensity(draw: SampleRng, amount: float = 0.1, chance: float = 0.1) -> tuple[float, float]:
-    """Draws the factor and the shift of `scale_shift_intensity`; 1 and 0 where chance leaves an image as it is."""
+    """Draws the factor, 1 ± amount, and the shift, ± amount, of `scale_shift_intensity`, each with the probability
+    `chance`; else 1 and 0."""
     factor = 1 + float(draw.uniform("scale", 1, -amount, amount)[0]) if draw.chance("scales", chance) else 1.0
     shift = float(draw.uniform("shift", 1, -amount, amount)[0]) if draw.chance("shifts", chance) else 0.0
     return factor, shift

@@ -71,12 +71,11 @@ def volume(
 
     ignore: a label on which no crop is centred (`Task.ignore`).
     """
-    start = volume_start(prepared, roi, augment, draw, with_label, ignore)
-    image, label = prepared.image(start, roi), prepared.label(start, roi) if with_label else None
-    image, label = transforms.flip_rotate(
-        image, label, draw, flip_chances(roi, augment), augment.rotate, augment.rotate_plane
-    )
-    return transforms.scale_shift_intensity(image, draw, chance=augment.intensity), label
+    params = volume_params(prepared, roi, augment, draw, with_label, ignore)
+    image = prepared.image(params.start, roi)
+    label = prepared.label(params.start, roi) if with_label else None
+    image, label = transforms.flip_rotate(image, label, params.moves)
+    return transforms.scale_shift_intensity(image, params.factor, params.shift), label
 
 
 def volume_params(
@@ -89,32 +88,17 @@ def volume_params(
     label: np.ndarray | None = None,
 ) -> ViewParams:
     """What `volume` draws; `label`: the volume's, if that is no map."""
-    start = volume_start(prepared, roi, augment, draw, with_label, ignore)
-    moves = transforms.draw_moves(roi, draw, flip_chances(roi, augment), augment.rotate, augment.rotate_plane)
+    if augment.positive is not None and with_label:
+        start = transforms.balanced_start(prepared, roi, draw, augment.positive, ignore)
+    elif augment.shift is not None:
+        start = transforms.shifted_start(prepared.shape, roi, augment.shift, draw)
+    else:
+        start = transforms.random_start(prepared.shape, roi, draw)
+    axes = range(len(roi)) if augment.flip_axes is None else augment.flip_axes
+    flips = [augment.flip if axis in axes else 0.0 for axis in range(len(roi))]
+    moves = transforms.draw_moves(roi, draw, flips, augment.rotate, augment.rotate_plane)
     factor, shift = transforms.draw_intensity(draw, chance=augment.intensity)
     return ViewParams(start, tuple(roi), None, moves, factor, shift, label_map=with_label, label=label)
-
-
-def volume_start(
-    prepared: PreparedImage,
-    roi: Sequence[int],
-    augment: Augmentation,
-    draw: SampleRng,
-    with_label: bool,
-    ignore: int | None,
-) -> transforms.Start:
-    """Draws where the crop of `volume` starts."""
-    if augment.positive is not None and with_label:
-        return transforms.balanced_start(prepared, roi, draw, augment.positive, ignore)
-    if augment.shift is not None:
-        return transforms.shifted_start(prepared.shape, roi, augment.shift, draw)
-    return transforms.random_start(prepared.shape, roi, draw)
-
-
-def flip_chances(roi: Sequence[int], augment: Augmentation) -> list[float]:
-    """The probability with which `volume` mirrors each axis."""
-    axes = range(len(roi)) if augment.flip_axes is None else augment.flip_axes
-    return [augment.flip if axis in axes else 0.0 for axis in range(len(roi))]
 
 
 def centre(prepared: PreparedImage, roi: Sequence[int]) -> np.ndarray:

@@ -19,9 +19,9 @@ from premed.tracking.references import find_run, get_run
 from premed.tracking.run_store import Run, RunStore
 
 FILE = "pretraining.json"
+"""The record, in a stage's folder and among its run's files."""
 RECORD_HASH = "premed.pretraining"
 """The tag with its SHA-256."""
-"""The record, in a stage's folder and among its run's files."""
 KINDS = ("pretrain", "cooldown")
 """The stages that end with an encoder."""
 

@@ -55,13 +55,17 @@ class Privacy:
         return [self.fields(each) for each in tree] if isinstance(tree, list) else tree
 
     def without_names(self, tree: Any) -> Any:
-        """The same without the fields that `fields` would hash, and without `root`; `tree` where names are stored."""
+        """The same without `root`, the fields that `fields` would hash, and lists in which there are such; `tree` where
+        names are stored."""
         if self.key is None or not isinstance(tree, Mapping):
             return tree
-        hashed = self.fields(tree)
-        kept = {name: value for name, value in tree.items() if name != "root" and hashed[name] == value}
-        inner = {name: self.without_names(value) for name, value in tree.items() if isinstance(value, Mapping)}
-        return kept | {name: value for name, value in inner.items() if name not in ("split", "exclude")}
+        left = {}
+        for name, value in tree.items():
+            named = name == "root" or (not isinstance(value, Mapping) and self.fields({name: value}) != {name: value})
+            hides = isinstance(value, list) and any(self.without_names(each) != each for each in value)
+            if not (named or hides or name in ("split", "exclude")):
+                left[name] = self.without_names(value)
+        return left
 
     def _place(self, value: Any) -> Any:
         return self.name(value) if isinstance(value, str) and value not in USUAL else value

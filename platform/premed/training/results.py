@@ -15,7 +15,7 @@ from premed.training.storage import StageStorage
 RESULT = "result.json"
 TABLES = ("scores.json", "constant.json")
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
-"""What a result calls the precisions that `train.precision` asks for."""
+"""What a result calls the precisions that `train.precision` names."""
 FIELDS = {"kind", "digest", "summary", "num_cases", "seconds", "peak_memory_mb"}
 """What every result has."""
 
@@ -85,9 +85,9 @@ def damaged_tables(storage: StageStorage, result: dict[str, Any]) -> list[str]:
 
 
 def other_precision(result: dict[str, Any], train: Train) -> str:
-    """What is to be said of a finished stage that was trained in another precision than is asked for now, which is no
-    part of its digest; empty if it was not."""
-    asked, its = PRECISIONS.get(train.precision), result.get("precision")
-    if None in (asked, its) or asked == its:
+    """The warning about a finished stage that was trained in another precision than is set now, which is no part of its
+    digest; empty if it was not."""
+    wanted, its = PRECISIONS.get(train.precision), result.get("precision")
+    if None in (wanted, its) or wanted == its:
         return ""
-    return f"was trained in {its}, and is used as it is; another PREMED_HOME has it trained in {asked}"
+    return f"was trained in {its}, and is used as it is; another PREMED_HOME has it trained in {wanted}"

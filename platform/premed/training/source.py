@@ -1,6 +1,6 @@
 """Where a training's batches come from: images that stay on its device, where they fit, else files.
 
-The batches are equal either way. `train.resident` says which; what keeps images from staying is told in one line.
+The batches are equal either way. `train.resident` says which; a warning says what keeps images from staying.
 """
 
 import os
@@ -24,8 +24,8 @@ SHARE = 0.5  # of the memory that is free before the first step; networks' activ
 COMPARED, EPOCHS = 2, 4  # samples of each data set, and views of each, that are compared before the first step
 
 
-def source_of(job: StageJob, setup: TrainingSetup, tell: Callable[[str], None]) -> PreparedLoader:
-    """Returns the BatchLoader of a stage's training. tell: called with why images do not stay on the device."""
+def source_of(job: StageJob, setup: TrainingSetup, warn: Callable[[str], None]) -> PreparedLoader:
+    """Returns the BatchLoader of a stage's training. warn: called with why images do not stay on the device."""
     settings, how, device = job.stage.training, job.train, setup.device
     assert isinstance(settings, (Pretrain, Finetune))
     how_drawn: dict[str, Any] = {"seed": settings.seed, "stage": job.stage.draws, "num_loaders": how.loaders}
@@ -43,7 +43,7 @@ def source_of(job: StageJob, setup: TrainingSetup, tell: Callable[[str], None]) 
     if resident and not same_views(files, resident):
         why = f"views made on {device} differ here from those that CPUs make"
     if why:
-        tell(f"train.resident: {why}; they are read from files for each step")
+        warn(f"train.resident: {why}; they are read from files for each step")
     return resident if resident and not why else files
 
 
@@ -120,14 +120,14 @@ def same(ours: Any, theirs: Any) -> bool:
 
 @contextmanager
 def naming_resident(source: PreparedLoader) -> Iterator[None]:
-    """A context in which a training's lack of memory is told with the images that stay in it, and what to set."""
+    """A context in which the error of a lack of memory names the images that stay in it, and what to set."""
     try:
         yield
     except (MemoryError, RuntimeError, UserError) as error:
         if not isinstance(source, ResidentLoader) or not is_out_of_memory(error):
             raise
-        mend = f"set train.resident=false, which frees the {gib(source.num_bytes)} of images and trains the same"
+        remedy = f"set train.resident=false, which frees the {gib(source.num_bytes)} of images and trains the same"
         if isinstance(error, UserError):
-            raise UserError(f"{error}; or {mend}") from error
+            raise UserError(f"{error}; or {remedy}") from error
         where = memory_of(source.device)
-        raise UserError(f"train.resident: {where} does not hold a step's views beside the images; {mend}") from error
+        raise UserError(f"train.resident: {where} does not hold a step's views beside the images; {remedy}") from error

@@ -183,11 +183,13 @@ def test_a_tag_that_cannot_be_used_is_refused_by_its_name(tmp_path, how):
 @pytest.mark.parametrize("name", ["WindowWidth", "WindowCenter", "RescaleSlope", "RescaleIntercept"])
 @pytest.mark.parametrize("text", [b"a,b ", b"NaN ", b"inf "])
 def test_a_number_that_is_none_is_refused_by_its_name(tmp_path, name, text):
-    fields = {"RescaleSlope": 1, "RescaleIntercept": 0, "WindowCenter": 1000, "WindowWidth": 1000} | {name: 1234}
+    fields = {"RescaleSlope": 1, "RescaleIntercept": 0, "WindowCenter": 1000, "WindowWidth": 1000} | {
+        name: -1.5
+    }  # no UID, which are random, has a minus
     path = written(tmp_path / "a.dcm", **fields)
     content = path.read_bytes()
-    assert content.count(b"1234") == 1
-    path.write_bytes(content.replace(b"1234", text))
+    assert content.count(b"-1.5") == 1
+    path.write_bytes(content.replace(b"-1.5", text))
     refused(path, f"{name} cannot be used", "dcmodify", shown=True)
 
 

@@ -79,9 +79,9 @@ def find_images(root: Path) -> Tree:
             elif file != "DICOMDIR" and (lower.endswith(DICOM) or "." not in file):
                 slices.append(name)
         known = [name for name in slices if name.lower().endswith(DICOM)] or slices
-        known = [name for name in known if (root / name).exists()]  # and is no link to nothing
-        if known and dicom.is_dicom(root / known[0]):
-            if len(slices) > 1 and here != "." and is_slice(root / known[0]):
+        first = next((root / name for name in known if (root / name).exists()), None)  # no link to nothing
+        if first and dicom.is_dicom(first):
+            if len(slices) > 1 and here != "." and is_slice(first):
                 tree.volumes.append(here)
             else:
                 tree.pictures += [name for name in slices if name in known or dicom.is_dicom(root / name)]
