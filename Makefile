@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST ?= -n 2 --dist worksteal
-PYTEST_FILES ?= -n 2 --dist loadfile
+PYTEST_FILES ?= -n 2 --dist loadfile --no-loadscope-reorder
 PYTHON_ALONE := -m 'not browser and not cluster and not chaos'
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0

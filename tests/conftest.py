@@ -13,6 +13,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # four processes, whose jobs premed has none of
 
 import psutil
 import pytest
@@ -81,6 +82,18 @@ def trust_the_disk(connection: object, record: object) -> None:
     """Databases of tests need not outlive a power cut: their processes' ends they outlive in any case."""
     if isinstance(connection, sqlite3.Connection):
         connection.execute("PRAGMA synchronous=OFF")
+
+
+# ---- make test-cluster: its processes take a file each, and what comes last is what the others wait for
+
+LONGEST = ["tuning/test_sweep_killed.py"]
+LONGEST += [f"integration/test_{name}.py" for name in ("slurm", "nodes", "jobs", "browser")]
+"""The first in order."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get("/".join(item.path.parts[-2:]), len(LONGEST)))
 
 
 # ---- make test stays short

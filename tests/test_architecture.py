@@ -222,6 +222,15 @@ def test_help_imports_nothing_heavy():
     assert (output, errors) == ("0", "") and "run" in out
 
 
+def test_what_compares_and_plans_waits_for_no_torch():
+    """Which takes longer to import than the rest together."""
+    modules = ", ".join(
+        f"premed.reporting.{name}" for name in ("comparison.compare", "comparison.page", "sample_size.plan")
+    )
+    done = run(f"import sys, {modules}; print('torch' in sys.modules)")
+    assert done.stdout.strip() == "False", done.stderr
+
+
 def test_a_mistake_in_a_yaml_is_one_line_exit_code_2_and_imports_nothing_heavy(tmp_path):
     path = tmp_path / "wrong.yaml"
     path.write_text("task: {name: msd}\nencoder: {name: vit, widht: 5}\n")

@@ -12,7 +12,7 @@ from premed import paths
 from premed.errors import UserError
 from premed.tracking.client import resolve_uri
 from premed.tracking.run_store import RunStore, open_store
-from premed.tuning.study import engine_settings
+from premed.tuning.study_database import engine_settings
 
 ODD = ["c?d=1&e", "a%20b", "100% ü#f"]  # a new database takes a second or two
 

@@ -8,12 +8,14 @@ CPU and GPU: the same key gives the same bits everywhere. The mixing function is
 
 import hashlib
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from torch import Tensor, arange, linspace
 
-Keys = TypeVar("Keys", np.ndarray, Tensor)  # int64
+if TYPE_CHECKING:  # torch takes seconds to import, and what compares runs draws numbers without it
+    from torch import Tensor
+
+Keys = TypeVar("Keys", np.ndarray, "Tensor")  # int64
 
 _GOLDEN = -7046029254386353131  # 2^64 / golden ratio, as a signed integer
 
@@ -41,23 +43,29 @@ def fold(keys: Keys, value: "int | str | Keys") -> Keys:
 
 def bits(keys: Keys, n: int) -> Keys:
     """`n` random 64-bit integers for each key: [..., n], int64."""
-    one_to_n: Any = arange(1, n + 1, device=keys.device) if isinstance(keys, Tensor) else np.arange(1, n + 1)
+    one_to_n: Any = np.arange(1, n + 1)
+    if not _is_numpy(keys):
+        import torch
+
+        one_to_n = torch.arange(1, n + 1, device=keys.device)
     with np.errstate(over="ignore"):
         return _mix(keys[..., None] + one_to_n * _GOLDEN)
 
 
 def uniform(keys: Keys, n: int) -> Keys:
     """`n` uniform numbers in [0, 1) for each key: [..., n], float32, multiples of 2^-24, so that all devices agree."""
-    top = _shift(bits(keys, n), 40)
-    return top.float() * 2.0**-24 if isinstance(top, Tensor) else top.astype(np.float32) * np.float32(2.0**-24)
+    top: Any = _shift(bits(keys, n), 40)
+    return top.astype(np.float32) * np.float32(2.0**-24) if _is_numpy(top) else top.float() * 2.0**-24
 
 
-def drop_path(keys: Tensor, rate: float, depth: int) -> Tensor:
+def drop_path(keys: "Tensor", rate: float, depth: int) -> "Tensor":
     """Drop path: the factors of each block's two residual branches, [depth, 2, B, 1, 1], with mean 1.
 
     A factor is 0 with a probability that grows linearly from 0 in the first block to `rate` in the last.
     """
-    rates = linspace(0, rate, depth, device=keys.device)[:, None, None]
+    import torch
+
+    rates = torch.linspace(0, rate, depth, device=keys.device)[:, None, None]
     draws = uniform(fold(keys, "drop path"), 2 * depth).T.reshape(depth, 2, len(keys))
     return ((draws >= rates) / (1 - rates))[..., None, None]
 
@@ -107,7 +115,9 @@ def _shift(x: Keys, by: int) -> Keys:
     return (x >> by) & ((1 << (64 - by)) - 1)
 
 
-def _array(like: Keys, value):
-    if isinstance(value, (Tensor, np.ndarray)):
-        return value
-    return like * 0 + value
+def _array(like: Any, value: Any) -> Any:
+    return like * 0 + value if isinstance(value, int | np.generic) else value
+
+
+def _is_numpy(keys: Any) -> bool:
+    return isinstance(keys, np.ndarray | np.generic)

@@ -88,6 +88,16 @@ def test_what_does_not_do_the_same_work_is_not_timed_and_the_other_rows_are():
     assert report.differing == ["made-up"]
 
 
+def test_a_peer_that_fails_is_a_line_and_the_other_rows_are_measured():
+    def failing():
+        yield comparison()
+        raise RuntimeError("no kernel\nfor this")
+
+    report, _ = measured(row(failing), row([comparison()]))
+    assert [result.not_measured for result in report.results] == ["", "RuntimeError: no kernel", ""]
+    assert report.differing == ["made-up"]
+
+
 def test_peers_are_given_or_their_rows_say_so():
     for found in (*mae.volumes(SHORT), *mae.pictures(SHORT)):
         assert isinstance(found, NotMeasured) and "--peer-" in found.why

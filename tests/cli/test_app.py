@@ -16,7 +16,7 @@ from support.experiments import SCRATCH, command, forked, run, runs_of, settle_i
 from support.stores import copied, free_port
 
 from premed.cli import options
-from premed.reporting import console
+from premed.reporting import outcomes
 
 pytest_plugins = ["support.experiment_fixtures"]
 
@@ -45,6 +45,7 @@ def written(tmp_path, chest):
             "heart: has no phantoms; choose one of brats, btcv, chestxray14, images, msd, nnunet",
         ),
         (["data", "phantom", "msd", "absent", "--num", "none"], "--num"),
+        (["data", "phantom", "btcv", "/dev/null/x"], "/dev/null/x: cannot be written (Not a directory)"),
         (["data", "phantom", "images", "absent", "--kind", "bmp"], "kind: bmp is none of png, dicom, nifti"),
     ],
 )
@@ -96,6 +97,10 @@ def test_phantoms_are_not_written_among_other_files(premed, tmp_path):
     (tmp_path / "mine").touch()
     code, out, err = premed("data", "phantom", "msd", tmp_path)
     assert code == 2 and err == [f"premed: {tmp_path} is not empty; name a new folder"]
+    code, _, err = premed("data", "phantom", "msd", tmp_path / "mine")
+    assert code == 2 and err == [f"premed: {tmp_path / 'mine'} is a file; name a new folder"]
+    code, _, err = premed("data", "phantom", "btcv", tmp_path / "new", "--kind", "dicom")
+    assert code == 2 and err[0].startswith("premed: --kind dicom: is for the task images")
 
 
 PLACES = {
@@ -224,7 +229,7 @@ def test_help_and_versions_do_not_wait_for_torch():
 
 def test_the_table_is_what_people_get(premed, written, home, monkeypatch):
     monkeypatch.setattr("premed.execution.runner.run", lambda experiment, show: {"stages": []})
-    monkeypatch.setattr(console, "show_outcomes", lambda found: print(f"a table of {len(found)}"))
+    monkeypatch.setattr(outcomes, "show_outcomes", lambda found: print(f"a table of {len(found)}"))
     assert premed("run", written()) == (0, "a table of 1\n", [])
 
 

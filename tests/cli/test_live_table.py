@@ -50,7 +50,7 @@ def test_on_a_terminal_a_table_has_each_trial_s_settings_stage_and_score():
     lines = [" ".join(line.split()) for line in table.splitlines()]
     assert lines[0] == "1/4 trials" and lines[1] == "trial settings at score"
     assert lines[2:] == [
-        "1 mask_ratio=0.5 epochs=20 fine-tuning 40/60 dice 0.512",
+        "1 mask_ratio=0.5 epochs=20 fine-tuning 40/60 Dice 0.512",
         "2 mask_ratio=[0.75] waits for pre-training",
     ]
     assert "WARNING: the disk is nearly full" in output and "validation" not in output  # which is in the table
@@ -58,8 +58,8 @@ def test_on_a_terminal_a_table_has_each_trial_s_settings_stage_and_score():
 
 def test_ended_trials_stand_below_the_best_first_with_how_long_the_rest_will_take():
     output, table = shown(ended("done", [0.7]), terminal=True)
-    assert table.index("waits for") < table.index("dice 0.7")
-    assert "trial 1 (mask_ratio=0.5 epochs=20): dice 0.7 (2/4 trials, about" in output.replace("\n", " ")
+    assert table.index("waits for") < table.index("Dice 0.7")
+    assert "trial 1 (mask_ratio=0.5 epochs=20): Dice 0.7 (2/4 trials, about" in output.replace("\n", " ")
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,6 @@ def test_a_job_s_log_has_plain_lines_each_naming_its_trial():
         "[trial 2] pre-training: another experiment of this command runs this stage; waiting for its result",
         "[trial 1] fine-tuning: /there",
         "[trial 1] fine-tuning: 40/60 loss 0.5000",
-        "[trial 1] step 40: validation dice 0.512, hd95 3.000",
+        "[trial 1] step 40: validation Dice 0.512, HD95 3.000",
         "[trial 1] WARNING: the disk is nearly full",
     ]

@@ -70,7 +70,7 @@ def test_a_user_without_a_name_and_a_home_trains_and_needs_no_network(place, net
     folder, _ = place
     script = f"cd /mnt; {STRANGER} $PYTHON -m premed run {HERE}/tiny.yaml finetune.seed=7"
     code, out, err = in_namespace(script, folder, network=network, PREMED_HOME=f"{HERE}/home")
-    assert code == 0 and "val mauc" in out and "Traceback" not in err, err
+    assert code == 0 and "val mean AUC" in out and "Traceback" not in err, err
 
 
 @pytest.mark.slow

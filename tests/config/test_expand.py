@@ -133,6 +133,50 @@ def test_a_share_of_the_labels_is_told_in_percent(share, words):
     assert percent(share) == words
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["pretext=[none,{name: none}]"],
+        ["finetune.label_fraction=[0.5,5e-1]"],
+        ['finetune.label_fraction=[0.5,"0.5"]'],
+        ["pretext=[none,{name: none}]", "seeds=[0,1]"],
+    ],
+)
+def test_one_experiment_in_two_spellings_is_refused_and_not_counted_as_two_seeds(written, overrides):
+    with pytest.raises(UserError, match=r"^none .* seed 0: is listed twice"):
+        load_all([written(NONE)], overrides)
+
+
+@pytest.mark.parametrize(
+    ("files", "overrides"),
+    [
+        ([NONE | {"seeds": [0, 1]}], ["finetune.seed=5"]),
+        ([NONE | {"seeds": [0, 1]}], ["finetune.seed=1"]),
+        ([NONE | {"seeds": [0, 1]}, {"finetune": {"seed": 1}}], []),
+        ([NONE], ["seeds=[0,1]", "finetune.seed=1"]),
+        ([NONE | {"seeds": [0, 1], "finetune": NONE["finetune"] | {"seed": 5}}], []),
+    ],
+)
+def test_a_seed_that_seeds_would_override_is_refused(written, files, overrides):
+    with pytest.raises(UserError, match=r"^finetune\.seed: .* seeds: \[0, 1\]"):
+        load_all([written(tree, f"f{i}") for i, tree in enumerate(files)], overrides)
+
+
+def test_seeds_may_override_the_seed_of_an_earlier_file(written):
+    """As of a sweep's best.yaml, which states all fields."""
+    best = written(NONE | {"finetune": NONE["finetune"] | {"seed": 3}})
+    assert [each.finetune.seed for each in load_all([best], ["seeds=[0,1]"])] == [0, 1]
+    one = load_all([best, written({"seeds": [0]}, "b")], ["seeds=[7,8]", "vary=finetune"])
+    assert [each.finetune.seed for each in one] == [7, 8]
+
+
+def test_a_pre_training_s_seed_that_seeds_would_override_is_refused(written):
+    with pytest.raises(UserError, match=r"^pretrain\.seed: "):
+        load_all([written(MAE | {"seeds": [0, 1], "vary": "pretrain"})], ["pretrain.seed=4"])
+    shared = load_all([written(MAE | {"seeds": [0, 1]})], ["pretrain.seed=4"])
+    assert [(each.pretrain.seed, each.finetune.seed) for each in shared] == [(4, 0), (4, 1)]
+
+
 def test_titles_say_all_that_a_fan_out_varies(written):
     found = load_all([written(MAE)], ["seeds=[0,1]", "vary=[pretrain,finetune]", "finetune.label_fraction=[0.05]"])
     assert [title(each) for each in found] == ["mae 5 % seed 0", "mae 5 % seed 1 pre-training seed 1"]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, SerializeAsAny, ValidationError
 
-from premed.config.spec import Spec, canonical, runtime_field, validate_spec
+from premed.config.spec import Spec, canonical, runtime_field, validate_spec, with_versions
 from premed.errors import UserError
 
 
@@ -105,6 +105,23 @@ def test_a_digest_is_the_same_in_another_process_and_has_64_hex_digits():
         for seed in ("1", "2")
     }
     assert len(seen) == 1 and len(bytes.fromhex(seen.pop())) == 32
+
+
+def test_of_versions_those_that_were_raised_are_recorded():
+    class Raised(Spec):
+        version: ClassVar[int] = 3
+        width: int = 4
+
+    class Whole(Spec):
+        inner: SerializeAsAny[Spec] = Raised()
+        several: tuple[SerializeAsAny[Spec], ...] = (Inner(), Raised())
+        sizes: tuple[int, ...] = (1, 2)
+        none: Spec | None = None
+
+    tree = Whole().model_dump(mode="json", exclude={"sizes": True})
+    raised = {"width": 4, "version": 3}
+    expected = {"inner": raised, "several": [{"width": 4, "device": "cpu"}, raised], "none": None}
+    assert with_versions(tree, Whole()) == expected
 
 
 json_values = st.recursive(

@@ -1,6 +1,8 @@
-"""A pre-training on other data sets than the task's: whose images they are, what it is known by, what is refused."""
+"""A pre-training on other data sets than the task's: whose images they are, what it is known by, what is refused; which
+labels a share of them is."""
 
 import json
+from itertools import product
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from premed.config.compose import merge, validate_experiment
 from premed.config.image_processing import Augmentation
 from premed.config.spec import canonical
 from premed.contracts import BatchIndices, Case, DataSet, Sample
-from premed.data.datamodule import Tasks
+from premed.data.datamodule import Tasks, label_subset
 from premed.data.loader import PreparedLoader
 from premed.data.phantoms.thorax import write_images
 from premed.data.phantoms.writers import write_msd
@@ -306,3 +308,23 @@ def test_a_check_of_the_data_looks_at_named_data_sets_too(chest, children, home,
     )
     code, out, _ = premed("data", "prepare", "--json", path)
     assert code == 0 and json.loads(out)["num_images"] > result["num_images"]
+
+
+# ---- few labels
+
+
+def labelled(num_patients=40):
+    return [Case(f"{p}-{i}", f"{p}", (), (0.0,)) for p, i in product(range(num_patients), range(3))]
+
+
+def test_a_label_fraction_takes_whole_patients_and_smaller_ones_are_part_of_larger():
+    taken = [{case.patient for case in label_subset(labelled(), share, 0)} for share in (0.05, 0.1, 0.5, 1.0)]
+    assert [len(patients) for patients in taken] == [2, 4, 20, 40]
+    assert taken[0] < taken[1] < taken[2] < taken[3]
+    assert len(label_subset(labelled(), 0.05, 0)) == 2 * 3
+
+
+def test_a_label_fraction_is_drawn_by_its_seed():
+    chosen = [[case.name for case in label_subset(labelled(), 0.2, seed)] for seed in (0, 0, 1)]
+    assert chosen[0] == chosen[1] != chosen[2]
+    assert len(label_subset(labelled(), 1e-6, 0)) == 3  # one patient at least

@@ -71,6 +71,15 @@ def test_an_address_is_taken_as_it_is_and_none_is_this_machine(address, taken, m
     assert connection.cluster_address() == taken
 
 
+def test_processes_of_a_ray_of_ones_own_have_the_settings_of_malloc_and_the_command_stays_as_it_was(monkeypatch):
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
+    with connection.malloc_of_workers():
+        env = subprocess.run(["env"], capture_output=True, text=True).stdout.splitlines()
+    assert {"MALLOC_ARENA_MAX=1", "GLIBC_TUNABLES=glibc.malloc.check=0"} <= {*env}
+    assert "MALLOC_ARENA_MAX" not in os.environ
+
+
 def test_a_token_that_is_not_there_is_missed_before_ray_starts(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     for named in (None, str(tmp_path / "absent"), str(tmp_path)):
@@ -171,6 +180,7 @@ class Worker:
 worker = Worker.remote()
 ray.get(worker.pid.remote())
 own = [psutil.Process(), *psutil.Process().children(recursive=True)]
+print(sum(" ".join(each.cmdline()).startswith("ray-dashboard-") for each in own))
 print(sorted({each.laddr.ip for one in own for each in one.net_connections("inet") if each.status == "LISTEN"}))
 ray.shutdown()
 """
@@ -193,11 +203,12 @@ def test_nothing_imports_ray_before_its_settings_are_made():
 
 
 @pytest.mark.slow
-def test_a_ray_of_ones_own_listens_on_loopback_alone(tmp_path):
+def test_a_ray_of_ones_own_listens_on_loopback_alone_and_serves_no_dashboard(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     command, environment["HOME"] = [sys.executable, "-c", LISTENING], str(tmp_path)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    addresses = eval(done.stdout.splitlines()[-1])
+    dashboard, addresses = map(eval, done.stdout.splitlines()[-2:])
+    assert dashboard == 0
     assert addresses and all(each in ("127.0.0.1", "::1", "::ffff:127.0.0.1") for each in addresses), done
     assert (tmp_path / ".ray/auth_token").stat().st_mode & 0o777 == 0o600
 

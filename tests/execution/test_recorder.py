@@ -6,7 +6,8 @@ import pytest
 from support.experiments import curve, experiment, run, runs_of
 
 from premed.execution.recorder import ExperimentRecorder
-from premed.reporting.console import show_outcomes
+from premed.models.encoders import vit
+from premed.reporting.outcomes import show_outcomes
 
 pytest_plugins = ["support.experiment_fixtures"]
 
@@ -25,13 +26,15 @@ def test_a_stopped_command_waits_a_second_for_each_run_since_closing_delivers_al
     assert waited == [longest] and recorder.copies == {"run": ["folder"]}  # MLflow has not read them yet
 
 
-def test_a_pre_training_that_the_probe_ended_says_so_in_mlflow_and_at_the_end(chest, home, capsys):
+def test_a_pre_training_that_the_probe_ended_says_so_in_mlflow_and_at_the_end(chest, home, capsys, monkeypatch):
+    monkeypatch.setattr(vit.Config, "version", 2)  # the same fields, and other results: comparisons have to see it
     short = {"steps": 30, "validations": 15, "probe": {"images": 8}, "stop": {"probe_patience": 1}}
     outcome = run(chest, {"pretrain": short, "finetune": None})
     ended = outcome["stages"][0]["stopped"]
     assert ended["step"] < ended["of"] == 30
     (found,) = runs_of(home, "pretrain")
     assert found.tags["premed.stopped"] == f"at step {ended['step']} of 30"
+    assert {name for name in found.params if name.endswith("version")} == {"stage.encoder.version"}
     points = curve(home, found.run_id)["val/probe_mauc"]
     assert points[-1][0] == ended["step"] and points[-1][1] <= points[-2][1]
     show_outcomes([outcome])

@@ -93,7 +93,7 @@ def test_a_command_of_which_something_failed_ends_with_1_and_prints_all(home, ch
     assert end.value.code == 1 and none["stages"] and "failure" not in none and "not finite" in mae["failure"]
     lines = err.splitlines()
     assert any(line.startswith("[mae] FAILED: pretrain: the loss is not finite") for line in lines)
-    assert any(line.startswith("[none] val mauc ") and line.endswith("(2/2 experiments done)") for line in lines)
+    assert any(line.startswith("[none] val mean AUC ") and line.endswith("(2/2 experiments done)") for line in lines)
 
 
 def test_a_bug_in_one_experiment_stops_no_other(home, chest, monkeypatch):

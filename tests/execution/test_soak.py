@@ -8,6 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -26,9 +27,24 @@ SHORT = {"test": False, "finetune": {"epochs": 1, "validations": 1}, "train": {"
 def sample(process):
     """(bytes of its own memory, descriptors, threads, processes, files in /dev/shm) of a command and its children."""
     alive = [process, *process.children(recursive=True)]
-    shm = sum(1 for _ in Path("/dev/shm").iterdir())
-    memory = sum(each.memory_full_info().uss for each in alive)
-    return memory, sum(each.num_fds() for each in alive), process.num_threads(), len(alive), shm
+    shm = len(set(Path("/dev/shm").iterdir()) - held_by_others(alive))
+    found = []
+    for each in alive:
+        with suppress(psutil.NoSuchProcess):  # a child that ends while it is looked at holds nothing
+            found.append((each.memory_full_info().uss, each.num_fds()))
+    memory, descriptors = (sum(values) for values in zip(*found, strict=True))
+    return memory, descriptors, process.num_threads(), len(found), shm
+
+
+def held_by_others(alive):
+    """The files in /dev/shm that other processes have mapped or open: other tests run beside this one."""
+    held = set()
+    for process in psutil.process_iter():
+        if process not in alive:
+            with suppress(psutil.Error):
+                held |= {Path(part.path) for part in process.memory_maps() if part.path.startswith("/dev/shm/")}
+                held |= {Path(file.path) for file in process.open_files() if file.path.startswith("/dev/shm/")}
+    return held
 
 
 def growth(values):

@@ -7,6 +7,7 @@ import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
+from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
@@ -201,12 +202,35 @@ def test_an_upload_that_no_cluster_takes_names_its_largest_files(premed, elsewhe
         (["mine/a.yaml", "pretext.mask=1"], "pretext.mask: no such field"),
         (["--env", "PREMED_HOME", "mine/a.yaml"], "--env PREMED_HOME: is not NAME=VALUE"),
         (["--runtime-env", "absent.yaml", "mine/a.yaml"], "absent.yaml: cannot be read"),
+        (["--runtime-env", "mine", "mine/a.yaml"], "mine: is a folder"),
         (["mine/a.yaml"], "no cluster is named: set RAY_ADDRESS, or --address"),
     ],
 )
 def test_what_makes_no_job_is_one_line_and_exit_code_2(premed, elsewhere, arguments, words):
     code, out, err = premed("submit", *arguments)
     assert (code, out) == (2, "") and len(err) == 1 and words in err[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("env_vars: [A=1]", "env_vars: is ['A=1']; write NAME: value"),
+        ("env_vars: {DEBUG: true}", "env_vars.DEBUG: is True; write text, in quotes"),
+        ("py_modules: 3", "py_modules: is 3; write a list of text"),
+        ("excludes: data", "excludes: is 'data'; write a list of text, [data]"),
+        ("exclude: [data]", "exclude: no such field of a runtime environment; Ray has "),
+        ("working_dir: /nope", "working_dir: is what premed submit uploads by itself"),
+    ],
+)
+def test_a_wrong_runtime_environment_is_one_line_that_names_its_file(premed, elsewhere, content, words):
+    Path("env.yaml").write_text(content)
+    code, out, err = premed("submit", "--dry-run", "--runtime-env", "env.yaml", "mine/a.yaml")
+    assert (code, out) == (2, "") and len(err) == 1 and err[0].startswith(f"premed: env.yaml: {words}")
+
+
+def test_numbers_among_the_variables_are_text_as_a_shell_has_them(premed, elsewhere):
+    Path("env.yaml").write_text("env_vars: {OMP_NUM_THREADS: 2}\nexcludes: [data]")
+    assert dry(premed, "--runtime-env", "env.yaml", "mine/a.yaml")["env_vars"]["OMP_NUM_THREADS"] == "2"
 
 
 def test_an_address_on_the_command_line_counts_more_than_the_environment_s(premed, elsewhere, dashboard, monkeypatch):

@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -82,6 +83,23 @@ def test_parts_are_the_run_s_own_and_whole_is_all_of_them(organ_run, at_home, tm
     network.load_state_dict(whole, strict=True)
     head = load_file(tmp_path / "parts" / "head.safetensors")
     assert all(torch.equal(value, whole[f"head.{name}"]) for name, value in head.items())
+
+
+@pytest.mark.parametrize(
+    ("form", "kilobytes"), [("safetensors", 16), ("monai", 16), pytest.param("monai", 700, marks=pytest.mark.slow)]
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing(organ_run, at_home, tmp_path, form, kilobytes):
+    """700 kB hold a bundle's weights, and not its graph."""
+    at_home(organ_run)
+    (disk := tmp_path / "disk").mkdir()
+    if os.getuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "none", disk]).returncode:
+        pytest.skip("to mount a disk is root's, who is not allowed it everywhere")
+    try:
+        with pytest.raises(StageFailed, match=r"cannot be written \(No space left on device\); free space"):
+            export.run(organ_run.run_id, disk / "out", form)
+        assert not [*disk.iterdir()]
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_a_card_says_in_numbers_and_words_how_to_prepare(organ_run, brain_run, at_home, tmp_path):
@@ -262,12 +280,12 @@ def test_a_bundle_prepares_a_sheared_image_and_one_in_metres_as_predict_does(org
     assert int(made.header["xyzt_units"]) == units and made.get_data_dtype() == np.uint8
 
 
-def test_a_bundle_takes_what_is_named_in_capitals(organ_run, tmp_path):
-    (tmp_path / "A.NII.GZ").touch()
-    (tmp_path / "b.nii").touch()
-    (tmp_path / "c.txt").touch()
-    found = parsed(organ_run.task, "images", dataset_dir=str(tmp_path))
-    assert found == [str(tmp_path / "A.NII.GZ"), str(tmp_path / "b.nii")]
+def test_a_bundle_takes_what_is_named_in_capitals_and_lies_in_a_folder_of_any_name(organ_run, tmp_path):
+    (folder := tmp_path / "CT [2026]").mkdir()  # brackets are a pattern's
+    for name in ("A.NII.GZ", "b.nii", "c.txt"):
+        (folder / name).touch()
+    found = parsed(organ_run.task, "images", dataset_dir=str(folder))
+    assert found == [str(folder / "A.NII.GZ"), str(folder / "b.nii")]
     path = parsed(organ_run.task, "path", output_dir="out")
     assert [path({"filename_or_obj": name}) for name in found] == ["out/A.nii.gz", "out/b.nii.gz"]
 

@@ -15,7 +15,7 @@ from support.predictions import FP32, laid, refused
 from support.stores import copied, moved
 
 from premed.data.phantoms.brain import write_brats
-from premed.inference import load, predict
+from premed.inference import inputs, load, predict
 from premed.inference.inputs import Input
 from premed.safety.seals import own_hash
 from premed.tasks import brats, msd
@@ -323,6 +323,33 @@ def test_another_table_is_not_written_over(chest_run, at_home, tmp_path):
     case = at_home(chest_run).task.split("test")[0]
     refused(lambda: answer(chest_run, case.image, tmp_path), "predictions.csv: already exists")
     assert (tmp_path / "predictions.csv").read_text() == "path,mine\n"
+
+
+def test_a_table_of_earlier_answers_stays_where_every_image_fails(premed, chest_run, at_home, tmp_path):
+    shutil.copy(at_home(chest_run).task.split("test")[0].image[0], tmp_path / "a.png")
+    table = tmp_path / "out" / "predictions.csv"
+    assert premed("predict", chest_run.run_id, tmp_path / "a.png", "--out", table.parent)[0] == 0
+    before = table.read_text()
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:500])
+    assert premed("predict", chest_run.run_id, tmp_path / "a.png", "--out", table.parent)[0] == 2
+    assert len(before.splitlines()) == 2 and table.read_text() == before
+    assert premed("predict", chest_run.run_id, tmp_path / "a.png", "--out", tmp_path / "new")[0] == 2
+    assert not (tmp_path / "new" / "predictions.csv").exists()
+
+
+def test_an_image_of_one_value_is_answered_with_a_warning(premed, chest_run, at_home, tmp_path):
+    shutil.copy(at_home(chest_run).task.split("test")[0].image[0], tmp_path / "a.png")
+    Image.new("L", (64, 64), 7).save(tmp_path / "blank.png")
+    code, _, err = premed("predict", chest_run.run_id, tmp_path, "--out", tmp_path / "out")
+    (line,) = (line for line in err if "one value everywhere" in line)
+    assert code == 0 and line.startswith(f"WARNING: {tmp_path}/blank.png: ")
+
+
+def test_a_link_that_leads_into_its_own_folder_gives_no_image_twice(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "self").symlink_to(tmp_path)
+    found, failed = inputs.find_images([tmp_path], 2, tmp_path / "out")
+    assert [each.name for each in found] == ["a"] and failed == []
 
 
 def test_a_wrong_precision_is_one_line(premed, chest_run, at_home, tmp_path):

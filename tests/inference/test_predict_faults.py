@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import nibabel as nib
@@ -13,6 +15,7 @@ from support.made_up import ct_series
 from support.predictions import FP32, laid
 
 from premed.inference import inputs, predict
+from premed.models.network import Network
 from premed.tasks.common.classification import Classification
 from premed.tasks.common.segmentation import Segmentation
 
@@ -179,6 +182,31 @@ def test_a_full_disk_ends_it_in_one_line(organs, premed, organ_run, tmp_path, mo
     monkeypatch.setattr(predict.nibabel, "save", full)
     code, _, err = premed("predict", organ_run.run_id, *organs, "--out", tmp_path / "out")
     assert code == 1 and "free space and start again" in err[-1] and not any("skipped" in line for line in err)
+
+
+def test_a_disk_that_is_full_at_a_row_of_a_table_ends_it_in_one_line(premed, chest_run, at_home, tmp_path):
+    image, out = at_home(chest_run).task.split("test")[0].image[0], tmp_path / "out"
+    out.mkdir()
+    if os.getuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", out]).returncode:
+        pytest.skip("to mount a disk is root's, who is not allowed it everywhere")
+    try:
+        (out / "other").write_bytes(bytes(4096))
+        code, _, err = premed("predict", chest_run.run_id, image, "--out", out)
+    finally:
+        subprocess.run(["umount", out], check=True)
+    assert code == 1 and "free space and start again" in err[-1] and not any("skipped" in line for line in err)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_answer_that_is_no_number_is_no_answer(organs, premed, organ_run, chest_run, at_home, tmp_path, value):
+    """Finite weights can answer so to values far from those of training."""
+    for run in (organ_run, chest_run):
+        image = at_home(run).task.split("test")[0].image[0]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Network, "forward", lambda self, image, of=Network.forward: of(self, image) * value)
+            code, out, err = premed("predict", run.run_id, image, "--out", tmp_path / run.task.name)
+        assert code == 2 and out == "" and f"{image}: the network's answer is NaN or infinite; look at" in err[-1]
+        assert not any((tmp_path / run.task.name).iterdir())
 
 
 def test_where_every_image_fails_the_first_is_the_error(organs, premed, organ_run, tmp_path, monkeypatch):

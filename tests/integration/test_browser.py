@@ -30,7 +30,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def home(browser, new_home, tmp_path_factory):
-    """Three strategies, seeds and tasks, and one experiment on half of the labels."""
+    """Three strategies and tasks, three seeds of the first task's, and one experiment on half of its labels."""
     home = new_home()
     with pytest.MonkeyPatch.context() as patch:
         settle_in(patch, home)

@@ -154,10 +154,14 @@ def test_shellcheck_finds_nothing_in(path):
 
 SRUN = """#!/bin/bash
 if [[ "$*" == *"ray stop"* ]]; then exit; fi
-if [[ "$*" == *"hostname --ip-address" ]]; then echo 192.0.2.7 192.0.2.8; exit; fi
+if [[ "$*" == *"hostname --ip-address"* ]]; then exec "${@:4}"; fi
+test "$SRUN_CPUS_PER_TASK" = 16 || exit 8
 test "$(wc -c < "$RAY_AUTH_TOKEN_PATH")" -ge 32 && test "$(stat -c %a "$RAY_AUTH_TOKEN_PATH")" = 600 || exit 9
 printf '%s\\n' "$@" > asked
 exit 3
+"""
+HOSTNAME = """#!/bin/bash
+case $1 in --ip-address) echo 127.0.1.1 ;; *) echo fe80::1 192.0.2.7 192.0.2.8 ;; esac
 """
 
 
@@ -165,7 +169,8 @@ def test_slurm_s_job_is_one_ray_of_all_nodes_that_runs_the_command_and_ends_with
     from ray.scripts.scripts import start
     from ray.scripts.symmetric_run import symmetric_run
 
-    for name, text in (("srun", SRUN), ("scontrol", "#!/bin/bash\necho node1\necho node2\n")):
+    tools = {"srun": SRUN, "hostname": HOSTNAME, "scontrol": "#!/bin/bash\necho node1\necho node2\n"}
+    for name, text in tools.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"

@@ -100,7 +100,7 @@ def test_a_stopped_job_leaves_no_placement_group_keeps_its_checkpoint_and_goes_o
     assert job.returncode == 130
     assert last == f"premed: job {name} was stopped; submit the same command again to go on"
     assert re.fullmatch(r"premed: stopped at step \d+ of the pre-training; run the same command again to .*", inside)
-    assert {group["state"] for group in ray.listed("placement-groups")} <= {"REMOVED"}
+    assert {group["state"] for group in ray.listed("placement_groups")} <= {"REMOVED"}
     before = statuses(stopped)
     assert set(before.values()) <= {"KILLED", "RUNNING"}  # the rest is the next start's business
     assert list((stopped / "checkpoints").glob("pretrain-*/checkpoints/*.pt"))

@@ -44,6 +44,7 @@ def server(folder):
     """Where it answers, from its start to its end by SIGTERM."""
     port = free_port()
     settings = {"MLFLOW_PORT": str(port), "POSTGRES_PORT": str(free_port()), "MLFLOW_WORKERS": "1", "PYTHON": PYTHON}
+    settings["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     settings = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")} | settings
     process = subprocess.Popen([UP, folder], env=settings)
     try:

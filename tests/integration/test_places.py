@@ -6,6 +6,7 @@ make test-cluster, or pytest -m cluster
 import os
 import shutil
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -39,17 +40,34 @@ def test_a_user_without_a_home_trains_offline_in_a_container_s_shared_memory(fol
     script = f"{OFFLINE} {STRANGER} $PYTHON -m premed run {HERE}/tiny.yaml train.workers=1 train.cpus=1 train.loaders=2"
     more = {"PREMED_HOME": f"{HERE}/home", "RAY_TMPDIR": "/mnt/ray"}
     code, out, err = in_namespace(script, folder, network=False, **more)
-    assert code == 0 and "val mauc" in out and "Traceback" not in err, err
+    assert code == 0 and "val mean AUC" in out and "Traceback" not in err, err
+
+
+@pytest.fixture(scope="module")
+def other():
+    """The Ray of another user."""
+    with cluster("--num-cpus=1") as found:
+        found.wait_for(1)
+        found.folder.chmod(0o755)
+        yield found
+
+
+@contextmanager
+def opened(folder, closed):
+    """A folder that others may write to as it is, or, if `closed`, only read."""
+    before = folder.stat().st_mode
+    if closed:
+        folder.chmod(0o755)
+    try:
+        yield
+    finally:
+        folder.chmod(before)
 
 
 @pytest.mark.parametrize("closed", [False, True])
-def test_beside_another_user_s_ray_a_command_has_its_own_or_says_what_to_do(folder, closed):
+def test_beside_another_user_s_ray_a_command_has_its_own_or_says_what_to_do(folder, other, closed):
     """closed: whether the other's folder is shut to others; Ray itself leaves it open."""
-    with cluster("--num-cpus=1") as other:
-        other.wait_for(1)
-        other.folder.chmod(0o755)
-        if closed:
-            (other.folder / "ray").chmod(0o755)
+    with opened(other.folder / "ray", closed):
         script = (
             f"cd /mnt; {STRANGER} $PYTHON -m premed run {HERE}/tiny.yaml train.workers=1 task.size=64 task.stored=64"
         )
@@ -59,5 +77,5 @@ def test_beside_another_user_s_ray_a_command_has_its_own_or_says_what_to_do(fold
             line = f"premed: {other.folder}/ray may not be written to; set RAY_TMPDIR to a folder of your own"
             assert code == 2 and line in err
         else:
-            assert code == 0 and "val mauc" in out and os.path.exists(other.folder / "ray"), err
+            assert code == 0 and "val mean AUC" in out and os.path.exists(other.folder / "ray"), err
         other.wait_for(1)  # and it goes on

@@ -4,17 +4,15 @@ make test-cluster, or pytest -m cluster
 """
 
 import json
-import os
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import yaml
 from integration.databases import postgres
-from support.experiments import TINY, outcome, tree
-from support.stores import come_up, free_port, stop
+from support.experiments import TINY, beside, last, tree
+from support.servers import MLflowServer
+from support.stores import stop
 
 from premed.tracking.client import with_driver
 from premed.tracking.run_store import RunStore
@@ -31,19 +29,12 @@ def database():
         yield made
 
 
-@pytest.fixture
-def server(database, tmp_path):
-    """Where an MLflow server on a database of its own answers."""
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--artifacts-destination", f"{tmp_path}/artifacts"]
-    settings = os.environ | {"MLFLOW_BACKEND_STORE_URI": with_driver(database(f"mlflow{port}"), "")}
-    process = subprocess.Popen(command, env=settings, start_new_session=True)
-    try:
-        come_up(process, port)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        stop(process)
+@pytest.fixture(scope="module")
+def server(database, tmp_path_factory):
+    """Where an MLflow server on it answers."""
+    made = MLflowServer(tmp_path_factory.mktemp("mlflow"), with_driver(database("mlflow"), ""))
+    yield made.uri
+    stop(made.process)
 
 
 def test_names_longer_than_its_columns_are_cut(server):
@@ -59,19 +50,9 @@ def test_two_commands_of_two_workers_at_once_lose_no_point_of_a_curve(server, ch
     commands = []
     for seed in (0, 1):
         changes |= {"pretrain": TINY["pretrain"] | {"seed": seed}, "finetune": TINY["finetune"] | {"seed": seed}}
-        file = tmp_path / f"{seed}.yaml"
-        file.write_text(yaml.safe_dump(tree(chest, changes)))
-        commands.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "premed", "run", "--json", str(file)],
-                env=os.environ | {"PREMED_HOME": str(tmp_path / "home"), "MLFLOW_TRACKING_URI": server},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
+        commands.append(beside(tmp_path / "home", chest, changes, uri=server))
     store, counted = RunStore(server), 0
-    for found in [outcome(command) for command in commands]:
+    for found in [last(connection) for _, connection in commands]:
         for stage in found["stages"]:
             kept = [json.loads(line) for line in Path(stage["where"], "curve.jsonl").read_text().splitlines()]
             for name in {name for row in kept for name in row["metrics"]}:

@@ -273,3 +273,16 @@ def test_maps_and_voxels_that_cannot_be_read_are_left_to_data_check(tmp_path):
     found = label_maps(tmp_path, [np.array([0, np.nan, 1], np.float32), nan, np.array([0, 3], np.uint8)])
     assert labels_of(found) == {"background": 0, "label_1": 1, "label_2": 2, "label_3": 3}
     assert found.notes == ("labels 2 are in no label map: write the maps as 0, 1, 2, …",)
+
+
+def test_linked_folders_that_are_not_looked_into_are_told(tmp_path):
+    for name in ("a/cats", "a/dogs", "elsewhere"):
+        for number in range(8):
+            folders.picture(tmp_path / name / f"{number}.png", number)
+    (tmp_path / "a/birds").symlink_to(tmp_path / "elsewhere")
+    found = planning.recognise(tmp_path / "a")
+    assert any(note.startswith("birds is a link to a folder, not followed") for note in found.notes)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/images").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="holds no image that is read .*; images is a link to a folder, not followed"):
+        planning.recognise(tmp_path / "b")

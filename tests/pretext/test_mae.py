@@ -14,9 +14,9 @@ from support.suite import examples
 from premed.contracts import Batch, DataSet
 from premed.errors import UserError
 from premed.models.encoders import vit
-from premed.models.patches import patchify
+from premed.models.patches import patchify, take
 from premed.pretext import mae
-from premed.pretext.mae import MAE, Config, take
+from premed.pretext.mae import MAE, Config
 from premed.rng import sample_keys
 
 SMALL = {"decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2}

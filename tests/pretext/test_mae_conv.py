@@ -11,9 +11,9 @@ from support.stages import run as run_stage
 from premed.contracts import Batch, DataSet
 from premed.data.phantoms.writers import write_chestxray14, write_msd
 from premed.models.encoders import resenc, vit
-from premed.models.patches import patchify
+from premed.models.patches import patchify, take
 from premed.pretext import mae
-from premed.pretext.mae import MAE, Config, ConvDecoder, take
+from premed.pretext.mae import MAE, Config, ConvDecoder
 from premed.rng import sample_keys
 
 ROIS = [(32, 24), (16, 24, 16)]

@@ -66,20 +66,31 @@ def run(chest, *changes, show=lambda event: None):
     return runner.run(experiment(chest, *changes), show)
 
 
-def beside(home, chest, *changes):
+def beside(home, chest, *changes, uri=None):
     """(process, connection) of the same in another process: the connection gives its events, then the outcome."""
     ours, theirs = fork.Pipe(duplex=False)
-    process = fork.Process(target=_beside, args=(home, tree(chest, *changes), theirs))
+    process = fork.Process(target=_beside, args=(tree(chest, *changes), theirs, environment(home, uri)))
     process.start()
     theirs.close()
     return process, ours
 
 
-def _beside(home, tree, connection):
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    os.environ["PREMED_HOME"] = str(home)
+def environment(home, uri=None):
+    """This process' environment, with a home in use. uri: of MLflow, if it is not the home's file."""
+    here = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    return here | {"PREMED_HOME": str(home)} | ({"MLFLOW_TRACKING_URI": uri} if uri else {})
+
+
+def _begin(environment):
+    """In a process that was forked from one which another test may have started."""
+    os.environ.clear()
+    os.environ.update(environment)
     torch.set_num_threads(1)
     bare(pytest.MonkeyPatch())
+
+
+def _beside(tree, connection, environment):
+    _begin(environment)
     connection.send(runner.run(validate_experiment(tree), connection.send))
 
 
@@ -99,18 +110,14 @@ def forked(home, *arguments, uri=None):
     uri: of MLflow, if it is not the home's file.
     """
     ours, theirs = fork.Pipe(duplex=False)
-    process = fork.Process(target=_forked, args=(home, [str(each) for each in arguments], theirs, uri))
+    process = fork.Process(target=_forked, args=([str(each) for each in arguments], theirs, environment(home, uri)))
     process.start()
     theirs.close()
     return process, os.fdopen(os.dup(ours.fileno()))
 
 
-def _forked(home, arguments, stderr, uri):
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    os.environ.update({"MLFLOW_TRACKING_URI": uri} if uri else {})
-    os.environ["PREMED_HOME"] = str(home)
-    torch.set_num_threads(1)
-    bare(pytest.MonkeyPatch())
+def _forked(arguments, stderr, environment):
+    _begin(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
     os.dup2(stderr.fileno(), 2)
     stderr.close()
@@ -122,10 +129,9 @@ def _forked(home, arguments, stderr, uri):
 def command(folder, home, chest, *changes, arguments=()):
     """`premed run --json` of the tiny experiment, as a user starts it; its stderr comes by the line."""
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tree(chest, *changes)))
-    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     return subprocess.Popen(
         [sys.executable, "-m", "premed", "run", "--json", str(folder / "tiny.yaml"), *arguments],
-        env=environment | {"PREMED_HOME": str(home), "OMP_NUM_THREADS": "1"},
+        env=environment(home) | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

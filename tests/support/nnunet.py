@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from support.tasks import PARTS, names
+
 from premed.tasks import nnunet
 
 ABOUT = {
@@ -46,3 +48,11 @@ def task(root: Path, **settings) -> nnunet.LabelTask | nnunet.RegionTask:
 def change(root: Path, **fields) -> None:
     path = root / "dataset.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def parts(found: nnunet.LabelTask | nnunet.RegionTask) -> dict[str, list[str]]:
+    return {part: names(found.split(part)) for part in PARTS}
+
+
+def findings_of(found: nnunet.LabelTask | nnunet.RegionTask, **settings) -> list[tuple[str, str]]:
+    return [(f.severity, f"{f.where.removeprefix(f'{found.root}/')}: {f.what}") for f in found.check(**settings)]

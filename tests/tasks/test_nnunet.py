@@ -2,12 +2,11 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
-from support.nnunet import ABOUT, BRATS, EVERY, FOLDS, change, folds, raw, task
+from support.nnunet import ABOUT, BRATS, EVERY, FOLDS, change, findings_of, folds, parts, raw, task
 from support.task_fixtures import brain
 from support.tasks import PARTS, check_parts, names, refused, samples
 
@@ -17,15 +16,6 @@ from premed.data.phantoms.writers import write_msd, write_nnunet
 from premed.errors import UserError
 from premed.tasks import brats, msd, nnunet
 from premed.tasks.common.segmentation import Regions, Segmentation
-
-
-def parts(found) -> dict[str, list[str]]:
-    return {part: names(found.split(part)) for part in PARTS}
-
-
-def findings_of(found, **settings) -> list[tuple[str, str]]:
-    return [(f.severity, f"{f.where.removeprefix(f'{found.root}/')}: {f.what}") for f in found.check(**settings)]
-
 
 # The layout ----------------------------------------------------------------------------------------------------------
 
@@ -387,45 +377,3 @@ def test_an_experiment_of_msd_serves_for_nnunet(tmp_path):
         | {"pretext": "none", "finetune": {"epochs": 1, "batch": 1, "lr": 1e-3, "head": "unetr"}}
     )
     assert isinstance(experiment.task, nnunet.Config)
-
-
-# Patients ------------------------------------------------------------------------------------------------------------
-
-PATIENT = r"(p\d|case).*"
-
-
-def scans(root: Path) -> list[str]:
-    """Names the cases so that each patient has two: p0_0, p0_1, p1_0, …; and one of imagesTs p0_2."""
-    raw(root)
-    new = {name: f"p{number // 2}_{number % 2}" for number, name in enumerate(EVERY)} | {"case_10": "p0_2"}
-    for name, other in new.items():
-        for file in [*root.rglob(f"{name}*")]:
-            file.rename(file.with_name(file.name.replace(name, other)))
-    return list(new.values())[:10]
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_all_scans_of_a_patient_go_to_one_part(tmp_path, seed):
-    scans(tmp_path)
-    found = task(tmp_path, patient=PATIENT, split_seed=seed)
-    check_parts(found)
-    held = {name[:2] for part in ("val", "test") for name in parts(found)[part]}
-    assert {len(some) % 2 for some in parts(found).values()} == {0}
-    assert ("p0_2" in names(found.images())) == ("p0" not in held) and "case_11" in names(found.images())
-
-
-def test_folds_that_divide_a_patient_are_refused_and_val_is_carved_by_patient(tmp_path):
-    every = scans(tmp_path)
-    found = task(folds(tmp_path, [{"train": every[4:], "val": every[:4]}]), patient=PATIENT)
-    check_parts(found)
-    assert len(found.split("val")) == 2 and names(found.images())[-1] == "case_11"  # p0_2 is of a patient of the test
-    folds(tmp_path, [{"train": every[1:], "val": every[:1]}])
-    errors = [each.what for each in listings(task(tmp_path, patient=PATIENT), test=True) if each.severity == "error"]
-    assert errors and all("keep each patient in one part" in what for what in errors)
-
-
-def test_a_rule_that_finds_no_patient_is_named_and_names_that_suggest_scans_are_a_note(tmp_path):
-    scans(tmp_path)
-    refused(lambda: task(tmp_path, patient="p(.)_.").split("train"), "task.patient", "finds no patient in case_11")
-    assert [what for _, what in findings_of(task(tmp_path)) if "set task.patient" in what]
-    assert findings_of(task(tmp_path, patient=PATIENT)) == []

@@ -1,6 +1,7 @@
 """MLflow's own server, stopped in mid-training: it takes connections and never answers."""
 
 import os
+import shutil
 import signal
 import time
 
@@ -16,8 +17,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
 @pytest.fixture
-def server(tmp_path):
-    made = MLflowServer(tmp_path, f"sqlite:///{tmp_path}/server.db")
+def server(empty_database, tmp_path):
+    made = MLflowServer(tmp_path, f"sqlite:///{shutil.copy(empty_database, tmp_path / 'server.db')}")
     yield made
     made.signal(signal.SIGCONT)
     stop(made.process)

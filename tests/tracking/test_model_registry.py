@@ -1,18 +1,38 @@
 import gc
+import os
+import subprocess
 
 import numpy as np
 import pytest
 import torch
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from premed.errors import UserError
 from premed.tracking import model_registry
 
 
 @pytest.mark.slow
 def test_an_export_leaves_nothing_of_its_trace_in_memory(tmp_path):
     """torch keeps half a megabyte of each, which a sweep of two thousand trainings would feel."""
+    before = num_traces()  # of exports to ONNX that other tests made in this process, say
     for number in range(2):
         network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(72, 2))
         model_registry.export(network, np.zeros((2, 1, 8, 8), np.float32), {}, tmp_path / str(number))
+    assert num_traces() <= before
+
+
+def num_traces():
     gc.collect()
-    assert sum(type(each) is ShapeEnv for each in gc.get_objects()) == 0
+    return sum(type(each) is ShapeEnv for each in gc.get_objects())
+
+
+def test_a_temporary_folder_without_room_is_refused_before_torch_ends_the_process(tmp_path):
+    """It did, and with it all that the command trained, at each start again."""
+    if os.getuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", tmp_path]).returncode:
+        pytest.skip("to mount a disk is root's, who is not allowed it everywhere")
+    try:
+        network = torch.nn.Linear(8, 2)
+        with pytest.raises(UserError, match="16 MB are needed and 1 MB free; make room there, or set TMPDIR"):
+            model_registry.export(network, np.zeros((2, 8), np.float32), {}, tmp_path / "model")
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)

@@ -2,9 +2,9 @@
 
 import json
 import math
+import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -12,7 +12,8 @@ from contextlib import suppress
 import numpy as np
 import pytest
 from support.forks import fork
-from support.stores import come_up, free_port, registered, rows, start, steps, stop, unreachable
+from support.servers import MLflowServer
+from support.stores import registered, rows, start, steps, stop, unreachable
 
 from premed.tracking.outbox import Outbox, _Journal
 from premed.tracking.run_store import RunStore
@@ -245,29 +246,20 @@ def test_a_call_that_cannot_be_delivered_twice_is_refused(store, tmp_path):
         Outbox(store, tmp_path).add("register", "r")
 
 
-def serve(folder, port):
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/m.db", "--artifacts-destination", f"{folder}/files"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    come_up(server, port)
-    return server
-
-
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_a_server_that_goes_and_comes_back_has_every_metric_once(tmp_path, module):
-    port = free_port()
-    server = serve(tmp_path, port)
+def test_a_server_that_goes_and_comes_back_has_every_metric_once(empty_database, tmp_path, module):
+    server = MLflowServer(tmp_path, f"sqlite:///{shutil.copy(empty_database, tmp_path / 'm.db')}")
     try:
-        store = RunStore(f"http://127.0.0.1:{port}")
+        store = RunStore(server.uri)
         run_id, outbox = start(store), Outbox(store, tmp_path / "outbox")
         assert Lease(store).acquire("d", "a") and not Lease(store).acquire("d", "b")
         assert registered(store, run_id, "chest", module, np.zeros((2, 1, 8, 8), np.float32), 0.5, {}) == "1"
         for step in range(30):
             if step == 10:
-                stop(server)
+                stop(server.process)
             if step == 20:
-                server = serve(tmp_path, port)
+                server.start()
             outbox.add("log_rows", run_id, rows(step))
         outbox.add("log_scores", run_id, [{"case": "a", "dice": 0.5}])
         outbox.add("finish", run_id)
@@ -276,4 +268,4 @@ def test_a_server_that_goes_and_comes_back_has_every_metric_once(tmp_path, modul
         assert store.scores(run_id) == [{"case": "a", "dice": 0.5}]
         assert store.find("d") == store.get(run_id)
     finally:
-        stop(server)
+        stop(server.process)

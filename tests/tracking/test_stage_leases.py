@@ -91,6 +91,13 @@ def test_a_process_of_another_boot_or_with_a_used_number_is_gone():
     assert not gone(mine | {"premed.born": by_clock}) and gone(mine | {"premed.born": "1.00"})
 
 
+@pytest.mark.parametrize("change", [{"premed.pid": "many"}, {"premed.born": "long ago"}, {"premed.born": None}])
+def test_of_a_process_whose_tags_were_changed_nothing_is_known(change):
+    """They can be edited in MLflow's UI; the next `premed run` closes the runs of ended processes first of all."""
+    tags = {name: value for name, value in (process_tags() | change).items() if value is not None}
+    assert not gone(tags)
+
+
 def test_close_dead_runs_marks_what_an_ended_process_left_running(store):
     left, alive, claim = start(store), start(store), Lease(store)
     ended = subprocess.Popen(["true"])

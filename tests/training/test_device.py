@@ -1,12 +1,16 @@
 """training/device.py: how a training uses memory."""
 
+import os
 import resource
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from support.tasks import ask_for_too_much_memory, refused
 
+from premed.execution.connection import MALLOC
 from premed.training.device import explain_out_of_memory, forget_peak_memory, keep_freed_memory, peak_memory_mb
 
 BLOCK = 2**24  # float32: 64 MiB
@@ -28,6 +32,36 @@ def test_a_training_s_steps_take_their_memory_once_and_a_new_stage_begins_with_n
     peak = peak_memory_mb(torch.device("cpu"))
     forget_peak_memory()
     assert peak_memory_mb(torch.device("cpu")) < peak - 50  # the block's 64, which were kept until now
+
+
+HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+HELD = """
+import sys, threading, torch, resource
+from premed.training.device import keep_freed_memory
+keep_freed_memory()
+def work():
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        blocks = [torch.zeros(2**24) for _ in range(4)]
+        rollup = open("/proc/self/smaps_rollup").read()
+        del blocks
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, rollup.split("AnonHugePages:")[1].split()[0])
+if "thread" in sys.argv:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+else:
+    work()
+"""
+
+
+@pytest.mark.skipif(not HUGE.exists() or "[never]" in HUGE.read_text(), reason="this kernel makes no huge pages")
+@pytest.mark.parametrize(("where", "env"), [("main", {}), ("thread", MALLOC)])
+def test_what_a_step_takes_is_in_huge_pages_and_is_kept_in_a_worker_s_thread_too(where, env):
+    command = [sys.executable, "-c", HELD, where]
+    done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True, check=True)
+    faults, kilobytes = map(int, done.stdout.split())
+    assert faults < 8_000 and kilobytes > 128 * 1024  # of 65,536 pages, and of 256 MB
 
 
 def too_large(sizes, couples_batch=False, error=None):

@@ -110,3 +110,8 @@ def test_a_pretraining_is_past_its_gate_when_clearly_below_it(loss, passed):
     assert math.isclose(gate["below"], 1 - loss)
     assert evaluate.passed_gate({"mauc": 0.6}) is None
     assert evaluate.passed_gate({"loss": 0.0, "gate": 0.0})["passed"] is False  # all images alike
+
+
+def test_of_one_patient_there_is_no_interval_however_many_images():
+    rows = [{**row, "patient": "one"} for row in findings([0, 1, 0, 1], [0.1, 0.9, 0.2, 0.8])]
+    assert all(map(math.isnan, evaluate.bootstrap_interval(rows, mean_p)))

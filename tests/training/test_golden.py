@@ -46,12 +46,10 @@ GOLDEN = REPOSITORY / "tests" / "golden"
 NUM_STEPS, BATCH, NUM_IMAGES = 20, 6, 15  # the last batch of an epoch is smaller
 WRITE = "raise `version` in the Config of what was changed, then run: python tests/training/test_golden.py --write"
 
-# processors differ in a float's last bit, and training amplifies that from step to step
-TOLERANCES = {"hssl-2d": np.repeat([1e-4, 1e-3], NUM_STEPS // 2)}
-
-
-def tolerance(kind: str) -> np.ndarray | float:
-    return TOLERANCES.get(kind, 1e-4)
+# Processors differ in a float's last bit, and training amplifies that from step to step, the more the higher its rate.
+# The rates below were chosen so that losses with AVX2, with SSE (ONEDNN_MAX_CPU_ISA, ATEN_CPU_CAPABILITY) and with
+# two threads are within 7e-5 of these.
+TOLERANCE = 1e-4
 
 
 class Pictures(Classification):
@@ -156,12 +154,11 @@ KINDS = {
     "timm": Kind(Pictures, partial(finetuning, head=linear, encoders=timm), Augmentation(flip=0.5), (linear, timm)),
     "mae-3d": Kind(Volumes, pretraining, Augmentation(flip=0.2), (mae, vit)),
     "linear": Kind(Pictures, partial(finetuning, head=linear), Augmentation(flip=0.5), (linear, vit)),
-    # slower: at 2e-3 rounding errors grow to 4e-5 within the 20 steps, at 2e-4 to 2e-6
     "unetr": Kind(
         Volumes, partial(finetuning, head=unetr), Augmentation(flip=0.2, rotate=0.2, crops=2), (unetr, vit), 2e-4
     ),
     "mae-primus": Kind(Volumes, partial(pretraining, network=PRIMUS), Augmentation(flip=0.2), (mae, vit)),
-    "mae-primus-v2": Kind(Volumes, partial(pretraining, network=PRIMUS_V2), Augmentation(flip=0.2), (mae, vit)),
+    "mae-primus-v2": Kind(Volumes, partial(pretraining, network=PRIMUS_V2), Augmentation(flip=0.2), (mae, vit), 5e-4),
     "primus": Kind(
         Volumes,
         partial(finetuning, head=patch_decoder, network=PRIMUS),
@@ -202,6 +199,7 @@ KINDS = {
         partial(contrasting, group_loss="classes"),
         Augmentation(flip=0.5),
         (hssl, unet),
+        5e-4,
         accumulate=1,
     ),
     "hssl-3d": Kind(
@@ -209,6 +207,7 @@ KINDS = {
         partial(contrasting, group_loss="contrast"),
         Augmentation(flip=0.2),
         (hssl, unet),
+        2e-4,
         accumulate=1,
     ),
 }
@@ -262,7 +261,7 @@ def test_twenty_steps_give_the_golden_losses(kind, tmp_path):
         pytest.skip(f"golden losses are those of torch {ours}: another rounds otherwise, which training amplifies")
     now, then = losses(kind, tmp_path), np.loadtxt(GOLDEN / f"{kind}.txt")
     message = f"the losses of {kind} have changed. If that is meant, {WRITE}"
-    np.testing.assert_array_less(np.abs(now / then - 1), tolerance(kind), err_msg=message)
+    np.testing.assert_array_less(np.abs(now / then - 1), TOLERANCE, err_msg=message)
 
 
 @pytest.mark.parametrize("kind", ["linear", "mae-3d", pytest.param("unetr", marks=pytest.mark.slow)])
@@ -290,7 +289,7 @@ def rewrite(kind: str) -> str:
     with TemporaryDirectory() as folder:
         now = losses(kind, Path(folder))
     if path.exists() and path.read_text().splitlines()[0] == heading(kind):
-        if (np.abs(now / np.loadtxt(path) - 1) < tolerance(kind)).all():
+        if (np.abs(now / np.loadtxt(path) - 1) < TOLERANCE).all():
             return f"{kind}: unchanged"
         return f"{kind}: NOT written, for the losses changed under the same versions; {WRITE}"
     path.write_text("\n".join([heading(kind), *(f"{loss:.7f}" for loss in now)]) + "\n")

@@ -204,7 +204,7 @@ def words(job) -> Any:
 
 def test_what_the_probe_is_or_why_there_is_none_is_said_at_the_start(chest, tmp_path):
     job = jobs(chest, tmp_path / "with", **probed(**BRIEF))["pretrain"]
-    line = f"mauc of a linear model on the frozen features of {IMAGES} labelled images of chestxray14, on "
+    line = f"a linear model on the frozen features of {IMAGES} labelled images of chestxray14, on "
     assert words(job).startswith(line)
     assert words(jobs(chest, tmp_path / "without", pretrain={"probe": None, **BRIEF})["pretrain"]) is None
     task = {"name": "unlabelled", "root": str(chest / "images"), "roi": [32, 32]}

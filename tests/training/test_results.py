@@ -94,3 +94,15 @@ def test_a_result_in_another_precision_than_is_asked_for_is_told():
     assert "was trained in float32" in other_precision(result, Train(precision="bf16"))
     assert other_precision(result, Train(precision="fp32")) == other_precision(result, Train()) == ""
     assert other_precision(RESULT, Train(precision="bf16")) == ""  # a test has none
+
+
+def test_a_result_of_another_stage_does_not_count_in_this_one_s_folder(tmp_path, caplog):
+    folders = [StageStorage(str(tmp_path), f"test-{letter * 16}") for letter in "ab"]
+    for letter, folder in zip("ab", folders, strict=True):
+        folder.put_json("scores.json", ROWS)
+        put_result(folder, RESULT | {"digest": letter * 64})
+    one, other = folders
+    assert read_result(one) is not None
+    one.put("result.json", other.get("result.json"))
+    assert whole_result(one, "test", print) is None
+    assert "it is of another stage, test-bbbbbbbbbbbbbbbb" in caplog.text and read_result(other) is not None

@@ -3,7 +3,6 @@
 import hashlib
 import socket
 from functools import partial
-from itertools import product
 
 import numpy as np
 import pytest
@@ -390,26 +389,7 @@ def test_weights_that_were_removed_are_asked_for(tmp_path):
         artifacts.part_weights(StageStorage(str(tmp_path), "pretrain-0"), "encoder")
 
 
-# ---- few labels
-
-
-def labelled(num_patients=40):
-    return [Case(f"{p}-{i}", f"{p}", (), (0.0,)) for p, i in product(range(num_patients), range(3))]
-
-
-def test_a_label_fraction_takes_whole_patients_and_smaller_ones_are_part_of_larger():
-    taken = [
-        {case.patient for case in datamodule.label_subset(labelled(), share, 0)} for share in (0.05, 0.1, 0.5, 1.0)
-    ]
-    assert [len(patients) for patients in taken] == [2, 4, 20, 40]
-    assert taken[0] < taken[1] < taken[2] < taken[3]
-    assert len(datamodule.label_subset(labelled(), 0.05, 0)) == 2 * 3
-
-
-def test_a_label_fraction_is_drawn_by_its_seed():
-    chosen = [[case.name for case in datamodule.label_subset(labelled(), 0.2, seed)] for seed in (0, 0, 1)]
-    assert chosen[0] == chosen[1] != chosen[2]
-    assert len(datamodule.label_subset(labelled(), 1e-6, 0)) == 3  # one patient at least
+# ---- its schedule
 
 
 def test_the_learning_rate_grows_with_the_batch_and_steps_replace_the_epochs(chest, tmp_path):

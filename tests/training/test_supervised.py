@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from premed.contracts import Batch, Features, Head
+from premed.errors import UserError
 from premed.models.encoders import vit
 from premed.models.heads import linear, unetr
 from premed.models.network import Network
@@ -160,6 +161,16 @@ def test_a_task_is_answered_on_the_cpu_without_gradient():
     (row,) = objective.measure([batch().image])  # type: ignore[list-item]
     assert row["answer"].shape == (4, 2) and not row["answer"].requires_grad
     assert objective.summary([row]) == {"score": 1}
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_an_answer_that_is_no_number_gets_no_score(number):
+    """The class of the highest logit, or the label map, would look like any other's."""
+    objective = supervised()
+    with torch.no_grad():
+        objective.network.head.get_parameter("fc.bias")[0] = number
+    with pytest.raises(UserError, match="the network's answer is NaN or infinite; lower finetune.lr"):
+        objective.measure([batch().image])
 
 
 def test_no_pretraining_means_there_is_nothing_to_train():

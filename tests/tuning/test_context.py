@@ -1,9 +1,12 @@
 """A sweep's result, as its study gives it and as `premed sweep --json` prints it."""
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
+from support.memory_store import MemoryStore
 from support.pretrained import NAME, move_alias, tuned
 from support.stores import free_port
 from support.suite import REPOSITORY
@@ -14,7 +17,8 @@ from premed.config.compose import load
 from premed.data.phantoms.writers import write_msd
 from premed.errors import UserError
 from premed.tuning.context import SweepContext
-from premed.tuning.study import encode
+from premed.tuning.space import encode
+from premed.tuning.sweep import SweepRunner
 from premed.tuning.sweep_file import load_sweep
 
 pytest_plugins = ["support.pretrained"]
@@ -84,6 +88,20 @@ def test_with_hashed_names_best_yaml_names_nobody_and_says_what_to_add(context, 
     assert load([str(tmp_path / "base.yaml"), str(best)]).task.root == tmp_path
 
 
+@pytest.mark.parametrize("place", ["", "best.yaml"])
+def test_a_report_that_cannot_be_written_is_one_line(context, place):
+    study = context.study()
+    study.start("data")
+    study.tell(study.ask().number, "done", [0.5], {})
+    if place:
+        (context.where / place).mkdir(parents=True)
+    else:
+        context.where.parent.mkdir()
+        context.where.write_text("a file")
+    with pytest.raises(UserError, match=rf"{place}: cannot be written \(.*\); make room there"):
+        context.write(context.result(study))
+
+
 @pytest.fixture
 def refused_metric(tmp_path, monkeypatch):
     """What is said of a sweep by this metric, over a task; None if nothing is."""
@@ -104,6 +122,42 @@ def refused_metric(tmp_path, monkeypatch):
         return None
 
     return refusal
+
+
+@pytest.mark.parametrize(
+    ("metrics", "modes"),
+    [
+        (["val/hd95"], ("min",)),
+        (["val/dice", "val/hd95/Anterior", "val/n_missed", "finetune_seconds"], ("max", "min", "min", "min")),
+    ],
+)
+def test_of_distances_counts_of_failures_and_costs_the_least_is_the_best_unless_the_file_says_else(
+    tmp_path, monkeypatch, metrics, modes
+):
+    monkeypatch.setenv("PREMED_HOME", str(tmp_path / "premed"))
+    write_msd(tmp_path / "data", 4, 0)
+    base = {"task": {"name": "msd", "root": str(tmp_path / "data")}, "encoder": "vit", "pretext": "none"}
+    base["finetune"] = {"epochs": 2, "batch": 4, "lr": 1e-3, "head": "unetr"}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    sweep = {"base": "base.yaml", "space": {"finetune.lr": [0.1, 0.2]}, "metric": metrics}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    assert SweepContext(load_sweep(tmp_path / "sweep.yaml")).modes == modes
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep | {"mode": ["max"] * len(metrics)}))
+    assert SweepContext(load_sweep(tmp_path / "sweep.yaml")).modes == ("max",) * len(metrics)
+
+
+def test_a_trial_s_run_has_the_deviation_of_its_page_and_its_cost_beside_what_it_trained(tmp_path):
+    """Of stages that were there already: their seconds are a trial's cost, and it trained none of them."""
+    store = MemoryStore(tmp_path)
+    run_id = store.start("task", "trial 0", digest="a", kind="trial")
+    stages = [{"reused": True, "seconds": 20.0, "run_id": "b"}, {"reused": False, "seconds": 3.0, "run_id": run_id}]
+    by_seed = {0: [0.4, 23.0], 1: [0.6, 23.0]}
+    trial: Any = SimpleNamespace(by_seed=by_seed, stages=stages, run_id=run_id, number=0, behind="", pipelines=[])
+    about: Any = SimpleNamespace(tracker=store, context=SimpleNamespace(metrics=("val/mauc", "seconds"), name="s"))
+    SweepRunner.close_trial_run(about, trial, "done", [0.5, 23.0], "")
+    metrics = store.get(run_id).metrics
+    assert metrics["val/mauc_std"] == pytest.approx(0.02**0.5)  # over n - 1
+    assert (metrics["seconds"], metrics["trained_seconds"]) == (23.0, 3.0)
 
 
 def test_a_misspelt_metric_is_refused_before_anything_starts_with_the_names_there_are(refused_metric):

@@ -1,6 +1,11 @@
 """A sweep's history: what is tried next, and that a sweep goes on from wherever it was stopped."""
 
 import math
+import os
+import sqlite3
+import subprocess
+from contextlib import suppress
+from functools import partial
 from itertools import count
 from types import SimpleNamespace
 
@@ -9,10 +14,12 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy.exc import IntegrityError, OperationalError
 from support.suite import examples
 
-from premed.errors import UserError
+from premed.errors import StageFailed, UserError
 from premed.rng import key
+from premed.tuning import study_database
 from premed.tuning.schedulers import TIME, VALUE, make_scheduler, rungs
 from premed.tuning.study import Study
 from premed.tuning.sweep_file import load_sweep
@@ -166,8 +173,67 @@ def test_a_report_of_what_never_began_and_a_database_that_is_none_are_refused(tm
     with pytest.raises(UserError, match="was never started"):
         study(tmp_path, GRID, must_exist=True)
     (tmp_path / "sweeps.db").write_text("no database")
-    with pytest.raises(UserError, match="does not answer"):
+    with pytest.raises(UserError, match=r"sweeps.db is damaged \(.*\): move it away, .* uses every finished stage"):
         study(tmp_path, GRID)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6])
+def test_a_database_that_is_damaged_anywhere_is_one_line(tmp_path, share):
+    go_on(study(tmp_path, GRID))
+    whole = bytearray((tmp_path / "sweeps.db").read_bytes())
+    torn, zeros = whole[: int(len(whole) * share)], whole.copy()
+    zeros[int(len(whole) * share) :] = bytes(len(whole) - int(len(whole) * share))
+    for content in (torn, zeros):
+        (tmp_path / "sweeps.db").write_bytes(content)
+        with pytest.raises(UserError, match=r"sweeps.db is damaged \(.*\): move it away"):
+            study(tmp_path, GRID)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OperationalError("CREATE TABLE studies", None, sqlite3.OperationalError("table studies already exists")),
+        IntegrityError("INSERT", None, sqlite3.IntegrityError("UNIQUE constraint failed: alembic_version.version_num")),
+    ],
+)
+def test_a_database_that_another_command_makes_at_the_same_time_is_waited_for(tmp_path, monkeypatch, error):
+    """Of two first sweeps of a home that start at once, one was told to name another database."""
+    failures, waited, opened = [error] * 2, [], optuna.storages.RDBStorage.__init__
+
+    def meanwhile(self, *arguments, **more):
+        if failures:
+            raise failures.pop()
+        opened(self, *arguments, **more)
+
+    monkeypatch.setattr(optuna.storages.RDBStorage, "__init__", meanwhile)
+    monkeypatch.setattr(study_database.time, "sleep", waited.append)
+    go_on(study(tmp_path, GRID))
+    assert len(waited) == 2
+
+
+def test_a_full_disk_is_one_line_and_the_same_trial_goes_on_once_there_is_room(tmp_path):
+    """Optuna's own words are of invalid data, "e.g. exceeding max length"."""
+    (disk := tmp_path / "disk").mkdir()
+    if os.getuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", disk]).returncode:
+        pytest.skip("to mount a disk is root's, who is not allowed it everywhere")
+    try:
+        ours = study(disk, GRID)
+        number = ours.ask().number
+        with suppress(OSError), (disk / "other").open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        calls = [
+            *(ours.ask, partial(ours.report_intermediate, number, 1, 0.5), partial(ours.set_note, "name", "x" * 5000)),
+            *(partial(ours.tell, number, "done", [0.5], {}), partial(study, disk, GRID, name="b")),
+        ]
+        for call in calls:
+            with pytest.raises((StageFailed, UserError), match=r"sweeps.db .*database or disk is full"):
+                call()
+        (disk / "other").unlink()
+        again = study(disk, GRID)
+        assert again.ask().number == number and again.tell(number, "done", [0.5], {})
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 CLOSED = (
@@ -198,6 +264,21 @@ def test_trials_that_ended_because_the_command_was_stopped_are_tried_again_as_th
     assert again.trials()[4].notes["failure"] == "finetune: the loss is not finite"
     assert [row for row in table(again) if row[0] != 4] == [row for row in table(undisturbed) if row[0] != 4]
     assert table(study(folder, asked, name=name)) == table(again)
+
+
+def test_a_failed_trial_is_tried_again_by_a_start_with_more_retries(shared):
+    folder, name = shared[0], shared[1]()
+    ours = study(folder, GRID, name=name)
+    first = ours.ask()
+    ours.tell(first.number, "failed", None, {"failure": "finetune: No space left on device", "tries": 1})
+    go_on(ours)
+    assert study(folder, GRID, name=name).ask() is None
+    again = study(folder, GRID | {"retries": 2}, name=name)
+    asked = again.ask()
+    assert (asked.number, asked.setting, asked.notes) == (first.number, first.setting, {"tries": 1})
+    again.tell(asked.number, "failed", None, {"failure": "no", "tries": 2})
+    assert again.trials()[0].notes["tries"] == 3
+    assert study(folder, GRID | {"retries": 2}, name=name).ask() is None
 
 
 def test_trials_that_a_scheduler_stopped_stay_so(shared):

@@ -12,7 +12,7 @@ from premed.events import LookTaken, WarningIssued
 from premed.execution import runner
 from premed.tracking.run_store import LEASES
 from premed.tuning import sweep
-from premed.tuning.context import train_settings
+from premed.tuning.context import SweepContext, refuse_other_val, train_settings
 from premed.tuning.sweep_file import load_sweep
 
 pytest_plugins = ["support.experiment_fixtures"]
@@ -54,7 +54,7 @@ def test_a_grid_shares_its_pre_trainings_never_opens_the_test_part_and_outlives_
     models = store_of(home).client.search_model_versions
     assert models() == []  # a sweep makes no versions; who takes its best makes one
     for _ in range(2):
-        taken = runner.run(load([f"{result.where}/best.yaml"], ["test=false"]), events.append)
+        taken = runner.run(load([f"{result.where}/best.yaml"], ["test=false", "train.workers=0"]), events.append)
         assert [stage["reused"] for stage in taken["stages"]] == [True, True]
         assert [version.run_id for version in models()] == [taken["stages"][1]["run_id"]]
 
@@ -93,3 +93,15 @@ def test_the_train_settings_of_all_trials_are_checked_together(home, chest, tmp_
     assert {(train.workers, train.cpus) for train in trains} == {(1, 1.0), (1, 2.0), (2, 1.0), (2, 2.0)}
     with pytest.raises(UserError, match="train.workers: a sweep runs on Ray; set 1 or more"):
         sweep.run(load_sweep(write_sweep(tmp_path, chest, {"space": {"train.workers": [1, 0]}})), lambda event: None)
+
+
+def test_trials_that_would_be_scored_on_other_images_of_val_are_refused(home, chest, tmp_path):
+    other = shutil.copytree(chest, tmp_path / "other")
+    listed = (other / "train_val_list.txt").read_text().splitlines()
+    (other / "train_val_list.txt").write_text("\n".join(listed[:-20]))
+    for name, values in (("task.split_seed", [0, 1]), ("task.root", [str(chest), str(other)])):
+        file = write_sweep(tmp_path, chest, {"space": {name: values, "finetune.lr": [1e-3]}})
+        with pytest.raises(UserError, match=f"^space.{name}: .* other images of val"):
+            refuse_other_val(SweepContext(load_sweep(file)))
+    same = {"task.root": [str(chest), str(shutil.copytree(chest, tmp_path / "same"))]}
+    refuse_other_val(SweepContext(load_sweep(write_sweep(tmp_path, chest, {"space": same}))))

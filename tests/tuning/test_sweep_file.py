@@ -78,6 +78,17 @@ def test_with_seeds_auto_a_trial_has_as_many_as_it_may_get(write):
     assert list(sweep.search.looks) == [4, 6] and load_valid(write()).search.looks == ()
 
 
+def test_a_seed_that_the_sweep_s_would_override_is_refused(write):
+    with pytest.raises(UserError, match=r"finetune.seed: the seeds of a sweep .*; set seeds=\[3\]"):
+        load_valid(write(), "finetune.seed=3")
+
+
+def test_lists_of_the_base_may_be_swept(write):
+    several = {"pretext": ["none", "mae"], "finetune.label_fraction": [0.5, 1.0]}
+    lists = {"pretext": ["none", "mae"], "finetune": {"label_fraction": [0.5, 1.0]}}
+    assert load_valid(write({"set": lists, "space": several})).num_trials == 4
+
+
 def test_seeds_are_experiments_of_one_trial(write):
     sweep = load_valid(write({"seeds": [0, 4]}))
     assert [each.finetune.seed for each in sweep.experiments(next(sweep.combinations()))] == [0, 4]
@@ -147,6 +158,12 @@ RANDOM = {"search": "random", "trials": 3}
         ),
         ({"space": {"pretext": ["mae", {"name": "mae"}]}}, "are the same value; keep one"),
         ({"space": {"finetune.lr": []}}, "must be a list of at least one"),
+        ({"set": {"pretext": ["none", "mae"]}}, "pretext: lists 2 strategies, and a trial has one; name one of them"),
+        (
+            {"set": {"finetune": {"label_fraction": [0.5, 1.0]}}},
+            "finetune.label_fraction: lists 2 shares, and a trial has one; name one of them",
+        ),
+        ({"set": {"finetune": {"seed": 3}}}, "finetune.seed: the seeds of a sweep stand beside space:; set seeds=[3]"),
         ({"space": {}}, "space"),
         ({"space": {"test": [True]}}, "space.test: no trial opens the test part"),
         (

@@ -10,11 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 
 import psutil
 import pytest
-from support.experiments import runs_of, store_of, until
+from integration.clusters import PATIENT
+from support.experiments import forked, runs_of, store_of, until
 from support.sweeps import ASHA, GRID, write_sweep
 
 from premed.tracking.run_store import LEASES
@@ -26,9 +26,9 @@ pytest_plugins = ["support.experiment_fixtures"]
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
-def table(outcome):
+def table(found):
     """What must not depend on how the sweep came about."""
-    return [(each["setting"], each["state"], each["values"], each["curve"]) for each in outcome["trials"]]
+    return [(each.setting, each.state, each.values, each.curve) for each in found.trials]
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +51,10 @@ for line in sys.stdin:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | environment,
+        env=os.environ | PATIENT | environment,
     )
     address = process.stdout.readline().strip()
+    assert address, "Ray did not start"
 
     def left():
         process.stdin.write("\n")
@@ -73,19 +74,25 @@ def emptied(left, seconds=120):
     return held
 
 
-def command_of(file):
-    """The sweep, in a process."""
-    command = [sys.executable, "-m", "premed", "sweep", str(file)]
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in a shell's background ignore Ctrl-C
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+def started(file):
+    """(process, its stderr by the line) of the sweep in a command of its own: Ray reads its token's place when it is
+    imported."""
+    return forked(os.environ["PREMED_HOME"], "sweep", file)
+
+
+def ended(process, output):
+    """The command's exit code, and what it still says."""
+    rest = output.read()
+    process.join()
+    return process.exitcode, rest
 
 
 def killed_once(file, message, number=signal.SIGKILL):
-    """Starts the sweep, and ends it so as soon as it says `said`; its exit code, and what it said then."""
-    process = command_of(file)
-    until(process.stderr, message)
-    process.send_signal(number)
-    return process.communicate()[1], process.returncode
+    """Starts the sweep, and ends it so as soon as it says `message`; its exit code, and what it said then."""
+    process, output = started(file)
+    until(output, message)
+    os.kill(process.pid, number)
+    return ended(process, output)
 
 
 def words_of(process):
@@ -96,11 +103,10 @@ def words_of(process):
 
 
 def whole(file):
-    """The outcome of the sweep, by a command of its own: Ray reads its token's place when it is imported."""
-    command = [sys.executable, "-m", "premed", "sweep", "--json", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    """The outcome of the sweep, from its start or where it was left."""
+    code, words = ended(*started(file))
+    assert code == 0, words
+    return sweep.report(load_sweep(file))
 
 
 @pytest.fixture
@@ -130,29 +136,30 @@ def undisturbed(chest, new_home, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("settings", "message", "save_minutes"),
+    ("settings", "save_minutes", "messages"),
     [
-        (GRID, "[trial 2] fine-tuning on", 0),
-        (ASHA, "[trial 3] fine-tuning on", 0),
-        (ASHA, "[trial 0] step 8: validation", 5),  # which comes again, for there is no checkpoint yet
+        (GRID, 0, ["[trial 2] fine-tuning on"]),
+        # the validation comes again, for there is no checkpoint yet
+        (ASHA, 5, ["[trial 0] step 8: validation", "[trial 3] fine-tuning on"]),
     ],
 )
 def test_killed_in_the_middle_the_same_command_ends_as_if_it_had_not_been_and_leaves_nothing(
-    home, chest, tmp_path, cluster, undisturbed, settings, message, save_minutes
+    home, chest, tmp_path, cluster, undisturbed, settings, save_minutes, messages
 ):
     expected, num_pretrainings = undisturbed(settings)  # with a checkpoint at each step: that changes nothing
     assert emptied(cluster) == [2.0, []]
 
     file = write_sweep(tmp_path, chest, settings, {"train": {"save_minutes": save_minutes}})
-    killed_once(file, message)
+    for message in messages:
+        killed_once(file, message)
     before = {(run.run_id, run.status) for run in runs_of(home, "finetune", status="FINISHED")}
     found = whole(file)
     assert table(found) == table(expected)
     assert len(runs_of(home, "pretrain")) == num_pretrainings <= 2
-    assert len(runs_of(home, "finetune")) == len(found["trials"])
+    assert len(runs_of(home, "finetune")) == len(found.trials)
     assert before <= {(run.run_id, run.status) for run in runs_of(home, "finetune", status="FINISHED")}
     if "scheduler" in settings:
-        assert "stopped" in {each["state"] for each in found["trials"]}
+        assert "stopped" in {each.state for each in found.trials}
     assert emptied(cluster) == [2.0, []]
 
 
@@ -168,7 +175,7 @@ def refuse_noise(message):
 
 
 WAITING, TRAINING = "[trial 2] pre-training: ", "pre-training on "
-VALIDATED, ENDED = ": validation mauc", "/4 trials"
+VALIDATED, ENDED = ": validation mean AUC", "/4 trials"
 
 
 def test_ctrl_c_at_any_moment_fails_no_trial_and_the_same_command_ends_as_if_it_had_not_been(
@@ -176,23 +183,23 @@ def test_ctrl_c_at_any_moment_fails_no_trial_and_the_same_command_ends_as_if_it_
 ):
     """While trials wait, train, were just validated, and end; once also with a second one, which leaves at once."""
     long = {"pretrain": {"epochs": 60}, "finetune": {"epochs": 20}, "train": {"save_minutes": 5}}
-    expected, _ = undisturbed(GRID, long)
+    expected, _ = undisturbed(GRID, long, {"train": {"log_steps": 20}})  # MLflow takes longest for points of each step
     file = write_sweep(tmp_path, chest, GRID, long)
 
-    process = command_of(file)
-    until(process.stderr, TRAINING)
-    process.send_signal(signal.SIGINT)
+    process, lines = started(file)
+    until(lines, TRAINING)
+    os.kill(process.pid, signal.SIGINT)
     time.sleep(2 * ECHO)
-    process.send_signal(signal.SIGINT)
+    os.kill(process.pid, signal.SIGINT)
     began = time.monotonic()
-    output = process.communicate()[1]
-    assert process.returncode == 130 and time.monotonic() - began < 5
+    code, output = ended(process, lines)
+    assert code == 130 and time.monotonic() - began < 5
     refuse_noise(output)
     assert output.splitlines()[-1].startswith(("premed: left at once", "premed: stopped")), output
     assert set(states(file)) <= {"running", "waiting"} and emptied(cluster) == [2.0, []]
 
     for moment in (WAITING, TRAINING, VALIDATED, ENDED):
-        output, code = killed_once(file, moment, signal.SIGINT)
+        code, output = killed_once(file, moment, signal.SIGINT)
         refuse_noise(output)
         last = output.splitlines()[-1]
         assert code == 130 and last.startswith("premed: stopped") and "; run the same command again to " in last, output
@@ -211,14 +218,13 @@ def test_ctrl_c_at_any_moment_fails_no_trial_and_the_same_command_ends_as_if_it_
 def test_killed_processes_of_trials_end_no_trial(home, chest, tmp_path, cluster, undisturbed):
     """Tune's process of a trial is started again, and so are workers, which go on from their checkpoint."""
     file = write_sweep(tmp_path, chest, GRID)
-    command = [sys.executable, "-m", "premed", "sweep", "--json", str(file)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process, output = started(file)
     for which, message in (("ImplicitFunc", "] fine-tuning on"), ("RayTrainWorker", "] step 8: validation")):
-        until(process.stderr, message)  # of whichever trial comes first
+        until(output, message)  # of whichever trial comes first
         next(each for each in psutil.Process().children(recursive=True) if which in words_of(each)).kill()
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    assert table(json.loads(out)) == table(undisturbed(GRID)[0])
+    code, words = ended(process, output)
+    assert code == 0, words
+    assert table(sweep.report(load_sweep(file))) == table(undisturbed(GRID)[0])
     assert len(runs_of(home, "finetune")) == 4 and len(runs_of(home, "pretrain")) == 2
     assert emptied(cluster) == [2.0, []]
 
@@ -226,13 +232,11 @@ def test_killed_processes_of_trials_end_no_trial(home, chest, tmp_path, cluster,
 def test_when_all_of_ray_is_killed_the_command_ends_and_the_same_one_goes_on(home, chest, tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)  # a Ray of its own
     file = write_sweep(tmp_path, chest, GRID)
-    command = [sys.executable, "-m", "premed", "sweep", str(file)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    until(process.stderr, "[trial 2] fine-tuning on")
+    process, output = started(file)
+    until(output, "[trial 2] fine-tuning on")
     for each in psutil.Process(process.pid).children(recursive=True):
         each.kill()
-    process.communicate()
-    assert process.returncode not in (0, 2)
+    assert ended(process, output)[0] not in (0, 2)
     found = whole(file)
-    assert [each["state"] for each in found["trials"]] == ["done"] * 4
+    assert [each.state for each in found.trials] == ["done"] * 4
     assert len(runs_of(home, "finetune")) == 4 and len(runs_of(home, "pretrain")) == 2

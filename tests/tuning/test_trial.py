@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from premed.errors import StageFailed, UserError
 from premed.events import MetricsLogged
 from premed.execution.session import Session
+from premed.tuning import trial as trials
 from premed.tuning.sweep import EventRouter
 from premed.tuning.trial import Trial, Validations, metric_value
 
@@ -85,6 +87,23 @@ def test_in_a_stopped_command_no_trial_fails_and_none_is_tried_again(error):
     assert tries == [1] and trial.queued.is_set()
 
 
+@pytest.mark.parametrize("line", ["", '{"step": 20, "ti', '{"step": 20, "time": 0, "metrics": null}', "[" * 100_000])
+def test_of_a_finished_fine_tuning_s_damaged_curve_the_validations_before_the_damage_count(monkeypatch, tmp_path, line):
+    """Else the trial fails of it at each try, and the sweep at each start, though its scores are there."""
+    (tmp_path / "finetune-0").mkdir()
+    points = '{"step": 10, "time": 0, "metrics": {"val/dice": 0.3}}\n' + line
+    (tmp_path / "finetune-0" / "curve.jsonl").write_text(points)
+    last = {"kind": "finetune", "reused": True, "where": f"{tmp_path}/finetune-0", "num_steps": 60}
+    stages = [last | {"summary": {"val/dice": 0.4}}]
+    pipeline = SimpleNamespace(run=lambda: {"stages": stages}, storage=str(tmp_path), stages=stages)
+    monkeypatch.setattr(trials, "StagePipeline", lambda *arguments, **more: pipeline)
+    monkeypatch.setattr(trials, "replace", lambda experiment, **more: experiment)
+    calls = []
+    trial = trial_of(Session(None, None, map, lambda event: None), lambda: [None])
+    trial.validations = Validations("val/dice", "max", 6, {}, lambda *call: calls.append(call), calls.append)
+    assert trial.run(retries=0) == [0.4] and calls == [(1, 0.3, 10)]
+
+
 def test_a_trial_s_own_failure_is_told_and_tried_again():
     session, tries = Session(None, None, map, lambda event: None), []
 
@@ -92,6 +111,7 @@ def test_a_trial_s_own_failure_is_told_and_tried_again():
         tries.append(1)
         raise UserError("no")
 
+    trial = trial_of(session, fails)
     with pytest.raises(UserError, match="no"):
-        trial_of(session, fails).run(retries=1)
-    assert tries == [1, 1]
+        trial.run(retries=1)
+    assert tries == [1, 1] and trial.notes["tries"] == 2

@@ -13,7 +13,7 @@ from premed.benchmarks.pairs import interleaved
 from premed.benchmarks.result import Report, Result, Times
 from premed.benchmarks.rows import Row
 from premed.benchmarks.settings import Comparison, NotMeasured, NotTheSame, Settings
-from premed.errors import UserError
+from premed.errors import UserError, first_line
 from premed.training.device import forget_peak_memory, keep_freed_memory
 
 
@@ -51,13 +51,17 @@ def measure(row: Row, settings: Settings, report: Report, changed: Callable[[Rep
             del comparison  # two networks with what their optimizers hold, before the next ones are built
             gc.collect()
             forget_peak_memory()
-    except NotTheSame as error:
-        not_measured = f"premed and the peer do not do the same work: {error}"
-        report.results.append(Result(row.name, row.peers, not_measured=not_measured, differs=True))
+    except Exception as error:  # of a peer's code, or ours: the other rows are measured all the same
+        differs = not isinstance(error, UserError)
+        report.results.append(Result(row.name, row.peers, not_measured=why_not(error), differs=differs))
         changed(report, True)
-    except UserError as error:
-        report.results.append(Result(row.name, row.peers, not_measured=str(error)))
-        changed(report, True)
+
+
+def why_not(error: Exception) -> str:
+    """Why a row could not be measured, in a line."""
+    if isinstance(error, NotTheSame):
+        return f"premed and the peer do not do the same work: {error}"
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
 
 
 def result_of(row: Row, comparison: Comparison, settings: Settings) -> Result:
@@ -65,7 +69,7 @@ def result_of(row: Row, comparison: Comparison, settings: Settings) -> Result:
     return Result(
         row.name,
         comparison.peer,
-        settings.clock,
+        comparison.clock or settings.clock,
         unit=comparison.unit,
         sizes=comparison.sizes,
         same=comparison.same,

@@ -5,7 +5,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from premed.benchmarks.result import Floor, Target, Times
 from premed.benchmarks.settings import Comparison, NotMeasured, NotTheSame, Settings
 
+Done = subprocess.CompletedProcess[str]
 MISTAKE = "task: {name: msd}\nencoder: {name: vit, widht: 5}\n"
 MESSAGE = "premed: encoder.widht: no such field; did you mean width?"
 
@@ -26,7 +27,7 @@ def commands(settings: Settings) -> Iterator[Comparison | NotMeasured]:
             ("premed --help", ["-m", "premed", "--help"], Target(1, 0.3, "s"), "exit code 0"),
             ("a mistake in a YAML", mistake, Target(1, 0.3, "s"), f"exit code 2 and one line: {MESSAGE}"),
         ):
-            first = [run(arguments, folder, check=True)]
+            first = [run(arguments, folder, partial(assert_right, arguments))]
             yield Comparison(
                 what,
                 partial(first_or_run, first, arguments, folder),
@@ -45,18 +46,18 @@ def first_or_run(first: list[Times], arguments: list[str], folder: Path) -> Time
     return first.pop() if first else run(arguments, folder)
 
 
-def run(arguments: list[str], folder: Path, check: bool = False) -> Times:
-    """What a process takes, and what its children take."""
-    env = os.environ | {"PREMED_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
+def run(arguments: list[str], folder: Path, check: Callable[[Done], None] | None = None, threads: int = 1) -> Times:
+    """What a process takes, and what its children take. check: raises NotTheSame for one that does something else."""
+    env = os.environ | {"PREMED_HOME": str(folder / "home"), "OMP_NUM_THREADS": str(threads)}
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True)
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     if check:
-        assert_right(arguments, done)
+        check(done)
     return Times(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall)
 
 
-def assert_right(arguments: list[str], done: subprocess.CompletedProcess) -> None:
+def assert_right(arguments: list[str], done: Done) -> None:
     """Raises NotTheSame if a command does not do what it is timed for."""
     if "--help" in arguments:
         right = done.returncode == 0 and "predict" in done.stdout

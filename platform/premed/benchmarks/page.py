@@ -1,5 +1,6 @@
 """A report as a Markdown page and as lines of a terminal."""
 
+import math
 import os
 import uuid
 from pathlib import Path
@@ -13,7 +14,8 @@ COLUMNS = ("row", "beside", "premed", "peer", "times as fast", "share of the flo
 METHOD = """\
 Written by `premed bench`; `premed bench --list` says what each row does. Before a row is timed it is asserted that
 premed and the peer do the same work, from the same weights and images. Then both run in turn, a b, b a, a b; "times as
-fast" is the median of the pairs' own ratios [quartiles], of {clock}. The floor is the least time in which this machine
+fast" is the median of the pairs' own ratios [quartiles], of {clock}; rows of whole commands beside a script are by the
+clock on the wall. The floor is the least time in which this machine
 could do the work: its FLOP at the rate of matrix products, or its bytes at that of a copy, measured in the same run;
 its share of premed's time says how much there is left to win. Both sides of a row have the settings of malloc that
 premed's workers have, but in the row that is about them. Peers' optimizer is `torch.optim.AdamW` as their scripts call
@@ -93,10 +95,10 @@ def about(name: str, report: Report) -> str:
         if result.not_measured:
             lines.append(f"- {result.peer}: not measured: {result.not_measured}.\n")
             continue
-        other = "wall" if result.clock == "cpu" else "cpu"
-        by_other = f" By {'the clock' if other == 'wall' else 'CPU time'}: {ratio(result.ratio(other))}." * bool(
-            result.theirs
-        )
+        other = result.ratio("wall" if result.clock == "cpu" else "cpu")
+        by_other = ""
+        if other is not None and math.isfinite(other.median):
+            by_other = f" By {'the clock' if result.clock == 'cpu' else 'CPU time'}: {ratio(other)}."
         floor = f" Floor: {result.floor.what}, {seconds(result.floor.seconds)}." if result.floor else ""
         num = len(result.ours)
         pairs = f"{num} {'pair' if result.theirs else 'time'}{'s' * (num != 1)}"

@@ -67,7 +67,7 @@ class Result:
     target: Target | None = None
     memory: list[float] = field(default_factory=list)  # GiB that a GPU needs beyond weights and states: ours, theirs
     not_measured: str = ""  # why
-    differs: bool = False  # whether it was not measured because premed and the peer do not do the same work
+    differs: bool = False  # whether premed and the peer do not do the same work, or one of them failed
 
     def ratio(self, clock: Clock | None = None) -> Spread | None:
         """How many times as long as premed the peer takes: over the pairs' own ratios. None without a pair."""
@@ -108,5 +108,5 @@ class Report:
 
     @property
     def differing(self) -> list[str]:
-        """The rows in which premed and a peer do not do the same work."""
+        """The rows in which premed and a peer do not do the same work, or one of them failed."""
         return list(dict.fromkeys(result.row for result in self.results if result.differs))

@@ -34,7 +34,10 @@ ROWS = (
     Row("crops-3d", "random crops of volumes", "MONAI's CacheDataset", "crops.crops"),
     Row("views-2d", "random views of pictures", "PIL, torchvision", "views.pictures"),
     Row("fit", "the training loop with all that it records", "a bare loop", "loop.loop"),
+    Row("experiment", "a small experiment, from the command to its end", "a plain script", "whole.experiments"),
+    Row("ray-start", "from the command to the first step on Ray", "TorchTrainer in a script", "whole.ray_start"),
     Row("help", "CPU time of commands that compute nothing", "none", "commands.commands"),
+    Row("compare", "CPU time of premed compare over many runs", "none", "comparing.commands"),
 )
 
 

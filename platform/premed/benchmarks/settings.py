@@ -51,7 +51,7 @@ class Comparison:
     """One row beside one peer, after it was asserted that both do the same work.
 
     unit: of what one execution is. floor: measures the rate and returns the floor. most: at most so many pairs.
-    samples: images or volumes in one execution.
+    samples: images or volumes in one execution. clock: what is compared, where it is not `Settings.clock`.
     """
 
     peer: str
@@ -64,6 +64,7 @@ class Comparison:
     target: Target | None = None
     most: int | None = None
     samples: int = 1
+    clock: Clock | None = None
 
 
 @dataclass(frozen=True)

@@ -69,13 +69,19 @@ def phantom(
             help="voxels along an edge [default: brats 96, btcv 128, chestxray14, images 64; else about 35 × 50 × 36]",
         ),
     ] = None,
-    kind: Annotated[str, typer.Option(help="of files, for images: png or dicom (X-rays), nifti (CT volumes)")] = "png",
+    kind: Annotated[
+        str | None,
+        typer.Option(help="of files, for images: png or dicom (X-rays), nifti (CT volumes) [default: png]"),
+    ] = None,
 ) -> None:
     """Write made-up images in a data set's own layout."""
     if task not in PHANTOMS:
         raise UserError(f"{task}: has no phantoms; choose one of {', '.join(PHANTOMS)}")
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; name a new folder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        what = "is not empty" if folder.is_dir() else "is a file"
+        raise UserError(f"{folder} {what}; name a new folder")
+    if kind is not None and task != "images":
+        raise UserError(f"--kind {kind}: is for the task images, and {task} has one kind of files; leave it out")
     from premed.data.phantoms import abdomen, brain, thorax
     from premed.data.phantoms.writers import write_chestxray14, write_msd, write_nnunet
 
@@ -84,9 +90,13 @@ def phantom(
         "brats": lambda: brain.write_brats(folder, num or 20, seed, shape=(mri, mri, mri * 155 // 240)),
         "btcv": lambda: abdomen.write_btcv(folder, num or 30, seed, shape=(ct, ct, max(ct // 2, 48))),
         "chestxray14": lambda: write_chestxray14(folder, num or 100, seed, size=size or 64),
-        "images": lambda: thorax.write_images(folder, num or 100, seed, kind, size or 64),
+        "images": lambda: thorax.write_images(folder, num or 100, seed, kind or "png", size or 64),
         "msd": lambda: write_msd(folder, num or 100, seed, shape=(size,) * 3 if size else None),
         "nnunet": lambda: write_nnunet(folder, num or 100, seed, shape=(size,) * 3 if size else None),
     }
-    writers[task]()
+    try:
+        writers[task]()
+    except OSError as error:
+        what = f"cannot be written ({error.strerror or error})"
+        raise UserError(f"{folder}: {what}; make room, or name a folder that you may write to") from None
     print(folder)

@@ -28,7 +28,7 @@ from premed.events import (
     WaitingForStage,
     WarningIssued,
 )
-from premed.reporting.formatting import duration
+from premed.reporting.formatting import duration, score_name
 
 ABOVE = (
     RayStarting,
@@ -147,7 +147,8 @@ class LiveTable(ProgressPrinter):
             line.doing[seed] = f"{doing}: queued"
         elif isinstance(event, MetricsLogged):
             line.doing[seed] = f"{doing} {event.step}/{event.num_steps}"
-            validated = [f"{name[4:]} {value:.3f}" for name, value in event.metrics.items() if name.startswith("val/")]
+            found = {name[4:]: value for name, value in event.metrics.items() if name.startswith("val/")}
+            validated = [f"{score_name(name)} {value:.3f}" for name, value in found.items()]
             line.score = validated[0] if validated else line.score
 
     def draw(self) -> None:
@@ -171,4 +172,6 @@ class LiveTable(ProgressPrinter):
 
 
 def scores(metrics: Sequence[str], values: Sequence[float]) -> str:
-    return ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in zip(metrics, values, strict=True))
+    return ", ".join(
+        f"{score_name(name.removeprefix('val/'))} {value:.4g}" for name, value in zip(metrics, values, strict=True)
+    )

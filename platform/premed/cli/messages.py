@@ -16,7 +16,7 @@ from premed.events import (
     WaitingForResources,
     WeightsImported,
 )
-from premed.reporting.formatting import duration
+from premed.reporting.formatting import duration, score_name
 
 FEW = 20
 """Names of tensors in one line; of more, their number and the first."""
@@ -90,12 +90,12 @@ def probe_words(metrics: Mapping[str, float]) -> str:
     scores = {
         name.removeprefix("val/probe_"): value for name, value in metrics.items() if name.startswith("val/probe_")
     }
-    return "".join(f"; probe {name} {value:.3f}" for name, value in scores.items())
+    return "".join(f"; probe {score_name(name)} {value:.3f}" for name, value in scores.items())
 
 
 def early_end_words(event: TrainingEndedEarly) -> str:
     """Where and why a pre-training ended early."""
-    score = event.score.removeprefix("probe_")
+    score = score_name(event.score.removeprefix("probe_"))
     return (
         f"ends at step {event.step} of {event.num_steps}: no better {score} of the probe in {event.patience} "
         f"validation{'s' * (event.patience != 1)} than {event.best:.3f} at step {event.best_step}, "

@@ -66,10 +66,10 @@ def print_outcomes(
 
     more: what else the JSON object has. show: prints it below the outcomes, for people.
     """
-    from premed.reporting import console
+    from premed.reporting.outcomes import show_outcomes
 
     def show_all(result: dict[str, Any]) -> None:
-        console.show_outcomes(result["outcomes"])
+        show_outcomes(result["outcomes"])
         if show is not None:
             show(result)
 

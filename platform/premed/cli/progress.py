@@ -52,7 +52,8 @@ from premed.events import (
     WarningIssued,
     WeightsImported,
 )
-from premed.reporting.console import score_text
+from premed.reporting.formatting import score_name
+from premed.reporting.outcomes import score_text
 
 COUNTED = {
     ImagesCompared: "comparing images",
@@ -221,7 +222,9 @@ class ProgressPrinter:
             self.print_line(f"{gate_words(event.step, loss, gate, self.activity.past_gate)}{probe_words(metrics)}")
             self.activity.past_gate = is_past(loss, gate)
         elif scores := {name: value for name, value in metrics.items() if name.startswith("val/")}:
-            shown = [f"{name[4:]} {value:.3f}" for name, value in scores.items() if not name.startswith("val/n_")]
+            shown = [
+                f"{score_name(name[4:])} {value:.3f}" for name, value in scores.items() if not name.startswith("val/n_")
+            ]
             self.print_line(f"step {event.step}: validation {', '.join(shown)}")
         else:
             if self.activity.batch and (speed := event.throughput.get("pace/samples_per_second")):

@@ -12,7 +12,7 @@ def run(what: list[str], as_json: bool) -> None:
         experiments, decide = load_command(what)
         from premed.cli.progress import ProgressPrinter
         from premed.execution import runner
-        from premed.reporting import console
+        from premed.reporting.outcomes import show_outcomes
 
     if decide is not None:
         from premed.execution import sequential
@@ -23,7 +23,7 @@ def run(what: list[str], as_json: bool) -> None:
     elif len(experiments) == 1:
         with ProgressPrinter() as show, redirect_prints(as_json):
             outcome = runner.run(experiments[0], show)
-        print_result(outcome, as_json, lambda outcome: console.show_outcomes([outcome]))
+        print_result(outcome, as_json, lambda outcome: show_outcomes([outcome]))
     else:
         with ProgressPrinter() as show, redirect_prints(as_json):
             outcomes = runner.run_all(experiments, show)

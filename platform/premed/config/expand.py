@@ -94,7 +94,40 @@ def load_command(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> 
         raise UserError("vary: names the pre-training, and none of these strategies has one; leave it out")
     if any(each and "pretrain" not in each.vary for each in seeds) and not all(tree.get("finetune") for tree in merged):
         raise UserError("seeds: are the fine-tuning's, and there is no finetune; set vary=[pretrain], too")
-    return [experiment for tree in merged for experiment in fan_out(tree)], decide
+    varied = [name for each in seeds if each for name in each.vary if decide is None or name != "pretrain"]
+    refuse_overridden([*trees, above], varied)  # of seeds: auto, `is_varied` refuses the pre-training's
+    experiments = [experiment for tree in merged for experiment in fan_out(tree)]
+    refuse_twice(experiments)
+    return experiments, decide
+
+
+def refuse_twice(experiments: Sequence[Experiment]) -> None:
+    """Raises UserError for two experiments that are the same once their fields are read, as of fractions 0.5 and "0.5":
+    they would count as two seeds."""
+    texts = [experiment.model_dump_json() for experiment in experiments]
+    for i, text in enumerate(texts):
+        if text in texts[:i]:
+            raise UserError(f"{title(experiments[i])}: is listed twice, written in two ways; keep one")
+
+
+def refuse_overridden(trees: Sequence[dict[str, Any]], varied: Sequence[str]) -> None:
+    """Raises UserError for a stage's own seed that `seeds` would override: that of a later file or of the command line,
+    and one in the same file that is none of them. trees: the last has the fields of the command line."""
+    numbers = [number for number, tree in enumerate(trees) if "seeds" in tree]
+    if not numbers:
+        return
+    seeds, last = trees[numbers[-1]]["seeds"], len(trees) - 1
+    for stage in dict.fromkeys(varied):
+        stated = [number for number, tree in enumerate(trees) if "seed" in (tree.get(stage) or ())]
+        if not stated or stated[-1] < numbers[-1]:
+            continue
+        seed = trees[stated[-1]][stage]["seed"]
+        listed = isinstance(seeds, list) and seed in seeds
+        if stated[-1] > numbers[-1] or stated[-1] == last or not listed:
+            raise UserError(
+                f"{stage}.seed: is {seed}, and every experiment has one of seeds: {seeds}; set seeds=[{seed}], or "
+                f"leave {stage}.seed out"
+            )
 
 
 def check_arms(decide: Decide, trees: Sequence[dict[str, Any]]) -> None:
@@ -183,6 +216,11 @@ def percent(share: float) -> str:
     return f"{100 * share:g} %"
 
 
+def arm_title(experiment: Experiment) -> str:
+    """Returns its name or strategy, and its fine-tuning's policy unless that is full: `mae lora`."""
+    return f"{experiment.name or experiment.strategy}{policy_words(experiment)}"
+
+
 def policy_words(experiment: Experiment) -> str:
     """The policy of its fine-tuning in a name: ` lora`; empty of the usual one, full."""
     policy = experiment.finetune.policy if experiment.finetune else Full()
@@ -197,7 +235,7 @@ def title(experiment: Experiment) -> str:
     if finetune is None:
         return f"{experiment.name or experiment.strategy}{other or ' pre-training'}"
     share = percent(finetune.label_fraction)
-    return f"{experiment.name or experiment.strategy}{policy_words(experiment)} {share} seed {finetune.seed}{other}"
+    return f"{arm_title(experiment)} {share} seed {finetune.seed}{other}"
 
 
 def distinct_titles(experiments: Sequence[Experiment], tasks: Sequence[str]) -> list[str]:
@@ -205,7 +243,7 @@ def distinct_titles(experiments: Sequence[Experiment], tasks: Sequence[str]) -> 
     finetunes = [experiment.finetune for experiment in experiments]
     columns = [
         list(tasks),
-        [f"{experiment.name or experiment.strategy}{policy_words(experiment)}" for experiment in experiments],
+        [arm_title(experiment) for experiment in experiments],
         [percent(finetune.label_fraction) if finetune else "" for finetune in finetunes],
         [f"seed {finetune.seed}" if finetune else "" for finetune in finetunes],
         [f"pre-training seed {experiment.pretrain.seed if experiment.pretrain else '-'}" for experiment in experiments],

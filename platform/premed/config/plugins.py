@@ -30,7 +30,7 @@ def plugin_name(kind: str, config: Any) -> str:
     """Returns a configuration's `name`. Raises ValueError, which lists the valid names."""
     name = config.get("name") if isinstance(config, dict) else getattr(config, "name", config)
     if name not in (names := plugin_names(kind)):
-        raise ValueError(f"{name!r} is not one of {', '.join(names)}")
+        raise ValueError(f"{'is missing; name' if name is None else f'{name!r} is not'} one of {', '.join(names)}")
     return name
 
 

@@ -149,6 +149,16 @@ def without_scoring(spec: Spec) -> Spec:
     )
 
 
+def with_versions(tree: Any, value: Any) -> Any:
+    """Returns `tree`, what was dumped of a Spec, with the `version` of each Spec in it that is not the first."""
+    if isinstance(value, Spec) and isinstance(tree, dict):
+        later = {} if value.version == 1 else {"version": value.version}
+        return {name: with_versions(each, getattr(value, name)) for name, each in tree.items()} | later
+    if isinstance(value, tuple) and isinstance(tree, list):
+        return [with_versions(*each) for each in zip(tree, value, strict=True)]
+    return tree
+
+
 def canonical(value: Any) -> str:
     """Returns JSON with sorted keys and without the runtime fields: equal text means an equal result."""
     return _ENCODER.encode(_digested(value))

@@ -28,6 +28,7 @@ from premed.execution.networks import BUILDING, CHECKPOINTS
 from premed.execution.preflight import Resolved, resolve, validate
 from premed.execution.recorder import DOING
 from premed.paths import home, storage
+from premed.safety.files import MIB
 from premed.training.cost import Cost, Speed, cost
 from premed.training.measure import measure
 from premed.training.setup import StageJob, make_objective
@@ -117,7 +118,7 @@ def estimate(
         total,
         prepare_seconds,
         prepare_images,
-        sum(needed) * workers / 1e3 * 1.048576,
+        sum(needed) * workers * MIB / 1e9,
         cache_bytes / 1e9,
         (CHECKPOINTS * sum(largest) + stays) / 1e9,
         [*notes(resolved, stages), *[f"measured on this machine as it is: {busy}, and idle it is faster"] * bool(busy)],

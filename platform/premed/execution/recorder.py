@@ -22,6 +22,7 @@ import yaml
 from premed.config.expand import title
 from premed.config.experiment import Experiment, Stage
 from premed.config.settings import LABEL_FREE, PRETRAINING, TRUNK, Kind, Pretrain, Train
+from premed.config.spec import with_versions
 from premed.contracts import DataSet, Task
 from premed.data.datamodule import stage_cases, stage_data_sets
 from premed.errors import StageFailed, UserError, first_line
@@ -135,13 +136,12 @@ class ExperimentRecorder:
             name, parent = f"{strategy} {DOING[stage.kind]}{length}{seeded}", None
         else:
             name, parent = f"{title(self.experiment)} {DOING[stage.kind]}", self.run_id
-        # the first three are tags: as parameters they would crowd the UI's comparisons
-        hidden: Any = {"kind": True, "parent": True, "data": True, "task": {"root"}}
-        hidden["pretext"] = {"weights", "init"}  # a path; what a pre-training starts from is its parent
+        # the first three are tags: as parameters they would crowd the UI; weights are a path, and init is its parent
+        hidden: Any = {"kind": True, "parent": True, "data": True, "task": {"root"}, "pretext": {"weights", "init"}}
         if isinstance(stage.training, Pretrain):
             places = {} if stage.training.sources is None else {"sources": {"__all__": {"task": {"root"}}}}
             hidden |= {"training": places | dict.fromkeys(stage.training.unused_fields(), True)}
-        params = {"stage": self.privacy.fields(stage.model_dump(mode="json", exclude=hidden))}
+        params = {"stage": self.privacy.fields(with_versions(stage.model_dump(mode="json", exclude=hidden), stage))}
         tags = self.tags(stage.kind) | ({} if seed is None else {"seed": str(seed)})
         tags |= {"strategy": stage.pretext.name} if stage.pretext else {}  # type: ignore[attr-defined]
         tags |= {"compute": resources_of(self.experiment.train)}

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from premed.config.expand import arm_title
 from premed.config.experiment import Experiment
 from premed.config.plugins import plugin
 from premed.config.settings import Train
@@ -25,6 +26,7 @@ from premed.execution.cluster import parallel_map
 from premed.execution.pipeline import StagePipeline
 from premed.execution.preflight import Resolved, other_tasks, resolve, validate
 from premed.execution.pretrained import Pretrainings, settle_pretrained
+from premed.execution.run_summary import arm_digest
 from premed.execution.scheduler import Ticket
 from premed.execution.session import Session, open_session
 from premed.paths import home
@@ -101,6 +103,7 @@ class ExperimentBatch:
             "name": resolved.name,
             "task": task.name,
             "strategy": experiment.strategy,
+            "arm": {"name": arm_title(experiment), "digest": arm_digest(experiment, "")},
             "label_fraction": finetune and finetune.label_fraction,
             "seed": (finetune or experiment.pretrain).seed,  # type: ignore[union-attr]
             "score": task.score,

@@ -25,9 +25,9 @@ from zipfile import ZipFile
 import yaml
 
 import premed
-from premed.config.compose import read_with_base
 from premed.config.safe_yaml import parse_yaml
 from premed.errors import Left, StageFailed, UserError
+from premed.execution.runtime_env import read_runtime_env
 from premed.safety.files import MOST_YAML, read_text
 from premed.tracking.provenance import commit
 
@@ -74,13 +74,14 @@ def packed(words: Sequence[str], runtime_env: Path | None, env: Sequence[str]) -
     """Yields a command's job; its files exist while the context lasts.
 
     runtime_env: a YAML file as Ray's; None: in a checkout cluster/runtime_env.yaml, else none. env: NAME=VALUE,
-    overriding that file. Raises UserError if a file cannot be read, or one that the command names is not uploaded.
+    overriding that file. Raises UserError if a file cannot be read or is wrong, or one that
+    the command names is not uploaded.
     """
     here = Path.cwd()
     from_checkout = here == CHECKOUT and PACKAGE == CHECKOUT / "platform" / "premed"
     if runtime_env is None and from_checkout:
         runtime_env = CHECKOUT / "cluster" / "runtime_env.yaml"
-    settings = read_with_base(runtime_env) if runtime_env else {}
+    settings = read_runtime_env(runtime_env) if runtime_env else {}
     settings["env_vars"] = {**(settings.get("env_vars") or {}), **variables(env)}
     if git_commit := commit():
         settings["env_vars"].setdefault("PREMED_COMMIT", git_commit)  # .git is not uploaded

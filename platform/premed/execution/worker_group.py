@@ -7,7 +7,6 @@ group; Ray Train restarts it, and it continues with the first job that is not fi
 import math
 import os
 import shutil
-import socket
 import threading
 import time
 import uuid
@@ -16,15 +15,14 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-import psutil
-
 from premed.config.settings import Train
 from premed.data.datamodule import Tasks
 from premed.errors import CalledOff, StageFailed, Stopped, UserError
 from premed.events import EventHandler
 from premed.execution.cluster import actor
-from premed.execution.endpoints import is_loopback
+from premed.execution.connection import MALLOC, cluster_address
 from premed.execution.job_queue import JobQueue, Signal
+from premed.execution.network_interface import torch_config
 from premed.training.setup import StageJob
 from premed.training.stage import run_stage
 
@@ -32,7 +30,6 @@ POLL = 0.1  # seconds between two checks of the queue
 LOOK = 0.5  # seconds between two looks of a training at whether the command was stopped
 GRACE = 20.0  # seconds in which a stopped command waits for checkpoints; schedulers kill after 30 or more
 LEAVE = 5.0  # further seconds, in which its threads leave Ray's library
-INTERFACE = "GLOO_SOCKET_IFNAME"
 NEVER = 7 * 24 * 3600  # seconds: PyTorch counts milliseconds in 32 bits
 
 
@@ -162,6 +159,9 @@ class WorkerGroup:
     def _fit(self) -> None:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # report() waits for it; the default is 2 s
         os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+        own = cluster_address() == "local"
+        if own:  # of one node, which no scheduler takes away: one process less
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         patience = self.train.hang_timeout or NEVER
         os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(patience)  # of a process that is stopped
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -186,6 +186,8 @@ class WorkerGroup:
                 name=name,
                 storage_path=f"{self.storage}/ray",
                 failure_config=FailureConfig(max_failures=train.max_failures),
+                # workers of this command's own Ray have it from their node's process
+                worker_runtime_env=None if train.gpu or own else {"env_vars": MALLOC},
             ),
         )
         try:
@@ -246,55 +248,3 @@ class StopRequests:
             self.stopped = bool(ray.get(self.queue.stopping.remote(self.number)))
             self.looked = time.monotonic()
         return self.stopped
-
-
-# ---- the network interface of CPU workers
-
-
-def torch_config(timeout: int, choose: bool) -> Any:
-    """A TorchConfig with which, if `choose`, each worker chooses its network interface before the process group starts.
-
-    timeout: seconds after which a rank that waits for another gives up.
-    """
-    import ray
-    from ray.train.torch import TorchConfig
-
-    class Backend(TorchConfig().backend_cls):
-        def on_start(self, worker_group: Any, backend_config: Any) -> None:
-            addresses = worker_group.execute(ray.util.get_node_ip_address)
-            worker_group.execute(lambda: choose_interface(ray.util.get_node_ip_address(), len(set(addresses)) > 1))
-            super().on_start(worker_group, backend_config)
-
-    class Config(TorchConfig):
-        @property
-        def backend_cls(self) -> type:
-            return Backend
-
-    return (Config if choose else TorchConfig)(timeout_s=timeout)
-
-
-def choose_interface(address: str, several_nodes: bool) -> None:
-    """Sets GLOO_SOCKET_IFNAME of this process, unless it is set: to loopback if all workers are on this node, which no
-    other machine reaches; else to the interface that has the node's address.
-
-    Without it, gloo takes the interface of the host name, which may reach no other node. address: the node's in the
-    cluster. several_nodes: the workers are on more than one. Raises UserError if the variable names an interface that
-    this node does not have, or that reaches no other node.
-    """
-    interfaces = {name: {each.address for each in addresses} for name, addresses in psutil.net_if_addrs().items()}
-    chosen = os.environ.get(INTERFACE)
-    if chosen is None:
-        own = address if several_nodes else "127.0.0.1"
-        if name := next((name for name, addresses in interfaces.items() if own in addresses), None):
-            os.environ[INTERFACE] = name
-        return
-    useful = [
-        name for name, addresses in interfaces.items() if not (several_nodes and all(map(is_loopback, addresses)))
-    ]
-    where = f"{INTERFACE}={chosen}: node {socket.gethostname()} ({address})"
-    remedy = f"set it in that node's environment to one of {', '.join(sorted(useful))}, or leave it out"
-    for name in chosen.split(","):
-        if name not in interfaces:
-            raise UserError(f"{where} has no such interface; {remedy}")
-        if name not in useful:
-            raise UserError(f"{where} reaches no other node over it; {remedy}")

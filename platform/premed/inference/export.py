@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from premed.config.compose import validate_experiment
 from premed.config.plugins import plugin
@@ -105,12 +105,10 @@ def write_parts(trained: TrainedModel, folder: Path, part: Sequence[str], single
     if unknown := [name for name in part if name not in parts]:
         raise UserError(f"--part: {unknown[0]} is not one of this run's parts: {', '.join(parts)}")
     weights = {name: trained.weights(name) for name in part or parts}
-    if single_file:
-        merged = {f"{name}.{key}": value for name, state in weights.items() for key, value in state.items()}
-        save_file(merged, folder / "model.safetensors")
-    else:
-        for name, state in weights.items():
-            save_file(state, folder / f"{name}.safetensors")
+    merged = {f"{name}.{key}": value for name, state in weights.items() for key, value in state.items()}
+    for name, state in ({"model": merged} if single_file else weights).items():
+        # not save_file, whose error of a full disk is no OSError
+        (folder / f"{name}.safetensors").write_bytes(save(state))
     card = trained.card
     arguments = trained.encoder(card["channels"], tuple(card["roi"])).timm()
     if single_file or not arguments or "encoder" not in weights:

@@ -58,12 +58,14 @@ def unreadable(path: Path, error: OSError) -> dict[str, str]:
     }
 
 
-def images_in(folder: Path, dims: int, out: Path, failed: list[dict[str, str]]) -> Iterator[Path]:
+def images_in(
+    folder: Path, dims: int, out: Path, failed: list[dict[str, str]], above: Sequence[str] = ()
+) -> Iterator[Path]:
     """Yields all images in a folder and its subfolders, alphabetically, without the predictions in `out`.
 
-    Adds subfolders that cannot be read to `failed`.
+    Adds subfolders that cannot be read to `failed`. above: the folders that it is in, which no link leads back to.
     """
-    if folder.absolute() == out:
+    if folder.absolute() == out or (real := os.path.realpath(folder)) in above:
         return
     try:
         is_series = dims == 3 and any(
@@ -86,7 +88,7 @@ def images_in(folder: Path, dims: int, out: Path, failed: list[dict[str, str]]) 
             failed.append(unreadable(path, error))
             continue
         if is_folder:
-            yield from images_in(path, dims, out, failed)
+            yield from images_in(path, dims, out, failed, [*above, real])
         elif name.endswith(VOLUMES if dims == 3 else (*PICTURES, *DICOM)) or (
             dims == 2 and is_dicom_without_suffix(path)
         ):

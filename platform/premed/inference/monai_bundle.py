@@ -7,6 +7,7 @@ The configuration uses MONAI alone: `python -m monai.bundle run --config_file co
 import json
 import logging
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def write(network: Network, task: Any, card: dict[str, Any], folder: Path) -> li
     for name, content in (("metadata", metadata(task, card)), ("inference", config)):
         (folder / "configs" / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     # the specification also requires the weights alone; they are the graph's, with the same names
-    torch.save({name: value.contiguous() for name, value in network.state_dict().items()}, folder / "models/model.pt")
+    torch.save({name: value.contiguous() for name, value in network.state_dict().items()}, content := BytesIO())
+    (folder / "models/model.pt").write_bytes(content.getbuffer())  # torch's own error of a full disk is no OSError
     remarks = ["`models/model.ts` is TorchScript and `models/model.pt` its weights (`weights_only=True` reads them)."]
     remarks.append(
         "It reads NIfTI, not DICOM. Values are not rounded to the 16 bits of premed's cache, and MONAI inverts the "
@@ -90,7 +92,7 @@ def refuse_unsupported(task: Any) -> None:
 
 def base_config(task: Any) -> dict[str, Any]:
     kinds = (".nii.gz", ".nii") if task.dims == 3 else (".png", ".jpg", ".jpeg")
-    find = f"[p for p in glob.glob(os.path.join(@dataset_dir, '*')) if p.lower().endswith({kinds})]"
+    find = f"[p for p in glob.glob(os.path.join(glob.escape(@dataset_dir), '*')) if p.lower().endswith({kinds})]"
     return {
         "imports": [
             "$import glob",

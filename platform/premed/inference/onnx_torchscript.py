@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,8 @@ def write_torchscript(network: Network, task: Task, path: Path) -> Graph:
     example = torch.zeros(2, task.channels, *task.roi)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch recommends torch.export; MONAI's bundles require TorchScript
-        torch.jit.save(torch.jit.trace(network, (example,), check_trace=False), str(path))
+        torch.jit.save(torch.jit.trace(network, (example,), check_trace=False), content := BytesIO())
+        path.write_bytes(content.getbuffer())  # torch's own error of a full disk is no OSError
         module = torch.jit.load(str(path), map_location="cpu")
 
     @torch.no_grad()

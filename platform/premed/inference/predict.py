@@ -26,7 +26,7 @@ from premed.errors import StageFailed, UserError, first_line, printable
 from premed.events import EventHandler, ImageSkipped, ImagesPredicted, WarningIssued
 from premed.inference.inputs import Input, find_images, join_channels, nothing_left, prepare_sample
 from premed.inference.load import open_trained
-from premed.models.network import Network
+from premed.models.network import Network, finite
 from premed.safety.files import spreadsheet_cell
 from premed.tasks.common.segmentation import Segmentation
 from premed.training.device import device_of, precision_of
@@ -75,6 +75,9 @@ def run(
                             if (kind := note.partition(":")[0]) not in noted:
                                 noted.add(kind)  # one line for all images whose headers leave the same open
                                 show(WarningIssued(f"{each.path}: {note}"))
+                        if has_one_value(sample.prepared):
+                            what = "has one value everywhere, as it is prepared: the answer says nothing of it"
+                            show(WarningIssued(f"{each.path}: {what}"))
                         outputs.append({"path": str(each.path)} | predict_image(each, sample))
                 except StageFailed:  # the disk is full: no other image could be written, either
                     raise
@@ -87,6 +90,11 @@ def run(
     about = {"run_id": trained.run_id, "task": task.name, "answer": trained.card["answer"], "folder": str(out)}
     about["model"] = trained.scored and trained.scored.entry
     return about | {"outputs": outputs, "failed": failed}
+
+
+def has_one_value(prepared: PreparedFile) -> bool:
+    """Whether each channel has one value everywhere: a blank image, or one far outside the task's window."""
+    return all((channel == channel.flat[0]).all() for channel in prepared.stored())
 
 
 def describe_error(path: Path, error: Exception) -> str:
@@ -109,7 +117,7 @@ def make_forward(network: Network, train: Train) -> Forward:
     @torch.no_grad()
     def forward(image: torch.Tensor) -> torch.Tensor:
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            return network(image.to(device)).float().cpu()
+            return finite(network(image.to(device)).float(), "look at the image's values, or leave it out").cpu()
 
     return forward
 
@@ -141,23 +149,34 @@ def open_predictor(
 def probability_table(
     path: Path, classes: Sequence[str]
 ) -> Iterator[Callable[[Input, Sequence[float]], dict[str, Any]]]:
-    """Yields the function that adds an image's path and probabilities to a CSV; each row is flushed at once."""
+    """Yields the function that adds an image's path and probabilities to a CSV; each row is flushed at once.
+
+    An earlier table stays until there is a first row.
+    """
     header = ["path", *map(spreadsheet_cell, classes)]
     if path.exists() and columns(path) not in (header, []):
         raise UserError(f"{path}: already exists with other columns; name another folder")
     with writing(path):
-        file = path.open("w", newline="", encoding="utf-8")
-    with file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(header)
+        file = path.open("a", newline="", encoding="utf-8")
+    with writing(path), file:  # to close it writes what a full disk has not taken
+        rows, is_new = csv.writer(file, lineterminator="\n"), True
 
         def add(each: Input, probabilities: Sequence[float]) -> dict[str, Any]:
+            nonlocal is_new
             with writing(path):
+                if is_new:
+                    file.truncate(0)
+                    rows.writerow(header)
+                is_new = False
                 rows.writerow([spreadsheet_cell(str(each.path)), *(f"{p:.9g}" for p in probabilities)])
                 file.flush()
             return {"probabilities": dict(zip(classes, probabilities, strict=True))}
 
-        yield add
+        try:
+            yield add
+        finally:
+            if is_new and path.stat().st_size == 0:
+                path.unlink()
 
 
 def columns(path: Path) -> list[str]:

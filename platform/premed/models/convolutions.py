@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from premed.errors import UserError
+from premed.models.patches import take
 
 EPS = 1e-5
 SLOPE = 0.01  # of the leaky ReLU
@@ -154,15 +155,16 @@ class ResidualStem(nn.Module):
         self.final_proj = (nn.Conv2d if dims == 2 else nn.Conv3d)(widths[-1], width, 1)
 
     def forward(self, image: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Maps [B, C, *S] to tokens [B, L, D]. keep [B, K]: the visible patches, beyond which it sees nothing; the
-        tokens of others are without meaning."""
+        """Maps [B, C, *S] to tokens [B, L, D]; with keep [B, K], to those of the visible patches, [B, K, D], of which
+        alone it sees something."""
         patches = None if keep is None else visible_patches(keep, self.grid)
         x = image if patches is None else image.masked_fill(to_size(patches, image.shape[2:]) == 0, 0)
         for i, level in enumerate([self.stem, *self.stages]):
             size = [n // 2**i for n in image.shape[2:]]
             visible = None if patches is None else to_size(patches, size)
             x = level["blocks"][0](x, visible)  # type: ignore[index]
-        return self.final_proj(x).flatten(2).transpose(1, 2)
+        x = self.final_proj(x).flatten(2).transpose(1, 2)
+        return x if keep is None else take(x, keep)
 
 
 def upsampling(before: int, width: int, stride: Sequence[int]) -> nn.Module:

@@ -42,6 +42,13 @@ class Tokens(nn.Module):
         return self.encoder(image).tokens
 
 
+def finite(logits: Tensor, remedy: str) -> Tensor:
+    """Returns logits; raises UserError for NaN or infinity: of these a label map looks like any other."""
+    if not logits.sum().isfinite():  # no second tensor as large as they are
+        raise UserError(f"the network's answer is NaN or infinite; {remedy}")
+    return logits
+
+
 @contextmanager
 def seeded_init(seed: int, name: str) -> Iterator[None]:
     """Modules built in this context draw their initial weights from `seed` and `name`.

@@ -21,10 +21,17 @@ class PatchEmbed(nn.Module):
         self.proj = convolution(channels, width, patch, stride=patch)  # type: ignore[arg-type]
 
     def forward(self, image: Tensor, keep: Tensor | None = None) -> Tensor:
-        """keep: as other embeddings take it; patches do not overlap, so that it changes no visible one's token."""
+        """Maps [B, C, *S] to tokens [B, L, D]; with keep [B, K], to those of the visible patches, [B, K, D]."""
+        patches = patchify(image, tuple(self.proj.kernel_size))
+        if keep is not None:
+            patches = take(patches, keep)
         # a matrix product equals the strided convolution, whose backward pass is slow on CPUs
-        weight = self.proj.weight.flatten(1)
-        return F.linear(patchify(image, tuple(self.proj.kernel_size)), weight, self.proj.bias)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+def take(x: Tensor, where: Tensor) -> Tensor:
+    """Returns the rows `where` [B, N] of x [B, L, P]: [B, N, P]."""
+    return torch.gather(x, 1, where[..., None].expand(-1, -1, x.shape[2]))
 
 
 def patchify(image: Tensor, patch: tuple[int, ...]) -> Tensor:

@@ -18,7 +18,7 @@ from premed.errors import Finding, UserError
 from premed.tasks.common import volume_pairs
 from premed.tasks.common.image_folder import TABLES
 from premed.tasks.common.image_tree import find_images
-from premed.tasks.common.recognised import OWN, Recognised
+from premed.tasks.common.recognised import OWN, TABLE, Recognised
 
 FEW_PATIENTS = 10  # of test: an interval over fewer says little
 
@@ -60,6 +60,8 @@ def recognise(folder: Path) -> Recognised:
     if best is None:
         raise next(iter(refusals.values()), None) or unlabelled(folder)
     notes = [f"not read as task {task}: {error}" for task, error in refusals.items()]
+    if best.sure <= TABLE and (links := find_images(folder).unfollowed):  # tasks with a layout read through links
+        notes.append(links)
     return replace(best, notes=(*best.notes, *notes))
 
 
@@ -77,9 +79,8 @@ def unlabelled(folder: Path) -> UserError:
     """
     tree = find_images(folder)
     if not tree.names:
-        return UserError(
-            f"{folder}: holds no image that is read (NIfTI, PNG, JPEG, DICOM); name the folder with the images"
-        )
+        remedy = tree.unfollowed or "name the folder with the images"
+        return UserError(f"{folder}: holds no image that is read (NIfTI, PNG, JPEG, DICOM); {remedy}")
     if any(volume_pairs.parse(name).is_label for name in tree.pictures):
         return UserError(f"{folder}: pictures are not segmented here: write images and masks as NIfTI")
     above = folder.absolute().parent

@@ -23,7 +23,7 @@ from premed.contracts import Batch, DataSet, Encoder, Features, Objective, Row, 
 from premed.errors import UserError
 from premed.models.convolutions import ConvBlock, init_he_weights, to_size, upsampling, visible_patches
 from premed.models.encoders.vit import Block, ViT, init_weights
-from premed.models.patches import add_class_row, patchify, sincos, unpatchify
+from premed.models.patches import add_class_row, patchify, sincos, take, unpatchify
 from premed.pretext.common.init import Init
 from premed.rng import bits, fold, key
 
@@ -85,18 +85,21 @@ class MAE(Objective):
         self.register_buffer("mean_patch", torch.zeros(num_patches, task.channels * prod(encoder.patch)))
 
     def forward(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.losses(batch.image, batch.keys)[0].mean(), {}
+        return self.errors(batch.image, batch.keys)[0].mean(), {}
 
     def losses(self, image: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the losses [B] of the network and of the gate, per sample, on the same hidden patches."""
-        target = self.target(image)
-        keep, hide = self.mask(keys)
-        prediction = self.decoder(self.encoder(image, keep=keep), keep, hide)
-        hidden_target = take(target, hide)
-        error = (prediction.float() - hidden_target).square().mean(dim=(1, 2))
+        error, target, hide = self.errors(image, keys)
         with torch.no_grad():
-            gate = (self.mean_patch[hide] - hidden_target).square().mean(dim=(1, 2))
+            gate = (self.mean_patch[hide] - target).square().mean(dim=(1, 2))
         return error, gate
+
+    def errors(self, image: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the network's losses [B], the hidden patches' targets [B, L - K, P] and their indices [B, L - K]."""
+        keep, hide = self.mask(keys)
+        target = take(self.target(image), hide)
+        prediction = self.decoder(self.encoder(image, keep=keep), keep, hide)
+        return (prediction.float() - target).square().mean(dim=(1, 2)), target, hide
 
     def mask(self, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the indices of visible [B, K] and hidden [B, L - K] patches, K = int(L * (1 - mask_ratio))."""
@@ -259,8 +262,3 @@ class ConvDecoder(nn.Module):
         for up, merge, finer in zip(self.up, self.merge, filled[1:], strict=True):
             x = merge(up(x) + finer)
         return take(patchify(self.predict(x), self.patch), hide)
-
-
-def take(x: Tensor, where: Tensor) -> Tensor:
-    """Returns the rows `where` [B, N] of x [B, L, P]: [B, N, P]."""
-    return torch.gather(x, 1, where[..., None].expand(-1, -1, x.shape[2]))

@@ -1,10 +1,7 @@
 """What a command prints on stdout when it ends: tables and lines."""
 
-import statistics
 import sys
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 from rich import box
@@ -12,14 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from premed.config.expand import percent
 from premed.config.fields import FieldEntry
 from premed.errors import printable
 from premed.reporting.encoding import encodable
-from premed.reporting.formatting import duration, number
-
-GATE = """gate: how far pre-training's validation loss is below that of a predictor without a network;
-      needed for a gain, and no promise of one"""
+from premed.reporting.formatting import duration
+from premed.safety.files import MIB
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], words: int = 2) -> None:
@@ -59,137 +53,14 @@ def show_plan(result: dict[str, Any]) -> None:
 # ---- premed run
 
 
-def show_outcomes(outcomes: Sequence[dict[str, Any]]) -> None:
-    """Prints a row for each experiment: its score on test (or val), interval, constant answer, gate, seconds.
-
-    Several experiments have columns for the share of labels and the seed, and a table of means over seeds.
-    """
-    several = ["labels", "seed"] if len(outcomes) > 1 else []
-    columns = ["task", "strategy", *several, "score", "value", "95 % interval", "constant", "gate", "seconds"]
-    rows, title = [outcome_row(outcome, bool(several)) for outcome in outcomes], "Scores"
-    scores = {score_of(outcome)[0] for outcome in outcomes if outcome["stages"]}
-    if several and len(scores) == 1:  # in the title, for 80 columns are few
-        title, at = f"Scores: {scores.pop()}", columns.index("score")
-        rows = [row[:at] + row[at + 1 :] for row in [columns, *rows]]
-        columns = rows.pop(0)
-    print_table(title, columns, rows)
-    if encoders := [outcome for outcome in outcomes if "encoder" in outcome]:
-        show_encoders(encoders)
-        outcomes = [outcome for outcome in outcomes if "encoder" not in outcome]
-    if not outcomes:
-        return
-    print("interval: over patients, one seed; constant: the best answer that ignores the image;")
-    print(GATE)
-    show_means(outcomes)
-    for outcome in outcomes:
-        name = outcome.get("name") or f"{outcome['task']} {outcome['strategy']}"
-        if ended := next((stage["stopped"] for stage in outcome["stages"] if stage.get("stopped")), None):
-            print(f"{name}: its pre-training ended at step {ended['step']} of {ended['of']}, by the probe")
-        if "failure" in outcome:
-            print(f"{name} FAILED: {outcome['failure']}")
-        elif not several:
-            print(f"{name}: {outcome['stages'][-1]['where']}")
-            if run_id := outcome.get("run_id"):
-                print(f"run {run_id}; for other images: premed predict {run_id[:8]} IMAGE… --out DIR")
-    last_stages = [(outcome["task"], outcome["stages"][-1]) for outcome in outcomes if outcome["stages"]]
-    undefined = {(task, *stage["undefined"]) for task, stage in last_stages if stage.get("undefined")}
-    for task, *classes in sorted(undefined):  # the same classes in all experiments on a test part
-        print(f"{task}: no AUC, and left out of the mean: {', '.join(classes)} (one kind of label only)")
-    folders = sorted({str(PurePosixPath(stage["where"]).parent) for _, stage in last_stages if several})
-    if predicting := [
-        outcome for outcome in outcomes if several and outcome.get("run_id") and "failure" not in outcome
-    ]:
-        first, *others = [outcome["run_id"][:8] for outcome in predicting]
-        more = (
-            f" (or {', '.join(others[:7])}{', …' * (len(others) > 7)}: the runs above, in their order)"
-            if others
-            else ""
-        )
-        print(f"for other images: premed predict {first} IMAGE… --out DIR{more}")
-    if folders:
-        print(f"weights and pictures: {', '.join(folders)}; compare them, with intervals and tests: premed compare")
-
-
-def show_encoders(outcomes: Sequence[dict[str, Any]]) -> None:
-    """Prints the encoder of each pre-training, and the command that fine-tunes it."""
-    print(GATE)
-    for outcome in outcomes:
-        encoder = outcome["encoder"]
-        name = encoder["name"] or encoder["digest"]  # without a registry, the digest names it, too
-        print(f"encoder: {encoder['name'] or 'not registered'}")
-        if ended := outcome["stages"][-1].get("stopped"):
-            print(f"length:  {ended['step']} of {ended['of']} steps, ended by the probe")
-        print(f"digest:  {encoder['digest']}")
-        print(f"run:     {encoder['run_id']} ({outcome['stages'][-1]['where']})")
-        print(f"next:    premed run FINETUNE.yaml pretext={outcome['strategy']} pretrain.encoder={name}")
-
-
-def outcome_row(outcome: dict[str, Any], is_one_of_several: bool) -> list[str]:
-    stages, row = outcome["stages"], [outcome["task"], outcome["strategy"]]
-    if is_one_of_several:
-        row += [percent(share) if (share := outcome["label_fraction"]) is not None else "-", str(outcome["seed"])]
-    if "failure" in outcome:
-        return [*row, "-", "failed", "-", "-", "-", "-"]
-    last, seconds = stages[-1], sum(stage["seconds"] for stage in stages)
-    interval, constant = "-", "-"
-    if last["kind"] == "test":
-        constant = number(last["constant"])
-        interval = f"[{number(last['interval'][0])}, {number(last['interval'][1])}]"
-    score, value = score_of(outcome)
-    return [*row, score, number(value), interval, constant, gate_cell(stages), f"{seconds:.0f}"]
-
-
-def gate_cell(stages: Sequence[dict[str, Any]]) -> str:
-    """How far the pre-training is below its gate; - if there is none."""
-    if any(stage.get("collapse") for stage in stages):
-        return "collapsed"
-    gate = next((stage["gate"] for stage in stages if stage.get("gate")), None)
-    if gate is None:
-        return "-"
-    return f"{gate['below']:.0%}" if gate["passed"] else "not past"
-
-
-def score_of(outcome: Mapping[str, Any]) -> tuple[str, float | None]:
-    """Name and value of an experiment's score, on test if it has been tested, else on val."""
-    last = outcome["stages"][-1]
-    if "encoder" in outcome:
-        return "val loss", last["summary"].get("val/loss")
-    part = "test" if last["kind"] == "test" else "val"
-    return f"{part} {outcome['score']}", last["summary"].get(f"{part}/{outcome['score']}")
-
-
-def score_text(outcome: Mapping[str, Any]) -> str:
-    score, value = score_of(outcome)
-    return f"{score} {number(value)}"
-
-
-def show_means(outcomes: Sequence[dict[str, Any]]) -> None:
-    """Prints mean and standard deviation over seeds, for each task, strategy and share of labels with several seeds."""
-    groups = defaultdict(list)
-    for outcome in outcomes:
-        if "failure" in outcome or "encoder" in outcome:
-            continue
-        score, value = score_of(outcome)
-        if value is not None:
-            share = percent(outcome["label_fraction"]) if "label_fraction" in outcome else ""
-            groups[outcome["task"], outcome["strategy"], share, score].append(value)
-    rows = [
-        [*group, str(len(values)), f"{number(statistics.mean(values))} ± {number(statistics.stdev(values))}"]
-        for group, values in groups.items()
-        if len(values) > 1
-    ]
-    if rows:
-        print_table("Over seeds", ["task", "strategy", "labels", "score", "seeds", "mean ± std"], rows)
-
-
 def show_estimate(result: Any) -> None:
     """Prints what experiments take (`execution.estimate.Estimate`): a row for each kind of stage, then all together."""
     columns = ["stage", "strategy", "stages", "steps", "images/s", "each", "memory", "GPU memory", "checkpoint"]
     rows = []
     for each in result.stages:
-        gpu = "-" if each.gpu_memory_mb is None else f"{each.gpu_memory_mb / 1e3:.1f} GB"
+        gpu = "-" if each.gpu_memory_mb is None else f"{each.gpu_memory_mb * MIB / 1e9:.1f} GB"
         speed = f"{each.images_per_second:.3g}" if each.images_per_second else "-"
-        sizes = [f"{each.memory_mb / 1e3:.1f} GB", gpu, f"{each.checkpoint_gb:.2f} GB"]
+        sizes = [f"{each.memory_mb * MIB / 1e9:.1f} GB", gpu, f"{each.checkpoint_gb:.2f} GB"]
         rows.append([each.kind, each.strategy, str(each.number), str(each.steps or "-"), speed, duration(each.seconds)])
         rows[-1] += sizes
     print_table("Estimate", columns, rows)

@@ -50,6 +50,11 @@ def duration(seconds: float, beside: float | None = None) -> str:
 # ---- names and counts
 
 
+def score_name(score: str) -> str:
+    """What a score or metric is called, without its unit: `mean AUC` for `mauc`; a name that is not known stays."""
+    return NAMES.get(score, score).partition(",")[0]
+
+
 def listed(names: Iterable[str], word: str = "and") -> str:
     """Sorted names as a person lists them: `a, b and c`."""
     names = sorted(names)

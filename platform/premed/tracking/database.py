@@ -109,3 +109,12 @@ def num_runs(file: Path) -> int:
 def is_lasting(error: BaseException) -> bool:
     """Whether an SQLite file stays unusable until someone mends it: waiting for it would be in vain."""
     return re.search("readonly|unable to open|Read-only|no such table|malformed|not a database", str(error)) is not None
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a file is an SQLite database that its own check finds nothing wrong with."""
+    try:
+        with closing(sqlite3.connect(file)) as base:
+            return base.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+    except sqlite3.Error:
+        return False

@@ -7,6 +7,7 @@ import gc
 import json
 import math
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -24,6 +25,7 @@ BEST, NEWEST = "best", "newest"
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 """MLflow's error codes for a model or version that does not exist."""
 _SCORE = "premed.score"
+GRAPH = 16_000_000  # bytes of a model without its weights: 0.9 MB of a ViT-B, 11 MB of primus-l
 MOST_MODELS, LISTED = 100, 6  # that are looked through for a message, and that it names
 
 
@@ -48,6 +50,7 @@ def export(module: "torch.nn.Module", example: "np.ndarray", card: dict[str, Any
         raise ValueError(f"parameters must be float32 on the CPU, not {', '.join(sorted(wrong))}")
     if len(example) < 2:
         raise ValueError(f"the example needs a batch of 2, not {len(example)}")
+    require_room(folder.parent, sum(p.nbytes for p in module.state_dict().values()) + GRAPH)
     example = np.ascontiguousarray(example, np.float32)
     with torch.no_grad():
         output = module.eval()(torch.from_numpy(example)).numpy()
@@ -65,6 +68,14 @@ def export(module: "torch.nn.Module", example: "np.ndarray", card: dict[str, Any
             serialization_format="pt2",
             metadata=card,
         )
+
+
+def require_room(folder: Path, needed: int) -> None:
+    """Raises UserError if there are fewer bytes free. torch ends the process, and all that trains in it, where a disk
+    is full while it writes a model."""
+    if (free := shutil.disk_usage(folder).free) < needed:
+        numbers = f"{needed / 1e6:.0f} MB are needed and {free / 1e6:.0f} MB free"
+        raise UserError(f"{folder}: {numbers}; make room there, or set TMPDIR to a larger disk")
 
 
 @contextmanager

@@ -46,6 +46,8 @@ def gone(tags: dict[str, str]) -> bool:
         return other or process.status() == psutil.STATUS_ZOMBIE
     except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return True
+    except (LookupError, ValueError, psutil.AccessDenied):  # tags that somebody changed: its heartbeat tells
+        return False
 
 
 def born(pid: int) -> str:

@@ -1,6 +1,5 @@
 """What a stage saves: the named parts of its network, their model card, and pictures."""
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from premed.config.experiment import Stage
 from premed.contracts import DataSet, Encoder, Objective, Sample
 from premed.errors import UserError
 from premed.models.network import load_resized
+from premed.safety.curves import read_points
 from premed.safety.seals import is_sealed, sealed
 from premed.training.privacy import Privacy
 from premed.training.storage import StageStorage, is_whole
@@ -47,10 +47,12 @@ def part_weights(storage: StageStorage, part: str, verified: bool = False) -> di
 
 
 def read_card(storage: StageStorage) -> dict[str, Any]:
-    """Returns the model card of a stage. Raises UserError if it is missing or damaged."""
-    about = storage.get_json("parts/card.json")
+    """Returns the model card of a stage. Raises UserError if it is missing, damaged or of another stage."""
+    about, remedy = storage.get_json("parts/card.json"), "run the same command again"
     if about is None or not is_sealed(about, "card"):
-        raise UserError(f"{storage.where}/parts/card.json is missing or damaged: run the same command again")
+        raise UserError(f"{storage.where}/parts/card.json is missing or damaged: {remedy}")
+    if other := storage.other_stage(about):
+        raise UserError(f"{storage.where}/parts/card.json is of another stage, {other}: {remedy}")
     return about
 
 
@@ -134,12 +136,9 @@ def put_root(storage: StageStorage, root: Path) -> None:
 
 def curve_of(storage: StageStorage) -> list[dict[str, Any]]:
     """The points of a stage's curve; of a damaged one those before the damage, and it is put aside."""
-    points: list[dict[str, Any]] = []
-    try:
-        for line in (storage.get("curve.jsonl") or b"").splitlines():
-            points.append(json.loads(line))
-    except ValueError as error:
-        storage.put_aside("curve.jsonl", str(error))
+    points, damage = read_points(storage.get("curve.jsonl") or b"")
+    if damage:
+        storage.put_aside("curve.jsonl", damage)
     return points
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from premed.config.settings import Train
+from premed.data.io.memory import memory
 from premed.errors import UserError
 
 
@@ -29,18 +30,39 @@ def precision_of(train: Train) -> torch.dtype:
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+MADV_HUGEPAGE, HUGE_PAGE = 14, 2**21  # of Linux' mman.h; bytes
 
 
 def keep_freed_memory() -> None:
-    """Has this process keep the memory that it frees, for its next step, where it trains on CPUs.
+    """Has this process keep the memory that it frees, in huge pages, for its next step, where it trains on CPUs.
 
     Otherwise glibc gives each large tensor back to the kernel and takes zeroed pages for the next: a quarter to a half
-    of the time of a 3D step. On other systems than Linux with glibc it does nothing.
+    of the time of a 3D step. On other systems than Linux with glibc it does nothing. Before a process starts,
+    `execution.connection.MALLOC` does the same, for threads, too.
     """
-    with suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError, ValueError):
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_MMAP_THRESHOLD, -1)  # the largest: everything is of the heap, which is never trimmed
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
+        if addresses_are_free():
+            reserve_huge_pages(libc, round(memory()[0] * 1e9 / 2))
+
+
+def addresses_are_free() -> bool:
+    """Whether addresses that are not used count against no limit: else one worker's would be missed by the others."""
+    unlimited = resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+    return unlimited and Path("/proc/sys/vm/overcommit_memory").read_text().strip() != "2"
+
+
+def reserve_huge_pages(libc: ctypes.CDLL, size: int) -> None:
+    """Lets the heap grow by addresses of which the kernel makes huge pages once they are used, without using them."""
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    if block := libc.malloc(size):
+        start = -(-block // HUGE_PAGE) * HUGE_PAGE
+        libc.madvise(start, (block + size - start) // HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE)
+        libc.free(block)
 
 
 def forget_peak_memory() -> None:

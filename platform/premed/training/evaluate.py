@@ -44,11 +44,11 @@ def bootstrap_interval(
     """Bootstrap percentile interval of a score of `rows`: resamples patients (`row["patient"]`), not images.
 
     resampled: see `Task.resampled`. It is NaN where undefined: such resamples are skipped, and if they are more than
-    half, or there are no rows, the interval is (NaN, NaN). The order of `rows` does not matter.
+    half, or if there are fewer than two patients, the interval is (NaN, NaN). The order of `rows` does not matter.
     """
-    if not rows:
-        return float("nan"), float("nan")
     names, patient_of = np.unique([str(row["patient"]) for row in rows], return_inverse=True)
+    if len(names) < 2:  # one patient says nothing of others
+        return float("nan"), float("nan")
     keys = fold(np.full(resamples, key(seed, "bootstrap"), np.int64), np.arange(resamples))
     values = np.empty(resamples)
     at_once = max(1, COUNTS // len(rows))

@@ -114,7 +114,7 @@ class Probe:
         """What it is, in a line."""
         task = self.objective.task
         return (
-            f"{task.score} of a linear model on the frozen features of {len(self.train)} labelled images of {task.name}"
+            f"a linear model on the frozen features of {len(self.train)} labelled images of {task.name}"
             f", on {len(self.val)} of val"
         )
 

@@ -1,10 +1,12 @@
 """AdamW with layer-wise learning rate decay; the learning rate, weight decay and gradient clipping of each step."""
 
+import inspect
 from math import cos, pi
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 from premed.contracts import Objective
 from premed.models.network import Network
@@ -13,9 +15,25 @@ UNDECAYED = ("pos_embed", "cls_token", "reg_token", "register_tokens", "rope.fre
 """Ends of the names of arrays without weight decay, as in timm."""
 
 
+class EagerAdamW(AdamW):
+    """PyTorch's AdamW, whose methods do not import torch._dynamo to keep themselves out of `torch.compile`.
+
+    The import takes a process 4 s of a slow CPU and 150 MB, and nothing here compiles an optimizer. A PyTorch that does
+    this in another way imports it as before.
+    """
+
+    step = torch.no_grad()(inspect.unwrap(AdamW.step))
+
+    def __init__(self, *arguments: Any, **settings: Any):
+        for method in vars(Optimizer).values():
+            if plain := getattr(method, "__wrapped__", None):
+                setattr(plain, "__dynamo_disable", plain)  # noqa: B010 - torch._compile calls what stands there
+        super().__init__(*arguments, **settings)
+
+
 def make_optimizer(objective: Objective, betas: tuple[float, float]) -> AdamW:
     """Returns AdamW for the objective's groups; `set_lr` applies their `lr_scale` (layer decay) at every step."""
-    return AdamW(objective.param_groups(), lr=0.0, betas=betas, fused=True)
+    return EagerAdamW(objective.param_groups(), lr=0.0, betas=betas, fused=True)
 
 
 def layer_decay_groups(network: Network, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:

@@ -55,8 +55,13 @@ def is_result(value: Any) -> bool:
 def read_result(storage: StageStorage) -> dict[str, Any] | None:
     """A stage's result; None if there is none, or a damaged one, which is put aside."""
     result = storage.get_json(RESULT)
-    if result is None or is_result(result):
-        return result
+    if result is None:
+        return None
+    if is_result(result):
+        if not (other := storage.other_stage(result)):
+            return result
+        storage.put_aside(RESULT, f"it is of another stage, {other}")
+        return None
     storage.put_aside(RESULT, "it is not what the stage wrote")
     return None
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from premed.config.policy import Full, WarmupThenFull
 from premed.config.spec import Spec
 from premed.contracts import Batch, Objective, Row, Sample, Task
-from premed.models.network import Network
+from premed.models.network import Network, finite
 from premed.training.optimizer import layer_decay_groups
 from premed.training.policy import choose_trained, keep_frozen_in_eval
 
@@ -78,7 +78,7 @@ class Supervised(Objective):
     def answer(self, image: Tensor) -> Tensor:
         """Returns logits on the CPU; the network stays on its device."""
         device = next(self.parameters()).device
-        return self.network(image.to(device)).float().cpu()
+        return finite(self.network(image.to(device)).float(), "lower finetune.lr, or set finetune.clip").cpu()
 
 
 def label_for(label: Tensor, logits: Tensor) -> Tensor:

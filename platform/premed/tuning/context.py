@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from itertools import islice, product
 from pathlib import Path
@@ -14,14 +14,16 @@ import yaml
 from premed.config.experiment import Experiment
 from premed.config.settings import Pretrain, Train
 from premed.config.spec import canonical
+from premed.contracts import Task
 from premed.errors import UserError
 from premed.execution.preflight import Resolved, resolve
 from premed.execution.session import Session
 from premed.paths import ensure_home, home, sqlite_url
+from premed.reporting.comparison.scores import LOWER_IS_BETTER
 from premed.reporting.sweep import page, terminal
 from premed.reporting.sweep.result import StageResult, SweepResult, TrialResult
 from premed.training.privacy import Privacy
-from premed.tuning.search import COSTS
+from premed.tuning.search import COSTS, Mode
 from premed.tuning.space import MAX_CHECKED, Choice, Range, Setting
 from premed.tuning.study import Study, TrialRecord
 from premed.tuning.sweep_file import Sweep
@@ -38,7 +40,7 @@ class SweepContext:
         self.sweep, self.base, self.task = sweep, self.resolved.experiment, self.resolved.task
         self.metrics = sweep.search.metric or (f"val/{self.task.score}",)
         refuse_unknown_metrics(self.task, self.metrics, sweep.search.scheduler is not None)
-        self.modes = sweep.search.mode or tuple("min" if name in COSTS else "max" for name in self.metrics)
+        self.modes = sweep.search.mode or tuple(map(default_mode, self.metrics))
         defining = [sweep.search, self.base, self.metrics, self.modes]
         if moving := {name: digest for name, digest in self.encoders().items() if "@" in name}:  # of an alias
             defining.append(moving)
@@ -104,7 +106,8 @@ class SweepContext:
 
         `premed run best.yaml` reuses the trial's stages and tests the first seed's fine-tuning.
         """
-        self.where.mkdir(parents=True, exist_ok=True)
+        with writing(self.where):
+            self.where.mkdir(parents=True, exist_ok=True)
         files = [self.where / name for name in ("report.html", "trials.csv")]
         page.write(result, files[0])
         terminal.write_csv(result, files[1])
@@ -117,8 +120,19 @@ class SweepContext:
             if shown != fields:
                 header += "# tracking.hash_ids: nothing that names cases or files; premed run YOURS.yaml best.yaml\n"
             files.append(self.where / "best.yaml")
-            files[-1].write_text(header + yaml.safe_dump(shown, sort_keys=False), encoding="utf-8")
+            with writing(files[-1]):
+                files[-1].write_text(header + yaml.safe_dump(shown, sort_keys=False), encoding="utf-8")
         return files
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises UserError if the file or folder cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        why = f"cannot be written ({error.strerror})"
+        raise UserError(f"{path}: {why}; make room there, or fix its permissions") from None
 
 
 def as_written(values: Choice | Range) -> Any:
@@ -154,6 +168,31 @@ def variants(sweep: Sweep, *names: str) -> Iterator[Experiment]:
     for values in islice(product(*(each.grid_values for each in space.values())), MAX_CHECKED):
         with suppress(UserError):  # values that do not fit together fail their trial, not the sweep
             yield sweep.experiments(first | dict(zip(space, values, strict=True)))[0]
+
+
+def refuse_other_val(context: SweepContext) -> None:
+    """Raises UserError if trials would be scored on different images, labels or classes of val: their scores cannot be
+    compared."""
+    paths = [path for path in context.sweep.search.space if path.split(".")[0] == "task"]
+
+    def val(task: Task) -> list[Any]:
+        cases = task.split("val")
+        return [task.classes, *(str((case.name, () if isinstance(case.label, Path) else case.label)) for case in cases)]
+
+    for experiment in variants(context.sweep, "task") if paths else ():
+        try:
+            differs = val(context.resolved.tasks(experiment.task)) != val(context.task)
+        except UserError:  # values that do not fit fail their trial
+            continue
+        if differs:
+            what = "trials would be scored on other images of val, or other labels, and cannot be compared"
+            raise UserError(f"space.{', space.'.join(paths)}: {what}; make a sweep of each")
+
+
+def default_mode(metric: str) -> Mode:
+    """min for a cost, a distance (`val/hd95`, `val/hd95/liver`) or a count of failures (`val/n_missed`); else max."""
+    score = metric.removeprefix("val/").partition("/")[0]
+    return "min" if metric in COSTS or score in LOWER_IS_BETTER or score.startswith("n_") else "max"
 
 
 def refuse_unknown_metrics(task: Any, metrics: Sequence[str], by_step: bool) -> None:

@@ -1,5 +1,6 @@
 """The values that a sweep's space has for a field: a list of them, or a range."""
 
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -73,3 +74,15 @@ def _parse_values(value: Any) -> Any:
 
 
 Values = Annotated[Choice | Range, BeforeValidator(_parse_values)]
+
+
+def encode(value: Any) -> Any:
+    """A value as Optuna stores it: a list or a mapping as JSON."""
+    return value if value is None or isinstance(value, (bool, int, float, str)) else json.dumps(value)
+
+
+def decode(values: Choice | Range, stored: Any) -> Any:
+    """The value of a field that `encode` turned into `stored`."""
+    if isinstance(values, Choice):
+        return next((value for value in values.choice if encode(value) == stored), stored)
+    return stored

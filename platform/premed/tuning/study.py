@@ -3,27 +3,29 @@
 The values drawn for a trial are a function of the search's seed, the trial's number and the trials before it.
 """
 
-import json
 import logging
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from premed.config.spec import canonical
-from premed.errors import UserError
+from premed.errors import StageFailed, UserError, first_line
+from premed.paths import sqlite_file
 from premed.reporting.sweep.result import State
 from premed.rng import key
 from premed.tracking.client import masked, with_driver
-from premed.tuning.space import Choice, Range, Setting
+from premed.tracking.database import is_whole
+from premed.tuning.space import Choice, Range, Setting, decode, encode
+from premed.tuning.study_database import open_database
 from premed.tuning.sweep_file import Sweep
 from premed.tuning.trial import BEHIND
 
 if TYPE_CHECKING:
     from optuna import Trial
     from optuna.trial import FrozenTrial
-
 
 STOPPED = re.compile(r"(outbox|spool) is closed|Ray has not been (started|initialized)")
 """Failures that stopping a command caused where it was recorded as a trial's own."""
@@ -56,26 +58,42 @@ class Study:
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         logging.getLogger("alembic").setLevel(logging.ERROR)
-        self.sweep, self.url = sweep, with_driver(url, "study: ")
-        url = self.url
+        self.sweep, self.url = sweep, (url := with_driver(url, "study: "))
         try:
-            storage = optuna.storages.RDBStorage(url, engine_kwargs=engine_settings(url))
+            storage = open_database(url)
             if must_exist:
                 self.study = optuna.load_study(study_name=name, storage=storage)
             else:
                 self.study = optuna.create_study(
                     storage=storage, study_name=name, directions=list(directions), load_if_exists=True
                 )
+            self.study.get_trials(deepcopy=False)  # reads all, so that a damaged database is told here
         except KeyError:
             raise UserError(
                 f"{sweep.search.name}: this sweep was never started; leave out --report to run it"
             ) from None
         except Exception as error:  # SQLAlchemy's, its driver's, or a missing driver's
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
+            if (file := sqlite_file(url)) and file.is_file() and not is_whole(file):
+                remedy = "move it away, and the same command searches anew and uses every finished stage"
+                raise UserError(f"study: {file} is damaged ({reason}): {remedy}") from None
             raise UserError(masked(f"study: {url} does not answer ({reason}); name a database URL")) from None
         self.running: dict[int, Trial] = {}
         self.lock = threading.Lock()  # a trial ends once, and nothing is reported after its end
         self.interrupted: list[FrozenTrial] = []  # trials that an earlier command left running
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Raises StageFailed if the database does not take what is written: its disk is full, say."""
+        from optuna.exceptions import StorageInternalError
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            yield
+        except (StorageInternalError, SQLAlchemyError) as error:  # Optuna's own text names another cause
+            reason = masked(first_line(error.__cause__ or error))
+            remedy = "free space, or repair its database, and run the same command again"
+            raise StageFailed(f"study: {masked(self.url)} cannot be written ({reason}); {remedy}") from error
 
     def start(self, data: str, sources: str = "") -> None:
         """Prepares the study for `ask`; the caller must hold the sweep's lease. A grid's combinations are enqueued.
@@ -97,27 +115,29 @@ class Study:
             known = {canonical(trial.setting) for trial in self.trials()}
             for setting in self.sweep.combinations():
                 if canonical(setting) not in known:
-                    self.study.enqueue_trial({path: encode(value) for path, value in setting.items()})
+                    with self.recording():
+                        self.study.enqueue_trial({path: encode(value) for path, value in setting.items()})
 
     def reopen_stopped(self) -> None:
-        """Sets trials to running that ended only because the command was stopped: `ask` then returns them.
+        """Sets trials to running that ended only because the command was stopped, and failed ones that were tried less
+        often than `retries` now allows: `ask` then returns them.
 
-        Earlier versions recorded them as failed, or, in a sweep without a scheduler, as stopped. Optuna has no way to
-        open an ended trial again, so its tables are changed.
+        Earlier versions recorded the former as failed, or, in a sweep without a scheduler, as stopped. Optuna has no
+        way to open an ended trial again, so its tables are changed.
         """
         import optuna
         import sqlalchemy as sql
 
         trials = self.study.get_trials(deepcopy=False)
-        ended = [trial._trial_id for trial in trials if self.ended_by_stop(trial)]
+        ended = [trial._trial_id for trial in trials if self.ended_by_stop(trial) or self.may_be_retried(trial)]
         if not ended:
             return
-        storage = optuna.storages.RDBStorage(self.url, engine_kwargs=engine_settings(self.url))
+        storage = open_database(self.url)
         tables = sql.MetaData()
         states, notes = (
             sql.Table(name, tables, autoload_with=storage.engine) for name in ("trials", "trial_user_attributes")
         )
-        with storage.engine.begin() as connection:
+        with self.recording(), storage.engine.begin() as connection:
             opened = {"state": "RUNNING", "datetime_complete": None}
             connection.execute(sql.update(states).where(states.c.trial_id.in_(ended)).values(opened))
             of_them = notes.c.trial_id.in_(ended) & (notes.c.key == "failure")
@@ -129,6 +149,10 @@ class Study:
         failed = trial.state.name == "FAIL" and STOPPED.search(str(trial.user_attrs.get("failure")))
         nobody = self.sweep.search.scheduler is None and BEHIND not in trial.user_attrs  # that would have stopped it
         return bool(failed) or (trial.state.name == "PRUNED" and nobody)
+
+    def may_be_retried(self, trial: "FrozenTrial") -> bool:
+        """Whether a trial failed, of a disk that was full, say, and `retries` allows more tries than it had."""
+        return trial.state.name == "FAIL" and trial.user_attrs.get("tries", 1) <= self.sweep.search.retries
 
     # ---- ask
 
@@ -145,7 +169,8 @@ class Study:
             if num_started >= self.sweep.num_trials:
                 return None
             self.study.sampler = self.sampler(num_started)
-            trial = self.study.ask(self.distributions())
+            with self.recording():
+                trial = self.study.ask(self.distributions())
         self.running[trial.number] = trial
         return self.trial(trial.number)
 
@@ -182,7 +207,7 @@ class Study:
 
     def report_intermediate(self, number: int, validation: int, value: float) -> None:
         """Records a running trial's best value so far after a validation; ignored once the trial has ended."""
-        with self.lock:
+        with self.lock, self.recording():
             if number in self.running:
                 self.running[number].report(value, validation)
 
@@ -191,9 +216,11 @@ class Study:
         from optuna.trial import TrialState
 
         states = {"done": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
-        with self.lock:
+        with self.lock, self.recording():
             if (trial := self.running.pop(number, None)) is None:
                 return False
+            if "tries" in notes:  # those of earlier starts count, too
+                notes = notes | {"tries": notes["tries"] + trial.user_attrs.get("tries", 0)}
             for name, value in notes.items():
                 trial.set_user_attr(name, value)
             self.study.tell(trial, None if values is None else list(values), states[state])
@@ -204,7 +231,8 @@ class Study:
         return self.study.user_attrs.get(name)
 
     def set_note(self, name: str, value: Any) -> None:
-        self.study.set_user_attr(name, value)
+        with self.recording():
+            self.study.set_user_attr(name, value)
 
     # ---- reading
 
@@ -266,20 +294,3 @@ class Study:
             return None
         sign = -1 if self.study.directions[0] == StudyDirection.MAXIMIZE else 1
         return lambda trial: sign * trial.values[0]
-
-
-def encode(value: Any) -> Any:
-    """A value as Optuna stores it: a list or a mapping as JSON."""
-    return value if value is None or isinstance(value, (bool, int, float, str)) else json.dumps(value)
-
-
-def decode(values: Choice | Range, stored: Any) -> Any:
-    """The value of a field that `encode` turned into `stored`."""
-    if isinstance(values, Choice):
-        return next((value for value in values.choice if encode(value) == stored), stored)
-    return stored
-
-
-def engine_settings(url: str) -> dict[str, Any]:
-    """SQLAlchemy's settings: SQLite waits while another command reads or writes, instead of raising."""
-    return {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}

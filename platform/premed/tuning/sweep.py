@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from statistics import pstdev
+from statistics import stdev
 from typing import Any
 
 from premed.errors import CalledOff, StageFailed, UserError, first_line
@@ -18,7 +18,7 @@ from premed.execution.preflight import validate
 from premed.execution.recorder import row
 from premed.execution.session import Session, open_session
 from premed.reporting.sweep.result import State, SweepResult
-from premed.tuning.context import SweepContext, as_written, train_settings
+from premed.tuning.context import SweepContext, as_written, refuse_other_val, train_settings
 from premed.tuning.schedulers import TIME, VALUE, make_scheduler, rungs
 from premed.tuning.seeds import find_behind
 from premed.tuning.study import Study, TrialRecord
@@ -38,8 +38,8 @@ def run(sweep: Sweep, show: EventHandler) -> SweepResult:
     if any(train.workers == 0 for train in trains):
         raise UserError("train.workers: a sweep runs on Ray; set 1 or more")
     validate([context.resolved])
-    study = context.study()
-    router = EventRouter(show)
+    refuse_other_val(context)
+    study, router = context.study(), EventRouter(show)
     with open_session(trains, context.resolved.tasks, router) as session:
         runner = SweepRunner(context, study, session, router)
         with runner.exclusive():
@@ -274,9 +274,9 @@ class SweepRunner:
         for i, (metric, value) in enumerate(zip(self.context.metrics, values or (), strict=False)):
             numbers[metric] = value
             if len(by_seed) > 1:
-                numbers[f"{metric}_std"] = pstdev([each[i] for each in by_seed])
+                numbers[f"{metric}_std"] = stdev([each[i] for each in by_seed])
         trained = [stage for stage in trial.stages if not stage["reused"]]
-        numbers["seconds"] = sum(stage["seconds"] for stage in trained)
+        numbers["trained_seconds"] = sum(stage["seconds"] for stage in trained)
         tracker.log_rows(trial.run_id, [row(0, numbers)])
         experiment_runs = [pipeline.recorder.run_id for pipeline in trial.pipelines]
         for run_id in [*experiment_runs, *(stage["run_id"] for stage in trained)]:

@@ -49,14 +49,17 @@ class Sweep:
 
     def experiments_with_test(self, setting: Setting) -> list[Experiment]:
         """The same, with their test if the base has one."""
+        return fan_out(self.tree(setting) | {"seeds": list(self.search.all_seeds)})
+
+    def tree(self, setting: Setting) -> dict[str, Any]:
+        """The fields of a trial's experiments."""
         overrides = self.overrides
         if self.search.snapshots == "trunk":
             epochs = self.search.space["pretrain.epochs"]
             overrides = merge(overrides, {"pretrain": {"trunk": sorted(epochs.grid_values)}})
         for path, value in setting.items():
             overrides = merge(overrides, nest(path.split("."), value))
-        tree = merge_trees(self.trees, overrides)
-        return fan_out(tree | {"seeds": list(self.search.all_seeds)})
+        return merge_trees(self.trees, overrides)
 
     def combinations(self) -> Iterator[Setting]:
         """All combinations of the fields' `grid_values`, the last field changing fastest."""
@@ -66,6 +69,7 @@ class Sweep:
 
     def validate(self) -> None:
         """Raises UserError for a path that is no field, and for a value that is valid in no combination."""
+        self.refuse_lists()
         for path, values in self.search.space.items():
             if any(not part for part in path.split(".")):
                 raise UserError(f"space.{path}: names no field")
@@ -77,6 +81,23 @@ class Sweep:
                 self.validate_value(path, value)
             if isinstance(values, Choice):
                 self.refuse_equal(path, values.choice)
+
+    def refuse_lists(self) -> None:
+        """Raises UserError for a list in the base that `premed run` would make several experiments of."""
+        setting = next(self.combinations())
+        try:
+            tree = self.tree(setting)
+        except UserError:  # a field of the space cannot be set on a list
+            tree = self.tree({})
+        finetune = tree.get("finetune")
+        shares = finetune.get("label_fraction") if isinstance(finetune, dict) else None
+        for path, what, values in (
+            ("pretext", "strategies", tree.get("pretext")),
+            ("finetune.label_fraction", "shares", shares),
+        ):
+            if isinstance(values, list) and path not in setting:
+                what = f"lists {len(values)} {what}, and a trial has one"
+                raise UserError(f"{path}: {what}; name one of them, or move the list to space:")
 
     def refuse_equal(self, path: str, choice: Sequence[Any]) -> None:
         """Raises UserError for two values that are one once the field has read them, such as 1e-3 and 0.001."""
@@ -137,6 +158,10 @@ def load_sweep(file: Path | str, files: Sequence[Path | str] = (), overrides: Se
             tree = merge(tree, nest(path.split("."), parse_value(value, override)))
         else:
             experiment_overrides = merge(experiment_overrides, read_trees([], [override])[1])
+    for given in (fields_set, experiment_overrides):
+        if isinstance(finetune := given.get("finetune"), dict) and "seed" in finetune:
+            seed = finetune["seed"]
+            raise UserError(f"finetune.seed: the seeds of a sweep stand beside space:; set seeds=[{seed}] in its place")
     try:
         search = validate_spec(Search, {"name": Path(file).stem} | tree)
     except UserError as error:

@@ -1,6 +1,5 @@
 """One trial of a sweep: its experiments, one for each seed, and the values that the search optimises."""
 
-import json
 import math
 import threading
 import traceback
@@ -16,6 +15,7 @@ from premed.execution.pipeline import StagePipeline
 from premed.execution.preflight import Resolved
 from premed.execution.scheduler import Ticket
 from premed.execution.session import Session
+from premed.training.artifacts import curve_of
 from premed.training.storage import StageStorage
 
 BEHIND = "behind"
@@ -85,6 +85,8 @@ class Trial:
     """Why it got no more seeds; empty if it got all."""
     run_id: str = ""
     """The trial's run in MLflow."""
+    tries: int = 0
+    """How often it was tried in this command."""
 
     @property
     def stages(self) -> list[dict[str, Any]]:
@@ -96,7 +98,7 @@ class Trial:
     @property
     def notes(self) -> dict[str, Any]:
         """What the study keeps beside the values."""
-        notes = {"run_id": self.run_id, "stages": self.stages, "by_seed": self.by_seed}
+        notes = {"run_id": self.run_id, "stages": self.stages, "by_seed": self.by_seed, "tries": self.tries}
         return notes | ({BEHIND: self.behind} if self.behind else {})
 
     def pause(self, seconds: float) -> None:
@@ -116,6 +118,7 @@ class Trial:
         """
         failure: Exception = StageFailed("it was never tried")
         for attempt in range(retries + 1):
+            self.tries += 1
             try:
                 return self.attempt()
             except (UserError, StageFailed) as error:
@@ -172,7 +175,7 @@ class Trial:
         last = outcome["stages"][-1]
         if validations and last["reused"]:  # it was not trained now, so no event has reported its validations
             finished = StageStorage(pipeline.storage, last["where"].rsplit("/", 1)[-1])
-            for row in map(json.loads, (finished.get("curve.jsonl") or b"").splitlines()):
+            for row in curve_of(finished):
                 validations(MetricsLogged(num_steps=last["num_steps"], **row))
         return outcome
 

@@ -13,10 +13,11 @@ from support.suite import examples
 from premed.config.spec import canonical
 from premed.contracts import Features
 from premed.errors import UserError
+from premed.models import patches
 from premed.models.encoders import vit
 from premed.models.encoders.vit import Config, ViT
 from premed.models.heads import linear
-from premed.models.patches import PatchEmbed, patchify, sincos, unpatchify
+from premed.models.patches import PatchEmbed, patchify, sincos, take, unpatchify
 from premed.pretext import mae
 from premed.rng import sample_keys
 
@@ -64,6 +65,18 @@ def test_sizes_have_timms_names_and_shapes(size):
 
 
 # What it looks at -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("roi", [(32, 24), (16, 24, 32)])
+@torch.no_grad()
+def test_visible_patches_alone_are_embedded_and_each_as_among_all(roi, monkeypatch):
+    model, image = encoder(roi), torch.randn(2, 1, *roi)
+    keep, rows = torch.tensor([[5, 0, 3], [1, 2, 4]]), []
+    linear = patches.F.linear
+    monkeypatch.setattr(patches.F, "linear", lambda x, *more: rows.append(x.shape[1]) or linear(x, *more))
+    visible, everything = model.patch_embed(image, keep), model.patch_embed(image)
+    assert rows == [3, math.prod(model.grid)]
+    torch.testing.assert_close(visible, take(everything, keep))
 
 
 @pytest.mark.parametrize("roi", [(32, 24), (16, 24, 32)])

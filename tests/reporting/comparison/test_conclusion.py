@@ -132,6 +132,38 @@ def test_a_difference_without_an_interval_is_no_verdict(store):
     assert "to which no interval can be given; 30 test images of 1 patient" in answer(store)
 
 
+def means_in(sentence):
+    """The two scores and the difference that a sentence has."""
+    found = re.search(r"([\d.]+) against ([\d.]+), a difference of ([+-][\d.]+)", sentence)
+    return [float(each) for each in found.groups()]
+
+
+def test_of_other_numbers_of_seeds_the_means_are_of_those_that_are_compared(store):
+    """The baseline has three further seeds, which are much better, and the arm one."""
+    runs(store, 4.0)
+    for seed in (4, 5, 6):
+        add(store, "none", seed, xrays(6.0, seed, num=120))
+    add(store, "mae", 9, xrays(0.0, 9, num=120), pretrain_seed=9)
+    ours, theirs, gain = means_in(answer(store))
+    difference = difference_of(compare(store))
+    assert ours - theirs == pytest.approx(gain, abs=0.0015) and gain == pytest.approx(difference.value, abs=0.0005)
+    assert difference.means[0] - difference.means[1] == pytest.approx(difference.value)
+    assert theirs < score_of(compare(store), "none").mean - 0.05 and ours > score_of(compare(store)).mean
+    assert "4 pre-trainings with 4 fine-tunings of mae and 4 trainings of none" in answer(store)
+    arm, base = (arm_of(compare(store), name) for name in ("mae", "none"))
+    seeds_left = [(arm.label, run.seed) for arm in (arm, base) for run in arm.runs if run.run_id in difference.left_out]
+    assert sorted(seeds_left) == [("mae", "9"), ("none", "4"), ("none", "5"), ("none", "6")]
+
+
+def test_of_several_the_trainings_are_those_that_any_comparison_has(store):
+    many(store, {"mae": 4.0, "unimiss": 1.5})
+    for share in (0.1, 1.0):
+        add(store, "none", 7, xrays(6.0, 7, num=120), fraction=share)
+    ours, theirs, gain = means_in(answer(store))
+    assert ours - theirs == pytest.approx(gain, abs=0.0015)
+    assert "8 trainings of none" in answer(store) and "4 pre-trainings with 8 fine-tunings of mae" in answer(store)
+
+
 def test_given_weights_are_no_pre_training(store):
     for seed in range(3):
         add(store, "none", seed)

@@ -68,6 +68,10 @@ def test_without_the_design_nothing_changes(seeds):
 def test_before_the_first_look_there_is_no_interval(seeds):
     result = compare(seeds(range(3)))
     assert difference_of(result).verdict == "no interval"
+    assert "cannot be said: seeds are added until it is decided, and the first look is at 4 seeds; " in (
+        block_of(result).conclusion
+    )
+    assert "3 pre-trainings with 3 fine-tunings of mae" in block_of(result).conclusion
     assert any("the first look is at 4 seeds" in note for note in block_of(result).notes)
 
 
@@ -105,6 +109,13 @@ def test_seeds_without_the_design_are_left_out_of_it(seeds):
     result = compare(store)
     assert difference_of(result).num_seeds == 4 and score_of(result).mean > 0.6
     assert any("2 seeds beyond that look left out" in note for note in block_of(result).notes)
+    assert any("2 seeds of none beyond that look left out of the difference" in note for note in block_of(result).notes)
+    said, difference = block_of(result).conclusion, difference_of(result)
+    assert (
+        f"{difference.means[0]:.3f} against {difference.means[1]:.3f}, a difference of {difference.value:+.3f}" in said
+    )
+    assert difference.means[0] < score_of(result).mean
+    assert "4 pre-trainings with 4 fine-tunings of mae and 4 trainings of none" in said
 
 
 def test_another_baseline_than_the_planned_one_is_noted(seeds, store):

@@ -49,3 +49,21 @@ def test_the_task_s_are_no_other_protocol_and_others_still_are(store, seeds):
     seeds((4, 5), VIT | {"task": task | {"name": "nnunet", "unlabelled": True}})
     with pytest.raises(UserError, match="runs differ in task.unlabelled"):
         compare(store)
+
+
+def test_seeds_of_two_versions_of_the_code_are_two_arms(store, seeds):
+    """The fields are the same, and the results are not."""
+    seeds((0, 1), VIT)
+    seeds((2, 3), {"encoder": VIT["encoder"] | {"version": 2}})
+    assert labels(store) == {
+        (f"{strategy}{version}", 2) for strategy in ("none", "mae") for version in ("", " version=2")
+    }
+
+
+@pytest.mark.parametrize("change", [{"version": 2}, {"task": TREE["task"] | {"version": 2}}])
+def test_versions_of_the_task_and_of_what_all_trainings_share_are_other_protocols(store, seeds, change):
+    seeds((0, 1), VIT)
+    seeds((2, 3), VIT | change)
+    name = "finetune.stage_version" if "version" in change else "task.version"
+    with pytest.raises(UserError, match=f"runs differ in {name}: 2 .4 runs., not set .4 runs."):
+        compare(store)

@@ -57,6 +57,17 @@ def test_of_a_classification_with_several_pre_trainings(store, tmp_path):
         assert absent not in text
 
 
+def test_trainings_that_a_difference_leaves_out_are_told(store):
+    runs(store)
+    add(store, "mae", 5, xrays(2.5, 5), pretrain_seed=5)
+    for seed in (6, 7):
+        add(store, "none", seed)
+    assert has(
+        written(store),
+        "The difference of mae is of 3 seeds; 1 training of mae and 2 trainings of none are in the arms' own scores",
+    )
+
+
 def test_a_pre_training_whose_length_labels_decided_is_told(store, tmp_path):
     runs(store)
     for run in store.search({"premed.kind": "pretrain"}):

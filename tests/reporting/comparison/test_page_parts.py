@@ -14,7 +14,7 @@ from support.pages import Page
 from premed.data import figures
 from premed.reporting import charts
 from premed.reporting.comparison import page as report
-from premed.reporting.comparison.artifacts import Picture
+from premed.reporting.comparison.artifacts import Picture, loss_curves
 from premed.reporting.comparison.compare import compare
 from premed.reporting.formatting import span
 
@@ -111,7 +111,9 @@ def test_the_sizes_of_training_sets_stand_at_each_share_of_labels(trained, monke
     assert [row[-1] for row in page.rows[cost + 1 : cost + 5]] == ["–", "957 images"] * 2
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"num_cases": null}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", '{"num_cases": null}', '{"digest": "another", "num_cases": 9}', "[" * 100_000]
+)
 @pytest.mark.parametrize("more", [(), ("curve.jsonl",)])
 def test_a_result_that_is_damaged_or_gone_leaves_the_size_out(trained, text, more):
     for name in ("result.json", *more):
@@ -119,6 +121,26 @@ def test_a_result_that_is_damaged_or_gone_leaves_the_size_out(trained, text, mor
             path.write_text(text)
     page = built(trained)
     assert page.rows[1][0] == "10 %" and "fine-tuned on 10 % of the labels and 100 %;" in page.words
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *('{"time": 0, "metrics": {"val/loss": 1.0}}', '{"step": 2, "time": 0, "metrics": null}', "1"),
+        *('{"step": 2, "time": "x", "metrics": {}}', '{"step": 2, "time": 1e300, "metrics": {}}', "[" * 100_000),
+        *(
+            '{"step": "2", "time": 0, "metrics": {"val/loss": 1.0}}',
+            '{"step": 2, "time": 0, "metrics": {"val/loss": ""}}',
+        ),
+    ],
+)
+def test_a_curve_with_a_line_that_is_no_point_is_shown_up_to_there(trained, line, monkeypatch):
+    for path in trained.folder.rglob("curve.jsonl"):
+        first = path.read_text().splitlines()[:1]
+        path.write_text("\n".join([*first, line, *first]))
+    (arm,) = (arm for arm in compare(trained).tasks[0].blocks[0].rows if (arm.label, arm.label_fraction) == ("mae", 1))
+    assert all((each.steps, each.losses) == ([10], [0.7]) for each in loss_curves(trained, [arm]))
+    built(trained)
 
 
 def test_a_class_has_its_cases_its_positives_and_its_interval(store):

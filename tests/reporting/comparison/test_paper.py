@@ -63,6 +63,14 @@ def test_both_hold_the_numbers_of_the_comparison(trained):
     assert second[5] == f"{signed(difference.value)} [{low}, {high}]" and second[7] == difference.verdict
 
 
+def test_a_difference_of_other_seeds_than_the_row_s_mean_says_so(trained):
+    add(trained, "mae", 5, xrays(0.5, 5))
+    _, ours = lines(compare(trained))
+    ((_, _, row),) = parsed(table_tex(compare(trained)))
+    assert (ours["seeds"], ours["difference_seeds"]) == ("4", "3")
+    assert row[2] == "4" and row[5].endswith("], 3 seeds")
+
+
 def test_every_kind_of_comparison_is_a_table_that_parses(store):
     variety(store)
     result = compare(store)

@@ -172,7 +172,9 @@ def claim_of(groups, stated=Stated(), margin=None):  # noqa: B008
     signed = [means[0], *(-each for each in means[1:])]
     value = sum(each.mean() for each in signed)
     of = interval(value, signed)
-    found = Difference(value, (of.low, of.high), of.df, of.seeds, of.p, "paired", len(means[0]), of.p, "")
+    found = Difference(
+        value, (of.low, of.high), of.df, of.seeds, of.p, "paired", len(means[0]), of.p, "", (value, 0.0), ()
+    )
     components = of_patients(groups, stated) if len(means[0]) < 3 else estimate(groups, stated)
     return false_claim(groups, found, components, margin), of, value
 

@@ -1,10 +1,16 @@
 """`premed plan` in one sentence: it says nothing that the tables below it do not."""
 
 import json
+from dataclasses import replace
+
+import pytest
 
 from premed.cli.options import as_json_value
 from premed.reporting.sample_size import plan, terminal
 from premed.reporting.sample_size.components import Stated
+from premed.reporting.sample_size.conclusion import outlook
+from premed.reporting.sample_size.needs import LABELS
+from premed.reporting.sample_size.result import Need
 from premed.reporting.sample_size.settings import PlanSettings
 
 
@@ -53,3 +59,16 @@ def test_of_guesses_without_a_margin_it_names_the_option():
     words, found = sentence(plan.from_guesses(settings, 0.05, 40))
     assert words.startswith("From guesses, this design (3 pre-trainings with 1 fine-tuning each and 40 test patients) ")
     assert f"{found.smallest:.3f} or more" in words and words.endswith("--margin names one")
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_labels_that_there_are_already_are_not_called_one_times_the_labels(varied, others):
+    """The law through all shares may have a larger difference at the largest than the one that was measured there."""
+    _, found = sentence(plan.from_store(varied, PlanSettings(margin=0.01)))
+    needs = [need for need in found.needs if others and need.needed]
+    labels = Need(LABELS, 1, 1, None, 10, None, 0.0, "CPU", "by the forecast")
+    words = outlook(replace(found, needs=[*needs, labels]), 0.8, 0.01)
+    assert ("it takes" in words) is others and "times the labels" not in words
+    assert words.endswith("; the forecast's own difference at the labels that were used is large enough to be shown")
+    more = outlook(replace(found, needs=[*needs, replace(labels, needed=2)]), 0.8, 0.01)
+    assert more.endswith("2 times the labels")

@@ -23,6 +23,7 @@ from premed.models.convolutions import (
     to_size,
     visible_patches,
 )
+from premed.models.patches import take
 
 BLOCKS = (1, 3, 4, 6)  # of nnU-Net's first stages; of each further one 6
 GROUPS = 8
@@ -135,7 +136,7 @@ class ResEnc(Encoder):
             maps.append(x := states[-1])
         tokens = x.flatten(2).transpose(1, 2)
         if keep is not None:
-            tokens = tokens.gather(1, keep[..., None].expand(-1, -1, self.width))
+            tokens = take(tokens, keep)
         return Features(
             tokens=tokens,
             grid=self.grid,

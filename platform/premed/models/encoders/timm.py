@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from premed.config.spec import Spec
 from premed.contracts import Encoder, Features, Scale
 from premed.errors import UserError, first_line
+from premed.models.patches import take
 from premed.models.public_encoders import named_encoder
 
 Value = bool | int | float | str | None
@@ -104,7 +105,7 @@ class Visible(nn.Module):
         """x [B, P + L, D]. With indices, as EVA expects it, which picks the rotary positions by them."""
         if self.keep is not None:
             patches = x[:, self.num_prefix_tokens :]
-            patches = patches.gather(1, self.keep[..., None].expand(-1, -1, x.shape[2]))
+            patches = take(patches, self.keep)
             x = torch.cat([x[:, : self.num_prefix_tokens], patches], dim=1)
         return (x, self.keep) if self.with_indices else x
 

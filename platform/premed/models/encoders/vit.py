@@ -24,7 +24,7 @@ from premed.errors import UserError
 from premed.models.convolutions import ResidualStem, init_he_convolutions
 from premed.models.eva import EPS, EvaBlock, init_eva_weights, rotary
 from premed.models.layers import Mlp, attend
-from premed.models.patches import PatchEmbed, add_class_row, resize_positions, sincos
+from premed.models.patches import PatchEmbed, add_class_row, resize_positions, sincos, take
 
 PRIMUS = {"patch": 8, "position": "learned", "rotary": True, "layer_scale": 0.1, "mlp": "swiglu", "inner_norm": True}
 PRIMUS |= {"class_token": False, "init": "primus"}
@@ -168,15 +168,14 @@ class ViT(Encoder):
         self, image: Tensor, *, keep: Tensor | None = None, taps: Sequence[int] = (), keys: Tensor | None = None
     ) -> Features:
         summary = self.cls_token
-        x = self.patch_embed(image, keep)  # [B, L, D]
+        x = self.patch_embed(image, keep)  # [B, L, D] or [B, K, D]
         if self.pos_embed is not None:
             places = self.pos_embed
             if summary is not None:
                 summary, places = summary + places[:, :1], places[:, 1:]
-            x = x + places
+            x = x + (places if keep is None else take(places.expand(len(keep), -1, -1), keep))
         rotation = () if self.rotation is None else (self.rotation,)
         if keep is not None:
-            x = torch.gather(x, 1, keep[..., None].expand(-1, -1, self.width))  # [B, K, D]
             rotation = tuple(turned[keep][:, None] for turned in rotation)  # [B, 1, K, 2 D / heads]
         # not len(x), which would fix the batch size of an exported network
         prefix = [each.expand(x.shape[0], -1, -1) for each in (summary, self.register_tokens) if each is not None]

@@ -15,6 +15,7 @@ from premed.config.settings import TRUNK
 from premed.data.figures import CASES
 from premed.reporting.comparison.result import ArmResult, RunResult
 from premed.reporting.comparison.scores import Columns
+from premed.safety.curves import read_points
 from premed.safety.seals import is_sealed
 from premed.tracking.artifacts import ArtifactMissing
 from premed.tracking.run_store import Run, RunStore
@@ -177,14 +178,14 @@ def loss_curves(store: RunStore, arms: Sequence[ArmResult]) -> list[LossCurve]:
     with TemporaryDirectory() as folder:
         for arm in arms:
             for run_id in (run_id for run in arm.runs for run_id in pretraining_stages(run)):
-                if run_id not in curves and (path := artifact(store, store.get(run_id), "curve.jsonl", folder)):
-                    curve = loss_curve(arm.label, json_lines(path))
+                if run_id not in curves:
+                    curve = loss_curve(arm.label, curve_points(store, store.get(run_id), folder))
                     curves[run_id] = curve._replace(ended=early_end(store, run_id, folder))
     return [curve for curve in curves.values() if curve.steps]
 
 
 def loss_curve(label: str, points: Iterable[Mapping[str, Any]]) -> LossCurve:
-    validated = [(point["step"], point["metrics"]) for point in points if "val/loss" in point.get("metrics", {})]
+    validated = [(point["step"], point["metrics"]) for point in points if "val/loss" in point["metrics"]]
     steps, metrics = ([each[i] for each in validated] for i in (0, 1))
     gates = [each["val/gate"] for each in metrics if "val/gate" in each]
     names = {name for each in metrics for name in each if name.startswith("val/probe_") or name == "val/rankme"}
@@ -201,10 +202,8 @@ def loss_curve(label: str, points: Iterable[Mapping[str, Any]]) -> LossCurve:
 
 def early_end(store: RunStore, run_id: str, folder: str) -> tuple[int, int] | None:
     """The step at which the probe ended a pre-training, of how many; None if it went on to its end."""
-    for result in json_lines(artifact(store, store.get(run_id), "result.json", folder)):
-        if stopped := result.get("stopped"):
-            return stopped["step"], stopped["of"]
-    return None
+    stopped = stage_result(store, store.get(run_id), folder).get("stopped")
+    return (stopped["step"], stopped["of"]) if stopped else None
 
 
 def pretraining_stages(run: RunResult) -> list[str]:
@@ -248,14 +247,18 @@ def artifact(store: RunStore, run: Run, path: str, folder: str) -> Path | None:
         return None
 
 
-def json_lines(path: Path | None) -> list[dict[str, Any]]:
-    """The objects of a file, one a line; none if it is missing, damaged, or a changed result."""
-    if path is None:
-        return []
-    text = path.read_text(encoding="utf-8", errors="replace")
+def curve_points(store: RunStore, run: Run, folder: str) -> list[dict[str, Any]]:
+    """The curve of a stage; of a damaged one what is before the damage."""
+    path = artifact(store, run, "curve.jsonl", folder)
+    return read_points(path.read_bytes())[0] if path else []
+
+
+def stage_result(store: RunStore, run: Run, folder: str) -> dict[str, Any]:
+    """The result of a stage; empty if it is missing, damaged, changed, or another stage's."""
+    path = artifact(store, run, "result.json", folder)
     try:
-        found = [json.loads(text)] if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
-    except ValueError:
-        return []
-    found = [each for each in found if isinstance(each, dict)]
-    return [each for each in found if is_sealed(each, "result")] if path.name == "result.json" else found
+        found = json.loads(path.read_bytes()) if path else {}
+    except (ValueError, RecursionError):  # the latter of thousands of brackets
+        return {}
+    is_own = is_sealed(found, "result") and found.get("digest", digest := run.tags.get("premed.digest")) == digest
+    return found if is_own else {}

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from premed.config.settings import TRUNK
-from premed.contracts import Part
 from premed.errors import UserError
 from premed.reporting.comparison.calibrated import with_calibration
 from premed.reporting.comparison.conclusion import conclusion
@@ -27,6 +26,9 @@ from premed.tracking.artifacts import ArtifactMissing
 from premed.tracking.client import masked
 from premed.tracking.run_store import RunStore
 
+if TYPE_CHECKING:
+    from premed.contracts import Part  # which imports torch
+
 DEFAULT_BASELINE = "none"  # the strategy
 
 
@@ -37,7 +39,7 @@ def compare(
     baseline: str | None = None,
     allow: Sequence[str] = (),
     where: Sequence[str] = (),
-    part: Part | None = None,
+    part: "Part | None" = None,
     run_ids: Collection[str] | None = None,
 ) -> ComparisonResult:
     """Compares the store's experiments, task by task; a note says why a task is left out. Raises UserError if none can
@@ -91,7 +93,7 @@ class TaskRuns(NamedTuple):
     """The runs of one task that are compared: as arms, with their scores."""
 
     task: str
-    part: Part
+    part: "Part"
     baseline: str
     """Its name, whether or not any block has it."""
     blocks: list[Block]
@@ -106,7 +108,7 @@ class TaskRuns(NamedTuple):
 
 
 def task_runs(
-    store: RunStore, runs: list[ExperimentRun], baseline: str | None, allow: Sequence[str], part: Part | None
+    store: RunStore, runs: list[ExperimentRun], baseline: str | None, allow: Sequence[str], part: "Part | None"
 ) -> TaskRuns:
     """Groups the runs of one task. baseline: an arm's label or a strategy; None: the default, if it is there."""
     task = runs[0].task
@@ -123,7 +125,7 @@ def task_runs(
 
 
 def task_result(
-    store: RunStore, runs: list[ExperimentRun], baseline: str | None, allow: Sequence[str], part: Part | None
+    store: RunStore, runs: list[ExperimentRun], baseline: str | None, allow: Sequence[str], part: "Part | None"
 ) -> TaskResult:
     """Compares the runs of one task."""
     grouped = task_runs(store, runs, baseline, allow, part)
@@ -163,7 +165,7 @@ def task_result(
 
 
 def score_tables(
-    store: RunStore, runs: list[ExperimentRun], part: Part, main: str | None
+    store: RunStore, runs: list[ExperimentRun], part: "Part", main: str | None
 ) -> tuple[dict[str, ScoreTable], list[str]]:
     """The scores of each run by its id, and a note on the runs whose scores are gone, which are left out.
 

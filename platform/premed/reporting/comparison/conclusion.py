@@ -6,8 +6,16 @@ What does not hold for others is said: one pre-training, fewer than three seeds,
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from premed.reporting.comparison.result import ArmResult, BlockResult, Difference, TaskResult, looks_of
+from premed.reporting.comparison.result import (
+    ArmResult,
+    BlockResult,
+    Difference,
+    TaskResult,
+    compared_runs,
+    looks_of,
+)
 from premed.reporting.comparison.sentences import comparisons, unchecked
 from premed.reporting.formatting import NAMES, counted, listed, number, p_value, percent, signed
 
@@ -37,9 +45,9 @@ def conclusion(task: TaskResult, block: BlockResult) -> str:
 
 
 def one(task: TaskResult, block: BlockResult, arm: ArmResult, difference: Difference) -> str:
-    base = baseline_of(block, arm)
+    arm, base = as_compared(task, block, arm, difference)
     where = f"{question(task, block)} with {percent(arm.label_fraction)} of the labels"
-    found = f"{where}, {outcome(task, arm, difference)}: {numbers(task, arm, base, difference)}"
+    found = f"{where}, {outcome(task, arm, difference)}: {numbers(difference)}"
     due_to = f"; {arm.attribution}" if arm.attribution else ""
     caveats = f"{unchecked(task, difference)}{due_to}{no_better(task, [arm, base])}"
     return f"{found}{caveats}; {images(task)}, {trainings([arm, base])}"
@@ -61,11 +69,26 @@ def outcome(task: TaskResult, arm: ArmResult, difference: Difference) -> str:
     return f"how {arm.label} compares with {baseline_name(task)} in {score} cannot be said"
 
 
-def numbers(task: TaskResult, arm: ArmResult, base: ArmResult, difference: Difference) -> str:
-    ours, theirs = (each.scores[task.score].mean for each in (arm, base))
+def as_compared(
+    task: TaskResult, block: BlockResult, arm: ArmResult, difference: Difference
+) -> tuple[ArmResult, ArmResult]:
+    """An arm and its baseline with the runs and the means of the seeds that are compared, which may be fewer than each
+    has: so the means differ by what is said to be their difference."""
+    found = []
+    for each, mean in zip((arm, baseline_of(block, arm)), difference.means, strict=True):
+        score = each.scores[task.score]
+        scores = {**each.scores, task.score: replace(score, mean=mean)} if math.isfinite(mean) else each.scores
+        found.append(replace(each, runs=compared_runs(each, difference), scores=scores))
+    return found[0], found[1]
+
+
+def numbers(difference: Difference) -> str:
+    if (looks := looks_of(difference)) and not looks.taken:
+        return f"seeds are added until it is decided, and the first look is at {looks.planned[0]} seeds"
     if not math.isfinite(difference.value):
         return "it is undefined for these images"
-    words = f"{number(ours)} against {number(theirs)}, a difference of {signed(difference.value)}"
+    ours, theirs = map(number, difference.means)
+    words = f"{ours} against {theirs}, a difference of {signed(difference.value)}"
     if not math.isfinite(difference.interval[0]):
         return f"{words}, to which no interval can be given"
     low, high = map(signed, difference.interval)
@@ -103,16 +126,17 @@ def several(task: TaskResult, block: BlockResult, compared: Sequence[tuple[ArmRe
         many = {kind: len({arm.label for arm in groups[kind]}) > 1 for kind in order}
         parts = [f"{named(groups[kind])} {'are' if many[kind] else 'is'} {kind}" for kind in order]
         answer = f"compared with {baseline_name(task)} in {score_name(task)}, {'; '.join(parts)}"
-    found = f"{where}, {answer}{most(task, block, compared)}"
+    found = f"{where}, {answer}{most(compared)}"
     fewest = sorted((difference for _, difference in compared), key=lambda each: each.num_seeds)
     hint = next(filter(None, (unchecked(task, difference) for difference in fewest)), "")
-    return f"{found}{hint}{no_better(task, block.rows)}; {images(task)}, {trainings(block.rows)}"
+    pairs = [each for one in compared for each in as_compared(task, block, *one)]
+    return f"{found}{hint}{no_better(task, block.rows)}; {images(task)}, {trainings(pairs)}"
 
 
 SAME, UNKNOWN = "not told apart from it", "without an interval"
 
 
-def most(task: TaskResult, block: BlockResult, compared: Sequence[tuple[ArmResult, Difference]]) -> str:
+def most(compared: Sequence[tuple[ArmResult, Difference]]) -> str:
     """The largest difference of those with the clearest verdict, with its numbers."""
     known = [each for each in compared if math.isfinite(each[1].value)]
     clear = [each for each in known if each[1].verdict.startswith(("better", "worse"))]
@@ -120,10 +144,7 @@ def most(task: TaskResult, block: BlockResult, compared: Sequence[tuple[ArmResul
         return ""
     arm, difference = max(clear or known, key=lambda each: abs(each[1].value))
     which = "the largest clear difference" if clear else "the largest difference"
-    return (
-        f" ({which}: {named([arm])}, {numbers(task, arm, baseline_of(block, arm), difference)}; "
-        f"Holm's correction for {len(compared)} comparisons)"
-    )
+    return f" ({which}: {named([arm])}, {numbers(difference)}; Holm's correction for {len(compared)} comparisons)"
 
 
 def named(arms: Sequence[ArmResult]) -> str:
@@ -218,16 +239,19 @@ def images(task: TaskResult) -> str:
 
 
 def trainings(arms: Iterable[ArmResult]) -> str:
-    """`5 pre-trainings with 8 fine-tunings of mae and 6 trainings of none`: those of each label, over all fractions."""
-    of_label: dict[str, tuple[set[str], int]] = {}
+    """`5 pre-trainings with 8 fine-tunings of mae and 6 trainings of none`: those of each label, over all fractions.
+
+    A run that several of `arms` have, as the baseline of each, counts once.
+    """
+    of_label: dict[str, tuple[set[str], set[str]]] = {}
     for arm in arms:
-        before, num = of_label.get(arm.label, (set(), 0))
-        of_label[arm.label] = before | pretraining_seeds(arm), num + len(arm.runs)
+        before, runs = of_label.get(arm.label, (set(), set()))
+        of_label[arm.label] = before | pretraining_seeds(arm), runs | {run.run_id for run in arm.runs}
     return listed(
-        f"{counted(len(before), 'pre-training')} with {counted(num, 'fine-tuning')} of {label}"
+        f"{counted(len(before), 'pre-training')} with {counted(len(runs), 'fine-tuning')} of {label}"
         if before
-        else f"{counted(num, 'training')} of {label}"
-        for label, (before, num) in of_label.items()
+        else f"{counted(len(runs), 'training')} of {label}"
+        for label, (before, runs) in of_label.items()
     )
 
 

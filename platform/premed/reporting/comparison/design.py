@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from premed.reporting.comparison.artifacts import SCORING, artifact, json_lines, pretraining_stages
+from premed.reporting.comparison.artifacts import SCORING, curve_points, pretraining_stages, stage_result
 from premed.reporting.comparison.result import ArmResult, BlockResult, TaskResult
 from premed.reporting.comparison.sentences import Pretraining
 from premed.reporting.formatting import counted, listed, percent
@@ -62,11 +62,9 @@ def stage_record(store: RunStore, run_id: str, kind: str, folder: str) -> StageR
     run = store.get(run_id)
     if kind in ("experiment", "test", "import"):  # none of these trains
         return StageRecord(run.tags, None, None, None)
-    result = json_lines(artifact(store, run, "result.json", folder))
-    curve = json_lines(artifact(store, run, "curve.jsonl", folder))
-    times = [point["time"] for point in curve if point.get("time")]
+    recorded = stage_result(store, run, folder)
+    times = [point["time"] for point in curve_points(store, run, folder) if point["time"]]
     day = datetime.fromtimestamp(max(times) / 1000, UTC).date().isoformat() if times else None
-    recorded = result[-1] if result else {}
     return StageRecord(run.tags, recorded.get("num_cases"), recorded.get("gate"), day, recorded.get("selected_by"))
 
 

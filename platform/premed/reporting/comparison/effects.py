@@ -24,6 +24,7 @@ from premed.reporting.comparison.result import (
     looks_of,
 )
 from premed.reporting.comparison.scores import LOWER_IS_BETTER, SCALES, ScoreTable
+from premed.reporting.formatting import counted
 from premed.reporting.statistics import SEEDS, Scale, holm, interval
 from premed.tracking.run_store import Run
 
@@ -101,7 +102,10 @@ def score_result(name: str, arm: Arm, baseline: Arm | None, tables: Tables) -> S
         (full, pseudo), (other, other_pseudo) = stacked(name, own, tables), stacked(name, base, tables)
         for k in range(len(estimates)):
             one, two = (full[ours, k], pseudo[ours, :, k]), (other[theirs, k], other_pseudo[theirs, :, k])
-            differences[k] = difference(pairing, one, two, looks)
+            known = known_seeds(pairing, one[0], two[0])
+            sides = (arm, own, np.array(ours, int)[known[0]]), (baseline, base, np.array(theirs, int)[known[1]])
+            without = [run_id for each in sides for run_id in left_out(*each)]
+            differences[k] = replace(difference(pairing, one, two, looks), left_out=without)
     alone = np.any([scores.alone for scores in of_runs], axis=0)
     classes = {
         label: ClassEstimate(**vars(estimates[k]), alone=bool(alone[k]), difference=differences[k])
@@ -128,6 +132,21 @@ def estimate(full: np.ndarray, pseudo: np.ndarray, scale: Scale) -> Estimate:
     return Estimate(of.value, std, (of.low, of.high), of.df, of.seeds)
 
 
+def known_seeds(pairing: str, one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of an arm's scores [S] and the baseline's, which seeds have one; if they are paired, which pairs have both."""
+    known, other = ~np.isnan(one), ~np.isnan(two)
+    if len(one) == len(two) and pairing != "unpaired":
+        known = other = known & other
+    return known, other
+
+
+def left_out(arm: Arm, compared: Arm, seeds: np.ndarray) -> list[str]:
+    """The runs of an arm that are not of these seeds, by index, of what of it is compared."""
+    by_seed = list(compared.by_seed.values())
+    counted = {run.run.run_id for i in seeds for run in by_seed[i]}
+    return [run.run.run_id for run in arm.runs if run.run.run_id not in counted]
+
+
 def difference(
     pairing: str,
     one: tuple[np.ndarray, np.ndarray],
@@ -135,9 +154,8 @@ def difference(
     looks: Looks | None = None,
 ) -> Difference:
     """One score less another, each [S] with its pseudo-values [S, P]; seeds in which one is undefined are left out."""
-    known = [~np.isnan(full) for full, _ in (one, two)]
-    if matched := len(one[0]) == len(two[0]) and pairing != "unpaired":
-        known = [known[0] & known[1]] * 2
+    known = known_seeds(pairing, one[0], two[0])
+    matched = len(one[0]) == len(two[0]) and pairing != "unpaired"
     (full, pseudo), (other, other_pseudo) = (
         (full[k], pseudo[k]) for k, (full, pseudo) in zip(known, (one, two), strict=True)
     )
@@ -151,15 +169,18 @@ def difference(
         num_seeds=min(len(full), len(other)),
         p_holm=np.nan,
         verdict="",
+        means=(np.nan, np.nan),
+        left_out=(),
     )
     if looks is not None:
         undefined = SequentialDifference(**vars(undefined), looks=looks)
     if not undefined.num_seeds:
         return undefined
     groups = [pseudo - other_pseudo] if matched else [pseudo, -other_pseudo]
-    of = interval(float(full.mean() - other.mean()), groups, level=level_of(looks))
-    p = sequential_p(looks, of.p)
-    return replace(undefined, value=of.value, interval=(of.low, of.high), df=of.df, with_seeds=of.seeds, p=p)
+    means = float(full.mean()), float(other.mean())
+    of = interval(means[0] - means[1], groups, level=level_of(looks))
+    found = replace(undefined, value=of.value, interval=(of.low, of.high), df=of.df, with_seeds=of.seeds)
+    return replace(found, p=sequential_p(looks, of.p), means=means)
 
 
 def verdict(difference: Difference, higher_is_better: bool, once: bool = False) -> str:
@@ -243,8 +264,11 @@ def caveats(arms: Sequence[Arm], results: Sequence[ArmResult], main: str, baseli
         found += notes(arm, baselines.get(arm.fraction), difference, arm_name(arm))
         if difference.pairing == "unpaired":
             found.append(f"{arm_name(arm)}: its seeds are not the baseline's, compared unpaired")
-        elif difference.num_seeds < len(arm.by_seed) and looks_of(difference) is None:
-            found.append(f"{arm_name(arm)}: compared on the {difference.num_seeds} seeds that the baseline has too")
+        elif difference.num_seeds and difference.left_out and looks_of(difference) is None:
+            whose = "that the baseline has too"
+            if difference.num_seeds == len(arm.by_seed):
+                whose = "that it has; further ones of the baseline count in the baseline's mean alone"
+            found.append(f"{arm_name(arm)}: compared on the {counted(difference.num_seeds, 'seed')} {whose}")
     return found
 
 

@@ -9,15 +9,17 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from premed.config.plugins import plugin
-from premed.contracts import Part
 from premed.errors import UserError
 from premed.reporting.comparison.labels import ABSENT, ENCODER, POLICY, differing, label
 from premed.reporting.comparison.later_fields import without_later_defaults
 from premed.reporting.comparison.selection import FRACTION, HEAD, SEEDS, ExperimentRun
 from premed.reporting.formatting import counted, listed
+
+if TYPE_CHECKING:
+    from premed.contracts import Part  # which imports torch
 
 PROTOCOL = ("task.", "data.train", "data.val", "data.test", "finetune.")
 PRETRAINED = ("strategy", "pretext", "pretrain.", "cooldown.", "data.images", "data.weights")
@@ -121,7 +123,7 @@ class Block:
 # ---- what may be compared
 
 
-def group_runs(runs: list[ExperimentRun], part: Part, allow: Sequence[str]) -> tuple[list[Block], list[str]]:
+def group_runs(runs: list[ExperimentRun], part: "Part", allow: Sequence[str]) -> tuple[list[Block], list[str]]:
     """A task's runs, newest first, as blocks of arms, and notes on them.
 
     Raises UserError if the protocols of the runs differ in a field that `allow` does not name.
@@ -149,7 +151,7 @@ def group_runs(runs: list[ExperimentRun], part: Part, allow: Sequence[str]) -> t
     return blocks, notes
 
 
-def without_locations(runs: list[ExperimentRun], part: Part) -> list[ExperimentRun]:
+def without_locations(runs: list[ExperimentRun], part: "Part") -> list[ExperimentRun]:
     """The runs without the fields that change no score: where files are; on val, the fingerprint of the test part."""
     names = {name for run in runs for name in run.fields if name.startswith("task.")}
     differing = {name for name in names if len({run.fields.get(name) for run in runs}) > 1}
@@ -179,7 +181,7 @@ def is_allowed(name: str, allow: Sequence[str]) -> bool:
     return any(name == each or name.startswith(f"{each}.") for each in allow)
 
 
-def require_same(runs: list[ExperimentRun], prefixes: tuple[str, ...], part: Part, allow: Sequence[str]) -> None:
+def require_same(runs: list[ExperimentRun], prefixes: tuple[str, ...], part: "Part", allow: Sequence[str]) -> None:
     """Raises UserError for the first field in which runs differ; the cases that are scored may never differ."""
     names = sorted({name for run in runs for name in run.fields if name.startswith(prefixes)})
     differing = []

@@ -107,6 +107,8 @@ def notes(arm: Arm, baseline: Arm | None, difference: Difference | None, name: s
     found = [f"{name}: seeds were added until it was decided; interval and p are those of {at}, and allow for all"]
     if left := len(arm.by_seed) - difference.num_seeds:
         found.append(f"{name}: {counted(left, 'seed')} beyond that look left out of the difference")
+    if left := len(baseline.by_seed) - difference.num_seeds:
+        found.append(f"{name}: {counted(left, 'seed')} of {baseline.label} beyond that look left out of the difference")
     if looks.is_changed:
         found.append(f"{name}: the looks were changed after looking, so that the interval may be too narrow")
     return found

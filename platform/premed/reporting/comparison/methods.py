@@ -9,12 +9,19 @@ from typing import NamedTuple
 
 from premed.reporting.calibration import NUM_BINS
 from premed.reporting.comparison.artifacts import SCORING
-from premed.reporting.comparison.conclusion import images, trainings
+from premed.reporting.comparison.conclusion import baseline_of, images, trainings
 from premed.reporting.comparison.design import MANY, Records, fractions_in_words, pretrained_on, selected_by_labels
 from premed.reporting.comparison.effects import LEVEL
-from premed.reporting.comparison.result import ArmResult, BlockResult, Difference, TaskResult, looks_of
+from premed.reporting.comparison.result import (
+    ArmResult,
+    BlockResult,
+    Difference,
+    TaskResult,
+    compared_runs,
+    looks_of,
+)
 from premed.reporting.comparison.sentences import comparisons
-from premed.reporting.formatting import counted, listed
+from premed.reporting.formatting import counted, listed, percent
 from premed.reporting.statistics import SEEDS
 from premed.tracking.artifacts import ArtifactMissing
 from premed.tracking.run_store import RunStore
@@ -159,6 +166,7 @@ def statistics(task: TaskResult, block: BlockResult) -> Iterator[str]:
     yield f"95 % intervals of scores are symmetric on the {scale} scale, those of differences are not transformed"
     if compared:
         yield from differences(task, [difference for _, difference in compared])
+        yield from left_out(block, compared)
     if once := [arm.label for arm in arms if arm.num_seeds > 1 and one_pretraining(arm)]:
         yield f"all seeds of {listed(set(once))} stand on one pre-training, and no interval covers another one"
 
@@ -195,6 +203,21 @@ def differences(task: TaskResult, found: Sequence[Difference]) -> Iterator[str]:
         )
     elif num:
         yield f"there was one comparison, two-sided at {LEVEL:g}, and thus no correction for several"
+
+
+def left_out(block: BlockResult, compared: Sequence[tuple[ArmResult, Difference]]) -> Iterator[str]:
+    """What counts in a row's mean and not in its difference."""
+    for arm, difference in compared:
+        sides = arm, baseline_of(block, arm)
+        numbers = [len(each.runs) - len(compared_runs(each, difference)) for each in sides]
+        words = [f"{counted(num, 'training')} of {of.label}" for num, of in zip(numbers, sides, strict=True) if num]
+        if words:
+            share = f" with {percent(arm.label_fraction)} of the labels" if least_share(block) < 1 else ""
+            are = "is" if sum(numbers) == 1 else "are"
+            yield (
+                f"the difference of {arm.label}{share} is of {counted(difference.num_seeds, 'seed')}; "
+                f"{listed(words)} {are} in the arms' own scores alone"
+            )
 
 
 def calibration(block: BlockResult) -> Iterator[str]:

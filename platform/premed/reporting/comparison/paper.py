@@ -8,12 +8,12 @@ from typing import Any
 
 from premed.reporting.comparison.conclusion import pretraining_seeds
 from premed.reporting.comparison.result import ArmResult, BlockResult, ComparisonResult, TaskResult
-from premed.reporting.formatting import NAMES, mean_std, number, p_value, percent, signed, span
+from premed.reporting.formatting import NAMES, counted, mean_std, number, p_value, percent, signed, span
 from premed.safety.files import spreadsheet_cell
 
 COLUMNS = ["task", "head", "part", "images", "patients", "labels", "strategy", "seeds", "pre-trainings", "score"]
 COLUMNS += ["mean", "std", "low", "high", "difference", "difference_low", "difference_high", "p", "p_holm", "verdict"]
-COLUMNS += ["ece_measured", "ece", "ece_low", "ece_high"]
+COLUMNS += ["ece_measured", "ece", "ece_low", "ece_high", "difference_seeds"]
 HEADINGS = ["Labels", "Strategy", "Seeds", "{score}", "95 % interval", "Difference [95 % interval]", "p (Holm)"]
 HEADINGS += ["Verdict"]
 ECE = "ECE [95 % interval]"
@@ -51,6 +51,7 @@ def line(task: TaskResult, block: BlockResult, arm: ArmResult) -> dict[str, Any]
         low, high = difference.interval
         cells |= {"difference": difference.value, "difference_low": low, "difference_high": high}
         cells |= {name: getattr(difference, name) for name in ("p", "p_holm", "verdict")}
+        cells["difference_seeds"] = difference.num_seeds
     if found := arm.calibration:
         low, high = found.interval
         cells |= {"ece_measured": found.measured, "ece": found.value, "ece_low": low, "ece_high": high}
@@ -89,6 +90,8 @@ def row(task: TaskResult, arm: ArmResult) -> list[str]:
     if (difference := score.difference) is None:
         return [*shown, "baseline" if arm.is_baseline else "-", "", ""]
     values = f"{signed(difference.value)} {span(difference.interval, signed)}"
+    if difference.left_out:  # the row's own mean, beside it, is of other seeds
+        values += f", {counted(difference.num_seeds, 'seed')}"
     return [*shown, values, p_value(difference.p_holm), difference.verdict]
 
 

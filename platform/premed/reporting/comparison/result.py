@@ -43,6 +43,11 @@ class Difference:
     """Corrected for all comparisons of the block; NaN where it is not one of them."""
     verdict: str
     """In words; "" where p_holm is NaN."""
+    means: tuple[float, float]
+    """Of the arm and of the baseline over the seeds that are compared: `value` is the one less the other."""
+    left_out: Sequence[str]
+    """The runs of both that are in their own means alone: of seeds that the other has not, that are beyond the last
+    look, or of which the score is undefined."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,12 @@ class SequentialDifference(Difference):
     """One whose seeds were added until it was decided: its interval and p-values allow for all looks."""
 
     looks: Looks
+
+
+def compared_runs(arm: "ArmResult", difference: Difference) -> "Sequence[RunResult]":
+    """Those runs of an arm, or of its baseline, that a difference is made of; all where it is made of none."""
+    left_out = set(difference.left_out)
+    return [run for run in arm.runs if run.run_id not in left_out] or arm.runs
 
 
 def looks_of(difference: Difference) -> Looks | None:

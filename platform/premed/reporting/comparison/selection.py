@@ -8,12 +8,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from premed.config.settings import PRETRAINING, TRUNK
-from premed.contracts import Part
 from premed.errors import UserError
 from premed.reporting.formatting import counted, listed
 from premed.tracking.run_store import Run, RunStore
+
+if TYPE_CHECKING:
+    from premed.contracts import Part  # which imports torch
 
 SEEDS = ("finetune.seed", "pretrain.seed")
 SOURCE = "pretrain.sources."  # with its number after it: a data set that a pre-training names
@@ -110,6 +113,8 @@ def fields_of(run: Run, stages: dict[str, Run]) -> dict[str, str]:
             top, _, rest = param.removeprefix("stage.").partition(".")
             if top in names and rest and param != "stage.training.trunk":
                 fields[f"{names[top]}.{rest}"] = value
+            elif top == "version" and names:  # of what all stages share: raised where a change of it changes results
+                fields[f"{names['training']}.stage_version"] = value
         if kind in PRETRAINING and "pretrain_encoder" in run.tags and f"{SOURCE}0.task.name" not in fields:
             # the experiment took it by its name, and its data set was its own task's
             fields |= {f"{SOURCE}0.group": stage.tags["task"], f"{SOURCE}0.task.name": stage.params["stage.task.name"]}
@@ -155,7 +160,7 @@ def is_same(one: str, other: str) -> bool:
         return one == other
 
 
-def scored_on(runs: list[ExperimentRun], part: Part | None) -> tuple[Part, list[ExperimentRun], list[str]]:
+def scored_on(runs: list[ExperimentRun], part: "Part | None") -> "tuple[Part, list[ExperimentRun], list[str]]":
     """The part on which a task's runs are compared, the runs that have it, and notes on this choice.
 
     part: None means test if any run has it, else val. Raises UserError if none has it.

@@ -110,8 +110,8 @@ def show_classes(task: TaskResult, block: BlockResult) -> None:
     """Prints the classes' means at the largest label fraction, for as many arms as fit; the CSV has all."""
     main, arms = task.score, block.largest_fraction
     names = list(arms[0].scores[main].classes)
-    if len(names) < 2:
-        return
+    if len(names) < 2 or len(names) == 2 and "accuracy" in arms[0].scores:
+        return  # two exclusive classes have one AUC, the mean that is told already
     some = arms[:MAX_ARMS]
     cells = [[name, *(class_cell(arm.scores[main].classes[name]) for arm in some)] for name in names]
     left = f"; {len(arms) - MAX_ARMS} more strategies in --csv" if len(arms) > MAX_ARMS else ""
@@ -151,6 +151,7 @@ FIELDS += ["difference", "difference_low", "difference_high", "p", "p_holm", "pa
 FIELDS += ["n_missed", "n_invented", "n_excluded", "n_undefined", "pretrain_runs", "pretrain_seconds", "pretrain_hours"]
 FIELDS += ["finetune_runs", "finetune_seconds", "finetune_hours", "device", "peak_memory_mb"]
 FIELDS += ["ece_measured", "ece", "ece_low", "ece_high", "policy"]
+FIELDS += ["difference_seeds"]
 
 
 def write_csv(result: ComparisonResult, path: Path) -> None:
@@ -184,6 +185,7 @@ def estimate_cells(estimate: ScoreResult | ClassEstimate) -> dict[str, Any]:
         low, high = difference.interval
         cells |= {"difference": difference.value, "difference_low": low, "difference_high": high}
         cells |= {name: getattr(difference, name) for name in ("p", "p_holm", "pairing", "verdict")}
+        cells["difference_seeds"] = difference.num_seeds
     return cells
 
 

@@ -7,20 +7,20 @@ import numpy as np
 
 from premed.reporting.comparison.effects import cost, one_pretraining, stage_cost
 from premed.reporting.comparison.grouping import Arm
+from premed.reporting.comparison.interim import Pairs
 from premed.reporting.comparison.result import StageCost
 from premed.reporting.comparison.scores import ScoreTable
 from premed.reporting.comparison.selection import ExperimentRun
 from premed.reporting.sample_size.components import Group
 from premed.reporting.sample_size.needs import Prices
-from premed.reporting.statistics import SEEDS
 
 Tables = Mapping[str, ScoreTable]
 """By run."""
 
 
-def groups_of(arm: Arm, baseline: Arm, tables: Tables, score: str) -> list[Group]:
-    """The seeds whose scores are defined, as `premed compare` pairs them: one group of differences, or two."""
-    pairing, ours, theirs = arm.paired(baseline, SEEDS)
+def groups_of(pairs: Pairs, tables: Tables, score: str) -> list[Group]:
+    """The seeds whose scores are defined, of those that `premed compare` takes: one group of differences, or two."""
+    arm, baseline, pairing, ours, theirs, _ = pairs
     one, two = runs_by_seed(arm, ours), runs_by_seed(baseline, theirs)
     pretrained, shared = (any(map(each, (arm, baseline))) for each in (is_pretrained, one_pretraining))
     if pairing == "unpaired" or len(one) != len(two):

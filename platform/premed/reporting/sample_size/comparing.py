@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from premed.reporting.comparison.result import Difference
+from premed.reporting.comparison.result import Difference, Looks, looks_of
 from premed.reporting.sample_size.components import (
     Components,
     Group,
@@ -13,6 +13,7 @@ from premed.reporting.sample_size.components import (
     estimate,
     patients_variance,
 )
+from premed.reporting.sample_size.levels import level_now, planned_in_words
 from premed.reporting.sample_size.needs import Prices, Question, needs
 from premed.reporting.sample_size.power import LEVEL, Design, MeanSquares, power, smallest_difference
 from premed.reporting.sample_size.result import ComparisonPlan, ComponentRow, FalseClaim
@@ -24,8 +25,11 @@ GUESSED = "guess: as much as these seeds; one pre-training shows none (--sd-pret
 STATED = "stated"
 
 
-def unplannable(groups: Sequence[Group], stated: Stated) -> str:
+def unplannable(groups: Sequence[Group], stated: Stated, looks: Looks | None = None) -> str:
     """Why there is no plan for a comparison, and what to do; empty if there is one."""
+    if looks and not looks.taken:
+        first = planned_in_words(looks.planned[:1])
+        return f"seeds are added until it is decided, and the first look, at {first}, is still to come; no plan before"
     if not groups or groups[0].means.shape[1] < 2:
         return "no interval (one patient, or no defined score), so no plan"
     num_seeds = min(len(group.runs) for group in groups)
@@ -57,8 +61,10 @@ def plan_comparison(
     now, once = design_of(groups), any(group.is_shared for group in groups)
     squares = observed(groups)
     planned = settings.margin if settings.margin is not None else abs(found.value)
-    smallest = smallest_difference(squares, settings.power)
-    stricter = smallest_difference(squares, settings.power, LEVEL / num_comparisons) if num_comparisons > 1 else np.nan
+    looks = looks_of(found)
+    level, strictest = level_now(looks), level_now(looks, LEVEL / num_comparisons)
+    smallest = smallest_difference(squares, settings.power, level)
+    stricter = smallest_difference(squares, settings.power, strictest) if num_comparisons > 1 else np.nan
     pretrained = [group for group in groups if group.is_pretrained]
     stated_either = (settings.stated.pretraining, settings.stated.finetuning) != (None, None)
     question = Question(
@@ -70,12 +76,15 @@ def plan_comparison(
         is_one_pretraining=once,
         are_identified=stated_either or all(group.is_nested for group in pretrained),
         prices=prices,
+        looks=looks,
     )
     return ComparisonPlan(
         label=about[0],
         label_fraction=about[1],
         now=now,
         num_seeds=min(squares.sizes),
+        level=level,
+        looks=looks,
         is_one_pretraining=once,
         difference=found.value,
         interval=found.interval,
@@ -85,7 +94,7 @@ def plan_comparison(
         rows=component_rows(components, groups, settings.stated, few),
         smallest=smallest,
         smallest_corrected=stricter,
-        chance=power(planned, squares) if planned else np.nan,
+        chance=power(planned, squares, level) if planned else np.nan,
         false_claim=false_claim(groups, found, components, settings.margin),
         needs=needs(question) if planned else [],
     )
@@ -191,7 +200,8 @@ def false_claim(
 
     That of a normal mean is Student's t at -|difference| / error, which is half the two-sided p (Christodoulou et al.:
     False promises in medical imaging AI?, 2025, for segmentation, with the patients' error and P-1 degrees of freedom:
-    `patients_only`). Here error and degrees of freedom are the test's. What the test leaves out is added as stated or
+    `patients_only`). How often it was looked is of no account to a posterior, so that the p-value is that of the last
+    look alone. Here error and degrees of freedom are the test's. What the test leaves out is added as stated or
     guessed: of fewer than three seeds their variance, of one pre-training that of pre-trainings.
     """
     from scipy.stats import t
@@ -199,7 +209,8 @@ def false_claim(
     if not np.isfinite(found.p):
         return None
     size, num_patients, now = abs(found.value), groups[0].means.shape[1], design_of(groups)
-    variance = ((found.interval[1] - found.interval[0]) / 2 / t.ppf(0.975, found.df)) ** 2
+    level = level_now(looks_of(found))
+    variance = ((found.interval[1] - found.interval[0]) / 2 / t.ppf(1 - level / 2, found.df)) ** 2
     side, alone = components.difference, np.sqrt(patients_variance(groups))
     of_seeds = 0.0 if found.with_seeds else side.finetuning / min(len(group.runs) for group in groups)
     left_out = not found.with_seeds or any(group.is_shared for group in groups)

@@ -4,9 +4,13 @@ for, and what it would take. The tables stand below it."""
 import math
 
 from premed.reporting.formatting import NAMES, counted, number, percent, signed
-from premed.reporting.sample_size.needs import LABELS, PATIENTS, TOGETHER
+from premed.reporting.sample_size.levels import look_in_words
+from premed.reporting.sample_size.needs import ANEW, LABELS, PATIENTS, TOGETHER
 from premed.reporting.sample_size.result import BlockPlan, ComparisonPlan, Need
 from premed.reporting.statistics import SEEDS
+
+FORECAST_NOW = "the forecast's own difference at the labels that were used is large enough to be shown"
+"""The law through all shares of the labels may have a larger one at the largest than was measured there."""
 
 
 def conclusion(block: BlockPlan, power: float, margin: float | None) -> str:
@@ -37,10 +41,12 @@ def design(plan: ComparisonPlan) -> str:
 
 
 def limit(plan: ComparisonPlan) -> str:
-    """For what the power holds, where that is less than other seeds and pre-trainings."""
+    """At which level of a look it is tested, and for what the power holds, where that is less than other seeds and
+    pre-trainings."""
+    at = f", tested at {look_in_words(plan.looks, plan.level)}" if plan.looks else ""
     if plan.is_one_pretraining:
-        return ", for this one pre-training"
-    return f", for these seeds alone (fewer than {SEEDS})" if plan.num_seeds < SEEDS else ""
+        return f"{at}, for this one pre-training"
+    return f"{at}, for these seeds alone (fewer than {SEEDS})" if plan.num_seeds < SEEDS else at
 
 
 def outlook(plan: ComparisonPlan, power: float, margin: float | None) -> str:
@@ -55,18 +61,20 @@ def outlook(plan: ComparisonPlan, power: float, margin: float | None) -> str:
     if plan.chance >= power:
         return f"{chance}, so this design is enough for it, if the variances are what they seem"
     ways = [way for need in plan.needs if (way := way_of(need))]
+    forecast = f"; {FORECAST_NOW}" if any(need.what == LABELS and need.needed == 1 for need in plan.needs) else ""
     if not ways:
-        return f"{chance}, and no number of trainings or patients that was tried shows it"
-    return f"{chance}; it takes {' or '.join(ways)}"
+        return f"{chance}, and no number of trainings or patients that was tried shows it{forecast}"
+    return f"{chance}; it takes {' or '.join(ways)}{forecast}"
 
 
 def way_of(need: Need) -> str:
-    """`12 pre-trainings, a fine-tuning each (cautiously 21)`; empty where no number of it is enough."""
+    """`12 pre-trainings, a fine-tuning each (cautiously 21)`; empty where no number of it, or no more of it, is."""
     if need.needed is None:
         return ""
     if need.what == LABELS:
-        return f"{need.needed} times the labels"
+        return f"{need.needed} times the labels" if need.needed > 1 else ""
     on = f" on {need.patients:,} {PATIENTS}" if need.patients is not None else ""
     what = need.what.partition(",")[0] if need.what == TOGETHER else need.what
     cautious = f"more than {need.most:,}" if need.cautious is None else f"{need.cautious:,}"
-    return f"{need.needed:,} {what}{on}" + (f" (cautiously {cautious})" if need.cautious != need.needed else "")
+    begun = ", begun anew" if need.note == ANEW else ""
+    return f"{need.needed:,} {what}{on}{begun}" + (f" (cautiously {cautious})" if need.cautious != need.needed else "")

@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from premed.reporting.comparison.artifacts import artifact, json_lines
+from premed.reporting.comparison.artifacts import stage_result
 from premed.reporting.comparison.grouping import Arm, Block
 from premed.reporting.comparison.scores import LOWER_IS_BETTER
 from premed.reporting.sample_size.arms import Tables, pseudo
@@ -144,6 +144,6 @@ def stacked(
 def num_images(store: RunStore, arm: Arm) -> float | None:
     """The mean size of an arm's training sets; None where no run tells it."""
     with TemporaryDirectory() as folder:
-        results = [json_lines(artifact(store, run.stages["finetune"], "result.json", folder)) for run in arm.runs]
-    numbers = [num for lines in results for line in lines if (num := line.get("num_cases"))]
+        results = [stage_result(store, run.stages["finetune"], folder) for run in arm.runs]
+    numbers = [num for result in results if (num := result.get("num_cases"))]
     return float(np.mean(numbers)) if numbers else None

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from premed.reporting.comparison.result import Looks
 from premed.reporting.sample_size.components import Components
+from premed.reporting.sample_size.levels import level_at
 from premed.reporting.sample_size.power import (
-    LEVEL,
     Design,
     fewest,
     layout,
@@ -25,6 +26,9 @@ PATIENTS = "test patients"
 TOGETHER = "pre-trainings, with more test patients"
 ONE_PRETRAINING = "for this pre-training alone"
 CONFOUNDED = "confounded with pre-trainings"
+ONE_EACH = "seeds: auto has one of each"
+AT_LOOKS = "at a planned look"
+ANEW = "begun anew with the same looks"
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,12 @@ class Question:
     """Whether pre-trainings and fine-tunings can be estimated each, or are stated."""
     prices: tuple[Prices, Prices]
     """Of the arm and the baseline."""
+    looks: Looks | None = None
+    """Where seeds are added until it is decided: seeds are then the numbers of the planned looks."""
 
     def shows(self, design: Design, cautious: bool) -> bool:
         components = self.cautious if cautious else self.components
-        return power(self.planned, layout(components, design), LEVEL) >= self.wanted
+        return power(self.planned, layout(components, design), level_at(self.looks, design.pretrainings)) >= self.wanted
 
     def hours(self, design: Design) -> float:
         """What a design costs beyond what there is; a baseline has as many fine-tunings as the arm."""
@@ -96,7 +102,7 @@ def needs(question: Question) -> list[Need]:
         return Design(num, each, now.patients)
 
     name = PRETRAININGS if each == 1 else f"pre-trainings, {each} fine-tunings each"
-    found = [row(question, name if pretrained else SEEDS_ALONE, now.pretrainings, SEEDS, MOST_TRAININGS, trainings)]
+    found = [of_seeds(question, name if pretrained else SEEDS_ALONE, trainings)]
     if question.is_one_pretraining:
         found += [unable(FINETUNINGS, now.finetunings, ONE_PRETRAINING)]
         found += [unable(PATIENTS, now.patients, ONE_PRETRAINING)]
@@ -105,7 +111,7 @@ def needs(question: Question) -> list[Need]:
             found.append(of_finetunings(question, start))
         patients = row(question, PATIENTS, now.patients, now.patients, MOST_PATIENTS,
                        lambda num: Design(start, now.finetunings, num))  # fmt: skip
-        found.append(patients)
+        found.append(anew(question, patients))
     if found[0].needed is None and found[-1].needed is None:
         found += together(question, each)
     return found
@@ -113,10 +119,31 @@ def needs(question: Question) -> list[Need]:
 
 def of_finetunings(question: Question, start: int) -> Need:
     now = question.now
+    if question.looks:
+        return unable(FINETUNINGS, now.finetunings, ONE_EACH)
     if not question.are_identified:
         return unable(FINETUNINGS, now.finetunings, CONFOUNDED)
     return row(question, FINETUNINGS, now.finetunings, now.finetunings, MOST_TRAININGS,
                lambda num: Design(start, num, now.patients))  # fmt: skip
+
+
+def of_seeds(question: Question, what: str, design: Callable[[int], Design]) -> Need:
+    """How many seeds. Where they are added until it is decided, it is the first planned look whose test shows it."""
+    now = question.now.pretrainings
+    if question.looks is None:
+        return row(question, what, now, SEEDS, MOST_TRAININGS, design)
+    planned = question.looks.planned
+    needed, cautious = (
+        next((num for num in planned if question.shows(design(num), care)), None) for care in (False, True)
+    )
+    hours = np.nan if needed is None else question.hours(design(needed))
+    return Need(what, now, needed, cautious, planned[-1], None, hours, question.device, AT_LOOKS)
+
+
+def anew(question: Question, need: Need) -> Need:
+    """A need of more patients: where looks were planned, another look at the same seeds is none of them."""
+    is_more = question.looks and need.needed and (need.patients or need.needed) > question.now.patients
+    return replace(need, hours=np.nan, note=ANEW) if is_more else need
 
 
 def unable(what: str, now: int, note: str) -> Need:
@@ -136,10 +163,9 @@ def together(question: Question, each: int) -> list[Need]:
     rows = []
     for times in (2, 3, 4, 6, 8, 12, 16, 32):
         patients = times * question.now.patients
-        found = row(question, TOGETHER, question.now.pretrainings, SEEDS, MOST_TRAININGS,
-                    lambda num, patients=patients: Design(num, each, patients))  # fmt: skip
+        found = of_seeds(question, TOGETHER, lambda num, patients=patients: Design(num, each, patients))
         if found.needed is not None:
-            rows.append((found.needed * times, replace(found, patients=patients)))
+            rows.append((found.needed * times, anew(question, replace(found, patients=patients))))
     return [min(rows, key=lambda each: each[0])[1]] if rows else []
 
 

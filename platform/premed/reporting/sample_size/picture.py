@@ -9,6 +9,7 @@ from premed.data.figures import FAINT, INK, short
 from premed.errors import UserError
 from premed.reporting import charts
 from premed.reporting.formatting import NAMES, percent
+from premed.reporting.sample_size.levels import level_at
 from premed.reporting.sample_size.power import Design, layout, smallest_difference
 from premed.reporting.sample_size.result import BlockPlan, ComparisonPlan, PlanResult
 from premed.reporting.statistics import SEEDS
@@ -47,10 +48,10 @@ def draw(result: PlanResult) -> charts.Drawing:
 
 def panel(axes: "Axes", block: BlockPlan, plan: ComparisonPlan, result: PlanResult) -> None:
     """The smallest differences, on a logarithmic scale, and the one that is planned for as a line."""
-    ends = []
+    ends, numbers = [], plan.looks.planned if plan.looks else NUMBERS
     for times, colour in TIMES.items():
-        values = [smallest(plan, num, times, result.power) for num in NUMBERS]
-        axes.plot(NUMBERS, values, color=colour, linewidth=1.6, marker="o", markersize=3.5)
+        values = [smallest(plan, num, times, result.power) for num in numbers]
+        axes.plot(numbers, values, color=colour, linewidth=1.6, marker="o", markersize=3.5)
         if np.isfinite(values[-1]) and values[-1] > 0:
             ends.append((values[-1], f"{times * plan.now.patients:,} patients", colour))
     if np.isfinite(plan.planned) and plan.planned > 0:
@@ -58,9 +59,10 @@ def panel(axes: "Axes", block: BlockPlan, plan: ComparisonPlan, result: PlanResu
         ends.append((plan.planned, "measured" if result.margin is None else "margin", FAINT))
     pretrained = plan.components.difference.is_pretrained
     x = "pre-trainings, each with its own fine-tuning" if pretrained else "fine-tuning seeds"
+    x += ", at the planned looks" if plan.looks else ""
     charts.style_axes(axes, x, f"smallest difference, power {percent(result.power)}")
     axes.set_title(title(block, plan), fontsize=9, color=INK, loc="left", parse_math=False)
-    axes.set_xticks(NUMBERS)
+    axes.set_xticks(numbers)
     if not ends:
         return
     axes.set_yscale("log")
@@ -76,7 +78,8 @@ def panel(axes: "Axes", block: BlockPlan, plan: ComparisonPlan, result: PlanResu
 
 
 def smallest(plan: ComparisonPlan, num: int, times: int, power: float) -> float:
-    return smallest_difference(layout(plan.components, Design(max(num, SEEDS), 1, times * plan.now.patients)), power)
+    design = Design(max(num, SEEDS), 1, times * plan.now.patients)
+    return smallest_difference(layout(plan.components, design), power, level_at(plan.looks, num))
 
 
 def title(block: BlockPlan, plan: ComparisonPlan) -> str:

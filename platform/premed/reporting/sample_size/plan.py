@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from premed.contracts import Part
 from premed.errors import UserError
 from premed.reporting.comparison.compare import TaskRuns, require_named, selected_runs, task_runs
 from premed.reporting.comparison.effects import arm_name, block_result
 from premed.reporting.comparison.grouping import Arm, Block
-from premed.reporting.comparison.result import Difference
+from premed.reporting.comparison.interim import notes as notes_on_looks
+from premed.reporting.comparison.interim import pairs
+from premed.reporting.comparison.result import Difference, looks_of
 from premed.reporting.comparison.scores import LOWER_IS_BETTER
 from premed.reporting.formatting import counted
 from premed.reporting.sample_size.arms import groups_of, prices
@@ -25,6 +27,16 @@ from premed.reporting.sample_size.settings import PlanSettings, refuse_unusable
 from premed.reporting.statistics import SEEDS
 from premed.tracking.run_store import RunStore
 
+if TYPE_CHECKING:
+    from premed.contracts import Part  # which imports torch
+
+NOT_FIXED = (
+    "where seeds were added until it is decided, what is shown, the chance and what it takes are of one look's test at "
+    "its level (an earlier look may show it, too), and seeds are those of the planned looks. To test more patients is "
+    "a look that was not planned: their number is that of a comparison begun anew, and its hours are not given"
+)
+FORECAST_OF_LOOKS = "forecast: of all seeds, those beyond the last look, too; its intervals do not allow for the looks"
+
 
 def from_store(
     store: RunStore,
@@ -34,7 +46,7 @@ def from_store(
     baseline: str | None = None,
     allow: Sequence[str] = (),
     where: Sequence[str] = (),
-    part: Part | None = None,
+    part: "Part | None" = None,
 ) -> PlanResult:
     """Plans from the store's experiments. Raises UserError if they cannot be compared, or there is nothing to plan."""
     runs, allow, notes = selected_runs(store, task, where, allow)
@@ -73,12 +85,13 @@ def block_plan(
     curves = curves_of(store, block, baselines, grouped.tables, score)
     plans, notes = [], []
     for arm, found in compared:
-        base = baselines[arm.fraction]
-        groups = groups_of(arm, base, grouped.tables, score)
-        if why := unplannable(groups, settings.stated):
+        both = pairs(arm, baselines[arm.fraction])
+        groups = groups_of(both, grouped.tables, score)
+        if why := unplannable(groups, settings.stated, looks_of(found)):
             notes.append(f"{arm_name(arm)}: {why}")
             continue
-        of_both = prices(arm, grouped.part), prices(base, grouped.part)
+        notes += notes_on_looks(arm, baselines[arm.fraction], found, arm_name(arm))
+        of_both = prices(both.arm, grouped.part), prices(both.baseline, grouped.part)
         plan = plan_comparison(groups, found, (arm.label, arm.fraction), of_both, settings, num)
         curve = next((each for each in curves if each.forecast.label == arm.label), None)
         if curve and len(curve.laws) > 2 and arm.fraction == curve.largest:
@@ -87,6 +100,9 @@ def block_plan(
     if num > 1:
         more = "the numbers here are of each by itself, but for the column after Holm"
         notes.append(f"{counted(num, 'comparison')}: premed compare corrects p for all of them; {more}")
+    if any(plan.looks for plan in plans):
+        notes.append(NOT_FIXED)
+        notes += [FORECAST_OF_LOOKS] * any(each.forecast.points for each in curves)
     planned = BlockPlan(
         task=grouped.task,
         head=block.head,
@@ -152,6 +168,8 @@ def from_guesses(
         label_fraction=np.nan,
         now=now,
         num_seeds=num_seeds,
+        level=LEVEL,
+        looks=None,
         is_one_pretraining=False,
         difference=np.nan,
         interval=(np.nan, np.nan),

@@ -137,12 +137,17 @@ def chi_squares(dfs: tuple[int, ...]) -> np.ndarray:
 
 
 def smallest_difference(expected: MeanSquares, wanted: float, level: float = LEVEL) -> float:
-    """The true difference that the test finds with the power that is wanted; NaN where nothing varies."""
+    """The true difference that the test finds with the power that is wanted; NaN where nothing varies.
+
+    It is 0 where the test errs so often that it finds no difference at all with that power.
+    """
     from scipy.optimize import brentq
 
     reach, error = reach_and_error(expected, level)
     if not np.isfinite(error):
         return np.nan
+    if chance(0.0, reach, error) >= wanted:
+        return 0.0
     high = error
     while chance(high, reach, error) < wanted:
         high *= 2

@@ -6,6 +6,7 @@ Numbers that are undefined are NaN. Hours are device hours, as `premed compare` 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from premed.reporting.comparison.result import Looks
 from premed.reporting.sample_size.components import Components
 from premed.reporting.sample_size.power import Design
 
@@ -93,6 +94,10 @@ class ComparisonPlan:
     now: Design
     num_seeds: int
     """That the test has, on the side that has fewer."""
+    level: float
+    """Two-sided, of that test: of the last look alone, where seeds were added until it is decided."""
+    looks: Looks | None
+    """None: the number of seeds was fixed."""
     is_one_pretraining: bool
     """Whether all seeds stand on one, so that what the test shows is of this one."""
     difference: float

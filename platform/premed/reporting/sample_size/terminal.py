@@ -3,9 +3,11 @@
 import math
 from collections.abc import Sequence
 
+from premed.reporting.comparison.result import Looks
 from premed.reporting.comparison.terminal import print_lines
 from premed.reporting.console import print_table
 from premed.reporting.formatting import NAMES, listed, number, p_value, percent, signed, span
+from premed.reporting.sample_size.levels import look_in_words, planned_in_words
 from premed.reporting.sample_size.result import BlockPlan, ComparisonPlan, Forecast, ForecastPoint, Need, PlanResult
 from premed.reporting.statistics import SEEDS
 
@@ -39,16 +41,23 @@ def show_block(result: PlanResult, block: BlockPlan) -> None:
     ]
     heading = f"{title if block.head else 'From guesses'}\nWhat varies it: standard deviations"
     print_table(heading, ["labels", "strategy", "of", "sd", "known from"], without_repeats(rows), words=5)
-    test = f"with a power of {percent(result.power)}, tested at {percent(result.level)} two-sided"
+    at = "at the level of the look" if all(plan.looks for plan in plans) else f"at {percent(result.level)}"
+    test = f"with a power of {percent(result.power)}, tested {at} two-sided"
     print_table(f"What this design shows {test}", SHOWN, [shown_row(plan) for plan in plans])
     if once := dict.fromkeys(plan.label for plan in plans if plan.is_one_pretraining):
         print_lines([f"{listed(once)}: of one pre-training; what is shown holds for this one, not for the method"])
+    print_lines(list(dict.fromkeys(tested_at(plan, plan.looks) for plan in plans if plan.looks)))
     if few := dict.fromkeys(plan.label for plan in plans if plan.num_seeds < SEEDS):
         print_lines([f"{listed(few)}: fewer than {SEEDS} seeds; what is shown holds for these seeds alone"])
     show_false_claims(plans)
     show_needs(result, block)
     show_forecasts(block.forecasts, score)
     print_lines(block.notes)
+
+
+def tested_at(plan: ComparisonPlan, looks: Looks) -> str:
+    """Of seeds that were added until it is decided: the level in place of 5 %."""
+    return f"{plan.label}: tested at {look_in_words(looks, plan.level)} ({planned_in_words(looks.planned)})"
 
 
 def name(plan: ComparisonPlan) -> list[str]:

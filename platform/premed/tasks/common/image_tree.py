@@ -50,10 +50,22 @@ class Tree:
     """PNG, JPEG, DICOM of one frame."""
     volumes: list[str] = field(default_factory=list)
     """NIfTI, and folders of DICOM slices."""
+    links: list[str] = field(default_factory=list)
+    """Links to folders, which are not followed."""
 
     @property
     def names(self) -> list[str]:
         return sorted([*self.pictures, *self.volumes])
+
+    @property
+    def unfollowed(self) -> str:
+        """What is left out by links, in words; empty if nothing is."""
+        if not self.links:
+            return ""
+        more = (
+            f" and {len(self.links) - 1} more are links to folders" if len(self.links) > 1 else " is a link to a folder"
+        )
+        return f"{min(self.links)}{more}, not followed: copy what is there, or name the folder that it leads to"
 
     def described(self) -> str:
         kinds = [(self.pictures, "picture"), (self.volumes, "volume")]
@@ -69,6 +81,7 @@ def find_images(root: Path) -> Tree:
     for folder, below, files in os.walk(root, onerror=refuse_unreadable):
         below[:] = sorted(name for name in below if name[0] != ".")
         here = Path(folder).relative_to(root).as_posix()
+        tree.links += [os.path.normpath(f"{here}/{name}") for name in below if os.path.islink(f"{folder}/{name}")]
         slices = list[str]()
         for file in sorted(name for name in files if name[0] != "."):
             name, lower = file if here == "." else f"{here}/{file}", file.lower()

@@ -7,7 +7,7 @@ import pytest
 
 from premed.errors import UserError
 from premed.execution.endpoints import is_loopback
-from premed.execution.worker_group import INTERFACE, choose_interface
+from premed.execution.network_interface import INTERFACE, choose_interface
 
 
 @pytest.fixture
