@@ -2,6 +2,7 @@
 
 import hashlib
 import socket
+import threading
 from functools import partial
 
 import numpy as np
@@ -18,7 +19,7 @@ from premed.errors import UserError
 from premed.events import CheckpointSaved, MetricsLogged
 from premed.pretext.mae import MAE
 from premed.tasks.chestxray14 import ChestXray14
-from premed.training import artifacts
+from premed.training import artifacts, stage
 from premed.training.checkpoint import CheckpointManager, best_file
 from premed.training.schedule import planned
 from premed.training.setup import StageJob, make_objective
@@ -49,6 +50,20 @@ def undisturbed(chest, shared):
 
 
 SCRATCH = {"pretext": {"name": "none"}}
+
+
+def test_what_goes_before_the_first_step_is_not_watched(chest, tmp_path, monkeypatch):
+    """DDP's constructor imports for seconds; `train.hang_timeout` may be shorter."""
+    alive = []
+
+    def distributed(objective):
+        alive.append([thread.name for thread in threading.enumerate()])
+        return objective
+
+    monkeypatch.setattr(stage, "distributed", distributed)
+    job = jobs(chest, tmp_path, train={"workers": 1, "hang_timeout": 60})["pretrain"]
+    run_stage(job, lambda event: None, lambda numbers: alive.append([thread.name for thread in threading.enumerate()]))
+    assert "premed watchdog" not in alive[0] and "premed watchdog" in alive[1]
 
 
 # ---- exact resume

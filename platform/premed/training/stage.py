@@ -115,23 +115,25 @@ def train_stage(
         save_stage(job, setup, callback)
         return
     source = source_of(job, setup, lambda text: on_event(WarningIssued(text)))
-    with deferred() as interrupted, watchdog.watching(objective.parts["encoder"]), naming_resident(source):
+    with deferred() as interrupted, naming_resident(source):
         callback.stopping = lambda: interrupted() or stopping()
-        callback.catch_up()
-        if callback.ended is None:
-            fit(
-                distributed(objective),
-                throughput.timed(source),
-                setup.plan,
-                setup.schedule,
-                optimizer,
-                callback,
-                start=start,
-                accumulate=setup.accumulate,
-                clip=settings.clip,
-                precision=precision,
-            )
-        save_stage(job, setup, callback)
+        trained = distributed(objective)  # before the watch: it imports for seconds, and gives up by itself
+        with watchdog.watching(objective.parts["encoder"]):
+            callback.catch_up()
+            if callback.ended is None:
+                fit(
+                    trained,
+                    throughput.timed(source),
+                    setup.plan,
+                    setup.schedule,
+                    optimizer,
+                    callback,
+                    start=start,
+                    accumulate=setup.accumulate,
+                    clip=settings.clip,
+                    precision=precision,
+                )
+            save_stage(job, setup, callback)
 
 
 def watchdog_of(job: StageJob) -> Watchdog:

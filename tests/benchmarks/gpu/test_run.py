@@ -190,5 +190,5 @@ def test_all_rows_run_without_a_gpu_ray_mlflow_and_optuna(tmp_path):
     assert len(speeds) == 9 and all(each["samples_per_second"] > 0 for each in speeds)
     assert sum("data_wait" in each for each in speeds) == 6 and sum("memory_gib" in each for each in speeds) == 3
     text = (tmp_path / "gpu.md").read_text()
-    assert "| memory | MAE 3-D, fp32, 64 images a step | passed |" in text and "Under way" not in text
+    assert "| memory | MAE 3-D, fp32, 128 images a step | passed |" in text and "Under way" not in text
     assert sum(found["seconds"].values()) <= time.monotonic() - began
