@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -58,6 +60,18 @@ def obstacle(folder: Path) -> str | None:
             return None
     except OSError as error:
         return f"cannot be {'written to' if above == folder else 'created'} ({error.strerror})"
+
+
+@contextmanager
+def writing(what: object, remedy: str = "name another file") -> Iterator[None]:
+    """Raises UserError where a file that the user named cannot be written within the context.
+
+    what: the file or folder, after its option where it has one. remedy: what to do.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what}: cannot be written ({error.strerror or error}); {remedy}") from None
 
 
 def storage(where: str | None) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from premed.benchmarks.result import Report, Result, Spread
 from premed.benchmarks.rows import ROWS
 from premed.errors import UserError
+from premed.paths import writing
 
 COLUMNS = ("row", "beside", "premed", "peer", "times as fast", "share of the floor", "at least / wanted")
 METHOD = """\
@@ -26,7 +27,7 @@ it.
 def refuse(path: Path) -> None:
     """Raises UserError if the page cannot be written, before anything is measured."""
     if path.is_dir() or not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK):
-        raise UserError(f"--to: {path} cannot be written; give a file in a folder that is there")
+        raise UserError(f"--to {path}: cannot be written; give a file in a folder that is there")
 
 
 def write(report: Report, path: Path) -> None:
@@ -38,12 +39,9 @@ def write_text(text: str, path: Path) -> None:
     """Writes a file: completely, or not at all. Raises UserError if that fails."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        partial.write_text(text)
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"--to: {path} cannot be written ({error.strerror}); make room, or write it elsewhere"
-        ) from None
+        with writing(f"--to {path}", "make room, or write it elsewhere"):
+            partial.write_text(text)
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 

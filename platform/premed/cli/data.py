@@ -8,6 +8,7 @@ import typer
 
 from premed.cli.options import Json, What, load_first_experiment, loading, print_result, redirect_prints, tell_written
 from premed.errors import UserError
+from premed.paths import writing
 from premed.reporting.refusals import refuse_page
 
 PHANTOMS = ("brats", "btcv", "chestxray14", "images", "msd", "nnunet")
@@ -94,9 +95,6 @@ def phantom(
         "msd": lambda: write_msd(folder, num or 100, seed, shape=(size,) * 3 if size else None),
         "nnunet": lambda: write_nnunet(folder, num or 100, seed, shape=(size,) * 3 if size else None),
     }
-    try:
+    with writing(folder, "make room, or name a folder that you may write to"):
         writers[task]()
-    except OSError as error:
-        what = f"cannot be written ({error.strerror or error})"
-        raise UserError(f"{folder}: {what}; make room, or name a folder that you may write to") from None
     print(folder)

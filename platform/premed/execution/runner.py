@@ -29,7 +29,7 @@ from premed.execution.pretrained import Pretrainings, settle_pretrained
 from premed.execution.run_summary import arm_digest
 from premed.execution.scheduler import Ticket
 from premed.execution.session import Session, open_session
-from premed.paths import home
+from premed.paths import home, writing
 from premed.reporting import data_check
 
 FEW = 64
@@ -189,8 +189,7 @@ def check(experiment: Experiment, show: EventHandler, html: Path | None = None) 
             cache = Cache(home() / "cache")
             checked.findings += recorded_leaks(checked, finished.record["data_sets"], cache, mapper, where)
         if html is not None:
-            try:
-                html.write_text(data_check.page(checked, mapper), encoding="utf-8")
-            except OSError as error:
-                raise UserError(f"{html}: cannot be written ({error.strerror}); name another file") from None
+            text = data_check.page(checked, mapper)
+            with writing(html):
+                html.write_text(text, encoding="utf-8")
     return checked.outcome() | ({"sources": [source.outcome() for source in sources]} if sources else {})

@@ -14,7 +14,7 @@ from premed.config.plugins import plugin
 from premed.data.check import UNLABELLED
 from premed.data.io.memory import busy_words
 from premed.data.survey import LARGEST_SAMPLE
-from premed.errors import UserError
+from premed.paths import writing
 from premed.planning import document, images, training
 from premed.planning.choices import Choice, Choices
 from premed.planning.facts import described
@@ -170,13 +170,11 @@ def write(
     written = {out: document.text(head, choices)}
     if listing:
         written[out.with_suffix(listing.suffix)] = listing.text
-    try:
+    with writing(out, "name another file with --out"):
         for path, text in reversed(written.items()):
             with open(path, "x", encoding="utf-8") as file:  # never over another's
                 file.write(text)
         load_all([out])
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); name another file with --out") from None
     return {
         "yaml": str(out),
         "listing": str(out.with_suffix(listing.suffix)) if listing else None,

@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cached_property
 from itertools import islice, product
 from pathlib import Path
@@ -18,7 +18,7 @@ from premed.contracts import Task
 from premed.errors import UserError
 from premed.execution.preflight import Resolved, resolve
 from premed.execution.session import Session
-from premed.paths import ensure_home, home, sqlite_url
+from premed.paths import ensure_home, home, sqlite_url, writing
 from premed.reporting.comparison.scores import LOWER_IS_BETTER
 from premed.reporting.sweep import page, terminal
 from premed.reporting.sweep.result import StageResult, SweepResult, TrialResult
@@ -28,6 +28,8 @@ from premed.tuning.space import MAX_CHECKED, Choice, Range, Setting
 from premed.tuning.study import Study, TrialRecord
 from premed.tuning.sweep_file import Sweep
 from premed.tuning.trial import BEHIND
+
+MEND = "make room there, or fix its permissions"
 
 
 class SweepContext:
@@ -106,7 +108,7 @@ class SweepContext:
 
         `premed run best.yaml` reuses the trial's stages and tests the first seed's fine-tuning.
         """
-        with writing(self.where):
+        with writing(self.where, MEND):
             self.where.mkdir(parents=True, exist_ok=True)
         files = [self.where / name for name in ("report.html", "trials.csv")]
         page.write(result, files[0])
@@ -120,19 +122,9 @@ class SweepContext:
             if shown != fields:
                 header += "# tracking.hash_ids: nothing that names cases or files; premed run YOURS.yaml best.yaml\n"
             files.append(self.where / "best.yaml")
-            with writing(files[-1]):
+            with writing(files[-1], MEND):
                 files[-1].write_text(header + yaml.safe_dump(shown, sort_keys=False), encoding="utf-8")
         return files
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Raises UserError if the file or folder cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        why = f"cannot be written ({error.strerror})"
-        raise UserError(f"{path}: {why}; make room there, or fix its permissions") from None
 
 
 def as_written(values: Choice | Range) -> Any:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from premed.errors import UserError
+from premed.paths import writing
 from premed.reporting import charts
 from premed.reporting.comparison import artifacts, page
 from premed.reporting.comparison.design import Records, stage_records, trained_on
@@ -31,10 +31,8 @@ def write(result: ComparisonResult, store: RunStore, folder: Path) -> list[Path]
 
 
 def written_file(file: Path, content: bytes) -> Path:
-    try:
+    with writing(f"--figures {file}", "name another folder"):
         file.write_bytes(content)
-    except OSError as error:
-        raise UserError(f"--figures {file}: cannot be written ({error.strerror}); name another folder") from None
     return file
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from premed.errors import UserError
+from premed.paths import writing
 from premed.reporting import charts
 from premed.reporting.comparison import artifacts
 from premed.reporting.comparison.artifacts import CaseScores, LossCurve, Picture
@@ -58,10 +58,9 @@ def write(result: ComparisonResult, store: RunStore, path: Path, ui: str | None)
     if ui is None and store.uri.startswith("http"):
         parts = urlsplit(store.uri)
         ui = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # nobody's password goes into a page
-    try:
-        path.write_text(page(result, store, ui), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--html {path}: cannot be written ({error.strerror}); name another file") from None
+    text = page(result, store, ui)
+    with writing(f"--html {path}"):
+        path.write_text(text, encoding="utf-8")
 
 
 def page(result: ComparisonResult, store: RunStore, ui: str | None = None, written: datetime | None = None) -> str:

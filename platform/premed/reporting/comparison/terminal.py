@@ -7,7 +7,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from premed.errors import UserError
+from premed.paths import writing
 from premed.reporting.comparison.result import (
     ArmResult,
     BlockResult,
@@ -156,13 +156,10 @@ FIELDS += ["difference_seeds"]
 
 def write_csv(result: ComparisonResult, path: Path) -> None:
     """Writes one line per arm, score and class (empty: the overall number), whose columns are FIELDS."""
-    try:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS, restval="")
-            writer.writeheader()
-            writer.writerows({name: spreadsheet_cell(cell) for name, cell in line.items()} for line in lines(result))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); name another file") from None
+    with writing(path), path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, restval="")
+        writer.writeheader()
+        writer.writerows({name: spreadsheet_cell(cell) for name, cell in line.items()} for line in lines(result))
 
 
 def lines(result: ComparisonResult) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from premed.data.figures import FAINT, INK, short
 from premed.errors import UserError
+from premed.paths import writing
 from premed.reporting import charts
 from premed.reporting.formatting import NAMES, percent
 from premed.reporting.sample_size.levels import level_at
@@ -26,10 +27,8 @@ MOST = 6  # comparisons
 def write(result: PlanResult, path: Path) -> None:
     """Writes the picture as SVG or PNG."""
     drawing = draw(result)
-    try:
+    with writing(f"--picture {path}"):
         path.write_bytes(drawing.png() if path.suffix == ".png" else drawing)
-    except OSError as error:
-        raise UserError(f"--picture {path}: cannot be written ({error.strerror}); name another file") from None
 
 
 def draw(result: PlanResult) -> charts.Drawing:

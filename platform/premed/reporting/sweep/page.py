@@ -8,7 +8,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from premed.data.figures import FAINT
-from premed.errors import UserError
+from premed.paths import writing
 from premed.reporting import charts, html
 from premed.reporting.sweep import charts as sweep_charts
 from premed.reporting.sweep import summary
@@ -92,10 +92,9 @@ class CostTable(NamedTuple):
 
 def write(result: SweepResult, file: Path) -> None:
     """Writes the page. Raises UserError if the file cannot be written."""
-    try:
-        Path(file).write_text(render(result), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written ({error.strerror}); name another file") from None
+    text = render(result)
+    with writing(file):
+        Path(file).write_text(text, encoding="utf-8")
 
 
 def render(result: SweepResult) -> str:

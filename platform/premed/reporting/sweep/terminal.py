@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.text import Text
 
 from premed.data.figures import short
-from premed.errors import UserError, printable
+from premed.errors import printable
+from premed.paths import writing
 from premed.reporting.console import output_width, print_table
 from premed.reporting.sweep import summary
 from premed.reporting.sweep.analysis import (
@@ -115,11 +116,8 @@ def line_width() -> int:
 
 def write_csv(result: SweepResult, path: Path) -> None:
     """Writes a line for each trial and seed. Raises UserError if the file cannot be written."""
-    try:
-        with Path(path).open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([*map(spreadsheet_cell, row)] for row in csv_rows(result))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); name another file") from None
+    with writing(path), Path(path).open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([*map(spreadsheet_cell, row)] for row in csv_rows(result))
 
 
 def csv_rows(result: SweepResult) -> Iterator[list[str]]:
