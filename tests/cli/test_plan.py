@@ -12,6 +12,7 @@ def test_guesses_are_planned_without_a_store(premed, tmp_path, monkeypatch):
     monkeypatch.setenv("PREMED_HOME", str(tmp_path / "absent"))
     code, out, err = premed("plan", *GUESSES, "--picture", tmp_path / "plan.svg")
     assert code == 0 and "From guesses" in out and "What would show a difference of 0.05" in out
+    assert "difference [95 % interval]" not in out and " labels " not in out, "columns that tell nothing of guesses"
     assert err == [f"written: {tmp_path / 'plan.svg'}"] and (tmp_path / "plan.svg").read_bytes().startswith(b"<?xml")
     code, out, _ = premed("plan", *GUESSES, "--n-seeds", "5", "--json")
     (block,) = json.loads(out)["blocks"]

@@ -40,10 +40,11 @@ def show_block(result: PlanResult, block: BlockPlan) -> None:
         for row in plan.rows
     ]
     heading = f"{title if block.head else 'From guesses'}\nWhat varies it: standard deviations"
-    print_table(heading, ["labels", "strategy", "of", "sd", "known from"], without_repeats(rows), words=5)
+    columns = ["labels", "strategy", "of", "sd", "known from"]
+    print_table(heading, *known_alone(columns, without_repeats(rows)), words=len(columns))
     at = "at the level of the look" if all(plan.looks for plan in plans) else f"at {percent(result.level)}"
     test = f"with a power of {percent(result.power)}, tested {at} two-sided"
-    print_table(f"What this design shows {test}", SHOWN, [shown_row(plan) for plan in plans])
+    print_table(f"What this design shows {test}", *known_alone(SHOWN, [shown_row(plan) for plan in plans]))
     if once := dict.fromkeys(plan.label for plan in plans if plan.is_one_pretraining):
         print_lines([f"{listed(once)}: of one pre-training; what is shown holds for this one, not for the method"])
     print_lines(list(dict.fromkeys(tested_at(plan, plan.looks) for plan in plans if plan.looks)))
@@ -67,6 +68,12 @@ def name(plan: ComparisonPlan) -> list[str]:
 def without_repeats(rows: Sequence[list[str]]) -> list[list[str]]:
     """The rows, with the first two cells of the first row of each comparison only."""
     return [["", "", *row[2:]] if i and row[:2] == rows[i - 1][:2] else row for i, row in enumerate(rows)]
+
+
+def known_alone(columns: Sequence[str], rows: Sequence[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """The columns that tell something in any row: of guesses, say, no share of the labels and no interval."""
+    known = [i for i in range(len(columns)) if any(row[i] not in ("-", "") for row in rows)]
+    return [columns[i] for i in known], [[row[i] for i in known] for row in rows]
 
 
 def shown_row(plan: ComparisonPlan) -> list[str]:
@@ -95,7 +102,8 @@ def show_needs(result: PlanResult, block: BlockPlan) -> None:
     what = "the measured difference" if result.margin is None else f"a difference of {result.margin:g}"
     title, guessed = f"What would show {what}, the rest as it is", not block.head
     if guessed:
-        print_table(title, NEEDED[:5], without_repeats([row[:5] for row in rows]), words=3)
+        columns, rows = known_alone(NEEDED[:5], without_repeats([row[:5] for row in rows]))
+        print_table(title, columns, rows, words=columns.index("of what") + 1)
         return
     print_table(title, NEEDED, without_repeats(rows), words=3)
     print_lines(
