@@ -51,7 +51,7 @@ def kept(home):
 
 def test_a_job_on_two_nodes_that_is_requeued_in_the_middle_ends_bitwise_as_one_that_is_not(tmp_path):
     write_chestxray14(tmp_path / "data" / "whole", 30, 0, size=32)
-    overrides = small(tmp_path, train={"save_minutes": 0.1}, pretrain={"epochs": 150})
+    overrides = small(tmp_path, train={"save_minutes": 0.02}, pretrain={"epochs": 300})
     (tmp_path / "slurm").mkdir()
     with slurm(tmp_path / "slurm", "first", "second") as found:
         number, log = submit(found, tmp_path / "requeued", overrides)
