@@ -103,8 +103,9 @@ def test_peers_are_given_or_their_rows_say_so():
         assert isinstance(found, NotMeasured) and "--peer-" in found.why
 
 
-def test_bf16_is_measured_on_matrix_units_alone(monkeypatch):
+def test_bf16_is_measured_where_it_is_multiplied_alone(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     (found,) = mae.volumes_bf16(SHORT)
     assert isinstance(found, NotMeasured) and "AMX" in found.why
 

@@ -1,4 +1,4 @@
-"""training/device.py: how a training uses memory."""
+"""training/device.py: the precision of a training, and how it uses memory."""
 
 import os
 import resource
@@ -10,8 +10,15 @@ import pytest
 import torch
 from support.tasks import ask_for_too_much_memory, refused
 
+from premed.config.settings import Train
 from premed.execution.connection import MALLOC
-from premed.training.device import explain_out_of_memory, forget_peak_memory, keep_freed_memory, peak_memory_mb
+from premed.training.device import (
+    explain_out_of_memory,
+    forget_peak_memory,
+    keep_freed_memory,
+    peak_memory_mb,
+    precision_of,
+)
 
 BLOCK = 2**24  # float32: 64 MiB
 
@@ -22,6 +29,18 @@ def page_faults(times: int) -> int:
     for _ in range(times):
         torch.zeros(BLOCK).add_(1)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx512", "fastest"),
+    [(False, False, torch.float32), (False, True, torch.bfloat16), (True, False, torch.bfloat16)],
+)
+def test_auto_is_bf16_on_a_cpu_that_multiplies_in_it(monkeypatch, amx, avx512, fastest):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    assert precision_of(Train()) == fastest
+    assert precision_of(Train(precision="fp32")) == torch.float32
+    assert precision_of(Train(precision="bf16")) == torch.bfloat16
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc alone has these settings")

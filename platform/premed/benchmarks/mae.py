@@ -87,9 +87,9 @@ def sizes_of(settings: Settings, sizes: tuple[Sizes, Sizes], on_gpu: int) -> Siz
 
 
 def compare_bf16(settings: Settings, peer: Peer, sizes: Sizes) -> Iterator[Comparison | NotMeasured]:
-    """On matrix units, beside the peer in fp32, as it computes on a CPU, and beside its autocast."""
-    if not steps.has_matrix_units(settings):
-        yield NotMeasured(peers.NAMES[peer.key], steps.MATRIX_UNITS)
+    """Beside the peer in fp32, as it computes on a CPU, and beside its autocast."""
+    if not steps.has_bf16(settings):
+        yield NotMeasured(peers.NAMES[peer.key], steps.NO_BF16)
         return
     bf16 = torch.bfloat16
     yield compare(settings, peer, sizes, bf16, target=Target(3, 4))

@@ -24,9 +24,9 @@ class Row(NamedTuple):
 
 ROWS = (
     Row("mae-3d", "a training step of MAE on volumes, fp32", "SelfMedMAE", "mae.volumes", gpu=True),
-    Row("mae-3d-bf16", "the same in bf16 on matrix units", "SelfMedMAE", "mae.volumes_bf16", gpu=True),
+    Row("mae-3d-bf16", "the same in bf16", "SelfMedMAE", "mae.volumes_bf16", gpu=True),
     Row("mae-2d", "a training step of MAE on pictures, fp32", "facebookresearch/mae", "mae.pictures", gpu=True),
-    Row("mae-2d-bf16", "the same in bf16 on matrix units", "facebookresearch/mae", "mae.pictures_bf16", gpu=True),
+    Row("mae-2d-bf16", "the same in bf16", "facebookresearch/mae", "mae.pictures_bf16", gpu=True),
     Row("unetr", "a fine-tuning step of UNETR, fp32", "SelfMedMAE, MONAI", "unetr.step", gpu=True),
     Row("unetr-malloc", "premed's settings of malloc", "glibc's defaults", "unetr.malloc"),
     Row("sliding-window", "the logits of a volume by windows", "MONAI", "sliding_windows.windows", gpu=True),

@@ -11,12 +11,13 @@ from premed.benchmarks.floors import apart_by, joined, relative_error
 from premed.benchmarks.settings import NotTheSame, Settings, Work
 from premed.contracts import Batch, BatchIndices, Objective
 from premed.data.samplers import EpochSampler
+from premed.training.device import has_bf16_products
 from premed.training.fit import fit
 from premed.training.optimizer import make_optimizer
 from premed.training.schedule import Schedule
 
 LR, DECAY, BETAS = 1e-4, 0.05, (0.9, 0.95)
-MATRIX_UNITS = "this CPU has no matrix units for bf16 (AMX)"
+NO_BF16 = "this CPU does not multiply bf16 (AMX, AVX512_BF16)"
 
 
 class OneBatch:
@@ -30,8 +31,8 @@ class OneBatch:
             yield self.batch
 
 
-def has_matrix_units(settings: Settings) -> bool:
-    return settings.device != "cpu" or torch.cpu._is_amx_tile_supported()
+def has_bf16(settings: Settings) -> bool:
+    return settings.device != "cpu" or has_bf16_products()
 
 
 def autocast(settings: Settings, precision: torch.dtype) -> Any:

@@ -246,8 +246,8 @@ class Train(Spec):
     accumulate: int = runtime_field(1, ge=1)
     """Micro-batches per step and worker."""
     precision: Literal["auto", "fp32", "bf16"] = runtime_field("auto")
-    """auto: bf16 autocast on GPUs and on CPUs with bf16 matrix units, fp32 elsewhere. A finished stage is used in
-    whichever it was trained; a warning says so if the other one is set now."""
+    """auto: bf16 autocast on GPUs and on CPUs that multiply in it (AMX, AVX512_BF16), fp32 elsewhere. A finished
+    stage is used in whichever it was trained; a warning says so if the other one is set now."""
     loaders: int = runtime_field(0, ge=0)
     """Data-loading processes per worker."""
     resident: Literal["auto", True, False] = runtime_field("auto")
