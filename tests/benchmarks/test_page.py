@@ -98,3 +98,13 @@ def test_a_page_that_cannot_be_written_is_refused_before_anything_is_measured(tm
     refused(lambda: page.refuse(tmp_path / "nowhere" / "speed.md"), "--to", "nowhere", "give a file")
     refused(lambda: page.refuse(tmp_path), "--to", "give a file")
     page.refuse(tmp_path / "speed.md")
+
+
+def test_a_share_is_told_in_plain_digits():
+    assert [page.percent(share) for share in (0.0042, 0.094, 0.87, 0.996, 1.02)] == [
+        "0.42 %",
+        "9.4 %",
+        "87 %",
+        "100 %",
+        "102 %",
+    ]

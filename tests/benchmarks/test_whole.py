@@ -29,16 +29,21 @@ def test_a_command_s_json_is_its_last_line_and_one_that_fails_is_no_time(tmp_pat
         whole.executed(["-c", "import sys; sys.tracebacklimit = 0; wrong"], tmp_path)
 
 
-def test_other_scores_are_not_the_same_work():
-    outcome = {"stages": [{"value": None}, {"value": 0.75}]}
-    assert whole.same_score(outcome, {"score": 0.75 + 1e-9}, 1e-6) == "test scores of 0.7500 and 0.7500"
+def test_other_losses_and_scores_are_not_the_same_work():
+    outcome = {"stages": [{"value": None, "summary": {"val/loss": 0.8}}, {"value": 0.75}]}
+    same = "losses of the pre-training on val of 0.8000 and 0.8000, test scores of 0.7500 and 0.7500"
+    assert whole.same_training(outcome, {"loss": 0.8, "score": 0.75 + 1e-9}, same_sums=True) == same
     for other in (0.7501, float("nan")):
         with pytest.raises(NotTheSame, match="^test scores of"):
-            whole.same_score(outcome, {"score": other}, 1e-6)
+            whole.same_training(outcome, {"loss": 0.8, "score": other}, same_sums=True)
+        assert "0.7500 and" in whole.same_training(outcome, {"loss": 0.81, "score": other}, same_sums=False)
+    for other in (0.82, float("nan")):
+        with pytest.raises(NotTheSame, match="^losses of"):
+            whole.same_training(outcome, {"loss": other, "score": 0.75}, same_sums=False)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_premed_in_process_and_the_plain_script_have_the_same_test_score():
     (comparison,) = whole.experiments(Settings(short=True))
-    assert len(set(re.findall(r"0\.\d+", comparison.same))) == 1 and comparison.clock == "wall"
+    assert len(set(re.findall(r"\d\.\d+", comparison.same))) == 2 and comparison.clock == "wall"

@@ -123,7 +123,7 @@ def ratio(spread: Spread | None) -> str:
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.2g} %"
+    return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.0f} %"
 
 
 def seconds(value: float | None) -> str:

@@ -3,8 +3,8 @@
     python -m premed.benchmarks.plain experiment.yaml folder [workers]
 
 Prepares the images, pre-trains, fine-tunes, keeps the weights that are best on val and scores them on test, without
-Ray, MLflow, checkpoints, pictures, locks and digests. Prints the test score. With workers it fine-tunes from random
-weights in Ray Train's TorchTrainer, says when the first step is done, and ends.
+Ray, MLflow, checkpoints, pictures, locks and digests. Prints the test score and the pre-training's last loss on val.
+With workers it fine-tunes from random weights in Ray Train's TorchTrainer, says when the first step is done, and ends.
 """
 
 import json
@@ -33,25 +33,29 @@ STEPPED = "stepped"  # a file
 Weights = dict[str, dict[str, Tensor]]
 
 
-def main(yaml: str, folder: Path) -> float:
-    """Returns the test score of the experiment."""
+def main(yaml: str, folder: Path) -> dict[str, float]:
+    """Returns the test score of the experiment, and the pre-training's last loss on val."""
     keep_freed_memory()
-    experiment, tasks, weights = load([yaml]), Tasks(), {}
+    experiment, tasks, weights, loss = load([yaml]), Tasks(), {}, float("nan")
     for stage in experiment.stages(lambda kind: ""):
         job = StageJob(stage, None, experiment.train, str(folder), folder / "cache")
         if stage.kind != "test":
-            weights = train(job, set_up(job, tasks), weights)
+            weights, summary = train(job, set_up(job, tasks), weights)
+            loss = summary["loss"] if stage.kind == "pretrain" else loss
             continue
         task = tasks(stage.task)
         samples = prepared(job, task, task.split("test"))
         objective, _ = make_objective(job, set_up(job, tasks).data_sets)
         load_parts(objective, weights)
-        return task.summary(evaluate(objective, samples, precision_of(job.train)))[task.score]
+        score = task.summary(evaluate(objective, samples, precision_of(job.train)))[task.score]
+        return {"score": score, "loss": loss}
     raise ValueError(f"{yaml}: has no test")
 
 
-def train(job: StageJob, setup: TrainingSetup, weights: Weights) -> Weights:
-    """Pre-trains or fine-tunes, from the encoder of `weights` where there is one; returns the best weights."""
+def train(job: StageJob, setup: TrainingSetup, weights: Weights) -> tuple[Weights, dict[str, float]]:
+    """Pre-trains or fine-tunes, from the encoder of `weights` where there is one. Returns the best weights, and what
+    the last validation measured.
+    """
     settings: Any = job.stage.training
     objective, plan = setup.objective, setup.plan
     best: dict[str, Any] = {"value": -float("inf")}
@@ -62,7 +66,7 @@ def train(job: StageJob, setup: TrainingSetup, weights: Weights) -> Weights:
     def validate(step: int, loss: Tensor, metrics: Any) -> None:
         if step % every:
             return
-        summary = objective.summary(evaluate(objective, setup.val, setup.precision))
+        best["last"] = summary = objective.summary(evaluate(objective, setup.val, setup.precision))
         value = summary.get(score, -float("inf")) if score else float(step)
         if value > best["value"] or best["value"] == -float("inf"):
             parts = {name: deepcopy(part.state_dict()) for name, part in objective.parts.items()}
@@ -71,7 +75,7 @@ def train(job: StageJob, setup: TrainingSetup, weights: Weights) -> Weights:
     optimizer, source = make_optimizer(objective, settings.betas), source_of(job, setup, print)
     how = {"clip": settings.clip, "precision": setup.precision}
     fit(objective, source, plan, setup.schedule, optimizer, validate, **how)
-    return best["parts"]
+    return best["parts"], best["last"]
 
 
 def load_parts(objective: Objective, weights: Weights) -> None:
@@ -129,4 +133,4 @@ if __name__ == "__main__":
     if len(sys.argv) > 3:
         first_step_on_ray(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
     else:
-        print(json.dumps({"score": main(sys.argv[1], Path(sys.argv[2]))}))
+        print(json.dumps(main(sys.argv[1], Path(sys.argv[2]))))
