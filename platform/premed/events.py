@@ -182,6 +182,8 @@ class TrainingStarted(Event):
     """Images in a step; None of a training that takes no steps of gradients."""
     lr: float | None = None
     """The effective learning rate at its highest; None as for `batch`."""
+    warmup: float = 0.0
+    """Steps of the warm-up to it."""
     probe: str | None = None
     """The online probe of a pre-training in words, or why there is none; None where none is asked for."""
     trained: str | None = None

@@ -89,6 +89,12 @@ def test_the_first_line_of_a_fine_tuning_says_how_many_parameters_are_trained():
     assert shown([StageStarted("finetune", "/x"), event]).splitlines()[1] == line
 
 
+def test_the_first_line_of_a_training_says_how_long_its_warm_up_is():
+    event = TrainingStarted(0, num_images=62, num_val=8, num_steps=40, batch=8, lr=1e-3, warmup=4.0)
+    line = "pre-training on 62 images, 40 steps of 8, learning rate 0.001 after 4 of warm-up"
+    assert shown([StageStarted("pretrain", "/x"), event]).splitlines()[1] == line
+
+
 def test_a_line_comes_now_and_then_as_time_goes_by(monkeypatch):
     clock = iter(range(0, 1000, 4))  # seconds; a step takes 4 or more
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))

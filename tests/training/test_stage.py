@@ -16,7 +16,7 @@ from premed.data import datamodule
 from premed.data.phantoms.writers import write_chestxray14
 from premed.distributed import raise_on_all_ranks, rank_and_world
 from premed.errors import UserError
-from premed.events import CheckpointSaved, MetricsLogged
+from premed.events import CheckpointSaved, MetricsLogged, TrainingStarted, WarningIssued
 from premed.pretext.mae import MAE
 from premed.tasks.chestxray14 import ChestXray14
 from premed.training import artifacts, stage
@@ -413,3 +413,17 @@ def test_the_learning_rate_grows_with_the_batch_and_steps_replace_the_epochs(che
     assert (plan.num_steps, schedule.num_steps, schedule.warmup_steps) == (50, 50, 5)
     assert schedule.lr == 0.25
     assert sorted(np.concatenate([plan.at(step).samples for step in range(10)])) == list(range(640))
+
+
+def test_a_warm_up_that_takes_less_than_a_step_is_told(chest, tmp_path):
+    """As where one file says 400 epochs, and the next `steps` with a warm-up that was meant as a share."""
+    steps = {"epochs": 400, "warmup_epochs": 0.05, "steps": 4, "validations": 1}
+    events = []
+    run_stage(jobs(chest, tmp_path, pretrain=steps)["pretrain"], events.append, lambda numbers: None)
+    (told,) = [event.text for event in events if isinstance(event, WarningIssued) and "warm" in event.text]
+    assert told == (
+        "pretrain.warmup_epochs: 0.05 of 400 epochs is less than one of these 4 steps, so that there is no warm-up; "
+        "with pretrain.steps it is a share: set pretrain.epochs=1"
+    )
+    (begun,) = [event for event in events if isinstance(event, TrainingStarted)]
+    assert begun.warmup < 1

@@ -119,6 +119,7 @@ def training_words(event: TrainingStarted) -> str:
     if event.workers:
         more += f", {event.workers} worker{'s' * (event.workers != 1)}"
     steps = "" if event.batch is None else f" of {event.batch}, learning rate {event.lr:.3g}"
+    steps += f" after {event.warmup:.0f} of warm-up" if event.warmup >= 1 else ""
     return f"on {event.num_images} images, {event.num_steps} steps{steps}{more}"
 
 

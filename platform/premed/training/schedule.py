@@ -82,6 +82,16 @@ def planned(stage: Stage, sizes: Sequence[int], num_solutions: int = 0) -> tuple
     return plan, schedule
 
 
+def lost_warmup(kind: str, settings: Pretrain | Finetune, schedule: Schedule) -> str | None:
+    """Says that a warm-up was asked for and takes less than a step; None if it does not."""
+    if not 0 < schedule.warmup_steps < 1:
+        return None
+    section = "finetune" if kind == "finetune" else "pretrain"
+    what = f"{section}.warmup_epochs: {settings.warmup_epochs:g} of {settings.epochs} epochs"
+    share = f"; with {section}.steps it is a share: set {section}.epochs=1" if settings.steps else ""
+    return f"{what} is less than one of these {schedule.num_steps} steps, so that there is no warm-up{share}"
+
+
 def turn(num_steps: int, cooldown: float) -> int:
     """The number of steps before the cool-down, the last `cooldown` share of `num_steps`, at least one step."""
     return num_steps - max(round(cooldown * num_steps), 1)
