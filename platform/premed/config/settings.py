@@ -36,9 +36,10 @@ class Training(Spec):
 
     epochs: int = Field(ge=1)
     warmup_epochs: float = Field(0.0, ge=0)
+    """In which the learning rate grows from 0. With `steps`, warmup_epochs / `epochs` of the steps."""
     steps: int | None = Field(None, ge=1)
-    """Number of steps, in place of `epochs`, which may then be left out (and `warmup_epochs` is a share of the steps):
-    independent of the number of images."""
+    """Number of steps, in place of `epochs`, which may then be left out (and is 1): independent of the number of
+    images."""
     batch: int = Field(ge=1)
     """Images per step, over all workers and micro-batches."""
     lr: float = Field(gt=0)
