@@ -149,7 +149,7 @@ class Failing:
     def __init__(self, store, run_id):
         self.store, self.run_id = store, run_id
 
-    def reopen_run(self, run_id):
+    def reopen_run(self, run_id, params):
         self.store.log_rows(run_id, rows(1))
 
 

@@ -44,6 +44,14 @@ def test_an_unfinished_run_goes_on_and_a_finished_one_stays(tracker):
     assert opened(tracker) != first
 
 
+def test_a_run_whose_process_was_killed_before_its_parameters_were_logged_gets_them(tracker):
+    """Without them, `premed compare` refuses it beside the other seeds of its arm."""
+    run_id = start(tracker.store)
+    assert opened(tracker) == run_id and tracker.store.get(run_id).params == {"lr": "1"}
+    tracker.reopen_run(run_id, {"lr": 2, "head": {"name": "linear"}})
+    assert tracker.store.get(run_id).params == {"lr": "1", "head.name": "linear"}
+
+
 def test_a_run_is_found_by_its_digest_once_it_is_finished(tracker):
     run_id = opened(tracker)
     assert tracker.finished_run("d", "test") is None and tracker.newest_run("chest", "d", "test") == run_id

@@ -94,7 +94,7 @@ class ExperimentRecorder:
         with self.exclusive():
             if self.tracker.finished_with(self.run_id, tags):
                 return
-            self.tracker.reopen_run(self.run_id)
+            self.tracker.reopen_run(self.run_id, summary_params(self.experiment))
             named = {"pretrain_encoder": self.pretrain_encoder} if self.pretrain_encoder else {}
             self.tracker.set_tags(self.run_id, tags | named)
             self.tracker.log_rows(self.run_id, [row(0, totals(stages))])
@@ -126,7 +126,7 @@ class ExperimentRecorder:
         """Starts or reopens the stage's run; returns its id. trunk: the segment it continues, whose curve is logged."""
         seed = stage.training and stage.training.seed  # type: ignore[attr-defined]
         if not self.writing:
-            self.tracker.reopen_run(self.run_id)
+            self.tracker.reopen_run(self.run_id, summary_params(self.experiment))
             self.writing = True
         if stage.kind in LABEL_FREE:  # others may share it
             seeded = "" if seed is None else f" seed {seed}"

@@ -72,7 +72,15 @@ def batches(items: list[Any], size: int) -> Iterator[list[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-# ---- metrics, scores, data sets
+# ---- parameters, metrics, scores, data sets
+
+
+def new_params(known: Mapping[str, str], params: Mapping[str, Any]) -> list[Any]:
+    """MLflow's parameters of `params`, nested ones with dots in their names, but for those that a run has already."""
+    from mlflow.entities import Param
+
+    named = ((valid_name(name), truncated(value)) for name, value in flatten(params))
+    return [Param(name, value) for name, value in named if name not in known]
 
 
 def new_metrics(

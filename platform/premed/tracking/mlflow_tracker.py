@@ -135,7 +135,7 @@ class MLflowTracker:
         params: Mapping[str, Any],
     ) -> str:
         if (run_id := self.newest_run(experiment, digest, kind, ended=False)) is not None:
-            self.reopen_run(run_id)
+            self.reopen_run(run_id, params)
             self.store.set_tags(run_id, tags)
         else:
             about: dict[str, Any] = {"digest": digest, "kind": kind, "parent": parent, "params": params}
@@ -144,7 +144,7 @@ class MLflowTracker:
         return run_id
 
     @probed
-    def reopen_run(self, run_id: str) -> None:
+    def reopen_run(self, run_id: str, params: Mapping[str, Any] | None = None) -> None:
         with suppress(Exception):  # most have not failed
             self.store.client.delete_tag(run_id, "premed.failure")
         try:
@@ -159,6 +159,7 @@ class MLflowTracker:
             self.store.restore(run_id)
             self.store.reopen(run_id)
             self._warn(f"run {run_id} was deleted in MLflow while it is recorded; it is restored")
+        self.store.log_params(run_id, params or {})
 
     @probed
     def download(self, run_id: str, folder: str, scored: bool = True) -> bool:

@@ -22,14 +22,13 @@ from premed.tracking.entities import (
     SCORES_HASH,
     batches,
     dataset_inputs,
-    flatten,
     mark,
     new_metrics,
+    new_params,
     read_scores,
     score_rows,
     shortened,
     truncated,
-    valid_name,
     write_scores,
 )
 from premed.tracking.probe import Probe
@@ -129,13 +128,15 @@ class RunStore:
         params: Mapping[str, Any] | None = None,
     ) -> str:
         """Starts a run and returns its id. `kind`: `experiment`, or a stage's. Nested `params` get names with dots."""
-        from mlflow.entities import Param
-
         all_tags = run_tags(digest, kind, parent, {name: truncated(value) for name, value in (tags or {}).items()})
         run = self.client.create_run(self.experiment(experiment), tags=all_tags, run_name=shortened(name))
-        for batch in batches([Param(valid_name(name), truncated(value)) for name, value in flatten(params or {})], 100):
-            self.client.log_batch(run.info.run_id, params=batch)
+        self.log_params(run.info.run_id, params or {})
         return run.info.run_id
+
+    def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
+        """Logs the parameters that a run lacks: one whose process was killed when it had just begun has few or none."""
+        for batch in batches(new_params(self.client.get_run(run_id).data.params, params), 100):
+            self.client.log_batch(run_id, params=batch)
 
     def finish(self, run_id: str, status: str = "FINISHED", end_time: int | None = None) -> None:
         """Ends a run. `status`: FINISHED, FAILED or KILLED; `end_time` in ms (None: now)."""
@@ -147,8 +148,7 @@ class RunStore:
         self.set_tags(run_id, process_tags())
 
     def restore(self, run_id: str) -> None:
-        """Restores a run that was deleted. In a deleted experiment it stays out of sight: MLflow would restore that
-        one with all its runs, those too that were deleted one by one."""
+        """Restores a deleted run. A deleted experiment is left so: MLflow would restore all that it ever had."""
         self.client.restore_run(run_id)
 
     def set_tags(self, run_id: str, tags: Mapping[str, Any]) -> None:

@@ -62,8 +62,8 @@ class Tracker(Protocol):
     ) -> str:
         """Reopens the newest run of that digest that is not finished, or starts a new one; returns its id."""
 
-    def reopen_run(self, run_id: str) -> None:
-        """Sets an ended run to RUNNING, and removes the reason of its failure."""
+    def reopen_run(self, run_id: str, params: Mapping[str, Any] | None = None) -> None:
+        """Sets an ended run to RUNNING, removes the reason of its failure, and logs the `params` that it lacks."""
 
     def download(self, run_id: str, folder: str, scored: bool = True) -> bool:
         """Writes a finished stage's files into `folder`, as its storage had them. Returns False if MLflow lost them.
@@ -203,8 +203,8 @@ class RetryingTracker:
     ) -> str:
         return self.query(self.tracker.open_run, experiment, name, digest, kind, parent, tags, params)
 
-    def reopen_run(self, run_id: str) -> None:
-        self.query(self.tracker.reopen_run, run_id)
+    def reopen_run(self, run_id: str, params: Mapping[str, Any] | None = None) -> None:
+        self.query(self.tracker.reopen_run, run_id, params)
 
     def download(self, run_id: str, folder: str, scored: bool = True) -> bool:
         return self.query(self.tracker.download, run_id, folder, scored)

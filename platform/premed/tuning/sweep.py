@@ -255,7 +255,7 @@ class SweepRunner:
         if run_id is None:
             run_id = self.tracker.open_run(context.task.name, context.name, context.digest, kind, None, tags, params)
         else:
-            self.tracker.reopen_run(run_id)
+            self.tracker.reopen_run(run_id, params)
         self.run_id = run_id
         self.study.set_note("run_id", run_id)
 
