@@ -17,6 +17,7 @@ from premed.data import splits
 from premed.errors import UserError
 from premed.tasks import brats, btcv, images, msd, nnunet
 from premed.tasks.common.patients import guessed_pattern, patient_of, several_scans
+from premed.tasks.common.table import sorted_names
 
 SCANS = [f"{patient}_{scan}" for patient in "abcdefghij" for scan in (1, 2, 3)]
 PATTERN = "(.+)_[0-9]+"
@@ -232,6 +233,18 @@ def test_missing_cells_and_names_that_differ_in_case_are_no_classes_and_no_patie
     refused(lambda: found.split("train"), "would be")
     named = listed(tmp_path, label="state", classes=("Well", "well", "nan", "ill"), partial=True)
     assert not any("would be a class" in finding.what for finding in named.errors)
+
+
+def test_one_number_written_in_two_ways_is_not_two_patients_or_two_classes(tmp_path):
+    """A spreadsheet drops leading zeros, and pandas writes 1.0 where another cell of the column is empty."""
+    rows = enumerate([("007", "1"), ("7", "1.0"), ("70", "0"), ("8.0", "00"), ("80", "10"), ("0.5", "5.0")])
+    write_table(tmp_path, [{"path": f"{i}.png", "patient": who, "grade": grade} for i, (who, grade) in rows])
+    found = listed(tmp_path, label="grade", partial=True)
+    said = [finding.what for finding in found.errors]
+    assert len(said) == 3 and "patients '007' and '7'" in said[2], said
+    assert "'0' and '00' would be two classes" in said[0] and "'1' and '1.0' would be two classes" in said[1]
+    names = [sorted_names(set(order)) for order in (("01", "1", "2"), ("2", "1", "01"))]
+    assert names == [("01", "1", "2")] * 2
 
 
 def test_names_of_unlabelled_images_do_not_hide_that_the_labelled_ones_are_scans():

@@ -4,6 +4,7 @@ Problems are reported with line and value.
 """
 
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -105,7 +106,7 @@ def split_names(cell: str, separator: str | None, none: str | None) -> list[str]
 
 def sorted_names(names: set[str]) -> tuple[str, ...]:
     """Sorts alphabetically; numbers numerically, before words."""
-    return tuple(sorted(names, key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name)))
+    return tuple(sorted(names, key=lambda name: (0, int(name), name) if name.isdecimal() else (1, 0, name)))
 
 
 def doubtful_names(names: Sequence[str]) -> Iterator[str]:
@@ -118,7 +119,7 @@ def doubtful_names(names: Sequence[str]) -> Iterator[str]:
 
 
 def patient_problems(path: Path, cells: pandas.Series) -> Iterator[Problem]:
-    """Yields cells that name no patient, and patients whose names differ in case or blanks alone."""
+    """Yields cells that name no patient, and patients whose names are `alike`."""
     missing = [not cell or cell.casefold() in MISSING for cell in cells]
     yield from invalid_values(path, cells, missing, "is no patient; say whose the image is")
     for name, other in alike(sorted(set(cells))):
@@ -126,10 +127,16 @@ def patient_problems(path: Path, cells: pandas.Series) -> Iterator[Problem]:
 
 
 def alike(names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yields pairs of names that differ in case or blanks alone."""
+    """Yields pairs of names that differ in case or blanks alone, or are one whole number: 7, 007 and 7.0.
+
+    Programs that write tables drop leading zeros, and turn numbers into fractions where a cell of the column is empty.
+    """
     written: dict[str, str] = {}
     for name in names:
-        if (first := written.setdefault(" ".join(normalise_name(name).split()), name)) != name:
+        plain = " ".join(normalise_name(name).split())
+        if number := re.fullmatch(r"0*(\d+?)(?:\.0*)?", plain):
+            plain = number[1]
+        if (first := written.setdefault(plain, name)) != name:
             yield first, name
 
 
