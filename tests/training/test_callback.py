@@ -139,6 +139,17 @@ def test_the_highest_score_picks_the_weights(tmp_path, scores, best):
     assert [row["case"] for row in callback.rows] == ["case 0", "case 1", "case 2"]
 
 
+@pytest.mark.parametrize(("scores", "told"), [([None] * 5, 1), ([None, 0.1, None, None, None], 0)])
+def test_a_val_that_never_has_a_score_and_picks_nothing_is_told(tmp_path, scores, told):
+    """Val has one kind of label only, say: its AUC is undefined."""
+    callback, _ = training_callback(tmp_path, scores)
+    heard = []
+    callback.on_event = heard.append
+    steps(callback)
+    warnings = [event.text for event in heard if isinstance(event, WarningIssued)]
+    assert len(warnings) == told and all("the last ones are kept" in text for text in warnings)
+
+
 def test_without_a_score_the_last_weights_are_kept_and_written_once(tmp_path):
     callback, _ = training_callback(tmp_path, [0.9, 0.1, 0.1, 0.1, 0.1], score=None)
     steps(callback, last=9)

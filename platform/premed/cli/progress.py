@@ -225,7 +225,7 @@ class ProgressPrinter:
             shown = [
                 f"{score_name(name[4:])} {value:.3f}" for name, value in scores.items() if not name.startswith("val/n_")
             ]
-            self.print_line(f"step {event.step}: validation {', '.join(shown)}")
+            self.print_line(f"step {event.step}: validation {', '.join(shown) or 'without a score'}")
         else:
             if self.activity.batch and (speed := event.throughput.get("pace/samples_per_second")):
                 self.print_line(f"{DOING[self.activity.kind]}: {pace_words(event, self.activity.batch, speed)}")
