@@ -52,6 +52,19 @@ def test_a_missed_organ_counts_and_an_absent_one_does_not():
     assert found.counts == {name: summary[name] for name in ("n_missed", "n_invented", "n_excluded")}
 
 
+def test_a_class_that_only_some_runs_count_in_their_mean_is_told(store):
+    """No image has a lung. One run of mae finds one all the same: its mean is of two classes, the others' of one."""
+    for strategy, seed in [("none", 0), ("none", 1), ("mae", 0), ("mae", 1)]:
+        rows = [row | {"dice/lung": np.nan, "hd95/lung": np.nan, "state/lung": "absent"} for row in volumes(0.8, seed)]
+        if (strategy, seed) == ("mae", 1):
+            rows[0] |= {"dice/lung": 0.0, "hd95/lung": 99.0, "state/lung": "invented"}
+        add(store, strategy, seed, rows, score="dice")
+    (note,) = [note for note in block_of(compare(store)).notes if "lung" in note]
+    assert (
+        note == "lung: in no image, and invented by 1 of 4 runs, in whose mean alone it counts; see the scores by class"
+    )
+
+
 def test_the_order_of_the_cases_does_not_matter():
     rows = xrays(1)
     one, two = (score_table(columns(some), "mauc") for some in (rows, rows[::-1]))

@@ -42,7 +42,7 @@ def block_result(block: Block, baselines: Mapping[float, Arm], tables: Tables, m
     for (i, difference), p_holm in zip(compared, corrected, strict=True):
         once = any(map(one_pretraining, pairs(arms[i], baselines[arms[i].fraction])[:2]))
         results[i] = with_verdict(results[i], main, replace(difference, p_holm=p_holm), once)
-    return BlockResult(block.head, caveats(arms, results, main, baselines), results)
+    return BlockResult(block.head, [*caveats(arms, results, main, baselines), *uneven(arms, tables, main)], results)
 
 
 def with_verdict(result: ArmResult, main: str, difference: Difference, once: bool) -> ArmResult:
@@ -270,6 +270,17 @@ def caveats(arms: Sequence[Arm], results: Sequence[ArmResult], main: str, baseli
                 whose = "that it has; further ones of the baseline count in the baseline's mean alone"
             found.append(f"{arm_name(arm)}: compared on the {counted(difference.num_seeds, 'seed')} {whose}")
     return found
+
+
+def uneven(arms: Sequence[Arm], tables: Tables, main: str) -> list[str]:
+    """A note on classes that no image has and that count in the means of some runs only, those that invent them."""
+    scores = [tables[run.run.run_id].scores[main] for arm in arms for run in arm.runs]
+    defined = ~np.isnan([each.full[1:] for each in scores])
+    if not (some := defined.any(axis=0) & ~defined.all(axis=0)).any():
+        return []
+    names, num = ", ".join(np.array(scores[0].classes)[some]), int(defined[:, some].any(axis=1).sum())
+    count = f"{num} of {counted(len(scores), 'run')}"
+    return [f"{names}: in no image, and invented by {count}, in whose mean alone it counts; see the scores by class"]
 
 
 def arm_name(arm: Arm) -> str:
