@@ -217,6 +217,8 @@ def test_scores_show_as_a_table_and_keep_undefined_ones(store, tmp_path):
     assert json.loads(store.get(run_id).tags["mlflow.loggedArtifacts"]) == [{"path": "scores.json", "type": "table"}]
     assert math.isnan(store.scores(run_id)[0]["hd95"])
     assert store.download(run_id, "scores.csv", tmp_path).read_text() == "case,hd95\na,\nb,2.5\n"
+    store.log_scores(run_id, [{"case": "a\rb", "p/=x": 0.1 + 0.2}])
+    assert store.download(run_id, "scores.csv", tmp_path).read_bytes() == b'case,p/=x\n"a\rb",0.30000000000000004\n'
 
 
 def test_files_and_folders_come_back(store, tmp_path):

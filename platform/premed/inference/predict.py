@@ -27,7 +27,7 @@ from premed.events import EventHandler, ImageSkipped, ImagesPredicted, WarningIs
 from premed.inference.inputs import Input, find_images, join_channels, nothing_left, prepare_sample
 from premed.inference.load import open_trained
 from premed.models.network import Network, finite
-from premed.safety.files import spreadsheet_cell
+from premed.safety.files import csv_line, spreadsheet_cell
 from premed.tasks.common.segmentation import Segmentation
 from premed.training.device import device_of, precision_of
 
@@ -159,16 +159,16 @@ def probability_table(
     with writing(path):
         file = path.open("a", newline="", encoding="utf-8")
     with writing(path), file:  # to close it writes what a full disk has not taken
-        rows, is_new = csv.writer(file, lineterminator="\n"), True
+        is_new = True
 
         def add(each: Input, probabilities: Sequence[float]) -> dict[str, Any]:
             nonlocal is_new
             with writing(path):
                 if is_new:
                     file.truncate(0)
-                    rows.writerow(header)
+                    file.write(csv_line(header))
                 is_new = False
-                rows.writerow([spreadsheet_cell(str(each.path)), *(f"{p:.9g}" for p in probabilities)])
+                file.write(csv_line([spreadsheet_cell(str(each.path)), *(f"{p:.9g}" for p in probabilities)]))
                 file.flush()
             return {"probabilities": dict(zip(classes, probabilities, strict=True))}
 

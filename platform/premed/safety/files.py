@@ -4,8 +4,11 @@ A FIFO is read for ever, and so is a link to /dev/zero, which also fills the mem
 of links are common, and what counts is what they lead to.
 """
 
+import csv
+import io
 import os
 import stat
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -75,6 +78,16 @@ def read_text(path: Path, most: int, remedy: str = "name another file", encoding
 
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 """What a cell begins with that spreadsheets run as a formula (OWASP, CSV injection)."""
+
+
+def csv_line(cells: Iterable[Any]) -> str:
+    """A line of a CSV, ended by a line feed.
+
+    A carriage return, which a file's name may hold, is quoted: `csv.writer` leaves it bare, and readers end the row
+    there, unless its own lines end in one.
+    """
+    csv.writer(text := io.StringIO()).writerow(cells)
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def spreadsheet_cell(value: Any) -> Any:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from premed.safety.files import spreadsheet_cell
+from premed.safety.files import csv_line, spreadsheet_cell
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -139,8 +139,8 @@ def write_scores(rows: Sequence[Mapping[str, Any]], folder: Path | str) -> bytes
     shown = {"columns": list(frame.columns), "data": cells}
     content = json.dumps(shown, allow_nan=False).encode()
     Path(folder, "scores.json").write_bytes(content)
-    table = frame.map(spreadsheet_cell).rename(columns=spreadsheet_cell)
-    Path(folder, "scores.csv").write_text(table.to_csv(index=False), encoding="utf-8")
+    lines = (csv_line(map(spreadsheet_cell, row)) for row in [frame.columns, *cells])
+    Path(folder, "scores.csv").write_text("".join(lines), encoding="utf-8", newline="")
     return content
 
 

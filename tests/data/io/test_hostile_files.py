@@ -1,5 +1,6 @@
 """Files that are none, and files that ask for all the memory: one line, no hang."""
 
+import csv
 import gzip
 import io
 import os
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 
 import nibabel
 import numpy as np
+import pandas
 import pytest
 import safetensors.torch
 import torch
@@ -35,7 +37,7 @@ from premed.data.io.readers import read_file
 from premed.errors import MOST_SIGNS, UserError, brief, shortened
 from premed.inference.inputs import prepare_sample
 from premed.models.pretrained import read_weights
-from premed.safety.files import MOST_JSON, MOST_TABLE, refuse_irregular, spreadsheet_cell
+from premed.safety.files import MOST_JSON, MOST_TABLE, csv_line, refuse_irregular, spreadsheet_cell
 from premed.tasks.common.files import read_json
 from premed.tasks.common.image_tree import find_images
 from premed.tasks.common.table import read_table
@@ -279,6 +281,15 @@ def test_text_that_a_spreadsheet_would_run_is_quoted(value):
 @pytest.mark.parametrize("value", ["-0.5", "+1e-3", "-inf", -0.5, 3, "", None, True, "case-1", "/data/=x.png", "a=b"])
 def test_numbers_and_other_text_stay_as_they_are(value):
     assert spreadsheet_cell(value) is value
+
+
+@pytest.mark.parametrize("cell", ["a\rb.png", "a\r\nb", "a\nb", 'a"b', "a,b", " a ", "\r", "a\r\n", ""])
+def test_a_line_of_a_csv_is_read_as_it_was_written(cell, tmp_path):
+    (tmp_path / "a.csv").write_text(csv_line(["path", "score"]) + csv_line([cell, 0.5]), newline="")
+    with open(tmp_path / "a.csv", newline="") as file:
+        assert list(csv.reader(file)) == [["path", "score"], [cell, "0.5"]]
+    read = pandas.read_csv(tmp_path / "a.csv", keep_default_na=False)
+    assert read.to_dict("list") == {"path": [cell], "score": [0.5]}
 
 
 # Fuzz ----------------------------------------------------------------------------------------------------------------

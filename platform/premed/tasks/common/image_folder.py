@@ -1,7 +1,5 @@
 """Recognises folders for the task `images`: a table and images, a BIDS tree, folders that are called as classes."""
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -9,6 +7,7 @@ from typing import Any
 
 import pandas
 
+from premed.safety.files import csv_line
 from premed.tasks.common import bids, columns
 from premed.tasks.common.image_tree import Tree, class_folders, find_images, patients_of_dicom, stem
 from premed.tasks.common.patients import guessed_pattern
@@ -178,6 +177,4 @@ def participants(folder: Path) -> Recognised | None:
 
 
 def as_csv(frame: pandas.DataFrame) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([[*map(str, frame.columns)], *frame.astype(str).values.tolist()])
-    return text.getvalue()
+    return "".join(map(csv_line, [[*map(str, frame.columns)], *frame.astype(str).values.tolist()]))
