@@ -320,6 +320,23 @@ def test_a_few_bytes_that_stand_for_terabytes_of_numbers_are_refused(tmp_path):
     refused("head.weight repeats its numbers", tmp_path / "w.pth")
 
 
+KINDS = {
+    "quantised": lambda w: (100 * w).to(torch.int8),
+    "quantised ": lambda w: torch.quantize_per_tensor(w, 0.01, 0, torch.qint8),
+    "sparse": lambda w: w.to_sparse(),
+    "complex": lambda w: w.to(torch.complex64),
+    "empty": lambda w: w.to("meta"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_that_are_no_plain_numbers_are_refused(tmp_path, kind):
+    """int8 without its scale had been read as weights of up to 127."""
+    state = random_vit().state_dict()
+    torch.save(state | {"head.weight": KINDS[kind](state["head.weight"])}, tmp_path / "w.pth")
+    refused(rf"head.weight is {kind.strip()}", tmp_path / "w.pth")
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [

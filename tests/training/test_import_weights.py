@@ -194,6 +194,14 @@ def test_weights_that_do_not_fit_are_refused_before_ray_or_mlflow_start(home, ch
     assert messages == [] and not (home / "cache").exists() and runs_of(home, "experiment") == []
 
 
+def test_weights_that_are_not_finite_are_refused_and_not_blamed_on_the_images(home, chest, file, tmp_path):
+    state = load_file(file)
+    state["blocks.0.mlp.fc1.weight"][3, 4] = torch.nan
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"^pretext.weights: blocks.0.mlp.fc1.weight has NaN or infinite values"):
+        run(chest, using(tmp_path / "w.safetensors"))
+
+
 def test_images_are_prepared_without_the_weights(home, chest):
     prepared = runner.prepare(experiment(chest, using("nowhere.bin")), lambda event: None)
     assert prepared["num_images"] == 90

@@ -137,10 +137,22 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"pretext.weights: {path} holds no state_dict; save the network's, as safetensors")
     from timm.models import clean_state_dict
 
+    for name, w in content.items():
+        if what := not_numbers(w):
+            raise UserError(f"pretext.weights: {path}: {name} is {what}; save the weights as float32")
     for name, w in content.items():  # a few bytes that are read over and over, and would take all memory as numbers
         if w.numel() * w.element_size() > w.untyped_storage().nbytes():
             raise UserError(f"pretext.weights: {path}: {name} repeats its numbers; save it .contiguous()")
     return {name: w.float() for name, w in clean_state_dict(content).items()}, whole
+
+
+def not_numbers(w: Tensor) -> str:
+    """What a tensor is that does not hold a weight's own numbers; "" if it does. Single integers are counters."""
+    if w.is_meta:
+        return "empty (on the device meta)"
+    if w.is_quantized or (w.ndim > 1 and w.dtype in (torch.int8, torch.uint8, torch.bool)):
+        return f"quantised ({w.dtype})"
+    return "sparse" if w.layout is not torch.strided else "complex" if w.is_complex() else ""
 
 
 def is_named_tensor(item: tuple[Any, Any]) -> bool:

@@ -13,6 +13,7 @@ from premed.config.experiment import Experiment, Stage
 from premed.config.plugins import plugin
 from premed.config.spec import Spec
 from premed.contracts import DataSet, Encoder, Task
+from premed.errors import UserError
 from premed.events import EventHandler, WarningIssued, WeightsImported
 from premed.models.network import load_strictly
 from premed.training.artifacts import card
@@ -65,4 +66,7 @@ def brought(
     task = tasks(stage.task)
     with torch.device("meta"):
         encoder = plugin("encoders", stage.encoder).build(stage.encoder, task.channels, task.roi)
-    return task, encoder, *plugin("pretext", stage.pretext).weights(stage.pretext, encoder, task)
+    state, report = plugin("pretext", stage.pretext).weights(stage.pretext, encoder, task)
+    if bad := [name for name, w in state.items() if not w.isfinite().all()]:
+        raise UserError(f"pretext.weights: {bad[0]} has NaN or infinite values; take another file of these weights")
+    return task, encoder, state, report
