@@ -177,6 +177,7 @@ class TrainingStarted(Event):
     num_val: int
     num_steps: int
     absent_classes: Sequence[str] = ()  # that no training image shows
+    universal_classes: Sequence[str] = ()  # that every training image has
     workers: int | None = None  # their number, where it may change between two starts
     batch: int | None = None
     """Images in a step; None of a training that takes no steps of gradients."""

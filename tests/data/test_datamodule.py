@@ -3,6 +3,7 @@ labels a share of them is."""
 
 import json
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from premed.config.compose import merge, validate_experiment
 from premed.config.image_processing import Augmentation
 from premed.config.spec import canonical
 from premed.contracts import BatchIndices, Case, DataSet, Sample
-from premed.data.datamodule import Tasks, label_subset
+from premed.data.datamodule import Tasks, absent_classes, label_subset, universal_classes
 from premed.data.loader import PreparedLoader
 from premed.data.phantoms.thorax import write_images
 from premed.data.phantoms.writers import write_msd
@@ -328,3 +329,11 @@ def test_a_label_fraction_is_drawn_by_its_seed():
     chosen = [[case.name for case in label_subset(labelled(), 0.2, seed)] for seed in (0, 0, 1)]
     assert chosen[0] == chosen[1] != chosen[2]
     assert len(label_subset(labelled(), 1e-6, 0)) == 3  # one patient at least
+
+
+def test_classes_of_one_kind_of_label_in_all_training_images_are_found():
+    nan = float("nan")
+    rows = [(1.0, 0.0, 1.0, nan, 1.0), (1.0, 0.0, nan, nan, 0.0), None]
+    train = [SimpleNamespace(case=SimpleNamespace(label=row)) for row in rows]
+    task = SimpleNamespace(labels=(), classes=("all", "none", "known", "unknown", "some"))
+    assert universal_classes(task, train) == ["all", "known"] and absent_classes(task, train) == ["none", "unknown"]

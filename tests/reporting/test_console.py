@@ -276,3 +276,5 @@ def test_classes_that_no_image_of_a_training_shows_are_named():
     stage = StageStarted("finetune", "/x")
     event = TrainingStarted(0, num_images=2, num_val=1, num_steps=4, absent_classes=["Hernia", "Mass"])
     assert shown([stage, event]).splitlines()[-1] == "no training image has: Hernia, Mass"
+    event = TrainingStarted(0, num_images=2, num_val=1, num_steps=4, universal_classes=["Hernia"])
+    assert shown([stage, event]).splitlines()[-1] == "every training image has: Hernia"

@@ -202,8 +202,9 @@ class ProgressPrinter:
             self.warn_once(large_batch_words(event, self.activity.kind))
         if event.probe:
             self.print_line(f"probe at each validation: {event.probe}")
-        if event.absent_classes:
-            self.print_line(f"no training image has: {', '.join(event.absent_classes)}")
+        for what, classes in (("no", event.absent_classes), ("every", event.universal_classes)):
+            if classes:
+                self.print_line(f"{what} training image has: {', '.join(classes)}")
 
     @handle.register
     def weights_imported(self, event: WeightsImported) -> None:
@@ -222,9 +223,7 @@ class ProgressPrinter:
             self.print_line(f"{gate_words(event.step, loss, gate, self.activity.past_gate)}{probe_words(metrics)}")
             self.activity.past_gate = is_past(loss, gate)
         elif scores := {name: value for name, value in metrics.items() if name.startswith("val/")}:
-            shown = [
-                f"{score_name(name[4:])} {value:.3f}" for name, value in scores.items() if not name.startswith("val/n_")
-            ]
+            shown = [f"{score_name(n[4:])} {value:.3f}" for n, value in scores.items() if not n.startswith("val/n_")]
             self.print_line(f"step {event.step}: validation {', '.join(shown) or 'without a score'}")
         else:
             if self.activity.batch and (speed := event.throughput.get("pace/samples_per_second")):

@@ -235,3 +235,12 @@ def absent_classes(task: Task, train: Sequence[Sample]) -> list[str]:
         return [name for name, united in task.regions.items() if not present & set(united)]
     labels = [sample.case.label for sample in train if isinstance(sample.case.label, tuple)]
     return [name for i, name in enumerate(task.classes) if not any(label[i] > 0 for label in labels)]
+
+
+def universal_classes(task: Task, train: Sequence[Sample]) -> list[str]:
+    """The classes, of whole images, that each image of `train` with a known label has: nothing is learnt of them."""
+    if task.labels:
+        return []
+    labels = [sample.case.label for sample in train if isinstance(sample.case.label, tuple)]
+    known = {name: {label[i] for label in labels} & {0.0, 1.0} for i, name in enumerate(task.classes)}
+    return [name for name, values in known.items() if values == {1.0}]

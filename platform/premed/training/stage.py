@@ -12,7 +12,7 @@ from torch.optim import AdamW
 
 from premed.config.settings import Finetune, Pretrain
 from premed.contracts import DataSet
-from premed.data.datamodule import Tasks, absent_classes, stage_data_sets
+from premed.data.datamodule import Tasks, absent_classes, stage_data_sets, universal_classes
 from premed.distributed import RaisedOnAllRanks, raise_on_all_ranks, rank_and_world
 from premed.errors import UserError
 from premed.events import EvaluationStarted, EventHandler, TrainingStarted, WarningIssued
@@ -101,9 +101,11 @@ def train_stage(
     callback = make_callback(job, setup, optimizer, throughput, on_event, watchdog.pausing(report), measures)
     if (start := callback.resume(job.trunk_storage)) == 0:
         objective.on_start(train)
-    absent = absent_classes(setup.task, train) if stage.kind == "finetune" else ()
+    shown = {"absent_classes": absent_classes, "universal_classes": universal_classes}
     workers = rank_and_world()[1] if how.elastic else None
-    about: dict[str, Any] = {"absent_classes": absent, "workers": workers, "probe": measures.probe}
+    about: dict[str, Any] = {"workers": workers, "probe": measures.probe}
+    if stage.kind == "finetune":
+        about |= {name: classes(setup.task, train) for name, classes in shown.items()}
     if not objective.num_solutions:
         about |= {"batch": settings.batch, "lr": setup.schedule.lr, "warmup": setup.schedule.warmup_steps}
         if lost := lost_warmup(stage.kind, settings, setup.schedule):
