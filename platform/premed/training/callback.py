@@ -209,10 +209,8 @@ class TrainingCallback:
             if self.rank == 0 and (self.score or step == self.plan.num_steps):
                 self.checkpoints.save_best(self.best, self.objective)
         if self.score and self.best["value"] == -math.inf and step == self.plan.num_steps:
-            text = (
-                "val had no score at any validation (premed data check says which classes have none), so that it could"
-            )
-            self.on_event(WarningIssued(f"{text} not pick the best weights: the last ones are kept"))
+            text = "val had no score at any validation (premed data check says of which classes), so it could not pick"
+            self.on_event(WarningIssued(f"{text} the best weights: the last ones are kept"))
         if step in self.snapshot_steps and self.rank == 0:
             self.snapshot(step)
         self.report({"step": step, **summary})
