@@ -17,6 +17,18 @@ from premed.tuning.study_database import engine_settings
 ODD = ["c?d=1&e", "a%20b", "100% ü#f"]  # a new database takes a second or two
 
 
+def test_a_file_that_cannot_be_written_is_named_with_what_to_do(tmp_path):
+    with (
+        pytest.raises(
+            UserError, match=rf"^--html {tmp_path}: cannot be written \(Is a directory\); name another file$"
+        ),
+        paths.writing(f"--html {tmp_path}"),
+    ):
+        tmp_path.write_text("a page")
+    with pytest.raises(UserError, match=r"\(a disk\); make room$"), paths.writing("x", "make room"):
+        raise OSError("a disk")
+
+
 @pytest.mark.parametrize("name", ODD)
 def test_a_home_of_any_name_holds_its_database_and_nothing_is_written_beside_it(name, tmp_path, monkeypatch):
     home = tmp_path / name

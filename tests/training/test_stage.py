@@ -415,15 +415,22 @@ def test_the_learning_rate_grows_with_the_batch_and_steps_replace_the_epochs(che
     assert sorted(np.concatenate([plan.at(step).samples for step in range(10)])) == list(range(640))
 
 
-def test_a_warm_up_that_takes_less_than_a_step_is_told(chest, tmp_path):
-    """As where one file says 400 epochs, and the next `steps` with a warm-up that was meant as a share."""
-    steps = {"epochs": 400, "warmup_epochs": 0.05, "steps": 4, "validations": 1}
+@pytest.mark.parametrize(
+    ("epochs", "warmup", "wrong"),
+    [
+        (400, 0.05, "0.05 of 400 epochs is less than one of these 4 steps, so that there is no warm-up"),
+        (1, 10, "10 of 1 epochs is all of these 4 steps, so that the learning rate is at its highest in none"),
+        (1, 0.25, None),
+        (1, 0, None),
+    ],
+)
+def test_a_warm_up_of_no_step_or_of_all_is_a_warning(epochs, warmup, wrong, chest, tmp_path):
+    """As where one file states the epochs, and the next one `steps` with a warm-up that was meant as a share."""
+    steps = {"epochs": epochs, "warmup_epochs": warmup, "steps": 4, "validations": 1}
     events = []
     run_stage(jobs(chest, tmp_path, pretrain=steps)["pretrain"], events.append, lambda numbers: None)
-    (told,) = [event.text for event in events if isinstance(event, WarningIssued) and "warm" in event.text]
-    assert told == (
-        "pretrain.warmup_epochs: 0.05 of 400 epochs is less than one of these 4 steps, so that there is no warm-up; "
-        "with pretrain.steps it is a share: set pretrain.epochs=1"
-    )
+    warnings = [event.text for event in events if isinstance(event, WarningIssued) and "warmup" in event.text]
+    share = "; with pretrain.steps it is a share: set pretrain.epochs=1 and a share"
+    assert warnings == ([] if wrong is None else [f"pretrain.warmup_epochs: {wrong}{share}"])
     (begun,) = [event for event in events if isinstance(event, TrainingStarted)]
-    assert begun.warmup < 1
+    assert begun.warmup == 4 * min(warmup / epochs, 1)

@@ -130,12 +130,17 @@ class RunStore:
         """Starts a run and returns its id. `kind`: `experiment`, or a stage's. Nested `params` get names with dots."""
         all_tags = run_tags(digest, kind, parent, {name: truncated(value) for name, value in (tags or {}).items()})
         run = self.client.create_run(self.experiment(experiment), tags=all_tags, run_name=shortened(name))
-        self.log_params(run.info.run_id, params or {})
+        self.log_params(run.info.run_id, params or {}, known={})
         return run.info.run_id
 
-    def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
-        """Logs the parameters that a run lacks: one whose process was killed when it had just begun has few or none."""
-        for batch in batches(new_params(self.client.get_run(run_id).data.params, params), 100):
+    def log_params(self, run_id: str, params: Mapping[str, Any], known: Mapping[str, str] | None = None) -> None:
+        """Logs the parameters that a run lacks: one whose process was killed when it had just begun has few or none.
+
+        known: those that it has; None asks the store.
+        """
+        if known is None:
+            known = self.client.get_run(run_id).data.params if params else {}
+        for batch in batches(new_params(known, params), 100):
             self.client.log_batch(run_id, params=batch)
 
     def finish(self, run_id: str, status: str = "FINISHED", end_time: int | None = None) -> None:

@@ -82,14 +82,19 @@ def planned(stage: Stage, sizes: Sequence[int], num_solutions: int = 0) -> tuple
     return plan, schedule
 
 
-def lost_warmup(kind: str, settings: Pretrain | Finetune, schedule: Schedule) -> str | None:
-    """Says that a warm-up was asked for and takes less than a step; None if it does not."""
-    if not 0 < schedule.warmup_steps < 1:
+def doubtful_warmup(kind: str, settings: Pretrain | Finetune, schedule: Schedule) -> str | None:
+    """What is wrong with a warm-up of less than a step, or of all steps, as when files that state `steps`, `epochs` and
+    `warmup_epochs` are combined; None if nothing is."""
+    if schedule.warmup_steps == 0 or 1 <= schedule.warmup_steps < schedule.num_steps:
         return None
     section = "finetune" if kind == "finetune" else "pretrain"
-    what = f"{section}.warmup_epochs: {settings.warmup_epochs:g} of {settings.epochs} epochs"
-    share = f"; with {section}.steps it is a share: set {section}.epochs=1" if settings.steps else ""
-    return f"{what} is less than one of these {schedule.num_steps} steps, so that there is no warm-up{share}"
+    what = f"{section}.warmup_epochs: {settings.warmup_epochs:g} of {settings.epochs} epochs is"
+    if schedule.warmup_steps < 1:
+        wrong = f"less than one of these {schedule.num_steps} steps, so that there is no warm-up"
+    else:
+        wrong = f"all of these {schedule.num_steps} steps, so that the learning rate is at its highest in none"
+    share = f"; with {section}.steps it is a share: set {section}.epochs=1 and a share" if settings.steps else ""
+    return f"{what} {wrong}{share}"
 
 
 def turn(num_steps: int, cooldown: float) -> int:

@@ -27,7 +27,7 @@ from premed.training.online_probe import NO_MEASURES, Measures, measures_of
 from premed.training.optimizer import make_optimizer
 from premed.training.policy import merge, trained_words
 from premed.training.results import put_result
-from premed.training.schedule import lost_warmup
+from premed.training.schedule import doubtful_warmup
 from premed.training.setup import (
     StageJob,
     TaskOf,
@@ -108,8 +108,8 @@ def train_stage(
         about |= {name: classes(setup.task, train) for name, classes in shown.items()}
     if not objective.num_solutions:
         about |= {"batch": settings.batch, "lr": setup.schedule.lr, "warmup": setup.schedule.warmup_steps}
-        if lost := lost_warmup(stage.kind, settings, setup.schedule):
-            on_event(WarningIssued(lost))
+        if wrong := doubtful_warmup(stage.kind, settings, setup.schedule):
+            on_event(WarningIssued(wrong))
         if isinstance(objective, Supervised):
             about["trained"] = trained_words(objective.policy, objective.network, setup.plan.num_steps)
     on_event(TrainingStarted(start, len(train), len(setup.val), setup.plan.num_steps, **about))

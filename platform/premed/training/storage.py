@@ -54,8 +54,8 @@ class StageStorage:
         A whole file of another stage, copied here by hand, has a right hash. Folders of other names hold any stage's.
         """
         name = self.where.rpartition("/")[2]
-        told = isinstance(record, dict) and record.get("kind") and record.get("digest")
-        if not told or not re.fullmatch(r"[a-z]+-[0-9a-f]{16}", name):
+        is_named = isinstance(record, dict) and record.get("kind") and record.get("digest")
+        if not is_named or not re.fullmatch(r"[a-z]+-[0-9a-f]{16}", name):
             return ""
         its = f"{record['kind']}-{record['digest'][:16]}"
         return "" if its == name else its

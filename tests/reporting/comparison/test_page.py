@@ -249,6 +249,15 @@ def test_a_page_that_cannot_be_written_is_one_line(trained, tmp_path):
         report.write(compare(trained), trained, tmp_path, None)
 
 
+def test_what_a_page_cannot_read_is_not_blamed_on_its_file(trained, tmp_path, monkeypatch):
+    def unreadable(*arguments):
+        raise OSError("a picture")
+
+    monkeypatch.setattr(report, "page", unreadable)
+    with pytest.raises(OSError, match="^a picture$"):
+        report.write(compare(trained), trained, tmp_path / "page.html", None)
+
+
 @pytest.mark.parametrize(
     "address", ["127.0.0.1:5000", "javascript:alert(1)", "http://", "file:///x", "javascript://x/%0aalert(1)"]
 )
