@@ -6,7 +6,7 @@ import pytest
 from support.stores import start
 
 from premed.errors import UserError
-from premed.tracking.artifacts import ArtifactMissing
+from premed.tracking.artifacts import ArtifactMissing, refuse_moved
 from premed.tracking.run_store import RunStore
 
 pytest_plugins = ["support.store_fixtures"]
@@ -56,9 +56,9 @@ def test_a_model_of_a_moved_home_is_not_written_where_it_was(moved, tmp_path):
     run_id, store = moved
     mend = f"ln -s {tmp_path}/new home {tmp_path}/home"
     with pytest.raises(UserError, match=f"MLflow keeps models in {tmp_path}/home, from where .* {mend}$"):
-        store.refuse_moved(run_id)
+        refuse_moved(store.get(run_id).artifact_uri, store.artifacts)
     (tmp_path / "home").symlink_to(tmp_path / "new home")
-    store.refuse_moved(run_id)
+    refuse_moved(store.get(run_id).artifact_uri, store.artifacts)
 
 
 def test_a_new_home_at_the_old_place_does_not_hide_the_moved_one(moved, tmp_path):

@@ -39,6 +39,14 @@ def local_folder(uri: str, artifacts: str | None) -> Path | None:
     return moved if moved.exists() or not recorded.parents[2].exists() else recorded
 
 
+def refuse_moved(uri: str, artifacts: str | None) -> None:
+    """Raises UserError if the run's home was moved: MLflow would write a model where the home was before."""
+    recorded, here = local_folder(uri, None), local_folder(uri, artifacts)
+    if recorded and here and here != recorded:
+        before, now = recorded.parents[2].parent, here.parents[2].parent
+        raise UserError(f"MLflow keeps models in {before}, from where this home was moved: ln -s {now} {before}")
+
+
 def repository(uri: str, artifacts: str | None, tracking_uri: str) -> "ArtifactRepository":
     """MLflow's repository of a run's artifacts, wherever they are."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository

@@ -19,6 +19,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from premed.errors import LeaseLost, StageFailed, first_line
 from premed.events import Event, MetricsLogged, WarningIssued
 from premed.tracking import model_registry
+from premed.tracking.artifacts import refuse_moved
 from premed.tracking.client import is_deleted, is_unknown
 from premed.tracking.outbox import Outbox
 from premed.tracking.provenance import provenance
@@ -219,7 +220,7 @@ class MLflowTracker:
     @probed
     def register_model(self, run_id: str, name: str, folder: str, score: float | None) -> str | None:
         def register() -> str:
-            self.store.refuse_moved(run_id)
+            refuse_moved(self.store.get(run_id).artifact_uri, self.store.artifacts)
             return model_registry.register(self.store.client, run_id, name, Path(folder), score)
 
         return self._ask_registry(register)

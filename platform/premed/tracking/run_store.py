@@ -290,13 +290,6 @@ class RunStore:
         Path(to).mkdir(parents=True, exist_ok=True)
         return Path(self._repository(run_id).download_artifacts(path, str(to)))
 
-    def refuse_moved(self, run_id: str) -> None:
-        """Raises UserError if the run's home was moved: MLflow would write a model where the home was before."""
-        recorded = local_folder(uri := str(self.client.get_run(run_id).info.artifact_uri), None)
-        if recorded and (here := local_folder(uri, self.artifacts)) != recorded:
-            before, now = (str(each.parents[2].parent) for each in (recorded, here or recorded))
-            raise UserError(f"MLflow keeps models in {before}, from where this home was moved: ln -s {now} {before}")
-
     def _repository(self, run_id: str) -> "ArtifactRepository":
         return repository(str(self.client.get_run(run_id).info.artifact_uri), self.artifacts, self.uri)
 
