@@ -83,8 +83,8 @@ def moved(database, here, there):
     connection.close()
 
 
-def registered(store, run_id, name, module, example, score, card):
+def registered(store, run_id, name, module, example, score, card, warn=print):
     """Exports and registers a network, as a command does; returns its version."""
     with tempfile.TemporaryDirectory() as folder:
         model_registry.export(module, example, card, Path(folder) / "model")
-        return model_registry.register(store.client, run_id, name, Path(folder) / "model", score)
+        return model_registry.register(store.client, run_id, name, Path(folder) / "model", score, warn)

@@ -5,10 +5,15 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from support.stores import registered, start
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from premed.errors import UserError
 from premed.tracking import model_registry
+
+pytest_plugins = ["support.store_fixtures"]
+
+EXAMPLE = np.zeros((2, 1, 8, 8), np.float32)
 
 
 @pytest.mark.slow
@@ -36,3 +41,31 @@ def test_a_temporary_folder_without_room_is_refused_before_torch_ends_the_proces
             model_registry.export(network, np.zeros((2, 8), np.float32), {}, tmp_path / "model")
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_best_compares_scores_of_the_same_images_of_val_and_says_when_others_are_left_out(store, module):
+    """Two folders of one name, or patients added to one: the higher score of other images says nothing."""
+    said = []
+
+    def best_after(val, score):
+        run_id = start(store, kind="finetune", tags={"premed.data": f"train:{score} val:{val}"})
+        registered(store, run_id, "scans", module, EXAMPLE, score, {}, said.append)
+        return str(store.client.get_model_version_by_alias("scans", "best").version)
+
+    assert [best_after("a", score) for score in (0.8, 0.9, 0.7)] == ["1", "2", "2"] and said == []
+    assert best_after("b", 0.6) == "4"
+    sentence = "models:/scans@best was version 2 and is 4 now: 3 of 4 versions were scored on other images of val"
+    assert len(said) == 1 and said[0].startswith(sentence)
+    assert best_after("b", 0.5) == "4" and len(said) == 1
+    assert best_after("a", 0.1) == "2" and len(said) == 2
+
+
+def test_best_knows_the_images_of_versions_that_an_older_premed_registered(store, module):
+    """By their runs."""
+    for score, val in ((0.9, "b"), (0.8, "a")):
+        run_id = start(store, kind="finetune", tags={"premed.data": f"val:{val}"})
+        version = registered(store, run_id, "scans", module, EXAMPLE, score, {})
+        store.client.delete_model_version_tag("scans", version, "premed.val")
+    run_id = start(store, kind="finetune", tags={"premed.data": "val:a"})
+    registered(store, run_id, "scans", module, EXAMPLE, 0.5, {})
+    assert str(store.client.get_model_version_by_alias("scans", "best").version) == "2"

@@ -273,7 +273,7 @@ def test_a_version_and_its_run_name_each_other(store, module):
     (output,) = store.client.get_run(run_id).outputs.model_outputs
     versions = json.loads(store.client.get_logged_model(output.model_id).tags["mlflow.modelVersions"])
     assert versions == [{"name": "chest", "version": int(version)}]
-    assert made.tags == {"premed.run": run_id, "premed.score": "0.5", "premed.digest": "abc"}
+    assert made.tags == {"premed.run": run_id, "premed.score": "0.5", "premed.digest": "abc", "premed.val": ""}
 
 
 def test_a_model_that_would_not_load_everywhere_is_refused(store, module):

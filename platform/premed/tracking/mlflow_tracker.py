@@ -221,7 +221,7 @@ class MLflowTracker:
     def register_model(self, run_id: str, name: str, folder: str, score: float | None) -> str | None:
         def register() -> str:
             refuse_moved(self.store.get(run_id).artifact_uri, self.store.artifacts)
-            return model_registry.register(self.store.client, run_id, name, Path(folder), score)
+            return model_registry.register(self.store.client, run_id, name, Path(folder), score, self._warn)
 
         return self._ask_registry(register)
 

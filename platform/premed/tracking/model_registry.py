@@ -1,6 +1,7 @@
 """MLflow's model registry: models without pickle, for any batch size.
 
-Of fine-tuned networks the alias `best` marks the highest score; of encoders, which have none, `newest` the last.
+Of fine-tuned networks the alias `best` marks the highest score on the images of val that the last one was scored on; of
+encoders, which have no score, `newest` marks the last.
 """
 
 import gc
@@ -8,7 +9,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 BEST, NEWEST = "best", "newest"
 UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 """MLflow's error codes for a model or version that does not exist."""
-_SCORE = "premed.score"
+_SCORE, _VAL = "premed.score", "premed.val"
 GRAPH = 16_000_000  # bytes of a model without its weights: 0.9 MB of a ViT-B, 11 MB of primus-l
 MOST_MODELS, LISTED = 100, 6  # that are looked through for a message, and that it names
 
@@ -104,16 +105,19 @@ def _freeing_the_trace() -> Iterator[None]:
                 method.cache_clear()
 
 
-def register(client: "MlflowClient", run_id: str, name: str, folder: Path, score: float | None) -> str:
+def register(
+    client: "MlflowClient", run_id: str, name: str, folder: Path, score: float | None, warn: Callable[[str], None]
+) -> str:
     """Registers an exported network as a new version of the model `name`; returns the version.
 
-    `score`: the validation score, higher is better; None: an encoder's.
+    `score`: the validation score, higher is better; None: an encoder's. `warn` is called with a sentence if versions
+    with a score of other images are no longer in question for `best`.
     """
     from mlflow.entities import LoggedModelOutput
 
     run = client.get_run(run_id)
     digest = run.data.tags.get("premed.digest", "")
-    tags = {"premed.digest": digest} | ({} if score is None else {_SCORE: repr(score)})
+    tags = {"premed.digest": digest} | ({} if score is None else {_SCORE: repr(score), _VAL: _val_images(run)})
     logged = client.create_logged_model(run.info.experiment_id, name, run_id, tags=tags)
     try:
         _name(folder, logged, run_id)
@@ -127,7 +131,7 @@ def register(client: "MlflowClient", run_id: str, name: str, folder: Path, score
     if score is None:
         client.set_registered_model_alias(name, NEWEST, version)
     else:
-        _point_best(client, name)
+        _point_best(client, name, version, warn)
     return version
 
 
@@ -164,15 +168,46 @@ def _promote(client: "MlflowClient", name: str, logged: Any, run: Any, tags: dic
     return str(version)
 
 
-def _point_best(client: "MlflowClient", name: str) -> None:
-    """Sets the alias from all versions, so that two runs that end together agree; of equal scores the older wins."""
+def _point_best(client: "MlflowClient", name: str, newest: str, warn: Callable[[str], None]) -> None:
+    """Sets the alias from all versions, so that two runs that end together agree; of equal scores the older wins.
+
+    Only scores of the same images are compared: those of the version `newest`. Two folders of one name, or one to which
+    patients were added, are scored on others.
+    """
 
     def rank(version: Any) -> tuple[float, int]:
         score = float(version.tags.get(_SCORE, "nan"))
         return (-math.inf if math.isnan(score) else score), -int(version.version)
 
-    best = max(client.search_model_versions(f"name = '{name}'"), key=rank)
+    versions = {str(each.version): each for each in client.search_model_versions(f"name = '{name}'")}
+    images = {number: each.tags.get(_VAL) or _val_images_of(client, each) for number, each in versions.items()}
+    others = [number for number in versions if images[number] != images[newest]]
+    best = max((each for number, each in versions.items() if number not in others), key=rank)
+    before = client.get_registered_model(name).aliases.get(BEST)
     client.set_registered_model_alias(name, BEST, best.version)
+    if str(before) in others:
+        warn(
+            f"models:/{name}@{BEST} was version {before} and is {best.version} now: {len(others)} of {len(versions)} "
+            f"versions were scored on other images of val (changed data, or another folder of that name)"
+        )
+
+
+def _val_images(run: Any) -> str:
+    """The fingerprint of the images that a fine-tuning was scored on; empty if its run has none."""
+    parts = dict(part.split(":", 1) for part in run.data.tags.get("premed.data", "").split() if ":" in part)
+    return parts.get("val", "")
+
+
+def _val_images_of(client: "MlflowClient", version: Any) -> str:
+    """The same of a version that was registered without it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return _val_images(client.get_run(version.run_id))
+    except MlflowException as error:
+        if error.error_code not in UNKNOWN:
+            raise
+        return ""  # its run is gone
 
 
 def run_of(client: "MlflowClient", reference: str) -> str:
