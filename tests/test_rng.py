@@ -30,6 +30,17 @@ def test_numpy_and_torch_draw_the_same_bits(device, of, value, n):
     np.testing.assert_array_equal(uniform(ours, n), uniform(theirs, n).cpu())
 
 
+@given(of=KEYS, name=st.one_of(st.text(), KEYS), n=st.integers(1, 70))
+def test_a_sample_s_draws_are_those_of_arrays(of, name, n):
+    draw, keys = SampleRng(of), np.asarray(of, np.int64)
+    assert draw.child(name).key == int(fold(keys, name))
+    drawn = uniform(fold(keys, str(name)), n)
+    np.testing.assert_array_equal(draw.uniform(str(name), n), drawn, strict=True)
+    assert draw.integer(str(name), 1 + n) == min(int(drawn[0].astype(np.float64) * (1 + n)), n)
+    for probability in (0.0, 0.2, float(drawn[0]), np.nextafter(float(drawn[0]), 1), 1.0):
+        assert draw.chance(str(name), probability) == bool(drawn[0] < probability)
+
+
 def test_the_bits_are_splitmix64s():
     # the generator of Steele, Lea and Flood, started at 1234567: its well-known first outputs
     expected = [

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and what compares runs draws
 Keys = TypeVar("Keys", np.ndarray, "Tensor")  # int64
 
 _GOLDEN = -7046029254386353131  # 2^64 / golden ratio, as a signed integer
+_ALL = 2**64 - 1  # the bits of a key, of Python's integers, which do not wrap
 
 
 def key(*names: int | str) -> int:
@@ -79,28 +80,56 @@ def permutation(of: int, n: int) -> np.ndarray:
 
 
 class SampleRng:
-    """The random numbers of one sample, each drawn by name, so that a new draw changes no other."""
+    """The random numbers of one sample, each drawn by name, so that a new draw changes no other.
+
+    They are those of `fold` and `uniform`, computed with Python's integers: NumPy takes ten times as long for a single
+    number, and a view draws some twenty.
+    """
 
     def __init__(self, of: int):
-        self.key = np.asarray(of, np.int64)
+        self.key = int(of)
 
     def uniform(self, name: str, n: int = 1, low: float = 0.0, high: float = 1.0) -> np.ndarray:
         """`n` numbers in [low, high), float32."""
         low, high = float(low), float(high)  # a NumPy number would make the result float64
-        drawn = low + (high - low) * uniform(fold(self.key, name), n)
+        drawn = low + (high - low) * np.array(self._draws(name, n), np.float32)
         return np.minimum(drawn, np.nextafter(np.float32(high), np.float32(low)))  # the sum may round up to `high`
 
     def chance(self, name: str, probability: float) -> bool:
         """True with the given probability."""
-        return bool(self.uniform(name)[0] < probability)
+        return bool(np.float32(self._draws(name, 1)[0]) < probability)
 
     def integer(self, name: str, below: int) -> int:
         """A uniform integer in 0..below-1."""
-        return min(int(self.uniform(name)[0].astype(np.float64) * below), below - 1)
+        return min(int(self._draws(name, 1)[0] * below), below - 1)
 
     def child(self, name: int | str) -> "SampleRng":
         """A generator with draws of its own."""
-        return SampleRng(int(fold(self.key, name)))
+        return SampleRng(_signed(_mix_one(self.key & _ALL ^ _fold_one(name))))
+
+    def _draws(self, name: str, n: int) -> list[float]:
+        """`n` numbers in [0, 1), multiples of 2^-24."""
+        of = _mix_one(self.key & _ALL ^ _fold_one(name))
+        if n > 50:
+            return uniform(np.asarray(_signed(of), np.int64), n).tolist()
+        return [(_mix_one(of + i * _GOLDEN & _ALL) >> 40) * 2.0**-24 for i in range(1, n + 1)]
+
+
+def _mix_one(x: int) -> int:
+    """`_mix` of one number, which is unsigned, as the result is."""
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _ALL
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & _ALL
+    return x ^ x >> 31
+
+
+@lru_cache(maxsize=4096)  # names are few
+def _fold_one(value: int | str) -> int:
+    """What `fold` changes a key by, unsigned."""
+    return _mix_one((key(value) if isinstance(value, str) else int(value)) * _GOLDEN & _ALL)
+
+
+def _signed(x: int) -> int:
+    return x - (x >> 63 << 64)
 
 
 def _mix(x: Keys) -> Keys:
