@@ -133,3 +133,14 @@ def test_reading_ahead_never_goes_back_in_the_plan():
     names = [batch.names[0] for batch in source(loaders=1).batches(indices())]
     assert names == [f"case {step}" for step in range(6)]
     assert asked == list(range(6))
+
+
+@pytest.mark.parametrize(
+    "second",
+    [(np.zeros((1, 3), "f4"), None), (np.zeros((1, 2, 3), "f4"), np.zeros(3)), (np.zeros((1, 2, 3), "f8"),) * 2],
+)
+def test_views_of_other_shapes_or_kinds_make_no_batch(second):
+    """Copied into the first one's places they would be repeated, or rounded, without a word."""
+    first = np.zeros((1, 2, 3), "f4"), np.zeros((2, 3), "u1")
+    with pytest.raises(ValueError, match=r"^views of one batch differ: "):
+        loader.stacked(iter([first, second]), 2)

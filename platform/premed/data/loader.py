@@ -89,16 +89,16 @@ class Views(Dataset):
         self.begins = np.searchsorted(self.numbers, np.arange(len(data_sets)))
 
     def __getitem__(self, indices: BatchIndices) -> Any:  # type: ignore[override]
-        drawn, images, labels = list(self.drawn(indices)), [], []
-        for i, draw in drawn:
-            sample = self.samples[i]
-            task, _, augment = self.data_sets[sample.data_set]
-            image, label = task.view(sample, augment, draw)
-            images.append(image)
-            labels.append(label)
-        label = None if labels[0] is None else np.stack(labels)
+        drawn = list(self.drawn(indices))
+        image, label = stacked((self.view(i, draw) for i, draw in drawn), len(drawn))
         keys, data_set, names = self.about(drawn)
-        return self.handed_over((np.stack(images), label, keys, data_set)), names, indices.weight
+        return self.handed_over((image, label, keys, data_set)), names, indices.weight
+
+    def view(self, i: int, draw: SampleRng) -> tuple[np.ndarray, np.ndarray | None]:
+        """A view of the sample with the number `i`."""
+        sample = self.samples[i]
+        task, _, augment = self.data_sets[sample.data_set]
+        return task.view(sample, augment, draw)
 
     def drawn(self, indices: BatchIndices) -> Iterator[tuple[int, SampleRng]]:
         """The number of the sample of each view of a batch, and the view's draws."""
@@ -125,6 +125,27 @@ class Views(Dataset):
         numbers = self.numbers[indices.samples]
         keys = sample_keys(self.seed, self.stage, indices.epoch, indices.samples - self.begins[numbers])
         return np.where(numbers, fold(fold(keys, "domain"), numbers), keys)
+
+
+def stacked(views: Iterable[tuple[np.ndarray, np.ndarray | None]], n: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """The images [n, ...] and labels [n, ...] (None: there are none) of `n` views. Raises ValueError if shapes differ.
+
+    Each is copied as soon as it is made: the processor has it in its caches still, and its memory is the next one's.
+    """
+    stacks: list[np.ndarray | None] = []
+    for row, view in enumerate(views):
+        arrays = [None if each is None else np.asarray(each) for each in view]
+        if row == 0:
+            stacks = [None if each is None else np.empty((n, *each.shape), each.dtype) for each in arrays]
+        for stack, array in zip(stacks, arrays, strict=True):
+            if stack is None:
+                continue
+            if array is None or (array.shape, array.dtype) != (stack.shape[1:], stack.dtype):
+                raise ValueError(f"views of one batch differ: {stack[0].shape}, then {np.shape(array)}")
+            stack[row] = array
+    image, label = stacks
+    assert image is not None
+    return image, label
 
 
 def unchanged(batch: Any) -> Any:

@@ -7,6 +7,7 @@ array has a checksum, which `Cache.prepare` verifies before a training, and so h
 import errno
 import json
 import math
+import mmap
 import os
 import struct
 import uuid
@@ -20,12 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from premed.data.io.image_file import Note
+from premed.data.locations import sampled_locations
 from premed.data.preprocess import Prepared
 from premed.errors import UserError
-from premed.rng import key as random_key
-from premed.rng import uniform
-
-MAX_LOCATIONS = 5000  # per label
 
 
 class PreparedFile:
@@ -61,9 +59,10 @@ class PreparedFile:
     def values(self, stored: np.ndarray) -> np.ndarray:
         """Converts stored numbers [C, ...] to float32 values, after 8-bit augmentation for example."""
         facts, ones = header(self.path).facts, (1,) * (stored.ndim - 1)
-        out = np.multiply(stored, np.array(facts["scale"], np.float32).reshape(-1, *ones), dtype=np.float32)
+        out = stored.astype(np.float32, order="C")  # np.multiply converts in small blocks, and takes longer
+        out *= np.array(facts["scale"], np.float32).reshape(-1, *ones)
         out += np.array(facts["offset"], np.float32).reshape(-1, *ones)
-        return np.ascontiguousarray(out)
+        return out
 
     def label(self, start: Sequence[int] | None = None, size: Sequence[int] | None = None) -> np.ndarray:
         """uint8 [*size]. Raises ValueError if the image was prepared without a label."""
@@ -196,10 +195,19 @@ def _array(path: Path, name: str) -> np.ndarray:
 
 
 def _map(path: Path, array: _Array) -> np.ndarray:
-    """Mapped anew each time: 60 µs against a crop's millisecond, and no file stays open. Pictures are read: 24 µs."""
-    if 0 < math.prod(array.shape) * array.dtype.itemsize <= 1 << 18:
-        return np.fromfile(path, array.dtype, math.prod(array.shape), offset=array.offset).reshape(array.shape)
-    return np.memmap(path, array.dtype, "r", array.offset, array.shape).view(np.ndarray)
+    """Mapped anew each time, so that no file stays open: 16 µs. Up to 256 KiB, as of pictures, are read: 6 to 21 µs."""
+    num = math.prod(array.shape)
+    file = os.open(path, os.O_RDONLY)
+    try:
+        if num * array.dtype.itemsize > 1 << 18:
+            content = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
+            return np.frombuffer(content, array.dtype, num, array.offset).reshape(array.shape)
+        read = np.empty(array.shape, array.dtype)
+        if os.preadv(file, [read], array.offset) < read.nbytes:
+            raise ValueError("truncated")
+        return read
+    finally:
+        os.close(file)
 
 
 def with_checksums(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -241,7 +249,7 @@ def write(path: Path, prepared: Prepared, num_left: int = 1) -> None:
     arrays, labels = {"image": prepared.image}, {}
     if prepared.label is not None:
         arrays["label"] = prepared.label
-        arrays["locations"], labels = _locations(prepared)
+        arrays["locations"], labels = sampled_locations(prepared)
     facts = {
         "scale": prepared.scale.tolist(),
         "offset": prepared.offset.tolist(),
@@ -274,26 +282,3 @@ def _refusal(root: Path, error: Exception, megabytes: float) -> UserError:
             f"{root}: the disk is full (about {megabytes:.1f} MB more are needed); make room or move PREMED_HOME"
         )
     return UserError(f"{root}: cannot be written ({error}); fix its permissions or move PREMED_HOME")
-
-
-def _locations(prepared: Prepared) -> tuple[np.ndarray, dict[int, tuple[int, int, int]]]:
-    """Sampled voxels [n, dims], and for each label: its first row, its number of rows, its number of voxels."""
-    label = prepared.label
-    assert label is not None
-    parts, labels, first = [], {}, 0
-    for number in np.flatnonzero(np.bincount(label.ravel(), minlength=256)):
-        hit = label == number
-        if number == 0:
-            hit &= (prepared.image != 0).any(axis=0)
-        places = np.flatnonzero(hit)
-        count = len(places)
-        if count > MAX_LOCATIONS:  # one from each of MAX_LOCATIONS equal intervals
-            edges = np.arange(MAX_LOCATIONS + 1) * count // MAX_LOCATIONS
-            within = uniform(np.asarray(random_key("locations", int(number)), np.int64), MAX_LOCATIONS)
-            places = places[edges[:-1] + (within.astype(np.float64) * np.diff(edges)).astype(np.intp)]
-        if count:
-            labels[int(number)] = (first, len(places), count)
-            parts.append(np.stack(np.unravel_index(places, label.shape), axis=1))
-            first += len(places)
-    dtype = np.int16 if max(label.shape) < 2**15 else np.int32
-    return np.concatenate(parts).astype(dtype) if parts else np.zeros((0, label.ndim), dtype), labels
