@@ -132,20 +132,26 @@ def stacked(views: Iterable[tuple[np.ndarray, np.ndarray | None]], n: int) -> tu
 
     Each is copied as soon as it is made: the processor has it in its caches still, and its memory is the next one's.
     """
-    stacks: list[np.ndarray | None] = []
-    for row, view in enumerate(views):
-        arrays = [None if each is None else np.asarray(each) for each in view]
+    images, labels = np.empty(0), None
+    for row, (image, label) in enumerate(views):
         if row == 0:
-            stacks = [None if each is None else np.empty((n, *each.shape), each.dtype) for each in arrays]
-        for stack, array in zip(stacks, arrays, strict=True):
-            if stack is None:
-                continue
-            if array is None or (array.shape, array.dtype) != (stack.shape[1:], stack.dtype):
-                raise ValueError(f"views of one batch differ: {stack[0].shape}, then {np.shape(array)}")
-            stack[row] = array
-    image, label = stacks
-    assert image is not None
-    return image, label
+            images, labels = room(image, n), None if label is None else room(label, n)
+        put(images, row, image)
+        if labels is not None:
+            put(labels, row, label)
+    return images, labels
+
+
+def room(view: Any, n: int) -> np.ndarray:
+    view = np.asarray(view)
+    return np.empty((n, *view.shape), view.dtype)
+
+
+def put(batch: np.ndarray, row: int, view: Any) -> None:
+    view = np.asarray(view)
+    if (view.shape, view.dtype) != (batch.shape[1:], batch.dtype):
+        raise ValueError(f"views of one batch differ: {batch.dtype} {batch.shape[1:]}, then {view.dtype} {view.shape}")
+    batch[row] = view
 
 
 def unchanged(batch: Any) -> Any:

@@ -203,7 +203,7 @@ def _map(path: Path, array: _Array) -> np.ndarray:
             content = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
             return np.frombuffer(content, array.dtype, num, array.offset).reshape(array.shape)
         read = np.empty(array.shape, array.dtype)
-        if os.preadv(file, [read], array.offset) < read.nbytes:
+        if os.preadv(file, [read.data], array.offset) < read.nbytes:
             raise ValueError("truncated")
         return read
     finally:
