@@ -32,6 +32,8 @@ DRAWS = 1000
 SCALES = np.concatenate([np.linspace(0, 1.5, 16), [1.75, 2, 2.5, 3]])
 """t: of the measured gaps."""
 QUANTILES = 0.025, 0.5, 0.975
+BLOCK = 2**15
+"""Numbers of noise at a time, which stay in the processor's cache while they are used for all scales."""
 CLEAR = 2.0
 """Errors that a gap must exceed to be one of the clear gaps."""
 
@@ -119,10 +121,14 @@ def inverted(gaps: np.ndarray, noise: np.ndarray, measured: float) -> list[float
     gaps: [M, B], whose absolute sum is an ECE; noise: [D, M, B].
     """
     e, c = noise.reshape(len(noise), -1), gaps.ravel()
-    sums = np.empty((len(SCALES), len(e)))
-    for scale, of_scale in zip(SCALES, sums, strict=True):
-        shifted = e + c * scale
-        np.abs(shifted, out=shifted).sum(axis=1, out=of_scale)
+    sums, shifts = np.empty((len(SCALES), len(e))), SCALES[:, None] * c
+    rows = max(BLOCK // len(c), 1)
+    for first in range(0, len(e), rows):
+        some = e[first : first + rows]
+        shifted = np.empty_like(some)
+        for shift, of_scale in zip(shifts, sums[:, first : first + rows], strict=True):
+            np.add(some, shift, out=shifted)
+            np.abs(shifted, out=shifted).sum(axis=1, out=of_scale)
     levels = np.maximum.accumulate(np.quantile(sums, QUANTILES, axis=1), axis=1)  # [quantiles, scales]
     true = float(np.abs(gaps).sum())
     return [true * float(np.interp(measured, levels[i], SCALES, left=0.0)) for i in (2, 1, 0)]

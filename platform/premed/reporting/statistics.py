@@ -159,20 +159,23 @@ def aucs(truth: np.ndarray, answer: np.ndarray, patients: np.ndarray) -> Scores:
 
 
 def _auc(y: np.ndarray, x: np.ndarray, patients: np.ndarray, num_patients: int) -> tuple[float, np.ndarray, bool]:
-    from scipy.stats import rankdata
-
     positive, negative = y == 1, y == 0
     num = positive.sum(), negative.sum()
-    if not all(num):
+    if not all(num) or np.isnan(x).any():
         return np.nan, np.full(num_patients, np.nan), False
-    ranks = rankdata(x)
-    below = (ranks[positive] - rankdata(x[positive])) / num[1]  # the share of negatives below each positive
-    above = 1 - (ranks[negative] - rankdata(x[negative])) / num[0]  # that of positives above each negative
+    below = _share_below(x[positive], x[negative])  # of the negatives, for each positive
+    above = 1 - _share_below(x[negative], x[positive])
     auc = float(below.mean())
     part = np.bincount(patients[positive], (below - auc) / num[0], minlength=num_patients)
     part += np.bincount(patients[negative], (above - auc) / num[1], minlength=num_patients)
     alone = any(len(np.unique(patients[some])) == 1 for some in (positive, negative))
     return auc, auc + num_patients * part, alone
+
+
+def _share_below(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The share of `others` below each of `values`; ties count half."""
+    others = np.sort(others)
+    return (np.searchsorted(others, values) + np.searchsorted(others, values, side="right")) / 2 / len(others)
 
 
 def _by_patient(values: np.ndarray, patients: np.ndarray) -> np.ndarray:
