@@ -16,7 +16,7 @@ from premed.data.check import listings, split_cases
 from premed.data.survey import Survey, survey
 from premed.errors import Finding, UserError
 from premed.tasks.common import volume_pairs
-from premed.tasks.common.image_folder import TABLES
+from premed.tasks.common.image_folder import TABLES, table_fault
 from premed.tasks.common.image_tree import find_images
 from premed.tasks.common.recognised import OWN, TABLE, Recognised
 
@@ -86,6 +86,10 @@ def unlabelled(folder: Path) -> UserError:
     above = folder.absolute().parent
     if (above / "dataset.json").is_file() or any((above / name).is_dir() for name in ("labelsTr", "labels")):
         return UserError(f"{folder}: {tree.described()} and no labels, which are in the folder above: name {above}")
+    if fault := table_fault(folder, tree):
+        return UserError(
+            f"{fault}; mend it, or write the YAML by docs/own-data.md and name its columns; images: {tree.described()}"
+        )
     what = "label maps in labels/ beside images/, or " if tree.volumes else ""
     return UserError(
         f"{folder}: {tree.described()} and no labels, which a comparison needs: add {what}a CSV with the columns path, "
@@ -142,9 +146,13 @@ def num_errors(findings: list[Finding]) -> int:
 
 
 def too_few(folder: Path, task: Task, refusals: dict[str, UserError]) -> UserError:
-    """The error for a data set that lacks labelled images for a part."""
+    """The error for a data set that lacks labelled images for a part; what its lists say wrong, if that is all."""
     task.lenient = True
     parts = split_cases(task, test=True)[0]
+    if all(
+        parts.get(part) for part in ("train", "val", "test")
+    ):  # there is enough, and something else is wrong with it
+        return next(iter(refusals.values()))
     labelled = {case.patient for some in parts.values() for case in some if case.label is not None}
     if not labelled:
         return unlabelled(folder)

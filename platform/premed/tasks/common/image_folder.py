@@ -7,12 +7,13 @@ from typing import Any
 
 import pandas
 
+from premed.errors import UserError
 from premed.safety.files import csv_line
 from premed.tasks.common import bids, columns
 from premed.tasks.common.image_tree import Tree, class_folders, find_images, patients_of_dicom, stem
 from premed.tasks.common.patients import guessed_pattern
 from premed.tasks.common.recognised import NAMES, TABLE, Listing, Recognised
-from premed.tasks.common.table import Folder
+from premed.tasks.common.table import Folder, read_table
 
 TABLES = tuple(columns.DELIMITERS)
 MOST_TABLES = 20
@@ -34,6 +35,24 @@ def tables(folder: Path) -> list[Path]:
     """Returns the tables in a folder and in those directly below it."""
     files = [*folder.glob("[!.]*"), *folder.glob("[!.]*/[!.]*")]
     return sorted(path for path in files if path.suffix.lower() in TABLES and path.is_file())[:MOST_TABLES]
+
+
+def table_fault(folder: Path, tree: Tree) -> str:
+    """Returns why the first table of a folder that `recognise` does not know labels no image; empty without a table."""
+    for path in tables(folder):
+        if (read := columns.read(path)) is None:
+            try:
+                read_table(path)
+            except UserError as error:
+                return str(error)
+            return f"{path}: has one column; set it apart by commas, semicolons, tabs or |"
+        frame, where = read[0], Paths(folder, tree)
+        best = max(map(str, frame.columns), key=lambda name: where.share(cells_of(frame, name)))
+        if where.share(cells_of(frame, best)) < 0.5:
+            return f"{path}: none of its columns ({', '.join(map(str, frame.columns))[:200]}) names these images"
+        what = f"1 and 0, or 2 to {columns.MOST_CLASSES} classes of which most have several images"
+        return f"{path}: none of its columns beside {best} holds labels: {what}"
+    return ""
 
 
 # A table -------------------------------------------------------------------------------------------------------------
@@ -73,6 +92,9 @@ def of_table(folder: Path, path: Path, tree: Tree) -> Recognised | None:
             reasons["parts"] = "no val of its own: it is carved from train, by patient"
     left = len(tree.names) - len(set(names.values()))
     notes = (f"images without a row in {table}, which are not used: {left}",) if left > 0 else ()
+    if roles.other_patients:
+        what = f"patients are those of column {roles.patient}; {', '.join(roles.other_patients)} may name them as well"
+        notes = (*notes, f"{what}: set columns.patient if that is right")
     patient, why = ({}, {}) if roles.patient else guessed_pattern([*map(stem, names.values())])
     task |= patient | dict(roles.labels.task)
     return Recognised(f"{table} and {tree.described()}", TABLE, task, reasons | why, notes, listing=listing)

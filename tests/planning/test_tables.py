@@ -1,0 +1,88 @@
+"""`premed init` and the tables that people have: whose an image is, which column labels it, and what is wrong."""
+
+import pytest
+import yaml
+from support import folders
+
+from premed.errors import UserError
+from premed.planning import init
+from premed.planning.machine import Machine
+
+
+def pictures(root, header, row, num=24, encoding="utf-8"):
+    """Pictures n.png and labels.csv; row: what it says of picture n after its path."""
+    for number in range(num):
+        folders.picture(root / f"{number}.png")
+    lines = [f"path,{header}", *(f"{number}.png,{row(number)}" for number in range(num))]
+    (root / "labels.csv").write_text("\n".join(lines) + "\n", encoding=encoding)
+    return root
+
+
+def planned(root):
+    result = init.run(root, machine=Machine(2, 16.0))
+    with open(result["yaml"]) as file:
+        return yaml.safe_load(file)["task"], result
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_an_image_whose_patient_is_not_told_does_not_make_a_patient_of_each_image(tmp_path):
+    """The column still says whose the others are: without it, scans of one patient would be in train and in test."""
+    root = pictures(tmp_path / "scans", "patient_id,label", lambda n: f"{'' if n == 5 else f'p{n // 4}'},{'ab'[n % 2]}")
+    with pytest.raises(UserError, match=r"labels.csv, line 7: '' in column patient_id is no patient; say whose"):
+        init.run(root, machine=Machine(2, 16.0))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_of_two_columns_of_patients_the_one_with_several_images_of_each_is_taken(tmp_path, first):
+    names, cells = ("case_id", "patient_id")[:: 1 if first else -1], ("c{n}", "p{p}")[:: 1 if first else -1]
+    row = ",".join(cells) + ",{label}"
+    root = pictures(
+        tmp_path / "scans", f"{','.join(names)},label", lambda n: row.format(n=n, p=n // 4, label="ab"[n % 2])
+    )
+    task, result = planned(root)
+    assert task["columns"]["patient"] == "patient_id" and "24 pictures of 6 patients" in result["found"]["images"]
+    assert any("case_id may name them as well" in note for note in result["notes"])
+
+
+def test_minus_one_in_a_column_called_label_is_no_label(tmp_path):
+    """As in several columns of 1, 0 and -1: the YAML must not be refused for what the command took them to be."""
+    root = pictures(tmp_path / "scans", "patient,label", lambda n: f"p{n},{-1 if n % 7 == 0 else n % 2}")
+    task, result = planned(root)
+    assert task["labels"] == ["label"] and task["unknown"] == ["-1"] and "20 with labels" in result["found"]["images"]
+
+
+def test_a_class_of_one_image_does_not_hide_the_labels(tmp_path):
+    root = pictures(tmp_path / "scans", "patient,label", lambda n: f"p{n},{'rare' if n == 7 else 'ab'[n % 2]}")
+    task, result = planned(root)
+    assert task["label"] == "label" and "rare (1)" in result["found"]["labels"]
+
+
+FAULTS = {
+    "alike": ("patient,label", lambda n: f"p{n},{('Yes', 'yes', 'no')[n % 3]}", "'Yes' and 'yes' would be two classes"),
+    "twice": ("patient,label\n1.png,p1,b\n", lambda n: f"p{n},{'ab'[n % 2]}", "1.png is listed in line 2 already"),
+    "measured": ("patient,label", lambda n: f"p{n},{n * 1.37:.2f}", "labels.csv: none of its columns .* holds labels"),
+    "of one class": ("label", lambda n: "x", "none of its columns"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_is_wrong_with_the_table_is_said_and_not_that_labels_are_missing(tmp_path, name):
+    """Neither `label more` nor `add a CSV` mends it."""
+    header, row, words = FAULTS[name]
+    root = pictures(tmp_path / "scans", header, row)
+    with pytest.raises(UserError, match=words) as error:
+        init.run(root, machine=Machine(2, 16.0))
+    assert "label more" not in str(error.value) and "add a CSV" not in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_table_in_another_encoding_is_named(tmp_path, encoding):
+    root = pictures(
+        tmp_path / "scans", "patient,label", lambda n: f"p{n},{('gutärtig', 'bösartig')[n % 2]}", encoding=encoding
+    )
+    with pytest.raises(UserError, match=r"labels.csv: is not UTF-8 .* save it as CSV UTF-8"):
+        init.run(root, machine=Machine(2, 16.0))
