@@ -1,5 +1,8 @@
 """`premed init` and the tables that people have: whose an image is, which column labels it, and what is wrong."""
 
+from pathlib import Path
+from unicodedata import normalize
+
 import pytest
 import yaml
 from support import folders
@@ -7,6 +10,7 @@ from support import folders
 from premed.errors import UserError
 from premed.planning import init
 from premed.planning.machine import Machine
+from premed.tasks.common import image_folder
 
 
 def pictures(root, header, row, num=24, encoding="utf-8"):
@@ -86,3 +90,53 @@ def test_a_table_in_another_encoding_is_named(tmp_path, encoding):
     )
     with pytest.raises(UserError, match=r"labels.csv: is not UTF-8 .* save it as CSV UTF-8"):
         init.run(root, machine=Machine(2, 16.0))
+
+
+def bids_tree(root, header, rows, sessions=()):
+    """A T1w of each of twelve subjects and session, and participants.tsv."""
+    (root / "participants.tsv").parent.mkdir(parents=True)
+    (root / "participants.tsv").write_text("\n".join("\t".join(row) for row in [header, *rows]) + "\n")
+    for who in range(12):
+        for session in sessions or [""]:
+            name = f"sub-{who:02d}" + (f"_ses-{session}" if session else "")
+            folders.scan(root / f"sub-{who:02d}" / (f"ses-{session}" if session else "anat") / f"{name}_T1w.nii.gz")
+    return root
+
+
+def test_a_row_of_participants_is_its_session_s_where_it_names_one(tmp_path):
+    """The label of the last visit was that of all of them."""
+    rows = [[f"sub-{who:02d}", f"ses-{n}", "ab"[(who + n) % 2]] for who in range(12) for n in (1, 2)]
+    root = bids_tree(tmp_path / "scans", ["participant_id", "session_id", "diagnosis"], rows, (1, 2))
+    found = image_folder.recognise(root)
+    assert found and found.listing
+    listing = found.listing.text.splitlines()[1:]
+    said = {line.split(",")[0].rpartition("/")[2]: line.split(",")[-1] for line in listing}
+    assert said == {f"{who}_{session}_T1w.nii.gz": label for who, session, label in rows}
+
+
+def test_rows_of_a_participant_that_contradict_each_other_are_refused(tmp_path):
+    rows = [[f"sub-{who:02d}", "ab"[who % 2]] for who in range(12)]
+    root = bids_tree(tmp_path / "scans", ["participant_id", "diagnosis"], [*rows, ["sub-03", "a"]])
+    with pytest.raises(UserError, match=r"participants.tsv: rows of sub-03 say a and b; keep one of them, or say by"):
+        init.run(root, machine=Machine(2, 16.0))
+
+
+def test_participants_may_be_called_without_sub(tmp_path):
+    rows = [[f"{who:02d}", "ab"[who % 2]] for who in range(12)]
+    root = bids_tree(tmp_path / "scans", ["participant_id", "diagnosis"], rows)
+    assert planned(root)[1]["found"]["labels"] == "one of: a (6), b (6)"
+
+
+def test_names_whose_accents_a_mac_composed_otherwise_are_found(tmp_path):
+    """And the listing that is written has them as the files are called."""
+    root = tmp_path / "scans"
+    names = [f"Schädel{n}.png" for n in range(12)]
+    for name in names:
+        folders.picture(root / normalize("NFD", name))
+    folders.table(
+        root / "labels.csv",
+        [["path", "label"], *([normalize("NFC", name), "ab"[n % 2]] for n, name in enumerate(names))],
+    )
+    task, result = planned(root)
+    assert "12 with labels" in result["found"]["images"]
+    assert normalize("NFD", "Schädel3.png") in Path(task["table"]).read_text()

@@ -1,7 +1,7 @@
 """Recognises folders for the task `images`: a table and images, a BIDS tree, folders that are called as classes."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -13,7 +13,7 @@ from premed.tasks.common import bids, columns
 from premed.tasks.common.image_tree import Tree, class_folders, find_images, patients_of_dicom, stem
 from premed.tasks.common.patients import guessed_pattern
 from premed.tasks.common.recognised import NAMES, TABLE, Listing, Recognised
-from premed.tasks.common.table import Folder, read_table
+from premed.tasks.common.table import Folder, normalise_name, read_table
 
 TABLES = tuple(columns.DELIMITERS)
 MOST_TABLES = 20
@@ -49,7 +49,9 @@ def table_fault(folder: Path, tree: Tree) -> str:
         frame, where = read[0], Paths(folder, tree)
         best = max(map(str, frame.columns), key=lambda name: where.share(cells_of(frame, name)))
         if where.share(cells_of(frame, best)) < 0.5:
-            return f"{path}: none of its columns ({', '.join(map(str, frame.columns))[:200]}) names these images"
+            names = ", ".join(map(str, frame.columns))[:200]
+            how = "each by its path below the folder, or by a file name that no other has"
+            return f"{path}: none of its columns ({names}) names these images, {how}"
         what = f"1 and 0, or 2 to {columns.MOST_CLASSES} classes of which most have several images"
         return f"{path}: none of its columns beside {best} holds labels: {what}"
     return ""
@@ -118,12 +120,15 @@ class Paths:
     def __init__(self, folder: Path, tree: Tree):
         self.files, self.volumes, self.exact = Folder(folder), {*tree.volumes}, {*tree.names}
         self.loose: dict[str, list[str]] = {}
+        self.normalised: dict[str, list[str]] = {}
+        """As `loose`, but for case and the composition of accents: a Mac's files and a table of another program."""
         for name in tree.names:
             parts = PurePosixPath(name).parts
             for start in range(len(parts)):
                 tail = "/".join(parts[start:])
                 for spelled in {tail, stem(tail)}:
                     self.loose.setdefault(spelled, []).append(name)
+                    self.normalised.setdefault(normalise_name(spelled), []).append(name)
 
     def find(self, cell: str) -> str | None:
         """Returns an image's name below the root, however the cell spells it; None if it names none, or several."""
@@ -131,6 +136,7 @@ class Paths:
         if below in self.exact:
             return below
         found = self.loose.get(below) or self.loose.get(stem(below)) or []
+        found = found or self.normalised.get(normalise_name(below)) or []
         return found[0] if len(found) == 1 else None
 
     def share(self, cells: Sequence[str]) -> float:
@@ -186,9 +192,8 @@ def participants(folder: Path) -> Recognised | None:
     if labels is None or not scans:
         return None
     firsts = [several[0] for several in scans.values()]  # of each subject and session
-    used = [*labels.task["labels"]] if "labels" in labels.task else [labels.task["label"]]  # type: ignore[misc]
-    of = {who: [cells_of(frame, str(name))[row] for name in used] for row, who in enumerate(frame["participant_id"])}
-    rows = [[scan.name, scan.subject, *of.get(scan.subject, [""] * len(used))] for scan in firsts]
+    used: list[str] = [*labels.task["labels"]] if "labels" in labels.task else [labels.task["label"]]  # type: ignore[misc]
+    rows = [[scan.name, scan.subject, *cells] for scan, cells in labels_of_scans(folder, frame, used, firsts)]
     text = as_csv(pandas.DataFrame(rows, columns=["path", "patient", *used]))
     key = "label" if "label" in labels.task else "labels"
     why = f"of participants.tsv: {labels.why}" + (f"; or {', '.join(labels.others[:8])}" if labels.others else "")
@@ -196,6 +201,29 @@ def participants(folder: Path) -> Recognised | None:
     listing = Listing("table", ".csv", text, f"participants.tsv and the {suffix} of each subject")
     layout = f"a BIDS tree: {len(firsts)} {suffix} of {len({scan.subject for scan in firsts})} subjects"
     return Recognised(layout, TABLE, task, {key: why}, listing=listing, channels=(suffix,))
+
+
+def labels_of_scans(
+    folder: Path, frame: pandas.DataFrame, used: Sequence[str], scans: Sequence[bids.Scan]
+) -> Iterator[tuple[bids.Scan, Sequence[str]]]:
+    """Yields each scan with its cells of the columns `used` of participants.tsv: those of its session, where rows have
+    sessions. Raises UserError where rows of its subject say different things and none is known to be the scan's."""
+    cells = [*zip(*(cells_of(frame, name) for name in used), strict=True)]
+    subjects = [bids.entity("sub", who) for who in cells_of(frame, "participant_id")]
+    column = next((str(name) for name in frame.columns if columns.plain(str(name)) in bids.SESSION), None)
+    sessions = [bids.entity("ses", each) for each in cells_of(frame, column)] if column else [""] * len(cells)
+    found: dict[tuple[str, str], set[Sequence[str]]] = defaultdict(set)
+    for who, session, labels in zip(subjects, sessions, cells, strict=True):
+        found[who, session].add(labels)
+        if session:
+            found[who, ""].add(labels)  # of scans whose names have no session
+    for scan in scans:
+        some = found.get((scan.subject, scan.session if column else ""), {("",) * len(used)})
+        if len(some) > 1:
+            listed = " and ".join(sorted(", ".join(labels) for labels in some)[:2])
+            remedy = f"keep one of them{'' if column else ', or say by a column session_id which session each is of'}"
+            raise UserError(f"{folder / 'participants.tsv'}: rows of {scan.subject} say {listed}; {remedy}")
+        yield scan, next(iter(some))
 
 
 def as_csv(frame: pandas.DataFrame) -> str:
