@@ -5,10 +5,13 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from support.stores import registered, start
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from premed.errors import UserError
 from premed.tracking import model_registry
+
+pytest_plugins = ["support.store_fixtures"]
 
 
 @pytest.mark.slow
@@ -36,3 +39,15 @@ def test_a_temporary_folder_without_room_is_refused_before_torch_ends_the_proces
             model_registry.export(network, np.zeros((2, 8), np.float32), {}, tmp_path / "model")
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+@pytest.mark.parametrize("name", ["scans.v2", "50 % of St. Mary's", 'the "new" ones', "a: b"])
+def test_a_task_may_be_called_as_its_folder_is_whatever_mlflow_takes(store, name):
+    """Else nothing is registered, and the `premed predict models:/…@best` that `premed init` prints finds nothing."""
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
+    runs = {score: start(store, f"digest {score}") for score in (0.5, 0.7)}
+    for score, run in runs.items():
+        registered(store, run, name, network, np.zeros((2, 1, 8, 8), np.float32), score, {})
+    assert model_registry.run_of(store.client, f"models:/{name}@best") == runs[0.7]
+    assert model_registry.run_of(store.client, f"models:/{name}/1") == runs[0.5]
+    assert model_registry.run_of(store.client, model_registry.references(store.client)[0]) == runs[0.7]
