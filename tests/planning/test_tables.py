@@ -140,3 +140,32 @@ def test_names_whose_accents_a_mac_composed_otherwise_are_found(tmp_path):
     task, result = planned(root)
     assert "12 with labels" in result["found"]["images"]
     assert normalize("NFD", "Schädel3.png") in Path(task["table"]).read_text()
+
+
+def test_rows_without_a_file_are_told(tmp_path):
+    """They are left out (`partial`), which changes what is compared."""
+    root = pictures(tmp_path / "scans", "patient,label", lambda n: f"p{n},{'ab'[n % 2]}")
+    for number in (3, 4, 9):
+        (root / f"{number}.png").unlink()
+    task, result = planned(root)
+    assert task["partial"] and any("files that are listed are NOT there (3)" in note for note in result["notes"])
+
+
+@pytest.mark.parametrize("visits", [("baseline", "followup"), ("2019-03-04", "2020-11-30"), ("visit-1", "visit-2")])
+def test_scans_of_a_patient_in_folders_of_visits_are_one_patient_s(tmp_path, visits):
+    for who in range(8):
+        for visit in visits:
+            folder = tmp_path / "scans" / f"patient{who:02d}" / visit
+            folders.scan(folder / "image.nii.gz", folder / "label.nii.gz", who)
+    assert "16 volumes of 8 patients" in planned(tmp_path / "scans")[1]["found"]["images"]
+
+
+def test_of_several_label_maps_for_an_image_it_says_that_there_should_be_one(tmp_path):
+    """As TotalSegmentator has them: labels are there, so that `no labels` mends nothing."""
+    for who in range(4):
+        for organ in ("liver", "spleen"):
+            folders.scan(tmp_path / f"s{who:04d}/ct.nii.gz", tmp_path / f"s{who:04d}/segmentations/{organ}.nii.gz", who)
+    with pytest.raises(
+        UserError, match=r"s0000/segmentations/liver.nii.gz is named as a label map, .* write one map for"
+    ):
+        init.run(tmp_path, machine=Machine(2, 16.0))

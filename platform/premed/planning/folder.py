@@ -90,6 +90,12 @@ def unlabelled(folder: Path) -> UserError:
         return UserError(
             f"{fault}; mend it, or write the YAML by docs/own-data.md and name its columns; images: {tree.described()}"
         )
+    if maps := [name for name in tree.volumes if volume_pairs.parse(name).is_label]:
+        return UserError(
+            f"{folder}: {maps[0]} is named as a label map, and its image is not known by its name, or has several: "
+            "write one map for each image, labels 0 (background), 1, 2, …, as labels/CASE.nii.gz beside "
+            "images/CASE.nii.gz, and call premed init again"
+        )
     what = "label maps in labels/ beside images/, or " if tree.volumes else ""
     return UserError(
         f"{folder}: {tree.described()} and no labels, which a comparison needs: add {what}a CSV with the columns path, "

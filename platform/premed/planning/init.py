@@ -1,6 +1,7 @@
 """`premed init`: recognises a folder's layout, looks at its images, chooses settings, writes a YAML."""
 
 import os
+import re
 import shlex
 from collections.abc import Callable
 from datetime import date
@@ -25,6 +26,9 @@ from premed.tasks.common.recognised import OWN as OWN_TASK
 
 LONG = 45  # minutes
 MOST_FINDINGS = 5
+MISSING = re.compile(
+    "is missing|is (in|listed).* not there|is a link to a file"
+)  # what tasks note of files with `partial`
 OWN = "each image counts as"  # what a task notes where nothing says whose the images are
 
 
@@ -107,6 +111,12 @@ def warnings(looked: Looked, plan: training.Plan) -> list[str]:
         notes.append(f"test has {len(patients)} patient(s): its interval will be wide")
     notes += [f"{finding.where}: {finding.what}" for finding in looked.findings if OWN in finding.what]
     notes += [f"{finding.where}: {finding.what}" for finding in errors[:MOST_FINDINGS]]
+    if looked.fields.get("partial"):
+        absent = [each for each in looked.findings if each.severity == "note" and MISSING.match(each.what)]
+        absent = [each for each in absent if Path(each.where).parent.name != "labelsTr"]  # of these below
+        if absent:
+            first = f"{absent[0].where} {absent[0].what.split(';')[0]}"
+            notes.append(f"files that are listed are NOT there ({len(absent)}), and their images are not used: {first}")
     left_out = [Path(finding.where) for finding in looked.findings if "is left out (task.partial)" in finding.what]
     if unlabelled := [path for path in left_out if path.parent.name == "labelsTr"]:
         notes.append(
