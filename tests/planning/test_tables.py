@@ -1,5 +1,6 @@
 """`premed init` and the tables that people have: whose an image is, which column labels it, and what is wrong."""
 
+import json
 from pathlib import Path
 from unicodedata import normalize
 
@@ -169,3 +170,23 @@ def test_of_several_label_maps_for_an_image_it_says_that_there_should_be_one(tmp
         UserError, match=r"s0000/segmentations/liver.nii.gz is named as a label map, .* write one map for"
     ):
         init.run(tmp_path, machine=Machine(2, 16.0))
+
+
+@pytest.mark.parametrize("suffix", ["", ".nii.gz"])
+def test_a_fold_that_lists_cases_that_are_not_there_is_told(tmp_path, suffix):
+    """One such case is left out and noted; where all are such, that is the fault, and not that labels are missing."""
+    folders.nnunet(tmp_path / "scans")
+    names = sorted(path.name.removesuffix(".nii.gz") for path in (tmp_path / "scans/labelsTr").iterdir())
+    fold = {
+        "train": [f"{name}{suffix}" for name in names[2:]] + ["typo"],
+        "val": [f"{name}{suffix}" for name in names[:2]],
+    }
+    (tmp_path / "scans/splits_final.json").write_text(json.dumps([fold]))
+    if suffix:
+        with pytest.raises(
+            UserError, match="splits_final.json: fold 0 lists .*, and imagesTr has no such case; fix the"
+        ):
+            planned(tmp_path / "scans")
+    else:
+        notes = planned(tmp_path / "scans")[1]["notes"]
+        assert any("NOT there (1)" in note and "fold 0 lists typo" in note for note in notes)

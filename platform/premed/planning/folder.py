@@ -1,5 +1,6 @@
 """What a folder is: asks the tasks whether it is in their layout, lists its cases, looks at its images."""
 
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +21,8 @@ from premed.tasks.common.image_folder import TABLES, table_fault
 from premed.tasks.common.image_tree import find_images
 from premed.tasks.common.recognised import OWN, TABLE, Recognised
 
+MISSING = re.compile(r"is missing|is (in|listed).* not there|is a link to a file|fold \d+ lists")
+"""What tasks say of files that are listed and not there: notes where `partial` is set."""
 FEW_PATIENTS = 10  # of test: an interval over fewer says little
 
 
@@ -120,7 +123,7 @@ def look(folder: Path, recognised: Recognised, listed: Path, progress: Callable[
         findings = [each._replace(where=each.where.replace(f"{temporary}/listing", str(listed))) for each in findings]
         parts, refusals = split_cases(task, test=True)
         if refusals:
-            raise too_few(folder, task, refusals)
+            raise too_few(folder, task, refusals, findings)
         cases = [case for some in parts.values() for case in some]
         found = survey(cases, task.dims, progress)
     if not found.headers or (found.values is None and not found.too_large):
@@ -151,7 +154,7 @@ def num_errors(findings: list[Finding]) -> int:
     return sum(finding.severity == "error" for finding in findings)
 
 
-def too_few(folder: Path, task: Task, refusals: dict[str, UserError]) -> UserError:
+def too_few(folder: Path, task: Task, refusals: dict[str, UserError], findings: list[Finding]) -> UserError:
     """The error for a data set that lacks labelled images for a part; what its lists say wrong, if that is all."""
     task.lenient = True
     parts = split_cases(task, test=True)[0]
@@ -161,7 +164,8 @@ def too_few(folder: Path, task: Task, refusals: dict[str, UserError]) -> UserErr
         return next(iter(refusals.values()))
     labelled = {case.patient for some in parts.values() for case in some if case.label is not None}
     if not labelled:
-        return unlabelled(folder)
+        absent = next((each for each in findings if MISSING.match(each.what)), None)  # all that the lists name, say
+        return UserError(f"{absent.where}: {absent.what}") if absent else unlabelled(folder)
     return UserError(
         f"{folder}: {len(labelled)} patient(s) with labels leave none for {next(iter(refusals))}: train, val and test "
         f"need one each at least, and an interval some {FEW_PATIENTS} in test; label more"

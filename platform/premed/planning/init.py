@@ -1,7 +1,6 @@
 """`premed init`: recognises a folder's layout, looks at its images, chooses settings, writes a YAML."""
 
 import os
-import re
 import shlex
 from collections.abc import Callable
 from datetime import date
@@ -19,16 +18,13 @@ from premed.paths import writing
 from premed.planning import document, images, training
 from premed.planning.choices import Choice, Choices
 from premed.planning.facts import described
-from premed.planning.folder import FEW_PATIENTS, Looked, look, recognise
+from premed.planning.folder import FEW_PATIENTS, MISSING, Looked, look, recognise
 from premed.planning.machine import Machine, this_machine
 from premed.planning.output import refuse_overwriting, settle
 from premed.tasks.common.recognised import OWN as OWN_TASK
 
 LONG = 45  # minutes
 MOST_FINDINGS = 5
-MISSING = re.compile(
-    "is missing|is (in|listed).* not there|is a link to a file"
-)  # what tasks note of files with `partial`
 OWN = "each image counts as"  # what a task notes where nothing says whose the images are
 
 
