@@ -4,14 +4,16 @@ import json
 from pathlib import Path
 from unicodedata import normalize
 
+import numpy as np
 import pytest
 import yaml
 from support import folders
+from support.made_up import radiograph
 
 from premed.errors import UserError
 from premed.planning import init
 from premed.planning.machine import Machine
-from premed.tasks.common import image_folder
+from premed.tasks.common import image_folder, image_paths
 
 
 def pictures(root, header, row, num=24, encoding="utf-8"):
@@ -190,3 +192,61 @@ def test_a_fold_that_lists_cases_that_are_not_there_is_told(tmp_path, suffix):
     else:
         notes = planned(tmp_path / "scans")[1]["notes"]
         assert any("NOT there (1)" in note and "fold 0 lists typo" in note for note in notes)
+
+
+PREFIXES = ["/elsewhere/chest/images/", "C:\\data\\images\\", "images\\", "scans/images/"]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_paths_of_another_machine_and_of_the_folder_above_are_found(tmp_path, prefix):
+    """CheXpert's tables begin all paths with the name of the folder that they lie in."""
+    for number in range(12):
+        folders.picture(tmp_path / f"scans/images/{number}.png")
+    rows = [[f"{prefix}{number}.png", "ab"[number % 2]] for number in range(12)]
+    folders.table(tmp_path / "scans/labels.csv", [["file", "label"], *rows])
+    task, result = planned(tmp_path / "scans")
+    assert "12 pictures of 12 patients, 12 with labels" in result["found"]["images"]
+    assert "images/7.png,b" in Path(task["table"]).read_text().splitlines()
+
+
+def test_a_folder_that_only_some_paths_begin_with_is_not_left_out(tmp_path):
+    """p9/scan.png is not there: its row must not label the only scan.png that is."""
+    folders.picture(tmp_path / "scans/p1/scan.png")
+    root = tmp_path / "scans"
+    where = image_paths.Paths(root, image_folder.find_images(root))
+    assert where.names(["p9/scan.png", "p8/scan.png"]) == {}
+    assert where.names(["p1/scan.png", "p9/scan.png"]) == {"p1/scan.png": "p1/scan.png"}
+
+
+def part_tables(root, **parts):
+    """Pictures in a folder for each part, and a table for each with these numbers of rows."""
+    for part, num in parts.items():
+        rows = [[f"{part}/{number}.png", f"{part}{number // 2}", "ab"[number % 2]] for number in range(num)]
+        for path, _, _ in rows:
+            folders.picture(root / path)
+        folders.table(root / f"{part}.csv", [["path", "patient", "label"], *rows])
+    return root
+
+
+def test_a_table_for_each_part_is_one_table_with_parts(tmp_path):
+    """It took the first of them alone: test.csv, and dealt it into train, val and test."""
+    task, result = planned(part_tables(tmp_path / "scans", train=16, test=8))
+    assert result["found"]["images"].startswith("24 pictures") and "8 test" in result["found"]["parts"]
+    assert task["parts"] == {"train": ["train"], "test": ["test"]} and task["columns"]["part"] == "part"
+
+
+def test_of_tables_that_are_no_parts_the_one_that_lists_the_most_is_taken(tmp_path):
+    _, result = planned(part_tables(tmp_path / "scans", extra=8, main=16))
+    assert result["found"]["images"].startswith("16 pictures")
+    assert any("which are not used: 8" in note for note in result["notes"])
+
+
+def test_patients_are_those_of_the_dicom_files_where_the_table_has_none(tmp_path):
+    """As of folders of classes."""
+    rows = [[f"{n}.dcm", "ab"[n % 2]] for n in range(12)]
+    for number, (name, _) in enumerate(rows):
+        pixels = np.arange(1024, dtype=np.uint16).reshape(32, 32) + number
+        radiograph(tmp_path / "scans" / name, pixels, PatientID=f"P{number // 2}")
+    folders.table(tmp_path / "scans/labels.csv", [["path", "label"], *rows])
+    task, result = planned(tmp_path / "scans")
+    assert "12 pictures of 6 patients" in result["found"]["images"] and task["columns"]["patient"] == "patient"
