@@ -69,3 +69,15 @@ def test_best_knows_the_images_of_versions_that_an_older_premed_registered(store
     run_id = start(store, kind="finetune", tags={"premed.data": "val:a"})
     registered(store, run_id, "scans", module, EXAMPLE, 0.5, {})
     assert str(store.client.get_model_version_by_alias("scans", "best").version) == "2"
+
+
+@pytest.mark.parametrize("name", ["scans.v2", "50 % of St. Mary's", 'the "new" ones', "a: b"])
+def test_a_task_may_be_called_as_its_folder_is_whatever_mlflow_takes(store, name):
+    """Else nothing is registered, and the `premed predict models:/…@best` that `premed init` prints finds nothing."""
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
+    runs = {score: start(store, f"digest {score}") for score in (0.5, 0.7)}
+    for score, run in runs.items():
+        registered(store, run, name, network, np.zeros((2, 1, 8, 8), np.float32), score, {})
+    assert model_registry.run_of(store.client, f"models:/{name}@best") == runs[0.7]
+    assert model_registry.run_of(store.client, f"models:/{name}/1") == runs[0.5]
+    assert model_registry.run_of(store.client, model_registry.references(store.client)[0]) == runs[0.7]

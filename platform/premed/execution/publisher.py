@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +19,7 @@ from premed.execution.recorder import ExperimentRecorder
 from premed.execution.session import Session
 from premed.models.network import Tokens, load_strictly, seeded_init
 from premed.paths import home
+from premed.tracking.model_registry import registered_name
 from premed.tracking.pretrainings import FILE, RECORD_HASH
 from premed.training.artifacts import part_weights, read_card
 from premed.training.setup import StageJob, refuse_changed
@@ -101,4 +101,4 @@ def register(
 
 def encoder_name(experiment: Experiment, task: Task) -> str:
     """The name of the registered model: the experiment's, or its task and strategy."""
-    return re.sub("[/:]", "-", f"{experiment.name or f'{task.name}-{experiment.strategy}'}-encoder")
+    return registered_name(f"{experiment.name or f'{task.name}-{experiment.strategy}'}-encoder")

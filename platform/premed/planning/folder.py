@@ -1,5 +1,6 @@
 """What a folder is: asks the tasks whether it is in their layout, lists its cases, looks at its images."""
 
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,10 +17,12 @@ from premed.data.check import listings, split_cases
 from premed.data.survey import Survey, survey
 from premed.errors import Finding, UserError
 from premed.tasks.common import volume_pairs
-from premed.tasks.common.image_folder import TABLES
+from premed.tasks.common.image_folder import TABLES, table_fault
 from premed.tasks.common.image_tree import find_images
 from premed.tasks.common.recognised import OWN, TABLE, Recognised
 
+MISSING = re.compile(r"is missing|is (in|listed).* not there|is a link to a file|fold \d+ lists")
+"""What tasks say of files that are listed and not there: notes where `partial` is set."""
 FEW_PATIENTS = 10  # of test: an interval over fewer says little
 
 
@@ -86,6 +89,16 @@ def unlabelled(folder: Path) -> UserError:
     above = folder.absolute().parent
     if (above / "dataset.json").is_file() or any((above / name).is_dir() for name in ("labelsTr", "labels")):
         return UserError(f"{folder}: {tree.described()} and no labels, which are in the folder above: name {above}")
+    if fault := table_fault(folder, tree):
+        return UserError(
+            f"{fault}; mend it, or write the YAML by docs/own-data.md and name its columns; images: {tree.described()}"
+        )
+    if maps := [name for name in tree.volumes if volume_pairs.parse(name).is_label]:
+        return UserError(
+            f"{folder}: {maps[0]} is named as a label map, and its image is not known by its name, or has several: "
+            "write one map for each image, labels 0 (background), 1, 2, …, as labels/CASE.nii.gz beside "
+            "images/CASE.nii.gz, and call premed init again"
+        )
     what = "label maps in labels/ beside images/, or " if tree.volumes else ""
     return UserError(
         f"{folder}: {tree.described()} and no labels, which a comparison needs: add {what}a CSV with the columns path, "
@@ -110,7 +123,7 @@ def look(folder: Path, recognised: Recognised, listed: Path, progress: Callable[
         findings = [each._replace(where=each.where.replace(f"{temporary}/listing", str(listed))) for each in findings]
         parts, refusals = split_cases(task, test=True)
         if refusals:
-            raise too_few(folder, task, refusals)
+            raise too_few(folder, task, refusals, findings)
         cases = [case for some in parts.values() for case in some]
         found = survey(cases, task.dims, progress)
     if not found.headers or (found.values is None and not found.too_large):
@@ -141,13 +154,18 @@ def num_errors(findings: list[Finding]) -> int:
     return sum(finding.severity == "error" for finding in findings)
 
 
-def too_few(folder: Path, task: Task, refusals: dict[str, UserError]) -> UserError:
-    """The error for a data set that lacks labelled images for a part."""
+def too_few(folder: Path, task: Task, refusals: dict[str, UserError], findings: list[Finding]) -> UserError:
+    """The error for a data set that lacks labelled images for a part; what its lists say wrong, if that is all."""
     task.lenient = True
     parts = split_cases(task, test=True)[0]
+    if all(
+        parts.get(part) for part in ("train", "val", "test")
+    ):  # there is enough, and something else is wrong with it
+        return next(iter(refusals.values()))
     labelled = {case.patient for some in parts.values() for case in some if case.label is not None}
     if not labelled:
-        return unlabelled(folder)
+        absent = next((each for each in findings if MISSING.match(each.what)), None)  # all that the lists name, say
+        return UserError(f"{absent.where}: {absent.what}") if absent else unlabelled(folder)
     return UserError(
         f"{folder}: {len(labelled)} patient(s) with labels leave none for {next(iter(refusals))}: train, val and test "
         f"need one each at least, and an interval some {FEW_PATIENTS} in test; label more"

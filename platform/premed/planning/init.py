@@ -18,7 +18,7 @@ from premed.paths import writing
 from premed.planning import document, images, training
 from premed.planning.choices import Choice, Choices
 from premed.planning.facts import described
-from premed.planning.folder import FEW_PATIENTS, Looked, look, recognise
+from premed.planning.folder import FEW_PATIENTS, MISSING, Looked, look, recognise
 from premed.planning.machine import Machine, this_machine
 from premed.planning.output import refuse_overwriting, settle
 from premed.tasks.common.recognised import OWN as OWN_TASK
@@ -107,6 +107,12 @@ def warnings(looked: Looked, plan: training.Plan) -> list[str]:
         notes.append(f"test has {len(patients)} patient(s): its interval will be wide")
     notes += [f"{finding.where}: {finding.what}" for finding in looked.findings if OWN in finding.what]
     notes += [f"{finding.where}: {finding.what}" for finding in errors[:MOST_FINDINGS]]
+    if looked.fields.get("partial"):
+        absent = [each for each in looked.findings if each.severity == "note" and MISSING.match(each.what)]
+        absent = [each for each in absent if Path(each.where).parent.name != "labelsTr"]  # of these below
+        if absent:
+            first = f"{absent[0].where} {absent[0].what.split(';')[0]}"
+            notes.append(f"files that are listed are NOT there ({len(absent)}), and their images are not used: {first}")
     left_out = [Path(finding.where) for finding in looked.findings if "is left out (task.partial)" in finding.what]
     if unlabelled := [path for path in left_out if path.parent.name == "labelsTr"]:
         notes.append(

@@ -1,6 +1,7 @@
 """Where a run's artifacts are: a folder of this disk, also after its home was moved, or a server's."""
 
 import re
+import shlex
 import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,7 +45,8 @@ def refuse_moved(uri: str, artifacts: str | None) -> None:
     recorded, here = local_folder(uri, None), local_folder(uri, artifacts)
     if recorded and here and here != recorded:
         before, now = recorded.parents[2].parent, here.parents[2].parent
-        raise UserError(f"MLflow keeps models in {before}, from where this home was moved: ln -s {now} {before}")
+        link = shlex.join(["ln", "-s", str(now), str(before)])
+        raise UserError(f"MLflow keeps models in {before}, from where this home was moved: {link}")
 
 
 def repository(uri: str, artifacts: str | None, tracking_uri: str) -> "ArtifactRepository":

@@ -105,6 +105,11 @@ def _freeing_the_trace() -> Iterator[None]:
                 method.cache_clear()
 
 
+def registered_name(name: str) -> str:
+    """Returns a name as the registry takes it, without what ends a name in a reference or a filter."""
+    return re.sub("[/:'\"]", "-", name)
+
+
 def register(
     client: "MlflowClient", run_id: str, name: str, folder: Path, score: float | None, warn: Callable[[str], None]
 ) -> str:
@@ -115,10 +120,11 @@ def register(
     """
     from mlflow.entities import LoggedModelOutput
 
-    run = client.get_run(run_id)
+    run, name = client.get_run(run_id), registered_name(name)
     digest = run.data.tags.get("premed.digest", "")
     tags = {"premed.digest": digest} | ({} if score is None else {_SCORE: repr(score), _VAL: _val_images(run)})
-    logged = client.create_logged_model(run.info.experiment_id, name, run_id, tags=tags)
+    # MLflow refuses more characters here than in the name of a registered model: a folder may be called scans.v2
+    logged = client.create_logged_model(run.info.experiment_id, re.sub("[.%]", "-", name), run_id, tags=tags)
     try:
         _name(folder, logged, run_id)
         client.log_model_artifacts(logged.model_id, str(folder))
@@ -220,7 +226,7 @@ def run_of(client: "MlflowClient", reference: str) -> str:
         raise UserError(f"{reference}: names no model; {form}{proposals(client, reference)}")
     try:
         get = client.get_model_version_by_alias if mark == "@" else client.get_model_version
-        run_id = get(name, version).run_id
+        run_id = get(registered_name(name), version).run_id
     except MlflowException as error:
         if error.error_code not in UNKNOWN:
             raise

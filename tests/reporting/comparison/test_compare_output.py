@@ -64,6 +64,16 @@ def test_two_exclusive_classes_whose_auc_is_one_have_no_table_of_their_own(store
     assert "mean AUC" in out and "by class" not in out and "malignant" not in out
 
 
+def test_in_the_csv_the_constant_answer_s_score_stands_beside_that_score_alone(store, tmp_path):
+    """An accuracy of always the same answer, beside an AUC, read as the AUC of one: it has 0.5."""
+    for strategy, value in (("none", 0.5), ("mae", 1.5)):
+        add(store, strategy, 0, exclusive(value), score="accuracy")
+    terminal.write_csv(compare(store), tmp_path / "all.csv")
+    lines = list(csv.DictReader((tmp_path / "all.csv").open()))
+    scores = {(line["score"], line["class"]): line["constant"] for line in lines}
+    assert scores.pop(("accuracy", "")) == "0.5" and len(scores) > 2 and {*scores.values()} == {""}
+
+
 def test_the_csv_has_every_number_once(trained, tmp_path):
     result = compare(trained)
     terminal.write_csv(result, tmp_path / "all.csv")

@@ -69,6 +69,8 @@ WRONG = {
     "ignore is a region": ({"background": 0, "a": 1, "ignore": [2, 3]}, "`ignore` must be one number, the highest"),
     "ignore is a class": ({"background": 0, "a": 1, "ignore": 1}, "`ignore` must be one number"),
     "Ignore": ({"0": "background", "1": "a", "2": "IGNORE"}, "nnU-Net's word is `ignore`, in lower case"),
+    "nameless": ({"background": 0, "": 1, "b": 2}, "`labels` has '', which is no name; name what it is"),
+    "blank": ({"0": "background", "1": " ", "2": "b"}, "`labels` has ' ', which is no name; name what it is"),
     "alike": ({"background": 0, "a b": [1, 2], "a_b": [2]}, "'a b' and 'a_b' are both scored as a_b; rename one"),
 }
 

@@ -172,6 +172,8 @@ def lines(result: ComparisonResult) -> Iterator[dict[str, Any]]:
                 for name, score in arm.scores.items():
                     for class_name, estimate in {"": score, **score.classes}.items():
                         cells = {"score": name, "class": class_name} | estimate_cells(estimate)
+                        if name != task.score or class_name:  # it is a value of that score alone: no HD95, no class's
+                            cells["constant"] = ""
                         yield blank_undefined(about | cells | calibration_cells(arm, name, class_name))
 
 

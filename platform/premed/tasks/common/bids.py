@@ -10,6 +10,8 @@ from premed.data.io.readers import VOLUMES
 SUFFIXES = ("T1w", "T2w", "FLAIR", "T1rho", "T2starw", "PDw", "inplaneT1", "ct", "CT", "bold", "dwi", "pet")
 """Kinds of scan, the most wanted first where several are as frequent."""
 MASKS = ("mask", "dseg", "seg", "roi", "label")
+SESSION = ("session", "sessionid", "ses")
+"""Columns of participants.tsv by which a row is of one session alone, as `columns.plain` spells them."""
 RUNNING = ("bold", "dwi")  # a volume for each point in time
 
 
@@ -32,6 +34,11 @@ def is_bids(folder: Path) -> bool:
     """True if the folder holds subjects' folders as BIDS names them, with a table or a description of them."""
     described = (folder / "participants.tsv").is_file() or (folder / "dataset_description.json").is_file()
     return described and next(folder.glob("sub-*/"), None) is not None
+
+
+def entity(key: str, cell: str) -> str:
+    """Returns a cell as names of files have it: sub-01, whether it says sub-01 or 01; empty if the cell is."""
+    return cell if not cell or cell.startswith(f"{key}-") else f"{key}-{cell}"
 
 
 def files(folder: Path, below: str) -> list[Scan]:

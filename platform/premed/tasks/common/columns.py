@@ -15,6 +15,7 @@ from premed.tasks.common.image_tree import part_of
 DELIMITERS = {".csv": (",", ";", "\t", "|"), ".tsv": ("\t", ",", ";"), ".txt": ("\t", ",", ";")}
 LOOKED_AT = 50  # cells of a column, at most, by which it is known to hold paths
 MOST_CLASSES = 30
+LEAST_PATIENTS = 3  # one for each part; a column of fewer names rather sites or readers
 PATIENT = ("patient", "patientid", "patientname", "subject", "subjectid", "participantid", "participant", "person")
 PATIENT = (*PATIENT, "personid", "pid", "mrn", "caseid", "studysubject", "eid", "rid", "ptid", "pat", "patno", "patnr")
 PATIENT = (
@@ -65,6 +66,8 @@ class Roles:
     """The roles of a table's columns."""
 
     patient: str | None = None
+    other_patients: tuple[str, ...] = ()
+    """Columns that could name the patients as well."""
     part: str | None = None
     parts: dict[str, list[str]] = field(default_factory=dict)
     """`parts` of the task; {} if these are its own words."""
@@ -96,14 +99,31 @@ def roles(frame: pandas.DataFrame, path: str) -> Roles:
     twice = {name for name, count in Counter(map(str, frame.columns)).items() if count > 1}
     rest = {name: cells for name, cells in columns.items() if name and name != path and name not in twice}
     found = Roles()
+    if whose := patients_of(rest):
+        found.patient, *others = whose
+        found.other_patients = (*others,)
     for name, cells in rest.items():
-        if plain(name) in PATIENT and found.patient is None and (cells != "").all():
-            found.patient = name
-        elif plain(name) in PART and found.part is None and (parts := parts_of(cells)):
+        if name not in whose and plain(name) in PART and found.part is None and (parts := parts_of(cells)):
             found.part, found.parts = name, parts
-    used = {found.patient, found.part}
+    used = {*whose, found.part}
     found.labels = labels_of({name: cells for name, cells in rest.items() if name not in used})
     return found
+
+
+def patients_of(columns: Mapping[str, pandas.Series]) -> list[str]:
+    """Returns the columns that may name the patients, the one to take first: that with the most images of each.
+
+    Scans of one patient in two parts make scores too good; two patients that count as one cost a little certainty only.
+    One with some empty cells is among them, since the task names their lines; of mostly empty ones nothing is known.
+    """
+
+    def order(name: str) -> tuple[bool, float, int]:
+        cells = [cell for cell in columns[name] if cell]
+        num = len({*cells})
+        return num < LEAST_PATIENTS, num / len(cells), -len(cells)
+
+    some = [name for name in columns if plain(name) in PATIENT and (columns[name] != "").mean() > 0.5]
+    return sorted(some, key=order)
 
 
 def parts_of(cells: Iterable[str]) -> dict[str, list[str]]:
@@ -130,18 +150,21 @@ def labels_of(columns: Mapping[str, pandas.Series]) -> Labels | None:
     }
     binary = [name for name, cells in candidates.items() if is_binary(cells)]
     several = [name for name, cells in candidates.items() if separator_of(cells)]
-    words = [name for name, cells in candidates.items() if name not in binary + several and is_words(cells)]
+    words = [
+        name
+        for name, cells in candidates.items()
+        if name not in binary + several and is_words(cells, is_named=plain(name) in LABEL)
+    ]
     by_name = [name for name in (*several, *words, *binary) if plain(name) in LABEL]
     choice = by_name[0] if by_name else (several or binary or words or [""])[0]
     if not choice:
         return None
     if choice in binary and not by_name:
-        more = {"unknown": [word for word in UNCERTAIN if any(word in set(columns[name]) for name in binary)]}
         why = f"{len(binary)} column(s) of 1 and 0: a yes or no each"
-        return Labels({"labels": binary} | (more if more["unknown"] else {}), why, (*several, *words))
+        return Labels({"labels": binary} | uncertain(columns, binary), why, (*several, *words))
     others = tuple(name for name in (*several, *words, *binary) if name != choice)
     if choice in binary:
-        return Labels({"labels": [choice]}, "a column of 1 and 0: yes or no", others)
+        return Labels({"labels": [choice]} | uncertain(columns, [choice]), "a column of 1 and 0: yes or no", others)
     unknown = sorted({cell for cell in columns[choice] if cell.casefold() in table.MISSING})
     fields: dict[str, object] = {"label": choice}
     if unknown:
@@ -154,6 +177,12 @@ def labels_of(columns: Mapping[str, pandas.Series]) -> Labels | None:
     counts = Counter(cell for cell in columns[choice] if cell and cell not in unknown)
     counted = ", ".join(f"{count} {name}" for name, count in counts.most_common(6))
     return Labels(fields, f"one class each: {counted}" + (", …" if len(counts) > 6 else ""), others)
+
+
+def uncertain(columns: Mapping[str, pandas.Series], names: Sequence[str]) -> dict[str, list[str]]:
+    """Returns the field `unknown` of columns of 1 and 0, where some of their cells are neither."""
+    words = [word for word in UNCERTAIN if any(word in set(columns[name]) for name in names)]
+    return {"unknown": words} if words else {}
 
 
 def is_binary(cells: pandas.Series) -> bool:
@@ -170,7 +199,10 @@ def separator_of(cells: pandas.Series) -> str:
     return ""
 
 
-def is_words(cells: pandas.Series) -> bool:
-    """True if a column's few values come again and again: classes."""
+def is_words(cells: pandas.Series, is_named: bool) -> bool:
+    """True if a column's few values come again and again: classes. is_named: it is called as labels are, and then a
+    class may be of one image, if most images are of classes that have more."""
     counts = Counter(cell for cell in cells if cell and cell.casefold() not in table.MISSING)
+    if is_named and counts.total() < 2 * sum(count for count in counts.values() if count > 1):
+        return 2 <= len(counts) <= MOST_CLASSES
     return 2 <= len(counts) <= min(MOST_CLASSES, max(2, len(cells) // 3)) and min(counts.values()) > 1

@@ -1,18 +1,21 @@
 """Recognises folders for the task `images`: a table and images, a BIDS tree, folders that are called as classes."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas
 
+from premed.errors import UserError
 from premed.safety.files import csv_line
 from premed.tasks.common import bids, columns
-from premed.tasks.common.image_tree import Tree, class_folders, find_images, patients_of_dicom, stem
+from premed.tasks.common.image_paths import Paths
+from premed.tasks.common.image_tree import Tree, class_folders, find_images, part_of, patients_of_dicom, stem
 from premed.tasks.common.patients import guessed_pattern
 from premed.tasks.common.recognised import NAMES, TABLE, Listing, Recognised
-from premed.tasks.common.table import Folder
+from premed.tasks.common.table import read_table
 
 TABLES = tuple(columns.DELIMITERS)
 MOST_TABLES = 20
@@ -26,8 +29,14 @@ def recognise(folder: Path) -> Recognised | None:
     tree = find_images(folder)
     if not tree.names:
         return None
-    found = [each for path in tables(folder) if (each := of_table(folder, path, tree))]
-    return max(found, key=lambda each: len(each.task), default=None) or of_class_folders(folder, tree)
+    where, read = Paths(folder, tree), {path: each for path in tables(folder) if (each := columns.read(path))}
+    if joined := joined_parts({path: frame for path, (frame, _) in read.items()}):
+        frame, names = joined
+        if found := of_table(frame, names, where, tree):
+            return found
+    each = {path: of_table(frame, of(folder, path), where, tree, sign) for path, (frame, sign) in read.items()}
+    ranks = {path: (num_listed(read[path][0], one, where), len(one.task)) for path, one in each.items() if one}
+    return each[max(ranks, key=lambda path: ranks[path])] if ranks else of_class_folders(folder, tree)
 
 
 def tables(folder: Path) -> list[Path]:
@@ -36,16 +45,63 @@ def tables(folder: Path) -> list[Path]:
     return sorted(path for path in files if path.suffix.lower() in TABLES and path.is_file())[:MOST_TABLES]
 
 
+def of(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def num_listed(frame: pandas.DataFrame, found: Recognised, where: Paths) -> int:
+    """The number of images that a table lists."""
+    return len({*where.names(cells_of(frame, found.task["columns"]["path"])).values()})
+
+
+def joined_parts(read: Mapping[Path, pandas.DataFrame]) -> tuple[pandas.DataFrame, str] | None:
+    """Returns the tables that are named as parts (train.csv, valid.csv) as one with a column `part`, and their names.
+
+    None unless there are two at least that have the same columns, train among them.
+    """
+    frames: dict[str, tuple[Path, pandas.DataFrame]] = {}
+    for path, frame in read.items():
+        words = {part for word in re.split(r"[-_. ]+", path.stem) if (part := part_of(word))}
+        if len(words) == 1 and frames.setdefault(words.pop(), (path, frame))[0] != path:
+            return None  # two of one part
+    headers = {tuple(map(str, frame.columns)) for _, frame in frames.values()}
+    if len(frames) < 2 or "train" not in frames or len(headers) > 1 or "part" in headers.pop():
+        return None
+    each = [frame.assign(part=part) for part, (_, frame) in frames.items()]
+    return pandas.concat(each, ignore_index=True), " and ".join(path.name for path, _ in frames.values())
+
+
+def table_fault(folder: Path, tree: Tree) -> str:
+    """Returns why the first table of a folder that `recognise` does not know labels no image; empty without a table."""
+    for path in tables(folder):
+        if (read := columns.read(path)) is None:
+            try:
+                read_table(path)
+            except UserError as error:
+                return str(error)
+            return f"{path}: has one column; set it apart by commas, semicolons, tabs or |"
+        frame, where = read[0], Paths(folder, tree)
+        best = max(map(str, frame.columns), key=lambda name: where.share(cells_of(frame, name)))
+        if where.share(cells_of(frame, best)) < 0.5:
+            names = ", ".join(map(str, frame.columns))[:200]
+            how = "each by its path below the folder, or by a file name that no other has"
+            return f"{path}: none of its columns ({names}) names these images, {how}"
+        what = f"1 and 0, or 2 to {columns.MOST_CLASSES} classes of which most have several images"
+        return f"{path}: none of its columns beside {best} holds labels: {what}"
+    return ""
+
+
 # A table -------------------------------------------------------------------------------------------------------------
 
 
-def of_table(folder: Path, path: Path, tree: Tree) -> Recognised | None:
-    """Returns how a table's labels are read; None if it lists none of the images, or no labels."""
-    if (read := columns.read(path)) is None:
-        return None
-    frame, delimiter = read
+def of_table(
+    frame: pandas.DataFrame, table: str, where: Paths, tree: Tree, delimiter: str | None = None
+) -> Recognised | None:
+    """Returns how a table's labels are read; None if it lists none of the images, or no labels.
+
+    delimiter: that of the file `table`; None: there is no such file, and the table is written.
+    """
     frame = frame.loc[:, [bool(str(name)) for name in frame.columns]]
-    where = Paths(folder, tree)
     best = max(map(str, frame.columns), key=lambda name: where.share(cells_of(frame, name)), default="")
     if not best or where.share(cells_of(frame, best)) < 0.5:
         return None
@@ -58,23 +114,30 @@ def of_table(folder: Path, path: Path, tree: Tree) -> Recognised | None:
     reasons = {"label" if "label" in roles.labels.task else "labels": roles.labels.why}
     if roles.labels.others:
         reasons |= {key: f"{why}; or {', '.join(roles.labels.others[:8])}" for key, why in reasons.items()}
-    listing, column = None, best
-    table = path.relative_to(folder).as_posix()
-    if any(name != where.files.name(cell) for cell, name in names.items()):  # the task would not find these
+    guess, why = ({}, {}) if roles.patient else guessed_pattern([*map(stem, names.values())])
+    unknown = not (roles.patient or guess or "patient" in map(str, frame.columns)) and len(names) <= MOST_DICOM
+    if unknown and (whose := patients_of_dicom(where.files.root, [*names.values()])):
+        frame = frame.assign(patient=[whose.get(names.get(cell, ""), cell) for cell in cells_of(frame, best)])
+        roles.patient, delimiter, why = "patient", None, {"columns": "patient: PatientID of the DICOM files"}
+    listing = None
+    if delimiter is None or any(name != where.files.name(cell) for cell, name in names.items()):
+        # the task would not find these
         completed = frame.copy()
         completed[best] = [names.get(cell, cell) for cell in cells_of(frame, best)]
         listing = Listing("table", ".csv", as_csv(completed), f"{table}, with paths below the root in column {best}")
     else:
         task |= {"table": table} | ({"delimiter": delimiter} if delimiter != "," else {})
-    task |= {"columns": {"path": column} | roles_of_columns(roles, [*map(str, frame.columns)])}
+    task |= {"columns": {"path": best} | roles_of_columns(roles, [*map(str, frame.columns)])}
     if roles.part and roles.parts != {part: [part] for part in ("train", "val", "test")}:
         task["parts"] = roles.parts
         if "val" not in roles.parts:
             reasons["parts"] = "no val of its own: it is carved from train, by patient"
     left = len(tree.names) - len(set(names.values()))
     notes = (f"images without a row in {table}, which are not used: {left}",) if left > 0 else ()
-    patient, why = ({}, {}) if roles.patient else guessed_pattern([*map(stem, names.values())])
-    task |= patient | dict(roles.labels.task)
+    if roles.other_patients:
+        what = f"patients are those of column {roles.patient}; {', '.join(roles.other_patients)} may name them as well"
+        notes = (*notes, f"{what}: set columns.patient if that is right")
+    task |= guess | dict(roles.labels.task)
     return Recognised(f"{table} and {tree.described()}", TABLE, task, reasons | why, notes, listing=listing)
 
 
@@ -88,37 +151,6 @@ def roles_of_columns(roles: columns.Roles, names: list[str]) -> dict[str, str]:
     return {role: name for role, name in named.items() if name} | (
         {"part": ""} if "part" in names and not roles.part else {}
     )
-
-
-class Paths:
-    """Finds the image that a cell of a table names: a path below the root or the images' folder, or a file's name."""
-
-    def __init__(self, folder: Path, tree: Tree):
-        self.files, self.volumes, self.exact = Folder(folder), {*tree.volumes}, {*tree.names}
-        self.loose: dict[str, list[str]] = {}
-        for name in tree.names:
-            parts = PurePosixPath(name).parts
-            for start in range(len(parts)):
-                tail = "/".join(parts[start:])
-                for spelled in {tail, stem(tail)}:
-                    self.loose.setdefault(spelled, []).append(name)
-
-    def find(self, cell: str) -> str | None:
-        """Returns an image's name below the root, however the cell spells it; None if it names none, or several."""
-        below = self.files.name(cell)
-        if below in self.exact:
-            return below
-        found = self.loose.get(below) or self.loose.get(stem(below)) or []
-        return found[0] if len(found) == 1 else None
-
-    def share(self, cells: Sequence[str]) -> float:
-        """Returns the share of the cells that name an image."""
-        some = columns.spread(cells)
-        return sum(self.find(cell) is not None for cell in some) / max(1, len(some))
-
-    def names(self, cells: Sequence[str]) -> Mapping[str, str]:
-        """Returns the image of each cell that names one."""
-        return {cell: name for cell in dict.fromkeys(cells) if cell and (name := self.find(cell)) is not None}
 
 
 # Folders of classes, BIDS -----------------------------------------------------------------------------------------
@@ -164,9 +196,8 @@ def participants(folder: Path) -> Recognised | None:
     if labels is None or not scans:
         return None
     firsts = [several[0] for several in scans.values()]  # of each subject and session
-    used = [*labels.task["labels"]] if "labels" in labels.task else [labels.task["label"]]  # type: ignore[misc]
-    of = {who: [cells_of(frame, str(name))[row] for name in used] for row, who in enumerate(frame["participant_id"])}
-    rows = [[scan.name, scan.subject, *of.get(scan.subject, [""] * len(used))] for scan in firsts]
+    used: list[str] = [*labels.task["labels"]] if "labels" in labels.task else [labels.task["label"]]  # type: ignore[misc]
+    rows = [[scan.name, scan.subject, *cells] for scan, cells in labels_of_scans(folder, frame, used, firsts)]
     text = as_csv(pandas.DataFrame(rows, columns=["path", "patient", *used]))
     key = "label" if "label" in labels.task else "labels"
     why = f"of participants.tsv: {labels.why}" + (f"; or {', '.join(labels.others[:8])}" if labels.others else "")
@@ -174,6 +205,29 @@ def participants(folder: Path) -> Recognised | None:
     listing = Listing("table", ".csv", text, f"participants.tsv and the {suffix} of each subject")
     layout = f"a BIDS tree: {len(firsts)} {suffix} of {len({scan.subject for scan in firsts})} subjects"
     return Recognised(layout, TABLE, task, {key: why}, listing=listing, channels=(suffix,))
+
+
+def labels_of_scans(
+    folder: Path, frame: pandas.DataFrame, used: Sequence[str], scans: Sequence[bids.Scan]
+) -> Iterator[tuple[bids.Scan, Sequence[str]]]:
+    """Yields each scan with its cells of the columns `used` of participants.tsv: those of its session, where rows have
+    sessions. Raises UserError where rows of its subject say different things and none is known to be the scan's."""
+    cells = [*zip(*(cells_of(frame, name) for name in used), strict=True)]
+    subjects = [bids.entity("sub", who) for who in cells_of(frame, "participant_id")]
+    column = next((str(name) for name in frame.columns if columns.plain(str(name)) in bids.SESSION), None)
+    sessions = [bids.entity("ses", each) for each in cells_of(frame, column)] if column else [""] * len(cells)
+    found: dict[tuple[str, str], set[Sequence[str]]] = defaultdict(set)
+    for who, session, labels in zip(subjects, sessions, cells, strict=True):
+        found[who, session].add(labels)
+        if session:
+            found[who, ""].add(labels)  # of scans whose names have no session
+    for scan in scans:
+        some = found.get((scan.subject, scan.session if column else ""), {("",) * len(used)})
+        if len(some) > 1:
+            listed = " and ".join(sorted(", ".join(labels) for labels in some)[:2])
+            remedy = f"keep one of them{'' if column else ', or say by a column session_id which session each is of'}"
+            raise UserError(f"{folder / 'participants.tsv'}: rows of {scan.subject} say {listed}; {remedy}")
+        yield scan, next(iter(some))
 
 
 def as_csv(frame: pandas.DataFrame) -> str:

@@ -81,6 +81,8 @@ def unlike(listing: Path, names: Iterable[str]) -> tuple[str, ...]:
     for name in names:
         called = name.replace(" ", "_")
         refuse_undecodable(f"{listing}: `labels` {name}")
+        if not called.strip("_"):  # `dice/` and nothing would be the mean over all classes
+            raise UserError(f"{listing}: `labels` has {name!r}, which is no name; name what it is")
         if called in by_name:
             raise UserError(
                 f"{listing}: `labels` {by_name[called]!r} and {name!r} are both scored as {called}; rename one"

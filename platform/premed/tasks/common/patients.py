@@ -13,8 +13,10 @@ from pydantic import AfterValidator
 
 from premed.errors import UserError
 
+DATE = r"(?:19|20)\d{2}([-_.]?)(?:0[1-9]|1[0-2])\2(?:0[1-9]|[12]\d|3[01])"
+"""2019-03-04, 20190304: its separator is the second group of what it is in."""
 SCAN = re.compile(
-    r"(.*[^\W_])[-_. /]+(?:(?:ses|session|scan|visit|frame|time|timepoint|tp|phase|run|t|v|s)?-?\d{1,4}"
+    rf"(.*?[^\W_])[-_. /]+(?:{DATE}|(?:ses|session|scan|visit|frame|time|timepoint|tp|phase|run|t|v|s)?-?\d{{1,4}}"
     r"|[a-z]|left|right|pre|post|baseline|followup)",
     re.IGNORECASE,
 )
@@ -66,10 +68,12 @@ def guessed_pattern(names: Sequence[str], others: Sequence[str] = ()) -> tuple[d
     pattern = r"(.+)[-_][^-_/]+"
     fitting = [name for name in others if re.fullmatch(pattern, name)]
     several = several_scans(names) or several_scans([*names, *fitting])
+    if all(re.fullmatch(rf"(.+)[-_]{DATE}", name) for name in [*names, *fitting]):  # its own dashes begin no scan
+        pattern = r"(.+)[-_]\d{4}[-_.]?\d\d[-_.]?\d\d"
     if not several or not all(re.fullmatch(pattern, name) for name in names):
         return {}, {}
     why = "names look like several scans of a patient, who stay in one part; if each is a patient of its own: '(.+)'"
-    wider = r"(.+?)(?:[-_][^-_/]+)?"  # the same patients, and names that do not end so
+    wider = pattern.replace("(.+)", "(.+?)(?:", 1) + ")?"  # the same patients, and names that do not end so
     return {"patient": pattern if len(fitting) == len(others) else wider}, {"patient": why}
 
 

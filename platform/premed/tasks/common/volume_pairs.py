@@ -106,7 +106,8 @@ def parse(name: str) -> File:
             rest.append(word)
     name = "_".join(rest)
     key = [folder for folder in key if folder != name]  # a folder of its own for each case says nothing more
-    return File("/".join([*key, name]), "" if is_label else channel, is_label)
+    key = [*key, name] if name else key or [name]  # patient07/followup/image.nii.gz
+    return File("/".join(key), "" if is_label else channel, is_label)
 
 
 Cases = dict[str, tuple[tuple[str, ...], str | None]]
