@@ -28,7 +28,7 @@ def submit(found, home, overrides):
     return answer.strip(), home / f"premed-{answer.strip()}.log"
 
 
-def until_logged(log, pattern, seconds=300):
+def until_logged(log, pattern, seconds=900):
     for _ in range(seconds):
         text = log.read_text() if log.exists() else ""
         if re.search(pattern, text):
