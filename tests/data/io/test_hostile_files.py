@@ -331,11 +331,18 @@ def changed(whole, changes):
     return whole
 
 
+def own_folder(tmp_path_factory):
+    """A folder for all examples; in that of all tests a dataset.json would be a file above each of theirs."""
+    folder = tmp_path_factory.getbasetemp() / "fuzz"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.mark.parametrize("name", SAMPLES)
 @settings(max_examples=examples(400, least=60))
 @given(changes=CHANGES)
 def test_fuzz_a_damaged_file_is_read_or_refused_in_one_line(tmp_path_factory, name, changes):
-    path = tmp_path_factory.getbasetemp() / name
+    path = own_folder(tmp_path_factory) / name
     path.write_bytes(changed(SAMPLES[name], changes))
     with at_once(60):
         try:
@@ -347,7 +354,7 @@ def test_fuzz_a_damaged_file_is_read_or_refused_in_one_line(tmp_path_factory, na
 @settings(max_examples=examples(200, least=40))
 @given(st.sampled_from(["pt", "json"]), CHANGES)
 def test_fuzz_a_damaged_checkpoint_is_whole_or_unusable(tmp_path_factory, suffix, changes):
-    storage = StageStorage(str(tmp_path_factory.getbasetemp() / "fuzz"), "stage")
+    storage = StageStorage(str(own_folder(tmp_path_factory)), "stage")
     storage.clear("checkpoints")
     manager = CheckpointManager(storage)
     manager.write(Checkpoint(3, {"weights": torch.arange(5.0)}, {"curve": [1.5]}))
@@ -370,7 +377,7 @@ def saved_weights():
 @settings(max_examples=examples(200, least=40))
 @given(st.sampled_from(sorted(saved_weights())), CHANGES)
 def test_fuzz_damaged_weights_of_other_people_are_read_or_refused_in_one_line(tmp_path_factory, suffix, changes):
-    path = tmp_path_factory.getbasetemp() / f"weights{suffix}"
+    path = own_folder(tmp_path_factory) / f"weights{suffix}"
     path.write_bytes(changed(saved_weights()[suffix], changes))
     with at_once(60):
         try:
