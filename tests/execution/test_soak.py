@@ -5,7 +5,6 @@ SOAK_STAGES=2000 for a long one (make soak), SOAK_WORKERS=1 for one on Ray.
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 from contextlib import suppress
@@ -48,9 +47,12 @@ def held_by_others(alive):
 
 
 def growth(values):
-    """By how much the last quarter is above the second one, in medians: in the first what is loaded once comes."""
+    """By how much all of the last quarter is above all of the second one: in the first what is loaded once comes.
+
+    Not in medians: memory goes up and down by 40 MB, and where it is up is chance. What grows is above all that was.
+    """
     quarter = len(values) // 4
-    return statistics.median(values[-quarter:]) - statistics.median(values[quarter : 2 * quarter])
+    return max(min(values[-quarter:]) - max(values[quarter : 2 * quarter]), 0)
 
 
 @pytest.mark.slow
@@ -77,5 +79,5 @@ def test_what_a_command_holds_does_not_grow_with_its_stages(home, chest, tmp_pat
         print(name, [round(value / 2**20) if name == "memory" else value for value in values[:: len(values) // 20]])
     grown = {name: growth(values) for name, values in found.items()}
     print(grown, len(samples))
-    assert grown.pop("memory") <= PER_STAGE * STAGES / 2 + SLACK
+    assert grown.pop("memory") <= PER_STAGE * STAGES / 4 + SLACK
     assert all(value <= 1 for value in grown.values()), grown
