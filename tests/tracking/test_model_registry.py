@@ -61,14 +61,17 @@ def test_best_compares_scores_of_the_same_images_of_val_and_says_when_others_are
 
 
 def test_best_knows_the_images_of_versions_that_an_older_premed_registered(store, module):
-    """By their runs."""
+    """By their runs, once; a version without a run is of no known images."""
     for score, val in ((0.9, "b"), (0.8, "a")):
         run_id = start(store, kind="finetune", tags={"premed.data": f"val:{val}"})
         version = registered(store, run_id, "scans", module, EXAMPLE, score, {})
         store.client.delete_model_version_tag("scans", version, "premed.val")
+    store.client.create_model_version("scans", "file:///elsewhere", tags={"premed.score": "0.99"})  # by hand, no run
     run_id = start(store, kind="finetune", tags={"premed.data": "val:a"})
     registered(store, run_id, "scans", module, EXAMPLE, 0.5, {})
     assert str(store.client.get_model_version_by_alias("scans", "best").version) == "2"
+    kept = {int(each.version): each.tags.get("premed.val") for each in store.client.search_model_versions()}
+    assert kept == {1: "b", 2: "a", 3: None, 4: "a"}  # asked for once
 
 
 @pytest.mark.parametrize("name", ["scans.v2", "50 % of St. Mary's", 'the "new" ones', "a: b"])

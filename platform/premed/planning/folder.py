@@ -158,9 +158,7 @@ def too_few(folder: Path, task: Task, refusals: dict[str, UserError], findings: 
     """The error for a data set that lacks labelled images for a part; what its lists say wrong, if that is all."""
     task.lenient = True
     parts = split_cases(task, test=True)[0]
-    if all(
-        parts.get(part) for part in ("train", "val", "test")
-    ):  # there is enough, and something else is wrong with it
+    if all(parts.get(part) for part in ("train", "val", "test")):  # enough, and something else is wrong with it
         return next(iter(refusals.values()))
     labelled = {case.patient for some in parts.values() for case in some if case.label is not None}
     if not labelled:

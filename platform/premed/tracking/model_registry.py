@@ -186,7 +186,10 @@ def _point_best(client: "MlflowClient", name: str, newest: str, warn: Callable[[
         return (-math.inf if math.isnan(score) else score), -int(version.version)
 
     versions = {str(each.version): each for each in client.search_model_versions(f"name = '{name}'")}
-    images = {number: each.tags.get(_VAL) or _val_images_of(client, each) for number, each in versions.items()}
+    images = {
+        number: each.tags[_VAL] if _VAL in each.tags else _val_images_of(client, each)
+        for number, each in versions.items()
+    }
     others = [number for number in versions if images[number] != images[newest]]
     best = max((each for number, each in versions.items() if number not in others), key=rank)
     before = client.get_registered_model(name).aliases.get(BEST)
@@ -205,15 +208,19 @@ def _val_images(run: Any) -> str:
 
 
 def _val_images_of(client: "MlflowClient", version: Any) -> str:
-    """The same of a version that was registered without it."""
+    """The same of a version that was registered without it, which then has it: asked for each version once."""
     from mlflow.exceptions import MlflowException
 
+    if not version.run_id:  # registered by hand
+        return ""
     try:
-        return _val_images(client.get_run(version.run_id))
+        found = _val_images(client.get_run(version.run_id))
     except MlflowException as error:
         if error.error_code not in UNKNOWN:
             raise
         return ""  # its run is gone
+    client.set_model_version_tag(version.name, str(version.version), _VAL, found)
+    return found
 
 
 def run_of(client: "MlflowClient", reference: str) -> str:
