@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from premed.config.expand import fan_out
 from premed.errors import UserError
 from premed.execution import estimate as estimating
 from premed.execution import networks, runner
-from premed.execution.estimate import estimate, in_own_process
+from premed.execution.estimate import estimate
 from premed.reporting.console import show_estimate
 from premed.training.cost import Speed
 
@@ -25,7 +26,7 @@ def measured(found, speed=SPEED, events=None):
     """The estimate of experiments whose stages all have that speed, and the kinds of stages that were measured."""
     kinds = []
 
-    def measure(job):
+    def measure(job, at_once):
         kinds.append(job.stage.kind)
         return speed
 
@@ -85,10 +86,31 @@ def test_what_cannot_fit_is_refused(chest, home, speed, words):
         measured([experiment(chest, SCRATCH)], Speed(**{**vars(SPEED), **speed}))
 
 
-def test_a_process_that_runs_out_of_memory_is_one_line():
-    assert in_own_process("pretrain", abs, -1) == 1
-    with pytest.raises(UserError, match="^pretrain: does not fit: its process was killed, .*; make smaller task.roi"):
-        in_own_process("pretrain", exec, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+def test_workers_and_stages_that_train_at_once_are_measured_at_once(chest, home, monkeypatch):
+    asked = []
+
+    def run_processes(what, function, job, **how):
+        asked.append((what, *how.values()))
+        return [SPEED, replace(SPEED, step=4.0, memory_mb=1100.0, prepare=1.0)]
+
+    monkeypatch.setattr(estimating, "num_cpus", lambda: 8.0)
+    monkeypatch.setattr(estimating, "run_processes", run_processes)
+    found = estimate(experiments(chest, train={"workers": 2, "cpus": 1}), lambda line: None)
+    # the three experiments of `none` run beside the pre-training, for which those of `mae` wait
+    assert {kind: how for kind, *how in asked} == {
+        "pretrain": [2, 4, False],
+        "finetune": [2, 4, False],
+        "test": [2, 4, False],
+    }
+    assert found.stages[0].images_per_second == 16 / 3 and found.stages[0].memory_mb == 1100
+    assert not any("workers" in note for note in found.notes)
+    asked.clear()
+    estimate(experiments(chest, train={"workers": 2, "cpus": 1})[3:], lambda line: None)
+    assert {kind: how[1] for kind, *how in asked} == {"pretrain": 1, "finetune": 3, "test": 3}
+    monkeypatch.setattr(estimating, "num_cpus", lambda: 1.0)
+    asked.clear()
+    found = estimate(experiments(chest, train={"workers": 2, "cpus": 1}), lambda line: None)
+    assert asked[0][1:] == (1, 1, False) and found.notes[0].startswith("of 2 workers 1, for which this machine")
 
 
 def test_a_run_is_refused_where_the_disk_has_no_room_for_its_checkpoints(chest, home, monkeypatch):

@@ -48,6 +48,13 @@ def test_the_steps_are_spread_over_the_training_and_stay_in_their_data_sets():
     assert sum(of_second) / len(taken) == pytest.approx(40 / 140, abs=0.1)  # as in the whole training
 
 
+@pytest.mark.parametrize(("workers", "ranks", "taken"), [(3, 1, 4), (3, 2, 7), (3, 3, 10), (1, 3, 10)])
+def test_ranks_take_the_share_of_so_many_workers(workers, ranks, taken):
+    plan = AlternatingSampler((100,), 10, 100, 0, "pretrain", 1)
+    step = FewSteps(plan, plan.sizes, plan.sizes, workers, ranks).at(0)
+    assert step.samples.tolist() == plan.at(0).samples[:taken].tolist() and len(step.epoch) == taken
+
+
 def test_a_single_step_is_repeated():
     class One:
         num_steps = 1

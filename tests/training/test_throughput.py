@@ -101,6 +101,20 @@ def test_validations_and_checkpoints_do_not_count_as_training_time(chest, tmp_pa
     )  # an image a second at least
 
 
+def test_the_steps_in_which_libraries_settle_are_not_the_speed_of_the_first_point(chest, tmp_path, clock, monkeypatch):
+    after_step, steps = MAE.after_step, []
+
+    def train_slowly_at_first(self, progress):
+        steps.append(clock.seconds)
+        clock.seconds += 100 if len(steps) <= 3 else 1
+        return after_step(self, progress)
+
+    monkeypatch.setattr(MAE, "after_step", train_slowly_at_first)
+    events, _ = pretrained(chest, tmp_path, pretrain={"batch": 4, "validations": 1}, train={"log_steps": 5})
+    speeds = [point["pace/samples_per_second"] for point in throughput_by_step(events).values()]
+    assert len(speeds) == 2 and min(speeds) >= 1  # an image a second at least: the last batch of an epoch is smaller
+
+
 def test_a_curve_does_not_depend_on_speed(chest, tmp_path, clock, monkeypatch):
     _, undisturbed = pretrained(chest, tmp_path / "a")
     slow(monkeypatch, clock, reading=4, training=1)

@@ -1,15 +1,13 @@
 """`premed run --estimate`: what experiments will take on this machine, before anything is trained.
 
-Each kind of stage is measured once (`training/measure.py`), in a process of its own; stages that experiments share are
-counted once, as if none were finished. What cannot fit is refused.
+Each kind of stage is measured once (`training/measure.py`), in as many processes as will train at once on this machine;
+stages that experiments share are counted once, as if none were finished. What cannot fit is refused.
 """
 
-import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -21,8 +19,8 @@ from premed.contracts import Case, Task
 from premed.data.cache import Cache
 from premed.data.datamodule import stage_data_sets
 from premed.data.io.memory import busy_words, load, memory, num_cpus
-from premed.data.processes import prepare as prepare_process
 from premed.errors import UserError
+from premed.execution.local_processes import run_processes
 from premed.execution.machine import refuse_full_disk
 from premed.execution.networks import BUILDING, CHECKPOINTS
 from premed.execution.preflight import Resolved, resolve, validate
@@ -35,7 +33,8 @@ from premed.training.setup import StageJob, make_objective
 
 COPIES = 2  # of the weights that a stage ends with: in storage, and in MLflow
 FULL = 0.95  # the share of the memory from which on Ray ends workers
-Measure = Callable[[StageJob], Speed]
+Measure = Callable[[StageJob, int], Speed]
+"""Measures a stage of which so many run at once."""
 
 
 class Planned(NamedTuple):
@@ -91,22 +90,22 @@ def estimate(
 ) -> Estimate:
     """Measures and returns what the experiments take. Raises UserError for what cannot fit.
 
-    tell: called with a line for each stage that was measured. measure: measures a stage; None: in a process of its own.
+    tell: called with a line for each stage that was measured. measure: measures a stage; None: in processes of its own,
+    as many as will train at once.
     """
     busy = busy_words(load(), num_cpus())
     resolved = resolve(experiments)
     validate(resolved)
     stages = planned_stages(resolved)
-    speeds = measured_speeds(stages, tell, measure)
-    costs = [cost_of(stage, speeds[key_of(stage.job.stage)]) for stage in stages]
     first = stages[0].job
-    slots = at_once(first)
+    slots = min(at_once(first), len(resolved))
+    speeds = measured_speeds(stages, tell, slots, len(resolved), measure or measure_apart)
+    costs = [cost_of(stage, speeds[key_of(stage.job.stage)]) for stage in stages]
     prepare_images, prepare_seconds, cache_bytes = to_prepare(resolved, stages, speeds)
     chains = [
         sum(c.seconds for s, c in zip(stages, costs, strict=True) if n in s.experiments) for n in range(len(resolved))
     ]
     total = sum(each.seconds for each in costs)
-    slots = min(slots, len(resolved))
     largest = sorted((each.speed.checkpoint_bytes for each in costs), reverse=True)[:slots]
     stays = sum(COPIES * each.speed.parts_bytes for each in costs)
     workers = max(first.train.max_workers, 1)
@@ -154,36 +153,39 @@ def key_of(stage: Stage) -> str:
 
 
 def measured_speeds(
-    stages: Sequence[Planned], tell: Callable[[str], None], measure_here: Measure | None
+    stages: Sequence[Planned], tell: Callable[[str], None], slots: int, experiments: int, measure: Measure
 ) -> dict[str, Speed]:
-    """Measures a stage of each key."""
+    """Measures a stage of each key, beside as many as run with it: experiments that need it wait for it."""
     speeds: dict[str, Speed] = {}
     for planned in stages:
         key, stage = key_of(planned.job.stage), planned.job.stage
         if key not in speeds:
-            speeds[key] = (measure_here or measure_apart)(planned.job)
+            speeds[key] = measure(planned.job, min(slots, 1 + experiments - len(planned.experiments)))
             step = speeds[key].step
             speed = f", {stage.training.batch / step:.3g} images/s" if step else ""  # type: ignore[union-attr]
             tell(f"{DOING[stage.kind]}: measured{speed}")
     return speeds
 
 
-def measure_apart(job: StageJob) -> Speed:
-    """Measures in a process of its own, whose memory is the stage's alone. Raises UserError if there is not enough."""
-    return in_own_process(job.stage.kind, measure, job)
+def measure_apart(job: StageJob, stages: int) -> Speed:
+    """Measures in processes of their own: all workers that this machine has room for, of `stages` stages at once, since
+    they share its caches and the way to its memory.
+
+    Returns the means, and the most memory of a process. Raises UserError if there is not enough.
+    """
+    ranks, gpu = workers_here(job), job.train.gpu
+    speeds: list[Speed] = run_processes(job.stage.kind, measure, job, ranks=ranks, groups=stages, gpu=gpu)
+    means = {name: fmean(getattr(each, name) for each in speeds) for name in ("step", "start", "val", "probe")}
+    most = {name: max(getattr(each, name) for each in speeds) for name in ("memory_mb", "prepare")}
+    on_gpus = [each.gpu_memory_mb for each in speeds if each.gpu_memory_mb is not None]
+    return replace(speeds[0], gpu_memory_mb=max(on_gpus, default=None), **means, **most)
 
 
-def in_own_process(what: str, function: Callable[..., Any], *args: Any) -> Any:
-    """The result of `function(*args)`. Raises UserError, which begins with `what`, if there is not memory enough."""
-    remedy = "make smaller task.roi, the batch or the encoder; or raise train.accumulate"
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=prepare_process) as pool:
-        try:
-            return pool.submit(function, *args).result()
-        except BrokenProcessPool:
-            reason = "its process was killed, most likely because memory ran out"
-            raise UserError(f"{what}: does not fit: {reason}; {remedy}") from None
-        except torch.OutOfMemoryError:
-            raise UserError(f"{what}: does not fit into the GPU's memory; {remedy}") from None
+def workers_here(job: StageJob) -> int:
+    """The workers of a stage that this machine has room for at once; at least one."""
+    train = job.train
+    most = int(num_cpus() / train.cpus + 1e-9)
+    return max(1, min(train.max_workers, most, torch.cuda.device_count() if train.gpu else most))
 
 
 def cost_of(planned: Planned, speed: Speed) -> Cost:
@@ -267,8 +269,10 @@ def rows(stages: Sequence[Planned], costs: Sequence[Cost]) -> list[StageEstimate
 def notes(resolved: Sequence[Resolved], stages: Sequence[Planned]) -> list[str]:
     """What the numbers leave out, where it matters."""
     found = []
-    if max(planned.job.train.max_workers for planned in stages) > 1:
-        found.append("one worker was measured: what several tell each other is not in it")
+    workers, here = max((planned.job.train.max_workers, workers_here(planned.job)) for planned in stages)
+    if workers > here:
+        few = f"of {workers} workers {here}, for which this machine has room, {'were' if here > 1 else 'was'} measured"
+        found.append(f"{few}: what the others add to each other's work and messages is not in it")
     if any(each.experiment.pretrain and getattr(each.experiment.pretrain, "stop", None) for each in resolved):
         found.append("a pre-training that the probe ends is shorter")
     return found

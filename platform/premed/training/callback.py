@@ -31,7 +31,7 @@ from premed.training.checkpoint import KEPT, CheckpointManager
 from premed.training.evaluate import evaluate
 from premed.training.stopping import interruptible
 from premed.training.storage import StageStorage
-from premed.training.throughput import Throughput
+from premed.training.throughput import SETTLING, Throughput
 
 SHOWN = 20  # names of samples in an error message
 
@@ -50,9 +50,9 @@ class TrainingCallback:
     sample_names: the case names of a step's samples. score: the validation metric that selects the weights to keep,
     higher is better (None: the last ones are kept). measures: called at each validation on every rank; their numbers
     are scores of val, too. patience: the number of validations without a better score after which the training ends
-    (None: it does not). on_event: does nothing except on the first rank (`run_stage`).
-    report: called with the metrics of each validation, on every rank. spread_over: the number of steps over which the
-    validations are spread, if `plan` ends earlier. throughput: None if there is no gradient descent to measure.
+    (None: it does not). on_event: does nothing except on the first rank (`run_stage`). report: called with the metrics
+    of each validation, on every rank. spread_over: the number of steps over which the validations are spread, if `plan`
+    ends earlier. throughput: None if there is no gradient descent to measure.
     """
 
     def __init__(
@@ -95,14 +95,14 @@ class TrainingCallback:
         self.best: dict[str, Any] = {}  # step, value, summary
         self.seconds = 0.0  # before the last restart
         self.began = time.monotonic()
-        self.measured = 0  # the step since which the throughput is measured
+        self.measured, self.settling = 0, True  # the throughput is measured since this step; no point had its own yet
         self.unvalidated: int | None = None  # the step of a checkpoint whose validation is still to be done
         self.worse = 0  # validations in a row without a better score
         self.ended: int | None = None  # the step at which the training ended early
         self.reset()
 
     def reset(self) -> None:
-        """Resets what is summed up since the last point of the curve."""
+        """Forgets what is summed up since the last point of the curve."""
         self.total, self.count = torch.zeros((), dtype=torch.float64, device=self.device), 0
         self.not_finite = torch.full((), math.inf, dtype=torch.float64, device=self.device)  # first such step
 
@@ -125,7 +125,8 @@ class TrainingCallback:
             self.save(step)
         if validates and self.stop_asked(step, validates):
             self.stop(step)
-        if self.throughput and self.count == 0:
+        if self.throughput and (self.count == 0 or (self.settling and self.count == SETTLING)):
+            self.measured = step
             self.throughput.start()
         return False
 
@@ -165,7 +166,7 @@ class TrainingCallback:
         """Returns speed and memory since the last point. Emits an event, once, if data loading is the bottleneck."""
         if self.throughput is None:
             return {}
-        steps, self.measured = range(self.measured, step), step
+        steps, self.measured, self.settling = range(self.measured, step), step, False
         numbers = self.throughput.stop(sum(len(self.plan.at(done).samples) for done in steps))
         if bottleneck := self.throughput.bottleneck():
             self.on_event(bottleneck)

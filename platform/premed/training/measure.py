@@ -1,42 +1,49 @@
 """Measures how fast a stage is on this machine, and the memory that it needs, on some of its steps and images.
 Nothing is saved but prepared images.
 
-Steps are taken evenly from the whole training, with a few images in place of all, from random weights. Of several
-workers one is measured, on its share of a step: what they tell each other is not in it.
+Steps are taken evenly from the whole training, with a few images in place of all, from random weights. In a process
+group all ranks measure together, each on its share of a step, and what they tell each other is in it; where a stage has
+more workers, these ranks are the first of them.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from premed.config.settings import PRETRAINING, Finetune, Pretrain
-from premed.contracts import BatchIndices, BatchSampler, Case, DataSet, Sample
+from premed.contracts import BatchIndices, BatchSampler, Case, DataSet, Objective, Sample
 from premed.data.cache import Cache
 from premed.data.datamodule import Tasks, stage_data_sets
 from premed.data.loader import PreparedLoader
+from premed.distributed import rank_and_world
 from premed.errors import UserError
 from premed.training.closed_form import extract_features
 from premed.training.cost import Speed, cases_of, sizes
 from premed.training.device import device_of, forget_peak_memory, keep_freed_memory, peak_memory_mb, precision_of
 from premed.training.evaluate import evaluate
-from premed.training.fit import fit, share
+from premed.training.fit import distributed, fit, share
 from premed.training.online_probe import EMBEDDED, collapse_measures, make_probe
 from premed.training.optimizer import make_optimizer
 from premed.training.schedule import planned
 from premed.training.setup import StageJob, TrainingSetup, make_objective, prepared
 from premed.training.supervised import Supervised
+from premed.training.throughput import SETTLING
 
-STEPS, FIRST = 20, 3  # steps that are measured, and before them those in which libraries and memory settle
+STEPS = 20  # that are measured, after SETTLING
 FEW, FEW_VAL = 16, 4  # images of each data set
 MANY_VAL = 64  # of val, the few again and again: as many as go through a network at once (`data/views.py`)
 PROBED = 8  # fixed views of the online probe
 
 
-def measure(job: StageJob) -> Speed:
-    """Measures a stage in this process, which should do nothing else."""
+def measure(job: StageJob, together: Callable[[], int] = lambda: 0) -> Speed:
+    """Measures a stage in this process, which should do nothing else; every rank must call it.
+
+    together: waits for all processes that measure at once, and gives each a number from 0 on.
+    """
     job = replace(job, parent=None)  # from random weights
     forget_peak_memory()
     if not job.train.gpu:
@@ -45,7 +52,7 @@ def measure(job: StageJob) -> Speed:
         torch.set_num_threads(max(1, int(job.train.cpus)))  # as Ray has it
     tasks, numbers = Tasks(), dict[str, float]()
     data_sets = stage_data_sets(job.stage, tasks)
-    train, val = few_samples(job, data_sets, numbers)
+    train, val = few_samples_in_turn(job, data_sets, numbers, together)
     device, precision = device_of(job.train), precision_of(job.train)
     objective, loaded = make_objective(job, data_sets)
     objective.to(device)
@@ -57,19 +64,15 @@ def measure(job: StageJob) -> Speed:
     accumulate = job.train.micro_batches(max(job.train.max_workers, 1))
     setup = TrainingSetup(data_sets, train, val, objective, loaded, plan, schedule, device, precision, accumulate)
     if job.stage.kind != "test":
-        began = clock()
-        if objective.num_solutions:
-            assert isinstance(objective, Supervised)
-            head = objective.network.head
-            for _ in head.solve(*extract_features(objective.network, objective.task, train, precision)):
-                pass
-        else:
-            objective.on_start(train)
-        numbers["start"] = (clock() - began) / len(train)
+        together()
+        numbers["start"] = seconds_before_steps(objective, train, precision, clock)
         if not objective.num_solutions:
+            together()
             numbers["step"] = seconds_per_step(job, setup, optimizer, clock)
+    together()
     numbers["val"] = seconds_per_val_image(job, setup, clock)
     if isinstance(settings, Pretrain) and settings.probe:
+        together()
         numbers |= probe_speed(job, setup, tasks, settings, clock)
     state = [objective.state_dict(), optimizer.state_dict()]
     gpu = torch.cuda.max_memory_reserved(device) / 2**20 if device.type == "cuda" else None
@@ -92,6 +95,16 @@ class Clock:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.monotonic()
+
+
+def few_samples_in_turn(
+    job: StageJob, data_sets: Sequence[DataSet], numbers: dict[str, float], together: Callable[[], int]
+) -> tuple[list[Sample], list[Sample]]:
+    """`few_samples`, which one process prepares; the others then find them in the cache."""
+    if not (turn := together()):
+        found = few_samples(job, data_sets, numbers)
+    together()
+    return few_samples(job, data_sets, numbers) if turn else found
 
 
 def few_samples(
@@ -132,17 +145,20 @@ def spread(cases: Sequence[Case], most: int) -> list[Case]:
 
 
 class FewSteps:
-    """A BatchSampler: some steps of `plan`, the first worker's share of each, on the few samples that there are."""
+    """A BatchSampler: some steps of `plan`, of each the share of the first `ranks` of all workers, on the few samples
+    that there are."""
 
-    num_steps = FIRST + STEPS
+    num_steps = SETTLING + STEPS
 
-    def __init__(self, plan: BatchSampler, sizes: Sequence[int], few: Sequence[int], workers: int):
+    def __init__(self, plan: BatchSampler, sizes: Sequence[int], few: Sequence[int], workers: int, ranks: int = 1):
         """sizes, few: the number of images of each data set, of all and of those that there are."""
-        self.plan, self.sizes, self.few, self.workers = plan, sizes, few, workers
+        self.plan, self.sizes, self.few, self.workers, self.ranks = plan, sizes, few, workers, ranks
 
     def at(self, step: int) -> BatchIndices:
         whole = self.plan.at(step * self.plan.num_steps // self.num_steps)
-        own = share(whole, 0, self.workers)[0]
+        shares = [share(whole, rank, self.workers)[0] for rank in range(min(self.ranks, self.workers))]
+        taken = np.concatenate([each.samples for each in shares])
+        own = BatchIndices(np.concatenate([np.asarray(each.epoch) for each in shares]), taken)
         samples = own.samples.copy()
         before, of_few = 0, 0
         for size, few in zip(self.sizes, self.few, strict=True):
@@ -150,6 +166,22 @@ class FewSteps:
             samples[inside] = of_few + (own.samples[inside] - before) % few
             before, of_few = before + size, of_few + few
         return own._replace(samples=samples)
+
+
+def seconds_before_steps(
+    objective: Objective, train: Sequence[Sample], precision: torch.dtype, clock: Callable[[], float]
+) -> float:
+    """Of one worker, for each training image: what an objective does before its first step, or a closed form."""
+    began = clock()
+    if not objective.num_solutions:
+        objective.on_start(train)  # on every worker the same
+        return (clock() - began) / len(train)
+    assert isinstance(objective, Supervised)
+    found = extract_features(objective.network, objective.task, train, precision)
+    if rank_and_world()[0] == 0:
+        for _ in objective.network.head.solve(*found):
+            pass
+    return (clock() - began) / len(train) * rank_and_world()[1]
 
 
 def seconds_per_step(
@@ -173,9 +205,9 @@ def seconds_per_step(
         return False
 
     fit(
-        setup.objective,
+        distributed(setup.objective),
         source,
-        FewSteps(setup.plan, sizes(job, setup.data_sets), few, max(how.max_workers, 1)),
+        FewSteps(setup.plan, sizes(job, setup.data_sets), few, max(how.max_workers, 1), rank_and_world()[1]),
         setup.schedule,
         optimizer,
         callback,
@@ -183,11 +215,11 @@ def seconds_per_step(
         clip=settings.clip,
         precision=setup.precision,
     )
-    return (times[-1] - times[FIRST - 1]) / STEPS
+    return (times[-1] - times[SETTLING - 1]) / STEPS
 
 
 def seconds_per_val_image(job: StageJob, setup: TrainingSetup, clock: Callable[[], float]) -> float:
-    """The mean over all of val: data sets take different times, and differ in size."""
+    """Of one worker, the mean over all of val: data sets take different times, and differ in size."""
     total, num_val = 0.0, 0
     for number, data_set in enumerate(setup.data_sets):
         if own := [sample for sample in setup.val if sample.data_set == number]:
@@ -200,7 +232,7 @@ def seconds_per_val_image(job: StageJob, setup: TrainingSetup, clock: Callable[[
                 began = clock()
                 collapse_measures(setup._replace(val=own))
                 total += min(size, EMBEDDED) * (clock() - began) / len(own)
-    return total / num_val
+    return total / num_val * rank_and_world()[1]
 
 
 def probe_speed(
@@ -217,7 +249,7 @@ def probe_speed(
     probe.measure()
     seconds, samples = clock() - began, [*probe.train, *probe.val]
     num_views = sum(len(probe.objective.task.tiles(sample)) for sample in samples)
-    return {"probe": seconds / num_views, "views": num_views / len(samples)}
+    return {"probe": seconds / num_views * rank_and_world()[1], "views": num_views / len(samples)}
 
 
 def num_bytes(state: object) -> int:

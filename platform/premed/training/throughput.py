@@ -20,6 +20,7 @@ from premed.distributed import rank_and_world
 from premed.events import DataLoadingBottleneck
 
 BOTTLENECK = 0.5  # share of the time spent waiting for data above which the user is warned
+SETTLING = 3  # first steps, in which libraries and memory settle: they are no training's speed
 WARM_UP = 30.0  # seconds of training before the user is warned
 
 
