@@ -175,10 +175,16 @@ def measure_apart(job: StageJob, stages: int) -> Speed:
     """
     ranks, gpu = workers_here(job), job.train.gpu
     speeds: list[Speed] = run_processes(job.stage.kind, measure, job, ranks=ranks, groups=stages, gpu=gpu)
-    means = {name: fmean(getattr(each, name) for each in speeds) for name in ("step", "start", "val", "probe")}
-    most = {name: max(getattr(each, name) for each in speeds) for name in ("memory_mb", "prepare")}
-    on_gpus = [each.gpu_memory_mb for each in speeds if each.gpu_memory_mb is not None]
-    return replace(speeds[0], gpu_memory_mb=max(on_gpus, default=None), **means, **most)
+    return replace(
+        speeds[0],
+        step=fmean(each.step for each in speeds),
+        start=fmean(each.start for each in speeds),
+        val=fmean(each.val for each in speeds),
+        probe=fmean(each.probe for each in speeds),
+        memory_mb=max(each.memory_mb for each in speeds),
+        gpu_memory_mb=max((each.gpu_memory_mb for each in speeds if each.gpu_memory_mb is not None), default=None),
+        prepare=max(each.prepare for each in speeds),  # by the one that prepared
+    )
 
 
 def workers_here(job: StageJob) -> int:
