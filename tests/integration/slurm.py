@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from integration.clusters import BIN, ONLY_OURS, PATIENT, end
@@ -73,16 +74,25 @@ class Slurm:
                 return job
             if job["JobState"] in ("FAILED", "CANCELLED", "TIMEOUT", "COMPLETED"):
                 raise RuntimeError(f"job {number} is {job['JobState']} with {job['ExitCode']}")
+            self.refuse_held(job)
             time.sleep(2)
         raise TimeoutError(f"job {number} is {job['JobState']} ({job.get('Reason')}), not {state}")
 
+    def refuse_held(self, job: dict[str, str]) -> None:
+        """Raises RuntimeError, with what the nodes wrote, if the job did not start and never will."""
+        if "held" in job["Reason"]:
+            logs = "\n".join(log.read_text()[-1000:] for log in sorted(self.folder.glob("*/slurmd.log")))
+            raise RuntimeError(f"job {job['JobId']} is held: {job['Reason']}\n{logs}")
+
 
 @contextmanager
-def slurm(folder: Path, *names: str) -> Iterator[Slurm]:
+def slurm(*names: str) -> Iterator[Slurm]:
     """A controller and a node of one CPU per name, up and idle; for `JOBS` jobs."""
     if absent := [name for name in ("slurmctld", "slurmd", "sbatch", "munged") if not shutil.which(name)]:
         pytest.skip(f"{', '.join(absent)}: not installed: apt-get install slurmctld slurmd slurm-client munge")
     with machines(CONTROL, *names) as (control, *nodes), ExitStack() as stack:
+        # short, not pytest's: with more than 108 letters slurmd makes no socket for a job, which is then held for ever
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="slurm-", dir="/tmp")))
         jobs = range(first_job := 1000 + secrets.randbelow(2**20), first_job + JOBS)
         for job in jobs:  # where premed.sbatch has Ray's files, which no two nodes share
             Path(f"/tmp/premed-{job}").mkdir()

@@ -28,12 +28,13 @@ def submit(found, home, overrides):
     return answer.strip(), home / f"premed-{answer.strip()}.log"
 
 
-def until_logged(log, pattern, seconds=900):
-    for _ in range(seconds):
+def until_logged(found, number, log, pattern, seconds=600):
+    for _ in range(seconds // 2):
         text = log.read_text() if log.exists() else ""
         if re.search(pattern, text):
             return text
-        time.sleep(1)
+        found.refuse_held(found.job(number))
+        time.sleep(2)
     raise TimeoutError(f"no {pattern} in:\n{text[-3000:]}")
 
 
@@ -52,17 +53,16 @@ def kept(home):
 def test_a_job_on_two_nodes_that_is_requeued_in_the_middle_ends_bitwise_as_one_that_is_not(tmp_path):
     write_chestxray14(tmp_path / "data" / "whole", 30, 0, size=32)
     overrides = small(tmp_path, train={"save_minutes": 0.02}, pretrain={"epochs": 300})
-    (tmp_path / "slurm").mkdir()
-    with slurm(tmp_path / "slurm", "first", "second") as found:
+    with slurm("first", "second") as found:
         number, log = submit(found, tmp_path / "requeued", overrides)
-        until_logged(log, r"checkpoint saved(.|\n)*checkpoint saved")
+        until_logged(found, number, log, r"checkpoint saved(.|\n)*checkpoint saved")
         found.ask("scontrol", "requeue", number)
         start_again(found, number)
-        until_logged(log, r"resumed after step [1-9](.|\n)*pre-training: ")
+        until_logged(found, number, log, r"resumed after step [1-9](.|\n)*pre-training: ")
         # as Slurm does two minutes before a job's time is up
         found.ask("scancel", "--batch", "--signal=USR1", number)
         start_again(found, number)
-        until_logged(log, r"(resumed after step [1-9](.|\n)*){2}")
+        until_logged(found, number, log, r"(resumed after step [1-9](.|\n)*){2}")
         job = found.wait_for(number, "COMPLETED", 600)
         text = log.read_text()
         assert job["Restarts"] == "2" and job["NumNodes"] == "2" and job["ExitCode"] == "0:0", text
