@@ -156,3 +156,12 @@ def outcome(job: Any) -> dict[str, Any]:
     parts = {name: job.stage_storage.get(name) for name in job.stage_storage.names() if name.endswith(".safetensors")}
     summary = job.stage_storage.get_json("result.json")["summary"]
     return {"curve": [(row["step"], row["metrics"]) for row in curve], "summary": summary, **parts}
+
+
+def train_names(job: Any) -> list[str]:
+    """The names of its training cases."""
+    from premed.config.plugins import plugin
+    from premed.data.datamodule import stage_cases
+
+    task = plugin("tasks", job.stage.task).build(job.stage.task)
+    return [case.name for case in stage_cases(job.stage, task)[0]]
