@@ -231,3 +231,25 @@ def test_the_encoders_of_a_space_are_looked_up_at_the_start(pretrained, pool, tm
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     assert encoders_of(context) == [ours, ours] and encoders_of(again) == [ours, other]
     assert context.digest != again.digest
+
+
+CHANGES = {
+    "the pre-training's length": {"pretrain": {"epochs": 7}},
+    "the pre-training's rate": {"pretrain": {"lr": 0.5}},
+    "what one strategy alone has": {"only": {"mae": {"finetune": {"lr": 0.5}}}},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_sweep_of_strategies_is_another_one_if_what_only_one_of_them_reads_changes(tmp_path, monkeypatch, change):
+    """Else the same command would say that the trials are done, and give the scores of the settings before."""
+    monkeypatch.setenv("PREMED_HOME", str(tmp_path / "premed"))
+    write_chest_base(tmp_path)
+    (tmp_path / "lengths.yaml").write_text("pretrain: {epochs: 2, batch: 4, lr: 0.1}")
+    sweep = {"base": ["base.yaml", "lengths.yaml"], "space": {"pretext": ["none", "mae"]}}
+
+    def digest(changes):
+        (tmp_path / "lr.yaml").write_text(yaml.safe_dump(sweep | {"set": changes}))
+        return SweepContext(load_sweep(tmp_path / "lr.yaml")).digest
+
+    assert digest({}) == digest({"train": {"cpus": 2}}) != digest(CHANGES[change])

@@ -64,6 +64,11 @@ class Range(Spec):
             return range(self.low, self.high + 1)
         return self.bounds
 
+    @property
+    def inner(self) -> float | None:
+        """A number within a range that is drawn from as numbers with fractions; None for one of integers."""
+        return None if self.int else self.low + (self.high - self.low) / 3.7
+
 
 def _parse_values(value: Any) -> Any:
     if isinstance(value, Spec):
