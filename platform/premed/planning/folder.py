@@ -17,7 +17,7 @@ from premed.data.check import listings, split_cases
 from premed.data.survey import Survey, survey
 from premed.errors import Finding, UserError
 from premed.tasks.common import volume_pairs
-from premed.tasks.common.image_folder import TABLES, table_fault
+from premed.tasks.common.image_folder import TABLES, table_fault, unread_tables
 from premed.tasks.common.image_tree import find_images
 from premed.tasks.common.recognised import OWN, TABLE, Recognised
 
@@ -62,7 +62,8 @@ def recognise(folder: Path) -> Recognised:
             break
     if best is None:
         raise next(iter(refusals.values()), None) or unlabelled(folder)
-    notes = [f"not read as task {task}: {error}" for task, error in refusals.items()]
+    notes = [f"not read: {fault}" for fault in unread_tables(folder)] if best.sure <= TABLE else []
+    notes += [f"not read as task {task}: {error}" for task, error in refusals.items()]
     if best.sure <= TABLE and (links := find_images(folder).unfollowed):  # tasks with a layout read through links
         notes.append(links)
     return replace(best, notes=(*best.notes, *notes))
