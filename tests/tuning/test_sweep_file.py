@@ -164,6 +164,7 @@ RANDOM = {"search": "random", "trials": 3}
             "finetune.label_fraction: lists 2 shares, and a trial has one; name one of them",
         ),
         ({"set": {"finetune": {"seed": 3}}}, "finetune.seed: the seeds of a sweep stand beside space:; set seeds=[3]"),
+        ({"set": {"seeds": [0, 1]}}, "set.seeds: stands beside space: in a sweep, and not below set:"),
         ({"space": {}}, "space"),
         ({"space": {"test": [True]}}, "space.test: no trial opens the test part"),
         (

@@ -181,6 +181,8 @@ def load_sweep(file: Path | str, files: Sequence[Path | str] = (), overrides: Se
             of_experiment.append(override)
     experiment_overrides = read_trees([], of_experiment)[1]
     refuse_swept(of_experiment, tree["space"])
+    if beside := [name for name in ("seeds", "decide") if name in fields_set]:
+        raise UserError(f"{file}: set.{beside[0]}: stands beside space: in a sweep, and not below set:; move it there")
     for given in (fields_set, experiment_overrides):
         if isinstance(finetune := given.get("finetune"), dict) and "seed" in finetune:
             seed = finetune["seed"]
