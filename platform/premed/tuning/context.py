@@ -171,13 +171,14 @@ def other_settings(sweep: Sweep) -> dict[str, list[Any]]:
 
     Empty for most sweeps.
     """
-    space, shown = sweep.search.space, dict(stated_fields(sweep.base))
-    first = next(sweep.combinations())
-    alone = [{**first, path: value} for path, values in space.items() for value in values.grid_values[:MAX_CHECKED]]
+    shown, first = dict(stated_fields(sweep.base)), next(sweep.combinations())
+    words = {path: each.choice for path, each in sweep.search.space.items() if isinstance(each, Choice) and each.words}
+    alone = [{**first, path: value} for path, values in words.items() for value in values]
+    together = ({**first, **dict(zip(words, values, strict=True))} for values in product(*words.values()))
     found: dict[str, list[Any]] = {}
-    for setting in chain(alone, islice(sweep.combinations(), MAX_CHECKED)):
+    for setting in chain(alone, islice(together, MAX_CHECKED)):
         with suppress(UserError):  # values that do not fit together fail their trial, not the sweep
-            stated = stated_fields(sweep.experiments(setting)[0])
+            stated = stated_fields(sweep.first_experiment(setting))
             hidden = [[path, value] for path, value in stated if path not in setting and shown.get(path) != value]
             if hidden:
                 found[canonical(setting)] = hidden

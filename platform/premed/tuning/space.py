@@ -26,6 +26,11 @@ class Choice(Spec):
         """All of the values."""
         return self.choice
 
+    @property
+    def words(self) -> bool:
+        """Whether one is no number, so that it may decide which other fields are read: a strategy, null, a mapping."""
+        return any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in self.choice)
+
 
 class Range(Spec):
     """A range, both ends included; exactly one of the fields is set."""

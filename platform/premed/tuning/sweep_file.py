@@ -56,6 +56,10 @@ class Sweep:
         """The experiments of a trial, one for each seed, without their test. Raises UserError that names the field."""
         return [each.model_copy(update={"test": False}) for each in self.experiments_with_test(setting)]
 
+    def first_experiment(self, setting: Setting) -> Experiment:
+        """That of the first seed alone, which takes a share of the time where there are many."""
+        return fan_out(self.tree(setting) | {"seeds": [self.search.all_seeds[0]]})[0].model_copy(update={"test": False})
+
     def experiments_with_test(self, setting: Setting) -> list[Experiment]:
         """The same, with their test if the base has one."""
         return fan_out(self.tree(setting) | {"seeds": list(self.search.all_seeds)})
