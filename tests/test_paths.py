@@ -93,6 +93,14 @@ def test_home_storage_and_root_are_expanded_alike(written, tmp_path, monkeypatch
     assert os.listdir(tmp_path) == ["state"]
 
 
+@pytest.mark.parametrize("written", ["~/data", "data", "data/"])
+def test_a_run_records_a_folder_below_premed_data_however_that_is_written(written, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREMED_DATA", written)
+    assert paths.portable_path(tmp_path / "data" / "site" / "scans") == "${PREMED_DATA}/site/scans"
+
+
 def test_a_variable_that_is_not_set_and_an_unknown_user_are_refused_by_field(monkeypatch):
     monkeypatch.delenv("SCRATCH", raising=False)
     monkeypatch.setenv("PREMED_HOME", "${SCRATCH}/premed")

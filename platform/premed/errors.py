@@ -46,6 +46,10 @@ class Finding(NamedTuple):
         return cls("error", where, what)
 
 
+class Missing(Finding):
+    """Of a file that is listed and not there."""
+
+
 class StageFailed(Exception):
     """A stage failed; one line says why. Checkpoints stay, and the same command resumes from them. Exit code 1."""
 

@@ -161,6 +161,6 @@ def sqlite_file(url: str) -> Path | None:
 def portable_path(path: Path) -> str:
     """`path` relative to ${PREMED_DATA}, as runs record it, so that they hold no paths of a machine."""
     data = os.environ.get("PREMED_DATA")
-    if data and path.absolute().is_relative_to(Path(data).absolute()):
-        return str(Path(DATA) / path.absolute().relative_to(Path(data).absolute()))
+    if data and path.absolute().is_relative_to(base := Path(data).expanduser().absolute()):
+        return str(Path(DATA) / path.absolute().relative_to(base))
     return f"{DATA}/{path.name}"

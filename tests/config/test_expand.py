@@ -218,3 +218,22 @@ def test_a_fraction_is_that_share_of_the_patients_and_one_at_least(owners, share
 def test_other_seeds_draw_other_patients_and_all_labels_are_all():
     cases = dealt(range(40))
     assert label_subset(cases, 0.1, 0) != label_subset(cases, 0.1, 1) and label_subset(cases, 1.0, 0) == cases
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["pretext.mask_ratio=0.25", "pretext=mae"],
+        ["pretext.mask_ratio=0.25", "pretext.name=mae"],
+        ["pretext=mae", "pretext.mask_ratio=0.25"],
+    ],
+)
+def test_a_strategy_and_its_fields_may_be_named_in_any_order(written, overrides):
+    (experiment,) = load_all([written(MAE)], overrides)
+    assert experiment.pretext.mask_ratio == 0.25
+
+
+@pytest.mark.parametrize("later", ["pretext=[none,mae]", "pretext=null"])
+def test_an_override_that_would_undo_an_earlier_one_without_a_word_is_refused(written, later):
+    with pytest.raises(UserError, match="undoes pretext.mask_ratio=0.25, which stands before it"):
+        load_all([written(MAE)], ["pretext.mask_ratio=0.25", later])

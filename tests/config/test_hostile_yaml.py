@@ -52,6 +52,10 @@ DEEP, NUMBER, ALIAS = f"nested more than {MOST_DEPTH} deep", "beyond 64 bits", f
         ("seed: 0x" + "f" * 5000, NUMBER),
         ("seed: 18446744073709551617", NUMBER),
         ("seed: " + "1:" * 50_000 + "1", NUMBER),
+        ("steps: 0100", "line 1: 0100 is 64 for YAML; write the number without a leading 0"),
+        ("lr: 1:30", "line 1: 1:30 is 90 for YAML"),
+        ("lr: 1:30.5", "line 1: 1:30.5 is minutes for YAML"),
+        ("lr: " + "1:" * 50_000 + "1.5", "is minutes for YAML"),
         ("a: 2026-13-45", "is no timestamp"),
         ('a: !!int ""', "is no int"),
         ("a: !!float abc", "is no float"),
@@ -64,7 +68,22 @@ DEEP, NUMBER, ALIAS = f"nested more than {MOST_DEPTH} deep", "beyond 64 bits", f
         ('task: {root: "\\ud800"}', "\\ud800 holds a character that no text has"),
         ('"a\\0": 1', "no text has"),
     ],
-    ids=["deep", "deep lines", "digits", "hex", "beyond", "sixties", "date", "int", "float", "time"]
+    ids=[
+        "deep",
+        "deep lines",
+        "digits",
+        "hex",
+        "beyond",
+        "sixties",
+        "octal",
+        "minutes",
+        "seconds",
+        "many",
+        "date",
+        "int",
+        "float",
+        "time",
+    ]
     + ["merge", "lists", "itself", "itself, fields", "nul", "half a pair", "nul in a name"],
 )
 def test_a_yaml_that_does_harm_is_refused_in_one_line(tmp_path, text, words):

@@ -63,6 +63,14 @@ def test_numbers_in_a_yamls_spelling_are_numbers():
     assert Outer.model_validate({"rate": "1e-3"}).digest() == Outer(rate=0.001).digest()
 
 
+@pytest.mark.parametrize("settings", [{"rate": True}, {"rate": False}, {"sizes": [3, True]}, {"workers": True}])
+def test_yes_and_no_are_no_numbers(settings):
+    """YAML reads them, on and off as truth values, which are 1 and 0 in Python."""
+    with pytest.raises(UserError, match=r"takes a number, and (yes, on or true|no, off or false) is none"):
+        validate_spec(Outer, settings)
+    assert validate_spec(Outer, {"extra": {"flag": True}}).extra == {"flag": True}
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -243,6 +243,8 @@ def test_what_cannot_be_is_one_line_before_anything_is_trained(what, chest, chil
     with pytest.raises(UserError, match=message):
         runner.run(validate_experiment(tree(chest, change(chest, children, brains))), events.append)
     assert not [event for event in events if isinstance(event, TrainingStarted)]
+    if "for mae" in what or "shape" in what:
+        assert not (home / "cache").exists()  # nothing was prepared either
 
 
 def test_crops_that_look_at_labels_are_refused_for_a_named_data_set_too(chest, children):

@@ -8,9 +8,9 @@ from premed.config.compose import merge, validate_experiment
 from premed.data.datamodule import DataModule, Tasks
 from premed.data.phantoms.writers import write_msd
 from premed.errors import UserError
-from premed.events import TrainingStarted, WarningIssued
+from premed.events import WarningIssued
 from premed.execution import executor, runner
-from premed.execution.preflight import resolve
+from premed.execution.preflight import resolve, validate
 from premed.execution.session import Session
 from premed.tracking.mlflow_tracker import MLflowTracker
 from premed.tracking.run_store import RunStore
@@ -69,13 +69,13 @@ MAE = {
         ({"finetune": {"head": "linear", "epochs": 1, "batch": 4, "lr": 1e-3}, "encoder": {"patch": 6}}, "roi"),
         ({"encoder": {"patch": 2}}, r"encoder\.patch: .* does not suit the head unetr"),
         ({"encoder": {"depth": 2}}, r"encoder\.depth: 2 is too shallow"),
+        ({"finetune": {"policy": {"name": "last_n", "blocks": 99}}}, r"finetune\.policy\.blocks: is 99"),
     ],
 )
-def test_a_mistake_in_the_fine_tuning_costs_no_pre_training(tree, change, words):
-    trained: list = []
+@pytest.mark.parametrize("strategy", [MAE, {}])
+def test_a_mistake_in_the_fine_tuning_costs_no_pre_training_and_no_preparation(tree, change, words, strategy):
     with pytest.raises(UserError, match=words):
-        runner.run(validate_experiment(merge(merge(tree, MAE), change)), trained.append)
-    assert not [event for event in trained if isinstance(event, TrainingStarted)]
+        validate(resolve([validate_experiment(merge(merge(tree, strategy), change))]))
 
 
 @pytest.mark.parametrize(

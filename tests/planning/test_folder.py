@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from support import folders
 from premed.config.expand import load_all
 from premed.contracts import Case
 from premed.data.io.headers import Header
+from premed.data.phantoms.brain import write_brats
+from premed.data.phantoms.writers import write_msd
 from premed.data.survey import Survey, Values, survey
 from premed.errors import UserError
 from premed.planning import folder as planning
@@ -286,3 +289,14 @@ def test_linked_folders_that_are_not_looked_into_are_told(tmp_path):
     (tmp_path / "b/images").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="holds no image that is read .*; images is a link to a folder, not followed"):
         planning.recognise(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("write", "case"), [(write_msd, "hippocampus_002"), (partial(write_brats, shape=(24, 24, 16)), "BRATS_002")]
+)
+def test_an_image_whose_listed_label_is_not_there_is_told_to_be_left_out(tmp_path, monkeypatch, write, case):
+    monkeypatch.chdir(tmp_path)
+    root = write(tmp_path / "scans", 24, 0)
+    (root / "labelsTr" / f"{case}.nii.gz").unlink()
+    notes = init.run(root, machine=Machine(2, 16.0))["notes"]
+    assert any("files that are listed are NOT there (1)" in note and case in note for note in notes), notes

@@ -95,6 +95,18 @@ def test_a_table_in_another_encoding_is_named(tmp_path, encoding):
         init.run(root, machine=Machine(2, 16.0))
 
 
+def test_a_table_that_is_not_read_is_told_also_where_another_one_or_a_text_lies_beside_it(tmp_path):
+    """Excel writes UTF-16 as "Unicode text": the labels of the other table were taken without a word."""
+    root = pictures(tmp_path / "scans", "patient,label", lambda n: f"p{n},{'ab'[n % 2]}", encoding="utf-16")
+    (root / "README.txt").write_text("X-rays of the second site\n")
+    with pytest.raises(UserError, match=r"labels.csv: is not UTF-8 \(byte 0\); save it as CSV UTF-8"):
+        init.run(root, machine=Machine(2, 16.0))
+    rows = [f"{number}.png,p{number},{'cd'[number % 2]}" for number in range(24)]
+    (root / "old.csv").write_text("\n".join(["path,patient,label", *rows]))
+    _, result = planned(root)
+    assert any("not read: " in note and "labels.csv: is not UTF-8" in note for note in result["notes"])
+
+
 def bids_tree(root, header, rows, sessions=()):
     """A T1w of each of twelve subjects and session, and participants.tsv."""
     (root / "participants.tsv").parent.mkdir(parents=True)

@@ -176,7 +176,9 @@ WRONG_FOLDS = {
 def test_wrong_folds_are_one_line(tmp_path, what):
     content, words = WRONG_FOLDS[what]
     refused(
-        lambda: task(folds(raw(tmp_path), content), fold=what == "too few").split("train"), "splits_final.json", words
+        lambda: task(folds(raw(tmp_path), content), fold=int(what == "too few")).split("train"),
+        "splits_final.json",
+        words,
     )
 
 

@@ -11,7 +11,9 @@ from support.pretrained import NAME, move_alias, tuned
 from support.stores import free_port
 from support.suite import REPOSITORY
 from support.sweeps import write_chest_base
+from typer.testing import CliRunner
 
+from premed.cli.app import app
 from premed.cli.options import as_json_value
 from premed.config.compose import load
 from premed.data.phantoms.writers import write_msd
@@ -231,3 +233,36 @@ def test_the_encoders_of_a_space_are_looked_up_at_the_start(pretrained, pool, tm
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     assert encoders_of(context) == [ours, ours] and encoders_of(again) == [ours, other]
     assert context.digest != again.digest
+
+
+@pytest.mark.parametrize(("states", "code"), [(["failed", "failed"], 1), (["failed", "done"], 0)])
+def test_a_sweep_whose_trials_all_failed_exits_with_1(context, tmp_path, monkeypatch, states, code):
+    """Else `premed sweep A && premed run best.yaml` goes on without a best.yaml, or with an older one."""
+    study = context.study()
+    study.start("data")
+    for state in states:
+        study.tell(study.ask().number, state, [0.5] if state == "done" else None, {"failure": "not finite"})
+    monkeypatch.setattr("premed.tuning.sweep.run", lambda sweep, show: context.result(study))
+    assert CliRunner().invoke(app, ["sweep", str(tmp_path / "lr.yaml"), "--json"]).exit_code == code
+
+
+CHANGES = {
+    "the pre-training's length": {"pretrain": {"epochs": 7}},
+    "the pre-training's rate": {"pretrain": {"lr": 0.5}},
+    "what one strategy alone has": {"only": {"mae": {"finetune": {"lr": 0.5}}}},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_sweep_of_strategies_is_another_one_if_what_only_one_of_them_reads_changes(tmp_path, monkeypatch, change):
+    """Else the same command would say that the trials are done, and give the scores of the settings before."""
+    monkeypatch.setenv("PREMED_HOME", str(tmp_path / "premed"))
+    write_chest_base(tmp_path)
+    (tmp_path / "lengths.yaml").write_text("pretrain: {epochs: 2, batch: 4, lr: 0.1}")
+    sweep = {"base": ["base.yaml", "lengths.yaml"], "space": {"pretext": ["none", "mae"]}}
+
+    def digest(changes):
+        (tmp_path / "lr.yaml").write_text(yaml.safe_dump(sweep | {"set": changes}))
+        return SweepContext(load_sweep(tmp_path / "lr.yaml")).digest
+
+    assert digest({}) == digest({"train": {"cpus": 2}}) != digest(CHANGES[change])

@@ -164,6 +164,7 @@ RANDOM = {"search": "random", "trials": 3}
             "finetune.label_fraction: lists 2 shares, and a trial has one; name one of them",
         ),
         ({"set": {"finetune": {"seed": 3}}}, "finetune.seed: the seeds of a sweep stand beside space:; set seeds=[3]"),
+        ({"set": {"seeds": [0, 1]}}, "set.seeds: stands beside space: in a sweep, and not below set:"),
         ({"space": {}}, "space"),
         ({"space": {"test": [True]}}, "space.test: no trial opens the test part"),
         (
@@ -189,6 +190,17 @@ RANDOM = {"search": "random", "trials": 3}
         ({"seeds": "auto", "decide": {"baseline": "mae"}}, "decide.baseline: is for premed run"),
         ({"seeds": "auto", "decide": {"hours": 2}}, "decide.hours: is for premed run"),
         ({"seeds": "auto", "decide": {"max_seeds": 3}}, "decide.max_seeds"),
+        (
+            {"space": {"pretrain.batch": {"uniform": [4, 16]}}} | RANDOM,  # both bounds are whole, and no draw is
+            "with a fractional part (it is 7.243243243243243); for whole numbers write {int: [4, 16]}",
+        ),
+        (
+            {"space": {"finetune.base_lr": [0.1], "finetune.lr": [0.2]}},
+            "finetune.lr and finetune.base_lr are one field",
+        ),
+        ({"name": "../../elsewhere"}, "name: names the sweep's folder: a word or some, with no /"),
+        ({"name": "one\ntwo"}, "name: names the sweep's folder"),
+        ({"name": "ü" * 101}, "name: names the sweep's folder"),
         ({"seeds": "auto", "metric": "seconds"}, "seeds: auto needs a score, and seconds is a cost"),
         ({"seeds": "auto", "metric": ["val/dice", "seconds"]}, "seeds: auto needs a single metric"),
     ],
@@ -197,6 +209,18 @@ def test_what_is_wrong_is_refused_by_name_before_anything_starts(write, change, 
     with pytest.raises(UserError) as error:
         load_valid(write(change))
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("override", ["finetune.layer_decay=0.9", "pretext.mask_ratio=0.5"])
+def test_a_field_of_the_space_that_is_set_for_all_trials_too_is_refused_and_not_ignored(write, override):
+    with pytest.raises(UserError, match=f"{override}: is a field of the space, whose values each trial takes"):
+        load_sweep(write(), (), [override])
+
+
+def test_a_strategy_s_fields_are_swept_whichever_of_both_stands_first_in_the_space(write):
+    sweep = load_valid(write({"space": {"pretext.mask_ratio": [0.25, 0.375], "pretext": ["mae"]}}))
+    ratios = [sweep.experiments(each)[0].pretext.mask_ratio for each in sweep.combinations()]
+    assert ratios == [0.25, 0.375]  # both were the base's
 
 
 def test_a_value_that_fits_in_some_combination_is_no_mistake(write):

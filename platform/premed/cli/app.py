@@ -93,6 +93,8 @@ def sweep(
     with LiveTable() as show, redirect_prints(as_json):
         result = sweep.report(loaded) if as_report else sweep.run(loaded, show)
     print_result(result, as_json, terminal.show)
+    if result.all_failed and not as_report:
+        raise typer.Exit(1)
 
 
 @app.command()

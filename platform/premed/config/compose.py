@@ -22,6 +22,9 @@ from premed.config.spec import UNKNOWN, all_errors, validate_spec
 from premed.errors import UserError
 from premed.safety.files import MOST_YAML, read_text
 
+NAMED = ("task", "encoder", "pretext", "head", "policy", "init")
+"""Fields whose word is short for a mapping with that `name`."""
+
 
 def load(files: Sequence[Path | str], overrides: Sequence[str] = ()) -> Experiment:
     """Returns the experiment of YAML files and `key=value` overrides. Raises UserError with the field and a remedy."""
@@ -32,15 +35,28 @@ def read_trees(files: Sequence[Path | str], overrides: Sequence[str]) -> tuple[l
     """Returns the tree of each file, and one tree of all overrides."""
     trees = [read_with_base(Path(file)) for file in files]
     above: dict[str, Any] = {}
+    given: dict[str, str] = {}
     for override in overrides:
         path, equals, value = override.partition("=")
         if not equals:
             raise UserError(f"{override}: is neither a YAML file nor key=value; overrides read pretext.mask_ratio=0.5")
         if not all(path.split(".")) or path.count(".") >= MOST_DEPTH:
             raise UserError(f"{override}: names no field; overrides read pretext.mask_ratio=0.5")
-        tree = nest(path.split("."), parse_value(value, override))
-        above = merge(above, with_first_names(tree, override))
+        parsed = parse_value(value, override)
+        if not isinstance(parsed, (dict, str)):  # which are merged
+            refuse_lost(override, path, given)
+        above = merge(above, with_first_names(nest(path.split("."), parsed), override))
+        given[path] = override
     return trees, above
+
+
+def refuse_lost(override: str, path: str, given: dict[str, str]) -> None:
+    """Raises UserError if an override of `path` as a whole would undo an earlier one of a field in it, without a word.
+
+    given: the earlier ones, by path.
+    """
+    if lost := next((each for each in given if each.startswith(f"{path}.")), None):
+        raise UserError(f"{override}: undoes {given[lost]}, which stands before it; leave one of them out")
 
 
 def merge_trees(trees: Sequence[dict[str, Any]], above: dict[str, Any]) -> dict[str, Any]:
@@ -119,8 +135,10 @@ def with_first_names(tree: Any, where: str) -> Any:
         return [with_first_names(each, where) for each in tree]
     if not isinstance(tree, dict):
         return tree
-    if {"lr", "base_lr"} <= tree.keys():
-        raise UserError(f"{where}: lr and base_lr are one field; keep base_lr")
+    if twice := next(
+        (name for name in tree if isinstance(name, str) and first_name(name) in tree.keys() - {name}), None
+    ):
+        raise UserError(f"{where}: {first_name(twice)} and {twice} are one field; keep {twice}")
     return {
         first_name(name) if isinstance(name, str) else name: with_first_names(value, where)
         for name, value in tree.items()
@@ -157,21 +175,21 @@ def unread(path: Path, error: OSError) -> str:
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Merges `above` over `below`, key by key; another plug-in `name` replaces the whole plug-in.
 
-    `pretext: mae` is short for `pretext: {name: mae}`.
+    `pretext: mae` is short for `pretext: {name: mae}`. Fields without a name belong to the name that comes later.
     """
     result = dict(below)
     for name, value in above.items():
         old = result.get(name)
         if isinstance(old, str) and isinstance(value, dict):
             old = {"name": old}
-        elif isinstance(old, dict) and "name" in old and isinstance(value, str):
+        elif isinstance(old, dict) and isinstance(value, str) and (name in NAMED or "name" in old):
             value = {"name": value}
         elif isinstance(old, list) and isinstance(value, dict) and "name" not in value:
             raise UserError(
                 f"{name}: is a list, which {name}.{next(iter(value), '')} cannot be set on; set it in its items"
             )
         if isinstance(old, dict) and isinstance(value, dict):
-            replaced = "name" in value and value["name"] != old.get("name")
+            replaced = "name" in value and value["name"] != old.get("name", value["name"])
             result[name] = value if replaced else merge(old, value)
         else:
             result[name] = value

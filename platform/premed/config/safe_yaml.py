@@ -14,6 +14,9 @@ MOST_ALIASED = 100_000  # values that aliases (*name) repeat, all together
 MOST_SIGNS, MOST_NUMBER = 100, 2**64  # of a whole number: random keys, the largest that premed has, are 64 bits
 
 
+OTHER_BASE = re.compile(r"[-+]?0[0-7_]+|.*:.*")
+"""Whole numbers that YAML 1.1 reads as nobody means them: 010 is 8, and 1:30 is 90."""
+OTHER_MEANING = "write the number without a leading 0 or a colon, or quote it if it is a name"
 NO_TEXT = re.compile("[\0\ud800-\udfff]")  # a NUL, and halves of pairs in UTF-16
 
 
@@ -71,7 +74,17 @@ class ConfigurationLoader(yaml.SafeLoader):
         if len(str(node.value)) > MOST_SIGNS or abs(number := super().construct_yaml_int(node)) > MOST_NUMBER:
             what = "a whole number beyond 64 bits; if it is a name, quote it"
             raise Refused(problem=what, problem_mark=node.start_mark)
+        if OTHER_BASE.fullmatch(text := str(node.value)):
+            raise Refused(problem=f"{text} is {number} for YAML; {OTHER_MEANING}", problem_mark=node.start_mark)
         return number
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        """A number with a fraction, but for 1:30.5."""
+        if ":" in (text := str(node.value)):
+            raise Refused(
+                problem=f"{text[:MOST_SIGNS]} is minutes for YAML; {OTHER_MEANING}", problem_mark=node.start_mark
+            )
+        return super().construct_yaml_float(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         lines: dict[Any, int] = {}
@@ -91,6 +104,7 @@ class ConfigurationLoader(yaml.SafeLoader):
 
 
 ConfigurationLoader.add_constructor("tag:yaml.org,2002:int", ConfigurationLoader.construct_yaml_int)
+ConfigurationLoader.add_constructor("tag:yaml.org,2002:float", ConfigurationLoader.construct_yaml_float)
 
 
 def known_text(value: Any, node: yaml.Node) -> Any:

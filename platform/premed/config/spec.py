@@ -34,6 +34,17 @@ class Spec(BaseModel):
                     )
         return data
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _no_words_as_numbers(cls, data: Any, handler: Any) -> Any:
+        """Raises an error where yes, no, on, off, true or false, which YAML reads as truth values, became a number."""
+        spec = handler(data)
+        for name, value in data.items() if isinstance(data, dict) else ():
+            if (wrong := truth_as_number(value, getattr(spec, name, None))) is not None:
+                word = "yes, on or true" if wrong else "no, off or false"
+                raise ValueError(f"{name}: takes a number, and {word} is none")
+        return spec
+
     def unused_fields(self) -> set[str]:
         """Returns the fields that have no effect given the values of the others; the digest leaves them out."""
         return set()
@@ -41,6 +52,17 @@ class Spec(BaseModel):
     def digest(self) -> str:
         """Returns the SHA-256 (hex) of all fields that change a result, nested specs and plug-in versions included."""
         return hashlib.sha256(canonical(self).encode()).hexdigest()
+
+
+def truth_as_number(given: Any, parsed: Any) -> bool | None:
+    """The truth value in `given` that pydantic made a number of in `parsed`; None if there is none."""
+    if isinstance(given, bool) and isinstance(parsed, (int, float)) and not isinstance(parsed, bool):
+        return given
+    if isinstance(given, (list, tuple)) and isinstance(parsed, (list, tuple)) and len(given) == len(parsed):
+        return next(
+            (found for pair in zip(given, parsed, strict=True) if (found := truth_as_number(*pair)) is not None), None
+        )
+    return None
 
 
 UNKNOWN = "unknown_field"

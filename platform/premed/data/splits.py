@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from premed.contracts import Case, Part, Task
-from premed.errors import Finding, UserError
+from premed.errors import Finding, Missing, UserError
 from premed.rng import SampleRng, key, permutation
 
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -114,7 +114,8 @@ def missing_files(cases: Iterable[Case]) -> Iterator[Finding]:
     for case in cases:
         for path in case.files:
             if not path.exists():  # a folder may be one volume
-                yield Finding("error", str(path), "is listed and missing; add it, or remove it from the list")
+                what = "is listed and missing; add it, or remove it from the list"
+                yield Missing("error", str(path), what)
 
 
 def assign_patients(patients: Iterable[str], shares: Sequence[float], key: int) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Before a pre-training: builds the networks of all stages without weights, so that no mistake costs a training."""
+"""Before images are prepared: builds the networks of all stages without weights: no mistake costs a training."""
 
 import threading
 from pathlib import Path
@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
+from premed.config.experiment import Experiment
 from premed.contracts import Objective, Task
-from premed.data.datamodule import stage_cases, stage_data_sets
+from premed.data.datamodule import Tasks, stage_cases, stage_data_sets
 from premed.errors import UserError
 from premed.execution.machine import refuse_full_disk
-from premed.execution.preflight import Resolved
 from premed.models.network import load_resized
 from premed.paths import storage
 from premed.training.checkpoint import KEPT
@@ -24,28 +24,34 @@ CHECKPOINTS = KEPT + 1
 """Of a stage on disk: a new one is written before the oldest is removed."""
 
 
-def validate_networks(resolved: Resolved, cache: Path) -> None:
-    """Builds all networks on the meta device, without weights: mistakes in later stages are raised at once, and so is
-    a disk that has no room for their checkpoints."""
-    experiment, task, where = resolved.experiment, resolved.task, storage(resolved.experiment.train.storage)
+def build_networks(experiment: Experiment, tasks: Tasks) -> list[Objective]:
+    """Builds all networks on the meta device, without weights, and returns them: mistakes in later stages are raised
+    at once, before any image is prepared."""
     for stage in experiment.stages(lambda kind: ""):
         if stage.kind == "trunk":
-            data_sets = stage_data_sets(stage, resolved.tasks)
+            data_sets = stage_data_sets(stage, tasks)
             planned(stage, [len(stage_cases(stage, data_set.task)[0]) for data_set in data_sets])
-    pretrained = None
+    built: list[Objective] = []
     with BUILDING, torch.device("meta"):
         for stage in experiment.stages(lambda kind: ""):
-            if stage.kind == "import":  # it trains nothing, and was looked at by `foresee`
+            if stage.kind in ("import", "test"):  # they train nothing; `foresee` looked at the weights
                 continue
-            job = StageJob(stage, None, experiment.train, "", cache)
-            objective, _ = make_objective(job, stage_data_sets(stage, resolved.tasks))
-            if "://" not in where:
-                refuse_full_disk("train.storage", Path(where), CHECKPOINTS * checkpoint_bytes(objective), "checkpoints")
-            encoder = objective.parts["encoder"]
+            job = StageJob(stage, None, experiment.train, "", Path())
+            objective, _ = make_objective(job, stage_data_sets(stage, tasks))
             if isinstance(objective, Supervised):
+                task = tasks(experiment.task)
                 objective.network(torch.zeros(1, task.channels, *task.roi))
-                refuse_misfit(pretrained, encoder, task)
-            pretrained = encoder
+                if built:
+                    refuse_misfit(built[-1].parts["encoder"], objective.parts["encoder"], task)
+            built.append(objective)
+    return built
+
+
+def refuse_full_storage(experiment: Experiment, tasks: Tasks) -> None:
+    """Raises UserError if the disk has no room for the checkpoints of the stages."""
+    if "://" not in (where := storage(experiment.train.storage)):
+        for objective in build_networks(experiment, tasks):
+            refuse_full_disk("train.storage", Path(where), CHECKPOINTS * checkpoint_bytes(objective), "checkpoints")
 
 
 def checkpoint_bytes(objective: Objective) -> int:

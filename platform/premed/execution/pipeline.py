@@ -25,7 +25,7 @@ from premed.events import (
     WarningIssued,
 )
 from premed.execution.executor import LocalExecutor
-from premed.execution.networks import validate_networks
+from premed.execution.networks import refuse_full_storage
 from premed.execution.preflight import Resolved
 from premed.execution.publisher import publish
 from premed.execution.recorder import ExperimentRecorder
@@ -153,7 +153,7 @@ class StagePipeline:
         def on_wait() -> None:
             self.wait(job.stage.kind, "experiment")
             if job.stage.kind in PRETRAINING:
-                validate_networks(self.resolved, self.cache)
+                refuse_full_storage(self.experiment, self.resolved.tasks)
 
         return self.session.results(key, function, on_wait, self.ticket.pause)
 
@@ -233,7 +233,7 @@ class StagePipeline:
         """Runs the stage and records its result."""
         kind, stage_storage = job.stage.kind, job.stage_storage
         if kind in PRETRAINING:
-            validate_networks(self.resolved, self.cache)
+            refuse_full_storage(self.experiment, self.resolved.tasks)
         if job.stage.parent in self.jobs:
             self.ensure_usable(self.jobs[job.stage.parent])
         job = replace(job, content=self.session.content(job.stage))

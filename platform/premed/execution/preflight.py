@@ -14,6 +14,7 @@ from premed.data.datamodule import Tasks
 from premed.data.splits import is_unlabelled
 from premed.data.transforms import turning_planes
 from premed.errors import UserError
+from premed.execution.networks import build_networks
 from premed.execution.pretrained import Pretrainings, settle_pretrained
 from premed.paths import storage
 from premed.tracking.pretrainings import FinishedPretraining
@@ -92,6 +93,7 @@ def refuse_misfits(task: Task, augment: Augmentation, where: str) -> None:
 def validate(resolved: Sequence[Resolved]) -> None:
     """Raises UserError for a mistake that can be found before Ray starts and before any image is read."""
     checked: list[tuple[Any, bool, bool]] = []
+    built: list[Experiment] = []
     for each in resolved:
         experiment = each.experiment
         own = (experiment.task, experiment.tested, experiment.finetune is None)
@@ -102,7 +104,20 @@ def validate(resolved: Sequence[Resolved]) -> None:
                 checked.append(task)
         refuse_other_split(experiment, each.tasks)
         foresee(experiment, each.tasks)
+        if (networks := without_seeds(experiment)) not in built:
+            build_networks(experiment, each.tasks)
+            built.append(networks)
         storage(experiment.train.storage)
+
+
+def without_seeds(experiment: Experiment) -> Experiment:
+    """The experiment without what most of a command's differ in, and what its networks do not depend on."""
+    same: dict[str, Any] = {"name": None}
+    if isinstance(experiment.pretrain, Pretrain):
+        same["pretrain"] = experiment.pretrain.model_copy(update={"seed": 0})
+    if experiment.finetune:
+        same["finetune"] = experiment.finetune.model_copy(update={"seed": 0, "label_fraction": 1.0})
+    return experiment.model_copy(update=same)
 
 
 def other_tasks(experiment: Experiment) -> list[Any]:

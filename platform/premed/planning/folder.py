@@ -1,6 +1,5 @@
 """What a folder is: asks the tasks whether it is in their layout, lists its cases, looks at its images."""
 
-import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,14 +14,12 @@ from premed.config.spec import validate_spec
 from premed.contracts import Case, Task
 from premed.data.check import listings, split_cases
 from premed.data.survey import Survey, survey
-from premed.errors import Finding, UserError
+from premed.errors import Finding, Missing, UserError
 from premed.tasks.common import volume_pairs
-from premed.tasks.common.image_folder import TABLES, table_fault
+from premed.tasks.common.image_folder import TABLES, table_fault, unread_tables
 from premed.tasks.common.image_tree import find_images
 from premed.tasks.common.recognised import OWN, TABLE, Recognised
 
-MISSING = re.compile(r"is missing|is (in|listed).* not there|is a link to a file|fold \d+ lists")
-"""What tasks say of files that are listed and not there: notes where `partial` is set."""
 FEW_PATIENTS = 10  # of test: an interval over fewer says little
 
 
@@ -62,7 +59,8 @@ def recognise(folder: Path) -> Recognised:
             break
     if best is None:
         raise next(iter(refusals.values()), None) or unlabelled(folder)
-    notes = [f"not read as task {task}: {error}" for task, error in refusals.items()]
+    notes = [f"not read: {fault}" for fault in unread_tables(folder)] if best.sure <= TABLE else []
+    notes += [f"not read as task {task}: {error}" for task, error in refusals.items()]
     if best.sure <= TABLE and (links := find_images(folder).unfollowed):  # tasks with a layout read through links
         notes.append(links)
     return replace(best, notes=(*best.notes, *notes))
@@ -162,7 +160,7 @@ def too_few(folder: Path, task: Task, refusals: dict[str, UserError], findings: 
         return next(iter(refusals.values()))
     labelled = {case.patient for some in parts.values() for case in some if case.label is not None}
     if not labelled:
-        absent = next((each for each in findings if MISSING.match(each.what)), None)  # all that the lists name, say
+        absent = next((each for each in findings if isinstance(each, Missing)), None)  # all that the lists name, say
         return UserError(f"{absent.where}: {absent.what}") if absent else unlabelled(folder)
     return UserError(
         f"{folder}: {len(labelled)} patient(s) with labels leave none for {next(iter(refusals))}: train, val and test "

@@ -14,11 +14,12 @@ from premed.config.plugins import plugin
 from premed.data.check import UNLABELLED
 from premed.data.io.memory import busy_words
 from premed.data.survey import LARGEST_SAMPLE
+from premed.errors import Missing
 from premed.paths import writing
 from premed.planning import document, images, training
 from premed.planning.choices import Choice, Choices
 from premed.planning.facts import described
-from premed.planning.folder import FEW_PATIENTS, MISSING, Looked, look, recognise
+from premed.planning.folder import FEW_PATIENTS, Looked, look, recognise
 from premed.planning.machine import Machine, this_machine
 from premed.planning.output import refuse_overwriting, settle
 from premed.tasks.common.recognised import OWN as OWN_TASK
@@ -99,6 +100,11 @@ def choose_task(looked: Looked, machine: Machine, folder: Path, out: Path) -> tu
     return grid, choices, [*recognised.notes, *notes, *grid.notes]
 
 
+def is_raw(looked: Looked) -> bool:
+    """Whether it is nnU-Net's raw data, which counts its labels in lists of its own."""
+    return looked.fields["name"] == "nnunet"
+
+
 def warnings(looked: Looked, plan: training.Plan) -> list[str]:
     """Returns notes on the data set as a whole."""
     notes, errors = [], [finding for finding in looked.findings if finding.severity == "error"]
@@ -107,16 +113,14 @@ def warnings(looked: Looked, plan: training.Plan) -> list[str]:
         notes.append(f"test has {len(patients)} patient(s): its interval will be wide")
     notes += [f"{finding.where}: {finding.what}" for finding in looked.findings if OWN in finding.what]
     notes += [f"{finding.where}: {finding.what}" for finding in errors[:MOST_FINDINGS]]
-    if looked.fields.get("partial"):
-        absent = [each for each in looked.findings if each.severity == "note" and MISSING.match(each.what)]
-        absent = [each for each in absent if Path(each.where).parent.name != "labelsTr"]  # of these below
-        if absent:
-            first = f"{absent[0].where} {absent[0].what.split(';')[0]}"
-            notes.append(f"files that are listed are NOT there ({len(absent)}), and their images are not used: {first}")
-    left_out = [Path(finding.where) for finding in looked.findings if "is left out (task.partial)" in finding.what]
-    if unlabelled := [path for path in left_out if path.parent.name == "labelsTr"]:
+    missing = [each for each in looked.findings if each.severity == "note" and isinstance(each, Missing)]
+    labels = [each for each in missing if Path(each.where).parent.name == "labelsTr"] if is_raw(looked) else []
+    if absent := [each for each in missing if each not in labels]:
+        first = f"{absent[0].where} {absent[0].what.split(';')[0]}"
+        notes.append(f"files that are listed are NOT there ({len(absent)}), and their images are not used: {first}")
+    if labels:
         notes.append(
-            f"images of imagesTr without a label in labelsTr are NOT used ({len(unlabelled)}), since splits_final.json "
+            f"images of imagesTr without a label in labelsTr are NOT used ({len(labels)}), since splits_final.json "
             "or `numTraining` counts them, or a link stands for the label: copy their labels there"
         )
     unlisted = [finding for finding in looked.findings if "is in no entry of dataset.json" in finding.what]

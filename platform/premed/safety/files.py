@@ -8,6 +8,7 @@ import csv
 import io
 import os
 import stat
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +39,8 @@ def refuse_undecodable(*names: Path | str) -> None:
             shown = printable(name.encode(errors="surrogatepass").decode(errors="backslashreplace"))
             with suppress(UnicodeEncodeError):  # of a file: its bytes as they are
                 shown = printable(os.fsencode(name).decode(errors="backslashreplace"))
+            if (used := sys.getfilesystemencoding()) != "utf-8":
+                raise UserError(f"{shown}: names of files are read as {used} here; set PYTHONUTF8=1") from None
             remedy = "rename it, or all of a folder: convmv -r -f latin1 -t utf8 --notest FOLDER"
             raise UserError(f"{shown}: its name is not UTF-8; {remedy}") from None
 

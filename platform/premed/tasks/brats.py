@@ -16,7 +16,7 @@ from premed.config.image_processing import Preprocessing
 from premed.config.spec import Spec, added_field, runtime_field
 from premed.contracts import Case, Part
 from premed.data import splits
-from premed.errors import Finding, UserError
+from premed.errors import Finding, Missing, UserError
 from premed.paths import data_root
 from premed.rng import key, permutation
 from premed.tasks.common.decathlon import Decathlon
@@ -191,4 +191,5 @@ class Brats(Regions):
                     remedy = (
                         f"{case.name} is left out (task.partial)" if partial else "get it, or set task.partial=true"
                     )
-                    yield Finding("note" if partial else "error", str(file), f"is listed and missing: {remedy}")
+                    severity = "note" if partial else "error"
+                    yield Missing(severity, str(file), f"is listed and missing: {remedy}")

@@ -17,7 +17,7 @@ from premed.config.image_processing import Preprocessing
 from premed.config.spec import Spec, added_field, runtime_field
 from premed.contracts import Case, Part, Row
 from premed.data import splits
-from premed.errors import Finding
+from premed.errors import Finding, Missing
 from premed.paths import data_root
 from premed.rng import key
 from premed.tasks.common import metrics
@@ -207,10 +207,12 @@ class BTCV(Segmentation):
         for name in wanted:
             number = name.removeprefix("img")
             if name not in self.cases:
-                yield Finding(severity, str(self.root / f"{folder}img/{name}.nii.gz"), f"is missing: {remedy}")
+                image = str(self.root / f"{folder}img/{name}.nii.gz")
+                yield Missing(severity, image, f"is missing: {remedy}")
             elif name not in self.labelled:
                 label = self.root / f"{folder}label/label{number}.nii.gz"
-                yield Finding(severity, str(label), f"is missing, and {name}.nii.gz is there: {remedy}")
+                what = f"is missing, and {name}.nii.gz is there: {remedy}"
+                yield Missing(severity, str(label), what)
         if self.config.partial and wanted is TRAIN and len(available) == 1:
             what = f"{available[0]} alone cannot be both train and val; get more, or list your own cases in task.split"
             yield Finding("error", str(self.root), what)

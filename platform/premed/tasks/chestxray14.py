@@ -16,7 +16,7 @@ from pydantic import Field
 from premed.config.image_processing import Preprocessing
 from premed.config.spec import Spec, runtime_field
 from premed.contracts import Case, Part
-from premed.errors import Finding, UserError
+from premed.errors import Finding, Missing, UserError
 from premed.paths import data_root
 from premed.rng import key, permutation
 from premed.safety.files import MOST_TABLE, read_text, refuse_irregular
@@ -252,11 +252,12 @@ class ChestXray14(Classification):
             if rows and name not in rows:
                 yield Finding("error", where, f"is listed but has no row in {self.table.name}; fix the list or table")
             if self.files and name not in self.files:
+                file = str(self.root / "images" / name)
                 if self.config.partial:
-                    yield Finding("note", str(self.root / "images" / name), "is listed and not there: it is left out")
+                    yield Missing("note", file, "is listed and not there: it is left out")
                 else:
                     what = f"is in {listing} and missing; download it, or set task.partial=true"
-                    yield Finding("error", str(self.root / "images" / name), what)
+                    yield Missing("error", file, what)
 
     def check_lists(self, trained: list[str], tested: list[str], rows: dict) -> Iterator[Finding]:
         """Yields images and patients that are in both lists."""

@@ -19,7 +19,7 @@ from premed.config.spec import Spec, added_field, runtime_field
 from premed.contracts import Case, Part
 from premed.data import splits
 from premed.data.io.readers import DICOM, PICTURES, VOLUMES
-from premed.errors import Finding, UserError
+from premed.errors import Finding, Missing, UserError
 from premed.paths import data_root
 from premed.rng import key
 from premed.tasks.common import table
@@ -251,8 +251,10 @@ class Images(Classification):
     def file_finding(self, case: Case) -> Finding | None:
         """Returns what is wrong with a case's file: a note if `partial` allows it, else an error."""
         what = self.folder.path_error(case.name)
-        missing = self.config.partial and what.startswith("is missing")
-        return Finding("note" if missing else "error", str(case.image[0]), what) if what else None
+        missing = what.startswith("is missing")
+        severity = "note" if missing and self.config.partial else "error"
+        kind = Missing if missing else Finding
+        return kind(severity, str(case.image[0]), what) if what else None
 
     def check(self, test: bool = True) -> Iterator[Finding]:
         """Yields faults of the table, and its differences from the folder."""

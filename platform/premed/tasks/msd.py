@@ -12,7 +12,7 @@ from typing import Literal
 from premed.config.spec import runtime_field
 from premed.contracts import Case, Part
 from premed.data import splits
-from premed.errors import Finding, UserError
+from premed.errors import Finding, Missing, UserError
 from premed.paths import data_root
 from premed.rng import key
 from premed.tasks.common.decathlon import PATIENT_FIELDS, Decathlon
@@ -123,11 +123,12 @@ class MSD(Segmentation):
                 if path.is_file():
                     continue
                 if self.config.partial:
-                    yield Finding("note", str(path), f"is listed and not there: {case.name} is left out")
+                    yield Missing("note", str(path), f"is listed and not there: {case.name} is left out")
                 else:
-                    yield Finding("error", str(path), "is listed and missing; download it, or set task.partial=true")
+                    what = "is listed and missing; download it, or set task.partial=true"
+                    yield Missing("error", str(path), what)
         for path in entries.missing_unlabelled:
-            yield Finding("note", str(path), "is listed under `test` and not there: it is left out")
+            yield Missing("note", str(path), "is listed under `test` and not there: it is left out")
         known = {
             realpath(path) for path in [*entries.missing_unlabelled, *(path for case in cases for path in case.files)]
         }

@@ -20,7 +20,7 @@ from pydantic import Field
 from premed.config.spec import added_field, runtime_field
 from premed.contracts import Case, Part
 from premed.data import splits
-from premed.errors import Finding, UserError
+from premed.errors import Finding, Missing, UserError
 from premed.paths import data_root
 from premed.rng import key
 from premed.tasks.common import volume_pairs
@@ -200,7 +200,8 @@ class Listed:
         for name in sorted({*fold.train} & {*fold.val}):
             yield Finding("error", where, f"fold {number} has {name} in train and in val; keep it in one")
         for name in sorted({*fold.train, *fold.val} - self.folder.cases.training.keys()):
-            yield Finding(severity, where, f"fold {number} lists {name}, and imagesTr has no such case; fix the name")
+            what = f"fold {number} lists {name}, and imagesTr has no such case; fix the name"
+            yield Missing(severity, where, what)
 
     def missing_files(self, case: Case) -> Iterator[Finding]:
         """Yields files of a case that are not on disk: as notes if `partial` is set, else as errors."""
@@ -208,12 +209,12 @@ class Listed:
             if path.is_file():
                 continue
             state = "is a link to a file that is not there" if path.is_symlink() else "is missing"
-            state = "is no regular file" if path.exists() else state
+            state, kind = ("is no regular file", Finding) if path.exists() else (state, Missing)
             if self.config.partial:
-                yield Finding("note", str(path), f"{state}: {case.name} is left out (task.partial)")
+                yield kind("note", str(path), f"{state}: {case.name} is left out (task.partial)")
             else:
                 what = f"{state}, and {case.name} needs it; copy it there, or set task.partial=true"
-                yield Finding("error", str(path), what)
+                yield kind("error", str(path), what)
 
 
 class LabelTask(Listed, Segmentation):

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
-from itertools import islice, product
+from itertools import chain, islice, product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import yaml
 
 from premed.config.experiment import Experiment
 from premed.config.settings import Pretrain, Train
-from premed.config.spec import canonical
+from premed.config.spec import Spec, canonical
 from premed.contracts import Task
 from premed.errors import UserError
 from premed.execution.preflight import Resolved, resolve
@@ -46,6 +46,8 @@ class SweepContext:
         defining = [sweep.search, self.base, self.metrics, self.modes]
         if moving := {name: digest for name, digest in self.encoders().items() if "@" in name}:  # of an alias
             defining.append(moving)
+        if others := other_settings(sweep):
+            defining.append(others)
         self.digest = hashlib.sha256(canonical(defining).encode()).hexdigest()
         self.name = sweep.search.name
         self.where = home() / "sweeps" / f"{self.name}-{self.digest[:8]}"
@@ -64,8 +66,9 @@ class SweepContext:
 
     def fingerprints(self, session: Session) -> tuple[str, str]:
         """Those of the images, and of the images of `pretrain.sources`, empty without them."""
-        sources = self.base.pretrain.sources if isinstance(self.base.pretrain, Pretrain) else None
-        others = [session.fingerprint(each.task, "pretrain") for each in sources or ()]
+        trainings = (each.pretrain for each in (self.base, *variants(self.sweep, "pretrain", "pretext")))
+        sources = next((each.sources for each in trainings if isinstance(each, Pretrain) and each.sources), ())
+        others = [session.fingerprint(each.task, "pretrain") for each in sources]
         return session.fingerprint(self.base.task, "finetune"), " ".join(others)
 
     def study(self, must_exist: bool = False) -> Study:
@@ -160,6 +163,39 @@ def variants(sweep: Sweep, *names: str) -> Iterator[Experiment]:
     for values in islice(product(*(each.grid_values for each in space.values())), MAX_CHECKED):
         with suppress(UserError):  # values that do not fit together fail their trial, not the sweep
             yield sweep.experiments(first | dict(zip(space, values, strict=True)))[0]
+
+
+def other_settings(sweep: Sweep) -> dict[str, list[Any]]:
+    """What trials take from the sweep's base and the experiment of the first combination does not show, by the trial's
+    setting: with space.pretext [none, mae] the settings of the pre-training, which `none` has none of.
+
+    Empty for most sweeps.
+    """
+    shown, first = dict(stated_fields(sweep.base)), next(sweep.combinations())
+    words = {path: each.choice for path, each in sweep.search.space.items() if isinstance(each, Choice) and each.words}
+    alone = [{**first, path: value} for path, values in words.items() for value in values]
+    together = ({**first, **dict(zip(words, values, strict=True))} for values in product(*words.values()))
+    found: dict[str, list[Any]] = {}
+    for setting in chain(alone, islice(together, MAX_CHECKED)):
+        with suppress(UserError):  # values that do not fit together fail their trial, not the sweep
+            stated = stated_fields(sweep.first_experiment(setting))
+            hidden = [[path, value] for path, value in stated if path not in setting and shown.get(path) != value]
+            if hidden:
+                found[canonical(setting)] = hidden
+    return found
+
+
+def stated_fields(spec: Spec, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yields path and canonical value of each field below `spec` that changes a result and is not at its default."""
+    unused = spec.unused_fields()
+    for name, field in type(spec).model_fields.items():
+        value = getattr(spec, name)
+        if name in unused or value == field.default or (field.json_schema_extra or {}).get("digest") is False:  # type: ignore[union-attr]
+            continue
+        if isinstance(value, Spec):
+            yield from stated_fields(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", canonical(value)
 
 
 def refuse_other_val(context: SweepContext) -> None:

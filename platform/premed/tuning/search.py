@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StrictInt, model_validator
+from pydantic import BeforeValidator, Field, StrictInt, field_validator, model_validator
 
 from premed.config.decide import Decide
 from premed.config.expand import AUTO, check_list
@@ -12,6 +12,8 @@ from premed.tuning.space import Choice, Range, Values
 
 COSTS = ("seconds", "pretrain_seconds", "finetune_seconds", "peak_memory_mb")
 """Metrics of cost: measured seconds of a trial's stages (a shared pre-training counts in full), and peak memory."""
+
+LONGEST_NAME = 200  # bytes of UTF-8: a file's name has 255
 
 Mode = Literal["min", "max"]
 
@@ -102,6 +104,14 @@ class Search(Spec):
             raise ValueError(f"scheduler: asha needs a score, and {self.metric[0]} is a cost; set scheduler: none")
         self._check_seeds()
         return self
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if "/" in name or not name.isprintable() or len(name.encode()) > LONGEST_NAME:
+            most = f"no /, no line break and {LONGEST_NAME} bytes at most"
+            raise ValueError(f"names the sweep's folder: a word or some, with {most} (it is {name[:80]!r})")
+        return name
 
     def _check_seeds(self) -> None:
         if self.seeds != AUTO:

@@ -26,6 +26,11 @@ class Choice(Spec):
         """All of the values."""
         return self.choice
 
+    @property
+    def words(self) -> bool:
+        """Whether one is no number, so that it may decide which other fields are read: a strategy, null, a mapping."""
+        return any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in self.choice)
+
 
 class Range(Spec):
     """A range, both ends included; exactly one of the fields is set."""
@@ -63,6 +68,11 @@ class Range(Spec):
         if self.int and self.high - self.low <= MAX_CHECKED:
             return range(self.low, self.high + 1)
         return self.bounds
+
+    @property
+    def inner(self) -> float | None:
+        """A number within a range that is drawn from as numbers with fractions; None for one of integers."""
+        return None if self.int else self.low + (self.high - self.low) / 3.7
 
 
 def _parse_values(value: Any) -> Any:

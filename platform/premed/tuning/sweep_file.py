@@ -18,7 +18,16 @@ from itertools import chain, islice, product
 from pathlib import Path
 from typing import Any
 
-from premed.config.compose import merge, merge_trees, nest, parse_value, read_trees, read_with_base, read_yaml
+from premed.config.compose import (
+    first_name,
+    merge,
+    merge_trees,
+    nest,
+    parse_value,
+    read_trees,
+    read_with_base,
+    read_yaml,
+)
 from premed.config.expand import fan_out
 from premed.config.experiment import Experiment
 from premed.config.spec import validate_spec
@@ -47,6 +56,10 @@ class Sweep:
         """The experiments of a trial, one for each seed, without their test. Raises UserError that names the field."""
         return [each.model_copy(update={"test": False}) for each in self.experiments_with_test(setting)]
 
+    def first_experiment(self, setting: Setting) -> Experiment:
+        """That of the first seed alone, which takes a share of the time where there are many."""
+        return fan_out(self.tree(setting) | {"seeds": [self.search.all_seeds[0]]})[0].model_copy(update={"test": False})
+
     def experiments_with_test(self, setting: Setting) -> list[Experiment]:
         """The same, with their test if the base has one."""
         return fan_out(self.tree(setting) | {"seeds": list(self.search.all_seeds)})
@@ -57,8 +70,8 @@ class Sweep:
         if self.search.snapshots == "trunk":
             epochs = self.search.space["pretrain.epochs"]
             overrides = merge(overrides, {"pretrain": {"trunk": sorted(epochs.grid_values)}})
-        for path, value in setting.items():
-            overrides = merge(overrides, nest(path.split("."), value))
+        for path in sorted(setting, key=lambda each: each.count(".")):  # a strategy before its fields
+            overrides = merge(overrides, nest(path.split("."), setting[path]))
         return merge_trees(self.trees, overrides)
 
     def combinations(self) -> Iterator[Setting]:
@@ -81,6 +94,9 @@ class Sweep:
                 self.validate_value(path, value)
             if isinstance(values, Choice):
                 self.refuse_equal(path, values.choice)
+            elif values.inner is not None:
+                whole = f"; for whole numbers write {{int: [{values.low:g}, {values.high:g}]}}"
+                self.validate_value(path, values.inner, whole)
 
     def refuse_lists(self) -> None:
         """Raises UserError for a list in the base that `premed run` would make several experiments of."""
@@ -111,7 +127,7 @@ class Sweep:
                     raise UserError(f"space.{path}: {first!r} and {value!r} are the same value; keep one")
             return
 
-    def validate_value(self, path: str, value: Any) -> None:
+    def validate_value(self, path: str, value: Any, remedy: str = "") -> None:
         """Raises UserError if no combination with the value is valid, with the reason from the base experiment."""
         others = ({**each, path: value} for each in islice(self.combinations(), MAX_CHECKED))
         reason = None
@@ -121,7 +137,7 @@ class Sweep:
                 return
             except UserError as error:
                 reason = reason or error
-        raise UserError(f"space.{path}: {value!r} does not fit: {reason}")
+        raise UserError(f"space.{path}: {value!r} does not fit: {reason}{remedy}")
 
     def label(self, setting: Setting) -> str:
         """The setting in short: `mask_ratio=0.5 epochs=20`."""
@@ -131,6 +147,15 @@ class Sweep:
     @property
     def num_trials(self) -> int:
         return sum(1 for _ in self.combinations()) if self.search.trials is None else self.search.trials
+
+
+def refuse_swept(overrides: Sequence[str], space: dict[str, Any]) -> None:
+    """Raises UserError for a `key=value` of a field that the space has: a trial takes the space's."""
+    for override in overrides:
+        path = first_name(override.partition("=")[0])
+        if path in space:
+            what = "is a field of the space, whose values each trial takes"
+            raise UserError(f"{override}: {what}; set 'space.{path}=[…]', or move the field out of space:")
 
 
 def load_sweep(file: Path | str, files: Sequence[Path | str] = (), overrides: Sequence[str] = ()) -> Sweep:
@@ -148,7 +173,7 @@ def load_sweep(file: Path | str, files: Sequence[Path | str] = (), overrides: Se
     bases = [base] if isinstance(base, str) else base
     if not isinstance(bases, list) or not bases or not all(isinstance(each, str) for each in bases):
         raise UserError(f"{file}: base: must name the YAML files of an experiment, relative to this one")
-    experiment_overrides: dict[str, Any] = {}
+    of_experiment: list[str] = []
     for override in overrides:
         path, _, value = override.partition("=")
         first, _, rest = path.partition(".")
@@ -157,7 +182,11 @@ def load_sweep(file: Path | str, files: Sequence[Path | str] = (), overrides: Se
         elif first in Search.model_fields and first != "version":
             tree = merge(tree, nest(path.split("."), parse_value(value, override)))
         else:
-            experiment_overrides = merge(experiment_overrides, read_trees([], [override])[1])
+            of_experiment.append(override)
+    experiment_overrides = read_trees([], of_experiment)[1]
+    refuse_swept(of_experiment, tree["space"])
+    if beside := [name for name in ("seeds", "decide") if name in fields_set]:
+        raise UserError(f"{file}: set.{beside[0]}: stands beside space: in a sweep, and not below set:; move it there")
     for given in (fields_set, experiment_overrides):
         if isinstance(finetune := given.get("finetune"), dict) and "seed" in finetune:
             seed = finetune["seed"]

@@ -112,6 +112,13 @@ def test_a_name_that_is_not_utf_8_is_refused_with_a_remedy(tmp_path):
             use()
 
 
+def test_where_names_are_read_as_another_encoding_the_files_are_not_to_be_renamed(tmp_path, monkeypatch):
+    """LC_ALL=C with PYTHONUTF8=0, or a locale of ISO 8859: the name is good UTF-8, and convmv would spoil it."""
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "ascii")
+    with pytest.raises(UserError, match="names of files are read as ascii here; set PYTHONUTF8=1"):
+        Case("M\udcc3\udcbcller", "", ())
+
+
 def test_links_to_nothing_are_no_images_and_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     (tmp_path / "lost").symlink_to(tmp_path / "nowhere")
     (tmp_path / "lost.dcm").symlink_to(tmp_path / "nowhere")

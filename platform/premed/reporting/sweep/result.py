@@ -79,3 +79,8 @@ class SweepResult:
     @property
     def is_multi_objective(self) -> bool:
         return len(self.metrics) > 1
+
+    @property
+    def all_failed(self) -> bool:
+        """Whether every trial failed, so that there is no score."""
+        return bool(self.trials) and all(trial.state == "failed" for trial in self.trials)

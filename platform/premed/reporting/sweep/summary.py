@@ -43,8 +43,7 @@ def conclusion(result: SweepResult) -> str:
         return f"No single best: {count} on the Pareto front of {', '.join(labels)} and {last}."
     best = next((trial for trial in result.trials if trial.number == result.best), None)
     if best is None:
-        all_failed = result.trials and all(trial.state == "failed" for trial in result.trials)
-        return "No trial came to a score: all failed." if all_failed else "No trial is done yet."
+        return "No trial came to a score: all failed." if result.all_failed else "No trial is done yet."
     score = trial_score(best)
     seeds = f" over {counted(score.num, 'seed')}" if score.num > 1 else ", one seed"
     count = counted(len(ranking(result)), "finished trial")

@@ -45,6 +45,23 @@ def tables(folder: Path) -> list[Path]:
     return sorted(path for path in files if path.suffix.lower() in TABLES and path.is_file())[:MOST_TABLES]
 
 
+def is_text(path: Path) -> bool:
+    """Whether it may be a text of words, such as a README.txt, in place of a table."""
+    return path.suffix.lower() == ".txt"
+
+
+def unread_tables(folder: Path) -> list[str]:
+    """Returns why tables of a folder, which may hold its labels, are not read: they are in UTF-16, say."""
+    faults: list[str] = []
+    for path in tables(folder):
+        if not is_text(path) and columns.read(path) is None:
+            try:
+                read_table(path)
+            except UserError as error:
+                faults.append(str(error))
+    return faults
+
+
 def of(folder: Path, path: Path) -> str:
     return path.relative_to(folder).as_posix()
 
@@ -73,7 +90,7 @@ def joined_parts(read: Mapping[Path, pandas.DataFrame]) -> tuple[pandas.DataFram
 
 def table_fault(folder: Path, tree: Tree) -> str:
     """Returns why the first table of a folder that `recognise` does not know labels no image; empty without a table."""
-    for path in tables(folder):
+    for path in sorted(tables(folder), key=is_text):
         if (read := columns.read(path)) is None:
             try:
                 read_table(path)
