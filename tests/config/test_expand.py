@@ -237,3 +237,13 @@ def test_a_strategy_and_its_fields_may_be_named_in_any_order(written, overrides)
 def test_an_override_that_would_undo_an_earlier_one_without_a_word_is_refused(written, later):
     with pytest.raises(UserError, match="undoes pretext.mask_ratio=0.25, which stands before it"):
         load_all([written(MAE)], ["pretext.mask_ratio=0.25", later])
+
+
+def test_epochs_that_decide_nothing_beside_a_file_s_steps_are_refused(written):
+    file = written(MAE | {"finetune": {**STEPS, "head": "unetr", "steps": 40}})
+    with pytest.raises(UserError, match=r"^finetune.epochs: the file sets finetune.steps=40, which decides how long"):
+        load_all([file], ["finetune.epochs=28"])
+    (experiment,) = load_all([file], ["finetune.epochs=28", "finetune.steps=null"])
+    assert experiment.finetune.steps is None and experiment.finetune.epochs == 28
+    (experiment,) = load_all([file], ["pretrain.epochs=3", "finetune.epochs=2", "finetune.steps=7"])
+    assert (experiment.pretrain.epochs, experiment.finetune.steps) == (3, 7)

@@ -362,6 +362,7 @@ def test_a_store_without_runs_says_so(store):
             "models:/chest",
             "names no model; write models:/NAME@best or models:/NAME/VERSION; did you mean ",
         ),
+        ("chest", "^chest: no such run; did you mean models:/chest@best?"),
         ("chest@best", "^chest@best: no such run; did you mean models:/chest@best?"),
         ("model:/knees@best", ": no such run; did you mean models:/knees@best?"),
     ],

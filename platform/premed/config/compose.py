@@ -70,7 +70,17 @@ def merge_trees(trees: Sequence[dict[str, Any]], above: dict[str, Any]) -> dict[
         below = merge(below, {name: value for name, value in tree.items() if name != "only"})
         if isinstance(strategy, str) and strategy in only:
             below = merge(below, merge({"pretext": {"name": strategy}}, only[strategy]))
+    refuse_idle_epochs(below, above)
     return merge(below, above)
+
+
+def refuse_idle_epochs(below: dict[str, Any], above: dict[str, Any]) -> None:
+    """Raises UserError if epochs are given to a training whose file sets steps, which decide its length."""
+    for name in ("pretrain", "finetune"):
+        given, there = (part if isinstance(part, dict) else {} for part in (above.get(name), below.get(name)))
+        if "epochs" in given and "steps" not in given and (steps := there.get("steps")) is not None:
+            what = f"the file sets {name}.steps={steps}, which decides how long it trains"
+            raise UserError(f"{name}.epochs: {what}; set {name}.steps, or {name}.steps=null beside the epochs")
 
 
 def only_by_strategy(only: Any) -> dict[str, dict[str, Any]]:

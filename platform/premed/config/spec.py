@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -73,10 +73,21 @@ SYNONYMS |= {"max_steps": "steps", "num_steps": "steps", "wd": "weight_decay", "
 
 
 def similar_field(kind: type[Spec], name: Any) -> str | None:
-    """The field that was probably meant by `name`."""
+    """The field, or fields below it, that were probably meant by `name`."""
     if SYNONYMS.get(name) in kind.model_fields:
         return SYNONYMS[name]
+    if name == "seed" and "finetune" in kind.model_fields:  # of an experiment, whose files have seeds: [0, 1, 2]
+        return "seeds"
+    if below := [f"{outer}.{name}" for outer in kind.model_fields if name in fields_below(kind, outer)]:
+        return " or ".join(below)
     return next(iter(get_close_matches(str(name), kind.model_fields, n=1)), None)
+
+
+def fields_below(kind: type[Spec], name: str) -> set[str]:
+    """The fields of what stands in a field: of a Spec, or of one of several."""
+    given = kind.model_fields[name].annotation
+    parts = [given, *get_args(given)]
+    return {inner for part in parts if isinstance(part, type) and issubclass(part, Spec) for inner in part.model_fields}
 
 
 Kind = TypeVar("Kind", bound=Spec)

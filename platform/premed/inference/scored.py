@@ -59,7 +59,8 @@ class Scored:
         if self.beats_constant is None:
             return ""
         value, constant = number(self.value), number(self.constant)
-        remedy = "train longer (finetune.epochs), with more labels (finetune.label_fraction), or name another run"
+        longer = "train longer (finetune.epochs, or finetune.steps where that is set)"
+        remedy = f"{longer}, with more labels (finetune.label_fraction), or name another run"
         if not self.beats_constant:
             than = f"no better than an answer that ignores the image ({value} against {constant})"
             return f"{self.name}: its {self._score} is {than}: do not rely on these answers; {remedy}"

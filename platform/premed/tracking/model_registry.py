@@ -259,6 +259,8 @@ def nearest(reference: str, listed: Sequence[str]) -> str | None:
     bare = re.sub("^models?:/*", "", reference)
     by_name = {each.removeprefix("models:/"): each for each in listed}
     of_model = [each for each in by_name if re.split("[@/]", each)[0] == re.split("[@/]", bare)[0]]
+    if (best := f"{bare}@{BEST}") in of_model:  # a model's name alone
+        return by_name[best]
     found = get_close_matches(bare, of_model or by_name, n=1) or of_model
     return by_name[found[0]] if found else None
 
