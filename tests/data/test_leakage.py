@@ -238,7 +238,7 @@ def on_volumes(root, **changes):
     return validate_experiment(
         {
             "task": {"name": "nnunet", "root": str(root), "roi": [16, 16, 16]},
-            "encoder": {"name": "vit", "width": 24, "depth": 2, "heads": 2, "patch": 8},
+            "encoder": {"name": "vit", "width": 24, "depth": 3, "heads": 2, "patch": 8},
             "pretext": {"name": "mae", "decoder_width": 24, "decoder_depth": 1, "decoder_heads": 2},
             "pretrain": training,
             "finetune": training | {"head": "unetr"},
