@@ -1,8 +1,10 @@
 """What tasks make of images and answers: views, losses, scores, pictures."""
 
 import json
+import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -15,6 +17,7 @@ from premed.config.image_processing import Augmentation, Preprocessing
 from premed.contracts import Case, Sample
 from premed.data.phantoms.writers import save_nifti
 from premed.rng import SampleRng
+from premed.tasks.common.classification import of_each_class
 
 pytest_plugins = ["support.task_fixtures"]
 
@@ -202,6 +205,17 @@ def test_pictures_are_drawn_of_both_kinds(nih, tmp_path):
     volumes = read_off(labelled_volumes(tmp_path / "data", "LPS", (1.0, 1.0, 1.0)))
     (path,) = volumes.pictures(oracle, samples(volumes, volumes.split("val"), tmp_path / "cache"), tmp_path)
     assert path.stat().st_size > 1000
+
+
+def test_pictures_show_each_class_though_a_table_lists_them_one_after_another():
+    def picked(labels, most):
+        found = of_each_class([SimpleNamespace(case=SimpleNamespace(label=label)) for label in labels], most)
+        return [sample.case.label for sample in found]
+
+    a, b, c = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
+    assert picked([a] * 20 + [b] * 3 + [c] * 2, 12) == [a, b, c, a, b, c, a, b, a, a, a, a]
+    both, none, unknown = (1.0, 1.0, 0.0), (0.0, 0.0, 0.0), (math.nan, 0.0, 1.0)
+    assert picked([none, unknown, a, both], 3) == [both, unknown, a] and len(picked([none, none], 12)) == 2
 
 
 def test_the_recipes_are_the_papers(nih, decathlon):

@@ -1,7 +1,7 @@
 """The base class of classification tasks: views, loss, scores. A task file adds where its images and labels are."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,6 +19,8 @@ from premed.errors import Finding
 from premed.rng import SampleRng
 from premed.tasks.common import metrics, resamples
 from premed.tasks.common.description import description
+
+MOST_PICTURES = 12
 
 
 class Classification:
@@ -117,9 +119,9 @@ class Classification:
     def pictures(self, forward: Forward, samples: Sequence[Sample], folder: Path) -> list[Path]:
         from premed.data.figures import probabilities
 
-        most_labels = sorted(samples, key=lambda sample: -np.nansum(np.array(sample.case.label, float)))[:12]
+        shown = of_each_class(samples, MOST_PICTURES)
         cases = []
-        for sample, row in zip(most_labels, self.measure(forward, most_labels), strict=True):
+        for sample, row in zip(shown, self.measure(forward, shown), strict=True):
             labels = {name: (row[f"y/{name}"], row[f"p/{name}"]) for name in self.classes}
             cases.append((row["case"], views.centre(sample.prepared, self.roi)[0], labels))
         return [probabilities(folder / "probabilities.png", cases)]
@@ -132,3 +134,12 @@ class Classification:
 
     def describe(self) -> dict[str, Any]:
         return description(self, Classification, "classes")
+
+
+def of_each_class(samples: Sequence[Sample], most: int) -> list[Sample]:
+    """At most `most` labelled samples: of each class in turn that with the most labels, then any."""
+    labels = np.nan_to_num(np.array([sample.case.label for sample in samples], float))
+    order = np.argsort(-labels.sum(axis=1), kind="stable")
+    of_class = [[i for i in order if labels[i, number]] for number in range(labels.shape[1])]
+    in_turn = [i for turn in zip_longest(*of_class) for i in turn if i is not None]
+    return [samples[i] for i in list(dict.fromkeys([*in_turn, *order]))[:most]]
