@@ -87,30 +87,32 @@ def test_what_cannot_fit_is_refused(chest, home, speed, words):
 
 
 def test_workers_and_stages_that_train_at_once_are_measured_at_once(chest, home, monkeypatch):
-    asked = []
+    calls, jobs = [], []
 
     def run_processes(what, function, job, **how):
-        asked.append((what, *how.values()))
-        return [SPEED, replace(SPEED, step=4.0, memory_mb=1100.0, prepare=1.0)]
+        calls.append((what, *how.values()))
+        jobs.append(job)
+        return [SPEED, replace(SPEED, step=4.0, start=0.1, memory_mb=1100.0, prepare=1.0)]
 
     monkeypatch.setattr(estimating, "num_cpus", lambda: 8.0)
     monkeypatch.setattr(estimating, "run_processes", run_processes)
     found = estimate(experiments(chest, train={"workers": 2, "cpus": 1}), lambda line: None)
     # the three experiments of `none` run beside the pre-training, for which those of `mae` wait
-    assert {kind: how for kind, *how in asked} == {
+    assert {kind: how for kind, *how in calls} == {
         "pretrain": [2, 4, False],
         "finetune": [2, 4, False],
         "test": [2, 4, False],
     }
     assert found.stages[0].images_per_second == 16 / 3 and found.stages[0].memory_mb == 1100
     assert not any("workers" in note for note in found.notes)
-    asked.clear()
+    assert estimating.measure_apart(jobs[0], 1).start == 0.1  # of the slowest: the first rank alone solves
+    calls.clear()
     estimate(experiments(chest, train={"workers": 2, "cpus": 1})[3:], lambda line: None)
-    assert {kind: how[1] for kind, *how in asked} == {"pretrain": 1, "finetune": 3, "test": 3}
+    assert {kind: how[1] for kind, *how in calls} == {"pretrain": 1, "finetune": 3, "test": 3}
     monkeypatch.setattr(estimating, "num_cpus", lambda: 1.0)
-    asked.clear()
+    calls.clear()
     found = estimate(experiments(chest, train={"workers": 2, "cpus": 1}), lambda line: None)
-    assert asked[0][1:] == (1, 1, False) and found.notes[0].startswith("of 2 workers 1, for which this machine")
+    assert calls[0][1:] == (1, 1, False) and found.notes[0].startswith("of 2 workers 1, for which this machine")
 
 
 def test_a_run_is_refused_where_the_disk_has_no_room_for_its_checkpoints(chest, home, monkeypatch):

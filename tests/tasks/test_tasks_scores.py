@@ -207,6 +207,17 @@ def test_pictures_are_drawn_of_both_kinds(nih, tmp_path):
     assert path.stat().st_size > 1000
 
 
+def test_the_pictures_are_those_of_each_class(nih, tmp_path, monkeypatch):
+    task, shown = chest(nih), []
+    monkeypatch.setattr("premed.data.figures.probabilities", lambda path, cases: shown.extend(cases) or path)
+    some = samples(task, task.split("train"), tmp_path / "cache")
+    task.pictures(lambda image: torch.zeros(len(image), 14), some, tmp_path)
+    expected = of_each_class(some, 12)
+    by_labels = sorted(some, key=lambda sample: -np.nansum(np.array(sample.case.label, float)))[:12]
+    assert [case for case, *_ in shown] == names([sample.case for sample in expected])
+    assert names([sample.case for sample in by_labels]) != names([sample.case for sample in expected])
+
+
 def test_pictures_show_each_class_though_a_table_lists_them_one_after_another():
     def picked(labels, most):
         found = of_each_class([SimpleNamespace(case=SimpleNamespace(label=label)) for label in labels], most)

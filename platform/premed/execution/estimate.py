@@ -171,14 +171,14 @@ def measure_apart(job: StageJob, stages: int) -> Speed:
     """Measures in processes of their own: all workers that this machine has room for, of `stages` stages at once, since
     they share its caches and the way to its memory.
 
-    Returns the means, and the most memory of a process. Raises UserError if there is not enough.
+    Returns the means, and the most memory of a process and the longest start. Raises UserError if there is not enough.
     """
     ranks, gpu = workers_here(job), job.train.gpu
     speeds: list[Speed] = run_processes(job.stage.kind, measure, job, ranks=ranks, groups=stages, gpu=gpu)
     return replace(
         speeds[0],
         step=fmean(each.step for each in speeds),
-        start=fmean(each.start for each in speeds),
+        start=max(each.start for each in speeds),  # a closed form is solved by the first rank alone
         val=fmean(each.val for each in speeds),
         probe=fmean(each.probe for each in speeds),
         memory_mb=max(each.memory_mb for each in speeds),

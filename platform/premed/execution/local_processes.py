@@ -45,7 +45,7 @@ def run_processes(
         if error := first_error(futures):
             for process in set(multiprocessing.active_children()) - before:
                 process.kill()  # they wait for the one that failed
-            raise told(what, error) from None
+            raise in_one_line(what, error) from None
         return [future.result() for future in futures]
 
 
@@ -80,7 +80,7 @@ def first_error(futures: Sequence[Future]) -> BaseException | None:
     return next((error for error in errors if isinstance(error, UserError)), errors[0] if errors else None)
 
 
-def told(what: str, error: BaseException) -> BaseException:
+def in_one_line(what: str, error: BaseException) -> BaseException:
     """The same error, or in one line that memory was not enough."""
     if isinstance(error, BrokenProcessPool):
         reason = "its process was killed, most likely because memory ran out"
