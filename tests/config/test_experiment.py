@@ -231,6 +231,10 @@ def test_a_file_that_is_not_text_or_not_there_is_named(tmp_path):
         load([tmp_path / "mime.yaml"])
     with pytest.raises(UserError, match=f"{tmp_path}: is a folder; premed init {tmp_path} writes a YAML for it"):
         load([tmp_path])
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans.yaml").write_text("")
+    with pytest.raises(UserError, match=r"scans: is a folder; did you mean .*scans\.yaml$"):
+        load([tmp_path / "scans"])
 
 
 @pytest.mark.parametrize("field", ["task", "encoder", "pretext"])

@@ -56,6 +56,13 @@ def test_a_shared_pre_training_is_counted_once_and_equal_stages_are_measured_onc
     assert "mae, none" in out and "one stage at a time" in out and "90 images are prepared" in out
 
 
+def test_a_warm_up_of_less_than_a_step_is_told_before_anything_trains(chest, home):
+    warmup = {"pretrain": {"steps": 8, "epochs": 400, "warmup_epochs": 20, "batch": 4}}
+    said = "pretrain.warmup_epochs: 20 of 400 epochs is less than one of these 8 steps, so that there is no warm-up"
+    assert any(note.startswith(said) for note in measured(experiments(chest, **warmup))[0].notes)
+    assert not any("warmup" in note for note in measured(experiments(chest))[0].notes)
+
+
 @pytest.mark.parametrize(("load", "told"), [(9.0, True), (0.1, False)])
 def test_that_others_kept_the_machine_busy_is_told(chest, home, monkeypatch, load, told):
     monkeypatch.setattr("premed.execution.estimate.load", lambda: load)

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from premed.reporting import charts
@@ -19,6 +20,7 @@ DRAWINGS = {
     "fractions": lambda: charts.label_fractions(LINES, "mean AUC"),
     "one fraction": lambda: charts.label_fractions([line._replace(x=[1.0, 1.0]) for line in LINES], "mean AUC"),
     "pretraining": lambda: charts.pretraining_curves(LINES, "loss / gate", 1.0),
+    "low": lambda: charts.pretraining_curves(LINES, "probe, mean AUC", None, 2.4),
     "one validation": lambda: charts.pretraining_curves([Line("mae", "#0072B2", [9], [0.4])], "loss"),
     "strips": lambda: charts.strip_plots([MAE, MAE], NONE, ["a", "b", "c"], "cases", "Dice"),
     "a strip alone": lambda: charts.strip_plots([NONE], None, ["a", "b", "c"], "cases", "Dice"),
@@ -128,6 +130,16 @@ def test_shares_of_labels_tell_their_numbers_of_images(figure):
 def test_both_axes_have_names(figure, name):
     some = DRAWINGS[name]().axes  # type: ignore[attr-defined]
     assert any(axes.get_xlabel() for axes in some) and any(axes.get_ylabel() for axes in some)
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_no_tick_and_no_name_of_an_axis_is_cut_by_the_figure_s_edge(figure, name):
+    drawn = DRAWINGS[name]()
+    FigureCanvasAgg(drawn)  # type: ignore[arg-type]
+    width, height = drawn.get_window_extent().size  # type: ignore[attr-defined]
+    for axes in drawn.axes:  # type: ignore[attr-defined]
+        box = axes.get_tightbbox(drawn.canvas.get_renderer())  # type: ignore[attr-defined]
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height, axes.get_xlabel()
 
 
 def test_bars_of_a_column_share_a_span_that_holds_all_that_is_known():

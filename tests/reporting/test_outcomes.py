@@ -49,6 +49,32 @@ def seeded(seed, mauc, **more):
     return TESTED | about | {"stages": [*before, test | {"summary": {"test/mauc": mauc}}]} | more
 
 
+def of_seed(seed, step, value, constant=0.5, score="mauc"):
+    stages = [
+        {"kind": "finetune", "seconds": 1.0, "gate": None, "summary": {}, "best_step": step, "num_steps": 40},
+        TESTED["stages"][-1]
+        | {"value": value, "score": score, "constant": constant, "summary": {f"test/{score}": value}},
+    ]
+    return TESTED | {"stages": stages, "label_fraction": 1.0, "seed": seed, "score": score}
+
+
+def test_it_says_of_which_step_the_weights_are_that_were_scored(capsys):
+    show_outcomes([of_seed(0, 7, 0.7)])
+    assert "scored: the weights that were best on val, of step 7 of 40" in capsys.readouterr().out.splitlines()
+    show_outcomes([of_seed(0, 7, 0.7), of_seed(1, 27, 0.7)])
+    assert "best on val, of steps 7 to 27 of 40" in capsys.readouterr().out
+
+
+def test_scores_no_better_than_an_answer_that_ignores_the_image_are_counted(capsys):
+    show_outcomes([of_seed(0, 7, 0.7), of_seed(1, 7, 0.5), of_seed(2, 7, 0.4)])
+    words = "2 of 3 tests are no better than an answer that ignores the image (0.500): train longer before you conclude"
+    assert words in capsys.readouterr().out.splitlines()
+    show_outcomes([of_seed(0, 7, 9.0, constant=4.0, score="hd95")])  # lower is better
+    assert "the test is no better than" in capsys.readouterr().out
+    show_outcomes([of_seed(0, 7, 0.7), of_seed(1, 7, None)])
+    assert "no better" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("columns", [80, 120])
 def test_several_have_their_share_of_labels_their_seed_and_the_mean_over_seeds(capsys, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))

@@ -120,7 +120,10 @@ def estimate(
         sum(needed) * workers * MIB / 1e9,
         cache_bytes / 1e9,
         (CHECKPOINTS * sum(largest) + stays) / 1e9,
-        [*notes(resolved, stages), *[f"measured on this machine as it is: {busy}, and idle it is faster"] * bool(busy)],
+        [
+            *notes(resolved, stages, costs),
+            *[f"measured on this machine as it is: {busy}, and idle it is faster"] * bool(busy),
+        ],
     )
     refuse(result, first, workers)
     return result
@@ -272,9 +275,9 @@ def rows(stages: Sequence[Planned], costs: Sequence[Cost]) -> list[StageEstimate
     return sorted(found, key=lambda row: [*DOING].index(row.kind))  # type: ignore[arg-type]
 
 
-def notes(resolved: Sequence[Resolved], stages: Sequence[Planned]) -> list[str]:
-    """What the numbers leave out, where it matters."""
-    found = []
+def notes(resolved: Sequence[Resolved], stages: Sequence[Planned], costs: Sequence[Cost]) -> list[str]:
+    """What the trainings will be warned of, and what the numbers leave out, where it matters."""
+    found = list(dict.fromkeys(each.doubt for each in costs if each.doubt))
     workers, here = max((planned.job.train.max_workers, workers_here(planned.job)) for planned in stages)
     if workers > here:
         few = f"of {workers} workers {here}, for which this machine has room, {'were' if here > 1 else 'was'} measured"

@@ -225,8 +225,8 @@ def new_figure(size: tuple[float, float]) -> "Figure":
 
 def axes_with_labels(width: float, height: float) -> "tuple[Figure, Axes]":
     """A figure, and axes that leave room for labels at their right."""
-    figure = new_figure((width, height))
-    return figure, figure.add_axes((0.085, 0.15, 0.67, 0.81))
+    figure, below = new_figure((width, height)), max(0.15, 0.5 / height)  # half an inch for ticks and their label
+    return figure, figure.add_axes((0.085, below, 0.67, 0.96 - below))
 
 
 def style_axes(axes: "Axes", xlabel: str, ylabel: str) -> None:

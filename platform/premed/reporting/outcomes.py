@@ -1,5 +1,6 @@
 """The table that `premed run` ends with: a row for each experiment, and means over seeds."""
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -7,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from premed.config.expand import percent
+from premed.reporting.comparison.scores import LOWER_IS_BETTER
 from premed.reporting.console import print_table
 from premed.reporting.formatting import number, score_name, span
 
@@ -38,6 +40,8 @@ def show_outcomes(outcomes: Sequence[dict[str, Any]]) -> None:
         return
     print("interval: over patients, one seed; constant: the best answer that ignores the image;")
     print(GATE)
+    for words in filter(None, [tested_weights(outcomes), not_above_constant(outcomes)]):
+        print(words)
     show_means(outcomes, arms)
     for outcome in outcomes:
         name = outcome.get("name") or f"{outcome['task']} {outcome['strategy']}"
@@ -66,6 +70,32 @@ def show_outcomes(outcomes: Sequence[dict[str, Any]]) -> None:
         print(f"for other images: premed predict {first} IMAGE… --out DIR{more}")
     if folders:
         print(f"weights and pictures: {', '.join(folders)}; compare them, with intervals and tests: premed compare")
+
+
+def tested_weights(outcomes: Sequence[dict[str, Any]]) -> str:
+    """Of which steps the weights are that val selected; empty where none had several to select from."""
+    trained = [stage for outcome in outcomes for stage in outcome["stages"] if stage["kind"] == "finetune"]
+    steps = sorted({(stage["best_step"], stage["num_steps"]) for stage in trained if stage.get("num_steps", 1) > 1})
+    if not steps:
+        return ""
+    (first, _), (last, of) = steps[0], steps[-1]
+    which = f"step {first}" if first == last else f"steps {first} to {last}"
+    return (
+        f"scored: the weights that were best on val, of {which}{f' of {of}' if len({n for _, n in steps}) == 1 else ''}"
+    )
+
+
+def not_above_constant(outcomes: Sequence[dict[str, Any]]) -> str:
+    """How many tests have no better score than the best answer that ignores the image, if any."""
+    tests = [stage for outcome in outcomes for stage in outcome["stages"] if stage["kind"] == "test"]
+    known = [stage for stage in tests if stage.get("value") is not None and math.isfinite(stage["constant"])]
+    signs = [-1 if stage["score"] in LOWER_IS_BETTER else 1 for stage in known]
+    poor = [stage for sign, stage in zip(signs, known, strict=True) if sign * (stage["value"] - stage["constant"]) <= 0]
+    if not poor:
+        return ""
+    constants = ", ".join(dict.fromkeys(number(stage["constant"]) for stage in poor))
+    which = "the test is" if len(known) == 1 else f"{len(poor)} of {len(known)} tests are"
+    return f"{which} no better than an answer that ignores the image ({constants}): train longer before you conclude"
 
 
 def show_encoders(outcomes: Sequence[dict[str, Any]]) -> None:

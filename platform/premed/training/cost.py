@@ -10,7 +10,7 @@ from premed.contracts import Case, DataSet, Objective
 from premed.data.datamodule import Tasks, stage_cases, stage_data_sets
 from premed.errors import UserError
 from premed.training.online_probe import LABELLED
-from premed.training.schedule import planned
+from premed.training.schedule import doubtful_warmup, planned
 from premed.training.setup import StageJob
 
 
@@ -48,6 +48,8 @@ class Cost:
     batch: int
     seconds: float
     speed: Speed = field(repr=False)
+    doubt: str | None = None
+    """What its training will be warned of: a warm-up of less than a step."""
 
     @property
     def images_per_second(self) -> float:
@@ -74,7 +76,8 @@ def cost(job: StageJob, speed: Speed, tasks: Tasks, objective: Objective) -> Cos
     each = (speed.val * num_val + of_probe) / workers
     begin = speed.start * sum(numbers) if start == 0 else 0.0
     steps = plan.num_steps - start
-    return Cost(steps, settings.batch, begin + steps * speed.step + validations * each, speed)
+    doubt = doubtful_warmup(job.stage.kind, settings, schedule)
+    return Cost(steps, settings.batch, begin + steps * speed.step + validations * each, speed, doubt)
 
 
 def trunk_steps(job: StageJob, numbers: Sequence[int]) -> int:

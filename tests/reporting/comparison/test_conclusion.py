@@ -261,7 +261,7 @@ def test_it_is_the_first_that_the_terminal_shows(store, capsys):
         (
             0.4,
             0.3,
-            "; none of them beats an answer that ignores the image (0.500), so train longer before you conclude",
+            "; no arm beats an answer that ignores the image (0.500), so train longer before you conclude",
         ),
     ],
 )

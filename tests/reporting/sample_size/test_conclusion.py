@@ -37,6 +37,18 @@ def test_a_difference_that_is_too_small_is_told_with_what_it_takes(varied):
     assert all(f"(cautiously {need.cautious:,})" in words for need in possible if need.cautious)
 
 
+def test_what_compare_says_of_the_scores_is_said_here_too(varied, store, put):
+    words, _ = sentence(plan.from_store(varied, PlanSettings()))
+    assert "ignores the image" not in words
+    for strategy in ("none", "mae"):
+        for seed in range(4):
+            put(strategy, seed, 0.3 + 0.01 * seed, pretrain_seed=seed, change={"task": {"name": "poor"}})
+    (poor,) = plan.from_store(store, PlanSettings(), task="poor").blocks
+    assert poor.conclusion.endswith(
+        "; no arm beats an answer that ignores the image (0.500), so train longer before you conclude"
+    )
+
+
 def test_a_difference_that_is_large_enough_takes_nothing_more(varied):
     words, found = sentence(plan.from_store(varied, PlanSettings(margin=0.2)))
     assert found.chance > 0.8 and "so this design is enough for it" in words and "it takes" not in words

@@ -49,7 +49,7 @@ def one(task: TaskResult, block: BlockResult, arm: ArmResult, difference: Differ
     where = f"{question(task, block)} with {percent(arm.label_fraction)} of the labels"
     found = f"{where}, {outcome(task, arm, difference)}: {numbers(difference)}"
     due_to = f"; {arm.attribution}" if arm.attribution else ""
-    caveats = f"{unchecked(task, difference)}{due_to}{no_better(task, [arm, base])}"
+    caveats = f"{unchecked(task, difference)}{due_to}{no_better(task.score, [arm, base])}"
     return f"{found}{caveats}; {images(task)}, {trainings([arm, base])}"
 
 
@@ -130,7 +130,7 @@ def several(task: TaskResult, block: BlockResult, compared: Sequence[tuple[ArmRe
     fewest = sorted((difference for _, difference in compared), key=lambda each: each.num_seeds)
     hint = next(filter(None, (unchecked(task, difference) for difference in fewest)), "")
     pairs = [each for one in compared for each in as_compared(task, block, *one)]
-    return f"{found}{hint}{no_better(task, block.rows)}; {images(task)}, {trainings(pairs)}"
+    return f"{found}{hint}{no_better(task.score, block.rows)}; {images(task)}, {trainings(pairs)}"
 
 
 SAME, UNKNOWN = "not told apart from it", "without an interval"
@@ -178,7 +178,7 @@ def alone(task: TaskResult, block: BlockResult) -> str:
     beside = f", the best of {len(block.rows)} rows" if rest else ""
     return (
         f"{question(task, block)}, {named([best])} has {article(score)} {score} of {number(found.mean)}"
-        f"{between}{beside}{no_better(task, [best])}; {images(task)}, {trainings([best])}; there is no baseline "
+        f"{between}{beside}{no_better(task.score, [best])}; {images(task)}, {trainings([best])}; there is no baseline "
         "to set it against, so whether pre-training helps cannot be said"
     )
 
@@ -186,22 +186,22 @@ def alone(task: TaskResult, block: BlockResult) -> str:
 # ---- an answer that ignores the image
 
 
-def no_better(task: TaskResult, arms: Sequence[ArmResult]) -> str:
+def no_better(score: str, arms: Sequence[ArmResult]) -> str:
     """Which arms have no better score than the constant answer: how they compare says little of pre-training."""
-    known = [arm for arm in arms if math.isfinite(arm.constant) and math.isfinite(arm.scores[task.score].mean)]
-    poor = [arm for arm in known if not beats_constant(task, arm)]
+    known = [arm for arm in arms if math.isfinite(arm.constant) and math.isfinite(arm.scores[score].mean)]
+    poor = [arm for arm in known if not beats_constant(score, arm)]
     if not poor:
         return ""
     which = f"{named(poor)} {'does' if len(poor) == 1 else 'do'} not beat"
     if len(poor) == len(arms) > 1:
-        which = "none of them beats"
+        which = "no arm beats"
     constants = in_order(dict.fromkeys(number(arm.constant) for arm in poor))
     return f"; {which} an answer that ignores the image ({constants}), so train longer before you conclude"
 
 
-def beats_constant(task: TaskResult, arm: ArmResult) -> bool:
-    score = arm.scores[task.score]
-    return score.mean > arm.constant if score.higher_is_better else score.mean < arm.constant
+def beats_constant(score: str, arm: ArmResult) -> bool:
+    found = arm.scores[score]
+    return found.mean > arm.constant if found.higher_is_better else found.mean < arm.constant
 
 
 # ---- how many

@@ -37,7 +37,7 @@ from premed.reporting.comparison.tables import (
     reliability_chart,
     score_table,
 )
-from premed.reporting.comparison.terminal import cost_columns, cost_row
+from premed.reporting.comparison.terminal import cost_columns, cost_row, count_notes
 from premed.reporting.formatting import NAMES, listed
 from premed.reporting.html import render
 from premed.tracking.run_store import RunStore
@@ -93,6 +93,7 @@ class BlockView:
     classes: Sequence[ClassTable]
     cost_columns: Sequence[str]
     cost_rows: Sequence[Sequence[str]]
+    count_notes: Sequence[str]
     case_quantity: str
     are_cases: bool
     """Whether that number is a case's own."""
@@ -136,6 +137,7 @@ def block_view(section: Section, store: RunStore, records: Records) -> BlockView
         strips=strips(section, scores),
         classes=class_tables(section, counts),
         cost_columns=[*cost_columns(arms), "pre-trained on"],
+        count_notes=count_notes(arms),
         cost_rows=[[*cost_row(arm), pretrained_on(arm, records) or "–"] for arm in arms],
         case_quantity=exclusive.quantity,
         are_cases=scores.are_cases,

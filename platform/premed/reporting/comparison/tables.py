@@ -141,6 +141,10 @@ class ClassTable(NamedTuple):
     rows: Sequence[tuple[str, tuple[int, int], Sequence[ClassCell]]]
     """A class, its numbers of cases and of positive ones, and a cell for each arm."""
 
+    @property
+    def has_marks(self) -> bool:
+        return any(cell.mark for _, _, cells in self.rows for cell in cells)
+
 
 def class_tables(section: Section, counts: Mapping[str, tuple[int, int]]) -> list[ClassTable]:
     """A table for each label fraction; that of the largest is open. None where there is one class.

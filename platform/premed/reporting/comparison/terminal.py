@@ -33,6 +33,15 @@ COLUMNS = [
     "Holm p",
     "",
 ]
+COUNTS = {
+    (
+        "n_missed",
+        "n_invented",
+        "n_excluded",
+    ): "missed, invented: a case's class that only the truth, only the prediction "
+    "has (Dice 0, HD95 the image's diagonal); excluded: neither has it",
+    ("n_undefined",): "undefined: classes without an AUC, of one kind of label only",
+}
 MAX_ARMS = 5  # side by side in the table of classes
 
 
@@ -57,6 +66,7 @@ def show_block(task: TaskResult, block: BlockResult) -> None:
         heading = f"{title}\n{words}" if name == main else words
         print_table(heading, COLUMNS if name == main else COLUMNS[:6], [score_row(task, arm, name) for arm in arms])
     print_table("What it cost, and what stands beside the scores", cost_columns(arms), [cost_row(arm) for arm in arms])
+    print_lines(count_notes(arms))
     show_calibration(arms)
     show_classes(task, block)
     print_lines(block.notes)
@@ -88,13 +98,19 @@ def cost_row(arm: ArmResult) -> list[str]:
     return cells + [f"{count:.4g}" for count in arm.counts.values()]
 
 
+def count_notes(arms: Sequence[ArmResult]) -> list[str]:
+    """What the counts in the rows are of, where any is above zero."""
+    counted = {count for arm in arms for count, value in arm.counts.items() if value}
+    return [words for names, words in COUNTS.items() if counted.intersection(names)]
+
+
 def show_calibration(arms: Sequence[ArmResult]) -> None:
     """Prints how far probabilities are from the shares that come true; nothing for a segmentation."""
     if "mauc" not in arms[0].scores:
         return
     kind = next((arm.calibration.kind for arm in arms if arm.calibration), "")
     of = "of the likeliest class" if kind == "likeliest class" else "mean over classes"
-    columns = ["labels", "strategy", "as measured ± std", "less its bias", "95 % interval"]
+    columns = ["labels", "strategy", "as measured ± std", "bias-corrected", "95 % interval"]
     print_table(f"calibration error, ECE, {of}, lower is better", columns, [calibration_row(arm) for arm in arms])
     print_lines(["interval: for other patients, these seeds; the error as it is measured is too large by chance alone"])
 
@@ -117,7 +133,10 @@ def show_classes(task: TaskResult, block: BlockResult) -> None:
     left = f"; {len(arms) - MAX_ARMS} more strategies in --csv" if len(arms) > MAX_ARMS else ""
     title = f"{NAMES.get(main, main)} by class, {percent(arms[0].label_fraction)} of the labels{left}"
     print_table(title, ["class", *(arm.marked_label for arm in some)], cells, words=1)
-    print_lines(["^ v above or below the baseline by its own 95 % interval, not corrected for the number of classes"])
+    if any(cell.endswith(("^", "v")) for row in cells for cell in row[1:]):
+        print_lines(
+            ["^ v above or below the baseline by its own 95 % interval, not corrected for the number of classes"]
+        )
 
 
 def class_cell(estimate: ClassEstimate) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from premed.errors import UserError
 from premed.reporting.comparison.compare import TaskRuns, require_named, selected_runs, task_runs
+from premed.reporting.comparison.conclusion import OPTIMISTIC, no_better
 from premed.reporting.comparison.effects import arm_name, block_result
 from premed.reporting.comparison.grouping import Arm, Block
 from premed.reporting.comparison.interim import notes as notes_on_looks
@@ -115,7 +116,9 @@ def block_plan(
         forecasts=[curve.forecast for curve in curves],
         notes=notes,
     )
-    return replace(planned, conclusion=conclusion(planned, settings.power, settings.margin))
+    if words := conclusion(planned, settings.power, settings.margin):
+        words += no_better(score, result.rows) + (OPTIMISTIC if grouped.part == "val" else "")
+    return replace(planned, conclusion=words)
 
 
 def with_labels(
