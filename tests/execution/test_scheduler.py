@@ -217,7 +217,16 @@ def test_a_queued_stage_ends_when_the_command_is_stopped(command):
 # ---- room
 
 
-def test_a_stage_that_waits_for_room_says_what_it_needs_and_what_there_is(command, monkeypatch):
+def test_a_stage_that_waits_for_room_says_what_it_needs_and_what_there_is(command):
+    job = SimpleNamespace(train=Train(workers=2), stage=SimpleNamespace(kind="finetune"))
+    notice = command().scheduler.shortage(job)
+    assert isinstance(notice, WaitingForResources) and notice.kind == "finetune"
+    assert resources_words(notice) == "2 workers of 1 CPU; the cluster has 0.5 of 2 CPUs free"
+    enough = replace(notice, free={"CPU": 2.0})
+    assert resources_words(enough).endswith("the cluster has 2 of 2 CPUs free: others start or end just now")
+
+
+def test_a_stage_that_waits_for_others_of_its_own_command_says_nothing(command, monkeypatch):
     monkeypatch.setattr(module, "SHORTAGE_NOTICE", -1)
     monkeypatch.setattr(module, "SHORTAGE_POLL", 0)
     command = command()
@@ -226,11 +235,7 @@ def test_a_stage_that_waits_for_room_says_what_it_needs_and_what_there_is(comman
     command.ask("finetune", 1)
     command.finish("pretrain 0")
     command.at(2)
-    (notice,) = command.events
-    assert isinstance(notice, WaitingForResources) and notice.kind == "finetune"
-    assert resources_words(notice) == "2 workers of 1 CPU; the cluster has 0.5 of 2 CPUs free"
-    enough = replace(notice, free={"CPU": 2.0})
-    assert resources_words(enough).endswith("the cluster has 2 of 2 CPUs free: others start or end just now")
+    assert command.events == []
 
 
 def test_a_gpu_that_is_waited_for_is_named(command):

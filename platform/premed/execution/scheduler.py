@@ -64,7 +64,7 @@ class Scheduler:
         """Runs a stage on a worker group when its turn comes. Raises the error that ended the workers."""
         finished, notice = False, ShortageNotice(lambda: events(self.shortage(job)))
         while not finished:
-            group = self.acquire(job, ticket, notice)
+            group = self.acquire(job, ticket)
             try:
                 finished = group.run(job, events, report, ticket.pause, notice)
             finally:
@@ -80,8 +80,8 @@ class Scheduler:
             self.reserved.pop(number, None)
             self.change.notify_all()
 
-    def acquire(self, job: StageJob, ticket: Ticket, notice: "ShortageNotice") -> WorkerGroup:
-        """Waits for the job's turn, and returns a group for it."""
+    def acquire(self, job: StageJob, ticket: Ticket) -> WorkerGroup:
+        """Waits for the job's turn, behind this command's other stages alone, and returns a group for it."""
         number = ticket.number
         with self.change:
             place = (ORDER[job.stage.kind], number, next(self.arrivals))
@@ -92,8 +92,6 @@ class Scheduler:
                         break
                     if self.line[0] == place and (group := self.available(job)):
                         break
-                    if self.line[0] == place:
-                        notice()
                     self.change.wait(POLL)
                     ticket.pause(0)
             finally:
