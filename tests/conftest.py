@@ -84,9 +84,10 @@ def trust_the_disk(connection: object, record: object) -> None:
         connection.execute("PRAGMA synchronous=OFF")
 
 
-# ---- make test-cluster: its processes take a file each, and what comes last is what the others wait for
+# ---- make test-slow and test-cluster: what comes last is what the others wait for
 
-LONGEST = ["tuning/test_sweep_killed.py"]
+LONGEST = ["execution/test_soak.py", "gpu/test_run.py", "execution/test_stuck_workers.py", "execution/test_runner.py"]
+LONGEST += ["tuning/test_sweep_killed.py"]
 LONGEST += [f"integration/test_{name}.py" for name in ("slurm", "nodes", "jobs", "browser")]
 """The first in order."""
 

@@ -17,7 +17,7 @@ from support.experiments import SCRATCH, tree
 
 pytest_plugins = ["support.experiment_fixtures"]
 
-STAGES, WORKERS = int(os.environ.get("SOAK_STAGES", 50)), int(os.environ.get("SOAK_WORKERS", 0))
+STAGES, WORKERS = int(os.environ.get("SOAK_STAGES", 32)), int(os.environ.get("SOAK_WORKERS", 0))
 PER_STAGE, SLACK = 40 * 2**10, 16 * 2**20
 """Bytes: what a command keeps of each stage, its outcome and its curve's last points; and what comes and goes."""
 SHORT = {"test": False, "finetune": {"epochs": 1, "validations": 1}, "train": {"log_steps": 100, "save_minutes": 5}}
