@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 NAMES = {"dice": "Dice", "hd95": "HD95, mm", "mauc": "mean AUC", "accuracy": "accuracy"}  # of scores
+LOWER_IS_BETTER = {"hd95"}
 
 
 # ---- numbers

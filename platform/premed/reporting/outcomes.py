@@ -8,9 +8,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from premed.config.expand import percent
-from premed.reporting.comparison.scores import LOWER_IS_BETTER
 from premed.reporting.console import print_table
-from premed.reporting.formatting import number, score_name, span
+from premed.reporting.formatting import LOWER_IS_BETTER, number, score_name, span
 
 GATE = """gate: how far pre-training's validation loss is below that of a predictor without a network;
       needed for a gain, and no promise of one"""

@@ -19,7 +19,7 @@ from premed.errors import UserError
 from premed.execution.preflight import Resolved, resolve
 from premed.execution.session import Session
 from premed.paths import ensure_home, home, sqlite_url, writing
-from premed.reporting.comparison.scores import LOWER_IS_BETTER
+from premed.reporting.formatting import LOWER_IS_BETTER
 from premed.reporting.sweep import page, terminal
 from premed.reporting.sweep.result import StageResult, SweepResult, TrialResult
 from premed.training.privacy import Privacy

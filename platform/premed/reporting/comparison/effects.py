@@ -23,8 +23,8 @@ from premed.reporting.comparison.result import (
     StageCost,
     looks_of,
 )
-from premed.reporting.comparison.scores import LOWER_IS_BETTER, SCALES, ScoreTable
-from premed.reporting.formatting import counted
+from premed.reporting.comparison.scores import SCALES, ScoreTable
+from premed.reporting.formatting import LOWER_IS_BETTER, counted
 from premed.reporting.statistics import SEEDS, Scale, holm, interval
 from premed.tracking.run_store import Run
 

@@ -13,7 +13,6 @@ from premed.reporting.statistics import Scores
 Columns = Mapping[str, Sequence[Any]]
 """A table of cases by columns, as `RunStore.columns` gives it."""
 SCALES: dict[str, statistics.Scale] = {"dice": "share", "hd95": "positive", "mauc": "share", "accuracy": "share"}
-LOWER_IS_BETTER = {"hd95"}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from premed.reporting.comparison.artifacts import stage_result
 from premed.reporting.comparison.grouping import Arm, Block
-from premed.reporting.comparison.scores import LOWER_IS_BETTER
+from premed.reporting.formatting import LOWER_IS_BETTER
 from premed.reporting.sample_size.arms import Tables, pseudo
 from premed.reporting.sample_size.forecast import Law, bounds, fit, redrawn, refusal
 from premed.reporting.sample_size.result import Forecast, ForecastPoint

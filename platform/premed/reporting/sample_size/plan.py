@@ -14,8 +14,7 @@ from premed.reporting.comparison.grouping import Arm, Block
 from premed.reporting.comparison.interim import notes as notes_on_looks
 from premed.reporting.comparison.interim import pairs
 from premed.reporting.comparison.result import Difference, looks_of
-from premed.reporting.comparison.scores import LOWER_IS_BETTER
-from premed.reporting.formatting import counted
+from premed.reporting.formatting import LOWER_IS_BETTER, counted
 from premed.reporting.sample_size.arms import groups_of, prices
 from premed.reporting.sample_size.comparing import NAMES, plan_comparison, unplannable
 from premed.reporting.sample_size.components import Components, Side
