@@ -30,7 +30,7 @@ CHEST = {
     "task": {"name": "chestxray14", "size": 48, "stored": 48},
     "encoder": ENCODER,
     "pretrain": {
-        "steps": 1600,
+        "steps": 2600,
         "warmup_epochs": 0.05,
         "batch": 32,
         "lr": 1.6e-2,
@@ -40,7 +40,7 @@ CHEST = {
     },
     "finetune": {
         "head": {"name": "linear", "pool": "cls"},
-        "steps": 150,
+        "steps": 300,
         "warmup_epochs": 0.1,
         "batch": 32,
         "lr": 8e-3,
