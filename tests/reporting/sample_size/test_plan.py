@@ -135,7 +135,8 @@ def test_where_no_arm_stands_beside_a_baseline_that_is_said_and_not_what_was_lef
     put("none", 0, 0.6), put("none", 0, 0.6), put("mae", 0, 0.6, fraction=0.1)
     with pytest.raises(UserError) as caught:
         plan.from_store(store, PlanSettings())
-    assert str(caught.value).startswith("plan: nothing to plan with: no arm stands beside a baseline; 1 run there twice")
+    why = "plan: nothing to plan with: no arm stands beside a baseline; 1 run there twice"
+    assert str(caught.value).startswith(why)
 
 
 def test_a_task_whose_runs_cannot_be_compared_is_left_out_with_a_word_and_the_others_are_planned(varied):

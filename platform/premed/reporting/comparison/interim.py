@@ -65,7 +65,8 @@ def decided_by(arm: Arm, baseline: Arm) -> Decide | None:
 
 def design_of(arm: Arm) -> Decide | None:
     """That of its newest run that has one."""
-    return next((Decide.model_validate_json(run.run.tags[DESIGN]) for run in designed(arm)), None)
+    runs = of_one_kind(designed(arm))
+    return next((Decide.model_validate_json(run.run.tags[DESIGN]) for run in runs), None)
 
 
 def designed(arm: Arm) -> list[ExperimentRun]:
