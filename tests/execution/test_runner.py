@@ -91,6 +91,12 @@ def test_another_fine_tuning_reuses_the_pre_training(copied, chest):
     assert other["run_id"] != before["run_id"] and len(runs_of(home, "pretrain")) == 1
 
 
+@pytest.mark.parametrize("policy", ["head", "last_n", {"name": "lora", "rank": 4}, "warmup_then_full"], ids=str)
+def test_every_policy_fine_tunes_a_pre_trained_encoder(policy, copied, chest):
+    other = run(chest, {"finetune": {"policy": policy}, "test": False})
+    assert [stage["reused"] for stage in other["stages"]] == [True, False]
+
+
 def test_cleaned_storage_is_fetched_from_mlflow(copied, chest):
     home, before = copied
     for folder in (home / "checkpoints").iterdir():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from support.nnunet import raw, task
 
+from premed.errors import UserError
 from premed.inference import predict
 from premed.inference.inputs import Input, join_channels
 from premed.inference.load import task_from_card
@@ -42,6 +43,13 @@ def test_a_case_with_other_channels_is_named_with_what_is_there(numbers):
     assert joined == [] and failed["path"] == f"in/a_{numbers[0]:04d}.nii.gz"
     there = ", ".join(f"{number:04d}" for number in numbers)
     assert failed["why"] == (f"in/a: has the channels {there}, and the network takes 0000 to 0001; add or remove files")
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_two_files_of_one_channel_are_refused_and_neither_is_left_out_without_a_word(channels):
+    twice = [*inputs("a_0000", "a_0001"), Input(Path("in/a_0000.nii"), "a_0000")]
+    with pytest.raises(UserError, match=r"^in/a_0000\.nii\.gz and in/a_0000\.nii are one channel of in/a; keep one of"):
+        join_channels(twice, network(channels))
 
 
 def test_of_one_channel_only_the_first_is_a_channel_and_other_tasks_join_nothing():

@@ -1,6 +1,7 @@
 """Before images are prepared: builds the networks of all stages without weights: no mistake costs a training."""
 
 import threading
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from premed.execution.machine import refuse_full_disk
 from premed.models.network import load_resized
 from premed.paths import storage
 from premed.training.checkpoint import KEPT
+from premed.training.policy import merge
 from premed.training.schedule import planned
 from premed.training.setup import StageJob, make_objective
 from premed.training.supervised import Supervised
@@ -62,7 +64,9 @@ def checkpoint_bytes(objective: Objective) -> int:
 
 def refuse_misfit(pretrained: Any, encoder: Any, task: Task) -> None:
     """Raises UserError if the pre-trained encoder does not fit the task, whose images have another shape."""
+    plain = deepcopy(encoder)
+    merge(plain)  # weights are loaded before LoRA's matrices are added
     try:
-        load_resized(encoder, pretrained.state_dict(), pretrained.grid)
+        load_resized(plain, pretrained.state_dict(), pretrained.grid)
     except UserError as error:
         raise UserError(f"pretrain.sources: their encoder does not fit {task.name}: {error}") from None

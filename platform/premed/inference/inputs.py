@@ -114,7 +114,8 @@ def stem(path: Path) -> str:
 def join_channels(wanted: Sequence[Input], task: Any) -> tuple[list[Input], list[dict[str, str]]]:
     """Joins CASE_0000, CASE_0001, … to one image CASE, for a task whose channels are files; other names stay.
 
-    Returns the images, in order, and cases without all of the task's channels, and why.
+    Returns the images, in order, and cases without all of the task's channels, and why. Raises UserError for a channel
+    that two files have.
     """
     if not getattr(task, "channel_files", False):
         return [*wanted], []
@@ -124,7 +125,8 @@ def join_channels(wanted: Sequence[Input], task: Any) -> tuple[list[Input], list
         found = re.fullmatch(r"(.+)_(\d{4})", each.name)
         is_channel = found and (task.channels > 1 or int(found[2]) == 0)
         case, number = (each.path.parent / found[1], int(found[2])) if found and is_channel else (each.path, -1)
-        cases.setdefault(case, {})[number] = each
+        if (same := cases.setdefault(case, {}).setdefault(number, each)) is not each:  # as case_0000.nii beside .nii.gz
+            raise UserError(f"{same.path} and {each.path} are one channel of {case}; keep one of them in its folder")
     for case, files in cases.items():
         numbers = sorted(files)
         first, *more = (files[number] for number in numbers)

@@ -75,6 +75,16 @@ def test_before_the_first_look_there_is_no_interval(seeds):
     assert any("the first look is at 4 seeds" in note for note in block_of(result).notes)
 
 
+def test_seeds_that_were_added_on_one_pre_training_and_also_with_one_each_are_not_mixed(seeds):
+    store = seeds(range(6))
+    seeds(range(1, 4), shared=True, decide=Decide(max_seeds=4))  # seed 0 on pre-training 0 is of both
+    found, values = difference_of(result := compare(store)), np.stack(pseudo_of(store, range(6)))
+    assert (found.num_seeds, found.looks.taken, [*found.looks.planned]) == (6, 2, [4, 6, 8])
+    assert found.value == pytest.approx(values.mean()) and len(found.left_out) == 3
+    why = "3 runs of mae left out of the difference: seeds were added with a pre-training each, and also on one"
+    assert any(why in note for note in block_of(result).notes)
+
+
 def test_a_large_difference_is_decided_and_said_in_one_sentence(seeds):
     result = compare(seeds(range(4), gain=6.0))
     assert difference_of(result).verdict == "better" and is_decided(difference_of(result))

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from scipy import stats
-from support.comparing import leave
+from support.comparing import add, leave
 
 from premed.cli.options import as_json_value
 from premed.errors import UserError
@@ -129,6 +129,21 @@ def test_a_store_without_a_baseline_is_refused_in_a_line(store, put):
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="--baseline imagenet: no run is called so; there are mae"):
         plan.from_store(store, PlanSettings(), baseline="imagenet")
+
+
+def test_where_no_arm_stands_beside_a_baseline_that_is_said_and_not_what_was_left_out_alone(store, put):
+    put("none", 0, 0.6), put("none", 0, 0.6), put("mae", 0, 0.6, fraction=0.1)
+    with pytest.raises(UserError) as caught:
+        plan.from_store(store, PlanSettings())
+    why = "plan: nothing to plan with: no arm stands beside a baseline; 1 run there twice"
+    assert str(caught.value).startswith(why)
+
+
+def test_a_task_whose_runs_cannot_be_compared_is_left_out_with_a_word_and_the_others_are_planned(varied):
+    for epochs in (4, 8):
+        add(varied, "none", 0, change={"task": {"name": "btcv"}, "training": {"epochs": epochs}})
+    result = plan.from_store(varied, PlanSettings())
+    assert only(result).difference and result.notes[-1].startswith("left out: btcv: runs differ in finetune.epochs")
 
 
 # ---- labels

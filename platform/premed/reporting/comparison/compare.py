@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -48,15 +48,8 @@ def compare(
     run_ids: of the experiments' own runs, if only these are compared.
     """
     runs, allow, notes = selected_runs(store, task, where, allow, run_ids)
-    tasks, refused = list[TaskResult](), list[UserError]()
-    for name in sorted({run.task for run in runs}):
-        try:
-            tasks.append(task_result(store, [run for run in runs if run.task == name], baseline, allow, part))
-        except UserError as error:
-            refused.append(error)
-    if refused and not tasks:
-        raise refused[0]
-    notes += [f"left out: {error}" for error in refused]
+    tasks, left_out = each_task(runs, lambda some: task_result(store, some, baseline, allow, part))
+    notes += left_out
     require_named(baseline, [arm.label for each in tasks for block in each.blocks for arm in block.rows],
                   any(each.baseline for each in tasks))  # fmt: skip
     scored = part or ("test" if any(each.part == "test" for each in tasks) else "val")
@@ -78,6 +71,25 @@ def selected_runs(
         raise UserError(f"{masked(store.uri)}: holds no finished run to compare{why}; premed run makes one")
     allow = [field_name(runs, field, "--allow") for field in allow]
     return filter_runs(runs, where), allow, notes
+
+
+Found = TypeVar("Found")
+
+
+def each_task(
+    runs: Sequence[ExperimentRun], work: Callable[[list[ExperimentRun]], Found]
+) -> tuple[list[Found], list[str]]:
+    """What `work` finds of the runs of each task, and notes on the tasks that it refuses. Raises UserError if it
+    refuses all."""
+    found, refused = list[Found](), list[UserError]()
+    for name in sorted({run.task for run in runs}):
+        try:
+            found.append(work([run for run in runs if run.task == name]))
+        except UserError as error:
+            refused.append(error)
+    if refused and not found:
+        raise refused[0]
+    return found, [f"left out: {error}" for error in refused]
 
 
 def require_named(baseline: str | None, labels: Collection[str], is_found: bool) -> None:

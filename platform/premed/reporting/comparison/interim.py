@@ -4,6 +4,7 @@ The experiments' own runs say so in tags. Seeds count up to the last look that b
 beyond it, or without the design, is left out of the difference.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -46,7 +47,7 @@ def pairs(arm: Arm, baseline: Arm) -> Pairs:
     decide = decided_by(arm, baseline)
     if decide is None:
         return Pairs(arm, baseline, *arm.paired(baseline, SEEDS), None)
-    arm, baseline = (replace(each, runs=tuple(designed(each))) for each in (arm, baseline))
+    arm, baseline = (replace(each, runs=tuple(of_one_kind(designed(each)))) for each in (arm, baseline))
     ours, theirs = list(arm.by_seed), list(baseline.by_seed)
     common, planned = [seed for seed in ours if seed in theirs], decide.planned
     look = last_look(planned, len(common))
@@ -64,11 +65,22 @@ def decided_by(arm: Arm, baseline: Arm) -> Decide | None:
 
 def design_of(arm: Arm) -> Decide | None:
     """That of its newest run that has one."""
-    return next((Decide.model_validate_json(run.run.tags[DESIGN]) for run in designed(arm)), None)
+    runs = of_one_kind(designed(arm))
+    return next((Decide.model_validate_json(run.run.tags[DESIGN]) for run in runs), None)
 
 
 def designed(arm: Arm) -> list[ExperimentRun]:
     return [run for run in arm.runs if DESIGN in run.run.tags]
+
+
+def of_one_kind(runs: Sequence[ExperimentRun]) -> list[ExperimentRun]:
+    """Where seeds were added with a pre-training each and also on one alone (`vary=finetune`), those of which there are
+    more: a look has one run of each seed."""
+    each, on_one = list[ExperimentRun](), defaultdict[str | None, list[ExperimentRun]](list)
+    for run in runs:
+        each += [run] * (run.pretrain_seed == run.seed)
+        on_one[run.pretrain_seed].append(run)
+    return max((each, *on_one.values()), key=len)
 
 
 def is_changed(arm: Arm) -> bool:
@@ -109,6 +121,10 @@ def notes(arm: Arm, baseline: Arm | None, difference: Difference | None, name: s
         found.append(f"{name}: {counted(left, 'seed')} beyond that look left out of the difference")
     if left := len(baseline.by_seed) - difference.num_seeds:
         found.append(f"{name}: {counted(left, 'seed')} of {baseline.label} beyond that look left out of the difference")
+    for other in (arm, baseline):
+        if left := len(of_design := designed(other)) - len(of_one_kind(of_design)):
+            why = "seeds were added with a pre-training each, and also on one pre-training alone"
+            found.append(f"{name}: {counted(left, 'run')} of {other.label} left out of the difference: {why}")
     if looks.is_changed:
         found.append(f"{name}: the looks were changed after looking, so that the interval may be too narrow")
     return found

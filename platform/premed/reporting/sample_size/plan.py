@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from premed.errors import UserError
-from premed.reporting.comparison.compare import TaskRuns, require_named, selected_runs, task_runs
+from premed.reporting.comparison.compare import TaskRuns, each_task, require_named, selected_runs, task_runs
 from premed.reporting.comparison.conclusion import OPTIMISTIC, no_better
 from premed.reporting.comparison.effects import arm_name, block_result
 from premed.reporting.comparison.grouping import Arm, Block
@@ -48,13 +48,14 @@ def from_store(
     where: Sequence[str] = (),
     part: "Part | None" = None,
 ) -> PlanResult:
-    """Plans from the store's experiments. Raises UserError if they cannot be compared, or there is nothing to plan."""
+    """Plans from the store's experiments; a note says why a task is left out. Raises UserError if none can be compared,
+    or there is nothing to plan."""
     runs, allow, notes = selected_runs(store, task, where, allow)
-    names = sorted({run.task for run in runs})
-    tasks = [task_runs(store, [run for run in runs if run.task == name], baseline, allow, part) for name in names]
+    tasks, left_out = each_task(runs, lambda some: task_runs(store, some, baseline, allow, part))
+    notes += left_out
     labels = [arm.label for each in tasks for block in each.blocks for arm in block.arms]
     require_named(baseline, labels, any(any(each.baselines) for each in tasks))
-    blocks = []
+    blocks, without = [], []
     for grouped in tasks:
         notes += grouped.notes
         for block, baselines in zip(grouped.blocks, grouped.baselines, strict=True):
@@ -62,11 +63,12 @@ def from_store(
                 blocks.append(block_plan(store, grouped, block, baselines, settings))
             else:
                 where_from = f"{grouped.task}, head {block.head}"
-                notes.append(f"{where_from}: no run of {grouped.baseline} to plan against; --baseline names another")
+                without.append(f"{where_from}: no run of {grouped.baseline} to plan against; --baseline names another")
     if not any(block.comparisons for block in blocks):
-        reasons = [note for block in blocks for note in block.notes] + notes
-        raise UserError(f"plan: nothing to plan with: {[*reasons, 'no arm stands beside a baseline'][0]}")
-    return PlanResult(settings.power, LEVEL, settings.margin, blocks, notes)
+        alone = "; ".join(["no arm stands beside a baseline", *notes[:1]])
+        reasons = [note for block in blocks for note in block.notes]
+        raise UserError(f"plan: nothing to plan with: {[*reasons, *without, alone][0]}")
+    return PlanResult(settings.power, LEVEL, settings.margin, blocks, [*notes, *without])
 
 
 def block_plan(
