@@ -33,6 +33,14 @@ def test_a_policy_is_a_word_or_a_mapping_with_its_fields(values, expected):
     [
         ("lorra", "finetune.policy: 'lorra' is not one of full, head, last_n, lora, warmup_then_full"),
         (["head"], "finetune.policy: ['head'] is not one of full, head, last_n, lora, warmup_then_full"),
+        (
+            {"rank": 4},
+            "finetune.policy: name is missing; rank is a field of lora: set finetune.policy.name=lora, too",
+        ),
+        (
+            {"rang": 4},
+            "finetune.policy: name is missing; it is one of full, head, last_n, lora, warmup_then_full",
+        ),
         ({"name": "head", "blocks": 4}, "finetune.policy.blocks: no such field; check its spelling"),
         ({"name": "lora", "rank": 0}, "finetune.policy.rank: Input should be greater than or equal to 1 (it is 0)"),
         ({"name": "warmup_then_full", "share": 1}, "finetune.policy.share: Input should be less than 1 (it is 1)"),

@@ -120,13 +120,18 @@ def test_one_patient_has_no_interval():
     assert error.measured == pytest.approx(0.25) and np.isnan(error[1:]).all()
 
 
+def test_an_interval_ends_at_one_which_no_error_is_above():
+    error = one(np.r_[np.full(6, 0.99), 0.02, 0.03], np.r_[np.zeros(6), 1.0, 1.0], np.arange(8) % 3)
+    assert error.measured > 0.9 and error.high == 1
+
+
 @given(st.integers(0, 10_000), st.integers(2, 12))
 @profile(max_examples=examples(40), deadline=None)
 def test_the_error_less_its_bias_is_in_its_interval_and_below_what_is_measured(seed, num_patients):
     rng = np.random.default_rng(seed)
     patients = np.arange(40) % num_patients
     error = one(rng.random(40), (rng.random(40) < rng.random()).astype(float), patients)
-    assert 0 <= error.low <= error.value <= error.high
+    assert 0 <= error.low <= error.value <= error.high <= 1
     assert error.value <= error.measured + 1e-12
 
 

@@ -56,10 +56,20 @@ KINDS: dict[str, type[Spec]] = {
 }
 
 
+def _nameless(fields: dict[str, Any]) -> str:
+    """What is missing: the name of the kind that has these fields, where one has."""
+    owner = next((kind for kind, spec in KINDS.items() if fields.keys() <= spec.model_fields.keys()), None)
+    if owner is None:
+        return f"name is missing; it is one of {', '.join(KINDS)}"
+    return f"name is missing; {', '.join(fields)} is a field of {owner}: set finetune.policy.name={owner}, too"
+
+
 def _parse_policy(value: Any) -> Any:
     if isinstance(value, Spec):
         return value
     fields = value if isinstance(value, dict) else {"name": value}
+    if fields and "name" not in fields:
+        raise ValueError(_nameless(fields))
     if not isinstance(name := fields.get("name"), str) or name not in KINDS:
         raise ValueError(f"{name!r} is not one of {', '.join(KINDS)}")
     return KINDS[name].model_validate(fields)

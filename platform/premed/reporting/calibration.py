@@ -112,7 +112,7 @@ def error(gaps: np.ndarray, noise: np.ndarray, weights: np.ndarray) -> Error:
         low = min(low, inverted(clear, weighted[1], measured)[0])
     mean_gaps = weighted[0].sum(axis=1)
     reach = 1.96 * float((weighted[1].sum(axis=2) @ np.sign(mean_gaps)).std())
-    return Error(measured, middle, low, max(high, float(np.abs(mean_gaps).sum()) + reach))
+    return Error(measured, middle, low, min(max(high, float(np.abs(mean_gaps).sum()) + reach), 1.0))
 
 
 def inverted(gaps: np.ndarray, noise: np.ndarray, measured: float) -> list[float]:
