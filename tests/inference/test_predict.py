@@ -293,6 +293,13 @@ def test_bad_pictures_among_good_ones_have_no_row(premed, chest_run, at_home, tm
     ]
 
 
+def test_a_volume_for_a_network_of_pictures_is_told_as_one(premed, chest_run, organ_run, at_home, tmp_path):
+    at_home(chest_run)
+    volume = organ_run.task.split("test")[0].image[0]
+    code, out, err = premed("predict", chest_run.run_id, volume, "--out", tmp_path / "out")
+    assert code == 2 and out == "" and "slices, where pictures are expected; write each slice" in err[-1]
+
+
 def test_nothing_that_can_be_used_is_one_line_and_exit_code_2(premed, brain_run, organ_run, at_home, tmp_path):
     at_home(brain_run)
     one_channel = organ_run.task.split("test")[0].image[0]

@@ -20,7 +20,7 @@ from premed.data.content import hash_channels, hash_image, is_dicom_picture
 from premed.data.io import geometry
 from premed.data.io.image_file import ImageFile
 from premed.data.io.readers import not_finite, read_file
-from premed.data.preprocess import CHANNELS, foreground_threshold, join_padding, label_fault
+from premed.data.preprocess import foreground_threshold, join_padding, label_fault, wrong_channels
 from premed.errors import Finding, UserError
 
 ROUNDING = 1e-4  # mm: corners of equal grids may differ by this much, because files hold float32
@@ -130,8 +130,7 @@ def open_image(job: Inspection, facts: Facts) -> Volume | None:
         parts[0] = parts[0]._replace(values=parts[0].values.repeat(3, axis=-1))  # as `preprocess.prepare` does
     channels = sum(part.values.shape[-1] for part in parts)
     if channels != preprocessing.channels:
-        what = f"{channels} channel(s), {preprocessing.channels} expected; {CHANNELS}"
-        facts.add("error", job.images[0], what)
+        facts.add("error", job.images[0], wrong_channels(channels, preprocessing))
     facts.content = tuple(dict.fromkeys(each for part in parts for each in hash_part(part, preprocessing.dims)))
     values = parts[0].values if len(parts) == 1 else np.concatenate([part.values for part in parts], axis=-1)
     padding = join_padding([ImageFile(part.values, part.affine, part.padding) for part in parts])

@@ -98,9 +98,16 @@ def _read_channels(paths: Sequence[Path], preprocessing: Preprocessing, notes: l
         parts[0] = parts[0]._replace(values=parts[0].values.repeat(3, axis=-1))
     channels = sum(part.values.shape[-1] for part in parts)
     if channels != preprocessing.channels:
-        raise UserError(f"{paths[0]}: {channels} channel(s), {preprocessing.channels} expected; {CHANNELS}")
+        raise UserError(f"{paths[0]}: {wrong_channels(channels, preprocessing)}")
     values = parts[0].values if len(parts) == 1 else np.concatenate([part.values for part in parts], axis=-1)
     return Channels(np.moveaxis(values, -1, 0), join_padding(parts), parts[0].affine)
+
+
+def wrong_channels(channels: int, preprocessing: Preprocessing) -> str:
+    """What is wrong with so many; of pictures, more than red, green, blue and alpha are a volume's slices."""
+    if preprocessing.dims == 2 and channels > 4:
+        return f"a volume of {channels} slices, where pictures are expected; write each slice that is meant to a file"
+    return f"{channels} channel(s), {preprocessing.channels} expected; {CHANNELS}"
 
 
 def join_padding(parts: Sequence[ImageFile]) -> np.ndarray | None:
