@@ -63,6 +63,7 @@ def test_what_cannot_be_is_one_line_and_exit_code_2(premed, tmp_path, monkeypatc
         (["run", "a.yaml", "finetune.lr", "=", "0.1"], "(a.yaml|finetune.lr): "),
         (["runn", "a.yaml"], "No such command 'runn'.* There are init, run, sweep, demo, compare"),
         (["run"], r"Missing argument .* For example: premed run mine.yaml finetune.base_lr=1e-3"),
+        (["predict"], r"Missing argument 'RUN'\. All of them: premed predict --help$"),
         (["fields", "finetune.learning_rat"], "finetune.learning_rat: no such field"),
     ],
 )
@@ -70,6 +71,12 @@ def test_wrong_usage_is_told_the_right_one(premed, tmp_path, monkeypatch, words,
     monkeypatch.chdir(tmp_path)
     code, _, err = premed(*words)
     assert code == 2 and re.search(f"^premed: {message}", err[0]) and len(err) == 1
+
+
+def test_the_fields_of_a_plug_in_say_where_those_of_each_are(premed):
+    code, out, _ = premed("fields", "task")
+    assert code == 0 and out.splitlines()[-1] == "the fields of each: premed fields task.brats, and so on"
+    assert "and so on" not in premed("fields", "task.images")[1]
 
 
 def test_the_version_is_printed(premed):

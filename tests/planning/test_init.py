@@ -217,7 +217,11 @@ def test_the_minutes_are_an_idle_machine_s_and_a_load_is_told_beside_them(made, 
     assert busy["minutes"] == idle["minutes"] and not any("load" in note for note in idle["notes"])
     assert "minutes while it is idle. Every" in " ".join((here / "idle.yaml").read_text().replace("#", "").split())
     show_plan(idle)
-    assert f"takes about {idle['minutes']:.0f} minutes while this machine is idle. Next:" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"takes about {idle['minutes']:.0f} minutes while this machine is idle. Next:" in out
+    assert "first look" not in out  # what takes minutes is waited for
+    show_plan(idle | {"minutes": 12.0})
+    assert f"  {idle['next'][1]} pretrain.steps=100 finetune.steps=60" in capsys.readouterr().out.splitlines()
 
 
 def test_on_a_gpu_nothing_is_said_of_minutes_or_load(made, here):

@@ -1,5 +1,7 @@
 """The images task: any folder and its CSV. Who is in which part, what is asked, what is refused, what `check` says."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -183,6 +185,23 @@ def test_the_constant_answer_is_the_most_frequent_class(folder, tmp_path):
     truth = np.array([sample.case.label for sample in test])
     summary = one.summary(one.constant_baseline(train, test))
     assert summary["accuracy"] == pytest.approx(truth[:, counts.argmax()].mean()) and summary["mauc"] == 0.5
+
+
+def test_of_classes_that_are_as_frequent_in_training_the_constant_answer_is_the_one_that_answers_better(
+    folder, tmp_path
+):
+    one = task(folder(), label="kind")
+    some = samples(one, one.split("train"), tmp_path / "cache")[:2]
+    num = len(one.classes)
+
+    def of(numbers):
+        labels = [tuple(float(number == k) for k in range(num)) for number in numbers]
+        return [Sample(replace(some[i % 2].case, label=y), some[i % 2].prepared) for i, y in enumerate(labels)]
+
+    train = of(2 * list(range(num)))
+    for best in range(num):
+        summary = one.summary(one.constant_baseline(train, of([*range(num), best])))
+        assert summary["accuracy"] == pytest.approx(2 / (num + 1)) and summary["mauc"] == 0.5
 
 
 def test_a_large_volume_is_scored_by_the_mean_over_its_views(tmp_path):

@@ -257,6 +257,8 @@ def wrong_usage(error: Any) -> str:
     if message.startswith("Missing argument") and error.ctx.info_name in ("run", "sweep"):
         example = f"premed {error.ctx.info_name} mine.yaml finetune.base_lr=1e-3"
         return f"{message} For example: {example} (premed init writes a YAML)"
+    if message.startswith("Missing argument"):
+        return f"{message} All of them: premed {error.ctx.info_name} --help"
     return message
 
 

@@ -36,6 +36,9 @@ def output_width() -> int | None:
 
 # ---- premed init
 
+LONG, SHORTER = 5, "pretrain.steps=100 finetune.steps=60"
+"""Minutes from which on a run is not waited for, and what makes a short one of it."""
+
 
 def show_plan(result: dict[str, Any]) -> None:
     """Prints what `premed init` found, what it notes, and the next commands."""
@@ -48,6 +51,8 @@ def show_plan(result: dict[str, Any]) -> None:
     took = "" if result["minutes"] is None else f"; running it takes about {result['minutes']:.0f} minutes"
     idle = " while this machine is idle" if took else ""
     print(f"\nwritten: {files}{took}{idle}. Next:\n" + "\n".join(f"  {command}" for command in result["next"]))
+    if result["minutes"] is not None and result["minutes"] > LONG:
+        print(f"\nA first look, whose answer is worth little:\n  {result['next'][1]} {SHORTER}")
 
 
 # ---- premed run
@@ -84,6 +89,9 @@ def show_fields(found: Sequence[FieldEntry]) -> None:
     """Prints the fields of a YAML."""
     rows = [[each.path, each.type, each.default or "must be set", each.meaning] for each in found]
     print_table("", ["field", "type", "default", "meaning"], rows, words=4)
+    if len(found) == 1 and found[0].type.startswith("one of "):  # a plug-in, whose fields are those of its name
+        first = found[0].type.removeprefix("one of ").partition(",")[0]
+        print(f"the fields of each: premed fields {found[0].path}.{first}, and so on")
 
 
 def show_predictions(report: dict[str, Any]) -> None:

@@ -70,7 +70,7 @@ def test_one_seed_is_told_as_such(store):
     ("loss", "passed", "words"),
     [
         (0.60, True, "on 957 images, past its gate by 25%"),
-        (0.784, False, "on 957 images, hardly past its gate by 2%"),
+        (0.784, False, "on 957 images, 2.0% below its gate, and past it only from 5% on"),
         (0.80, False, "on 957 images, not past its gate"),
         (1.20, False, "on 957 images, not past its gate"),
         (None, False, "on 957 images"),

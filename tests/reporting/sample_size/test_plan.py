@@ -113,7 +113,7 @@ def test_too_few_seeds_are_refused_with_what_to_do_and_planned_with_what_is_stat
         put("none", seed, 0.6)
         put("mae", seed, 0.63, pretrain_seed=seed)
     with pytest.raises(
-        UserError, match="^plan: nothing to plan with: mae at 100 %: 2 of 3 seeds .* --sd-finetuning and"
+        UserError, match="^plan: nothing to plan with: mae at 100 %: 2 seeds, .* takes 3; .* --sd-finetuning and"
     ):
         plan.from_store(store, PlanSettings())
     result = plan.from_store(store, PlanSettings(stated=Stated(0.01, 0.01)))

@@ -2,9 +2,10 @@
 how much pre-training. `conclusion.py` has the one sentence that stands above them."""
 
 from collections.abc import Iterator, Mapping
+from math import floor
 from typing import NamedTuple
 
-from premed.config.settings import PRETRAINING
+from premed.config.settings import GATE_SHARE, PRETRAINING
 from premed.reporting.comparison.result import ArmResult, BlockResult, ComparisonResult, Difference, TaskResult
 from premed.reporting.formatting import NAMES, counted, duration, number, percent, signed, span
 from premed.reporting.statistics import SEEDS
@@ -31,8 +32,12 @@ class Pretraining(NamedTuple):
         if self.loss is None or not self.gate:
             return images
         share = 1 - self.loss / self.gate
-        beyond = "past its gate" if self.passed else "hardly past its gate"
-        return f"{images}, {'not past its gate' if share < NEAR else f'{beyond} by {share:.0%}'}"
+        if self.passed:
+            return f"{images}, past its gate by {share:.0%}"
+        if share < NEAR:
+            return f"{images}, not past its gate"
+        little = f"{floor(1000 * share + 1e-9) / 10}% below its gate"  # not rounded up to what counts
+        return f"{images}, {little}, and past it only from {1 - GATE_SHARE:.0%} on"
 
 
 def sentences(result: ComparisonResult, pretrainings: Mapping[str, Pretraining]) -> list[str]:

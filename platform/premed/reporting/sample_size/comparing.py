@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from premed.reporting.comparison.result import Difference, Looks, looks_of
+from premed.reporting.formatting import counted
 from premed.reporting.sample_size.components import (
     Components,
     Group,
@@ -38,7 +39,8 @@ def unplannable(groups: Sequence[Group], stated: Stated, looks: Looks | None = N
         missing += ["--sd-pretraining"] * (stated.pretraining is None and any(each.is_pretrained for each in groups))
         if missing:
             words = " and ".join(missing)
-            return f"{num_seeds} of {SEEDS} seeds that the variance between seeds takes; run more, or state it: {words}"
+            few = f"{counted(num_seeds, 'seed')}, and the variance between seeds takes {SEEDS}"
+            return f"{few}; run more, or state it: {words}"
         return ""
     over_seeds = sum(variances(group.means)[0] for group in groups)
     return "" if over_seeds + patients_variance(groups) > TINY else "nothing varies, so there is nothing to plan with"

@@ -110,10 +110,15 @@ class Classification:
         return score(rows, self.classes, counts)
 
     def constant_baseline(self, train: Sequence[Sample], samples: Sequence[Sample]) -> list[Row]:
-        """Predicts the class frequencies of `train` for every image: AUC 0.5, accuracy of the most frequent class."""
+        """Predicts the class frequencies of `train` for every image: AUC 0.5, accuracy of the most frequent class; of
+        exclusive classes that are as frequent, the one that is the more frequent in `samples`: the best such answer."""
         labels = np.array([sample.case.label for sample in train], float)
         known = ~np.isnan(labels)
         frequencies = np.where(known, labels, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+        if self.exclusive:
+            asked = np.nansum([sample.case.label for sample in samples], axis=0, dtype=float)
+            best = np.lexsort((asked, frequencies))[-1]
+            frequencies[best] = np.nextafter(frequencies[best], 2)
         return [self.row(sample, frequencies) for sample in samples]
 
     def pictures(self, forward: Forward, samples: Sequence[Sample], folder: Path) -> list[Path]:
