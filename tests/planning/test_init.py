@@ -209,6 +209,19 @@ def test_what_may_mislead_is_noted(tmp_path, here):
     assert "each image counts as one" in notes and "test has 2 patient(s)" in notes
 
 
+def test_a_class_that_a_part_lacks_is_noted(tmp_path, here):
+    root, rows = tmp_path / "slices", [["file", "patient", "tumour", "part"]]
+    of = {"train": "glioma meningioma pituitary", "val": "glioma meningioma", "test": "glioma meningioma pituitary"}
+    for part, kinds in of.items():
+        for number, kind in enumerate(3 * kinds.split()):
+            folders.picture(root / f"{part}{number}.png")
+            rows.append([f"{part}{number}.png", f"{part}{number}", kind, part])
+    folders.table(root / "labels.csv", rows)
+    notes = init.run(root, machine=TWO_CORES)["notes"]
+    said = [note for note in notes if "image has it" in note]
+    assert said == ["class pituitary, part val: no image has it: its score is undefined and left out"]
+
+
 def test_the_minutes_are_an_idle_machine_s_and_a_load_is_told_beside_them(made, here, capsys):
     idle = init.run(made("pngs"), here / "idle.yaml", machine=TWO_CORES)
     busy = init.run(made("pngs"), here / "busy.yaml", machine=replace(TWO_CORES, load=6.0))

@@ -11,7 +11,7 @@ import numpy as np
 
 from premed.config.expand import load_all
 from premed.config.plugins import plugin
-from premed.data.check import UNLABELLED
+from premed.data.check import UNLABELLED, rare_classes
 from premed.data.io.memory import busy_words
 from premed.data.survey import LARGEST_SAMPLE
 from premed.errors import Missing
@@ -111,6 +111,7 @@ def warnings(looked: Looked, plan: training.Plan) -> list[str]:
     patients = {case.patient for case in looked.parts["test"]}
     if len(patients) < FEW_PATIENTS:
         notes.append(f"test has {len(patients)} patient(s): its interval will be wide")
+    notes += lacking_classes(looked)
     notes += [f"{finding.where}: {finding.what}" for finding in looked.findings if OWN in finding.what]
     notes += [f"{finding.where}: {finding.what}" for finding in errors[:MOST_FINDINGS]]
     missing = [each for each in looked.findings if each.severity == "note" and isinstance(each, Missing)]
@@ -141,6 +142,16 @@ def warnings(looked: Looked, plan: training.Plan) -> list[str]:
             f"about {plan.minutes:.0f} minutes on this machine while it is idle: seeds: [0], or fewer images, take less"
         )
     return notes
+
+
+def lacking_classes(looked: Looked) -> list[str]:
+    """Returns notes on classes that no image of a part has, or every one: of a table, whose labels are known by now."""
+    found = []
+    for part in ("train", "val", "test"):
+        labels = [case.label for case in looked.parts.get(part, ()) if isinstance(case.label, tuple)]
+        found += [each for each in rare_classes(looked.task, part, labels) if "image has it" in each.what]
+    more = [f"{len(found) - MOST_FINDINGS} more of these: premed data check lists them"] * (len(found) > MOST_FINDINGS)
+    return [f"{each.where}: {each.what}" for each in found[:MOST_FINDINGS]] + more
 
 
 def busy(machine: Machine, plan: training.Plan) -> list[str]:
