@@ -71,7 +71,7 @@ def test_scores_no_better_than_an_answer_that_ignores_the_image_are_counted(caps
     assert words in capsys.readouterr().out.splitlines()
     show_outcomes([of_seed(0, 7, 9.0, constant=4.0, score="hd95")])  # lower is better
     assert "the test is no better than" in capsys.readouterr().out
-    show_outcomes([of_seed(0, 7, 0.7), of_seed(1, 7, None)])
+    show_outcomes([of_seed(0, 7, 0.7), of_seed(1, 7, None), of_seed(2, 7, 0.4, constant=None)])
     assert "no better" not in capsys.readouterr().out
 
 

@@ -79,15 +79,15 @@ def tested_weights(outcomes: Sequence[dict[str, Any]]) -> str:
         return ""
     (first, _), (last, of) = steps[0], steps[-1]
     which = f"step {first}" if first == last else f"steps {first} to {last}"
-    return (
-        f"scored: the weights that were best on val, of {which}{f' of {of}' if len({n for _, n in steps}) == 1 else ''}"
-    )
+    which += f" of {of}" if len({num for _, num in steps}) == 1 else ""
+    return f"scored: the weights that were best on val, of {which}"
 
 
 def not_above_constant(outcomes: Sequence[dict[str, Any]]) -> str:
     """How many tests have no better score than the best answer that ignores the image, if any."""
     tests = [stage for outcome in outcomes for stage in outcome["stages"] if stage["kind"] == "test"]
-    known = [stage for stage in tests if stage.get("value") is not None and math.isfinite(stage["constant"])]
+    known = [stage for stage in tests if None not in (stage.get("value"), stage.get("constant"))]
+    known = [stage for stage in known if math.isfinite(stage["value"] - stage["constant"])]
     signs = [-1 if stage["score"] in LOWER_IS_BETTER else 1 for stage in known]
     poor = [stage for sign, stage in zip(signs, known, strict=True) if sign * (stage["value"] - stage["constant"]) <= 0]
     if not poor:

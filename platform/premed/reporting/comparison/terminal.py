@@ -33,13 +33,10 @@ COLUMNS = [
     "Holm p",
     "",
 ]
+SEGMENTED = "n_missed", "n_invented", "n_excluded"
 COUNTS = {
-    (
-        "n_missed",
-        "n_invented",
-        "n_excluded",
-    ): "missed, invented: a case's class that only the truth, only the prediction "
-    "has (Dice 0, HD95 the image's diagonal); excluded: neither has it",
+    SEGMENTED: "missed, invented: a case's class that only the truth, only the prediction has (Dice 0, HD95 the "
+    "image's diagonal); excluded: neither has it",
     ("n_undefined",): "undefined: classes without an AUC, of one kind of label only",
 }
 MAX_ARMS = 5  # side by side in the table of classes
