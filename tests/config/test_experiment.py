@@ -220,23 +220,6 @@ def test_steps_need_no_epochs():
         validate_experiment(tree)
 
 
-def test_a_file_that_is_not_text_or_not_there_is_named(tmp_path):
-    (tmp_path / "image.yaml").write_bytes(b"\x89PNG\xff\xfe")
-    with pytest.raises(UserError, match=r"image\.yaml: is not YAML"):
-        load([tmp_path / "image.yaml"])
-    with pytest.raises(UserError, match=r"gone\.yaml: cannot be read .* check the path"):
-        load([tmp_path / "gone.yaml"])
-    (tmp_path / "mine.yaml").write_text("")
-    with pytest.raises(UserError, match=r"mime\.yaml: cannot be read .* did you mean mine\.yaml"):
-        load([tmp_path / "mime.yaml"])
-    with pytest.raises(UserError, match=f"{tmp_path}: is a folder; premed init {tmp_path} writes a YAML for it"):
-        load([tmp_path])
-    (tmp_path / "scans").mkdir()
-    (tmp_path / "scans.yaml").write_text("")
-    with pytest.raises(UserError, match=r"scans: is a folder; did you mean .*scans\.yaml$"):
-        load([tmp_path / "scans"])
-
-
 @pytest.mark.parametrize("field", ["task", "encoder", "pretext"])
 def test_a_missing_part_is_named(field):
     with pytest.raises(UserError, match=f"{field}: is missing; set it in a YAML or on the command line"):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.suite import examples
 
-from premed.config.compose import parse_value, read_trees, read_yaml
+from premed.config.compose import load, parse_value, read_trees, read_yaml
 from premed.config.safe_yaml import MOST_ALIASED, MOST_DEPTH, parse_yaml
 from premed.errors import MOST_SIGNS, UserError
 
@@ -151,3 +151,20 @@ def test_fuzz_whatever_bytes_a_yaml_holds_it_is_fields_or_one_line(tmp_path_fact
         assert isinstance(read_yaml(path), dict)
     except UserError as error:
         assert "\n" not in str(error)
+
+
+def test_a_file_that_is_not_text_or_not_there_is_named(tmp_path):
+    (tmp_path / "image.yaml").write_bytes(b"\x89PNG\xff\xfe")
+    with pytest.raises(UserError, match=r"image\.yaml: is not YAML"):
+        load([tmp_path / "image.yaml"])
+    with pytest.raises(UserError, match=r"gone\.yaml: cannot be read .* check the path"):
+        load([tmp_path / "gone.yaml"])
+    (tmp_path / "mine.yaml").write_text("")
+    with pytest.raises(UserError, match=r"mime\.yaml: cannot be read .* did you mean mine\.yaml"):
+        load([tmp_path / "mime.yaml"])
+    with pytest.raises(UserError, match=f"{tmp_path}: is a folder; premed init {tmp_path} writes a YAML for it"):
+        load([tmp_path])
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans.yaml").write_text("")
+    with pytest.raises(UserError, match=r"scans: is a folder; did you mean .*scans\.yaml$"):
+        load([tmp_path / "scans"])

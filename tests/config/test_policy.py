@@ -35,7 +35,7 @@ def test_a_policy_is_a_word_or_a_mapping_with_its_fields(values, expected):
         (["head"], "finetune.policy: ['head'] is not one of full, head, last_n, lora, warmup_then_full"),
         (
             {"rank": 4},
-            "finetune.policy: name is missing; rank is a field of lora: set finetune.policy.name=lora, too",
+            "finetune.policy: name is missing; rank of lora: set finetune.policy.name=lora, too",
         ),
         (
             {"rang": 4},

@@ -63,6 +63,8 @@ def test_it_says_of_which_step_the_weights_are_that_were_scored(capsys):
     assert "scored: the weights that were best on val, of step 7 of 40" in capsys.readouterr().out.splitlines()
     show_outcomes([of_seed(0, 7, 0.7), of_seed(1, 27, 0.7)])
     assert "best on val, of steps 7 to 27 of 40" in capsys.readouterr().out
+    show_outcomes([of_seed(0, 3, 0.7) | {"head": "probe"}, of_seed(0, 7, 0.7)])  # a probe's steps are its strengths
+    assert "best on val, of step 7 of 40" in capsys.readouterr().out
 
 
 def test_scores_no_better_than_an_answer_that_ignores_the_image_are_counted(capsys):

@@ -177,8 +177,8 @@ def unread(path: Path, error: OSError) -> str:
     """Why a YAML cannot be read, and what to do."""
     if path.is_dir():
         beside = [each for end in (".yaml", ".yml") if (each := path.parent / f"{path.name}{end}").is_file()]
-        mend = f"did you mean {beside[0]}" if beside else f"premed init {path} writes a YAML for it"
-        return f"is a folder; {mend}"
+        hint = f"did you mean {beside[0]}" if beside else f"premed init {path} writes a YAML for it"
+        return f"is a folder; {hint}"
     others = [each.name for each in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
     close = difflib.get_close_matches(path.name, others, n=1, cutoff=0.8)
     return f"cannot be read ({error.strerror}); {f'did you mean {close[0]}' if close else 'check the path'}"

@@ -61,7 +61,7 @@ def _nameless(fields: dict[str, Any]) -> str:
     owner = next((kind for kind, spec in KINDS.items() if fields.keys() <= spec.model_fields.keys()), None)
     if owner is None:
         return f"name is missing; it is one of {', '.join(KINDS)}"
-    return f"name is missing; {', '.join(fields)} is a field of {owner}: set finetune.policy.name={owner}, too"
+    return f"name is missing; {' and '.join(fields)} of {owner}: set finetune.policy.name={owner}, too"
 
 
 def _parse_policy(value: Any) -> Any:

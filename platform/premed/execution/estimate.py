@@ -120,10 +120,7 @@ def estimate(
         sum(needed) * workers * MIB / 1e9,
         cache_bytes / 1e9,
         (CHECKPOINTS * sum(largest) + stays) / 1e9,
-        [
-            *notes(resolved, stages, costs),
-            *[f"measured on this machine as it is: {busy}, and idle it is faster"] * bool(busy),
-        ],
+        notes(resolved, stages, costs, busy),
     )
     refuse(result, first, workers)
     return result
@@ -275,15 +272,17 @@ def rows(stages: Sequence[Planned], costs: Sequence[Cost]) -> list[StageEstimate
     return sorted(found, key=lambda row: [*DOING].index(row.kind))  # type: ignore[arg-type]
 
 
-def notes(resolved: Sequence[Resolved], stages: Sequence[Planned], costs: Sequence[Cost]) -> list[str]:
+def notes(resolved: Sequence[Resolved], stages: Sequence[Planned], costs: Sequence[Cost], busy: str) -> list[str]:
     """What the trainings will be warned of, and what the numbers leave out, where it matters."""
-    found = list(dict.fromkeys(each.doubt for each in costs if each.doubt))
+    found = list(dict.fromkeys(each.warning for each in costs if each.warning))
     workers, here = max((planned.job.train.max_workers, workers_here(planned.job)) for planned in stages)
     if workers > here:
         few = f"of {workers} workers {here}, for which this machine has room, {'were' if here > 1 else 'was'} measured"
         found.append(f"{few}: what the others add to each other's work and messages is not in it")
     if any(each.experiment.pretrain and getattr(each.experiment.pretrain, "stop", None) for each in resolved):
         found.append("a pre-training that the probe ends is shorter")
+    if busy:
+        found.append(f"measured on this machine as it is: {busy}, and idle it is faster")
     return found
 
 

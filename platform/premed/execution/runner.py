@@ -104,6 +104,7 @@ class ExperimentBatch:
             "task": task.name,
             "strategy": experiment.strategy,
             "arm": {"name": arm_title(experiment), "digest": arm_digest(experiment, "")},
+            "head": finetune and finetune.head.name,
             "label_fraction": finetune and finetune.label_fraction,
             "seed": (finetune or experiment.pretrain).seed,  # type: ignore[union-attr]
             "score": task.score,

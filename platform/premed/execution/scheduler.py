@@ -164,7 +164,7 @@ class ShortageNotice:
         self.notify, self.notified = notify, False
         self.since = self.looked = time.monotonic()
 
-    def __call__(self, lacking: Callable[[], bool] = lambda: True) -> None:
+    def __call__(self, lacking: Callable[[], bool]) -> None:
         now = time.monotonic()
         if now - self.looked < SHORTAGE_POLL:
             return

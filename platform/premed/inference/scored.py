@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from premed.errors import UserError
-from premed.reporting.formatting import NAMES, number, percent, span
+from premed.reporting.formatting import NAMES, is_better, number, percent, span
 from premed.tracking.references import get_run
 from premed.tracking.run_store import Run, RunStore
 
@@ -41,7 +41,7 @@ class Scored:
         """Whether the score is above that of the constant answer; None: not known."""
         if not (math.isfinite(self.value) and math.isfinite(self.constant)):
             return None
-        return self.value > self.constant
+        return is_better(self.score, self.value, self.constant)
 
     @property
     def words(self) -> str:

@@ -25,6 +25,7 @@ from premed.planning.output import refuse_overwriting, settle
 from premed.tasks.common.recognised import OWN as OWN_TASK
 
 LONG = 45  # minutes
+PATIENCE, SHORT = 5, "pretrain.steps=100 finetune.steps=60"  # minutes that one waits, and what a run takes fewer with
 MOST_FINDINGS = 5
 OWN = "each image counts as"  # what a task notes where nothing says whose the images are
 
@@ -204,4 +205,5 @@ def write(
         "notes": notes,
         "minutes": plan.minutes,
         "next": commands,
+        "first_look": f"{commands[1]} {SHORT}" if plan.minutes and plan.minutes > PATIENCE else None,
     }

@@ -36,9 +36,6 @@ def output_width() -> int | None:
 
 # ---- premed init
 
-LONG, SHORTER = 5, "pretrain.steps=100 finetune.steps=60"
-"""Minutes from which on a run is not waited for, and what makes a short one of it."""
-
 
 def show_plan(result: dict[str, Any]) -> None:
     """Prints what `premed init` found, what it notes, and the next commands."""
@@ -51,8 +48,8 @@ def show_plan(result: dict[str, Any]) -> None:
     took = "" if result["minutes"] is None else f"; running it takes about {result['minutes']:.0f} minutes"
     idle = " while this machine is idle" if took else ""
     print(f"\nwritten: {files}{took}{idle}. Next:\n" + "\n".join(f"  {command}" for command in result["next"]))
-    if result["minutes"] is not None and result["minutes"] > LONG:
-        print(f"\nA first look, whose answer is worth little:\n  {result['next'][1]} {SHORTER}")
+    if first_look := result["first_look"]:
+        print(f"\nA first look, whose answer is worth little:\n  {first_look}")
 
 
 # ---- premed run

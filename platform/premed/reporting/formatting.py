@@ -7,6 +7,11 @@ NAMES = {"dice": "Dice", "hd95": "HD95, mm", "mauc": "mean AUC", "accuracy": "ac
 LOWER_IS_BETTER = {"hd95"}
 
 
+def is_better(score: str, value: float, other: float) -> bool:
+    """Whether a value of a score is better than another."""
+    return value < other if score in LOWER_IS_BETTER else value > other
+
+
 # ---- numbers
 
 

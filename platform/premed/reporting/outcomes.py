@@ -9,7 +9,7 @@ from typing import Any
 
 from premed.config.expand import percent
 from premed.reporting.console import print_table
-from premed.reporting.formatting import LOWER_IS_BETTER, number, score_name, span
+from premed.reporting.formatting import is_better, number, score_name, span
 
 GATE = """gate: how far pre-training's validation loss is below that of a predictor without a network;
       needed for a gain, and no promise of one"""
@@ -72,9 +72,13 @@ def show_outcomes(outcomes: Sequence[dict[str, Any]]) -> None:
 
 
 def tested_weights(outcomes: Sequence[dict[str, Any]]) -> str:
-    """Of which steps the weights are that val selected; empty where none had several to select from."""
-    trained = [stage for outcome in outcomes for stage in outcome["stages"] if stage["kind"] == "finetune"]
-    steps = sorted({(stage["best_step"], stage["num_steps"]) for stage in trained if stage.get("num_steps", 1) > 1})
+    """Of which steps the weights are that val selected; empty where none had several to select from.
+
+    A probe's steps are the strengths that it tries, and no training.
+    """
+    trained = [outcome for outcome in outcomes if outcome.get("head") != "probe"]
+    stages = [stage for outcome in trained for stage in outcome["stages"] if stage["kind"] == "finetune"]
+    steps = sorted({(stage["best_step"], stage["num_steps"]) for stage in stages if stage.get("num_steps", 1) > 1})
     if not steps:
         return ""
     (first, _), (last, of) = steps[0], steps[-1]
@@ -88,8 +92,7 @@ def not_above_constant(outcomes: Sequence[dict[str, Any]]) -> str:
     tests = [stage for outcome in outcomes for stage in outcome["stages"] if stage["kind"] == "test"]
     known = [stage for stage in tests if None not in (stage.get("value"), stage.get("constant"))]
     known = [stage for stage in known if math.isfinite(stage["value"] - stage["constant"])]
-    signs = [-1 if stage["score"] in LOWER_IS_BETTER else 1 for stage in known]
-    poor = [stage for sign, stage in zip(signs, known, strict=True) if sign * (stage["value"] - stage["constant"]) <= 0]
+    poor = [stage for stage in known if not is_better(stage["score"], stage["value"], stage["constant"])]
     if not poor:
         return ""
     constants = ", ".join(dict.fromkeys(number(stage["constant"]) for stage in poor))

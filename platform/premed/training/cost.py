@@ -48,7 +48,7 @@ class Cost:
     batch: int
     seconds: float
     speed: Speed = field(repr=False)
-    doubt: str | None = None
+    warning: str | None = None
     """What its training will be warned of: a warm-up of less than a step."""
 
     @property
@@ -76,8 +76,8 @@ def cost(job: StageJob, speed: Speed, tasks: Tasks, objective: Objective) -> Cos
     each = (speed.val * num_val + of_probe) / workers
     begin = speed.start * sum(numbers) if start == 0 else 0.0
     steps = plan.num_steps - start
-    doubt = doubtful_warmup(job.stage.kind, settings, schedule)
-    return Cost(steps, settings.batch, begin + steps * speed.step + validations * each, speed, doubt)
+    warning = doubtful_warmup(job.stage.kind, settings, schedule)
+    return Cost(steps, settings.batch, begin + steps * speed.step + validations * each, speed, warning)
 
 
 def trunk_steps(job: StageJob, numbers: Sequence[int]) -> int:

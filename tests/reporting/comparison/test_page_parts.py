@@ -69,6 +69,19 @@ def test_the_parts_stand_in_the_order_in_which_they_are_asked_for(trained):
     ]
 
 
+def test_marks_and_counts_are_explained_where_there_are_any(store):
+    marks, missed = "▲ ▼ above or below none", "missed, invented: a case&#39;s class"
+    for seed in range(3):
+        add(store, "none", seed, xrays(1.0, seed)), add(store, "mae", seed, xrays(1.0, seed))
+    page = report.page(compare(store), store)
+    assert marks not in page and missed not in page
+    for seed in range(3):
+        add(store, "unimiss", seed, xrays(6.0, seed))
+        add(store, "none", seed, volumes(0.5, seed), change={"task": {"name": "btcv"}}, score="dice")
+    page = report.page(compare(store), store)
+    assert marks in page and missed in page
+
+
 def test_first_come_the_answer_and_the_design_in_a_sentence_each(trained):
     block = compare(trained).tasks[0].blocks[0]
     first = re.findall("<p>(.*?)</p>", report.page(compare(trained), trained))[:4]

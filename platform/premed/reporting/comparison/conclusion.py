@@ -17,7 +17,7 @@ from premed.reporting.comparison.result import (
     looks_of,
 )
 from premed.reporting.comparison.sentences import comparisons, unchecked
-from premed.reporting.formatting import NAMES, counted, listed, number, p_value, percent, signed
+from premed.reporting.formatting import NAMES, counted, is_better, listed, number, p_value, percent, signed
 
 LIMITS = {
     "": "",
@@ -189,7 +189,7 @@ def alone(task: TaskResult, block: BlockResult) -> str:
 def no_better(score: str, arms: Sequence[ArmResult]) -> str:
     """Which arms have no better score than the constant answer: how they compare says little of pre-training."""
     known = [arm for arm in arms if math.isfinite(arm.constant) and math.isfinite(arm.scores[score].mean)]
-    poor = [arm for arm in known if not beats_constant(score, arm)]
+    poor = [arm for arm in known if not is_better(score, arm.scores[score].mean, arm.constant)]
     if not poor:
         return ""
     which = f"{named(poor)} {'does' if len(poor) == 1 else 'do'} not beat"
@@ -197,11 +197,6 @@ def no_better(score: str, arms: Sequence[ArmResult]) -> str:
         which = "no arm beats"
     constants = in_order(dict.fromkeys(number(arm.constant) for arm in poor))
     return f"; {which} an answer that ignores the image ({constants}), so train longer before you conclude"
-
-
-def beats_constant(score: str, arm: ArmResult) -> bool:
-    found = arm.scores[score]
-    return found.mean > arm.constant if found.higher_is_better else found.mean < arm.constant
 
 
 # ---- how many

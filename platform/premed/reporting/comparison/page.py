@@ -203,12 +203,13 @@ def pretraining(section: Section, curves: Sequence[LossCurve]) -> list[charts.Ch
     for each in curves:
         if each.gate:
             shares = [loss / each.gate for loss in each.losses]
-            name = f"{each.label}: {shares[-1]:.2f}"
+            name = f"{each.label}: {100 * shares[-1]:.0f} %"
             lines.append(charts.Line(name, section.colours[each.label], each.steps, shares))
     if lines:
         gates = listed({f"{curve.gate:.3g}" for curve in curves if curve.gate})
         caption = f"Validation loss, as a share of what predicting the mean patch of each place loses ({gates}), which "
-        caption += "takes no network: the gate. An encoder that is not clearly below 1 has little to transfer; "
+        caption += "takes no network: the gate, 1.0 on the axis. An encoder that is not clearly below it has little to "
+        caption += "transfer; "
         caption += "one that is below may still bring no gain."
         svg = charts.pretraining_curves(lines, "validation loss / gate", 1.0)
         shown.append(charts.Chart("Pre-training and its gate", caption, svg))

@@ -116,8 +116,8 @@ class Classification:
         known = ~np.isnan(labels)
         frequencies = np.where(known, labels, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
         if self.exclusive:
-            asked = np.nansum(np.array([sample.case.label for sample in samples], float), axis=0)
-            best = np.lexsort((asked, frequencies))[-1]
+            counts = np.nansum(np.array([sample.case.label for sample in samples], float), axis=0)
+            best = np.lexsort((counts, frequencies))[-1]
             frequencies[best] = np.nextafter(frequencies[best], 2)
         return [self.row(sample, frequencies) for sample in samples]
 
