@@ -1,7 +1,7 @@
-"""Expands YAMLs and overrides into one Experiment for every combination of strategy, label fraction and seed.
+"""Expands YAMLs and overrides into one Experiment for every combination of strategy, fold, label fraction and seed.
 
-`pretext: [none, mae]`, `finetune: {label_fraction: [0.05, 1.0]}` and `seeds: [0, 1, 2]` multiply. Seeds apply to the
-fine-tuning, so that all share one pre-training; `vary: [pretrain]`, or both, applies them to the pre-training.
+`pretext: [none, mae]`, `task: {fold: [0, 1, 2]}`, `finetune: {label_fraction: [0.05, 1.0]}` and `seeds: [0, 1, 2]`
+multiply. Seeds apply to the fine-tuning, so that all share one pre-training; `vary: [pretrain]`, or both, applies them to the pre-training.
 `seeds: auto` means as many seeds as it takes to decide (`decide`), of both: it expands into all that there may be.
 """
 
@@ -149,15 +149,11 @@ def with_strategy(tree: dict[str, Any], strategy: Any) -> dict[str, Any]:
 
 
 def fan_out(tree: dict[str, Any]) -> list[Experiment]:
-    """Returns one strategy's experiments, by label fraction and seed. Drops `pretrain` if the strategy has none."""
+    """Returns one strategy's experiments, by fold, label fraction and seed. Drops `pretrain` if the strategy has none."""
     rest = {name: value for name, value in tree.items() if name not in AutoSeeds.model_fields}
-    finetune = rest.get("finetune")
-    fractions = finetune.get("label_fraction") if isinstance(finetune, dict) else None
-    by_fraction: list[dict[str, Any]] = [{}]
-    if isinstance(fractions, list):
-        fractions = check_field("finetune.label_fraction", check_list, "[0.05, 0.1, 1.0]", fractions)
-        by_fraction = [{"finetune": {"label_fraction": fraction}} for fraction in fractions]
-    refuse_mistakes(merge(rest, by_fraction[0]))
+    by_fold = by_value(rest, "task", "fold", "[0, 1, 2, 3, 4]")
+    by_fraction = by_value(rest, "finetune", "label_fraction", "[0.05, 0.1, 1.0]")
+    refuse_mistakes(merge(merge(rest, by_fold[0]), by_fraction[0]))
     if not has_pretraining(tree):
         rest.pop("pretrain", None)
     by_seed: list[dict[str, Any]] = [{}]
@@ -167,7 +163,21 @@ def fan_out(tree: dict[str, Any]) -> list[Experiment]:
         if isinstance(seeds, AutoSeeds) and "pretrain" in varied:
             varied = [name for name in varied if name != "pretrain" or is_varied(rest["pretrain"])]
         by_seed = [{name: {"seed": seed} for name in varied} for seed in numbers] if varied else [{}]
-    return [validate_experiment(merge(merge(rest, fraction), seed)) for fraction, seed in product(by_fraction, by_seed)]
+    if len(by_fold) > 1 and isinstance(seeds, AutoSeeds):
+        raise UserError("task.fold: with seeds: auto each fold would have seeds of its own; list the seeds")
+    return [
+        validate_experiment(merge(merge(merge(rest, fold), fraction), seed))
+        for fold, fraction, seed in product(by_fold, by_fraction, by_seed)
+    ]
+
+
+def by_value(tree: dict[str, Any], section: str, field: str, example: str) -> list[dict[str, Any]]:
+    """Returns, for each value of a field that is a list, the tree that sets it; else one empty tree."""
+    fields = tree.get(section)
+    values = fields.get(field) if isinstance(fields, dict) else None
+    if not isinstance(values, list):
+        return [{}]
+    return [{section: {field: each}} for each in check_field(f"{section}.{field}", check_list, example, values)]
 
 
 def parse_seeds(tree: dict[str, Any]) -> Seeds | AutoSeeds | None:
@@ -217,8 +227,14 @@ def percent(share: float) -> str:
 
 
 def arm_title(experiment: Experiment) -> str:
-    """Returns its name or strategy, and its fine-tuning's policy unless that is full: `mae lora`."""
-    return f"{experiment.name or experiment.strategy}{policy_words(experiment)}"
+    """Returns its name or strategy, its fine-tuning's policy unless that is full, and its fold: `mae lora fold 2`."""
+    return f"{experiment.name or experiment.strategy}{policy_words(experiment)}{fold_words(experiment)}"
+
+
+def fold_words(experiment: Experiment) -> str:
+    """The fold of its task in a name: ` fold 2`; empty of the usual one, 0, where a data set comes with its folds."""
+    fold, is_dealt = (getattr(experiment.task, name, None) for name in ("fold", "folds"))
+    return f" fold {fold}" if fold or (fold == 0 and is_dealt) else ""
 
 
 def policy_words(experiment: Experiment) -> str:
@@ -233,7 +249,7 @@ def title(experiment: Experiment) -> str:
     pretrain, finetune = experiment.pretrain, experiment.finetune
     other = f" pre-training seed {pretrain.seed}" if pretrain and pretrain.seed else ""
     if finetune is None:
-        return f"{experiment.name or experiment.strategy}{other or ' pre-training'}"
+        return f"{experiment.name or experiment.strategy}{fold_words(experiment)}{other or ' pre-training'}"
     share = percent(finetune.label_fraction)
     return f"{arm_title(experiment)} {share} seed {finetune.seed}{other}"
 

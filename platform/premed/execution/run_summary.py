@@ -26,6 +26,8 @@ def summary_params(experiment: Experiment) -> dict[str, Any]:
     name = experiment.name or experiment.strategy
     params: dict[str, Any] = {"arm": name, "strategy": experiment.strategy, "encoder": experiment.encoder.name}
     params |= {"mask_ratio": getattr(experiment.pretext, "mask_ratio", None) or ABSENT}
+    if (fold := getattr(experiment.task, "fold", None)) is not None:
+        params["fold"] = fold
     if isinstance(pretrain, Pretrain):
         params |= length("pretrain", pretrain) | {"pretrain_seed": pretrain.seed}
     elif pretrain is not None:  # one that is finished; what the YAML says of it was compared

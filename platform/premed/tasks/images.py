@@ -1,7 +1,7 @@
 """Any folder of pictures (PNG, JPEG, DICOM) or volumes (NIfTI, folders of DICOM slices), and a CSV that lists them.
 
 One row per image: path, patient, labels and, optionally, part. Rows without labels are for pre-training only. Splits
-are by patient: from a column, as `split` lists them, or 60/15/25 by `split_seed`.
+are by patient: from a column, as `split` lists them, one of `folds`, or 60/15/25 by `split_seed`.
 """
 
 import os
@@ -24,6 +24,7 @@ from premed.paths import data_root
 from premed.rng import key
 from premed.tasks.common import table
 from premed.tasks.common.classification import Classification
+from premed.tasks.common.cross_validation import FoldSettings, fold_parts
 from premed.tasks.common.files import LOOKED_AT, table_path
 from premed.tasks.common.image_folder import recognise as recognise
 from premed.tasks.common.images import ImageSettings
@@ -41,7 +42,7 @@ class Columns(Spec):
     """None: `part`, if there is such a column; an empty name: no column gives the parts."""
 
 
-class Config(ImageSettings):
+class Config(ImageSettings, FoldSettings):
     """`labels` or `label` names the targets. `roi` in pixels or voxels, `spacing` in mm."""
 
     name: Literal["images"] = "images"
@@ -190,14 +191,17 @@ class Images(Classification):
     def parts(self) -> list[str]:
         """The part of each row; an empty string if it is in none."""
         config, seed = self.config, key(self.config.split_seed, "images", "split")
-        if config.split is None and self.part_cells is not None:
+        if config.split is None and config.folds is None and self.part_cells is not None:
             words = {word: part for part, words in config.parts.items() for word in words}
             rows = [(case.patient, words.get(cell, "")) for case, cell in zip(self.cases, self.part_cells, strict=True)]
             train = {who for who, part in rows if part == "train"} & self.patients
             carve = all(part != "val" for _, part in rows)
             val = splits.carve_patients(train, config.shares[1] / sum(config.shares[:2]), seed) if carve else set()
             return ["val" if part == "train" and who in val else part for who, part in rows]
-        of = splits.assign_patients(self.patients, config.shares, seed)
+        if config.folds is not None:
+            of = fold_parts(self.patients, config, config.shares, seed)
+        else:
+            of = splits.assign_patients(self.patients, config.shares, seed)
         if config.split is not None:
             of = {who: part for part, patients in config.split.items() for who in patients}
         return [of.get(case.patient, "") for case in self.cases]
@@ -207,7 +211,7 @@ class Images(Classification):
         if self.config.split is not None:
             for what in splits.listing_faults(self.config.split, self.patients):
                 yield "task.split", what
-        elif self.part_cells is not None:
+        elif self.config.folds is None and self.part_cells is not None:
             words = [word for part in self.config.parts.values() for word in part]
             rows = zip(self.part_cells, self.cases, strict=True)
             wrong = [cell not in words and bool(cell or case.label) for cell, case in rows]

@@ -1,7 +1,7 @@
 """Any folder in the layout of the Medical Segmentation Decathlon: `dataset.json`, `imagesTr/`, `labelsTr/`.
 
 The decathlon's test images have no labels, so the labelled cases are split 60/15/25 into train, val and test by
-`split_seed`, or as `split` lists them. Images without a label are used for pre-training only.
+`split_seed`, dealt to `folds`, or as `split` lists them. Images without a label are used for pre-training only.
 """
 
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from premed.data import splits
 from premed.errors import Finding, Missing, UserError
 from premed.paths import data_root
 from premed.rng import key
+from premed.tasks.common.cross_validation import FoldSettings, fold_parts
 from premed.tasks.common.decathlon import PATIENT_FIELDS, Decathlon
 from premed.tasks.common.files import is_nnunet, read_json
 from premed.tasks.common.patients import guessed_pattern
@@ -23,7 +24,7 @@ from premed.tasks.common.segmentation import Segmentation
 from premed.tasks.common.volumes import VolumeSettings
 
 
-class Config(VolumeSettings):
+class Config(VolumeSettings, FoldSettings):
     """The folder is `root`, or `folder` below $PREMED_DATA. `roi` in voxels, `spacing` in mm."""
 
     name: Literal["msd"] = "msd"
@@ -89,7 +90,10 @@ class MSD(Segmentation):
         if self.config.split is not None:
             return splits.listed_cases(self.config.split, part, by_name, self.root)
         seed, patients = key(self.config.split_seed, "msd", "split"), {case.patient for case in by_name.values()}
-        of = splits.assign_patients(patients, self.config.shares, seed)
+        if self.config.folds is not None:
+            of = fold_parts(patients, self.config, self.config.shares, seed)
+        else:
+            of = splits.assign_patients(patients, self.config.shares, seed)
         cases = [by_name[name] for name in sorted(by_name) if of[by_name[name].patient] == part]
         if not cases:
             whose = f"{len(by_name)} labelled cases" + f" of {len(patients)} patients" * (len(patients) < len(by_name))
