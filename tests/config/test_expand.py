@@ -72,6 +72,21 @@ def test_lists_multiply_and_may_stand_in_a_yaml(written):
     assert load_all([written(MAE)], ["seeds=[0,1]", "finetune.label_fraction=[0.05,1]", "pretext=[none,mae]"]) == found
 
 
+def test_folds_multiply_and_are_named(written):
+    folds = {"task": {"name": "images", "label": "tumour", "folds": 3}}
+    found = load_all([written(MAE | folds)], ["task.fold=[0,2]", "seeds=[0,1]"])
+    assert [(each.task.fold, each.finetune.seed) for each in found] == [(0, 0), (0, 1), (2, 0), (2, 1)]
+    assert [title(each) for each in found[1:3]] == ["mae fold 0 100 % seed 1", "mae fold 2 100 % seed 0"]
+    assert distinct_titles(found, ["x"] * 4)[:3] == ["mae fold 0 seed 0", "mae fold 0 seed 1", "mae fold 2 seed 0"]
+    digests = {next(each.stages(str)).digest() for each in found}
+    assert len(digests) == 2  # a pre-training of each fold
+
+
+def test_a_data_set_s_first_fold_is_not_named(written):
+    found = load_all([written(MAE | {"task": {"name": "brats"}})], ["task.fold=[0,1]"])
+    assert [title(each) for each in found] == ["mae 100 % seed 0", "mae fold 1 100 % seed 0"]
+
+
 def test_each_of_several_strategies_is_what_it_is_alone(written):
     only = {"only": {"mae": {"pretrain": {"steps": 7}}}}
     files = [written(MAE), written(only, "b")]
@@ -110,6 +125,8 @@ def test_where_only_the_pre_training_varies_a_strategy_without_one_runs_once(wri
         ),
         (["finetune.label_fraction=[0.1, 1.5]"], r"finetune.label_fraction: .*less than or equal to 1 \(it is 1.5\)"),
         (["finetune.label_fraction=[0.1, 0]"], "finetune.label_fraction: .*greater than 0"),
+        (["task.fold=[0,0]"], "task.fold: 0 is listed twice"),
+        (["task.fold=[0,9]"], "task: fold needs folds|task.fold"),
         (["finetune.label_fraction=[]"], "finetune.label_fraction: must be a list of at least one"),
         (["finetune.label_fraction=[1, 1.0]"], "finetune.label_fraction: 1.0 is listed twice"),
         (["pretext=[none, mea]"], "pretext: 'mea' is not one of"),

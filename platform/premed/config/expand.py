@@ -1,8 +1,9 @@
 """Expands YAMLs and overrides into one Experiment for every combination of strategy, fold, label fraction and seed.
 
 `pretext: [none, mae]`, `task: {fold: [0, 1, 2]}`, `finetune: {label_fraction: [0.05, 1.0]}` and `seeds: [0, 1, 2]`
-multiply. Seeds apply to the fine-tuning, so that all share one pre-training; `vary: [pretrain]`, or both, applies them to the pre-training.
-`seeds: auto` means as many seeds as it takes to decide (`decide`), of both: it expands into all that there may be.
+multiply. Seeds apply to the fine-tuning, so that all share one pre-training; `vary: [pretrain]`, or both, applies them
+to the pre-training. `seeds: auto` means as many seeds as it takes to decide (`decide`), of both: it expands into all
+that there may be.
 """
 
 from collections import Counter
@@ -149,7 +150,7 @@ def with_strategy(tree: dict[str, Any], strategy: Any) -> dict[str, Any]:
 
 
 def fan_out(tree: dict[str, Any]) -> list[Experiment]:
-    """Returns one strategy's experiments, by fold, label fraction and seed. Drops `pretrain` if the strategy has none."""
+    """Returns one strategy's experiments, by fold, label fraction and seed, without `pretrain` if it has none."""
     rest = {name: value for name, value in tree.items() if name not in AutoSeeds.model_fields}
     by_fold = by_value(rest, "task", "fold", "[0, 1, 2, 3, 4]")
     by_fraction = by_value(rest, "finetune", "label_fraction", "[0.05, 0.1, 1.0]")

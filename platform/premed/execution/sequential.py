@@ -19,7 +19,7 @@ from premed.execution.run_summary import arm_digest
 from premed.execution.runner import ExperimentBatch
 from premed.execution.session import Session, open_session
 from premed.reporting.comparison.compare import compare
-from premed.reporting.comparison.effects import stage_cost
+from premed.reporting.comparison.costs import stage_cost
 from premed.reporting.comparison.interim import design_tags, is_decided
 from premed.reporting.comparison.result import ArmResult, TaskResult, looks_of
 from premed.reporting.formatting import NAMES, counted, percent, signed, span

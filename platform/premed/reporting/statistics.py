@@ -143,25 +143,45 @@ def means(values: np.ndarray, patients: np.ndarray) -> Scores:
     return Scores(full, pseudo, (counts > 0).sum(axis=0) == 1)
 
 
-def aucs(truth: np.ndarray, answer: np.ndarray, patients: np.ndarray) -> Scores:
+def aucs(truth: np.ndarray, answer: np.ndarray, patients: np.ndarray, folds: np.ndarray | None = None) -> Scores:
     """The AUCs of `answer` [N, K] against `truth` [N, K] (0, 1, NaN: not known); ties count half.
 
     A patient's part is that of their positives against all negatives and of all positives against their negatives:
     DeLong's placement values, summed by patient as Obuchowski does it.
+    folds: [N], of a cross-validation. An AUC is then the mean over the folds that have both kinds of labels, since the
+    answers of two networks have no common order (Forman and Scholz: SIGKDD Explorations 12, 2010).
     """
     num_patients = int(patients.max()) + 1
+    in_fold = [slice(None)] if folds is None else [folds == fold for fold in np.unique(folds)]
     by_class = []
     for y, x in zip(truth.T, answer.T, strict=True):
-        known = ~np.isnan(y)
-        by_class.append(_auc(y[known], x[known], patients[known], num_patients))
+        parts = []
+        for here in in_fold:
+            known = ~np.isnan(y[here])
+            parts.append(_auc(y[here][known], x[here][known], patients[here][known], num_patients))
+        by_class.append(_mean_auc([part for part in parts if part], num_patients))
     full, pseudo, alone = zip(*by_class, strict=True)
     return Scores(np.array(full), np.stack(pseudo, axis=1), np.array(alone))
 
 
-def _auc(y: np.ndarray, x: np.ndarray, patients: np.ndarray, num_patients: int) -> tuple[float, np.ndarray, bool]:
+def _mean_auc(folds: Sequence[tuple[float, np.ndarray, bool]], num_patients: int) -> tuple[float, np.ndarray, bool]:
+    """The mean of the folds' AUCs, with pseudo-values [P]; NaN of none."""
+    if not folds:
+        return np.nan, np.full(num_patients, np.nan), False
+    auc = float(np.mean([each for each, _, _ in folds]))
+    return auc, auc + num_patients * np.mean([part for _, part, _ in folds], axis=0), any(each for *_, each in folds)
+
+
+def _auc(
+    y: np.ndarray, x: np.ndarray, patients: np.ndarray, num_patients: int
+) -> tuple[float, np.ndarray, bool] | None:
+    """An AUC, its derivative in each patient's weight [P], and whether one patient has all of a kind of label; None
+    where there is one kind of label only. It is NaN where an answer is."""
     positive, negative = y == 1, y == 0
     num = positive.sum(), negative.sum()
-    if not all(num) or np.isnan(x).any():
+    if not all(num):
+        return None
+    if np.isnan(x).any():
         return np.nan, np.full(num_patients, np.nan), False
     below = _share_below(x[positive], x[negative])  # of the negatives, for each positive
     above = 1 - _share_below(x[negative], x[positive])
@@ -169,7 +189,7 @@ def _auc(y: np.ndarray, x: np.ndarray, patients: np.ndarray, num_patients: int) 
     part = np.bincount(patients[positive], (below - auc) / num[0], minlength=num_patients)
     part += np.bincount(patients[negative], (above - auc) / num[1], minlength=num_patients)
     alone = any(len(np.unique(patients[some])) == 1 for some in (positive, negative))
-    return auc, auc + num_patients * part, alone
+    return auc, part, alone
 
 
 def _share_below(values: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -198,8 +198,8 @@ class Images(Classification):
             carve = all(part != "val" for _, part in rows)
             val = splits.carve_patients(train, config.shares[1] / sum(config.shares[:2]), seed) if carve else set()
             return ["val" if part == "train" and who in val else part for who, part in rows]
-        if config.folds is not None:
-            of = fold_parts(self.patients, config, config.shares, seed)
+        if config.folds is not None and config.fold is not None:
+            of = fold_parts(self.patients, config.folds, config.fold, config.shares, seed)
         else:
             of = splits.assign_patients(self.patients, config.shares, seed)
         if config.split is not None:

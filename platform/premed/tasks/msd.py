@@ -90,8 +90,8 @@ class MSD(Segmentation):
         if self.config.split is not None:
             return splits.listed_cases(self.config.split, part, by_name, self.root)
         seed, patients = key(self.config.split_seed, "msd", "split"), {case.patient for case in by_name.values()}
-        if self.config.folds is not None:
-            of = fold_parts(patients, self.config, self.config.shares, seed)
+        if self.config.folds is not None and self.config.fold is not None:
+            of = fold_parts(patients, self.config.folds, self.config.fold, self.config.shares, seed)
         else:
             of = splits.assign_patients(patients, self.config.shares, seed)
         cases = [by_name[name] for name in sorted(by_name) if of[by_name[name].patient] == part]

@@ -5,7 +5,8 @@ and the test part is opened once, so that they cannot be the same cases:
 
 - where labelsTs has labels of imagesTs, these cases are the test part, and a fold's train and val are train and val;
 - else a fold's val is the test part (nnU-Net reports its score for the fold), and val is carved from its train;
-- without splits_final.json, labelled cases are dealt by `split_seed`: `shares`, or `val_share` if labelsTs is the test.
+- without splits_final.json, labelled cases are dealt by `split_seed`: `shares`, one of `folds`, or `val_share` if
+  labelsTs is the test.
 
 Images of imagesTs without a label are used for pre-training only, and with `unlabelled` those of imagesTr, too; those
 of val and test never are.
@@ -13,9 +14,9 @@ of val and test never are.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from premed.config.spec import added_field, runtime_field
 from premed.contracts import Case, Part
@@ -24,8 +25,9 @@ from premed.errors import Finding, Missing, UserError
 from premed.paths import data_root
 from premed.rng import key
 from premed.tasks.common import volume_pairs
+from premed.tasks.common.cross_validation import fold_parts
 from premed.tasks.common.files import is_nnunet, read_json
-from premed.tasks.common.nnunet_folder import RawFolder
+from premed.tasks.common.nnunet_folder import SPLITS, RawFolder
 from premed.tasks.common.patients import PatientPattern, guessed_pattern, several_scans
 from premed.tasks.common.recognised import LAYOUT, Recognised
 from premed.tasks.common.segmentation import Regions, Segmentation
@@ -47,10 +49,21 @@ class Config(VolumeSettings):
     unlabelled: bool = added_field(False)
     """Images of imagesTr without a label in labelsTr (of `dataset`: entries without one) serve pre-training, as those
     of imagesTs do; false: their labels are missing, and that is refused."""
+    folds: int | None = added_field(None, ge=2)
+    """Where neither splits_final.json nor labelsTs gives the test part: so many folds of the patients, dealt by
+    `split_seed` as for `msd`. None: one split."""
     fold: int = Field(0, ge=0)
-    """Of splits_final.json."""
+    """Of splits_final.json, or of `folds`."""
     val_share: float = Field(0.15, gt=0, lt=1)
     """Share of the other cases that val is carved from, where neither a fold nor `shares` gives one."""
+
+    @model_validator(mode="after")
+    def _is_a_fold(self) -> Self:
+        if self.folds is not None and self.fold >= self.folds:
+            raise ValueError(f"fold: {self.fold} is not one of 0 to {self.folds - 1}")
+        if self.folds is not None and self.split is not None:
+            raise ValueError("folds and split exclude each other: split lists the parts")
+        return self
 
 
 def build(config: Config) -> "LabelTask | RegionTask":
@@ -134,12 +147,14 @@ class Listed:
     def parts(self) -> dict[Part, list[str]]:
         """Returns the names of each part, whether the cases' files exist or not."""
         cases, share = self.folder.cases, self.config.val_share
-        fold = self.folder.fold(self.config.splits, self.config.fold)
-        seed = key(self.config.split_seed, "nnunet", "split")
-        if fold is None and not cases.test:
-            patients = splits.assign_patients(
-                {case.patient for case in cases.training.values()}, self.config.shares, seed
-            )
+        everyone = {case.patient for case in cases.training.values()}
+        folds, seed = self.config.folds, key(self.config.split_seed, "nnunet", "split")
+        fold = self.folder.fold(self.config.splits, self.config.fold) if folds is None else None
+        if folds is not None or (fold is None and not cases.test):
+            if folds is not None:
+                patients = fold_parts(everyone, folds, self.config.fold, self.config.shares, seed)
+            else:
+                patients = splits.assign_patients(everyone, self.config.shares, seed)
             part_of = {name: patients[case.patient] for name, case in cases.training.items()}
             return {part: [name for name in part_of if part_of[name] == part] for part in splits.PARTS}
         if fold is not None and cases.test:
@@ -190,7 +205,13 @@ class Listed:
         if self.config.split is not None:
             yield from splits.split_faults(self.config.split, self.labelled, self.root)
             return
-        fold = self.folder.fold(self.config.splits, self.config.fold)
+        fold = None
+        if self.config.folds is None:
+            fold = self.folder.fold(self.config.splits, self.config.fold)
+        elif listed := self.folder.folds(self.config.splits) or self.folder.cases.test:
+            given = f"{SPLITS} has the folds" if isinstance(listed, list) else "labelsTs is the test part"
+            yield Finding("error", "task.folds", f"{given}; leave task.folds out")
+            return
         part_of = {name: part for part, names in self.parts().items() for name in names if name in self.labelled}
         for what in splits.shared_patients((self.labelled[name].patient for name in part_of), part_of.values()):
             yield Finding("error", str(self.folder.listing), what)

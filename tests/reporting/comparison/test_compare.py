@@ -36,7 +36,7 @@ def columns(rows):
 
 def test_scores_are_the_task_s_own_numbers():
     rows, classes = xrays(1), ("heart", "lung")
-    found = score_table(columns(rows), "accuracy")
+    found = score_table([columns(rows)], "accuracy")
     summary = auc_summary(rows, classes) | accuracy_summary(rows, classes)
     result = {name: found.scores["mauc"].full[k] for k, name in enumerate(["mauc", "auc/heart", "auc/lung"])}
     result |= {"accuracy": found.scores["accuracy"].full[0], "accuracy/lung": found.scores["accuracy"].full[2]}
@@ -45,7 +45,7 @@ def test_scores_are_the_task_s_own_numbers():
 
 def test_a_missed_organ_counts_and_an_absent_one_does_not():
     rows = volumes(0.8)
-    found, summary = score_table(columns(rows), "dice"), segmentation_summary(rows, ("heart", "lung"))
+    found, summary = score_table([columns(rows)], "dice"), segmentation_summary(rows, ("heart", "lung"))
     for name in ("dice", "hd95"):
         message = dict(zip([name, f"{name}/heart", f"{name}/lung"], found.scores[name].full, strict=True))
         assert message == pytest.approx({key: summary[key] for key in message})
@@ -67,7 +67,7 @@ def test_a_class_that_only_some_runs_count_in_their_mean_is_told(store):
 
 def test_the_order_of_the_cases_does_not_matter():
     rows = xrays(1)
-    one, two = (score_table(columns(some), "mauc") for some in (rows, rows[::-1]))
+    one, two = (score_table([columns(some)], "mauc") for some in (rows, rows[::-1]))
     np.testing.assert_allclose(one.scores["mauc"].pseudo, two.scores["mauc"].pseudo)
 
 

@@ -37,7 +37,7 @@ def seeds(store):
 def pseudo_of(store, seeds):
     """Pseudo-values [S, P] of the difference of the mean AUCs."""
     tables = {
-        (run.fields["strategy"], int(run.seed)): score_table(store.columns(run.stages["test"]), "mauc").scores["mauc"]
+        (run.fields["strategy"], int(run.seed)): score_table([store.columns(run.stages["test"])], "mauc").scores["mauc"]
         for run in finished_experiments(store, None)[0]
     }
     return [tables["mae", seed].pseudo[:, 0] - tables["none", seed].pseudo[:, 0] for seed in seeds]

@@ -13,7 +13,7 @@ import numpy as np
 
 from premed.config.settings import TRUNK
 from premed.data.figures import CASES
-from premed.reporting.comparison.result import ArmResult, RunResult
+from premed.reporting.comparison.result import ArmResult, RunResult, experiments
 from premed.reporting.comparison.scores import Columns
 from premed.safety.curves import read_points
 from premed.safety.seals import is_sealed
@@ -96,10 +96,12 @@ def cut(image: "Image", whole: tuple[int, ...], box: Sequence[int]) -> bytes:
 # ---- scores by case
 
 
-def case_tables(store: RunStore, part: str, arms: Sequence[ArmResult]) -> dict[str, list[Columns]]:
-    """The tables of cases of all runs of `arms`, whose labels differ, by label."""
+def case_tables(store: RunStore, part: str, arms: Sequence[ArmResult]) -> dict[str, list[list[Columns]]]:
+    """The tables of cases of all runs of `arms`, whose labels differ, by label; a run has one for each fold."""
+    stage = SCORING[part == "test"]
     return {
-        arm.label: [store.columns(store.get(run.stages[SCORING[part == "test"]])) for run in arm.runs] for arm in arms
+        arm.label: [[store.columns(store.get(each.stages[stage])) for each in run.experiments] for run in arm.runs]
+        for arm in arms
     }
 
 
@@ -117,14 +119,17 @@ def class_counts(table: Columns) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def case_scores(tables: Mapping[str, Sequence[Columns]], exclusive: bool = False) -> CaseScores:
+def case_scores(tables: Mapping[str, Sequence[Sequence[Columns]]], exclusive: bool = False) -> CaseScores:
     """The scores by case of all runs, the means over each arm's. tables: by the arms' labels.
 
     exclusive: each image has one class, and a case's number is the probability that this class was given.
     """
-    is_segmentation = any(name.startswith("dice/") for name in next(iter(tables.values()))[0])
+    is_segmentation = any(name.startswith("dice/") for name in next(iter(tables.values()))[0][0])
     of_cases = mean_dice if is_segmentation else true_probabilities if exclusive else placements
-    scores = {label: [dict(of_cases(table)) for table in some] for label, some in tables.items()}
+    scores = {
+        label: [{name: value for fold in folds for name, value in of_cases(fold)} for folds in some]
+        for label, some in tables.items()
+    }
     names = sorted({name for some in scores.values() for table in some for name in table})
     by_run = {
         label: np.array([[table.get(name, np.nan) for name in names] for table in some])
@@ -177,7 +182,7 @@ def loss_curves(store: RunStore, arms: Sequence[ArmResult]) -> list[LossCurve]:
     curves: dict[str, LossCurve] = {}
     with TemporaryDirectory() as folder:
         for arm in arms:
-            for run_id in (run_id for run in arm.runs for run_id in pretraining_stages(run)):
+            for run_id in (run_id for run in experiments(arm) for run_id in pretraining_stages(run)):
                 if run_id not in curves:
                     curve = loss_curve(arm.label, curve_points(store, store.get(run_id), folder))
                     curves[run_id] = curve._replace(ended=early_end(store, run_id, folder))

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
-from premed.config.settings import TRUNK
 from premed.errors import UserError
 from premed.reporting.comparison.calibrated import with_calibration
 from premed.reporting.comparison.conclusion import conclusion
+from premed.reporting.comparison.costs import finished_before, shared_costs
 from premed.reporting.comparison.effects import block_result
 from premed.reporting.comparison.grouping import Arm, Block, group_runs
 from premed.reporting.comparison.result import ComparisonResult, TaskResult
@@ -127,9 +127,9 @@ def task_runs(
     scored, runs, notes = scored_on(runs, part)
     blocks, more = group_runs(runs, scored, allow)
     main = next((run.run.tags["score"] for run in runs if "score" in run.run.tags), None)
-    tables, lost = score_tables(store, runs, scored, main)
-    if lost:
-        blocks, more = group_runs([run for run in runs if run.run.run_id in tables], scored, allow)
+    tables, lost, missing = score_tables(store, runs_of(blocks), scored, main)
+    if missing:
+        blocks, more = group_runs([run for run in runs if run.run.run_id not in missing], scored, allow)
     name = baseline or DEFAULT_BASELINE
     baselines = [baseline_arms(block, name) for block in blocks]
     require_baseline(task, blocks, baselines)
@@ -163,9 +163,11 @@ def task_result(
         classes=list(first.scores[main].classes),
         num_cases=len(first.cases),
         num_patients=first.num_patients,
+        num_folds=len(runs_of(blocks)[0].experiments),
         baseline=grouped.baseline if any(baselines) else None,
         notes=[
             *notes,
+            *cross_validated(blocks),
             *several_precisions(blocks),
             *finished_before(blocks),
             *shared_costs([arm for block in blocks for arm in block.arms]),
@@ -176,34 +178,40 @@ def task_result(
     return replace(result, blocks=answered)
 
 
+def runs_of(blocks: Sequence[Block]) -> list[ExperimentRun]:
+    return [run for block in blocks for arm in block.arms for run in arm.runs]
+
+
 def score_tables(
     store: RunStore, runs: list[ExperimentRun], part: "Part", main: str | None
-) -> tuple[dict[str, ScoreTable], list[str]]:
-    """The scores of each run by its id, and a note on the runs whose scores are gone, which are left out.
+) -> tuple[dict[str, ScoreTable], list[str], set[str]]:
+    """The scores of each run by its id, a note on the runs whose scores are gone, which are left out, and their ids.
 
     Raises UserError if the scores are not of the same cases, or all gone.
     """
     tables: dict[str, ScoreTable] = {}
-    missing: list[ArtifactMissing] = []
+    missing: dict[str, ArtifactMissing] = {}
     for run in runs:
-        stage = run.stages["test" if part == "test" else "finetune"]
-        try:
-            columns = store.columns(stage)
-        except ArtifactMissing as error:
-            missing.append(error)
+        stages = {each.run.run_id: each.stages["test" if part == "test" else "finetune"] for each in run.experiments}
+        folds = []
+        for run_id, stage in stages.items():
+            try:
+                folds.append(store.columns(stage))
+            except ArtifactMissing as error:
+                missing[run_id] = error
+        if len(folds) < len(stages):
             continue
-        tables[run.run.run_id] = table = score_table(columns, main, f"{part}/accuracy" in run.run.metrics)
+        tables[run.run.run_id] = table = score_table(folds, main, f"{part}/accuracy" in run.run.metrics)
         first = next(iter(tables.values()))
         if not np.array_equal(table.cases, first.cases):
             raise UserError(
-                f"{run.task}: the run {stage.run_id} has scores of other cases than the rest; "
+                f"{run.task}: the run {next(iter(stages.values())).run_id} has scores of other cases than the rest; "
                 f"leave it out (--where) or run it again"
             )
+    why = next(iter(missing.values()), None)
     if missing and not tables:
-        raise UserError(
-            f"{runs[0].task}: no run has its scores any more: {missing[0]}; put the files back, or run it again"
-        )
-    return tables, [f"{counted(len(missing), 'run')} left out: {missing[0]}"] if missing else []
+        raise UserError(f"{runs[0].task}: no run has its scores any more: {why}; put the files back, or run it again")
+    return tables, [f"{counted(len(missing), 'run')} left out: {why}"] if missing else [], {*missing}
 
 
 def baseline_arms(block: Block, name: str) -> dict[float, Arm]:
@@ -243,39 +251,21 @@ def require_baseline(task: str, blocks: list[Block], baselines: list[dict[float,
             )
 
 
-def finished_before(blocks: list[Block]) -> list[str]:
-    """Notes on arms that took a finished pre-training by its name: its cost is theirs all the same."""
-    taken: dict[str, set[str]] = {}
-    for arm in (arm for block in blocks for arm in block.arms):
-        for run in arm.runs:
-            if name := run.run.tags.get("pretrain_encoder"):
-                taken.setdefault(arm.label, set()).add(name)
-    return [
-        f"{label}: fine-tuned from {listed(names)}, which was pre-trained before; that pre-training is in its cost"
-        for label, names in taken.items()
-    ]
+def cross_validated(blocks: list[Block]) -> list[str]:
+    """A note on what the intervals of a cross-validation do not cover."""
+    num = len(runs_of(blocks)[0].experiments)
+    if num == 1:
+        return []
+    covered = "the networks of two folds share training images, and the intervals are not for other training images"
+    return [f"cross-validated in {num} folds, each scored by networks without its patients: {covered}"]
 
 
 def several_precisions(blocks: list[Block]) -> list[str]:
     """A note if trainings that are compared had different precisions, which no field of an experiment tells."""
     found: dict[str, set[str]] = {}
     for arm in (arm for block in blocks for arm in block.arms):
-        for stage in (stage for run in arm.runs for stage in run.stages.values()):
+        for stage in (stage for run in arm.experiments for stage in run.stages.values()):
             if precision := stage.tags.get("premed.precision"):
                 found.setdefault(precision, set()).add(arm.label)
     each = "; ".join(f"{precision}: {listed(sorted(labels))}" for precision, labels in sorted(found.items()))
     return [f"trained in several precisions, which may be what differs ({each})"] if len(found) > 1 else []
-
-
-def shared_costs(arms: list[Arm]) -> list[str]:
-    """Notes on the pre-trainings that are in the cost of several arms."""
-    users: dict[str, set[tuple[str, float]]] = {}
-    for arm in arms:
-        for run in arm.runs:
-            for kind, stage in run.pretraining.items():
-                users.setdefault(f"{kind} {stage.run_id}", set()).add((arm.label, arm.fraction))
-    several = [stage for stage, some in users.items() if len(some) > 1]
-    segments = [stage for stage in several if stage.startswith(TRUNK)]
-    numbers = {"pre-training": len(several) - len(segments), "trunk segment": len(segments)}
-    counts = [counted(number, word) for word, number in numbers.items() if number]
-    return [f"shared by several rows and included in the cost of each: {each}" for each in counts]

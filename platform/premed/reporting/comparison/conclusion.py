@@ -230,7 +230,8 @@ def article(word: str) -> str:
 
 def images(task: TaskResult) -> str:
     part = {"test": "test", "val": "validation"}[task.part]
-    return f"{counted(task.num_cases, f'{part} image')} of {counted(task.num_patients, 'patient')}"
+    folds = f" in {task.num_folds} folds" if task.num_folds > 1 else ""
+    return f"{counted(task.num_cases, f'{part} image')} of {counted(task.num_patients, 'patient')}{folds}"
 
 
 def trainings(arms: Iterable[ArmResult]) -> str:

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from premed.reporting.comparison.artifacts import SCORING, curve_points, pretraining_stages, stage_result
-from premed.reporting.comparison.result import ArmResult, BlockResult, TaskResult
+from premed.reporting.comparison.result import ArmResult, BlockResult, TaskResult, experiments
 from premed.reporting.comparison.sentences import Pretraining
 from premed.reporting.formatting import counted, listed, percent
 from premed.tracking.run_store import RunStore
@@ -51,7 +51,7 @@ def stage_records(store: RunStore, arms: Iterable[ArmResult]) -> Records:
     ids = {
         run_id: kind
         for arm in arms
-        for run in arm.runs
+        for run in experiments(arm)
         for kind, run_id in {"experiment": run.run_id, **run.stages}.items()
     }
     with TemporaryDirectory() as folder:
@@ -73,17 +73,17 @@ def stage_record(store: RunStore, run_id: str, kind: str, folder: str) -> StageR
 
 def trained_on(arms: Iterable[ArmResult], records: Records) -> str:
     """The sizes of the training sets of these arms' fine-tunings: `31 images`, `29–31 images`; "": not known."""
-    return sizes(records[run.stages["finetune"]].num_cases for arm in arms for run in arm.runs)
+    return sizes(records[run.stages["finetune"]].num_cases for arm in arms for run in experiments(arm))
 
 
 def pretrained_on(arm: ArmResult, records: Records) -> str:
     """The same of its pre-training; "" where there is none, or it is not known."""
-    return sizes(records[run_id].num_cases for run in arm.runs for run_id in pretraining_stages(run))
+    return sizes(records[run_id].num_cases for run in experiments(arm) for run_id in pretraining_stages(run))
 
 
 def selected_by_labels(arm: ArmResult, records: Records) -> bool:
     """Whether labels of val decided how long a pre-training of it was."""
-    return any(records[run_id].selected_by for run in arm.runs for run_id in pretraining_stages(run))
+    return any(records[run_id].selected_by for run in experiments(arm) for run_id in pretraining_stages(run))
 
 
 def sizes(numbers: Iterable[int | None]) -> str:
@@ -125,6 +125,9 @@ def design_sentence(task: TaskResult, block: BlockResult, records: Records) -> s
     words += f", fine-tuned on {fractions_in_words(arms, records)}"
     words += f", pre-trained on {before}" if before else ""
     scored = f"{counted(task.num_cases, 'case')} of {counted(task.num_patients, 'patient')}"
+    if task.num_folds > 1:
+        where = f"in {task.num_folds} folds, each by networks without its patients"
+        return f"{words}; all scored on the same {scored}, {where}"
     return f"{words}; all scored on the same {scored}, the {task.part} part{PARTS.get(task.part, '')}"
 
 
@@ -164,7 +167,7 @@ def provenance(tasks: Sequence[TaskResult], records: Records, written: datetime,
         lines.append(("premed's commit", listed(commits)))
     for task in tasks:
         parts: dict[str, set[str]] = {}
-        for run in (run for block in task.blocks for arm in block.rows for run in arm.runs):
+        for run in (run for block in task.blocks for arm in block.rows for run in experiments(arm)):
             for kind, run_id in run.stages.items():
                 of_data = records[run_id].data
                 shown = of_data if kind in SCORING else {PRETRAINED_ON: of_data.get("images", "")}

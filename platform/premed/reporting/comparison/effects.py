@@ -1,11 +1,11 @@
-"""Effects: each arm's scores over its seeds, its differences to the baseline, and its cost."""
+"""Effects: each arm's scores over its seeds, and its differences to the baseline."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from premed.config.settings import TRUNK
+from premed.reporting.comparison.costs import cost
 from premed.reporting.comparison.grouping import Arm, Block
 from premed.reporting.comparison.interim import APART, level_of, notes, pairs, sequential_p
 from premed.reporting.comparison.labels import POLICY
@@ -13,20 +13,18 @@ from premed.reporting.comparison.result import (
     ArmResult,
     BlockResult,
     ClassEstimate,
-    Cost,
     Difference,
     Estimate,
     Looks,
     RunResult,
     ScoreResult,
     SequentialDifference,
-    StageCost,
     looks_of,
 )
 from premed.reporting.comparison.scores import SCALES, ScoreTable
+from premed.reporting.comparison.selection import ExperimentRun
 from premed.reporting.formatting import LOWER_IS_BETTER, counted
 from premed.reporting.statistics import SEEDS, Scale, holm, interval
-from premed.tracking.run_store import Run
 
 LEVEL = 0.05  # of a Holm-corrected p-value, below which an arm is called better or worse
 Tables = Mapping[str, ScoreTable]
@@ -55,7 +53,8 @@ def with_verdict(result: ArmResult, main: str, difference: Difference, once: boo
 def arm_result(arm: Arm, baseline: Arm | None, tables: Tables, main: str) -> ArmResult:
     """An arm in numbers; its main difference is not yet corrected and has no verdict."""
     own = [tables[run.run.run_id] for run in arm.runs]
-    constants = [run.stages["test"].metrics.get("test/constant", np.nan) for run in arm.runs if "test" in run.stages]
+    tests = [run.stages["test"] for run in arm.experiments if "test" in run.stages]
+    constants = [test.metrics.get("test/constant", np.nan) for test in tests]
     other = None if arm is baseline else baseline
     return ArmResult(
         label=arm.label,
@@ -74,17 +73,22 @@ def arm_result(arm: Arm, baseline: Arm | None, tables: Tables, main: str) -> Arm
         constant=float(np.mean(constants)) if constants else np.nan,
         cost=cost(arm),
         runs=[
-            RunResult(
-                run_id=run.run.run_id,
-                experiment_id=run.run.experiment_id,
-                name=run.run.name,
-                seed=run.seed,
-                pretrain_seed=run.pretrain_seed,
-                value=float(table.scores[main].full[0]),
-                stages={kind: stage.run_id for kind, stage in run.stages.items()},
-            )
-            for run, table in zip(arm.runs, own, strict=True)
+            run_result(run, float(table.scores[main].full[0]), main) for run, table in zip(arm.runs, own, strict=True)
         ],
+    )
+
+
+def run_result(run: ExperimentRun, value: float, main: str) -> RunResult:
+    """One experiment of an arm, or a cross-validated one with those of its folds. value: of the task's score, main."""
+    return RunResult(
+        run_id=run.run.run_id,
+        experiment_id=run.run.experiment_id,
+        name=run.run.name,
+        seed=run.seed,
+        pretrain_seed=run.pretrain_seed,
+        value=value,
+        stages={kind: stage.run_id for kind, stage in run.stages.items()},
+        folds=[run_result(each, each.stages["test"].metrics.get(f"test/{main}", np.nan), main) for each in run.folds],
     )
 
 
@@ -205,42 +209,6 @@ def verdict(difference: Difference, higher_is_better: bool, once: bool = False) 
 def one_pretraining(arm: Arm) -> bool:
     """Whether several seeds of an arm stand on one pre-training."""
     return len(arm.by_seed) > 1 and len({run.pretrain_seed for run in arm.runs} - {None}) == 1
-
-
-# ---- cost
-
-
-def cost(arm: Arm) -> Cost:
-    """The cost of what went before fine-tuning, each run once, and of the fine-tunings.
-
-    A pre-training costs what it took to get there: given weights, the segments of the trunk on its path, the cool-down.
-    """
-    before = {stage.run_id: stage for run in arm.runs for stage in run.pretraining.values()}
-    complete = {
-        stage.run_id
-        for run in arm.runs
-        for kind, stage in run.pretraining.items()
-        if not kind.startswith(TRUNK) and (kind != "import" or len(run.pretraining) == 1)
-    }
-    return Cost(
-        pretrain=replace(stage_cost([*before.values()]), runs=len(complete)) if before else None,
-        finetune=stage_cost([run.stages["finetune"] for run in arm.runs]),
-    )
-
-
-def stage_cost(runs: Sequence[Run]) -> StageCost:
-    seconds = [run.metrics.get("seconds", np.nan) for run in runs]
-    devices = [run.tags.get("compute", "1 CPU").split(" ") for run in runs]
-    kinds = {kind for _, kind in devices}
-    return StageCost(
-        runs=len(runs),
-        seconds=float(np.sum(seconds)),
-        device=" and ".join(sorted(kinds)),
-        device_hours=float(
-            sum(float(number) * each for (number, _), each in zip(devices, seconds, strict=True)) / 3600
-        ),
-        peak_memory_mb=float(np.max([run.metrics.get("peak_memory_mb", np.nan) for run in runs])),
-    )
 
 
 # ---- limits of the numbers

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from premed.config.plugins import plugin
 from premed.errors import UserError
+from premed.reporting.comparison.folds import FOLD, is_cross_validated, of_fold, pooled
 from premed.reporting.comparison.labels import ABSENT, ENCODER, POLICY, differing, label
 from premed.reporting.comparison.later_fields import without_later_defaults
 from premed.reporting.comparison.selection import FRACTION, HEAD, SEEDS, ExperimentRun
@@ -40,6 +41,11 @@ class Arm:
     @property
     def fields(self) -> dict[str, str]:
         return self.runs[0].fields
+
+    @property
+    def experiments(self) -> list[ExperimentRun]:
+        """Its runs; of cross-validated ones those of all folds."""
+        return [each for run in self.runs for each in run.experiments]
 
     @property
     def strategy(self) -> str:
@@ -124,7 +130,7 @@ class Block:
 
 
 def group_runs(runs: list[ExperimentRun], part: "Part", allow: Sequence[str]) -> tuple[list[Block], list[str]]:
-    """A task's runs, newest first, as blocks of arms, and notes on them.
+    """A task's runs, newest first, as blocks of arms, and notes on them. Those of several folds are pooled.
 
     Raises UserError if the protocols of the runs differ in a field that `allow` does not name.
     """
@@ -137,6 +143,11 @@ def group_runs(runs: list[ExperimentRun], part: "Part", allow: Sequence[str]) ->
     if num_repeated:
         notes.append(f"{counted(num_repeated, 'run')} there twice with all fields the same: the newest counts")
     runs = list(newest.values())
+    if part == "test" and not is_allowed(FOLD, allow) and is_cross_validated(runs):
+        for some in of_fold(runs).values():
+            require_same(some, PROTOCOL[:-1], part, allow)
+        runs, incomplete = pooled(runs)
+        notes += incomplete
     require_same(runs, PROTOCOL[:-1], part, allow)
     by_head: dict[str, list[ExperimentRun]] = defaultdict(list)
     for run in runs:

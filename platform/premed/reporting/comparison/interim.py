@@ -12,12 +12,11 @@ from typing import NamedTuple
 from premed.config.decide import Decide
 from premed.reporting.comparison.grouping import Arm, Pairing
 from premed.reporting.comparison.result import Difference, Looks, looks_of
-from premed.reporting.comparison.selection import ExperimentRun
+from premed.reporting.comparison.selection import DESIGN, ExperimentRun
 from premed.reporting.formatting import counted
 from premed.reporting.sequential import last_look, levels, repeated_p
 from premed.reporting.statistics import SEEDS
 
-DESIGN = "premed.decide"
 """The tag with `decide` as JSON."""
 LOOKS = "premed.looks."
 """Prefix of a tag whose rest are the planned looks: a run has one for each design that it was looked at in."""

@@ -18,6 +18,7 @@ from premed.reporting.comparison.result import (
     Difference,
     TaskResult,
     compared_runs,
+    experiments,
     looks_of,
 )
 from premed.reporting.comparison.sentences import comparisons
@@ -118,6 +119,13 @@ def data(task: TaskResult, block: BlockResult, records: Records, val: Part | Non
     if task.part == "val":
         selected = "which also selected the weights, so that scores are optimistic"
         yield f"all were scored on the same {images(task)}, {selected}"
+        return
+    if task.num_folds > 1:
+        yield (
+            f"all were scored on the same {images(task)} by patient (cross-validation): each network on the fold that "
+            "neither its training nor its validation, which selected the weights, has seen; a seed's score is that of "
+            "its networks of all folds" + (", the mean over folds" if task.score == "mauc" else "")
+        )
         return
     if val:
         yield f"validation had {val} and selected the weights"
@@ -237,7 +245,7 @@ def calibration(block: BlockResult) -> Iterator[str]:
 
 
 def software(block: BlockResult, records: Records) -> Iterator[str]:
-    runs = [run for arm in block.rows for run in arm.runs]
+    runs = [run for arm in block.rows for run in experiments(arm)]
     tags = [records[run_id].tags for run in runs for run_id in (run.run_id, *run.stages.values())]
     versions = versions_of(tags)
     if versions:

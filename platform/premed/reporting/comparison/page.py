@@ -26,6 +26,7 @@ from premed.reporting.comparison.design import (
 )
 from premed.reporting.comparison.methods import methods
 from premed.reporting.comparison.result import ComparisonResult, TaskResult
+from premed.reporting.comparison.scores import joined
 from premed.reporting.comparison.sentences import evidence
 from premed.reporting.comparison.tables import (
     CalibrationView,
@@ -121,7 +122,7 @@ def task_view(task: TaskResult, store: RunStore, records: Records, ui: str | Non
 def block_view(section: Section, store: RunStore, records: Records) -> BlockView:
     task, block, arms, part, largest = section.task, section.block, section.arms, section.task.part, section.largest
     tables = artifacts.case_tables(store, part, largest)
-    scores, counts = artifacts.case_scores(tables), artifacts.class_counts(tables[largest[0].label][0])
+    scores, counts = artifacts.case_scores(tables), artifacts.class_counts(joined(tables[largest[0].label][0]))
     exclusive = artifacts.case_scores(tables, exclusive=True) if "accuracy" in arms[0].scores else scores
     of_pretraining, of_answers = artifacts.pictures(store, part, largest)
     names = sorted(arms[0].scores, key=lambda name: name != section.score)  # the task's own first

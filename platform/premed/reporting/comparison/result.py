@@ -63,6 +63,11 @@ def compared_runs(arm: "ArmResult", difference: Difference) -> "Sequence[RunResu
     return [run for run in arm.runs if run.run_id not in left_out] or arm.runs
 
 
+def experiments(arm: "ArmResult") -> "list[RunResult]":
+    """The experiments of an arm; of cross-validated ones those of all folds."""
+    return [each for run in arm.runs for each in run.experiments]
+
+
 def looks_of(difference: Difference) -> Looks | None:
     """None where the number of seeds was fixed."""
     return difference.looks if isinstance(difference, SequentialDifference) else None
@@ -183,6 +188,13 @@ class RunResult:
     """Of the task's score."""
     stages: Mapping[str, str]
     """The runs of its stages by kind."""
+    folds: Sequence["RunResult"] = ()
+    """Of a cross-validated one, which stands for them: its id and stages are the first's, its score that of all."""
+
+    @property
+    def experiments(self) -> "Sequence[RunResult]":
+        """Those of all folds; itself where there is one."""
+        return self.folds or (self,)
 
 
 @dataclass(frozen=True)
@@ -257,6 +269,8 @@ class TaskResult:
     classes: Sequence[str]
     num_cases: int
     num_patients: int
+    num_folds: int
+    """Of a cross-validation; 1: one test part."""
     baseline: str | None
     """Its name, where any block has it."""
     notes: Sequence[str]

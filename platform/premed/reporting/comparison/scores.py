@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from premed.errors import UserError
 from premed.reporting import statistics
 from premed.reporting.calibration import Answers, top_label
 from premed.reporting.statistics import Scores
@@ -46,10 +47,18 @@ class ScoreTable:
         return int(self.patients.max()) + 1
 
 
-def score_table(columns: Columns, main: str | None, exclusive: bool = False) -> ScoreTable:
-    """The scores of a run. main: the task's own, if it is known; exclusive: each image has one class."""
-    cases = np.array(columns["case"], str)
+def score_table(folds: Sequence[Columns], main: str | None, exclusive: bool = False) -> ScoreTable:
+    """The scores of a run. main: the task's own, if it is known; exclusive: each image has one class.
+
+    folds: its table of cases or, of a cross-validated run, those of its folds. Scores that are means over images are
+    means over those of all folds; an AUC, for which the answers of one network are ranked, is the mean of the folds'.
+    Raises UserError if a case is in two of them.
+    """
+    columns = joined(folds)
+    cases, of_fold = np.array(columns["case"], str), np.repeat(np.arange(len(folds)), [len(f["case"]) for f in folds])
     order = np.argsort(cases)
+    if twice := set(cases[order][:-1][cases[order][1:] == cases[order][:-1]].tolist()):
+        raise UserError(f"{min(twice)}: is in the test part of two folds; compare one fold, as in --where task.fold=0")
     patients = np.unique(np.array(columns["patient"], str)[order], return_inverse=True)[1]
 
     def numbers(kind: str, classes: Sequence[str]) -> np.ndarray:
@@ -67,7 +76,7 @@ def score_table(columns: Columns, main: str | None, exclusive: bool = False) -> 
     else:
         classes = class_names(columns, "y")
         truth, answer = numbers("y", classes), numbers("p", classes)
-        scores = {"mauc": with_mean(classes, statistics.aucs(truth, answer, patients))}
+        scores = {"mauc": with_mean(classes, statistics.aucs(truth, answer, patients, of_fold[order]))}
         if exclusive or main == "accuracy":
             scores["accuracy"] = ClassScores(classes, *statistics.means(correct(truth, answer), patients))
             shares = truth.mean(axis=0)
@@ -75,6 +84,11 @@ def score_table(columns: Columns, main: str | None, exclusive: bool = False) -> 
         counts = {"n_undefined": float(np.isnan(scores["mauc"].full[1:]).sum())}
         answers = top_label(truth, answer) if "accuracy" in scores else Answers(truth, answer)
     return ScoreTable(main or next(iter(scores)), scores, cases[order], patients, counts, answers, majority)
+
+
+def joined(folds: Sequence[Columns]) -> Columns:
+    """One table of the cases of all folds."""
+    return folds[0] if len(folds) == 1 else {name: [cell for fold in folds for cell in fold[name]] for name in folds[0]}
 
 
 def class_names(columns: Columns, kind: str) -> tuple[str, ...]:

@@ -23,15 +23,25 @@ SOURCE = "pretrain.sources."  # with its number after it: a data set that a pre-
 FRACTION, HEAD = "finetune.label_fraction", "finetune.head.name"
 SHORT = {"seed": SEEDS[0], "label_fraction": FRACTION, "head": "finetune.head", "data": "data", "encoder": "encoder"}
 """Other names of fields on the command line."""
+DESIGN = "premed.decide"  # the tag of experiments of a command with `seeds: auto`
 
 
 @dataclass(frozen=True)
 class ExperimentRun:
-    """A finished experiment: its own run, those of its stages by kind (a trunk's by `trunk_<epochs>`), its fields."""
+    """A finished experiment: its own run, those of its stages by kind (a trunk's by `trunk_<epochs>`), its fields.
+
+    One that is cross-validated stands for those of all folds: run and stages are the first fold's.
+    """
 
     run: Run
     stages: dict[str, Run]
     fields: dict[str, str]
+    folds: tuple["ExperimentRun", ...] = ()
+
+    @property
+    def experiments(self) -> tuple["ExperimentRun", ...]:
+        """Those of all folds; itself where there is one."""
+        return self.folds or (self,)
 
     @property
     def task(self) -> str:

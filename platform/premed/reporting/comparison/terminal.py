@@ -58,6 +58,7 @@ def show_block(task: TaskResult, block: BlockResult) -> None:
     main, arms = task.score, block.rows
     title = f"{task.task}, head {block.head}, {task.part} part: "
     title += f"{task.num_cases} cases of {task.num_patients} patients"
+    title += f" in {task.num_folds} folds" if task.num_folds > 1 else ""
     for name, score in sorted(arms[0].scores.items(), key=lambda item: item[0] != main):  # the task's own first
         words = NAMES.get(name, name) + ("" if score.higher_is_better else ", lower is better")
         heading = f"{title}\n{words}" if name == main else words

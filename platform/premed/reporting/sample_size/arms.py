@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from premed.reporting.comparison.effects import cost, one_pretraining, stage_cost
+from premed.reporting.comparison.costs import cost, stage_cost
+from premed.reporting.comparison.effects import one_pretraining
 from premed.reporting.comparison.grouping import Arm
 from premed.reporting.comparison.interim import Pairs
 from premed.reporting.comparison.result import StageCost
@@ -65,15 +66,15 @@ def defined(runs: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 def prices(arm: Arm, part: str) -> Prices:
     """What each of its stages took, in device hours, and how many there are. part: that was scored."""
-    spent = cost(arm)
-    tests = [run.stages["test"] for run in arm.runs if "test" in run.stages] if part == "test" else []
-    pretraining = hours(spent.pretrain) if spent.pretrain else np.nan
-    test = hours(stage_cost(tests)) if tests else 0.0  # val is scored within the fine-tuning
+    spent, num_folds = cost(arm), len(arm.runs[0].experiments)
+    tests = [run.stages["test"] for run in arm.experiments if "test" in run.stages] if part == "test" else []
+    pretraining = num_folds * hours(spent.pretrain) if spent.pretrain else np.nan
+    test = num_folds * hours(stage_cost(tests)) if tests else 0.0  # val is scored within the fine-tuning
     with_seed = is_pretrained(arm)
     trained = Counter(run.pretrain_seed for run in arm.runs)
     devices = {stage.device for stage in spent.stages.values()}
     device = " and ".join(sorted(devices))
-    return Prices(pretraining, hours(spent.finetune), test, device, tuple(trained.values()), with_seed)
+    return Prices(pretraining, num_folds * hours(spent.finetune), test, device, tuple(trained.values()), with_seed)
 
 
 def hours(stage: StageCost) -> float:

@@ -144,6 +144,6 @@ def stacked(
 def num_images(store: RunStore, arm: Arm) -> float | None:
     """The mean size of an arm's training sets; None where no run tells it."""
     with TemporaryDirectory() as folder:
-        results = [stage_result(store, run.stages["finetune"], folder) for run in arm.runs]
+        results = [stage_result(store, run.stages["finetune"], folder) for run in arm.experiments]
     numbers = [num for result in results if (num := result.get("num_cases"))]
     return float(np.mean(numbers)) if numbers else None

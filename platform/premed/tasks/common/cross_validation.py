@@ -39,17 +39,17 @@ class FoldSettings(Spec):
         return self
 
 
-def fold_parts(patients: Iterable[str], config: FoldSettings, shares: Sequence[float], key: int) -> dict[str, str]:
-    """Returns the part of each patient. shares: train, val, test, of which the first two divide what is not test.
+def fold_parts(patients: Iterable[str], folds: int, fold: int, shares: Sequence[float], key: int) -> dict[str, str]:
+    """Returns the part of each patient: `fold` of so many is test. shares: train, val, test, of which the first two
+    divide what is not test.
 
     The folds do not depend on which of them is asked for, and their sizes differ by one patient at most. Raises
     UserError if a part would be empty.
     """
     order = shuffled_patients(patients, key)
-    assert config.folds is not None and config.fold is not None  # else there is one split
-    if 0 < len(order) < max(config.folds, 4):  # of four in two folds, one is val and one is train
-        raise UserError(f"task.folds: {len(order)} labelled patients are too few for {config.folds} folds; set fewer")
-    test = set(order[config.fold :: config.folds])
+    if 0 < len(order) < max(folds, 4):  # of four in two folds, one is val and one is train
+        raise UserError(f"task.folds: {len(order)} labelled patients are too few for {folds} folds; set fewer")
+    test = set(order[fold::folds])
     rest = [who for who in order if who not in test]
-    val = carve_patients(rest, shares[1] / sum(shares[:2]), stable_key(key, "val of fold", config.fold))
+    val = carve_patients(rest, shares[1] / sum(shares[:2]), stable_key(key, "val of fold", fold))
     return {who: "test" if who in test else "val" if who in val else "train" for who in order}

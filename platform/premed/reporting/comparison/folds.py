@@ -1,0 +1,93 @@
+"""Cross-validation: the runs of one training on several folds, pooled into one run that scored the cases of all folds.
+
+Each case is scored once, by networks that have not seen it. So a comparison has as many patients as there are, in
+place of those of one test part; and a seed's score is that of its networks of all folds.
+"""
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from premed.errors import UserError
+from premed.reporting.comparison.selection import DESIGN, FRACTION, ExperimentRun
+from premed.reporting.formatting import counted
+
+FOLD, FOLDS = "task.fold", "task.folds"
+DATA = "data."  # the fingerprints of a fold's parts
+SCORED = "data.test"
+
+
+def is_cross_validated(runs: Sequence[ExperimentRun]) -> bool:
+    """Whether runs have several folds, each with a test part of its own. With one test part for all (nnU-Net's
+    labelsTs) they are trainings on other images, and fields of a protocol that differ."""
+    by_fold = test_parts(runs)
+    parts = [part for some in by_fold.values() for part in some]
+    is_one_deal = len({run.fields.get(FOLDS) for run in runs}) == 1 and all(FOLD in run.fields for run in runs)
+    return is_one_deal and len(by_fold) > 1 and len(set(parts)) == len(parts)
+
+
+def test_parts(runs: Sequence[ExperimentRun]) -> dict[str, set[str]]:
+    """The fingerprints of the test part by fold."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for run in runs:
+        if FOLD in run.fields:
+            found[run.fields[FOLD]].add(run.fields.get(SCORED, ""))
+    return found
+
+
+def of_fold(runs: Sequence[ExperimentRun]) -> dict[str, list[ExperimentRun]]:
+    """Runs by their fold, in its order."""
+    found: dict[str, list[ExperimentRun]] = defaultdict(list)
+    for run in runs:
+        found[run.fields.get(FOLD, "none")].append(run)
+    return dict(sorted(found.items(), key=lambda item: (len(item[0]), item[0])))
+
+
+def pooled(runs: Sequence[ExperimentRun]) -> tuple[list[ExperimentRun], list[str]]:
+    """Runs that are cross-validated, pooled, and notes on those that are left out, since a fold of theirs is missing.
+
+    Raises UserError if none has all folds.
+    """
+    folds = of_fold(runs)
+    if any(DESIGN in run.run.tags for run in runs):
+        raise UserError(
+            f"{runs[0].task}: {FOLD} differs and seeds were added fold by fold (seeds: auto), so that folds have other "
+            f"seeds; list the seeds, or compare one fold: --where {FOLD}={next(iter(folds))}"
+        )
+    groups: dict[tuple, dict[str, ExperimentRun]] = defaultdict(dict)
+    for run in runs:
+        groups[training(run)][run.fields.get(FOLD, "none")] = run
+    whole = [group for group in groups.values() if len(group) == len(folds)]
+    part = [group for group in groups.values() if len(group) < len(folds)]
+    missing = [fold for fold in folds if any(fold not in group for group in part)]
+    remedy = f"run {FOLD}=[{','.join(missing)}], or compare one fold: --where {FOLD}={next(iter(folds))}"
+    num = sum(map(len, part))
+    if not whole:
+        raise UserError(f"{runs[0].task}: no training has a run of each of the {len(folds)} folds: {remedy}")
+    notes = [f"{counted(num, 'run')} of {counted(len(part), 'training')} left out, for folds are missing: {remedy}"]
+    return [one_run(list(of_fold([*group.values()]).values())) for group in whole], notes if part else []
+
+
+def training(run: ExperimentRun) -> tuple:
+    """What the runs of one training on several folds have in common."""
+    fields = [(name, value) for name, value in run.variant if name != FOLD and not name.startswith(DATA)]
+    return *fields, run.fields.get(FRACTION), run.seed, run.pretrain_seed
+
+
+def one_run(folds: Sequence[list[ExperimentRun]]) -> ExperimentRun:
+    """One run in place of a training's runs, one for each fold."""
+    runs = [run for (run,) in folds]
+    names = {name for run in runs for name in run.fields}
+    fields = {name: one_value(name, [run.fields.get(name, "not set") for run in runs]) for name in names}
+    own = replace(runs[0].run, name=f"{re.sub(r' fold [0-9]+', '', runs[0].run.name)}, {len(runs)} folds")
+    return replace(runs[0], run=own, fields=fields, folds=tuple(runs))
+
+
+def one_value(name: str, values: Sequence[str]) -> str:
+    """One value for those of all folds, if they differ; of fingerprints one of them all."""
+    if len(set(values)) == 1:
+        return values[0]
+    text = ",".join(values)
+    return hashlib.sha256(text.encode()).hexdigest()[:12] if name.startswith(DATA) else text

@@ -1,0 +1,179 @@
+"""Cross-validation: runs of several folds are compared as one, on the cases of all."""
+
+import csv
+import json
+from itertools import product
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+from support.comparing import add, arm_of, built, difference_of, score_of, volumes, xrays
+from support.memory_store import MemoryStore
+
+from premed.cli.options import as_json_value
+from premed.errors import UserError
+from premed.reporting.comparison import terminal
+from premed.reporting.comparison.compare import compare, task_runs
+from premed.reporting.comparison.scores import score_table
+from premed.reporting.comparison.selection import finished_experiments
+from premed.reporting.sample_size.arms import prices
+
+FOLDS = 3
+
+
+def of_fold(rows, fold):
+    """The rows of other cases and patients in each fold."""
+    return [row | {"case": f"f{fold}{row['case']}", "patient": f"f{fold}{row['patient']}"} for row in rows]
+
+
+def add_fold(store, strategy, seed, fold, rows, **more):
+    task = {"name": "images", "folds": FOLDS, "fold": fold}
+    data = f"train:cc{fold} val:dd{fold}"
+    more = {"data": data, "test": f"ee{fold}", "change": {"task": task}, **more}
+    return add(store, strategy, seed, of_fold(rows, fold), **more)
+
+
+@pytest.fixture
+def folded(store):
+    """Three seeds of `none` and `mae` in three folds; mae's pre-training has the seed of its fine-tuning."""
+    for seed in range(3):
+        for fold in range(FOLDS):
+            number = 10 * seed + fold
+            add_fold(store, "none", seed, fold, xrays(1, number))
+            add_fold(store, "mae", seed, fold, xrays(2.5, number), pretrain_seed=seed)
+    return store
+
+
+def columns(rows):
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def test_a_seed_s_score_is_that_of_its_networks_of_all_folds(folded):
+    result = compare(folded)
+    (task,) = result.tasks
+    assert (task.num_cases, task.num_patients, task.num_folds) == (90, 30, 3)
+    by_hand = {}
+    for seed in range(3):
+        rows = [xrays(2.5, 10 * seed + fold) for fold in range(FOLDS)]
+        each = [
+            roc_auc_score([row[f"y/{name}"] for row in some], [row[f"p/{name}"] for row in some])
+            for some in rows
+            for name in ("heart", "lung")
+        ]
+        by_hand[str(seed)] = np.mean(each)
+    assert {run.seed: run.value for run in arm_of(result).runs} == pytest.approx(by_hand)
+    assert score_of(result).mean == pytest.approx(np.mean([*by_hand.values()]))
+    assert [len(run.experiments) for run in arm_of(result).runs] == [3, 3, 3]
+
+
+def test_the_interval_is_that_of_all_patients_and_says_what_it_leaves_out(folded, tmp_path):
+    alike = MemoryStore(tmp_path / "alike")  # seeds do not vary: patients alone do
+    for seed, fold in product(range(3), range(FOLDS)):
+        add_fold(alike, "none", seed, fold, xrays(1, fold))
+        add_fold(alike, "mae", seed, fold, xrays(2.5, fold + 7), pretrain_seed=seed)
+    ones = [difference_of(compare(alike, where=[f"task.fold={fold}"])) for fold in range(FOLDS)]
+    whole = difference_of(compare(alike))
+    assert whole.value == pytest.approx(np.mean([one.value for one in ones]))
+    assert np.diff(whole.interval) < 0.7 * np.mean([np.diff(one.interval) for one in ones])
+    (note,) = [note for note in compare(folded).tasks[0].notes if "cross-validated" in note]
+    assert note.startswith("cross-validated in 3 folds") and "not for other training images" in note
+    assert compare(folded, where=["task.fold=1"]).tasks[0].num_folds == 1
+
+
+def test_of_a_mean_over_images_all_images_count_alike_whatever_their_fold():
+    tables = [columns(of_fold(volumes(value, 3, num), fold)) for fold, (value, num) in enumerate([(0.3, 4), (0.9, 12)])]
+    found = score_table(tables, "dice").scores["dice"]
+    lungs = [value for table in tables for value in table["dice/lung"] if not np.isnan(value)]
+    assert found.full[2] == pytest.approx(np.mean(lungs)) and len(found.pseudo) == 16
+    np.testing.assert_allclose(found.pseudo.mean(axis=0), found.full)
+
+
+def test_answers_of_two_networks_are_not_ranked_together(store):
+    """One that answers higher throughout would spoil an AUC of all folds' answers together."""
+    rows = xrays(2, 0)
+    higher = [row | {f"p/{name}": 0.5 + row[f"p/{name}"] / 2 for name in ("heart", "lung")} for row in xrays(2, 1)]
+    alone = [score_table([columns(some)], "mauc").scores["mauc"] for some in (rows, higher)]
+    both = score_table([columns(of_fold(some, fold)) for fold, some in enumerate([rows, higher])], "mauc")
+    assert both.scores["mauc"].full == pytest.approx(np.mean([each.full for each in alone], axis=0))
+    np.testing.assert_allclose(both.scores["mauc"].pseudo.mean(axis=0), both.scores["mauc"].full)
+
+
+def test_a_class_that_a_fold_has_not_is_that_of_the_others():
+    rows, without = xrays(2, 0), [row | {"y/lung": 0.0} for row in xrays(2, 1)]
+    alone = score_table([columns(rows)], "mauc").scores["mauc"]
+    both = score_table([columns(of_fold(some, fold)) for fold, some in enumerate([rows, without])], "mauc")
+    assert both.scores["mauc"].full[2] == alone.full[2] and both.counts["n_undefined"] == 0
+
+
+def test_a_training_without_a_run_of_each_fold_is_left_out_with_the_command_that_completes_it(folded):
+    add_fold(folded, "mae", 3, 0, xrays(2.5, 30), pretrain_seed=3)
+    result = compare(folded)
+    (note,) = [note for note in result.tasks[0].notes if "folds are missing" in note]
+    assert note == (
+        "1 run of 1 training left out, for folds are missing: run task.fold=[1,2], or compare one fold: "
+        "--where task.fold=0"
+    )
+    assert arm_of(result).num_seeds == 3
+    alone = compare(folded, where=["task.fold=0"])
+    assert arm_of(alone).num_seeds == 4
+
+
+def test_none_with_all_folds_is_an_error(store):
+    add_fold(store, "none", 0, 0, xrays(1, 0))
+    add_fold(store, "mae", 1, 1, xrays(1, 0))
+    with pytest.raises(UserError, match=r"no training has a run of each of the 2 folds: run task.fold=\[0,1\], or"):
+        compare(store)
+
+
+def test_folds_that_were_scored_on_the_same_cases_are_no_cross_validation(store):
+    """nnU-Net's labelsTs: the folds differ in their training images alone."""
+    for fold in range(2):
+        add(store, "none", 0, xrays(1, fold), change={"task": {"name": "nnunet", "fold": fold}}, data=f"train:c{fold}")
+    with pytest.raises(UserError, match="runs differ in"):
+        compare(store)
+
+
+def test_a_fold_whose_data_changed_between_runs_is_refused(folded):
+    add_fold(folded, "unimiss", 0, 1, xrays(1, 0), test="changed")
+    with pytest.raises(UserError, match="runs differ in data.test: ee1 .6 runs., changed .1 run"):
+        compare(folded)
+
+
+def test_cases_in_two_folds_are_refused(store):
+    for fold in range(FOLDS):
+        more = {"change": {"task": {"name": "images", "folds": FOLDS, "fold": fold}}, "test": f"ee{fold}"}
+        add(store, "none", 0, xrays(1, fold), **more)
+    with pytest.raises(UserError, match=r"c000: is in the test part of two folds; .*--where task.fold=0"):
+        compare(store)
+
+
+def test_its_cost_is_that_of_all_folds(folded):
+    cost = arm_of(compare(folded)).cost
+    assert (cost.pretrain.runs, cost.finetune.runs) == (9, 9)
+    assert cost.pretrain.device_hours == pytest.approx(9 * 2)
+    (block,) = task_runs(folded, finished_experiments(folded, None)[0], None, (), None).blocks
+    (arm,) = [arm for arm in block.arms if arm.label == "mae"]
+    assert prices(arm, "test").pretraining == pytest.approx(3 * 2)  # of one more seed
+
+
+def test_the_page_links_the_runs_of_all_folds_and_says_how_it_was_scored(folded):
+    page = built(folded, ui="http://127.0.0.1:5000")
+    text = " ".join(page.words.split())
+    for run in folded.search({"premed.kind": "test"}):
+        assert any(run.run_id in link for link in page.links)
+    assert "90 cases of 30 patients, in 3 folds, each by networks without its patients" in text
+    assert "90 test images of 30 patients in 3 folds by patient (cross-validation)" in text
+
+
+def test_terminal_csv_and_json_have_the_same_numbers(folded, tmp_path, capsys):
+    result = compare(folded)
+    terminal.show(result)
+    assert "90 cases of 30 patients in 3 folds" in " ".join(capsys.readouterr().out.split())
+    terminal.write_csv(result, tmp_path / "all.csv")
+    (line,) = [
+        each for each in csv.DictReader((tmp_path / "all.csv").open()) if each["label"] == "mae" and not each["class"]
+    ]
+    written = json.loads(json.dumps(as_json_value(result)))["tasks"][0]
+    (row,) = [each for each in written["blocks"][0]["rows"] if each["label"] == "mae"]
+    assert float(line["difference"]) == row["scores"]["mauc"]["difference"]["value"] == difference_of(result).value
+    assert [len(run["folds"]) for run in row["runs"]] == [3, 3, 3] and written["num_folds"] == 3
