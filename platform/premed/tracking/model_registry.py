@@ -197,7 +197,7 @@ def _point_best(client: "MlflowClient", name: str, newest: str, warn: Callable[[
     if str(before) in others:
         warn(
             f"models:/{name}@{BEST} was version {before} and is {best.version} now: {len(others)} of {len(versions)} "
-            f"versions were scored on other images of val (changed data, or another folder of that name)"
+            f"versions were scored on other images of val (changed data, another fold, or another folder of that name)"
         )
 
 
