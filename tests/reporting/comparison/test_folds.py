@@ -163,6 +163,7 @@ def test_the_page_links_the_runs_of_all_folds_and_says_how_it_was_scored(folded)
         assert any(run.run_id in link for link in page.links)
     assert "90 cases of 30 patients, in 3 folds, each by networks without its patients" in text
     assert "90 test images of 30 patients in 3 folds by patient (cross-validation)" in text
+    assert "3 pre-trainings with 3 fine-tunings of mae and 3 trainings of none in each fold" in text
 
 
 def test_terminal_csv_and_json_have_the_same_numbers(folded, tmp_path, capsys):

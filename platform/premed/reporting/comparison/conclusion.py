@@ -240,15 +240,18 @@ def trainings(arms: Iterable[ArmResult]) -> str:
     A run that several of `arms` have, as the baseline of each, counts once.
     """
     of_label: dict[str, tuple[set[str], set[str]]] = {}
+    arms = [*arms]
+    in_folds = " in each fold" if any(run.folds for arm in arms for run in arm.runs) else ""
     for arm in arms:
         before, runs = of_label.get(arm.label, (set(), set()))
         of_label[arm.label] = before | pretraining_seeds(arm), runs | {run.run_id for run in arm.runs}
-    return listed(
+    each = listed(
         f"{counted(len(before), 'pre-training')} with {counted(len(runs), 'fine-tuning')} of {label}"
         if before
         else f"{counted(len(runs), 'training')} of {label}"
         for label, (before, runs) in of_label.items()
     )
+    return each + in_folds
 
 
 def pretraining_seeds(arm: ArmResult) -> set[str]:
