@@ -17,6 +17,8 @@ from premed.reporting.comparison.compare import compare, task_runs
 from premed.reporting.comparison.scores import score_table
 from premed.reporting.comparison.selection import finished_experiments
 from premed.reporting.sample_size.arms import prices
+from premed.reporting.sample_size.plan import from_store
+from premed.reporting.sample_size.settings import PlanSettings
 
 FOLDS = 3
 
@@ -178,3 +180,13 @@ def test_terminal_csv_and_json_have_the_same_numbers(folded, tmp_path, capsys):
     (row,) = [each for each in written["blocks"][0]["rows"] if each["label"] == "mae"]
     assert float(line["difference"]) == row["scores"]["mauc"]["difference"]["value"] == difference_of(result).value
     assert [len(run["folds"]) for run in row["runs"]] == [3, 3, 3] and written["num_folds"] == 3
+
+
+def test_a_plan_that_asks_for_more_test_patients_names_the_folds_unless_there_are_some(folded, tmp_path):
+    one = MemoryStore(tmp_path / "one")
+    for seed in range(4):
+        more = {"change": {"task": {"name": "images", "folds": "None", "fold": "None"}}}
+        add(one, "none", seed, xrays(1, seed), **more)
+        add(one, "mae", seed, xrays(1.05, seed + 9), pretrain_seed=seed, **more)
+    notes = [block.notes for each in (one, folded) for block in from_store(each, PlanSettings(margin=0.01)).blocks]
+    assert [any("folds test each labelled patient once" in note for note in some) for some in notes] == [True, False]

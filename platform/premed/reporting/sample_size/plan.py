@@ -10,6 +10,7 @@ from premed.errors import UserError
 from premed.reporting.comparison.compare import TaskRuns, each_task, require_named, selected_runs, task_runs
 from premed.reporting.comparison.conclusion import OPTIMISTIC, no_better
 from premed.reporting.comparison.effects import arm_name, block_result
+from premed.reporting.comparison.folds import FOLD
 from premed.reporting.comparison.grouping import Arm, Block
 from premed.reporting.comparison.interim import notes as notes_on_looks
 from premed.reporting.comparison.interim import pairs
@@ -20,7 +21,7 @@ from premed.reporting.sample_size.comparing import NAMES, plan_comparison, unpla
 from premed.reporting.sample_size.components import Components, Side
 from premed.reporting.sample_size.conclusion import conclusion
 from premed.reporting.sample_size.curves import Curve, curves_of
-from premed.reporting.sample_size.needs import UNKNOWN, Question, needs, of_labels
+from premed.reporting.sample_size.needs import PATIENTS, UNKNOWN, Question, needs, of_labels
 from premed.reporting.sample_size.power import LEVEL, Design, layout, power, smallest_difference
 from premed.reporting.sample_size.result import BlockPlan, ComparisonPlan, ComponentRow, PlanResult
 from premed.reporting.sample_size.settings import PlanSettings, refuse_unusable
@@ -35,6 +36,7 @@ NOT_FIXED = (
     "its level (an earlier look may show it, too), and seeds are those of the planned looks. To test more patients is "
     "a look that was not planned: their number is that of a comparison begun anew, and its hours are not given"
 )
+FOLDS = "test patients: folds test each labelled patient once (task.folds, docs/compare.md), without new ones"
 FORECAST_OF_LOOKS = "forecast: of all seeds, those beyond the last look, too; its intervals do not allow for the looks"
 
 
@@ -99,6 +101,8 @@ def block_plan(
         if curve and len(curve.laws) > 2 and arm.fraction == curve.largest:
             plan = with_labels(plan, curve, found, of_both, settings)
         plans.append(plan)
+    if grouped.part == "test" and is_one_split(block) and any(needs_patients(plan) for plan in plans):
+        notes.append(FOLDS)
     if num > 1:
         more = "the numbers here are of each by itself, but for the column after Holm"
         notes.append(f"{counted(num, 'comparison')}: premed compare corrects p for all of them; {more}")
@@ -120,6 +124,17 @@ def block_plan(
     if words := conclusion(planned, settings.power, settings.margin):
         words += no_better(score, result.rows) + (OPTIMISTIC if grouped.part == "val" else "")
     return replace(planned, conclusion=words)
+
+
+def needs_patients(plan: ComparisonPlan) -> bool:
+    """Whether more test patients would show the difference, or more than were tried."""
+    return any(need.what == PATIENTS and need.needed != need.now for need in plan.needs)
+
+
+def is_one_split(block: Block) -> bool:
+    """Whether the block's runs are of one split of a task that deals folds."""
+    run = block.arms[0].runs[0]
+    return FOLD in run.fields and not run.folds
 
 
 def with_labels(
