@@ -206,7 +206,10 @@ def test_what_may_mislead_is_noted(tmp_path, here):
     assert "spacings are mixed: 1.5 to 5.5 mm along S" in notes
     assert "images are smaller than the roi" in notes
     assert "finetune.batch: 5 in place of 16, since there are 5 images to learn from" in notes
-    assert "each image counts as one" in notes and "test has 2 patient(s)" in notes
+    folds = ["task.folds=5", "task.fold=[0,1,2,3,4]"]
+    assert "each image counts as one" in notes
+    assert f"test has 2 patient(s): its interval will be wide; {folds[0]} '{folds[1]}' tests all 8" in notes
+    assert {each.task.fold for each in load_all(["ct.yaml"], folds)} == {0, 1, 2, 3, 4}
 
 
 def test_a_class_that_a_part_lacks_is_noted(tmp_path, here):

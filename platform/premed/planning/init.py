@@ -27,6 +27,7 @@ from premed.tasks.common.recognised import OWN as OWN_TASK
 LONG = 45  # minutes
 PATIENCE, SHORT = 5, "pretrain.steps=100 finetune.steps=60"  # minutes that one waits, and what a run takes fewer with
 MOST_FINDINGS = 5
+FEW_IN_ONE_SPLIT, FOLDS = 50, 5  # patients of test, below which folds are named: each of them tests every patient once
 OWN = "each image counts as"  # what a task notes where nothing says whose the images are
 
 
@@ -106,12 +107,23 @@ def is_raw(looked: Looked) -> bool:
     return looked.fields["name"] == "nnunet"
 
 
+def of_few_patients(looked: Looked) -> list[str]:
+    """A note on a test part of few patients, with the folds that would test them all."""
+    tested = len({case.patient for case in looked.parts["test"]})
+    every = len({case.patient for part in looked.parts.values() for case in part if case.label is not None})
+    deals = "folds" in plugin("tasks", looked.fields["name"]).Config.model_fields and "fold" not in looked.fields
+    folds = ""
+    if deals and every >= FOLDS:
+        numbers = ",".join(map(str, range(FOLDS)))
+        folds = f"; task.folds={FOLDS} 'task.fold=[{numbers}]' tests all {every} (docs/compare.md)"
+    few = FEW_IN_ONE_SPLIT if folds else FEW_PATIENTS
+    return [f"test has {tested} patient(s): its interval will be wide{folds}"] if tested < few else []
+
+
 def warnings(looked: Looked, plan: training.Plan) -> list[str]:
     """Returns notes on the data set as a whole."""
     notes, errors = [], [finding for finding in looked.findings if finding.severity == "error"]
-    patients = {case.patient for case in looked.parts["test"]}
-    if len(patients) < FEW_PATIENTS:
-        notes.append(f"test has {len(patients)} patient(s): its interval will be wide")
+    notes += of_few_patients(looked)
     notes += lacking_classes(looked)
     notes += [f"{finding.where}: {finding.what}" for finding in looked.findings if OWN in finding.what]
     notes += [f"{finding.where}: {finding.what}" for finding in errors[:MOST_FINDINGS]]
