@@ -190,3 +190,12 @@ def test_a_plan_that_asks_for_more_test_patients_names_the_folds_unless_there_ar
         add(one, "mae", seed, xrays(1.05, seed + 9), pretrain_seed=seed, **more)
     notes = [block.notes for each in (one, folded) for block in from_store(each, PlanSettings(margin=0.01)).blocks]
     assert [any("folds test each labelled patient once" in note for note in some) for some in notes] == [True, False]
+
+
+def test_runs_of_one_split_and_of_folds_are_refused_with_the_field_that_tells_them_apart(folded):
+    """The data differ because the field does; of runs that were made before there were folds, too."""
+    for fields in ({"folds": "None", "fold": "None"}, {}):
+        add(folded, "none", 0, xrays(1, 0), change={"task": {"name": "images", **fields}})
+        with pytest.raises(UserError, match="differ in task.fold: .*; --where task.fold=., for other cases cannot be"):
+            compare(folded)
+    assert compare(folded, where=[f"task.folds={FOLDS}"]).tasks[0].num_folds == FOLDS

@@ -193,19 +193,21 @@ def is_allowed(name: str, allow: Sequence[str]) -> bool:
 
 
 def require_same(runs: list[ExperimentRun], prefixes: tuple[str, ...], part: "Part", allow: Sequence[str]) -> None:
-    """Raises UserError for the first field in which runs differ; the cases that are scored may never differ."""
-    names = sorted({name for run in runs for name in run.fields if name.startswith(prefixes)})
+    """Raises UserError for the first field in which runs differ, a task's before the data that it selects; the cases
+    that are scored may never differ."""
+    names = {name for run in runs for name in run.fields if name.startswith(prefixes)}
     differing = []
-    for name in filter(is_protocol, names):
-        values = Counter(run.fields.get(name, "not set") for run in runs)
+    for name in sorted(filter(is_protocol, names), key=lambda name: (not name.startswith("task."), name)):
+        values = Counter(run.fields.get(name, ABSENT) for run in runs)
         if len(values) > 1 and (name == f"data.{part}" or not is_allowed(name, allow)):
             differing.append((name, values))
     if not differing:
         return
     name, values = differing[0]
     shown = ", ".join(f"{value} ({counted(number, 'run')})" for value, number in values.most_common(4))
-    remedy = f"--where {name}={values.most_common(1)[0][0]}"
-    remedy += ", for other cases cannot be paired" if name == f"data.{part}" else f" or --allow {name}"
+    remedy = f"--where {name}={next(value for value, _ in values.most_common() if value != ABSENT)}"
+    other_cases = any(name == f"data.{part}" for name, _ in differing)
+    remedy += ", for other cases cannot be paired" if other_cases else f" or --allow {name}"
     more = f" ({listed([name for name, _ in differing[1:5]])} too)" if differing[1:] else ""
     raise UserError(f"{runs[0].task}: runs differ in {name}: {shown}; {remedy}{more}")
 
