@@ -120,6 +120,15 @@ def test_a_training_without_a_run_of_each_fold_is_left_out_with_the_command_that
     assert arm_of(alone).num_seeds == 4
 
 
+def test_a_fold_that_nothing_ran_is_told(store):
+    for strategy, fold in product(("none", "mae"), (0, 2)):
+        add_fold(store, strategy, 0, fold, xrays(1 + (strategy == "mae"), fold))
+    (task,) = compare(store).tasks
+    (note,) = [note for note in task.notes if "no run" in note]
+    assert note == "no run has the fold 1, so that its patients do not count: run task.fold=[1]"
+    assert (task.num_folds, task.num_cases) == (2, 60)
+
+
 def test_none_with_all_folds_is_an_error(store):
     add_fold(store, "none", 0, 0, xrays(1, 0))
     add_fold(store, "mae", 1, 1, xrays(1, 0))

@@ -22,13 +22,13 @@ SCORED = "data.test"
 def is_cross_validated(runs: Sequence[ExperimentRun]) -> bool:
     """Whether runs have several folds, each with a test part of its own. With one test part for all (nnU-Net's
     labelsTs) they are trainings on other images, and fields of a protocol that differ."""
-    by_fold = test_parts(runs)
+    by_fold = scored_parts(runs)
     parts = [part for some in by_fold.values() for part in some]
     is_one_deal = len({run.fields.get(FOLDS) for run in runs}) == 1 and all(FOLD in run.fields for run in runs)
     return is_one_deal and len(by_fold) > 1 and len(set(parts)) == len(parts)
 
 
-def test_parts(runs: Sequence[ExperimentRun]) -> dict[str, set[str]]:
+def scored_parts(runs: Sequence[ExperimentRun]) -> dict[str, set[str]]:
     """The fingerprints of the test part by fold."""
     found: dict[str, set[str]] = defaultdict(set)
     for run in runs:
@@ -57,8 +57,9 @@ def pooled(runs: Sequence[ExperimentRun]) -> tuple[list[ExperimentRun], list[str
             f"seeds; list the seeds, or compare one fold: --where {FOLD}={next(iter(folds))}"
         )
     groups: dict[tuple, dict[str, ExperimentRun]] = defaultdict(dict)
-    for run in runs:
-        groups[training(run)][run.fields.get(FOLD, "none")] = run
+    for fold, some in folds.items():  # in their order, and so in each group
+        for run in some:
+            groups[training(run)][fold] = run
     whole = [group for group in groups.values() if len(group) == len(folds)]
     part = [group for group in groups.values() if len(group) < len(folds)]
     missing = [fold for fold in folds if any(fold not in group for group in part)]
@@ -66,8 +67,20 @@ def pooled(runs: Sequence[ExperimentRun]) -> tuple[list[ExperimentRun], list[str
     num = sum(map(len, part))
     if not whole:
         raise UserError(f"{runs[0].task}: no training has a run of each of the {len(folds)} folds: {remedy}")
-    notes = [f"{counted(num, 'run')} of {counted(len(part), 'training')} left out, for folds are missing: {remedy}"]
-    return [one_run(list(of_fold([*group.values()]).values())) for group in whole], notes if part else []
+    notes = []
+    if part:
+        some = f"{counted(num, 'run')} of {counted(len(part), 'training')}"
+        notes.append(f"{some} left out, for folds are missing: {remedy}")
+    if absent := sorted(dealt(runs[0]) - {*folds}, key=int):
+        listed = ",".join(absent)
+        notes.append(f"no run has the fold {listed}, so that its patients do not count: run {FOLD}=[{listed}]")
+    return [one_run([*group.values()]) for group in whole], notes
+
+
+def dealt(run: ExperimentRun) -> set[str]:
+    """The folds that there are, where the task deals them; of a data set with folds of its own they are not known."""
+    number = run.fields.get(FOLDS, "")
+    return {*map(str, range(int(number)))} if number.isdecimal() else set()
 
 
 def training(run: ExperimentRun) -> tuple:
@@ -76,9 +89,8 @@ def training(run: ExperimentRun) -> tuple:
     return *fields, run.fields.get(FRACTION), run.seed, run.pretrain_seed
 
 
-def one_run(folds: Sequence[list[ExperimentRun]]) -> ExperimentRun:
+def one_run(runs: Sequence[ExperimentRun]) -> ExperimentRun:
     """One run in place of a training's runs, one for each fold."""
-    runs = [run for (run,) in folds]
     names = {name for run in runs for name in run.fields}
     fields = {name: one_value(name, [run.fields.get(name, "not set") for run in runs]) for name in names}
     own = replace(runs[0].run, name=f"{re.sub(r' fold [0-9]+', '', runs[0].run.name)}, {len(runs)} folds")
