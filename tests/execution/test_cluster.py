@@ -34,12 +34,14 @@ def test_a_tracker_that_cannot_start_says_why_and_is_not_to_be_tried_again(monke
     from ray.exceptions import ActorDiedError, RayTaskError
 
     def get(reference):
-        why = UserError("sqlite:////runs.db cannot be opened: no module named psycopg2")
+        why = UserError("sqlite:///runs.db cannot be opened: no module named psycopg2")
         trace = f"ray::MLflowTracker.__init__()\n  File ...\npremed.errors.UserError: {why}"
         raise ActorDiedError(RayTaskError("MLflowTracker.__init__", trace, why))
 
     monkeypatch.setattr("ray.get", get)
-    with pytest.raises(StageFailed, match=r"^the MLflow tracker's process does not start: .* no module named psycopg2$"):
+    with pytest.raises(
+        StageFailed, match=r"^the MLflow tracker's process does not start: .* no module named psycopg2$"
+    ):
         Remote(MagicMock(), "MLflow tracker").drain()
 
 

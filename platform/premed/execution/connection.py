@@ -74,7 +74,7 @@ def job_config() -> "JobConfig | None":
     from ray.job_config import JobConfig
 
     is_sent = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    if is_sent or os.environ.get("RAY_ADDRESS", "").startswith("ray://") or CODE == Path.cwd():
+    if is_sent or os.environ.get("RAY_ADDRESS", "").startswith("ray://") or Path.cwd() == CODE:
         return None
     return JobConfig(_client_job=True)  # all that this changes for a job without a runtime environment
 
