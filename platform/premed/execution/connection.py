@@ -10,14 +10,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import premed
 from premed.errors import UserError
 from premed.paths import obstacle
-
-if TYPE_CHECKING:
-    from ray.job_config import JobConfig
 
 PATIENCE = 10  # seconds in which a cluster's head must accept a connection; Ray by itself tries for many minutes
 LONGEST_SOCKET = 107  # bytes, Linux' limit for the path of a socket
@@ -65,8 +62,8 @@ def connect() -> None:
         raise explained(error, address) from error
 
 
-def job_config() -> "JobConfig | None":
-    """A job whose workers import nothing from the folder in which the command was started, unless premed lies there.
+def job_config() -> Any:
+    """A Ray job whose workers import nothing from the folder in which the command was started, unless premed lies there.
 
     Ray puts that folder before Python's own, so that a statistics.py of the user's ended the tracker, and a random.py
     would be used without a word. None, which is Ray's own way, for a job that `premed submit` sent, with its folder.
