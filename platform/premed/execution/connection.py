@@ -63,7 +63,7 @@ def connect() -> None:
 
 
 def job_config() -> Any:
-    """A Ray job whose workers import nothing from the folder in which the command was started, unless premed lies there.
+    """A Ray job whose workers import nothing from the folder where the command was started, unless premed lies there.
 
     Ray puts that folder before Python's own, so that a statistics.py of the user's ended the tracker, and a random.py
     would be used without a word. None, which is Ray's own way, for a job that `premed submit` sent, with its folder.
