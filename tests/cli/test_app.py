@@ -212,14 +212,15 @@ def test_a_comparison_is_written_in_ascii_and_to_a_reader_that_leaves(home, ches
 
 
 def test_the_ui_opens_the_store_in_use_to_this_machine_alone(premed, home, monkeypatch):
-    called, told = [], []
-    monkeypatch.setattr(os, "execv", lambda program, command: called.append(command))
+    called, told, environments = [], [], []
+    monkeypatch.setattr(os, "execve", lambda _, command, env: [called.append(command), environments.append(env)])
     monkeypatch.setattr("premed.cli.services.subprocess.Popen", lambda command: told.extend(command))
     code, _, err = premed("ui", "--port", "5055")
     (command,) = called
     assert code == 0 and err == ["starting MLflow: its addresses follow once it answers"]
     assert told[-3:] == ["http://127.0.0.1:5055", "", "http://127.0.0.1:5055  (Ctrl-C ends it)"]
     assert command[command.index("--host") + 1] == "127.0.0.1" and f"sqlite:///{home}/mlflow.db" in command
+    assert environments[0]["PYTHONSAFEPATH"] == "1"  # a random.py in this folder is not MLflow's
 
 
 def test_the_ui_of_nothing_is_one_line(premed, tmp_path, monkeypatch):

@@ -77,7 +77,7 @@ def ui(monkeypatch, uri, *options):
     monkeypatch.setattr(saved_views, "save_views", lambda store: views)
     monkeypatch.setattr(services, "has_desktop", lambda: True)
     monkeypatch.setattr(services.subprocess, "Popen", lambda command: started.append(command[4:]))
-    monkeypatch.setattr(services.os, "execv", lambda program, command: started.append(command[-3]))
+    monkeypatch.setattr(services.os, "execve", lambda program, command, _: started.append(command[-3]))
     output = CliRunner().invoke(app, ["ui", *options])
     return output.output, started
 

@@ -30,6 +30,21 @@ def test_a_tracker_that_ray_ends_for_want_of_memory_ends_the_command_in_order(mo
         Remote(MagicMock(), "MLflow tracker").drain()
 
 
+def test_a_tracker_that_cannot_start_says_why_and_is_not_to_be_tried_again(monkeypatch):
+    from ray.exceptions import ActorDiedError, RayTaskError
+
+    def get(reference):
+        why = UserError("sqlite:///runs.db cannot be opened: no module named psycopg2")
+        trace = f"ray::MLflowTracker.__init__()\n  File ...\npremed.errors.UserError: {why}"
+        raise ActorDiedError(RayTaskError("MLflowTracker.__init__", trace, why))
+
+    monkeypatch.setattr("ray.get", get)
+    with pytest.raises(
+        StageFailed, match=r"^the MLflow tracker's process does not start: .* no module named psycopg2$"
+    ):
+        Remote(MagicMock(), "MLflow tracker").drain()
+
+
 def test_workers_that_an_autoscaler_may_still_start_count_as_there(monkeypatch):
     head, worker = {"CPU": 0.0, "memory": 9.0}, {"CPU": 8.0, "GPU": 1.0, "memory": 9.0}
     monkeypatch.setattr("ray.nodes", lambda: [{"Resources": each, "Alive": True} for each in (head, worker)])

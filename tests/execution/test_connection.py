@@ -235,3 +235,31 @@ def test_a_command_killed_while_ray_starts_leaves_nothing_and_the_next_one_conne
     assert following.stdout.splitlines() == ["began", "connected"] and following.returncode == 0, following.stderr
     assert psutil.wait_procs(started, timeout=30)[1] == []
     shutil.rmtree(environment["RAY_TMPDIR"])
+
+
+IMPORTING = """
+from premed.execution.connection import connect
+connect()
+import ray
+
+@ray.remote(num_cpus=0)
+def where():
+    import statistics, premed
+    return statistics.__file__, premed.__file__
+
+import premed
+statistics, package = ray.get(where.remote())
+assert package == premed.__file__
+print(statistics)
+"""
+
+
+@pytest.mark.slow
+def test_workers_import_nothing_that_lies_where_the_command_was_started(tmp_path):
+    """A statistics.py of the user's, which MLflow would import, ended its process again and again."""
+    (tmp_path / "statistics.py").write_text("raise RuntimeError('of the user')")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"HOME": str(tmp_path), "PYTHONSAFEPATH": "1", "PYTHONPATH": str(connection.CODE)}
+    arguments = {"env": environment, "cwd": tmp_path, "capture_output": True, "text": True, "timeout": 240}
+    done = subprocess.run([sys.executable, "-c", IMPORTING], **arguments)
+    assert done.returncode == 0 and not done.stdout.startswith(str(tmp_path)), done.stderr

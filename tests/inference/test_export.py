@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -20,10 +21,12 @@ from support.stores import copied
 
 from premed.config.image_processing import Preprocessing
 from premed.data.preprocess import prepare
-from premed.errors import StageFailed
+from premed.errors import StageFailed, UserError
 from premed.inference import export, load, monai_bundle, predict
-from premed.inference.onnx_torchscript import largest_difference
-from premed.models.encoders import vit
+from premed.inference.onnx_torchscript import largest_difference, write_onnx, write_torchscript
+from premed.models.encoders import pixels, unet, vit
+from premed.models.heads import conv, linear
+from premed.models.network import Network
 from premed.tasks.common import metrics
 
 pytest_plugins = ["support.trained_fixtures"]
@@ -184,6 +187,41 @@ def test_a_graph_that_differs_is_not_handed_over(chest_run, at_home, tmp_path, m
     with pytest.raises(StageFailed, match="nothing is exported"):
         export.run(chest_run.run_id, tmp_path / "out", "onnx", check=[image])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_graph_that_takes_one_number_of_images_is_one_line(organ_run, at_home):
+    with load.open_trained(at_home(organ_run).run_id) as found:
+        network, task = found.network()
+    views = list(values(task))
+    with pytest.raises(StageFailed, match=r"^model.ts: answers 1 image\(s\) by \(2, .* nothing is exported$"):
+        largest_difference(network, lambda x: answered(network, np.repeat(x, 2, 0)), views, Path("model.ts"))
+    with pytest.raises(StageFailed, match=r"^model.onnx: cannot be run on 1 image\(s\) .* nothing is exported$"):
+        largest_difference(network, lambda x: x.reshape(2, 9), views, Path("model.onnx"))
+
+
+def built(encoder, head, roi):
+    """A network of an encoder and a head for volumes of two classes, and what a graph asks of their task."""
+    task = SimpleNamespace(channels=1, roi=roi, classes=("background", "organ"), dims=3)
+    module = encoder.build(encoder.Config(**SMALL[encoder]), 1, roi)
+    return Network(module, head.build(head.Config(), module, task)).eval(), task
+
+
+SMALL = {unet: {"widths": (8, 16), "dims": 2}, pixels: {"edge": 4}}
+
+
+@pytest.mark.parametrize("write", [write_onnx, write_torchscript])
+@pytest.mark.parametrize("head", [conv, linear])
+def test_a_network_for_pictures_takes_any_number_of_volumes_in_a_graph_too(tmp_path, write, head):
+    """HSSL's: slices are one batch, and its size was written into the graph."""
+    network, task = built(unet, head, (8, 8, 4))
+    graph = write(network, task, tmp_path / "model")
+    assert largest_difference(network, graph, list(values(task)), tmp_path / "model")["largest_difference"] < 1e-4
+
+
+def test_what_torch_cannot_write_as_onnx_is_one_line(tmp_path):
+    network, task = built(pixels, linear, (8, 8, 4))
+    with pytest.raises(UserError, match=r"^--format onnx: torch cannot write .*; use --format safetensors or monai$"):
+        write_onnx(network, task, tmp_path / "model.onnx")
 
 
 def test_without_any_image_made_up_values_are_compared_and_that_is_said(chest_run, at_home, monkeypatch):

@@ -344,6 +344,18 @@ def test_a_table_of_earlier_answers_stays_where_every_image_fails(premed, chest_
     assert not (tmp_path / "new" / "predictions.csv").exists()
 
 
+def test_earlier_answers_for_other_images_do_not_go_without_a_word(premed, chest_run, at_home, tmp_path):
+    one, two = (case.image[0] for case in at_home(chest_run).task.split("test")[:2])
+    table = tmp_path / "predictions.csv"
+    _, _, first = premed("predict", chest_run.run_id, one, "--out", tmp_path)
+    _, _, second = premed("predict", chest_run.run_id, one, two, "--out", tmp_path)
+    assert not any("is written anew" in line for line in [*first, *second])  # it has all that was in it
+    _, _, err = premed("predict", chest_run.run_id, two, "--out", tmp_path)
+    (line,) = (line for line in err if "is written anew" in line)
+    assert f"{table}: is written anew, without the answers for 1 other image(s) in it; --out with another" in line
+    assert [row["path"] for row in rows_of(table)] == [str(two)]
+
+
 def test_an_image_of_one_value_is_answered_with_a_warning(premed, chest_run, at_home, tmp_path):
     shutil.copy(at_home(chest_run).task.split("test")[0].image[0], tmp_path / "a.png")
     Image.new("L", (64, 64), 7).save(tmp_path / "blank.png")

@@ -18,6 +18,7 @@ from premed.cli.options import as_json_value
 from premed.config.compose import load
 from premed.data.phantoms.writers import write_msd
 from premed.errors import UserError
+from premed.reporting.sweep.summary import headline
 from premed.tuning.context import SweepContext
 from premed.tuning.space import encode
 from premed.tuning.sweep import SweepRunner
@@ -233,6 +234,16 @@ def test_the_encoders_of_a_space_are_looked_up_at_the_start(pretrained, pool, tm
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     assert encoders_of(context) == [ours, ours] and encoders_of(again) == [ours, other]
     assert context.digest != again.digest
+
+
+def test_fewer_trials_than_there_are_is_not_more_than_all(context, tmp_path):
+    """It said "2 of 1 trial done"."""
+    study = context.study()
+    study.start("data")
+    for _ in range(2):
+        study.tell(study.ask().number, "done", [0.5], {})
+    fewer = SweepContext(load_sweep(tmp_path / "lr.yaml", (), ["trials=1"]))
+    assert "; 2 of 2 trials done" in headline(fewer.result(fewer.study(must_exist=True)))
 
 
 @pytest.mark.parametrize(("states", "code"), [(["failed", "failed"], 1), (["failed", "done"], 0)])

@@ -95,6 +95,14 @@ def test_seeds_are_experiments_of_one_trial(write):
     assert sweep.num_trials == 6
 
 
+def test_the_base_s_seeds_are_told_where_no_trial_has_them(write):
+    """`premed init` writes three of them: trials had one each, without a word."""
+    base = {**BASE, "seeds": [0, 1, 2]}
+    said = ["seeds: the base has [0, 1, 2], and each trial [0]: a sweep's own stand beside space:"]
+    assert [*load_valid(write(base=base)).notes()] == said
+    assert [*load_valid(write({"seeds": [0]}, base=base)).notes()] == [] == [*load_valid(write()).notes()]
+
+
 def test_any_value_that_a_yaml_may_hold_can_be_swept_a_strategy_too(write):
     sweep = load_valid(
         write(

@@ -23,6 +23,7 @@ from premed.cli.options import (
     train_settings,
 )
 from premed.errors import Left, StageFailed, UserError, brief
+from premed.events import WarningIssued
 from premed.inference.refusals import refuse_export, refuse_options, refuse_prediction
 from premed.paths import settle_user_home
 from premed.reporting.refusals import refuse_figures, refuse_page
@@ -91,6 +92,8 @@ def sweep(
         from premed.tuning import sweep
 
     with LiveTable() as show, redirect_prints(as_json):
+        for note in loaded.notes():
+            show(WarningIssued(note))
         result = sweep.report(loaded) if as_report else sweep.run(loaded, show)
     print_result(result, as_json, terminal.show)
     if result.all_failed and not as_report:

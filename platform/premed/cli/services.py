@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from premed.cli import browser
 from premed.cli.browser import has_desktop
 from premed.cli.options import Json, load_experiments, print_result, redirect_prints
 from premed.errors import Left, UserError
@@ -96,11 +97,11 @@ def ui(
         return
     opened = address if browse and has_desktop() else ""
     telling = [str(os.getpid()), base, opened, *lines, f"{base}  (Ctrl-C ends it)"]
-    subprocess.Popen([sys.executable, "-m", "premed.cli.browser", *telling])  # it waits until the server answers
+    subprocess.Popen([sys.executable, "-P", browser.__file__, *telling])  # it waits until the server answers
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    os.execv(
-        sys.executable, [*command, "--backend-store-uri", uri, "--artifacts-destination", str(home() / "artifacts")]
-    )
+    command += ["--backend-store-uri", uri, "--artifacts-destination", str(home() / "artifacts")]
+    # or a random.py of the user's, in the folder in which this was started, is imported for Python's own
+    os.execve(sys.executable, command, os.environ | {"PYTHONSAFEPATH": "1"})
 
 
 def require_free(port: int) -> None:

@@ -176,9 +176,10 @@ class Remote:
             except RayTaskError as error:
                 raise error.cause from None
             except RayError as error:  # it died, or Ray killed it when memory ran out
-                raise StageFailed(
-                    f"the {self.name}'s process ended; run the same command again to resume from the last checkpoint"
-                ) from error
+                what = "process ended; run the same command again to resume from the last checkpoint"
+                if getattr(error, "actor_init_failed", False):  # and would fail again
+                    what = f"process does not start: {str(error).strip().splitlines()[-1].strip()}"
+                raise StageFailed(f"the {self.name}'s {what}") from error
 
         return call
 

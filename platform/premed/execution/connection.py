@@ -10,7 +10,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import premed
 from premed.errors import UserError
 from premed.paths import obstacle
 
@@ -19,6 +21,8 @@ LONGEST_SOCKET = 107  # bytes, Linux' limit for the path of a socket
 SOCKET = "/ray/session_2026-11-28_12-00-00_000000_4194304/sockets/plasma_store"  # of Ray, below its folder
 TOKEN_REMEDY = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to its token's file"
 
+CODE = Path(premed.__file__).parents[1]
+"""The folder that premed is imported from."""
 MALLOC = {"MALLOC_ARENA_MAX": "1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """glibc's settings for workers that train on CPUs, read when a process starts. Ray Train trains in a thread, and what a
 thread frees of its own arena goes back to the kernel, whatever `keep_freed_memory` says: the main arena serves all, in
@@ -47,9 +51,29 @@ def connect() -> None:
     dashboard = False if address == "local" else None
     try:
         with own_signals(), malloc_of_workers():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
+            ray.init(
+                address=address,
+                job_config=job_config(),
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                include_dashboard=dashboard,
+            )
     except Exception as error:
         raise explained(error, address) from error
+
+
+def job_config() -> Any:
+    """A Ray job whose workers import nothing from the folder where the command was started, unless premed lies there.
+
+    Ray puts that folder before Python's own, so that a statistics.py of the user's ended the tracker, and a random.py
+    would be used without a word. None, which is Ray's own way, for a job that `premed submit` sent, with its folder.
+    """
+    from ray.job_config import JobConfig
+
+    is_sent = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if is_sent or os.environ.get("RAY_ADDRESS", "").startswith("ray://") or Path.cwd() == CODE:
+        return None
+    return JobConfig(_client_job=True)  # all that this changes for a job without a runtime environment
 
 
 @contextmanager

@@ -137,7 +137,7 @@ def gpus_of_torch() -> tuple[list[dict[str, Any]], list[Finding]]:
     code = "import torch\nfor i in range(torch.cuda.device_count()):\n  free, total = torch.cuda.mem_get_info(i)\n"
     code += "  print(torch.cuda.get_device_name(i), total, free, sep='\\t')"
     try:
-        output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS)
+        output = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
         return [], [Finding("note", "torch", SLOW)]
     rows = [line.split("\t") for line in output.stdout.splitlines()]

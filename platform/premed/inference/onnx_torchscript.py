@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from premed.contracts import Task
-from premed.errors import StageFailed
+from premed.errors import StageFailed, UserError, first_line
 from premed.models.network import Network
 from premed.rng import SampleRng, key
 
@@ -21,21 +21,29 @@ Graph = Callable[[np.ndarray], np.ndarray]
 
 
 def write_onnx(network: Network, task: Task, path: Path) -> Graph:
-    """Writes ONNX with one input `image` [batch, C, *roi] and one output `logits`; any batch size."""
+    """Writes ONNX with one input `image` [batch, C, *roi] and one output `logits`; any batch size.
+
+    Raises UserError for a network that torch cannot write so.
+    """
     import onnxruntime
 
     example = torch.zeros(2, task.channels, *task.roi)  # a batch of one would fix the batch size
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            network,
-            (example,),
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            input_names=["image"],
-            output_names=["logits"],
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                network,
+                (example,),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=["image"],
+                output_names=["logits"],
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            why = first_line(error.__cause__ or error)
+            what = f"--format onnx: torch cannot write this network as ONNX ({why})"
+            raise UserError(f"{what}; use --format safetensors or monai") from error
     assert program is not None
     program.save(path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -82,7 +90,15 @@ def largest_difference(network: Network, graph: Graph, views: Sequence[np.ndarra
     for batch in batches:
         images = np.ascontiguousarray(np.stack(batch), np.float32)
         expected = network(torch.from_numpy(images)).numpy()
-        error = np.abs(graph(images) - expected)
+        try:
+            logits = graph(images)
+        except Exception as error:  # each runtime has its own
+            what = f"cannot be run on {len(images)} image(s) ({first_line(error)})"
+            raise StageFailed(f"{path.name}: {what}; nothing is exported") from error
+        if logits.shape != expected.shape:
+            what = f"answers {len(images)} image(s) by {logits.shape}, and torch by {expected.shape}"
+            raise StageFailed(f"{path.name}: {what}; nothing is exported")
+        error = np.abs(logits - expected)
         difference = max(difference, float(error.max()) if np.isfinite(error).all() else float("inf"))
         largest = max(largest, float(np.abs(expected).max()))
     if not difference <= TOLERANCE * max(1.0, largest):

@@ -4,8 +4,6 @@ Writes segmentations as NIfTI on each input's grid, and class probabilities as a
 for any reason, is reported and skipped.
 """
 
-import csv
-import errno
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -26,18 +24,16 @@ from premed.errors import StageFailed, UserError, first_line, printable
 from premed.events import EventHandler, ImageSkipped, ImagesPredicted, WarningIssued
 from premed.inference.inputs import Input, find_images, join_channels, nothing_left, prepare_sample
 from premed.inference.load import open_trained
+from premed.inference.probabilities import TABLE, probability_table, replaced, writing
 from premed.models.network import Network, finite
-from premed.safety.files import csv_line, spreadsheet_cell
 from premed.tasks.common.segmentation import Segmentation
 from premed.training.device import device_of, precision_of
 
-TABLE = "predictions.csv"
 DESCRIPTION_PREFIX = b"premed"  # in the header of label maps, which may then be overwritten
 GRID = ("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
 GRID += ("sform_code", "srow_x", "srow_y", "srow_z")
 """The fields of an image's header that its label map has, too, besides shape, spacing and units."""
 QUATERNION_ERROR = 0.01  # of a voxel's shortest edge: where a corner is further from the affine, a qform has code 0
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def run(
@@ -65,6 +61,8 @@ def run(
             raise nothing_left(failed)
         forward, outputs, noted = make_forward(network, train), [], set[str]()
         with open_predictor(task, forward, out, wanted, trained.card["digest"], masks) as predict_image:
+            if note := replaced(out / TABLE, [each.path for each in wanted], task):
+                show(WarningIssued(note))
             if trained.scored and trained.scored.warning:  # what was refused is one line, so not before
                 show(WarningIssued(trained.scored.warning))
             for number, each in enumerate(wanted, start=1):
@@ -145,49 +143,6 @@ def open_predictor(
             yield lambda each, sample: add(each, task.probabilities(forward, [sample])[0])
 
 
-@contextmanager
-def probability_table(
-    path: Path, classes: Sequence[str]
-) -> Iterator[Callable[[Input, Sequence[float]], dict[str, Any]]]:
-    """Yields the function that adds an image's path and probabilities to a CSV; each row is flushed at once.
-
-    An earlier table stays until there is a first row.
-    """
-    header = ["path", *map(spreadsheet_cell, classes)]
-    if path.exists() and columns(path) not in (header, []):
-        raise UserError(f"{path}: already exists with other columns; name another folder")
-    with writing(path):
-        file = path.open("a", newline="", encoding="utf-8")
-    with writing(path), file:  # to close it writes what a full disk has not taken
-        is_new = True
-
-        def add(each: Input, probabilities: Sequence[float]) -> dict[str, Any]:
-            nonlocal is_new
-            with writing(path):
-                if is_new:
-                    file.truncate(0)
-                    file.write(csv_line(header))
-                is_new = False
-                file.write(csv_line([spreadsheet_cell(str(each.path)), *(f"{p:.9g}" for p in probabilities)]))
-                file.flush()
-            return {"probabilities": dict(zip(classes, probabilities, strict=True))}
-
-        try:
-            yield add
-        finally:
-            if is_new and path.stat().st_size == 0:
-                path.unlink()
-
-
-def columns(path: Path) -> list[str]:
-    """Returns the first line of a CSV; [] if it is empty."""
-    try:
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            return next(csv.reader(file), [])
-    except (OSError, csv.Error) as error:
-        raise UserError(f"{path}: already exists and cannot be read ({error}); name another folder") from None
-
-
 class LabelMaps:
     """Writes predictions as NIfTI, uint8, on the file's grid: with its shape, its affine and its header's codes."""
 
@@ -240,18 +195,6 @@ class LabelMaps:
         finally:
             with suppress(OSError):
                 temporary.unlink()
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Raises UserError if the file cannot be written, or StageFailed if no other could be, either."""
-    try:
-        yield
-    except OSError as error:
-        why = f"{path}: cannot be written ({error.strerror or error})"
-        if error.errno in DISK_FULL:
-            raise StageFailed(f"{why}; free space and start again") from error
-        raise UserError(f"{why}; fix its permissions, rename the image or name another folder") from error
 
 
 def nifti(voxels: np.ndarray, source: Path, affine: Any, description: str) -> Any:

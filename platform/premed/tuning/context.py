@@ -85,7 +85,7 @@ class SweepContext:
 
     def result(self, study: Study) -> SweepResult:
         """The sweep's result so far."""
-        search, front = self.sweep.search, study.front()
+        search, front, trials = self.sweep.search, study.front(), study.trials()
         return SweepResult(
             name=self.name,
             task=self.task.name,
@@ -97,10 +97,10 @@ class SweepContext:
             modes=list(self.modes),
             space={path: as_written(values) for path, values in search.space.items()},
             seeds=list(search.all_seeds),
-            num_trials=self.sweep.num_trials,
+            num_trials=max(self.sweep.num_trials, len(trials)),  # `trials` may have been lowered
             where=str(self.where),
             run_id=study.note("run_id"),
-            trials=[trial_result(trial) for trial in study.trials()],
+            trials=[trial_result(trial) for trial in trials],
             best=front[0] if len(self.metrics) == 1 and front else None,
             front=front,
             importances=study.importances(),

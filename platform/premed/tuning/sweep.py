@@ -97,7 +97,7 @@ class SweepRunner:
         scored = [trial for trial in trials if trial.state in ("done", "stopped")]
         num_ended = len(scored) + sum(trial.state == "failed" for trial in trials)
         scheduler = make_scheduler(self.search.scheduler, self.context.modes[0], self.context.num_validations, scored)
-        num_trials = self.sweep.num_trials
+        num_trials = max(self.sweep.num_trials, num_ended)
         self.session.show(SweepStarted(num_trials, num_trials - num_ended, self.context.modes))
         folder = self.context.where / "tune"
         tune = threading.Thread(

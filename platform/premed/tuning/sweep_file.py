@@ -115,6 +115,13 @@ class Sweep:
                 what = f"lists {len(values)} {what}, and a trial has one"
                 raise UserError(f"{path}: {what}; name one of them, or move the list to space:")
 
+    def notes(self) -> Iterator[str]:
+        """What the base says and no trial does."""
+        seeds = next((tree["seeds"] for tree in reversed(self.trees) if "seeds" in tree), None)
+        if seeds is not None and "seeds" not in self.search.model_fields_set:
+            own = list(self.search.all_seeds)
+            yield f"seeds: the base has {seeds}, and each trial {own}: a sweep's own stand beside space:"
+
     def refuse_equal(self, path: str, choice: Sequence[Any]) -> None:
         """Raises UserError for two values that are one once the field has read them, such as 1e-3 and 0.001."""
         for others in chain([{}], islice(self.combinations(), MAX_CHECKED)):

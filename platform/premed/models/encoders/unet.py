@@ -93,7 +93,8 @@ class UNet(Encoder):
         for level, block in enumerate(self.up, start=2):
             states.append(x := block(x, states[self.num_levels - level]))
         if sliced:
-            states = [state.unflatten(0, (len(image), -1)).movedim(1, -1) for state in states]
+            # not len(image), which would fix the batch size of an exported network
+            states = [state.unflatten(0, (-1, grid[-1])).movedim(1, -1) for state in states]
         tokens = states[self.num_levels - 1].flatten(2).transpose(1, 2)
         return Features(
             tokens=tokens,

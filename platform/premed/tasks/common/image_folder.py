@@ -104,7 +104,10 @@ def table_fault(folder: Path, tree: Tree) -> str:
             how = "each by its path below the folder, or by a file name that no other has"
             return f"{path}: none of its columns ({names}) names these images, {how}"
         what = f"1 and 0, or 2 to {columns.MOST_CLASSES} classes of which most have several images"
-        return f"{path}: none of its columns beside {best} holds labels: {what}"
+        counts = Counter(map(str, frame.columns))
+        twice = ", ".join(name for name, count in counts.items() if name and count > 1)
+        more = f"; several columns are called {twice}: rename all but one" if twice else ""
+        return f"{path}: none of its columns beside {best} holds labels: {what}{more}"
     return ""
 
 

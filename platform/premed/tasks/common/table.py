@@ -29,9 +29,11 @@ def read_table(path: Path, delimiter: str = ",") -> pandas.DataFrame:
     """Returns all cells as stripped text; the index is the line in the file, with the header in line 1."""
     try:
         refuse_irregular(path, MOST_TABLE, "split it, or leave out columns")
+        told = names_separator(path)
         cells = pandas.read_csv(
             path,
             sep=delimiter,
+            skiprows=int(told),
             header=None,  # pandas' own header parsing renames duplicate columns and shifts rows that are longer
             dtype=str,
             keep_default_na=False,
@@ -52,12 +54,20 @@ def read_table(path: Path, delimiter: str = ",") -> pandas.DataFrame:
             f"{path}: is not a table ({what}); each line must have the header's columns, or set task.delimiter"
         ) from None
     cells = cells.fillna("").apply(lambda column: column.str.strip())
-    cells.index += 1
+    if any("\0" in name for name in cells.iloc[0]):
+        raise UserError(f"{path}: is not UTF-8 (its header holds NUL, as UTF-16 does); save it as CSV UTF-8")
+    cells.index += 1 + told
     frame = cells.iloc[1:].set_axis(cells.iloc[0], axis=1)
     frame = frame[(frame != "").any(axis=1)]
     if frame.empty:
         raise UserError(f"{path}: has a header and no rows; list the images, one per line")
     return frame
+
+
+def names_separator(path: Path) -> bool:
+    """Whether the first line is `sep=;`, by which a table tells Excel its separator: it is no header."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        return re.fullmatch(r'"?sep=.?"?', file.readline(20).rstrip("\n"), re.IGNORECASE) is not None
 
 
 def select_column(path: Path, frame: pandas.DataFrame, name: str, field: str) -> pandas.Series:
@@ -119,22 +129,25 @@ def doubtful_names(names: Sequence[str]) -> Iterator[str]:
 
 
 def patient_problems(path: Path, cells: pandas.Series) -> Iterator[Problem]:
-    """Yields cells that name no patient, and patients whose names are `alike`."""
+    """Yields cells that name no patient or a number that was rounded, and patients whose names are `alike`."""
     missing = [not cell or cell.casefold() in MISSING for cell in cells]
     yield from invalid_values(path, cells, missing, "is no patient; say whose the image is")
+    rounded = [re.fullmatch(r"\d([.,]\d+)?E\+\d\d", cell) is not None for cell in cells]
+    what = "is a long number as spreadsheets round it, so that several patients may look like one; write all its digits"
+    yield from invalid_values(path, cells, rounded, what)
     for name, other in alike(sorted(set(cells))):
         yield str(path), f"patients {name!r} and {other!r} in column {cells.name} would be two; write them alike"
 
 
 def alike(names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yields pairs of names that differ in case or blanks alone, or are one whole number: 7, 007 and 7.0.
+    """Yields pairs of names that differ in case or blanks alone, or are one whole number: 7, 007, 7.0 and 7,0.
 
     Programs that write tables drop leading zeros, and turn numbers into fractions where a cell of the column is empty.
     """
     written: dict[str, str] = {}
     for name in names:
         plain = " ".join(normalise_name(name).split())
-        if number := re.fullmatch(r"0*(\d+?)(?:\.0*)?", plain):
+        if number := re.fullmatch(r"0*(\d+?)(?:[.,]0*)?", plain):
             plain = number[1]
         if (first := written.setdefault(plain, name)) != name:
             yield first, name
