@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
-from support.comparing import add, arm_of, built, difference_of, score_of, volumes, xrays
+from support.comparing import add, arm_of, built, difference_of, in_order, score_of, volumes, xrays
 from support.memory_store import MemoryStore
 
 from premed.cli.options import as_json_value
@@ -118,6 +118,33 @@ def test_a_training_without_a_run_of_each_fold_is_left_out_with_the_command_that
     assert arm_of(result).num_seeds == 3
     alone = compare(folded, where=["task.fold=0"])
     assert arm_of(alone).num_seeds == 4
+
+
+def test_given_weights_are_arms_of_their_own(store):
+    """Of one name, from two files."""
+    for seed, fold in product(range(3), range(FOLDS)):
+        for value, weights in ((1, "aaa"), (3, "bbb")):
+            add_fold(store, "timm", seed, fold, xrays(value, 10 * seed + fold), weights=weights)
+    (block,) = compare(store).tasks[0].blocks
+    assert [(arm.label, arm.num_seeds) for arm in block.rows] == [("timm weights=aaa", 3), ("timm weights=bbb", 3)]
+    assert block.rows[0].scores["mauc"].mean < block.rows[1].scores["mauc"].mean
+
+
+def test_pre_trainings_on_other_data_sets_are_arms_and_on_other_images_of_the_fold_the_newest_counts(store, tmp_path):
+    def add_twice(store, images):
+        in_order(store)
+        for value, version in ((3, "old"), (1, "new")):
+            for seed, fold in product(range(3), range(FOLDS)):
+                more = {"learnt": images(version, fold), "pretrain_seed": seed}
+                add_fold(store, "mae", seed, fold, xrays(value, 10 * seed + fold), **more)
+        (task,) = compare(store).tasks
+        return task.blocks[0].rows, [note for note in task.notes if "newest" in note]
+
+    arms, notes = add_twice(store, lambda version, fold: version)
+    assert [arm.label for arm in arms] == ["mae images=new", "mae images=old"] and not notes
+    (arm,), (note,) = add_twice(MemoryStore(tmp_path / "own"), lambda version, fold: f"{version}{fold}")
+    assert note.startswith("9 runs left out, for another of the same training and fold has other data")
+    assert arm.scores["mauc"].mean == pytest.approx(arms[0].scores["mauc"].mean)
 
 
 def test_a_fold_that_nothing_ran_is_told(store):
