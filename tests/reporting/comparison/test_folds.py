@@ -177,11 +177,15 @@ def test_a_fold_whose_data_changed_between_runs_is_refused(folded):
         compare(folded)
 
 
-def test_cases_in_two_folds_are_refused(store):
+@pytest.mark.parametrize(("kind", "first"), [("case", "c000"), ("patient", "p0")])
+def test_cases_and_patients_in_two_folds_are_refused(store, kind, first):
+    """The data changed between the folds, so that they were dealt in another way: each fold's networks have seen the
+    other's patients."""
     for fold in range(FOLDS):
         more = {"change": {"task": {"name": "images", "folds": FOLDS, "fold": fold}}, "test": f"ee{fold}"}
-        add(store, "none", 0, xrays(1, fold), **more)
-    with pytest.raises(UserError, match=r"c000: is in the test part of two folds; .*--where task.fold=0"):
+        rows = [row | ({"case": f"f{fold}{row['case']}"} if kind == "patient" else {}) for row in xrays(1, fold)]
+        add(store, "none", 0, rows, **more)
+    with pytest.raises(UserError, match=f"{first}: the {kind} is in the test part of two folds; .*--where task.fold=0"):
         compare(store)
 
 

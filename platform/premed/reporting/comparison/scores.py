@@ -1,5 +1,6 @@
 """The scores of one run, from its table of cases: every score with its pseudo-values by patient, for `statistics`."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,13 +53,16 @@ def score_table(folds: Sequence[Columns], main: str | None, exclusive: bool = Fa
 
     folds: its table of cases or, of a cross-validated run, those of its folds. Scores that are means over images are
     means over those of all folds; an AUC, for which the answers of one network are ranked, is the mean of the folds'.
-    Raises UserError if a case is in two of them.
+    Raises UserError if a case or a patient is in two of them.
     """
     columns = joined(folds)
     cases, of_fold = np.array(columns["case"], str), np.repeat(np.arange(len(folds)), [len(f["case"]) for f in folds])
     order = np.argsort(cases)
-    if twice := set(cases[order][:-1][cases[order][1:] == cases[order][:-1]].tolist()):
-        raise UserError(f"{min(twice)}: is in the test part of two folds; compare one fold, as in --where task.fold=0")
+    for kind in ("case", "patient"):  # the networks of one fold have seen the other's, where the data changed between
+        several = Counter(each for fold in folds for each in set(map(str, fold[kind])))
+        if twice := [each for each, num in several.items() if num > 1]:
+            remedy = "run all folds on one state of the data, or compare one fold, as in --where task.fold=0"
+            raise UserError(f"{min(twice)}: the {kind} is in the test part of two folds; {remedy}")
     patients = np.unique(np.array(columns["patient"], str)[order], return_inverse=True)[1]
 
     def numbers(kind: str, classes: Sequence[str]) -> np.ndarray:
@@ -76,7 +80,8 @@ def score_table(folds: Sequence[Columns], main: str | None, exclusive: bool = Fa
     else:
         classes = class_names(columns, "y")
         truth, answer = numbers("y", classes), numbers("p", classes)
-        scores = {"mauc": with_mean(classes, statistics.aucs(truth, answer, patients, of_fold[order]))}
+        in_fold = of_fold[order] if len(folds) > 1 else None
+        scores = {"mauc": with_mean(classes, statistics.aucs(truth, answer, patients, in_fold))}
         if exclusive or main == "accuracy":
             scores["accuracy"] = ClassScores(classes, *statistics.means(correct(truth, answer), patients))
             shares = truth.mean(axis=0)
