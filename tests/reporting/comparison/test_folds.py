@@ -163,6 +163,28 @@ def test_none_with_all_folds_is_an_error(store):
         compare(store)
 
 
+def test_where_a_fold_s_scores_are_gone_an_older_run_of_it_counts_else_the_training_is_left_out(folded):
+    ids = in_order(folded)
+    ids += folded.runs
+    before = compare(folded)
+    add_fold(folded, "mae", 1, 1, xrays(9, 11), pretrain_seed=1)
+    lost = {run.params["stage.task.fold"]: run for run in folded.search({"premed.kind": "test", "strategy": "mae"})[:1]}
+    del folded.tables[lost.pop("1").run_id]
+    after = compare(folded)
+    assert score_of(after) == score_of(before)
+    assert any(note.startswith("1 run left out: run ") for note in after.tasks[0].notes)
+    for run in folded.search({"premed.kind": "test", "strategy": "mae"}):
+        if run.params["stage.task.fold"] == "1" and run.run_id in folded.tables:
+            lost[run.tags["seed"]] = run
+    del folded.tables[lost["1"].run_id]
+    assert arm_of(compare(folded)).num_seeds == 2
+    for seed in ("0", "2"):
+        del folded.tables[lost[seed].run_id]
+    result = compare(folded)
+    assert [arm.label for arm in result.tasks[0].blocks[0].rows] == ["none"]
+    assert any(note.startswith("4 runs left out: run ") for note in result.tasks[0].notes)
+
+
 def test_folds_that_were_scored_on_the_same_cases_are_no_cross_validation(store):
     """nnU-Net's labelsTs: the folds differ in their training images alone."""
     for fold in range(2):

@@ -125,15 +125,31 @@ def task_runs(
     """Groups the runs of one task. baseline: an arm's label or a strategy; None: the default, if it is there."""
     task = runs[0].task
     scored, runs, notes = scored_on(runs, part)
-    blocks, more = group_runs(runs, scored, allow)
     main = next((run.run.tags["score"] for run in runs if "score" in run.run.tags), None)
-    tables, lost, missing = score_tables(store, runs_of(blocks), scored, main)
-    if missing:
-        blocks, more = group_runs([run for run in runs if run.run.run_id not in missing], scored, allow)
+    blocks, tables, more = scored_blocks(store, runs, scored, allow, main)
     name = baseline or DEFAULT_BASELINE
     baselines = [baseline_arms(block, name) for block in blocks]
     require_baseline(task, blocks, baselines)
-    return TaskRuns(task, scored, name, blocks, baselines, tables, [*notes, *more, *lost])
+    return TaskRuns(task, scored, name, blocks, baselines, tables, [*notes, *more])
+
+
+def scored_blocks(
+    store: RunStore, runs: list[ExperimentRun], part: "Part", allow: Sequence[str], main: str | None
+) -> tuple[list[Block], dict[str, ScoreTable], list[str]]:
+    """Runs grouped, the scores of those that are compared, and notes. Those whose scores are gone are left out; where
+    the same was run before, that one counts then."""
+    tables: dict[str, ScoreTable] = {}
+    gone: dict[str, ArtifactMissing] = {}
+    lost: list[str] = []
+    while True:
+        try:
+            blocks, notes = group_runs([run for run in runs if run.run.run_id not in gone], part, allow)
+        except UserError as error:  # as where a fold has no run any more
+            raise UserError("; ".join([str(error), *lost])) from None
+        if not (missing := score_tables(store, runs_of(blocks), part, main, tables)):
+            return blocks, tables, [*notes, *lost]
+        gone |= missing
+        lost = [f"{counted(len(gone), 'run')} left out: {next(iter(gone.values()))}"]
 
 
 def task_result(
@@ -183,15 +199,14 @@ def runs_of(blocks: Sequence[Block]) -> list[ExperimentRun]:
 
 
 def score_tables(
-    store: RunStore, runs: list[ExperimentRun], part: "Part", main: str | None
-) -> tuple[dict[str, ScoreTable], list[str], set[str]]:
-    """The scores of each run by its id, a note on the runs whose scores are gone, which are left out, and their ids.
+    store: RunStore, runs: list[ExperimentRun], part: "Part", main: str | None, tables: dict[str, ScoreTable]
+) -> dict[str, ArtifactMissing]:
+    """Adds the scores of each run to `tables`, by its id; returns why those of others are gone, by theirs.
 
     Raises UserError if the scores are not of the same cases, or all gone.
     """
-    tables: dict[str, ScoreTable] = {}
     missing: dict[str, ArtifactMissing] = {}
-    for run in runs:
+    for run in (run for run in runs if run.run.run_id not in tables):
         stages = {each.run.run_id: each.stages["test" if part == "test" else "finetune"] for each in run.experiments}
         folds = []
         for run_id, stage in stages.items():
@@ -208,10 +223,10 @@ def score_tables(
                 f"{run.task}: the run {next(iter(stages.values())).run_id} has scores of other cases than the rest; "
                 f"leave it out (--where) or run it again"
             )
-    why = next(iter(missing.values()), None)
     if missing and not tables:
+        why = next(iter(missing.values()))
         raise UserError(f"{runs[0].task}: no run has its scores any more: {why}; put the files back, or run it again")
-    return tables, [f"{counted(len(missing), 'run')} left out: {why}"] if missing else [], {*missing}
+    return missing
 
 
 def baseline_arms(block: Block, name: str) -> dict[float, Arm]:
