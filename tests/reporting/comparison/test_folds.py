@@ -220,6 +220,18 @@ def test_its_cost_is_that_of_all_folds(folded):
     assert prices(arm, "test").pretraining == pytest.approx(3 * 2)  # of one more seed
 
 
+def test_a_pre_training_that_serves_all_folds_is_priced_once(store):
+    """One on another data set does not depend on the fold."""
+    for seed in range(3):
+        add_fold(store, "mae", seed, 0, xrays(2, seed), pretrain_seed=seed)
+        (shared, *_) = (run.run_id for run in store.search({"premed.kind": "pretrain"}))
+        for fold in range(1, FOLDS):
+            add_fold(store, "mae", seed, fold, xrays(2, 10 * seed + fold), shared=shared)
+    (block,) = task_runs(store, finished_experiments(store, None)[0], None, (), None).blocks
+    (arm,) = block.arms
+    assert prices(arm, "test").pretraining == pytest.approx(2) and arm_of(compare(store)).cost.pretrain.runs == 3
+
+
 def test_the_page_links_the_runs_of_all_folds_and_says_how_it_was_scored(folded):
     page = built(folded, ui="http://127.0.0.1:5000")
     text = " ".join(page.words.split())
