@@ -273,3 +273,12 @@ def test_runs_of_one_split_and_of_folds_are_refused_with_the_field_that_tells_th
         with pytest.raises(UserError, match="differ in task.fold: .*; --where task.fold=., for other cases cannot be"):
             compare(folded)
     assert compare(folded, where=[f"task.folds={FOLDS}"]).tasks[0].num_folds == FOLDS
+
+
+def test_what_more_test_patients_of_a_cross_validation_cost_is_not_given(folded):
+    """They change the folds, so that all is trained anew: the hours of testing alone would be far too few."""
+    plan = from_store(folded, PlanSettings(margin=0.08)).blocks[0]
+    needs = {need.what: need for need in plan.comparisons[0].needs}
+    assert needs["test patients"].needed > 30 and needs["test patients"].note == "labelled, all folds anew"
+    assert np.isnan(needs["test patients"].hours)
+    assert needs["pre-trainings, a fine-tuning each"].hours > 0 and "test patients, begun anew" in plan.conclusion

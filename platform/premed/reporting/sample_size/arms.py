@@ -77,7 +77,8 @@ def prices(arm: Arm, part: str) -> Prices:
     pretraining = spent.pretrain.device_hours / len(trained) if spent.pretrain else np.nan
     devices = {stage.device for stage in spent.stages.values()}
     device = " and ".join(sorted(devices))
-    return Prices(pretraining, num_folds * hours(spent.finetune), test, device, tuple(trained.values()), with_seed)
+    finetuning = num_folds * hours(spent.finetune)
+    return Prices(pretraining, finetuning, test, device, tuple(trained.values()), with_seed, num_folds)
 
 
 def hours(stage: StageCost) -> float:
