@@ -2,6 +2,7 @@
 
 import csv
 import json
+from io import StringIO
 from itertools import product
 
 import numpy as np
@@ -14,6 +15,7 @@ from premed.cli.options import as_json_value
 from premed.errors import UserError
 from premed.reporting.comparison import terminal
 from premed.reporting.comparison.compare import compare, task_runs
+from premed.reporting.comparison.paper import table_csv, table_tex
 from premed.reporting.comparison.scores import score_table
 from premed.reporting.comparison.selection import finished_experiments
 from premed.reporting.sample_size.arms import prices
@@ -105,6 +107,16 @@ def test_a_class_that_a_fold_has_not_is_that_of_the_others():
     alone = score_table([columns(rows)], "mauc").scores["mauc"]
     both = score_table([columns(of_fold(some, fold)) for fold, some in enumerate([rows, without])], "mauc")
     assert both.scores["mauc"].full[2] == alone.full[2] and both.counts["n_undefined"] == 0
+
+
+def test_a_class_that_one_patient_of_a_fold_has_is_told(folded, tmp_path):
+    store = MemoryStore(tmp_path / "alone")
+    rows = [row | {"y/lung": float(row["case"] == "c000")} for row in xrays(2, 1)]
+    for strategy, fold in product(("none", "mae"), range(FOLDS)):
+        add_fold(store, strategy, 0, fold, rows if fold == 1 else xrays(2, fold))
+    words = "lung: computed from one patient in some folds; the interval does not cover other patients"
+    assert words in compare(store).tasks[0].notes
+    assert not any("one patient" in note for note in compare(folded).tasks[0].notes)
 
 
 def test_a_training_without_a_run_of_each_fold_is_left_out_with_the_command_that_completes_it(folded):
@@ -240,6 +252,7 @@ def test_the_page_links_the_runs_of_all_folds_and_says_how_it_was_scored(folded)
     assert "90 cases of 30 patients, in 3 folds, each by networks without its patients" in text
     assert "90 test images of 30 patients in 3 folds by patient (cross-validation)" in text
     assert "3 pre-trainings with 3 fine-tunings of mae and 3 trainings of none in each fold" in text
+    assert "no interval covers other training images" in text and "taken within each fold" in text
 
 
 def test_terminal_csv_and_json_have_the_same_numbers(folded, tmp_path, capsys):
@@ -250,6 +263,9 @@ def test_terminal_csv_and_json_have_the_same_numbers(folded, tmp_path, capsys):
     (line,) = [
         each for each in csv.DictReader((tmp_path / "all.csv").open()) if each["label"] == "mae" and not each["class"]
     ]
+    (*_, of_paper) = csv.DictReader(StringIO(table_csv(result)))
+    assert (of_paper["images"], of_paper["patients"], of_paper["folds"]) == ("90", "30", "3")
+    assert "test part: 90 images of 30 patients in 3 folds" in table_tex(result)
     written = json.loads(json.dumps(as_json_value(result)))["tasks"][0]
     (row,) = [each for each in written["blocks"][0]["rows"] if each["label"] == "mae"]
     assert float(line["difference"]) == row["scores"]["mauc"]["difference"]["value"] == difference_of(result).value

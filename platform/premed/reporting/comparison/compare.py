@@ -169,7 +169,8 @@ def task_result(
     ]
     classes = [arm.scores[main].classes for block in results for arm in block.rows]
     if alone := {label for each in classes for label, estimate in each.items() if estimate.alone}:
-        notes.append(f"{listed(alone)}: computed from one patient; the interval does not cover other patients")
+        where = " in some folds" if len(runs_of(blocks)[0].experiments) > 1 else ""
+        notes.append(f"{listed(alone)}: computed from one patient{where}; the interval does not cover other patients")
     if first.majority is not None:
         notes.append("accuracy: an answer that is always {} has {:.3f}".format(*first.majority))
     result = TaskResult(
