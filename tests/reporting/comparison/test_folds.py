@@ -109,6 +109,15 @@ def test_a_class_that_a_fold_has_not_is_that_of_the_others():
     assert both.scores["mauc"].full[2] == alone.full[2] and both.counts["n_undefined"] == 0
 
 
+def test_folds_without_an_auc_of_a_class_are_told(store):
+    rows, without = xrays(2, 0), [row | {"y/lung": 0.0} for row in xrays(2, 1)]
+    for fold in range(FOLDS):
+        add_fold(store, "none", 0, fold, rows if fold < 2 else without)
+    words = "folds without an AUC of a class, since all labels are alike; it is that of the others (lung: 1 fold)"
+    assert words in compare(store).tasks[0].notes
+    assert words not in compare(store, where=["task.fold=0"]).tasks[0].notes
+
+
 def test_a_class_that_one_patient_of_a_fold_has_is_told(folded, tmp_path):
     store = MemoryStore(tmp_path / "alone")
     rows = [row | {"y/lung": float(row["case"] == "c000")} for row in xrays(2, 1)]

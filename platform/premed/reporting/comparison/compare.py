@@ -169,7 +169,7 @@ def task_result(
     ]
     classes = [arm.scores[main].classes for block in results for arm in block.rows]
     if alone := {label for each in classes for label, estimate in each.items() if estimate.alone}:
-        where = " in some folds" if len(runs_of(blocks)[0].experiments) > 1 else ""
+        where = " in some folds" if main == "mauc" and len(runs_of(blocks)[0].experiments) > 1 else ""
         notes.append(f"{listed(alone)}: computed from one patient{where}; the interval does not cover other patients")
     if first.majority is not None:
         notes.append("accuracy: an answer that is always {} has {:.3f}".format(*first.majority))
@@ -184,7 +184,7 @@ def task_result(
         baseline=grouped.baseline if any(baselines) else None,
         notes=[
             *notes,
-            *cross_validated(blocks),
+            *cross_validated(blocks, first),
             *several_precisions(blocks),
             *finished_before(blocks),
             *shared_costs([arm for block in blocks for arm in block.arms]),
@@ -267,13 +267,17 @@ def require_baseline(task: str, blocks: list[Block], baselines: list[dict[float,
             )
 
 
-def cross_validated(blocks: list[Block]) -> list[str]:
-    """A note on what the intervals of a cross-validation do not cover."""
+def cross_validated(blocks: list[Block], first: ScoreTable) -> list[str]:
+    """Notes on what the intervals of a cross-validation do not cover, and its AUCs leave out."""
     num = len(runs_of(blocks)[0].experiments)
     if num == 1:
         return []
     covered = "the networks of two folds share training images, and the intervals are not for other training images"
-    return [f"cross-validated in {num} folds, each scored by networks without its patients: {covered}"]
+    notes = [f"cross-validated in {num} folds, each scored by networks without its patients: {covered}"]
+    if first.one_sided:
+        each = listed([f"{name}: {counted(lacking, 'fold')}" for name, lacking in first.one_sided.items()])
+        notes.append(f"folds without an AUC of a class, since all labels are alike; it is that of the others ({each})")
+    return notes
 
 
 def several_precisions(blocks: list[Block]) -> list[str]:

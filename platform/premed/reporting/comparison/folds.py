@@ -72,8 +72,8 @@ def pooled(runs: Sequence[ExperimentRun]) -> tuple[list[ExperimentRun], list[str
     notes = []
     if older:
         notes.append(
-            f"{counted(len(older), 'run')} left out, for another of the same training and fold has other data, and which "
-            "of them belong to those of other folds is not known: the newest counts"
+            f"{counted(len(older), 'run')} left out, for another of the same training and fold has other data, "
+            "and which of them belong to those of other folds is not known: the newest counts"
         )
     if part:
         some = f"{counted(num, 'run')} of {counted(len(part), 'training')}"

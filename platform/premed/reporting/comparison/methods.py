@@ -42,8 +42,8 @@ PLACEMENTS = (
     "1988, 837; Obuchowski, Biometrics 53, 1997, 567)"
 )
 OF_FOLDS = (
-    ", taken within each fold, their deviations enlarged by the square root of m / (m - 1) for the fold's m patients with "
-    "a kind of label"
+    ", taken within each fold, their deviations enlarged by the square root of m / (m - 1) for the fold's m patients "
+    "with a kind of label"
 )
 TWO_WAY = (
     "these were analysed by a two-way analysis of variance with random effects of seed and patient (Dorfman et al., "
@@ -239,6 +239,7 @@ def calibration(block: BlockResult) -> Iterator[str]:
         return
     each = "the mean over classes of the error of each"
     of = "of the likeliest class" if found[0].kind == "likeliest class" else each
+    of += " and of the answers of all folds together" if block.rows[0].runs[0].folds else ""
     yield (
         f"calibration is the expected calibration error, {of}, in {NUM_BINS} bins of equal mass (Nixon et al., CVPR "
         "Workshops 2019; Roelofs et al., AISTATS 2022), the mean over trainings; its bias correction and its interval "

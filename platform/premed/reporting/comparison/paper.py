@@ -44,7 +44,8 @@ def table_csv(result: ComparisonResult) -> str:
 def line(task: TaskResult, block: BlockResult, arm: ArmResult) -> dict[str, Any]:
     score = arm.scores[task.score]
     cells: dict[str, Any] = {"task": task.task, "head": block.head, "part": task.part, "images": task.num_cases}
-    cells |= {"patients": task.num_patients, "folds": task.num_folds, "labels": arm.label_fraction, "strategy": arm.marked_label}
+    cells |= {"patients": task.num_patients, "folds": task.num_folds}
+    cells |= {"labels": arm.label_fraction, "strategy": arm.marked_label}
     cells |= {"seeds": arm.num_seeds, "pre-trainings": len(pretraining_seeds(arm)), "score": task.score}
     cells |= {"mean": score.mean, "std": score.std, "low": score.interval[0], "high": score.interval[1]}
     if difference := score.difference:

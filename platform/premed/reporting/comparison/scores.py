@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,8 @@ class ScoreTable:
     """Of a classification, for its calibration: of exclusive classes the likeliest, else each class."""
     majority: tuple[str, float] | None = None
     """Of exclusive classes, the one that most images have, and its share of them: its accuracy as a constant answer."""
+    one_sided: dict[str, int] = field(default_factory=dict)
+    """By class: in how many folds all labels are alike, so that they have no AUC; only of classes that others have."""
 
     @property
     def num_patients(self) -> int:
@@ -69,7 +71,7 @@ def score_table(folds: Sequence[Columns], main: str | None, exclusive: bool = Fa
         """[N, K] of the columns `<kind>/<class>`."""
         return np.array([columns[f"{kind}/{name}"] for name in classes], float).T[order]
 
-    answers, majority = None, None
+    answers, majority, one_sided = None, None, {}
     if regions := class_names(columns, "dice"):
         scores = {
             kind: with_mean(regions, statistics.means(numbers(kind, regions), patients)) for kind in ("dice", "hd95")
@@ -81,6 +83,8 @@ def score_table(folds: Sequence[Columns], main: str | None, exclusive: bool = Fa
         classes = class_names(columns, "y")
         truth, answer = numbers("y", classes), numbers("p", classes)
         in_fold = of_fold[order] if len(folds) > 1 else None
+        without = {name: sum(len({*fold[f"y/{name}"]} & {0.0, 1.0}) < 2 for fold in folds) for name in classes}
+        one_sided = {name: num for name, num in without.items() if 0 < num < len(folds)}
         scores = {"mauc": with_mean(classes, statistics.aucs(truth, answer, patients, in_fold))}
         if exclusive or main == "accuracy":
             scores["accuracy"] = ClassScores(classes, *statistics.means(correct(truth, answer), patients))
@@ -88,7 +92,8 @@ def score_table(folds: Sequence[Columns], main: str | None, exclusive: bool = Fa
             majority = classes[int(shares.argmax())], float(shares.max())
         counts = {"n_undefined": float(np.isnan(scores["mauc"].full[1:]).sum())}
         answers = top_label(truth, answer) if "accuracy" in scores else Answers(truth, answer)
-    return ScoreTable(main or next(iter(scores)), scores, cases[order], patients, counts, answers, majority)
+    main = main or next(iter(scores))
+    return ScoreTable(main, scores, cases[order], patients, counts, answers, majority, one_sided)
 
 
 def joined(folds: Sequence[Columns]) -> Columns:
