@@ -212,6 +212,18 @@ def test_what_may_mislead_is_noted(tmp_path, here):
     assert {each.task.fold for each in load_all(["ct.yaml"], folds)} == {0, 1, 2, 3, 4}
 
 
+def test_where_the_folder_gives_the_test_part_no_folds_are_named(tmp_path, here):
+    """The task would refuse them."""
+    root = tmp_path / "Dataset001_Held"
+    folders.nnunet(root)
+    assert "task.folds=5" in "\n".join(init.run(root, out=here / "dealt.yaml", machine=TWO_CORES)["notes"])
+    for number in (9, 10):
+        (root / "labelsTs").mkdir(exist_ok=True)
+        shutil.copy(root / "labelsTr/hippocampus_001.nii.gz", root / f"labelsTs/hippocampus_{number:03d}.nii.gz")
+    notes = "\n".join(init.run(root, out=here / "held.yaml", machine=TWO_CORES)["notes"])
+    assert "test has 2 patient(s)" in notes and "task.folds" not in notes
+
+
 def test_a_class_that_a_part_lacks_is_noted(tmp_path, here):
     root, rows = tmp_path / "slices", [["file", "patient", "tumour", "part"]]
     of = {"train": "glioma meningioma pituitary", "val": "glioma meningioma", "test": "glioma meningioma pituitary"}

@@ -78,6 +78,21 @@ def test_with_one_image_per_patient_the_variance_of_an_auc_is_delongs():
     assert found.var() / 80 == pytest.approx(delong)
 
 
+def test_of_folds_with_few_patients_the_variance_of_the_mean_auc_is_delongs_with_its_degrees_of_freedom():
+    """Deviations from the mean of two or three positive patients are too small."""
+    _, answer, _ = made(2, num=48, unknown=0)
+    folds, x = np.arange(48) % 4, answer[:, 0]
+    y = (np.arange(48) < 4 * np.array([2, 3, 2, 5])[folds]).astype(float)
+    found = statistics.aucs(y[:, None], x[:, None], np.arange(48), folds)
+    variances = []
+    for fold in range(4):
+        ours, theirs = (x[(folds == fold) & (y == kind)] for kind in (1, 0))
+        pairs = np.array([[(a > b) + (a == b) / 2 for b in theirs] for a in ours])
+        variances.append(pairs.mean(1).var(ddof=1) / len(ours) + pairs.mean(0).var(ddof=1) / len(theirs))
+    assert found.pseudo[:, 0].var() / 48 == pytest.approx(np.sum(variances) / 4**2)
+    assert found.pseudo[:, 0].mean() == pytest.approx(found.full[0])
+
+
 @given(st.integers(0, 10**6))
 def test_pseudovalues_average_to_the_score(seed):
     truth, answer, owners = made(seed, num=24, patients=5)

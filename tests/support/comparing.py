@@ -98,7 +98,7 @@ def add(store, strategy="none", seed=0, rows=None, *, change=None, pretrain=None
         stage("import", {"pretext": {"name": strategy}, "training": None}, f"weights:{more['weights']}", seconds=1.0)
     elif strategy != "none":
         params = merged(merged(MAE, {"training": {"seed": pretrain_seed}}), pretrain or {})
-        stage("pretrain", params, "images:aa val:bb", seconds=3600.0)
+        stage("pretrain", params, f"images:{more.get('learnt', 'aa')} val:bb", seconds=3600.0)
     stage("finetune", tree, more.get("data", "train:cc val:dd"))
     if tested:
         stage("test", tree, f"test:{more.get('test', 'ee')}", **{"test/constant": 0.5})

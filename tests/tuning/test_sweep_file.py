@@ -171,6 +171,7 @@ RANDOM = {"search": "random", "trials": 3}
             {"set": {"finetune": {"label_fraction": [0.5, 1.0]}}},
             "finetune.label_fraction: lists 2 shares, and a trial has one; name one of them",
         ),
+        ({"set": {"task": {"fold": [0, 1]}}}, "task.fold: lists 2 folds, and a trial has one; name one of them"),
         ({"set": {"finetune": {"seed": 3}}}, "finetune.seed: the seeds of a sweep stand beside space:; set seeds=[3]"),
         ({"set": {"seeds": [0, 1]}}, "set.seeds: stands beside space: in a sweep, and not below set:"),
         ({"space": {}}, "space"),

@@ -111,7 +111,8 @@ def of_few_patients(looked: Looked) -> list[str]:
     """A note on a test part of few patients, with the folds that would test them all."""
     tested = len({case.patient for case in looked.parts["test"]})
     every = len({case.patient for part in looked.parts.values() for case in part if case.label is not None})
-    deals = "folds" in plugin("tasks", looked.fields["name"]).Config.model_fields and "fold" not in looked.fields
+    has_folds = "folds" in plugin("tasks", looked.fields["name"]).Config.model_fields
+    deals = has_folds and getattr(looked.task, "deals_folds", True)  # nnU-Net's files may give the test part
     folds = ""
     if deals and every >= FOLDS:
         numbers = ",".join(map(str, range(FOLDS)))

@@ -173,6 +173,11 @@ class Listed:
         return self.lenient or not self.config.partial or all(path.is_file() for path in case.files)
 
     @property
+    def deals_folds(self) -> bool:
+        """Whether `folds` may deal its patients: neither splits_final.json nor labelsTs gives the test part."""
+        return not (self.folder.folds(self.config.splits) or self.folder.cases.test)
+
+    @property
     def labelled(self) -> dict[str, Case]:
         """All cases with a label, by name."""
         return self.folder.cases.training | self.folder.cases.test

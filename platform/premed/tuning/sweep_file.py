@@ -105,11 +105,14 @@ class Sweep:
             tree = self.tree(setting)
         except UserError:  # a field of the space cannot be set on a list
             tree = self.tree({})
-        finetune = tree.get("finetune")
-        shares = finetune.get("label_fraction") if isinstance(finetune, dict) else None
+
+        def inner(section: str, field: str) -> Any:
+            return of.get(field) if isinstance(of := tree.get(section), dict) else None
+
         for path, what, values in (
             ("pretext", "strategies", tree.get("pretext")),
-            ("finetune.label_fraction", "shares", shares),
+            ("finetune.label_fraction", "shares", inner("finetune", "label_fraction")),
+            ("task.fold", "folds", inner("task", "fold")),
         ):
             if isinstance(values, list) and path not in setting:
                 what = f"lists {len(values)} {what}, and a trial has one"

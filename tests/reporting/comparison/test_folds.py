@@ -2,18 +2,20 @@
 
 import csv
 import json
+from io import StringIO
 from itertools import product
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
-from support.comparing import add, arm_of, built, difference_of, score_of, volumes, xrays
+from support.comparing import add, arm_of, built, difference_of, in_order, score_of, volumes, xrays
 from support.memory_store import MemoryStore
 
 from premed.cli.options import as_json_value
 from premed.errors import UserError
 from premed.reporting.comparison import terminal
 from premed.reporting.comparison.compare import compare, task_runs
+from premed.reporting.comparison.paper import table_csv, table_tex
 from premed.reporting.comparison.scores import score_table
 from premed.reporting.comparison.selection import finished_experiments
 from premed.reporting.sample_size.arms import prices
@@ -107,6 +109,25 @@ def test_a_class_that_a_fold_has_not_is_that_of_the_others():
     assert both.scores["mauc"].full[2] == alone.full[2] and both.counts["n_undefined"] == 0
 
 
+def test_folds_without_an_auc_of_a_class_are_told(store):
+    rows, without = xrays(2, 0), [row | {"y/lung": 0.0} for row in xrays(2, 1)]
+    for fold in range(FOLDS):
+        add_fold(store, "none", 0, fold, rows if fold < 2 else without)
+    words = "folds without an AUC of a class, since all labels are alike; it is that of the others (lung: 1 fold)"
+    assert words in compare(store).tasks[0].notes
+    assert words not in compare(store, where=["task.fold=0"]).tasks[0].notes
+
+
+def test_a_class_that_one_patient_of_a_fold_has_is_told(folded, tmp_path):
+    store = MemoryStore(tmp_path / "alone")
+    rows = [row | {"y/lung": float(row["case"] == "c000")} for row in xrays(2, 1)]
+    for strategy, fold in product(("none", "mae"), range(FOLDS)):
+        add_fold(store, strategy, 0, fold, rows if fold == 1 else xrays(2, fold))
+    words = "lung: computed from one patient in some folds; the interval does not cover other patients"
+    assert words in compare(store).tasks[0].notes
+    assert not any("one patient" in note for note in compare(folded).tasks[0].notes)
+
+
 def test_a_training_without_a_run_of_each_fold_is_left_out_with_the_command_that_completes_it(folded):
     add_fold(folded, "mae", 3, 0, xrays(2.5, 30), pretrain_seed=3)
     result = compare(folded)
@@ -118,6 +139,33 @@ def test_a_training_without_a_run_of_each_fold_is_left_out_with_the_command_that
     assert arm_of(result).num_seeds == 3
     alone = compare(folded, where=["task.fold=0"])
     assert arm_of(alone).num_seeds == 4
+
+
+def test_given_weights_are_arms_of_their_own(store):
+    """Of one name, from two files."""
+    for seed, fold in product(range(3), range(FOLDS)):
+        for value, weights in ((1, "aaa"), (3, "bbb")):
+            add_fold(store, "timm", seed, fold, xrays(value, 10 * seed + fold), weights=weights)
+    (block,) = compare(store).tasks[0].blocks
+    assert [(arm.label, arm.num_seeds) for arm in block.rows] == [("timm weights=aaa", 3), ("timm weights=bbb", 3)]
+    assert block.rows[0].scores["mauc"].mean < block.rows[1].scores["mauc"].mean
+
+
+def test_pre_trainings_on_other_data_sets_are_arms_and_on_other_images_of_the_fold_the_newest_counts(store, tmp_path):
+    def add_twice(store, images):
+        in_order(store)
+        for value, version in ((3, "old"), (1, "new")):
+            for seed, fold in product(range(3), range(FOLDS)):
+                more = {"learnt": images(version, fold), "pretrain_seed": seed}
+                add_fold(store, "mae", seed, fold, xrays(value, 10 * seed + fold), **more)
+        (task,) = compare(store).tasks
+        return task.blocks[0].rows, [note for note in task.notes if "newest" in note]
+
+    arms, notes = add_twice(store, lambda version, fold: version)
+    assert [arm.label for arm in arms] == ["mae images=new", "mae images=old"] and not notes
+    (arm,), (note,) = add_twice(MemoryStore(tmp_path / "own"), lambda version, fold: f"{version}{fold}")
+    assert note.startswith("9 runs left out, for another of the same training and fold has other data")
+    assert arm.scores["mauc"].mean == pytest.approx(arms[0].scores["mauc"].mean)
 
 
 def test_a_fold_that_nothing_ran_is_told(store):
@@ -136,6 +184,28 @@ def test_none_with_all_folds_is_an_error(store):
         compare(store)
 
 
+def test_where_a_fold_s_scores_are_gone_an_older_run_of_it_counts_else_the_training_is_left_out(folded):
+    ids = in_order(folded)
+    ids += folded.runs
+    before = compare(folded)
+    add_fold(folded, "mae", 1, 1, xrays(9, 11), pretrain_seed=1)
+    lost = {run.params["stage.task.fold"]: run for run in folded.search({"premed.kind": "test", "strategy": "mae"})[:1]}
+    del folded.tables[lost.pop("1").run_id]
+    after = compare(folded)
+    assert score_of(after) == score_of(before)
+    assert any(note.startswith("1 run left out: run ") for note in after.tasks[0].notes)
+    for run in folded.search({"premed.kind": "test", "strategy": "mae"}):
+        if run.params["stage.task.fold"] == "1" and run.run_id in folded.tables:
+            lost[run.tags["seed"]] = run
+    del folded.tables[lost["1"].run_id]
+    assert arm_of(compare(folded)).num_seeds == 2
+    for seed in ("0", "2"):
+        del folded.tables[lost[seed].run_id]
+    result = compare(folded)
+    assert [arm.label for arm in result.tasks[0].blocks[0].rows] == ["none"]
+    assert any(note.startswith("4 runs left out: run ") for note in result.tasks[0].notes)
+
+
 def test_folds_that_were_scored_on_the_same_cases_are_no_cross_validation(store):
     """nnU-Net's labelsTs: the folds differ in their training images alone."""
     for fold in range(2):
@@ -150,11 +220,15 @@ def test_a_fold_whose_data_changed_between_runs_is_refused(folded):
         compare(folded)
 
 
-def test_cases_in_two_folds_are_refused(store):
+@pytest.mark.parametrize(("kind", "first"), [("case", "c000"), ("patient", "p0")])
+def test_cases_and_patients_in_two_folds_are_refused(store, kind, first):
+    """The data changed between the folds, so that they were dealt in another way: each fold's networks have seen the
+    other's patients."""
     for fold in range(FOLDS):
         more = {"change": {"task": {"name": "images", "folds": FOLDS, "fold": fold}}, "test": f"ee{fold}"}
-        add(store, "none", 0, xrays(1, fold), **more)
-    with pytest.raises(UserError, match=r"c000: is in the test part of two folds; .*--where task.fold=0"):
+        rows = [row | ({"case": f"f{fold}{row['case']}"} if kind == "patient" else {}) for row in xrays(1, fold)]
+        add(store, "none", 0, rows, **more)
+    with pytest.raises(UserError, match=f"{first}: the {kind} is in the test part of two folds; .*--where task.fold=0"):
         compare(store)
 
 
@@ -167,6 +241,18 @@ def test_its_cost_is_that_of_all_folds(folded):
     assert prices(arm, "test").pretraining == pytest.approx(3 * 2)  # of one more seed
 
 
+def test_a_pre_training_that_serves_all_folds_is_priced_once(store):
+    """One on another data set does not depend on the fold."""
+    for seed in range(3):
+        add_fold(store, "mae", seed, 0, xrays(2, seed), pretrain_seed=seed)
+        (shared, *_) = (run.run_id for run in store.search({"premed.kind": "pretrain"}))
+        for fold in range(1, FOLDS):
+            add_fold(store, "mae", seed, fold, xrays(2, 10 * seed + fold), shared=shared)
+    (block,) = task_runs(store, finished_experiments(store, None)[0], None, (), None).blocks
+    (arm,) = block.arms
+    assert prices(arm, "test").pretraining == pytest.approx(2) and arm_of(compare(store)).cost.pretrain.runs == 3
+
+
 def test_the_page_links_the_runs_of_all_folds_and_says_how_it_was_scored(folded):
     page = built(folded, ui="http://127.0.0.1:5000")
     text = " ".join(page.words.split())
@@ -175,6 +261,7 @@ def test_the_page_links_the_runs_of_all_folds_and_says_how_it_was_scored(folded)
     assert "90 cases of 30 patients, in 3 folds, each by networks without its patients" in text
     assert "90 test images of 30 patients in 3 folds by patient (cross-validation)" in text
     assert "3 pre-trainings with 3 fine-tunings of mae and 3 trainings of none in each fold" in text
+    assert "no interval covers other training images" in text and "taken within each fold" in text
 
 
 def test_terminal_csv_and_json_have_the_same_numbers(folded, tmp_path, capsys):
@@ -185,6 +272,9 @@ def test_terminal_csv_and_json_have_the_same_numbers(folded, tmp_path, capsys):
     (line,) = [
         each for each in csv.DictReader((tmp_path / "all.csv").open()) if each["label"] == "mae" and not each["class"]
     ]
+    (*_, of_paper) = csv.DictReader(StringIO(table_csv(result)))
+    assert (of_paper["images"], of_paper["patients"], of_paper["folds"]) == ("90", "30", "3")
+    assert "test part: 90 images of 30 patients in 3 folds" in table_tex(result)
     written = json.loads(json.dumps(as_json_value(result)))["tasks"][0]
     (row,) = [each for each in written["blocks"][0]["rows"] if each["label"] == "mae"]
     assert float(line["difference"]) == row["scores"]["mauc"]["difference"]["value"] == difference_of(result).value
@@ -208,3 +298,12 @@ def test_runs_of_one_split_and_of_folds_are_refused_with_the_field_that_tells_th
         with pytest.raises(UserError, match="differ in task.fold: .*; --where task.fold=., for other cases cannot be"):
             compare(folded)
     assert compare(folded, where=[f"task.folds={FOLDS}"]).tasks[0].num_folds == FOLDS
+
+
+def test_what_more_test_patients_of_a_cross_validation_cost_is_not_given(folded):
+    """They change the folds, so that all is trained anew: the hours of testing alone would be far too few."""
+    plan = from_store(folded, PlanSettings(margin=0.08)).blocks[0]
+    needs = {need.what: need for need in plan.comparisons[0].needs}
+    assert needs["test patients"].needed > 30 and needs["test patients"].note == "labelled, all folds anew"
+    assert np.isnan(needs["test patients"].hours)
+    assert needs["pre-trainings, a fine-tuning each"].hours > 0 and "test patients, begun anew" in plan.conclusion

@@ -125,15 +125,31 @@ def task_runs(
     """Groups the runs of one task. baseline: an arm's label or a strategy; None: the default, if it is there."""
     task = runs[0].task
     scored, runs, notes = scored_on(runs, part)
-    blocks, more = group_runs(runs, scored, allow)
     main = next((run.run.tags["score"] for run in runs if "score" in run.run.tags), None)
-    tables, lost, missing = score_tables(store, runs_of(blocks), scored, main)
-    if missing:
-        blocks, more = group_runs([run for run in runs if run.run.run_id not in missing], scored, allow)
+    blocks, tables, more = scored_blocks(store, runs, scored, allow, main)
     name = baseline or DEFAULT_BASELINE
     baselines = [baseline_arms(block, name) for block in blocks]
     require_baseline(task, blocks, baselines)
-    return TaskRuns(task, scored, name, blocks, baselines, tables, [*notes, *more, *lost])
+    return TaskRuns(task, scored, name, blocks, baselines, tables, [*notes, *more])
+
+
+def scored_blocks(
+    store: RunStore, runs: list[ExperimentRun], part: "Part", allow: Sequence[str], main: str | None
+) -> tuple[list[Block], dict[str, ScoreTable], list[str]]:
+    """Runs grouped, the scores of those that are compared, and notes. Those whose scores are gone are left out; where
+    the same was run before, that one counts then."""
+    tables: dict[str, ScoreTable] = {}
+    gone: dict[str, ArtifactMissing] = {}
+    lost: list[str] = []
+    while True:
+        try:
+            blocks, notes = group_runs([run for run in runs if run.run.run_id not in gone], part, allow)
+        except UserError as error:  # as where a fold has no run any more
+            raise UserError("; ".join([str(error), *lost])) from None
+        if not (missing := score_tables(store, runs_of(blocks), part, main, tables)):
+            return blocks, tables, [*notes, *lost]
+        gone |= missing
+        lost = [f"{counted(len(gone), 'run')} left out: {next(iter(gone.values()))}"]
 
 
 def task_result(
@@ -153,7 +169,8 @@ def task_result(
     ]
     classes = [arm.scores[main].classes for block in results for arm in block.rows]
     if alone := {label for each in classes for label, estimate in each.items() if estimate.alone}:
-        notes.append(f"{listed(alone)}: computed from one patient; the interval does not cover other patients")
+        where = " in some folds" if main == "mauc" and len(runs_of(blocks)[0].experiments) > 1 else ""
+        notes.append(f"{listed(alone)}: computed from one patient{where}; the interval does not cover other patients")
     if first.majority is not None:
         notes.append("accuracy: an answer that is always {} has {:.3f}".format(*first.majority))
     result = TaskResult(
@@ -167,7 +184,7 @@ def task_result(
         baseline=grouped.baseline if any(baselines) else None,
         notes=[
             *notes,
-            *cross_validated(blocks),
+            *cross_validated(blocks, first),
             *several_precisions(blocks),
             *finished_before(blocks),
             *shared_costs([arm for block in blocks for arm in block.arms]),
@@ -183,15 +200,14 @@ def runs_of(blocks: Sequence[Block]) -> list[ExperimentRun]:
 
 
 def score_tables(
-    store: RunStore, runs: list[ExperimentRun], part: "Part", main: str | None
-) -> tuple[dict[str, ScoreTable], list[str], set[str]]:
-    """The scores of each run by its id, a note on the runs whose scores are gone, which are left out, and their ids.
+    store: RunStore, runs: list[ExperimentRun], part: "Part", main: str | None, tables: dict[str, ScoreTable]
+) -> dict[str, ArtifactMissing]:
+    """Adds the scores of each run to `tables`, by its id; returns why those of others are gone, by theirs.
 
     Raises UserError if the scores are not of the same cases, or all gone.
     """
-    tables: dict[str, ScoreTable] = {}
     missing: dict[str, ArtifactMissing] = {}
-    for run in runs:
+    for run in (run for run in runs if run.run.run_id not in tables):
         stages = {each.run.run_id: each.stages["test" if part == "test" else "finetune"] for each in run.experiments}
         folds = []
         for run_id, stage in stages.items():
@@ -208,10 +224,10 @@ def score_tables(
                 f"{run.task}: the run {next(iter(stages.values())).run_id} has scores of other cases than the rest; "
                 f"leave it out (--where) or run it again"
             )
-    why = next(iter(missing.values()), None)
     if missing and not tables:
+        why = next(iter(missing.values()))
         raise UserError(f"{runs[0].task}: no run has its scores any more: {why}; put the files back, or run it again")
-    return tables, [f"{counted(len(missing), 'run')} left out: {why}"] if missing else [], {*missing}
+    return missing
 
 
 def baseline_arms(block: Block, name: str) -> dict[float, Arm]:
@@ -251,13 +267,17 @@ def require_baseline(task: str, blocks: list[Block], baselines: list[dict[float,
             )
 
 
-def cross_validated(blocks: list[Block]) -> list[str]:
-    """A note on what the intervals of a cross-validation do not cover."""
+def cross_validated(blocks: list[Block], first: ScoreTable) -> list[str]:
+    """Notes on what the intervals of a cross-validation do not cover, and its AUCs leave out."""
     num = len(runs_of(blocks)[0].experiments)
     if num == 1:
         return []
     covered = "the networks of two folds share training images, and the intervals are not for other training images"
-    return [f"cross-validated in {num} folds, each scored by networks without its patients: {covered}"]
+    notes = [f"cross-validated in {num} folds, each scored by networks without its patients: {covered}"]
+    if first.one_sided:
+        each = listed([f"{name}: {counted(lacking, 'fold')}" for name, lacking in first.one_sided.items()])
+        notes.append(f"folds without an AUC of a class, since all labels are alike; it is that of the others ({each})")
+    return notes
 
 
 def several_precisions(blocks: list[Block]) -> list[str]:

@@ -7,7 +7,7 @@ place of those of one test part; and a seed's score is that of its networks of a
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from premed.errors import UserError
@@ -16,7 +16,7 @@ from premed.reporting.formatting import counted
 
 FOLD, FOLDS = "task.fold", "task.folds"
 DATA = "data."  # the fingerprints of a fold's parts
-SCORED = "data.test"
+SCORED, LEARNT, WEIGHTS = "data.test", "data.images", "data.weights"
 
 
 def is_cross_validated(runs: Sequence[ExperimentRun]) -> bool:
@@ -57,9 +57,11 @@ def pooled(runs: Sequence[ExperimentRun]) -> tuple[list[ExperimentRun], list[str
             f"seeds; list the seeds, or compare one fold: --where {FOLD}={next(iter(folds))}"
         )
     groups: dict[tuple, dict[str, ExperimentRun]] = defaultdict(dict)
+    elsewhere, older = of_all_folds(folds), list[ExperimentRun]()
     for fold, some in folds.items():  # in their order, and so in each group
-        for run in some:
-            groups[training(run)][fold] = run
+        for run in some:  # the newest first
+            if groups[training(run, elsewhere)].setdefault(fold, run) is not run:
+                older.append(run)
     whole = [group for group in groups.values() if len(group) == len(folds)]
     part = [group for group in groups.values() if len(group) < len(folds)]
     missing = [fold for fold in folds if any(fold not in group for group in part)]
@@ -68,6 +70,11 @@ def pooled(runs: Sequence[ExperimentRun]) -> tuple[list[ExperimentRun], list[str
     if not whole:
         raise UserError(f"{runs[0].task}: no training has a run of each of the {len(folds)} folds: {remedy}")
     notes = []
+    if older:
+        notes.append(
+            f"{counted(len(older), 'run')} left out, for another of the same training and fold has other data, "
+            "and which of them belong to those of other folds is not known: the newest counts"
+        )
     if part:
         some = f"{counted(num, 'run')} of {counted(len(part), 'training')}"
         notes.append(f"{some} left out, for folds are missing: {remedy}")
@@ -83,9 +90,20 @@ def dealt(run: ExperimentRun) -> set[str]:
     return {*map(str, range(int(number)))} if number.isdecimal() else set()
 
 
-def training(run: ExperimentRun) -> tuple:
-    """What the runs of one training on several folds have in common."""
-    fields = [(name, value) for name, value in run.variant if name != FOLD and not name.startswith(DATA)]
+def of_all_folds(folds: Mapping[str, Sequence[ExperimentRun]]) -> set[str]:
+    """The fingerprints of what a pre-training learns from that every fold has. They are of other data sets, and tell
+    trainings apart: each patient of the task is in the test part of a fold, so that no fold learns from those of all.
+    """
+    return set.intersection(*({run.fields.get(LEARNT, "") for run in some} for some in folds.values()))
+
+
+def training(run: ExperimentRun, elsewhere: Collection[str]) -> tuple:
+    """What the runs of one training on several folds have in common. elsewhere: see `of_all_folds`."""
+    fields = [
+        (name, value)
+        for name, value in run.variant
+        if name != FOLD and (not name.startswith(DATA) or name == WEIGHTS or (name == LEARNT and value in elsewhere))
+    ]
     return *fields, run.fields.get(FRACTION), run.seed, run.pretrain_seed
 
 

@@ -41,6 +41,10 @@ PLACEMENTS = (
     ", which for the area under the ROC curve are placement values summed by patient (DeLong et al., Biometrics 44, "
     "1988, 837; Obuchowski, Biometrics 53, 1997, 567)"
 )
+OF_FOLDS = (
+    ", taken within each fold, their deviations enlarged by the square root of m / (m - 1) for the fold's m patients "
+    "with a kind of label"
+)
 TWO_WAY = (
     "these were analysed by a two-way analysis of variance with random effects of seed and patient (Dorfman et al., "
     "Invest Radiol 27, 1992, 723; Hillis, Stat Med 26, 2007, 596; Satterthwaite's degrees of freedom with the seeds' "
@@ -126,6 +130,7 @@ def data(task: TaskResult, block: BlockResult, records: Records, val: Part | Non
             "neither its training nor its validation, which selected the weights, has seen; a seed's score is that of "
             "its networks of all folds" + (", the mean over folds" if task.score == "mauc" else "")
         )
+        yield "networks of two folds share training images, and no interval covers other training images"
         return
     if val:
         yield f"validation had {val} and selected the weights"
@@ -160,7 +165,7 @@ def seeds(block: BlockResult) -> Iterator[str]:
 def statistics(task: TaskResult, block: BlockResult) -> Iterator[str]:
     arms, compared = block.rows, comparisons(task, block)
     yield f"the score was {SCORES.get(task.score, task.score)}"
-    pseudo = PSEUDO + (PLACEMENTS if task.score == "mauc" else "")
+    pseudo = PSEUDO + (PLACEMENTS + (OF_FOLDS if task.num_folds > 1 else "") if task.score == "mauc" else "")
     over_seeds = [arm for arm in arms if arm.scores[task.score].with_seeds]
     what = f"intervals{' and p-values' if any(each.with_seeds for _, each in compared) else ''} are"
     if over_seeds:
@@ -234,6 +239,7 @@ def calibration(block: BlockResult) -> Iterator[str]:
         return
     each = "the mean over classes of the error of each"
     of = "of the likeliest class" if found[0].kind == "likeliest class" else each
+    of += " and of the answers of all folds together" if block.rows[0].runs[0].folds else ""
     yield (
         f"calibration is the expected calibration error, {of}, in {NUM_BINS} bins of equal mass (Nixon et al., CVPR "
         "Workshops 2019; Roelofs et al., AISTATS 2022), the mean over trainings; its bias correction and its interval "

@@ -13,7 +13,7 @@ from premed.safety.files import spreadsheet_cell
 
 COLUMNS = ["task", "head", "part", "images", "patients", "labels", "strategy", "seeds", "pre-trainings", "score"]
 COLUMNS += ["mean", "std", "low", "high", "difference", "difference_low", "difference_high", "p", "p_holm", "verdict"]
-COLUMNS += ["ece_measured", "ece", "ece_low", "ece_high", "difference_seeds"]
+COLUMNS += ["ece_measured", "ece", "ece_low", "ece_high", "difference_seeds", "folds"]
 HEADINGS = ["Labels", "Strategy", "Seeds", "{score}", "95 % interval", "Difference [95 % interval]", "p (Holm)"]
 HEADINGS += ["Verdict"]
 ECE = "ECE [95 % interval]"
@@ -44,7 +44,8 @@ def table_csv(result: ComparisonResult) -> str:
 def line(task: TaskResult, block: BlockResult, arm: ArmResult) -> dict[str, Any]:
     score = arm.scores[task.score]
     cells: dict[str, Any] = {"task": task.task, "head": block.head, "part": task.part, "images": task.num_cases}
-    cells |= {"patients": task.num_patients, "labels": arm.label_fraction, "strategy": arm.marked_label}
+    cells |= {"patients": task.num_patients, "folds": task.num_folds}
+    cells |= {"labels": arm.label_fraction, "strategy": arm.marked_label}
     cells |= {"seeds": arm.num_seeds, "pre-trainings": len(pretraining_seeds(arm)), "score": task.score}
     cells |= {"mean": score.mean, "std": score.std, "low": score.interval[0], "high": score.interval[1]}
     if difference := score.difference:
@@ -78,6 +79,7 @@ def tabular(task: TaskResult, block: BlockResult) -> str:
     headings = [each.format(score=f"{score}, mean ± std") for each in HEADINGS] + [ECE] * has_errors
     rows = [row(task, arm) + ([error_cell(arm)] if has_errors else []) for arm in block.rows]
     about = f"{task.task}, head {block.head}, {task.part} part: {task.num_cases} images of {task.num_patients} patients"
+    about += f" in {task.num_folds} folds" if task.num_folds > 1 else ""
     lines = [f"% {comment(about)}", rf"\begin{{tabular}}{{ll{'r' * (len(headings) - 2)}}}", r"\hline"]
     lines += [cells(headings), r"\hline", *map(cells, rows), r"\hline", r"\end{tabular}", ""]
     return "\n".join(lines)

@@ -1,7 +1,8 @@
 """The scores of one run, from its table of cases: every score with its pseudo-values by patient, for `statistics`."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,8 @@ class ScoreTable:
     """Of a classification, for its calibration: of exclusive classes the likeliest, else each class."""
     majority: tuple[str, float] | None = None
     """Of exclusive classes, the one that most images have, and its share of them: its accuracy as a constant answer."""
+    one_sided: dict[str, int] = field(default_factory=dict)
+    """By class: in how many folds all labels are alike, so that they have no AUC; only of classes that others have."""
 
     @property
     def num_patients(self) -> int:
@@ -52,20 +55,23 @@ def score_table(folds: Sequence[Columns], main: str | None, exclusive: bool = Fa
 
     folds: its table of cases or, of a cross-validated run, those of its folds. Scores that are means over images are
     means over those of all folds; an AUC, for which the answers of one network are ranked, is the mean of the folds'.
-    Raises UserError if a case is in two of them.
+    Raises UserError if a case or a patient is in two of them.
     """
     columns = joined(folds)
     cases, of_fold = np.array(columns["case"], str), np.repeat(np.arange(len(folds)), [len(f["case"]) for f in folds])
     order = np.argsort(cases)
-    if twice := set(cases[order][:-1][cases[order][1:] == cases[order][:-1]].tolist()):
-        raise UserError(f"{min(twice)}: is in the test part of two folds; compare one fold, as in --where task.fold=0")
+    for kind in ("case", "patient"):  # the networks of one fold have seen the other's, where the data changed between
+        several = Counter(each for fold in folds for each in set(map(str, fold[kind])))
+        if twice := [each for each, num in several.items() if num > 1]:
+            remedy = "run all folds on one state of the data, or compare one fold, as in --where task.fold=0"
+            raise UserError(f"{min(twice)}: the {kind} is in the test part of two folds; {remedy}")
     patients = np.unique(np.array(columns["patient"], str)[order], return_inverse=True)[1]
 
     def numbers(kind: str, classes: Sequence[str]) -> np.ndarray:
         """[N, K] of the columns `<kind>/<class>`."""
         return np.array([columns[f"{kind}/{name}"] for name in classes], float).T[order]
 
-    answers, majority = None, None
+    answers, majority, one_sided = None, None, {}
     if regions := class_names(columns, "dice"):
         scores = {
             kind: with_mean(regions, statistics.means(numbers(kind, regions), patients)) for kind in ("dice", "hd95")
@@ -76,14 +82,18 @@ def score_table(folds: Sequence[Columns], main: str | None, exclusive: bool = Fa
     else:
         classes = class_names(columns, "y")
         truth, answer = numbers("y", classes), numbers("p", classes)
-        scores = {"mauc": with_mean(classes, statistics.aucs(truth, answer, patients, of_fold[order]))}
+        in_fold = of_fold[order] if len(folds) > 1 else None
+        without = {name: sum(len({*fold[f"y/{name}"]} & {0.0, 1.0}) < 2 for fold in folds) for name in classes}
+        one_sided = {name: num for name, num in without.items() if 0 < num < len(folds)}
+        scores = {"mauc": with_mean(classes, statistics.aucs(truth, answer, patients, in_fold))}
         if exclusive or main == "accuracy":
             scores["accuracy"] = ClassScores(classes, *statistics.means(correct(truth, answer), patients))
             shares = truth.mean(axis=0)
             majority = classes[int(shares.argmax())], float(shares.max())
         counts = {"n_undefined": float(np.isnan(scores["mauc"].full[1:]).sum())}
         answers = top_label(truth, answer) if "accuracy" in scores else Answers(truth, answer)
-    return ScoreTable(main or next(iter(scores)), scores, cases[order], patients, counts, answers, majority)
+    main = main or next(iter(scores))
+    return ScoreTable(main, scores, cases[order], patients, counts, answers, majority, one_sided)
 
 
 def joined(folds: Sequence[Columns]) -> Columns:

@@ -65,16 +65,20 @@ def defined(runs: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def prices(arm: Arm, part: str) -> Prices:
-    """What each of its stages took, in device hours, and how many there are. part: that was scored."""
+    """What each of its stages took, in device hours, and how many there are. part: that was scored.
+
+    Of a cross-validation a stage is that of all folds; one pre-training, on other data, may serve them all.
+    """
     spent, num_folds = cost(arm), len(arm.runs[0].experiments)
     tests = [run.stages["test"] for run in arm.experiments if "test" in run.stages] if part == "test" else []
-    pretraining = num_folds * hours(spent.pretrain) if spent.pretrain else np.nan
     test = num_folds * hours(stage_cost(tests)) if tests else 0.0  # val is scored within the fine-tuning
     with_seed = is_pretrained(arm)
     trained = Counter(run.pretrain_seed for run in arm.runs)
+    pretraining = spent.pretrain.device_hours / len(trained) if spent.pretrain else np.nan
     devices = {stage.device for stage in spent.stages.values()}
     device = " and ".join(sorted(devices))
-    return Prices(pretraining, num_folds * hours(spent.finetune), test, device, tuple(trained.values()), with_seed)
+    finetuning = num_folds * hours(spent.finetune)
+    return Prices(pretraining, finetuning, test, device, tuple(trained.values()), with_seed, num_folds)
 
 
 def hours(stage: StageCost) -> float:

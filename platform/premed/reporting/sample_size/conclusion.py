@@ -5,7 +5,7 @@ import math
 
 from premed.reporting.formatting import NAMES, counted, number, percent, signed
 from premed.reporting.sample_size.levels import look_in_words
-from premed.reporting.sample_size.needs import ANEW, LABELS, PATIENTS, TOGETHER
+from premed.reporting.sample_size.needs import ANEW, DEALT, LABELS, PATIENTS, TOGETHER
 from premed.reporting.sample_size.result import BlockPlan, ComparisonPlan, Need
 from premed.reporting.statistics import SEEDS
 
@@ -76,5 +76,5 @@ def way_of(need: Need) -> str:
     on = f" on {need.patients:,} {PATIENTS}" if need.patients is not None else ""
     what = need.what.partition(",")[0] if need.what == TOGETHER else need.what
     cautious = f"more than {need.most:,}" if need.cautious is None else f"{need.cautious:,}"
-    begun = ", begun anew" if need.note == ANEW else ""
+    begun = ", begun anew" if need.note in (ANEW, DEALT) else ""
     return f"{need.needed:,} {what}{on}{begun}" + (f" (cautiously {cautious})" if need.cautious != need.needed else "")

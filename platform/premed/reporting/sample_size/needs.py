@@ -29,6 +29,7 @@ CONFOUNDED = "confounded with pre-trainings"
 ONE_EACH = "seeds: auto has one of each"
 AT_LOOKS = "at a planned look"
 ANEW = "begun anew with the same looks"
+DEALT = "labelled, all folds anew"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Prices:
     trained: Sequence[int]
     """Its fine-tunings by pre-training; where it has none, all of them."""
     is_pretrained: bool
+    num_folds: int = 1
+    """Of a cross-validation: a training is one in each."""
 
     def more(self, num: int, each: int, patients: int, patients_now: int) -> float:
         """What `num` pre-trainings with `each` fine-tunings, tested on `patients`, cost beyond what there is."""
@@ -141,9 +144,12 @@ def of_seeds(question: Question, what: str, design: Callable[[int], Design]) -> 
 
 
 def anew(question: Question, need: Need) -> Need:
-    """A need of more patients: where looks were planned, another look at the same seeds is none of them."""
-    is_more = question.looks and need.needed and (need.patients or need.needed) > question.now.patients
-    return replace(need, hours=np.nan, note=ANEW) if is_more else need
+    """A need of more patients: where looks were planned, another look at the same seeds is none of them; of a
+    cross-validation all patients are dealt and all networks trained anew."""
+    if not need.needed or (need.patients or need.needed) <= question.now.patients:
+        return need
+    notes = [ANEW] * (question.looks is not None) + [DEALT] * any(price.num_folds > 1 for price in question.prices)
+    return replace(need, hours=np.nan, note="; ".join(notes)) if notes else need
 
 
 def unable(what: str, now: int, note: str) -> Need:
