@@ -266,6 +266,8 @@ def test_probes_stand_below_compared_with_each_other(trained):
     result = compare(trained)
     assert [block.head for block in result.tasks[0].blocks] == ["linear", "probe"]
     assert arm_of(result, number=1).num_seeds == 2 and difference_of(result, number=1).num_seeds == 2
+    (block,) = compare(trained, allow=["finetune.head"], baseline="none linear").tasks[0].blocks
+    assert block.head == "linear and probe"
 
 
 def test_without_the_baseline_rows_stand_alone_and_a_named_one_must_be_there(store):

@@ -155,7 +155,8 @@ def group_runs(runs: list[ExperimentRun], part: "Part", allow: Sequence[str]) ->
     blocks = []
     for head, some in sorted(by_head.items(), key=lambda item: -len(item[1])):
         require_same(some, PROTOCOL[-1:], part, allow)
-        blocks.append(Block(head or some[0].fields.get(HEAD, ""), arms_of(some)))
+        heads = sorted({run.fields.get(HEAD, "") for run in some})  # several, where they may differ
+        blocks.append(Block(head or listed(heads), arms_of(some)))
     for name in sorted({name for run in runs for name in run.fields if is_protocol(name) and is_allowed(name, allow)}):
         if len(values := {run.fields.get(name, "not set") for run in runs}) > 1:
             notes.append(f"{name} differs and was allowed to: {listed(values)}")
