@@ -82,6 +82,14 @@ def test_folds_multiply_and_are_named(written):
     assert len(digests) == 2  # a pre-training of each fold
 
 
+def test_folds_with_seeds_of_their_own_are_refused(written):
+    folds = {"task": {"name": "images", "label": "tumour", "folds": 2}}
+    auto = ["pretext=[none,mae]", "seeds=auto"]
+    with pytest.raises(UserError, match="^task.fold: with seeds: auto each fold would have seeds of its own"):
+        load_all([written(MAE | folds)], ["task.fold=[0,1]", *auto])
+    assert {each.task.fold for each in load_all([written(MAE | folds)], ["task.fold=1", *auto])} == {1}
+
+
 def test_a_data_set_s_first_fold_is_not_named(written):
     found = load_all([written(MAE | {"task": {"name": "brats"}})], ["task.fold=[0,1]"])
     assert [title(each) for each in found] == ["mae 100 % seed 0", "mae fold 1 100 % seed 0"]

@@ -354,6 +354,11 @@ def test_earlier_answers_for_other_images_do_not_go_without_a_word(premed, chest
     (line,) = (line for line in err if "is written anew" in line)
     assert f"{table}: is written anew, without the answers for 1 other image(s) in it; --out with another" in line
     assert [row["path"] for row in rows_of(table)] == [str(two)]
+    with table.open("a") as file:
+        file.write("x" * (csv.field_size_limit() + 1) + "\n")  # a damaged table
+    code, _, err = premed("predict", chest_run.run_id, one, "--out", tmp_path)
+    assert code == 0 and any("is written anew; what it held cannot be read" in line for line in err)
+    assert [row["path"] for row in rows_of(table)] == [str(one)]
 
 
 def test_an_image_of_one_value_is_answered_with_a_warning(premed, chest_run, at_home, tmp_path):

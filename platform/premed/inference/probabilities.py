@@ -20,8 +20,11 @@ def replaced(path: Path, images: Sequence[Path], task: Any) -> str:
     """What is lost of an earlier table, which is written anew: answers for other images; empty if nothing is."""
     if isinstance(task, Segmentation) or not path.exists():
         return ""
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        earlier = {row[0] for row in [*csv.reader(file)][1:] if row}
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            earlier = {row[0] for row in [*csv.reader(file)][1:] if row}
+    except (OSError, csv.Error) as error:
+        return f"{path}: is written anew; what it held cannot be read ({error})"
     lost = len(earlier - {spreadsheet_cell(str(image)) for image in images})
     what = f"is written anew, without the answers for {lost} other image(s) in it"
     return f"{path}: {what}; --out with another folder keeps them" if lost else ""

@@ -24,7 +24,7 @@ from premed.paths import data_root
 from premed.rng import key
 from premed.tasks.common import table
 from premed.tasks.common.classification import Classification
-from premed.tasks.common.cross_validation import FoldSettings, fold_parts
+from premed.tasks.common.cross_validation import FoldSettings, assign_parts
 from premed.tasks.common.files import LOOKED_AT, table_path
 from premed.tasks.common.image_folder import recognise as recognise
 from premed.tasks.common.images import ImageSettings
@@ -198,10 +198,7 @@ class Images(Classification):
             carve = all(part != "val" for _, part in rows)
             val = splits.carve_patients(train, config.shares[1] / sum(config.shares[:2]), seed) if carve else set()
             return ["val" if part == "train" and who in val else part for who, part in rows]
-        if config.folds is not None and config.fold is not None:
-            of = fold_parts(self.patients, config.folds, config.fold, config.shares, seed)
-        else:
-            of = splits.assign_patients(self.patients, config.shares, seed)
+        of = assign_parts(self.patients, config.folds, config.fold, config.shares, seed)
         if config.split is not None:
             of = {who: part for part, patients in config.split.items() for who in patients}
         return [of.get(case.patient, "") for case in self.cases]

@@ -15,7 +15,7 @@ from premed.data import splits
 from premed.errors import Finding, Missing, UserError
 from premed.paths import data_root
 from premed.rng import key
-from premed.tasks.common.cross_validation import FoldSettings, fold_parts
+from premed.tasks.common.cross_validation import FoldSettings, assign_parts
 from premed.tasks.common.decathlon import PATIENT_FIELDS, Decathlon
 from premed.tasks.common.files import is_nnunet, read_json
 from premed.tasks.common.patients import guessed_pattern
@@ -90,10 +90,7 @@ class MSD(Segmentation):
         if self.config.split is not None:
             return splits.listed_cases(self.config.split, part, by_name, self.root)
         seed, patients = key(self.config.split_seed, "msd", "split"), {case.patient for case in by_name.values()}
-        if self.config.folds is not None and self.config.fold is not None:
-            of = fold_parts(patients, self.config.folds, self.config.fold, self.config.shares, seed)
-        else:
-            of = splits.assign_patients(patients, self.config.shares, seed)
+        of = assign_parts(patients, self.config.folds, self.config.fold, self.config.shares, seed)
         cases = [by_name[name] for name in sorted(by_name) if of[by_name[name].patient] == part]
         if not cases:
             whose = f"{len(by_name)} labelled cases" + f" of {len(patients)} patients" * (len(patients) < len(by_name))

@@ -25,7 +25,7 @@ from premed.errors import Finding, Missing, UserError
 from premed.paths import data_root
 from premed.rng import key
 from premed.tasks.common import volume_pairs
-from premed.tasks.common.cross_validation import fold_parts
+from premed.tasks.common.cross_validation import assign_parts
 from premed.tasks.common.files import is_nnunet, read_json
 from premed.tasks.common.nnunet_folder import SPLITS, RawFolder
 from premed.tasks.common.patients import PatientPattern, guessed_pattern, several_scans
@@ -151,10 +151,7 @@ class Listed:
         folds, seed = self.config.folds, key(self.config.split_seed, "nnunet", "split")
         fold = self.folder.fold(self.config.splits, self.config.fold) if folds is None else None
         if folds is not None or (fold is None and not cases.test):
-            if folds is not None:
-                patients = fold_parts(everyone, folds, self.config.fold, self.config.shares, seed)
-            else:
-                patients = splits.assign_patients(everyone, self.config.shares, seed)
+            patients = assign_parts(everyone, folds, self.config.fold, self.config.shares, seed)
             part_of = {name: patients[case.patient] for name, case in cases.training.items()}
             return {part: [name for name in part_of if part_of[name] == part] for part in splits.PARTS}
         if fold is not None and cases.test:

@@ -12,9 +12,11 @@ from support.comparing import add, arm_of, built, difference_of, in_order, score
 from support.memory_store import MemoryStore
 
 from premed.cli.options import as_json_value
+from premed.config.decide import Decide
 from premed.errors import UserError
 from premed.reporting.comparison import terminal
 from premed.reporting.comparison.compare import compare, task_runs
+from premed.reporting.comparison.interim import design_tags
 from premed.reporting.comparison.paper import table_csv, table_tex
 from premed.reporting.comparison.scores import score_table
 from premed.reporting.comparison.selection import finished_experiments
@@ -230,6 +232,13 @@ def test_cases_and_patients_in_two_folds_are_refused(store, kind, first):
         add(store, "none", 0, rows, **more)
     with pytest.raises(UserError, match=f"{first}: the {kind} is in the test part of two folds; .*--where task.fold=0"):
         compare(store)
+
+
+def test_seeds_that_were_added_fold_by_fold_are_refused(folded):
+    for run in folded.search({"premed.kind": "experiment"}):
+        folded.set_tags(run.run_id, design_tags(Decide()))
+    with pytest.raises(UserError, match=r"seeds were added fold by fold .*list the seeds, or .*--where task.fold=0"):
+        compare(folded)
 
 
 def test_its_cost_is_that_of_all_folds(folded):

@@ -11,7 +11,7 @@ from support.tasks import PARTS, check_parts, names, refused
 from premed.data.phantoms.writers import write_msd
 from premed.data.splits import shuffled_patients
 from premed.tasks import images, msd
-from premed.tasks.common.cross_validation import fold_parts
+from premed.tasks.common.cross_validation import assign_parts
 
 pytest_plugins = ["support.image_tables"]
 
@@ -22,9 +22,9 @@ SHARES = (0.6, 0.15, 0.25)
 def test_every_patient_is_tested_once_and_the_folds_are_as_large(numbers, folds, key):
     patients = [f"p{number}" for number in numbers]
     if len(patients) < folds:
-        refused(lambda: fold_parts(patients, folds, 0, SHARES, key), "task.folds", "set fewer")
+        refused(lambda: assign_parts(patients, folds, 0, SHARES, key), "task.folds", "set fewer")
         return
-    dealt = [fold_parts(patients, folds, fold, SHARES, key) for fold in range(folds)]
+    dealt = [assign_parts(patients, folds, fold, SHARES, key) for fold in range(folds)]
     tests = [{who for who, part in each.items() if part == "test"} for each in dealt]
     assert sorted(who for test in tests for who in test) == sorted(patients)
     assert max(map(len, tests)) - min(map(len, tests)) <= 1

@@ -169,7 +169,7 @@ def task_result(
     ]
     classes = [arm.scores[main].classes for block in results for arm in block.rows]
     if alone := {label for each in classes for label, estimate in each.items() if estimate.alone}:
-        where = " in some folds" if main == "mauc" and len(runs_of(blocks)[0].experiments) > 1 else ""
+        where = " in some folds" if main == "mauc" and num_folds(blocks) > 1 else ""
         notes.append(f"{listed(alone)}: computed from one patient{where}; the interval does not cover other patients")
     if first.majority is not None:
         notes.append("accuracy: an answer that is always {} has {:.3f}".format(*first.majority))
@@ -180,7 +180,7 @@ def task_result(
         classes=list(first.scores[main].classes),
         num_cases=len(first.cases),
         num_patients=first.num_patients,
-        num_folds=len(runs_of(blocks)[0].experiments),
+        num_folds=num_folds(blocks),
         baseline=grouped.baseline if any(baselines) else None,
         notes=[
             *notes,
@@ -197,6 +197,11 @@ def task_result(
 
 def runs_of(blocks: Sequence[Block]) -> list[ExperimentRun]:
     return [run for block in blocks for arm in block.arms for run in arm.runs]
+
+
+def num_folds(blocks: Sequence[Block]) -> int:
+    """Of a cross-validation; 1: one test part. All runs have as many."""
+    return len(runs_of(blocks)[0].experiments)
 
 
 def score_tables(
@@ -269,7 +274,7 @@ def require_baseline(task: str, blocks: list[Block], baselines: list[dict[float,
 
 def cross_validated(blocks: list[Block], first: ScoreTable) -> list[str]:
     """Notes on what the intervals of a cross-validation do not cover, and its AUCs leave out."""
-    num = len(runs_of(blocks)[0].experiments)
+    num = num_folds(blocks)
     if num == 1:
         return []
     covered = "the networks of two folds share training images, and the intervals are not for other training images"

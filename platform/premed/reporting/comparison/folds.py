@@ -22,26 +22,17 @@ SCORED, LEARNT, WEIGHTS = "data.test", "data.images", "data.weights"
 def is_cross_validated(runs: Sequence[ExperimentRun]) -> bool:
     """Whether runs have several folds, each with a test part of its own. With one test part for all (nnU-Net's
     labelsTs) they are trainings on other images, and fields of a protocol that differ."""
-    by_fold = scored_parts(runs)
-    parts = [part for some in by_fold.values() for part in some]
-    is_one_deal = len({run.fields.get(FOLDS) for run in runs}) == 1 and all(FOLD in run.fields for run in runs)
-    return is_one_deal and len(by_fold) > 1 and len(set(parts)) == len(parts)
-
-
-def scored_parts(runs: Sequence[ExperimentRun]) -> dict[str, set[str]]:
-    """The fingerprints of the test part by fold."""
-    found: dict[str, set[str]] = defaultdict(set)
-    for run in runs:
-        if FOLD in run.fields:
-            found[run.fields[FOLD]].add(run.fields.get(SCORED, ""))
-    return found
+    if len({run.fields.get(FOLDS) for run in runs}) > 1 or any(FOLD not in run.fields for run in runs):
+        return False
+    tested = [{run.fields.get(SCORED, "") for run in some} for some in of_fold(runs).values()]
+    return len(tested) > 1 and len(set.union(*tested)) == sum(map(len, tested))
 
 
 def of_fold(runs: Sequence[ExperimentRun]) -> dict[str, list[ExperimentRun]]:
-    """Runs by their fold, in its order."""
+    """Runs, which all have one, by their fold, in its order."""
     found: dict[str, list[ExperimentRun]] = defaultdict(list)
     for run in runs:
-        found[run.fields.get(FOLD, "none")].append(run)
+        found[run.fields[FOLD]].append(run)
     return dict(sorted(found.items(), key=lambda item: (len(item[0]), item[0])))
 
 

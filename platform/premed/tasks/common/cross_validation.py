@@ -10,7 +10,7 @@ from typing import Any, Self
 from pydantic import model_validator
 
 from premed.config.spec import Spec, added_field
-from premed.data.splits import carve_patients, shuffled_patients
+from premed.data.splits import assign_patients, carve_patients, shuffled_patients
 from premed.errors import UserError
 from premed.rng import key as stable_key
 
@@ -39,13 +39,17 @@ class FoldSettings(Spec):
         return self
 
 
-def fold_parts(patients: Iterable[str], folds: int, fold: int, shares: Sequence[float], key: int) -> dict[str, str]:
-    """Returns the part of each patient: `fold` of so many is test. shares: train, val, test, of which the first two
-    divide what is not test.
+def assign_parts(
+    patients: Iterable[str], folds: int | None, fold: int | None, shares: Sequence[float], key: int
+) -> dict[str, str]:
+    """Returns the part of each patient: by `shares`, of train, val and test, or with `folds` that fold is test, and the
+    first two shares divide the rest.
 
-    The folds do not depend on which of them is asked for, and their sizes differ by one patient at most. Raises
-    UserError if a part would be empty.
+    The folds do not depend on which of them is test, and their sizes differ by one patient at most. Raises UserError
+    if a part of a cross-validation would be empty.
     """
+    if folds is None or fold is None:
+        return assign_patients(patients, shares, key)
     order = shuffled_patients(patients, key)
     if 0 < len(order) < max(folds, 4):  # of four in two folds, one is val and one is train
         raise UserError(f"task.folds: {len(order)} labelled patients are too few for {folds} folds; set fewer")

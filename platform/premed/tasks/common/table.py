@@ -29,11 +29,11 @@ def read_table(path: Path, delimiter: str = ",") -> pandas.DataFrame:
     """Returns all cells as stripped text; the index is the line in the file, with the header in line 1."""
     try:
         refuse_irregular(path, MOST_TABLE, "split it, or leave out columns")
-        told = names_separator(path)
+        preamble = int(names_separator(path))
         cells = pandas.read_csv(
             path,
             sep=delimiter,
-            skiprows=int(told),
+            skiprows=preamble,
             header=None,  # pandas' own header parsing renames duplicate columns and shifts rows that are longer
             dtype=str,
             keep_default_na=False,
@@ -56,7 +56,7 @@ def read_table(path: Path, delimiter: str = ",") -> pandas.DataFrame:
     cells = cells.fillna("").apply(lambda column: column.str.strip())
     if any("\0" in name for name in cells.iloc[0]):
         raise UserError(f"{path}: is not UTF-8 (its header holds NUL, as UTF-16 does); save it as CSV UTF-8")
-    cells.index += 1 + told
+    cells.index += 1 + preamble
     frame = cells.iloc[1:].set_axis(cells.iloc[0], axis=1)
     frame = frame[(frame != "").any(axis=1)]
     if frame.empty:
