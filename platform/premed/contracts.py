@@ -223,6 +223,7 @@ class Task(Protocol):
     regions: Mapping[str, tuple[int, ...]]  # scored regions of the label maps: name to the label values it unites
     score: str  # the metric of `summary` by which val selects the checkpoint: higher is better
     preprocessing: Preprocessing  # deterministic; the cache applies it once
+    num_folds: int | None  # of a cross-validation that its test part is one fold of; None: it is none
     lenient: bool  # True: `split` leaves out faulty cases in place of raising (`premed data check`)
 
     def images(self) -> list[Case]:

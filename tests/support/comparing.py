@@ -78,7 +78,7 @@ def add(store, strategy="none", seed=0, rows=None, *, change=None, pretrain=None
     task, tested, status = tree["task"]["name"], more.get("tested", True), more.get("status", "FINISHED")
     rows = rows if rows is not None else xrays(1 + (strategy != "none"), seed)
     tags = {"task": task, "strategy": strategy, "seed": str(seed), "score": more.get("score", "mauc")}
-    about = {"tags": tags | {"label_fraction": f"{more.get('fraction', 1.0):g}"}}
+    about = {"tags": tags | {"label_fraction": f"{more.get('fraction', 1.0):g}"} | more.get("tags", {})}
     parent = store.start(task, f"{strategy} seed {seed}", digest=f"{strategy} {seed}", kind="experiment", **about)
     stages = {}
 

@@ -74,7 +74,7 @@ def test_the_folds_are_as_large_as_monai_s_and_test_each_case_once(tmp_path):
     from monai.data.utils import partition_dataset
 
     root = listed(tmp_path, 484)
-    folds = [task(root, fold=fold).deal_parts() for fold in range(5)]
+    folds = [task(root, fold=fold).deal_parts() for fold in range(task(root).num_folds)]
     assert [len(fold["test"]) for fold in folds] == [
         len(part) for part in partition_dataset(range(484), num_partitions=5)
     ]

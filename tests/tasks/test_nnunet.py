@@ -125,7 +125,7 @@ def test_a_fold_s_val_is_the_test_part_and_val_is_carved_from_its_train(tmp_path
     found = task(root, fold=fold)
     dealt = parts(found)
     assert dealt["test"] == FOLDS[fold]["val"] and sorted(dealt["train"] + dealt["val"]) == FOLDS[fold]["train"]
-    assert len(dealt["val"]) == 1 and list(found.check()) == []
+    assert len(dealt["val"]) == 1 and list(found.check()) == [] and found.num_folds == len(FOLDS)
     check_parts(found)
     assert len(parts(task(root, fold=fold, val_share=0.5))["val"]) == 4
 
@@ -135,6 +135,7 @@ def test_where_test_images_have_labels_they_are_the_test_part_and_the_fold_is_tr
     assert parts(found) == {"train": FOLDS[1]["train"], "val": FOLDS[1]["val"], "test": ["case_10", "case_11"]}
     assert names(found.images()) == [*FOLDS[1]["train"], "case_12", "case_13"]
     check_parts(found)
+    assert found.num_folds is None
     without = parts(task(raw(tmp_path / "no folds", test=4, held_out=2)))
     assert without["test"] == ["case_10", "case_11"] and (len(without["train"]), len(without["val"])) == (8, 2)
 

@@ -159,6 +159,7 @@ class ExperimentRecorder:
         tags: dict[str, str] = dict(zip(("task", "strategy", "stage", "encoder"), about, strict=True))
         if kind in LABEL_FREE:
             return tags
+        tags |= {"folds": str(self.task.num_folds)} if self.task.num_folds else {}
         if finetune is not None:  # else there are neither labels nor a head
             tags |= {"head": finetune.head.name, "label_fraction": f"{finetune.label_fraction:g}"}
             tags |= {"score": self.task.score} | ({"pretrain_run": self.pretrain_run} if self.pretrain_run else {})

@@ -81,6 +81,7 @@ class Brats(Regions):
     def __init__(self, config: Config):
         self.config, self.roi = config, config.roi
         self.overlap, self.window_batch = config.overlap, config.window_batch
+        self.num_folds = None if config.split else FOLDS
         self.preprocessing = Preprocessing(
             dims=3,
             channels=4,

@@ -103,7 +103,7 @@ class Images(Classification):
 
     def __init__(self, config: Config):
         self.config, self.dims, self.channels, self.roi = config, config.dims, config.channels, config.roi
-        self.preprocessing = config.preprocessing()
+        self.preprocessing, self.num_folds = config.preprocessing(), config.folds
         self.exclusive = config.label is not None and config.separator is None
         self.root = data_root(config.root, config.folder)
         self.name = self.root.name

@@ -67,6 +67,7 @@ class MSD(Segmentation):
         self.root, self.name = self.folder.root, self.folder.root.name
         self.classes, self.channels, self.ignore = self.folder.classes, self.folder.channels, self.folder.labels.ignore
         self.preprocessing = config.preprocessing(self.channels)
+        self.num_folds = config.folds
 
     def images(self) -> list[Case]:
         labelled = [case for case in self.cases if case.label is not None]

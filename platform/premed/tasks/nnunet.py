@@ -170,6 +170,13 @@ class Listed:
         return self.lenient or not self.config.partial or all(path.is_file() for path in case.files)
 
     @property
+    def num_folds(self) -> int | None:  # type: ignore[override]
+        """Of `folds`, or of splits_final.json; None where labelsTs is the test part of each."""
+        if self.config.split is not None or self.folder.cases.test:
+            return None
+        return self.config.folds or len(self.folder.folds(self.config.splits) or ()) or None
+
+    @property
     def deals_folds(self) -> bool:
         """Whether `folds` may deal its patients: neither splits_final.json nor labelsTs gives the test part."""
         return not (self.folder.folds(self.config.splits) or self.folder.cases.test)

@@ -4,6 +4,7 @@ import gc
 
 import pytest
 from support.comparing import add, xrays
+from support.folds import FOLDS, add_fold
 from support.memory_store import MemoryStore
 
 
@@ -24,4 +25,15 @@ def trained(store):
     for seed in range(3):
         add(store, "none", seed)
         add(store, "mae", seed, xrays(2.5, seed))
+    return store
+
+
+@pytest.fixture
+def folded(store):
+    """Three seeds of `none` and `mae` in three folds; mae's pre-training has the seed of its fine-tuning."""
+    for seed in range(3):
+        for fold in range(FOLDS):
+            number = 10 * seed + fold
+            add_fold(store, "none", seed, fold, xrays(1, number))
+            add_fold(store, "mae", seed, fold, xrays(2.5, number), pretrain_seed=seed)
     return store

@@ -61,6 +61,7 @@ def test_nnu_net_s_raw_data_is_dealt_where_no_file_gives_the_parts(tmp_path):
     for each in dealt:
         check_parts(each)
     assert len({name for each in dealt for name in names(each.split("test"))}) == 10
+    assert {each.num_folds for each in dealt} == {3}
     given = nnunet.task(nnunet.folds(nnunet.raw(tmp_path / "listed")), folds=3)
     refused(lambda: given.split("test"), "task.folds: splits_final.json has the folds; leave task.folds out")
     tested = nnunet.task(nnunet.raw(tmp_path / "tested", held_out=2), folds=3)

@@ -76,8 +76,8 @@ def pooled(runs: Sequence[ExperimentRun]) -> tuple[list[ExperimentRun], list[str
 
 
 def dealt(run: ExperimentRun) -> set[str]:
-    """The folds that there are, where the task deals them; of a data set with folds of its own they are not known."""
-    number = run.fields.get(FOLDS, "")
+    """The folds that there are, by the run's tag; of a run from before it had one, where the task deals them."""
+    number = run.run.tags.get("folds", run.fields.get(FOLDS, ""))
     return {*map(str, range(int(number)))} if number.isdecimal() else set()
 
 

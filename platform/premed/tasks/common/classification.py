@@ -35,6 +35,7 @@ class Classification:
     labels: tuple[int, ...] = ()
     ignore: int | None = None
     regions: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+    num_folds: int | None = None
     lenient = False
     preprocessing: Preprocessing
     score: str = "mauc"

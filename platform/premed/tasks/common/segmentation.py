@@ -39,6 +39,7 @@ class Segmentation:
     """The value, in label maps, of voxels about which nothing is known: they count in neither loss nor scores."""
     overlap: float = 0.5
     window_batch: int = 4
+    num_folds: int | None = None
     lenient = False
     score = "dice"
 
