@@ -155,11 +155,10 @@ class ExperimentRecorder:
 
     def tags(self, kind: str) -> dict[str, str]:
         experiment, pretrain, finetune = self.experiment, self.experiment.pretrain, self.experiment.finetune
-        about = self.task.name, experiment.strategy, kind, experiment.encoder.name
-        tags: dict[str, str] = dict(zip(("task", "strategy", "stage", "encoder"), about, strict=True))
+        tags = {"task": self.task.name, "strategy": experiment.strategy, "encoder": experiment.encoder.name}
         if kind in LABEL_FREE:
-            return tags
-        tags |= {"folds": str(self.task.num_folds)} if self.task.num_folds else {}
+            return tags | {"stage": kind}
+        tags |= {"stage": kind} | ({"folds": str(self.task.num_folds)} if self.task.num_folds else {})
         if finetune is not None:  # else there are neither labels nor a head
             tags |= {"head": finetune.head.name, "label_fraction": f"{finetune.label_fraction:g}"}
             tags |= {"score": self.task.score} | ({"pretrain_run": self.pretrain_run} if self.pretrain_run else {})
