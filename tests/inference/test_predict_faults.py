@@ -118,7 +118,9 @@ def test_label_maps_of_another_network_that_stay_in_the_folder_are_told(organs, 
 
 
 def test_a_skipped_image_s_earlier_label_map_is_told(organs, predicted, tmp_path):
-    images = [Path(shutil.copy(organ, tmp_path / name)) for organ, name in zip(organs, ("a.nii.gz", "b.nii.gz"), strict=True)]
+    images = [
+        Path(shutil.copy(organ, tmp_path / name)) for organ, name in zip(organs, ("a.nii.gz", "b.nii.gz"), strict=True)
+    ]
     predicted(*images)
     images[0].write_bytes(b"torn")
     code, result, _ = predicted(*images)

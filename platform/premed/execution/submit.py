@@ -101,7 +101,9 @@ def packed(words: Sequence[str], runtime_env: Path | None, env: Sequence[str]) -
             shutil.copy(file, to)
         modules = [*(settings.get("py_modules") or ()), str(PACKAGE)]
         excludes = [*(settings.get("excludes") or ()), "__pycache__"]
-        job = RayJob(below(root, words), settings | {"working_dir": folder, "py_modules": modules, "excludes": excludes})
+        job = RayJob(
+            below(root, words), settings | {"working_dir": folder, "py_modules": modules, "excludes": excludes}
+        )
         refuse_left_out(job, files, root)
         yield job
 
