@@ -109,7 +109,7 @@ def packed(words: Sequence[str], runtime_env: Path | None, env: Sequence[str]) -
 
 
 def below(root: Path, words: Sequence[str]) -> list[str]:
-    """The words with their YAMLs as paths below `root`, the job's folder: this machine's own may not be the cluster's."""
+    """The words with their YAMLs as paths below `root`, the job's folder: this machine's may not be the cluster's."""
     return [os.path.relpath(word, root) if is_yaml(word) else word for word in words]
 
 

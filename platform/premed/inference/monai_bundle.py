@@ -46,11 +46,8 @@ def write(network: Network, task: Any, card: dict[str, Any], folder: Path) -> li
         else "It reads 8-bit PNG and JPEG, not DICOM. It converts colours to grey for a network with one channel; "
         "premed refuses these. The columns of predictions.csv are the file's path and the classes in their order."
     )
-    remarks.append(
-        "It computes in float32, and `premed predict` in bfloat16 where the processor is fast in it, which decides more "
-        "voxels and digits otherwise: compare with `premed predict --precision fp32`."
-    )
-    return remarks
+    precision = "It computes in float32; `premed predict` does so with `--precision fp32`, else in what is fast."
+    return [*remarks, precision]
 
 
 def verify(folder: Path) -> None:

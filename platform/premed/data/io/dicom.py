@@ -23,11 +23,8 @@ RESCALE = {"RescaleSlope": 1, "RescaleIntercept": 0}  # and what is taken if one
 WINDOWS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")  # VOI LUT functions
 MEND = "correct or remove it (dcmtk's dcmodify)"
 
-UNITS = ("CT", "PT", "HU")  # modalities, and a rescale type, whose values have a unit
-UNIT_CLASSES = (
-    "1.2.840.10008.5.1.4.1.1.2",
-    "1.2.840.10008.5.1.4.1.1.128",
-)  # CT Image, PET Image; old files name no modality
+CT_OR_PET = {"CT", "PT", "HU", "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.128"}
+"""Values of Modality, RescaleType or SOPClassUID."""
 
 GONE = (None, "")  # pydicom's values of an absent and of an empty tag
 
@@ -215,8 +212,8 @@ def _measure(path: Path, dataset: Any, raw: np.ndarray, notes: Notes) -> np.ndar
 
 def _has_unit(dataset: Any) -> bool:
     """Whether measured values mean something by themselves, however they are to be shown: those of CT and PET."""
-    given = {str(dataset.get(name) or "").strip().upper() for name in ("Modality", "RescaleType")}
-    return bool(given & {*UNITS}) or dataset.get("SOPClassUID") in UNIT_CLASSES
+    tags = ("Modality", "RescaleType", "SOPClassUID")
+    return any(str(dataset.get(name) or "").strip().upper() in CT_OR_PET for name in tags)
 
 
 def _find_padding(path: Path, dataset: Any, raw: np.ndarray) -> np.ndarray | None:
