@@ -108,6 +108,13 @@ def test_a_checkout_is_uploaded_as_git_has_it_less_what_rayignore_names_and_is_s
     assert result["env_vars"] == {"PYTHONPATH": "platform", "PREMED_COMMIT": commit()}
 
 
+def test_a_yaml_of_the_checkout_is_the_uploaded_one_however_it_is_named(premed, monkeypatch):
+    """An absolute path would be looked for on the cluster, which has none or another version of it."""
+    monkeypatch.chdir(REPOSITORY)
+    for named in (REPOSITORY / MAE, f"docs/../{MAE}"):
+        assert dry(premed, str(named), "train.workers=2")["entrypoint"] == f"python -m premed run {MAE} train.workers=2"
+
+
 def test_from_elsewhere_yamls_with_their_bases_and_the_premed_in_use_are_uploaded_and_nothing_else(premed, elsewhere):
     result = dry(premed, "mine/a.yaml", "train.workers=2")
     names = {file["name"] for file in result["files"]}

@@ -97,6 +97,37 @@ def test_a_damaged_file_in_a_label_map_s_place_is_named_and_kept_and_the_rest_an
     assert at.read_bytes() == content
 
 
+def test_label_maps_of_another_network_that_stay_in_the_folder_are_told(organs, predicted, tmp_path):
+    def of_another(path):
+        image = nib.nifti1.load(organs[0])
+        image.header["descrip"] = b"premed 0123456789abcdef"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(image, path)
+
+    of_another(tmp_path / "out" / organs[0].name)  # is written anew
+    code, _, err = predicted(organs[0])
+    assert code == 0 and not any("another network" in line for line in err)
+    for name in ("other.nii.gz", f"more/{organs[0].name}"):
+        of_another(tmp_path / "out" / name)
+    shutil.copy(organs[1], tmp_path / "out" / "image.nii.gz")  # is none of premed's, and so none of its answers
+    (tmp_path / "out" / "torn.nii.gz").write_bytes(b"no")
+    code, _, err = predicted(organs[1])
+    (line,) = (line for line in err if "another network" in line)
+    assert code == 0 and f"{tmp_path / 'out'}: 2 label map(s) of another network stay" in line
+    assert f"(more/{organs[0].name}, …)" in line and line.endswith("--out with another folder keeps them apart")
+
+
+def test_a_skipped_image_s_earlier_label_map_is_told(organs, predicted, tmp_path):
+    images = [
+        Path(shutil.copy(organ, tmp_path / name)) for organ, name in zip(organs, ("a.nii.gz", "b.nii.gz"), strict=True)
+    ]
+    predicted(*images)
+    images[0].write_bytes(b"torn")
+    code, result, _ = predicted(*images)
+    assert code == 1 and [each["path"] for each in result["failed"]] == [str(images[0])]
+    assert result["failed"][0]["why"].endswith(f"; {tmp_path / 'out' / 'a.nii.gz'} is of an earlier call and stays")
+
+
 # Any error -----------------------------------------------------------------------------------------------------------
 
 ERRORS = {

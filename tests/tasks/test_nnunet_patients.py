@@ -46,3 +46,10 @@ def test_a_rule_that_finds_no_patient_is_named_and_names_that_suggest_scans_are_
     refused(lambda: task(tmp_path, patient="p(.)_.").split("train"), "task.patient", "finds no patient in case_11")
     assert [what for _, what in findings_of(task(tmp_path)) if "set task.patient" in what]
     assert findings_of(task(tmp_path, patient=PATIENT)) == []
+
+
+def test_scans_whose_names_write_one_patient_in_two_ways_are_refused(tmp_path):
+    scans(tmp_path)
+    for file in [*tmp_path.rglob("p0_1*")]:
+        file.rename(file.with_name(file.name.replace("p0_1", "P0_1")))
+    refused(lambda: task(tmp_path, patient="(.+?)(?:_.*)?").split("train"), "patients 'P0' and 'p0' would be two")

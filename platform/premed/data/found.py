@@ -17,7 +17,7 @@ from premed.data.content import Hashes
 from premed.data.io.image_file import Note
 from premed.data.prepared import read_notes
 
-PREPARED_VERSION = 3
+PREPARED_VERSION = 4
 """Of prepared files: raised whenever the same files and preprocessing give another one, if only by a note, since notes
 are part of a stage's fingerprint."""
 State = tuple[tuple[int, int], ...]

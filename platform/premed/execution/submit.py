@@ -86,7 +86,7 @@ def packed(words: Sequence[str], runtime_env: Path | None, env: Sequence[str]) -
     if git_commit := commit():
         settings["env_vars"].setdefault("PREMED_COMMIT", git_commit)  # .git is not uploaded
     if from_checkout:
-        job = RayJob(list(words), settings | {"working_dir": str(CHECKOUT)})
+        job = RayJob(below(CHECKOUT, words), settings | {"working_dir": str(CHECKOUT)})
         refuse_left_out(job, yamls(words), CHECKOUT)
         yield job
         return
@@ -99,12 +99,18 @@ def packed(words: Sequence[str], runtime_env: Path | None, env: Sequence[str]) -
             to = Path(folder) / file.relative_to(root)
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, to)
-        moved = [str(Path(os.path.abspath(word)).relative_to(root)) if is_yaml(word) else word for word in words]
         modules = [*(settings.get("py_modules") or ()), str(PACKAGE)]
         excludes = [*(settings.get("excludes") or ()), "__pycache__"]
-        job = RayJob(moved, settings | {"working_dir": folder, "py_modules": modules, "excludes": excludes})
+        job = RayJob(
+            below(root, words), settings | {"working_dir": folder, "py_modules": modules, "excludes": excludes}
+        )
         refuse_left_out(job, files, root)
         yield job
+
+
+def below(root: Path, words: Sequence[str]) -> list[str]:
+    """The words with their YAMLs as paths below `root`, the job's folder: this machine's may not be the cluster's."""
+    return [os.path.relpath(word, root) if is_yaml(word) else word for word in words]
 
 
 def refuse_left_out(job: RayJob, files: Sequence[Path], root: Path) -> None:

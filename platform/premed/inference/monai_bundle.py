@@ -46,7 +46,8 @@ def write(network: Network, task: Any, card: dict[str, Any], folder: Path) -> li
         else "It reads 8-bit PNG and JPEG, not DICOM. It converts colours to grey for a network with one channel; "
         "premed refuses these. The columns of predictions.csv are the file's path and the classes in their order."
     )
-    return remarks
+    precision = "It computes in float32; `premed predict` does so with `--precision fp32`, else in what is fast."
+    return [*remarks, precision]
 
 
 def verify(folder: Path) -> None:

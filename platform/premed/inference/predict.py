@@ -61,7 +61,9 @@ def run(
             raise nothing_left(failed)
         forward, outputs, noted = make_forward(network, train), [], set[str]()
         with open_predictor(task, forward, out, wanted, trained.card["digest"], masks) as predict_image:
-            if note := replaced(out / TABLE, [each.path for each in wanted], task):
+            earlier = predict_image if isinstance(predict_image, LabelMaps) else None
+            note = earlier.others_stay(wanted) if earlier else replaced(out / TABLE, [each.path for each in wanted])
+            if note:
                 show(WarningIssued(note))
             if trained.scored and trained.scored.warning:  # what was refused is one line, so not before
                 show(WarningIssued(trained.scored.warning))
@@ -80,7 +82,8 @@ def run(
                 except StageFailed:  # the disk is full: no other image could be written, either
                     raise
                 except Exception as error:  # libraries may raise anything; the other images are still to be predicted
-                    failed.append({"path": str(each.path), "why": describe_error(each.path, error)})
+                    stays = earlier.stays(each) if earlier else ""
+                    failed.append({"path": str(each.path), "why": describe_error(each.path, error) + stays})
                     show(ImageSkipped(failed[-1]["why"]))
                 show(ImagesPredicted(number, len(wanted)))
     if not outputs:
@@ -147,7 +150,8 @@ class LabelMaps:
     """Writes predictions as NIfTI, uint8, on the file's grid: with its shape, its affine and its header's codes."""
 
     def __init__(self, task: Any, forward: Forward, out: Path, digest: str, masks: bool):
-        self.task, self.forward, self.out, self.digest = task, forward, out, digest
+        self.task, self.forward, self.out = task, forward, out
+        self.description = f"premed {digest[:16]}"
         self.has_label_map = getattr(task, "nesting", ()) is not None  # regions that are not nested have masks only
         self.regions = tuple(task.regions) if masks or not self.has_label_map else ()
 
@@ -168,6 +172,28 @@ class LabelMaps:
                 if may_write(self.out / name) is False:
                     raise UserError(f"{self.out / name}: already exists and is not from premed; name another folder")
 
+    def others_stay(self, wanted: Sequence[Input]) -> str:
+        """What of other networks stays in the folder beside the label maps of this one; empty if nothing does."""
+        written = {self.out / name for each in wanted for name in self.names(each)}
+        others = []
+        for path in sorted({*self.out.rglob("[!.]*.nii.gz")} - written):
+            with suppress(UserError):  # it cannot be read, so it is nobody's answer
+                description = bytes(read_header(path)["descrip"])
+                if description.startswith(DESCRIPTION_PREFIX) and not description.startswith(self.description.encode()):
+                    others.append(path)
+        if not others:
+            return ""
+        named = f"{others[0].relative_to(self.out)}{', …' * (len(others) > 1)}"
+        what = f"{len(others)} label map(s) of another network stay in it, beside those of this one ({named})"
+        return f"{self.out}: {what}; --out with another folder keeps them apart"
+
+    def stays(self, each: Input) -> str:
+        """What is said of an image that is skipped and has label maps of an earlier call; empty if it has none."""
+        for path in (self.out / name for name in self.names(each)):
+            if os.path.exists(path) and may_write(path):
+                return f"; {path} is of an earlier call and stays"
+        return ""
+
     def __call__(self, each: Input, sample: Sample) -> dict[str, Any]:
         for path in (self.out / name for name in self.names(each)):
             if may_write(path) is None:
@@ -186,7 +212,7 @@ class LabelMaps:
     def write(self, path: Path, voxels: np.ndarray, source: Path, affine: np.ndarray) -> None:
         """Writes a label map atomically."""
         temporary = path.with_name(f".{path.name}")
-        image = nifti(voxels, source, affine, f"premed {self.digest[:16]}")
+        image = nifti(voxels, source, affine, self.description)
         try:
             with writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,15 +10,14 @@ from typing import Any
 from premed.errors import StageFailed, UserError
 from premed.inference.inputs import Input
 from premed.safety.files import csv_line, spreadsheet_cell
-from premed.tasks.common.segmentation import Segmentation
 
 TABLE = "predictions.csv"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def replaced(path: Path, images: Sequence[Path], task: Any) -> str:
+def replaced(path: Path, images: Sequence[Path]) -> str:
     """What is lost of an earlier table, which is written anew: answers for other images; empty if nothing is."""
-    if isinstance(task, Segmentation) or not path.exists():
+    if not path.exists():
         return ""
     try:
         with path.open(newline="", encoding="utf-8", errors="replace") as file:

@@ -295,3 +295,20 @@ def test_a_negative_among_positives_is_refused(tmp_path):
     dicom_of.PhotometricInterpretation = "MONOCHROME1"
     dicom_of.save_as(folder / "slice002.dcm")
     refused_in(folder, "slice002.dcm: PhotometricInterpretation is not that of slice000.dcm")
+
+
+def test_hounsfield_units_are_what_they_are_however_they_are_to_be_shown(tmp_path):
+    """Once, air had +999 and bone was below water, without a word: windows in Hounsfield units cut out nonsense."""
+    plain, negative = (
+        ct_series(tmp_path / name, CT, PhotometricInterpretation=name) for name in ("MONOCHROME2", "MONOCHROME1")
+    )
+    assert np.array_equal(read_image(negative)[0], read_image(plain)[0])
+    (note,) = read_file(negative).notes
+    assert note.text.startswith("MONOCHROME1 says") and note.reading and read_file(plain).notes == ()
+
+
+@pytest.mark.parametrize("tags", [{"Modality": "PT"}, {"Modality": "CT"}, {"RescaleType": "HU"}])
+def test_a_picture_of_values_with_a_unit_keeps_them_and_is_shown_as_a_negative(tmp_path, tags):
+    path = written(tmp_path / "a.dcm", PhotometricInterpretation="MONOCHROME1", **tags)
+    np.testing.assert_array_equal(read_image(path)[0], PIXELS)
+    assert np.abs(read_image(path, shown=True)[0] - (255 - np.rint(255.0 * PIXELS / 4095))).max() <= 1

@@ -95,6 +95,15 @@ def test_a_field_of_the_entry_names_the_patient(build, about, tmp_path):
     refused(lambda: build(root, patient="who").split("train"), "task.patient: the entry of scan00 has no field 'who'")
 
 
+def test_a_patient_whom_dataset_json_calls_by_two_names_is_refused(tmp_path):
+    """Each scan's number is written by another program, and the patient would be in train and test."""
+    names = [f"scan{i:02d}" for i in range(8)]
+    root = decathlon(tmp_path / "set", names, HIPPOCAMPUS, subject=lambda name: "007" if name == "scan03" else 7)
+    words = f"{root / 'dataset.json'}: patients '007' and '7' would be two; write them alike"
+    refused(lambda: hippocampus(root, patient="subject").split("train"), words)
+    assert hippocampus(root).split("train")  # where each scan is a patient, names may be anything
+
+
 @given(st.lists(st.integers(1, 4), min_size=6, max_size=20), st.integers(0, 5))
 @settings(max_examples=examples(40))
 def test_no_split_separates_a_patient_and_without_a_rule_it_is_what_it_was(sizes, seed):

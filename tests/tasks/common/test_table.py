@@ -36,8 +36,10 @@ def test_utf_16_without_a_mark_is_called_what_it_is(tmp_path, encoding):
     [
         (("7", "7,0"), "'7' and '7,0' in column patient would be two"),
         (("007", "7,"), "'007' and '7,' in column patient would be two"),
-        (("1.23457E+11", "5"), "'1.23457E+11' in column patient is a long number as spreadsheets round it"),
+        (("1.23457E+11", "5"), "'1.23457E+11' in column patient is a long number as spreadsheets, R and"),
         (("1,2E+08", "5"), "write all its digits"),
+        (("1e+05", "100001"), "'1e+05' in column patient is a long number"),  # R of 100000
+        (("1.2346e+05", "7"), "write all its digits"),  # MATLAB's csvwrite of 123456, and of 123464
     ],
 )
 def test_patients_whose_numbers_a_spreadsheet_changed_are_named(tmp_path, cells, words):

@@ -23,6 +23,9 @@ RESCALE = {"RescaleSlope": 1, "RescaleIntercept": 0}  # and what is taken if one
 WINDOWS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")  # VOI LUT functions
 MEND = "correct or remove it (dcmtk's dcmodify)"
 
+CT_OR_PET = {"CT", "PT", "HU", "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.128"}
+"""Values of Modality, RescaleType or SOPClassUID."""
+
 GONE = (None, "")  # pydicom's values of an absent and of an empty tag
 
 Notes = dict[Note, None]  # an ordered set, since the slices of a series say the same
@@ -50,7 +53,8 @@ def read(path: Path, shown: bool) -> ImageFile:
 
     shown: as displayed, uint8, through the file's VOI LUT or first window (full range if it has neither). Otherwise the
     measured grey values, float32, in the units of the rescale slope and intercept (or the modality LUT). MONOCHROME1 is
-    inverted either way, so that air is dark; padding pixels get the darkest value of the others.
+    inverted either way, so that air is dark, except for measured values of a unit (CT, PET), which are what they are;
+    padding pixels get the darkest value of the others.
     """
     notes: Notes = {}
     with silence_pydicom():
@@ -159,6 +163,10 @@ def pixels(path: Path, dataset: Any, shown: bool, notes: Notes) -> tuple[np.ndar
         return _to_8_bit(raw, dataset) if shown or raw.dtype == np.uint8 else raw.astype(np.float32), None
     padding = _find_padding(path, dataset, raw)
     inverted, values = dataset.PhotometricInterpretation == "MONOCHROME1", _measure(path, dataset, raw, notes)
+    if inverted and not shown and _has_unit(dataset):
+        what = "its values have a unit (Hounsfield's, or that of PET): they are kept"
+        notes[Note(f"MONOCHROME1 says that low values are to be shown bright, and {what}")] = None
+        inverted = False
     if shown:
         windowed, low, high = _apply_window(path, dataset, values, padding, notes)
         share = np.clip((windowed - low) / ((high - low) or 1), 0, 1)
@@ -200,6 +208,12 @@ def _measure(path: Path, dataset: Any, raw: np.ndarray, notes: Notes) -> np.ndar
         setattr(dataset, missing, RESCALE[missing])
     with naming(path, "ModalityLUTSequence", *RESCALE):
         return apply_modality_lut(raw, dataset)
+
+
+def _has_unit(dataset: Any) -> bool:
+    """Whether measured values mean something by themselves, however they are to be shown: those of CT and PET."""
+    tags = ("Modality", "RescaleType", "SOPClassUID")
+    return any(str(dataset.get(name) or "").strip().upper() in CT_OR_PET for name in tags)
 
 
 def _find_padding(path: Path, dataset: Any, raw: np.ndarray) -> np.ndarray | None:

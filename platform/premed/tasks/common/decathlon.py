@@ -14,6 +14,7 @@ from premed.errors import Finding, UserError
 from premed.tasks.common.files import is_nnunet, path_error, read_json
 from premed.tasks.common.labels import Labels, parse_labels
 from premed.tasks.common.patients import patient_of, several_scans
+from premed.tasks.common.table import patients_alike
 
 PARTS: tuple[Literal["training", "test"], ...] = ("training", "test")
 PATIENT_FIELDS = ("patient", "patient_id", "patientID", "subject", "subject_id")
@@ -134,6 +135,9 @@ class Decathlon:
                     faults.append(Finding("error", str(self.listing), f"{case.name} is listed twice; keep one"))
                 else:
                     cases[case.name] = ListedCase(case, part)
+        if self.patient is not None:
+            named = (each.case.patient for each in cases.values())
+            faults += [Finding("error", str(self.listing), what) for what in patients_alike(named)]
         return Listing(list(cases.values()), missing_unlabelled, faults)
 
     def patient_notes(self) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from premed.errors import Finding, UserError
 from premed.tasks.common.files import is_decathlon, path_error, read_json, table_path
 from premed.tasks.common.labels import Labels, parse_labels
 from premed.tasks.common.patients import patient_of
+from premed.tasks.common.table import patients_alike
 
 SPLITS = "splits_final.json"
 READ = (".nii.gz", ".nii")
@@ -167,6 +168,9 @@ class RawFolder:
             what = f"`numTraining` is {expected}, and {len(training)} are there; complete the copy, or fix the number"
             incomplete.append(Finding("error", str(self.listing), what))
         test = {name: test[name] for name in sorted(test)}
+        if self.patient is not None:
+            named = (case.patient for case in (training | test | bare | unlabelled).values())
+            findings += [Finding("error", str(self.listing), what) for what in patients_alike(named)]
         return Cases(training, test, bare | unlabelled, frozenset(bare), findings, incomplete)
 
     def case(self, name: str, images: tuple[Path, ...], label: Path | None = None) -> Case:

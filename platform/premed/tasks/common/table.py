@@ -132,11 +132,16 @@ def patient_problems(path: Path, cells: pandas.Series) -> Iterator[Problem]:
     """Yields cells that name no patient or a number that was rounded, and patients whose names are `alike`."""
     missing = [not cell or cell.casefold() in MISSING for cell in cells]
     yield from invalid_values(path, cells, missing, "is no patient; say whose the image is")
-    rounded = [re.fullmatch(r"\d([.,]\d+)?E\+\d\d", cell) is not None for cell in cells]
-    what = "is a long number as spreadsheets round it, so that several patients may look like one; write all its digits"
-    yield from invalid_values(path, cells, rounded, what)
-    for name, other in alike(sorted(set(cells))):
-        yield str(path), f"patients {name!r} and {other!r} in column {cells.name} would be two; write them alike"
+    rounded = [re.fullmatch(r"\d([.,]\d+)?[Ee]\+\d\d+", cell) is not None for cell in cells]
+    what = "is a long number as spreadsheets, R and MATLAB round it, so that several patients may look like one"
+    yield from invalid_values(path, cells, rounded, f"{what}; write all its digits")
+    yield from ((str(path), what) for what in patients_alike(cells, f" in column {cells.name}"))
+
+
+def patients_alike(patients: Iterable[str], where: str = "") -> Iterator[str]:
+    """Yields a message for each two patients whose names are `alike`."""
+    for name, other in alike(sorted(set(patients))):
+        yield f"patients {name!r} and {other!r}{where} would be two; write them alike"
 
 
 def alike(names: Sequence[str]) -> Iterator[tuple[str, str]]:
