@@ -80,7 +80,7 @@ def test_where_nothing_can_be_compiled_one_line_names_the_field_and_the_mend(mon
     assert str(found.value) == line + compiling.MEND and "train.compile=false" in compiling.MEND
 
 
-def test_it_is_refused_before_images_are_prepared(chest, tmp_path, monkeypatch):
+def test_it_is_refused_before_a_training_is_set_up(chest, tmp_path, monkeypatch):
     def fail(device):
         raise UserError("train.compile: does not work")
 
@@ -149,4 +149,4 @@ def test_premed_run_without_a_compiler_ends_with_one_line_before_it_trains(chest
     out, err = process.communicate()
     assert process.returncode == 2 and "Traceback" not in err
     assert err.splitlines()[-1].startswith("premed: train.compile: torch.compile does not work here (")
-    assert "pre-training:" not in err
+    assert "loss" not in err  # of a step

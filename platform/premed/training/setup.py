@@ -90,7 +90,7 @@ def set_up(job: StageJob, tasks: TaskOf) -> TrainingSetup:
     with raise_on_all_ranks():
         device = device_of(job.train)
         if job.train.compile:
-            refuse_unable(device)  # before images are prepared
+            refuse_unable(device)  # before anything is read
         data_sets = stage_data_sets(job.stage, tasks)
         known: dict[Path, str] = {}
         train, val = training_samples(job, data_sets, known)
