@@ -1,4 +1,4 @@
-"""Rows of the device: what it reaches, whether a step waits for it, what determinism costs and `train.compile` gains."""
+"""Rows of the device: what it reaches, whether a step waits for it, what determinism and `train.compile` change."""
 
 import time
 import warnings
