@@ -62,7 +62,7 @@ def once(settings: Settings, folder: Path) -> tuple[Times, tuple[int, int]]:
 
 def small(folder: Path) -> dict[str, Any]:
     """The demo on the X-rays of few patients, with a few steps."""
-    whole = import_module("premed.cli.demo")  # which imports Ray and MLflow once it runs
+    whole: Any = import_module("premed.cli.demo")  # which imports Ray and MLflow once it runs
     whole.TREES, whole.SEEDS = (merge(whole.CHEST, FEW),), {"chestxray14": SEEDS}
     write = partial(write_chestxray14, num_patients=PATIENTS, seed=0, size=64, prevalence=0.3)
     whole.WRITERS = {"chestxray14": write}
