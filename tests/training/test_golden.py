@@ -6,6 +6,8 @@ finished stage of the old version is then no longer reused) and write them anew:
     python tests/training/test_golden.py --write
 """
 
+import os
+import shutil
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -37,6 +39,7 @@ from premed.pretext import hssl, mae, unimiss
 from premed.rng import SampleRng, key
 from premed.tasks.common.classification import Classification
 from premed.tasks.common.segmentation import Segmentation
+from premed.training.compiling import compiling
 from premed.training.fit import fit
 from premed.training.optimizer import make_optimizer
 from premed.training.schedule import Schedule
@@ -216,9 +219,11 @@ KINDS = {
 LONG = {"swin", "mit-3d", "hssl-3d", "unimiss", "mae-resenc-3d", "resenc-2d", "resenc-3d"}
 
 
-def losses(kind: str, folder: Path, loader: type[PreparedLoader] = PreparedLoader) -> list[float]:
-    """The loss of each step."""
-    of = KINDS[kind]
+def losses(
+    kind: str, folder: Path, loader: type[PreparedLoader] = PreparedLoader, compiled: bool = False
+) -> list[float]:
+    """The loss of each step. compiled: in whole batches, whose two sizes are compiled."""
+    of = KINDS[kind]._replace(accumulate=1) if compiled else KINDS[kind]
     tasks: list[Any] = [task() for task in (of.tasks if isinstance(of.tasks, tuple) else (of.tasks,))]
     data_sets = [DataSet(task, "ab"[number % 2], of.augment) for number, task in enumerate(tasks)]
     if of.interval:  # an epoch is a step
@@ -235,15 +240,14 @@ def losses(kind: str, folder: Path, loader: type[PreparedLoader] = PreparedLoade
         torch.manual_seed(key("golden", kind))
         objective = of.objective(data_sets)
     seen: list[float] = []
-    fit(
-        objective,
-        loader(data_sets, samples, seed=0, stage=kind, device=torch.device("cpu")),
-        plan,
-        Schedule(NUM_STEPS, warmup_steps=4, lr=of.lr),
-        make_optimizer(objective, (0.9, 0.95)),
-        lambda step, loss, numbers: seen.append(loss.item()),
-        accumulate=of.accumulate,
-    )
+    source = loader(data_sets, samples, seed=0, stage=kind, device=torch.device("cpu"))
+    schedule, optimizer = Schedule(NUM_STEPS, warmup_steps=4, lr=of.lr), make_optimizer(objective, (0.9, 0.95))
+
+    def keep(step: int, loss: torch.Tensor, numbers: Any) -> None:
+        seen.append(loss.item())
+
+    with compiling(objective, compiled) as plainly:
+        fit(objective, source, plan, schedule, optimizer, plainly(keep), accumulate=of.accumulate)
     return seen
 
 
@@ -262,6 +266,16 @@ def test_twenty_steps_give_the_golden_losses(kind, tmp_path):
     now, then = losses(kind, tmp_path), np.loadtxt(GOLDEN / f"{kind}.txt")
     message = f"the losses of {kind} have changed. If that is meant, {WRITE}"
     np.testing.assert_array_less(np.abs(now / then - 1), TOLERANCE, err_msg=message)
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler (g++)")
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["mae-2d", "mae-3d", "resenc-2d"])
+def test_compiled_blocks_give_the_same_losses_but_for_rounding(kind, tmp_path, shared, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(shared("compiled", lambda folder: None)))
+    compiled, plain = losses(kind, tmp_path, compiled=True), losses(kind, tmp_path)
+    np.testing.assert_array_less(np.abs(np.array(compiled) / plain - 1), TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", ["linear", "mae-3d", pytest.param("unetr", marks=pytest.mark.slow)])

@@ -6,7 +6,7 @@ import pytest
 
 from premed.config.settings import Train
 from premed.events import WarningIssued
-from premed.training.results import other_precision, put_files, put_result, read_result, whole_result
+from premed.training.results import other_rounding, put_files, put_result, read_result, whole_result
 from premed.training.storage import StageStorage
 
 RESULT = {
@@ -91,9 +91,22 @@ def test_files_from_elsewhere_count_though_their_tables_are_laid_out_in_another_
 
 def test_a_result_in_another_precision_than_is_asked_for_is_told():
     result = RESULT | {"precision": "float32"}
-    assert "was trained in float32" in other_precision(result, Train(precision="bf16"))
-    assert other_precision(result, Train(precision="fp32")) == other_precision(result, Train()) == ""
-    assert other_precision(RESULT, Train(precision="bf16")) == ""  # a test has none
+    (line,) = other_rounding(result, Train(precision="bf16"))
+    assert line == "was trained in float32, and is used as it is; another PREMED_HOME has it trained in bfloat16"
+    assert other_rounding(result, Train(precision="fp32")) == other_rounding(result, Train()) == []
+    assert other_rounding(RESULT, Train(precision="bf16")) == []  # a test has none
+
+
+def test_a_result_that_was_compiled_and_now_would_not_be_is_told_and_the_other_way_round():
+    (line,) = other_rounding(RESULT | {"compiled": True}, Train())
+    assert line == (
+        "was trained with torch.compile, and is used as it is; another PREMED_HOME has it trained without torch.compile"
+    )
+    (line,) = other_rounding(RESULT | {"compiled": False}, Train(compile=True))
+    assert line.startswith("was trained without torch.compile, and")
+    for compiled in (True, False):
+        assert other_rounding(RESULT | {"compiled": compiled}, Train(compile=compiled)) == []
+        assert other_rounding(RESULT, Train(compile=compiled)) == []  # a test, or a closed form
 
 
 def test_a_result_of_another_stage_does_not_count_in_this_one_s_folder(tmp_path, caplog):

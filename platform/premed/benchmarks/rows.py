@@ -36,6 +36,8 @@ ROWS = (
     Row("fit", "the training loop with all that it records", "a bare loop", "loop.loop"),
     Row("experiment", "a small experiment, from the command to its end", "a plain script", "whole.experiments"),
     Row("ray-start", "from the command to the first step on Ray", "TorchTrainer in a script", "whole.ray_start"),
+    Row("sweep", "a sweep of 18 trials, from the command to its end", "its stages alone", "sweeping.sweep"),
+    Row("demo", "the whole of premed demo, by the clock", "none", "demonstration.demo"),
     Row("help", "CPU time of commands that compute nothing", "none", "commands.commands"),
     Row("compare", "CPU time of premed compare over many runs", "none", "comparing.commands"),
 )

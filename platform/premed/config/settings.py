@@ -249,6 +249,10 @@ class Train(Spec):
     precision: Literal["auto", "fp32", "bf16"] = runtime_field("auto")
     """auto: bf16 autocast on GPUs and on CPUs that multiply in it (AMX, AVX512_BF16), fp32 elsewhere. A finished
     stage is used in whichever it was trained; a warning says so if the other one is set now."""
+    compile: bool = runtime_field(False)
+    """The network's blocks are compiled by torch.compile for the steps of a training, which takes minutes before the
+    first ones; validation, test and prediction are not. As with `precision`, a finished stage is used as it is. See
+    docs/performance.md."""
     loaders: int = runtime_field(0, ge=0)
     """Data-loading processes per worker."""
     resident: Literal["auto", True, False] = runtime_field("auto")

@@ -32,7 +32,7 @@ from premed.execution.recorder import ExperimentRecorder
 from premed.execution.scheduler import Ticket
 from premed.execution.session import Session
 from premed.paths import home, storage
-from premed.training.results import other_precision, put_files, read_result, whole_result
+from premed.training.results import other_rounding, put_files, read_result, whole_result
 from premed.training.setup import StageJob, is_usable
 
 IDENTIFYING = ("import", "finetune")
@@ -216,7 +216,7 @@ class StagePipeline:
     def reused(self, job: StageJob, run_id: str, result: dict[str, Any]) -> dict[str, Any]:
         """Shows that a finished stage is reused; returns its result."""
         self.show(StageReused(job.stage.kind, job.stage_storage.where))
-        if words := other_precision(result, job.train):
+        for words in other_rounding(result, job.train):
             self.show(WarningIssued(f"{job.stage_storage.where}: {words}"))
         self.recorder.register(job, run_id, result)  # a sweep, which registers none, may have trained it
         return self.done(job, run_id, result, reused=True)

@@ -201,7 +201,7 @@ class ExperimentRecorder:
             if (folder / name).is_file():
                 tracker.log_files(run_id, str(folder / name))
         ended = {"premed.stopped": f"at step {end['step']} of {end['of']}"} if (end := result.get("stopped")) else {}
-        how = {"premed.precision": result["precision"]} if "precision" in result else {}
+        how = {f"premed.{name}": str(result[name]) for name in ("precision", "compiled") if name in result}
         tracker.set_tags(run_id, {"premed.where": portable_place(storage)} | how | ended)
         if storage.local and job.stage.kind == "finetune" and self.privacy.key is None:
             put_root(storage, self.task.root)

@@ -9,6 +9,7 @@ more workers, these ranks are the first of them.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from premed.data.loader import PreparedLoader
 from premed.distributed import rank_and_world
 from premed.errors import UserError
 from premed.training.closed_form import extract_features
+from premed.training.compiling import compiling
 from premed.training.cost import Speed, cases_of, sizes
 from premed.training.device import device_of, forget_peak_memory, keep_freed_memory, peak_memory_mb, precision_of
 from premed.training.evaluate import evaluate
@@ -204,17 +206,13 @@ def seconds_per_step(
         times.append(clock())
         return False
 
-    fit(
-        distributed(setup.objective),
-        source,
-        FewSteps(setup.plan, sizes(job, setup.data_sets), few, max(how.max_workers, 1), rank_and_world()[1]),
-        setup.schedule,
-        optimizer,
-        callback,
-        accumulate=setup.accumulate,
-        clip=settings.clip,
-        precision=setup.precision,
-    )
+    plan = FewSteps(setup.plan, sizes(job, setup.data_sets), few, max(how.max_workers, 1), rank_and_world()[1])
+    trained, arguments = distributed(setup.objective), (source, plan, setup.schedule, optimizer)
+    more: dict[str, Any] = {"accumulate": setup.accumulate, "clip": settings.clip, "precision": setup.precision}
+    with compiling(setup.objective, how.compile) as plainly:
+        for _ in range(1 + how.compile):  # the first time all shapes are compiled
+            times.clear()
+            fit(trained, *arguments, plainly(callback), **more)
     return (times[-1] - times[SETTLING - 1]) / STEPS
 
 

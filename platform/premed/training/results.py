@@ -89,10 +89,14 @@ def damaged_tables(storage: StageStorage, result: dict[str, Any]) -> list[str]:
     return [name for name in TABLES if name in hashes and table_hash(storage, name) != hashes[name]]
 
 
-def other_precision(result: dict[str, Any], train: Train) -> str:
-    """The warning about a finished stage that was trained in another precision than is set now, which is no part of its
-    digest; empty if it was not."""
-    wanted, its = PRECISIONS.get(train.precision), result.get("precision")
-    if None in (wanted, its) or wanted == its:
-        return ""
-    return f"was trained in {its}, and is used as it is; another PREMED_HOME has it trained in {wanted}"
+def other_rounding(result: dict[str, Any], train: Train) -> list[str]:
+    """The warnings about a finished stage that was trained in another precision than is set now, or compiled and now
+    it would not be, or the other way round: neither is a part of its digest."""
+    wanted, its, warnings = PRECISIONS.get(train.precision), result.get("precision"), []
+    if None not in (wanted, its) and wanted != its:
+        warnings.append(f"was trained in {its}, and is used as it is; another PREMED_HOME has it trained in {wanted}")
+    if train.compile != result.get("compiled", train.compile):
+        words = ("without", "with") if train.compile else ("with", "without")
+        how, other = (f"{word} torch.compile" for word in words)
+        warnings.append(f"was trained {how}, and is used as it is; another PREMED_HOME has it trained {other}")
+    return warnings

@@ -19,6 +19,7 @@ from premed.errors import UserError
 from premed.models.network import Network, load_strictly, seeded_init
 from premed.training.artifacts import damaged_parts, load_encoder, part_weights
 from premed.training.checkpoint import CheckpointManager
+from premed.training.compiling import refuse_unable
 from premed.training.device import device_of, precision_of
 from premed.training.privacy import Privacy
 from premed.training.schedule import Schedule, planned
@@ -87,11 +88,14 @@ class TrainingSetup(NamedTuple):
 def set_up(job: StageJob, tasks: TaskOf) -> TrainingSetup:
     """Prepares a training. A UserError on any rank is raised on all ranks."""
     with raise_on_all_ranks():
+        device = device_of(job.train)
+        if job.train.compile:
+            refuse_unable(device)  # before anything is read
         data_sets = stage_data_sets(job.stage, tasks)
         known: dict[Path, str] = {}
         train, val = training_samples(job, data_sets, known)
         refuse_changed(job, data_sets, known)
-        device, accumulate = device_of(job.train), job.train.micro_batches(rank_and_world()[1])
+        accumulate = job.train.micro_batches(rank_and_world()[1])
         objective, loaded = make_objective(job, data_sets)
         objective.to(device)
         if objective.couples_batch and accumulate > 1:

@@ -19,6 +19,7 @@ from premed.events import EvaluationStarted, EventHandler, TrainingStarted, Warn
 from premed.training.artifacts import card, origin_of, save_pictures
 from premed.training.callback import NotFinite, TrainingCallback
 from premed.training.closed_form import solve
+from premed.training.compiling import blocks_of, compiling
 from premed.training.device import device_of, forget_peak_memory, keep_freed_memory, peak_memory_mb, precision_of
 from premed.training.evaluate import bootstrap_interval, collapsed, evaluate, passed_gate
 from premed.training.fit import distributed, fit
@@ -120,24 +121,27 @@ def train_stage(
         save_stage(job, setup, callback)
         return
     source = source_of(job, setup, lambda text: on_event(WarningIssued(text)))
+    if how.compile and not blocks_of(objective):
+        on_event(WarningIssued("train.compile: this network has no blocks that are compiled; it trains without"))
     with deferred() as interrupted, naming_resident(source):
         callback.stopping = lambda: interrupted() or stopping()
         trained = distributed(objective)  # before the watch: it imports for seconds, and gives up by itself
         with watchdog.watching(objective.parts["encoder"]):
             callback.catch_up()
             if callback.ended is None:
-                fit(
-                    trained,
-                    throughput.timed(source),
-                    setup.plan,
-                    setup.schedule,
-                    optimizer,
-                    callback,
-                    start=start,
-                    accumulate=setup.accumulate,
-                    clip=settings.clip,
-                    precision=precision,
-                )
+                with compiling(objective, how.compile) as plainly:
+                    fit(
+                        trained,
+                        throughput.timed(source),
+                        setup.plan,
+                        setup.schedule,
+                        optimizer,
+                        plainly(callback),
+                        start=start,
+                        accumulate=setup.accumulate,
+                        clip=settings.clip,
+                        precision=precision,
+                    )
             save_stage(job, setup, callback)
 
 
@@ -239,6 +243,8 @@ def write_result(job: StageJob, callback: TrainingCallback, num_cases: int, more
         "seconds": callback.elapsed(),
         "peak_memory_mb": peak_memory_mb(callback.device),
     }
+    if not callback.objective.num_solutions:
+        result["compiled"] = job.train.compile
     if callback.patience is not None:
         more = more | {"selected_by": callback.score}  # labels had a part in it
     if callback.ended is not None:

@@ -352,6 +352,16 @@ def test_precisions_that_differ_are_told(store):
     assert note == "trained in several precisions, which may be what differs (bfloat16: mae; float32: none)"
 
 
+def test_it_is_told_if_some_trainings_were_compiled(store):
+    for strategy in ("none", "mae"):
+        add(store, strategy)
+        store.set_tags(stages(store, strategy)["finetune"], {"premed.compiled": "True"})
+    assert not any("compile" in note for note in compare(store).tasks[0].notes)
+    store.set_tags(stages(store, "none")["finetune"], {"premed.compiled": "False"})
+    (note,) = (note for note in compare(store).tasks[0].notes if "compile" in note)
+    assert note == "trained with torch.compile and without, which may be what differs (with: mae; without: none)"
+
+
 def test_a_shared_pretraining_is_paid_once(store):
     add(store, "none", 0)
     add(store, "mae", 0)

@@ -43,7 +43,7 @@ ROWS = (
     GpuRow("mae-2d", "a training step of MAE on pictures, fp32", "beside.beside", 25),
     GpuRow("unetr", "a fine-tuning step of UNETR, fp32", "beside.beside", 25),
     GpuRow("deterministic", "what deterministic algorithms cost", "device_rows.deterministic_cost", 20),
-    GpuRow("compile", "what torch.compile gains", "device_rows.compiled", 120),
+    GpuRow("compile", "what train.compile gains", "device_rows.compiled", 120),
 )
 
 

@@ -13,6 +13,7 @@ from premed.reporting.comparison.costs import finished_before, shared_costs
 from premed.reporting.comparison.effects import block_result
 from premed.reporting.comparison.grouping import Arm, Block, group_runs
 from premed.reporting.comparison.result import ComparisonResult, TaskResult
+from premed.reporting.comparison.roundings import several_roundings
 from premed.reporting.comparison.scores import ScoreTable, score_table
 from premed.reporting.comparison.selection import (
     ExperimentRun,
@@ -185,7 +186,7 @@ def task_result(
         notes=[
             *notes,
             *cross_validated(blocks, first),
-            *several_precisions(blocks),
+            *several_roundings([(arm.label, run) for block in blocks for arm in block.arms for run in arm.experiments]),
             *finished_before(blocks),
             *shared_costs([arm for block in blocks for arm in block.arms]),
         ],
@@ -283,14 +284,3 @@ def cross_validated(blocks: list[Block], first: ScoreTable) -> list[str]:
         each = listed([f"{name}: {counted(lacking, 'fold')}" for name, lacking in first.one_sided.items()])
         notes.append(f"folds without an AUC of a class, since all labels are alike; it is that of the others ({each})")
     return notes
-
-
-def several_precisions(blocks: list[Block]) -> list[str]:
-    """A note if trainings that are compared had different precisions, which no field of an experiment tells."""
-    found: dict[str, set[str]] = {}
-    for arm in (arm for block in blocks for arm in block.arms):
-        for stage in (stage for run in arm.experiments for stage in run.stages.values()):
-            if precision := stage.tags.get("premed.precision"):
-                found.setdefault(precision, set()).add(arm.label)
-    each = "; ".join(f"{precision}: {listed(sorted(labels))}" for precision, labels in sorted(found.items()))
-    return [f"trained in several precisions, which may be what differs ({each})"] if len(found) > 1 else []
