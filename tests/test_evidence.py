@@ -13,7 +13,7 @@ from support.suite import REPOSITORY
 from premed.config.expand import load_all
 
 PAGE = (REPOSITORY / "docs" / "evidence.md").read_text()
-BLOCKS = re.findall(r"```\n(.*?)```", PAGE, flags=re.DOTALL)
+BLOCKS = [block for block in re.findall(r"```\n(.*?)```", PAGE, flags=re.DOTALL) if "premed run" in block]
 FOLDS = next(block for block in BLOCKS if "task.folds=3" in block)
 SHORT = (
     "train.workers=0 pretrain.steps=2 pretrain.validations=1 finetune.steps=2 finetune.validations=1 "
