@@ -231,6 +231,11 @@ def test_what_compares_and_plans_waits_for_no_torch():
     assert done.stdout.strip() == "False", done.stderr
 
 
+def test_data_sets_without_a_table_wait_for_no_pandas():
+    done = run("import sys, premed.tasks.brats, premed.tasks.msd, premed.tasks.nnunet; print('pandas' in sys.modules)")
+    assert done.stdout.strip() == "False", done.stderr
+
+
 def test_a_mistake_in_a_yaml_is_one_line_exit_code_2_and_imports_nothing_heavy(tmp_path):
     path = tmp_path / "wrong.yaml"
     path.write_text("task: {name: msd}\nencoder: {name: vit, widht: 5}\n")

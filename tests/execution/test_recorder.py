@@ -39,3 +39,12 @@ def test_a_pre_training_that_the_probe_ended_says_so_in_mlflow_and_at_the_end(ch
     assert points[-1][0] == ended["step"] and points[-1][1] <= points[-2][1]
     show_outcomes([outcome])
     assert f"length:  {ended['step']} of 30 steps, ended by the probe" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("num_folds", [None, 5])
+def test_an_experiment_says_of_how_many_folds_its_test_part_is_one(num_folds):
+    """`premed compare` tells by it which patients a cross-validation lacks."""
+    task = SimpleNamespace(name="brats", score="dice", num_folds=num_folds)
+    recorder = ExperimentRecorder(experiment("chest"), task, None, lambda event: None)
+    assert recorder.tags("experiment").get("folds") == (num_folds and str(num_folds))
+    assert "folds" not in recorder.tags("pretrain")

@@ -13,8 +13,7 @@ from premed.contracts import Case
 from premed.errors import Finding, UserError
 from premed.tasks.common.files import is_nnunet, path_error, read_json
 from premed.tasks.common.labels import Labels, parse_labels
-from premed.tasks.common.patients import patient_of, several_scans
-from premed.tasks.common.table import patients_alike
+from premed.tasks.common.patients import patient_of, patients_alike, several_scans
 
 PARTS: tuple[Literal["training", "test"], ...] = ("training", "test")
 PATIENT_FIELDS = ("patient", "patient_id", "patientID", "subject", "subject_id")

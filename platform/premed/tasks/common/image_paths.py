@@ -7,7 +7,8 @@ from pathlib import Path, PurePosixPath
 
 from premed.tasks.common import columns
 from premed.tasks.common.image_tree import Tree, stem
-from premed.tasks.common.table import Folder, normalise_name
+from premed.tasks.common.patients import normalise_name
+from premed.tasks.common.table import Folder
 
 
 class Paths:

@@ -18,8 +18,7 @@ from premed.contracts import Case
 from premed.errors import Finding, UserError
 from premed.tasks.common.files import is_decathlon, path_error, read_json, table_path
 from premed.tasks.common.labels import Labels, parse_labels
-from premed.tasks.common.patients import patient_of
-from premed.tasks.common.table import patients_alike
+from premed.tasks.common.patients import patient_of, patients_alike
 
 SPLITS = "splits_final.json"
 READ = (".nii.gz", ".nii")

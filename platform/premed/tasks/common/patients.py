@@ -4,8 +4,9 @@ Splits are by patient and intervals count patients, so that scans of one patient
 """
 
 import re
+import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Annotated, Any
 
@@ -91,3 +92,28 @@ def several_scans(names: Iterable[str]) -> str | None:
         f"{sum(map(len, several))} cases share the beginning of their name with others ({some}), and each counts as a "
         "patient: if these are scans of one patient, set task.patient, for instance '(.+)[-_.].+'; if not, '(.+)'"
     )
+
+
+def normalise_name(name: str) -> str:
+    """Returns a name without what differs between file systems: case, and the composition of accents."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def patients_alike(patients: Iterable[str], where: str = "") -> Iterator[str]:
+    """Yields a message for each two patients whose names are `alike`."""
+    for name, other in alike(sorted(set(patients))):
+        yield f"patients {name!r} and {other!r}{where} would be two; write them alike"
+
+
+def alike(names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yields pairs of names that differ in case or blanks alone, or are one whole number: 7, 007, 7.0 and 7,0.
+
+    Programs that write tables drop leading zeros, and turn numbers into fractions where a cell of the column is empty.
+    """
+    written: dict[str, str] = {}
+    for name in names:
+        plain = " ".join(normalise_name(name).split())
+        if number := re.fullmatch(r"0*(\d+?)(?:[.,]0*)?", plain):
+            plain = number[1]
+        if (first := written.setdefault(plain, name)) != name:
+            yield first, name

@@ -5,7 +5,6 @@ Problems are reported with line and value.
 
 import os
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ import pandas
 
 from premed.errors import UserError
 from premed.safety.files import MOST_TABLE, refuse_irregular
+from premed.tasks.common.patients import alike, normalise_name, patients_alike
 
 Problem = tuple[str, str]
 """Where (a file, a line) and what is wrong, with a remedy."""
@@ -138,26 +138,6 @@ def patient_problems(path: Path, cells: pandas.Series) -> Iterator[Problem]:
     yield from ((str(path), what) for what in patients_alike(cells, f" in column {cells.name}"))
 
 
-def patients_alike(patients: Iterable[str], where: str = "") -> Iterator[str]:
-    """Yields a message for each two patients whose names are `alike`."""
-    for name, other in alike(sorted(set(patients))):
-        yield f"patients {name!r} and {other!r}{where} would be two; write them alike"
-
-
-def alike(names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yields pairs of names that differ in case or blanks alone, or are one whole number: 7, 007, 7.0 and 7,0.
-
-    Programs that write tables drop leading zeros, and turn numbers into fractions where a cell of the column is empty.
-    """
-    written: dict[str, str] = {}
-    for name in names:
-        plain = " ".join(normalise_name(name).split())
-        if number := re.fullmatch(r"0*(\d+?)(?:[.,]0*)?", plain):
-            plain = number[1]
-        if (first := written.setdefault(plain, name)) != name:
-            yield first, name
-
-
 def invalid_values(path: Path, cells: pandas.Series, wrong: Iterable[bool], what: str) -> Iterator[Problem]:
     """Yields one problem per value that is not allowed in a column, at the first line with it."""
     lines_of: dict[str, list[int]] = {}
@@ -180,11 +160,6 @@ def path_errors(table: Path, paths: pandas.Series, names: Sequence[str]) -> Iter
         elif name in lines:
             yield f"{table}, line {line}", f"{path} is listed in line {lines[name]} already; keep one of them"
         lines.setdefault(name, line)
-
-
-def normalise_name(name: str) -> str:
-    """Returns a name without what differs between file systems: case, and the composition of accents."""
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 class Folder:
